@@ -1,0 +1,82 @@
+# Demo, checks, man pages and installation of vbackup; "make help" lists what there is.
+
+PYTHON = /usr/bin/python3
+PREFIX = /usr/local
+DESTDIR =
+
+VENV := .venv
+VENV_READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+MAN_PAGES := build/man/vbackup.1 build/man/vbackup-repository.5
+# Every directory with tests, the quick ones first.
+QUICK := tests/unit tests/contract
+SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py)))))
+
+# Where an installed vbackup lives: all it imports in a directory of its own, apart from the system's Python packages.
+LIBRARY = $(PREFIX)/lib/vbackup
+COMMAND = $(PREFIX)/bin/vbackup
+MAN_DIRECTORY = $(PREFIX)/share/man
+
+# What somebody has set for a Python of his own shall not change what is tested.
+unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo check lint man man-lint install uninstall clean packages
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+
+demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's own
+	$(BIN)/python -m tests.demo
+
+check: lint man-lint ## Lint, type-check, build the man pages and run all tests
+	$(BIN)/pytest --cov --cov-report=term $(SUITES)
+
+lint: $(VENV_READY) ## Only the linters and the type checker
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+man: $(MAN_PAGES) ## Build the man pages in build/man
+
+man-lint: $(MAN_PAGES)
+	mandoc -T lint -W warning $(MAN_PAGES)
+
+# docutils writes an empty line under each heading and a font that terminals do not have; mandoc warns of both.
+build/man/%: man/%.rst $(VENV_READY)
+	@mkdir -p $(@D)
+	$(BIN)/python -m docutils --writer=manpage --halt=warning $< $@
+	@sed -i -e '/^\.S[HS] /{:a;n;/^\.S[HS] /ba;/^\.sp$$/d;}' -e '/^\.ft [CP]$$/d' $@
+
+install: $(VENV_READY) $(MAN_PAGES) ## Install the command and the man pages below DESTDIR/PREFIX
+	rm -rf '$(DESTDIR)$(LIBRARY)' build/lib
+	$(BIN)/pip install --quiet --use-pep517 --target '$(DESTDIR)$(LIBRARY)' .
+	rm -rf '$(DESTDIR)$(LIBRARY)/bin' build/lib
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(MAN_DIRECTORY)/man1' '$(DESTDIR)$(MAN_DIRECTORY)/man5'
+	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(LIBRARY)")' \
+	    'from vbackup.cli import main' 'sys.exit(main())' > '$(DESTDIR)$(COMMAND)'
+	chmod 755 '$(DESTDIR)$(COMMAND)'
+	install -m 644 build/man/vbackup.1 '$(DESTDIR)$(MAN_DIRECTORY)/man1'
+	install -m 644 build/man/vbackup-repository.5 '$(DESTDIR)$(MAN_DIRECTORY)/man5'
+
+uninstall: ## Remove what install has put there
+	rm -rf '$(DESTDIR)$(LIBRARY)'
+	rm -f '$(DESTDIR)$(COMMAND)' '$(DESTDIR)$(MAN_DIRECTORY)/man1/vbackup.1' \
+	    '$(DESTDIR)$(MAN_DIRECTORY)/man5/vbackup-repository.5'
+
+clean: ## Remove all that make has made here, the virtual environment too
+	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
+	    .hypothesis
+	find vbackup tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The system packages are asked for at every run, which is quick; they make nothing older than it was.
+packages:
+	@.ci/install-packages
+
+$(VENV_READY): setup.cfg | packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
