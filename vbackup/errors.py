@@ -1,0 +1,197 @@
+"""Everything vbackup can refuse or fail at, as one tree of exceptions.
+
+Each class owns the exit status that the command line gives for it (vbackup(1), EXIT STATUS); the
+text is a sentence for the administrator that says what to do, the attributes are for programs.
+Only vbackup.cli prints and exits.
+"""
+
+from __future__ import annotations
+
+import signal
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """The exit statuses of the command, a stable interface."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    SOME_FAILED = 3
+    NOT_FOUND = 4
+    UNSUITABLE = 5
+    CHAIN = 6
+    TARGET = 7
+    BUSY = 8
+    SCRIPT = 9
+    SIGNAL = 128
+
+
+class VbackupError(Exception):
+    """Base of all: catch it to catch everything vbackup raises on purpose."""
+
+    status: int = Status.FAILED
+
+    def evidence(self) -> dict[str, object]:
+        """The typed attributes, for machine-readable output."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+class UsageError(VbackupError):
+    """An argument that means nothing to vbackup; correct the command line."""
+
+    status = Status.USAGE
+
+
+class MalformedError(VbackupError):
+    """Something from outside (domain XML, QMP reply) is not what its definition says it is."""
+
+
+# libvirt and the domain
+
+
+class HostUnreachableError(VbackupError):
+    """libvirt cannot be reached, or stayed away after the connection was lost."""
+
+    status = Status.NOT_FOUND
+
+    def __init__(self, uri: str | None, message: str) -> None:
+        self.uri = uri
+        super().__init__(f"Cannot reach libvirt at {uri or 'the default URI'}: {message}")
+
+
+class ConnectionLostError(VbackupError):
+    """The connection to libvirt or QEMU broke while a command was on its way.
+
+    Whether the command was carried out is not known; ask (query-jobs, query-block) before repeating it.
+    """
+
+    status = Status.NOT_FOUND
+
+
+class DomainNotFoundError(VbackupError):
+    """No such domain in libvirt, or none of that name in the repository."""
+
+    status = Status.NOT_FOUND
+
+    def __init__(self, domain: str, where: str, hint: str) -> None:
+        self.domain = domain
+        super().__init__(f"No domain {domain!r} {where}; {hint}.")
+
+
+class DomainGoneError(VbackupError):
+    """The domain stopped, crashed or was destroyed while it was being backed up."""
+
+    def __init__(self, domain: str) -> None:
+        self.domain = domain
+        super().__init__(
+            f"Domain {domain} stopped while it was being backed up; nothing was kept of this backup."
+            " Start it and run the same command again."
+        )
+
+
+class UnsuitableError(VbackupError):
+    """The domain or a disk cannot be backed up in the way that was asked for."""
+
+    status = Status.UNSUITABLE
+
+
+class DiskError(UnsuitableError):
+    """A disk that is unknown, cannot be matched to QEMU's block graph, or cannot be backed up."""
+
+    def __init__(self, dev: str, message: str) -> None:
+        self.dev = dev
+        super().__init__(f"Disk {dev}: {message}")
+
+
+class QuiesceError(UnsuitableError):
+    """The guest's filesystems could not be frozen although that was required."""
+
+
+# QEMU
+
+
+class MonitorError(VbackupError):
+    """The monitor could not carry a command to QEMU (libvirt's own words are in the text)."""
+
+
+class FdsNotPassedError(MonitorError):
+    """The way to QEMU carries no file descriptors: another host, or a libvirt before 8.2."""
+
+
+class QmpError(VbackupError):
+    """QEMU answered a command with an error; nothing of that command was carried out."""
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+        super().__init__(f"QEMU refused {command}: {description}")
+
+
+class JobError(VbackupError):
+    """A backup job ended with an error; all jobs of that backup were cancelled and undone."""
+
+    def __init__(self, dev: str, message: str) -> None:
+        self.dev = dev
+        super().__init__(
+            f"Disk {dev}: the backup job failed: {message}. Nothing was kept of this backup and the disk's"
+            " earlier backups are untouched; mend the cause and run the same command again."
+        )
+
+
+class JobStalledError(VbackupError):
+    """No job made progress for longer than the limit; all were cancelled."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        super().__init__(
+            f"No byte was copied for {limit_s:.0f} s; is the storage of the repository or of the disk hanging?"
+        )
+
+
+# repository and chain
+
+
+class ChainError(VbackupError):
+    """A backup, or a link that it needs, is unknown, missing, altered or foreign."""
+
+    status = Status.CHAIN
+
+
+class BaseError(ChainError):
+    """A level asked for by name has no trustworthy base on a disk (``auto`` would take a full)."""
+
+    def __init__(self, dev: str, level: str, reason: str) -> None:
+        self.dev = dev
+        self.level = level
+        self.reason = reason
+        super().__init__(
+            f"Disk {dev}: no {level} backup is possible: {reason}. Take a full backup, or use --level auto,"
+            " which takes a full of just the disks that need one."
+        )
+
+
+class TargetError(VbackupError):
+    """The repository or the output cannot be used: not there, no space, no permission, exists."""
+
+    status = Status.TARGET
+
+
+class NoSpaceError(TargetError):
+    """The filesystem of the repository or of the output is full."""
+
+
+class BusyError(VbackupError):
+    """Another vbackup, or another block job, has the domain."""
+
+    status = Status.BUSY
+
+
+class InterruptedBySignalError(VbackupError):
+    """The user or the system asked vbackup to stop; everything begun was undone."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        self.status = Status.SIGNAL + signum
+        super().__init__(f"Stopped by {signal.Signals(signum).name}; nothing was kept of the unfinished work.")

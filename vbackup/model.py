@@ -1,0 +1,194 @@
+"""The words of vbackup as types: disks, bitmaps, levels, backups. Standard library only.
+
+All are frozen: facts are found once and handed on, answers are returned, nothing is written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+
+class Level(Enum):
+    """How much a backup copies."""
+
+    AUTO = "auto"  #: asked for only: vbackup decides for each disk
+    FULL = "full"  #: the whole disk; begins a chain
+    INCREMENTAL = "incremental"  #: what changed since the newest backup
+    DIFFERENTIAL = "differential"  #: what changed since the last full
+    COPY = "copy"  #: the whole disk, beside the chain and without touching a bitmap
+
+
+class Quiesce(Enum):
+    """Whether the guest's filesystems are frozen at the moment of the backup."""
+
+    AUTO = "auto"  #: when a guest agent answers
+    REQUIRED = "required"  #: fail without
+    NO = "no"
+
+
+class Consistency(Enum):
+    """What the guest would find when it boots from a backup."""
+
+    FILESYSTEM = "filesystem"  #: filesystems were frozen: clean
+    CRASH = "crash"  #: as after a power cut: journals are replayed
+    OFFLINE = "offline"  #: the domain was shut off
+
+
+class Compression(Enum):
+    """How the clusters of a target image are compressed (qcow2's compression_type)."""
+
+    NONE = "none"
+    ZSTD = "zstd"
+    ZLIB = "zlib"
+
+
+class ImageFormat(Enum):
+    """Formats that a disk is restored to."""
+
+    QCOW2 = "qcow2"
+    RAW = "raw"
+
+
+# the domain
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of the live domain XML that is to be backed up."""
+
+    dev: str
+    alias: str
+    source_type: str  #: file, block, volume, network, ... as libvirt says it
+    path: str | None  #: of the image or block device where the XML names one
+    format: str  #: qcow2, raw
+    encrypted: bool = False
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A disk that no backup of this domain contains."""
+
+    dev: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What the domain XML says, as far as a backup is concerned."""
+
+    name: str
+    uuid: str
+    disks: tuple[Disk, ...]
+    left_out: tuple[LeftOut, ...]
+    agent_connected: bool
+    nvram_path: str | None = None
+
+
+# QEMU's block graph
+
+
+@dataclass(frozen=True)
+class Bitmap:
+    """A dirty bitmap of a node, as query-named-block-nodes shows it (QAPI BlockDirtyInfo)."""
+
+    name: str
+    recording: bool
+    busy: bool
+    persistent: bool
+    inconsistent: bool
+    granularity_bytes: int
+    dirty_bytes: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One image of a disk's backing chain: a format node, its bitmaps by name."""
+
+    node_name: str
+    driver: str
+    read_only: bool
+    virtual_size_bytes: int
+    filename: str
+    stores_bitmaps: bool = False  #: qcow2 of version 3 does; version 2 (compat=0.10) and raw do not
+    bitmaps: Mapping[str, Bitmap] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiskNode:
+    """A disk and its layers in QEMU, the active one first. Filter nodes on top are left aside."""
+
+    disk: Disk
+    layers: tuple[Layer, ...]
+
+    @property
+    def top(self) -> Layer:
+        """The layer the guest writes to: it is backed up, and bears the bitmaps."""
+        return self.layers[0]
+
+    @property
+    def keeps_bitmaps(self) -> bool:
+        """True if bitmaps are stored in the image and so outlive the QEMU process."""
+        return self.top.stores_bitmaps
+
+
+@dataclass(frozen=True)
+class BitmapSource:
+    """A bitmap on a node, as block-dirty-bitmap-merge takes it (QAPI BlockDirtyBitmap)."""
+
+    node_name: str
+    bitmap: str
+
+
+# backups in the repository
+
+
+@dataclass(frozen=True)
+class DiskImage:
+    """One disk of one backup: the image file, and what it stands on."""
+
+    dev: str
+    level: Level
+    base: str | None  #: id of the backup whose checkpoint it starts from and whose image backs it
+    reason: str  #: why this level
+    file: str  #: name within the backup's directory
+    virtual_size_bytes: int
+    file_size_bytes: int
+    copied_bytes: int
+    digest: str  #: "sha256:..." of the image file
+    bitmap: str | None  #: the checkpoint's bitmap on the disk, None for a copy
+    node_name: str
+    source: str | None  #: path of the disk on the host
+    source_format: str
+    encrypted: bool = False  #: the disk was encrypted on the host; the image is not
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A committed backup. Its id is also the name of its checkpoint."""
+
+    id: str
+    sequence: int  #: order of the commits of one domain; clocks may step back
+    level: Level
+    parent: str | None  #: newest backup that one of its disks stands on
+    time: datetime
+    domain_name: str
+    domain_uuid: str
+    disks: tuple[DiskImage, ...]
+    left_out: tuple[LeftOut, ...]
+    consistency: Consistency
+    frozen_ms: int
+    duration_s: float
+    files: Mapping[str, str]  #: further files by name with their digest: domain.xml, nvram
+    versions: Mapping[str, str]  #: of vbackup, qemu and libvirt
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its image files together."""
+        return sum(image.file_size_bytes for image in self.disks)
+
+    def image(self, dev: str) -> DiskImage | None:
+        """The image of disk ``dev``, None if this backup has none."""
+        return next((image for image in self.disks if image.dev == dev), None)

@@ -1,0 +1,91 @@
+"""The names vbackup gives to things, in the repository and inside QEMU.
+
+All that vbackup makes in QEMU carries ``vbackup-`` and the repository's id, so that two repositories
+never meet, libvirt's own checkpoints are never touched, and what a killed run left behind is known
+for ours. A bitmap carries its disk's ``dev`` as well: images that changed places between two backups
+would otherwise be taken for each other, and the incremental would be wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from vbackup.model import Level
+
+BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-(full|incremental|differential|copy)")
+REPOSITORY_ID = re.compile(r"[0-9a-f]{12}")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+#: Disk names that libvirt accepts, so short that a node name (QEMU: 31 bytes) can bear them.
+DEV = re.compile(r"[a-z][a-z0-9_]{0,9}")
+
+_OURS = re.compile(
+    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
+    r"(?P<working>-working)?"
+)
+
+
+def new_repository_id() -> str:
+    """Twelve random hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+def stamp(time: datetime) -> str:
+    """The moment in UTC as backup ids begin: 20261123T101500Z."""
+    return time.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+
+
+def backup_id(time: datetime, level: Level) -> str:
+    """The id of a backup, which is also the name of its checkpoint."""
+    return f"{stamp(time)}-{level.value}"
+
+
+def stamp_of(backup: str) -> str:
+    """The moment that a backup's id begins with."""
+    return backup.partition("-")[0]
+
+
+def prefix(repository_id: str) -> str:
+    """How everything begins that vbackup makes in QEMU for this repository."""
+    return f"vbackup-{repository_id}-"
+
+
+def bitmap(repository_id: str, checkpoint: str, dev: str) -> str:
+    """The bitmap of a checkpoint on disk ``dev``."""
+    return f"{prefix(repository_id)}{checkpoint}-{dev}"
+
+
+def working_bitmap(repository_id: str, backup: str, dev: str) -> str:
+    """The bitmap that drives the copy; it lives as long as the job."""
+    return f"{bitmap(repository_id, backup, dev)}-working"
+
+
+def job(repository_id: str, backup: str, dev: str) -> str:
+    """The job that copies disk ``dev``."""
+    return bitmap(repository_id, backup, dev)
+
+
+def target_node(repository_id: str, dev: str) -> str:
+    """The node of the target image of disk ``dev``; at most 31 bytes (QEMU's limit)."""
+    return f"{prefix(repository_id)}{dev}"
+
+
+@dataclass(frozen=True)
+class BitmapName:
+    """A bitmap name of ours, taken apart."""
+
+    repository_id: str
+    checkpoint: str
+    dev: str
+    working: bool
+
+
+def parse_bitmap(name: str) -> BitmapName | None:
+    """Take a bitmap's name apart; None if vbackup did not give it."""
+    match = _OURS.fullmatch(name)
+    if match is None:
+        return None
+    return BitmapName(match["repository"], match["backup"], match["dev"], match["working"] is not None)
