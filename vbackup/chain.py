@@ -1,0 +1,175 @@
+"""Choose the checkpoint a backup starts from, and follow images down to the full they stand on.
+
+plan.BackupPlan says what is done with the choice. A base is trusted only if its bitmap is there, on
+every layer it must be on, recording and consistent, and if every image below it is in the repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from vbackup import names
+from vbackup.errors import BaseError, ChainError
+from vbackup.model import Backup, BitmapSource, DiskImage, DiskNode, Level
+
+
+@dataclass(frozen=True)
+class Link:
+    """One image of a disk's chain."""
+
+    backup: Backup
+    image: DiskImage
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one disk is backed up, and why."""
+
+    level: Level  #: full, incremental, differential or copy
+    base: Backup | None
+    sources: tuple[BitmapSource, ...]  #: bitmaps that together hold the changes since the base
+    reason: str
+
+
+class History:
+    """The backups of one domain in one repository, oldest first, and which of their images are unusable.
+
+    ``unusable`` has (backup id, dev) of images that are missing or have another size than recorded.
+    """
+
+    def __init__(self, backups: Sequence[Backup], unusable: Collection[tuple[str, str]] = ()) -> None:
+        self.backups = tuple(sorted(backups, key=lambda backup: backup.sequence))
+        self._by_id = {backup.id: backup for backup in self.backups}
+        self._unusable = frozenset(unusable)
+
+    def get(self, backup_id: str) -> Backup:
+        """The backup of that id. Raises ChainError if there is none."""
+        try:
+            return self._by_id[backup_id]
+        except KeyError:
+            raise ChainError(f"No backup {backup_id!r} of this domain; 'vbackup list' shows those there are.") from None
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence number of the backup that is committed next."""
+        return self.backups[-1].sequence + 1 if self.backups else 1
+
+    def newest(self, dev: str) -> Backup | None:
+        """The newest backup that a next one of this disk may start from."""
+        return next(self._checkpoints(dev), None)
+
+    def last_full(self, dev: str) -> Backup | None:
+        """The full that the newest backup of this disk stands on."""
+        return next((one for one in self._checkpoints(dev) if _image(one, dev).level is Level.FULL), None)
+
+    def bases(self, dev: str) -> frozenset[str]:
+        """The checkpoints that a later backup of this disk may start from: their bitmaps are kept."""
+        return frozenset(one.id for one in (self.newest(dev), self.last_full(dev)) if one is not None)
+
+    def links(self, backup_id: str, dev: str) -> tuple[Link, ...]:
+        """The images that hold the disk at that backup, newest first, the last one a full or a copy.
+
+        Raises ChainError, naming the link, where one is missing or unusable.
+        """
+        links: list[Link] = []
+        wanted: str | None = backup_id
+        while wanted is not None:
+            child = f"; backup {links[-1].backup.id} stands on it" if links else ""
+            backup = self._by_id.get(wanted)
+            if backup is None:
+                raise ChainError(f"Disk {dev}: backup {wanted} is missing from the repository{child}.")
+            image = backup.image(dev)
+            if image is None:
+                raise ChainError(f"Disk {dev}: backup {wanted} has no image of it{child}.")
+            if (wanted, dev) in self._unusable:
+                raise ChainError(f"Disk {dev}: the image of backup {wanted} is missing or has another size{child}.")
+            if links and backup.sequence >= links[-1].backup.sequence:
+                raise ChainError(f"Disk {dev}: backup {links[-1].backup.id} claims to stand on a later one, {wanted}.")
+            links.append(Link(backup, image))
+            wanted = image.base
+        return tuple(links)
+
+    def _checkpoints(self, dev: str) -> Iterator[Backup]:
+        for backup in reversed(self.backups):
+            image = backup.image(dev)
+            if image is not None and image.bitmap is not None:
+                yield backup
+
+
+def choose(level: Level, node: DiskNode, history: History, *, repository_id: str) -> Choice:
+    """How to back up one disk at the level that was asked for.
+
+    Raises BaseError where incremental or differential was asked for by name and no base can be trusted.
+    """
+    dev = node.disk.dev
+    if level in (Level.FULL, Level.COPY):
+        return Choice(level, None, (), "asked for")
+    wanted = Level.INCREMENTAL if level is Level.AUTO else level
+    base = history.last_full(dev) if wanted is Level.DIFFERENTIAL else history.newest(dev)
+    try:
+        if base is None:
+            raise _UntrustedError("there is no earlier backup of this disk to start from")
+        sources = _trusted_sources(node, base, history, repository_id)
+    except _UntrustedError as err:
+        if level is not Level.AUTO:
+            raise BaseError(dev, level.value, str(err)) from None
+        return Choice(Level.FULL, None, (), str(err))
+    return Choice(wanted, base, sources, f"changes since {base.id}")
+
+
+class _UntrustedError(Exception):
+    """The reason why a base cannot be trusted."""
+
+
+def _trusted_sources(node: DiskNode, base: Backup, history: History, repository_id: str) -> tuple[BitmapSource, ...]:
+    dev = node.disk.dev
+    try:
+        history.links(base.id, dev)
+    except ChainError as err:
+        raise _UntrustedError(str(err).rstrip(".")) from err
+    earlier_bytes, now_bytes = _image(base, dev).virtual_size_bytes, node.top.virtual_size_bytes
+    if now_bytes < earlier_bytes:
+        raise _UntrustedError(f"the disk shrank from {earlier_bytes} to {now_bytes} bytes")
+    if now_bytes > earlier_bytes and node.top.driver != "qcow2":
+        # What a raw image or block device has grown by may hold anything, and no bitmap tells.
+        raise _UntrustedError(f"the {node.top.driver} disk grew from {earlier_bytes} to {now_bytes} bytes")
+    name = names.bitmap(repository_id, base.id, dev)
+    having = [layer for layer in node.layers if name in layer.bitmaps]
+    if not having:
+        lost = (
+            "missing from the image"
+            if node.keeps_bitmaps
+            else "gone: the domain was restarted, or the disk attached anew"
+        )
+        raise _UntrustedError(f"checkpoint {base.id} is {lost}")
+    if having != list(node.layers[: len(having)]):
+        raise _UntrustedError(f"checkpoint {base.id} is not on every layer above {having[-1].node_name}")
+    for layer in having:
+        bitmap = layer.bitmaps[name]
+        if bitmap.inconsistent:
+            raise _UntrustedError(f"checkpoint {base.id} is inconsistent (QEMU did not close the image)")
+        if bitmap.busy:
+            raise _UntrustedError(f"checkpoint {base.id} is busy with another operation")
+    if not having[0].bitmaps[name].recording:
+        raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
+    return tuple(BitmapSource(layer.node_name, name) for layer in having)
+
+
+def _image(backup: Backup, dev: str) -> DiskImage:
+    image = backup.image(dev)
+    assert image is not None  # the caller took the backup for this disk's
+    return image
+
+
+def parent_of(choices: Sequence[Choice]) -> str | None:
+    """The newest backup that one of the disks stands on, None if all are whole."""
+    bases = [choice.base for choice in choices if choice.base is not None]
+    return max(bases, key=lambda backup: backup.sequence).id if bases else None
+
+
+def level_of(asked: Level, choices: Sequence[Choice]) -> Level:
+    """The level of the backup as a whole: full only if every disk is whole."""
+    if asked is not Level.AUTO:
+        return asked
+    return Level.INCREMENTAL if any(choice.base is not None for choice in choices) else Level.FULL

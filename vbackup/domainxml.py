@@ -1,0 +1,162 @@
+"""Read a libvirt domain XML, and point one at restored disks. The only importer of lxml.
+
+The XML may come from a repository, that is from anywhere: entities are not expanded, nothing is
+fetched, and every name that becomes part of a path is checked.
+Format: https://libvirt.org/formatdomain.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lxml import etree
+
+from vbackup.errors import DiskError, MalformedError
+from vbackup.model import Disk, Domain, ImageFormat, LeftOut
+from vbackup.names import DEV, UUID
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+#: Disk sources whose data does not pass through QEMU's block layer.
+OUTSIDE_QEMU = ("vhostuser", "vhostvdpa", "dir")
+
+
+def parse(xml: str) -> Domain:
+    """Make a Domain of the live XML.
+
+    Raises MalformedError where the text is not a domain XML, DiskError where a disk has what cannot be true.
+    """
+    root = _root(xml)
+    uuid = _text(root, "uuid").lower()
+    if not UUID.fullmatch(uuid):
+        raise MalformedError(f"The domain XML has the uuid {uuid!r}, which is none.")
+    disks: list[Disk] = []
+    left_out: list[LeftOut] = []
+    seen: set[str] = set()
+    for element in root.iterfind("devices/disk"):
+        dev = _dev(element)
+        if dev in seen:
+            raise MalformedError(f"The domain XML has two disks {dev}.")
+        seen.add(dev)
+        reason = _reason_to_leave_out(element)
+        if reason is None:
+            disks.append(_disk(element, dev))
+        else:
+            left_out.append(LeftOut(dev, reason))
+    agent = root.find(f"devices/channel/target[@name='{AGENT_CHANNEL}']")
+    return Domain(
+        name=_text(root, "name"),
+        uuid=uuid,
+        disks=tuple(disks),
+        left_out=tuple(left_out),
+        agent_connected=agent is not None and agent.get("state") == "connected",
+        nvram_path=_nvram_path(root),
+    )
+
+
+def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram_path: str | None = None) -> str:
+    """The XML with each disk of ``images`` (by dev) read from that path and format instead.
+
+    What described the old image (backing chain, encryption, slices, startup policy) goes with it.
+    """
+    root = _root(xml)
+    for element in root.iterfind("devices/disk"):
+        dev = _dev(element)
+        if dev not in images:
+            continue
+        path, image_format = images[dev]
+        element.set("type", "file")
+        for name in ("source", "backingStore", "mirror", "encryption"):
+            for old in element.findall(name):
+                element.remove(old)
+        source = etree.Element("source")
+        source.set("file", path)
+        target = element.find("target")
+        assert target is not None  # _dev has read it
+        target.addprevious(source)
+        driver = element.find("driver")
+        if driver is None:
+            driver = etree.Element("driver")
+            driver.set("name", "qemu")
+            element.insert(0, driver)
+        driver.set("type", image_format.value)
+    nvram = root.find("os/nvram")
+    if nvram is not None and nvram_path is not None:
+        for source in nvram.findall("source"):
+            nvram.remove(source)
+        nvram.attrib.pop("type", None)
+        nvram.text = nvram_path
+    text: str = etree.tostring(root, encoding="unicode")
+    return text + "\n"
+
+
+def _root(xml: str) -> etree._Element:
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        root = etree.fromstring(xml.encode(), parser)
+    except (etree.XMLSyntaxError, UnicodeEncodeError) as err:
+        raise MalformedError(f"The domain XML cannot be read: {err}.") from err
+    if root.getroottree().docinfo.doctype:
+        raise MalformedError("The domain XML has a document type declaration, which libvirt never writes.")
+    if root.tag != "domain":
+        raise MalformedError(f"The domain XML begins with <{root.tag!s}>, not with <domain>.")
+    return root
+
+
+def _text(root: etree._Element, tag: str) -> str:
+    text = root.findtext(tag)
+    if not text:
+        raise MalformedError(f"The domain XML has no <{tag}>.")
+    return text
+
+
+def _dev(element: etree._Element) -> str:
+    target = element.find("target")
+    dev = target.get("dev", "") if target is not None else ""
+    if not DEV.fullmatch(dev):
+        raise MalformedError(f"The domain XML has a disk with the target {dev!r}, which no libvirt disk has.")
+    return dev
+
+
+def _reason_to_leave_out(element: etree._Element) -> str | None:
+    device = element.get("device", "disk")
+    if device != "disk":
+        return {"lun": "LUN passed through to the guest"}.get(device, device)
+    for flag, reason in (
+        ("readonly", "read-only"),
+        ("shareable", "shareable: other domains write to it too"),
+        ("transient", "transient: its changes are thrown away"),
+    ):
+        if element.find(flag) is not None:
+            return reason
+    kind = element.get("type", "")
+    return f"{kind}: its data does not pass through QEMU" if kind in OUTSIDE_QEMU else None
+
+
+def _disk(element: etree._Element, dev: str) -> Disk:
+    alias = element.find("alias")
+    name = alias.get("name") if alias is not None else None
+    if not name:
+        raise DiskError(dev, "the domain XML gives it no alias; only a running domain has them.")
+    source = element.find("source")
+    driver = element.find("driver")
+    path = None
+    if source is not None:
+        path = source.get("file") or source.get("dev")
+    return Disk(
+        dev=dev,
+        alias=name,
+        source_type=element.get("type", "file"),
+        path=path,
+        format=(driver.get("type") if driver is not None else None) or "raw",
+        encrypted=element.find("encryption") is not None
+        or (source is not None and source.find("encryption") is not None),
+    )
+
+
+def _nvram_path(root: etree._Element) -> str | None:
+    nvram = root.find("os/nvram")
+    if nvram is None:
+        return None
+    source = nvram.find("source")
+    return (source.get("file") if source is not None else None) or (nvram.text or "").strip() or None

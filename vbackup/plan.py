@@ -1,0 +1,173 @@
+"""A whole backup as data: what each disk is copied into, from which base, in one transaction.
+
+Made before anything is touched; vbackup.backup carries it out, ``--dry-run`` shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from vbackup import actions, names
+from vbackup.actions import Action
+from vbackup.chain import Choice, History, level_of, parent_of
+from vbackup.errors import DiskError, UnsuitableError
+from vbackup.model import Compression, Disk, DiskNode, Domain, LeftOut, Level
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """One disk of the backup."""
+
+    node: DiskNode
+    choice: Choice
+    job_id: str
+    target_node: str
+    bitmap: str | None  #: the new checkpoint's, None for a copy
+    working_bitmap: str | None  #: drives the copy where there is a base
+
+    @property
+    def dev(self) -> str:
+        """The disk's name."""
+        return self.node.disk.dev
+
+    @property
+    def file(self) -> str:
+        """The image's name in the backup's directory."""
+        return f"{self.dev}.qcow2"
+
+    @property
+    def backing_rpath(self) -> str | None:
+        """The parent's image as the image's header names it: relative to the backup's directory."""
+        return f"../{self.choice.base.id}/{self.file}" if self.choice.base else None
+
+    def actions(self, *, speed_bytes_s: int | None, compress: bool) -> list[Action]:
+        """The disk's part of the transaction.
+
+        The base's bitmap goes on recording, untouched: a failed backup costs nothing, its retry
+        starts from the same base. The copy is driven by the working bitmap, which is disabled so
+        that what the guest writes after this moment is not in it.
+        """
+        node_name = self.node.top.node_name
+        part = []
+        if self.bitmap is not None:
+            part.append(actions.bitmap_add(node_name, self.bitmap, persistent=self.node.keeps_bitmaps))
+        if self.working_bitmap is not None:
+            part.append(actions.bitmap_add(node_name, self.working_bitmap, persistent=False))
+            part.append(actions.bitmap_disable(node_name, self.working_bitmap))
+            part.append(actions.bitmap_merge(node_name, self.working_bitmap, self.choice.sources))
+        part.append(
+            actions.backup(
+                self.job_id,
+                node_name=node_name,
+                target=self.target_node,
+                bitmap=self.working_bitmap,
+                speed_bytes_s=speed_bytes_s,
+                compress=compress,
+            )
+        )
+        return part
+
+
+@dataclass(frozen=True)
+class BackupPlan:
+    """All disks of one domain at one moment."""
+
+    id: str
+    sequence: int
+    level: Level
+    parent: str | None
+    domain: Domain
+    left_out: tuple[LeftOut, ...]
+    disks: tuple[DiskPlan, ...]
+    compression: Compression
+    speed_bytes_s: int | None
+
+    def transaction(self, *, abort: bool = False) -> list[Action]:
+        """The actions; with ``abort`` QEMU checks them all and then undoes them."""
+        compress = self.compression is not Compression.NONE
+        wanted = [
+            action
+            for disk in self.disks
+            for action in disk.actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
+        ]
+        return [*wanted, actions.abort()] if abort else wanted
+
+
+def select(
+    domain: Domain, wanted: Sequence[str], excluded: Sequence[str]
+) -> tuple[tuple[Disk, ...], tuple[LeftOut, ...]]:
+    """The disks to back up and those left out, with the user's own choice.
+
+    Raises DiskError for a name that is no disk of the domain, one that cannot be backed up, or if no disk is left.
+    """
+    known = {disk.dev for disk in domain.disks}
+    unable = {left.dev: left.reason for left in domain.left_out}
+    for dev in (*wanted, *excluded):
+        if dev in unable and dev in wanted:
+            raise DiskError(dev, f"it cannot be backed up: {unable[dev]}.")
+        if dev not in known and dev not in unable:
+            has = ", ".join(disk.dev for disk in domain.disks) or "no disk that can be backed up"
+            raise DiskError(dev, f"domain {domain.name} has no such disk; it has {has}.")
+    left_out = list(domain.left_out)
+    disks = []
+    for disk in domain.disks:
+        if disk.dev in excluded or (wanted and disk.dev not in wanted):
+            left_out.append(LeftOut(disk.dev, "excluded by the user"))
+        else:
+            disks.append(disk)
+    if not disks:
+        reasons = "; ".join(f"{left.dev}: {left.reason}" for left in left_out) or "it has no disk"
+        raise UnsuitableError(f"Domain {domain.name} has nothing to back up ({reasons}).")
+    return tuple(disks), tuple(left_out)
+
+
+def make(
+    asked: Level,
+    *,
+    domain: Domain,
+    left_out: Sequence[LeftOut],
+    choices: Sequence[tuple[DiskNode, Choice]],
+    history: History,
+    repository_id: str,
+    now: datetime,
+    taken_ids: Collection[str],
+    compression: Compression,
+    speed_bytes_s: int | None,
+) -> BackupPlan:
+    """Name everything and put the plan together."""
+    level = level_of(asked, [choice for _, choice in choices])
+    backup_id = _free_id(now, level, taken_ids)
+    disks = []
+    for node, choice in choices:
+        dev = node.disk.dev
+        disks.append(
+            DiskPlan(
+                node=node,
+                choice=choice,
+                job_id=names.job(repository_id, backup_id, dev),
+                target_node=names.target_node(repository_id, dev),
+                bitmap=None if level is Level.COPY else names.bitmap(repository_id, backup_id, dev),
+                working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
+            )
+        )
+    return BackupPlan(
+        id=backup_id,
+        sequence=history.next_sequence,
+        level=level,
+        parent=parent_of([choice for _, choice in choices]),
+        domain=domain,
+        left_out=tuple(left_out),
+        disks=tuple(disks),
+        compression=compression,
+        speed_bytes_s=speed_bytes_s,
+    )
+
+
+def _free_id(now: datetime, level: Level, taken: Collection[str]) -> str:
+    """An id is a name: two backups within a second, or a clock that stepped back, take the next free second."""
+    stamps = {names.stamp_of(backup_id) for backup_id in taken}
+    while names.stamp(now) in stamps:
+        now += timedelta(seconds=1)
+    return names.backup_id(now, level)
