@@ -1,0 +1,259 @@
+"""The libvirt host: its connection, its domains, its events. The only importer of libvirt.
+
+What goes to QEMU itself goes through vbackup.monitor.passthrough.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+# The embedded driver logs to stderr, among much else what its exceptions say again. Whoever wants to
+# read that sets the variable; libvirt looks at it at the first call.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+
+import libvirt
+
+from vbackup.errors import (
+    ConnectionLostError,
+    DomainGoneError,
+    DomainNotFoundError,
+    HostUnreachableError,
+    MonitorError,
+    UnsuitableError,
+)
+
+log = logging.getLogger(__name__)
+
+#: How long a broken connection is tried again: libvirtd restarts in well under this.
+RECONNECT_S = 20.0
+#: A remote libvirtd that says nothing for interval x count seconds counts as lost.
+KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
+
+
+@functools.cache
+def _start_events() -> None:
+    """Run libvirt's event loop in a thread, once; must be there before the first connection of the process."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
+
+
+def _run_events() -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError as err:
+            log.warning("libvirt's event loop: %s", err)
+
+
+class Host:
+    """A connection to libvirt, opened anew if it breaks. A context manager.
+
+    ``uri`` None is libvirt's own default: LIBVIRT_DEFAULT_URI, its configuration, or what it finds.
+    Raises HostUnreachableError.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri
+        _start_events()
+        self._connection = self._open()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection; closing twice is fine."""
+        try:
+            self._connection.close()
+        except libvirt.libvirtError as err:
+            log.debug("closing the connection: %s", err)
+
+    def domain(self, name: str) -> DomainHandle:
+        """The domain of that name or UUID. Raises DomainNotFoundError."""
+        for look_up in (self._connection.lookupByName, self._connection.lookupByUUIDString):
+            try:
+                return DomainHandle(self, look_up(name))
+            except libvirt.libvirtError as err:
+                if not self.is_alive():
+                    raise HostUnreachableError(self.uri, _message(err)) from err
+                if err.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                    raise MonitorError(f"libvirt cannot look up domain {name}: {_message(err)}.") from err
+        raise DomainNotFoundError(name, f"at {self.real_uri}", "'virsh list --all' shows those there are")
+
+    @property
+    def connection(self) -> Any:
+        """Libvirt's own connection object (virConnect)."""
+        return self._connection
+
+    @property
+    def real_uri(self) -> str:
+        """The URI as libvirt resolved it."""
+        try:
+            uri: str = self._connection.getURI()
+        except libvirt.libvirtError:
+            return self.uri or "libvirt"
+        return uri
+
+    @property
+    def is_local(self) -> bool:
+        """True if paths mean the same files here and there: the URI names no host."""
+        return not urlsplit(self.real_uri).hostname
+
+    @property
+    def passes_fds(self) -> bool:
+        """True if descriptors can be handed over: the connection is a UNIX socket, or the driver is in this process.
+
+        Read off the URI, because libvirt 9.0 does not refuse on other transports: the connection breaks.
+        """
+        return self.is_local and urlsplit(self.real_uri).scheme.partition("+")[2] in ("", "unix")
+
+    @property
+    def libvirt_version(self) -> str:
+        """Of the library or daemon that has the domain."""
+        with self.errors("the libvirt version"):
+            number = self._connection.getLibVersion()
+        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def is_alive(self) -> bool:
+        """False once the connection is known to be broken."""
+        try:
+            return bool(self._connection.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def reopen(self, *, timeout_s: float | None = None) -> None:
+        """Connect again after a loss. Raises HostUnreachableError after ``timeout_s`` (default: RECONNECT_S)."""
+        timeout_s = RECONNECT_S if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        pause = threading.Event()
+        self.close()
+        while True:
+            try:
+                self._connection = self._open()
+                return
+            except HostUnreachableError:
+                if time.monotonic() >= deadline:
+                    raise
+                pause.wait(0.2)  # nothing tells when a daemon is back
+
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Turn libvirt's errors into ours; ``what`` is what was asked for."""
+        try:
+            yield
+        except libvirt.libvirtError as err:
+            if not self.is_alive():
+                raise ConnectionLostError(
+                    f"The connection to libvirt broke during {what}: {_message(err)}. Is libvirtd running?"
+                ) from err
+            raise MonitorError(f"libvirt failed at {what}: {_message(err)}.") from err
+
+    def _open(self) -> Any:
+        try:
+            connection = libvirt.open(self.uri)
+        except libvirt.libvirtError as err:
+            raise HostUnreachableError(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"), _message(err)) from err
+        try:
+            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        except libvirt.libvirtError as err:
+            log.debug("no keepalive: %s", err)  # local drivers have none
+        return connection
+
+
+class DomainHandle:
+    """One domain of a host; survives a reconnect."""
+
+    def __init__(self, host: Host, domain: Any) -> None:
+        self.host = host
+        self.name: str = domain.name()
+        self.uuid: str = domain.UUIDString()
+        self._domain = domain
+
+    @property
+    def domain(self) -> Any:
+        """Libvirt's own domain object (virDomain)."""
+        return self._domain
+
+    def reconnect(self, *, timeout_s: float | None = None) -> None:
+        """Find the domain again over a new connection. Raises HostUnreachableError, DomainGoneError."""
+        self.host.reopen(timeout_s=timeout_s)
+        try:
+            self._domain = self.host.connection.lookupByUUIDString(self.uuid)
+        except libvirt.libvirtError as err:
+            raise DomainGoneError(self.name) from err
+
+    def is_active(self) -> bool:
+        """True while the domain has a QEMU (running or paused)."""
+        with self.host.errors(f"the state of domain {self.name}"):
+            try:
+                return bool(self._domain.isActive())
+            except libvirt.libvirtError as err:
+                if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return False  # a transient domain is gone altogether when it stops
+                raise
+
+    def live_xml(self) -> str:
+        """The XML of the domain as it runs."""
+        with self.host.errors(f"the XML of domain {self.name}"):
+            xml: str = self._domain.XMLDesc(0)
+        return xml
+
+    def definition_xml(self) -> str:
+        """The XML that defines the domain anew, secrets (graphics passwords) included where libvirt gives them."""
+        inactive = int(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        try:
+            xml: str = self._domain.XMLDesc(inactive | libvirt.VIR_DOMAIN_XML_SECURE)
+        except libvirt.libvirtError as err:
+            log.debug("no secure XML of %s: %s", self.name, err)  # access control may forbid it
+            with self.host.errors(f"the definition of domain {self.name}"):
+                xml = self._domain.XMLDesc(inactive)
+        return xml
+
+    def is_paused_by_io_error(self) -> bool:
+        """True if QEMU stopped the guest because a write of its failed (no space, as a rule)."""
+        with self.host.errors(f"the state of domain {self.name}"):
+            state, reason = self._domain.state()
+        return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+
+    def resume(self) -> None:
+        """Let the guest go on; a write that had failed is tried again."""
+        with self.host.errors(f"resuming domain {self.name}"):
+            self._domain.resume()
+
+    def require_running(self) -> None:
+        """Raise UnsuitableError if the domain is shut off."""
+        if not self.is_active():
+            raise UnsuitableError(
+                f"Domain {self.name} is shut off and vbackup cannot back up a domain that is off yet; start it first."
+            )
+
+
+#: What libvirt says of a function that the driver (another hypervisor's) or the daemon (an old one) does not have.
+NO_SUPPORT = int(libvirt.VIR_ERR_NO_SUPPORT)
+#: What libvirt says of descriptors over a connection that cannot carry them, or to a daemon before 8.2.
+FDS_NOT_PASSED = frozenset((int(libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED), NO_SUPPORT))
+
+#: What libvirt makes of a guest agent's own error reply; an agent that does not answer has other numbers.
+INTERNAL_ERROR = int(libvirt.VIR_ERR_INTERNAL_ERROR)
+
+
+def error_code(err: BaseException | None) -> int:
+    """Libvirt's number (virErrorNumber) of an exception it raised; 0 for any other."""
+    code: int = err.get_error_code() if isinstance(err, libvirt.libvirtError) else 0
+    return code
+
+
+def _message(err: Exception) -> str:
+    text = err.get_error_message() if isinstance(err, libvirt.libvirtError) else None
+    return (text or str(err)).strip().rstrip(".")

@@ -1,0 +1,52 @@
+"""Speak QMP to a QEMU: what every monitor can do. Its kinds are the modules of this package.
+
+passthrough goes through libvirt to a domain's QEMU, socket straight to a QMP socket. All pass the
+same contract tests (tests/contract), and so does the fake that the unit tests use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vbackup.blockgraph import BlockGraph
+
+
+@dataclass(frozen=True)
+class Event:
+    """A QMP event."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+class Monitor(Protocol):
+    """A QEMU that answers QMP commands and tells of its jobs.
+
+    Every call can raise ConnectionLostError (whether the command was carried out is unknown; the next
+    call tries to connect again), DomainGoneError (QEMU is not there any more) or MonitorError.
+    """
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
+        """Send one command and return what is behind its "return".
+
+        ``fd`` goes along with it (add-fd); the caller keeps and closes its own. Raises QmpError where
+        QEMU answers with an error, MalformedError where the answer is no QMP reply, FdsNotPassedError
+        where the way to QEMU carries no descriptors (another host).
+        """
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """The next job event that has not been fetched yet; None if none came in time.
+
+        Events may be lost with a connection: after waiting, ask.
+        """
+
+
+def block_graph(monitor: Monitor) -> BlockGraph:
+    """Ask QEMU for its block graph as it is now."""
+    return BlockGraph(
+        monitor.execute("query-block"),
+        monitor.execute("query-blockstats"),
+        monitor.execute("query-named-block-nodes", {"flat": True}),
+    )

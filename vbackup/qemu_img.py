@@ -1,0 +1,126 @@
+"""Run qemu-img: make target images, look at headers, convert a chain into one image.
+
+Images are always named with their format, so nothing is probed, and by absolute paths, so no part of
+a name is taken for a protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup.errors import ChainError, NoSpaceError, TargetError
+from vbackup.fields import Fields
+from vbackup.model import Compression, ImageFormat
+from vbackup.stop import Stop
+
+_PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a qcow2 image says about others."""
+
+    virtual_size_bytes: int
+    backing_file: str | None
+    backing_format: str | None
+    data_file: str | None
+
+
+def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compression: Compression) -> None:
+    """Make an empty qcow2 image with mode 0600; the backing file is named in its header but not opened.
+
+    Raises TargetError where the filesystem or qemu-img refuses.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    argv = ["create", "-q", "-f", "qcow2"]
+    if compression is not Compression.NONE:
+        argv += ["-o", f"compression_type={compression.value}"]
+    if backing_rpath is not None:
+        argv += ["-u", "-b", backing_rpath, "-F", "qcow2"]
+    _run([*argv, os.fspath(path.absolute()), str(size_bytes)], f"make the image {path}")
+
+
+def header(path: Path) -> Header:
+    """Read the header of a qcow2 image; no other image is opened. Raises ChainError where it is none."""
+    argv = ["qemu-img", "info", "-f", "qcow2", "--output=json", os.fspath(path.absolute())]
+    done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise ChainError(f"The image {path} cannot be read: {_last_line(done.stderr)}.")
+    fields = Fields(json.loads(done.stdout), f"qemu-img info {path}", ChainError)
+    data_file = None
+    if "format-specific" in fields and "data" in fields.object("format-specific"):
+        data_file = fields.object("format-specific").object("data").optional_text("data-file")
+    return Header(
+        virtual_size_bytes=fields.integer("virtual-size"),
+        backing_file=fields.optional_text("backing-filename"),
+        backing_format=fields.optional_text("backing-filename-format"),
+        data_file=data_file,
+    )
+
+
+def convert(
+    source: Path, output: Path, image_format: ImageFormat, *, stop: Stop, progress: Callable[[float], None]
+) -> None:
+    """Write what ``source`` and its backing files hold into a new image with mode 0600.
+
+    ``progress`` is told the percentage. Raises TargetError or NoSpaceError; ends qemu-img on a request to stop.
+    """
+    os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-f", "qcow2", "-O", image_format.value]
+    argv += [os.fspath(source.absolute()), os.fspath(output.absolute())]
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            errors = _follow(process, stop, progress)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        _raise(errors, f"write {output}")
+
+
+def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[float], None]) -> bytes:
+    """Read what it prints until it ends; return what it said on stderr."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = b""
+    streams = [process.stdout, process.stderr]
+    while streams:
+        stop.check()
+        readable, _, _ = select.select(streams, [], [], 0.25)
+        for stream in readable:
+            piece = os.read(stream.fileno(), 65536)
+            if not piece:
+                streams.remove(stream)
+            elif stream is process.stderr:
+                errors += piece
+            else:
+                for percent in _PROGRESS.findall(piece):
+                    progress(float(percent))
+    return errors
+
+
+def _run(argv: Sequence[str], what: str) -> None:
+    done = subprocess.run(["qemu-img", *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        _raise(done.stderr, what)
+
+
+def _raise(errors: bytes, what: str) -> None:
+    reason = _last_line(errors)
+    if "No space left on device" in reason:
+        raise NoSpaceError(f"Cannot {what}: no space left there. Make room and run the same command again.")
+    raise TargetError(f"Cannot {what}: {reason}.")
+
+
+def _last_line(errors: bytes) -> str:
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("qemu-img: ").rstrip(".") if lines else "qemu-img failed without a word"
