@@ -1,0 +1,79 @@
+"""The bitmaps, jobs and nodes of ours in a running QEMU: what is superseded or was left behind.
+
+Everything of ours is known by its name (vbackup.names). The domain's lock in the repository is held
+while this runs, so what no committed backup accounts for belongs to a run that is dead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from vbackup import job, names, target
+from vbackup.chain import History
+from vbackup.errors import QmpError
+from vbackup.model import BitmapSource, DiskNode
+from vbackup.monitor import Monitor, block_graph
+from vbackup.names import BitmapName
+
+log = logging.getLogger(__name__)
+
+
+def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
+    """Remove those of the bitmaps that are there."""
+    graph = block_graph(monitor)
+    for one in bitmaps:
+        if one.bitmap in graph.bitmaps(one.node_name):
+            monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
+
+
+def remove_leftovers(monitor: Monitor, repository_id: str) -> list[str]:
+    """Remove the jobs, nodes and descriptors of this repository that a dead run left; return their names."""
+    prefix = names.prefix(repository_id)
+    jobs = [job_id for job_id in job.query(monitor) if job_id.startswith(prefix)]
+    if jobs:
+        job.cancel(monitor, jobs)
+    return [*jobs, *target.close_in_qemu(monitor, repository_id)]
+
+
+def remove_uncommitted(
+    monitor: Monitor, disks: Collection[DiskNode], committed: Collection[str], repository_id: str
+) -> list[str]:
+    """Remove the bitmaps of backups that were never committed; return their names.
+
+    ``committed`` has the ids of all backups that the repository has, also of those that cannot be read
+    just now: their bitmaps stay.
+    """
+    return _remove(monitor, disks, repository_id, lambda _dev, ours: not ours.working and ours.checkpoint in committed)
+
+
+def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, repository_id: str) -> list[str]:
+    """Remove the bitmaps that no later backup starts from; return their names.
+
+    Layers below the active one are read-only to QEMU, their bitmaps cannot be removed: they go once
+    the layers are committed.
+    """
+
+    def is_base(dev: str, ours: BitmapName) -> bool:
+        return not ours.working and ours.dev == dev and ours.checkpoint in history.bases(dev)
+
+    return _remove(monitor, disks, repository_id, is_base)
+
+
+def _remove(
+    monitor: Monitor, disks: Collection[DiskNode], repository_id: str, keep: Callable[[str, BitmapName], bool]
+) -> list[str]:
+    """Remove this repository's bitmaps but those to keep. One that QEMU will not remove stays, and costs little."""
+    removed = []
+    for node in disks:
+        for name in sorted(node.top.bitmaps):
+            ours = names.parse_bitmap(name)
+            if ours is None or ours.repository_id != repository_id or keep(node.disk.dev, ours):
+                continue
+            try:
+                monitor.execute("block-dirty-bitmap-remove", {"node": node.top.node_name, "name": name})
+            except QmpError as err:
+                log.warning("Disk %s: bitmap %s stays: %s", node.disk.dev, name, err.description)
+                continue
+            removed.append(name)
+    return removed

@@ -1,0 +1,208 @@
+"""Follow backup jobs in QEMU to their common end: all of them, or none.
+
+QEMU refuses completion-mode grouped beside bitmap actions, so the jobs neither finalise nor dismiss
+themselves: when all are pending all are finalised, and the first failure cancels the others. Events
+wake the loop; the verdict is always QEMU's answer to query-jobs, because events get lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from vbackup.errors import (
+    ConnectionLostError,
+    JobError,
+    JobStalledError,
+    MalformedError,
+    NoSpaceError,
+    QmpError,
+)
+from vbackup.fields import objects
+from vbackup.monitor import Monitor
+from vbackup.report import Reporter
+from vbackup.stop import Stop
+
+log = logging.getLogger(__name__)
+
+#: How often progress is asked for, and the longest a request to stop waits to be seen.
+TICK_S = 0.25
+#: Without one byte of progress for this long the storage is taken for hung.
+STALL_S = 600.0
+#: How long cancelled jobs may take to end: the requests that are in flight have to come back.
+CANCEL_S = 30.0
+#: How often in a row a connection may be lost before it is given up.
+MAX_LOSSES = 3
+
+
+class JobStatus(Enum):
+    """QAPI JobStatus."""
+
+    UNDEFINED = "undefined"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    READY = "ready"
+    STANDBY = "standby"
+    WAITING = "waiting"
+    PENDING = "pending"
+    ABORTING = "aborting"
+    CONCLUDED = "concluded"
+    NULL = "null"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of query-jobs (QAPI JobInfo)."""
+
+    id: str
+    type: str
+    status: JobStatus
+    done_bytes: int
+    total_bytes: int
+    error: str | None
+
+
+def stall_limit_s(speed_bytes_s: int | None) -> float:
+    """How long jobs may make no progress: a job copies pieces of some MiB, and waits after each for its rate."""
+    largest_piece_bytes = 16 * 1024 * 1024
+    return max(STALL_S, 2 * largest_piece_bytes / speed_bytes_s) if speed_bytes_s else STALL_S
+
+
+def query(monitor: Monitor) -> dict[str, Job]:
+    """All jobs of that QEMU by id, ours and others'."""
+    jobs = {}
+    for entry in objects(monitor.execute("query-jobs"), "query-jobs", MalformedError):
+        try:
+            status = JobStatus(entry.text("status"))
+        except ValueError as err:
+            raise MalformedError(f"query-jobs has a status that QAPI does not know ({err}).") from err
+        job = Job(
+            id=entry.text("id"),
+            type=entry.text("type"),
+            status=status,
+            done_bytes=entry.integer("current-progress"),
+            total_bytes=entry.integer("total-progress"),
+            error=entry.optional_text("error"),
+        )
+        jobs[job.id] = job
+    return jobs
+
+
+def run(
+    monitor: Monitor,
+    devs: Mapping[str, str],
+    *,
+    reporter: Reporter,
+    stop: Stop,
+    stall_s: float = STALL_S,
+) -> dict[str, int]:
+    """Wait until all jobs are pending, finalise them, and return the bytes each has copied, by dev.
+
+    ``devs`` has the disk of each job id. Raises JobError (or NoSpaceError) for the first job that fails,
+    JobStalledError, InterruptedBySignalError, DomainGoneError; the jobs are then still there: undo
+    with ``cancel``. A connection that breaks is opened anew and the wait goes on.
+    """
+    progress_at, seen = time.monotonic(), dict[str, Job]()
+    losses = 0
+    while True:
+        stop.check()
+        try:
+            jobs = _ours(monitor, devs)
+            for job in jobs.values():
+                reporter.progress(devs[job.id], job.done_bytes, job.total_bytes)
+            _raise_failure(jobs, devs)
+            if all(job.status is JobStatus.CONCLUDED for job in jobs.values()):
+                return {devs[job.id]: job.done_bytes for job in jobs.values()}
+            if all(job.status in (JobStatus.PENDING, JobStatus.CONCLUDED) for job in jobs.values()):
+                _finalise(monitor, jobs)
+            losses = 0
+        except ConnectionLostError as err:
+            losses = _count_loss(losses, err)
+            jobs = seen
+        if jobs != seen:
+            progress_at, seen = time.monotonic(), jobs
+        elif time.monotonic() - progress_at > stall_s:
+            raise JobStalledError(stall_s)
+        _wait_for_change(monitor)
+
+
+def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CANCEL_S) -> None:
+    """End the jobs, whatever state they are in, and dismiss them. Jobs that are not there are fine.
+
+    Raises JobStalledError if one does not end in time; it is left to end by itself.
+    """
+    deadline = time.monotonic() + timeout_s
+    losses = 0
+    while True:
+        try:
+            jobs = [job for job_id, job in query(monitor).items() if job_id in job_ids]
+            if not jobs:
+                return
+            for job in jobs:
+                verb = "job-dismiss" if job.status is JobStatus.CONCLUDED else "job-cancel"
+                _unless_too_late(monitor, verb, job.id)
+            losses = 0
+        except ConnectionLostError as err:
+            losses = _count_loss(losses, err)
+            jobs = []
+        if time.monotonic() > deadline:
+            raise JobStalledError(timeout_s)
+        if not all(job.status is JobStatus.CONCLUDED for job in jobs):
+            _wait_for_change(monitor)
+
+
+def _count_loss(losses: int, err: ConnectionLostError) -> int:
+    """QEMU and its jobs do not mind a lost connection, and the next question opens a new one if it can.
+
+    Raises ``err`` where that has been of no use several times in a row.
+    """
+    if losses == MAX_LOSSES:
+        raise err
+    log.warning("%s", err)
+    return losses + 1
+
+
+def _ours(monitor: Monitor, devs: Mapping[str, str]) -> dict[str, Job]:
+    jobs = query(monitor)
+    for job_id, dev in devs.items():
+        if job_id not in jobs:
+            raise JobError(dev, "somebody dismissed the job before it was finalised")
+    return {job_id: jobs[job_id] for job_id in devs}
+
+
+def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str]) -> None:
+    for job in jobs.values():
+        if job.error is not None:
+            if "No space left on device" in job.error:
+                raise NoSpaceError(
+                    f"Disk {devs[job.id]}: no space left for its image in the repository. Nothing was kept of this"
+                    " backup; make room and run the same command again."
+                )
+            raise JobError(devs[job.id], job.error)
+        if job.status is JobStatus.ABORTING:
+            log.debug("job %s is aborting; its error comes when it has concluded", job.id)
+
+
+def _finalise(monitor: Monitor, jobs: Mapping[str, Job]) -> None:
+    for job in jobs.values():
+        if job.status is JobStatus.PENDING:
+            _unless_too_late(monitor, "job-finalize", job.id)
+
+
+def _unless_too_late(monitor: Monitor, command: str, job_id: str) -> None:
+    """A job may reach its end between query-jobs and the command; query-jobs then tells how."""
+    try:
+        monitor.execute(command, {"id": job_id})
+    except QmpError as err:
+        log.debug("%s", err)
+
+
+def _wait_for_change(monitor: Monitor) -> None:
+    """Until a job event comes or it is time to ask again; a burst of events counts as one."""
+    if monitor.next_event(TICK_S) is not None:
+        while monitor.next_event(0) is not None:
+            pass

@@ -1,0 +1,156 @@
+"""Write a backup down as manifest.json, and read one that somebody may have damaged.
+
+The members are listed in vbackup-repository(5). A manifest is data from a possibly broken or hostile
+disk: every name in it that becomes part of a path is checked here, before any image is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any, TypeVar
+
+from vbackup import names
+from vbackup.errors import ChainError
+from vbackup.fields import Fields
+from vbackup.model import Backup, Consistency, DiskImage, LeftOut, Level
+
+SCHEMA = "vbackup.manifest/1"
+#: A manifest of a thousand disks is under 1 MiB.
+MAX_SIZE_BYTES = 16 * 1024 * 1024
+#: Files a backup may have besides its images.
+FURTHER_FILES = ("domain.xml", "nvram")
+
+E = TypeVar("E", bound=Enum)
+
+
+def document(backup: Backup) -> dict[str, Any]:
+    """The backup as a JSON object, without its schema member."""
+    return {
+        "id": backup.id,
+        "sequence": backup.sequence,
+        "level": backup.level.value,
+        "parent": backup.parent,
+        "time": iso(backup.time),
+        "domain": {"name": backup.domain_name, "uuid": backup.domain_uuid},
+        "disks": [_image_document(image) for image in backup.disks],
+        "left_out": [{"dev": left.dev, "reason": left.reason} for left in backup.left_out],
+        "consistency": backup.consistency.value,
+        "frozen_ms": backup.frozen_ms,
+        "duration_s": backup.duration_s,
+        "size_bytes": backup.size_bytes,
+        "files": dict(backup.files),
+        "versions": dict(backup.versions),
+    }
+
+
+def dump(backup: Backup) -> str:
+    """The text of manifest.json."""
+    return json.dumps({"schema": SCHEMA, **document(backup)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def iso(time: datetime) -> str:
+    """The moment in UTC as ISO 8601: 2026-11-23T10:15:00.250000Z."""
+    return time.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
+    """Read the manifest found in the directory of that backup of that domain.
+
+    Raises ChainError, saying which member is wrong.
+    """
+    where = f"the manifest of backup {backup_id}"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise ChainError(f"In {where}: not JSON ({err}); is it torn?") from err
+    fields = Fields(value, where, ChainError)
+    if fields.text("schema") != SCHEMA:
+        raise ChainError(f"In {where}: schema {fields.text('schema')} is not one this vbackup reads ({SCHEMA}).")
+    domain = fields.object("domain")
+    if fields.text("id") != backup_id or domain.text("uuid") != domain_uuid:
+        raise ChainError(f"In {where}: it belongs to backup {fields.text('id')} of domain {domain.text('uuid')}.")
+    files = {name: fields.object("files").text(name) for name in FURTHER_FILES if name in fields.object("files")}
+    versions = fields.object("versions")
+    disks = tuple(_image(one, where) for one in fields.objects("disks"))
+    if len({image.dev for image in disks}) != len(disks):
+        raise ChainError(f"In {where}: it has a disk twice.")
+    return Backup(
+        id=backup_id,
+        sequence=fields.integer("sequence"),
+        level=_enum(Level, fields.text("level"), where),
+        parent=_backup_id(fields.optional_text("parent"), where),
+        time=_time(fields.text("time"), where),
+        domain_name=domain.text("name"),
+        domain_uuid=domain_uuid,
+        disks=disks,
+        left_out=tuple(LeftOut(one.text("dev"), one.text("reason")) for one in fields.objects("left_out")),
+        consistency=_enum(Consistency, fields.text("consistency"), where),
+        frozen_ms=fields.integer("frozen_ms"),
+        duration_s=fields.number("duration_s"),
+        files=files,
+        versions={name: versions.text(name) for name in ("vbackup", "qemu", "libvirt") if name in versions},
+    )
+
+
+def _image_document(image: DiskImage) -> dict[str, Any]:
+    return {
+        "dev": image.dev,
+        "level": image.level.value,
+        "base": image.base,
+        "reason": image.reason,
+        "file": image.file,
+        "backing_file": f"../{image.base}/{image.file}" if image.base else None,
+        "virtual_size_bytes": image.virtual_size_bytes,
+        "file_size_bytes": image.file_size_bytes,
+        "copied_bytes": image.copied_bytes,
+        "digest": image.digest,
+        "bitmap": image.bitmap,
+        "node_name": image.node_name,
+        "source": image.source,
+        "source_format": image.source_format,
+        "encrypted": image.encrypted,
+    }
+
+
+def _image(fields: Fields, where: str) -> DiskImage:
+    dev = fields.text("dev")
+    if not names.DEV.fullmatch(dev) or fields.text("file") != f"{dev}.qcow2":
+        raise ChainError(f"In {where}: disk {dev!r} with the file {fields.text('file')!r} is none that vbackup writes.")
+    return DiskImage(
+        dev=dev,
+        level=_enum(Level, fields.text("level"), where),
+        base=_backup_id(fields.optional_text("base"), where),
+        reason=fields.text("reason"),
+        file=f"{dev}.qcow2",
+        virtual_size_bytes=fields.integer("virtual_size_bytes"),
+        file_size_bytes=fields.integer("file_size_bytes"),
+        copied_bytes=fields.integer("copied_bytes"),
+        digest=fields.text("digest"),
+        bitmap=fields.optional_text("bitmap"),
+        node_name=fields.text("node_name"),
+        source=fields.optional_text("source"),
+        source_format=fields.text("source_format"),
+        encrypted=fields.boolean("encrypted"),
+    )
+
+
+def _backup_id(text: str | None, where: str) -> str | None:
+    if text is not None and not names.BACKUP_ID.fullmatch(text):
+        raise ChainError(f"In {where}: {text!r} is not a backup id.")
+    return text
+
+
+def _enum(kind: type[E], text: str, where: str) -> E:
+    try:
+        return kind(text)
+    except ValueError as err:
+        raise ChainError(f"In {where}: {err}.") from err
+
+
+def _time(text: str, where: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError) as err:
+        raise ChainError(f"In {where}: {text!r} is not a time.") from err

@@ -1,0 +1,385 @@
+"""The directory that holds the backups: find them, lock a domain, stage and commit a new one.
+
+    REPO/vbackup.json                  format version, repository id
+    REPO/<domain uuid>/domain.json     names the domain has had
+    REPO/<domain uuid>/lock            held while a backup of the domain runs
+    REPO/<domain uuid>/<backup id>/    manifest.json  domain.xml  nvram  vda.qcow2 ...
+    REPO/<domain uuid>/<backup id>.partial/    one that is being made, or that was cut off
+
+A backup is there once its directory has its name: that rename is the commit. The format is described
+in vbackup-repository(5), manifests are read and written by vbackup.manifest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from vbackup import manifest, names
+from vbackup.chain import History
+from vbackup.errors import BusyError, ChainError, DomainNotFoundError, NoSpaceError, TargetError
+from vbackup.fields import Fields
+from vbackup.model import Backup
+
+VERSION = 1
+MARKER = "vbackup.json"
+PARTIAL = ".partial"
+_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A backup that cannot be used, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The backups of one domain."""
+
+    uuid: str
+    names: tuple[str, ...]  #: the domain has had, the newest last
+    history: History
+    unreadable: tuple[Broken, ...]  #: their manifests cannot be read, so they are not in the history
+    incomplete: tuple[Broken, ...]  #: a link that they stand on is missing
+
+    @property
+    def broken(self) -> tuple[Broken, ...]:
+        """All that cannot be restored."""
+        return self.unreadable + self.incomplete
+
+    def find(self, backup_id: str | None = None, at: datetime | None = None) -> Backup:
+        """The backup of that id, the newest made at that time or before, or the newest of all.
+
+        Raises ChainError if there is none, or if it could be one whose manifest cannot be read: an older
+        one is never given out for it.
+        """
+        for broken in self.unreadable:
+            if broken.id == backup_id:
+                raise ChainError(f"Backup {backup_id} is broken: {broken.reason}")
+        if backup_id is not None:
+            return self.history.get(backup_id)
+        fitting = [backup for backup in self.history.backups if at is None or backup.time <= at]
+        found = fitting[-1].id if fitting else ""
+        for broken in self.unreadable:
+            made_at = names.stamp_of(broken.id)
+            if made_at >= names.stamp_of(found) and (at is None or made_at <= names.stamp(at)):
+                instead = f" The newest before it is {found}; restore that with --backup." if found else ""
+                raise ChainError(f"Backup {broken.id}, the newest by its name, is broken: {broken.reason}{instead}")
+        if not fitting:
+            when = f" made at {manifest.iso(at)} or before" if at is not None else ""
+            raise ChainError(f"There is no backup of this domain{when}; 'vbackup list' shows those there are.")
+        return fitting[-1]
+
+
+class Repository:
+    """A repository that was found to be one."""
+
+    def __init__(self, path: Path, repository_id: str) -> None:
+        self.path = path
+        self.id = repository_id
+
+    @classmethod
+    def create(cls, path: Path) -> Repository:
+        """Make a repository of a directory that is empty or not there yet. Raises TargetError."""
+        with target_errors(f"make a repository in {path}"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (path / MARKER).exists():
+                raise TargetError(f"{path} is a vbackup repository already; nothing was changed.")
+            if any(path.iterdir()):
+                raise TargetError(f"{path} is not empty; give a new or an empty directory.")
+            path.chmod(0o700)
+            repository_id = names.new_repository_id()
+            marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": repository_id}
+            _write_anew(path / MARKER, json.dumps(marker, indent=2) + "\n")
+        return cls(path.resolve(), repository_id)
+
+    @classmethod
+    def open(cls, path: Path) -> Repository:
+        """Open an existing one. Raises TargetError where it is none, or of a newer format."""
+        with target_errors(f"read {path}"):
+            try:
+                fields = Fields(json.loads(_read_text(path / MARKER)), os.fspath(path / MARKER), TargetError)
+            except (FileNotFoundError, NotADirectoryError):
+                raise TargetError(
+                    f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' makes a new one."
+                ) from None
+            except (ValueError, RecursionError) as err:
+                raise TargetError(
+                    f"{path / MARKER} is damaged ({err}); restore it from a copy of the repository."
+                ) from err
+        version = fields.integer("version")
+        if version > VERSION:
+            raise TargetError(f"{path} has repository format {version}, this vbackup knows {VERSION}; use a newer one.")
+        repository_id = fields.text("id")
+        if not names.REPOSITORY_ID.fullmatch(repository_id):
+            raise TargetError(f"{path / MARKER} has the id {repository_id!r}, which vbackup never gives.")
+        return cls(path.resolve(), repository_id)
+
+    # reading
+
+    def uuids(self) -> list[str]:
+        """Of the domains that have backups."""
+        with target_errors(f"read {self.path}"):
+            return sorted(
+                entry.name for entry in self.path.iterdir() if names.UUID.fullmatch(entry.name) and entry.is_dir()
+            )
+
+    def find(self, domain: str) -> str:
+        """The UUID of the domain of that UUID or name. Raises DomainNotFoundError."""
+        uuids = self.uuids()
+        if domain.lower() in uuids:
+            return domain.lower()
+        found = [uuid for uuid in uuids if domain in self._domain_names(uuid)]
+        current = [uuid for uuid in found if self._domain_names(uuid)[-1] == domain] or found
+        if len(current) > 1:
+            raise DomainNotFoundError(
+                domain,
+                f"that is only one in {self.path}",
+                f"several domains have had that name; give the UUID: {', '.join(current)}",
+            )
+        if not current:
+            raise DomainNotFoundError(domain, f"in {self.path}", "'vbackup list' shows those there are")
+        return current[0]
+
+    def catalogue(self, uuid: str) -> Catalogue:
+        """Read all manifests of a domain; those that cannot be read are in ``broken``."""
+        backups: list[Backup] = []
+        unreadable: list[Broken] = []
+        unusable: set[tuple[str, str]] = set()
+        for backup_id in sorted(self._committed(uuid)):
+            try:
+                backup = self._read(uuid, backup_id)
+            except ChainError as err:
+                unreadable.append(Broken(backup_id, str(err)))
+                continue
+            backups.append(backup)
+            unusable.update((backup_id, image.dev) for image in backup.disks if not self._is_whole(backup, image.dev))
+        history = History(backups, unusable)
+        incomplete = tuple(_incomplete(history))
+        return Catalogue(uuid, tuple(self._domain_names(uuid)), history, tuple(unreadable), incomplete)
+
+    def directory(self, uuid: str, backup_id: str) -> Path:
+        """Where that backup is."""
+        return self.path / uuid / backup_id
+
+    def _committed(self, uuid: str) -> Iterator[str]:
+        try:
+            entries = list((self.path / uuid).iterdir())
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if names.BACKUP_ID.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+                yield entry.name
+
+    def _read(self, uuid: str, backup_id: str) -> Backup:
+        path = self.directory(uuid, backup_id) / "manifest.json"
+        try:
+            text = _read_text(path)
+        except (OSError, ValueError) as err:
+            raise ChainError(f"The manifest of backup {backup_id} cannot be read: {err}.") from err
+        return manifest.load(text, backup_id=backup_id, domain_uuid=uuid)
+
+    def _is_whole(self, backup: Backup, dev: str) -> bool:
+        image = backup.image(dev)
+        assert image is not None
+        path = self.directory(backup.domain_uuid, backup.id) / image.file
+        try:
+            return not path.is_symlink() and path.stat().st_size == image.file_size_bytes
+        except OSError:
+            return False
+
+    def _domain_names(self, uuid: str) -> list[str]:
+        """From domain.json; the newest last. The file is a help for people, so a damaged one costs only the name."""
+        try:
+            value = json.loads(_read_text(self.path / uuid / "domain.json"))
+            found = [name for name in value["names"] if isinstance(name, str)]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = []
+        return found or [uuid]
+
+    # writing
+
+    @contextmanager
+    def lock(self, uuid: str) -> Iterator[None]:
+        """Hold the domain: no other vbackup writes to it. Raises BusyError at once if another one does.
+
+        A lock ends with its process, however that ends.
+        """
+        directory = self.path / uuid
+        with target_errors(f"write to {self.path}"):
+            fd = _lock(directory, uuid)
+        try:
+            yield
+        finally:
+            # A first backup that failed leaves nothing; the lock is ours until the descriptor is closed.
+            with suppress(OSError):
+                if not any(entry.is_dir() for entry in directory.iterdir()):
+                    shutil.rmtree(directory)
+            os.close(fd)
+
+    def taken_ids(self, uuid: str) -> frozenset[str]:
+        """Ids that a new backup cannot have: of all backups that are there, readable or not."""
+        return frozenset(entry.name for entry in (self.path / uuid).iterdir())
+
+    def remove_partial(self, uuid: str) -> list[str]:
+        """Remove what a killed run left half-done; the domain's lock must be held. Returns the ids."""
+        partial = [entry for entry in (self.path / uuid).iterdir() if entry.name.endswith(PARTIAL)]
+        with target_errors(f"remove half-done backups from {self.path / uuid}"):
+            for entry in partial:
+                shutil.rmtree(entry)
+        return [entry.name[: -len(PARTIAL)] for entry in partial]
+
+    @contextmanager
+    def stage(self, uuid: str, backup_id: str) -> Iterator[Stage]:
+        """A directory for a new backup; it is removed when the block is left without a commit."""
+        final = self.directory(uuid, backup_id)
+        stage = Stage(final.with_name(final.name + PARTIAL), final)
+        with target_errors(f"write to {self.path}"):
+            stage.path.mkdir(mode=0o700)
+        try:
+            yield stage
+        finally:
+            if not stage.committed:
+                shutil.rmtree(stage.path, ignore_errors=True)
+
+    def remember_name(self, uuid: str, name: str) -> None:
+        """Note the name the domain has now."""
+        known = [other for other in self._domain_names(uuid) if other not in (name, uuid)]
+        with target_errors(f"write to {self.path}"):
+            _write_anew(
+                self.path / uuid / "domain.json", json.dumps({"names": [*known, name]}, ensure_ascii=False) + "\n"
+            )
+
+
+class Stage:
+    """A backup that is being made."""
+
+    def __init__(self, path: Path, final: Path) -> None:
+        self.path = path
+        self._final = final
+        self.committed = False
+
+    def write(self, name: str, data: bytes) -> str:
+        """Write a further file and return its digest."""
+        with target_errors(f"write {self.path / name}"):
+            fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+        return "sha256:" + hashlib.sha256(data).hexdigest()
+
+    def commit(self, backup: Backup) -> None:
+        """Write the manifest, put everything on the disk, and give the backup its name."""
+        self.write("manifest.json", manifest.dump(backup).encode())
+        with target_errors(f"write to {self._final.parent}"):
+            for entry in self.path.iterdir():
+                fsync(entry)
+            fsync(self.path)
+            self.path.rename(self._final)
+            self.committed = True
+            fsync(self._final.parent)
+
+
+def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], None] | None = None) -> str:
+    """The digest of a file as manifests have it; ``check`` is called between pieces and may raise."""
+    sha256 = hashlib.sha256()
+    done_bytes = 0
+    with target_errors(f"read {path}"), path.open("rb", buffering=0) as file:
+        while piece := file.read(_CHUNK_BYTES):
+            check()
+            sha256.update(piece)
+            done_bytes += len(piece)
+            if progress is not None:
+                progress(done_bytes)
+    return "sha256:" + sha256.hexdigest()
+
+
+@contextmanager
+def target_errors(what: str) -> Iterator[None]:
+    """Turn the operating system's errors into ours; ``what`` completes "cannot ..."."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"Cannot {what}: no space left there. Make room and run the same command again."
+            ) from err
+        hint = {errno.EACCES: " Run vbackup as a user who may.", errno.EROFS: " It is mounted read-only."}
+        raise TargetError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
+
+
+def _incomplete(history: History) -> Iterator[Broken]:
+    for backup in history.backups:
+        for image in backup.disks:
+            try:
+                history.links(backup.id, image.dev)
+            except ChainError as err:
+                yield Broken(backup.id, str(err))
+
+
+def _lock(directory: Path, uuid: str) -> int:
+    while True:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # the holder of a first backup's lock has just removed the directory
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), (directory / "lock").stat()):
+                return fd
+        except FileNotFoundError:
+            pass
+        except BlockingIOError as err:
+            os.close(fd)
+            raise BusyError(
+                f"Another vbackup is at work on domain {uuid} in this repository; wait for it to end."
+            ) from err
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(manifest.MAX_SIZE_BYTES + 1)
+    if len(data) > manifest.MAX_SIZE_BYTES:
+        raise ValueError(f"{path} is larger than any that vbackup writes")
+    return data.decode()
+
+
+def _write_anew(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Have the kernel write a file or a directory to the disk now."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

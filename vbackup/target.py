@@ -1,0 +1,127 @@
+"""Hand target images to QEMU.
+
+The image goes along as a file descriptor, so that a QEMU without privileges writes into root's own
+repository; where the way to QEMU carries no descriptors it is opened by its path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vbackup import names
+from vbackup.errors import FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
+from vbackup.fields import Fields, objects
+from vbackup.monitor import Monitor, block_graph
+from vbackup.repository import target_errors
+from vbackup.undo import Undo
+
+#: QAPI BlockdevOptions, as blockdev-add and blockdev-reopen take them.
+BlockdevOptions = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """An image that becomes a node of QEMU."""
+
+    path: Path
+    node_name: str
+
+
+def open_in_qemu(
+    monitor: Monitor, targets: Sequence[Target], *, repository_id: str, undo: Undo
+) -> list[BlockdevOptions]:
+    """Make each qcow2 image a node, and return the nodes' options; ``undo`` gets ``close_in_qemu``.
+
+    The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
+    writes. Raises TargetError where QEMU cannot open an image.
+    """
+    undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
+    nodes = []
+    for target in targets:
+        try:
+            filename = _pass_fd(monitor, target.path, names.prefix(repository_id))
+        except FdsNotPassedError:
+            filename = os.fspath(target.path)
+        file = {"driver": "file", "filename": filename}
+        node: BlockdevOptions = {"driver": "qcow2", "node-name": target.node_name, "file": file, "backing": None}
+        try:
+            monitor.execute("blockdev-add", node)
+        except QmpError as err:
+            raise TargetError(_refused(target.path, filename, err.description)) from err
+        nodes.append(node)
+    return nodes
+
+
+def flush_in_qemu(monitor: Monitor, nodes: Sequence[BlockdevOptions]) -> None:
+    """Have QEMU write what it still holds of the images, and tell if that fails.
+
+    The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
+    an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
+    it has changes nothing, but QEMU flushes it first and reports that. Raises NoSpaceError, TargetError.
+    """
+    try:
+        monitor.execute("blockdev-reopen", {"options": list(nodes)})
+    except QmpError as err:
+        if "No space left on device" in err.description:
+            raise NoSpaceError(
+                "No space left in the repository for the last of the images. Nothing was kept of this backup; make room"
+                " and run the same command again."
+            ) from err
+        raise TargetError(
+            f"QEMU could not write the last of the images to the repository: {err.description}. Nothing was kept of"
+            " this backup; mend the repository's storage and run the same command again."
+        ) from err
+
+
+def close_in_qemu(monitor: Monitor, repository_id: str) -> list[str]:
+    """Close all target images of this repository in QEMU, and take their descriptors back; return the nodes.
+
+    Raises QmpError, after closing the others, where one is in use.
+    """
+    prefix = names.prefix(repository_id)
+    nodes = sorted(name for name in block_graph(monitor).node_names() if name.startswith(prefix))
+    refusal = None
+    for name in nodes:
+        try:
+            monitor.execute("blockdev-del", {"node-name": name})
+        except QmpError as err:
+            refusal = refusal or err
+    _remove_fds(monitor, prefix)
+    if refusal is not None:
+        raise refusal
+    return nodes
+
+
+def _remove_fds(monitor: Monitor, opaque_prefix: str) -> None:
+    for entry in objects(monitor.execute("query-fdsets"), "query-fdsets", MalformedError):
+        labels = [one.optional_text("opaque") or "" for one in entry.objects("fds")]
+        if any(label.startswith(opaque_prefix) for label in labels):
+            monitor.execute("remove-fd", {"fdset-id": entry.integer("fdset-id")})
+
+
+def _pass_fd(monitor: Monitor, path: Path, opaque: str) -> str:
+    with target_errors(f"open {path}"):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        reply: Any = monitor.execute("add-fd", {"opaque": opaque}, fd=fd)
+    finally:
+        os.close(fd)
+    return f"/dev/fdset/{Fields(reply, 'add-fd', MalformedError).integer('fdset-id')}"
+
+
+def _refused(path: Path, filename: str, description: str) -> str:
+    if filename == os.fspath(path) and "Permission denied" in description:
+        return (
+            f"QEMU may not write {path}: descriptors cannot be passed over this connection, so QEMU opens the image"
+            " by its path as its own user. Let that user reach the repository, or run vbackup on the host itself."
+        )
+    if filename == os.fspath(path) and "No such file" in description:
+        return (
+            f"QEMU does not see {path}: over a connection to another host the repository must be on storage"
+            " that both hosts have under the same path. Mount it there, or run vbackup on the host itself."
+        )
+    return f"QEMU cannot open the image {path}: {description}."
