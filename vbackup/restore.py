@@ -1,0 +1,225 @@
+"""Write the disks of a backup out as images of their own, and the domain XML that points to them.
+
+Every image that is needed is checked first: its header, its digest, the file it stands on. Nothing
+that exists is overwritten, and what was begun is removed when it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from vbackup import domainxml, qemu_img, repository
+from vbackup.chain import Link
+from vbackup.errors import ChainError, DiskError, TargetError
+from vbackup.model import Backup, ImageFormat
+from vbackup.report import Reporter
+from vbackup.repository import Repository, target_errors
+from vbackup.stop import Stop
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """What is asked for; the fields are the options of ``vbackup restore``."""
+
+    domain: str  #: name or UUID
+    output: Path
+    backup_id: str | None = None  #: this backup; else
+    at: datetime | None = None  #: the newest made at this time or before; else the newest of all
+    disks: tuple[str, ...] = ()  #: only these, if any
+    image_format: ImageFormat = ImageFormat.QCOW2
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was written."""
+
+    backup: Backup
+    images: Mapping[str, Path]  #: by dev
+    domain_xml: Path
+
+
+def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Restored:
+    """Restore, and return what was written.
+
+    Raises DomainNotFoundError, ChainError (unknown backup; a link missing, foreign or altered),
+    DiskError, TargetError (the output exists or cannot be written), NoSpaceError.
+    """
+    catalogue = repository.catalogue(repository.find(request.domain))
+    backup = catalogue.find(request.backup_id, request.at)
+    chains = {dev: catalogue.history.links(backup.id, dev) for dev in _select(backup, request.disks)}
+    output = request.output.absolute()
+    images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
+    _refuse_existing([*images.values(), *(output / name for name in backup.files)])
+    _check_chains(chains, repository, reporter, stop)
+    texts = {name: _further_file(repository, backup, name, stop) for name in backup.files}
+    nvram = os.fspath(output / "nvram") if "nvram" in texts else None
+    paths = {dev: (os.fspath(path), request.image_format) for dev, path in images.items()}
+    definition = domainxml.with_disks(texts["domain.xml"].decode(errors="replace"), paths, nvram_path=nvram)
+    texts["domain.xml"] = definition.encode()
+
+    with _stage(output) as stage:
+        for dev, path in images.items():
+            _convert(
+                chains[dev][0],
+                stage / path.name,
+                image_format=request.image_format,
+                repository_=repository,
+                reporter=reporter,
+                stop=stop,
+            )
+        for name, data in texts.items():
+            _write(stage / name, data)
+        stop.check()
+        _move_out(stage, output)
+    return Restored(backup, images, output / "domain.xml")
+
+
+def _select(backup: Backup, wanted: Sequence[str]) -> list[str]:
+    has = [image.dev for image in backup.disks]
+    for dev in wanted:
+        if dev not in has:
+            raise DiskError(dev, f"backup {backup.id} has no such disk; it has {', '.join(has)}.")
+    return [dev for dev in has if not wanted or dev in wanted]
+
+
+def _refuse_existing(paths: Sequence[Path]) -> None:
+    with target_errors("look into the output directory"):
+        existing = [os.fspath(path) for path in paths if os.path.lexists(path)]
+    if existing:
+        raise TargetError(
+            f"{existing[0]} exists already and vbackup never overwrites; give another directory with --output."
+        )
+
+
+def _check_chains(
+    chains: Mapping[str, Sequence[Link]], repository_: Repository, reporter: Reporter, stop: Stop
+) -> None:
+    """Raise ChainError unless every image is the one its manifest tells of.
+
+    qemu-img will open what a header names, so the headers are compared with the manifests before
+    anything follows them.
+    """
+    for dev, links in chains.items():
+        total_bytes = sum(link.image.file_size_bytes for link in links)
+        before_bytes = 0
+        for link in links:
+            path = _path(repository_, link)
+            _check_header(path, link)
+            progress = _Progress(reporter, dev, before_bytes, total_bytes)
+            if repository.digest(path, check=stop.check, progress=progress) != link.image.digest:
+                raise ChainError(
+                    f"Disk {dev}: the image {path} of backup {link.backup.id} was altered or is damaged: its digest is"
+                    " not the one recorded. Take it from a copy of the repository, or restore an older backup."
+                )
+            before_bytes += link.image.file_size_bytes
+        reporter.step(f"Disk {dev}: {len(links)} image{'s' * (len(links) > 1)} checked.")
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Tells how far a disk is from how far one of its images is."""
+
+    reporter: Reporter
+    dev: str
+    before_bytes: int
+    total_bytes: int
+
+    def __call__(self, done_bytes: int) -> None:
+        self.reporter.progress(self.dev, self.before_bytes + done_bytes, self.total_bytes)
+
+
+def _check_header(path: Path, link: Link) -> None:
+    header = qemu_img.header(path)
+    backing = f"../{link.image.base}/{link.image.file}" if link.image.base else None
+    if header.backing_file != backing or (backing is not None and header.backing_format != "qcow2"):
+        raise ChainError(
+            f"Disk {link.image.dev}: the header of {path} names the backing file {header.backing_file!r}, its manifest"
+            f" {backing!r}; somebody changed it, and nothing was opened."
+        )
+    if header.data_file is not None:
+        raise ChainError(f"Disk {link.image.dev}: {path} keeps its data in another file, which vbackup never writes.")
+    if header.virtual_size_bytes != link.image.virtual_size_bytes:
+        raise ChainError(
+            f"Disk {link.image.dev}: {path} is an image of {header.virtual_size_bytes} bytes, its manifest says"
+            f" {link.image.virtual_size_bytes}."
+        )
+
+
+def _further_file(repository_: Repository, backup: Backup, name: str, stop: Stop) -> bytes:
+    path = repository_.directory(backup.domain_uuid, backup.id) / name
+    if path.is_symlink() or not path.is_file():
+        raise ChainError(f"{path} of backup {backup.id} is missing.")
+    if repository.digest(path, check=stop.check) != backup.files[name]:
+        raise ChainError(f"{path} of backup {backup.id} was altered or is damaged: its digest is not the one recorded.")
+    with target_errors(f"read {path}"):
+        return path.read_bytes()
+
+
+@contextmanager
+def _stage(output: Path) -> Iterator[Path]:
+    """A directory in the output directory that goes when the block is left; so does the output if it was made here."""
+    with target_errors(f"write to {output}"):
+        made = not output.exists()
+        output.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if made and not any(output.iterdir()):
+            output.rmdir()
+
+
+def _convert(
+    link: Link,
+    path: Path,
+    *,
+    image_format: ImageFormat,
+    repository_: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> None:
+    dev, size_bytes = link.image.dev, link.image.virtual_size_bytes
+
+    def progress(percent: float) -> None:
+        reporter.progress(dev, int(size_bytes * percent / 100), size_bytes)
+
+    with target_errors(f"write {path}"):
+        qemu_img.convert(_path(repository_, link), path, image_format, stop=stop, progress=progress)
+        repository.fsync(path)
+    reporter.step(f"Disk {dev}: restored.")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with target_errors(f"write {path}"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        repository.fsync(path)
+
+
+def _move_out(stage: Path, output: Path) -> None:
+    """Give the files their names: all or none."""
+    moved: list[Path] = []
+    try:
+        with target_errors(f"write to {output}"):
+            for path in sorted(stage.iterdir()):
+                _refuse_existing([output / path.name])
+                path.rename(output / path.name)
+                moved.append(output / path.name)
+            repository.fsync(output)
+    except BaseException:
+        for path in moved:
+            path.unlink()
+        raise
+
+
+def _path(repository_: Repository, link: Link) -> Path:
+    return repository_.directory(link.backup.domain_uuid, link.backup.id) / link.image.file
