@@ -1,0 +1,82 @@
+"""The command: parse, open, call one operation, print, and give the true exit status.
+
+Each command is a module of vbackup.cli.commands.
+Nothing below this floor prints or exits.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from vbackup.cli.output import plain
+from vbackup.errors import Status, UsageError, VbackupError
+from vbackup.stop import Stop, on_signals
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (vbackup(1), EXIT STATUS)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # JSON can hold half a character; that is no reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _status(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone; let the interpreter's last flush find nothing to complain of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Status.SIGNAL + signal.SIGPIPE
+    return status
+
+
+def _status(arguments: Sequence[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        return _run(arguments)
+    except VbackupError as err:
+        return _fail(err, as_json=as_json)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return Status.SIGNAL + signal.SIGINT
+    except Exception as err:
+        log.debug("unexpected", exc_info=True)
+        wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a fault in vbackup; -v shows where.")
+        return _fail(wrapped, as_json=as_json)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # Imported here, so that a Ctrl-C in the meantime is caught too.
+    from vbackup.cli import parser
+    from vbackup.cli.context import Context
+
+    options = parser.parse(arguments)
+    level = logging.DEBUG if options.verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
+    with on_signals(Stop()) as stop:
+        status: int = options.run(options, Context(options, stop))
+    return status
+
+
+def _fail(err: VbackupError, *, as_json: bool) -> int:
+    hint = " See 'vbackup --help'." if isinstance(err, UsageError) else ""
+    if as_json:
+        document = {
+            "schema": "vbackup.error/1",
+            "error": type(err).__name__,
+            "message": str(err),
+            "status": int(err.status),
+            "evidence": err.evidence(),
+        }
+        print(json.dumps(document, default=str))
+    print(f"vbackup: {plain(str(err))}{hint}", file=sys.stderr)
+    return int(err.status)

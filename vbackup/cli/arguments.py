@@ -1,0 +1,88 @@
+"""Arguments that several commands share, and the types that argument texts become."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from datetime import datetime, timezone
+from typing import Any
+
+from vbackup.fields import MAX_SIZE_BYTES
+
+#: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgtpe", start=1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
+
+
+def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False) -> None:
+    """The options of every command; they may stand before or behind its name."""
+
+    def default(value: Any) -> Any:
+        return value if at_top else argparse.SUPPRESS
+
+    parser.add_argument(
+        "-c", "--connect", metavar="URI", default=default(None), help="libvirt URI (default: LIBVIRT_DEFAULT_URI)"
+    )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-q", "--quiet", action="store_true", default=default(False), help="only the result, warnings and errors"
+    )
+    loudness.add_argument(
+        "-v", "--verbose", action="store_true", default=default(False), help="every QMP command and reply, on stderr"
+    )
+    if at_top:
+        return
+    parser.add_argument(
+        "-r",
+        "--repository",
+        metavar="DIR",
+        default=os.environ.get("VBACKUP_REPOSITORY"),
+        help="the repository (default: VBACKUP_REPOSITORY)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "json", "none"),
+        default="auto",
+        help="bars on a terminal, log lines elsewhere; one JSON event a line on stderr; nothing",
+    )
+
+
+def add_domain(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The domain, by position or with --domain as in virsh."""
+    parser.add_argument(
+        "domain", metavar="DOMAIN", nargs="?", help="name or UUID" + ("" if required else " (default: all)")
+    )
+    parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
+
+
+def speed_bytes_s(text: str) -> int:
+    """A rate like 50M, 50MiB/s, 1.5GB/s or plain bytes a second, as bytes a second."""
+    match = _SIZE.fullmatch(text.strip())
+    factor = _UNITS.get(match["unit"].lower()) if match else None
+    if match is None or factor is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 50M, 50MiB/s or 1000000")
+    rate = float(match["number"]) * factor
+    if not 1 <= rate <= MAX_SIZE_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 byte a second and what QEMU can count")
+    return int(rate)
+
+
+def time(text: str) -> datetime:
+    """ISO 8601, or as in backup ids (20261123T101500Z); local time where no offset is given."""
+    text = text.strip()
+    compact = re.fullmatch(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(Z?)", text, re.ASCII)
+    if compact:
+        year, month, day, hour, minute, second, zone = compact.groups()
+        text = f"{year}-{month}-{day}T{hour}:{minute}:{second}{zone}"
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time like 2026-11-23T10:15:00Z, '2026-11-23 10:15' or 20261123T101500Z"
+        ) from None

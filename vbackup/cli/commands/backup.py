@@ -1,0 +1,158 @@
+"""``vbackup backup``: back up a running domain."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from vbackup import manifest
+from vbackup.cli import output
+from vbackup.cli.arguments import add_common, add_domain, speed_bytes_s
+from vbackup.cli.context import Context, domain_of
+from vbackup.errors import Status
+from vbackup.model import Backup, Compression, Level, Quiesce
+
+if TYPE_CHECKING:
+    from vbackup.plan import BackupPlan
+
+
+def add(commands: Any) -> None:
+    """The command's arguments."""
+    parser = commands.add_parser(
+        "backup",
+        help="back up a running domain",
+        description="Back up all disks of a running domain as they are at one moment.",
+        allow_abbrev=False,
+    )
+    add_domain(parser)
+    add_common(parser)
+    parser.add_argument(
+        "--level",
+        choices=[level.value for level in Level],
+        default=Level.AUTO.value,
+        help="auto (default): for each disk incremental where there is a trustworthy base, else full",
+    )
+    parser.add_argument("--disk", metavar="DEV", nargs="+", action="extend", default=[], help="only these disks")
+    parser.add_argument("--exclude-disk", metavar="DEV", nargs="+", action="extend", default=[], help="not these disks")
+    parser.add_argument(
+        "--quiesce",
+        choices=[quiesce.value for quiesce in Quiesce],
+        default=Quiesce.AUTO.value,
+        help="freeze the guest's filesystems: if an agent answers (auto, default), or fail without",
+    )
+    parser.add_argument(
+        "--speed", metavar="BYTES/S", type=speed_bytes_s, help="copy each disk no faster (50M, 50MiB/s, 1GB)"
+    )
+    parser.add_argument(
+        "--compress",
+        choices=[compression.value for compression in Compression],
+        default=Compression.NONE.value,
+        help="compress the images (default: none)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, have QEMU check it, keep nothing")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Back up, or plan and check."""
+    from vbackup import backup
+    from vbackup.host import Host
+
+    request = backup.BackupRequest(
+        domain=domain_of(options),
+        level=Level(options.level),
+        disks=tuple(options.disk),
+        excluded_disks=tuple(options.exclude_disk),
+        quiesce=Quiesce(options.quiesce),
+        speed_bytes_s=options.speed,
+        compression=Compression(options.compress),
+    )
+    repository = context.repository()
+    with Host(context.uri) as host:
+        if options.dry_run:
+            with context.reporting() as reporter:
+                made = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+            _print_plan(made, context)
+        else:
+            with context.reporting() as reporter:
+                done = backup.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+            _print_backup(done, context)
+    return Status.DONE
+
+
+def _print_backup(done: Backup, context: Context) -> None:
+    if context.as_json:
+        context.print_document("vbackup.backup/1", manifest.document(done))
+        return
+    print(output.plain(f"Backup {done.id} of domain {done.domain_name}"))
+    output.table(
+        ("DISK", "LEVEL", "COPIED", "SIZE", "WHY"),
+        [
+            (
+                image.dev,
+                image.level.value,
+                output.size(image.copied_bytes),
+                output.size(image.file_size_bytes),
+                image.reason,
+            )
+            for image in done.disks
+        ],
+    )
+    for left in done.left_out:
+        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
+    frozen = f", frozen for {done.frozen_ms} ms" if done.frozen_ms else ""
+    print(f"{done.consistency.value.capitalize()}-consistent{frozen}; {done.duration_s:.1f} s.")
+
+
+def _print_plan(made: BackupPlan, context: Context) -> None:
+    transaction = made.transaction()
+    if context.as_json:
+        context.print_document("vbackup.plan/1", _plan_document(made, transaction))
+        return
+    print(f"Plan of backup {made.id} of domain {made.domain.name} (checked by QEMU, nothing was kept)")
+    output.table(
+        ("DISK", "LEVEL", "BASE", "FILE", "NODE", "WHY"),
+        [
+            (
+                disk.dev,
+                disk.choice.level.value,
+                disk.choice.base.id if disk.choice.base else "-",
+                disk.file,
+                disk.node.top.node_name,
+                disk.choice.reason,
+            )
+            for disk in made.disks
+        ],
+    )
+    for left in made.left_out:
+        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
+    print("Transaction:")
+    for action in transaction:
+        print(f"  {json.dumps(action)}")
+
+
+def _plan_document(made: BackupPlan, transaction: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "id": made.id,
+        "level": made.level.value,
+        "parent": made.parent,
+        "domain": {"name": made.domain.name, "uuid": made.domain.uuid},
+        "disks": [
+            {
+                "dev": disk.dev,
+                "level": disk.choice.level.value,
+                "base": disk.choice.base.id if disk.choice.base else None,
+                "reason": disk.choice.reason,
+                "file": disk.file,
+                "backing_file": disk.backing_rpath,
+                "virtual_size_bytes": disk.node.top.virtual_size_bytes,
+                "node_name": disk.node.top.node_name,
+                "bitmap": disk.bitmap,
+                "working_bitmap": disk.working_bitmap,
+            }
+            for disk in made.disks
+        ],
+        "left_out": [{"dev": left.dev, "reason": left.reason} for left in made.left_out],
+        "transaction": transaction,
+    }

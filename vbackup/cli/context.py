@@ -1,0 +1,65 @@
+"""What every command needs: the host, the repository, where to print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from vbackup.cli import reporters
+from vbackup.errors import UsageError
+from vbackup.report import Reporter
+from vbackup.repository import Repository
+from vbackup.stop import Stop
+
+
+class Context:
+    """One run of the command."""
+
+    def __init__(self, options: argparse.Namespace, stop: Stop) -> None:
+        self.stop = stop
+        self.uri: str | None = options.connect
+        self.as_json: bool = options.json
+        self._repository: str | None = options.repository
+        self._progress: str = options.progress
+        self._quiet: bool = options.quiet
+
+    def reporting(self) -> AbstractContextManager[Reporter]:
+        """Show what the work in the block tells; print its result after the block."""
+        return reporters.choose(self._progress, quiet=self._quiet)
+
+    def repository_path(self) -> Path:
+        """The directory given with -r or VBACKUP_REPOSITORY. Raises UsageError."""
+        if not self._repository:
+            raise UsageError("No repository given: use -r DIR, or set VBACKUP_REPOSITORY.")
+        return Path(self._repository)
+
+    def repository(self) -> Repository:
+        """The repository there. Raises UsageError, TargetError."""
+        return Repository.open(self.repository_path())
+
+    def print_document(self, schema: str, document: dict[str, Any]) -> None:
+        """Print the one JSON document of this command."""
+        print(json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False))
+
+
+def domain_of(options: argparse.Namespace) -> str:
+    """The domain, given by position or with --domain. Raises UsageError."""
+    domain = optional_domain_of(options)
+    if domain is None:
+        raise UsageError("No domain given.")
+    return domain
+
+
+def optional_domain_of(options: argparse.Namespace) -> str | None:
+    """The domain where one was given."""
+    named: str | None = options.domain_option
+    positional: str | None = options.domain
+    if named is not None and positional is not None and named != positional:
+        raise UsageError(f"Two domains given: {positional} and {named}.")
+    domain = positional if named is None else named
+    if domain == "":
+        raise UsageError("The domain's name is empty.")
+    return domain
