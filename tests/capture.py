@@ -1,0 +1,245 @@
+"""Capture tests/fixtures from a real QEMU and libvirt: ``python -m tests.capture`` (as root, half a minute).
+
+Each fixture is a directory with what vbackup reads of one running domain: domain.xml as libvirt shows
+it live, and QEMU's replies to the three queries of vbackup.blockgraph. Nothing is typed by hand and
+nothing is taken away; only the temporary directory is called /capture. versions.json says what
+answered. Capture again when QEMU or libvirt show something new, and look at the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from tests.lab import DiskSpec, Lab, Machine, domain_xml
+
+FIXTURES = Path(__file__).parent / "fixtures"
+QUERIES = ("query-block", "query-blockstats", "query-named-block-nodes")
+#: The repository whose bitmaps are ours, and a foreign one.
+REPOSITORY, FOREIGN = "0123456789ab", "ba9876543210"
+UUID = "f0000000-0000-4000-8000-00000000000{}"  # so that a new capture differs only where it should
+FULL, INCREMENTAL = "20261123T101500Z-full", "20261124T101500Z-incremental"
+
+
+def main() -> None:
+    """Capture all."""
+    directory = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
+    lab = Lab(directory / "lab")
+    try:
+        for capture in (rich, many, snapshot, bitmaps):
+            work = directory / capture.__name__
+            work.mkdir()
+            capture(lab, work)
+            lab.clear()
+            print(f"captured {capture.__name__}")
+    finally:
+        lab.close()
+        shutil.rmtree(directory)
+
+
+def rich(lab: Lab, work: Path) -> None:
+    """A disk of every kind that libvirt lets start here."""
+    words = work / "zwei Wörter & <mehr>"
+    other = work / "other"
+    for path in (words, other):
+        path.mkdir()
+    base = DiskSpec(work / "base.qcow2", size="4M")
+    specs = [
+        DiskSpec(words / "dïsk 'a'.qcow2", backing=base.path, driver="copy_on_read='on'", size="4M"),
+        DiskSpec(
+            work / "disk.qcow2", dev="vdb", size="4M",
+            inside="<iotune><total_bytes_sec>500000000</total_bytes_sec></iotune><alias name='ua-my_own-alias'/>",
+        ),
+        DiskSpec(other / "disk.qcow2", dev="vdc", driver="iothread='1' discard='unmap'", size="4M"),
+        DiskSpec(work / "plain.raw", dev="vdd", format="raw", size="4M"),
+        DiskSpec(work / "scsi.qcow2", dev="sda", bus="scsi", size="4M"),
+        DiskSpec(work / "sata.raw", dev="sdb", bus="sata", format="raw", size="4M"),
+        DiskSpec(work / "ide.qcow2", dev="hda", bus="ide", size="4M"),
+        DiskSpec(
+            work / "both.qcow2", dev="vdi", driver="copy_on_read='on'", size="4M",
+            inside="<iotune><read_iops_sec>10000</read_iops_sec></iotune>",
+        ),
+    ]  # fmt: skip
+    for spec in (base, *specs):
+        spec.create()
+    others = [
+        special(work / "readonly.raw", "vde", "<readonly/>"),
+        special(work / "shared.raw", "vdf", "<shareable/>"),
+        special(work / "transient.raw", "vdg", "<transient/>"),
+        special(work / "cd.iso", "hdb", "<readonly/>", device="cdrom", bus="ide"),
+        "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/><readonly/></disk>",
+        special(work / "floppy.img", "fda", "", device="floppy", bus="fdc"),
+    ]
+    disks = [*(spec.xml() for spec in specs), *others]
+    with nbd_server(work) as nbd, loop_device(work) as block:
+        disks.append(nbd)
+        if block is not None:
+            disks.append(DiskSpec(block, dev="vdh", kind="block", format="raw").xml())
+        machine = lab.start(domain_xml("käse & brot", disks, top=uuid(1) + "<iothreads>1</iothreads>"))
+        record("rich", machine, work)
+        lab.remove(machine)
+
+
+def many(lab: Lab, work: Path) -> None:
+    """vda to vdz, vdaa and vdab."""
+    devs = [f"vd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["vdaa", "vdab"]
+    specs = [DiskSpec(work / f"{dev}.qcow2", dev=dev, size="1M") for dev in devs]
+    bridges = "".join(f"<controller type='pci' index='{index}' model='pci-bridge'/>" for index in (1, 2))
+    record("many", lab.boot("many", specs, devices=bridges, top=uuid(2)), work)
+
+
+def snapshot(lab: Lab, work: Path) -> None:
+    """An external snapshot of disks that have a checkpoint; libvirt repeats the bitmap in the overlay."""
+    import libvirt  # after vbackup.host, which makes it quiet
+
+    machine = lab.boot(
+        "snapshot",
+        [
+            DiskSpec(work / "vda.qcow2", size="4M"),
+            DiskSpec(work / "vdb.qcow2", dev="vdb", size="4M"),
+            DiskSpec(work / "vdc.raw", dev="vdc", format="raw", size="4M"),
+        ],
+        top=uuid(3),
+    )
+    tops = nodes(machine)
+    for dev in ("vda", "vdb"):
+        add_bitmap(machine, tops[dev], f"vbackup-{REPOSITORY}-{FULL}-{dev}", persistent=True)
+    machine.write("vda", "write 0 64k")
+    xml = "<domainsnapshot><name>one</name><disks>" + "".join(
+        f"<disk name='{dev}' snapshot='{'external' if dev != 'vdb' else 'no'}'/>" for dev in ("vda", "vdb", "vdc")
+    )
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    machine.handle.domain.snapshotCreateXML(xml + "</disks></domainsnapshot>", flags)
+    machine.write("vda", "write 1M 64k")
+    record("snapshot", machine, work)
+
+
+def bitmaps(lab: Lab, work: Path) -> None:
+    """Bitmaps in every state: ours, another repository's, libvirt's; recording, disabled, busy, inconsistent."""
+    vda, vdb = DiskSpec(work / "vda.qcow2", size="4M"), DiskSpec(work / "vdb.qcow2", dev="vdb", size="4M")
+    raw = DiskSpec(work / "vdc.raw", dev="vdc", format="raw", size="4M")
+    target = DiskSpec(work / "target.qcow2", size="4M")
+    for spec in (vda, vdb, raw, target):
+        spec.create()
+    crash(vdb.path, f"vbackup-{REPOSITORY}-{FULL}-vdb")
+    machine = lab.start(domain_xml("bitmaps", [spec.xml() for spec in (vda, vdb, raw)], top=uuid(4)))
+    tops = nodes(machine)
+    add_bitmap(machine, tops["vda"], f"vbackup-{REPOSITORY}-{FULL}-vda", persistent=True)
+    add_bitmap(machine, tops["vda"], f"vbackup-{REPOSITORY}-{INCREMENTAL}-vda", persistent=True)
+    add_bitmap(machine, tops["vda"], f"vbackup-{FOREIGN}-{FULL}-vda", persistent=True)
+    add_bitmap(machine, tops["vda"], "libvirt-checkpoint", persistent=True)
+    working = f"vbackup-{REPOSITORY}-{INCREMENTAL}-vda-working"
+    add_bitmap(machine, tops["vda"], working, disabled=True)
+    add_bitmap(machine, tops["vdc"], f"vbackup-{REPOSITORY}-{FULL}-vdc")
+    machine.write("vda", "write 0 1M")
+    machine.write("vdc", "write 1M 64k")
+    sources = [{"node": tops["vda"], "name": f"vbackup-{REPOSITORY}-{FULL}-vda"}]
+    machine.execute("block-dirty-bitmap-merge", node=tops["vda"], target=working, bitmaps=sources)
+    file = {"driver": "file", "filename": os.fspath(target.path)}
+    machine.execute("blockdev-add", driver="qcow2", node_name="target", file=file)
+    machine.execute(
+        "blockdev-backup", job_id="job", device=tops["vda"], target="target", sync="bitmap", bitmap=working,
+        bitmap_mode="never", speed=65536, auto_finalize=False, auto_dismiss=False,
+    )  # fmt: skip
+    record("bitmaps", machine, work)
+
+
+# how
+
+
+def uuid(number: int) -> str:
+    return f"<uuid>{UUID.format(number)}</uuid>"
+
+
+def record(name: str, machine: Machine, work: Path) -> None:
+    """Write the fixture of a running domain."""
+    directory = FIXTURES / name
+    directory.mkdir(parents=True, exist_ok=True)
+    scrub: Callable[[str], str] = lambda text: text.replace(os.fspath(work), "/capture")  # noqa: E731
+    (directory / "domain.xml").write_text(scrub(machine.handle.live_xml()))
+    for query in QUERIES:
+        arguments = {"flat": True} if query == "query-named-block-nodes" else {}
+        entries = machine.execute(query, **arguments)
+        lines = ",\n".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) for entry in entries)
+        (directory / f"{query}.json").write_text(scrub(f"[\n{lines}\n]\n"))
+    versions = {
+        "qemu": machine.execute("query-version")["qemu"],
+        "libvirt": machine.handle.host.libvirt_version,
+    }
+    (directory / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+
+
+def nodes(machine: Machine) -> dict[str, str]:
+    """The node of each disk, by the name of its image, which is its dev here."""
+    return {
+        Path(entry["inserted"]["file"]).stem: entry["inserted"]["node-name"]
+        for entry in machine.execute("query-block")
+        if "inserted" in entry
+    }
+
+
+def add_bitmap(machine: Machine, node: str, name: str, **more: Any) -> None:
+    machine.execute("block-dirty-bitmap-add", node=node, name=name, granularity=65536, **more)
+
+
+def crash(path: Path, bitmap: str) -> None:
+    """Leave a bitmap inconsistent: the program that had the image open crashed."""
+    subprocess.run(["qemu-img", "bitmap", "--add", os.fspath(path), bitmap], check=True)
+    argv: Sequence[str] = ["qemu-io", "-c", "write 0 64k", "-c", "abort", os.fspath(path)]
+    subprocess.run(argv, check=False, capture_output=True)
+
+
+def special(path: Path, dev: str, inside: str, *, device: str = "disk", bus: str = "virtio") -> str:
+    path.write_bytes(bytes(1440 * 1024))
+    return (
+        f"<disk type='file' device='{device}'><driver name='qemu' type='raw'/>"
+        f"<source file={quoteattr(os.fspath(path))}/><target dev='{dev}' bus='{bus}'/>{inside}</disk>"
+    )
+
+
+@contextmanager
+def nbd_server(work: Path) -> Iterator[str]:
+    """A disk that comes over the network."""
+    path, image = work / "nbd", work / "network.raw"
+    image.write_bytes(bytes(4 * 1024 * 1024))
+    argv = ["qemu-nbd", "--fork", "--persistent", "--shared=0", "-f", "raw", "-x", "export", "-k", os.fspath(path)]
+    pidfile = work / "nbd.pid"
+    subprocess.run([*argv, f"--pid-file={pidfile}", os.fspath(image)], check=True)
+    try:
+        yield (
+            "<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd' name='export'>"
+            f"<host transport='unix' socket='{path}'/></source><target dev='vdj' bus='virtio'/></disk>"
+        )
+    finally:
+        os.kill(int(pidfile.read_text()), 15)
+
+
+@contextmanager
+def loop_device(work: Path) -> Iterator[Path | None]:
+    """A block device of the host, None where there is no loop device."""
+    backing = work / "loop.raw"
+    backing.write_bytes(bytes(4 * 1024 * 1024))
+    made = subprocess.run(
+        ["losetup", "--find", "--show", os.fspath(backing)], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        print(f"no loop device: {made.stderr.strip()}")
+        yield None
+        return
+    device = Path(made.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", os.fspath(device)], check=True)
+
+
+if __name__ == "__main__":
+    main()

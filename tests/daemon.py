@@ -1,0 +1,167 @@
+"""A libvirtd of the tests' own for qemu:///system, where a daemon is the subject: QEMU without
+privileges, two clients at once, the daemon restarted, another host's connection, storage pools.
+
+It uses the system's own directories (libvirt has no way to move them all), so it is only started where no
+other libvirtd runs, and all domains and pools in it are transient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from tests.lab import Machine
+from vbackup.host import Host
+
+CONF = """\
+unix_sock_dir = "{directory}"
+auth_unix_rw = "none"
+listen_tls = 0
+listen_tcp = 1
+tcp_port = "{port}"
+listen_addr = "127.0.0.1"
+auth_tcp = "none"
+log_outputs = "3:file:{directory}/libvirtd.log"
+"""
+
+
+def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0) -> None:
+    """Poll a condition of another process that tells nobody when it changes."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(["sleep", "0.05"], timeout=1, check=False)
+
+
+def _environment() -> dict[str, str]:
+    """Without what vbackup.host sets for its own process: the daemons shall log as they are configured."""
+    return {name: value for name, value in os.environ.items() if name != "LIBVIRT_LOG_OUTPUTS"}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Daemon:
+    """libvirtd and virtlogd in the foreground of their own processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = _free_port()
+        self.uri = f"qemu+unix:///system?socket={directory}/libvirt-sock"
+        self.tcp_uri = f"qemu+tcp://127.0.0.1:{self.port}/system"
+        (directory / "libvirtd.conf").write_text(CONF.format(directory=directory, port=self.port))
+        self._virtlogd = subprocess.Popen(["virtlogd", "--pid-file", f"{directory}/virtlogd.pid"], env=_environment())
+        wait_for(lambda: Path("/run/libvirt/virtlogd-sock").exists(), "virtlogd's start")
+        self._libvirtd = self._start()
+        self.host = Host(self.uri)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        conf = f"{self.directory}/libvirtd.conf"
+        process = subprocess.Popen(
+            [
+                *self._without_kvm(),
+                "libvirtd",
+                "--listen",
+                "--config",
+                conf,
+                "--pid-file",
+                f"{self.directory}/libvirtd.pid",
+            ],
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+        )
+        wait_for(lambda: self._answers() or process.poll() is not None, "libvirtd's start")
+        assert process.poll() is None, (self.directory / "libvirtd.log").read_text()
+        return process
+
+    def _without_kvm(self) -> list[str]:
+        """Begin a command in a mount namespace in which nobody can use /dev/kvm.
+
+        Where /dev/kvm is there but not for the user libvirt-qemu, libvirt 9.0 probes QEMU with it (as root),
+        then finds the answer outdated (as libvirt-qemu), and does so a dozen times for each start: 45 s.
+        """
+        if not Path("/dev/kvm").exists():
+            return []
+        cover = self.directory / "no-kvm"
+        cover.touch(mode=0o600)
+        # A namespace that libvirt makes for each QEMU has no place for what is mounted on a device.
+        conf = self.directory / "qemu.conf"
+        conf.write_text("namespaces = []\n")
+        script = 'mount --bind "$0" /dev/kvm && mount --bind "$1" /etc/libvirt/qemu.conf && shift && exec "$@"'
+        return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, str(cover), str(conf)]
+
+    def _answers(self) -> bool:
+        try:
+            libvirt.open(self.uri).close()
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """As if it crashed: domains go on running."""
+        self._libvirtd.send_signal(signal.SIGKILL)
+        self._libvirtd.wait()
+
+    def restart(self) -> None:
+        """Start it again after ``kill``."""
+        self._libvirtd = self._start()
+
+    def start(self, xml: str) -> Machine:
+        """Start a transient domain."""
+        domain = self.host.connection.createXML(xml)
+        return Machine(self.host.domain(domain.name()))
+
+    def clear(self) -> None:
+        """End all domains and pools."""
+        if not self.host.is_alive():
+            self.host.reopen()
+        connection: Any = self.host.connection
+        for domain in connection.listAllDomains():
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.destroy()
+        for pool in connection.listAllStoragePools():
+            pool.destroy()
+
+    def close(self) -> None:
+        """End everything that was started."""
+        try:
+            self.clear()
+            self.host.close()
+        finally:
+            for process in (self._libvirtd, self._virtlogd):
+                process.terminate()
+                process.wait(timeout=30)
+            shutil.rmtree(self.directory)
+
+
+def reason_not_to_start() -> str | None:
+    """Why no daemon can be started here; None if one can."""
+    if os.geteuid() != 0:
+        return "a libvirtd for qemu:///system needs root"
+    if Path("/run/libvirt/libvirt-sock").exists() and _somebody_listens("/run/libvirt/libvirt-sock"):
+        return "a libvirtd of the system runs here and must not be disturbed"
+    return None
+
+
+def _somebody_listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,55 @@
+"""A lab without domains for each test, and a daemon where one is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import daemon as daemon_
+
+if TYPE_CHECKING:
+    from tests.lab import Lab
+
+
+@pytest.fixture(autouse=True)
+def _empty_lab(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "lab" in request.fixturenames:
+        lab: Lab = request.getfixturevalue("lab")
+        lab.clear()
+
+
+@pytest.fixture(scope="session")
+def _daemon() -> Iterator[daemon_.Daemon]:
+    reason = daemon_.reason_not_to_start()
+    if reason is not None:
+        pytest.skip(reason)
+    made = daemon_.Daemon(Path(tempfile.mkdtemp(prefix="vbd-", dir="/tmp")))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def daemon(_daemon: daemon_.Daemon) -> Iterator[daemon_.Daemon]:
+    """A libvirtd of the tests' own, without domains."""
+    yield _daemon
+    _daemon.clear()
+
+
+@pytest.fixture
+def small_filesystem(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 12 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(path)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)

@@ -1,0 +1,273 @@
+"""Which base each disk starts from when the world has changed: auto falls back disk by disk, and says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+import pytest
+
+from tests.daemon import wait_for
+from tests.lab import DiskSpec, Lab, References, compare, domain_xml
+
+if TYPE_CHECKING:
+    from tests.conftest import Command, Outcome
+
+
+class Chain:
+    """Backups of one machine that may be started again; each is restored and compared at once."""
+
+    def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path) -> None:
+        self.lab, self.command, self.repository, self.tmp_path = lab, command, repository, tmp_path
+        self.specs = [
+            DiskSpec(tmp_path / "vda.qcow2", size="8M"),
+            DiskSpec(tmp_path / "vdb.qcow2", dev="vdb", size="8M"),
+        ]
+        for spec in self.specs:
+            spec.create()
+        self.machine = lab.start(self.xml())
+        self.count = 0
+
+    def xml(self) -> str:
+        return domain_xml(
+            "bases",
+            [spec.xml() for spec in self.specs],
+            top="<uuid>11111111-2222-3333-4444-555555555555</uuid>",
+        )
+
+    def restart(self, *, kill: bool = False) -> None:
+        """The same definition in a new QEMU; ``kill`` gives the old one no time to close its images."""
+        if kill:
+            pid = int(next((self.lab.root / "run").glob("**/*bases.pid")).read_text())
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: not self.machine.handle.is_active(), "libvirt noticing QEMU's death")
+        self.stop()
+        self.machine = self.lab.start(self.xml())
+
+    def stop(self) -> None:
+        self.lab.remove(self.machine)
+
+    def backup(self, *options: str) -> dict[str, Any]:
+        """Back up; what is restored must be what the disks held at that moment."""
+        self.count += 1
+        references = References(self.tmp_path / f"references{self.count}")
+        with pytest.MonkeyPatch.context() as patch, references.taken(patch):
+            done = self.run(*options).document
+        images = references.finish(self.machine)
+        output = self.tmp_path / f"out{self.count}"
+        self.command("-q", "restore", "bases", "-r", self.repository, "--output", output)
+        for disk in done["disks"]:
+            compare(output / disk["file"], images[disk["node_name"]])
+        return done
+
+    def run(self, *options: str, status: int = 0) -> Outcome:
+        return self.command(
+            "-c", self.lab.uri, "-q", "backup", "bases", "-r", self.repository, "--json", *options, status=status
+        )
+
+
+@pytest.fixture
+def chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
+    made = Chain(lab, command, repository, tmp_path)
+    for spec in made.specs:
+        made.machine.write(spec.dev, "write -P 1 0 2M")
+    return made
+
+
+def levels(done: dict[str, Any]) -> dict[str, str]:
+    return {disk["dev"]: disk["level"] for disk in done["disks"]}
+
+
+def reasons(done: dict[str, Any]) -> dict[str, str]:
+    return {disk["dev"]: disk["reason"] for disk in done["disks"]}
+
+
+def test_bitmaps_outlive_a_restart_of_the_domain(chain: Chain) -> None:
+    full = chain.backup()
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    chain.restart()
+    chain.machine.write("vda", "write -P 3 3M 64k")
+    after = chain.backup()
+    assert levels(after) == {"vda": "incremental", "vdb": "incremental"}
+    assert after["parent"] == full["id"]
+    assert after["disks"][0]["copied_bytes"] == 2 * 65536
+
+
+def test_killed_qemu_costs_a_full(chain: Chain) -> None:
+    full = chain.backup()
+    chain.restart()  # the bitmaps are in the images now
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    chain.restart(kill=True)
+    refused = chain.run("--level", "incremental", status=6)
+    assert f"Disk vda: no incremental backup is possible: checkpoint {full['id']} is inconsistent" in refused.stderr
+    assert "--level auto" in refused.stderr
+    done = chain.backup()
+    assert done["level"] == "full"
+    assert "inconsistent" in reasons(done)["vda"]
+    # The bitmaps that could only be removed were removed.
+    assert {len(names) for names in chain.machine.bitmaps().values()} == {1}
+    assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
+
+
+def test_missing_bitmap_costs_a_full_of_that_disk_only(chain: Chain) -> None:
+    full = chain.backup()
+    node, bitmap = full["disks"][0]["node_name"], full["disks"][0]["bitmap"]
+    chain.machine.execute("block-dirty-bitmap-remove", node=node, name=bitmap)
+    chain.machine.write("vdb", "write -P 2 1M 64k")
+    refused = chain.run("--level", "incremental", status=6)
+    assert f"Disk vda: no incremental backup is possible: checkpoint {full['id']} is missing" in refused.stderr
+    done = chain.backup()
+    assert (done["level"], done["parent"]) == ("incremental", full["id"])
+    assert levels(done) == {"vda": "full", "vdb": "incremental"}
+    assert reasons(done)["vda"] == f"checkpoint {full['id']} is missing from the image"
+    refused = chain.run("--level", "differential")
+    assert levels(refused.document) == {"vda": "differential", "vdb": "differential"}
+    assert [disk["base"] for disk in refused.document["disks"]] == [done["id"], full["id"]]
+
+
+def test_attached_disk_gets_a_full_of_its_own(chain: Chain) -> None:
+    chain.backup()
+    spec = DiskSpec(chain.tmp_path / "vdc.qcow2", dev="vdc", size="4M")
+    spec.create()
+    chain.machine.handle.domain.attachDevice(spec.xml())
+    chain.machine.write("vdc", "write -P 5 0 64k")
+    done = chain.backup()
+    assert levels(done) == {"vda": "incremental", "vdb": "incremental", "vdc": "full"}
+
+
+def test_images_that_changed_places_are_not_taken_for_each_other(chain: Chain) -> None:
+    chain.machine.write("vdb", "write -P 77 0 4M")
+    chain.backup()
+    a, b = chain.specs
+    chain.specs = [DiskSpec(b.path, size="8M"), DiskSpec(a.path, dev="vdb", size="8M")]
+    chain.restart()
+    assert levels(chain.backup()) == {"vda": "full", "vdb": "full"}
+
+
+def test_other_image_under_the_same_name_costs_a_full(chain: Chain) -> None:
+    chain.backup()
+    other = DiskSpec(chain.tmp_path / "other.qcow2", size="8M")
+    other.create()
+    chain.specs[0] = other
+    chain.restart()
+    done = chain.backup()
+    assert levels(done) == {"vda": "full", "vdb": "incremental"}
+
+
+def test_grown_disk_stays_incremental(chain: Chain) -> None:
+    chain.backup()
+    chain.machine.handle.domain.blockResize("vda", 12 << 20, 1)
+    chain.machine.write("vda", "write -P 9 11M 64k")
+    done = chain.backup()
+    assert levels(done)["vda"] == "incremental"
+    assert done["disks"][0]["virtual_size_bytes"] == 12 << 20
+
+
+def test_shrunk_disk_costs_a_full(chain: Chain) -> None:
+    chain.backup()
+    chain.stop()
+    image = str(chain.specs[0].path)
+    listed = subprocess.run(["qemu-img", "info", image], capture_output=True, text=True, check=True).stdout
+    name = next(line.split(":", 1)[1].strip() for line in listed.splitlines() if "name: vbackup-" in line)
+    subprocess.run(["qemu-img", "bitmap", "--remove", image, name], check=True)
+    subprocess.run(["qemu-img", "resize", "-q", "--shrink", image, "4M"], check=True)
+    chain.machine = chain.lab.start(chain.xml())
+    done = chain.backup()
+    assert levels(done)["vda"] == "full"
+    assert reasons(done)["vda"] == "the disk shrank from 8388608 to 4194304 bytes"
+
+
+def test_image_missing_from_the_repository_costs_a_full(chain: Chain) -> None:
+    full = chain.backup()
+    directory = chain.repository / full["domain"]["uuid"] / full["id"]
+    (directory / "vdb.qcow2").unlink()
+    refused = chain.run("--level", "incremental", status=6)
+    assert f"the image of backup {full['id']} is missing" in refused.stderr
+    done = chain.backup()
+    assert levels(done) == {"vda": "incremental", "vdb": "full"}
+    listed = chain.command("list", "-r", chain.repository, "--json", status=6)
+    assert [one["id"] for one in listed.document["broken"]] == [full["id"]]
+
+
+def test_external_snapshot_before_while_and_after(chain: Chain) -> None:
+    domain = chain.machine.handle.domain
+    full = chain.backup()
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    domain.snapshotCreateXML(
+        "<domainsnapshot><name>s1</name><disks>"
+        f"<disk name='vda' snapshot='external'><source file='{chain.tmp_path}/overlay.qcow2'/></disk>"
+        "<disk name='vdb' snapshot='no'/></disks></domainsnapshot>",
+        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC,
+    )
+    chain.machine.write("vda", "write -P 3 2M 64k", "write -z 0 64k")
+    over = chain.backup()
+    # libvirt made the bitmap in the overlay go on where the one below stopped: both count.
+    assert levels(over) == {"vda": "incremental", "vdb": "incremental"}
+    assert over["disks"][0]["copied_bytes"] == 3 * 65536
+    chain.machine.write("vda", "write -P 4 4M 64k")
+    again = chain.backup()
+    assert levels(again)["vda"] == "incremental"
+    flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
+    domain.blockCommit("vda", None, None, 0, flags)
+    wait_for(lambda: "ready='yes'" in chain.machine.handle.live_xml(), "the commit")
+    domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    wait_for(lambda: "<mirror" not in chain.machine.handle.live_xml(), "the pivot")
+    chain.machine.write("vda", "write -P 5 5M 64k")
+    after = chain.backup()
+    assert levels(after)["vdb"] == "incremental"
+    assert full["id"] != after["id"]
+
+
+def test_overlay_without_the_bitmap_costs_a_full(chain: Chain) -> None:
+    chain.backup()
+    chain.stop()
+    overlay = DiskSpec(chain.tmp_path / "overlay.qcow2", size="8M", backing=chain.specs[0].path)
+    overlay.create()
+    chain.specs[0] = overlay
+    chain.machine = chain.lab.start(chain.xml())
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    done = chain.backup()
+    assert levels(done) == {"vda": "full", "vdb": "incremental"}
+
+
+def test_two_repositories_do_not_disturb_each_other(chain: Chain) -> None:
+    other = chain.tmp_path / "other"
+    chain.command("init", "-r", other)
+    first = chain.backup()
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    there = chain.command("-c", chain.lab.uri, "-q", "backup", "bases", "-r", other, "--json").document
+    assert there["level"] == "full"
+    chain.machine.write("vda", "write -P 3 2M 64k")
+    here = chain.backup()
+    assert (here["parent"], here["disks"][0]["copied_bytes"]) == (first["id"], 2 * 65536)
+    there = chain.command("-c", chain.lab.uri, "-q", "backup", "bases", "-r", other, "--json").document
+    assert there["disks"][0]["copied_bytes"] == 65536
+
+
+def test_only_bitmaps_of_possible_bases_are_kept(chain: Chain) -> None:
+    full = chain.backup()
+    chain.machine.execute("block-dirty-bitmap-add", node=full["disks"][0]["node_name"], name="somebody-elses")
+    last = [chain.backup() for _ in range(3)][-1]
+    names = chain.machine.bitmaps()[full["disks"][0]["node_name"]]
+    assert names == sorted(["somebody-elses", full["disks"][0]["bitmap"], last["disks"][0]["bitmap"]])
+
+
+def test_disk_with_another_block_job_is_busy(chain: Chain) -> None:
+    chain.backup()
+    domain = chain.machine.handle.domain
+    copy = chain.tmp_path / "copy.qcow2"
+    xml = f"<disk type='file'><source file='{copy}'/><driver type='qcow2'/></disk>"
+    domain.blockCopy("vda", xml, {}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    before = chain.machine.state()
+    refused = chain.run(status=8)
+    assert "busy with another block job" in refused.stderr
+    assert chain.machine.state()["bitmaps"] == before["bitmaps"]
+    domain.blockJobAbort("vda", 0)
+    wait_for(lambda: "<mirror" not in chain.machine.handle.live_xml(), "the end of the copy")
+    assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}

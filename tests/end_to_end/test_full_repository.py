@@ -1,0 +1,67 @@
+"""A repository that runs full under a writing guest: the backup ends, the guest goes on with nothing lost."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import libvirt
+import pytest
+
+from tests.daemon import wait_for
+from tests.end_to_end.test_real_guest import running
+from tests.guest import build, domain_xml, make_disks
+from tests.guest.disks import preen_filesystem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Command
+    from tests.guest import Guest
+    from tests.lab import Lab
+
+
+@pytest.fixture
+def guest(lab: Lab, tmp_path: Path) -> Iterator[Guest]:
+    """One with enough on its disks that the job itself runs out of room too."""
+    serial = tmp_path / "console"
+    disks = make_disks(tmp_path, bulk_bytes=24 << 20)
+    with running(lab, domain_xml("full", build(tmp_path), disks, serial=serial), serial) as made:
+        yield made
+
+
+def test_guest_stopped_by_a_full_repository_goes_on(
+    guest: Guest,
+    command: Command,
+    lab: Lab,
+    small_filesystem: Path,
+    tmp_path: Path,
+) -> None:
+    repository = small_filesystem / "repository"
+    command("init", "-r", repository)
+    # Room for what QEMU saves of the guest's first writes, and for little else.
+    (small_filesystem / "ballast").write_bytes(bytes(9 << 20))
+    # Once round its noise the guest overwrites what is there, and QEMU saves that first.
+    wait_for(lambda: int(guest.agent.read("/log/counter")) > 70, "the guest's first round")
+    domain = guest.machine.handle.domain
+    before = guest.machine.state()
+
+    failed = command(
+        "-c", lab.uri, "backup", "full", "-r", repository, "--quiesce", "no", "--speed", "256K", status=7
+    )  # fmt: skip
+
+    assert "no space left" in failed.stderr
+    assert "The guest was stopped because the repository could not take" in failed.stderr
+    assert domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+    assert guest.machine.state() == before
+    count = int(guest.agent.read("/log/counter"))
+    wait_for(lambda: int(guest.agent.read("/log/counter")) > count, "the guest going on")
+    assert "I/O error" not in guest.agent.run("/bin/dmesg")
+    assert sorted(path.name for path in repository.iterdir()) == ["vbackup.json"]
+
+    # With room the same command works, and what is restored is whole.
+    subprocess.run(["mount", "-o", "remount,size=400m", str(small_filesystem)], check=True)
+    command("-c", lab.uri, "-q", "backup", "full", "-r", repository)
+    command("-q", "restore", "full", "-r", repository, "--output", tmp_path / "out", "--format", "raw")
+    assert preen_filesystem(tmp_path / "out" / "vda.raw")

@@ -1,0 +1,903 @@
+"""QEMU in memory: everything vbackup asks of a QEMU, answered as QEMU 7.2 answers it.
+
+It implements vbackup.monitor.Monitor and passes the same contract tests as the real monitors
+(tests/contract). There are no threads and nothing sleeps: jobs advance by one step whenever somebody
+asks for them (query-jobs) or waits (next_event). No guest data is copied; image files are opened and
+their headers read, so that what QEMU would refuse is refused here.
+
+What a test can make go wrong: ``fault``, ``refuse``, ``lose_connection``, ``kill``, ``fail_job``,
+``stall_job``, ``fail_flush``, ``loses_events``, ``passes_fds``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotPassedError, QmpError, VbackupError
+from vbackup.monitor import Event
+
+MIB = 1024 * 1024
+QCOW2_MAGIC = b"QFI\xfb"
+DEFAULT_GRANULARITY = 65536
+MAX_NODE_NAME = 31
+#: No test sends so many commands without clearing ``sent``, unless it hangs.
+ENDLESS = 3000
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # id_wellformed() in QEMU's util/id.c
+
+#: Arguments of the commands: those that must be there, those that may be.
+COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    name: (frozenset(required.split()), frozenset(optional.split()))
+    for name, required, optional in (
+        ("query-block", "", ""),
+        ("query-blockstats", "", "query-nodes"),
+        ("query-named-block-nodes", "", "flat"),
+        ("query-jobs", "", ""),
+        ("query-fdsets", "", ""),
+        ("query-version", "", ""),
+        ("add-fd", "", "fdset-id opaque"),
+        ("remove-fd", "fdset-id", "fd"),
+        ("blockdev-add", "driver", "node-name file backing read-only cache discard detect-zeroes auto-read-only"),
+        ("blockdev-del", "node-name", ""),
+        ("blockdev-reopen", "options", ""),
+        ("block-dirty-bitmap-remove", "node name", ""),
+        ("transaction", "actions", "properties"),
+        ("job-cancel", "id", ""),
+        ("job-finalize", "id", ""),
+        ("job-dismiss", "id", ""),
+    )
+}
+
+#: Arguments of the actions of a transaction.
+ACTIONS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    name: (frozenset(required.split()), frozenset(optional.split()))
+    for name, required, optional in (
+        ("abort", "", ""),
+        ("block-dirty-bitmap-add", "node name", "granularity persistent disabled"),
+        ("block-dirty-bitmap-disable", "node name", ""),
+        ("block-dirty-bitmap-merge", "node target bitmaps", ""),
+        (
+            "blockdev-backup",
+            "device target sync",
+            "job-id speed bitmap bitmap-mode compress auto-finalize auto-dismiss",
+        ),
+    )
+}
+
+#: JobVerbTable in QEMU's job.c: the states in which a job takes a command.
+VERBS = {
+    "cancel": ("created", "running", "paused", "ready", "standby", "waiting", "pending"),
+    "finalize": ("pending",),
+    "dismiss": ("concluded",),
+}
+
+
+@dataclass(frozen=True)
+class FakeDisk:
+    """A disk of the guest: its device and a chain of layers, the active one first."""
+
+    alias: str = "virtio-disk0"
+    size_bytes: int = 16 * MIB
+    format: str = "qcow2"
+    path: str = "/images/vda.qcow2"
+    backing_paths: tuple[str, ...] = ()  #: of the layers below
+    filters: tuple[str, ...] = ()  #: drivers of the filter nodes above, the topmost first
+    compat: str = "1.1"  #: of qcow2; "0.10" (version 2) stores no bitmaps
+    in_peripheral: bool = True  #: virtio; False: the alias itself is the qdev (SATA, IDE)
+
+    @property
+    def qdev(self) -> str:
+        return f"/machine/peripheral/{self.alias}/virtio-backend" if self.in_peripheral else self.alias
+
+
+@dataclass
+class FakeBitmap:
+    """A dirty bitmap; ``dirty`` has the numbers of the granules."""
+
+    name: str
+    granularity: int = DEFAULT_GRANULARITY
+    persistent: bool = False
+    recording: bool = True
+    inconsistent: bool = False
+    dirty: set[int] = field(default_factory=set)
+
+    def mark(self, offset: int, length: int) -> None:
+        self.dirty.update(range(offset // self.granularity, (offset + length - 1) // self.granularity + 1))
+
+    def merge(self, other: FakeBitmap) -> None:
+        for granule in other.dirty:
+            self.mark(granule * other.granularity, other.granularity)
+
+
+@dataclass
+class _Node:
+    name: str
+    driver: str
+    filename: str
+    size_bytes: int
+    read_only: bool = False
+    below: str | None = None  #: the node a filter stands on
+    compat: str = "1.1"
+    backing: str | None = None
+    storage: str | None = None  #: the protocol node of a format node
+    identity: tuple[int, int] | None = None  #: device and inode of a real file
+    fdset: int | None = None
+    bitmaps: dict[str, FakeBitmap] = field(default_factory=dict)
+
+
+@dataclass
+class _Job:
+    id: str
+    source: str
+    target: str
+    bitmap: str | None
+    total_bytes: int
+    speed: int
+    auto_finalize: bool
+    auto_dismiss: bool
+    status: str = "created"
+    filter: str = ""
+    done_bytes: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Plight:
+    """What will happen to a job."""
+
+    after_bytes: int
+    error: str | None  #: None: it hangs
+    cancellable: bool
+
+
+@dataclass
+class _Fault:
+    error: VbackupError
+    command: str | None
+    countdown: int
+    carried_out: bool
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A command that was sent."""
+
+    command: str
+    arguments: Mapping[str, Any]
+
+
+class FakeQemu:
+    """A running QEMU with the given disks, and a monitor to it. ``close`` lets go of descriptors."""
+
+    def __init__(self, disks: Sequence[FakeDisk] = (), *, name: str = "fake") -> None:
+        self.name = name
+        self.alive = True
+        self.loses_events = False
+        self.passes_fds = True
+        self.sent: list[Sent] = []
+        self._nodes: dict[str, _Node] = {}
+        self._devices: list[tuple[FakeDisk, str]] = []  #: with the name of the root node
+        self._jobs: dict[str, _Job] = {}
+        self._plights: dict[str, _Plight] = {}
+        self._flush_errors: dict[str, str] = {}
+        self._fdsets: dict[int, dict[int, str | None]] = {}
+        self._events: deque[Event] = deque()
+        self._faults: list[_Fault] = []
+        self._numbers = iter(range(1, 1_000_000))
+        self._layers = iter(range(1, 1_000_000))
+        for disk in disks:
+            self.attach(disk)
+
+    # what a test arranges
+
+    def attach(self, disk: FakeDisk) -> str:
+        """Plug a disk in; returns the node that the guest's writes reach (below the filters)."""
+        above: str | None = None
+        names = [f"libvirt-{next(self._layers)}" for _ in (disk.path, *disk.backing_paths)]
+        for name, path in zip(reversed(names), reversed((disk.path, *disk.backing_paths))):
+            storage, top = f"{name}-storage", f"{name}-format"
+            self._nodes[storage] = _Node(storage, "file", path, disk.size_bytes)
+            self._nodes[top] = _Node(
+                top,
+                disk.format,
+                path,
+                disk.size_bytes,
+                read_only=path != disk.path,
+                compat=disk.compat,
+                backing=above,
+                storage=storage,
+            )
+            above = top
+        assert above is not None
+        node_name = root = above
+        for driver in reversed(disk.filters):
+            filter_name = f"{node_name}-{driver}"
+            self._nodes[filter_name] = _Node(filter_name, driver, disk.path, disk.size_bytes, below=root)
+            root = filter_name
+        self._devices.append((disk, root))
+        return node_name
+
+    def detach(self, alias: str) -> None:
+        """Unplug a disk and close its nodes."""
+        for device in [one for one in self._devices if one[0].alias == alias]:
+            self._devices.remove(device)
+            for name in list(self._chain(device[1])):
+                node = self._nodes.pop(name)
+                self._nodes.pop(node.storage or "", None)
+
+    def top(self, alias: str) -> str:
+        """The node of that disk that takes the guest's writes."""
+        root = next(root for disk, root in self._devices if disk.alias == alias)
+        return next(name for name in self._chain(root) if self._nodes[name].below is None)
+
+    def snapshot(self, alias: str, path: str) -> str:
+        """As virsh snapshot-create-as --disk-only: an overlay, in which libvirt repeats the recording bitmaps."""
+        below = self.top(alias)
+        name = f"libvirt-{next(self._layers)}"
+        storage, overlay = f"{name}-storage", f"{name}-format"
+        node = self._nodes[below]
+        self._nodes[storage] = _Node(storage, "file", path, node.size_bytes)
+        self._replace_above(below, overlay)
+        self._nodes[overlay] = _Node(overlay, "qcow2", path, node.size_bytes, backing=below, storage=storage)
+        for bitmap in node.bitmaps.values():
+            if bitmap.recording:
+                self._nodes[overlay].bitmaps[bitmap.name] = FakeBitmap(
+                    bitmap.name, bitmap.granularity, persistent=bitmap.persistent
+                )
+                bitmap.recording = False
+        node.read_only = True
+        return overlay
+
+    def write(self, node_name: str, offset: int, length: int) -> None:
+        """The guest writes: recording bitmaps take note."""
+        for bitmap in self._nodes[node_name].bitmaps.values():
+            if bitmap.recording:
+                bitmap.mark(offset, length)
+
+    def resize(self, node_name: str, size_bytes: int) -> None:
+        """As blockresize does."""
+        self._nodes[node_name].size_bytes = size_bytes
+
+    def bitmaps(self, node_name: str) -> dict[str, FakeBitmap]:
+        """The bitmaps of a node, to look at and to damage."""
+        return self._nodes[node_name].bitmaps
+
+    def fault(
+        self, error: VbackupError, *, command: str | None = None, nth: int = 1, carried_out: bool = False
+    ) -> None:
+        """Raise ``error`` at the ``nth`` call from now (of that command); ``carried_out``: only the reply is lost."""
+        self._faults.append(_Fault(error, command, nth, carried_out))
+
+    def refuse(self, command: str, description: str, *, nth: int = 1) -> None:
+        """Answer with an error."""
+        self.fault(QmpError(command, "GenericError", description), command=command, nth=nth)
+
+    def lose_connection(self, *, command: str | None = None, nth: int = 1, carried_out: bool = False) -> None:
+        """Break the connection at that call; the next one works again."""
+        error = ConnectionLostError("The connection to libvirt broke. Is libvirtd running?")
+        self.fault(error, command=command, nth=nth, carried_out=carried_out)
+
+    def kill(self, *, command: str | None = None, nth: int | None = None) -> None:
+        """End QEMU, now or at the ``nth`` call (of that command)."""
+        if command is None and nth is None:
+            self.alive = False
+        else:
+            self.fault(DomainGoneError(self.name), command=command, nth=nth or 1)
+
+    def heal(self) -> None:
+        """Forget the faults that have not struck, and run again after ``kill``."""
+        self._faults.clear()
+        self.alive = True
+
+    def fail_job(self, target: str, error: str, *, after_bytes: int = 0) -> None:
+        """The job that writes to that node ends with an error once it has copied so much."""
+        self._plights[target] = _Plight(after_bytes, error, cancellable=True)
+
+    def stall_job(self, target: str, *, after_bytes: int = 0, cancellable: bool = True) -> None:
+        """The job that writes to that node hangs once it has copied so much; its requests may never come back."""
+        self._plights[target] = _Plight(after_bytes, None, cancellable)
+
+    def fail_flush(self, node_name: str, error: str) -> None:
+        """What the node's driver still holds does not reach the disk; QEMU tells only who reopens it."""
+        self._flush_errors[node_name] = error
+
+    def recover(self, target: str) -> None:
+        """Let the job of that node go on."""
+        self._plights.pop(target, None)
+
+    def state(self) -> dict[str, Any]:
+        """All that a backup must leave as it was."""
+        return {
+            "nodes": sorted(self._nodes),
+            "bitmaps": {name: sorted(node.bitmaps) for name, node in self._nodes.items() if node.bitmaps},
+            "jobs": sorted(self._jobs),
+            "fdsets": sorted(self._fdsets),
+        }
+
+    def close(self) -> None:
+        """Close the descriptors that were passed."""
+        for fdset in self._fdsets.values():
+            for fd in fdset:
+                os.close(fd)
+        self._fdsets.clear()
+
+    # vbackup.monitor.Monitor
+
+    def __enter__(self) -> FakeQemu:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
+        """See Monitor."""
+        # What is sent goes through JSON, so whatever is not JSON shows here.
+        given: dict[str, Any] = json.loads(json.dumps(dict(arguments or {})))
+        self.sent.append(Sent(command, given))
+        assert len(self.sent) < ENDLESS, "is somebody waiting for what never comes?"
+        fault = self._due(command)
+        if fault is not None and not fault.carried_out:
+            raise self._struck(fault)
+        if not self.alive:
+            raise DomainGoneError(self.name)
+        if fd is not None and not self.passes_fds:
+            raise FdsNotPassedError("The way to QEMU carries no file descriptors.")
+        try:
+            reply = self._answer(command, given, fd)
+        except _RefusedError as err:
+            raise QmpError(command, err.error_class, str(err)) from None
+        if fault is not None:
+            raise self._struck(fault)
+        return json.loads(json.dumps(reply))
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """See Monitor."""
+        assert timeout_s >= 0
+        if not self._events and self.alive and timeout_s > 0:
+            self._advance()
+        return self._events.popleft() if self._events else None
+
+    # commands
+
+    def _due(self, command: str) -> _Fault | None:
+        due = None
+        for fault in list(self._faults):
+            if fault.command in (None, command):
+                fault.countdown -= 1
+                if fault.countdown == 0:
+                    self._faults.remove(fault)
+                    due = due or fault
+        return due
+
+    def _struck(self, fault: _Fault) -> VbackupError:
+        if isinstance(fault.error, DomainGoneError):
+            self.alive = False
+        if isinstance(fault.error, ConnectionLostError):
+            self._events.clear()
+        return fault.error
+
+    def _answer(self, command: str, given: dict[str, Any], fd: int | None) -> Any:
+        if command not in COMMANDS:
+            raise _RefusedError(f"The command {command} has not been found", "CommandNotFound")
+        _check_arguments(given, *COMMANDS[command])
+        handler: Callable[[dict[str, Any]], Any] = getattr(self, "_" + command.replace("-", "_"))
+        if command == "add-fd":
+            return self._take_fd(given, fd)
+        reply = handler(given)
+        return {} if reply is None else reply
+
+    def _query_version(self, _given: dict[str, Any]) -> Any:
+        return {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "fake"}
+
+    def _query_block(self, _given: dict[str, Any]) -> Any:
+        return [
+            {
+                "device": "",
+                "qdev": disk.qdev,
+                "type": "unknown",
+                "removable": False,
+                "locked": False,
+                "io-status": "ok",
+                "inserted": self._node_info(self._nodes[root]),
+            }
+            for disk, root in self._devices
+        ]
+
+    def _query_blockstats(self, _given: dict[str, Any]) -> Any:
+        return [{"device": "", "qdev": disk.qdev, **self._stats(root)} for disk, root in self._devices]
+
+    def _stats(self, name: str) -> dict[str, Any]:
+        node = self._nodes[name]
+        stats: dict[str, Any] = {"node-name": name, "stats": {}}
+        if node.storage is not None:
+            stats["parent"] = {"node-name": node.storage, "stats": {}}
+        below = node.below or node.backing
+        if below is not None:
+            stats["backing"] = self._stats(below)
+        return stats
+
+    def _query_named_block_nodes(self, _given: dict[str, Any]) -> Any:
+        return [self._node_info(node) for node in reversed(list(self._nodes.values()))]
+
+    def _node_info(self, node: _Node) -> dict[str, Any]:
+        info: dict[str, Any] = {
+            "node-name": node.name,
+            "drv": node.driver,
+            "ro": node.read_only,
+            "file": node.filename,
+            "backing_file_depth": len(list(self._chain(node.name))) - 1,
+            "encrypted": False,
+            "image": {
+                "filename": node.filename,
+                "format": node.driver,
+                "virtual-size": node.size_bytes,
+                "dirty-flag": False,
+                **_format_specific(node),
+            },
+        }
+        users = [job for job in self._jobs.values() if job.source == node.name and job.status != "concluded"]
+        shown = [self._bitmap_info(node, bitmap) for bitmap in node.bitmaps.values()]
+        # A running backup shows a bitmap of its own, which has no name.
+        shown += [
+            {"recording": False, "persistent": False, "busy": False, "granularity": DEFAULT_GRANULARITY, "count": 0}
+            for _ in users
+        ]
+        if shown:
+            info["dirty-bitmaps"] = shown
+        return info
+
+    def _bitmap_info(self, node: _Node, bitmap: FakeBitmap) -> dict[str, Any]:
+        info = {
+            "name": bitmap.name,
+            "recording": bitmap.recording,
+            "persistent": bitmap.persistent,
+            "busy": self._is_busy(node.name, bitmap.name),
+            "granularity": bitmap.granularity,
+            "count": self._dirty_bytes(node, bitmap),
+        }
+        return {**info, "inconsistent": True} if bitmap.inconsistent else info
+
+    def _dirty_bytes(self, node: _Node, bitmap: FakeBitmap) -> int:
+        return sum(min(bitmap.granularity, node.size_bytes - granule * bitmap.granularity) for granule in bitmap.dirty)
+
+    def _is_busy(self, node_name: str, bitmap: str) -> bool:
+        return any(
+            job.source == node_name and job.bitmap == bitmap and job.status != "concluded"
+            for job in self._jobs.values()
+        )
+
+    # descriptors
+
+    def _add_fd(self, _given: dict[str, Any]) -> Any:
+        raise AssertionError("see _take_fd")
+
+    def _take_fd(self, given: dict[str, Any], fd: int | None) -> Any:
+        if fd is None:
+            raise _RefusedError("No file descriptor supplied via SCM_RIGHTS")
+        number = given.get("fdset-id")
+        if number is None:
+            number = next(one for one in range(len(self._fdsets) + 1) if one not in self._fdsets)
+        taken = os.dup(fd)
+        self._fdsets.setdefault(number, {})[taken] = given.get("opaque")
+        return {"fdset-id": number, "fd": taken}
+
+    def _query_fdsets(self, _given: dict[str, Any]) -> Any:
+        return [
+            {
+                "fdset-id": number,
+                "fds": [{"fd": fd, **({"opaque": opaque} if opaque is not None else {})} for fd, opaque in fds.items()],
+            }
+            for number, fds in self._fdsets.items()
+        ]
+
+    def _remove_fd(self, given: dict[str, Any]) -> None:
+        number = given["fdset-id"]
+        if number not in self._fdsets:
+            raise _RefusedError(f"File descriptor named 'fdset-id:{number}' not found")
+        for fd in self._fdsets[number]:
+            os.close(fd)
+        self._fdsets[number].clear()
+        self._drop_empty_fdsets()
+
+    def _drop_empty_fdsets(self) -> None:
+        used = {node.fdset for node in self._nodes.values()}
+        for number in [one for one, fds in self._fdsets.items() if not fds and one not in used]:
+            del self._fdsets[number]
+
+    # nodes
+
+    def _blockdev_add(self, given: dict[str, Any]) -> None:
+        name = given.get("node-name", "")
+        if not _IDENTIFIER.fullmatch(name):
+            raise _RefusedError(f"Invalid node-name: '{name}'")
+        if name in self._nodes:
+            raise _RefusedError(f"Duplicate nodes with node-name='{name}'")
+        if len(name.encode()) > MAX_NODE_NAME:
+            raise _RefusedError("Node name too long")
+        driver, file = given["driver"], given["file"]
+        assert driver in ("qcow2", "raw"), f"the fake has no driver {driver}"
+        assert file["driver"] == "file", f"the fake has no protocol {file['driver']}"
+        filename: str = file["filename"]
+        read_only = bool(given.get("read-only"))
+        storage = file.get("node-name") or f"#block{next(self._numbers):03d}"
+        node = self._open(name, driver, filename, read_only=read_only)
+        if "backing" not in given and driver == "qcow2":
+            assert _backing_offset(self._header(filename)) == 0, "the fake opens no backing files"
+        node.storage = storage
+        self._nodes[storage] = _Node(storage, "file", filename, node.size_bytes, read_only=read_only)
+        self._nodes[name] = node
+
+    def _blockdev_reopen(self, given: dict[str, Any]) -> None:
+        for options in given["options"]:
+            _check_arguments(options, *COMMANDS["blockdev-add"])
+            node = self._nodes.get(options["node-name"])
+            if node is None:
+                raise _RefusedError(f"Failed to find node with node-name='{options['node-name']}'")
+            if "file" not in options:
+                raise _RefusedError("Parameter 'options[0].file' is missing")
+            file = options["file"]
+            same = node.storage if isinstance(file, str) else node.filename
+            assert (file if isinstance(file, str) else file["filename"]) == same, "the fake changes no file"
+            if node.name in self._flush_errors:
+                raise _RefusedError(f"Error flushing drive: {self._flush_errors[node.name]}")
+
+    def _open(self, name: str, driver: str, filename: str, *, read_only: bool) -> _Node:
+        header = self._header(filename, write=not read_only)
+        if driver == "qcow2" and not header.startswith(QCOW2_MAGIC):
+            raise _RefusedError("Image is not in qcow2 format")
+        status = os.fstat(self._fd_of(filename)) if filename.startswith("/dev/fdset/") else os.stat(filename)  # noqa: PTH116
+        identity = (status.st_dev, status.st_ino)
+        if not read_only and any(node.identity == identity for node in self._nodes.values()):
+            raise _RefusedError('Failed to get "write" lock')
+        size_bytes: int = struct.unpack(">Q", header[24:32])[0] if driver == "qcow2" else status.st_size
+        fdset = int(filename.rsplit("/", 1)[1]) if filename.startswith("/dev/fdset/") else None
+        compat = "0.10" if driver == "qcow2" and header[4:8] == b"\0\0\0\2" else "1.1"
+        return _Node(
+            name, driver, filename, size_bytes, read_only=read_only, compat=compat, identity=identity, fdset=fdset
+        )
+
+    def _header(self, filename: str, *, write: bool = False) -> bytes:
+        if filename.startswith("/dev/fdset/"):
+            fd = self._fd_of(filename)
+            if write and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+                raise _RefusedError(f"Could not dup FD for {filename} flags 2: Permission denied")
+            return os.pread(fd, 104, 0)
+        try:
+            fd = os.open(filename, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+        except OSError as err:
+            raise _RefusedError(f"Could not open '{filename}': {err.strerror}") from err
+        try:
+            return os.pread(fd, 104, 0)
+        finally:
+            os.close(fd)
+
+    def _fd_of(self, filename: str) -> int:
+        fds = self._fdsets.get(int(filename.rsplit("/", 1)[1]), {})
+        if not fds:
+            raise _RefusedError(f"Could not dup FD for {filename} flags 2: No such file or directory")
+        return next(iter(fds))
+
+    def _blockdev_del(self, given: dict[str, Any]) -> None:
+        name = given["node-name"]
+        node = self._nodes.get(name)
+        if node is None:
+            raise _RefusedError(f"Failed to find node with node-name='{name}'")
+        self._refuse_busy(name)
+        if any(name in self._chain(root) for _, root in self._devices):
+            raise _RefusedError(f"Node {name} is in use")
+        del self._nodes[name]
+        self._nodes.pop(node.storage or "", None)
+        self._drop_empty_fdsets()
+
+    def _refuse_busy(self, name: str) -> None:
+        for job in self._jobs.values():
+            if job.status == "concluded":
+                continue
+            if name == job.target:
+                raise _RefusedError(f"Node '{name}' is busy: block device is in use by block job: backup")
+            if name == job.source:
+                raise _RefusedError(f"Block device {name} is in use")
+
+    def _chain(self, root: str) -> Iterator[str]:
+        name: str | None = root
+        while name is not None:
+            yield name
+            name = self._nodes[name].below or self._nodes[name].backing
+
+    def _find_node(self, name: str) -> _Node:
+        if name not in self._nodes:
+            raise _RefusedError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return self._nodes[name]
+
+    # bitmaps
+
+    def _find_bitmap(self, node_name: str, name: str) -> FakeBitmap:
+        node = self._nodes.get(node_name)
+        if node is None:
+            raise _RefusedError(f"Node '{node_name}' not found")
+        if name not in node.bitmaps:
+            raise _RefusedError(f"Dirty bitmap '{name}' not found")
+        return node.bitmaps[name]
+
+    def _usable_bitmap(self, node_name: str, name: str) -> FakeBitmap:
+        bitmap = self._find_bitmap(node_name, name)
+        self._refuse_busy_bitmap(node_name, name)
+        if bitmap.inconsistent:
+            raise _RefusedError(f"Bitmap '{name}' is inconsistent and cannot be used")
+        return bitmap
+
+    def _refuse_busy_bitmap(self, node_name: str, name: str) -> None:
+        if self._is_busy(node_name, name):
+            raise _RefusedError(f"Bitmap '{name}' is currently in use by another operation and cannot be used")
+
+    def _block_dirty_bitmap_remove(self, given: dict[str, Any]) -> None:
+        self._find_bitmap(given["node"], given["name"])
+        self._refuse_busy_bitmap(given["node"], given["name"])
+        del self._nodes[given["node"]].bitmaps[given["name"]]
+
+    # transactions: each action prepares, and returns how to undo and how to commit it
+
+    def _transaction(self, given: dict[str, Any]) -> None:
+        grouped = given.get("properties", {}).get("completion-mode") == "grouped"
+        for action in given["actions"]:
+            _check_action(action)
+        prepared: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        try:
+            for action in given["actions"]:
+                kind = action["type"]
+                if grouped and kind != "blockdev-backup":
+                    raise _RefusedError(
+                        f"Action '{kind}' does not support Transaction property completion-mode = grouped"
+                    )
+                prepare: Callable[[dict[str, Any]], tuple[Callable[[], None], Callable[[], None]]]
+                prepare = getattr(self, "_prepare_" + kind.replace("-", "_"))
+                prepared.append(prepare(action["data"]))
+        except _RefusedError:
+            for undo, _ in reversed(prepared):
+                undo()
+            raise
+        for _, commit in prepared:
+            commit()
+
+    def _prepare_abort(self, _data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+        raise _RefusedError("Transaction aborted using Abort action")
+
+    def _prepare_block_dirty_bitmap_add(self, data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+        node, name = self._find_node(data["node"]), data["name"]
+        granularity = data.get("granularity", DEFAULT_GRANULARITY)
+        if not name:
+            raise _RefusedError("Bitmap name cannot be empty")
+        if granularity < 512 or granularity & (granularity - 1):
+            raise _RefusedError("Granularity must be power of 2 and at least 512")
+        if name in node.bitmaps:
+            raise _RefusedError(f"Bitmap already exists: {name}")
+        persistent = data.get("persistent", False)
+        if persistent and node.driver != "qcow2":
+            raise _RefusedError(f"Can't store persistent bitmaps to {node.name}: Operation not supported")
+        if persistent and node.compat == "0.10":
+            raise _RefusedError("Cannot store dirty bitmaps in qcow2 v2 files")
+        node.bitmaps[name] = FakeBitmap(name, granularity, persistent, recording=not data.get("disabled", False))
+        return lambda: node.bitmaps.__delitem__(name), _nothing
+
+    def _prepare_block_dirty_bitmap_disable(
+        self, data: dict[str, Any]
+    ) -> tuple[Callable[[], None], Callable[[], None]]:
+        bitmap = self._usable_bitmap(data["node"], data["name"])
+        before, bitmap.recording = bitmap.recording, False
+        return lambda: setattr(bitmap, "recording", before), _nothing
+
+    def _prepare_block_dirty_bitmap_merge(self, data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+        target = self._usable_bitmap(data["node"], data["target"])
+        sources = [
+            self._usable_bitmap(data["node"], source)
+            if isinstance(source, str)
+            else self._usable_bitmap(source["node"], source["name"])
+            for source in data["bitmaps"]
+        ]
+        before = set(target.dirty)
+        for source in sources:
+            target.merge(source)
+        return lambda: setattr(target, "dirty", before), _nothing
+
+    def _prepare_blockdev_backup(self, data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+        source, target = self._find_node(data["device"]), self._find_node(data["target"])
+        job_id = data.get("job-id", source.name)
+        bitmap = self._bitmap_of_backup(source, data)
+        if source is target:
+            raise _RefusedError("Source and target cannot be the same")
+        if not _IDENTIFIER.fullmatch(job_id):
+            raise _RefusedError(f"Invalid job ID '{job_id}'")
+        if job_id in self._jobs:
+            raise _RefusedError(f"Job ID '{job_id}' already in use")
+        if source.size_bytes != target.size_bytes:
+            raise _RefusedError("Source and target image have different sizes")
+        if any(job.target == target.name and job.status != "concluded" for job in self._jobs.values()):
+            raise _RefusedError(f"Node '{target.name}' is busy: block device is in use by block job: backup")
+        job = _Job(
+            id=job_id,
+            source=source.name,
+            target=target.name,
+            bitmap=bitmap.name if bitmap else None,
+            total_bytes=self._dirty_bytes(source, bitmap) if bitmap else source.size_bytes,
+            speed=data.get("speed", 0),
+            auto_finalize=data.get("auto-finalize", True),
+            auto_dismiss=data.get("auto-dismiss", True),
+        )
+        self._jobs[job_id] = job
+        self._insert_filter(job)
+        self._tell(job, "created")
+
+        def undo() -> None:
+            self._remove_filter(job)
+            for status in ("aborting", "concluded", "null"):
+                self._tell(job, status)
+            del self._jobs[job_id]
+
+        def start() -> None:
+            # QEMU drains the node when it puts its filter in: the job is paused for a moment.
+            for status in ("running", "paused", "running"):
+                self._tell(job, status)
+
+        return undo, start
+
+    def _bitmap_of_backup(self, source: _Node, data: dict[str, Any]) -> FakeBitmap | None:
+        name = data.get("bitmap")
+        if name is None:
+            if data["sync"] in ("bitmap", "incremental"):
+                raise _RefusedError(f"must provide a valid bitmap name for '{data['sync']}' sync mode")
+            return None
+        if "bitmap-mode" not in data:
+            raise _RefusedError("Bitmap sync mode must be given when providing a bitmap")
+        if name not in source.bitmaps:
+            raise _RefusedError(f"Bitmap '{name}' could not be found")
+        return self._usable_bitmap(source.name, name)
+
+    # jobs
+
+    def _query_jobs(self, _given: dict[str, Any]) -> Any:
+        self._advance()
+        return [
+            {
+                "id": job.id,
+                "type": "backup",
+                "status": job.status,
+                "current-progress": job.done_bytes,
+                "total-progress": job.total_bytes,
+                **({"error": job.error} if job.error is not None else {}),
+            }
+            for job in reversed(list(self._jobs.values()))
+        ]
+
+    def _job(self, given: dict[str, Any], verb: str) -> _Job:
+        job = self._jobs.get(given["id"])
+        if job is None:
+            raise _RefusedError("Job not found")
+        if job.status not in VERBS[verb]:
+            raise _RefusedError(f"Job '{job.id}' in state '{job.status}' cannot accept command verb '{verb}'")
+        return job
+
+    def _job_cancel(self, given: dict[str, Any]) -> None:
+        job = self._job(given, "cancel")
+        job.error = "Operation canceled"
+        self._tell(job, "aborting")
+        if not job.done_bytes < job.total_bytes:
+            self._conclude(job)  # nothing is in flight
+
+    def _job_finalize(self, given: dict[str, Any]) -> None:
+        self._conclude(self._job(given, "finalize"))
+
+    def _job_dismiss(self, given: dict[str, Any]) -> None:
+        job = self._job(given, "dismiss")
+        self._tell(job, "null")
+        del self._jobs[job.id]
+
+    def _insert_filter(self, job: _Job) -> None:
+        """The node through which the guest writes while the job runs: it copies what is written over."""
+        source = self._nodes[job.source]
+        job.filter = f"#block{next(self._numbers):03d}"
+        self._replace_above(source.name, job.filter)
+        self._nodes[job.filter] = _Node(
+            job.filter, "copy-before-write", source.filename, source.size_bytes, below=source.name
+        )
+
+    def _remove_filter(self, job: _Job) -> None:
+        node = self._nodes.pop(job.filter)
+        assert node.below is not None
+        self._replace_above(job.filter, node.below)
+
+    def _replace_above(self, old: str, new: str) -> None:
+        """Have whatever stands on ``old`` stand on ``new``."""
+        self._devices = [(disk, new if root == old else root) for disk, root in self._devices]
+        for node in self._nodes.values():
+            if node.below == old:
+                node.below = new
+
+    def _conclude(self, job: _Job) -> None:
+        self._remove_filter(job)
+        self._tell(job, "concluded")
+        if job.auto_dismiss:
+            self._tell(job, "null")
+            del self._jobs[job.id]
+
+    def _advance(self) -> None:
+        """One step of every job."""
+        for job in list(self._jobs.values()):
+            plight = self._plights.get(job.target)
+            if job.status == "aborting":
+                if plight is None or plight.cancellable:
+                    self._conclude(job)
+            elif job.status == "running":
+                self._copy(job, plight)
+
+    def _copy(self, job: _Job, plight: _Plight | None) -> None:
+        if plight is not None and job.done_bytes >= plight.after_bytes:
+            if plight.error is not None:
+                job.error = plight.error
+                self._tell(job, "aborting")
+                self._conclude(job)
+            return
+        if job.done_bytes < job.total_bytes:
+            step = job.speed or max(1, job.total_bytes // 2)
+            limit = plight.after_bytes if plight is not None else job.total_bytes
+            job.done_bytes = min(job.done_bytes + step, limit, job.total_bytes)
+            return
+        self._tell(job, "waiting")
+        self._tell(job, "pending")
+        if job.auto_finalize:
+            self._conclude(job)
+
+    def _tell(self, job: _Job, status: str) -> None:
+        job.status = status
+        if not self.loses_events:
+            self._events.append(Event("JOB_STATUS_CHANGE", {"id": job.id, "status": status}))
+
+
+class _RefusedError(Exception):
+    """QEMU's error reply."""
+
+    def __init__(self, description: str, error_class: str = "GenericError") -> None:
+        super().__init__(description)
+        self.error_class = error_class
+
+
+def _check_arguments(given: Mapping[str, Any], required: frozenset[str], optional: frozenset[str]) -> None:
+    for name in sorted(required):
+        if name not in given:
+            raise _RefusedError(f"Parameter '{name}' is missing")
+    for name in given:
+        if name not in required | optional:
+            raise _RefusedError(f"Parameter '{name}' is unexpected")
+
+
+def _check_action(action: Mapping[str, Any]) -> None:
+    _check_arguments(action, frozenset(("type", "data")), frozenset())
+    if action["type"] not in ACTIONS:
+        raise _RefusedError(f"Parameter 'type' does not accept value '{action['type']}'")
+    _check_arguments(action["data"], *ACTIONS[action["type"]])
+
+
+def _format_specific(node: _Node) -> dict[str, Any]:
+    if node.driver != "qcow2":
+        return {}
+    return {"format-specific": {"type": "qcow2", "data": {"compat": node.compat, "corrupt": False}}}
+
+
+def _nothing() -> None:
+    pass
+
+
+def qcow2_header(size_bytes: int, *, backing: bool = False) -> bytes:
+    """As much of a qcow2 header as the fake reads."""
+    return QCOW2_MAGIC + struct.pack(">IQIIQ", 3, 112 if backing else 0, 0, 16, size_bytes) + bytes(72)
+
+
+def _backing_offset(header: bytes) -> int:
+    offset: int = struct.unpack(">Q", header[8:16])[0]
+    return offset

@@ -1,0 +1,193 @@
+"""Short ways to the facts of vbackup.model, with values nobody cares about filled in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from vbackup import names
+from vbackup.blockgraph import BlockGraph
+from vbackup.model import (
+    Backup,
+    Bitmap,
+    Consistency,
+    Disk,
+    DiskImage,
+    DiskNode,
+    Domain,
+    Layer,
+    LeftOut,
+    Level,
+)
+from vbackup.repository import Repository
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+REPOSITORY, FOREIGN = "0123456789ab", "ba9876543210"
+UUID = "f0000000-0000-4000-8000-000000000001"
+MIB = 1024 * 1024
+SIZE_BYTES = 16 * MIB
+NOON = datetime(2026, 11, 23, 12, 0, 0, tzinfo=timezone.utc)
+
+
+def backup_id(number: int, level: Level = Level.FULL) -> str:
+    """The id of the ``number``-th backup."""
+    return names.backup_id(NOON + timedelta(hours=number), level)
+
+
+def image(dev: str = "vda", *, level: Level = Level.FULL, base: str | None = None, **changes: Any) -> DiskImage:
+    values: dict[str, Any] = {
+        "dev": dev,
+        "level": level,
+        "base": base,
+        "reason": "asked for",
+        "file": f"{dev}.qcow2",
+        "virtual_size_bytes": SIZE_BYTES,
+        "file_size_bytes": 200704,
+        "copied_bytes": SIZE_BYTES,
+        "digest": "sha256:" + "0" * 64,
+        "bitmap": f"vbackup-{REPOSITORY}-of-{dev}",
+        "node_name": "libvirt-1-format",
+        "source": f"/images/{dev}.qcow2",
+        "source_format": "qcow2",
+    }
+    return DiskImage(**{**values, **changes})
+
+
+def backup(number: int, *images: DiskImage, level: Level = Level.FULL, **changes: Any) -> Backup:
+    """The ``number``-th backup of a domain; its disks default to a full of vda."""
+    disks = images or (image(level=level),)
+    bases = [one.base for one in disks if one.base is not None]
+    values: dict[str, Any] = {
+        "id": backup_id(number, level),
+        "sequence": number,
+        "level": level,
+        "parent": max(bases) if bases else None,
+        "time": NOON + timedelta(hours=number),
+        "domain_name": "web",
+        "domain_uuid": UUID,
+        "disks": disks,
+        "left_out": (LeftOut("hda", "cdrom"),),
+        "consistency": Consistency.CRASH,
+        "frozen_ms": 0,
+        "duration_s": 1.5,
+        "files": {"domain.xml": "sha256:" + "1" * 64},
+        "versions": {"vbackup": "0.1.0", "qemu": "7.2.22", "libvirt": "9.0.0"},
+    }
+    return Backup(**{**values, **changes})
+
+
+def incremental(number: int, base: Backup, *devs: str) -> Backup:
+    """The ``number``-th backup, whose disks stand on those of ``base``."""
+    images = (image(dev, level=Level.INCREMENTAL, base=base.id) for dev in devs or ("vda",))
+    return backup(number, *images, level=Level.INCREMENTAL)
+
+
+def copy(number: int) -> Backup:
+    return backup(number, image(level=Level.COPY, bitmap=None), level=Level.COPY)
+
+
+def disk(dev: str = "vda", **changes: Any) -> Disk:
+    number = ord(dev[2]) - ord("a")
+    values: dict[str, Any] = {
+        "dev": dev,
+        "alias": f"virtio-disk{number}",
+        "source_type": "file",
+        "path": f"/images/{dev}.qcow2",
+        "format": "qcow2",
+    }
+    return Disk(**{**values, **changes})
+
+
+def bitmap(name: str, **changes: Any) -> Bitmap:
+    values: dict[str, Any] = {
+        "name": name,
+        "recording": True,
+        "busy": False,
+        "persistent": True,
+        "inconsistent": False,
+        "granularity_bytes": 65536,
+        "dirty_bytes": 0,
+    }
+    return Bitmap(**{**values, **changes})
+
+
+def layer(*bitmaps: Bitmap, **changes: Any) -> Layer:
+    values: dict[str, Any] = {
+        "node_name": "libvirt-1-format",
+        "driver": "qcow2",
+        "read_only": False,
+        "virtual_size_bytes": SIZE_BYTES,
+        "filename": "/images/vda.qcow2",
+        "stores_bitmaps": changes.get("driver", "qcow2") == "qcow2",
+        "bitmaps": {one.name: one for one in bitmaps},
+    }
+    return Layer(**{**values, **changes})
+
+
+def node(*layers: Layer, dev: str = "vda") -> DiskNode:
+    return DiskNode(disk(dev), layers or (layer(),))
+
+
+def domain(*devs: str, left_out: Iterable[LeftOut] = (), **changes: Any) -> Domain:
+    values: dict[str, Any] = {
+        "name": "web",
+        "uuid": UUID,
+        "disks": tuple(disk(dev) for dev in devs or ("vda",)),
+        "left_out": tuple(left_out),
+        "agent_connected": False,
+    }
+    return Domain(**{**values, **changes})
+
+
+def commit(repository: Repository, one: Backup, *, name: str | None = None) -> Path:
+    """Put a backup into a repository, with images as large as recorded; returns its directory."""
+    with repository.lock(one.domain_uuid), repository.stage(one.domain_uuid, one.id) as stage:
+        for disk_image in one.disks:
+            with (stage.path / disk_image.file).open("wb") as file:
+                file.truncate(disk_image.file_size_bytes)
+        repository.remember_name(one.domain_uuid, name or one.domain_name)
+        stage.commit(one)
+    return repository.directory(one.domain_uuid, one.id)
+
+
+# fixtures captured by tests.capture
+
+
+def fixture_xml(name: str) -> str:
+    return (FIXTURES / name / "domain.xml").read_text()
+
+
+def fixture_replies(name: str) -> tuple[Any, Any, Any]:
+    """What QEMU answered: query-block, query-blockstats, query-named-block-nodes."""
+    query_block, query_blockstats, nodes = (
+        json.loads((FIXTURES / name / f"{query}.json").read_text())
+        for query in ("query-block", "query-blockstats", "query-named-block-nodes")
+    )
+    return query_block, query_blockstats, nodes
+
+
+def fixture_graph(name: str) -> BlockGraph:
+    return BlockGraph(*fixture_replies(name))
+
+
+class Recorder:
+    """A Reporter that remembers what it was told; ``on_progress`` may do something meanwhile."""
+
+    def __init__(self, on_progress: Callable[[], None] = lambda: None) -> None:
+        self.steps: list[str] = []
+        self.warnings: list[str] = []
+        self.told: dict[str, list[tuple[int, int]]] = {}
+        self._on_progress = on_progress
+
+    def step(self, message: str) -> None:
+        self.steps.append(message)
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+        self.told.setdefault(dev, []).append((done_bytes, total_bytes))
+        self._on_progress()

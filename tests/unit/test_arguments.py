@@ -1,0 +1,133 @@
+"""Texts of the command line become sizes and times with one meaning, or a usage error."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vbackup.cli import arguments
+from vbackup.fields import MAX_SIZE_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Command
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1", 1),
+        ("1000000", 1_000_000),
+        ("1b", 1),
+        ("50k", 50 * 1024),
+        ("50K", 50 * 1024),
+        ("50KiB", 50 * 1024),
+        ("50KB", 50_000),
+        ("50M", 50 * 1024**2),
+        ("50MiB/s", 50 * 1024**2),
+        ("50 MiB/s", 50 * 1024**2),
+        (" 50M ", 50 * 1024**2),
+        ("1.5G", 3 * 1024**3 // 2),
+        ("1.5GB/s", 1_500_000_000),
+        ("2t", 2 * 1024**4),
+        ("1P", 1024**5),
+        ("7EiB", 7 * 1024**6),
+        (str(MAX_SIZE_BYTES // 1024 * 1024), MAX_SIZE_BYTES // 1024 * 1024),
+    ],
+)
+def test_rate_has_the_units_of_virsh(text: str, expected: int) -> None:
+    assert arguments.speed_bytes_s(text) == expected
+
+
+BAD_RATES = [
+    "", "fast", "-1", "+1", "0", "0.4", "1.", ".5", "1,5", "5 0", "5X", "5Mi", "5MBB", "5/s/s", "1e3", "0x10", "inf",
+    "nan", "8EiB", "9" * 20, "9" * 400, "9" * 400 + "E", "\N{ARABIC-INDIC DIGIT FIVE}", "5\N{KELVIN SIGN}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_RATES, ids=lambda text: ascii(text[:25]))
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.speed_bytes_s(text)
+
+
+@given(st.text() | st.from_regex(r"\d{1,400}(\.\d+)?[kmgtpe]?i?b?(/s)?", fullmatch=True))
+def test_any_text_is_a_rate_or_refused(text: str) -> None:
+    with suppress(argparse.ArgumentTypeError):
+        assert 0 < arguments.speed_bytes_s(text) <= MAX_SIZE_BYTES
+
+
+@pytest.mark.parametrize("text", BAD_RATES, ids=lambda text: ascii(text[:25]))
+def test_bad_rate_is_a_usage_error(command: Command, tmp_path: Path, text: str) -> None:
+    outcome = command("backup", "web", "-r", tmp_path, f"--speed={text}", status=2)
+    assert "--speed" in outcome.stderr
+
+
+# times
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A time zone an hour ahead of UTC in November."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-23T10:15:00Z", (10, 15, 0)),
+        ("2026-11-23T10:15:00+00:00", (10, 15, 0)),
+        ("2026-11-23T10:15:00+05:30", (4, 45, 0)),
+        ("20261123T101500Z", (10, 15, 0)),
+        ("2026-11-23T10:15:00", (9, 15, 0)),
+        ("2026-11-23 10:15", (9, 15, 0)),
+        (" 2026-11-23 10:15:30 ", (9, 15, 30)),
+        ("20261123T101500", (9, 15, 0)),
+    ],
+)
+def test_time_is_local_unless_it_says_otherwise(text: str, expected: tuple[int, int, int]) -> None:
+    assert arguments.time(text) == datetime(2026, 11, 23, *expected, tzinfo=timezone.utc)
+
+
+@pytest.mark.usefixtures("berlin")
+def test_date_is_its_first_moment() -> None:
+    assert arguments.time("2026-11-23") == datetime(2026, 11, 22, 23, 0, tzinfo=timezone.utc)
+
+
+BAD_TIMES = [
+    "", "now", "yesterday", "10:15", "2026-13-01", "2026-11-31", "2026-11-23T25:00:00Z", "20261323T101500Z",
+    "20261123T101500Z-full", "1", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59",
+    "\N{ARABIC-INDIC DIGIT TWO}0261123T101500Z",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_TIMES, ids=ascii)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a time like"):
+        arguments.time(text)
+
+
+@given(st.text() | st.datetimes().map(str))
+def test_any_text_is_a_time_or_refused(text: str) -> None:
+    with suppress(argparse.ArgumentTypeError):
+        assert arguments.time(text).tzinfo is timezone.utc
+
+
+@pytest.mark.parametrize("text", BAD_TIMES, ids=ascii)
+def test_bad_time_is_a_usage_error(command: Command, tmp_path: Path, text: str) -> None:
+    outcome = command("restore", "web", "-r", tmp_path, "--output", tmp_path / "out", f"--at={text}", status=2)
+    assert "--at" in outcome.stderr

@@ -1,0 +1,544 @@
+"""Whole backups on the fake QEMU: what they leave, in success and wherever they are struck.
+
+The bytes are the end-to-end tests' business. Here every single command of a backup fails in every way
+once; after that the earlier checkpoints must be as they were, and the same command must succeed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_qemu import MIB, FakeDisk, FakeQemu
+from tests.unit.builders import UUID, Recorder, incremental
+from vbackup import backup, names, qemu_img
+from vbackup.backup import BackupRequest
+from vbackup.errors import (
+    BaseError,
+    BusyError,
+    DiskError,
+    DomainGoneError,
+    HostUnreachableError,
+    InterruptedBySignalError,
+    JobError,
+    NoSpaceError,
+    QmpError,
+    QuiesceError,
+    TargetError,
+    UnsuitableError,
+    VbackupError,
+)
+from vbackup.model import Backup, Compression, Consistency, Level, Quiesce
+from vbackup.monitor import Event
+from vbackup.repository import Repository
+from vbackup.stop import Stop
+
+SIZE_BYTES = 16 * MIB
+PATHS = {"vda": "/images/vda.qcow2", "vdb": "/images/vdb.raw"}
+
+
+class FakeDomain:
+    """A running domain (DomainHandle) and its host in one: two disks, vdb a raw one, and a cdrom."""
+
+    def __init__(self) -> None:
+        self.qemu = FakeQemu(
+            [
+                FakeDisk("virtio-disk0", SIZE_BYTES, path=PATHS["vda"]),
+                FakeDisk("virtio-disk1", SIZE_BYTES, format="raw", path=PATHS["vdb"]),
+            ],
+            name="web",
+        )
+        self.name, self.uuid = "web", UUID
+        self.host = self
+        self.is_local = True
+        self.libvirt_version = "9.0.0"
+        self.agent_connected = False
+        self.agent_error: VbackupError | None = None
+        self.is_off = False
+        self.io_error = False
+        self.paths = dict(PATHS)
+
+    # Host
+
+    def domain(self, name: str) -> FakeDomain:
+        assert name == "web"
+        return self
+
+    # DomainHandle
+
+    def require_running(self) -> None:
+        if self.is_off:
+            raise UnsuitableError("Domain web is shut off.")
+
+    def live_xml(self) -> str:
+        disks = "".join(
+            f"<disk type='file' device='disk'><driver type='{'raw' if path.endswith('raw') else 'qcow2'}'/>"
+            f"<source file='{path}'/><target dev='{dev}'/><alias name='virtio-disk{number}'/></disk>"
+            for number, (dev, path) in enumerate(self.paths.items())
+        )
+        cdrom = "<disk device='cdrom'><target dev='hda'/></disk>"
+        state = "connected" if self.agent_connected else "disconnected"
+        channel = f"<channel><target name='org.qemu.guest_agent.0' state='{state}'/></channel>"
+        return f"<domain><name>web</name><uuid>{UUID}</uuid><devices>{disks}{cdrom}{channel}</devices></domain>"
+
+    def definition_xml(self) -> str:
+        return self.live_xml()
+
+    def is_paused_by_io_error(self) -> bool:
+        return self.io_error
+
+    def resume(self) -> None:
+        self.io_error = False
+
+    # what a test looks at
+
+    def bitmaps(self) -> dict[str, dict[str, bool]]:
+        """Which bitmaps of ours each disk has, and whether they record."""
+        return {
+            dev: {name: one.recording for name, one in self.qemu.bitmaps(self.qemu.top(alias)).items()}
+            for dev, alias in (("vda", "virtio-disk0"), ("vdb", "virtio-disk1"))
+        }
+
+    def write(self, offset: int = 0) -> None:
+        for alias in ("virtio-disk0", "virtio-disk1"):
+            self.qemu.write(self.qemu.top(alias), offset, 4096)
+
+
+class FakePassthrough:
+    """The monitor and the agent of a FakeDomain."""
+
+    def __init__(self, domain: FakeDomain) -> None:
+        self._domain = domain
+
+    def __enter__(self) -> FakePassthrough:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        pass
+
+    def execute(self, command: str, arguments: Any = None, *, fd: int | None = None) -> Any:
+        return self._domain.qemu.execute(command, arguments, fd=fd)
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return self._domain.qemu.next_event(timeout_s)
+
+    def agent(self, command: str, *, timeout_s: int) -> Any:
+        assert timeout_s > 0
+        if self._domain.agent_error is not None:
+            raise self._domain.agent_error
+        self._domain.qemu.sent.append(type(self._domain.qemu.sent[0])(command, {}))
+        return {} if command == "guest-ping" else 1
+
+
+@pytest.fixture(scope="session")
+def empty_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What qemu-img makes, made once."""
+    path = tmp_path_factory.mktemp("images") / "empty.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(SIZE_BYTES)], check=True)
+    return path
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path) -> Iterator[FakeDomain]:
+    def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compression: Compression) -> None:
+        assert size_bytes == SIZE_BYTES
+        assert backing_rpath is None or (path.parent / backing_rpath).exists()
+        assert compression is Compression.NONE
+        shutil.copyfile(empty_image, path)
+
+    monkeypatch.setattr(qemu_img, "create", create)
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # hundreds of backups are made here
+    monkeypatch.setattr(backup, "Passthrough", FakePassthrough)
+    made = FakeDomain()
+    with made.qemu:
+        yield made
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    return Repository.create(tmp_path / "repo")
+
+
+def run(
+    domain: FakeDomain, repo: Repository, recorder: Recorder | None = None, *, stop: Stop | None = None, **request: Any
+) -> Backup:
+    return backup.run(
+        BackupRequest("web", **request),
+        host=domain,  # type: ignore[arg-type]
+        repository=repo,
+        reporter=recorder or Recorder(),
+        stop=stop or Stop(),
+    )
+
+
+def partial(repo: Repository) -> list[str]:
+    return [path.name for path in repo.path.glob("*/*.partial")]
+
+
+# success
+
+
+def test_first_backup_is_a_full_of_all_disks(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo)
+    assert (one.level, one.parent, one.sequence, one.consistency) == (Level.FULL, None, 1, Consistency.CRASH)
+    assert [(disk.dev, disk.level, disk.base, disk.copied_bytes) for disk in one.disks] == [
+        ("vda", Level.FULL, None, SIZE_BYTES),
+        ("vdb", Level.FULL, None, SIZE_BYTES),
+    ]
+    assert [left.dev for left in one.left_out] == ["hda"]
+    assert repo.catalogue(UUID).history.backups == (one,)
+
+
+def test_next_backup_copies_what_was_written_since(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo)
+    domain.write()
+    two = run(domain, repo)
+    assert (two.level, two.parent, two.sequence) == (Level.INCREMENTAL, one.id, 2)
+    assert [(disk.base, disk.copied_bytes) for disk in two.disks] == [(one.id, 65536)] * 2
+
+
+def test_only_the_checkpoints_stay_in_qemu(domain: FakeDomain, repo: Repository) -> None:
+    before = domain.qemu.state()
+    one, two, three = (run(domain, repo) for _ in range(3))
+    assert two.id not in str(domain.bitmaps())
+    assert domain.bitmaps() == {
+        dev: {names.bitmap(repo.id, kept.id, dev): True for kept in (one, three)} for dev in ("vda", "vdb")
+    }
+    assert {**domain.qemu.state(), "bitmaps": {}} == before
+
+
+def test_bitmap_persists_where_the_image_keeps_it(domain: FakeDomain, repo: Repository) -> None:
+    run(domain, repo)
+    persistent = {
+        alias: [one.persistent for one in domain.qemu.bitmaps(domain.qemu.top(alias)).values()]
+        for alias in ("virtio-disk0", "virtio-disk1")
+    }
+    assert persistent == {"virtio-disk0": [True], "virtio-disk1": [False]}
+
+
+def test_copy_leaves_the_chain_as_it_was(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo)
+    domain.write()
+    before = domain.bitmaps()
+    run(domain, repo, level=Level.COPY)
+    assert domain.bitmaps() == before
+    assert run(domain, repo).parent == one.id
+
+
+def test_differential_goes_back_to_the_full(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo)
+    domain.write()
+    run(domain, repo)
+    domain.write(MIB)
+    three = run(domain, repo, level=Level.DIFFERENTIAL)
+    assert three.parent == one.id
+    assert [disk.copied_bytes for disk in three.disks] == [2 * 65536] * 2
+
+
+def test_two_repositories_do_not_disturb_each_other(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
+    other = Repository.create(tmp_path / "other")
+    run(domain, repo)
+    domain.write()
+    assert run(domain, other).level is Level.FULL
+    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [65536] * 2
+
+
+def test_changes_before_and_after_an_external_snapshot_are_both_copied(domain: FakeDomain, repo: Repository) -> None:
+    run(domain, repo)
+    domain.write()
+    domain.qemu.snapshot("virtio-disk0", "/images/vda.snap")
+    domain.paths["vda"] = "/images/vda.snap"
+    domain.write(MIB)
+    two = run(domain, repo)
+    assert [(disk.dev, disk.level, disk.copied_bytes) for disk in two.disks] == [
+        ("vda", Level.INCREMENTAL, 2 * 65536),
+        ("vdb", Level.INCREMENTAL, 2 * 65536),
+    ]
+
+
+def test_disk_whose_bitmap_is_lost_gets_a_full_and_the_others_do_not(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo)
+    domain.qemu.bitmaps(domain.qemu.top("virtio-disk1")).clear()
+    two = run(domain, repo)
+    assert [(disk.dev, disk.level, disk.base) for disk in two.disks] == [
+        ("vda", Level.INCREMENTAL, one.id),
+        ("vdb", Level.FULL, None),
+    ]
+    assert "gone" in two.disks[1].reason
+    assert {disk.level for disk in run(domain, repo).disks} == {Level.INCREMENTAL}
+
+
+def test_only_wanted_disks_are_backed_up(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo, disks=("vdb",))
+    assert [disk.dev for disk in one.disks] == ["vdb"]
+    assert {left.dev for left in one.left_out} == {"vda", "hda"}
+    assert domain.bitmaps()["vda"] == {}
+
+
+def test_filesystems_are_frozen_for_the_transaction_alone(domain: FakeDomain, repo: Repository) -> None:
+    domain.agent_connected = True
+    one = run(domain, repo)
+    assert one.consistency is Consistency.FILESYSTEM
+    sent = [sent.command for sent in domain.qemu.sent]
+    begin = sent.index("guest-fsfreeze-freeze")
+    assert sent[begin : begin + 3] == ["guest-fsfreeze-freeze", "transaction", "guest-fsfreeze-thaw"]
+
+
+def test_dry_run_leaves_nothing(domain: FakeDomain, repo: Repository) -> None:
+    run(domain, repo)
+    before, bitmaps, files = domain.qemu.state(), domain.bitmaps(), sorted(repo.path.rglob("*"))
+    made = backup.dry_run(
+        BackupRequest("web"), host=domain, repository=repo, reporter=Recorder(), stop=Stop()  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert made.level is Level.INCREMENTAL
+    assert (domain.qemu.state(), domain.bitmaps(), sorted(repo.path.rglob("*"))) == (before, bitmaps, files)
+
+
+def test_first_dry_run_leaves_no_directory(domain: FakeDomain, repo: Repository) -> None:
+    backup.dry_run(
+        BackupRequest("web"), host=domain, repository=repo, reporter=Recorder(), stop=Stop()  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert repo.uuids() == []
+
+
+# refusals
+
+
+def expect_nothing_done(
+    domain: FakeDomain, repo: Repository, error: type[VbackupError], match: str, **request: Any
+) -> None:
+    before = domain.qemu.state()
+    with pytest.raises(error, match=match):
+        run(domain, repo, **request)
+    assert domain.qemu.state() == before
+    assert partial(repo) == []
+
+
+def test_domain_that_is_off_is_unsuitable(domain: FakeDomain, repo: Repository) -> None:
+    domain.is_off = True
+    expect_nothing_done(domain, repo, UnsuitableError, "shut off")
+    assert repo.uuids() == []
+
+
+def test_incremental_by_name_needs_a_base(domain: FakeDomain, repo: Repository) -> None:
+    expect_nothing_done(domain, repo, BaseError, "no earlier backup", level=Level.INCREMENTAL)
+    assert repo.uuids() == []
+
+
+def test_unknown_disk_is_told(domain: FakeDomain, repo: Repository) -> None:
+    expect_nothing_done(domain, repo, DiskError, "Disk vdz", disks=("vdz",))
+
+
+def test_freeze_that_is_required_and_fails_stops_the_backup(domain: FakeDomain, repo: Repository) -> None:
+    expect_nothing_done(domain, repo, QuiesceError, "no guest agent", quiesce=Quiesce.REQUIRED)
+
+
+def test_second_backup_at_the_same_time_is_refused(domain: FakeDomain, repo: Repository) -> None:
+    with repo.lock(UUID):
+        expect_nothing_done(domain, repo, BusyError, "Another vbackup")
+
+
+def test_disk_that_another_job_has_is_busy(domain: FakeDomain, repo: Repository) -> None:
+    domain.qemu.refuse("transaction", "Node 'libvirt-1-format' is busy: block device is in use by block job: commit")
+    expect_nothing_done(domain, repo, BusyError, "busy with another block job")
+
+
+def test_image_that_qemu_cannot_open_is_an_error_of_the_target(domain: FakeDomain, repo: Repository) -> None:
+    domain.qemu.refuse("blockdev-add", "Could not dup FD", nth=2)
+    expect_nothing_done(domain, repo, TargetError, r"vdb\.qcow2")
+
+
+# failures
+
+
+@pytest.mark.parametrize("level", [Level.FULL, Level.INCREMENTAL])
+@pytest.mark.parametrize(
+    ("message", "error"), [("Input/output error", JobError), ("No space left on device", NoSpaceError)]
+)
+def test_failed_job_leaves_base_bitmap_alone(
+    domain: FakeDomain, repo: Repository, level: Level, message: str, error: type[VbackupError]
+) -> None:
+    run(domain, repo)
+    domain.write()
+    before, bitmaps = domain.qemu.state(), domain.bitmaps()
+    domain.qemu.fail_job(names.target_node(repo.id, "vdb"), message)
+    with pytest.raises(error, match="Disk vdb"):
+        run(domain, repo, level=level)
+    assert (domain.qemu.state(), domain.bitmaps(), partial(repo)) == (before, bitmaps, [])
+    domain.qemu.recover(names.target_node(repo.id, "vdb"))
+    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [65536, 65536]
+
+
+def test_what_is_written_during_a_failed_backup_is_in_the_next(domain: FakeDomain, repo: Repository) -> None:
+    run(domain, repo)
+    domain.write()
+    recorder = Recorder(on_progress=lambda: domain.write(4 * MIB))
+    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Input/output error", after_bytes=1)
+    with pytest.raises(JobError):
+        run(domain, repo, recorder)
+    domain.qemu.recover(names.target_node(repo.id, "vda"))
+    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [2 * 65536] * 2
+
+
+def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo: Repository) -> None:
+    def stop_guest() -> None:
+        domain.io_error = True
+
+    recorder = Recorder(on_progress=stop_guest)
+    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "No space left on device", after_bytes=1)
+    with pytest.raises(NoSpaceError):
+        run(domain, repo, recorder)
+    assert not domain.io_error
+    assert any("it goes on now" in warning for warning in recorder.warnings)
+
+
+# every command is struck once
+
+
+def commands_of_a_backup(domain: FakeDomain, repo: Repository) -> int:
+    """A full was made and something written; how many commands does the incremental send?"""
+    run(domain, repo)
+    domain.write()
+    domain.qemu.sent.clear()
+    run(domain, repo)
+    return len(domain.qemu.sent)
+
+
+def struck(
+    domain: FakeDomain, repo: Repository, tmp_path: Path
+) -> Iterator[tuple[int, FakeDomain, Repository, Backup]]:
+    """For each command of a backup its number, and a new domain with a full of it, written to since."""
+    count = commands_of_a_backup(domain, repo)
+    assert count > 20
+    for nth in range(1, count + 1):
+        one, another = Repository.create(tmp_path / f"{nth}"), FakeDomain()
+        with another.qemu:
+            base = run(another, one)
+            another.write()
+            yield nth, another, one, base
+
+
+def striking(strike: Callable[[FakeQemu, int], None]) -> Callable[[FakeDomain, Repository, Path], None]:
+    """A test that strikes at the first command, at the second, and so on."""
+
+    def test(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
+        for nth, another, one, base in struck(domain, repo, tmp_path):
+            strike(another.qemu, nth)
+            recorder = Recorder()
+            try:
+                done: Backup | None = run(another, one, recorder)
+            except VbackupError:
+                done = None
+            check_after_strike(another, one, base, done, recorder, nth)
+
+    return test
+
+
+def check_after_strike(
+    domain: FakeDomain, repo: Repository, base: Backup, done: Backup | None, recorder: Recorder, nth: int
+) -> None:
+    domain.qemu.heal()
+    where = f"at command {nth}"
+    assert partial(repo) == [], where
+    committed = repo.catalogue(UUID).history.backups
+    assert [one.id for one in committed] == [one.id for one in (base, done) if one is not None], where
+    for dev, bitmaps in domain.bitmaps().items():
+        assert bitmaps.get(names.bitmap(repo.id, committed[-1].id, dev)), f"{where}: the base of {dev} is lost"
+    state = domain.qemu.state()
+    if state["jobs"] or state["fdsets"]:
+        assert any("The next backup of this domain tries again" in one for one in recorder.warnings), where
+    domain.write(MIB)
+    again = run(domain, repo, level=Level.INCREMENTAL)
+    assert again.parent == committed[-1].id, where
+    assert [disk.copied_bytes for disk in again.disks] == [(1 if done else 2) * 65536] * 2, where
+    state = domain.qemu.state()
+    assert (state["jobs"], state["fdsets"]) == ([], []), where
+    ours = {name for of_disk in domain.bitmaps().values() for name in of_disk if names.prefix(repo.id) in name}
+    bases = {names.bitmap(repo.id, one.id, dev) for one in (base, again) for dev in ("vda", "vdb")}
+    assert ours == bases, where
+
+
+test_connection_lost_before_any_command = striking(lambda qemu, nth: qemu.lose_connection(nth=nth))
+test_reply_lost_of_any_command = striking(lambda qemu, nth: qemu.lose_connection(nth=nth, carried_out=True))
+test_refusal_of_any_command = striking(
+    lambda qemu, nth: qemu.fault(QmpError("any", "GenericError", "refused for the test"), nth=nth)
+)
+
+
+def test_signal_at_any_command(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
+    for nth, another, one, base in struck(domain, repo, tmp_path):
+        stop, left, execute = Stop(), iter(range(nth - 1, -1, -1)), another.qemu.execute
+
+        def execute_and_stop(
+            *args: Any,
+            stop: Stop = stop,
+            left: Iterator[int] = left,
+            execute: Callable[..., Any] = execute,
+            **kwargs: Any,
+        ) -> Any:
+            if next(left, None) == 0:
+                stop.request(signal.SIGTERM)
+            return execute(*args, **kwargs)
+
+        another.qemu.execute = execute_and_stop  # type: ignore[method-assign]
+        recorder = Recorder()
+        try:
+            done: Backup | None = run(another, one, recorder, stop=stop)
+        except InterruptedBySignalError:
+            done = None
+        state = another.qemu.state()
+        assert (state["jobs"], state["fdsets"], recorder.warnings) == ([], [], []), f"at command {nth}"
+        check_after_strike(another, one, base, done, recorder, nth)
+
+
+def test_end_of_the_domain_at_any_command(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
+    for nth, another, one, base in struck(domain, repo, tmp_path):
+        another.qemu.kill(nth=nth)
+        recorder = Recorder()
+        try:
+            done: Backup | None = run(another, one, recorder)
+        except DomainGoneError:
+            done = None
+        assert partial(one) == []
+        committed = [each.id for each in one.catalogue(UUID).history.backups]
+        assert committed == [each.id for each in (base, done) if each is not None]
+        if done is None:
+            assert recorder.warnings == [], f"at command {nth}"
+        assert not any("nothing was kept" in each for each in recorder.warnings), recorder.warnings
+
+
+def test_dead_run_is_cleared_away_by_the_next(domain: FakeDomain, repo: Repository) -> None:
+    """It was killed while it copied: stage, jobs, nodes, descriptors and bitmaps are still there."""
+    base = run(domain, repo)
+    domain.write()
+
+    class Killed(BaseException):
+        pass
+
+    def dead(*_args: Any, **_kwargs: Any) -> Any:
+        raise HostUnreachableError("qemu:///system", "its process is dead, so it undoes nothing")
+
+    def kill() -> None:
+        domain.qemu.execute = dead  # type: ignore[method-assign]
+        raise Killed
+
+    execute = domain.qemu.execute
+    stage = repo.path / UUID / f"{incremental(1, base).id}.partial"
+    with pytest.raises(Killed):
+        run(domain, repo, Recorder(on_progress=kill))
+    domain.qemu.execute = execute  # type: ignore[method-assign]
+    stage.mkdir()
+    assert domain.qemu.state()["jobs"] != []
+    recorder = Recorder()
+    two = run(domain, repo, recorder)
+    assert (two.parent, partial(repo)) == (base.id, [])
+    assert any("which never ended" in step for step in recorder.steps)
+    assert (domain.qemu.state()["jobs"], domain.qemu.state()["fdsets"]) == ([], [])
+    assert domain.bitmaps()["vda"].keys() == {names.bitmap(repo.id, one.id, "vda") for one in (base, two)}

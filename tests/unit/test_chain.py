@@ -1,0 +1,368 @@
+"""A base is trusted only with every reason to; a chain is followed to its end or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit import builders
+from tests.unit.builders import (
+    MIB,
+    REPOSITORY,
+    SIZE_BYTES,
+    backup,
+    backup_id,
+    bitmap,
+    copy,
+    image,
+    incremental,
+    layer,
+)
+from vbackup import names
+from vbackup.chain import Choice, History, choose, level_of, parent_of
+from vbackup.errors import BaseError, ChainError
+from vbackup.model import Backup, BitmapSource, DiskNode, Level
+
+ONE = backup(1)
+TWO = incremental(2, ONE)
+THREE = incremental(3, TWO)
+
+
+def name_of(base: Backup, dev: str = "vda", repository_id: str = REPOSITORY) -> str:
+    return names.bitmap(repository_id, base.id, dev)
+
+
+def having(*bases: Backup, **changes: Any) -> DiskNode:
+    """A disk with a good bitmap of each of these backups."""
+    return builders.node(layer(*(bitmap(name_of(base)) for base in bases), **changes))
+
+
+def auto(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str], ...] = ()) -> Choice:
+    return choose(Level.AUTO, node, History(backups, unusable), repository_id=REPOSITORY)
+
+
+# the levels
+
+
+@pytest.mark.parametrize("level", [Level.FULL, Level.COPY])
+def test_whole_disk_needs_no_base(level: Level) -> None:
+    choice = choose(level, having(ONE), History([ONE]), repository_id=REPOSITORY)
+    assert choice == Choice(level, None, (), "asked for")
+
+
+def test_incremental_starts_from_the_newest() -> None:
+    choice = choose(Level.INCREMENTAL, having(ONE, TWO), History([ONE, TWO]), repository_id=REPOSITORY)
+    assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)
+    assert choice.sources == (BitmapSource("libvirt-1-format", name_of(TWO)),)
+    assert choice.reason == f"changes since {TWO.id}"
+
+
+def test_differential_starts_from_the_last_full() -> None:
+    choice = choose(Level.DIFFERENTIAL, having(ONE, TWO), History([ONE, TWO]), repository_id=REPOSITORY)
+    assert (choice.level, choice.base) == (Level.DIFFERENTIAL, ONE)
+
+
+def test_differential_after_a_differential_starts_from_the_full() -> None:
+    second = backup(2, image(level=Level.DIFFERENTIAL, base=ONE.id), level=Level.DIFFERENTIAL)
+    choice = choose(Level.DIFFERENTIAL, having(ONE, second), History([ONE, second]), repository_id=REPOSITORY)
+    assert choice.base == ONE
+
+
+def test_auto_is_incremental_where_it_can_be() -> None:
+    choice = auto(having(ONE, TWO), ONE, TWO)
+    assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)
+
+
+def test_first_backup_is_a_full() -> None:
+    choice = auto(having())
+    assert (choice.level, choice.base, choice.sources) == (Level.FULL, None, ())
+    assert "no earlier backup of this disk" in choice.reason
+
+
+def test_copy_is_no_base() -> None:
+    choice = auto(having(ONE), ONE, copy(2))
+    assert choice.base == ONE
+
+
+def test_new_full_begins_a_new_chain() -> None:
+    full = backup(3)
+    choice = choose(Level.DIFFERENTIAL, having(ONE, TWO, full), History([ONE, TWO, full]), repository_id=REPOSITORY)
+    assert choice.base == full
+
+
+def test_new_disk_gets_a_full_beside_incrementals() -> None:
+    choice = choose(Level.AUTO, builders.node(layer(), dev="vdb"), History([ONE, TWO]), repository_id=REPOSITORY)
+    assert (choice.level, choice.base) == (Level.FULL, None)
+
+
+def test_full_inside_a_chain_is_the_base_of_what_follows() -> None:
+    """auto took a full of vdb only: its differential starts from there, vda's from the first."""
+    both = backup(1, image("vda"), image("vdb"))
+    mixed = backup(
+        2, image("vda", level=Level.INCREMENTAL, base=both.id), image("vdb", level=Level.FULL), level=Level.INCREMENTAL
+    )
+    history = History([both, mixed])
+    assert history.last_full("vda") == both
+    assert history.last_full("vdb") == mixed
+    assert history.bases("vda") == {both.id, mixed.id}
+    assert history.bases("vdb") == {mixed.id}
+
+
+# reasons for distrust
+
+
+def untrusted(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str], ...] = ()) -> str:
+    """The reason why ``auto`` takes a full; by name the same reason is an error."""
+    choice = auto(node, *backups, unusable=unusable)
+    assert (choice.level, choice.base, choice.sources) == (Level.FULL, None, ())
+    for level in (Level.INCREMENTAL, Level.DIFFERENTIAL):
+        with pytest.raises(BaseError) as caught:
+            choose(level, node, History(backups, unusable), repository_id=REPOSITORY)
+        assert (caught.value.dev, caught.value.level) == (node.disk.dev, level.value)
+        assert choice.reason in str(caught.value)
+    return choice.reason
+
+
+def test_missing_bitmap_is_not_trusted() -> None:
+    assert untrusted(having(), ONE) == f"checkpoint {ONE.id} is missing from the image"
+
+
+def test_bitmap_of_a_raw_disk_goes_with_qemu() -> None:
+    assert "gone: the domain was restarted" in untrusted(having(driver="raw"), ONE)
+
+
+def test_bitmap_of_another_repository_is_not_taken() -> None:
+    other = layer(bitmap(name_of(ONE, repository_id=builders.FOREIGN)))
+    assert "missing" in untrusted(builders.node(other), ONE)
+
+
+def test_bitmap_of_another_disk_is_not_taken() -> None:
+    """Two images that changed places between two backups."""
+    other = layer(bitmap(name_of(ONE, "vdb")))
+    assert "missing" in untrusted(builders.node(other), ONE)
+
+
+def test_working_bitmap_is_not_taken() -> None:
+    working = bitmap(names.working_bitmap(REPOSITORY, ONE.id, "vda"))
+    assert "missing" in untrusted(builders.node(layer(working)), ONE)
+
+
+def test_older_bitmap_does_not_stand_in_for_the_newest() -> None:
+    choice = auto(having(ONE), ONE, TWO)
+    assert (choice.level, choice.base) == (Level.FULL, None)
+    assert TWO.id in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"inconsistent": True, "recording": False}, "inconsistent"),
+        ({"inconsistent": True}, "inconsistent"),
+        ({"busy": True}, "busy"),
+        ({"recording": False}, "disabled"),
+    ],
+)
+def test_bitmap_in_a_bad_state_is_not_trusted(change: dict[str, bool], said: str) -> None:
+    reason = untrusted(builders.node(layer(bitmap(name_of(ONE), **change))), ONE)
+    assert ONE.id in reason
+    assert said in reason
+
+
+def test_shrunk_disk_is_not_trusted() -> None:
+    reason = untrusted(having(ONE, virtual_size_bytes=SIZE_BYTES - 512), ONE)
+    assert reason == f"the disk shrank from {SIZE_BYTES} to {SIZE_BYTES - 512} bytes"
+
+
+def test_grown_raw_disk_is_not_trusted() -> None:
+    reason = untrusted(having(ONE, driver="raw", virtual_size_bytes=SIZE_BYTES + MIB), ONE)
+    assert reason == f"the raw disk grew from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes"
+
+
+def test_grown_qcow2_disk_is_trusted() -> None:
+    assert auto(having(ONE, virtual_size_bytes=SIZE_BYTES + MIB), ONE).base == ONE
+
+
+def test_raw_disk_is_trusted_while_its_bitmap_is_there() -> None:
+    node = builders.node(layer(bitmap(name_of(ONE), persistent=False), driver="raw"))
+    assert auto(node, ONE).base == ONE
+
+
+def test_missing_link_below_the_base_is_not_trusted() -> None:
+    choice = auto(having(TWO), TWO)
+    assert choice.base is None
+    assert f"backup {ONE.id} is missing" in choice.reason
+    with pytest.raises(BaseError, match=f"backup {ONE.id} is missing"):
+        choose(Level.INCREMENTAL, having(TWO), History([TWO]), repository_id=REPOSITORY)
+
+
+def test_unusable_image_below_the_base_is_not_trusted() -> None:
+    choice = auto(having(ONE, TWO), ONE, TWO, unusable=((ONE.id, "vda"),))
+    assert choice.base is None
+    assert ONE.id in choice.reason
+
+
+def test_unusable_image_of_another_disk_does_not_matter() -> None:
+    assert auto(having(ONE, TWO), ONE, TWO, unusable=((ONE.id, "vdb"),)).base == TWO
+
+
+# layers
+
+
+def layers_with(*states: dict[str, Any] | None) -> DiskNode:
+    """Layers from the active one down, each with a bitmap of ONE in that state, or without it."""
+    layers = [
+        layer(
+            *([] if state is None else [bitmap(name_of(ONE), **state)]),
+            node_name=f"libvirt-{number}-format",
+            read_only=number > 0,
+        )
+        for number, state in enumerate(states)
+    ]
+    return builders.node(*layers)
+
+
+def test_changes_are_the_union_over_the_layers_above_the_base() -> None:
+    """An external snapshot was made since: libvirt repeats the bitmap in the overlay and disables the old one."""
+    choice = auto(layers_with({}, {"recording": False}, None), ONE)
+    assert choice.base == ONE
+    assert [source.node_name for source in choice.sources] == ["libvirt-0-format", "libvirt-1-format"]
+
+
+def test_overlay_without_the_bitmap_is_not_trusted() -> None:
+    """Somebody made it without libvirt: what was written to it since is recorded nowhere."""
+    assert "not on every layer above libvirt-1-format" in untrusted(layers_with(None, {}), ONE)
+
+
+def test_gap_between_the_layers_is_not_trusted() -> None:
+    assert "not on every layer above libvirt-2-format" in untrusted(layers_with({}, None, {}), ONE)
+
+
+def test_disabled_bitmap_on_the_active_layer_is_not_trusted() -> None:
+    assert "disabled" in untrusted(layers_with({"recording": False}, {"recording": False}), ONE)
+
+
+@pytest.mark.parametrize("state", [{"inconsistent": True}, {"busy": True}])
+def test_bad_bitmap_on_a_lower_layer_is_not_trusted(state: dict[str, Any]) -> None:
+    untrusted(layers_with({}, {"recording": False, **state}), ONE)
+
+
+# links
+
+
+def ids(history: History, backup_id: str, dev: str = "vda") -> list[str]:
+    return [link.backup.id for link in history.links(backup_id, dev)]
+
+
+def test_links_lead_down_to_the_full() -> None:
+    assert ids(History([THREE, ONE, TWO]), THREE.id) == [THREE.id, TWO.id, ONE.id]
+
+
+def test_full_and_copy_stand_alone() -> None:
+    history = History([ONE, TWO, copy(3)])
+    assert ids(history, ONE.id) == [ONE.id]
+    assert ids(history, copy(3).id) == [copy(3).id]
+
+
+def test_missing_link_is_named_with_who_needs_it() -> None:
+    with pytest.raises(ChainError, match=rf"Disk vda: backup {ONE.id} is missing.*backup {TWO.id} stands on it"):
+        History([TWO, THREE]).links(THREE.id, "vda")
+
+
+def test_link_without_the_disk_is_named() -> None:
+    with pytest.raises(ChainError, match=rf"Disk vdb: backup {ONE.id} has no image of it"):
+        History([ONE, incremental(2, ONE, "vdb")]).links(backup_id(2, Level.INCREMENTAL), "vdb")
+
+
+def test_unusable_link_is_named() -> None:
+    with pytest.raises(ChainError, match=rf"Disk vda: the image of backup {ONE.id} is missing or has another size"):
+        History([ONE, TWO], [(ONE.id, "vda")]).links(TWO.id, "vda")
+
+
+def test_image_that_stands_on_itself_is_refused() -> None:
+    itself = backup(1, image(base=backup_id(1)))
+    with pytest.raises(ChainError, match="claims to stand on a later one"):
+        History([itself]).links(itself.id, "vda")
+
+
+def test_circle_is_refused() -> None:
+    one = backup(1, image(base=backup_id(2)))
+    two = backup(2, image(base=backup_id(1)))
+    with pytest.raises(ChainError, match="claims to stand on a later one"):
+        History([one, two]).links(two.id, "vda")
+
+
+def test_image_that_stands_on_a_later_one_is_refused() -> None:
+    one = backup(1, image(base=backup_id(2)))
+    with pytest.raises(ChainError, match=rf"backup {one.id} claims to stand on a later one, {backup_id(2)}"):
+        History([one, backup(2)]).links(one.id, "vda")
+
+
+def test_two_backups_of_one_sequence_number_do_not_stand_on_each_other() -> None:
+    two = incremental(2, ONE)
+    twin = builders.backup(2, image(base=ONE.id), id=backup_id(5), sequence=ONE.sequence)
+    with pytest.raises(ChainError):
+        History([ONE, two, twin]).links(twin.id, "vda")
+
+
+def test_unknown_backup_is_an_error() -> None:
+    with pytest.raises(ChainError, match=r"No backup 'x' of this domain"):
+        History([ONE]).get("x")
+    with pytest.raises(ChainError, match="missing"):
+        History([ONE]).links("x", "vda")
+
+
+# order
+
+
+def test_sequence_beats_the_clock() -> None:
+    """The clock stepped back between the first and the second backup."""
+    late = builders.backup(9, id=backup_id(9), sequence=1)
+    early = builders.backup(
+        5, image(level=Level.INCREMENTAL, base=late.id), id=backup_id(5, Level.INCREMENTAL), sequence=2
+    )
+    history = History([late, early])
+    assert history.backups == (late, early)
+    assert history.newest("vda") == early
+    assert ids(history, early.id) == [early.id, late.id]
+
+
+def test_next_sequence_follows_the_highest() -> None:
+    assert History([]).next_sequence == 1
+    assert History([builders.backup(1, sequence=41), ONE]).next_sequence == 42
+
+
+# what must be kept
+
+
+def test_bases_are_the_newest_and_the_last_full() -> None:
+    assert History([ONE, TWO, THREE]).bases("vda") == {ONE.id, THREE.id}
+    assert History([ONE, TWO, THREE, copy(4)]).bases("vda") == {ONE.id, THREE.id}
+    assert History([ONE]).bases("vda") == {ONE.id}
+    assert History([]).bases("vda") == frozenset()
+    assert History([ONE]).bases("vdb") == frozenset()
+
+
+def test_disk_that_was_left_out_lately_keeps_its_bases() -> None:
+    both = backup(1, image("vda"), image("vdb"))
+    only = incremental(2, both, "vda")
+    assert History([both, only]).bases("vdb") == {both.id}
+
+
+# the whole backup
+
+
+def choice(base: Backup | None) -> Choice:
+    return Choice(Level.INCREMENTAL if base else Level.FULL, base, (), "")
+
+
+def test_parent_is_the_newest_base() -> None:
+    assert parent_of([choice(None), choice(None)]) is None
+    assert parent_of([choice(ONE), choice(THREE), choice(None), choice(TWO)]) == THREE.id
+
+
+def test_backup_is_full_only_if_every_disk_is() -> None:
+    assert level_of(Level.AUTO, [choice(None), choice(None)]) is Level.FULL
+    assert level_of(Level.AUTO, [choice(None), choice(ONE)]) is Level.INCREMENTAL
+    for asked in (Level.FULL, Level.COPY, Level.DIFFERENTIAL, Level.INCREMENTAL):
+        assert level_of(asked, [choice(ONE)]) is asked

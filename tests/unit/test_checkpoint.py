@@ -1,0 +1,195 @@
+"""What a dead run left goes; what a later backup starts from, and what others made, stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
+from tests.unit import builders
+from tests.unit.builders import FOREIGN, REPOSITORY, Recorder, backup, incremental
+from vbackup import checkpoint, names, target
+from vbackup.chain import History
+from vbackup.errors import DomainGoneError
+from vbackup.model import BitmapSource, DiskNode
+from vbackup.monitor import block_graph
+from vbackup.target import Target
+from vbackup.undo import Undo
+
+ONE = backup(1)
+TWO = incremental(2, ONE)
+THREE = incremental(3, TWO)
+
+
+@pytest.fixture
+def qemu() -> Iterator[FakeQemu]:
+    with FakeQemu([FakeDisk(path="/images/vda.qcow2")]) as made:
+        yield made
+
+
+def bitmap_of(one: object, dev: str = "vda", repository_id: str = REPOSITORY) -> str:
+    return names.bitmap(repository_id, one.id, dev)  # type: ignore[attr-defined]
+
+
+def add(qemu: FakeQemu, *bitmaps: str) -> None:
+    for name in bitmaps:
+        qemu.bitmaps(top(qemu))[name] = FakeBitmap(name)
+
+
+def top(qemu: FakeQemu) -> str:
+    return qemu.top("virtio-disk0")
+
+
+def disks(qemu: FakeQemu) -> list[DiskNode]:
+    return [block_graph(qemu).disk_node(builders.disk())]
+
+
+def left(qemu: FakeQemu) -> set[str]:
+    return set(qemu.bitmaps(top(qemu)))
+
+
+# superseded
+
+
+def remove_superseded(qemu: FakeQemu, *backups: object) -> list[str]:
+    return checkpoint.remove_superseded(qemu, disks(qemu), History(backups), REPOSITORY)  # type: ignore[arg-type]
+
+
+def test_only_the_bases_of_later_backups_stay(qemu: FakeQemu) -> None:
+    add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(THREE))
+    assert remove_superseded(qemu, ONE, TWO, THREE) == [bitmap_of(TWO)]
+    assert left(qemu) == {bitmap_of(ONE), bitmap_of(THREE)}
+
+
+def test_what_others_made_stays(qemu: FakeQemu) -> None:
+    others = {bitmap_of(ONE, repository_id=FOREIGN), "libvirt-checkpoint", "vbackup-", "backup-1"}
+    add(qemu, *others)
+    assert remove_superseded(qemu, ONE) == []
+    assert left(qemu) == others
+
+
+def test_working_bitmap_goes(qemu: FakeQemu) -> None:
+    working = names.working_bitmap(REPOSITORY, TWO.id, "vda")
+    add(qemu, bitmap_of(ONE), bitmap_of(TWO), working)
+    assert remove_superseded(qemu, ONE, TWO) == [working]
+
+
+def test_bitmap_of_an_image_that_changed_places_goes(qemu: FakeQemu) -> None:
+    add(qemu, bitmap_of(ONE), bitmap_of(ONE, "vdb"))
+    assert remove_superseded(qemu, ONE) == [bitmap_of(ONE, "vdb")]
+
+
+def test_bitmap_that_qemu_will_not_remove_stays_and_keeps_no_other(qemu: FakeQemu) -> None:
+    add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(THREE))
+    qemu.refuse("block-dirty-bitmap-remove", "Bitmap is currently in use by another operation and cannot be used")
+    assert remove_superseded(qemu) == sorted([bitmap_of(TWO), bitmap_of(THREE)])
+    assert left(qemu) == {bitmap_of(ONE)}
+
+
+def test_layers_below_are_left_alone(qemu: FakeQemu) -> None:
+    """They are read-only to QEMU."""
+    add(qemu, bitmap_of(ONE))
+    below = top(qemu)
+    qemu.snapshot("virtio-disk0", "/images/vda.one")
+    node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
+    checkpoint.remove_superseded(qemu, [node], History([]), REPOSITORY)
+    assert left(qemu) == set()
+    assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
+
+
+def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu) -> None:
+    add(qemu, bitmap_of(ONE))
+    nodes = disks(qemu)
+    qemu.kill()
+    with pytest.raises(DomainGoneError):
+        checkpoint.remove_superseded(qemu, nodes, History([]), REPOSITORY)
+
+
+# uncommitted
+
+
+def test_bitmap_of_a_backup_that_was_never_committed_goes(qemu: FakeQemu) -> None:
+    add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(TWO, repository_id=FOREIGN), "libvirt-checkpoint")
+    removed = checkpoint.remove_uncommitted(qemu, disks(qemu), {ONE.id, "lock", "domain.json"}, REPOSITORY)
+    assert removed == [bitmap_of(TWO)]
+    assert left(qemu) == {bitmap_of(ONE), bitmap_of(TWO, repository_id=FOREIGN), "libvirt-checkpoint"}
+
+
+def test_half_made_backup_is_not_committed(qemu: FakeQemu) -> None:
+    add(qemu, bitmap_of(ONE))
+    assert checkpoint.remove_uncommitted(qemu, disks(qemu), {f"{ONE.id}.partial"}, REPOSITORY) == [bitmap_of(ONE)]
+
+
+def test_working_bitmap_of_a_dead_run_goes(qemu: FakeQemu) -> None:
+    working = names.working_bitmap(REPOSITORY, TWO.id, "vda")
+    add(qemu, working)
+    assert checkpoint.remove_uncommitted(qemu, disks(qemu), {TWO.id}, REPOSITORY) == [working]
+
+
+# some bitmaps
+
+
+def test_bitmaps_that_are_there_are_removed(qemu: FakeQemu) -> None:
+    add(qemu, "one", "two", "three")
+    node = top(qemu)
+    wanted = [
+        BitmapSource(node, "one"),
+        BitmapSource(node, "gone"),
+        BitmapSource("gone", "one"),
+        BitmapSource(node, "two"),
+    ]
+    checkpoint.remove_bitmaps(qemu, wanted)
+    assert left(qemu) == {"three"}
+
+
+def test_removing_nothing_asks_and_does_nothing(qemu: FakeQemu) -> None:
+    checkpoint.remove_bitmaps(qemu, [])
+    assert left(qemu) == set()
+
+
+# leftovers of a dead run
+
+
+def leave(qemu: FakeQemu, tmp_path: Path, repository_id: str) -> tuple[str, str]:
+    """The job and the node of a run that was killed while it copied."""
+    path = tmp_path / f"{repository_id}.qcow2"
+    path.write_bytes(qcow2_header(16 * MIB))
+    one = Target(path, names.target_node(repository_id, "vda"))
+    with Undo(Recorder()) as undo:
+        target.open_in_qemu(qemu, [one], repository_id=repository_id, undo=undo)
+        undo.release()
+    job_id = names.job(repository_id, ONE.id, "vda")
+    data = {"job-id": job_id, "device": top(qemu), "target": one.node_name, "sync": "full"}
+    action = {"type": "blockdev-backup", "data": {**data, "auto-finalize": False, "auto-dismiss": False}}
+    qemu.execute("transaction", {"actions": [action]})
+    return job_id, one.node_name
+
+
+def test_jobs_nodes_and_descriptors_of_a_dead_run_go(qemu: FakeQemu, tmp_path: Path) -> None:
+    before = qemu.state()
+    assert checkpoint.remove_leftovers(qemu, REPOSITORY) == []
+    made = leave(qemu, tmp_path, REPOSITORY)
+    assert checkpoint.remove_leftovers(qemu, REPOSITORY) == list(made)
+    assert qemu.state() == before
+
+
+def test_what_another_repository_does_meanwhile_is_left_alone(qemu: FakeQemu, tmp_path: Path) -> None:
+    leave(qemu, tmp_path, FOREIGN)
+    before = qemu.state()
+    leave(qemu, tmp_path, REPOSITORY)
+    checkpoint.remove_leftovers(qemu, REPOSITORY)
+    assert qemu.state() == before
+
+
+@pytest.mark.parametrize("ends", ["pending", "failed"])
+def test_job_that_ended_meanwhile_goes_too(qemu: FakeQemu, tmp_path: Path, ends: str) -> None:
+    before = qemu.state()
+    if ends == "failed":
+        qemu.fail_job(names.target_node(REPOSITORY, "vda"), "No space left on device")
+    leave(qemu, tmp_path, REPOSITORY)
+    for _ in range(5):
+        qemu.execute("query-jobs")
+    checkpoint.remove_leftovers(qemu, REPOSITORY)
+    assert qemu.state() == before

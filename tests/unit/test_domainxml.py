@@ -1,0 +1,400 @@
+"""The domain XML is read as libvirt writes it, and refused where somebody else wrote it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import etree
+
+from tests.unit.builders import FIXTURES, UUID, fixture_xml
+from vbackup import domainxml
+from vbackup.errors import DiskError, MalformedError, VbackupError
+from vbackup.model import Disk, ImageFormat
+
+DISK = "<disk type='file'><source file='/images/vda.qcow2'/><target dev='vda'/><alias name='virtio-disk0'/></disk>"
+AGENT = "<channel><target type='virtio' name='org.qemu.guest_agent.0' {}/></channel>"
+
+
+def xml(devices: str = DISK, *, more: str = "", uuid: str = UUID, name: str = "web") -> str:
+    """A domain as libvirt shows it, as far as vbackup reads it."""
+    return f"<domain><name>{escape(name)}</name><uuid>{uuid}</uuid>{more}<devices>{devices}</devices></domain>"
+
+
+def disk_xml(inside: str = "", *, attributes: str = "type='file' device='disk'", dev: str = "vda") -> str:
+    return (
+        f"<disk {attributes}><source file='/images/x'/><target dev={quoteattr(dev)}/>"
+        f"{inside}<alias name='virtio-disk0'/></disk>"
+    )
+
+
+# what libvirt writes
+
+
+def test_rich_domain_has_the_disks_that_can_be_backed_up() -> None:
+    domain = domainxml.parse(fixture_xml("rich"))
+    assert domain.name == "käse & brot"
+    assert domain.uuid == UUID
+    expected = [
+        Disk("vda", "virtio-disk0", "file", "/capture/zwei Wörter & <mehr>/dïsk 'a'.qcow2", "qcow2"),
+        Disk("vdb", "ua-my_own-alias", "file", "/capture/disk.qcow2", "qcow2"),
+        Disk("vdc", "virtio-disk2", "file", "/capture/other/disk.qcow2", "qcow2"),
+        Disk("vdd", "virtio-disk3", "file", "/capture/plain.raw", "raw"),
+        Disk("vdi", "virtio-disk8", "file", "/capture/both.qcow2", "qcow2"),
+        Disk("vdj", "virtio-disk9", "network", None, "raw"),
+        Disk("sda", "scsi0-0-0-0", "file", "/capture/scsi.qcow2", "qcow2"),
+        Disk("sdb", "sata0-0-1", "file", "/capture/sata.raw", "raw"),
+        Disk("hda", "ide0-0-0", "file", "/capture/ide.qcow2", "qcow2"),
+    ]
+    assert [disk for disk in domain.disks if disk.dev != "vdh"] == expected
+
+
+def test_block_device_is_a_disk() -> None:
+    vdh = next(disk for disk in domainxml.parse(fixture_xml("rich")).disks if disk.dev == "vdh")
+    assert (vdh.source_type, vdh.format) == ("block", "raw")
+    assert vdh.path is not None
+    assert vdh.path.startswith("/dev/")
+
+
+def test_rich_domain_leaves_out_what_no_backup_can_have() -> None:
+    left_out = {left.dev: left.reason for left in domainxml.parse(fixture_xml("rich")).left_out}
+    assert left_out == {
+        "vde": "read-only",
+        "vdf": "shareable: other domains write to it too",
+        "vdg": "transient: its changes are thrown away",
+        "hdb": "cdrom",
+        "hdc": "cdrom",
+        "fda": "floppy",
+    }
+
+
+def test_many_disks_keep_their_order() -> None:
+    devs = [disk.dev for disk in domainxml.parse(fixture_xml("many")).disks]
+    assert len(devs) == 28
+    assert devs[:2] + devs[-3:] == ["vda", "vdb", "vdz", "vdaa", "vdab"]
+
+
+def test_after_an_external_snapshot_the_overlay_is_the_disk() -> None:
+    domain = domainxml.parse(fixture_xml("snapshot"))
+    assert [(disk.dev, disk.path, disk.format) for disk in domain.disks] == [
+        ("vda", "/capture/vda.one", "qcow2"),
+        ("vdb", "/capture/vdb.qcow2", "qcow2"),
+        ("vdc", "/capture/vdc.one", "qcow2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("disk", "reason"),
+    [
+        (disk_xml(attributes="type='file' device='cdrom'"), "cdrom"),
+        (disk_xml(attributes="type='file' device='floppy'"), "floppy"),
+        (disk_xml(attributes="type='block' device='lun'"), "LUN passed through to the guest"),
+        (disk_xml("<readonly/>"), "read-only"),
+        (disk_xml("<shareable/>"), "shareable: other domains write to it too"),
+        (disk_xml("<transient/>"), "transient: its changes are thrown away"),
+        (disk_xml("<transient shareBacking='yes'/>"), "transient: its changes are thrown away"),
+        (disk_xml(attributes="type='vhostuser'"), "vhostuser: its data does not pass through QEMU"),
+        (disk_xml(attributes="type='vhostvdpa'"), "vhostvdpa: its data does not pass through QEMU"),
+        (disk_xml(attributes="type='dir'"), "dir: its data does not pass through QEMU"),
+    ],
+    ids=lambda value: value if not value.startswith("<") else "",
+)
+def test_disk_is_left_out_with_its_reason(disk: str, reason: str) -> None:
+    domain = domainxml.parse(xml(disk))
+    assert domain.disks == ()
+    assert [(left.dev, left.reason) for left in domain.left_out] == [("vda", reason)]
+
+
+@pytest.mark.parametrize("kind", ["file", "block", "network", "volume", "nvme"])
+def test_kind_of_source_is_told(kind: str) -> None:
+    assert domainxml.parse(xml(disk_xml(attributes=f"type='{kind}'"))).disks[0].source_type == kind
+
+
+def test_volume_of_a_pool_has_no_path() -> None:
+    disk = "<disk type='volume'><source pool='p' volume='v'/><target dev='vda'/><alias name='a'/></disk>"
+    found = domainxml.parse(xml(disk)).disks[0]
+    assert (found.source_type, found.path) == ("volume", None)
+
+
+def test_device_is_a_disk_unless_said_otherwise() -> None:
+    assert len(domainxml.parse(xml(disk_xml(attributes="type='file'"))).disks) == 1
+
+
+def test_format_is_raw_unless_said_otherwise() -> None:
+    assert domainxml.parse(xml()).disks[0].format == "raw"
+    assert domainxml.parse(xml(disk_xml("<driver name='qemu' type='qcow2'/>"))).disks[0].format == "qcow2"
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [
+        disk_xml("<encryption format='luks'/>"),
+        "<disk><source file='/x'><encryption format='luks'/></source><target dev='vda'/><alias name='a'/></disk>",
+    ],
+)
+def test_encryption_is_told(disk: str) -> None:
+    assert domainxml.parse(xml(disk)).disks[0].encrypted
+    assert not domainxml.parse(xml()).disks[0].encrypted
+
+
+@pytest.mark.parametrize(
+    ("channel", "connected"),
+    [
+        ("", False),
+        (AGENT.format("state='connected'"), True),
+        (AGENT.format("state='disconnected'"), False),
+        (AGENT.format(""), False),
+        ("<channel><target name='com.redhat.spice.0' state='connected'/></channel>", False),
+    ],
+)
+def test_agent_is_connected_when_libvirt_says_so(channel: str, connected: bool) -> None:
+    assert domainxml.parse(xml(DISK + channel)).agent_connected is connected
+
+
+@pytest.mark.parametrize(
+    ("nvram", "path"),
+    [
+        ("", None),
+        ("<nvram/>", None),
+        ("<nvram>/var/nvram/web_VARS.fd</nvram>", "/var/nvram/web_VARS.fd"),
+        ("<nvram template='/usr/share/x'>\n  /var/nvram/web_VARS.fd\n</nvram>", "/var/nvram/web_VARS.fd"),
+        ("<nvram type='file'><source file='/var/nvram/web_VARS.fd'/></nvram>", "/var/nvram/web_VARS.fd"),
+        ("<nvram type='network'><source protocol='nbd'/></nvram>", None),
+    ],
+)
+def test_nvram_is_found_where_libvirt_names_it(nvram: str, path: str | None) -> None:
+    assert domainxml.parse(xml(more=f"<os>{nvram}</os>")).nvram_path == path
+
+
+def test_uuid_is_in_lower_case() -> None:
+    assert domainxml.parse(xml(uuid=UUID.upper())).uuid == UUID
+
+
+@pytest.mark.parametrize("name", ["käse & brot", "<b>", "-r", "../up", "a\tb", "日本"])
+def test_any_name_is_read_as_it_is(name: str) -> None:
+    assert domainxml.parse(xml(name=name)).name == name
+
+
+# what libvirt never writes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "cannot be read"),
+        ("not XML", "cannot be read"),
+        ("<domain>", "cannot be read"),
+        ("<domain/>", "no <uuid>"),
+        ("<domainsnapshot/>", "begins with <domainsnapshot>"),
+        ("<domain xmlns='http://x'/>", "begins with"),
+        (xml(uuid=""), "no <uuid>"),
+        (xml(uuid="none"), "which is none"),
+        (xml(uuid=UUID + "/../x"), "which is none"),
+        (xml(name=""), "no <name>"),
+        (xml("<disk><alias name='a'/></disk>"), "a disk with the target ''"),
+        (xml(DISK + DISK), "two disks vda"),
+        (xml(DISK + disk_xml("<readonly/>")), "two disks vda"),
+        ("<domain>\0</domain>", "cannot be read"),
+        ("<domain>\ud800</domain>", "cannot be read"),
+        ("<?xml version='1.0' encoding='no-such-encoding'?><domain/>", "."),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_what_is_no_domain_is_malformed(text: str, said: str) -> None:
+    with pytest.raises(MalformedError, match=said):
+        domainxml.parse(text)
+
+
+@pytest.mark.parametrize(
+    "dev", ["", "../x", "..", "/etc/passwd", "vda/../x", "vda\n", "VDA", "a" * 11, "-o", "vda.qcow2"]
+)
+def test_target_that_could_leave_the_directory_is_refused(dev: str) -> None:
+    with pytest.raises(MalformedError, match="target"):
+        domainxml.parse(xml(disk_xml(dev=dev)))
+    with pytest.raises(MalformedError, match="target"):
+        domainxml.with_disks(xml(disk_xml(dev=dev)), {})
+
+
+def test_disk_without_an_alias_is_not_of_a_running_domain() -> None:
+    with pytest.raises(DiskError, match="no alias") as caught:
+        domainxml.parse(xml("<disk type='file'><source file='/x'/><target dev='vda'/></disk>"))
+    assert caught.value.dev == "vda"
+
+
+ENTITIES = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 12))
+BILLION_LAUGHS = f"<!DOCTYPE domain [<!ENTITY l0 'ha'>{ENTITIES}]>" + xml(name="web").replace("web", "&l11;")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!DOCTYPE domain>" + xml(),
+        "<!DOCTYPE domain [<!ENTITY a 'web'>]>" + xml(),
+        "<!DOCTYPE domain [<!ENTITY a 'web'>]>" + xml().replace("web", "&a;"),
+        "<!DOCTYPE domain SYSTEM 'http://127.0.0.1:1/x.dtd'>" + xml(),
+        BILLION_LAUGHS,
+        BILLION_LAUGHS.replace("<name>&l11;</name>", "<name x='&l11;'/>"),
+    ],
+    ids=["empty", "unused", "used", "network", "billion laughs", "billion laughs in an attribute"],
+)
+def test_document_type_is_refused_at_once(text: str) -> None:
+    begun = time.monotonic()
+    for read in (domainxml.parse, lambda one: domainxml.with_disks(one, {})):
+        with pytest.raises(MalformedError):
+            read(text)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("declaration", ["<!ENTITY x SYSTEM '{}'>", "<!ENTITY % x SYSTEM '{}'> %x;"])
+def test_file_of_the_host_does_not_get_in(tmp_path: Path, declaration: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("<!ENTITY y 'the secret'>")
+    os.utime(secret, (0, time.time()))
+    text = f"<!DOCTYPE domain [{declaration.format(secret)}]>" + xml(name="web").replace("web", "&x;")
+    with pytest.raises(MalformedError) as caught:
+        domainxml.parse(text)
+    assert "the secret" not in str(caught.value)
+    assert secret.stat().st_atime == 0, "the file was read"
+
+
+def test_included_file_does_not_get_in(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("the secret")
+    include = f"<xi:include xmlns:xi='http://www.w3.org/2001/XInclude' href='{secret}' parse='text'/>"
+    with pytest.raises(MalformedError):
+        domainxml.parse(xml().replace("web", include))
+
+
+@given(st.text())
+def test_any_text_is_malformed(text: str) -> None:
+    with pytest.raises(MalformedError):
+        domainxml.parse(text)
+
+
+@given(st.data())
+def test_any_damage_to_a_real_domain_is_told_as_ours(data: st.DataObject) -> None:
+    text = fixture_xml("snapshot")
+    begin = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(begin, min(len(text), begin + 200)))
+    damaged = text[:begin] + data.draw(st.text(max_size=20)) + text[end:]
+    for read in (domainxml.parse, lambda one: domainxml.with_disks(one, {"vda": ("/r/vda.raw", ImageFormat.RAW)})):
+        try:
+            read(damaged)
+        except VbackupError as err:
+            assert isinstance(err, (MalformedError, DiskError))  # noqa: PT017
+
+
+# restored disks
+
+
+def test_restored_disks_are_where_they_were_written() -> None:
+    images = {
+        "vda": ("/restored/with spaces & <ö>/vda.qcow2", ImageFormat.QCOW2),
+        "vdd": ("/restored/vdd.raw", ImageFormat.RAW),
+        "vdh": ("/restored/vdh.qcow2", ImageFormat.QCOW2),
+        "vdj": ("/restored/vdj.raw", ImageFormat.RAW),
+    }
+    before = {disk.dev: disk for disk in domainxml.parse(fixture_xml("rich")).disks}
+    after = {disk.dev: disk for disk in domainxml.parse(domainxml.with_disks(fixture_xml("rich"), images)).disks}
+    assert {dev: (after[dev].source_type, after[dev].path, after[dev].format) for dev in images} == {
+        dev: ("file", path, image_format.value) for dev, (path, image_format) in images.items()
+    }
+    untouched = before.keys() - images.keys()
+    assert {dev: after[dev] for dev in untouched} == {dev: before[dev] for dev in untouched}
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in FIXTURES.glob("*/domain.xml")])
+def test_nothing_but_the_disks_changes(name: str) -> None:
+    images = {disk.dev: (f"/r/{disk.dev}.raw", ImageFormat.RAW) for disk in domainxml.parse(fixture_xml(name)).disks}
+    before, after = (
+        etree.fromstring(fixture_xml(name)),
+        etree.fromstring(domainxml.with_disks(fixture_xml(name), images)),
+    )
+    for root in (before, after):
+        for element in root.findall("devices/disk"):
+            target = element.find("target")
+            if target is not None and target.get("dev") in images:
+                parent = element.getparent()
+                assert parent is not None
+                parent.remove(element)
+    assert etree.tostring(before, method="c14n") == etree.tostring(after, method="c14n")
+
+
+def restored(disk: str, *, image_format: ImageFormat = ImageFormat.QCOW2) -> etree._Element:
+    root = etree.fromstring(domainxml.with_disks(xml(disk), {"vda": ("/r/vda.img", image_format)}))
+    element = root.find("devices/disk")
+    assert element is not None
+    return element
+
+
+def test_what_described_the_old_image_goes() -> None:
+    old = (
+        "<disk type='network' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/>"
+        "<source protocol='rbd' name='p/i' startupPolicy='optional'><host name='h'/><auth username='u'/>"
+        "<encryption format='luks'/><slices/></source>"
+        "<backingStore type='file'><source file='/base'/></backingStore><mirror/>"
+        "<target dev='vda' bus='virtio'/><encryption format='luks'/><alias name='virtio-disk0'/></disk>"
+    )
+    element = restored(old)
+    assert [child.tag for child in element] == ["driver", "source", "target", "alias"]
+    assert element.get("type") == "file"
+    source, driver = element.find("source"), element.find("driver")
+    assert source is not None
+    assert driver is not None
+    assert dict(source.attrib) == {"file": "/r/vda.img"}
+    assert len(source) == 0
+    assert driver.get("type") == "qcow2"
+
+
+def test_settings_of_the_disk_stay() -> None:
+    element = restored(
+        disk_xml("<driver name='qemu' type='raw' discard='unmap'/><serial>S1</serial><boot order='1'/><iotune/>")
+    )
+    assert {"serial", "boot", "iotune"} <= {child.tag for child in element}
+    driver = element.find("driver")
+    assert driver is not None
+    assert dict(driver.attrib) == {"name": "qemu", "type": "qcow2", "discard": "unmap"}
+
+
+def test_disk_without_a_driver_gets_one() -> None:
+    driver = restored(DISK, image_format=ImageFormat.RAW).find("driver")
+    assert driver is not None
+    assert dict(driver.attrib) == {"name": "qemu", "type": "raw"}
+
+
+def test_empty_disk_gets_a_source() -> None:
+    source = restored("<disk type='file'><target dev='vda'/><alias name='a'/></disk>").find("source")
+    assert source is not None
+    assert source.get("file") == "/r/vda.img"
+
+
+@pytest.mark.parametrize(
+    "nvram",
+    [
+        "<nvram>/old/VARS.fd</nvram>",
+        "<nvram template='/usr/share/x'>/old/VARS.fd</nvram>",
+        "<nvram type='file'><source file='/old/VARS.fd'/></nvram>",
+        "<nvram template='/usr/share/x' type='file'>\n  <source file='/old/VARS.fd'/>\n</nvram>",
+    ],
+)
+def test_restored_nvram_is_where_it_was_written(nvram: str) -> None:
+    """libvirt from 8.5 on writes a source element where it is not just a path."""
+    text = domainxml.with_disks(xml(more=f"<os>{nvram}</os>"), {}, nvram_path="/r/nvram")
+    assert domainxml.parse(text).nvram_path == "/r/nvram"
+    assert "/old/VARS.fd" not in text
+
+
+def test_nvram_that_was_not_restored_stays_as_it_was() -> None:
+    text = domainxml.with_disks(xml(more="<os><nvram>/old/VARS.fd</nvram></os>"), {})
+    assert domainxml.parse(text).nvram_path == "/old/VARS.fd"
+
+
+def test_disk_that_was_not_restored_stays_as_it_was() -> None:
+    assert domainxml.parse(domainxml.with_disks(xml(), {"vdz": ("/r/vdz.raw", ImageFormat.RAW)})) == domainxml.parse(
+        xml()
+    )

@@ -1,0 +1,102 @@
+"""Exit statuses are an interface: each error class has one, and it does not change."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from vbackup import errors
+from vbackup.errors import Status, VbackupError
+
+#: One of each, with its exit status (design: 0 to 9, 128 + the signal).
+EXAMPLES: list[tuple[VbackupError, int]] = [
+    (errors.VbackupError("x"), 1),
+    (errors.UsageError("x"), 2),
+    (errors.MalformedError("x"), 1),
+    (errors.HostUnreachableError("qemu:///system", "refused"), 4),
+    (errors.ConnectionLostError("x"), 4),
+    (errors.DomainNotFoundError("web", "in /r", "'vbackup list' shows those there are"), 4),
+    (errors.DomainGoneError("web"), 1),
+    (errors.UnsuitableError("x"), 5),
+    (errors.DiskError("vda", "x"), 5),
+    (errors.QuiesceError("x"), 5),
+    (errors.MonitorError("x"), 1),
+    (errors.FdsNotPassedError("x"), 1),
+    (errors.QmpError("query-x", "GenericError", "x"), 1),
+    (errors.JobError("vda", "x"), 1),
+    (errors.JobStalledError(600.0), 1),
+    (errors.ChainError("x"), 6),
+    (errors.BaseError("vda", "incremental", "x"), 6),
+    (errors.TargetError("x"), 7),
+    (errors.NoSpaceError("x"), 7),
+    (errors.BusyError("x"), 8),
+    (errors.InterruptedBySignalError(signal.SIGINT), 130),
+    (errors.InterruptedBySignalError(signal.SIGTERM), 143),
+    (errors.InterruptedBySignalError(signal.SIGHUP), 129),
+]
+
+
+def all_classes(base: type[VbackupError] = VbackupError) -> set[type[VbackupError]]:
+    return {base}.union(*(all_classes(one) for one in base.__subclasses__() if one.__module__.startswith("vbackup.")))
+
+
+@pytest.mark.parametrize(("error", "status"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_error_owns_its_exit_status(error: VbackupError, status: int) -> None:
+    assert error.status == status
+
+
+def test_no_error_class_is_forgotten_here() -> None:
+    known = {type(error) for error, _ in EXAMPLES}
+    assert {one for one in all_classes() if one.__module__ == "vbackup.errors"} == known
+
+
+def test_statuses_are_those_of_the_manual() -> None:
+    assert {status.name: int(status) for status in Status} == {
+        "DONE": 0,
+        "FAILED": 1,
+        "USAGE": 2,
+        "SOME_FAILED": 3,
+        "NOT_FOUND": 4,
+        "UNSUITABLE": 5,
+        "CHAIN": 6,
+        "TARGET": 7,
+        "BUSY": 8,
+        "SCRIPT": 9,
+        "SIGNAL": 128,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "evidence"),
+    [
+        (errors.DiskError("vda", "x"), {"dev": "vda"}),
+        (
+            errors.QmpError("query-x", "GenericError", "x"),
+            {"command": "query-x", "error_class": "GenericError", "description": "x"},
+        ),
+        (errors.BaseError("vda", "incremental", "x"), {"dev": "vda", "level": "incremental", "reason": "x"}),
+        (errors.UsageError("x"), {}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_evidence_is_typed(error: VbackupError, evidence: dict[str, Any]) -> None:
+    assert error.evidence() == evidence
+
+
+@pytest.mark.parametrize("error", [error for error, _ in EXAMPLES if type(error).__init__ is not Exception.__init__])
+def test_text_is_a_sentence_about_what_happened(error: VbackupError) -> None:
+    text = str(error)
+    assert text
+    assert ".." not in text
+    for value in error.evidence().values():
+        if isinstance(value, str):
+            assert value in text or value == "GenericError"
+
+
+def test_base_error_tells_the_way_out() -> None:
+    text = str(errors.BaseError("vda", "incremental", "checkpoint X is inconsistent"))
+    assert "Disk vda" in text
+    assert "checkpoint X is inconsistent" in text
+    assert "full" in text

@@ -1,0 +1,161 @@
+"""The libvirt host, on libvirt's own test driver: domains are found, and errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vbackup.errors import (
+    ConnectionLostError,
+    DomainNotFoundError,
+    HostUnreachableError,
+    MonitorError,
+    UnsuitableError,
+)
+from vbackup.host import DomainHandle, Host
+from vbackup.stop import Stop
+
+DOMAIN = "<domain type='test'><name>{}</name><uuid>{}</uuid><memory>1024</memory><os><type>hvm</type></os></domain>"
+WEB, OFF = "f0000000-0000-4000-8000-000000000001", "f0000000-0000-4000-8000-000000000002"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host that is all our own, with a running domain web."""
+    path = tmp_path / "node.xml"
+    path.write_text(f"<node>{DOMAIN.format('web', WEB)}</node>")
+    with Host(f"test://{path}") as made:
+        yield made
+
+
+def off(host: Host) -> DomainHandle:
+    """A domain that is shut off."""
+    host.connection.defineXML(DOMAIN.format("off &amp; &lt;on&gt;", OFF))
+    return host.domain("off & <on>")
+
+
+def test_domain_is_found_by_name_and_by_uuid(host: Host) -> None:
+    for name in ("web", WEB, WEB.upper()):
+        found = host.domain(name)
+        assert (found.name, found.uuid) == ("web", WEB)
+
+
+@pytest.mark.parametrize(
+    "name", ["other", "", "WEB", "web ", "f0000000", "f0000000-0000-4000-8000-000000000009", "a" * 999]
+)
+def test_unknown_domain_is_an_error_that_tells_where(host: Host, name: str) -> None:
+    with pytest.raises(DomainNotFoundError, match="at test:///") as caught:
+        host.domain(name)
+    assert caught.value.domain == name
+
+
+def test_running_domain_is_told_from_one_that_is_off(host: Host) -> None:
+    assert host.domain("web").is_active()
+    host.domain("web").require_running()
+    assert not off(host).is_active()
+    with pytest.raises(UnsuitableError, match="off & <on> is shut off"):
+        off(host).require_running()
+
+
+def test_domain_that_vanished_is_not_active(host: Host) -> None:
+    """A transient one goes altogether when it stops."""
+    handle = off(host)
+    handle.domain.undefine()
+    assert not handle.is_active()
+
+
+def test_xml_of_a_domain_that_vanished_is_an_error_of_libvirt(host: Host) -> None:
+    handle = off(host)
+    handle.domain.undefine()
+    with pytest.raises(MonitorError, match="libvirt failed at the XML of domain off & <on>"):
+        handle.live_xml()
+
+
+def test_xml_is_read_live_and_as_defined(host: Host) -> None:
+    handle = host.domain("web")
+    assert "<domain type='test' id='1'>" in handle.live_xml()
+    assert "id='1'" not in handle.definition_xml()
+
+
+def test_host_that_cannot_be_reached_is_an_error_with_its_uri() -> None:
+    with pytest.raises(HostUnreachableError, match=r"test:///no/such/node\.xml") as caught:
+        Host("test:///no/such/node.xml")
+    assert caught.value.uri == "test:///no/such/node.xml"
+
+
+def test_default_uri_is_libvirts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "test:///default")
+    with Host() as host:
+        assert host.real_uri == "test:///default"
+
+
+def test_closing_twice_is_fine(host: Host) -> None:
+    host.close()
+    host.close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "local", "passes_fds"),
+    [
+        ("qemu:///system", True, True),
+        ("qemu:///embed?root=/x", True, True),
+        ("qemu+unix:///system?socket=/x", True, True),
+        ("qemu+tcp://localhost/system", False, False),
+        ("qemu+ssh://root@host/system", False, False),
+        ("qemu+tls://host/system", False, False),
+        ("qemu+ssh:///system", True, False),
+    ],
+)
+def test_way_of_descriptors_is_read_off_the_uri(
+    host: Host, monkeypatch: pytest.MonkeyPatch, uri: str, local: bool, passes_fds: bool
+) -> None:
+    monkeypatch.setattr(Host, "real_uri", uri)
+    assert (host.is_local, host.passes_fds) == (local, passes_fds)
+
+
+def test_version_has_three_numbers(host: Host) -> None:
+    assert all(part.isdigit() for part in host.libvirt_version.split("."))
+    assert len(host.libvirt_version.split(".")) == 3
+
+
+# a connection that breaks
+
+
+def test_domain_survives_a_reconnect(host: Host) -> None:
+    handle = host.domain("web")
+    handle.reconnect()
+    assert handle.is_active()
+
+
+def test_error_over_a_broken_connection_is_a_lost_connection(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = host.domain("web")
+    monkeypatch.setattr(Host, "is_alive", lambda _self: False)
+    handle.domain.destroy()
+    with pytest.raises(ConnectionLostError, match="Is libvirtd running"):
+        handle.resume()
+
+
+def test_host_that_stays_away_is_unreachable_after_the_time(host: Host) -> None:
+    host.uri = "test:///no/such/node.xml"
+    with pytest.raises(HostUnreachableError):
+        host.reopen(timeout_s=0)
+
+
+def test_look_up_over_a_broken_connection_is_unreachable(host: Host) -> None:
+    host.close()
+    with pytest.raises(HostUnreachableError):
+        host.domain("web")
+
+
+def test_domain_of_another_hypervisor_is_unsuitable(host: Host, tmp_path: Path) -> None:
+    """xen, lxc, esx: there is no QEMU to speak to, and that is no fault."""
+    from vbackup import backup
+    from vbackup.report import Silent
+    from vbackup.repository import Repository
+
+    repository = Repository.create(tmp_path / "repository")
+    with pytest.raises(UnsuitableError):
+        backup.run(backup.BackupRequest("web"), host=host, repository=repository, reporter=Silent(), stop=Stop())
+    assert repository.uuids() == []

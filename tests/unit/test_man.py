@@ -1,0 +1,174 @@
+"""The man pages, and the tests' README, tell of just what there is: options, exit statuses, JSON, tests."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
+
+import vbackup
+from vbackup import manifest, repository
+from vbackup.cli import parser
+from vbackup.errors import Status
+from vbackup.model import Backup, Consistency, DiskImage, Level
+
+TOP = Path(__file__).resolve().parents[2]
+COMMON = "Options of every command"
+
+
+def page(name: str) -> nodes.document:
+    text = (TOP / "man" / f"{name}.rst").read_text()
+    document: nodes.document = publish_doctree(text, settings_overrides={"halt_level": 2, "report_level": 2})
+    return document
+
+
+COMMAND_PAGE = page("vbackup.1")
+REPOSITORY_PAGE = page("vbackup-repository.5")
+
+
+def section(document: nodes.document, title: str) -> nodes.section:
+    found = [one for one in document.findall(nodes.section) if one.next_node(nodes.title).astext() == title]
+    assert len(found) == 1, f"sections called {title}: {len(found)}"
+    return found[0]
+
+
+def terms(element: nodes.Element) -> Iterator[nodes.term]:
+    """The terms of definition lists, without those of lists within a definition."""
+    for item in element.findall(nodes.definition_list_item):
+        if not isinstance(item.parent.parent, nodes.definition):
+            yield item.next_node(nodes.term)
+
+
+def strong(element: nodes.Element) -> list[str]:
+    return [one.astext() for one in element.findall(nodes.strong)]
+
+
+def documented_options(title: str) -> set[str]:
+    return {word for term in terms(section(COMMAND_PAGE, title)) for word in strong(term) if word.startswith("-")}
+
+
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    for action in parser.build()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("the command has no subcommands")
+
+
+def options_of(one: argparse.ArgumentParser) -> set[str]:
+    return {option for action in one._actions for option in action.option_strings}
+
+
+COMMANDS = subparsers()
+
+
+def test_every_command_has_its_section_and_every_section_its_command() -> None:
+    commands = section(COMMAND_PAGE, "COMMANDS")
+    titles = [one.next_node(nodes.title).astext() for one in commands.children if isinstance(one, nodes.section)]
+    assert titles == [COMMON, *(f"vbackup {name}" for name in COMMANDS)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_of_a_command_are_those_of_its_section(name: str) -> None:
+    common = documented_options(COMMON) - {"--version"}
+    assert documented_options(f"vbackup {name}") | common == options_of(COMMANDS[name])
+
+
+def test_options_of_every_command_are_not_told_twice() -> None:
+    in_all = set.intersection(*(options_of(one) for one in COMMANDS.values()))
+    at_top = options_of(parser.build())
+    assert documented_options(COMMON) == in_all | at_top
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_values_to_choose_from_are_those_of_the_code(name: str) -> None:
+    told: dict[str, set[str]] = {}
+    for title in (COMMON, f"vbackup {name}"):
+        for term in terms(section(COMMAND_PAGE, title)):
+            definition = term.parent.next_node(nodes.definition)
+            words = {*strong(term), *(word for inner in definition.findall(nodes.term) for word in strong(inner))}
+            values = {word for word in words if not word.startswith("-")}
+            told.update((word, values) for word in words - values)
+    for action in COMMANDS[name]._actions:
+        for option in action.option_strings:
+            assert told[option] == set(action.choices or ()), option
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_synopsis_has_the_command(name: str) -> None:
+    assert f"vbackup {name}" in strong(section(COMMAND_PAGE, "SYNOPSIS"))
+
+
+def test_exit_statuses_are_those_of_the_code() -> None:
+    told = [strong(term)[0] for term in terms(section(COMMAND_PAGE, "EXIT STATUS"))]
+    assert told == [str(status.value) for status in Status]
+
+
+def test_kinds_of_json_are_those_of_the_code() -> None:
+    sources = "".join(path.read_text() for path in Path(vbackup.__file__).parent.rglob("*.py"))
+    in_code = set(re.findall(r'"(vbackup\.[a-z]+/\d+)"', sources))
+    printed = {strong(term)[0] for term in terms(section(COMMAND_PAGE, "JSON OUTPUT")) if strong(term)}
+    printed = {word for word in printed if "/" in word}
+    kept = {
+        word.astext()
+        for word in REPOSITORY_PAGE.findall(nodes.literal)
+        if re.fullmatch(r"vbackup\.\S+/\d+", word.astext())
+    }
+    assert printed | kept == in_code
+    assert printed.isdisjoint(kept)
+
+
+def test_members_of_a_manifest_are_those_of_the_code() -> None:
+    image = DiskImage("vda", Level.FULL, None, "asked for", "vda.qcow2", 0, 0, 0, "sha256:", None, "node", None, "raw")
+    backup = Backup(
+        id="20261123T101500Z-full",
+        sequence=1,
+        level=Level.FULL,
+        parent=None,
+        time=datetime.now(timezone.utc),
+        domain_name="name",
+        domain_uuid="uuid",
+        disks=(image,),
+        left_out=(),
+        consistency=Consistency.CRASH,
+        frozen_ms=0,
+        duration_s=0,
+        files={},
+        versions={},
+    )
+    document = manifest.document(backup)
+    told = [strong(term)[0] for term in terms(section(REPOSITORY_PAGE, "MANIFEST"))]
+    assert told == ["schema", *document, *document["disks"][0]]
+    backup_members = next(
+        term.parent.next_node(nodes.definition)
+        for term in terms(section(COMMAND_PAGE, "JSON OUTPUT"))
+        if strong(term) == ["vbackup.backup/1"]
+    )
+    assert set(document) <= set(strong(backup_members))
+
+
+def test_files_of_a_backup_are_told() -> None:
+    files = section(COMMAND_PAGE, "FILES").astext() + section(REPOSITORY_PAGE, "DESCRIPTION").astext()
+    for name in (repository.MARKER, repository.PARTIAL, "domain.json", "manifest.json", *manifest.FURTHER_FILES):
+        assert name in files
+
+
+@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE])
+def test_version_is_that_of_the_code(document: nodes.document) -> None:
+    assert document.next_node(nodes.version).astext() == f"vbackup {vbackup.__version__}"
+
+
+def test_tests_named_in_their_readme_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (TOP / "tests" / "README.md").read_text()))
+    there = {
+        name
+        for path in TOP.glob("tests/*/test_*.py")
+        for name in re.findall(r"^(?:def )?(test_\w+)", path.read_text(), re.M)
+    }
+    assert named
+    assert named <= there

@@ -1,0 +1,255 @@
+"""What was written down is read back; what somebody damaged is refused before any image is opened."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.builders import UUID, backup, backup_id, image, incremental
+from vbackup import manifest
+from vbackup.errors import ChainError
+from vbackup.model import Backup, Consistency, DiskImage, LeftOut, Level
+
+SIMPLE = incremental(2, backup(1), "vda", "vdb")
+
+sizes = st.integers(0, 2**63 - 1)
+texts = st.text(max_size=20)
+some_levels = st.sampled_from([Level.FULL, Level.INCREMENTAL, Level.DIFFERENTIAL, Level.COPY])
+some_ids = st.integers(1, 20).flatmap(lambda number: some_levels.map(lambda level: backup_id(number, level)))
+
+
+@st.composite
+def images(draw: st.DrawFn, dev: str) -> DiskImage:
+    return image(
+        dev,
+        level=draw(some_levels),
+        base=draw(st.none() | some_ids),
+        reason=draw(texts),
+        virtual_size_bytes=draw(sizes),
+        file_size_bytes=draw(sizes),
+        copied_bytes=draw(sizes),
+        bitmap=draw(st.none() | texts),
+        source=draw(st.none() | texts),
+        source_format=draw(texts),
+        node_name=draw(texts),
+        encrypted=draw(st.booleans()),
+    )
+
+
+@st.composite
+def backups(draw: st.DrawFn) -> Backup:
+    moment = draw(st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(timezone.utc)))  # noqa: DTZ001
+    devs = draw(st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True), max_size=3, unique=True))
+    return Backup(
+        id=draw(some_ids),
+        sequence=draw(sizes),
+        level=draw(some_levels),
+        parent=draw(st.none() | some_ids),
+        time=moment,
+        domain_name=draw(texts),
+        domain_uuid=UUID,
+        disks=tuple(draw(images(dev)) for dev in devs),
+        left_out=tuple(draw(st.lists(st.builds(LeftOut, texts, texts), max_size=2))),
+        consistency=draw(st.sampled_from(Consistency)),
+        frozen_ms=draw(sizes),
+        duration_s=draw(st.floats(0, 1e9)),
+        files=draw(st.dictionaries(st.sampled_from(manifest.FURTHER_FILES), texts)),
+        versions=draw(st.dictionaries(st.sampled_from(["vbackup", "qemu", "libvirt"]), texts)),
+    )
+
+
+def load(text: str, of: Backup = SIMPLE) -> Backup:
+    return manifest.load(text, backup_id=of.id, domain_uuid=of.domain_uuid)
+
+
+@given(backups())
+def test_round_trip(one: Backup) -> None:
+    assert load(manifest.dump(one), one) == one
+
+
+def test_size_is_of_all_images_together() -> None:
+    assert manifest.document(SIMPLE)["size_bytes"] == 2 * 200704
+
+
+def test_time_is_utc_with_microseconds() -> None:
+    half_past = datetime(2026, 11, 23, 12, 30, 0, 250000, timezone(timedelta(hours=2)))
+    assert manifest.iso(half_past) == "2026-11-23T10:30:00.250000Z"
+
+
+def test_backing_file_is_the_image_of_the_base_by_relative_path() -> None:
+    disks = manifest.document(SIMPLE)["disks"]
+    assert [disk["backing_file"] for disk in disks] == [f"../{backup_id(1)}/{dev}.qcow2" for dev in ("vda", "vdb")]
+    assert manifest.document(backup(1))["disks"][0]["backing_file"] is None
+
+
+def test_text_is_json_that_people_can_read() -> None:
+    text = manifest.dump(backup(1, domain_name="käse"))
+    assert "käse" in text
+    assert json.loads(text)["schema"] == "vbackup.manifest/1"
+    assert text.endswith("}\n")
+
+
+def changed(**changes: Any) -> str:
+    """The manifest of SIMPLE with members replaced; a path into it is written with double underscores."""
+    document = json.loads(manifest.dump(SIMPLE))
+    for path, value in changes.items():
+        *parents, last = (int(part) if part.isdigit() else part for part in path.split("__"))
+        inner: Any = document
+        for parent in parents:
+            inner = inner[parent]
+        if value is MISSING:
+            del inner[last]
+        else:
+            inner[last] = value
+    return json.dumps(document)
+
+
+MISSING = object()
+
+
+def test_unknown_members_are_tolerated() -> None:
+    assert load(changed(tomorrow=[1], disks__0__new=2, domain__title="x", versions__nbdkit="1.32")) == SIMPLE
+
+
+@pytest.mark.parametrize("missing", ["encrypted", "digest", "file"])
+def test_missing_member_of_a_disk_is_named(missing: str) -> None:
+    with pytest.raises(ChainError, match=rf"disks\[0\].{missing} is missing"):
+        load(changed(**{f"disks__0__{missing}": MISSING}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": "vbackup.manifest/2"},
+        {"schema": MISSING},
+        {"id": "../x"},
+        {"id": backup_id(3)},
+        {"domain__uuid": "f0000000-0000-4000-8000-000000000002"},
+        {"domain": MISSING},
+        {"parent": "../../etc"},
+        {"parent": "x"},
+        {"parent": 7},
+        {"level": "auto?"},
+        {"level": "FULL"},
+        {"time": "yesterday"},
+        {"time": "0001-01-01T00:00:00+23:59"},
+        {"time": ""},
+        {"sequence": -1},
+        {"sequence": "1"},
+        {"sequence": True},
+        {"sequence": 2**63},
+        {"duration_s": -1},
+        {"duration_s": float("nan")},
+        {"duration_s": 10**400},
+        {"consistency": "fine"},
+        {"files": []},
+        {"files": {"domain.xml": 7}},
+        {"versions": 7},
+        {"disks": {}},
+        {"disks__0": 7},
+        {"disks__0__dev": "../x"},
+        {"disks__0__dev": "vdb"},  # a disk twice, and not its file
+        {"disks__0__dev": ""},
+        {"disks__0__dev": "../x", "disks__0__file": "../x.qcow2"},
+        {"disks__0__dev": "/etc/x", "disks__0__file": "/etc/x.qcow2"},
+        {"disks__0__file": "../../vda.qcow2"},
+        {"disks__0__file": "/etc/passwd"},
+        {"disks__0__file": "vdb.qcow2"},
+        {"disks__0__file": "vda.raw"},
+        {"disks__0__base": "../x"},
+        {"disks__0__base": backup_id(1) + "/.."},
+        {"disks__0__base": backup_id(1) + "\n"},
+        {"disks__0__level": "half"},
+        {"disks__0__virtual_size_bytes": -1},
+        {"disks__0__file_size_bytes": 2**64},
+        {"disks__0__encrypted": "no"},
+        {"left_out": [{"dev": 7, "reason": "x"}]},
+    ],
+    ids=lambda change: " ".join(f"{key}={str(value)[:30]}" for key, value in change.items()),
+)
+def test_wrong_member_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ChainError, match=f"manifest of backup {SIMPLE.id}"):
+        load(changed(**change))
+
+
+def test_disk_twice_is_refused() -> None:
+    document = json.loads(manifest.dump(SIMPLE))
+    document["disks"].append(document["disks"][0])
+    with pytest.raises(ChainError, match="a disk twice"):
+        load(json.dumps(document))
+
+
+def test_only_known_files_are_taken_from_the_manifest() -> None:
+    """Their names become part of paths."""
+    loaded = load(changed(files={"domain.xml": "sha256:1", "../../etc/passwd": "sha256:2", "nvram": "sha256:3"}))
+    assert set(loaded.files) == {"domain.xml", "nvram"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "\0", "[" * 100_000, '{"schema": "vbackup.manifest/1"'])
+def test_torn_manifest_is_told(text: str) -> None:
+    with pytest.raises(ChainError, match="manifest of backup"):
+        load(text)
+
+
+@given(st.text())
+def test_any_text_is_refused_as_ours(text: str) -> None:
+    with pytest.raises(ChainError):
+        load(text)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> Any:
+    """A real manifest with some values replaced or taken away, somewhere inside."""
+    document = copy.deepcopy(json.loads(manifest.dump(SIMPLE)))
+    for _ in range(draw(st.integers(1, 3))):
+        inner = document
+        while True:
+            keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(inner[key], (dict, list)) and inner[key] and draw(st.integers(0, 3)):
+                inner = inner[key]
+                continue
+            if isinstance(inner, dict) and draw(st.booleans()):
+                del inner[key]
+            else:
+                inner[key] = draw(junk)
+            break
+    return document
+
+
+@given(damaged())
+def test_any_damage_is_refused_as_ours_or_harmless(document: Any) -> None:
+    try:
+        one = load(json.dumps(document))
+    except ChainError:
+        return
+    assert (one.id, one.domain_uuid) == (SIMPLE.id, SIMPLE.domain_uuid)
+    for disk in one.disks:
+        assert disk.file == f"{disk.dev}.qcow2"
+        assert "/" not in disk.dev
+    assert set(one.files) <= set(manifest.FURTHER_FILES)
+
+
+@given(st.integers(0, 2000), st.integers(0, 50), st.text(max_size=10))
+def test_any_torn_text_is_refused_as_ours_or_harmless(begin: int, length: int, put: str) -> None:
+    text = manifest.dump(SIMPLE)
+    try:
+        one = load(text[:begin] + put + text[begin + length :])
+    except ChainError:
+        return
+    assert (one.id, one.domain_uuid) == (SIMPLE.id, SIMPLE.domain_uuid)

@@ -1,0 +1,105 @@
+"""Names of ours are made and taken apart without loss, and fit where QEMU and the filesystem take them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.builders import NOON
+from vbackup import names
+from vbackup.model import Level
+from vbackup.names import BitmapName
+
+LEVELS = [Level.FULL, Level.INCREMENTAL, Level.DIFFERENTIAL, Level.COPY]
+
+repository_ids = st.from_regex(names.REPOSITORY_ID, fullmatch=True)
+devs = st.from_regex(names.DEV, fullmatch=True)
+times = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 30), timezones=st.just(timezone.utc))  # noqa: DTZ001
+levels = st.sampled_from(LEVELS)
+
+
+@given(repository_ids, times, levels, devs, st.booleans())
+def test_bitmap_name_round_trip(repository_id: str, time: datetime, level: Level, dev: str, working: bool) -> None:
+    backup = names.backup_id(time, level)
+    make = names.working_bitmap if working else names.bitmap
+    assert names.parse_bitmap(make(repository_id, backup, dev)) == BitmapName(repository_id, backup, dev, working)
+
+
+@given(repository_ids, devs)
+def test_node_name_fits_into_31_bytes(repository_id: str, dev: str) -> None:
+    assert len(names.target_node(repository_id, dev).encode()) <= 31
+
+
+def test_node_name_of_the_longest_dev_has_31_bytes() -> None:
+    assert len(names.target_node("0123456789ab", "vd23456789")) == 31
+    assert names.DEV.fullmatch("vd23456789")
+    assert not names.DEV.fullmatch("vd234567890")
+
+
+@given(times, levels)
+def test_backup_id_is_recognised(time: datetime, level: Level) -> None:
+    assert names.BACKUP_ID.fullmatch(names.backup_id(time, level))
+
+
+@given(times, times, levels)
+def test_ids_sort_as_their_moments(one: datetime, other: datetime, level: Level) -> None:
+    if one.replace(microsecond=0) < other.replace(microsecond=0):
+        assert names.backup_id(one, level) < names.backup_id(other, level)
+
+
+def test_backup_id_is_in_utc() -> None:
+    noon_elsewhere = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    assert names.backup_id(noon_elsewhere, Level.FULL) == "20261123T120000Z-full"
+
+
+@given(st.text())
+def test_any_text_is_taken_apart_or_refused(text: str) -> None:
+    parsed = names.parse_bitmap(text)
+    assert parsed is None or text.startswith(names.prefix(parsed.repository_id))
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "",
+        "backup-1",
+        "vbackup-",
+        "vbackup-0123456789ab-20261123T101500Z-full",
+        "vbackup-0123456789ab-20261123T101500Z-full-vda-other",
+        "vbackup-0123456789AB-20261123T101500Z-full-vda",
+        "vbackup-0123456789ab-20261123T101500Z-auto-vda",
+        "xvbackup-0123456789ab-20261123T101500Z-full-vda",
+        "vbackup-0123456789ab-20261123T101500Z-full-vda\n",
+        "libvirt-checkpoint",
+    ],
+)
+def test_foreign_bitmap_is_not_ours(foreign: str) -> None:
+    assert names.parse_bitmap(foreign) is None
+
+
+def test_ids_are_of_ascii_digits_only() -> None:
+    """Other digits look the same but sort and compare differently."""
+    assert not names.BACKUP_ID.fullmatch("\N{ARABIC-INDIC DIGIT TWO}0261123T101500Z-full")
+
+
+@pytest.mark.parametrize("dev", ["vda", "sdz", "vdaa", "hda", "fda", "xvda1", "nvme0n1", "ubda"])
+def test_names_of_real_disks_are_accepted(dev: str) -> None:
+    assert names.DEV.fullmatch(dev)
+
+
+@pytest.mark.parametrize("dev", ["", ".", "..", "../x", "a/b", "vda\n", "-vda", "1vda", "Vda", "vda.qcow2", "vdä"])
+def test_names_that_could_leave_the_directory_are_refused(dev: str) -> None:
+    assert not names.DEV.fullmatch(dev)
+
+
+def test_repository_ids_differ() -> None:
+    made = {names.new_repository_id() for _ in range(100)}
+    assert len(made) == 100
+    assert all(names.REPOSITORY_ID.fullmatch(one) for one in made)
+
+
+def test_two_repositories_share_no_prefix() -> None:
+    assert not names.bitmap("0123456789ab", "20261123T101500Z-full", "vda").startswith(names.prefix("0123456789ac"))

@@ -1,0 +1,281 @@
+"""The plan names everything and puts the transaction together; nothing is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.unit import builders
+from tests.unit.builders import NOON, REPOSITORY, UUID, backup, domain, incremental, layer
+from vbackup import names, plan
+from vbackup.chain import Choice, History
+from vbackup.errors import DiskError, UnsuitableError
+from vbackup.model import BitmapSource, Compression, DiskNode, LeftOut, Level
+
+FULL = backup(1)
+SECOND = incremental(2, FULL)
+
+
+def vda(**changes: Any) -> DiskNode:
+    return builders.node(layer(node_name="libvirt-2-format", **changes))
+
+
+def vdb(**changes: Any) -> DiskNode:
+    return builders.node(layer(node_name="libvirt-1-format", **changes), dev="vdb")
+
+
+def whole(level: Level = Level.FULL) -> Choice:
+    return Choice(level, None, (), "asked for")
+
+
+def since(base: Any, *nodes: str, dev: str = "vda") -> Choice:
+    sources = tuple(BitmapSource(node, names.bitmap(REPOSITORY, base.id, dev)) for node in nodes)
+    return Choice(Level.INCREMENTAL, base, sources, f"changes since {base.id}")
+
+
+def make(
+    choices: Sequence[tuple[DiskNode, Choice]],
+    asked: Level = Level.AUTO,
+    *,
+    now: datetime = NOON,
+    taken: Collection[str] = (),
+    history: History = History([FULL, SECOND]),  # noqa: B008  (frozen)
+    compression: Compression = Compression.NONE,
+    speed_bytes_s: int | None = None,
+) -> plan.BackupPlan:
+    return plan.make(
+        asked,
+        domain=domain("vda", "vdb"),
+        left_out=[LeftOut("hda", "cdrom")],
+        choices=choices,
+        history=history,
+        repository_id=REPOSITORY,
+        now=now,
+        taken_ids=taken,
+        compression=compression,
+        speed_bytes_s=speed_bytes_s,
+    )
+
+
+# which disks
+
+
+def test_all_disks_unless_told_otherwise() -> None:
+    disks, left_out = plan.select(domain("vda", "vdb", left_out=[LeftOut("hda", "cdrom")]), (), ())
+    assert [disk.dev for disk in disks] == ["vda", "vdb"]
+    assert left_out == (LeftOut("hda", "cdrom"),)
+
+
+def test_only_the_wanted_disks_in_their_own_order() -> None:
+    disks, left_out = plan.select(domain("vda", "vdb", "vdc"), ("vdc", "vda"), ())
+    assert [disk.dev for disk in disks] == ["vda", "vdc"]
+    assert left_out == (LeftOut("vdb", "excluded by the user"),)
+
+
+def test_excluded_disks_are_left_out() -> None:
+    disks, left_out = plan.select(domain("vda", "vdb"), (), ("vda",))
+    assert [disk.dev for disk in disks] == ["vdb"]
+    assert left_out == (LeftOut("vda", "excluded by the user"),)
+
+
+def test_excluding_beats_wanting() -> None:
+    disks, _ = plan.select(domain("vda", "vdb"), ("vda", "vdb"), ("vdb",))
+    assert [disk.dev for disk in disks] == ["vda"]
+
+
+def test_excluding_what_is_left_out_anyway_is_fine() -> None:
+    disks, _ = plan.select(domain("vda", left_out=[LeftOut("hda", "cdrom")]), (), ("hda",))
+    assert [disk.dev for disk in disks] == ["vda"]
+
+
+@pytest.mark.parametrize(("wanted", "excluded"), [(("vdz",), ()), ((), ("vdz",))])
+def test_unknown_disk_is_an_error_that_tells_the_known(wanted: tuple[str, ...], excluded: tuple[str, ...]) -> None:
+    with pytest.raises(DiskError, match=r"Disk vdz: domain web has no such disk; it has vda, vdb\.") as caught:
+        plan.select(domain("vda", "vdb"), wanted, excluded)
+    assert caught.value.dev == "vdz"
+
+
+def test_wanting_what_cannot_be_backed_up_is_an_error_with_the_reason() -> None:
+    with pytest.raises(DiskError, match="Disk hda: it cannot be backed up: cdrom"):
+        plan.select(domain("vda", left_out=[LeftOut("hda", "cdrom")]), ("hda",), ())
+
+
+def test_nothing_to_back_up_is_an_error_with_the_reasons() -> None:
+    with pytest.raises(UnsuitableError, match=r"nothing to back up \(hda: cdrom; vda: excluded by the user\)"):
+        plan.select(domain("vda", left_out=[LeftOut("hda", "cdrom")]), (), ("vda",))
+
+
+def test_domain_without_a_disk_is_an_error() -> None:
+    with pytest.raises(UnsuitableError, match="it has no disk"):
+        plan.select(domain(disks=()), (), ())
+
+
+# the transaction
+
+
+def test_full_adds_the_checkpoint_and_copies_all() -> None:
+    made = make([(vda(), whole())], Level.FULL)
+    name = f"vbackup-{REPOSITORY}-20261123T120000Z-full-vda"
+    assert made.transaction() == [
+        {
+            "type": "block-dirty-bitmap-add",
+            "data": {"node": "libvirt-2-format", "name": name, "granularity": 65536, "persistent": True},
+        },
+        {
+            "type": "blockdev-backup",
+            "data": {
+                "job-id": name,
+                "device": "libvirt-2-format",
+                "target": f"vbackup-{REPOSITORY}-vda",
+                "sync": "full",
+                "compress": False,
+                "auto-finalize": False,
+                "auto-dismiss": False,
+            },
+        },
+    ]
+
+
+def test_incremental_copies_what_a_frozen_union_of_the_changes_tells() -> None:
+    """Add the new checkpoint; add, disable and fill the working bitmap; copy by it and leave it as it is."""
+    made = make([(vda(), since(SECOND, "libvirt-2-format", "libvirt-3-format"))])
+    name = f"vbackup-{REPOSITORY}-20261123T120000Z-incremental-vda"
+    base = f"vbackup-{REPOSITORY}-{SECOND.id}-vda"
+    assert made.transaction() == [
+        {
+            "type": "block-dirty-bitmap-add",
+            "data": {"node": "libvirt-2-format", "name": name, "granularity": 65536, "persistent": True},
+        },
+        {
+            "type": "block-dirty-bitmap-add",
+            "data": {
+                "node": "libvirt-2-format",
+                "name": f"{name}-working",
+                "granularity": 65536,
+                "persistent": False,
+            },
+        },
+        {"type": "block-dirty-bitmap-disable", "data": {"node": "libvirt-2-format", "name": f"{name}-working"}},
+        {
+            "type": "block-dirty-bitmap-merge",
+            "data": {
+                "node": "libvirt-2-format",
+                "target": f"{name}-working",
+                "bitmaps": [
+                    {"node": "libvirt-2-format", "name": base},
+                    {"node": "libvirt-3-format", "name": base},
+                ],
+            },
+        },
+        {
+            "type": "blockdev-backup",
+            "data": {
+                "job-id": name,
+                "device": "libvirt-2-format",
+                "target": f"vbackup-{REPOSITORY}-vda",
+                "sync": "bitmap",
+                "bitmap": f"{name}-working",
+                "bitmap-mode": "never",
+                "compress": False,
+                "auto-finalize": False,
+                "auto-dismiss": False,
+            },
+        },
+    ]
+
+
+def test_copy_touches_no_bitmap() -> None:
+    made = make([(vda(), whole(Level.COPY))], Level.COPY)
+    assert [action["type"] for action in made.transaction()] == ["blockdev-backup"]
+    assert (made.disks[0].bitmap, made.disks[0].working_bitmap) == (None, None)
+
+
+@pytest.mark.parametrize("changes", [{"driver": "raw"}, {"stores_bitmaps": False}])
+def test_image_that_stores_no_bitmaps_gets_one_for_as_long_as_qemu_lives(changes: dict[str, Any]) -> None:
+    add = make([(vda(**changes), whole())], Level.FULL).transaction()[0]
+    assert add["data"]["persistent"] is False
+
+
+def test_base_is_never_touched() -> None:
+    """It goes on recording, so that a failed backup costs nothing."""
+    made = make([(vda(), since(SECOND, "libvirt-2-format"))])
+    base = f"vbackup-{REPOSITORY}-{SECOND.id}-vda"
+    touching = [action for action in made.transaction() if base in str(action["data"].get("name", ""))]
+    assert touching == []
+
+
+def test_all_disks_are_in_one_transaction() -> None:
+    made = make([(vda(), since(SECOND, "libvirt-2-format")), (vdb(), whole())])
+    assert [
+        (action["type"], action["data"].get("node", action["data"].get("device"))) for action in made.transaction()
+    ] == [
+        ("block-dirty-bitmap-add", "libvirt-2-format"),
+        ("block-dirty-bitmap-add", "libvirt-2-format"),
+        ("block-dirty-bitmap-disable", "libvirt-2-format"),
+        ("block-dirty-bitmap-merge", "libvirt-2-format"),
+        ("blockdev-backup", "libvirt-2-format"),
+        ("block-dirty-bitmap-add", "libvirt-1-format"),
+        ("blockdev-backup", "libvirt-1-format"),
+    ]
+
+
+def test_abort_stands_last() -> None:
+    made = make([(vda(), whole())], Level.FULL)
+    assert made.transaction(abort=True) == [*made.transaction(), {"type": "abort", "data": {}}]
+
+
+def test_speed_and_compression_are_of_every_job() -> None:
+    made = make([(vda(), whole()), (vdb(), whole())], Level.FULL, compression=Compression.ZSTD, speed_bytes_s=1000)
+    jobs = [action["data"] for action in made.transaction() if action["type"] == "blockdev-backup"]
+    assert [(job["speed"], job["compress"]) for job in jobs] == [(1000, True), (1000, True)]
+
+
+# names
+
+
+def test_plan_knows_what_becomes_of_each_disk() -> None:
+    made = make([(vda(), since(SECOND, "libvirt-2-format")), (vdb(), whole())])
+    assert (made.id, made.level, made.parent, made.sequence) == (
+        "20261123T120000Z-incremental",
+        Level.INCREMENTAL,
+        SECOND.id,
+        3,
+    )
+    assert (made.domain.uuid, made.left_out) == (UUID, (LeftOut("hda", "cdrom"),))
+    assert [(disk.file, disk.backing_rpath) for disk in made.disks] == [
+        ("vda.qcow2", f"../{SECOND.id}/vda.qcow2"),
+        ("vdb.qcow2", None),
+    ]
+
+
+def test_names_of_two_disks_differ() -> None:
+    made = make([(vda(), whole()), (vdb(), whole())], Level.FULL)
+    for names_of in ("job_id", "target_node", "bitmap", "file"):
+        assert len({getattr(disk, names_of) for disk in made.disks}) == 2
+
+
+def test_sequence_of_the_first_backup_is_one() -> None:
+    made = make([(vda(), whole())], history=History([]))
+    assert (made.sequence, made.parent, made.level) == (1, None, Level.FULL)
+
+
+def test_free_id_is_the_moment() -> None:
+    assert make([(vda(), whole())]).id == "20261123T120000Z-full"
+
+
+def test_taken_id_takes_the_next_free_second() -> None:
+    taken = ["20261123T120000Z-full", "20261123T120001Z-full", "20261123T120003Z-full", "lock", "domain.json"]
+    assert make([(vda(), whole())], taken=taken).id == "20261123T120002Z-full"
+
+
+def test_clock_that_stepped_back_finds_a_free_id() -> None:
+    taken = [names.backup_id(NOON + timedelta(seconds=second), Level.FULL) for second in range(100)]
+    assert make([(vda(), whole())], taken=taken).id == "20261123T120140Z-full"
+
+
+def test_broken_backup_keeps_its_id() -> None:
+    """``taken`` has what is in the directory, whether or not its manifest can be read."""
+    assert make([(vda(), whole())], taken=[FULL.id], now=NOON + timedelta(hours=1)).id != FULL.id

@@ -1,0 +1,233 @@
+"""What the work tells comes as bars, lines or JSON, always on stderr, with escape codes on terminals only."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from typing import Any
+
+import pytest
+
+from vbackup.cli import output, reporters
+from vbackup.cli.reporters import JsonLines, Lines, Terminal, Warnings
+from vbackup.report import Reporter, Silent
+
+
+def tell(reporter: Reporter) -> None:
+    """One of everything, over two disks and two stages."""
+    reporter.step("Disk vda: full, asked for.")
+    reporter.warning("The disk [bold]vdb[/bold] is käse.")
+    for done in (0, 512, 1024):
+        reporter.progress("vda", done, 1024)
+        reporter.progress("vdb", done, 2048)
+    reporter.step("Disk vda: 1 image checked.")
+    reporter.progress("vda", 7, 7)
+
+
+# which one
+
+
+@pytest.mark.parametrize(
+    ("progress", "quiet", "kind"),
+    [
+        ("auto", False, Lines),
+        ("auto", True, Warnings),
+        ("none", False, Warnings),
+        ("none", True, Warnings),
+        ("json", False, JsonLines),
+        ("json", True, JsonLines),
+    ],
+)
+def test_reporter_is_chosen_by_the_options(progress: str, quiet: bool, kind: type[object]) -> None:
+    with reporters.choose(progress, quiet=quiet) as reporter:
+        assert type(reporter) is kind
+
+
+def test_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with reporters.choose("auto", quiet=False) as reporter:
+        assert isinstance(reporter, Terminal)
+
+
+# without a terminal
+
+
+@pytest.mark.parametrize("make", [Warnings, Lines, JsonLines], ids=lambda make: make.__name__)
+def test_no_escape_codes_without_a_terminal(make: Callable[[], Reporter], capsys: pytest.CaptureFixture[str]) -> None:
+    tell(make())
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "\x1b" not in captured.err
+
+
+def test_warnings_are_all_that_is_told_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(Warnings())
+    assert capsys.readouterr().err == "vbackup: warning: The disk [bold]vdb[/bold] is käse.\n"
+
+
+def test_lines_tell_steps_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(Lines())
+    assert capsys.readouterr().err.splitlines() == [
+        "vbackup: Disk vda: full, asked for.",
+        "vbackup: warning: The disk [bold]vdb[/bold] is käse.",
+        "vbackup: Disk vda: 1 image checked.",
+    ]
+
+
+def test_lines_tell_progress_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter(range(0, 1000, 5))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    lines = Lines()
+    for done in range(6):
+        lines.progress("vda", done * 100, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "vbackup: Disk vda: 20 % of 1000 bytes.",
+        "vbackup: Disk vda: 40 % of 1000 bytes.",
+    ]
+
+
+def test_lines_of_an_empty_disk_divide_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 20))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    lines = Lines()
+    for _ in range(3):
+        lines.progress("vda", 0, 0)
+
+
+def test_nobody_is_told_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(Silent())
+    assert capsys.readouterr() == ("", "")
+
+
+# JSON lines
+
+
+def test_each_event_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(JsonLines())
+    events: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["event"] for event in events] == ["step", "warning", *["progress"] * 6, "step", "progress"]
+    assert all(event["time"] > 1_700_000_000 for event in events)
+    assert events[1]["message"] == "The disk [bold]vdb[/bold] is käse."
+    assert {key: events[4][key] for key in ("dev", "done_bytes", "total_bytes")} == {
+        "dev": "vda",
+        "done_bytes": 512,
+        "total_bytes": 1024,
+    }
+
+
+@pytest.mark.parametrize("text", ["a\nb", 'quo"te', "\x1b[31m", "\u2028", "日本"])
+def test_any_message_stays_on_its_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    JsonLines().warning(text)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[1:] == [""]
+    assert json.loads(lines[0])["message"] == text
+
+
+# a terminal
+
+
+SHOW_CURSOR = "\x1b[?25h"
+COLOURS = ("\x1b[3", "\x1b[9")
+
+
+@contextmanager
+def a_terminal() -> Iterator[list[str]]:
+    """Make stderr a terminal; afterwards the list has what came there."""
+    controller, tty = pty.openpty()
+    shown: list[str] = []
+    with os.fdopen(tty, "w") as stream, redirect_stderr(stream):
+        yield shown
+        stream.flush()
+        os.set_blocking(controller, False)
+        pieces = []
+        with suppress(BlockingIOError):
+            while piece := os.read(controller, 65536):
+                pieces.append(piece)
+        shown.append(b"".join(pieces).decode())
+    os.close(controller)
+
+
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_terminal_shows_bars_steps_and_warnings() -> None:
+    with a_terminal() as shown, Terminal() as terminal:
+        tell(terminal)
+    for part in ("vda", "vdb", "100%", "Disk vda: full, asked for.", "The disk [bold]vdb[/bold] is käse."):
+        assert part in shown[0]
+    assert any(colour in shown[0] for colour in COLOURS)
+
+
+def test_terminal_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    with a_terminal() as shown, Terminal() as terminal:
+        tell(terminal)
+    assert "käse" in shown[0]
+    assert not any(colour in shown[0] for colour in COLOURS)
+
+
+def test_terminal_is_left_as_it_was() -> None:
+    def work() -> None:
+        with Terminal() as terminal:
+            terminal.progress("vda", 1, 2)
+            raise ValueError("inside")
+
+    with a_terminal() as shown, pytest.raises(ValueError, match="inside"):
+        work()
+    assert shown[0].rstrip("\r\n").endswith(SHOW_CURSOR)
+
+
+def test_terminal_that_is_told_nothing_shows_nothing() -> None:
+    with a_terminal() as shown, Terminal():
+        pass
+    assert shown == [""]
+
+
+def test_next_stage_has_bars_of_its_own() -> None:
+    """The digest of a disk is not the copying of it."""
+    with a_terminal() as shown, Terminal() as terminal:
+        terminal.progress("vda", 10, 10)
+        terminal.step("Copied.")
+        terminal.progress("vda", 1, 20)
+    last = shown[0][shown[0].rindex("Copied.") :]
+    assert "100%" in last
+    assert "  5%" in last
+
+
+# results
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1024**2, "1.0 MiB"),
+        (5 * 1024**3, "5.0 GiB"),
+        (1024**4, "1.0 TiB"),
+        (5000 * 1024**4, "5000.0 TiB"),
+    ],
+)
+def test_size_is_for_people(size_bytes: int, text: str) -> None:
+    assert output.size(size_bytes) == text
+
+
+def test_table_has_no_escape_codes_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "checkpoint 20261123T101500Z-full is inconsistent (QEMU did not close the image) " * 2
+    output.table(("DISK", "SIZE", "WHY"), [("vda", "1 B", reason), ("[red]vdb", "100 B", "[/]")])
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert reason.strip() in text
+    assert "[red]vdb" in text
+    assert "[/]" in text

@@ -1,0 +1,69 @@
+"""A signal leaves a request; the work ends at its next step, and the handlers are put back."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from vbackup.errors import InterruptedBySignalError
+from vbackup.stop import SIGNALS, Stop, on_signals
+
+
+def test_without_a_request_the_work_goes_on() -> None:
+    Stop().check()
+
+
+def test_request_ends_the_work_at_the_next_check() -> None:
+    stop = Stop()
+    stop.request(signal.SIGTERM)
+    for _ in range(2):
+        with pytest.raises(InterruptedBySignalError) as caught:
+            stop.check()
+        assert caught.value.signum == signal.SIGTERM
+
+
+def test_first_signal_is_the_one_that_is_told() -> None:
+    stop = Stop()
+    stop.request(signal.SIGTERM)
+    stop.request(signal.SIGINT)
+    with pytest.raises(InterruptedBySignalError, match="SIGTERM"):
+        stop.check()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_becomes_a_request(number: signal.Signals) -> None:
+    with on_signals(Stop()) as stop:
+        os.kill(os.getpid(), number)
+        with pytest.raises(InterruptedBySignalError) as caught:
+            stop.check()
+    assert caught.value.status == 128 + number
+
+
+def test_signal_alone_raises_nothing() -> None:
+    """It would strike between a step and the registration of its undo."""
+    with on_signals(Stop()) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached = True
+    assert reached
+    assert stop.signum == signal.SIGTERM
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(RuntimeError), on_signals(Stop()):
+        raise RuntimeError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_ignored_signal_stays_ignored() -> None:
+    """nohup vbackup backup ... &"""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with on_signals(Stop()) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)

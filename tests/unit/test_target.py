@@ -1,0 +1,183 @@
+"""Target images become nodes of QEMU, by descriptor or by path, and go again without a trace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
+from tests.unit.builders import FOREIGN, REPOSITORY, Recorder
+from vbackup import names, target
+from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError, TargetError
+from vbackup.target import Target
+from vbackup.undo import Undo
+
+
+@pytest.fixture
+def qemu() -> Iterator[FakeQemu]:
+    with FakeQemu([FakeDisk()]) as made:
+        yield made
+
+
+@pytest.fixture
+def targets(tmp_path: Path) -> list[Target]:
+    made = [Target(tmp_path / f"{dev}.qcow2", names.target_node(REPOSITORY, dev)) for dev in ("vda", "vdb")]
+    for one in made:
+        one.path.write_bytes(qcow2_header(16 * MIB, backing=False))
+    return made
+
+
+def open_all(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    """Open, and keep open."""
+    with Undo(recorder) as undo:
+        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo)
+        undo.release()
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def test_images_become_nodes_through_descriptors(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    open_all(qemu, targets, recorder)
+    added = [sent.arguments for sent in qemu.sent if sent.command == "blockdev-add"]
+    assert [(node["driver"], node["node-name"], node["file"]) for node in added] == [
+        ("qcow2", one.node_name, {"driver": "file", "filename": f"/dev/fdset/{number}"})
+        for number, one in enumerate(targets)
+    ]
+
+
+def test_descriptors_carry_the_repositorys_label(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    open_all(qemu, targets, recorder)
+    labels = {fd["opaque"] for fdset in qemu.execute("query-fdsets") for fd in fdset["fds"]}
+    assert labels == {names.prefix(REPOSITORY)}
+
+
+def test_backing_file_is_not_opened(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    """The node takes only what the job writes."""
+    for one in targets:
+        one.path.write_bytes(qcow2_header(16 * MIB, backing=True))
+    open_all(qemu, targets, recorder)
+    assert all(sent.arguments["backing"] is None for sent in qemu.sent if sent.command == "blockdev-add")
+
+
+def test_own_descriptor_is_closed_at_once(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    before = open_fds()
+    open_all(qemu, targets, recorder)
+    assert open_fds() == before + len(targets)  # the fake's copies
+    qemu.lose_connection(command="add-fd")
+    target.close_in_qemu(qemu, REPOSITORY)
+    with pytest.raises(ConnectionLostError):
+        open_all(qemu, targets, recorder)
+    assert open_fds() == before
+
+
+def test_without_descriptors_the_path_is_used(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    qemu.passes_fds = False
+    open_all(qemu, targets, recorder)
+    filenames = [sent.arguments["file"]["filename"] for sent in qemu.sent if sent.command == "blockdev-add"]
+    assert filenames == [str(one.path) for one in targets]
+
+
+def test_closing_leaves_nothing(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    before = qemu.state()
+    open_all(qemu, targets, recorder)
+    assert target.close_in_qemu(qemu, REPOSITORY) == [one.node_name for one in targets]
+    assert qemu.state() == before
+    assert target.close_in_qemu(qemu, REPOSITORY) == []
+
+
+def test_nodes_and_descriptors_of_others_stay(
+    qemu: FakeQemu, targets: list[Target], recorder: Recorder, tmp_path: Path
+) -> None:
+    foreign = Target(tmp_path / "foreign.qcow2", names.target_node(FOREIGN, "vda"))
+    foreign.path.write_bytes(qcow2_header(16 * MIB))
+    with Undo(recorder) as undo:
+        target.open_in_qemu(qemu, [foreign], repository_id=FOREIGN, undo=undo)
+        undo.release()
+    before = qemu.state()
+    open_all(qemu, targets, recorder)
+    target.close_in_qemu(qemu, REPOSITORY)
+    assert qemu.state() == before
+
+
+def test_descriptor_without_a_label_stays(qemu: FakeQemu, tmp_path: Path) -> None:
+    """Somebody else's."""
+    (tmp_path / "file").touch()
+    fd = os.open(tmp_path / "file", os.O_RDWR)
+    qemu.execute("add-fd", {}, fd=fd)
+    os.close(fd)
+    target.close_in_qemu(qemu, REPOSITORY)
+    assert len(qemu.execute("query-fdsets")) == 1
+
+
+def test_undo_closes_what_was_opened(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    before = qemu.state()
+    with Undo(recorder) as undo:
+        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo)
+    assert qemu.state() == before
+    assert recorder.warnings == []
+
+
+@pytest.mark.parametrize("command", ["add-fd", "blockdev-add"])
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("carried_out", [False, True], ids=["not sent", "reply lost"])
+def test_half_opened_targets_are_closed(
+    qemu: FakeQemu, targets: list[Target], recorder: Recorder, command: str, nth: int, carried_out: bool
+) -> None:
+    before = qemu.state()
+    qemu.lose_connection(command=command, nth=nth, carried_out=carried_out)
+    with pytest.raises(ConnectionLostError), Undo(recorder) as undo:
+        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo)
+    assert qemu.state() == before
+
+
+def test_refused_image_is_an_error_of_the_target(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    qemu.refuse("blockdev-add", "Image is corrupt")
+    with pytest.raises(TargetError, match=r"QEMU cannot open the image .*/vda.qcow2: Image is corrupt\."):
+        open_all(qemu, targets, recorder)
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        ("Could not open '{}': Permission denied", "descriptors cannot be passed over this connection"),
+        ("Could not open '{}': No such file or directory", "must be on storage that both hosts have"),
+        ("Image is corrupt", "QEMU cannot open the image"),
+    ],
+)
+def test_path_that_qemu_cannot_open_is_told_with_the_way_out(
+    qemu: FakeQemu, targets: list[Target], recorder: Recorder, description: str, said: str
+) -> None:
+    qemu.passes_fds = False
+    qemu.refuse("blockdev-add", description.format(targets[0].path))
+    with pytest.raises(TargetError, match=said):
+        open_all(qemu, targets, recorder)
+
+
+def test_image_that_is_gone_is_an_error_of_the_target(
+    qemu: FakeQemu, targets: list[Target], recorder: Recorder
+) -> None:
+    targets[0].path.unlink()
+    with pytest.raises(TargetError):
+        open_all(qemu, targets, recorder)
+
+
+def test_node_that_qemu_will_not_close_keeps_no_other_open(
+    qemu: FakeQemu, targets: list[Target], recorder: Recorder
+) -> None:
+    """A job that would not end holds one of them."""
+    open_all(qemu, targets, recorder)
+    qemu.refuse("blockdev-del", "Node is busy: block device is in use by block job: backup")
+    with pytest.raises(QmpError):
+        target.close_in_qemu(qemu, REPOSITORY)
+    assert targets[1].node_name not in qemu.state()["nodes"]
+
+
+def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+    qemu.kill(command="blockdev-add", nth=2)
+    with pytest.raises(DomainGoneError):
+        open_all(qemu, targets, recorder)
