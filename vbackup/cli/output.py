@@ -35,7 +35,13 @@ def console() -> Console:
     """Rich's console on stdout; lines are not cut where there is no terminal to fit."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
+    class Passing(Console):
+        """Leaves a reader that has gone to vbackup.cli, whose exit status tells it; rich itself exits with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - rich calls this where it catches the BrokenPipeError
+
+    return Passing(highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
