@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -106,19 +106,71 @@ def run(
     JobStalledError, InterruptedBySignalError, DomainGoneError; the jobs are then still there: undo
     with ``cancel``. A connection that breaks is opened anew and the wait goes on.
     """
+
+    def step(jobs: dict[str, Job]) -> bool:
+        for job_id, dev in devs.items():
+            if job_id not in jobs:
+                raise JobError(dev, "somebody dismissed the job before it was finalised")
+        _raise_failure(jobs, devs)
+        return _end_together(monitor, jobs)
+
+    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s)
+    return {devs[job.id]: job.done_bytes for job in jobs.values()}
+
+
+def follow(
+    monitor: Monitor,
+    job_ids: Collection[str],
+    *,
+    together: bool,
+    reporter: Reporter,
+    stop: Stop,
+    stall_s: float = STALL_S,
+) -> dict[str, Job]:
+    """Wait for jobs that others have made up, and return how each ended; they are not dismissed.
+
+    With ``together`` they end like those of a backup: finalised when all are pending, and when one fails the
+    others are cancelled. Else each goes its own way, and one that waits for its job-finalize has ended too:
+    it was told to wait. A job that is not there any more has the status null. Raises what ``run`` raises,
+    but no job's failure, which is in its ``error``.
+    """
+
+    def step(jobs: dict[str, Job]) -> bool:
+        if not together:
+            return all(job.status in (JobStatus.CONCLUDED, JobStatus.PENDING) for job in jobs.values())
+        if len(jobs) < len(job_ids) or any(job.error is not None for job in jobs.values()):
+            for job in jobs.values():
+                if job.error is None:
+                    _unless_too_late(monitor, "job-cancel", job.id)
+            return all(job.status is JobStatus.CONCLUDED for job in jobs.values())
+        return _end_together(monitor, jobs)
+
+    labels = {job_id: job_id for job_id in job_ids}
+    jobs = _watch(monitor, labels, step, reporter=reporter, stop=stop, stall_s=stall_s)
+    return {job_id: jobs.get(job_id) or _gone(job_id) for job_id in job_ids}
+
+
+def _watch(
+    monitor: Monitor,
+    labels: Mapping[str, str],
+    step: Callable[[dict[str, Job]], bool],
+    *,
+    reporter: Reporter,
+    stop: Stop,
+    stall_s: float,
+) -> dict[str, Job]:
+    """Ask for the jobs of these ids and hand those that are there to ``step``, until it says that they have ended."""
     progress_at, seen = time.monotonic(), dict[str, Job]()
     losses = 0
     while True:
         stop.check()
         try:
-            jobs = _ours(monitor, devs)
+            known = query(monitor)
+            jobs = {job_id: known[job_id] for job_id in labels if job_id in known}
             for job in jobs.values():
-                reporter.progress(devs[job.id], job.done_bytes, job.total_bytes)
-            _raise_failure(jobs, devs)
-            if all(job.status is JobStatus.CONCLUDED for job in jobs.values()):
-                return {devs[job.id]: job.done_bytes for job in jobs.values()}
-            if all(job.status in (JobStatus.PENDING, JobStatus.CONCLUDED) for job in jobs.values()):
-                _finalise(monitor, jobs)
+                reporter.progress(labels[job.id], job.done_bytes, job.total_bytes)
+            if step(jobs):
+                return jobs
             losses = 0
         except ConnectionLostError as err:
             losses = _count_loss(losses, err)
@@ -166,12 +218,9 @@ def _count_loss(losses: int, err: ConnectionLostError) -> int:
     return losses + 1
 
 
-def _ours(monitor: Monitor, devs: Mapping[str, str]) -> dict[str, Job]:
-    jobs = query(monitor)
-    for job_id, dev in devs.items():
-        if job_id not in jobs:
-            raise JobError(dev, "somebody dismissed the job before it was finalised")
-    return {job_id: jobs[job_id] for job_id in devs}
+def _gone(job_id: str) -> Job:
+    error = "somebody dismissed it before it was seen to end"
+    return Job(job_id, type="", status=JobStatus.NULL, done_bytes=0, total_bytes=0, error=error)
 
 
 def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str]) -> None:
@@ -187,10 +236,13 @@ def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str]) -> None:
             log.debug("job %s is aborting; its error comes when it has concluded", job.id)
 
 
-def _finalise(monitor: Monitor, jobs: Mapping[str, Job]) -> None:
-    for job in jobs.values():
-        if job.status is JobStatus.PENDING:
-            _unless_too_late(monitor, "job-finalize", job.id)
+def _end_together(monitor: Monitor, jobs: Mapping[str, Job]) -> bool:
+    """Finalise the jobs once all are pending; true when all have concluded."""
+    if all(job.status in (JobStatus.PENDING, JobStatus.CONCLUDED) for job in jobs.values()):
+        for job in jobs.values():
+            if job.status is JobStatus.PENDING:
+                _unless_too_late(monitor, "job-finalize", job.id)
+    return all(job.status is JobStatus.CONCLUDED for job in jobs.values())
 
 
 def _unless_too_late(monitor: Monitor, command: str, job_id: str) -> None:
