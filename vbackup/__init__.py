@@ -6,8 +6,8 @@ The package is a house of floors; imports point down only (import-linter checks 
     operations   backup  restore
     engine       job  checkpoint  freeze  target  undo        record: repository  manifest
     sessions     host  monitor  qemu_img
-    planning     plan  chain  blockgraph  domainxml  actions  (no I/O)
-    words        model  names  report  errors  fields  stop
+    planning     plan  chain  blockgraph  domainxml           transactions: checker  schema  rules  actions  (no I/O)
+    words        model  names  report  errors  fields  stop  wording
 """
 
 __version__ = "0.1.0"

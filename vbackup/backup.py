@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import vbackup
 from vbackup import chain, checkpoint, domainxml, job, plan, qemu_img, target
-from vbackup.actions import Action
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
 from vbackup.freeze import frozen
@@ -267,7 +267,7 @@ def _resume_later(handle: DomainHandle, reporter: Reporter) -> Callable[[], None
     return resume
 
 
-def _send_transaction(monitor: Monitor, actions: list[Action]) -> None:
+def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:
     """All actions or none. Raises BusyError where another block job has a disk, QmpError for all else."""
     try:
         monitor.execute("transaction", {"actions": actions})

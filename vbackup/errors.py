@@ -7,8 +7,11 @@ Only vbackup.cli prints and exits.
 
 from __future__ import annotations
 
+import re
 import signal
 from enum import IntEnum
+
+_ACTION = re.compile(r"actions\[([0-9]+)\]")
 
 
 class Status(IntEnum):
@@ -127,6 +130,22 @@ class QmpError(VbackupError):
         self.error_class = error_class
         self.description = description
         super().__init__(f"QEMU refused {command}: {description}")
+
+
+class TransactionError(VbackupError):
+    """A command that QEMU would refuse, a transaction above all, found before anything is sent.
+
+    ``path`` names the member as QEMU's own messages do ("actions[3].data.bitmap-mode"), ``action`` is the
+    number of the action that it belongs to, None if it belongs to none.
+    """
+
+    status = Status.USAGE
+
+    def __init__(self, path: str, message: str) -> None:
+        self.path = path
+        match = _ACTION.match(path)
+        self.action = int(match[1]) if match else None
+        super().__init__(f"{path}: {message}")
 
 
 class JobError(VbackupError):

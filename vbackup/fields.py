@@ -68,6 +68,14 @@ class Fields:
         """The objects of a list that must be there."""
         return objects(self._get(name, list), f"{self._where}.{name}", self._error)
 
+    def strings(self, name: str) -> frozenset[str]:
+        """The strings of a list; none where it is missing or null."""
+        values = self._get(name, list) if name in self else []
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self._error(f"{self._where}.{name}[{index}] should be a string, but is {_kind(value)}.")
+        return frozenset(values)
+
     def _get(self, name: str, kind: Any) -> Any:
         value = self._members.get(name)
         if not isinstance(value, kind):

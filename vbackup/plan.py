@@ -8,12 +8,26 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from vbackup import actions, names
-from vbackup.actions import Action
+from vbackup import names
+from vbackup.actions import (
+    Abort,
+    Action,
+    BitmapSyncMode,
+    BlockdevBackup,
+    BlockDirtyBitmap,
+    BlockDirtyBitmapAdd,
+    BlockDirtyBitmapDisable,
+    BlockDirtyBitmapMerge,
+    MirrorSyncMode,
+)
 from vbackup.chain import Choice, History, level_of, parent_of
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import Compression, Disk, DiskNode, Domain, LeftOut, Level
+
+#: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
+GRANULARITY_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -49,25 +63,37 @@ class DiskPlan:
         starts from the same base. The copy is driven by the working bitmap, which is disabled so
         that what the guest writes after this moment is not in it.
         """
-        node_name = self.node.top.node_name
-        part = []
+        node = self.node.top.node_name
+        part: list[Action] = []
         if self.bitmap is not None:
-            part.append(actions.bitmap_add(node_name, self.bitmap, persistent=self.node.keeps_bitmaps))
+            part.append(_new_bitmap(node, self.bitmap, persistent=self.node.keeps_bitmaps))
         if self.working_bitmap is not None:
-            part.append(actions.bitmap_add(node_name, self.working_bitmap, persistent=False))
-            part.append(actions.bitmap_disable(node_name, self.working_bitmap))
-            part.append(actions.bitmap_merge(node_name, self.working_bitmap, self.choice.sources))
-        part.append(
-            actions.backup(
-                self.job_id,
-                node_name=node_name,
-                target=self.target_node,
-                bitmap=self.working_bitmap,
-                speed_bytes_s=speed_bytes_s,
-                compress=compress,
-            )
-        )
+            sources = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in self.choice.sources)
+            part.append(_new_bitmap(node, self.working_bitmap, persistent=False))
+            part.append(BlockDirtyBitmapDisable(node, self.working_bitmap))
+            part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, sources))
+        part.append(self._job(speed_bytes_s=speed_bytes_s, compress=compress))
         return part
+
+    def _job(self, *, speed_bytes_s: int | None, compress: bool) -> BlockdevBackup:
+        """The copy.
+
+        The working bitmap is thrown away, so it is left as it is whatever the outcome. The job neither
+        finalises nor dismisses itself: all jobs of a backup end together (vbackup.job).
+        """
+        by_bitmap = self.working_bitmap is not None
+        return BlockdevBackup(
+            job_id=self.job_id,
+            device=self.node.top.node_name,
+            target=self.target_node,
+            sync=MirrorSyncMode.BITMAP if by_bitmap else MirrorSyncMode.FULL,
+            bitmap=self.working_bitmap,
+            bitmap_mode=BitmapSyncMode.NEVER if by_bitmap else None,
+            speed=speed_bytes_s,
+            compress=compress,
+            auto_finalize=False,
+            auto_dismiss=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,15 +110,19 @@ class BackupPlan:
     compression: Compression
     speed_bytes_s: int | None
 
-    def transaction(self, *, abort: bool = False) -> list[Action]:
-        """The actions; with ``abort`` QEMU checks them all and then undoes them."""
+    def transaction(self, *, abort: bool = False) -> list[dict[str, Any]]:
+        """The actions as JSON-ready data; with ``abort`` QEMU checks them all and then undoes them."""
         compress = self.compression is not Compression.NONE
-        wanted = [
+        wanted: list[Action] = [
             action
             for disk in self.disks
             for action in disk.actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
         ]
-        return [*wanted, actions.abort()] if abort else wanted
+        return [action.document() for action in (*wanted, *([Abort()] if abort else []))]
+
+
+def _new_bitmap(node: str, name: str, *, persistent: bool) -> BlockDirtyBitmapAdd:
+    return BlockDirtyBitmapAdd(node, name, granularity=GRANULARITY_BYTES, persistent=persistent)
 
 
 def select(

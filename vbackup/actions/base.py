@@ -1,0 +1,23 @@
+"""What every action of a transaction is: a type and its data (QAPI TransactionAction)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vbackup.actions.members import Structure
+
+
+@dataclass(frozen=True)
+class Action(Structure):
+    """Base of the actions; the subclasses' attributes are the members of ``data``."""
+
+    TYPE: ClassVar[str]
+    #: The version of QEMU that the action came with.
+    SINCE: ClassVar[str]
+    #: True if the action supports completion-mode grouped.
+    GROUPED: ClassVar[bool] = False
+
+    def document(self) -> dict[str, Any]:
+        """The action as JSON-ready data: {"type": ..., "data": ...}."""
+        return {"type": self.TYPE, "data": super().document()}

@@ -1,0 +1,221 @@
+"""Which action of a transaction an error of QEMU is about.
+
+QEMU numbers the actions only where JSON and schema do not fit; all else must be told from the words.
+The words are those of QEMU 7.2 to 11.1; the contract tests hold them against the QEMU that is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from vbackup.actions.bitmaps import MIN_GRANULARITY_BYTES
+
+Data = Mapping[str, Any]
+#: True if the action with this type and data can be the one the message is about.
+Fits = Callable[[str, Data, "re.Match[str]"], bool]
+
+_PATH = re.compile(r"'actions\[([0-9]+)\][^']*'")
+_QUOTED = re.compile(r"'([^']*)'")
+_ADD, _MERGE = "block-dirty-bitmap-add", "block-dirty-bitmap-merge"
+_BACKUPS = ("blockdev-backup", "drive-backup")
+
+
+def failing_index(actions: Sequence[Mapping[str, Any]], description: str) -> int | None:
+    """The number of the action that QEMU's error ``description`` is about; None if that cannot be told.
+
+    ``actions`` is the list as it was sent. A message that fits several actions is told only where QEMU must
+    have failed at the first of them.
+    """
+    path = _PATH.search(description)
+    if path is not None:
+        index = int(path[1])
+        return index if index < len(actions) else None
+    for pattern, fits, first_fails in _MESSAGES:
+        match = pattern.search(description)
+        if match is not None:
+            return _only(_fitting(actions, fits, match), first_fails=first_fails)
+    any_name = _QUOTED.search(description)
+    return _only(_fitting(actions, _has_all_names, any_name), first_fails=False) if any_name is not None else None
+
+
+def _fitting(actions: Sequence[Mapping[str, Any]], fits: Fits, match: re.Match[str]) -> list[int]:
+    found = []
+    for index, action in enumerate(actions):
+        kind, data = action.get("type"), action.get("data")
+        if isinstance(kind, str) and fits(kind, data if isinstance(data, dict) else {}, match):
+            found.append(index)
+    return found
+
+
+def _only(found: Sequence[int], *, first_fails: bool) -> int | None:
+    return found[0] if len(found) == 1 or (found and first_fails) else None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings of an action's data; as deep as QAPI goes here."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _strings(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
+
+
+def _bitmaps(kind: str, data: Data) -> Iterator[str]:
+    """The names of the bitmaps that an action, not an add, looks up by node and name."""
+    if kind == _MERGE:
+        yield from _strings(data.get("target"))
+        sources = data.get("bitmaps")
+        for source in sources if isinstance(sources, list) else ():
+            yield from _strings(source.get("name") if isinstance(source, dict) else source)
+    elif kind.startswith("block-dirty-bitmap-") and kind != _ADD:
+        yield from _strings(data.get("name"))
+
+
+def _nodes(data: Data) -> Iterator[str]:
+    """The names of all nodes and devices that an action looks up."""
+    for name in ("node", "device", "node-name", "target", "overlay"):
+        yield from _strings(data.get(name))
+    sources = data.get("bitmaps")
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict):
+            yield from _strings(source.get("node"))
+
+
+def _has_all_names(_kind: str, data: Data, match: re.Match[str]) -> bool:
+    """For a message that is not known: the action has all that it quotes."""
+    return set(_QUOTED.findall(match.string)) <= set(_strings(data))
+
+
+def _names(*names: str) -> Fits:
+    """The action has what is quoted in the message in one of these members."""
+    return lambda _kind, data, match: any(data.get(name) == match[1] for name in names)
+
+
+def _adds(kind: str, data: Data, match: re.Match[str]) -> bool:
+    return kind == _ADD and data.get("name") == match[1]
+
+
+def _adds_persistent(kind: str, data: Data, match: re.Match[str]) -> bool:
+    return kind == _ADD and data.get("persistent") is True and data.get("name") in (match[1], data.get("name"))
+
+
+def _is_odd_granularity(kind: str, data: Data, _match: re.Match[str]) -> bool:
+    size = data.get("granularity")
+    return kind == _ADD and isinstance(size, int) and (size < MIN_GRANULARITY_BYTES or bool(size & (size - 1)))
+
+
+def _has_odd_source(kind: str, data: Data, _match: re.Match[str]) -> bool:
+    sources = data.get("bitmaps")
+    return kind == _MERGE and isinstance(sources, list) and not all(isinstance(one, (str, dict)) for one in sources)
+
+
+def _deep_member(_kind: str, data: Data, match: re.Match[str]) -> bool:
+    perf = data.get("x-perf")
+    return match[1] in data or (isinstance(perf, dict) and match[1] in perf)
+
+
+def _deep_value(kind: str, data: Data, match: re.Match[str]) -> bool:
+    return data.get(match[1]) == match[2] or (match[1] == "type" and kind == match[2])
+
+
+#: Message, the actions it can be about, and whether the first of these must be the one: so where the message
+#: tells of the action alone, not of what is in QEMU. The first message that is found decides.
+_MESSAGES: tuple[tuple[re.Pattern[str], Fits, bool], ...] = tuple(
+    (re.compile(pattern), fits, first_fails)
+    for pattern, fits, first_fails in (
+        (r"Transaction aborted using Abort action", lambda kind, _d, _m: kind == "abort", True),
+        (r"Action '([^']*)' does not support [Tt]ransaction property", lambda kind, _d, match: kind == match[1], True),
+        (r"Parameter '([^']*)' does not accept value '(.*)'$", _deep_value, True),
+        (r"Parameter '([^']*)' expects", _deep_member, False),
+        (r"Invalid parameter type for 'null', expected: BlockDirtyBitmap", _has_odd_source, True),
+        # bitmaps
+        (r"^Bitmap name cannot be empty", lambda kind, data, _m: kind == _ADD and data.get("name") == "", True),
+        (
+            r"^Bitmap name too long: (.*)$",
+            lambda kind, data, match: kind == _ADD and data.get("name") == match[1],
+            True,
+        ),
+        (r"^Granularity must be", _is_odd_granularity, True),
+        (
+            r"^Bitmap already exists: (.*)$",
+            lambda kind, data, match: kind == _ADD and data.get("name") == match[1],
+            False,
+        ),
+        (
+            r"^Can't make bitmap '(.*?)' persistent",
+            lambda kind, data, m: kind == _ADD and data.get("name") == m[1],
+            False,
+        ),
+        (r"^Dirty bitmap '(.*)' not found$", lambda kind, data, match: match[1] in _bitmaps(kind, data), False),
+        (r"^Bitmap '(.*)' could not be found$", _names("bitmap"), False),
+        (
+            r"^Bitmap '(.*?)' (?:is|cannot)",
+            lambda kind, data, match: match[1] in _bitmaps(kind, data) or data.get("bitmap") == match[1],
+            False,
+        ),
+        # backups
+        (
+            r"must provide a valid bitmap name for '([^']*)' sync mode",
+            lambda _k, data, match: data.get("sync") == match[1] and "bitmap" not in data,
+            True,
+        ),
+        (
+            r"[Bb]itmap sync mode must be given when providing a bitmap",
+            lambda _k, data, _m: "bitmap" in data and "bitmap-mode" not in data and data.get("sync") != "incremental",
+            True,
+        ),
+        (
+            r"[Bb]itmap sync mode must be '[^']*' when using sync mode '([^']*)'",
+            lambda _k, data, match: data.get("sync") == match[1] and data.get("bitmap-mode") in ("never", "always"),
+            True,
+        ),
+        (
+            r"Cannot specify [Bb]itmap sync mode without a bitmap",
+            lambda _k, data, _m: "bitmap-mode" in data and "bitmap" not in data,
+            True,
+        ),
+        (
+            r"^sync mode '([^']*)' does not produce meaningful bitmap",
+            lambda _k, data, match: data.get("sync") == match[1] and "bitmap" in data,
+            True,
+        ),
+        (
+            r"[Bb]itmap sync mode '([^']*)' has no meaningful effect when combined with sync mode '([^']*)'",
+            lambda _k, data, match: (data.get("bitmap-mode"), data.get("sync")) == (match[1], match[2]),
+            True,
+        ),
+        (
+            r"^Source and target cannot be the same",
+            lambda _k, data, _m: data.get("device") is not None and data.get("device") == data.get("target"),
+            True,
+        ),
+        (r"^Invalid job ID ''$", lambda kind, data, _m: kind in _BACKUPS and not data.get("job-id"), False),
+        (r"^Invalid job ID '(.*)'$", _names("job-id"), True),
+        (r"^Job ID '(.*)' already in use$", _names("job-id"), False),
+        # nodes and files
+        (
+            r"^New overlay node-name missing",
+            lambda _k, data, _m: "node-name" in data and "snapshot-node-name" not in data,
+            True,
+        ),
+        (
+            r"^Cannot find device='' nor node-name=''$",
+            lambda kind, data, _m: kind == "blockdev-snapshot-sync" and not {"device", "node-name"} & set(data),
+            True,
+        ),
+        (
+            r"^Cannot find device='([^']*)' nor node-name='([^']*)'$",
+            lambda _k, data, match: bool({match[1], match[2]} & set(_nodes(data)) - {""}),
+            False,
+        ),
+        (r"^Node '(.*)' not found$", lambda _k, data, match: match[1] in _nodes(data), False),
+        (r"Invalid node-name: '([^']*)'", _names("filter-node-name", "snapshot-node-name"), False),
+        (r"^Node '([^']*)' is busy", lambda _k, data, match: match[1] in _nodes(data), False),
+        (r"^Name is empty", lambda kind, data, _m: kind.endswith("internal-sync") and data.get("name") == "", True),
+    )
+)

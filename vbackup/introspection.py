@@ -1,0 +1,159 @@
+"""The reply to query-qmp-schema as types (QAPI SchemaInfo); vbackup.schema checks arguments by them.
+
+Everything is read when it is first asked for: a schema has some thousand entries, of which a command
+needs a few dozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from vbackup.errors import MalformedError
+from vbackup.fields import Fields, objects
+
+WHERE = "query-qmp-schema"
+#: json-type of the builtins: int stands for all integer types, value for any.
+JSON_TYPES = ("string", "number", "int", "boolean", "null", "object", "array", "value")
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A type of JSON."""
+
+    json_type: str
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """Some strings, each with its features."""
+
+    values: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Array:
+    """A list of values of one type."""
+
+    element: str
+
+
+@dataclass(frozen=True)
+class Alternate:
+    """One of several types, told apart by the JSON type."""
+
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ObjectMember:
+    """A member of an object."""
+
+    type: str
+    is_optional: bool
+    features: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Object:
+    """Members; where there is a tag, its value chooses an object type whose members come in addition."""
+
+    members: Mapping[str, ObjectMember]
+    features: frozenset[str]
+    tag: str | None = None
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of QMP."""
+
+    arguments: str
+    features: frozenset[str]
+
+
+Type = Union[Builtin, Enumeration, Array, Alternate, Object]
+
+
+class Introspection:
+    """The entries of one QEMU's schema by name.
+
+    Raises MalformedError where the reply is no list of named entries; the rest is checked when it is used.
+    """
+
+    def __init__(self, reply: Any) -> None:
+        self._entries: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for index, entry in enumerate(objects(reply, WHERE, MalformedError)):
+            name, meta = entry.text("name"), entry.text("meta-type")
+            # Commands and types have names of their own kind: types are numbered.
+            if name in self._entries:
+                raise MalformedError(f"{WHERE}[{index}] is a second {name!r}.")
+            self._entries[name] = meta, reply[index]
+        self._types: dict[str, Type] = {}
+
+    def command(self, name: str) -> Command | None:
+        """A command; None if this QEMU does not have it."""
+        meta, entry = self._entries.get(name, ("", {}))
+        if meta != "command":
+            return None
+        fields = Fields(entry, f"{WHERE}: {name}", MalformedError)
+        return Command(fields.text("arg-type"), fields.strings("features"))
+
+    def commands(self) -> list[str]:
+        """The names of all commands."""
+        return [name for name, (meta, _) in self._entries.items() if meta == "command"]
+
+    def type(self, name: str) -> Type:
+        """A type. Raises MalformedError if it is not there, or not what a type must be."""
+        if name not in self._types:
+            meta, entry = self._entries.get(name, ("", {}))
+            read = _READERS.get(meta)
+            if read is None:
+                raise MalformedError(f"{WHERE} has no type {name!r}.")
+            self._types[name] = read(Fields(entry, f"{WHERE}: {name}", MalformedError), entry)
+        return self._types[name]
+
+
+def _builtin(fields: Fields, _entry: Mapping[str, Any]) -> Type:
+    json_type = fields.text("json-type")
+    if json_type not in JSON_TYPES:
+        raise MalformedError(f"{WHERE} has the unknown json-type {json_type!r}.")
+    return Builtin(json_type)
+
+
+def _enumeration(fields: Fields, _entry: Mapping[str, Any]) -> Type:
+    if "members" in fields:  # since 6.2, with features
+        return Enumeration({one.text("name"): one.strings("features") for one in fields.objects("members")})
+    return Enumeration({value: frozenset() for value in sorted(fields.strings("values"))})
+
+
+def _array(fields: Fields, _entry: Mapping[str, Any]) -> Type:
+    return Array(fields.text("element-type"))
+
+
+def _alternate(fields: Fields, _entry: Mapping[str, Any]) -> Type:
+    return Alternate(tuple(one.text("type") for one in fields.objects("members")))
+
+
+def _object(fields: Fields, entry: Mapping[str, Any]) -> Type:
+    members = {}
+    for one, raw in zip(fields.objects("members"), entry["members"]):
+        # "default" is null for "there is none worth telling"; that it is there makes the member optional.
+        members[one.text("name")] = ObjectMember(one.text("type"), "default" in raw, one.strings("features"))
+    if "tag" not in fields:
+        return Object(members, fields.strings("features"))
+    tag = fields.text("tag")
+    if tag not in members:
+        raise MalformedError(f"{WHERE}: the tag {tag!r} is no member of its object.")
+    variants = {one.text("case"): one.text("type") for one in fields.objects("variants")}
+    return Object(members, fields.strings("features"), tag, variants)
+
+
+_READERS: Mapping[str, Callable[[Fields, Mapping[str, Any]], Type]] = {
+    "builtin": _builtin,
+    "enum": _enumeration,
+    "array": _array,
+    "alternate": _alternate,
+    "object": _object,
+}
