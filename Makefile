@@ -7,7 +7,7 @@ DESTDIR =
 VENV := .venv
 VENV_READY := $(VENV)/.ready
 BIN := $(VENV)/bin
-MAN_PAGES := build/man/vbackup.1 build/man/vbackup-repository.5
+MAN_PAGES := build/man/vbackup.1 build/man/vbackup-repository.5 build/man/vbackup-transaction.7
 # Every directory with tests, the quick ones first.
 QUICK := tests/unit tests/contract
 SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py)))))
@@ -16,6 +16,8 @@ SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard 
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
+# The section of a page: what its name ends in.
+section = $(patsubst .%,%,$(suffix $(1)))
 
 # What somebody has set for a Python of his own shall not change what is tested.
 unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
@@ -55,17 +57,15 @@ install: $(VENV_READY) $(MAN_PAGES) ## Install the command and the man pages bel
 	rm -rf '$(DESTDIR)$(LIBRARY)' build/lib
 	$(BIN)/pip install --quiet --use-pep517 --target '$(DESTDIR)$(LIBRARY)' .
 	rm -rf '$(DESTDIR)$(LIBRARY)/bin' build/lib
-	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(MAN_DIRECTORY)/man1' '$(DESTDIR)$(MAN_DIRECTORY)/man5'
+	install -d '$(DESTDIR)$(PREFIX)/bin' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))')
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(LIBRARY)")' \
 	    'from vbackup.cli import main' 'sys.exit(main())' > '$(DESTDIR)$(COMMAND)'
 	chmod 755 '$(DESTDIR)$(COMMAND)'
-	install -m 644 build/man/vbackup.1 '$(DESTDIR)$(MAN_DIRECTORY)/man1'
-	install -m 644 build/man/vbackup-repository.5 '$(DESTDIR)$(MAN_DIRECTORY)/man5'
+	for page in $(MAN_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 
 uninstall: ## Remove what install has put there
 	rm -rf '$(DESTDIR)$(LIBRARY)'
-	rm -f '$(DESTDIR)$(COMMAND)' '$(DESTDIR)$(MAN_DIRECTORY)/man1/vbackup.1' \
-	    '$(DESTDIR)$(MAN_DIRECTORY)/man5/vbackup-repository.5'
+	rm -f '$(DESTDIR)$(COMMAND)' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))')
 
 clean: ## Remove all that make has made here, the virtual environment too
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \

@@ -42,7 +42,8 @@ class BlockGraph:
     """
 
     def __init__(self, query_block: Any, query_blockstats: Any, query_named_block_nodes: Any) -> None:
-        self._chains = dict(_chains(query_blockstats))
+        #: By device alias the nodes that stand on each other, filters included, the root first.
+        self.chains: Mapping[str, tuple[str, ...]] = dict(_chains(query_blockstats))
         self._nodes = dict(_nodes(query_named_block_nodes))
         self._roots = dict(_roots(query_block))
 
@@ -68,7 +69,7 @@ class BlockGraph:
                 f"QEMU has no disk device with the alias {disk.alias} (it has: {known}). Was it just detached?",
             )
         layers = []
-        for node_name in self._chains.get(disk.alias, (root,)):
+        for node_name in self.chains.get(disk.alias, (root,)):
             node = self._nodes.get(node_name)
             if node is None:
                 raise DiskError(disk.dev, f"QEMU uses node {node_name} for it but does not list that node; try again.")

@@ -148,6 +148,27 @@ class TransactionError(VbackupError):
         super().__init__(f"{path}: {message}")
 
 
+class TransactionRefusedError(VbackupError):
+    """QEMU refused a transaction of the user's own, and so carried out none of it.
+
+    ``index`` is the action that its words are about, None where they do not tell.
+    """
+
+    def __init__(self, description: str, index: int | None, kind: str | None) -> None:
+        self.description = description
+        self.index = index
+        at = "the transaction" if index is None else f"actions[{index}] ({kind})"
+        super().__init__(f"QEMU refused {at}: {description.rstrip('.')}. Nothing of the transaction was carried out.")
+
+
+class UnsafeError(UnsuitableError):
+    """A transaction or a command that would damage what libvirt, a repository or the user relies on."""
+
+    def __init__(self, path: str, message: str, *, instead: str = "--unsafe sends it all the same") -> None:
+        self.path = path
+        super().__init__(f"{path}: {message}; {instead}.")
+
+
 class JobError(VbackupError):
     """A backup job ended with an error; all jobs of that backup were cancelled and undone."""
 

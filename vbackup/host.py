@@ -220,6 +220,14 @@ class DomainHandle:
                 xml = self._domain.XMLDesc(inactive)
         return xml
 
+    def checkpoints(self) -> frozenset[str]:
+        """The names of libvirt's own checkpoints; each has a bitmap of that name on some disks."""
+        try:
+            return frozenset(one.getName() for one in self._domain.listAllCheckpoints())
+        except libvirt.libvirtError as err:
+            log.debug("no checkpoints of %s: %s", self.name, err)  # a driver or daemon without them
+            return frozenset()
+
     def is_paused_by_io_error(self) -> bool:
         """True if QEMU stopped the guest because a write of its failed (no space, as a rule)."""
         with self.host.errors(f"the state of domain {self.name}"):

@@ -102,6 +102,15 @@ class Bitmap:
     granularity_bytes: int
     dirty_bytes: int
 
+    @property
+    def state(self) -> str:
+        """In one word: inconsistent, busy, recording or disabled."""
+        if self.inconsistent:
+            return "inconsistent"
+        if self.busy:
+            return "busy"
+        return "recording" if self.recording else "disabled"
+
 
 @dataclass(frozen=True)
 class Layer:

@@ -8,8 +8,11 @@ would otherwise be taken for each other, and the incremental would be wrong.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
+import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -89,3 +92,10 @@ def parse_bitmap(name: str) -> BitmapName | None:
     if match is None:
         return None
     return BitmapName(match["repository"], match["backup"], match["dev"], match["working"] is not None)
+
+
+def disk_devs() -> Iterator[str]:
+    """Names for disks that have none: vda ... vdz, vdaa, ... as the kernel counts (sd_format_disk_name)."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_lowercase, repeat=length):
+            yield "vd" + "".join(letters)

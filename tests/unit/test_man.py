@@ -30,6 +30,7 @@ def page(name: str) -> nodes.document:
 
 COMMAND_PAGE = page("vbackup.1")
 REPOSITORY_PAGE = page("vbackup-repository.5")
+TRANSACTION_PAGE = page("vbackup-transaction.7")
 
 
 def section(document: nodes.document, title: str) -> nodes.section:
@@ -60,8 +61,18 @@ def subparsers() -> dict[str, argparse.ArgumentParser]:
     raise AssertionError("the command has no subcommands")
 
 
+def actions_of(one: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Of a command and its own subcommands."""
+    found = []
+    for action in one._actions:
+        found.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            found += [inner for below in action.choices.values() for inner in actions_of(below)]
+    return found
+
+
 def options_of(one: argparse.ArgumentParser) -> set[str]:
-    return {option for action in one._actions for option in action.option_strings}
+    return {option for action in actions_of(one) for option in action.option_strings}
 
 
 COMMANDS = subparsers()
@@ -81,7 +92,7 @@ def test_options_of_a_command_are_those_of_its_section(name: str) -> None:
 
 def test_options_of_every_command_are_not_told_twice() -> None:
     in_all = set.intersection(*(options_of(one) for one in COMMANDS.values()))
-    at_top = options_of(parser.build())
+    at_top = {option for action in parser.build()._actions for option in action.option_strings}
     assert documented_options(COMMON) == in_all | at_top
 
 
@@ -94,7 +105,7 @@ def test_values_to_choose_from_are_those_of_the_code(name: str) -> None:
             words = {*strong(term), *(word for inner in definition.findall(nodes.term) for word in strong(inner))}
             values = {word for word in words if not word.startswith("-")}
             told.update((word, values) for word in words - values)
-    for action in COMMANDS[name]._actions:
+    for action in actions_of(COMMANDS[name]):
         for option in action.option_strings:
             assert told[option] == set(action.choices or ()), option
 
@@ -158,7 +169,7 @@ def test_files_of_a_backup_are_told() -> None:
         assert name in files
 
 
-@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE])
+@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE])
 def test_version_is_that_of_the_code(document: nodes.document) -> None:
     assert document.next_node(nodes.version).astext() == f"vbackup {vbackup.__version__}"
 

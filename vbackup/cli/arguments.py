@@ -61,16 +61,45 @@ def add_domain(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
 
 
-def speed_bytes_s(text: str) -> int:
-    """A rate like 50M, 50MiB/s, 1.5GB/s or plain bytes a second, as bytes a second."""
+def add_qemu(parser: argparse.ArgumentParser) -> None:
+    """Which QEMU: a domain's, one behind a QMP socket, or a storage daemon on image files."""
+    add_domain(parser)
+    parser.add_argument("--socket", metavar="PATH", help="instead of a domain: a QMP socket of a QEMU without libvirt")
+    parser.add_argument(
+        "--image",
+        metavar="[raw:]FILE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="instead of a domain: image files that nothing has open, called vda, vdb, ... in this order",
+    )
+
+
+def granularity_bytes(text: str) -> int:
+    """A power of two from 512 bytes to 2 GiB, with units as for rates; what QEMU takes."""
+    size = _size_bytes(text)
+    if size is None or size not in [2**power for power in range(9, 32)]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 512 to 2G")
+    return size
+
+
+def _size_bytes(text: str) -> int | None:
     match = _SIZE.fullmatch(text.strip())
     factor = _UNITS.get(match["unit"].lower()) if match else None
     if match is None or factor is None:
+        return None
+    # A number too long for a float is infinite, and too much for everybody.
+    return int(min(float(match["number"]) * factor, MAX_SIZE_BYTES + 1))
+
+
+def speed_bytes_s(text: str) -> int:
+    """A rate like 50M, 50MiB/s, 1.5GB/s or plain bytes a second, as bytes a second."""
+    rate = _size_bytes(text)
+    if rate is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 50M, 50MiB/s or 1000000")
-    rate = float(match["number"]) * factor
     if not 1 <= rate <= MAX_SIZE_BYTES:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 1 byte a second and what QEMU can count")
-    return int(rate)
+    return rate
 
 
 def time(text: str) -> datetime:

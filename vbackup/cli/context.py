@@ -30,6 +30,11 @@ class Context:
         """Show what the work in the block tells; print its result after the block."""
         return reporters.choose(self._progress, quiet=self._quiet)
 
+    @property
+    def has_repository(self) -> bool:
+        """True if one was named."""
+        return bool(self._repository)
+
     def repository_path(self) -> Path:
         """The directory given with -r or VBACKUP_REPOSITORY. Raises UsageError."""
         if not self._repository:

@@ -8,11 +8,11 @@ from typing import NoReturn
 
 import vbackup
 from vbackup.cli.arguments import add_common
-from vbackup.cli.commands import backup, init, restore, show
+from vbackup.cli.commands import backup, bitmap, init, restore, show, transaction
 from vbackup.cli.commands import list as list_
 from vbackup.errors import UsageError
 
-COMMANDS = (init, backup, list_, show, restore)
+COMMANDS = (init, backup, list_, show, restore, transaction, bitmap)
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +28,7 @@ def build() -> Parser:
     parser = Parser(
         prog="vbackup",
         description="Back up running QEMU virtual machines that libvirt manages.",
-        epilog="Manual pages: vbackup(1), vbackup-repository(5).",
+        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vbackup {vbackup.__version__}")

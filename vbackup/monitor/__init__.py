@@ -6,11 +6,13 @@ same contract tests (tests/contract), and so does the fake that the unit tests u
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vbackup.blockgraph import BlockGraph
+from vbackup.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,18 @@ def block_graph(monitor: Monitor) -> BlockGraph:
         monitor.execute("query-blockstats"),
         monitor.execute("query-named-block-nodes", {"flat": True}),
     )
+
+
+def schema(monitor: Monitor) -> Schema:
+    """The schema of that QEMU's QMP; asked for once for each QEMU that this process meets.
+
+    A QEMU is known by its version and its commands: a storage daemon has fewer. Nothing is kept on disk, since
+    a distribution may mend a QEMU without another version, and the answer takes some milliseconds.
+    """
+    key = json.dumps([monitor.execute("query-version"), monitor.execute("query-commands")], sort_keys=True)
+    if key not in _SCHEMAS:
+        _SCHEMAS[key] = Schema(monitor.execute("query-qmp-schema"))
+    return _SCHEMAS[key]
+
+
+_SCHEMAS: dict[str, Schema] = {}

@@ -1,0 +1,86 @@
+"""What a user's transaction must not touch unasked: what libvirt tracks, what a repository relies on, files that exist.
+
+``vbackup transaction --unsafe`` goes without it. Whether QEMU takes the transaction is vbackup.checker's question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from vbackup import names
+from vbackup.errors import UnsafeError
+
+#: Actions that make an image file, and the member that names it.
+FILES = {"drive-backup": "target", "blockdev-snapshot-sync": "snapshot-file"}
+
+#: Actions that put another image on top of a disk, which libvirt has to know of.
+_SNAPSHOTS = ("blockdev-snapshot", "blockdev-snapshot-sync")
+
+#: Actions that change a bitmap, and the member that names it.
+_CHANGES = {
+    "block-dirty-bitmap-remove": "name",
+    "block-dirty-bitmap-clear": "name",
+    "block-dirty-bitmap-enable": "name",
+    "block-dirty-bitmap-disable": "name",
+    "block-dirty-bitmap-merge": "target",
+}
+
+
+def check(
+    actions: Sequence[Mapping[str, Any]],
+    *,
+    domain: str | None,
+    libvirt_nodes: Mapping[str, str],
+    existing: Mapping[str, Collection[str]],
+    existing_files: Collection[str],
+) -> None:
+    """Raise UnsafeError for the first action that would do harm.
+
+    ``domain`` is the name of the domain whose graph is libvirt's own, None where libvirt has no part;
+    ``libvirt_nodes`` has the disk (or "") of each node that libvirt tracks, ``existing`` the bitmaps by node,
+    ``existing_files`` those of the files that QEMU is to make which are there already.
+    """
+    for index, action in enumerate(actions):
+        kind, data = action["type"], action["data"]
+        path = f"actions[{index}]"
+        if kind in _SNAPSHOTS and domain is not None:
+            _check_snapshot(kind, data, path, domain=domain, libvirt_nodes=libvirt_nodes)
+        if kind in _CHANGES:
+            _check_bitmap(data["node"], data[_CHANGES[kind]], f"{path}.data.{_CHANGES[kind]}", existing)
+        if kind in FILES and data.get("mode") != "existing" and data[FILES[kind]] in existing_files:
+            raise UnsafeError(
+                f"{path}.data.{FILES[kind]}",
+                f"{data[FILES[kind]]} exists, and QEMU would empty it even if the transaction fails; name another"
+                ' file, or use "mode": "existing" for an image that is meant to be written',
+            )
+
+
+def _check_snapshot(
+    kind: str, data: Mapping[str, Any], path: str, *, domain: str, libvirt_nodes: Mapping[str, str]
+) -> None:
+    member = next((name for name in ("node", "node-name", "device") if data.get(name)), "node")
+    node = data.get(member, "")
+    if node not in libvirt_nodes:
+        return
+    dev = libvirt_nodes[node] or "DISK"
+    file, reuse = data.get("snapshot-file"), ""
+    if file is None:
+        file, reuse = "FILE", " --reuse-external"
+    raise UnsafeError(
+        f"{path}.data.{member}",
+        f"{node} is a node of libvirt's, which would go on with an outdated graph. Use"
+        f" 'virsh snapshot-create-as {domain} --disk-only --no-metadata --diskspec {dev},file={file}{reuse}'",
+    )
+
+
+def _check_bitmap(node: str, name: str, path: str, existing: Mapping[str, Collection[str]]) -> None:
+    """Bitmaps that the transaction itself has added are no checkpoint yet."""
+    ours = names.parse_bitmap(name)
+    if ours is None or name not in existing.get(node, ()):
+        return
+    raise UnsafeError(
+        path,
+        f"{name} is a checkpoint of repository {ours.repository_id}: were it changed, the next backup of disk"
+        f" {ours.dev} would miss changes. To drop it use 'vbackup bitmap remove', which says what follows",
+    )

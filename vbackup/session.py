@@ -1,0 +1,103 @@
+"""A QEMU that the user has named: a domain's, one behind a QMP socket, or a storage daemon on image files.
+
+What ``vbackup transaction`` and ``vbackup bitmap`` work on. How a domain that is off is opened is
+vbackup.source's business, and what is sent vbackup.transaction's and vbackup.bitmap's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup import source
+from vbackup.host import Host
+from vbackup.model import Disk, DiskNode, ImageFormat
+from vbackup.monitor import Monitor, block_graph
+from vbackup.monitor.socket import Socket
+from vbackup.report import Reporter
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open monitor, and what is behind it."""
+
+    name: str  #: for messages: of the domain, the socket, ...
+    monitor: Monitor
+    find_disks: Callable[[], Mapping[str, DiskNode]]
+    uuid: str | None = None  #: of the domain
+    domain: str | None = None  #: its name, while libvirt tracks its graph
+    libvirt_checkpoints: frozenset[str] = frozenset()
+    is_local: bool = True  #: QEMU sees the same files
+    ends_with_us: bool = False  #: a storage daemon of our own: its jobs do not outlive the command
+
+    def disks(self) -> Mapping[str, DiskNode]:
+        """The disks by name, with their layers and bitmaps as they are now."""
+        return self.find_disks()
+
+    def bitmaps(self) -> Mapping[str, frozenset[str]]:
+        """The names of the bitmaps of each node."""
+        graph = block_graph(self.monitor)
+        return {name: frozenset(graph.bitmaps(name)) for name in graph.node_names()}
+
+    def libvirt_nodes(self) -> Mapping[str, str]:
+        """The nodes that libvirt tracks, with their disk where it is one to be backed up; none without libvirt."""
+        if self.domain is None:
+            return {}
+        graph = block_graph(self.monitor)
+        nodes = {name: "" for name in graph.node_names() if name.startswith("libvirt-")}
+        nodes.update((name, "") for chain in graph.chains.values() for name in chain)
+        nodes.update((layer.node_name, dev) for dev, disk in self.disks().items() for layer in disk.layers)
+        return nodes
+
+
+@contextmanager
+def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Session]:
+    """The domain's own QEMU, or a storage daemon on its disks while it is off.
+
+    Raises what vbackup.source.open_source raises.
+    """
+    handle = host.domain(name)
+    with source.open_source(handle, reporter=reporter) as opened:
+
+        def disks() -> dict[str, DiskNode]:
+            return {node.disk.dev: node for node in opened.disk_nodes(opened.domain.disks)}
+
+        yield Session(
+            handle.name,
+            opened.monitor,
+            disks,
+            uuid=handle.uuid,
+            domain=handle.name if opened.is_running else None,
+            libvirt_checkpoints=handle.checkpoints(),
+            is_local=host.is_local,
+            ends_with_us=not opened.is_running,
+        )
+
+
+@contextmanager
+def of_socket(path: str) -> Iterator[Session]:
+    """A QEMU without libvirt; its disks are called as their devices. Raises ConnectionLostError."""
+    with Socket(path) as monitor:
+
+        def disks() -> dict[str, DiskNode]:
+            graph = block_graph(monitor)
+            return {alias: graph.disk_node(_device(alias)) for alias in graph.chains}
+
+        yield Session(path, monitor, disks)
+
+
+@contextmanager
+def of_images(images: Sequence[tuple[str, Path, ImageFormat]]) -> Iterator[Session]:
+    """A storage daemon on image files, each with the name that it is to have as a disk."""
+    with source.open_images(images) as opened:
+
+        def disks() -> dict[str, DiskNode]:
+            return {node.disk.dev: node for node in opened.disk_nodes()}
+
+        yield Session("the storage daemon", opened.monitor, disks, ends_with_us=True)
+
+
+def _device(alias: str) -> Disk:
+    return Disk(dev=alias, alias=alias, source_type="file", path=None, format="raw")

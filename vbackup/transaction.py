@@ -1,0 +1,256 @@
+"""Send a transaction of the user's own: names resolved, checked, made safe, and its jobs followed to their end.
+
+vbackup.actions says what a transaction can hold, vbackup.checker whether this QEMU takes it, vbackup.session
+which QEMU it goes to. Backups make theirs themselves (vbackup.plan).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from vbackup import actions, checker, job, safety, wording
+from vbackup.actions import CompletionMode
+from vbackup.errors import BusyError, MalformedError, QmpError, TransactionError, TransactionRefusedError
+from vbackup.job import Job
+from vbackup.model import DiskNode
+from vbackup.monitor import schema
+from vbackup.report import Reporter
+from vbackup.session import Session
+from vbackup.stop import Stop
+from vbackup.undo import Undo
+
+#: Actions that start a job.
+JOBS = frozenset(kind for kind, action in actions.TYPES.items() if action.GROUPED)
+
+#: In place of a node name: the node of that disk.
+DISK_PREFIX = "$disk:"
+
+
+class Completion(Enum):
+    """Who sees to it how the jobs of a transaction end."""
+
+    INDIVIDUAL = "individual"  #: each by itself
+    GROUPED = "grouped"  #: QEMU: all or none
+    TOGETHER = "together"  #: vbackup: all or none, where QEMU refuses grouped
+
+
+@dataclass(frozen=True)
+class TransactionRequest:
+    """What is asked for; the fields are the options of ``vbackup transaction``."""
+
+    arguments: Any  #: the arguments of the QMP command, or the list of actions alone
+    completion_mode: CompletionMode | None = None  #: instead of the one in ``arguments``
+    test: bool = False  #: QEMU prepares everything and undoes it
+    wait: bool = False  #: follow the jobs
+    unsafe: bool = False  #: send what would change what libvirt or a repository relies on
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was sent, and what became of it."""
+
+    arguments: Mapping[str, Any]  #: as QEMU got them
+    warnings: tuple[str, ...]
+    completion: Completion
+    tested: bool
+    jobs: tuple[Job, ...] = field(default=())  #: as they ended; empty where nobody waited
+
+    @property
+    def failed_jobs(self) -> tuple[Job, ...]:
+        """Those that ended with an error."""
+        return tuple(one for one in self.jobs if one.error is not None)
+
+
+def run(request: TransactionRequest, *, session: Session, reporter: Reporter, stop: Stop) -> Done:
+    """Check the transaction and send it.
+
+    Raises TransactionError (nothing was sent: it is no transaction that this QEMU takes), UnsafeError (nothing
+    was sent: it would hurt), TransactionRefusedError (QEMU took none of it), BusyError, and what every
+    monitor can raise. A job that fails is no exception: see Done.jobs.
+    """
+    arguments = _arguments(request, session)
+    wait = (request.wait or session.ends_with_us) and not request.test
+    arguments, completion = _completion(arguments, wait=wait)
+    warnings = checker.check(arguments, schema(session.monitor), existing=session.bitmaps())
+    for warning in warnings:
+        reporter.warning(warning)
+    if request.test:
+        _refuse_own_abort(arguments["actions"])
+    if not request.unsafe:
+        _refuse_harm(arguments["actions"], session)
+    stop.check()
+    if request.test:
+        _test(arguments, session)
+        return Done(arguments, warnings, completion, tested=True)
+    if not wait:
+        _send(arguments, session)
+        return Done(arguments, warnings, completion, tested=False)
+    sent, ours = _keep_concluded(arguments)
+    with Undo(reporter) as undo:
+        jobs = _job_ids(sent["actions"])
+        undo.push("end the jobs", lambda: job.cancel(session.monitor, jobs))
+        _send(sent, session)
+        together = completion is Completion.TOGETHER
+        ended = job.follow(session.monitor, jobs, together=together, reporter=reporter, stop=stop)
+        undo.release()
+    # What the user did not ask to be kept is dismissed, as QEMU would have done.
+    job.cancel(session.monitor, [one for one in ours if ended[one].status is job.JobStatus.CONCLUDED])
+    return Done(sent, warnings, completion, tested=False, jobs=tuple(ended.values()))
+
+
+def _arguments(request: TransactionRequest, session: Session) -> dict[str, Any]:
+    """The command's arguments as given, with node names for ``$disk:``."""
+    value = request.arguments
+    if isinstance(value, list):
+        value = {"actions": value}
+    if not isinstance(value, dict):
+        raise TransactionError(
+            "arguments", f"a transaction is an object with 'actions', or their list, but this is {wording.kind(value)}."
+        )
+    try:
+        arguments: dict[str, Any] = _resolve(value, functools.cache(session.disks), "")
+    except RecursionError:
+        raise TransactionError("arguments", "they are nested more deeply than any transaction.") from None
+    if request.completion_mode is not None:
+        properties = arguments.get("properties")
+        given = properties if isinstance(properties, dict) else {}
+        arguments["properties"] = {**given, "completion-mode": request.completion_mode.value}
+    return arguments
+
+
+def _resolve(value: Any, disks: Callable[[], Mapping[str, DiskNode]], path: str) -> Any:
+    """A copy with the node names of disks in place."""
+    if isinstance(value, dict):
+        return {name: _resolve(one, disks, f"{path}.{name}".lstrip(".")) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_resolve(one, disks, f"{path}[{index}]") for index, one in enumerate(value)]
+    if isinstance(value, str) and value.startswith(DISK_PREFIX):
+        dev = value[len(DISK_PREFIX) :]
+        if dev not in disks():
+            raise TransactionError(path, f"there is no disk {dev!r}; there are {', '.join(disks()) or 'none'}.")
+        return disks()[dev].top.node_name
+    return value
+
+
+def _completion(arguments: dict[str, Any], *, wait: bool) -> tuple[dict[str, Any], Completion]:
+    """Who groups the jobs; where it is vbackup, they are made to wait for it.
+
+    QEMU takes completion-mode grouped only if every action is a backup. vbackup does the same from outside: the
+    jobs wait for their job-finalize, all get it when all are pending, and the first failure cancels the others.
+    """
+    properties = arguments.get("properties")
+    if not isinstance(properties, dict) or properties.get("completion-mode") != CompletionMode.GROUPED.value:
+        return arguments, Completion.INDIVIDUAL
+    if not wait or not isinstance(arguments.get("actions"), list) or _all_grouped(arguments["actions"]):
+        return arguments, Completion.GROUPED
+    rest = {name: value for name, value in properties.items() if name != "completion-mode"}
+    made = {**arguments, "properties": rest} if rest else {**arguments}
+    if not rest:
+        del made["properties"]
+    made["actions"] = [_with_data(one, {"auto-finalize": False}) if _is_job(one) else one for one in made["actions"]]
+    return made, Completion.TOGETHER
+
+
+def _all_grouped(given: Sequence[Any]) -> bool:
+    return all(_is_job(action) for action in given)
+
+
+def _is_job(action: Any) -> bool:
+    return isinstance(action, dict) and action.get("type") in JOBS and isinstance(action.get("data"), dict)
+
+
+def _with_data(action: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
+    return {**action, "data": {**action["data"], **members}}
+
+
+def _job_ids(given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The ids that QEMU gives to the jobs: those in the actions, else the device's name."""
+    return [str(one["data"].get("job-id", one["data"]["device"])) for one in given if _is_job(one)]
+
+
+def _keep_concluded(arguments: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Have the jobs stay in query-jobs when they have ended, which is where their verdict is; and which do so for us.
+
+    An event would bring it too, but events get lost.
+    """
+    made: list[Mapping[str, Any]] = []
+    ours: list[Mapping[str, Any]] = []
+    for action in arguments["actions"]:
+        if _is_job(action) and action["data"].get("auto-dismiss", True):
+            made.append(_with_data(action, {"auto-dismiss": False}))
+            ours.append(action)
+        else:
+            made.append(action)
+    return {**arguments, "actions": made}, _job_ids(ours)
+
+
+def _refuse_own_abort(given: Sequence[Mapping[str, Any]]) -> None:
+    for index, action in enumerate(given):
+        if action["type"] == "abort":
+            raise TransactionError(
+                f"actions[{index}]", "it aborts the transaction before the test is over; leave it out, --test adds one."
+            )
+
+
+def _refuse_harm(given: Sequence[Mapping[str, Any]], session: Session) -> None:
+    safety.check(
+        given,
+        domain=session.domain,
+        libvirt_nodes=session.libvirt_nodes(),
+        existing=session.bitmaps(),
+        existing_files={str(path) for path in _files_to_make(given, session) if _exists(path)},
+    )
+
+
+def _test(arguments: Mapping[str, Any], session: Session) -> None:
+    """Have QEMU prepare everything for real and undo it."""
+    try:
+        _send({**arguments, "actions": [*arguments["actions"], actions.Abort().document()]}, session)
+    except TransactionRefusedError as err:
+        if err.index != len(arguments["actions"]):
+            raise
+    else:
+        raise MalformedError(f"QEMU of {session.name} carried out a transaction that ends in abort.")
+
+
+def _send(arguments: Mapping[str, Any], session: Session) -> None:
+    """All actions or none; when it is none, no file stays that QEMU made for it."""
+    new_files = [path for path in _files_to_make(arguments["actions"], session) if not _exists(path)]
+    try:
+        session.monitor.execute("transaction", arguments)
+    except QmpError as err:
+        _remove_made(new_files)
+        if "in use by block job" in err.description:
+            raise BusyError(f"A node is busy with another block job; try again when it is done ({err}).") from err
+        index = actions.failing_index(arguments["actions"], err.description)
+        kind = None if index is None else arguments["actions"][index]["type"]
+        raise TransactionRefusedError(err.description, index, kind) from err
+
+
+def _files_to_make(given: Sequence[Mapping[str, Any]], session: Session) -> Iterator[Path]:
+    """The files that drive-backup and blockdev-snapshot-sync make. Their undo in QEMU does not remove them."""
+    for action in given:
+        member = safety.FILES.get(action["type"])
+        if member is not None and action["data"].get("mode", "absolute-paths") == "absolute-paths":
+            path = Path(action["data"][member])
+            if session.is_local and path.is_absolute():
+                yield path
+
+
+def _exists(path: Path) -> bool:
+    return os.path.lexists(path)
+
+
+def _remove_made(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
