@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 # The embedded driver logs to stderr, among much else what its exceptions say again. Whoever wants to
 # read that sets the variable; libvirt looks at it at the first call.
@@ -65,6 +65,7 @@ class Host:
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri
         _start_events()
+        self._embedded_secrets: Any = None
         self._connection = self._open()
 
     def __enter__(self) -> Host:
@@ -75,10 +76,13 @@ class Host:
 
     def close(self) -> None:
         """Let go of the connection; closing twice is fine."""
-        try:
-            self._connection.close()
-        except libvirt.libvirtError as err:
-            log.debug("closing the connection: %s", err)
+        for connection in (self._embedded_secrets, self._connection):
+            try:
+                if connection is not None:
+                    connection.close()
+            except libvirt.libvirtError as err:
+                log.debug("closing the connection: %s", err)
+        self._embedded_secrets = None
 
     def domain(self, name: str) -> DomainHandle:
         """The domain of that name or UUID. Raises DomainNotFoundError."""
@@ -129,8 +133,8 @@ class Host:
     def secret_value(self, secret: SecretRef) -> bytes:
         """The passphrase that libvirt keeps. Raises UnsuitableError where it has none or does not give it."""
         try:
-            with self.errors(f"secret {secret}"), self._secrets() as connection:
-                value: bytes = _look_up_secret(connection, secret).value()
+            with self.errors(f"secret {secret}"):
+                value: bytes = _look_up_secret(self._secret_connection(), secret).value()
         except MonitorError as err:
             hint = _SECRET_HINTS.get(error_code(err.__cause__))
             if hint is None:
@@ -138,18 +142,18 @@ class Host:
             raise UnsuitableError(f"libvirt {hint.format(secret)}.") from err
         return value
 
-    @contextmanager
-    def _secrets(self) -> Iterator[Any]:
-        """The connection that knows secrets: this one, but the embedded drivers have one each."""
+    def _secret_connection(self) -> Any:
+        """The connection that knows secrets: this one, but the embedded drivers have one each.
+
+        Opened once: at every open libvirt starts the embedded driver anew, under whatever uses the earlier one.
+        """
         parts = urlsplit(self.real_uri)
         if parts.path != "/embed":
-            yield self._connection
-            return
-        connection = libvirt.open(urlunsplit(("secret", "", parts.path, parts.query, "")))
-        try:
-            yield connection
-        finally:
-            connection.close()
+            return self._connection
+        if self._embedded_secrets is None:
+            # urlunsplit() would leave out the slashes of the authority that is empty.
+            self._embedded_secrets = libvirt.open(f"secret://{parts.path}?{parts.query}")
+        return self._embedded_secrets
 
     def volume_path(self, pool: str, volume: str) -> str:
         """Where a volume of a storage pool is. Raises MonitorError where the pool is not active or has none such."""

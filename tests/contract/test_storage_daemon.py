@@ -333,7 +333,7 @@ def test_secret_opens_both_kinds_of_luks_and_is_in_no_argument_log_or_file(
         assert [nodes[daemon.chains[dev][0]]["drv"] for dev in ("vda", "vdb")] == ["qcow2", "luks"]
         argv, environment = (Path(f"/proc/{daemon.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
         assert PASSPHRASE.encode() not in argv + environment
-        assert "secret" not in open_files(daemon.pid) + open_files(os.getpid())
+        assert "memfd:" not in open_files(daemon.pid) + open_files(os.getpid())
         assert list(temporary.iterdir()) == []
     assert asked == [SECRET], "libvirt should be asked once for each secret"
     assert "object-add" in caplog.text
