@@ -1,7 +1,8 @@
 """Capture tests/fixtures from a real QEMU and libvirt: ``python -m tests.capture`` (as root, half a minute).
 
 Each fixture is a directory with what vbackup reads of one running domain: domain.xml as libvirt shows
-it live, and QEMU's replies to the three queries of vbackup.blockgraph. Nothing is typed by hand and
+it live, and QEMU's replies to the three queries of vbackup.blockgraph. Of a domain that is off there is
+only its XML. Nothing is typed by hand and
 nothing is taken away; only the temporary directory is called /capture. versions.json says what
 answered. Capture again when QEMU or libvirt show something new, and look at the difference.
 """
@@ -13,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
     lab = Lab(directory / "lab")
     try:
-        for capture in (rich, many, snapshot, bitmaps):
+        for capture in (rich, many, snapshot, bitmaps, off):
             work = directory / capture.__name__
             work.mkdir()
             capture(lab, work)
@@ -152,6 +153,46 @@ def bitmaps(lab: Lab, work: Path) -> None:
     record("bitmaps", machine, work)
 
 
+def off(lab: Lab, work: Path) -> None:
+    """A domain that is only defined, with disks that differ in how they are opened. Their images need not be there."""
+
+    def disk(dev: str, source: str, *, kind: str = "file", image_format: str = "qcow2", inside: str = "") -> str:
+        return (
+            f"<disk type='{kind}' device='disk'><driver name='qemu' type='{image_format}'/>{source}"
+            f"<target dev='{dev}' bus='virtio'/>{inside}</disk>"
+        )
+
+    def file(name: str, inside: str = "") -> str:
+        return f"<source file='{work / name}'>{inside}</source>"
+
+    def luks(secret: str) -> str:
+        return f"<encryption format='luks'><secret type='passphrase' {secret}/></encryption>"
+
+    backing = f"<backingStore type='file'><format type='qcow2'/>{file('base.qcow2')}<backingStore/></backingStore>"
+    nbd = "<source protocol='nbd' name='export'><host name='192.0.2.1' port='10809'/></source>"
+    disks = [
+        disk("vda", file("vda.qcow2")),
+        disk("vdb", file("overlay.qcow2"), inside=f"{backing}<alias name='ua-mine'/>"),
+        disk("vdc", "<source dev='/dev/group/volume'/>", kind="block", image_format="raw"),
+        disk("vdd", file("luks.qcow2", luks("uuid='5ec4e700-0000-4000-8000-000000000001'"))),
+        disk("vde", file("luks.raw", luks(f"usage='{work / 'luks.raw'}'")), image_format="raw"),
+        disk("vdf", "<source pool='images' volume='v.qcow2'/>", kind="volume"),
+        disk("vdg", nbd, kind="network", image_format="raw"),
+        disk(
+            "vdh",
+            file("slice.raw", "<slices><slice type='storage' offset='512' size='1048576'/></slices>"),
+            image_format="raw",
+        ),
+        "<disk type='file' device='cdrom'><target dev='hda' bus='ide'/><readonly/></disk>",
+        disk("vdi", file("readonly.qcow2"), inside="<readonly/>"),
+    ]
+    agent = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+    domain = lab.host.connection.defineXML(domain_xml("off", disks, devices=agent, top=uuid(5)))
+    write_xml("off", domain.XMLDesc(0), work)
+    write_versions("off", {"libvirt": lab.host.libvirt_version})
+    domain.undefine()
+
+
 # how
 
 
@@ -161,20 +202,30 @@ def uuid(number: int) -> str:
 
 def record(name: str, machine: Machine, work: Path) -> None:
     """Write the fixture of a running domain."""
-    directory = FIXTURES / name
-    directory.mkdir(parents=True, exist_ok=True)
-    scrub: Callable[[str], str] = lambda text: text.replace(os.fspath(work), "/capture")  # noqa: E731
-    (directory / "domain.xml").write_text(scrub(machine.handle.live_xml()))
+    write_xml(name, machine.handle.live_xml(), work)
     for query in QUERIES:
         arguments = {"flat": True} if query == "query-named-block-nodes" else {}
         entries = machine.execute(query, **arguments)
         lines = ",\n".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) for entry in entries)
-        (directory / f"{query}.json").write_text(scrub(f"[\n{lines}\n]\n"))
+        (FIXTURES / name / f"{query}.json").write_text(scrub(f"[\n{lines}\n]\n", work))
     versions = {
         "qemu": machine.execute("query-version")["qemu"],
         "libvirt": machine.handle.host.libvirt_version,
     }
-    (directory / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+    write_versions(name, versions)
+
+
+def write_xml(name: str, xml: str, work: Path) -> None:
+    (FIXTURES / name).mkdir(parents=True, exist_ok=True)
+    (FIXTURES / name / "domain.xml").write_text(scrub(xml, work))
+
+
+def write_versions(name: str, versions: dict[str, Any]) -> None:
+    (FIXTURES / name / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+
+
+def scrub(text: str, work: Path) -> str:
+    return text.replace(os.fspath(work), "/capture")
 
 
 def nodes(machine: Machine) -> dict[str, str]:

@@ -96,10 +96,10 @@ def lab() -> Iterator[Any]:
 
     root = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
     made = Lab(root)
-    shared = SharedConnection(made.host.connection)
+    shared = {uri: SharedConnection(one) for uri, one in made.connections.items()}
     really_open = host.libvirt.open
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host.libvirt, "open", lambda uri: shared if uri == made.uri else really_open(uri))
+        patch.setattr(host.libvirt, "open", lambda uri: shared[uri] if uri in shared else really_open(uri))
         yield made
     made.close()
     shutil.rmtree(root)

@@ -2,7 +2,8 @@
 privileges, two clients at once, the daemon restarted, another host's connection, storage pools.
 
 It uses the system's own directories (libvirt has no way to move them all), so it is only started where no
-other libvirtd runs, and all domains and pools in it are transient.
+other libvirtd runs. Domains and pools in it are transient where that will do; those that have to be defined,
+and secrets, are taken away after each test, and nobody else's are touched.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Daemon:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = _free_port()
+        self._defined: list[str] = []
+        self._secrets: list[str] = []
         self.uri = f"qemu+unix:///system?socket={directory}/libvirt-sock"
         self.tcp_uri = f"qemu+tcp://127.0.0.1:{self.port}/system"
         (directory / "libvirtd.conf").write_text(CONF.format(directory=directory, port=self.port))
@@ -126,11 +129,31 @@ class Daemon:
         domain = self.host.connection.createXML(xml)
         return Machine(self.host.domain(domain.name()))
 
+    def define(self, xml: str) -> Machine:
+        """Define a domain, which is off then."""
+        name: str = self.host.connection.defineXML(xml).name()
+        self._defined.append(name)
+        return Machine(self.host.domain(name))
+
+    def secret(self, xml: str, value: bytes) -> str:
+        """Define a secret and give its value; returns its UUID."""
+        secret = self.host.connection.secretDefineXML(xml)
+        secret.setValue(value, 0)
+        self._secrets.append(secret.UUIDString())
+        return self._secrets[-1]
+
     def clear(self) -> None:
-        """End all domains and pools."""
+        """End all domains and pools, and undefine what was defined."""
         if not self.host.is_alive():
             self.host.reopen()
         connection: Any = self.host.connection
+        while self._secrets:
+            connection.secretLookupByUUIDString(self._secrets.pop()).undefine()
+        while self._defined:
+            domain = connection.lookupByName(self._defined.pop())
+            if domain.isActive():
+                domain.destroy()
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
         for domain in connection.listAllDomains():
             with contextlib.suppress(libvirt.libvirtError):
                 domain.destroy()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from vbackup.host import DomainHandle, Host
+from vbackup.host import DomainHandle, Host, libvirt
 from vbackup.monitor.passthrough import Passthrough
 
 QEMU_CONF = """\
@@ -146,14 +146,25 @@ class Lab:
         self.root = root
         self.uri = f"qemu:///embed?root={root}"
         self.host = Host(self.uri)
+        # The embedded drivers of libvirt have one connection each.
+        self.secrets = libvirt.open(f"secret:///embed?root={root}")
         self.machines: list[Machine] = []
+
+    @property
+    def connections(self) -> dict[str, Any]:
+        """Its connections by their URIs."""
+        return {self.uri: self.host.connection, f"secret:///embed?root={self.root}": self.secrets}
+
+    def define(self, xml: str) -> Machine:
+        """Define a domain, which is off then."""
+        machine = Machine(self.host.domain(self.host.connection.defineXML(xml).name()))
+        self.machines.append(machine)
+        return machine
 
     def start(self, xml: str) -> Machine:
         """Define and start a domain."""
-        domain = self.host.connection.defineXML(xml)
-        domain.create()
-        machine = Machine(self.host.domain(domain.name()))
-        self.machines.append(machine)
+        machine = self.define(xml)
+        machine.handle.domain.create()
         return machine
 
     def boot(self, name: str, disks: Sequence[DiskSpec], *, devices: str = "", top: str = "") -> Machine:
@@ -166,7 +177,7 @@ class Lab:
         """End and undefine the domain."""
         machine.destroy()
         if machine.handle.domain.isPersistent():
-            machine.handle.domain.undefine()
+            machine.handle.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
         self.machines.remove(machine)
 
     def clear(self) -> None:
@@ -177,6 +188,7 @@ class Lab:
     def close(self) -> None:
         """End everything."""
         self.clear()
+        self.secrets.close()
         self.host.close()
 
 

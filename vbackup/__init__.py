@@ -1,12 +1,12 @@
-"""Back up running QEMU virtual machines that libvirt manages, every byte of one moment.
+"""Back up QEMU virtual machines that libvirt manages, running or off, every byte of one moment.
 
 The package is a house of floors; imports point down only (import-linter checks it, see setup.cfg):
 
     doors        cli
     operations   backup  restore
-    engine       job  checkpoint  freeze  target  undo        record: repository  manifest
-    sessions     host  monitor  qemu_img
-    planning     plan  chain  blockgraph  domainxml           transactions: checker  schema  rules  actions  (no I/O)
+    engine       job  checkpoint  source  freeze  target  undo        record: repository  manifest
+    sessions     host  monitor  qemu_img  storage_daemon  image_chain
+    planning     plan  chain  blockgraph  domainxml  safety  transactions: checker  schema  rules  actions  (no I/O)
     words        model  names  report  errors  fields  stop  wording
 """
 

@@ -1,4 +1,4 @@
-"""Back up one running domain: read, plan, stage, freeze, one transaction, commit.
+"""Back up one domain, running or off: read, plan, stage, freeze, one transaction, commit.
 
 Up to the rename of the stage everything can be undone, and is: the disks' earlier checkpoints have
 not been touched, so the retry is the same command. vbackup.restore is the way back.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import vbackup
-from vbackup import chain, checkpoint, domainxml, job, plan, qemu_img, target
+from vbackup import chain, checkpoint, job, plan, qemu_img, source, target
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
-from vbackup.freeze import frozen
 from vbackup.host import DomainHandle, Host
 from vbackup.model import Backup, BitmapSource, Compression, Consistency, DiskImage, Level, Quiesce
-from vbackup.monitor import Monitor, block_graph
-from vbackup.monitor.passthrough import Passthrough
+from vbackup.monitor import Monitor
 from vbackup.plan import BackupPlan, DiskPlan
 from vbackup.report import Reporter
 from vbackup.repository import Repository, Stage, digest, target_errors
+from vbackup.source import Source
 from vbackup.stop import Stop
+from vbackup.storage_daemon import is_locked
 from vbackup.undo import Undo
 
 log = logging.getLogger(__name__)
@@ -52,13 +52,17 @@ class BackupRequest:
 
 @dataclass(frozen=True)
 class _Session:
-    """What every step works with: the domain's lock is held, its monitor is open."""
+    """What every step works with: the domain's lock is held, the source of its disks is open."""
 
     handle: DomainHandle
-    monitor: Passthrough
+    source: Source
     repository: Repository
     reporter: Reporter
     stop: Stop
+
+    @property
+    def monitor(self) -> Monitor:
+        return self.source.monitor
 
 
 @dataclass(frozen=True)
@@ -112,25 +116,23 @@ def dry_run(
 def _session(
     request: BackupRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
 ) -> Iterator[_Session]:
-    """Lock the domain, open its monitor, and clear away what a dead run left."""
+    """Lock the domain, open the source of its disks, and clear away what a dead run left."""
     handle = host.domain(request.domain)
-    handle.require_running()
     stop.check()
-    with repository.lock(handle.uuid), Passthrough(handle) as monitor:
+    with repository.lock(handle.uuid), source.open_source(handle, reporter=reporter) as opened:
         for backup_id in repository.remove_partial(handle.uuid):
             reporter.step(f"Removed what was left of backup {backup_id}, which never ended.")
-        for name in checkpoint.remove_leftovers(monitor, repository.id):
+        for name in checkpoint.remove_leftovers(opened.monitor, repository.id):
             reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
         stop.check()
-        yield _Session(handle, monitor, repository, reporter, stop)
+        yield _Session(handle, opened, repository, reporter, stop)
 
 
 def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     repository, reporter = session.repository, session.reporter
-    domain = domainxml.parse(session.handle.live_xml())
+    domain = session.source.domain
     disks, left_out = plan.select(domain, request.disks, request.excluded_disks)
-    graph = block_graph(session.monitor)
-    nodes = [graph.disk_node(disk) for disk in disks]
+    nodes = session.source.disk_nodes(disks)
     taken_ids = repository.taken_ids(domain.uuid)
     for name in checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id):
         reporter.step(f"Removed bitmap {name}, left by a backup that never ended.")
@@ -163,9 +165,16 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
     monitor, handle, repository = session.monitor, session.handle, session.repository
     with repository.stage(made.domain.uuid, made.id) as stage, Undo(session.reporter) as undo:
         _make_images(made, stage, session.stop)
+        # Asked now: libvirtd may be away when the copy is done, and for a domain that is off nobody else asks for it.
+        definition = handle.definition_xml()
+        versions = {
+            "vbackup": vbackup.__version__,
+            "qemu": _qemu_version(monitor),
+            "libvirt": handle.host.libvirt_version,
+        }
         undo.push("remove the new bitmaps", lambda: checkpoint.remove_bitmaps(monitor, _bitmaps(made)))
         moment = _copy(made, request, stage, session)
-        files = {"domain.xml": stage.write("domain.xml", handle.definition_xml().encode())}
+        files = {"domain.xml": stage.write("domain.xml", definition.encode())}
         files.update(_nvram(made, stage, session))
         backup = Backup(
             id=made.id,
@@ -181,11 +190,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             frozen_ms=moment.frozen_ms,
             duration_s=round(time.monotonic() - begun, 3),
             files=files,
-            versions={
-                "vbackup": vbackup.__version__,
-                "qemu": _qemu_version(monitor),
-                "libvirt": handle.host.libvirt_version,
-            },
+            versions=versions,
         )
         repository.remember_name(made.domain.uuid, made.domain.name)
         session.stop.check()
@@ -230,10 +235,10 @@ def _copy(made: BackupPlan, request: BackupRequest, stage: Stage, session: _Sess
     with Undo(reporter) as undo:
         nodes = _open_targets(made, stage, session, undo)
         # Before the targets are closed: a QEMU 7.2 that is stopped keeps the descriptors.
-        undo.push("let the guest go on", _resume_later(session.handle, reporter))
+        undo.push("let the guest go on", session.source.resume_later(reporter))
         undo.push("end the backup jobs", lambda: job.cancel(monitor, devs))
         stop.check()
-        with frozen(monitor, request.quiesce, connected=made.domain.agent_connected, reporter=reporter) as freeze:
+        with session.source.frozen(request.quiesce, reporter) as freeze:
             now = datetime.now(timezone.utc)
             _send_transaction(monitor, made.transaction())
         if freeze.frozen_ms:
@@ -247,34 +252,19 @@ def _copy(made: BackupPlan, request: BackupRequest, stage: Stage, session: _Sess
     return _Moment(now, freeze.consistency, freeze.frozen_ms, copied_bytes)
 
 
-def _resume_later(handle: DomainHandle, reporter: Reporter) -> Callable[[], None]:
-    """What to do when the jobs are gone after a failure.
-
-    While a job runs, QEMU writes the old data to the target before the guest's own write. If the target is
-    full, that write of the guest fails with "no space" and QEMU stops the guest (werror=enospc, its
-    default). Without the job the write can be tried again, which resuming does.
-    """
-    was_stopped = handle.is_paused_by_io_error()
-
-    def resume() -> None:
-        if not was_stopped and handle.is_paused_by_io_error():
-            handle.resume()
-            reporter.warning(
-                "The guest was stopped because the repository could not take what it was about to overwrite;"
-                " it goes on now, and no write of it was lost."
-            )
-
-    return resume
-
-
 def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:
-    """All actions or none. Raises BusyError where another block job has a disk, QmpError for all else."""
+    """All actions or none. Raises BusyError where somebody else has a disk, QmpError for all else."""
     try:
         monitor.execute("transaction", {"actions": actions})
     except QmpError as err:
         # "Node 'X' is busy: block device is in use by block job: commit"
         if "in use by block job" in err.description:
             raise BusyError(f"A disk is busy with another block job; try again when it is done ({err}).") from err
+        if is_locked(err):
+            raise BusyError(
+                "The domain was started meanwhile, or another program has the image of one of its disks open; run the"
+                f" same command again ({err})."
+            ) from err
         raise
 
 
@@ -328,8 +318,7 @@ def _remove_superseded(made: BackupPlan, session: _Session) -> None:
     """After the commit: bitmaps that no later backup starts from go. What stays only costs memory."""
     try:
         history = session.repository.catalogue(made.domain.uuid).history
-        graph = block_graph(session.monitor)
-        nodes = [graph.disk_node(disk.node.disk) for disk in made.disks]
+        nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks])
         for name in checkpoint.remove_superseded(session.monitor, nodes, history, session.repository.id):
             log.debug("removed bitmap %s", name)
     except DomainGoneError as err:

@@ -8,7 +8,7 @@ query-named-block-nodes has drivers, sizes and bitmaps, also behind filters.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,20 @@ class BlockGraph:
     Raises MalformedError where a reply is not what QAPI says it is.
     """
 
-    def __init__(self, query_block: Any, query_blockstats: Any, query_named_block_nodes: Any) -> None:
-        #: By device alias the nodes that stand on each other, filters included, the root first.
-        self.chains: Mapping[str, tuple[str, ...]] = dict(_chains(query_blockstats))
+    def __init__(
+        self,
+        query_block: Any,
+        query_blockstats: Any,
+        query_named_block_nodes: Any,
+        *,
+        chains: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """``chains`` has the nodes of disks (by alias, the top first) that the caller opened, and no device has."""
+        opened = {alias: tuple(nodes) for alias, nodes in (chains or {}).items()}
+        #: By alias the nodes that stand on each other, filters included, the root first.
+        self.chains: Mapping[str, tuple[str, ...]] = {**dict(_chains(query_blockstats)), **opened}
         self._nodes = dict(_nodes(query_named_block_nodes))
-        self._roots = dict(_roots(query_block))
+        self._roots = {**dict(_roots(query_block)), **{alias: nodes[0] for alias, nodes in opened.items()}}
 
     def node_names(self) -> frozenset[str]:
         """The names of all nodes, ours and others'."""

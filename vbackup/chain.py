@@ -108,6 +108,8 @@ def choose(level: Level, node: DiskNode, history: History, *, repository_id: str
     wanted = Level.INCREMENTAL if level is Level.AUTO else level
     base = history.last_full(dev) if wanted is Level.DIFFERENTIAL else history.newest(dev)
     try:
+        if not node.bears_checkpoints:
+            raise _UntrustedError(_no_bitmap(node))
         if base is None:
             raise _UntrustedError("there is no earlier backup of this disk to start from")
         sources = _trusted_sources(node, base, history, repository_id)
@@ -154,6 +156,11 @@ def _trusted_sources(node: DiskNode, base: Backup, history: History, repository_
     if not having[0].bitmaps[name].recording:
         raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
     return tuple(BitmapSource(layer.node_name, name) for layer in having)
+
+
+def _no_bitmap(node: DiskNode) -> str:
+    kind = "a qcow2 image of version 2" if node.top.driver == "qcow2" else f"a {node.top.driver} image"
+    return f"QEMU keeps no bitmap in {kind} while the domain is off"
 
 
 def _image(backup: Backup, dev: str) -> DiskImage:

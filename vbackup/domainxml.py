@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from lxml import etree
 
-from vbackup.errors import DiskError, MalformedError
-from vbackup.model import Disk, Domain, ImageFormat, LeftOut
+from vbackup.errors import MalformedError
+from vbackup.model import Disk, Domain, ImageFormat, ImageSource, LeftOut, SecretRef
 from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -22,9 +22,9 @@ OUTSIDE_QEMU = ("vhostuser", "vhostvdpa", "dir")
 
 
 def parse(xml: str) -> Domain:
-    """Make a Domain of the live XML.
+    """Make a Domain of its XML, live or not.
 
-    Raises MalformedError where the text is not a domain XML, DiskError where a disk has what cannot be true.
+    Raises MalformedError where the text is not a domain XML.
     """
     root = _root(xml)
     uuid = _text(root, "uuid").lower()
@@ -135,23 +135,73 @@ def _reason_to_leave_out(element: etree._Element) -> str | None:
 
 def _disk(element: etree._Element, dev: str) -> Disk:
     alias = element.find("alias")
-    name = alias.get("name") if alias is not None else None
-    if not name:
-        raise DiskError(dev, "the domain XML gives it no alias; only a running domain has them.")
-    source = element.find("source")
     driver = element.find("driver")
-    path = None
-    if source is not None:
-        path = source.get("file") or source.get("dev")
+    image_format = (driver.get("type") if driver is not None else None) or "raw"
+    top = _image_source(element, image_format)
+    images, ends = _chain(element, top)
     return Disk(
         dev=dev,
-        alias=name,
-        source_type=element.get("type", "file"),
-        path=path,
-        format=(driver.get("type") if driver is not None else None) or "raw",
-        encrypted=element.find("encryption") is not None
-        or (source is not None and source.find("encryption") is not None),
+        alias=(alias.get("name") if alias is not None else None) or dev,
+        source_type=top.source_type,
+        path=top.path,
+        format=image_format,
+        encrypted=element.find("encryption") is not None or element.find("source/encryption") is not None,
+        images=images,
+        chain_ends=ends,
     )
+
+
+def _chain(element: etree._Element, top: ImageSource) -> tuple[tuple[ImageSource, ...], bool]:
+    """The images down from ``top`` that the XML has, and whether it says that there are no more.
+
+    libvirt writes the whole chain into the live XML, and ends it with an empty <backingStore/>. Of a domain
+    that is off it writes only what the user has: often nothing, and then the images' headers count.
+    """
+    images = [top]
+    below = element.find("backingStore")
+    while below is not None:
+        if below.find("source") is None:
+            return tuple(images), True
+        backing_format = below.find("format")
+        images.append(_image_source(below, backing_format.get("type") if backing_format is not None else None))
+        below = below.find("backingStore")
+    return tuple(images), False
+
+
+def _image_source(element: etree._Element, image_format: str | None) -> ImageSource:
+    """What a <disk> or a <backingStore> says of its own image."""
+    source = element.find("source")
+    encryption = element.find("encryption")
+    if source is None:
+        source = etree.Element("source")
+    if encryption is None:
+        encryption = source.find("encryption")
+    return ImageSource(
+        source_type=element.get("type", "file"),
+        format=image_format,
+        path=source.get("file") or source.get("dev"),
+        pool=source.get("pool"),
+        volume=source.get("volume"),
+        secret=_secret(encryption),
+        oddity=_oddity(source, encryption),
+    )
+
+
+def _secret(encryption: etree._Element | None) -> SecretRef | None:
+    secret = encryption.find("secret") if encryption is not None else None
+    return SecretRef(secret.get("uuid"), secret.get("usage")) if secret is not None else None
+
+
+def _oddity(source: etree._Element, encryption: etree._Element | None) -> str | None:
+    if source.find("slices") is not None:
+        return "it is a slice of a larger image"
+    if encryption is None:
+        return None
+    if encryption.get("format") != "luks" or encryption.get("engine", "qemu") != "qemu":
+        return f"it is encrypted with {encryption.get('engine') or encryption.get('format')}, not with QEMU's LUKS"
+    if len(encryption.findall("secret")) != 1:
+        return "the XML does not name one secret for its encryption"
+    return None
 
 
 def _nvram_path(root: etree._Element) -> str | None:

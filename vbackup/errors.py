@@ -82,7 +82,11 @@ class DomainNotFoundError(VbackupError):
         super().__init__(f"No domain {domain!r} {where}; {hint}.")
 
 
-class DomainGoneError(VbackupError):
+class QemuGoneError(VbackupError):
+    """What reads the disks is gone, and all that was begun in it went with it."""
+
+
+class DomainGoneError(QemuGoneError):
     """The domain stopped, crashed or was destroyed while it was being backed up."""
 
     def __init__(self, domain: str) -> None:
@@ -90,6 +94,17 @@ class DomainGoneError(VbackupError):
         super().__init__(
             f"Domain {domain} stopped while it was being backed up; nothing was kept of this backup."
             " Start it and run the same command again."
+        )
+
+
+class StorageDaemonGoneError(QemuGoneError):
+    """The storage daemon that reads the disks of a domain that is off ended before it was told to."""
+
+    def __init__(self, how: str, last_words: str) -> None:
+        self.last_words = last_words
+        said = f", its last words: {last_words.rstrip('.')}" if last_words else ""
+        super().__init__(
+            f"qemu-storage-daemon {how}{said}. Nothing was kept of an unfinished backup; run the same command again."
         )
 
 

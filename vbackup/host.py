@@ -29,6 +29,7 @@ from vbackup.errors import (
     MonitorError,
     UnsuitableError,
 )
+from vbackup.model import SecretRef
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Host:
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri
         _start_events()
+        self._embedded_secrets: Any = None
         self._connection = self._open()
 
     def __enter__(self) -> Host:
@@ -74,10 +76,13 @@ class Host:
 
     def close(self) -> None:
         """Let go of the connection; closing twice is fine."""
-        try:
-            self._connection.close()
-        except libvirt.libvirtError as err:
-            log.debug("closing the connection: %s", err)
+        for connection in (self._embedded_secrets, self._connection):
+            try:
+                if connection is not None:
+                    connection.close()
+            except libvirt.libvirtError as err:
+                log.debug("closing the connection: %s", err)
+        self._embedded_secrets = None
 
     def domain(self, name: str) -> DomainHandle:
         """The domain of that name or UUID. Raises DomainNotFoundError."""
@@ -124,6 +129,37 @@ class Host:
         with self.errors("the libvirt version"):
             number = self._connection.getLibVersion()
         return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def secret_value(self, secret: SecretRef) -> bytes:
+        """The passphrase that libvirt keeps. Raises UnsuitableError where it has none or does not give it."""
+        try:
+            with self.errors(f"secret {secret}"):
+                value: bytes = _look_up_secret(self._secret_connection(), secret).value()
+        except MonitorError as err:
+            hint = _SECRET_HINTS.get(error_code(err.__cause__))
+            if hint is None:
+                raise
+            raise UnsuitableError(f"libvirt {hint.format(secret)}.") from err
+        return value
+
+    def _secret_connection(self) -> Any:
+        """The connection that knows secrets: this one, but the embedded drivers have one each.
+
+        Opened once: at every open libvirt starts the embedded driver anew, under whatever uses the earlier one.
+        """
+        parts = urlsplit(self.real_uri)
+        if parts.path != "/embed":
+            return self._connection
+        if self._embedded_secrets is None:
+            # urlunsplit() would leave out the slashes of the authority that is empty.
+            self._embedded_secrets = libvirt.open(f"secret://{parts.path}?{parts.query}")
+        return self._embedded_secrets
+
+    def volume_path(self, pool: str, volume: str) -> str:
+        """Where a volume of a storage pool is. Raises MonitorError where the pool is not active or has none such."""
+        with self.errors(f"volume {volume} of pool {pool}"):
+            path: str = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
+        return path
 
     def is_alive(self) -> bool:
         """False once the connection is known to be broken."""
@@ -204,7 +240,7 @@ class DomainHandle:
                 raise
 
     def live_xml(self) -> str:
-        """The XML of the domain as it runs."""
+        """The XML of the domain as it runs, or as it would start where it is off."""
         with self.host.errors(f"the XML of domain {self.name}"):
             xml: str = self._domain.XMLDesc(0)
         return xml
@@ -239,12 +275,10 @@ class DomainHandle:
         with self.host.errors(f"resuming domain {self.name}"):
             self._domain.resume()
 
-    def require_running(self) -> None:
-        """Raise UnsuitableError if the domain is shut off."""
-        if not self.is_active():
-            raise UnsuitableError(
-                f"Domain {self.name} is shut off and vbackup cannot back up a domain that is off yet; start it first."
-            )
+    def has_managed_save(self) -> bool:
+        """True if the domain's memory was saved (virsh managedsave): its next start goes on from there."""
+        with self.host.errors(f"the saved state of domain {self.name}"):
+            return bool(self._domain.hasManagedSaveImage(0))
 
 
 #: What libvirt says of a function that the driver (another hypervisor's) or the daemon (an old one) does not have.
@@ -260,6 +294,24 @@ def error_code(err: BaseException | None) -> int:
     """Libvirt's number (virErrorNumber) of an exception it raised; 0 for any other."""
     code: int = err.get_error_code() if isinstance(err, libvirt.libvirtError) else 0
     return code
+
+
+#: What to say where libvirt does not give a secret away, by its error.
+_SECRET_HINTS = {
+    int(libvirt.VIR_ERR_NO_SECRET): (
+        "has no value of secret {0}; define it ('virsh secret-define') and give its value ('virsh secret-set-value')"
+    ),
+    int(libvirt.VIR_ERR_INVALID_SECRET): (
+        "keeps secret {0} to itself (private='yes'); start the domain, or define the secret anew without that and give"
+        " its value again ('virsh secret-define', 'virsh secret-set-value')"
+    ),
+}
+
+
+def _look_up_secret(connection: Any, secret: SecretRef) -> Any:
+    if secret.uuid is not None:
+        return connection.secretLookupByUUIDString(secret.uuid)
+    return connection.secretLookupByUsage(libvirt.VIR_SECRET_USAGE_TYPE_VOLUME, secret.usage)
 
 
 def _message(err: Exception) -> str:

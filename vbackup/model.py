@@ -56,15 +56,41 @@ class ImageFormat(Enum):
 
 
 @dataclass(frozen=True)
+class SecretRef:
+    """A secret of libvirt's as an XML names it: by its UUID or by its usage."""
+
+    uuid: str | None = None
+    usage: str | None = None
+
+    def __str__(self) -> str:
+        return self.uuid or f"with the usage {self.usage}"
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One image of a disk as the XML describes it: where it is, and how it is opened."""
+
+    source_type: str  #: file, block, volume, network, ... as libvirt says it
+    format: str | None  #: qcow2, raw; None where the XML does not say it of a backing image
+    path: str | None = None
+    pool: str | None = None
+    volume: str | None = None
+    secret: SecretRef | None = None  #: of its LUKS encryption
+    oddity: str | None = None  #: what nobody but the domain's own QEMU can make of it
+
+
+@dataclass(frozen=True)
 class Disk:
-    """A disk of the live domain XML that is to be backed up."""
+    """A disk of the domain XML that is to be backed up."""
 
     dev: str
-    alias: str
+    alias: str  #: of the device; ``dev`` where the domain is off and the user gave none
     source_type: str  #: file, block, volume, network, ... as libvirt says it
     path: str | None  #: of the image or block device where the XML names one
     format: str  #: qcow2, raw
     encrypted: bool = False
+    images: tuple[ImageSource, ...] = ()  #: its backing chain as far as the XML has it, the active image first
+    chain_ends: bool = False  #: the XML says that the last of them has no backing file
 
 
 @dataclass(frozen=True)
@@ -131,6 +157,7 @@ class DiskNode:
 
     disk: Disk
     layers: tuple[Layer, ...]
+    lasting: bool = True  #: False in a storage daemon: what it does not store in an image ends with the backup
 
     @property
     def top(self) -> Layer:
@@ -141,6 +168,11 @@ class DiskNode:
     def keeps_bitmaps(self) -> bool:
         """True if bitmaps are stored in the image and so outlive the QEMU process."""
         return self.top.stores_bitmaps
+
+    @property
+    def bears_checkpoints(self) -> bool:
+        """True if a bitmap made now can be there at the next backup."""
+        return self.lasting or self.keeps_bitmaps
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class DiskPlan:
     choice: Choice
     job_id: str
     target_node: str
-    bitmap: str | None  #: the new checkpoint's, None for a copy
+    bitmap: str | None  #: the new checkpoint's, None for a copy and for what bears none
     working_bitmap: str | None  #: drives the copy where there is a base
 
     @property
@@ -178,7 +178,7 @@ def make(
                 choice=choice,
                 job_id=names.job(repository_id, backup_id, dev),
                 target_node=names.target_node(repository_id, dev),
-                bitmap=None if level is Level.COPY else names.bitmap(repository_id, backup_id, dev),
+                bitmap=names.bitmap(repository_id, backup_id, dev) if makes_checkpoint(node, level) else None,
                 working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
             )
         )
@@ -193,6 +193,11 @@ def make(
         compression=compression,
         speed_bytes_s=speed_bytes_s,
     )
+
+
+def makes_checkpoint(node: DiskNode, level: Level) -> bool:
+    """True if a later backup of the disk can start from this one: a copy is none, nor what no bitmap follows."""
+    return level is not Level.COPY and node.bears_checkpoints
 
 
 def _free_id(now: datetime, level: Level, taken: Collection[str]) -> str:

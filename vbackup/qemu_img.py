@@ -25,7 +25,7 @@ _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a qcow2 image says about others."""
+    """What the header of an image says about others."""
 
     virtual_size_bytes: int
     backing_file: str | None
@@ -47,9 +47,13 @@ def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compressio
     _run([*argv, os.fspath(path.absolute()), str(size_bytes)], f"make the image {path}")
 
 
-def header(path: Path) -> Header:
-    """Read the header of a qcow2 image; no other image is opened. Raises ChainError where it is none."""
-    argv = ["qemu-img", "info", "-f", "qcow2", "--output=json", os.fspath(path.absolute())]
+def header(path: Path, *, image_format: str = "qcow2", shared: bool = False) -> Header:
+    """Read the header of an image; no other image is opened. Raises ChainError where it is none of that format.
+
+    With ``shared`` somebody else may be writing the image.
+    """
+    argv = ["qemu-img", "info", "-f", image_format, "--output=json", *(["-U"] if shared else [])]
+    argv.append(os.fspath(path.absolute()))
     done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise ChainError(f"The image {path} cannot be read: {_last_line(done.stderr)}.")

@@ -64,15 +64,18 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Session]
         def disks() -> dict[str, DiskNode]:
             return {node.disk.dev: node for node in opened.disk_nodes(opened.domain.disks)}
 
+        is_running = isinstance(opened, source.RunningSource)
+        if not is_running:
+            disks()  # opens them, so that their nodes can be named
         yield Session(
             handle.name,
             opened.monitor,
             disks,
             uuid=handle.uuid,
-            domain=handle.name if opened.is_running else None,
+            domain=handle.name if is_running else None,
             libvirt_checkpoints=handle.checkpoints(),
             is_local=host.is_local,
-            ends_with_us=not opened.is_running,
+            ends_with_us=not is_running,
         )
 
 
@@ -89,9 +92,13 @@ def of_socket(path: str) -> Iterator[Session]:
 
 
 @contextmanager
-def of_images(images: Sequence[tuple[str, Path, ImageFormat]]) -> Iterator[Session]:
-    """A storage daemon on image files, each with the name that it is to have as a disk."""
-    with source.open_images(images) as opened:
+def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter) -> Iterator[Session]:
+    """A storage daemon on image files, each with the name that it is to have as a disk.
+
+    Raises what vbackup.source.open_images raises.
+    """
+    described = [(dev, str(path), image_format.value) for dev, path, image_format in images]
+    with source.open_images(described, reporter=reporter) as opened:
 
         def disks() -> dict[str, DiskNode]:
             return {node.disk.dev: node for node in opened.disk_nodes()}

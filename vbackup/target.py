@@ -1,7 +1,8 @@
 """Hand target images to QEMU.
 
 The image goes along as a file descriptor, so that a QEMU without privileges writes into root's own
-repository; where the way to QEMU carries no descriptors it is opened by its path.
+repository; where the way to QEMU carries no descriptors, or it is a storage daemon (our own child,
+with our own rights), it is opened by its path.
 """
 
 from __future__ import annotations
@@ -97,7 +98,13 @@ def close_in_qemu(monitor: Monitor, repository_id: str) -> list[str]:
 
 
 def _remove_fds(monitor: Monitor, opaque_prefix: str) -> None:
-    for entry in objects(monitor.execute("query-fdsets"), "query-fdsets", MalformedError):
+    try:
+        reply = monitor.execute("query-fdsets")
+    except QmpError as err:
+        if err.error_class == "CommandNotFound":
+            return  # a storage daemon, which takes none
+        raise
+    for entry in objects(reply, "query-fdsets", MalformedError):
         labels = [one.optional_text("opaque") or "" for one in entry.objects("fds")]
         if any(label.startswith(opaque_prefix) for label in labels):
             monitor.execute("remove-fd", {"fdset-id": entry.integer("fdset-id")})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
-from vbackup.errors import DomainGoneError
+from vbackup.errors import QemuGoneError
 from vbackup.report import Reporter
 
 
@@ -42,7 +42,7 @@ class Undo:
             what, step = self._steps.pop()
             try:
                 step()
-            except DomainGoneError:
+            except QemuGoneError:
                 continue  # it went with QEMU
             except Exception as err:  # noqa: BLE001 - a fault in one undo must not keep the others from running
                 self._reporter.warning(f"Could not {what}: {err} The next backup of this domain tries again.")

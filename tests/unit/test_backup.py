@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder, incremental
-from vbackup import backup, names, qemu_img
+from vbackup import backup, image_chain, names, qemu_img, source
 from vbackup.backup import BackupRequest
 from vbackup.errors import (
     BaseError,
@@ -35,6 +35,7 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
+from vbackup.image_chain import Image
 from vbackup.model import Backup, Compression, Consistency, Level, Quiesce
 from vbackup.monitor import Event
 from vbackup.repository import Repository
@@ -62,10 +63,13 @@ class FakeDomain:
         self.agent_connected = False
         self.agent_error: VbackupError | None = None
         self.is_off = False
+        self.has_saved_memory = False
         self.io_error = False
         self.paths = dict(PATHS)
 
     # Host
+
+    volume_path = secret_value = None
 
     def domain(self, name: str) -> FakeDomain:
         assert name == "web"
@@ -73,9 +77,11 @@ class FakeDomain:
 
     # DomainHandle
 
-    def require_running(self) -> None:
-        if self.is_off:
-            raise UnsuitableError("Domain web is shut off.")
+    def is_active(self) -> bool:
+        return not self.is_off
+
+    def has_managed_save(self) -> bool:
+        return self.has_saved_memory
 
     def live_xml(self) -> str:
         disks = "".join(
@@ -137,6 +143,19 @@ class FakePassthrough:
         return {} if command == "guest-ping" else 1
 
 
+class FakeDaemon(FakePassthrough):
+    """A storage daemon that has opened the disks of a FakeDomain which is off."""
+
+    domain: FakeDomain
+
+    def __init__(self, _reporter: object) -> None:
+        super().__init__(self.domain)
+        self.chains: dict[str, list[str]] = {}
+
+    def open(self, alias: str, images: Sequence[Image], *, secret_value: object) -> None:
+        self.chains[alias] = [self.domain.qemu.top(alias)]
+
+
 @pytest.fixture(scope="session")
 def empty_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What qemu-img makes, made once."""
@@ -155,8 +174,10 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path) -> Iterator[FakeD
 
     monkeypatch.setattr(qemu_img, "create", create)
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # hundreds of backups are made here
-    monkeypatch.setattr(backup, "Passthrough", FakePassthrough)
-    made = FakeDomain()
+    monkeypatch.setattr(source, "Passthrough", FakePassthrough)
+    monkeypatch.setattr(source, "StorageDaemon", FakeDaemon)
+    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
+    made = FakeDaemon.domain = FakeDomain()
     with made.qemu:
         yield made
 
@@ -308,6 +329,52 @@ def test_first_dry_run_leaves_no_directory(domain: FakeDomain, repo: Repository)
     assert repo.uuids() == []
 
 
+# a domain that is off
+
+
+def test_domain_that_is_off_has_nothing_to_freeze(domain: FakeDomain, repo: Repository) -> None:
+    domain.is_off = True
+    one = run(domain, repo, quiesce=Quiesce.REQUIRED)
+    assert (one.consistency, one.frozen_ms) == (Consistency.OFFLINE, 0)
+    assert "guest-ping" not in [sent.command for sent in domain.qemu.sent]
+
+
+def test_saved_memory_makes_the_disks_those_of_a_crash(domain: FakeDomain, repo: Repository) -> None:
+    domain.is_off = domain.has_saved_memory = True
+    recorder = Recorder()
+    assert run(domain, repo, recorder).consistency is Consistency.CRASH
+    assert [warning for warning in recorder.warnings if "managed save" in warning]
+
+
+def test_chain_goes_on_from_on_to_off_and_back(domain: FakeDomain, repo: Repository) -> None:
+    one = run(domain, repo)
+    for is_off in (True, False, True):
+        domain.is_off = is_off
+        domain.qemu.write(domain.qemu.top("virtio-disk0"), 0, 4096)
+        two = run(domain, repo, disks=("vda",))
+        assert [(disk.base, disk.copied_bytes) for disk in two.disks] == [(one.id, 65536)]
+        one = two
+
+
+def test_raw_disk_of_a_domain_that_is_off_gets_no_checkpoint(domain: FakeDomain, repo: Repository) -> None:
+    first = run(domain, repo)
+    domain.is_off = True
+    domain.qemu.bitmaps(domain.qemu.top("virtio-disk1")).clear()  # they ended with QEMU
+    one = run(domain, repo)
+    vda, vdb = one.disks
+    assert vda.bitmap is not None
+    assert (vdb.level, vdb.bitmap) == (Level.FULL, None)
+    assert vdb.reason == "QEMU keeps no bitmap in a raw image while the domain is off"
+    assert domain.bitmaps()["vdb"] == {}
+    with pytest.raises(BaseError, match=r"Disk vdb.*no bitmap in a raw image"):
+        run(domain, repo, level=Level.INCREMENTAL)
+    domain.is_off = False
+    two = run(domain, repo)
+    assert [(disk.level, disk.base) for disk in two.disks] == [(Level.INCREMENTAL, one.id), (Level.FULL, None)]
+    assert first.id in two.disks[1].reason
+    assert {disk.base for disk in run(domain, repo).disks} == {two.id}
+
+
 # refusals
 
 
@@ -321,10 +388,15 @@ def expect_nothing_done(
     assert partial(repo) == []
 
 
-def test_domain_that_is_off_is_unsuitable(domain: FakeDomain, repo: Repository) -> None:
+def test_domain_that_is_off_on_another_host_is_unsuitable(domain: FakeDomain, repo: Repository) -> None:
+    domain.is_off, domain.is_local = True, False
+    expect_nothing_done(domain, repo, UnsuitableError, "run vbackup on that host")
+
+
+def test_image_that_somebody_locks_before_the_job_is_busy(domain: FakeDomain, repo: Repository) -> None:
     domain.is_off = True
-    expect_nothing_done(domain, repo, UnsuitableError, "shut off")
-    assert repo.uuids() == []
+    domain.qemu.refuse("transaction", 'Failed to get shared "write" lock')
+    expect_nothing_done(domain, repo, BusyError, "started meanwhile")
 
 
 def test_incremental_by_name_needs_a_base(domain: FakeDomain, repo: Repository) -> None:

@@ -150,6 +150,15 @@ def test_no_device_at_all_is_told() -> None:
         BlockGraph([], [], []).disk_node(vda())
 
 
+def test_nodes_that_no_device_has_are_found_by_the_chain_that_their_opener_gives() -> None:
+    """As in a storage daemon: query-block and query-blockstats know nothing."""
+    _, _, nodes = builders.fixture_replies("snapshot")
+    names = [node["node-name"] for node in nodes if node["drv"] == "qcow2" and "vda" in node["file"]]
+    found = BlockGraph([], [], nodes, chains={"virtio-disk0": names}).disk_node(builders.disk(path=None))
+    assert [layer.node_name for layer in found.layers] == names
+    assert len(names) == 2
+
+
 def test_alias_is_compared_as_a_whole() -> None:
     """virtio-disk1 is not virtio-disk10."""
     graph = block_graph(FakeQemu([FakeDisk("virtio-disk10", path="/images/ten.qcow2")]))

@@ -53,10 +53,14 @@ def test_unknown_domain_is_an_error_that_tells_where(host: Host, name: str) -> N
 
 def test_running_domain_is_told_from_one_that_is_off(host: Host) -> None:
     assert host.domain("web").is_active()
-    host.domain("web").require_running()
     assert not off(host).is_active()
-    with pytest.raises(UnsuitableError, match="off & <on> is shut off"):
-        off(host).require_running()
+
+
+def test_saved_memory_is_told(host: Host) -> None:
+    handle = host.domain("web")
+    assert not handle.has_managed_save()
+    handle.domain.managedSave(0)
+    assert (handle.is_active(), handle.has_managed_save()) == (False, True)
 
 
 def test_domain_that_vanished_is_not_active(host: Host) -> None:

@@ -34,7 +34,7 @@ def opened(options: argparse.Namespace, context: Context, reporter: Reporter) ->
     if is_without_libvirt(options):
         if options.domain is not None or options.domain_option is not None:
             raise UsageError("Give a domain, or --socket or --image in its place, not both.")
-        with _without_libvirt(options) as session:
+        with _without_libvirt(options, reporter) as session:
             yield session
         return
     name = domain_of(options)
@@ -46,7 +46,7 @@ def opened(options: argparse.Namespace, context: Context, reporter: Reporter) ->
 
 
 @contextmanager
-def _without_libvirt(options: argparse.Namespace) -> Iterator[Session]:
+def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterator[Session]:
     from vbackup import session
 
     if options.socket is not None:
@@ -58,5 +58,5 @@ def _without_libvirt(options: argparse.Namespace) -> Iterator[Session]:
         is_raw = text.startswith(RAW_PREFIX)
         path = text[len(RAW_PREFIX) :] if is_raw else text
         images.append((dev, Path(path).absolute(), ImageFormat.RAW if is_raw else ImageFormat.QCOW2))
-    with session.of_images(images) as made:
+    with session.of_images(images, reporter=reporter) as made:
         yield made

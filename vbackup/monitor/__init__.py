@@ -1,13 +1,14 @@
 """Speak QMP to a QEMU: what every monitor can do. Its kinds are the modules of this package.
 
-passthrough goes through libvirt to a domain's QEMU, socket straight to a QMP socket. All pass the
-same contract tests (tests/contract), and so does the fake that the unit tests use.
+passthrough goes through libvirt to a domain's QEMU, socket straight to a QMP socket: to a QEMU without
+libvirt, or to the vbackup.storage_daemon that has the disks of a domain that is off. All pass the same
+contract tests (tests/contract), and so does the fake that the unit tests use.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ class Monitor(Protocol):
     """A QEMU that answers QMP commands and tells of its jobs.
 
     Every call can raise ConnectionLostError (whether the command was carried out is unknown; the next
-    call tries to connect again), DomainGoneError (QEMU is not there any more) or MonitorError.
+    call tries to connect again), QemuGoneError (QEMU is not there any more) or MonitorError.
     """
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
@@ -45,12 +46,13 @@ class Monitor(Protocol):
         """
 
 
-def block_graph(monitor: Monitor) -> BlockGraph:
-    """Ask QEMU for its block graph as it is now."""
+def block_graph(monitor: Monitor, *, chains: Mapping[str, Sequence[str]] | None = None) -> BlockGraph:
+    """Ask QEMU for its block graph as it is now; ``chains`` as for BlockGraph."""
     return BlockGraph(
         monitor.execute("query-block"),
         monitor.execute("query-blockstats"),
         monitor.execute("query-named-block-nodes", {"flat": True}),
+        chains=chains,
     )
 
 

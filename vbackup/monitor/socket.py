@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import logging
 import queue
+import socket
 import threading
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
@@ -31,12 +33,14 @@ TIMEOUT_S = 60.0
 class Socket:
     """The monitor behind a UNIX socket (see vbackup.monitor.Monitor). A context manager.
 
-    Connects again by itself at the first call after the connection was lost. Raises ConnectionLostError
-    where nobody answers there.
+    ``address`` is the socket's path, or one end of a pair. By its path it is connected again at the first
+    call after the connection was lost; the end of a pair has none to go back to, and an answer that came
+    too late there does not break it. Raises ConnectionLostError where nobody answers.
     """
 
-    def __init__(self, path: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._path = path
+    def __init__(self, address: str | socket.socket, *, name: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._address = address
+        self._path = name or str(address)
         self._timeout_s = timeout_s
         self._client = QMPClient("vbackup")
         self._lost = False
@@ -63,9 +67,14 @@ class Socket:
         """See Monitor."""
         if self._lost:
             self._run(self._connect_again())
+        request = json.dumps({"execute": command, "arguments": dict(arguments or {})})
+        log.debug("%s: %s", self._path, request)
         try:
-            return self._run(self._execute(command, arguments, fd))
+            reply = self._run(self._execute(command, arguments, fd))
+            log.debug("%s: %s", self._path, json.dumps({"return": reply}))
+            return reply
         except ExecuteError as err:
+            log.debug("%s: %s", self._path, json.dumps({"error": {"class": err.error_class, "desc": str(err)}}))
             raise QmpError(command, err.error_class, str(err)) from err
         except (ExecInterruptedError, StateError, EOFError, OSError) as err:
             self._lost = True
@@ -83,11 +92,13 @@ class Socket:
     async def _connect(self) -> None:
         self._client.register_listener(EventListener("JOB_STATUS_CHANGE", self._on_event))
         try:
-            await self._client.connect(self._path)
+            await self._client.connect(self._address)
         except (ConnectError, EOFError) as err:
             raise ConnectionLostError(f"No QMP connection to {self._path}: {err}.") from err
 
     async def _connect_again(self) -> None:
+        if not isinstance(self._address, str):
+            raise ConnectionLostError(f"The QMP connection to {self._path} is broken.")
         await self._disconnect()
         self._client = QMPClient("vbackup")
         await self._connect()
@@ -116,7 +127,7 @@ class Socket:
             return future.result(self._timeout_s)
         except concurrent.futures.TimeoutError:
             future.cancel()
-            self._lost = True
+            self._lost = isinstance(self._address, str)  # qemu.qmp drops the answer should it still come
             raise ConnectionLostError(f"QEMU at {self._path} did not answer within {self._timeout_s:.0f} s.") from None
 
     def _stop(self) -> None:

@@ -87,7 +87,9 @@ def _read(name: str | None) -> Any:
     except OSError as err:
         raise UsageError(f"Cannot read {name}: {err.strerror}.") from err
     if len(data) > MAX_FILE_BYTES:
-        raise TransactionError("arguments", f"they are larger than {MAX_FILE_BYTES >> 20} MiB, which no transaction is.")
+        raise TransactionError(
+            "arguments", f"they are larger than {MAX_FILE_BYTES >> 20} MiB, which no transaction is."
+        )
     try:
         return json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as err:

@@ -1,0 +1,192 @@
+"""A disk's images are found from the XML and their headers, and refused where that is not sure."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vbackup import image_chain
+from vbackup.errors import DiskError, MonitorError
+from vbackup.image_chain import Image, blockdevs, images_of
+from vbackup.model import Disk, ImageSource, SecretRef
+
+
+def create(path: Path, *options: str, image_format: str = "qcow2") -> Path:
+    subprocess.run(["qemu-img", "create", "-q", "-f", image_format, *options, str(path), "1M"], check=True)
+    return path
+
+
+def disk(*sources: ImageSource | Path, ends: bool = False) -> Disk:
+    images = tuple(ImageSource("file", "qcow2", str(one)) if isinstance(one, Path) else one for one in sources)
+    return Disk("vda", "vda", "file", images[0].path, "qcow2", images=images, chain_ends=ends)
+
+
+def found(one: Disk) -> list[tuple[str, str]]:
+    return [(image.path, image.format) for image in images_of(one, volume_path=volume_path)]
+
+
+def volume_path(pool: str, volume: str) -> str:
+    raise MonitorError(f"libvirt failed at volume {volume} of pool {pool}: no such pool.")
+
+
+def test_headers_are_followed_to_the_end(tmp_path: Path) -> None:
+    raw = create(tmp_path / "base.raw", image_format="raw")
+    middle = create(tmp_path / "middle.qcow2", "-b", str(raw), "-F", "raw")
+    top = create(tmp_path / "top.qcow2", "-b", str(middle), "-F", "qcow2")
+    assert found(disk(top)) == [(str(top), "qcow2"), (str(middle), "qcow2"), (str(raw), "raw")]
+
+
+def test_relative_backing_file_is_beside_its_overlay(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    create(tmp_path / "base.qcow2")
+    top = create(tmp_path / "images" / "top.qcow2", "-u", "-b", "../base.qcow2", "-F", "qcow2")
+    assert found(disk(top))[1] == (f"{tmp_path}/images/../base.qcow2", "qcow2")
+
+
+def test_colon_in_a_directory_is_no_protocol(tmp_path: Path) -> None:
+    (tmp_path / "a:b").mkdir()
+    base = create(tmp_path / "a:b" / "base.qcow2")
+    top = create(tmp_path / "top.qcow2", "-u", "-b", f"file:{base}", "-F", "qcow2")
+    assert found(disk(top))[1][0] == str(base)
+    top = create(tmp_path / "second.qcow2", "-u", "-b", "./a:b/base.qcow2", "-F", "qcow2")
+    assert found(disk(top))[1][0] == str(base)
+
+
+def test_chain_of_the_xml_is_preferred_to_the_headers(tmp_path: Path) -> None:
+    other, base = create(tmp_path / "other.qcow2"), create(tmp_path / "base.qcow2")
+    top = create(tmp_path / "top.qcow2", "-b", str(other), "-F", "qcow2")
+    assert [path for path, _ in found(disk(top, base))] == [str(top), str(base)]
+    assert [path for path, _ in found(disk(top, ends=True))] == [str(top)]
+
+
+def test_header_goes_on_where_the_xml_stops(tmp_path: Path) -> None:
+    base = create(tmp_path / "base.qcow2")
+    middle = create(tmp_path / "middle.qcow2", "-b", str(base), "-F", "qcow2")
+    top = create(tmp_path / "top.qcow2")
+    assert [path for path, _ in found(disk(top, middle))] == [str(top), str(middle), str(base)]
+
+
+def test_guest_cannot_make_a_raw_image_look_like_qcow2(tmp_path: Path) -> None:
+    create(tmp_path / "secret.qcow2")
+    top = create(tmp_path / "vda.raw", "-u", "-b", str(tmp_path / "secret.qcow2"), "-F", "qcow2")
+    assert found(disk(ImageSource("file", "raw", str(top)))) == [(str(top), "raw")]
+
+
+def refused(one: Disk, said: str) -> None:
+    with pytest.raises(DiskError, match=said) as caught:
+        found(one)
+    assert caught.value.dev == "vda"
+
+
+def test_backing_file_without_a_format_is_refused(tmp_path: Path) -> None:
+    create(tmp_path / "base.qcow2")
+    top = create(tmp_path / "top.qcow2", "-b", "base.qcow2", "-F", "qcow2")
+    # qemu-img insists on a format since 6.1. Older images may lack that header extension; here it becomes unknown.
+    top.write_bytes(top.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x11\x22\x33\x44", 1))
+    refused(disk(top), "does not record the format of its backing file .*rebase -u -b base.qcow2 -F qcow2")
+
+
+def test_backing_file_over_a_network_is_refused(tmp_path: Path) -> None:
+    top = create(tmp_path / "top.qcow2", "-u", "-b", "nbd://192.0.2.1/export", "-F", "raw")
+    refused(disk(top), "stands on nbd://192.0.2.1/export, which is no file of this host.* --exclude-disk vda")
+
+
+def test_backing_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    top = create(tmp_path / "top.qcow2", "-u", "-b", "gone.qcow2", "-F", "qcow2")
+    refused(disk(top), r"gone\.qcow2 cannot be reached: No such file")
+
+
+def test_chain_that_comes_back_is_refused_whatever_the_names(tmp_path: Path) -> None:
+    (tmp_path / "b.qcow2").touch()
+    top = create(tmp_path / "a.qcow2", "-u", "-b", "b.qcow2", "-F", "qcow2")
+    (tmp_path / "link").symlink_to(top)
+    (tmp_path / "b.qcow2").unlink()
+    create(tmp_path / "b.qcow2", "-u", "-b", "link", "-F", "qcow2")
+    refused(disk(top), "comes back to .*link")
+
+
+def test_chain_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_chain, "MAX_IMAGES", 2)
+    base = create(tmp_path / "base.qcow2")
+    middle = create(tmp_path / "middle.qcow2", "-b", str(base), "-F", "qcow2")
+    top = create(tmp_path / "top.qcow2", "-b", str(middle), "-F", "qcow2")
+    refused(disk(top), "more than 2 images")
+
+
+def test_image_of_another_format_is_named(tmp_path: Path) -> None:
+    refused(disk(create(tmp_path / "x.raw", image_format="raw")), r"x\.raw cannot be read")
+
+
+def test_what_only_a_running_domain_can_open_is_told(tmp_path: Path) -> None:
+    top = create(tmp_path / "top.qcow2")
+    for source, said in (
+        (ImageSource("network", "raw"), "of type network"),
+        (ImageSource("volume", "qcow2", pool="p", volume="v"), "volume v of pool p: no such pool"),
+        (ImageSource("file", "raw", str(top), oddity="it is a slice of a larger image"), "it is a slice"),
+        (ImageSource("dir", "raw", str(tmp_path)), "neither a file nor a block device"),
+    ):
+        refused(disk(source), said)
+    refused(disk(top, ImageSource("file", None, str(top))), "does not say which format")
+
+
+def test_volume_is_where_its_pool_says(tmp_path: Path) -> None:
+    top = create(tmp_path / "v.qcow2")
+    volume = disk(ImageSource("volume", "qcow2", pool="images", volume="v.qcow2"))
+    (image,) = images_of(volume, volume_path=lambda pool, name: str(tmp_path / name) if pool == "images" else "")
+    assert image.path == str(top)
+
+
+# the nodes
+
+
+def nodes(*images: Image) -> list[dict[str, Any]]:
+    secret_ids = {SecretRef(uuid="u"): "secret-0"}
+    return blockdevs(images, numbers=itertools.count(1), secret_ids=secret_ids)
+
+
+def image(name: str, image_format: str = "qcow2", *, block: bool = False, secret: SecretRef | None = None) -> Image:
+    return Image(f"/images/{name}", image_format, block, (1, hash(name)), secret)
+
+
+def by_name(options: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {one["node-name"]: one for one in options}
+
+
+def test_only_the_active_image_is_opened_for_writing_and_all_are_locked() -> None:
+    made = nodes(image("top"), image("middle"), image("base", "raw"))
+    assert [one["node-name"] for one in made] == [
+        f"libvirt-{number}-{kind}" for number in (1, 2, 3) for kind in ("storage", "format")
+    ]
+    assert [one["read-only"] for one in made] == [True, True, True, True, False, False]
+    assert {one["locking"] for one in made if "storage" in one["node-name"]} == {"on"}
+    named = by_name(made)
+    assert named["libvirt-3-format"]["backing"] == "libvirt-2-format"
+    assert named["libvirt-2-format"]["backing"] == "libvirt-1-format"
+    assert "backing" not in named["libvirt-1-format"]
+
+
+def test_image_without_a_backing_file_is_opened_without_one_whatever_its_header_says() -> None:
+    assert nodes(image("top"))[-1]["backing"] is None
+
+
+def test_block_device_is_opened_as_one() -> None:
+    assert [one["driver"] for one in nodes(image("volume", "raw", block=True))] == ["host_device", "raw"]
+
+
+def test_both_kinds_of_luks_take_their_secret() -> None:
+    secret = SecretRef(uuid="u")
+    assert nodes(image("x", "raw", secret=secret))[-1]["driver"] == "luks"
+    assert nodes(image("x", "raw", secret=secret))[-1]["key-secret"] == "secret-0"
+    assert nodes(image("x", secret=secret))[-1]["encrypt"] == {"format": "luks", "key-secret": "secret-0"}
+
+
+def test_path_is_not_changed_on_the_way(tmp_path: Path) -> None:
+    odd = create(tmp_path / "zwei Wörter, & 'a'.qcow2")
+    (one,) = images_of(disk(odd), volume_path=volume_path)
+    assert os.fspath(odd) == nodes(one)[0]["filename"]

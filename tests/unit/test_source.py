@@ -1,0 +1,176 @@
+"""A domain is opened as it is, and what keeps a disk from being opened is told with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_qemu import FakeDisk, FakeQemu
+from tests.unit.builders import UUID, Recorder
+from vbackup import image_chain, source
+from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
+from vbackup.image_chain import Image
+from vbackup.model import SecretRef
+from vbackup.monitor import Event
+from vbackup.source import open_images, open_source
+
+SECRET = SecretRef(uuid="5ec4e700-0000-4000-8000-000000000001")
+
+
+class Daemon:
+    """A storage daemon; opening does what the test wants."""
+
+    opening: Callable[[], None]
+
+    def __init__(self, _reporter: object) -> None:
+        self.qemu = FakeQemu([FakeDisk(dev, path=f"/images/{dev}.qcow2") for dev in ("vda", "vdb")])
+        self.chains: dict[str, list[str]] = {}
+        self.opened: list[str] = []
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.qemu.close()
+
+    def execute(self, command: str, arguments: Any = None, *, fd: int | None = None) -> Any:
+        return self.qemu.execute(command, arguments, fd=fd)
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return self.qemu.next_event(timeout_s)
+
+    def open(self, alias: str, images: Sequence[Image], *, secret_value: Callable[[SecretRef], bytes]) -> None:
+        type(self).opening()
+        for image in images:
+            if image.secret is not None:
+                secret_value(image.secret)
+        self.opened.append(alias)
+        self.chains[alias] = [self.qemu.top(alias)]
+
+
+class Domain:
+    """A domain that is off, and its host."""
+
+    name, uuid = "web", UUID
+
+    def __init__(self) -> None:
+        self.host = self
+        self.is_local = True
+        self.active = False
+
+    def is_active(self) -> bool:
+        return self.active
+
+    def live_xml(self) -> str:
+        disks = "".join(
+            f"<disk type='file' device='disk'><driver type='qcow2'/><source file='/images/{dev}.qcow2'/>"
+            f"<target dev='{dev}'/></disk>"
+            for dev in ("vda", "vdb")
+        )
+        return f"<domain><name>web</name><uuid>{UUID}</uuid><devices>{disks}</devices></domain>"
+
+    def volume_path(self, pool: str, volume: str) -> str:
+        raise NotImplementedError
+
+    def secret_value(self, secret: SecretRef) -> bytes:
+        raise UnsuitableError(f"libvirt has no value of secret {secret}; 'virsh secret-set-value'.")
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr(Daemon, "opening", lambda: None, raising=False)
+    monkeypatch.setattr(source, "StorageDaemon", Daemon)
+    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
+    return Domain()
+
+
+def test_disks_are_opened_once_and_only_those_that_are_asked_for(domain: Any) -> None:
+    with open_source(domain, reporter=Recorder()) as opened:
+        daemon: Any = opened.monitor
+        vda, vdb = opened.domain.disks
+        assert daemon.opened == []
+        for _ in range(2):
+            assert [node.disk for node in opened.disk_nodes([vdb])] == [vdb]
+        assert daemon.opened == ["vdb"]
+        assert [node.disk for node in opened.disk_nodes([vda, vdb])] == [vda, vdb]
+        assert daemon.opened == ["vdb", "vda"]
+
+
+def test_bitmaps_are_seen_as_they_are_now(domain: Any) -> None:
+    with open_source(domain, reporter=Recorder()) as opened:
+        (vda, _) = opened.domain.disks
+        (node,) = opened.disk_nodes([vda])
+        assert (node.top.bitmaps, node.lasting, node.bears_checkpoints) == ({}, False, True)
+        action = {
+            "type": "block-dirty-bitmap-add",
+            "data": {"node": node.top.node_name, "name": "b", "granularity": 65536, "persistent": True},
+        }
+        opened.monitor.execute("transaction", {"actions": [action]})
+        assert list(opened.disk_nodes([vda])[0].top.bitmaps) == ["b"]
+
+
+def refused_to_open(monkeypatch: pytest.MonkeyPatch, description: str) -> None:
+    def refuse() -> None:
+        raise QmpError("blockdev-add", "GenericError", description)
+
+    monkeypatch.setattr(Daemon, "opening", refuse)
+
+
+@pytest.mark.parametrize("lock", ['Failed to get "write" lock', 'Failed to get shared "write" lock'])
+def test_locked_image_means_that_the_domain_was_started(
+    domain: Any, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    refused_to_open(monkeypatch, lock)
+    said = r"Domain web was started meanwhile .* its image /images/vda.qcow2 open.*again"
+    with pytest.raises(BusyError, match=said), open_source(domain, reporter=Recorder()) as opened:
+        opened.disk_nodes(opened.domain.disks)
+
+
+def test_image_that_qemu_refuses_is_named(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused_to_open(monkeypatch, "Image is corrupt")
+    with (  # fmt: skip
+        pytest.raises(DiskError, match=r"Disk vda: its image .*Image is corrupt.*--exclude-disk vda"),
+        open_source(domain, reporter=Recorder()) as opened,
+    ):
+        opened.disk_nodes(opened.domain.disks)
+
+
+def test_domain_started_while_its_images_are_opened_is_noticed_without_locks(
+    domain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Daemon, "opening", lambda: setattr(domain, "active", True))
+    with pytest.raises(BusyError, match="started meanwhile"), open_source(domain, reporter=Recorder()) as opened:
+        opened.disk_nodes(opened.domain.disks)
+
+
+def test_secret_that_libvirt_does_not_give_is_told_with_its_disk(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encrypted = (Image("/images/vda.qcow2", "qcow2", False, (1, 1), SECRET),)
+    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: encrypted)
+    said = f"Disk vda: .*{SECRET.uuid}.*virsh secret-set-value"
+    with pytest.raises(DiskError, match=said), open_source(domain, reporter=Recorder()) as opened:
+        opened.disk_nodes(opened.domain.disks)
+
+
+def test_domain_on_another_host_is_not_opened_here(domain: Any) -> None:
+    domain.is_local = False
+    with pytest.raises(UnsuitableError, match="run vbackup on that host"), open_source(domain, reporter=Recorder()):
+        pass
+
+
+def test_plain_images_are_disks_too(domain: Any, tmp_path: Path) -> None:
+    images = [("vda", "/images/vda.qcow2", "qcow2"), ("vdb", "/images/vdb.qcow2", "qcow2")]
+    with open_images(images, reporter=Recorder()) as opened:
+        assert [(node.disk.dev, node.disk.path) for node in opened.disk_nodes()] == [one[:2] for one in images]
+        assert [node.disk.dev for node in opened.disk_nodes(opened.disks[1:])] == ["vdb"]
+
+
+def test_plain_image_that_another_program_has_open_is_busy(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused_to_open(monkeypatch, 'Failed to get "write" lock')
+    with (
+        pytest.raises(BusyError, match=r"A program .* /images/vda.qcow2 open"),
+        open_images([("vda", "/images/vda.qcow2", "qcow2")], reporter=Recorder()),
+    ):
+        pass

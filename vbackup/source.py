@@ -1,0 +1,227 @@
+"""Where a domain's disks are read from: its running QEMU, or a storage daemon while it is off.
+
+The operations work with a Source and do not ask which it is: the same queries, transaction and jobs go
+to either. What differs is here: how disks are found or opened, and what the guest has to do with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from vbackup import domainxml, image_chain
+from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
+from vbackup.freeze import Freeze, frozen
+from vbackup.host import DomainHandle
+from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageSource, Quiesce, SecretRef
+from vbackup.monitor import Monitor, block_graph
+from vbackup.monitor.passthrough import Passthrough
+from vbackup.report import Reporter
+from vbackup.storage_daemon import StorageDaemon, is_locked
+
+
+class Source(Protocol):
+    """An opened domain."""
+
+    @property
+    def handle(self) -> DomainHandle:
+        """The domain in libvirt."""
+
+    @property
+    def domain(self) -> Domain:
+        """What its XML said when the source was opened."""
+
+    @property
+    def monitor(self) -> Monitor:
+        """The QEMU that has its disks."""
+
+    def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
+        """The disks' layers and bitmaps as they are now, in the order of ``disks``.
+
+        Raises DiskError for a disk that cannot be found or opened, BusyError where somebody else has its image.
+        """
+
+    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> AbstractContextManager[Freeze]:
+        """Keep the guest's filesystems frozen while the block runs, as far as that is asked for.
+
+        Raises QuiesceError where it is required and does not work.
+        """
+
+    def resume_later(self, reporter: Reporter) -> Callable[[], None]:
+        """What to do for the guest when the jobs are gone after a failure. Call before they start."""
+
+
+@contextmanager
+def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]:
+    """Open the domain as it is: running (or paused), or off.
+
+    Raises UnsuitableError where a domain that is off is on another host, or the storage daemon is missing.
+    """
+    if handle.is_active():
+        with Passthrough(handle) as monitor:
+            yield RunningSource(handle, domainxml.parse(handle.live_xml()), monitor)
+        return
+    if not handle.host.is_local:
+        raise UnsuitableError(
+            f"Domain {handle.name} is off, and its images are on another host: run vbackup on that host, or start"
+            " the domain."
+        )
+    domain = domainxml.parse(handle.live_xml())
+    with StorageDaemon(reporter) as daemon:
+        yield OffSource(handle, domain, daemon)
+
+
+class RunningSource:
+    """A domain that has a QEMU (see Source)."""
+
+    def __init__(self, handle: DomainHandle, domain: Domain, monitor: Passthrough) -> None:
+        self.handle = handle
+        self.domain = domain
+        self._monitor = monitor
+
+    @property
+    def monitor(self) -> Monitor:
+        """See Source."""
+        return self._monitor
+
+    def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
+        """See Source."""
+        graph = block_graph(self._monitor)
+        return [graph.disk_node(disk) for disk in disks]
+
+    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> AbstractContextManager[Freeze]:
+        """See Source."""
+        return frozen(self._monitor, quiesce, connected=self.domain.agent_connected, reporter=reporter)
+
+    def resume_later(self, reporter: Reporter) -> Callable[[], None]:
+        """See Source.
+
+        While a job runs, QEMU writes the old data to the target before the guest's own write. If the target is
+        full, that write of the guest fails with "no space" and QEMU stops the guest (werror=enospc, its
+        default). Without the job the write can be tried again, which resuming does.
+        """
+        handle = self.handle
+        was_stopped = handle.is_paused_by_io_error()
+
+        def resume() -> None:
+            if not was_stopped and handle.is_paused_by_io_error():
+                handle.resume()
+                reporter.warning(
+                    "The guest was stopped because the repository could not take what it was about to overwrite;"
+                    " it goes on now, and no write of it was lost."
+                )
+
+        return resume
+
+
+class OffSource:
+    """A domain that is off: a storage daemon has its images as the domain's own QEMU would (see Source).
+
+    Its locks on them keep the domain from being started meanwhile, and one that was keeps it out. A raw image
+    is locked by its job only, as there is nothing that the daemon would write to it.
+    """
+
+    def __init__(self, handle: DomainHandle, domain: Domain, daemon: StorageDaemon) -> None:
+        self.handle = handle
+        self.domain = domain
+        self._daemon = daemon
+
+    @property
+    def monitor(self) -> Monitor:
+        """See Source."""
+        return self._daemon
+
+    def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
+        """See Source. A disk is opened when it is asked for first, so one that is not wanted cannot fail."""
+        host = self.handle.host
+        new = [disk for disk in disks if disk.alias not in self._daemon.chains]
+        for disk in new:
+            images = image_chain.images_of(disk, volume_path=host.volume_path)
+            with _refusals(disk, f"Domain {self.handle.name} was started meanwhile (or another program"):
+                self._daemon.open(disk.alias, images, secret_value=host.secret_value)
+        if new and self.handle.is_active():  # where files cannot be locked, or are not yet
+            raise BusyError(f"Domain {self.handle.name} was started meanwhile; run the same command again.")
+        return _nodes(self._daemon, disks)
+
+    @contextmanager
+    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
+        """See Source. Nothing runs, which is all that ``quiesce`` can ask for."""
+        saved = self.handle.has_managed_save()
+        if saved:
+            reporter.warning(
+                "The memory of the domain was saved (managed save) and is not in the backup: what the guest had not"
+                " written to its disks is missing, as after a power cut."
+            )
+        yield Freeze(Consistency.CRASH if saved else Consistency.OFFLINE)
+
+    def resume_later(self, reporter: Reporter) -> Callable[[], None]:
+        """See Source. There is no guest."""
+        return lambda: None
+
+
+class ImageSet:
+    """Image files without a domain, opened in a storage daemon."""
+
+    def __init__(self, disks: Sequence[Disk], daemon: StorageDaemon) -> None:
+        self.disks = tuple(disks)
+        self._daemon = daemon
+
+    @property
+    def monitor(self) -> Monitor:
+        """The storage daemon that has them."""
+        return self._daemon
+
+    def disk_nodes(self, disks: Sequence[Disk] | None = None) -> list[DiskNode]:
+        """The layers and bitmaps of the disks (default: all) as they are now."""
+        return _nodes(self._daemon, self.disks if disks is None else disks)
+
+
+@contextmanager
+def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -> Iterator[ImageSet]:
+    """Open image files as disks, each given as (dev, path, format), with the backing files their headers name.
+
+    Raises DiskError for one that cannot be opened, BusyError where another program has it open,
+    UnsuitableError where the storage daemon is missing.
+    """
+    disks = [
+        Disk(dev, dev, "file", path, image_format, images=(ImageSource("file", image_format, path),))
+        for dev, path, image_format in images
+    ]
+    with StorageDaemon(reporter) as daemon:
+        for disk in disks:
+            with _refusals(disk, "A program (a running domain, perhaps"):
+                daemon.open(disk.alias, image_chain.images_of(disk, volume_path=_no_volume), secret_value=_no_secret)
+        yield ImageSet(disks, daemon)
+
+
+def _nodes(daemon: StorageDaemon, disks: Sequence[Disk]) -> list[DiskNode]:
+    graph = block_graph(daemon, chains=daemon.chains)
+    return [dataclasses.replace(graph.disk_node(disk), lasting=False) for disk in disks]
+
+
+@contextmanager
+def _refusals(disk: Disk, who: str) -> Iterator[None]:
+    """Turn what QEMU and libvirt say about opening a disk into our errors."""
+    path = disk.path or f"of disk {disk.dev}"
+    try:
+        yield
+    except QmpError as err:
+        if is_locked(err):
+            raise BusyError(f"{who} has its image {path} open); run the same command again.") from err
+        raise DiskError(
+            disk.dev,
+            f"its image {path} cannot be opened: {err.description}. Leave it out with --exclude-disk {disk.dev}, or"
+            " mend it.",
+        ) from err
+    except UnsuitableError as err:
+        raise DiskError(disk.dev, str(err)) from err
+
+
+def _no_volume(pool: str, volume: str) -> str:
+    raise AssertionError(f"a file is no volume: {volume} of {pool}")
+
+
+def _no_secret(secret: SecretRef) -> bytes:
+    raise AssertionError(f"no image was given a secret: {secret}")

@@ -1,0 +1,204 @@
+"""A qemu-storage-daemon of our own: QEMU's block layer for the disks of a domain that is off.
+
+It is a Monitor, so that plan, jobs and undo are those of a running domain. QMP goes over a pair of
+sockets that only the two processes have: there is nothing to wait for, no directory and no name that
+could be left behind. vbackup.source knows which images to open; vbackup.image_chain how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vbackup.errors import (
+    ConnectionLostError,
+    FdsNotPassedError,
+    QmpError,
+    StorageDaemonGoneError,
+    UnsuitableError,
+    VbackupError,
+)
+from vbackup.image_chain import Image, blockdevs
+from vbackup.model import SecretRef
+from vbackup.monitor import Event
+from vbackup.monitor.socket import Socket
+from vbackup.report import Reporter
+
+PROGRAM = "qemu-storage-daemon"
+#: How long it may take to store its bitmaps and end, asked by QMP and then by SIGTERM.
+END_S, TERMINATE_S = 60.0, 10.0
+#: A connection that breaks off is seen a moment before the end of the process is.
+ENDING_S = 2.0
+
+
+class StorageDaemon:
+    """A daemon for the length of a block, and its monitor (see vbackup.monitor.Monitor). A context manager.
+
+    At the end it closes the images, which stores their bitmaps. It is told to end when this process dies, in
+    whatever way (PR_SET_PDEATHSIG): SIGTERM, so that it closes them then too. The kernel watches the thread
+    that enters the block, which must therefore be the one that leaves it.
+
+    Raises UnsuitableError where the program is not installed, StorageDaemonGoneError where it ends too early.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._numbers = itertools.count(1)
+        self._secret_ids: dict[SecretRef, str] = {}
+        self._chains: dict[str, tuple[str, ...]] = {}
+
+    def __enter__(self) -> StorageDaemon:
+        for program, package in (("setpriv", "util-linux"), (PROGRAM, "qemu-system-common")):
+            if shutil.which(program) is None:
+                raise UnsuitableError(
+                    f"A domain that is off is read by {PROGRAM}, but {program} is not installed here. Install it"
+                    f" (on Debian: {package}), or start the domain."
+                )
+        with contextlib.ExitStack() as stack:
+            self._stderr = stack.enter_context(tempfile.TemporaryFile())
+            ours = self._start()
+            stack.callback(self._kill)
+            self._socket = Socket(ours, name=PROGRAM)
+            try:
+                stack.enter_context(self._socket)
+            except ConnectionLostError as err:
+                ours.close()
+                self._kill()
+                raise self._gone() from err
+            self._stack = stack.pop_all()
+        return self
+
+    def _start(self) -> socket.socket:
+        """Start the process; returns our end of its QMP connection."""
+        ours, its = socket.socketpair()
+        with its:
+            self._process = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig", "TERM", "--", PROGRAM),
+                    *("--chardev", f"socket,id=qmp,fd={its.fileno()},server=off"),
+                    *("--monitor", "chardev=qmp"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=(its.fileno(),),
+                start_new_session=True,  # a Ctrl-C of the terminal is for us; the daemon ends when all is undone
+            )
+        return ours
+
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        with self._stack:
+            self._end(quiet=kind is not None)
+
+    @property
+    def pid(self) -> int:
+        """Of the daemon's process."""
+        return self._process.pid
+
+    @property
+    def chains(self) -> Mapping[str, Sequence[str]]:
+        """The nodes of what was opened, by alias, the active image's first (see BlockGraph)."""
+        return self._chains
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
+        """See Monitor. It opens files with our own rights, so it takes no descriptors: FdsNotPassedError."""
+        if fd is not None:
+            raise FdsNotPassedError(f"{PROGRAM} takes no file descriptors.")
+        try:
+            return self._socket.execute(command, arguments)
+        except ConnectionLostError as err:
+            if self._has_ended(within_s=ENDING_S):
+                raise self._gone() from err
+            raise
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """See Monitor."""
+        return self._socket.next_event(timeout_s)
+
+    def open(self, alias: str, images: Sequence[Image], *, secret_value: Callable[[SecretRef], bytes]) -> None:
+        """Open a backing chain, the active image for writing; its nodes are then in ``chains``.
+
+        ``secret_value`` gives the passphrases. Raises QmpError where QEMU refuses; what was opened of the chain
+        by then stays open until the daemon ends.
+        """
+        for image in images:
+            if image.secret is not None and image.secret not in self._secret_ids:
+                self._add_secret(image.secret, secret_value(image.secret))
+        nodes = blockdevs(images, numbers=self._numbers, secret_ids=self._secret_ids)
+        for node in nodes:
+            self.execute("blockdev-add", node)
+        self._chains[alias] = tuple(node["node-name"] for node in nodes[::-2])
+
+    def _add_secret(self, secret: SecretRef, value: bytes) -> None:
+        """Hand a passphrase over in memory: no command line, log or file system ever has it.
+
+        The daemon reads it from a file without a name, through our own entry in /proc, and the file is gone
+        with the reply. (Sent in the command it would be in the log of -v; an inherited descriptor would have
+        to be known before the daemon starts, and would stay open in it.)
+        """
+        secret_id = f"secret-{len(self._secret_ids)}"
+        fd = os.memfd_create(secret_id, os.MFD_CLOEXEC)
+        try:
+            os.write(fd, value)
+            arguments = {"qom-type": "secret", "id": secret_id, "file": f"/proc/{os.getpid()}/fd/{fd}"}
+            self.execute("object-add", arguments)
+        finally:
+            os.close(fd)
+        self._secret_ids[secret] = secret_id
+
+    def _end(self, *, quiet: bool) -> None:
+        """Have it close the images and end, by the mildest means that works."""
+        if self._process.poll() is not None:
+            if not quiet:
+                self._reporter.warning(f"{self._gone()} {_LOST}")
+            return
+        # A reply that is lost is no loss: what counts is that it ends.
+        with contextlib.suppress(VbackupError):
+            self._socket.execute("quit")
+        if not self._has_ended(within_s=END_S):
+            self._process.terminate()
+            if not self._has_ended(within_s=TERMINATE_S):
+                self._kill()
+                self._reporter.warning(f"{PROGRAM} did not end and was killed. {_LOST}")
+                return
+        said = self._last_words()
+        if said:
+            self._reporter.warning(f"{PROGRAM} said when it closed the images: {said}")
+
+    def _kill(self) -> None:
+        """The last means; does nothing to a process that has ended."""
+        self._process.kill()
+        self._process.wait()
+
+    def _has_ended(self, *, within_s: float) -> bool:
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _gone(self) -> StorageDaemonGoneError:
+        status = self._process.returncode
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return StorageDaemonGoneError(how, self._last_words())
+
+    def _last_words(self) -> str:
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
+
+
+_LOST = "It could not store the bitmaps of the disks, so the next backup of each is a full."
+
+
+def is_locked(err: QmpError) -> bool:
+    """True if QEMU refused because another process has the image open ('Failed to get "write" lock')."""
+    return "Failed to get " in err.description and err.description.rstrip(".").endswith("lock")
