@@ -28,6 +28,8 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.FdsNotPassedError("x"), 1),
     (errors.QmpError("query-x", "GenericError", "x"), 1),
     (errors.TransactionError("actions[3].data.bitmap-mode", "x"), 2),
+    (errors.TransactionRefusedError("x", 1, "abort"), 1),
+    (errors.UnsafeError("actions[0].data.node", "x"), 5),
     (errors.JobError("vda", "x"), 1),
     (errors.JobStalledError(600.0), 1),
     (errors.ChainError("x"), 6),
