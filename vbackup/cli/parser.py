@@ -27,7 +27,7 @@ def build() -> Parser:
     """The whole grammar; the man page is tested against it."""
     parser = Parser(
         prog="vbackup",
-        description="Back up running QEMU virtual machines that libvirt manages.",
+        description="Back up QEMU virtual machines that libvirt manages.",
         epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7).",
         allow_abbrev=False,
     )

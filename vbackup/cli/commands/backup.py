@@ -1,4 +1,4 @@
-"""``vbackup backup``: back up a running domain."""
+"""``vbackup backup``: back up a domain, running or off."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "backup",
-        help="back up a running domain",
-        description="Back up all disks of a running domain as they are at one moment.",
+        help="back up a domain",
+        description="Back up all disks of a domain, running or off, as they are at one moment.",
         allow_abbrev=False,
     )
     add_domain(parser)
