@@ -4,7 +4,8 @@ Each fixture is a directory with what vbackup reads of one running domain: domai
 it live, and QEMU's replies to the three queries of vbackup.blockgraph. Of a domain that is off there is
 only its XML. Nothing is typed by hand and
 nothing is taken away; only the temporary directory is called /capture. versions.json says what
-answered. Capture again when QEMU or libvirt show something new, and look at the difference.
+answered. schema has what QEMU and its storage daemon say that ``transaction`` takes. Capture again when
+QEMU or libvirt show something new, and look at the difference.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from tests import qapi
 from tests.lab import DiskSpec, Lab, Machine, domain_xml
+from vbackup.monitor.socket import Socket
 
 FIXTURES = Path(__file__).parent / "fixtures"
 QUERIES = ("query-block", "query-blockstats", "query-named-block-nodes")
@@ -35,7 +39,7 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
     lab = Lab(directory / "lab")
     try:
-        for capture in (rich, many, snapshot, bitmaps, off):
+        for capture in (rich, many, snapshot, bitmaps, off, schema):
             work = directory / capture.__name__
             work.mkdir()
             capture(lab, work)
@@ -226,6 +230,39 @@ def write_versions(name: str, versions: dict[str, Any]) -> None:
 
 def scrub(text: str, work: Path) -> str:
     return text.replace(os.fspath(work), "/capture")
+
+
+def schema(lab: Lab, work: Path) -> None:
+    """query-qmp-schema of QEMU and of qemu-storage-daemon: the entries that ``transaction`` needs, as they are."""
+    machine = lab.boot("schema", [DiskSpec(work / "vda.qcow2", size="1M")])
+    with storage_daemon(work / "qmp") as monitor:
+        programs = {"qemu": machine.execute, "qemu-storage-daemon": monitor.execute}
+        directory = FIXTURES / "schema"
+        directory.mkdir(parents=True, exist_ok=True)
+        versions = {}
+        for name, execute in programs.items():
+            # One entry a line: a difference shows what has changed.
+            entries = qapi.reachable(execute("query-qmp-schema"), "transaction")
+            text = ",\n".join(json.dumps(entry) for entry in entries)
+            (directory / f"{name}.json").write_text(f"[\n{text}\n]\n")
+            versions[name] = execute("query-version")
+    (directory / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+
+
+@contextmanager
+def storage_daemon(path: Path) -> Iterator[Socket]:
+    """A monitor of a qemu-storage-daemon that serves QMP at ``path``."""
+    argv = ["qemu-storage-daemon", "--chardev", f"socket,id=qmp,path={path},server=on,wait=off"]
+    with subprocess.Popen([*argv, "--monitor", "chardev=qmp"], stdin=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not path.exists():
+                assert time.monotonic() < deadline, "qemu-storage-daemon makes no socket"
+                time.sleep(0.01)  # nothing tells when it is there
+            with Socket(os.fspath(path)) as monitor:
+                yield monitor
+        finally:
+            process.kill()
 
 
 def nodes(machine: Machine) -> dict[str, str]:

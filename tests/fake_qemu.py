@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests import qapi
 from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotPassedError, QmpError, VbackupError
 from vbackup.monitor import Event
 
@@ -28,6 +29,10 @@ MIB = 1024 * 1024
 QCOW2_MAGIC = b"QFI\xfb"
 DEFAULT_GRANULARITY = 65536
 MAX_NODE_NAME = 31
+MAX_BITMAP_NAME = 1023
+#: What a backup job copies at a time, of targets with clusters up to that.
+JOB_CLUSTER = 65536
+MAX_WORKERS = 2**31 - 1
 #: No test sends so many commands without clearing ``sent``, unless it hangs.
 ENDLESS = 3000
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # id_wellformed() in QEMU's util/id.c
@@ -42,6 +47,8 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("query-jobs", "", ""),
         ("query-fdsets", "", ""),
         ("query-version", "", ""),
+        ("query-commands", "", ""),
+        ("query-qmp-schema", "", ""),
         ("add-fd", "", "fdset-id opaque"),
         ("remove-fd", "fdset-id", "fd"),
         ("blockdev-add", "driver", "node-name file backing read-only cache discard detect-zeroes auto-read-only"),
@@ -52,22 +59,6 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("job-cancel", "id", ""),
         ("job-finalize", "id", ""),
         ("job-dismiss", "id", ""),
-    )
-}
-
-#: Arguments of the actions of a transaction.
-ACTIONS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    name: (frozenset(required.split()), frozenset(optional.split()))
-    for name, required, optional in (
-        ("abort", "", ""),
-        ("block-dirty-bitmap-add", "node name", "granularity persistent disabled"),
-        ("block-dirty-bitmap-disable", "node name", ""),
-        ("block-dirty-bitmap-merge", "node target bitmaps", ""),
-        (
-            "blockdev-backup",
-            "device target sync",
-            "job-id speed bitmap bitmap-mode compress auto-finalize auto-dismiss",
-        ),
     )
 }
 
@@ -106,6 +97,7 @@ class FakeBitmap:
     persistent: bool = False
     recording: bool = True
     inconsistent: bool = False
+    going: bool = False  #: a transaction removes it, and has not succeeded yet
     dirty: set[int] = field(default_factory=set)
 
     def mark(self, offset: int, length: int) -> None:
@@ -171,6 +163,10 @@ class Sent:
 
     command: str
     arguments: Mapping[str, Any]
+
+
+#: How to undo an action, and how to commit it.
+_Prepared = tuple[Callable[[], None], Callable[[], None]]
 
 
 class FakeQemu:
@@ -396,6 +392,12 @@ class FakeQemu:
     def _query_version(self, _given: dict[str, Any]) -> Any:
         return {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "fake"}
 
+    def _query_commands(self, _given: dict[str, Any]) -> Any:
+        return [{"name": name} for name in COMMANDS]
+
+    def _query_qmp_schema(self, _given: dict[str, Any]) -> Any:
+        return qapi.schema()
+
     def _query_block(self, _given: dict[str, Any]) -> Any:
         return [
             {
@@ -468,7 +470,7 @@ class FakeQemu:
         return sum(min(bitmap.granularity, node.size_bytes - granule * bitmap.granularity) for granule in bitmap.dirty)
 
     def _is_busy(self, node_name: str, bitmap: str) -> bool:
-        return any(
+        return self._nodes[node_name].bitmaps[bitmap].going or any(
             job.source == node_name and job.bitmap == bitmap and job.status != "concluded"
             for job in self._jobs.values()
         )
@@ -515,12 +517,7 @@ class FakeQemu:
 
     def _blockdev_add(self, given: dict[str, Any]) -> None:
         name = given.get("node-name", "")
-        if not _IDENTIFIER.fullmatch(name):
-            raise _RefusedError(f"Invalid node-name: '{name}'")
-        if name in self._nodes:
-            raise _RefusedError(f"Duplicate nodes with node-name='{name}'")
-        if len(name.encode()) > MAX_NODE_NAME:
-            raise _RefusedError("Node name too long")
+        self._check_node_name(name)
         driver, file = given["driver"], given["file"]
         assert driver in ("qcow2", "raw"), f"the fake has no driver {driver}"
         assert file["driver"] == "file", f"the fake has no protocol {file['driver']}"
@@ -645,19 +642,22 @@ class FakeQemu:
     # transactions: each action prepares, and returns how to undo and how to commit it
 
     def _transaction(self, given: dict[str, Any]) -> None:
+        try:
+            qapi.visit_command("transaction", given)
+        except qapi.MisfitError as err:
+            raise _RefusedError(str(err)) from None
         grouped = given.get("properties", {}).get("completion-mode") == "grouped"
-        for action in given["actions"]:
-            _check_action(action)
-        prepared: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        prepared: list[_Prepared] = []
         try:
             for action in given["actions"]:
                 kind = action["type"]
-                if grouped and kind != "blockdev-backup":
+                if grouped and kind not in ("abort", "blockdev-backup"):
                     raise _RefusedError(
                         f"Action '{kind}' does not support Transaction property completion-mode = grouped"
                     )
-                prepare: Callable[[dict[str, Any]], tuple[Callable[[], None], Callable[[], None]]]
-                prepare = getattr(self, "_prepare_" + kind.replace("-", "_"))
+                prepare: Callable[[dict[str, Any]], _Prepared] | None
+                prepare = getattr(self, "_prepare_" + kind.replace("-", "_"), None)
+                assert prepare is not None, f"the fake has no action {kind}"
                 prepared.append(prepare(action["data"]))
         except _RefusedError:
             for undo, _ in reversed(prepared):
@@ -666,16 +666,18 @@ class FakeQemu:
         for _, commit in prepared:
             commit()
 
-    def _prepare_abort(self, _data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _prepare_abort(self, _data: dict[str, Any]) -> _Prepared:
         raise _RefusedError("Transaction aborted using Abort action")
 
-    def _prepare_block_dirty_bitmap_add(self, data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _prepare_block_dirty_bitmap_add(self, data: dict[str, Any]) -> _Prepared:
         node, name = self._find_node(data["node"]), data["name"]
         granularity = data.get("granularity", DEFAULT_GRANULARITY)
         if not name:
             raise _RefusedError("Bitmap name cannot be empty")
         if granularity < 512 or granularity & (granularity - 1):
             raise _RefusedError("Granularity must be power of 2 and at least 512")
+        if len(name.encode()) > MAX_BITMAP_NAME:
+            raise _RefusedError(f"Bitmap name too long: {name}")
         if name in node.bitmaps:
             raise _RefusedError(f"Bitmap already exists: {name}")
         persistent = data.get("persistent", False)
@@ -686,14 +688,31 @@ class FakeQemu:
         node.bitmaps[name] = FakeBitmap(name, granularity, persistent, recording=not data.get("disabled", False))
         return lambda: node.bitmaps.__delitem__(name), _nothing
 
-    def _prepare_block_dirty_bitmap_disable(
-        self, data: dict[str, Any]
-    ) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _prepare_block_dirty_bitmap_clear(self, data: dict[str, Any]) -> _Prepared:
         bitmap = self._usable_bitmap(data["node"], data["name"])
-        before, bitmap.recording = bitmap.recording, False
+        before, bitmap.dirty = bitmap.dirty, set()
+        return lambda: setattr(bitmap, "dirty", before), _nothing
+
+    def _prepare_block_dirty_bitmap_enable(self, data: dict[str, Any]) -> _Prepared:
+        return self._set_recording(data, recording=True)
+
+    def _prepare_block_dirty_bitmap_disable(self, data: dict[str, Any]) -> _Prepared:
+        return self._set_recording(data, recording=False)
+
+    def _set_recording(self, data: dict[str, Any], *, recording: bool) -> _Prepared:
+        bitmap = self._usable_bitmap(data["node"], data["name"])
+        before, bitmap.recording = bitmap.recording, recording
         return lambda: setattr(bitmap, "recording", before), _nothing
 
-    def _prepare_block_dirty_bitmap_merge(self, data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _prepare_block_dirty_bitmap_remove(self, data: dict[str, Any]) -> _Prepared:
+        """Until all actions have succeeded the bitmap keeps its name and is busy."""
+        node, name = data["node"], data["name"]
+        bitmap = self._find_bitmap(node, name)
+        self._refuse_busy_bitmap(node, name)
+        bitmap.going = True
+        return lambda: setattr(bitmap, "going", False), lambda: self._nodes[node].bitmaps.__delitem__(name)
+
+    def _prepare_block_dirty_bitmap_merge(self, data: dict[str, Any]) -> _Prepared:
         target = self._usable_bitmap(data["node"], data["target"])
         sources = [
             self._usable_bitmap(data["node"], source)
@@ -706,20 +725,18 @@ class FakeQemu:
             target.merge(source)
         return lambda: setattr(target, "dirty", before), _nothing
 
-    def _prepare_blockdev_backup(self, data: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _prepare_blockdev_backup(self, data: dict[str, Any]) -> _Prepared:
         source, target = self._find_node(data["device"]), self._find_node(data["target"])
-        job_id = data.get("job-id", source.name)
         bitmap = self._bitmap_of_backup(source, data)
-        if source is target:
-            raise _RefusedError("Source and target cannot be the same")
+        self._check_backup(source, target, data)
+        # The nodes here have no named device, whose name would be the default.
+        job_id = data.get("job-id", "")
         if not _IDENTIFIER.fullmatch(job_id):
             raise _RefusedError(f"Invalid job ID '{job_id}'")
         if job_id in self._jobs:
             raise _RefusedError(f"Job ID '{job_id}' already in use")
-        if source.size_bytes != target.size_bytes:
-            raise _RefusedError("Source and target image have different sizes")
-        if any(job.target == target.name and job.status != "concluded" for job in self._jobs.values()):
-            raise _RefusedError(f"Node '{target.name}' is busy: block device is in use by block job: backup")
+        if data.get("speed", 0) < 0:
+            raise _RefusedError("Parameter 'speed' expects a non-negative value")
         job = _Job(
             id=job_id,
             source=source.name,
@@ -731,7 +748,7 @@ class FakeQemu:
             auto_dismiss=data.get("auto-dismiss", True),
         )
         self._jobs[job_id] = job
-        self._insert_filter(job)
+        self._insert_filter(job, data.get("filter-node-name"))
         self._tell(job, "created")
 
         def undo() -> None:
@@ -748,16 +765,60 @@ class FakeQemu:
         return undo, start
 
     def _bitmap_of_backup(self, source: _Node, data: dict[str, Any]) -> FakeBitmap | None:
-        name = data.get("bitmap")
+        """As do_backup_common() in QEMU's blockdev.c."""
+        name, sync, mode = data.get("bitmap"), data["sync"], data.get("bitmap-mode")
+        if name is None and sync in ("bitmap", "incremental"):
+            raise _RefusedError(f"must provide a valid bitmap name for '{sync}' sync mode")
+        if sync == "incremental":
+            if mode not in (None, "on-success"):
+                raise _RefusedError("Bitmap sync mode must be 'on-success' when using sync mode 'incremental'")
+            sync, mode = "bitmap", "on-success"
         if name is None:
-            if data["sync"] in ("bitmap", "incremental"):
-                raise _RefusedError(f"must provide a valid bitmap name for '{data['sync']}' sync mode")
+            if mode is not None:
+                raise _RefusedError("Cannot specify bitmap sync mode without a bitmap")
             return None
-        if "bitmap-mode" not in data:
-            raise _RefusedError("Bitmap sync mode must be given when providing a bitmap")
         if name not in source.bitmaps:
             raise _RefusedError(f"Bitmap '{name}' could not be found")
-        return self._usable_bitmap(source.name, name)
+        if mode is None:
+            raise _RefusedError("Bitmap sync mode must be given when providing a bitmap")
+        bitmap = self._usable_bitmap(source.name, name)
+        if sync == "none":
+            raise _RefusedError("sync mode 'none' does not produce meaningful bitmap outputs")
+        if mode == "never" and sync != "bitmap":
+            raise _RefusedError(
+                f"Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '{sync}'"
+            )
+        return bitmap
+
+    def _check_backup(self, source: _Node, target: _Node, data: dict[str, Any]) -> None:
+        """As backup_job_create() in QEMU's block/backup.c, up to the job."""
+        if source is target:
+            raise _RefusedError("Source and target cannot be the same")
+        running = [job for job in self._jobs.values() if job.status != "concluded"]
+        for node in (source, target):
+            if any(job.target == node.name for job in running):
+                raise _RefusedError(f"Node '{node.name}' is busy: block device is in use by block job: backup")
+        _check_performance(data.get("x-perf", {}))
+        if source.size_bytes != target.size_bytes:
+            raise _RefusedError("Source and target image have different sizes")
+        if 0 < data.get("x-perf", {}).get("max-chunk", 0) < JOB_CLUSTER:
+            chunk = data["x-perf"]["max-chunk"]
+            raise _RefusedError(f"Required max-chunk ({chunk}) is less than backup cluster size ({JOB_CLUSTER})")
+        if "filter-node-name" in data:
+            try:
+                self._check_node_name(data["filter-node-name"])
+            except _RefusedError as err:
+                raise _RefusedError(f"Could not create node: {err}") from None
+        if any(job.source == target.name for job in running):
+            raise _RefusedError(f"Could not create node: Permission conflict on node '{target.name}'")
+
+    def _check_node_name(self, name: str) -> None:
+        if not _IDENTIFIER.fullmatch(name):
+            raise _RefusedError(f"Invalid node-name: '{name}'")
+        if name in self._nodes:
+            raise _RefusedError(f"Duplicate nodes with node-name='{name}'")
+        if len(name.encode()) > MAX_NODE_NAME:
+            raise _RefusedError("Node name too long")
 
     # jobs
 
@@ -798,10 +859,10 @@ class FakeQemu:
         self._tell(job, "null")
         del self._jobs[job.id]
 
-    def _insert_filter(self, job: _Job) -> None:
+    def _insert_filter(self, job: _Job, name: str | None) -> None:
         """The node through which the guest writes while the job runs: it copies what is written over."""
         source = self._nodes[job.source]
-        job.filter = f"#block{next(self._numbers):03d}"
+        job.filter = name or f"#block{next(self._numbers):03d}"
         self._replace_above(source.name, job.filter)
         self._nodes[job.filter] = _Node(
             job.filter, "copy-before-write", source.filename, source.size_bytes, below=source.name
@@ -876,17 +937,17 @@ def _check_arguments(given: Mapping[str, Any], required: frozenset[str], optiona
             raise _RefusedError(f"Parameter '{name}' is unexpected")
 
 
-def _check_action(action: Mapping[str, Any]) -> None:
-    _check_arguments(action, frozenset(("type", "data")), frozenset())
-    if action["type"] not in ACTIONS:
-        raise _RefusedError(f"Parameter 'type' does not accept value '{action['type']}'")
-    _check_arguments(action["data"], *ACTIONS[action["type"]])
-
-
 def _format_specific(node: _Node) -> dict[str, Any]:
     if node.driver != "qcow2":
         return {}
     return {"format-specific": {"type": "qcow2", "data": {"compat": node.compat, "corrupt": False}}}
+
+
+def _check_performance(perf: Mapping[str, Any]) -> None:
+    if not 1 <= perf.get("max-workers", 1) <= MAX_WORKERS:
+        raise _RefusedError(f"max-workers must be between 1 and {MAX_WORKERS}")
+    if perf.get("max-chunk", 0) < 0:
+        raise _RefusedError("max-chunk must be zero (which means no limit) or positive")
 
 
 def _nothing() -> None:
