@@ -412,6 +412,8 @@ def shared_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 @pytest.fixture
 def bench(shared_machine: Machine) -> Iterator[Bench]:
     """The machine that all tests share, as it was when it started."""
+    if isinstance(shared_machine.monitor, FakeQemu):
+        shared_machine.monitor.sent.clear()
     made = Bench(shared_machine)
     yield made
     made.clear()
