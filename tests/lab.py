@@ -177,7 +177,9 @@ class Lab:
         """End and undefine the domain."""
         machine.destroy()
         if machine.handle.domain.isPersistent():
-            machine.handle.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+            machine.handle.domain.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            )
         self.machines.remove(machine)
 
     def clear(self) -> None:

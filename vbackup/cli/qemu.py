@@ -26,22 +26,28 @@ def is_without_libvirt(options: argparse.Namespace) -> bool:
     return options.socket is not None or bool(options.image)
 
 
-@contextmanager
-def opened(options: argparse.Namespace, context: Context, reporter: Reporter) -> Iterator[Session]:
-    """The session. Raises UsageError where not exactly one of domain, socket and images was named."""
+def check(options: argparse.Namespace) -> None:
+    """Raise UsageError where not exactly one of domain, socket and images was named."""
     if options.socket is not None and options.image:
         raise UsageError("Give --socket or --image, not both.")
+    if not is_without_libvirt(options):
+        domain_of(options)
+    elif options.domain is not None or options.domain_option is not None:
+        raise UsageError("Give a domain, or --socket or --image in its place, not both.")
+
+
+@contextmanager
+def opened(options: argparse.Namespace, context: Context, reporter: Reporter) -> Iterator[Session]:
+    """The session. Raises UsageError, see ``check``, and what vbackup.session raises."""
+    check(options)
     if is_without_libvirt(options):
-        if options.domain is not None or options.domain_option is not None:
-            raise UsageError("Give a domain, or --socket or --image in its place, not both.")
         with _without_libvirt(options, reporter) as session:
             yield session
         return
-    name = domain_of(options)
     from vbackup import session as session_
     from vbackup.host import Host
 
-    with Host(context.uri) as host, session_.of_domain(host, name, reporter=reporter) as session:
+    with Host(context.uri) as host, session_.of_domain(host, domain_of(options), reporter=reporter) as session:
         yield session
 
 

@@ -58,6 +58,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if qemu.is_without_libvirt(options) and options.file is None:
         # The one word is the file then.
         options.file, options.domain = options.domain, None
+    qemu.check(options)  # before standard input is waited for
     mode = options.completion_mode
     request = transaction.TransactionRequest(
         arguments=_read(options.file),
@@ -85,7 +86,7 @@ def _read(name: str | None) -> Any:
             with Path(name).open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
     except OSError as err:
-        raise UsageError(f"Cannot read {name}: {err.strerror}.") from err
+        raise UsageError(f"Cannot read {name or 'standard input'}: {err.strerror or err}.") from err
     if len(data) > MAX_FILE_BYTES:
         raise TransactionError(
             "arguments", f"they are larger than {MAX_FILE_BYTES >> 20} MiB, which no transaction is."
