@@ -16,7 +16,7 @@ import pytest
 
 from tests.daemon import wait_for
 from tests.unit.builders import Recorder
-from vbackup import image_chain, job, source, storage_daemon, target
+from vbackup import image_chain, job, storage_daemon, target
 from vbackup.errors import (
     BusyError,
     ConnectionLostError,
@@ -352,7 +352,7 @@ def test_wrong_secret_is_refused_by_qemu(tmp_path: Path, passphrase: Path) -> No
         daemon.open("vda", [encrypted(path, "qcow2")], secret_value=lambda _secret: b"wrong")
 
 
-def test_source_takes_the_locks_of_this_qemu_for_what_they_are(tmp_path: Path) -> None:
+def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
     """The words that vbackup.storage_daemon.is_locked knows."""
     path = create(tmp_path / "vda.qcow2")
     with StorageDaemon(Recorder()) as one, StorageDaemon(Recorder()) as other:
@@ -362,4 +362,3 @@ def test_source_takes_the_locks_of_this_qemu_for_what_they_are(tmp_path: Path) -
             other.open("vda", [image], secret_value=lambda _secret: b"")
         assert storage_daemon.is_locked(caught.value)
     assert not storage_daemon.is_locked(QmpError("x", "GenericError", "Permission denied"))
-    assert source.is_locked is storage_daemon.is_locked

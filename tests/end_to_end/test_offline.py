@@ -499,6 +499,34 @@ def test_domain_that_was_started_meanwhile_is_told(
     assert backups.on()["consistency"] == "crash"
 
 
+def test_bitmap_that_finds_no_room_in_its_filesystem_is_warned_of(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path, small_filesystem: Path
+) -> None:
+    """The backup itself is complete by then."""
+    spec = DiskSpec(small_filesystem / "vda.qcow2")
+    spec.create()
+    write(spec.path, "write -P 1 0 1M")
+    machine = define_off(lab, "room", [spec])
+    backups = Backups(lab.uri, command, machine, repository, tmp_path)
+    original = job.run
+
+    def run_and_fill(*args: Any, **kwargs: Any) -> Any:
+        copied = original(*args, **kwargs)
+        with (small_filesystem / "filler").open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                os.write(file.fileno(), bytes(4096))
+        return copied
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "run", run_and_fill)
+        done = backups()
+    assert "qemu-storage-daemon said when it closed the images" in done.stderr
+    assert "No space left on device" in done.stderr
+    (small_filesystem / "filler").unlink()
+    again = backups.off(spec)
+    assert again["disks"][0]["reason"] == f"checkpoint {done.document['id']} is missing from the image"
+
+
 # with a libvirtd
 
 
