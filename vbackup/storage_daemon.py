@@ -43,8 +43,9 @@ class StorageDaemon:
     """A daemon for the length of a block, and its monitor (see vbackup.monitor.Monitor). A context manager.
 
     At the end it closes the images, which stores their bitmaps. It is told to end when this process dies, in
-    whatever way (PR_SET_PDEATHSIG): SIGTERM, so that it closes them then too. The kernel watches the thread
-    that enters the block, which must therefore be the one that leaves it.
+    whatever way (PR_SET_PDEATHSIG): SIGTERM, so that it closes them then too. (Only if we are killed before
+    setpriv has asked for that, a daemon without images stays.) The kernel watches the thread that enters the
+    block, which must therefore be the one that leaves it.
 
     Raises UnsuitableError where the program is not installed, StorageDaemonGoneError where it ends too early.
     """

@@ -18,7 +18,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.end_to_end.test_daemon import Running
 from tests.end_to_end.test_faults import break_target
-from tests.lab import DiskSpec, Lab, Machine, References, compare, domain_xml, qemu_img_info
+from tests.lab import DiskSpec, Lab, Machine, References, compare, create_luks, domain_xml, qemu_img_info
 from vbackup import image_chain, job, qemu_img
 from vbackup.storage_daemon import StorageDaemon
 
@@ -328,15 +328,13 @@ def test_what_is_no_disk_of_the_backup_is_not_opened(
     assert [left["dev"] for left in done["left_out"]] == ["vdb", "hda", "vdc", "vdd"]
 
 
-def luks(directory: Path, passphrase: str = PASSPHRASE) -> tuple[Path, Path]:
+def luks(directory: Path) -> tuple[Path, Path]:
     """An image of either kind: encrypted within qcow2, and LUKS around a raw disk."""
     file = directory / "passphrase"
-    file.write_text(passphrase)
+    file.write_text(PASSPHRASE)
     paths = directory / "luks.qcow2", directory / "luks.raw"
-    options = ("encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "key-secret=s,iter-time=10")
-    for path, image_format, option in zip(paths, ("qcow2", "luks"), options):
-        argv = ["qemu-img", "create", "-q", "-f", image_format, "--object", f"secret,id=s,file={file}", "-o", option]
-        subprocess.run([*argv, str(path), "8M"], check=True)
+    for path in paths:
+        create_luks(path, passphrase=file, size="8M")
     return paths
 
 
