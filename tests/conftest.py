@@ -96,10 +96,18 @@ def lab() -> Iterator[Any]:
 
     root = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
     made = Lab(root)
-    shared = {uri: SharedConnection(one) for uri, one in made.connections.items()}
+    shared = SharedConnection(made.host.connection)
     really_open = host.libvirt.open
+
+    def open_shared(uri: str | None) -> Any:
+        if uri == made.uri:
+            return shared
+        if uri == made.secrets_uri and "secrets" in vars(made):
+            return SharedConnection(made.secrets)
+        return really_open(uri)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host.libvirt, "open", lambda uri: shared[uri] if uri in shared else really_open(uri))
+        patch.setattr(host.libvirt, "open", open_shared)
         yield made
     made.close()
     shutil.rmtree(root)

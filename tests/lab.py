@@ -6,6 +6,7 @@ tests of a pytest run share one Lab. No daemon, nothing outside the Lab's own di
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -69,6 +70,20 @@ class DiskSpec:
             f"<source {source}={quoteattr(os.fspath(self.path))}/>"
             f"<target dev='{self.dev}' bus='{self.bus}'/>{self.inside}</disk>"
         )
+
+
+def create_luks(path: Path, *, passphrase: Path, size: str) -> None:
+    """Make an encrypted image: LUKS within qcow2, or around a raw disk, as the name ends."""
+    image_format, prefix = ("qcow2", "encrypt.") if path.suffix == ".qcow2" else ("luks", "")
+    options = f"{prefix}key-secret=s,{prefix}iter-time=10" + (",encrypt.format=luks" if prefix else "")
+    argv = ["qemu-img", "create", "-q", "-f", image_format, "--object", f"secret,id=s,file={passphrase}"]
+    for _ in range(10):
+        done = subprocess.run([*argv, "-o", options, str(path), size], capture_output=True, text=True, check=False)
+        # QEMU times itself for the number of iterations, and gives up where the kernel's count steps back.
+        if "Unable to get accurate CPU usage" not in done.stderr:
+            break
+        path.unlink(missing_ok=True)
+    assert done.returncode == 0, done.stderr
 
 
 def domain_xml(name: str, disks: Sequence[str], *, devices: str = "", top: str = "", memory_mib: int = 32) -> str:
@@ -146,14 +161,13 @@ class Lab:
         self.root = root
         self.uri = f"qemu:///embed?root={root}"
         self.host = Host(self.uri)
-        # The embedded drivers of libvirt have one connection each.
-        self.secrets = libvirt.open(f"secret:///embed?root={root}")
+        self.secrets_uri = f"secret:///embed?root={root}"
         self.machines: list[Machine] = []
 
-    @property
-    def connections(self) -> dict[str, Any]:
-        """Its connections by their URIs."""
-        return {self.uri: self.host.connection, f"secret:///embed?root={self.root}": self.secrets}
+    @functools.cached_property
+    def secrets(self) -> Any:
+        """The connection to its secrets: libvirt's embedded drivers have one each."""
+        return libvirt.open(self.secrets_uri)
 
     def define(self, xml: str) -> Machine:
         """Define a domain, which is off then."""
@@ -190,7 +204,8 @@ class Lab:
     def close(self) -> None:
         """End everything."""
         self.clear()
-        self.secrets.close()
+        if "secrets" in vars(self):
+            self.secrets.close()
         self.host.close()
 
 

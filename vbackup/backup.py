@@ -165,7 +165,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
     monitor, handle, repository = session.monitor, session.handle, session.repository
     with repository.stage(made.domain.uuid, made.id) as stage, Undo(session.reporter) as undo:
         _make_images(made, stage, session.stop)
-        # Asked now: libvirtd may be away when the copy is done, and for a domain that is off nobody else asks for it.
+        # Asked before the copy: that of a domain that is off does not mind if libvirtd goes away meanwhile.
         definition = handle.definition_xml()
         versions = {
             "vbackup": vbackup.__version__,

@@ -151,7 +151,6 @@ class Host:
         if parts.path != "/embed":
             return self._connection
         if self._embedded_secrets is None:
-            # urlunsplit() would leave out the slashes of the authority that is empty.
             self._embedded_secrets = libvirt.open(f"secret://{parts.path}?{parts.query}")
         return self._embedded_secrets
 

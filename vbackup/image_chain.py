@@ -21,7 +21,7 @@ from vbackup.model import Disk, ImageSource, SecretRef
 #: Formats that can have a backing file (QAPI BlockdevOptionsGenericCOWFormat).
 BACKED_FORMATS = frozenset(("qcow2", "qcow", "qed", "vmdk"))
 
-#: libvirt refuses chains of more images than this (VIR_STORAGE_MAX_DEPTH is its name for it).
+#: A chain of more images than this is refused, as libvirt refuses to start the domain with it.
 MAX_IMAGES = 200
 
 
@@ -32,7 +32,7 @@ class Image:
     path: str
     format: str
     is_block_device: bool
-    identity: tuple[int, int]  #: device and inode: the same for every name of it
+    identity: tuple[int, int]  #: the same for every name of it
     secret: SecretRef | None = None
 
 
@@ -113,7 +113,7 @@ def _from_xml(disk: Disk, source: ImageSource, volume_path: Callable[[str, str],
             path = volume_path(source.pool, source.volume)
         except MonitorError as err:
             raise _unopenable(disk, str(err).rstrip(".")) from err
-    if path is None:
+    if path is None or not path.startswith("/"):
         raise _unopenable(disk, f"it is of type {source.source_type}, neither a file nor a block device of this host")
     if source.format is None:
         raise _unopenable(disk, f"the XML does not say which format {path} has")
@@ -154,7 +154,9 @@ def _image(disk: Disk, path: str, image_format: str, secret: SecretRef | None) -
         raise _unopenable(disk, f"the image {path} cannot be reached: {err.strerror}") from err
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
         raise _unopenable(disk, f"{path} is neither a file nor a block device")
-    return Image(path, image_format, stat.S_ISBLK(found.st_mode), (found.st_dev, found.st_ino), secret)
+    if stat.S_ISBLK(found.st_mode):
+        return Image(path, image_format, True, (0, found.st_rdev), secret)
+    return Image(path, image_format, False, (found.st_dev, found.st_ino), secret)
 
 
 def _unopenable(disk: Disk, reason: str) -> DiskError:

@@ -178,7 +178,7 @@ def make(
                 choice=choice,
                 job_id=names.job(repository_id, backup_id, dev),
                 target_node=names.target_node(repository_id, dev),
-                bitmap=names.bitmap(repository_id, backup_id, dev) if makes_checkpoint(node, level) else None,
+                bitmap=names.bitmap(repository_id, backup_id, dev) if _makes_checkpoint(node, level) else None,
                 working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
             )
         )
@@ -195,7 +195,7 @@ def make(
     )
 
 
-def makes_checkpoint(node: DiskNode, level: Level) -> bool:
+def _makes_checkpoint(node: DiskNode, level: Level) -> bool:
     """True if a later backup of the disk can start from this one: a copy is none, nor what no bitmap follows."""
     return level is not Level.COPY and node.bears_checkpoints
 

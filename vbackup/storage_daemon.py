@@ -43,8 +43,9 @@ class StorageDaemon:
     """A daemon for the length of a block, and its monitor (see vbackup.monitor.Monitor). A context manager.
 
     At the end it closes the images, which stores their bitmaps. It is told to end when this process dies, in
-    whatever way (PR_SET_PDEATHSIG): SIGTERM, so that it closes them then too. The kernel watches the thread
-    that enters the block, which must therefore be the one that leaves it.
+    whatever way (PR_SET_PDEATHSIG): SIGTERM, so that it closes them then too. (Only if we are killed before
+    setpriv has asked for that, a daemon without images stays.) The kernel watches the thread that enters the
+    block, which must therefore be the one that leaves it.
 
     Raises UnsuitableError where the program is not installed, StorageDaemonGoneError where it ends too early.
     """
@@ -64,35 +65,34 @@ class StorageDaemon:
                 )
         with contextlib.ExitStack() as stack:
             self._stderr = stack.enter_context(tempfile.TemporaryFile())
-            ours = self._start()
+            ours, its = socket.socketpair()
+            stack.enter_context(ours)
+            with its:
+                self._process = self._start(its.fileno())
             stack.callback(self._kill)
             self._socket = Socket(ours, name=PROGRAM)
             try:
                 stack.enter_context(self._socket)
             except ConnectionLostError as err:
-                ours.close()
                 self._kill()
                 raise self._gone() from err
             self._stack = stack.pop_all()
         return self
 
-    def _start(self) -> socket.socket:
-        """Start the process; returns our end of its QMP connection."""
-        ours, its = socket.socketpair()
-        with its:
-            self._process = subprocess.Popen(
-                [
-                    *("setpriv", "--pdeathsig", "TERM", "--", PROGRAM),
-                    *("--chardev", f"socket,id=qmp,fd={its.fileno()},server=off"),
-                    *("--monitor", "chardev=qmp"),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=(its.fileno(),),
-                start_new_session=True,  # a Ctrl-C of the terminal is for us; the daemon ends when all is undone
-            )
-        return ours
+    def _start(self, fd: int) -> subprocess.Popen[bytes]:
+        """Start the process with ``fd`` as its end of the QMP connection."""
+        return subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "TERM", "--", PROGRAM),
+                *("--chardev", f"socket,id=qmp,fd={fd},server=off"),
+                *("--monitor", "chardev=qmp"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            pass_fds=(fd,),
+            start_new_session=True,  # a Ctrl-C of the terminal is for us; the daemon ends when all is undone
+        )
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         with self._stack:
@@ -174,9 +174,12 @@ class StorageDaemon:
             self._reporter.warning(f"{PROGRAM} said when it closed the images: {said}")
 
     def _kill(self) -> None:
-        """The last means; does nothing to a process that has ended."""
+        """The last means; does nothing to a process that has ended.
+
+        One that waits for hanging storage cannot be killed before that answers, and is not waited for.
+        """
         self._process.kill()
-        self._process.wait()
+        self._has_ended(within_s=TERMINATE_S)
 
     def _has_ended(self, *, within_s: float) -> bool:
         try:
@@ -186,8 +189,11 @@ class StorageDaemon:
         return True
 
     def _gone(self) -> StorageDaemonGoneError:
-        status = self._process.returncode
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        status: int | None = self._process.returncode
+        if status is None:
+            how = "did not answer"
+        else:
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return StorageDaemonGoneError(how, self._last_words())
 
     def _last_words(self) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.daemon import wait_for
+from tests.lab import create_luks
 from tests.unit.builders import Recorder
-from vbackup import image_chain, job, source, storage_daemon, target
+from vbackup import image_chain, job, storage_daemon, target
 from vbackup.errors import (
     BusyError,
     ConnectionLostError,
@@ -288,11 +289,9 @@ def test_interrupt_of_the_terminal_is_not_for_the_daemon() -> None:
 # secrets
 
 
-def luks(path: Path, image_format: str, passphrase: Path) -> Path:
-    options = "key-secret=s,iter-time=10"
-    if image_format == "qcow2":
-        options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    return create(path, "--object", f"secret,id=s,file={passphrase}", "-o", options, image_format=image_format)
+def luks(path: Path, passphrase: Path) -> Path:
+    create_luks(path, passphrase=passphrase, size="4M")
+    return path
 
 
 @pytest.fixture
@@ -313,8 +312,8 @@ def encrypted(path: Path, image_format: str) -> Image:
 def test_secret_opens_both_kinds_of_luks_and_is_in_no_argument_log_or_file(
     tmp_path: Path, passphrase: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    qcow2 = luks(tmp_path / "luks.qcow2", "qcow2", passphrase)
-    raw = luks(tmp_path / "luks.raw", "luks", passphrase)
+    qcow2 = luks(tmp_path / "luks.qcow2", passphrase)
+    raw = luks(tmp_path / "luks.raw", passphrase)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -347,12 +346,12 @@ def open_files(pid: int) -> str:
 
 
 def test_wrong_secret_is_refused_by_qemu(tmp_path: Path, passphrase: Path) -> None:
-    path = luks(tmp_path / "luks.qcow2", "qcow2", passphrase)
+    path = luks(tmp_path / "luks.qcow2", passphrase)
     with StorageDaemon(Recorder()) as daemon, pytest.raises(QmpError, match="Invalid password"):
         daemon.open("vda", [encrypted(path, "qcow2")], secret_value=lambda _secret: b"wrong")
 
 
-def test_source_takes_the_locks_of_this_qemu_for_what_they_are(tmp_path: Path) -> None:
+def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
     """The words that vbackup.storage_daemon.is_locked knows."""
     path = create(tmp_path / "vda.qcow2")
     with StorageDaemon(Recorder()) as one, StorageDaemon(Recorder()) as other:
@@ -362,4 +361,3 @@ def test_source_takes_the_locks_of_this_qemu_for_what_they_are(tmp_path: Path) -
             other.open("vda", [image], secret_value=lambda _secret: b"")
         assert storage_daemon.is_locked(caught.value)
     assert not storage_daemon.is_locked(QmpError("x", "GenericError", "Permission denied"))
-    assert source.is_locked is storage_daemon.is_locked

@@ -18,7 +18,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.end_to_end.test_daemon import Running
 from tests.end_to_end.test_faults import break_target
-from tests.lab import DiskSpec, Lab, Machine, References, compare, domain_xml, qemu_img_info
+from tests.lab import DiskSpec, Lab, Machine, References, compare, create_luks, domain_xml, qemu_img_info
 from vbackup import image_chain, job, qemu_img
 from vbackup.storage_daemon import StorageDaemon
 
@@ -328,15 +328,13 @@ def test_what_is_no_disk_of_the_backup_is_not_opened(
     assert [left["dev"] for left in done["left_out"]] == ["vdb", "hda", "vdc", "vdd"]
 
 
-def luks(directory: Path, passphrase: str = PASSPHRASE) -> tuple[Path, Path]:
+def luks(directory: Path) -> tuple[Path, Path]:
     """An image of either kind: encrypted within qcow2, and LUKS around a raw disk."""
     file = directory / "passphrase"
-    file.write_text(passphrase)
+    file.write_text(PASSPHRASE)
     paths = directory / "luks.qcow2", directory / "luks.raw"
-    options = ("encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "key-secret=s,iter-time=10")
-    for path, image_format, option in zip(paths, ("qcow2", "luks"), options):
-        argv = ["qemu-img", "create", "-q", "-f", image_format, "--object", f"secret,id=s,file={file}", "-o", option]
-        subprocess.run([*argv, str(path), "8M"], check=True)
+    for path in paths:
+        create_luks(path, passphrase=file, size="8M")
     return paths
 
 
@@ -497,6 +495,34 @@ def test_domain_that_was_started_meanwhile_is_told(
     assert backups.entries() == []
     machine.write("vda", "write -P 1 0 64k")
     assert backups.on()["consistency"] == "crash"
+
+
+def test_bitmap_that_finds_no_room_in_its_filesystem_is_warned_of(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path, small_filesystem: Path
+) -> None:
+    """The backup itself is complete by then."""
+    spec = DiskSpec(small_filesystem / "vda.qcow2")
+    spec.create()
+    write(spec.path, "write -P 1 0 1M")
+    machine = define_off(lab, "room", [spec])
+    backups = Backups(lab.uri, command, machine, repository, tmp_path)
+    original = job.run
+
+    def run_and_fill(*args: Any, **kwargs: Any) -> Any:
+        copied = original(*args, **kwargs)
+        with (small_filesystem / "filler").open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                os.write(file.fileno(), bytes(4096))
+        return copied
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "run", run_and_fill)
+        done = backups()
+    assert "qemu-storage-daemon said when it closed the images" in done.stderr
+    assert "No space left on device" in done.stderr
+    (small_filesystem / "filler").unlink()
+    again = backups.off(spec)
+    assert again["disks"][0]["reason"] == f"checkpoint {done.document['id']} is missing from the image"
 
 
 # with a libvirtd

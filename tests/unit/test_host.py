@@ -15,6 +15,7 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.host import DomainHandle, Host
+from vbackup.model import SecretRef
 from vbackup.stop import Stop
 
 DOMAIN = "<domain type='test'><name>{}</name><uuid>{}</uuid><memory>1024</memory><os><type>hvm</type></os></domain>"
@@ -61,6 +62,22 @@ def test_saved_memory_is_told(host: Host) -> None:
     assert not handle.has_managed_save()
     handle.domain.managedSave(0)
     assert (handle.is_active(), handle.has_managed_save()) == (False, True)
+
+
+def test_volume_is_found_in_its_pool(host: Host) -> None:
+    pool = host.connection.storagePoolCreateXML(
+        "<pool type='dir'><name>images</name><target><path>/images</path></target></pool>"
+    )
+    pool.createXML("<volume><name>v.qcow2</name><capacity>1</capacity></volume>")
+    assert host.volume_path("images", "v.qcow2") == "/images/v.qcow2"
+    for missing in (("images", "w"), ("other", "v.qcow2")):
+        with pytest.raises(MonitorError, match=f"volume {missing[1]} of pool {missing[0]}"):
+            host.volume_path(*missing)
+
+
+def test_secret_of_a_libvirt_without_secrets_is_an_error_of_libvirt(host: Host) -> None:
+    with pytest.raises(MonitorError, match=r"secret with the usage /x"):
+        host.secret_value(SecretRef(usage="/x"))
 
 
 def test_domain_that_vanished_is_not_active(host: Host) -> None:

@@ -130,6 +130,7 @@ def test_what_only_a_running_domain_can_open_is_told(tmp_path: Path) -> None:
         (ImageSource("volume", "qcow2", pool="p", volume="v"), "volume v of pool p: no such pool"),
         (ImageSource("file", "raw", str(top), oddity="it is a slice of a larger image"), "it is a slice"),
         (ImageSource("dir", "raw", str(tmp_path)), "neither a file nor a block device"),
+        (ImageSource("volume", "raw", "pool/volume"), "of type volume"),
     ):
         refused(disk(source), said)
     refused(disk(top, ImageSource("file", None, str(top))), "does not say which format")

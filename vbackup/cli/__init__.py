@@ -62,8 +62,9 @@ def _run(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     level = logging.DEBUG if options.verbose else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
-    # What it has to say is raised; and at -v it would repeat every command.
+    # What qemu.qmp has to say is raised; and at -v it would repeat every command.
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
     with on_signals(Stop()) as stop:
         status: int = options.run(options, Context(options, stop))
     return status
