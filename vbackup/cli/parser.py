@@ -8,11 +8,11 @@ from typing import NoReturn
 
 import vbackup
 from vbackup.cli.arguments import add_common
-from vbackup.cli.commands import backup, init, restore, show
+from vbackup.cli.commands import backup, hooks, init, restore, show
 from vbackup.cli.commands import list as list_
 from vbackup.errors import UsageError
 
-COMMANDS = (init, backup, list_, show, restore)
+COMMANDS = (init, backup, list_, show, restore, hooks)
 
 
 class Parser(argparse.ArgumentParser):
