@@ -40,7 +40,7 @@ def _reload(name: str, pid: int) -> Daemon:
     try:
         # A descriptor stays with this process; the pid can be another's in a moment.
         fd = os.pidfd_open(pid)
-    except OSError as err:
+    except (OSError, AttributeError) as err:  # a kernel, or a build of Python, from before Linux 5.3
         log.debug("process %d: %s", pid, err)
         return Daemon(name, pid, told=False)
     try:

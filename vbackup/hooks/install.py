@@ -81,7 +81,7 @@ class Place:
         state = self._ours()
         if state is State.INSTALLED:
             return False
-        etc = self.root / "etc/libvirt"
+        etc = self.path.parents[2]
         with target_errors(f"install {self.path}"):
             if not etc.is_dir():
                 raise TargetError(f"Cannot install {self.path}: there is no {etc}; is libvirt installed?")
@@ -156,8 +156,7 @@ def _try_out(script: Path) -> None:
     except OSError as err:
         raise TargetError(f"The hook script needs {interpreter[0]}: {err.strerror}; it was not installed.") from err
     if done.returncode != 0 or done.stdout or done.stderr:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
         raise TargetError(
-            f"The hook script does not work with {interpreter[0]}: {said[-1] if said else f'status {done.returncode}'}."
-            " It was not installed."
+            f"The hook script does not work with {interpreter[0]}: {lines[-1].rstrip('.')}. It was not installed."
         )
