@@ -40,6 +40,7 @@ lint: $(VENV_READY) ## Only the linters and the type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy hooks/qemu
 	$(BIN)/lint-imports
 
 man: $(MAN_PAGES) ## Build the man pages in build/man

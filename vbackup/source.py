@@ -14,6 +14,7 @@ from typing import Protocol
 from vbackup import domainxml, image_chain
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.freeze import Freeze, frozen
+from vbackup.hooks.marks import offline_mark
 from vbackup.host import DomainHandle
 from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageSource, Quiesce, SecretRef
 from vbackup.monitor import Monitor, block_graph
@@ -68,9 +69,10 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
             f"Domain {handle.name} is off, and its images are on another host: run vbackup on that host, or start"
             " the domain."
         )
-    domain = domainxml.parse(handle.live_xml())
-    with StorageDaemon(reporter) as daemon:
-        yield OffSource(handle, domain, daemon)
+    with offline_mark(handle.uuid):  # for the hook: a start that comes too early for it is seen in disk_nodes
+        domain = domainxml.parse(handle.live_xml())
+        with StorageDaemon(reporter) as daemon:
+            yield OffSource(handle, domain, daemon)
 
 
 class RunningSource:
