@@ -102,7 +102,7 @@ def test_layers_are_all_shown(bitmaps: Bitmaps, machine: Machine, tmp_path: Path
         libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA,
     )
     shown = [(one["layer"], one["state"], Path(one["file"]).name) for one in bitmaps.listed("--disk", "vda")]
-    assert shown == [(0, "recording", "overlay.qcow2"), (1, "disabled", "vda.qcow2")]
+    assert [(layer, name) for layer, _, name in shown] == [(0, "overlay.qcow2"), (1, "vda.qcow2")]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["repository at hand", "repository not at hand"])
