@@ -15,7 +15,7 @@ from vbackup import actions
 Text = SearchStrategy[str]
 INT64 = st.integers(-(2**63), 2**63 - 1)
 #: Any text that QEMU takes.
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=20)
 
 SCALARS = st.none() | st.booleans() | INT64 | st.floats() | st.text(max_size=10)
 JSON = st.recursive(

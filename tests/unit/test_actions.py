@@ -315,7 +315,7 @@ def assert_refused_or_exact(value: Any) -> None:
         (
             [{"type": "blockdev-backup", "data": {"device": "\ud800", "target": "t", "sync": "full"}}],
             "actions[0].data.device",
-            "not Unicode",
+            "this has U+D800",
         ),
     ],
 )  # fmt: skip
