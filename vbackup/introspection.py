@@ -125,6 +125,8 @@ def _builtin(fields: Fields, _entry: Mapping[str, Any]) -> Type:
 def _enumeration(fields: Fields, _entry: Mapping[str, Any]) -> Type:
     if "members" in fields:  # since 6.2, with features
         return Enumeration({one.text("name"): one.strings("features") for one in fields.objects("members")})
+    if "values" not in fields:
+        raise MalformedError(f"{WHERE} has an enum without values.")
     return Enumeration({value: frozenset() for value in sorted(fields.strings("values"))})
 
 

@@ -1,7 +1,9 @@
 """What QEMU refuses in a transaction although its schema allows it, and what can be known without asking QEMU.
 
 Every rule is one of QEMU's (measured on 7.2, tests/contract/test_checker.py): nothing is refused that QEMU
-would carry out. vbackup.checker looks at the schema first; what that has let through is taken for granted.
+would carry out. Some matter more than others: QEMU 7.2 crashes where -enable names a bitmap that is not there,
+or stands in a grouped transaction, and where it names one that the transaction removes, that bitmap is left
+disabled. vbackup.checker looks at the schema first; what that has let through is taken for granted.
 """
 
 from __future__ import annotations
@@ -243,6 +245,7 @@ class _Order:
             self._add(step, node)
         elif step.kind in _USES_BITMAP:
             self._use(node, step.text("name"), step.path("name"))
+            self._warn_of_enabling(step, node)
             if step.kind == "block-dirty-bitmap-remove":
                 self._removed[node, step.text("name") or ""] = step.index
         elif step.kind == "block-dirty-bitmap-merge":
@@ -273,6 +276,16 @@ class _Order:
         if name in self._existing.get(node, ()):
             raise TransactionError(at, f"there is a {what} already; use it, or remove it first.")
         self._added[key] = step.index
+
+    def _warn_of_enabling(self, step: _Step, node: str) -> None:
+        if step.kind != "block-dirty-bitmap-enable" or node in self._existing:
+            return
+        if (node, step.text("name")) not in self._added:
+            # Its undo goes to the bitmap that was not found.
+            self.warnings.append(
+                f"{step.path('name')}: whether {wording.shown(node)} has this bitmap is not known here, and QEMU 7.2"
+                " crashes if it has not; look before you send it."
+            )
 
     def _use_sources(self, step: _Step, node: str) -> None:
         sources = step.data.get("bitmaps")

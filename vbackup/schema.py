@@ -146,12 +146,14 @@ class _Check:
         self._builtin("value", value, path, depth)
 
     def _text(self, value: str, path: str) -> None:
-        if not wording.is_unicode(value):
-            raise TransactionError(path, "this has half a surrogate pair, which is not Unicode; QEMU takes only UTF-8.")
+        odd = wording.no_character(value)
+        if odd is not None:
+            raise TransactionError(path, f"this has {odd}, which is no character and QEMU's JSON parser refuses.")
 
     def _name(self, name: Any, path: str) -> None:
-        if not isinstance(name, str) or not wording.is_unicode(name):
-            raise TransactionError(path or self._command, "a member's name must be a Unicode string.")
+        if not isinstance(name, str):
+            raise TransactionError(path or self._command, f"a member's name is {wording.kind(name)}, not a string.")
+        self._text(name, path or self._command)
 
     def _enumeration(self, found: Enumeration, value: Any, path: str) -> None:
         expected = f"one of {wording.listed(found.values)}"

@@ -6,9 +6,12 @@ vbackup.actions, vbackup.schema and vbackup.rules find it; TransactionError carr
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 from typing import Any
 
+_PLANES = "".join(f"{chr(plane | 0xFFFE)}{chr(plane | 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
+_NO_CHARACTER = re.compile(f"[\ud800-\udfff\ufdd0-\ufdef{_PLANES}]")
 #: Integers up to so many bits are written out; QEMU's have 64.
 MAX_BITS = 128
 #: Longer strings are cut in messages, and nothing similar to them is looked for.
@@ -63,6 +66,11 @@ def below(path: str, name: str) -> str:
     return f"{path}.{shown_name}" if path else shown_name
 
 
-def is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair, which QEMU's JSON parser refuses."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+def no_character(text: str) -> str | None:
+    """The first code point that QEMU's JSON parser refuses, as "U+D800"; None if there is none.
+
+    These are halves of surrogate pairs and Unicode's noncharacters. QEMU answers them with an error that names no
+    command, at which a QMP client gives the connection up.
+    """
+    match = _NO_CHARACTER.search(text)
+    return f"U+{ord(match[0]):04X}" if match is not None else None

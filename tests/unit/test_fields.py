@@ -28,6 +28,7 @@ def test_members_have_their_types() -> None:
     assert (one.text("t"), one.boolean("b"), one.integer("i"), one.number("n")) == ("x", False, 7, 1.5)
     assert one.object("o").text("t") == "y"
     assert [entry.text("t") for entry in one.objects("l")] == ["z"]
+    assert fields({"s": ["x", "y"]}).strings("s") == {"x", "y"}
 
 
 def test_unknown_members_are_tolerated() -> None:
@@ -38,6 +39,7 @@ def test_null_is_as_good_as_missing() -> None:
     one = fields({"t": None})
     assert "t" not in one
     assert one.optional_text("t") is None
+    assert one.strings("t") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,8 @@ def test_null_is_as_good_as_missing() -> None:
         (lambda one: one.number("m"), float("inf"), "reply.m should be a number"),
         (lambda one: one.number("m"), 10**400, "reply.m should be a number"),
         (lambda one: one.object("m"), [], "reply.m is a list"),
+        (lambda one: one.strings("m"), "x", "reply.m is a str"),
+        (lambda one: one.strings("m"), ["x", 1], r"reply.m\[1\] should be a string"),
         (lambda one: list(one.objects("m")), {}, "reply.m is a dict"),
         (lambda one: list(one.objects("m")), [{}, 1], r"reply.m\[1\] should be an object"),
     ],

@@ -54,8 +54,9 @@ class Text(Kind):
         """See Kind."""
         if not isinstance(value, str):
             raise self.mistaken(value, path)
-        if not wording.is_unicode(value):
-            raise TransactionError(path, "this has half a surrogate pair, which is not Unicode; QEMU takes only UTF-8.")
+        odd = wording.no_character(value)
+        if odd is not None:
+            raise TransactionError(path, f"this has {odd}, which is no character and QEMU's JSON parser refuses.")
         return value
 
     def write(self, value: str) -> str:

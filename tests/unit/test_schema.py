@@ -1,0 +1,354 @@
+"""Arguments are checked by what a QEMU says it takes; the schemas are captured from QEMU 7.2."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import qapi
+from tests.strategies import JSON, Names, mutated, transaction
+from vbackup import actions, checker, wording
+from vbackup.errors import MalformedError, TransactionError
+from vbackup.schema import MAX_DEPTH, Schema
+
+QEMU = Schema(qapi.schema())
+BACKUP = {"device": "n", "target": "t", "sync": "full"}
+
+
+def backup(**more: Any) -> dict[str, Any]:
+    data = {**BACKUP, **{name.replace("_", "-"): value for name, value in more.items()}}
+    return {"actions": [{"type": "blockdev-backup", "data": data}]}
+
+
+def refusal(arguments: Any, schema: Schema = QEMU, command: str = "transaction") -> TransactionError:
+    with pytest.raises(TransactionError) as caught:
+        schema.check(command, arguments)
+    assert str(caught.value).startswith(f"{caught.value.path}: ")
+    return caught.value
+
+
+# what QEMU 7.2 has
+
+
+@pytest.mark.parametrize("program", ["qemu", "qemu-storage-daemon"])
+def test_captured_schema_has_all_actions(program: str) -> None:
+    schema = Schema(qapi.schema(program))
+    assert all(schema.has_action(kind) for kind in actions.TYPES)
+    assert not schema.has_action("x-block-dirty-bitmap-merge")
+    assert schema.has_command("transaction")
+    assert not schema.has_command("blockdev-add")
+
+
+@given(transaction().filter(lambda made: not newer_than_7_2(made.document())))
+def test_all_that_the_model_makes_fits(made: actions.Transaction) -> None:
+    QEMU.check("transaction", made.document())
+
+
+def newer_than_7_2(document: dict[str, Any]) -> bool:
+    return any(name in json.dumps(document) for name in ('"discard-source"', '"on-cbw-error"', '"min-cluster-size"'))
+
+
+@given(mutated(transaction(max_size=3).map(lambda made: made.document())))
+def test_schema_and_qemus_visitor_agree(arguments: Any) -> None:
+    """Apart from the width of integers, which introspection does not tell."""
+    try:
+        qapi.visit_command("transaction", arguments)
+        said = None
+    except qapi.MisfitError as err:
+        said = str(err)
+    try:
+        QEMU.check("transaction", arguments)
+        refused = False
+    except TransactionError as err:
+        refused = "JSON parser" not in str(err)  # never reaches QEMU's visitor
+    if refused:
+        assert said is not None
+    elif said is not None:
+        assert "expects" in said or "integer" in said or wording.no_character(json.dumps(arguments, ensure_ascii=False))
+
+
+# messages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "said"),
+    [
+        (5, "transaction", "this is a whole number, but must be an object"),
+        ({}, "actions", "this is missing; it must be a list"),
+        ({"actions": None}, "actions", "this is null, but must be a list"),
+        ({"actions": [], "more": 1}, "more", "it has 'actions', 'properties'"),
+        ({"actions": ["x"]}, "actions[0]", "this is a string, but must be an object"),
+        ({"actions": [{}]}, "actions[0].type", "this is missing; it must be one of 'abort'"),
+        ({"actions": [{"type": []}]}, "actions[0].type", "this is a list, but must be one of 'abort'"),
+        (
+            {"actions": [{"type": "block-dirty-bitmap-merg", "data": {}}]},
+            "actions[0].type",
+            "neither this QEMU nor one that vbackup knows has 'block-dirty-bitmap-merg' here",
+        ),
+        ({"actions": [{"type": "abort"}]}, "actions[0].data", "this is missing; it must be an object"),
+        ({"actions": [{"type": "abort", "data": {"x": 1}}]}, "actions[0].data.x", "it has none"),
+        (backup(sync="ful"), "actions[0].data.sync", "it has 'top', 'full'"),
+        (backup(sync="ful"), "actions[0].data.sync", "Did you mean 'full'?"),
+        (backup(bitmap_mode="x", bitmap=5), "actions[0].data.bitmap", "this is a whole number, but must be a string"),
+        (backup(speed=True), "actions[0].data.speed", "this is true or false, but must be a whole number"),
+        (backup(speed=1.0), "actions[0].data.speed", "this is a number with a fraction, but must be a whole number"),
+        (backup(speed=2**64), "actions[0].data.speed", "18446744073709551616 must fit 64 bits"),
+        (backup(compress=0), "actions[0].data.compress", "must be true or false"),
+        (backup(job_id=None), "actions[0].data.job-id", "this is null, but must be a string"),
+        (backup(bitmp="b"), "actions[0].data.bitmp", "Did you mean 'bitmap'"),
+        (backup(x_perf={"max-worker": 1}), "actions[0].data.x-perf.max-worker", "Did you mean 'max-workers'"),
+        (
+            {"actions": [{"type": "block-dirty-bitmap-merge", "data": {"node": "n", "target": "t", "bitmaps": [1]}}]},
+            "actions[0].data.bitmaps[0]",
+            "this is a whole number, but must be a string or an object",
+        ),
+        (
+            {"actions": [{"type": "block-dirty-bitmap-merge", "data": {"node": "n", "target": "t", "bitmaps": [{}]}}]},
+            "actions[0].data.bitmaps[0].node",
+            "this is missing; it must be a string",
+        ),
+        ({"actions": [], "properties": {"completion-mode": 1}}, "properties.completion-mode", "must be one of"),
+    ],
+)
+def test_error_begins_with_the_path_and_says_what_would_work(arguments: Any, path: str, said: str) -> None:
+    error = refusal(arguments)
+    assert error.path == path
+    assert said in str(error)
+
+
+def without(*names: str) -> list[dict[str, Any]]:
+    """The captured schema as if QEMU had not learnt of these yet."""
+    entries = copy.deepcopy(qapi.schema())
+    for entry in entries:
+        for key in ("members", "values", "variants"):
+            if key in entry:
+                entry[key] = [one for one in entry[key] if name_of(one) not in names]
+    return entries
+
+
+def name_of(one: Any) -> Any:
+    return one if isinstance(one, str) else one.get("name", one.get("case"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "path", "version"),
+    [
+        ("discard-source", backup(discard_source=True), "actions[0].data.discard-source", "9.1"),
+        ("on-cbw-error", backup(on_cbw_error="break-snapshot"), "actions[0].data.on-cbw-error", "10.1"),
+        ("bitmap-mode", backup(bitmap="b", bitmap_mode="never"), "actions[0].data.bitmap-mode", "4.2"),
+        ("bitmap", backup(sync="bitmap"), "actions[0].data.sync", "4.2"),
+        ("grouped", {"actions": [], "properties": {"completion-mode": "grouped"}}, "properties.completion-mode", "2.5"),
+        ("properties", {"actions": [], "properties": {}}, "properties", "2.5"),
+        (
+            "block-dirty-bitmap-remove",
+            {"actions": [{"type": "block-dirty-bitmap-remove", "data": {"node": "n", "name": "b"}}]},
+            "actions[0].type",
+            "4.1",
+        ),
+    ],
+)
+def test_what_only_other_qemus_have_is_told_with_its_version(
+    missing: str, arguments: Any, path: str, version: str
+) -> None:
+    error = refusal(arguments, Schema(without(missing)))
+    assert error.path == path
+    assert f"since version {version}, but this QEMU does not have it" in str(error)
+
+
+def test_unknown_command_is_told() -> None:
+    assert str(refusal({}, command="transactoin")) == (
+        "transactoin: this QEMU has no such command. Did you mean 'transaction'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warning"),
+    [
+        (backup(), None),
+        (backup(x_perf={}), "actions[0].data.x-perf: this is unstable"),
+        ({"actions": [{"type": "drive-backup", "data": BACKUP}]}, "actions[0].type: 'drive-backup' is deprecated"),
+    ],
+)
+def test_what_may_go_away_is_warned_of(arguments: Any, warning: str | None) -> None:
+    warnings = QEMU.check("transaction", arguments)
+    assert len(warnings) == (warning is not None)
+    assert warning is None or warnings[0].startswith(warning)
+
+
+# other shapes that QAPI has
+
+
+def schema(**types: Any) -> Schema:
+    """A command ``c`` whose arguments are of type ``a``."""
+    entries = [
+        {"name": "c", "meta-type": "command", "arg-type": "a", "ret-type": "0"},
+        *(
+            {"name": json_type, "meta-type": "builtin", "json-type": json_type}
+            for json_type in ("string", "number", "int", "boolean", "null", "value")
+        ),
+        {"name": "[a]", "meta-type": "array", "element-type": "a"},
+        *({"name": name, **entry} for name, entry in types.items()),
+    ]
+    return Schema(entries)
+
+
+def members(*pairs: str, **more: Any) -> dict[str, Any]:
+    """name:type, with a ? after the name if it can be left out."""
+    listed = []
+    for pair in pairs:
+        name, _, kind = pair.partition(":")
+        listed.append({"name": name.rstrip("?"), "type": kind, **({"default": None} if name.endswith("?") else {})})
+    return {"meta-type": "object", "members": listed, **more}
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("number", [1, 1.5, -(2**63)], ["1", True, None, float("nan"), float("inf"), 2**64]),
+        ("int", [0, 2**64 - 1, -(2**63)], [1.0, 2**64, -(2**63) - 1, False]),
+        ("null", [None], [0, False, "", []]),
+        ("boolean", [True, False], [0, 1, None]),
+        ("string", ["", "ü", "\0", "\U0010fffd"], [b"x", None, "\ud800", "\ufffe", "\ufdd0", "\U0010ffff"]),
+        ("value", [None, 1, 1.5, "x", [{"a": [None]}]], [b"x", (1,), [float("nan")], {1: 2}, [{"a": b"x"}]]),
+    ],
+)
+def test_builtins(kind: str, good: list[Any], bad: list[Any]) -> None:
+    made = schema(a=members(f"m:{kind}"))
+    for value in good:
+        assert made.check("c", {"m": value}) == ()
+    for value in bad:
+        assert refusal({"m": value}, made, "c").path.startswith("m")
+
+
+def test_enum_of_an_older_qemu_has_only_values() -> None:
+    made = schema(a=members("m:e"), e={"meta-type": "enum", "values": ["x", "y"]})
+    assert made.check("c", {"m": "y"}) == ()
+    assert "it has 'x', 'y'" in str(refusal({"m": "z"}, made, "c"))
+
+
+def test_tag_within_a_variant_is_heeded() -> None:
+    """Nested unions, since QEMU 8.0."""
+    enum = {"meta-type": "enum", "values": ["x", "y"]}
+    made = schema(
+        a=members("t:e", tag="t", variants=[{"case": "x", "type": "b"}]),
+        b=members("u:e", tag="u", variants=[{"case": "y", "type": "d"}]),
+        d=members("deep:int"),
+        e=enum,
+    )
+    assert made.check("c", {"t": "x", "u": "y", "deep": 1}) == ()
+    assert made.check("c", {"t": "y"}) == ()
+    assert refusal({"t": "x", "u": "y"}, made, "c").path == "deep"
+    assert refusal({"t": "y", "u": "y"}, made, "c").path == "u"
+
+
+def test_features_of_command_and_object_are_warned_of() -> None:
+    made = schema(a=members("m:b"), b=members(features=["unstable"]))
+    assert made.check("c", {"m": {}}) == ("m: this is unstable in this QEMU; any version can change or remove it.",)
+
+
+# what is hostile or broken
+
+
+def test_type_that_contains_itself_is_as_deep_as_the_arguments() -> None:
+    made = schema(a=members("more?:[a]"))
+    deep: dict[str, Any] = {}
+    for _ in range(MAX_DEPTH // 2 - 1):
+        deep = {"more": [deep]}
+    assert made.check("c", deep) == ()
+    for _ in range(2000):
+        deep = {"more": [deep]}
+    assert "levels deep" in str(refusal(deep, made, "c"))
+
+
+def test_endless_arguments_come_to_an_end() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    assert "levels deep" in str(refusal({"m": endless}, schema(a=members("m:value")), "c"))
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {},
+        {"a": members("m:nothing")},
+        {"a": members("m:c")},
+        {"a": {"meta-type": "object"}},
+        {"a": {"meta-type": "object", "members": [{}]}},
+        {"a": {"meta-type": "object", "members": [{"name": "m"}]}},
+        {"a": {"meta-type": "object", "members": "x"}},
+        {"a": {"meta-type": "surprise"}},
+        {"a": members("m:b"), "b": {"meta-type": "builtin", "json-type": "surprise"}},
+        {"a": members("m:b"), "b": {"meta-type": "enum"}},
+        {"a": members("m:b"), "b": {"meta-type": "enum", "values": [1]}},
+        {"a": members("m:b"), "b": {"meta-type": "array"}},
+        {"a": members("m:b"), "b": {"meta-type": "alternate"}},
+        {"a": members("m:b"), "b": {"meta-type": "alternate", "members": [{"type": "b"}]}},
+        {"a": members("m:string", tag="x", variants=[])},
+        {"a": members("m:string", tag="m", variants=[])},
+        {"a": members("m:string", tag="m")},
+        {
+            "a": members("m:e", tag="m", variants=[{"case": "x", "type": "a"}]),
+            "e": {"meta-type": "enum", "values": ["x"]},
+        },
+        {
+            "a": members("m:e", tag="m", variants=[{"case": "x", "type": "e"}]),
+            "e": {"meta-type": "enum", "values": ["x"]},
+        },
+        {"a": members("m:string", features="x")},
+    ],
+    ids=str,
+)
+def test_broken_schema_is_malformed(types: Any) -> None:
+    broken = schema(**types)
+    with pytest.raises(MalformedError):
+        broken.check("c", {"m": "x"})
+
+
+@pytest.mark.parametrize("reply", [None, {}, [1], [{}], [{"name": 1}], [{"name": "x", "meta-type": "enum"}] * 2])
+def test_reply_that_is_no_schema_is_malformed(reply: Any) -> None:
+    with pytest.raises(MalformedError):
+        Schema(reply)
+
+
+def test_transaction_without_a_list_of_actions_is_malformed() -> None:
+    entries = [
+        {"name": "transaction", "meta-type": "command", "arg-type": "a"},
+        {"name": "a", "meta-type": "object", "members": []},
+    ]
+    with pytest.raises(MalformedError):
+        Schema(entries).has_action("abort")
+    assert not Schema([]).has_action("abort")
+
+
+@given(mutated(st.builds(lambda: copy.deepcopy(qapi.schema()))), transaction(max_size=2))
+def test_damaged_schema_raises_nothing_unexpected(reply: Any, made: actions.Transaction) -> None:
+    try:
+        damaged = Schema(reply)
+        damaged.has_action("abort")
+        checker.check(made.document(), damaged)
+    except (MalformedError, TransactionError):
+        pass
+
+
+@given(JSON)
+def test_any_arguments_raise_nothing_unexpected(arguments: Any) -> None:
+    try:
+        checker.check(arguments, QEMU)
+    except TransactionError as err:
+        str(err).encode()
+
+
+NAMES = Names(*[st.sampled_from(["n", "m", ""])] * 9)
+
+
+@given(mutated(transaction(NAMES, max_size=4).map(lambda made: made.document())))
+def test_damaged_arguments_raise_nothing_unexpected(arguments: Any) -> None:
+    try:
+        checker.check(arguments, QEMU, {"n": ("m",)})
+    except TransactionError as err:
+        str(err).encode()
