@@ -3,9 +3,9 @@
 The package is a house of floors; imports point down only (import-linter checks it, see setup.cfg):
 
     doors        cli                  (libvirt's own door, hooks/qemu, stands alone)
-    operations   backup  restore
-    engine       job  checkpoint  source  freeze  target  undo        record: repository  manifest  hooks
-    sessions     host  monitor  qemu_img  storage_daemon  image_chain
+    operations   backup  restore  recovery  completion  transaction  bitmap  session
+    engine       job  checkpoint  source  freeze  target  undo        record: repository  manifest  journal  hooks
+    sessions     host  monitor  qemu_img  storage_daemon  image_chain  process
     planning     plan  chain  blockgraph  domainxml  safety  transactions: checker  schema  rules  actions  (no I/O)
     words        model  names  report  errors  fields  stop  wording
 """

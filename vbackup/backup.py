@@ -9,23 +9,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import vbackup
-from vbackup import chain, checkpoint, job, plan, qemu_img, source, target
+from vbackup import chain, checkpoint, completion, job, manifest, plan, qemu_img, recovery, source, target
+from vbackup.completion import Work
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
 from vbackup.host import DomainHandle, Host
-from vbackup.model import Backup, BitmapSource, Compression, Consistency, DiskImage, Level, Quiesce
+from vbackup.journal import Journal, Step
+from vbackup.model import Backup, Compression, Level, Quiesce
 from vbackup.monitor import Monitor
-from vbackup.plan import BackupPlan, DiskPlan
+from vbackup.plan import BackupPlan
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage, digest, target_errors
+from vbackup.repository import Repository, Stage, target_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.storage_daemon import is_locked
@@ -65,16 +66,6 @@ class _Session:
         return self.source.monitor
 
 
-@dataclass(frozen=True)
-class _Moment:
-    """What is known of the moment that the transaction was taken, and how much its jobs copied."""
-
-    time: datetime
-    consistency: Consistency
-    frozen_ms: int
-    copied_bytes: dict[str, int]  #: by dev
-
-
 def run(request: BackupRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop) -> Backup:
     """Make a backup and return it as it was committed.
 
@@ -101,7 +92,8 @@ def dry_run(
         made = _plan(request, session)
         with repository.stage(made.domain.uuid, made.id) as stage, Undo(reporter) as undo:
             _make_images(made, stage, stop)
-            _open_targets(made, stage, session, undo)
+            targets = [target.Target(stage.path / disk.file, disk.target_node) for disk in made.disks]
+            target.open_in_qemu(session.monitor, targets, repository_id=repository.id, undo=undo)
             try:
                 _send_transaction(session.monitor, made.transaction(abort=True))
             except QmpError as err:
@@ -116,14 +108,11 @@ def dry_run(
 def _session(
     request: BackupRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
 ) -> Iterator[_Session]:
-    """Lock the domain, open the source of its disks, and clear away what a dead run left."""
+    """Lock the domain, open the source of its disks, and finish or clear away what a dead run left."""
     handle = host.domain(request.domain)
     stop.check()
     with repository.lock(handle.uuid), source.open_source(handle, reporter=reporter) as opened:
-        for backup_id in repository.remove_partial(handle.uuid):
-            reporter.step(f"Removed what was left of backup {backup_id}, which never ended.")
-        for name in checkpoint.remove_leftovers(opened.monitor, repository.id):
-            reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
+        recovery.recover(opened, repository, reporter=reporter, stop=stop)
         stop.check()
         yield _Session(handle, opened, repository, reporter, stop)
 
@@ -162,53 +151,44 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
 
 def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, begun: float) -> Backup:
     """Stage, copy, commit."""
-    monitor, handle, repository = session.monitor, session.handle, session.repository
-    with repository.stage(made.domain.uuid, made.id) as stage, Undo(session.reporter) as undo:
+    repository = session.repository
+    with (
+        repository.stage(made.domain.uuid, made.id) as stage,
+        Journal(stage.path) as journal,
+        Undo(session.reporter) as undo,
+    ):
+        draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
+        stall_s = job.stall_limit_s(request.speed_bytes_s)
+        work = Work(draft, stage, journal, session.source, repository, session.reporter, session.stop, stall_s=stall_s)
+        journal.begin(draft)
         _make_images(made, stage, session.stop)
-        # Asked before the copy: that of a domain that is off does not mind if libvirtd goes away meanwhile.
-        definition = handle.definition_xml()
-        versions = {
-            "vbackup": vbackup.__version__,
-            "qemu": _qemu_version(monitor),
-            "libvirt": handle.host.libvirt_version,
-        }
-        undo.push("remove the new bitmaps", lambda: checkpoint.remove_bitmaps(monitor, _bitmaps(made)))
-        moment = _copy(made, request, stage, session)
-        files = {"domain.xml": stage.write("domain.xml", definition.encode())}
-        files.update(_nvram(made, stage, session))
-        backup = Backup(
-            id=made.id,
-            sequence=made.sequence,
-            level=made.level,
-            parent=made.parent,
-            time=moment.time,
-            domain_name=made.domain.name,
-            domain_uuid=made.domain.uuid,
-            disks=_describe_images(made, moment, stage, session.stop),
-            left_out=made.left_out,
-            consistency=moment.consistency,
-            frozen_ms=moment.frozen_ms,
-            duration_s=round(time.monotonic() - begun, 3),
-            files=files,
-            versions=versions,
-        )
-        repository.remember_name(made.domain.uuid, made.domain.name)
-        session.stop.check()
-        stage.commit(backup)
+        completion.push_undo_of_bitmaps(work, undo)
+        work = _copy(made, request, work)
+        backup = completion.commit(work, begun=begun)
         undo.release()
         # The working bitmaps have done their work; the checkpoints stay.
-        undo.push("remove the working bitmaps", lambda: checkpoint.remove_bitmaps(monitor, _bitmaps(made, new=False)))
+        undo.push(
+            "remove the working bitmaps", lambda: checkpoint.remove_bitmaps(session.monitor, work.working_bitmaps)
+        )
     return backup
 
 
-def _bitmaps(made: BackupPlan, *, new: bool = True) -> list[BitmapSource]:
-    """What the transaction adds to the disks' nodes: the working bitmaps, and the new checkpoint's."""
-    return [
-        BitmapSource(disk.node.top.node_name, name)
-        for disk in made.disks
-        for name in (disk.working_bitmap, disk.bitmap if new else None)
-        if name is not None
-    ]
+def _files(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
+    """What belongs to the domain besides its disks, with digests.
+
+    Asked before the copy: that of a domain that is off does not mind if libvirtd goes away meanwhile.
+    """
+    files = {"domain.xml": stage.write("domain.xml", session.handle.definition_xml().encode())}
+    files.update(_nvram(made, stage, session))
+    return files
+
+
+def _versions(session: _Session) -> dict[str, str]:
+    return {
+        "vbackup": vbackup.__version__,
+        "qemu": _qemu_version(session.monitor),
+        "libvirt": session.handle.host.libvirt_version,
+    }
 
 
 def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
@@ -223,33 +203,29 @@ def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
             )
 
 
-def _open_targets(made: BackupPlan, stage: Stage, session: _Session, undo: Undo) -> list[target.BlockdevOptions]:
-    targets = [target.Target(stage.path / disk.file, disk.target_node) for disk in made.disks]
-    return target.open_in_qemu(session.monitor, targets, repository_id=session.repository.id, undo=undo)
-
-
-def _copy(made: BackupPlan, request: BackupRequest, stage: Stage, session: _Session) -> _Moment:
+def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
     """The transaction and its jobs; when this returns QEMU has let go of complete images."""
-    monitor, reporter, stop = session.monitor, session.reporter, session.stop
-    devs = {disk.job_id: disk.dev for disk in made.disks}
+    monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
-        nodes = _open_targets(made, stage, session, undo)
-        # Before the targets are closed: a QEMU 7.2 that is stopped keeps the descriptors.
-        undo.push("let the guest go on", session.source.resume_later(reporter))
-        undo.push("end the backup jobs", lambda: job.cancel(monitor, devs))
-        stop.check()
-        with session.source.frozen(request.quiesce, reporter) as freeze:
+        work.journal.write(Step.TARGETS)
+        target.open_in_qemu(monitor, work.targets, repository_id=work.repository.id, undo=undo)
+        stopped = work.source.is_guest_stopped()
+        completion.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
+        work.stop.check()
+        # Nothing is written to the repository while the guest is frozen: its storage may be slow.
+        work.journal.write(Step.MOMENT, time=manifest.iso(datetime.now(timezone.utc)), guest_was_stopped=stopped)
+        with work.source.frozen(request.quiesce, reporter) as freeze:
             now = datetime.now(timezone.utc)
             _send_transaction(monitor, made.transaction())
+        started = replace(work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms)
+        work.journal.write(
+            Step.STARTED, time=manifest.iso(now), consistency=freeze.consistency.value, frozen_ms=freeze.frozen_ms
+        )
         if freeze.frozen_ms:
             reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
-        stall_s = job.stall_limit_s(request.speed_bytes_s)
-        copied_bytes = job.run(monitor, devs, reporter=reporter, stop=stop, stall_s=stall_s)
-        job.cancel(monitor, devs)  # all have concluded: this dismisses them
-        target.flush_in_qemu(monitor, nodes)
-        target.close_in_qemu(monitor, session.repository.id)
+        work = completion.copy(replace(work, draft=started))
         undo.release()
-    return _Moment(now, freeze.consistency, freeze.frozen_ms, copied_bytes)
+    return work
 
 
 def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:
@@ -266,32 +242,6 @@ def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:
                 f" same command again ({err})."
             ) from err
         raise
-
-
-def _describe_images(made: BackupPlan, moment: _Moment, stage: Stage, stop: Stop) -> tuple[DiskImage, ...]:
-    """Digest the images, several at a time."""
-
-    def describe(disk: DiskPlan) -> DiskImage:
-        path = stage.path / disk.file
-        return DiskImage(
-            dev=disk.dev,
-            level=disk.choice.level,
-            base=disk.choice.base.id if disk.choice.base else None,
-            reason=disk.choice.reason,
-            file=disk.file,
-            virtual_size_bytes=disk.node.top.virtual_size_bytes,
-            file_size_bytes=path.stat().st_size,
-            copied_bytes=moment.copied_bytes[disk.dev],
-            digest=digest(path, check=stop.check),
-            bitmap=disk.bitmap,
-            node_name=disk.node.top.node_name,
-            source=disk.node.disk.path,
-            source_format=disk.node.disk.format,
-            encrypted=disk.node.disk.encrypted,
-        )
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return tuple(pool.map(describe, made.disks))
 
 
 def _nvram(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:

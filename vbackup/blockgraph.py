@@ -60,6 +60,13 @@ class BlockGraph:
         """The names of all nodes, ours and others'."""
         return frozenset(self._nodes)
 
+    def filename(self, node_name: str) -> str:
+        """The file that a node was opened with. Raises MalformedError where the node is not there."""
+        node = self._nodes.get(node_name)
+        if node is None:
+            raise MalformedError(f"QEMU does not list node {node_name}, which was opened; did somebody close it?")
+        return _innermost(node.layer.filename)
+
     def bitmaps(self, node_name: str) -> Mapping[str, Bitmap]:
         """The named bitmaps of a node; none where the node is not there."""
         node = self._nodes.get(node_name)
@@ -104,17 +111,22 @@ def _check_against_xml(disk: Disk, top: Layer) -> None:
 
 def _plain_path(filename: str) -> str | None:
     """The path in QEMU's filename, None where it is a descriptor or not a local file."""
-    if filename.startswith("json:"):
-        try:
-            options = json.loads(filename[len("json:") :])
-        except (ValueError, RecursionError) as err:
-            raise MalformedError(f"QEMU gave a file name that is not JSON after json: ({err}).") from err
-        while isinstance(options, dict) and isinstance(options.get("file"), dict):
-            options = options["file"]
-        filename = options.get("filename", "") if isinstance(options, dict) else ""
-    if isinstance(filename, str) and filename.startswith("/") and not filename.startswith("/dev/fdset/"):
+    filename = _innermost(filename)
+    return filename if filename.startswith("/") and not filename.startswith("/dev/fdset/") else None
+
+
+def _innermost(filename: str) -> str:
+    """What the protocol node opened: QEMU shows a node that has options of its own as ``json:`` and these."""
+    if not filename.startswith("json:"):
         return filename
-    return None
+    try:
+        options = json.loads(filename[len("json:") :])
+    except (ValueError, RecursionError) as err:
+        raise MalformedError(f"QEMU gave a file name that is not JSON after json: ({err}).") from err
+    while isinstance(options, dict) and isinstance(options.get("file"), dict):
+        options = options["file"]
+    inner = options.get("filename", "") if isinstance(options, dict) else ""
+    return inner if isinstance(inner, str) else ""
 
 
 def _alias(qdev: str) -> str:

@@ -84,6 +84,22 @@ def frozen(
             freeze.frozen_ms = max(1, round((clock() - begun) * 1000))
 
 
+def thaw_leftover(agent: Agent, reporter: Reporter, clock: Callable[[], float] = time.monotonic) -> bool:
+    """Thaw what a run that has died may have left frozen; true if the agent says that it was.
+
+    An agent that does not answer is told of, and left alone.
+    """
+    try:
+        if agent.agent("guest-fsfreeze-status", timeout_s=PING_S) != "frozen":
+            return False
+    except DomainGoneError:
+        raise
+    except VbackupError as err:
+        reporter.warning(f"It is not known whether the guest's filesystems are frozen: {err}")
+        return False
+    return _thaw(agent, reporter, clock, refused=False)
+
+
 def _reason_not_to_freeze(agent: Agent, *, connected: bool) -> str | None:
     if not connected:
         return "no guest agent is connected"

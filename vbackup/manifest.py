@@ -68,6 +68,11 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
     fields = Fields(value, where, ChainError)
     if fields.text("schema") != SCHEMA:
         raise ChainError(f"In {where}: schema {fields.text('schema')} is not one this vbackup reads ({SCHEMA}).")
+    return parse(fields, where, backup_id=backup_id, domain_uuid=domain_uuid)
+
+
+def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Backup:
+    """The backup of that id in what ``document`` gave. Raises ChainError, saying which member is wrong."""
     domain = fields.object("domain")
     if fields.text("id") != backup_id or domain.text("uuid") != domain_uuid:
         raise ChainError(f"In {where}: it belongs to backup {fields.text('id')} of domain {domain.text('uuid')}.")
@@ -81,7 +86,7 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
         sequence=fields.integer("sequence"),
         level=_enum(Level, fields.text("level"), where),
         parent=_backup_id(fields.optional_text("parent"), where),
-        time=_time(fields.text("time"), where),
+        time=time(fields.text("time"), where),
         domain_name=domain.text("name"),
         domain_uuid=domain_uuid,
         disks=disks,
@@ -149,7 +154,8 @@ def _enum(kind: type[E], text: str, where: str) -> E:
         raise ChainError(f"In {where}: {err}.") from err
 
 
-def _time(text: str, where: str) -> datetime:
+def time(text: str, where: str) -> datetime:
+    """The moment that ``iso`` has written; ``where`` names the place in the error."""
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
     except (ValueError, OverflowError) as err:

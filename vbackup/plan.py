@@ -5,7 +5,7 @@ Made before anything is touched; vbackup.backup carries it out, ``--dry-run`` sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,7 +24,7 @@ from vbackup.actions import (
 )
 from vbackup.chain import Choice, History, level_of, parent_of
 from vbackup.errors import DiskError, UnsuitableError
-from vbackup.model import Compression, Disk, DiskNode, Domain, LeftOut, Level
+from vbackup.model import Backup, Compression, Consistency, Disk, DiskImage, DiskNode, Domain, LeftOut, Level
 
 #: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
 GRANULARITY_BYTES = 65536
@@ -55,6 +55,25 @@ class DiskPlan:
     def backing_rpath(self) -> str | None:
         """The parent's image as the image's header names it: relative to the backup's directory."""
         return f"../{self.choice.base.id}/{self.file}" if self.choice.base else None
+
+    def draft(self) -> DiskImage:
+        """The image as it is before a byte was copied."""
+        return DiskImage(
+            dev=self.dev,
+            level=self.choice.level,
+            base=self.choice.base.id if self.choice.base else None,
+            reason=self.choice.reason,
+            file=self.file,
+            virtual_size_bytes=self.node.top.virtual_size_bytes,
+            file_size_bytes=0,
+            copied_bytes=0,
+            digest="",
+            bitmap=self.bitmap,
+            node_name=self.node.top.node_name,
+            source=self.node.disk.path,
+            source_format=self.node.disk.format,
+            encrypted=self.node.disk.encrypted,
+        )
 
     def actions(self, *, speed_bytes_s: int | None, compress: bool) -> list[Action]:
         """The disk's part of the transaction.
@@ -102,6 +121,7 @@ class BackupPlan:
 
     id: str
     sequence: int
+    planned_at: datetime
     level: Level
     parent: str | None
     domain: Domain
@@ -119,6 +139,25 @@ class BackupPlan:
             for action in disk.actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
         ]
         return [action.document() for action in (*wanted, *([Abort()] if abort else []))]
+
+    def draft(self, *, versions: Mapping[str, str], files: Mapping[str, str]) -> Backup:
+        """The backup as it will be committed, with nothing yet where only its end tells."""
+        return Backup(
+            id=self.id,
+            sequence=self.sequence,
+            level=self.level,
+            parent=self.parent,
+            time=self.planned_at,
+            domain_name=self.domain.name,
+            domain_uuid=self.domain.uuid,
+            disks=tuple(disk.draft() for disk in self.disks),
+            left_out=self.left_out,
+            consistency=Consistency.CRASH,
+            frozen_ms=0,
+            duration_s=0.0,
+            files=files,
+            versions=versions,
+        )
 
 
 def _new_bitmap(node: str, name: str, *, persistent: bool) -> BlockDirtyBitmapAdd:
@@ -185,6 +224,7 @@ def make(
     return BackupPlan(
         id=backup_id,
         sequence=history.next_sequence,
+        planned_at=now,
         level=level,
         parent=parent_of([choice for _, choice in choices]),
         domain=domain,

@@ -4,7 +4,7 @@
     REPO/<domain uuid>/domain.json     names the domain has had
     REPO/<domain uuid>/lock            held while a backup of the domain runs
     REPO/<domain uuid>/<backup id>/    manifest.json  domain.xml  nvram  vda.qcow2 ...
-    REPO/<domain uuid>/<backup id>.partial/    one that is being made, or that was cut off
+    REPO/<domain uuid>/<backup id>.partial/    one that is being made, or that was cut off; with a journal
 
 A backup is there once its directory has its name: that rename is the commit. The format is described
 in vbackup-repository(5), manifests are read and written by vbackup.manifest.
@@ -33,6 +33,8 @@ from vbackup.model import Backup
 VERSION = 1
 MARKER = "vbackup.json"
 PARTIAL = ".partial"
+#: In a stage; see vbackup.journal.
+JOURNAL = "journal"
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -233,26 +235,33 @@ class Repository:
         """Ids that a new backup cannot have: of all backups that are there, readable or not."""
         return frozenset(entry.name for entry in (self.path / uuid).iterdir())
 
-    def remove_partial(self, uuid: str) -> list[str]:
-        """Remove what a killed run left half-done; the domain's lock must be held. Returns the ids."""
-        partial = [entry for entry in (self.path / uuid).iterdir() if entry.name.endswith(PARTIAL)]
-        with target_errors(f"remove half-done backups from {self.path / uuid}"):
-            for entry in partial:
-                shutil.rmtree(entry)
-        return [entry.name[: -len(PARTIAL)] for entry in partial]
+    def unfinished(self, uuid: str) -> list[str]:
+        """The ids of backups that are being made or were cut off."""
+        try:
+            entries = sorted(entry.name for entry in (self.path / uuid).iterdir() if entry.name.endswith(PARTIAL))
+        except FileNotFoundError:
+            return []
+        return [name[: -len(PARTIAL)] for name in entries]
+
+    def stage_path(self, uuid: str, backup_id: str) -> Path:
+        """Where that backup is while it is being made."""
+        return self.path / uuid / (backup_id + PARTIAL)
 
     @contextmanager
-    def stage(self, uuid: str, backup_id: str) -> Iterator[Stage]:
-        """A directory for a new backup; it is removed when the block is left without a commit."""
-        final = self.directory(uuid, backup_id)
-        stage = Stage(final.with_name(final.name + PARTIAL), final)
-        with target_errors(f"write to {self.path}"):
-            stage.path.mkdir(mode=0o700)
+    def stage(self, uuid: str, backup_id: str, *, existing: bool = False) -> Iterator[Stage]:
+        """A directory for a new backup, or an ``existing`` one that a dead run left; the lock must be held.
+
+        It is removed when the block is left without a commit. Raises TargetError, NoSpaceError.
+        """
+        stage = Stage(self.stage_path(uuid, backup_id), self.directory(uuid, backup_id))
+        if not existing:
+            with target_errors(f"write to {self.path}"):
+                stage.path.mkdir(mode=0o700)
         try:
             yield stage
         finally:
             if not stage.committed:
-                shutil.rmtree(stage.path, ignore_errors=True)
+                _remove(stage.path)
 
     def remember_name(self, uuid: str, name: str) -> None:
         """Note the name the domain has now."""
@@ -280,7 +289,12 @@ class Stage:
         return "sha256:" + hashlib.sha256(data).hexdigest()
 
     def commit(self, backup: Backup) -> None:
-        """Write the manifest, put everything on the disk, and give the backup its name."""
+        """Write the manifest, put everything on the disk, and give the backup its name.
+
+        The journal goes last: until then the backup can be finished by whoever finds it.
+        """
+        with target_errors(f"write to {self.path}"):
+            (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in here
         self.write("manifest.json", manifest.dump(backup).encode())
         with target_errors(f"write to {self._final.parent}"):
             for entry in self.path.iterdir():
@@ -289,6 +303,7 @@ class Stage:
             self.path.rename(self._final)
             self.committed = True
             fsync(self._final.parent)
+            (self._final / JOURNAL).unlink(missing_ok=True)
 
 
 def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], None] | None = None) -> str:
@@ -317,6 +332,15 @@ def target_errors(what: str) -> Iterator[None]:
             ) from err
         hint = {errno.EACCES: " Run vbackup as a user who may.", errno.EROFS: " It is mounted read-only."}
         raise TargetError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
+
+
+def _remove(path: Path) -> None:
+    """Remove a stage, or what somebody has put in its place. What cannot be removed stays, and costs room."""
+    if path.is_symlink() or not path.is_dir():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _incomplete(history: History) -> Iterator[Broken]:

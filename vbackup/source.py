@@ -7,13 +7,13 @@ to either. What differs is here: how disks are found or opened, and what the gue
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from vbackup import domainxml, image_chain
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
-from vbackup.freeze import Freeze, frozen
+from vbackup.freeze import Freeze, frozen, thaw_leftover
 from vbackup.hooks.marks import offline_mark
 from vbackup.host import DomainHandle
 from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageSource, Quiesce, SecretRef
@@ -50,8 +50,14 @@ class Source(Protocol):
         Raises QuiesceError where it is required and does not work.
         """
 
-    def resume_later(self, reporter: Reporter) -> Callable[[], None]:
-        """What to do for the guest when the jobs are gone after a failure. Call before they start."""
+    def thaw(self, reporter: Reporter) -> None:
+        """Thaw the guest's filesystems if a run that has died may have left them frozen."""
+
+    def is_guest_stopped(self) -> bool:
+        """True if the guest stands still because of an I/O error."""
+
+    def resume(self, reporter: Reporter, *, guest_was_stopped: bool) -> None:
+        """Let the guest go on if our jobs have stopped it; they are gone. ``guest_was_stopped`` before they began."""
 
 
 @contextmanager
@@ -97,25 +103,28 @@ class RunningSource:
         """See Source."""
         return frozen(self._monitor, quiesce, connected=self.domain.agent_connected, reporter=reporter)
 
-    def resume_later(self, reporter: Reporter) -> Callable[[], None]:
+    def thaw(self, reporter: Reporter) -> None:
+        """See Source."""
+        if self.domain.agent_connected and thaw_leftover(self._monitor, reporter):
+            reporter.warning("The guest's filesystems were still frozen by a backup that was cut off; they are thawed.")
+
+    def is_guest_stopped(self) -> bool:
+        """See Source."""
+        return self.handle.is_paused_by_io_error()
+
+    def resume(self, reporter: Reporter, *, guest_was_stopped: bool) -> None:
         """See Source.
 
         While a job runs, QEMU writes the old data to the target before the guest's own write. If the target is
         full, that write of the guest fails with "no space" and QEMU stops the guest (werror=enospc, its
         default). Without the job the write can be tried again, which resuming does.
         """
-        handle = self.handle
-        was_stopped = handle.is_paused_by_io_error()
-
-        def resume() -> None:
-            if not was_stopped and handle.is_paused_by_io_error():
-                handle.resume()
-                reporter.warning(
-                    "The guest was stopped because the repository could not take what it was about to overwrite;"
-                    " it goes on now, and no write of it was lost."
-                )
-
-        return resume
+        if not guest_was_stopped and self.is_guest_stopped():
+            self.handle.resume()
+            reporter.warning(
+                "The guest was stopped because the repository could not take what it was about to overwrite;"
+                " it goes on now, and no write of it was lost."
+            )
 
 
 class OffSource:
@@ -158,9 +167,15 @@ class OffSource:
             )
         yield Freeze(Consistency.CRASH if saved else Consistency.OFFLINE)
 
-    def resume_later(self, reporter: Reporter) -> Callable[[], None]:
+    def thaw(self, reporter: Reporter) -> None:
         """See Source. There is no guest."""
-        return lambda: None
+
+    def is_guest_stopped(self) -> bool:
+        """See Source. There is no guest."""
+        return False
+
+    def resume(self, reporter: Reporter, *, guest_was_stopped: bool) -> None:
+        """See Source. There is no guest."""
 
 
 class ImageSet:

@@ -32,40 +32,40 @@ class Target:
     node_name: str
 
 
-def open_in_qemu(
-    monitor: Monitor, targets: Sequence[Target], *, repository_id: str, undo: Undo
-) -> list[BlockdevOptions]:
-    """Make each qcow2 image a node, and return the nodes' options; ``undo`` gets ``close_in_qemu``.
+def open_in_qemu(monitor: Monitor, targets: Sequence[Target], *, repository_id: str, undo: Undo) -> None:
+    """Make each qcow2 image a node; ``undo`` gets ``close_in_qemu``.
 
     The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
     writes. Raises TargetError where QEMU cannot open an image.
     """
     undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
-    nodes = []
     for target in targets:
         try:
             filename = _pass_fd(monitor, target.path, names.prefix(repository_id))
         except FdsNotPassedError:
             filename = os.fspath(target.path)
-        file = {"driver": "file", "filename": filename}
-        node: BlockdevOptions = {"driver": "qcow2", "node-name": target.node_name, "file": file, "backing": None}
         try:
-            monitor.execute("blockdev-add", node)
+            monitor.execute("blockdev-add", _node(target.node_name, filename))
         except QmpError as err:
             raise TargetError(_refused(target.path, filename, err.description)) from err
-        nodes.append(node)
-    return nodes
 
 
-def flush_in_qemu(monitor: Monitor, nodes: Sequence[BlockdevOptions]) -> None:
-    """Have QEMU write what it still holds of the images, and tell if that fails.
+def _node(node_name: str, filename: str) -> BlockdevOptions:
+    file = {"driver": "file", "filename": filename}
+    return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None}
+
+
+def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
+    """Have QEMU write what it still holds of the images, and tell if that fails; all must be open.
 
     The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
     an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
     it has changes nothing, but QEMU flushes it first and reports that. Raises NoSpaceError, TargetError.
     """
+    graph = block_graph(monitor)
     try:
-        monitor.execute("blockdev-reopen", {"options": list(nodes)})
+        options = [_node(name, graph.filename(name)) for name in node_names]
+        monitor.execute("blockdev-reopen", {"options": options})
     except QmpError as err:
         if "No space left on device" in err.description:
             raise NoSpaceError(

@@ -211,9 +211,12 @@ def _refuse_harm(given: Sequence[Mapping[str, Any]], session: Session) -> None:
 
 
 def _test(arguments: Mapping[str, Any], session: Session) -> None:
-    """Have QEMU prepare everything for real and undo it."""
+    """Have QEMU prepare everything for real and undo it.
+
+    Without completion-mode, which only matters when something was carried out: abort is not for every mode.
+    """
     try:
-        _send({**arguments, "actions": [*arguments["actions"], actions.Abort().document()]}, session)
+        _send({"actions": [*arguments["actions"], actions.Abort().document()]}, session)
     except TransactionRefusedError as err:
         if err.index != len(arguments["actions"]):
             raise

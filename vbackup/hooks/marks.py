@@ -14,46 +14,20 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import names
 from vbackup.errors import BusyError, MalformedError
 from vbackup.fields import Fields
+from vbackup.process import Process
 
 log = logging.getLogger(__name__)
 
 #: As in the hook script.
 DIRECTORY = Path("/run/vbackup/offline")
 LIMIT_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Process:
-    """One process and no other: pids are used again, and boots begin anew with them."""
-
-    pid: int
-    start_ticks: int  #: field 22 of /proc/PID/stat: clock ticks after the boot
-    boot_id: str  #: /proc/sys/kernel/random/boot_id
-
-    @classmethod
-    def of(cls, pid: int) -> Process | None:
-        """The process that has this pid now; None if none lives that has it."""
-        try:
-            # The second field, the name of the command in parentheses, can have blanks and parentheses in it.
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        if fields[0] in (b"Z", b"X"):
-            return None  # it has ended, and holds nothing open
-        return cls(pid, int(fields[19]), boot_id)
-
-    @property
-    def lives(self) -> bool:
-        """True while it runs."""
-        return Process.of(self.pid) == self
 
 
 @dataclass(frozen=True)
@@ -101,15 +75,8 @@ def _path(uuid: str) -> Path:
     return DIRECTORY / uuid
 
 
-def _this_process() -> Process:
-    this = Process.of(os.getpid())
-    if this is None:
-        raise FileNotFoundError("no /proc, which tells processes apart")
-    return this
-
-
 def _set(uuid: str) -> None:
-    mark = Mark(_this_process(), datetime.now(timezone.utc))
+    mark = Mark(Process.this(), datetime.now(timezone.utc))
     with _locked():
         other = live_mark(uuid)
         if other is not None and other.process != mark.process:
@@ -119,7 +86,7 @@ def _set(uuid: str) -> None:
             )
         path = _path(uuid)
         temporary = path.with_name(f".{uuid}.new")
-        text = json.dumps({**asdict(mark.process), "since": mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")})
+        text = json.dumps({**mark.process.document(), "since": mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")})
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(fd, "w", encoding="ascii") as file:
@@ -133,7 +100,7 @@ def _set(uuid: str) -> None:
 def _clear(uuid: str) -> None:
     with _locked():
         mark = live_mark(uuid)
-        if mark is not None and mark.process == _this_process():
+        if mark is not None and mark.process == Process.this():
             _path(uuid).unlink()
 
 
@@ -153,5 +120,6 @@ def _locked() -> Iterator[None]:
 def _read(path: Path) -> Mark:
     with path.open("rb") as file:
         fields = Fields(json.loads(file.read(LIMIT_BYTES)), str(path), MalformedError)
-    process = Process(fields.integer("pid"), fields.integer("start_ticks"), fields.text("boot_id"))
-    return Mark(process, datetime.strptime(fields.text("since"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc))
+    return Mark(
+        Process.read(fields), datetime.strptime(fields.text("since"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    )

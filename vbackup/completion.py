@@ -1,0 +1,130 @@
+"""From running jobs to a committed backup, and back to nothing: what backup and recovery have in common.
+
+vbackup.backup starts the jobs, vbackup.recovery finds those of a run that has died. All that is needed to go on
+is in the draft, which the journal has too: names follow from ids (vbackup.names).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from vbackup import checkpoint, job, journal, names, target
+from vbackup.journal import Journal, Step
+from vbackup.model import Backup, BitmapSource, DiskImage
+from vbackup.monitor import Monitor
+from vbackup.report import Reporter
+from vbackup.repository import Repository, Stage, digest, target_errors
+from vbackup.source import Source
+from vbackup.stop import Stop
+from vbackup.undo import Undo
+
+
+@dataclass(frozen=True)
+class Work:
+    """A backup that is being made."""
+
+    draft: Backup
+    stage: Stage
+    journal: Journal
+    source: Source
+    repository: Repository
+    reporter: Reporter
+    stop: Stop
+    stall_s: float = job.STALL_S
+
+    @property
+    def monitor(self) -> Monitor:
+        """The QEMU that copies."""
+        return self.source.monitor
+
+    @property
+    def devs(self) -> Mapping[str, str]:
+        """The disk of each job."""
+        return {names.job(self.repository.id, self.draft.id, one.dev): one.dev for one in self.draft.disks}
+
+    @property
+    def targets(self) -> Sequence[target.Target]:
+        """The images that QEMU writes."""
+        return [
+            target.Target(self.stage.path / one.file, names.target_node(self.repository.id, one.dev))
+            for one in self.draft.disks
+        ]
+
+    @property
+    def bitmaps(self) -> Sequence[BitmapSource]:
+        """The new checkpoint's bitmaps."""
+        return [BitmapSource(one.node_name, one.bitmap) for one in self.draft.disks if one.bitmap is not None]
+
+    @property
+    def working_bitmaps(self) -> Sequence[BitmapSource]:
+        """Those that drive the copies."""
+        return [
+            BitmapSource(one.node_name, names.working_bitmap(self.repository.id, self.draft.id, one.dev))
+            for one in self.draft.disks
+            if one.base is not None
+        ]
+
+
+def push_undo_of_bitmaps(work: Work, undo: Undo) -> None:
+    """Register the removal of the bitmaps that the transaction makes."""
+    bitmaps = [*work.working_bitmaps, *work.bitmaps]
+    undo.push("remove the new bitmaps", lambda: checkpoint.remove_bitmaps(work.monitor, bitmaps))
+
+
+def push_undo_of_targets(work: Work, undo: Undo) -> None:
+    """Register that QEMU lets go of the images."""
+    undo.push("close the target images in QEMU", lambda: target.close_in_qemu(work.monitor, work.repository.id))
+
+
+def push_undo_of_jobs(work: Work, undo: Undo, *, guest_was_stopped: bool) -> None:
+    """Register the end of the jobs, and that the guest goes on if they have stopped it."""
+    # Before the targets are closed: a QEMU 7.2 that is stopped keeps the descriptors.
+    undo.push("let the guest go on", lambda: work.source.resume(work.reporter, guest_was_stopped=guest_was_stopped))
+    undo.push("end the backup jobs", lambda: job.cancel(work.monitor, work.devs))
+
+
+def copy(work: Work) -> Work:
+    """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
+    copied_bytes = job.run(work.monitor, work.devs, reporter=work.reporter, stop=work.stop, stall_s=work.stall_s)
+    work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
+    return close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)))
+
+
+def close(work: Work) -> Work:
+    """Have QEMU put the images on the disk and let go of them; all jobs have ended well."""
+    job.cancel(work.monitor, work.devs)  # all have concluded: this dismisses them
+    target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
+    work.journal.write(Step.FLUSHED)
+    target.close_in_qemu(work.monitor, work.repository.id)
+    return work
+
+
+def commit(work: Work, *, begun: float | None) -> Backup:
+    """Digest the images and give the backup its name.
+
+    ``begun`` is the monotonic time at which it was begun; None if that is not known.
+    """
+    disks = _describe_images(work)
+    backup = replace(
+        work.draft, disks=disks, duration_s=round(time.monotonic() - begun, 3) if begun is not None else 0.0
+    )
+    work.repository.remember_name(backup.domain_uuid, backup.domain_name)
+    work.stop.check()
+    work.stage.commit(backup)
+    return backup
+
+
+def _describe_images(work: Work) -> tuple[DiskImage, ...]:
+    """Digest the images, several at a time."""
+
+    def describe(image: DiskImage) -> DiskImage:
+        path = work.stage.path / image.file
+        with target_errors(f"read {path}"):
+            size_bytes = path.stat().st_size
+        return replace(image, file_size_bytes=size_bytes, digest=digest(path, check=work.stop.check))
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return tuple(pool.map(describe, work.draft.disks))

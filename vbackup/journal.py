@@ -1,0 +1,143 @@
+"""The write-ahead journal of a backup that is being made: what may be left outside vbackup when it dies.
+
+One JSON object a line in the backup's stage; each is on the disk before the step that it names begins.
+vbackup.backup writes it, vbackup.recovery reads it and finishes or undoes what it tells of. A committed backup
+has none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from vbackup import manifest
+from vbackup.errors import ChainError, TargetError
+from vbackup.fields import Fields
+from vbackup.model import Backup, Consistency
+from vbackup.process import Process
+from vbackup.repository import JOURNAL, target_errors
+
+SCHEMA = "vbackup.journal/1"
+#: The first line is as large as a manifest, the others are short.
+MAX_SIZE_BYTES = manifest.MAX_SIZE_BYTES + 65536
+
+
+class Step(Enum):
+    """What is begun, in this order. A step that is named may have been carried out or not."""
+
+    BEGIN = "begin"  #: the images in the stage; nothing is outside it
+    TARGETS = "targets"  #: descriptors and nodes of the images in QEMU
+    MOMENT = "moment"  #: at ``time``: the filesystems are frozen, bitmaps and jobs made, the filesystems thawed
+    STARTED = "started"  #: the jobs run; ``time``, ``consistency`` and ``frozen_ms`` are known
+    COPIED = "copied"  #: all jobs have ended well, with ``copied_bytes`` by dev, and are dismissed
+    FLUSHED = "flushed"  #: the images are complete; QEMU lets go of them
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a journal tells: the backup as it was planned, and how far it has come for certain."""
+
+    draft: Backup  #: as far as it is known: time, consistency, copied bytes
+    writer: Process
+    step: Step
+    guest_was_stopped: bool = False  #: by an I/O error, before the jobs began
+
+
+class Journal:
+    """The journal of a stage, open for writing. A context manager.
+
+    Raises TargetError and NoSpaceError where the disk does not take it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / JOURNAL
+
+    def __enter__(self) -> Journal:
+        with target_errors(f"write {self._path}"):
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self._fd)
+
+    def begin(self, draft: Backup) -> None:
+        """The first line."""
+        members = {"schema": SCHEMA, "writer": Process.this().document(), "backup": manifest.document(draft)}
+        self.write(Step.BEGIN, **members)
+
+    def write(self, step: Step, **members: Any) -> None:
+        """Have a line on the disk."""
+        # Only ASCII, so that half a character in a name is no reason to fail.
+        data = (json.dumps({"step": step.value, **members}) + "\n").encode("ascii")
+        with target_errors(f"write {self._path}"):
+            while data:
+                data = data[os.write(self._fd, data) :]
+            os.fsync(self._fd)
+
+
+def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
+    """What the journal of that stage tells; None where there is none, or its first line was never complete.
+
+    A last line that is torn was never acted upon. Raises ChainError where it is no journal of that backup.
+    """
+    path = directory / JOURNAL
+    try:
+        with target_errors(f"read {path}"), path.open("rb") as file:
+            data = file.read(MAX_SIZE_BYTES + 1)
+    except TargetError as err:
+        if isinstance(err.__cause__, FileNotFoundError):
+            return None
+        raise
+    where = f"the journal of backup {backup_id}"
+    if len(data) > MAX_SIZE_BYTES:
+        raise ChainError(f"In {where}: it is larger than any that vbackup writes.")
+    lines = data.split(b"\n")[:-1]  # behind the last newline is nothing, or what is torn
+    if not lines:
+        return None
+    return _read(lines, where, backup_id, domain_uuid)
+
+
+def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> Entry:
+    first = _line(lines[0], where)
+    if first.text("step") != Step.BEGIN.value or first.text("schema") != SCHEMA:
+        raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
+    draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)
+    step, guest_was_stopped = Step.BEGIN, False
+    for line in lines[1:]:
+        fields = _line(line, where)
+        try:
+            step = Step(fields.text("step"))
+            if step is Step.MOMENT:
+                draft = replace(draft, time=manifest.time(fields.text("time"), where))
+                guest_was_stopped = fields.boolean("guest_was_stopped")
+            elif step is Step.STARTED:
+                draft = replace(
+                    draft,
+                    time=manifest.time(fields.text("time"), where),
+                    consistency=Consistency(fields.text("consistency")),
+                    frozen_ms=fields.integer("frozen_ms"),
+                )
+            elif step is Step.COPIED:
+                draft = with_copied(
+                    draft, {one.dev: fields.object("copied_bytes").integer(one.dev) for one in draft.disks}
+                )
+        except ValueError as err:
+            raise ChainError(f"In {where}: {err}.") from err
+    return Entry(draft, Process.read(first.object("writer")), step, guest_was_stopped)
+
+
+def with_copied(draft: Backup, copied_bytes: Mapping[str, int]) -> Backup:
+    """The draft with what its jobs have copied, by dev."""
+    return replace(draft, disks=tuple(replace(one, copied_bytes=copied_bytes[one.dev]) for one in draft.disks))
+
+
+def _line(line: bytes, where: str) -> Fields:
+    try:
+        return Fields(json.loads(line), where, ChainError)
+    except (ValueError, RecursionError) as err:
+        raise ChainError(f"In {where}: a line cannot be read ({err}).") from err
