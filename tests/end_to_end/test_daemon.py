@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -159,7 +159,7 @@ def test_signal_unwinds_in_seconds(
     assert {disk["copied_bytes"] for disk in again["disks"]} == {16 << 20}
 
 
-def test_killed_run_is_cleared_away_by_the_next(
+def test_killed_run_is_finished_by_the_next(
     machine: Machine, daemon: Daemon, command: Command, repository: Path
 ) -> None:
     command("-c", daemon.uri, "-q", "backup", machine.name, "-r", repository)
@@ -169,14 +169,44 @@ def test_killed_run_is_cleared_away_by_the_next(
     running = start_slow_backup(machine, daemon, repository)
     running.process.kill()
     running.wait()
-    assert machine.state() != before
+    for job in machine.execute("query-jobs"):
+        machine.execute("block-job-set-speed", device=job["id"], speed=0)
     again = command("-c", daemon.uri, "backup", machine.name, "-r", repository, "--json")
-    assert "left by a backup that never ended" in again.stderr
-    assert {disk["copied_bytes"] for disk in again.document["disks"]} == {16 << 20}
+    assert "which was cut off: its jobs are still in QEMU" in again.stderr
+    assert {disk["copied_bytes"] for disk in again.document["disks"]} == {0}
+    listed = command("list", "-r", repository, "--json").document["backups"]
+    assert [one["level"] for one in listed] == ["full", "incremental", "incremental"]
+    assert again.document["parent"] == listed[1]["id"]
+    check_only_bitmaps_changed(machine, before)
+    assert not [name for name in entries(repository) if name.endswith(".partial")]
+
+
+def test_killed_run_is_undone_on_request(machine: Machine, daemon: Daemon, command: Command, repository: Path) -> None:
+    command("-c", daemon.uri, "-q", "backup", machine.name, "-r", repository)
+    before = machine.state()
+    for dev in ("vda", "vdb"):
+        machine.write(dev, "write -P 2 0 16M")
+    running = start_slow_backup(machine, daemon, repository)
+    refused = command("-c", daemon.uri, "recover", machine.name, "-r", repository, status=8)
+    assert "Another vbackup is at work" in refused.stderr
+    running.process.kill()
+    running.wait()
+    planned = command("-c", daemon.uri, "recover", "--all", "--dry-run", "-r", repository)
+    assert "would be finished: its jobs are still in QEMU" in planned.stdout
+    done = command("-c", daemon.uri, "recover", machine.name, "--abort", "-r", repository, "--json").document
+    assert [(one["remedy"], one["reason"]) for one in done["backups"]] == [("undo", "asked for")]
+    assert machine.state() == before
+    assert not [name for name in entries(repository) if name.endswith(".partial")]
+    nothing = command("-c", daemon.uri, "recover", machine.name, "-r", repository)
+    assert nothing.stdout == "Nothing is unfinished.\n"
+    again = command("-c", daemon.uri, "-q", "backup", machine.name, "-r", repository, "--json").document
+    assert {disk["copied_bytes"] for disk in again["disks"]} == {16 << 20}
+
+
+def check_only_bitmaps_changed(machine: Machine, before: dict[str, Any]) -> None:
     after = machine.state()
     assert (after["nodes"], after["jobs"], after["fdsets"]) == (before["nodes"], [], [])
     assert {len(names) for names in after["bitmaps"].values()} == {2}
-    assert not [name for name in entries(repository) if name.endswith(".partial")]
 
 
 def test_second_backup_at_once_is_refused(machine: Machine, daemon: Daemon, command: Command, repository: Path) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder
+from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough
+from vbackup import image_chain, qemu_img, source
+from vbackup.model import Compression
+from vbackup.repository import Repository
 
 settings.register_profile("unit", max_examples=50, deadline=None)
 settings.load_profile("unit")
@@ -24,3 +32,34 @@ def qemu() -> Iterator[FakeQemu]:
     """A QEMU without disks."""
     with FakeQemu() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def empty_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What qemu-img makes, made once."""
+    path = tmp_path_factory.mktemp("images") / "empty.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(SIZE_BYTES)], check=True)
+    return path
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path) -> Iterator[FakeDomain]:
+    def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compression: Compression) -> None:
+        assert size_bytes == SIZE_BYTES
+        assert backing_rpath is None or (path.parent / backing_rpath).exists()
+        assert compression is Compression.NONE
+        shutil.copyfile(empty_image, path)
+
+    monkeypatch.setattr(qemu_img, "create", create)
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # hundreds of backups are made here
+    monkeypatch.setattr(source, "Passthrough", FakePassthrough)
+    monkeypatch.setattr(source, "StorageDaemon", FakeDaemon)
+    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
+    made = FakeDaemon.domain = FakeDomain()
+    with made.qemu:
+        yield made
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    return Repository.create(tmp_path / "repo")

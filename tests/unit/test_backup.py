@@ -6,26 +6,23 @@ once; after that the earlier checkpoints must be as they were, and the same comm
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fake_qemu import MIB, FakeDisk, FakeQemu
-from tests.unit.builders import UUID, Recorder, incremental
-from vbackup import backup, image_chain, names, qemu_img, source
+from tests.fake_qemu import MIB, FakeQemu
+from tests.unit.builders import UUID, Recorder
+from tests.unit.fake_domain import SIZE_BYTES, FakeDomain, partial, run
+from vbackup import backup, names
 from vbackup.backup import BackupRequest
 from vbackup.errors import (
     BaseError,
     BusyError,
     DiskError,
     DomainGoneError,
-    HostUnreachableError,
     InterruptedBySignalError,
     JobError,
     NoSpaceError,
@@ -35,173 +32,9 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
-from vbackup.image_chain import Image
-from vbackup.model import Backup, Compression, Consistency, Level, Quiesce
-from vbackup.monitor import Event
+from vbackup.model import Backup, Consistency, Level, Quiesce
 from vbackup.repository import Repository
 from vbackup.stop import Stop
-
-SIZE_BYTES = 16 * MIB
-PATHS = {"vda": "/images/vda.qcow2", "vdb": "/images/vdb.raw"}
-
-
-class FakeDomain:
-    """A running domain (DomainHandle) and its host in one: two disks, vdb a raw one, and a cdrom."""
-
-    def __init__(self) -> None:
-        self.qemu = FakeQemu(
-            [
-                FakeDisk("virtio-disk0", SIZE_BYTES, path=PATHS["vda"]),
-                FakeDisk("virtio-disk1", SIZE_BYTES, format="raw", path=PATHS["vdb"]),
-            ],
-            name="web",
-        )
-        self.name, self.uuid = "web", UUID
-        self.host = self
-        self.is_local = True
-        self.libvirt_version = "9.0.0"
-        self.agent_connected = False
-        self.agent_error: VbackupError | None = None
-        self.is_off = False
-        self.has_saved_memory = False
-        self.io_error = False
-        self.paths = dict(PATHS)
-
-    # Host
-
-    volume_path = secret_value = None
-
-    def domain(self, name: str) -> FakeDomain:
-        assert name == "web"
-        return self
-
-    # DomainHandle
-
-    def is_active(self) -> bool:
-        return not self.is_off
-
-    def has_managed_save(self) -> bool:
-        return self.has_saved_memory
-
-    def live_xml(self) -> str:
-        disks = "".join(
-            f"<disk type='file' device='disk'><driver type='{'raw' if path.endswith('raw') else 'qcow2'}'/>"
-            f"<source file='{path}'/><target dev='{dev}'/><alias name='virtio-disk{number}'/></disk>"
-            for number, (dev, path) in enumerate(self.paths.items())
-        )
-        cdrom = "<disk device='cdrom'><target dev='hda'/></disk>"
-        state = "connected" if self.agent_connected else "disconnected"
-        channel = f"<channel><target name='org.qemu.guest_agent.0' state='{state}'/></channel>"
-        return f"<domain><name>web</name><uuid>{UUID}</uuid><devices>{disks}{cdrom}{channel}</devices></domain>"
-
-    def definition_xml(self) -> str:
-        return self.live_xml()
-
-    def is_paused_by_io_error(self) -> bool:
-        return self.io_error
-
-    def resume(self) -> None:
-        self.io_error = False
-
-    # what a test looks at
-
-    def bitmaps(self) -> dict[str, dict[str, bool]]:
-        """Which bitmaps of ours each disk has, and whether they record."""
-        return {
-            dev: {name: one.recording for name, one in self.qemu.bitmaps(self.qemu.top(alias)).items()}
-            for dev, alias in (("vda", "virtio-disk0"), ("vdb", "virtio-disk1"))
-        }
-
-    def write(self, offset: int = 0) -> None:
-        for alias in ("virtio-disk0", "virtio-disk1"):
-            self.qemu.write(self.qemu.top(alias), offset, 4096)
-
-
-class FakePassthrough:
-    """The monitor and the agent of a FakeDomain."""
-
-    def __init__(self, domain: FakeDomain) -> None:
-        self._domain = domain
-
-    def __enter__(self) -> FakePassthrough:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        pass
-
-    def execute(self, command: str, arguments: Any = None, *, fd: int | None = None) -> Any:
-        return self._domain.qemu.execute(command, arguments, fd=fd)
-
-    def next_event(self, timeout_s: float) -> Event | None:
-        return self._domain.qemu.next_event(timeout_s)
-
-    def agent(self, command: str, *, timeout_s: int) -> Any:
-        assert timeout_s > 0
-        if self._domain.agent_error is not None:
-            raise self._domain.agent_error
-        self._domain.qemu.sent.append(type(self._domain.qemu.sent[0])(command, {}))
-        return {} if command == "guest-ping" else 1
-
-
-class FakeDaemon(FakePassthrough):
-    """A storage daemon that has opened the disks of a FakeDomain which is off."""
-
-    domain: FakeDomain
-
-    def __init__(self, _reporter: object) -> None:
-        super().__init__(self.domain)
-        self.chains: dict[str, list[str]] = {}
-
-    def open(self, alias: str, images: Sequence[Image], *, secret_value: object) -> None:
-        self.chains[alias] = [self.domain.qemu.top(alias)]
-
-
-@pytest.fixture(scope="session")
-def empty_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What qemu-img makes, made once."""
-    path = tmp_path_factory.mktemp("images") / "empty.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(SIZE_BYTES)], check=True)
-    return path
-
-
-@pytest.fixture
-def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path) -> Iterator[FakeDomain]:
-    def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compression: Compression) -> None:
-        assert size_bytes == SIZE_BYTES
-        assert backing_rpath is None or (path.parent / backing_rpath).exists()
-        assert compression is Compression.NONE
-        shutil.copyfile(empty_image, path)
-
-    monkeypatch.setattr(qemu_img, "create", create)
-    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # hundreds of backups are made here
-    monkeypatch.setattr(source, "Passthrough", FakePassthrough)
-    monkeypatch.setattr(source, "StorageDaemon", FakeDaemon)
-    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
-    made = FakeDaemon.domain = FakeDomain()
-    with made.qemu:
-        yield made
-
-
-@pytest.fixture
-def repo(tmp_path: Path) -> Repository:
-    return Repository.create(tmp_path / "repo")
-
-
-def run(
-    domain: FakeDomain, repo: Repository, recorder: Recorder | None = None, *, stop: Stop | None = None, **request: Any
-) -> Backup:
-    return backup.run(
-        BackupRequest("web", **request),
-        host=domain,  # type: ignore[arg-type]
-        repository=repo,
-        reporter=recorder or Recorder(),
-        stop=stop or Stop(),
-    )
-
-
-def partial(repo: Repository) -> list[str]:
-    return [path.name for path in repo.path.glob("*/*.partial")]
-
 
 # success
 
@@ -584,33 +417,3 @@ def test_end_of_the_domain_at_any_command(domain: FakeDomain, repo: Repository, 
         if done is None:
             assert recorder.warnings == [], f"at command {nth}"
         assert not any("nothing was kept" in each for each in recorder.warnings), recorder.warnings
-
-
-def test_dead_run_is_cleared_away_by_the_next(domain: FakeDomain, repo: Repository) -> None:
-    """It was killed while it copied: stage, jobs, nodes, descriptors and bitmaps are still there."""
-    base = run(domain, repo)
-    domain.write()
-
-    class Killed(BaseException):
-        pass
-
-    def dead(*_args: Any, **_kwargs: Any) -> Any:
-        raise HostUnreachableError("qemu:///system", "its process is dead, so it undoes nothing")
-
-    def kill() -> None:
-        domain.qemu.execute = dead  # type: ignore[method-assign]
-        raise Killed
-
-    execute = domain.qemu.execute
-    stage = repo.path / UUID / f"{incremental(1, base).id}.partial"
-    with pytest.raises(Killed):
-        run(domain, repo, Recorder(on_progress=kill))
-    domain.qemu.execute = execute  # type: ignore[method-assign]
-    stage.mkdir()
-    assert domain.qemu.state()["jobs"] != []
-    recorder = Recorder()
-    two = run(domain, repo, recorder)
-    assert (two.parent, partial(repo)) == (base.id, [])
-    assert any("which never ended" in step for step in recorder.steps)
-    assert (domain.qemu.state()["jobs"], domain.qemu.state()["fdsets"]) == ([], [])
-    assert domain.bitmaps()["vda"].keys() == {names.bitmap(repo.id, one.id, "vda") for one in (base, two)}

@@ -67,6 +67,16 @@ def filled(repository: Path) -> Path:
         ("list", "web", "two"),
         ("list", "-r"),
         ("init", "directory"),
+        ("recover",),
+        ("recover", "web", "--all"),
+        ("recover", "web", "two"),
+        ("transaction", "web", "/nonexistent"),
+        ("transaction", "web", "x", "--completion-mode", "both"),
+        ("bitmap",),
+        ("bitmap", "list"),
+        ("bitmap", "add", "web"),
+        ("bitmap", "add", "web", "b", "--granularity", "3k"),
+        ("bitmap", "merge", "web", "b"),
     ],
     ids=" ".join,
 )
@@ -83,7 +93,7 @@ def test_wrong_usage_is_status_two_and_one_sentence(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("init",), ("list",), ("show", "web"), ("backup", "web"), ("restore", "web", "--output", "x")],
+    [("init",), ("list",), ("show", "web"), ("backup", "web"), ("restore", "web", "--output", "x"), ("recover", "web")],
     ids=" ".join,
 )
 def test_missing_repository_is_status_two(command: Command, arguments: tuple[str, ...]) -> None:

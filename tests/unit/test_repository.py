@@ -325,16 +325,34 @@ def test_further_file_is_written_once_with_its_digest(repo: Repository) -> None:
             stage.write("domain.xml", b"other")
 
 
-def test_what_a_killed_run_left_is_removed(repo: Repository) -> None:
+def test_what_a_killed_run_left_is_unfinished_and_can_be_taken_up(repo: Repository) -> None:
     commit(repo, ONE)
     partial = repo.path / UUID / f"{TWO.id}.partial"
     partial.mkdir()
     (partial / "vda.qcow2").write_bytes(b"half")
     with repo.lock(UUID):
-        assert repo.remove_partial(UUID) == [TWO.id]
-        assert repo.remove_partial(UUID) == []
+        assert repo.unfinished(UUID) == [TWO.id]
+        with repo.stage(UUID, TWO.id, existing=True) as stage:
+            assert stage.path == partial
+        assert repo.unfinished(UUID) == []
     assert not partial.exists()
     assert repo.catalogue(UUID).history.backups == (ONE,)
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a directory", "dangling link"])
+def test_what_only_looks_like_a_stage_is_removed_alone(repo: Repository, tmp_path: Path, kind: str) -> None:
+    commit(repo, ONE)
+    partial = repo.path / UUID / f"{TWO.id}.partial"
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    if kind == "file":
+        partial.touch()
+    else:
+        partial.symlink_to(tmp_path / ("precious" if kind == "link to a directory" else "nothing"))
+    with repo.lock(UUID), repo.stage(UUID, TWO.id, existing=True):
+        pass
+    assert not os.path.lexists(partial)
+    assert (tmp_path / "precious" / "file").exists()
 
 
 # reading what is there

@@ -1,0 +1,147 @@
+"""A domain whose QEMU is in memory: what vbackup.backup needs of libvirt, for tests of whole backups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tests.fake_qemu import MIB, FakeDisk, FakeQemu
+from tests.unit.builders import UUID, Recorder
+from vbackup import backup
+from vbackup.backup import BackupRequest
+from vbackup.errors import VbackupError
+from vbackup.image_chain import Image
+from vbackup.model import Backup
+from vbackup.monitor import Event
+from vbackup.repository import Repository
+from vbackup.stop import Stop
+
+SIZE_BYTES = 16 * MIB
+PATHS = {"vda": "/images/vda.qcow2", "vdb": "/images/vdb.raw"}
+
+
+class FakeDomain:
+    """A running domain (DomainHandle) and its host in one: two disks, vdb a raw one, and a cdrom."""
+
+    def __init__(self) -> None:
+        self.qemu = FakeQemu(
+            [
+                FakeDisk("virtio-disk0", SIZE_BYTES, path=PATHS["vda"]),
+                FakeDisk("virtio-disk1", SIZE_BYTES, format="raw", path=PATHS["vdb"]),
+            ],
+            name="web",
+        )
+        self.name, self.uuid = "web", UUID
+        self.host = self
+        self.is_local = True
+        self.libvirt_version = "9.0.0"
+        self.agent_connected = False
+        self.agent_error: VbackupError | None = None
+        self.is_off = False
+        self.has_saved_memory = False
+        self.io_error = False
+        self.paths = dict(PATHS)
+
+    # Host
+
+    volume_path = secret_value = None
+
+    def domain(self, name: str) -> FakeDomain:
+        assert name in ("web", UUID)
+        return self
+
+    # DomainHandle
+
+    def is_active(self) -> bool:
+        return not self.is_off
+
+    def has_managed_save(self) -> bool:
+        return self.has_saved_memory
+
+    def live_xml(self) -> str:
+        disks = "".join(
+            f"<disk type='file' device='disk'><driver type='{'raw' if path.endswith('raw') else 'qcow2'}'/>"
+            f"<source file='{path}'/><target dev='{dev}'/><alias name='virtio-disk{number}'/></disk>"
+            for number, (dev, path) in enumerate(self.paths.items())
+        )
+        cdrom = "<disk device='cdrom'><target dev='hda'/></disk>"
+        state = "connected" if self.agent_connected else "disconnected"
+        channel = f"<channel><target name='org.qemu.guest_agent.0' state='{state}'/></channel>"
+        return f"<domain><name>web</name><uuid>{UUID}</uuid><devices>{disks}{cdrom}{channel}</devices></domain>"
+
+    def definition_xml(self) -> str:
+        return self.live_xml()
+
+    def is_paused_by_io_error(self) -> bool:
+        return self.io_error
+
+    def resume(self) -> None:
+        self.io_error = False
+
+    # what a test looks at
+
+    def bitmaps(self) -> dict[str, dict[str, bool]]:
+        """Which bitmaps of ours each disk has, and whether they record."""
+        return {
+            dev: {name: one.recording for name, one in self.qemu.bitmaps(self.qemu.top(alias)).items()}
+            for dev, alias in (("vda", "virtio-disk0"), ("vdb", "virtio-disk1"))
+        }
+
+    def write(self, offset: int = 0) -> None:
+        for alias in ("virtio-disk0", "virtio-disk1"):
+            self.qemu.write(self.qemu.top(alias), offset, 4096)
+
+
+class FakePassthrough:
+    """The monitor and the agent of a FakeDomain."""
+
+    def __init__(self, domain: FakeDomain) -> None:
+        self._domain = domain
+
+    def __enter__(self) -> FakePassthrough:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        pass
+
+    def execute(self, command: str, arguments: Any = None, *, fd: int | None = None) -> Any:
+        return self._domain.qemu.execute(command, arguments, fd=fd)
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return self._domain.qemu.next_event(timeout_s)
+
+    def agent(self, command: str, *, timeout_s: int) -> Any:
+        assert timeout_s > 0
+        if self._domain.agent_error is not None:
+            raise self._domain.agent_error
+        self._domain.qemu.sent.append(type(self._domain.qemu.sent[0])(command, {}))
+        return {} if command == "guest-ping" else 1
+
+
+class FakeDaemon(FakePassthrough):
+    """A storage daemon that has opened the disks of a FakeDomain which is off."""
+
+    domain: FakeDomain
+
+    def __init__(self, _reporter: object) -> None:
+        super().__init__(self.domain)
+        self.chains: dict[str, list[str]] = {}
+
+    def open(self, alias: str, images: Sequence[Image], *, secret_value: object) -> None:
+        self.chains[alias] = [self.domain.qemu.top(alias)]
+
+
+def run(
+    domain: FakeDomain, repo: Repository, recorder: Recorder | None = None, *, stop: Stop | None = None, **request: Any
+) -> Backup:
+    return backup.run(
+        BackupRequest("web", **request),
+        host=domain,  # type: ignore[arg-type]
+        repository=repo,
+        reporter=recorder or Recorder(),
+        stop=stop or Stop(),
+    )
+
+
+def partial(repo: Repository) -> list[str]:
+    return [path.name for path in repo.path.glob("*/*.partial")]

@@ -1,0 +1,307 @@
+"""A run that dies at any step of its journal, and what the next one makes of it: finished or undone, exactly once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.builders import UUID, Recorder
+from tests.unit.fake_domain import FakeDomain, partial, run
+from vbackup import job, journal, names, recovery
+from vbackup.errors import DomainNotFoundError, HostUnreachableError, NoSpaceError
+from vbackup.journal import Journal, Step
+from vbackup.model import Backup, Consistency, Level
+from vbackup.recovery import Recovered, Remedy
+from vbackup.repository import Repository, Stage
+from vbackup.stop import Stop
+
+
+class _KilledError(BaseException):
+    """SIGKILL: nothing is undone."""
+
+
+class Killer:
+    """Ends a run as SIGKILL would: what it has made stays, in the repository and in QEMU."""
+
+    def __init__(self, domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
+        self._domain, self._repo, self._saved = domain, repo, tmp_path / "saved"
+
+    def strike(self) -> None:
+        for stage in self._repo.path.glob("*/*.partial"):
+            shutil.copytree(stage, self._saved / stage.name)
+
+        def dead(*_args: Any, **_kwargs: Any) -> Any:
+            raise HostUnreachableError("qemu:///system", "its process is dead, so it undoes nothing")
+
+        self._domain.qemu.execute = dead  # type: ignore[method-assign]
+        raise _KilledError
+
+    def kill(self, arm: Callable[[pytest.MonkeyPatch], None], **request: Any) -> None:
+        """Run a backup that ``arm`` lets die."""
+        execute = self._domain.qemu.execute
+        with pytest.MonkeyPatch.context() as patch:
+            arm(patch)
+            with pytest.raises(_KilledError):
+                run(self._domain, self._repo, **request)
+        self._domain.qemu.execute = execute  # type: ignore[method-assign]
+        for stage in self._saved.glob("*"):
+            shutil.move(stage, self._repo.path / UUID / stage.name)
+
+    def at(self, step: Step, when: str, **request: Any) -> None:
+        """Die just before a step of the journal is written, or just after."""
+        write = Journal.write
+
+        def write_and_die(self_: Journal, wanted: Step, **members: Any) -> None:
+            if wanted is step and when == "before":
+                self.strike()
+            write(self_, wanted, **members)
+            if wanted is step:
+                self.strike()
+
+        self.kill(lambda patch: patch.setattr(Journal, "write", write_and_die), **request)
+
+
+@pytest.fixture
+def killer(domain: FakeDomain, repo: Repository, tmp_path: Path) -> Killer:
+    return Killer(domain, repo, tmp_path)
+
+
+def backups(repo: Repository) -> tuple[Backup, ...]:
+    return repo.catalogue(UUID).history.backups
+
+
+def assert_clean(domain: FakeDomain, repo: Repository) -> None:
+    state = domain.qemu.state()
+    assert (state["jobs"], state["fdsets"], partial(repo)) == ([], [], [])
+    assert not [name for name in state["nodes"] if name.startswith("vbackup-")]
+    history = repo.catalogue(UUID).history
+    for dev, bitmaps in domain.bitmaps().items():
+        assert bitmaps.keys() == {names.bitmap(repo.id, base, dev) for base in history.bases(dev)}
+        assert all(bitmaps.values())
+
+
+#: The steps after which the jobs are in QEMU, or have ended well.
+FINISHED = {(Step.STARTED, "before"), (Step.STARTED, "after"), (Step.COPIED, "before"), (Step.COPIED, "after")}
+FINISHED |= {(Step.FLUSHED, "before"), (Step.FLUSHED, "after")}
+POINTS = [(step, when) for step in Step for when in ("before", "after")]
+
+
+@pytest.mark.parametrize("level", [Level.FULL, Level.INCREMENTAL, Level.DIFFERENTIAL])
+@pytest.mark.parametrize(("step", "when"), POINTS, ids=str)
+def test_next_backup_finishes_or_undoes(
+    domain: FakeDomain,
+    repo: Repository,
+    killer: Killer,
+    step: Step,
+    when: str,
+    level: Level,
+) -> None:
+    base = run(domain, repo)
+    domain.write()
+    killer.at(step, when, level=level)
+    domain.write(1024 * 1024)
+    recorder = Recorder()
+    last = run(domain, repo, recorder)
+    assert_clean(domain, repo)
+    made = backups(repo)
+    if (step, when) in FINISHED:
+        assert [one.level for one in made] == [Level.FULL, level, Level.INCREMENTAL]
+        assert last.parent == made[1].id
+        assert {disk.copied_bytes for disk in last.disks} == {65536}
+        assert any("Finished backup" in told for told in recorder.steps)
+    else:
+        assert (made, last.parent) == ((base, last), base.id)
+        assert {disk.copied_bytes for disk in last.disks} == {2 * 65536}
+    assert recorder.warnings == []
+
+
+@pytest.mark.parametrize(("step", "when"), POINTS, ids=str)
+def test_recovery_that_is_killed_itself_is_gone_on_with(
+    domain: FakeDomain,
+    repo: Repository,
+    killer: Killer,
+    step: Step,
+    when: str,
+) -> None:
+    """At every step that it writes, or while it undoes."""
+    run(domain, repo)
+    domain.write()
+    killer.at(Step.STARTED, "after")
+    if step in (Step.COPIED, Step.FLUSHED):
+        killer.at(step, when)
+    else:
+        killer.kill(lambda patch: patch.setattr(job, "query", lambda _monitor: killer.strike()))
+    run(domain, repo)
+    assert_clean(domain, repo)
+    assert len(backups(repo)) == 3
+
+
+def test_killed_in_the_middle_of_the_commit(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    commit = Stage.commit
+
+    def half(self: Stage, backup: Backup) -> None:
+        self.write("manifest.json", b"{torn")
+        killer.strike()
+        commit(self, backup)
+
+    killer.kill(lambda patch: patch.setattr(Stage, "commit", half))
+    run(domain, repo)
+    assert_clean(domain, repo)
+    assert len(backups(repo)) == 2
+
+
+def test_committed_backup_has_no_journal(domain: FakeDomain, repo: Repository) -> None:
+    done = run(domain, repo)
+    names_there = {path.name for path in (repo.path / UUID / done.id).iterdir()}
+    assert names_there == {"manifest.json", "domain.xml", "vda.qcow2", "vdb.qcow2"}
+
+
+def test_moment_that_is_not_known_for_certain_is_crash_consistent(
+    domain: FakeDomain,
+    repo: Repository,
+    killer: Killer,
+) -> None:
+    domain.agent_connected = True
+    killer.at(Step.STARTED, "before")
+    run(domain, repo)
+    assert [one.consistency for one in backups(repo)] == [Consistency.CRASH, Consistency.FILESYSTEM]
+
+
+def test_failed_job_is_undone(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    target = names.target_node(repo.id, "vdb")
+    domain.qemu.fail_job(target, "Input/output error")
+    killer.at(Step.STARTED, "after")
+    for _ in range(3):
+        job.query(domain.qemu)  # the fake's jobs go on when somebody asks
+    [found] = recover(domain, repo)
+    assert (found.remedy, found.reason) == (Remedy.UNDO, "a job had failed: Input/output error")
+    domain.qemu.recover(target)
+    run(domain, repo)
+    assert_clean(domain, repo)
+
+
+def test_job_that_fails_while_it_is_finished_is_undone(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    target = names.target_node(repo.id, "vdb")
+    domain.qemu.fail_job(target, "Input/output error", after_bytes=8 * 1024 * 1024)
+    killer.at(Step.STARTED, "after")
+    recorder = Recorder()
+    [found] = recover(domain, repo, recorder)
+    assert found.remedy is Remedy.UNDO
+    assert any("could not be finished and was undone" in told for told in recorder.warnings)
+    domain.qemu.recover(target)
+    run(domain, repo)
+    assert_clean(domain, repo)
+
+
+def recover(domain: FakeDomain, repo: Repository, recorder: Recorder | None = None, **more: Any) -> list[Recovered]:
+    return recovery.run(
+        UUID,
+        host=domain,
+        repository=repo,
+        reporter=recorder or Recorder(),
+        stop=Stop(),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_recover_on_request(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    killer.at(Step.STARTED, "after")
+    before = domain.qemu.state()
+    planned = recover(domain, repo, dry_run=True)
+    assert [(one.remedy, one.reason) for one in planned] == [(Remedy.FINISH, "its jobs are still in QEMU")]
+    assert (domain.qemu.state(), len(partial(repo))) == (before, 1)
+    assert recover(domain, repo) == planned
+    assert len(backups(repo)) == 1
+    assert recover(domain, repo) == []
+    assert_clean(domain, repo)
+
+
+def test_abort_undoes_what_could_be_finished(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    killer.at(Step.COPIED, "after")
+    assert [one.remedy for one in recover(domain, repo, abort=True)] == [Remedy.UNDO]
+    assert backups(repo) == ()
+    assert domain.qemu.state()["bitmaps"] == {}
+
+
+def test_other_qemu_has_no_jobs_to_finish(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    killer.at(Step.STARTED, "after")
+    job.cancel(domain.qemu, list(job.query(domain.qemu)))
+    [found] = recover(domain, repo)
+    assert found.remedy is Remedy.UNDO
+    assert "its jobs are gone" in found.reason
+
+
+def test_domain_that_libvirt_does_not_have_any_more(
+    domain: FakeDomain,
+    repo: Repository,
+    killer: Killer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killer.at(Step.STARTED, "after")
+
+    def gone(_name: str) -> FakeDomain:
+        raise DomainNotFoundError("web", "here", "x")
+
+    monkeypatch.setattr(domain, "domain", gone)
+    assert [one.remedy for one in recover(domain, repo)] == [Remedy.UNDO]
+    assert partial(repo) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "nothing had been begun"),
+        ('{"step": "begin", "sch', "nothing had been begun"),
+        ("{}\n", "missing"),
+        ('{"step": "begin", "schema": "vbackup.journal/9"}\n', "does not begin as a journal that this vbackup reads"),
+        ("[]\n", "should be an object"),
+        ("{" * 100000 + "\n", "cannot be read"),
+        ("nonsense\n", "cannot be read"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_journal_that_is_none_is_undone(
+    domain: FakeDomain,
+    repo: Repository,
+    killer: Killer,
+    text: str,
+    said: str,
+) -> None:
+    killer.at(Step.STARTED, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    (stage / "journal").write_text(text)
+    [found] = recover(domain, repo)
+    assert (found.remedy, said in found.reason) == (Remedy.UNDO, True), found.reason
+    run(domain, repo)
+    assert_clean(domain, repo)
+
+
+def test_torn_last_line_is_not_acted_upon(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    killer.at(Step.STARTED, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    with (stage / "journal").open("a") as file:
+        file.write('{"step": "flushed"')
+    entry = journal.read(stage, backup_id=stage.name[: -len(".partial")], domain_uuid=UUID)
+    assert entry is not None
+    assert entry.step is Step.STARTED
+
+
+def test_journal_of_a_full_disk_stops_the_backup_before_anything_is_begun(
+    domain: FakeDomain,
+    repo: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = domain.qemu.state()
+
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal.os, "write", full)
+    with pytest.raises(NoSpaceError):
+        run(domain, repo)
+    monkeypatch.undo()
+    assert domain.qemu.state() == before
