@@ -4,6 +4,10 @@ PYTHON = /usr/bin/python3
 PREFIX = /usr/local
 DESTDIR =
 
+# For make soak.
+STEPS = 300
+SEED := $(shell date +%s)
+
 VENV := .venv
 VENV_READY := $(VENV)/.ready
 BIN := $(VENV)/bin
@@ -24,7 +28,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check lint man man-lint install uninstall clean packages
+.PHONY: help demo check soak lint man man-lint install uninstall clean packages
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +39,9 @@ demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's 
 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
 	$(BIN)/pytest --cov --cov-report=term $(SUITES)
+
+soak: $(VENV_READY) ## STEPS steps of the random test with the seed SEED; not part of check
+	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/pytest tests/end_to_end/test_soak.py
 
 lint: $(VENV_READY) ## Only the linters and the type checker
 	$(BIN)/ruff check

@@ -254,6 +254,7 @@ class References:
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", os.fspath(path), str(node["image"]["virtual-size"])], check=True
         )
+        path.chmod(0o666)  # for a QEMU that is not root
         name = f"reference-{self._count}"
         file = {"driver": "file", "filename": os.fspath(path)}
         execute("blockdev-add", {"driver": "qcow2", "node-name": name, "file": file})

@@ -1,0 +1,239 @@
+"""Everything in random order: after each backup a restore is compared with what QEMU copied in the same transaction.
+
+``make check`` takes a few steps of a fixed seed, ``make soak STEPS=500 SEED=7`` as many as you like; the seed of a
+failure, which it prints with its steps, reproduces it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+import pytest
+
+from tests.daemon import Daemon, wait_for
+from tests.lab import HEEDING_SIGNALS, DiskSpec, References, compare, domain_xml
+from vbackup.journal import Step
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+STEPS = int(os.environ.get("VBACKUP_SOAK_STEPS", "30"))
+SEED = int(os.environ.get("VBACKUP_SOAK_SEED", "20261124"))
+NAME, UUID = "soak", "33333333-4444-5555-6666-777777777777"
+MIB = 1024 * 1024
+SIZE_MIB = 8
+LEVELS = ("auto", "auto", "auto", "full", "incremental", "differential", "copy")
+NO_METADATA = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+
+
+class Soak:
+    """One domain with a few disks, two repositories, and what may happen to them."""
+
+    def __init__(self, daemon: Daemon, command: Command, directory: Path, dice: random.Random) -> None:
+        self.daemon, self.command, self.directory, self.dice = daemon, command, directory, dice
+        self.disks: dict[str, list[Path]] = {}  #: the layers of each, the active one first
+        self.sizes = {}
+        self.repositories = [directory / "one", directory / "two"]
+        self.count = 0
+        self.log: list[str] = []
+        for dev, image_format in (("vda", "qcow2"), ("vdb", "qcow2"), ("vdc", "raw")):
+            self._make(dev, image_format)
+        for repository in self.repositories:
+            self.command("init", "-r", repository)
+        self.start()
+
+    def happenings(self) -> list[tuple[int, Callable[[], str | None]]]:
+        """What may happen, with how often."""
+        return [
+            (8, self.write),
+            (8, self.backup),
+            (2, self.backup_that_is_killed),
+            (1, self.restart),
+            (1, self.kill_qemu),
+            (1, self.grow),
+            (1, self.attach_or_detach),
+            (1, self.snapshot),
+            (1, self.commit),
+        ]
+
+    def step(self) -> None:
+        weights, choices = zip(*self.happenings())
+        [happening] = self.dice.choices(choices, weights)
+        said = happening()
+        self.log.append(f"{happening.__name__}: {said or '-'}")
+
+    # what the guest does
+
+    def write(self) -> str:
+        dev = self.dice.choice(list(self.disks))
+        offset_kib = self.dice.randrange(self.sizes[dev] // 1024 // 4) * 4
+        length_kib = min(self.dice.choice((4, 64, 256)), self.sizes[dev] // 1024 - offset_kib)
+        kind = self.dice.choice((f"write -P {self.dice.randrange(1, 256)}", "write -z", "write -z -u", "discard"))
+        self.machine.write(dev, f"{kind} {offset_kib}k {length_kib}k")
+        return f"{dev} {kind} {offset_kib}k {length_kib}k"
+
+    # backups
+
+    def backup(self) -> str:
+        repository, level = self.dice.choice(self.repositories), self.dice.choice(LEVELS)
+        self.count += 1
+        references = References(self._open_directory(f"references{self.count}"))
+        with pytest.MonkeyPatch.context() as patch, references.taken(patch):
+            done = self._run(repository, level)
+        if done is None:
+            return f"{level}: no base"
+        images = references.finish(self.machine)
+        self._check(repository, done, images)
+        shutil.rmtree(references.directory)
+        return f"{done['id']} into {repository.name}: {[(one['dev'], one['level']) for one in done['disks']]}"
+
+    def _run(self, repository: Path, level: str) -> dict[str, Any] | None:
+        """A backup; None where a level that was asked for by name has no base, which is then said by status 6."""
+        outcome = self.command(
+            "-c", self.daemon.uri, "-q", "backup", NAME, "-r", repository, "--level", level, "--json", status=None
+        )
+        if outcome.status == 6 and level in ("incremental", "differential"):
+            assert f"no {level} backup is possible" in outcome.stderr
+            return None
+        assert outcome.status == 0, outcome.stderr
+        return outcome.document
+
+    def _check(self, repository: Path, done: dict[str, Any], images: dict[str, Path]) -> None:
+        output = self.directory / "out"
+        self.command("-q", "restore", NAME, "-r", repository, "--backup", done["id"], "--output", output)
+        for disk in done["disks"]:
+            compare(output / disk["file"], images[disk["node_name"]])
+        shutil.rmtree(output)
+
+    def backup_that_is_killed(self) -> str:
+        """It is finished or undone by whatever comes next."""
+        step, when = self.dice.choice(list(Step)), self.dice.choice(("before", "after"))
+        repository = self.dice.choice(self.repositories)
+        argv = [*HEEDING_SIGNALS, sys.executable, "-m", "tests.end_to_end.killed", step.value, when, "kill", "--"]
+        argv += ["-c", self.daemon.uri, "-q", "backup", NAME, "-r", str(repository)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return f"{when} {step.value}"
+
+    # what happens to the domain
+
+    def start(self) -> None:
+        disks = [self._spec(dev).xml() for dev in self.disks]
+        self.machine = self.daemon.start(domain_xml(NAME, disks, top=f"<uuid>{UUID}</uuid>"))
+
+    def restart(self) -> None:
+        self.machine.destroy()
+        self.start()
+
+    def kill_qemu(self) -> None:
+        os.kill(int(Path(f"/run/libvirt/qemu/{NAME}.pid").read_text()), signal.SIGKILL)
+        wait_for(lambda: not self.machine.handle.is_active(), "libvirt noticing QEMU's death")
+        self.start()
+
+    def grow(self) -> str | None:
+        dev = self.dice.choice(list(self.disks))
+        if self.sizes[dev] >= 2 * SIZE_MIB * MIB or self._is_busy():
+            return None
+        self.machine.handle.domain.blockResize(dev, self.sizes[dev] + MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        self.sizes[dev] += MIB
+        return dev
+
+    def attach_or_detach(self) -> str | None:
+        domain = self.machine.handle.domain
+        if "vdd" in self.disks:
+            if self._is_busy():
+                return None
+            # The firmware answers no request to unplug, so the disk goes with a restart.
+            del self.disks["vdd"]
+            self.restart()
+            return "detached"
+        self._make("vdd", "qcow2")
+        domain.attachDevice(self._spec("vdd").xml())
+        return "attached"
+
+    def snapshot(self) -> str | None:
+        dev = self.dice.choice([dev for dev in self.disks if self._format(dev) == "qcow2"])
+        if len(self.disks[dev]) > 2 or self._is_busy():
+            return None
+        self.count += 1
+        overlay = self.directory / f"{dev}-{self.count}.qcow2"
+        others = "".join(f"<disk name='{other}' snapshot='no'/>" for other in self.disks if other != dev)
+        self.machine.handle.domain.snapshotCreateXML(
+            f"<domainsnapshot><name>s</name><disks><disk name='{dev}' snapshot='external'>"
+            f"<source file='{overlay}'/></disk>{others}</disks></domainsnapshot>",
+            NO_METADATA,
+        )
+        self.disks[dev].insert(0, overlay)
+        return f"{dev}: {overlay.name}"
+
+    def commit(self) -> str | None:
+        layered = [dev for dev, layers in self.disks.items() if len(layers) > 1]
+        if not layered or self._is_busy():
+            return None
+        dev = self.dice.choice(layered)
+        domain = self.machine.handle.domain
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
+        domain.blockCommit(dev, None, None, 0, flags)
+        wait_for(lambda: "ready='yes'" in self.machine.handle.live_xml(), "the commit")
+        domain.blockJobAbort(dev, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        wait_for(lambda: "<mirror" not in self.machine.handle.live_xml(), "the pivot")
+        self.disks[dev].pop(0)
+        return dev
+
+    # helpers
+
+    def _is_busy(self) -> bool:
+        """True while the jobs of a backup that was killed are there: libvirt then refuses to touch the disk."""
+        return self.machine.execute("query-jobs") != []
+
+    def _make(self, dev: str, image_format: str) -> None:
+        self.count += 1
+        path = self.directory / f"{dev}-{self.count}.{image_format}"
+        self.disks[dev], self.sizes[dev] = [path], SIZE_MIB * MIB
+        self._spec(dev).create()
+
+    def _format(self, dev: str) -> str:
+        return self.disks[dev][0].suffix[1:]
+
+    def _spec(self, dev: str) -> DiskSpec:
+        return DiskSpec(
+            self.disks[dev][0], dev=dev, format=self._format(dev), size=f"{SIZE_MIB}M", driver="discard='unmap'"
+        )
+
+    def _open_directory(self, name: str) -> Path:
+        path = self.directory / name
+        path.mkdir()
+        path.chmod(0o777)
+        return path
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # QEMU, which is not root, has to reach what is in it: pytest's directories are closed to it.
+    path = Path(tempfile.mkdtemp(prefix="vb-soak-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_everything_in_random_order(daemon: Daemon, command: Command, directory: Path) -> None:
+    soak = Soak(daemon, command, directory, random.Random(SEED))
+    try:
+        for _ in range(STEPS):
+            soak.step()
+        soak.backup()
+    except BaseException:
+        print(f"seed {SEED}, after {len(soak.log)} steps:", *soak.log, sep="\n  ")
+        raise
+    for repository in soak.repositories:
+        command("list", "-r", repository)
