@@ -20,6 +20,7 @@ import vbackup
 from vbackup import chain, checkpoint, job, plan, qemu_img, source, target
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
+from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.host import DomainHandle, Host
 from vbackup.model import Backup, BitmapSource, Compression, Consistency, DiskImage, Level, Quiesce
 from vbackup.monitor import Monitor
@@ -46,6 +47,7 @@ class BackupRequest:
     disks: tuple[str, ...] = ()  #: only these, if any
     excluded_disks: tuple[str, ...] = ()
     quiesce: Quiesce = Quiesce.AUTO
+    freeze_limit_s: int = DEFAULT_LIMIT_S
     speed_bytes_s: int | None = None  #: of each disk's job
     compression: Compression = Compression.NONE
 
@@ -83,6 +85,7 @@ def run(request: BackupRequest, *, host: Host, repository: Repository, reporter:
     """
     begun = time.monotonic()
     with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
+        session.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
         made = _plan(request, session)
         backup = _carry_out(made, request, session, begun=begun)
         _remove_superseded(made, session)
@@ -238,7 +241,7 @@ def _copy(made: BackupPlan, request: BackupRequest, stage: Stage, session: _Sess
         undo.push("let the guest go on", session.source.resume_later(reporter))
         undo.push("end the backup jobs", lambda: job.cancel(monitor, devs))
         stop.check()
-        with session.source.frozen(request.quiesce, reporter) as freeze:
+        with session.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze:
             now = datetime.now(timezone.utc)
             _send_transaction(monitor, made.transaction())
         if freeze.frozen_ms:
