@@ -20,6 +20,7 @@ from vbackup import chain, checkpoint, completion, job, manifest, plan, qemu_img
 from vbackup.completion import Work
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
+from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, Compression, Level, Quiesce
@@ -47,6 +48,7 @@ class BackupRequest:
     disks: tuple[str, ...] = ()  #: only these, if any
     excluded_disks: tuple[str, ...] = ()
     quiesce: Quiesce = Quiesce.AUTO
+    freeze_limit_s: int = DEFAULT_LIMIT_S
     speed_bytes_s: int | None = None  #: of each disk's job
     compression: Compression = Compression.NONE
 
@@ -74,6 +76,7 @@ def run(request: BackupRequest, *, host: Host, repository: Repository, reporter:
     """
     begun = time.monotonic()
     with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
+        session.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
         made = _plan(request, session)
         backup = _carry_out(made, request, session, begun=begun)
         _remove_superseded(made, session)
@@ -214,7 +217,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
         work.stop.check()
         # Nothing is written to the repository while the guest is frozen: its storage may be slow.
         work.journal.write(Step.MOMENT, time=manifest.iso(datetime.now(timezone.utc)), guest_was_stopped=stopped)
-        with work.source.frozen(request.quiesce, reporter) as freeze:
+        with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze:
             now = datetime.now(timezone.utc)
             _send_transaction(monitor, made.transaction())
         started = replace(work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms)

@@ -116,6 +116,11 @@ class Host:
         return not urlsplit(self.real_uri).hostname
 
     @property
+    def is_embedded(self) -> bool:
+        """True if the driver is in this process (qemu:///embed), where no other process can use it meanwhile."""
+        return urlsplit(self.real_uri).path == "/embed"
+
+    @property
     def passes_fds(self) -> bool:
         """True if descriptors can be handed over: the connection is a UNIX socket, or the driver is in this process.
 
@@ -147,10 +152,10 @@ class Host:
 
         Opened once: at every open libvirt starts the embedded driver anew, under whatever uses the earlier one.
         """
-        parts = urlsplit(self.real_uri)
-        if parts.path != "/embed":
+        if not self.is_embedded:
             return self._connection
         if self._embedded_secrets is None:
+            parts = urlsplit(self.real_uri)
             self._embedded_secrets = libvirt.open(f"secret://{parts.path}?{parts.query}")
         return self._embedded_secrets
 

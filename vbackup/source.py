@@ -21,6 +21,7 @@ from vbackup.monitor import Monitor, block_graph
 from vbackup.monitor.passthrough import Passthrough
 from vbackup.report import Reporter
 from vbackup.storage_daemon import StorageDaemon, is_locked
+from vbackup.watchdog import Watchdog
 
 
 class Source(Protocol):
@@ -44,8 +45,11 @@ class Source(Protocol):
         Raises DiskError for a disk that cannot be found or opened, BusyError where somebody else has its image.
         """
 
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> AbstractContextManager[Freeze]:
-        """Keep the guest's filesystems frozen while the block runs, as far as that is asked for.
+    def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
+        """Start what will guard the freeze, so that it gets ready meanwhile; it ends with the source."""
+
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> AbstractContextManager[Freeze]:
+        """Keep the guest's filesystems frozen while the block runs, as far as that is asked for, but not longer.
 
         Raises QuiesceError where it is required and does not work.
         """
@@ -68,7 +72,11 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
     """
     if handle.is_active():
         with Passthrough(handle) as monitor:
-            yield RunningSource(handle, domainxml.parse(handle.live_xml()), monitor)
+            running = RunningSource(handle, domainxml.parse(handle.live_xml()), monitor)
+            try:
+                yield running
+            finally:
+                running.close()
         return
     if not handle.host.is_local:
         raise UnsuitableError(
@@ -88,6 +96,12 @@ class RunningSource:
         self.handle = handle
         self.domain = domain
         self._monitor = monitor
+        self._watchdog: Watchdog | None = None
+
+    def close(self) -> None:
+        """End the watchdog."""
+        if self._watchdog is not None:
+            self._watchdog.close()
 
     @property
     def monitor(self) -> Monitor:
@@ -99,9 +113,18 @@ class RunningSource:
         graph = block_graph(self._monitor)
         return [graph.disk_node(disk) for disk in disks]
 
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> AbstractContextManager[Freeze]:
+    def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
+        """See Source. A process, which costs nothing where nothing will be frozen: then there is none."""
+        if self._watchdog is None and quiesce is not Quiesce.NO and self.domain.agent_connected:
+            host = self.handle.host
+            self._watchdog = Watchdog(
+                uri=host.real_uri, uuid=self.handle.uuid, limit_s=limit_s, is_blind=host.is_embedded
+            )
+
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> AbstractContextManager[Freeze]:
         """See Source."""
-        return frozen(self._monitor, quiesce, connected=self.domain.agent_connected, reporter=reporter)
+        self.prepare_freeze(quiesce, limit_s=limit_s)
+        return frozen(self._monitor, quiesce, guard=self._watchdog, reporter=reporter)
 
     def thaw(self, reporter: Reporter) -> None:
         """See Source."""
@@ -156,8 +179,11 @@ class OffSource:
             raise BusyError(f"Domain {self.handle.name} was started meanwhile; run the same command again.")
         return _nodes(self._daemon, disks)
 
+    def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
+        """See Source. There is nothing to freeze."""
+
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
         """See Source. Nothing runs, which is all that ``quiesce`` can ask for."""
         saved = self.handle.has_managed_save()
         if saved:

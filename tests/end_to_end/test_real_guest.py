@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.daemon import wait_for
 from tests.guest import Guest, GuestImage, build, domain_xml, make_disks, renamed
 from tests.guest.disks import check_filesystem, preen_filesystem, read_file
 from tests.guest.machine import files_of, wait_ready
 from tests.lab import References, compare
+from vbackup.monitor.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -170,6 +172,26 @@ def test_without_an_agent_a_backup_is_crash_consistent_or_refused(
         assert preen_filesystem(output / f"{dev}.raw")
         assert check_filesystem(output / f"{dev}.raw").clean
     assert number(output, "vda") - number(output, "vdb") in (0, 1)
+
+
+def test_limit_is_kept_in_vbackup_itself_where_the_driver_is_in_it(
+    guest: Guest, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction hangs, and no other process reaches this guest."""
+    really = Passthrough.execute
+    seen = []
+
+    def execute(monitor: Passthrough, command: str, arguments: Any = None, *, fd: int | None = None) -> Any:
+        if command == "transaction":
+            seen.append(guest.agent.filesystem_status())
+            wait_for(lambda: guest.agent.filesystem_status() == "thawed", "the thaw")
+        return really(monitor, command, arguments, fd=fd)
+
+    monkeypatch.setattr(Passthrough, "execute", execute)
+    outcome = backups.backup("--freeze-limit", "2")
+    assert seen == ["frozen"]
+    assert outcome.document["consistency"] == "crash"
+    assert "the 2 s of --freeze-limit were over" in outcome.stderr
 
 
 def test_agent_that_does_not_answer_is_not_waited_for(guest: Guest, backups: Backups) -> None:

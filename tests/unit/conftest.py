@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder
-from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough
+from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup import image_chain, qemu_img, source
 from vbackup.model import Compression
 from vbackup.repository import Repository
@@ -54,8 +54,9 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path) -> Iterator[FakeD
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # hundreds of backups are made here
     monkeypatch.setattr(source, "Passthrough", FakePassthrough)
     monkeypatch.setattr(source, "StorageDaemon", FakeDaemon)
+    monkeypatch.setattr(source, "Watchdog", FakeWatchdog)
     monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
-    made = FakeDaemon.domain = FakeDomain()
+    made = FakeDaemon.domain = FakeWatchdog.domain = FakeDomain()
     with made.qemu:
         yield made
 

@@ -35,6 +35,7 @@ class FakeDomain:
         self.host = self
         self.is_local = True
         self.libvirt_version = "9.0.0"
+        self.real_uri, self.is_embedded = "qemu:///system", False
         self.agent_connected = False
         self.agent_error: VbackupError | None = None
         self.is_off = False
@@ -129,6 +130,33 @@ class FakeDaemon(FakePassthrough):
 
     def open(self, alias: str, images: Sequence[Image], *, secret_value: object) -> None:
         self.chains[alias] = [self.domain.qemu.top(alias)]
+
+
+class FakeWatchdog:
+    """The process that guards a freeze; its life is told among the commands."""
+
+    domain: FakeDomain
+
+    def __init__(self, *, uri: str, uuid: str, limit_s: int, is_blind: bool) -> None:
+        assert (uri, uuid, is_blind) == ("qemu:///system", UUID, False)
+        self.limit_s = limit_s
+        self.is_blind = is_blind
+        self._note("start")
+
+    def _note(self, what: str) -> None:
+        self.domain.qemu.sent.append(type(self.domain.qemu.sent[0])(f"watchdog: {what}", {}))
+
+    def reason_not_to_freeze(self) -> str | None:
+        return None
+
+    def freezing(self) -> None:
+        self._note(f"freezing, {self.limit_s} s")
+
+    def thawed(self) -> None:
+        self._note("thawed")
+
+    def close(self) -> None:
+        self._note("close")
 
 
 def run(

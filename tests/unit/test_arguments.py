@@ -48,6 +48,19 @@ def test_rate_has_the_units_of_virsh(text: str, expected: int) -> None:
     assert arguments.speed_bytes_s(text) == expected
 
 
+@pytest.mark.parametrize(("text", "expected"), [("1", 1), ("10", 10), ("010", 10), ("600", 600)])
+def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
+    assert arguments.freeze_limit_s(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "601", "-1", "+1", "1.5", "1e2", "10s", " 10", "9" * 5000, "\u0665"], ids=ascii
+)
+def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no number of seconds from 1 to 600"):
+        arguments.freeze_limit_s(text)
+
+
 BAD_RATES = [
     "", "fast", "-1", "+1", "0", "0.4", "1.", ".5", "1,5", "5 0", "5X", "5Mi", "5MBB", "5/s/s", "1e3", "0x10", "inf",
     "nan", "8EiB", "9" * 20, "9" * 400, "9" * 400 + "E", "\N{ARABIC-INDIC DIGIT FIVE}", "5\N{KELVIN SIGN}",

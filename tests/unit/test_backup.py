@@ -138,11 +138,46 @@ def test_only_wanted_disks_are_backed_up(domain: FakeDomain, repo: Repository) -
 
 def test_filesystems_are_frozen_for_the_transaction_alone(domain: FakeDomain, repo: Repository) -> None:
     domain.agent_connected = True
-    one = run(domain, repo)
+    one = run(domain, repo, freeze_limit_s=7)
     assert one.consistency is Consistency.FILESYSTEM
     sent = [sent.command for sent in domain.qemu.sent]
-    begin = sent.index("guest-fsfreeze-freeze")
-    assert sent[begin : begin + 3] == ["guest-fsfreeze-freeze", "transaction", "guest-fsfreeze-thaw"]
+    begin = sent.index("watchdog: freezing, 7 s")
+    assert sent[begin : begin + 5] == [
+        "watchdog: freezing, 7 s",
+        "guest-fsfreeze-freeze",
+        "transaction",
+        "guest-fsfreeze-thaw",
+        "watchdog: thawed",
+    ]
+
+
+def test_watchdog_lives_from_before_the_plan_to_the_end(domain: FakeDomain, repo: Repository) -> None:
+    domain.agent_connected = True
+    run(domain, repo)
+    sent = [sent.command for sent in domain.qemu.sent]
+    assert "query-named-block-nodes" in sent[sent.index("watchdog: start") :]  # the plan asks for them
+    assert sent[-1] == "watchdog: close"
+    assert [sent.count(f"watchdog: {what}") for what in ("start", "close")] == [1, 1]
+
+
+def test_watchdog_is_ended_when_the_backup_fails(domain: FakeDomain, repo: Repository) -> None:
+    domain.agent_connected = True
+    with pytest.raises(DiskError):
+        run(domain, repo, disks=("vdz",))
+    assert domain.qemu.sent[-1].command == "watchdog: close"
+
+
+@pytest.mark.parametrize("why", ["no agent", "nobody wants it", "off", "dry run"])
+def test_no_watchdog_is_started_where_nothing_will_be_frozen(domain: FakeDomain, repo: Repository, why: str) -> None:
+    domain.agent_connected = why != "no agent"
+    domain.is_off = why == "off"
+    if why == "dry run":
+        backup.dry_run(
+            BackupRequest("web"), host=domain, repository=repo, reporter=Recorder(), stop=Stop()  # type: ignore[arg-type]
+        )  # fmt: skip
+    else:
+        run(domain, repo, quiesce=Quiesce.NO if why == "nobody wants it" else Quiesce.AUTO)
+    assert not [sent for sent in domain.qemu.sent if sent.command.startswith("watchdog")]
 
 
 def test_dry_run_leaves_nothing(domain: FakeDomain, repo: Repository) -> None:

@@ -51,6 +51,8 @@ def filled(repository: Path) -> Path:
         ("backup", "web", "--speed", "fast"),
         ("backup", "web", "--speed", "-1"),
         ("backup", "web", "--speed", "0"),
+        ("backup", "web", "--freeze-limit", "0"),
+        ("backup", "web", "--freeze-limit", "601"),
         ("backup", "web", "--progress", "loud"),
         ("backup", "web", "-q", "-v"),
         ("backup", "web", "two"),

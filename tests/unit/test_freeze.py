@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from tests.unit.builders import Recorder
 from vbackup.errors import ConnectionLostError, DomainGoneError, MonitorError, QmpError, QuiesceError
-from vbackup.freeze import Freeze, frozen
+from vbackup.freeze import DEFAULT_LIMIT_S, THAW_DEADLINE_S, Freeze, Thaw, Thawed, frozen, thaw
 from vbackup.model import Consistency, Quiesce
 
-PING, FREEZE, THAW = "guest-ping", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
+PING, FREEZE, THAW, STATUS = "guest-ping", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-fsfreeze-status"
 NO_ANSWER = MonitorError("Guest agent is not responding: QEMU guest agent is not connected.")
 
 
 class Clock:
-    """Advances by a second at each look."""
+    """Advances by a second at each look, and as the test wants."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,21 +28,43 @@ class Clock:
         return self.now
 
 
+class FakeGuard:
+    """A watchdog that remembers what it was told, and by when it was."""
+
+    def __init__(self, *, reason: str | None = None, limit_s: int = DEFAULT_LIMIT_S) -> None:
+        self.limit_s = limit_s
+        self.is_blind = False
+        self.told: list[str] = []
+        self._reason = reason
+
+    def reason_not_to_freeze(self) -> str | None:
+        return self._reason
+
+    def freezing(self) -> None:
+        self.told.append("freezing")
+
+    def thawed(self) -> None:
+        self.told.append("thawed")
+
+
 class FakeAgent:
     """A guest whose agent gives these answers in turn; the last one stays."""
 
     def __init__(self, **answers: Sequence[Any] | Any) -> None:
         self.asked: list[str] = []
         self.is_frozen = False
-        self._answers: dict[str, list[Any]] = {PING: [{}], FREEZE: [2], THAW: [2]}
+        self._answers: dict[str, list[Any]] = {PING: [{}], FREEZE: [2], THAW: [2], STATUS: ["thawed"]}
         for name, given in answers.items():
-            self._answers[{"ping": PING, "freeze": FREEZE, "thaw": THAW}[name]] = (
+            self._answers[{"ping": PING, "freeze": FREEZE, "thaw": THAW, "status": STATUS}[name]] = (
                 list(given) if isinstance(given, (list, tuple)) else [given]
             )
+        self.on_freeze: Callable[[], None] = lambda: None
 
     def agent(self, command: str, *, timeout_s: int) -> Any:
         assert timeout_s > 0
         self.asked.append(command)
+        if command == FREEZE:
+            self.on_freeze()
         answers = self._answers[command]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
@@ -66,11 +88,21 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def moment(
-    agent: FakeAgent, recorder: Recorder, quiesce: Quiesce = Quiesce.AUTO, *, connected: bool = True
+    agent: FakeAgent,
+    recorder: Recorder,
+    quiesce: Quiesce = Quiesce.AUTO,
+    *,
+    connected: bool = True,
+    guard: FakeGuard | None = None,
+    clock: Clock | None = None,
+    transaction_s: float = 0,
 ) -> tuple[Freeze, bool]:
     """How the freeze went, and whether the guest was frozen at the moment of the backup."""
-    with frozen(agent, quiesce, connected=connected, reporter=recorder, clock=Clock()) as made:
+    guard = (guard or FakeGuard()) if connected else None
+    clock = clock or Clock()
+    with frozen(agent, quiesce, guard=guard, reporter=recorder, clock=clock) as made:
         at_the_moment = agent.is_frozen
+        clock.now += transaction_s
     return made, at_the_moment
 
 
@@ -126,7 +158,7 @@ def test_guest_that_may_have_frozen_is_thawed(recorder: Recorder, error: Excepti
     """The answer to the freeze was lost, or came late."""
     agent = FakeAgent(freeze=error)
     made, _ = moment(agent, recorder)
-    assert agent.asked == [PING, FREEZE, THAW]
+    assert agent.asked[:3] == [PING, FREEZE, THAW]
     assert made.consistency is Consistency.CRASH
     assert "could not freeze" in recorder.warnings[0]
 
@@ -169,23 +201,24 @@ def test_required_freeze_that_fails_stops_the_backup(
         moment(agent, recorder, Quiesce.REQUIRED, connected=connected)
     assert "--quiesce auto" in str(caught.value)
     if FREEZE in agent.asked:
-        assert agent.asked[-1] == THAW
+        assert THAW in agent.asked[agent.asked.index(FREEZE) :]
 
 
 # thaw
 
 
 def test_guest_is_thawed_when_the_backup_fails(recorder: Recorder) -> None:
-    agent = FakeAgent()
+    agent, guard = FakeAgent(), FakeGuard()
 
     def fail() -> None:
-        with frozen(agent, Quiesce.AUTO, connected=True, reporter=recorder, clock=Clock()):
+        with frozen(agent, Quiesce.AUTO, guard=guard, reporter=recorder, clock=Clock()):
             assert agent.is_frozen
             raise QmpError("transaction", "GenericError", "no")
 
     with pytest.raises(QmpError):
         fail()
     assert not agent.is_frozen
+    assert guard.told == ["freezing", "thawed"]
 
 
 def test_thaw_is_tried_until_it_answers(recorder: Recorder) -> None:
@@ -210,17 +243,161 @@ def test_guest_that_thawed_by_itself_is_crash_consistent(recorder: Recorder) -> 
 
 
 def test_thaw_that_never_answers_is_told_with_the_way_out(recorder: Recorder) -> None:
-    agent = FakeAgent(thaw=NO_ANSWER)
-    moment(agent, recorder)
+    agent, guard = FakeAgent(thaw=NO_ANSWER), FakeGuard()
+    moment(agent, recorder, guard=guard)
     assert 2 < agent.asked.count(THAW) < 100
     assert "virsh domfsthaw" in recorder.warnings[-1]
+    assert guard.told == ["freezing"]  # the watchdog goes on
 
 
 def test_thaw_that_is_refused_is_told_once(recorder: Recorder) -> None:
-    agent = FakeAgent(thaw=QmpError(THAW, "GenericError", "no"))
-    moment(agent, recorder)
+    """Windows does after ten seconds, and has thawed."""
+    agent = FakeAgent(thaw=QmpError(THAW, "GenericError", "fsfreeze is limited up to 10 seconds"))
+    made, _ = moment(agent, recorder)
     assert agent.asked.count(THAW) == 1
     assert "could not thaw" in recorder.warnings[0]
+    assert made.consistency is Consistency.CRASH
+    assert "did not keep the filesystems frozen" in recorder.warnings[1]
+
+
+def test_thaw_that_is_refused_while_something_is_frozen_is_tried_again(recorder: Recorder) -> None:
+    agent = FakeAgent(thaw=[QmpError(THAW, "GenericError", "not now"), 2], status=["frozen", "thawed"])
+    made, _ = moment(agent, recorder)
+    assert agent.asked.count(THAW) == 2
+    assert made.consistency is Consistency.FILESYSTEM
+
+
+def test_half_a_freeze_is_thawed_and_told(recorder: Recorder) -> None:
+    agent = FakeAgent(freeze=QmpError(FREEZE, "GenericError", "failed to freeze /log: Input/output error"), thaw=1)
+    made, _ = moment(agent, recorder)
+    assert agent.asked == [PING, FREEZE, THAW]
+    assert made.consistency is Consistency.CRASH
+    assert made.frozen_ms > 0
+    assert "failed to freeze /log" in recorder.warnings[0]
+    assert "had frozen 1 filesystems before it failed; they are thawed again" in recorder.warnings[1]
+
+
+def test_agent_that_freezes_after_the_thaw_is_thawed_again(recorder: Recorder) -> None:
+    """It did not answer the freeze in time, so nobody knows when it is done."""
+    agent = FakeAgent(freeze=NO_ANSWER, thaw=[0, 2], status=["frozen", "thawed"])
+    made, _ = moment(agent, recorder)
+    assert agent.asked == [PING, FREEZE, THAW, STATUS, THAW, STATUS]
+    assert made.consistency is Consistency.CRASH
+
+
+def test_thaw_is_sure_where_the_agent_does_not_tell_how_things_are() -> None:
+    agent = FakeAgent(status=QmpError(STATUS, "CommandNotFound", "disabled"))
+    assert thaw(agent, sure=False, deadline_s=THAW_DEADLINE_S, clock=Clock()) == Thawed(Thaw.DONE, 2)
+
+
+# the guard, and the limit
+
+
+def test_guard_knows_before_the_guest_does(recorder: Recorder) -> None:
+    guard, agent = FakeGuard(), FakeAgent()
+    agent.on_freeze = lambda: guard.told.append("frozen")
+    moment(agent, recorder, guard=guard)
+    assert guard.told == ["freezing", "frozen", "thawed"]
+
+
+@pytest.mark.parametrize("agent", [FakeAgent(), FakeAgent(ping=NO_ANSWER)], ids=["guard not ready", "no answer"])
+def test_guard_is_told_nothing_where_nothing_is_frozen(recorder: Recorder, agent: FakeAgent) -> None:
+    guard = FakeGuard(reason="it is not ready")
+    made, _ = moment(agent, recorder, guard=guard)
+    assert FREEZE not in agent.asked
+    assert guard.told == []
+    assert made == Freeze(Consistency.CRASH, 0)
+    assert len(recorder.warnings) == 1
+
+
+def test_nothing_is_frozen_without_a_guard(recorder: Recorder) -> None:
+    guard = FakeGuard(reason="the watchdog is not ready")
+    with pytest.raises(QuiesceError, match="the watchdog is not ready"):
+        moment(FakeAgent(), recorder, Quiesce.REQUIRED, guard=guard)
+    moment(FakeAgent(), recorder, guard=guard)
+    assert "the watchdog is not ready" in recorder.warnings[0]
+
+
+def slow(agent: FakeAgent, clock: Clock, freeze_s: float) -> FakeAgent:
+    def pass_time() -> None:
+        clock.now += freeze_s
+
+    agent.on_freeze = pass_time
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("freeze_s", "transaction_s", "thawed", "said"),
+    [
+        (20, 0, 2, "needed all of the 20 s"),
+        (20, 0, 0, "needed all of the 20 s"),
+        (0, 20, 0, "20 s of --freeze-limit were over"),
+        (0, 20, NO_ANSWER, "20 s of --freeze-limit were over"),
+        (10, 10, 0, "20 s of --freeze-limit were over"),
+    ],
+)
+def test_limit_that_is_over_makes_the_backup_crash_consistent_or_fail(
+    freeze_s: int, transaction_s: int, thawed: Any, said: str
+) -> None:
+    for quiesce in (Quiesce.AUTO, Quiesce.REQUIRED):
+        recorder, clock = Recorder(), Clock()
+        agent = slow(FakeAgent(thaw=thawed), clock, freeze_s)
+        ways = {"guard": FakeGuard(limit_s=20), "clock": clock, "transaction_s": transaction_s}
+        if quiesce is Quiesce.AUTO:
+            made, _ = moment(agent, recorder, quiesce, **ways)  # type: ignore[arg-type]
+            assert made.consistency is Consistency.CRASH
+            assert made.frozen_ms > 20_000
+            assert said in recorder.warnings[-1]
+        else:
+            with pytest.raises(QuiesceError, match=said):
+                moment(agent, recorder, quiesce, **ways)  # type: ignore[arg-type]
+        assert THAW in agent.asked
+
+
+def test_late_thaw_that_still_finds_all_frozen_is_as_good(recorder: Recorder) -> None:
+    """The watchdog was a moment later than we."""
+    made, _ = moment(FakeAgent(), recorder, transaction_s=20)
+    assert made.consistency is Consistency.FILESYSTEM
+    assert recorder.warnings == []
+
+
+def test_agent_has_as_long_to_freeze_as_the_limit(recorder: Recorder) -> None:
+    given: dict[str, int] = {}
+
+    class Agent(FakeAgent):
+        def agent(self, command: str, *, timeout_s: int) -> Any:
+            given[command] = timeout_s
+            return super().agent(command, timeout_s=timeout_s)
+
+    moment(Agent(), recorder, guard=FakeGuard(limit_s=77))
+    assert given[FREEZE] == 77
+
+
+def test_required_freeze_that_ended_by_itself_fails_the_backup(recorder: Recorder) -> None:
+    with pytest.raises(QuiesceError, match="thawed its filesystems by itself"):
+        moment(FakeAgent(thaw=0), recorder, Quiesce.REQUIRED)
+
+
+def test_blind_guard_leaves_the_limit_to_us(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block hangs, as a transaction can; somebody thaws meanwhile."""
+    monkeypatch.undo()  # real events: a timer needs them
+    guard, agent, thawed = FakeGuard(limit_s=1), FakeAgent(thaw=[2, 0]), threading.Event()
+    guard.is_blind = True
+    really = agent.agent
+
+    def noticed(command: str, *, timeout_s: int) -> Any:
+        answer = really(command, timeout_s=timeout_s)
+        if command == THAW:
+            thawed.set()
+        return answer
+
+    monkeypatch.setattr(agent, "agent", noticed)
+    with frozen(agent, Quiesce.AUTO, guard=guard, reporter=recorder) as made:
+        assert agent.is_frozen
+        assert thawed.wait(30)
+        assert not agent.is_frozen
+    assert made.consistency is Consistency.CRASH
+    assert "1 s of --freeze-limit were over" in recorder.warnings[-1]
 
 
 # the domain goes

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vbackup import manifest
 from vbackup.cli import output
-from vbackup.cli.arguments import add_common, add_domain, speed_bytes_s
+from vbackup.cli.arguments import add_common, add_domain, freeze_limit_s, speed_bytes_s
 from vbackup.cli.context import Context, domain_of
 from vbackup.errors import Status
+from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.model import Backup, Compression, Level, Quiesce
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ def add(commands: Any) -> None:
         help="freeze the guest's filesystems: if an agent answers (auto, default), or fail without",
     )
     parser.add_argument(
+        "--freeze-limit",
+        metavar="SECONDS",
+        type=freeze_limit_s,
+        default=DEFAULT_LIMIT_S,
+        help=f"thaw the filesystems after this time, whatever happens (default: {DEFAULT_LIMIT_S})",
+    )
+    parser.add_argument(
         "--speed", metavar="BYTES/S", type=speed_bytes_s, help="copy each disk no faster (50M, 50MiB/s, 1GB)"
     )
     parser.add_argument(
@@ -65,6 +73,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         disks=tuple(options.disk),
         excluded_disks=tuple(options.exclude_disk),
         quiesce=Quiesce(options.quiesce),
+        freeze_limit_s=options.freeze_limit,
         speed_bytes_s=options.speed,
         compression=Compression(options.compress),
     )

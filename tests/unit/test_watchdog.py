@@ -1,0 +1,341 @@
+"""The process that thaws when vbackup cannot: when it does, when it does not, and that it ends.
+
+The guest is a fake here; tests/end_to_end/test_watchdog.py has a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_freeze import NO_ANSWER, STATUS, THAW, FakeAgent
+from tests.unit.test_host import DOMAIN, WEB
+from vbackup import freeze, watchdog
+from vbackup.errors import DomainGoneError, DomainNotFoundError, HostUnreachableError, VbackupError
+from vbackup.watchdog import Watchdog, process
+from vbackup.watchdog.process import BLIND, FREEZING, READY, THAWED, Pipe, watch
+
+LONG_S = 60
+
+
+class Watched:
+    """A watchdog in a thread, and its pipe in the hand of the test."""
+
+    def __init__(self, agent: FakeAgent, **options: Any) -> None:
+        self.agent = agent
+        self.told: list[str] = []
+        self.logged: list[str] = []
+        self._read_fd, self._write_fd = os.pipe()
+        self._ready = threading.Event()
+        failures: list[VbackupError] = options.pop("connect_fails", [])
+
+        def connect() -> FakeAgent:
+            if failures:
+                raise failures.pop(0)
+            return agent
+
+        def tell(line: str) -> None:
+            self.told.append(line)
+            self._ready.set()
+
+        options = {"limit_s": LONG_S, "is_blind": False, "give_up_s": LONG_S, **options}
+        arguments = (Pipe(self._read_fd), connect, tell, self.logged.append)
+        self._thread = threading.Thread(target=watch, args=arguments, kwargs=options, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(LONG_S)
+
+    def say(self, *lines: str) -> None:
+        for line in lines:
+            os.write(self._write_fd, f"{line}\n".encode())
+
+    def die(self) -> None:
+        if self._write_fd >= 0:
+            os.close(self._write_fd)
+        self._write_fd = -1
+
+    def wait(self) -> list[str]:
+        """Until it has ended; returns what it has asked the agent."""
+        self._thread.join(LONG_S)
+        assert not self._thread.is_alive()
+        self.die()
+        os.close(self._read_fd)
+        return self.agent.asked
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freeze, "TRY_AGAIN_S", 0.01)
+    monkeypatch.setattr(process, "CONNECT_AGAIN_S", 0.01)
+
+
+# what it hears, and what it does
+
+
+@pytest.mark.parametrize("is_blind", [False, True], ids=["connected", "blind"])
+def test_dead_vbackup_s_guest_is_thawed(is_blind: bool) -> None:
+    watched = Watched(FakeAgent(), is_blind=is_blind)
+    watched.say(FREEZING)
+    watched.die()
+    assert watched.wait() == [THAW, STATUS]
+    assert watched.told == [BLIND if is_blind else READY]
+    assert watched.logged == ["was left frozen by a vbackup that ended: thawed by the watchdog"]
+
+
+def test_guest_is_thawed_when_the_limit_is_over_and_vbackup_lives() -> None:
+    watched = Watched(FakeAgent(), limit_s=0.05)
+    watched.say(FREEZING)
+    assert watched.wait() == [THAW, STATUS]
+    assert watched.logged == ["was not thawed within its limit: thawed by the watchdog"]
+
+
+def test_blind_one_waits_for_the_end_of_vbackup() -> None:
+    watched = Watched(FakeAgent(), limit_s=0.05, is_blind=True)
+    watched.say(FREEZING)
+    watched._thread.join(0.2)
+    assert watched.agent.asked == []
+    watched.die()
+    assert watched.wait() == [THAW, STATUS]
+
+
+@pytest.mark.parametrize("lines", [(), (FREEZING, THAWED)], ids=["nothing frozen", "thawed"])
+@pytest.mark.parametrize("is_blind", [False, True], ids=["connected", "blind"])
+def test_guest_that_is_not_frozen_is_left_alone(lines: tuple[str, ...], is_blind: bool) -> None:
+    watched = Watched(FakeAgent(), is_blind=is_blind)
+    watched.say(*lines)
+    watched.die()
+    assert watched.wait() == []
+    assert watched.logged == []
+
+
+def test_agent_is_asked_until_it_answers_and_says_that_nothing_is_frozen() -> None:
+    agent = FakeAgent(thaw=[NO_ANSWER, NO_ANSWER, 0, 2], status=["frozen", "thawed"])
+    watched = Watched(agent)
+    watched.say(FREEZING)
+    watched.die()
+    assert watched.wait() == [THAW, THAW, THAW, STATUS, THAW, STATUS]
+
+
+def test_agent_that_never_answers_is_given_up_and_told() -> None:
+    watched = Watched(FakeAgent(thaw=NO_ANSWER), give_up_s=0.05)
+    watched.say(FREEZING)
+    watched.die()
+    assert 1 < watched.wait().count(THAW) < 50
+    assert "run 'virsh domfsthaw'" in watched.logged[0]
+
+
+def test_domain_that_has_ended_needs_no_thaw() -> None:
+    for agent, options in (
+        (FakeAgent(thaw=DomainGoneError("web")), {}),
+        (FakeAgent(), {"is_blind": True, "connect_fails": [DomainNotFoundError("web", "there", "look")]}),
+    ):
+        watched = Watched(agent, **options)
+        watched.say(FREEZING)
+        watched.die()
+        assert watched.wait().count(THAW) <= 1
+        assert watched.logged == ["was left frozen by a vbackup that ended: it has ended"]
+
+
+def test_driver_that_the_dead_process_still_holds_is_tried_again() -> None:
+    failures = [HostUnreachableError("qemu:///embed", "Failed to acquire pid file") for _ in range(3)]
+    watched = Watched(FakeAgent(), is_blind=True, connect_fails=failures)
+    watched.say(FREEZING)
+    watched.die()
+    assert watched.wait() == [THAW, STATUS]
+
+
+def test_driver_that_stays_held_is_given_up() -> None:
+    failures = [HostUnreachableError("qemu:///embed", "Failed to acquire pid file") for _ in range(50)]
+    watched = Watched(FakeAgent(), is_blind=True, connect_fails=failures, give_up_s=0.05)
+    watched.say(FREEZING)
+    watched.die()
+    assert watched.wait() == []
+    assert "it may be frozen" in watched.logged[0]
+
+
+def test_one_that_cannot_connect_says_why_in_one_line() -> None:
+    watched = Watched(FakeAgent(), connect_fails=[HostUnreachableError("x:///", "no\nroute")])
+    assert watched.wait() == []
+    assert watched.told == ["Cannot reach libvirt at x:///: no route"]
+
+
+# the process
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Watchdog]]:
+    """Start one that guards a domain of libvirt's own test driver."""
+    node = tmp_path / "node.xml"
+    node.write_text(f"<node>{DOMAIN.format('web', WEB)}</node>")
+    started: list[Watchdog] = []
+
+    def start(**options: Any) -> Watchdog:
+        options = {"uri": f"test://{node}", "uuid": WEB, "limit_s": LONG_S, "is_blind": False, **options}
+        started.append(Watchdog(**options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def is_there(pid: int) -> bool:
+    """A process that its parent has not waited for yet is still there."""
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("is_blind", [False, True], ids=["connected", "blind"])
+def test_process_gets_ready_and_ends_when_it_is_let_go(start: Callable[..., Watchdog], is_blind: bool) -> None:
+    one = start(is_blind=is_blind)
+    pid = one.pid
+    assert pid is not None
+    assert one.reason_not_to_freeze() is None
+    assert is_there(pid)
+    one.close()
+    assert not is_there(pid)
+    one.close()
+
+
+def test_process_ends_after_a_freeze_that_was_thawed(start: Callable[..., Watchdog]) -> None:
+    one = start()
+    pid = one.pid
+    assert pid is not None
+    assert one.reason_not_to_freeze() is None
+    one.freezing()
+    one.thawed()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # by itself, before it is let go
+    one.close()
+    assert not is_there(pid)
+
+
+def test_signals_to_the_process_group_or_to_itself_do_not_end_it(start: Callable[..., Watchdog]) -> None:
+    one = start()
+    assert one.pid is not None
+    assert one.reason_not_to_freeze() is None
+    assert os.getsid(one.pid) == one.pid
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(one.pid, signum)
+    assert os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    one.freezing()
+    one.thawed()  # it would be killed by now, were it not for the handlers
+    status = os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+    assert status is not None
+    assert (status.si_code, status.si_status) == (os.CLD_EXITED, 0)
+
+
+def test_process_has_nothing_open_but_what_it_needs(start: Callable[..., Watchdog], tmp_path: Path) -> None:
+    """Else it would hold locks and pipes of a dead vbackup."""
+    with (tmp_path / "lock").open("wb") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        one = start(is_blind=True)
+        assert one.reason_not_to_freeze() is None
+        files = [os.fspath(path.readlink()) for path in Path(f"/proc/{one.pid}/fd").iterdir()]
+    assert not [path for path in files if path.startswith(os.fspath(tmp_path))]
+    assert os.fspath(Path(f"/proc/{one.pid}/cwd").readlink()) == "/"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"uri": "test:///no/such/file"}, "Cannot reach libvirt"),
+        ({"uuid": "f0000000-0000-4000-8000-000000000009"}, "No domain"),
+    ],
+    ids=["libvirt", "domain"],
+)
+def test_process_that_cannot_guard_tells_why(start: Callable[..., Watchdog], options: Any, said: str) -> None:
+    one = start(**options)
+    for _ in range(2):
+        reason = one.reason_not_to_freeze()
+        assert reason is not None
+        assert reason.startswith("the watchdog that would thaw them is not ready: ")
+        assert said in reason
+
+
+def test_python_that_is_not_there_is_told(start: Callable[..., Watchdog], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    one = start()
+    assert one.pid is None
+    assert "/no/such/python cannot be started: No such file" in str(one.reason_not_to_freeze())
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("import time; time.sleep(99)", "it did not start within 0"), ("raise SystemExit(1)", "it ended too early")],
+    ids=["hangs", "ends"],
+)
+def test_process_that_does_not_get_ready_is_told_and_ended(
+    start: Callable[..., Watchdog], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, said: str
+) -> None:
+    (tmp_path / "program.py").write_text(program)
+    monkeypatch.setattr(watchdog, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.setattr(watchdog, "READY_S", 0.2 if "time" in program else LONG_S)
+    monkeypatch.setattr(watchdog, "END_S", 0.2)
+    one = start()
+    pid = one.pid
+    assert pid is not None
+    assert said in str(one.reason_not_to_freeze())
+    one.close()
+    assert not is_there(pid)
+
+
+def test_process_finds_the_package_wherever_vbackup_found_it(tmp_path: Path) -> None:
+    """From a directory that only sys.path knows of, as of an installation, and with a hostile environment."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "vbackup").symlink_to(Path(watchdog.__file__).parent.parent)
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
+    paths = [path for path in sys.path if not (Path(path) / "vbackup" / "__init__.py").exists()]
+    script = f"""
+import sys
+sys.path[:] = {[os.fspath(tmp_path / "library"), *paths]!r}
+from vbackup import watchdog
+one = watchdog.Watchdog(uri="test:///default", uuid="{WEB}", limit_s=10, is_blind=True)
+print(one.reason_not_to_freeze())
+one.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.fspath(tmp_path)},
+    )
+    assert (done.stdout, done.stderr) == ("None\n", "")
+
+
+def test_process_ends_with_a_vbackup_that_was_killed_before_it_froze(tmp_path: Path) -> None:
+    script = f"""
+import json, os, signal
+from vbackup.watchdog import Watchdog
+one = Watchdog(uri="test:///default", uuid="{WEB}", limit_s=10, is_blind=True)
+one.reason_not_to_freeze()
+print(json.dumps(one.pid), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    wait_until_gone(json.loads(done.stdout))
+
+
+def wait_until_gone(pid: int) -> None:
+    """Until the process, which is not our child, has ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        import select
+
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        assert poll.poll(LONG_S * 1000), f"process {pid} does not end"
+    finally:
+        os.close(fd)
