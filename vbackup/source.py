@@ -99,7 +99,7 @@ class RunningSource:
         self._watchdog: Watchdog | None = None
 
     def close(self) -> None:
-        """End the watchdog."""
+        """Wait for the end of the watchdog, if there is one and nothing is left for it to do."""
         if self._watchdog is not None:
             self._watchdog.close()
 
@@ -121,10 +121,16 @@ class RunningSource:
                 uri=host.real_uri, uuid=self.handle.uuid, limit_s=limit_s, is_blind=host.is_embedded
             )
 
-    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> AbstractContextManager[Freeze]:
+    @contextmanager
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
         """See Source."""
         self.prepare_freeze(quiesce, limit_s=limit_s)
-        return frozen(self._monitor, quiesce, guard=self._watchdog, reporter=reporter)
+        try:
+            with frozen(self._monitor, quiesce, guard=self._watchdog, reporter=reporter) as freeze:
+                yield freeze
+        finally:
+            if self._watchdog is not None:
+                self._watchdog.let_go()  # copying can take hours
 
     def thaw(self, reporter: Reporter) -> None:
         """See Source."""

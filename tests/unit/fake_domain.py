@@ -155,6 +155,9 @@ class FakeWatchdog:
     def thawed(self) -> None:
         self._note("thawed")
 
+    def let_go(self) -> None:
+        self._note("let go")
+
     def close(self) -> None:
         self._note("close")
 

@@ -151,13 +151,14 @@ def test_filesystems_are_frozen_for_the_transaction_alone(domain: FakeDomain, re
     ]
 
 
-def test_watchdog_lives_from_before_the_plan_to_the_end(domain: FakeDomain, repo: Repository) -> None:
+def test_watchdog_lives_from_before_the_plan_to_the_end_of_the_freeze(domain: FakeDomain, repo: Repository) -> None:
     domain.agent_connected = True
     run(domain, repo)
     sent = [sent.command for sent in domain.qemu.sent]
     assert "query-named-block-nodes" in sent[sent.index("watchdog: start") :]  # the plan asks for them
+    assert "query-jobs" in sent[sent.index("watchdog: let go") :]  # the copying is not its business
     assert sent[-1] == "watchdog: close"
-    assert [sent.count(f"watchdog: {what}") for what in ("start", "close")] == [1, 1]
+    assert [sent.count(f"watchdog: {what}") for what in ("start", "let go", "close")] == [1, 1, 1]
 
 
 def test_watchdog_is_ended_when_the_backup_fails(domain: FakeDomain, repo: Repository) -> None:

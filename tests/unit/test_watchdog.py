@@ -259,6 +259,41 @@ def test_process_that_cannot_guard_tells_why(start: Callable[..., Watchdog], opt
         assert said in reason
 
 
+def test_process_that_was_killed_since_it_got_ready_guards_nothing(start: Callable[..., Watchdog]) -> None:
+    one = start()
+    assert one.pid is not None
+    assert one.reason_not_to_freeze() is None
+    assert one.reason_not_to_freeze() is None
+    os.kill(one.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+    assert "it was killed" in str(one.reason_not_to_freeze())
+    one.freezing()  # its pipe has no reader any more
+    one.thawed()
+
+
+def test_process_that_is_let_go_ends_by_itself(start: Callable[..., Watchdog]) -> None:
+    one = start()
+    assert one.pid is not None
+    assert one.reason_not_to_freeze() is None
+    one.let_go()
+    os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_process_is_left_to_its_work_where_the_guest_may_be_frozen(start: Callable[..., Watchdog]) -> None:
+    """The test driver has no agent, so this one would go on for minutes."""
+    one = start()
+    pid = one.pid
+    assert pid is not None
+    assert one.reason_not_to_freeze() is None
+    one.freezing()
+    one.close()
+    left = watchdog._LEFT.pop()
+    assert left.pid == pid
+    assert left.poll() is None
+    left.kill()
+    left.wait()
+
+
 def test_python_that_is_not_there_is_told(start: Callable[..., Watchdog], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     one = start()

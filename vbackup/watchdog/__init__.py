@@ -43,6 +43,7 @@ class Watchdog:
         self.limit_s = limit_s
         self.is_blind = is_blind
         self._reason: str | None = None
+        self._is_ready = False
         self._may_be_frozen = False
         self._process: subprocess.Popen[bytes] | None = None
         orders = {
@@ -74,10 +75,13 @@ class Watchdog:
 
     def reason_not_to_freeze(self) -> str | None:
         """See Guard. Waits until the process is ready."""
-        if self._reason is None:
+        if self._reason is None and not self._is_ready:
             said = self._answer(READY_S)
-            if said not in (READY, BLIND):
+            self._is_ready = said in (READY, BLIND)
+            if not self._is_ready:
                 self._reason = said or "it ended too early"
+        if self._reason is None and (self._process is None or self._process.poll() is not None):
+            self._reason = "it was killed"
         return f"the watchdog that would thaw them is not ready: {self._reason}" if self._reason else None
 
     def freezing(self) -> None:
@@ -90,14 +94,19 @@ class Watchdog:
         self._tell(THAWED)
         self._may_be_frozen = False
 
+    def let_go(self) -> None:
+        """The freeze is over: it ends, or thaws first where the guest may be frozen. Does not wait for it."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
     def close(self) -> None:
         """Let it end; closing twice is fine. Where the guest may be frozen it goes on alone, and ends by itself."""
         process = self._process
         if process is None:
             return
-        assert process.stdin is not None
+        self.let_go()
         assert process.stdout is not None
-        process.stdin.close()
         process.stdout.close()
         self._process = None
         if self._may_be_frozen:

@@ -25,7 +25,8 @@ FREEZING, THAWED = "freezing", "thawed"
 READY, BLIND = "ready", "blind"
 #: For how long an agent that does not answer is asked: a guest may hang for minutes, and freeze when it goes on.
 GIVE_UP_S = 300.0
-#: Between two tries to connect: the first, and the longest. Every try costs the embedded driver one of its 20 slots.
+#: Between two tries to connect: the first, and the longest. libvirt registers the embedded driver anew at every try,
+#: and has room for some dozens.
 CONNECT_AGAIN_S, CONNECT_AGAIN_MAX_S = 0.1, 30.0
 
 
