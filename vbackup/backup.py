@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import vbackup
-from vbackup import chain, checkpoint, job, plan, qemu_img, source, target
+from vbackup import chain, checkpoint, job, names, plan, qemu_img, source, target
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
 from vbackup.host import DomainHandle, Host
@@ -153,6 +153,7 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         choices=choices,
         history=catalogue.history,
         repository_id=repository.id,
+        token=names.new_token(),
         now=datetime.now(timezone.utc),
         taken_ids=taken_ids,
         compression=request.compression,

@@ -55,8 +55,9 @@ def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: Hi
     """
 
     def is_base(dev: str, ours: BitmapName) -> bool:
-        return not ours.working and ours.dev == dev and ours.checkpoint in history.bases(dev)
+        return ours in bases[dev]
 
+    bases = {node.disk.dev: history.base_bitmaps(node.disk.dev) for node in disks}
     return _remove(monitor, disks, repository_id, is_base)
 
 

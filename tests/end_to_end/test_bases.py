@@ -168,7 +168,7 @@ def test_grown_disk_stays_incremental(chain: Chain) -> None:
 
 
 def test_shrunk_disk_costs_a_full(chain: Chain) -> None:
-    chain.backup()
+    full = chain.backup()
     chain.stop()
     image = str(chain.specs[0].path)
     listed = subprocess.run(["qemu-img", "info", image], capture_output=True, text=True, check=True).stdout
@@ -178,7 +178,7 @@ def test_shrunk_disk_costs_a_full(chain: Chain) -> None:
     chain.machine = chain.lab.start(chain.xml())
     done = chain.backup()
     assert levels(done)["vda"] == "full"
-    assert reasons(done)["vda"] == "the disk shrank from 8388608 to 4194304 bytes"
+    assert reasons(done)["vda"] == f"the disk shrank from 8388608 to 4194304 bytes since {full['id']}"
 
 
 def test_image_missing_from_the_repository_costs_a_full(chain: Chain) -> None:

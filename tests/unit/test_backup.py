@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu
-from tests.unit.builders import UUID, Recorder, incremental
+from tests.unit.builders import UUID, Recorder, bitmap_of, incremental
 from vbackup import backup, image_chain, names, qemu_img, source
 from vbackup.backup import BackupRequest
 from vbackup.errors import (
@@ -229,9 +229,7 @@ def test_only_the_checkpoints_stay_in_qemu(domain: FakeDomain, repo: Repository)
     before = domain.qemu.state()
     one, two, three = (run(domain, repo) for _ in range(3))
     assert two.id not in str(domain.bitmaps())
-    assert domain.bitmaps() == {
-        dev: {names.bitmap(repo.id, kept.id, dev): True for kept in (one, three)} for dev in ("vda", "vdb")
-    }
+    assert domain.bitmaps() == {dev: {bitmap_of(kept, dev): True for kept in (one, three)} for dev in ("vda", "vdb")}
     assert {**domain.qemu.state(), "bitmaps": {}} == before
 
 
@@ -522,7 +520,7 @@ def check_after_strike(
     committed = repo.catalogue(UUID).history.backups
     assert [one.id for one in committed] == [one.id for one in (base, done) if one is not None], where
     for dev, bitmaps in domain.bitmaps().items():
-        assert bitmaps.get(names.bitmap(repo.id, committed[-1].id, dev)), f"{where}: the base of {dev} is lost"
+        assert bitmaps.get(bitmap_of(committed[-1], dev)), f"{where}: the base of {dev} is lost"
     state = domain.qemu.state()
     if state["jobs"] or state["fdsets"]:
         assert any("The next backup of this domain tries again" in one for one in recorder.warnings), where
@@ -533,7 +531,7 @@ def check_after_strike(
     state = domain.qemu.state()
     assert (state["jobs"], state["fdsets"]) == ([], []), where
     ours = {name for of_disk in domain.bitmaps().values() for name in of_disk if names.prefix(repo.id) in name}
-    bases = {names.bitmap(repo.id, one.id, dev) for one in (base, again) for dev in ("vda", "vdb")}
+    bases = {bitmap_of(one, dev) for one in (base, again) for dev in ("vda", "vdb")}
     assert ours == bases, where
 
 
@@ -613,4 +611,4 @@ def test_dead_run_is_cleared_away_by_the_next(domain: FakeDomain, repo: Reposito
     assert (two.parent, partial(repo)) == (base.id, [])
     assert any("which never ended" in step for step in recorder.steps)
     assert (domain.qemu.state()["jobs"], domain.qemu.state()["fdsets"]) == ([], [])
-    assert domain.bitmaps()["vda"].keys() == {names.bitmap(repo.id, one.id, "vda") for one in (base, two)}
+    assert domain.bitmaps()["vda"].keys() == {bitmap_of(one, "vda") for one in (base, two)}

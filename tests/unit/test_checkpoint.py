@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
 from tests.unit import builders
-from tests.unit.builders import FOREIGN, REPOSITORY, Recorder, backup, incremental
+from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
 from vbackup import checkpoint, names, target
 from vbackup.chain import History
 from vbackup.errors import DomainGoneError
@@ -30,7 +30,7 @@ def qemu() -> Iterator[FakeQemu]:
 
 
 def bitmap_of(one: object, dev: str = "vda", repository_id: str = REPOSITORY) -> str:
-    return names.bitmap(repository_id, one.id, dev)  # type: ignore[attr-defined]
+    return names.bitmap(repository_id, one.id, dev, TOKEN)  # type: ignore[attr-defined]
 
 
 def add(qemu: FakeQemu, *bitmaps: str) -> None:
@@ -68,6 +68,14 @@ def test_what_others_made_stays(qemu: FakeQemu) -> None:
     add(qemu, *others)
     assert remove_superseded(qemu, ONE) == []
     assert left(qemu) == others
+
+
+def test_bitmap_of_another_backup_of_the_same_name_goes(qemu: FakeQemu) -> None:
+    """A copy of the repository is written to as well."""
+    other = names.bitmap(REPOSITORY, ONE.id, "vda", OTHER_TOKEN)
+    add(qemu, bitmap_of(ONE), other)
+    assert remove_superseded(qemu, ONE) == [other]
+    assert left(qemu) == {bitmap_of(ONE)}
 
 
 def test_working_bitmap_goes(qemu: FakeQemu) -> None:
