@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import vbackup
-from vbackup import chain, checkpoint, job, names, plan, qemu_img, source, target
+from vbackup import blockjobs, chain, checkpoint, job, names, plan, qemu_img, source, target
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
+from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
 from vbackup.model import Backup, BitmapSource, Compression, Consistency, DiskImage, Level, Quiesce
 from vbackup.monitor import Monitor
@@ -132,6 +133,8 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     repository, reporter = session.repository, session.reporter
     domain = session.source.domain
     disks, left_out = plan.select(domain, request.disks, request.excluded_disks)
+    # First: a job may just be changing the disk's nodes.
+    blockjobs.refuse_busy(session.monitor, disks)
     nodes = session.source.disk_nodes(disks)
     taken_ids = repository.taken_ids(domain.uuid)
     for name in checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id):
@@ -141,7 +144,9 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
     choices = []
     for node in nodes:
-        choice = chain.choose(request.level, node, catalogue.history, repository_id=repository.id)
+        choice = chain.choose(
+            request.level, node, catalogue.history, repository_id=repository.id, started=_last_start(session)
+        )
         choices.append((node, choice))
         reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
         if node.disk.encrypted:
@@ -159,6 +164,14 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         compression=request.compression,
         speed_bytes_s=request.speed_bytes_s,
     )
+
+
+def _last_start(session: _Session) -> datetime | None:
+    """When the domain was started last, if the hook script is installed and has noted it."""
+    if not session.handle.host.is_local:
+        return None
+    starts = [one.time for one in events(session.handle.uuid) if one.operation is Operation.STARTED]
+    return starts[-1] if starts else None
 
 
 def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, begun: float) -> Backup:

@@ -245,6 +245,17 @@ class BusyError(VbackupError):
     status = Status.BUSY
 
 
+class DiskBusyError(BusyError):
+    """A block job of somebody else works on a disk; found before anything was begun."""
+
+    def __init__(self, dev: str, job_type: str, job_id: str, *, by_libvirt: bool) -> None:
+        self.dev = dev
+        self.job_type = job_type  #: QAPI JobType: commit, mirror, stream, backup, ...
+        self.job_id = job_id
+        what = "libvirt's own backup" if by_libvirt else f"a {job_type} job"
+        super().__init__(f"Disk {dev} is busy with {what} ({job_id}); try again when it is done.")
+
+
 class InterruptedBySignalError(VbackupError):
     """The user or the system asked vbackup to stop; everything begun was undone."""
 

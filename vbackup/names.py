@@ -27,6 +27,7 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: Disk names that libvirt accepts, so short that a node name (QEMU: 31 bytes) can bear them.
 DEV = re.compile(r"[a-z][a-z0-9_]{0,9}")
 
+_PREFIX = re.compile(rf"vbackup-{REPOSITORY_ID.pattern}-")
 _OURS = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
     rf"-(?:(?P<token>{TOKEN.pattern})|working)"
@@ -61,6 +62,11 @@ def stamp_of(backup: str) -> str:
 def prefix(repository_id: str) -> str:
     """How everything begins that vbackup makes in QEMU for this repository."""
     return f"vbackup-{repository_id}-"
+
+
+def is_ours(name: str) -> bool:
+    """True for a job, node or bitmap of vbackup's, for whatever repository."""
+    return _PREFIX.match(name) is not None
 
 
 def bitmap(repository_id: str, checkpoint: str, dev: str, token: str) -> str:
