@@ -2,88 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import libvirt
-import pytest
 
 from tests.daemon import wait_for
-from tests.lab import DiskSpec, Lab, References, compare, domain_xml
+from tests.end_to_end.chains import Chain, levels, reasons
+from tests.lab import DiskSpec
 
 if TYPE_CHECKING:
-    from tests.conftest import Command, Outcome
-
-
-class Chain:
-    """Backups of one machine that may be started again; each is restored and compared at once."""
-
-    def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path) -> None:
-        self.lab, self.command, self.repository, self.tmp_path = lab, command, repository, tmp_path
-        self.specs = [
-            DiskSpec(tmp_path / "vda.qcow2", size="8M"),
-            DiskSpec(tmp_path / "vdb.qcow2", dev="vdb", size="8M"),
-        ]
-        for spec in self.specs:
-            spec.create()
-        self.machine = lab.start(self.xml())
-        self.count = 0
-
-    def xml(self) -> str:
-        return domain_xml(
-            "bases",
-            [spec.xml() for spec in self.specs],
-            top="<uuid>11111111-2222-3333-4444-555555555555</uuid>",
-        )
-
-    def restart(self, *, kill: bool = False) -> None:
-        """The same definition in a new QEMU; ``kill`` gives the old one no time to close its images."""
-        if kill:
-            pid = int(next((self.lab.root / "run").glob("**/*bases.pid")).read_text())
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: not self.machine.handle.is_active(), "libvirt noticing QEMU's death")
-        self.stop()
-        self.machine = self.lab.start(self.xml())
-
-    def stop(self) -> None:
-        self.lab.remove(self.machine)
-
-    def backup(self, *options: str) -> dict[str, Any]:
-        """Back up; what is restored must be what the disks held at that moment."""
-        self.count += 1
-        references = References(self.tmp_path / f"references{self.count}")
-        with pytest.MonkeyPatch.context() as patch, references.taken(patch):
-            done = self.run(*options).document
-        images = references.finish(self.machine)
-        output = self.tmp_path / f"out{self.count}"
-        self.command("-q", "restore", "bases", "-r", self.repository, "--output", output)
-        for disk in done["disks"]:
-            compare(output / disk["file"], images[disk["node_name"]])
-        return done
-
-    def run(self, *options: str, status: int = 0) -> Outcome:
-        return self.command(
-            "-c", self.lab.uri, "-q", "backup", "bases", "-r", self.repository, "--json", *options, status=status
-        )
-
-
-@pytest.fixture
-def chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
-    made = Chain(lab, command, repository, tmp_path)
-    for spec in made.specs:
-        made.machine.write(spec.dev, "write -P 1 0 2M")
-    return made
-
-
-def levels(done: dict[str, Any]) -> dict[str, str]:
-    return {disk["dev"]: disk["level"] for disk in done["disks"]}
-
-
-def reasons(done: dict[str, Any]) -> dict[str, str]:
-    return {disk["dev"]: disk["reason"] for disk in done["disks"]}
+    pass
 
 
 def test_bitmaps_outlive_a_restart_of_the_domain(chain: Chain) -> None:
@@ -266,7 +195,7 @@ def test_disk_with_another_block_job_is_busy(chain: Chain) -> None:
     domain.blockCopy("vda", xml, {}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
     before = chain.machine.state()
     refused = chain.run(status=8)
-    assert "busy with another block job" in refused.stderr
+    assert "Disk vda is busy with a mirror job (copy-vda-" in refused.stderr
     assert chain.machine.state()["bitmaps"] == before["bitmaps"]
     domain.blockJobAbort("vda", 0)
     wait_for(lambda: "<mirror" not in chain.machine.handle.live_xml(), "the end of the copy")
