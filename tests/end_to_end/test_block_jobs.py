@@ -22,10 +22,10 @@ ALL_INCREMENTAL = {"vda": "incremental", "vdb": "incremental"}
 def snapshot(chain: Chain, name: str) -> Path:
     """As ``virsh snapshot-create-as --disk-only --no-metadata --atomic`` with an overlay for vda."""
     path = chain.tmp_path / f"{name}.qcow2"
+    others = "".join(f"<disk name='{spec.dev}' snapshot='no'/>" for spec in chain.specs if spec.dev != "vda")
     chain.machine.handle.domain.snapshotCreateXML(
         f"<domainsnapshot><name>{name}</name><disks>"
-        f"<disk name='vda' snapshot='external'><source file='{path}'/></disk>"
-        "<disk name='vdb' snapshot='no'/></disks></domainsnapshot>",
+        f"<disk name='vda' snapshot='external'><source file='{path}'/></disk>{others}</disks></domainsnapshot>",
         libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
         | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
         | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC,
@@ -132,7 +132,7 @@ def expect_busy(chain: Chain, said: str) -> None:
     for options in ((), ("--dry-run",)):
         refused = chain.run(*options, status=8)
         assert f"Disk vda is busy with {said}" in refused.stderr
-    assert refused.document["error"]["dev"] == "vda"
+    assert refused.document["evidence"]["dev"] == "vda"
     for job in (after := chain.machine.state())["jobs"] + before["jobs"]:
         del job["current-progress"], job["total-progress"]
     assert after == before
