@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,8 +85,11 @@ def run(request: BackupRequest, *, host: Host, repository: Repository, reporter:
     begun = time.monotonic()
     with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
         made = _plan(request, session)
-        backup = _carry_out(made, request, session, begun=begun)
-        _remove_superseded(made, session)
+        try:
+            backup = _carry_out(made, request, session, begun=begun)
+        finally:
+            detached = _close_detached(made, session)
+        _remove_superseded(made, session, detached)
     return backup
 
 
@@ -328,11 +331,25 @@ def _nvram(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
     return {"nvram": stage.write("nvram", data)}
 
 
-def _remove_superseded(made: BackupPlan, session: _Session) -> None:
+def _close_detached(made: BackupPlan, session: _Session) -> list[str]:
+    """When the jobs are gone: let go of disks that the domain has no more. Returns their dev."""
+    if not isinstance(session.source, source.RunningSource):
+        return []
+    try:
+        detached = blockjobs.close_detached(session.monitor, [disk.node for disk in made.disks])
+    except VbackupError as err:
+        log.debug("%s", err)  # QEMU is gone, or cannot be asked; the backup has ended as it has
+        return []
+    for dev in detached:
+        session.reporter.step(f"Disk {dev} was detached during the backup.")
+    return detached
+
+
+def _remove_superseded(made: BackupPlan, session: _Session, detached: Collection[str]) -> None:
     """After the commit: bitmaps that no later backup starts from go. What stays only costs memory."""
     try:
         history = session.repository.catalogue(made.domain.uuid).history
-        nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks])
+        nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks if disk.dev not in detached])
         for name in checkpoint.remove_superseded(session.monitor, nodes, history, session.repository.id):
             log.debug("removed bitmap %s", name)
     except DomainGoneError as err:

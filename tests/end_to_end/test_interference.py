@@ -175,8 +175,7 @@ def test_snapshot_in_the_middle_of_a_backup_that_is_stopped(stage: Stage) -> Non
         *("--diskspec", f"vda,file={overlay}", "--diskspec", "sda,snapshot=no"),
     )
     running.process.terminate()
-    status, _out, err = running.wait()
-    print(err, stage.machine.bitmaps())
+    status, _out, _err = running.wait()
     assert status == 128 + 15
     stage.expect_nothing_left()
     stage.write("vda", 5, 3 * MIB)
@@ -190,7 +189,6 @@ def test_detached_disk(stage: Stage) -> None:
     wait_for(lambda: "'sda'" not in stage.machine.handle.live_xml(), "the end of the detaching")
     done = finish(running)
     stage.check(done, moment)
-    print(stage.machine.state())
     assert not [name for name in stage.machine.state()["nodes"] if name.startswith("libvirt-1-")]
     stage.virsh("attach-disk", "busy", stage.directory / "sda.qcow2", "sda", "--subdriver", "qcow2")
     stage.write("sda", 5, 3 * MIB)
