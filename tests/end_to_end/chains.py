@@ -29,6 +29,7 @@ class Chain:
         specs: Sequence[DiskSpec] | None = None,
     ) -> None:
         self.lab, self.command, self.repository, self.tmp_path = lab, command, repository, tmp_path
+        self.uuid = "11111111-2222-3333-4444-555555555555"
         self.specs = list(specs or ()) or [
             DiskSpec(tmp_path / "vda.qcow2", size="8M"),
             DiskSpec(tmp_path / "vdb.qcow2", dev="vdb", size="8M"),
@@ -42,7 +43,7 @@ class Chain:
         return domain_xml(
             "bases",
             [spec.xml() for spec in self.specs],
-            top="<uuid>11111111-2222-3333-4444-555555555555</uuid>",
+            top=f"<uuid>{self.uuid}</uuid>",
         )
 
     def restart(self, *, kill: bool = False) -> None:

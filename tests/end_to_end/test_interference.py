@@ -195,6 +195,24 @@ def test_detached_disk(stage: Stage) -> None:
     assert levels(stage.backup()) == {"vda": "incremental", "sda": "incremental"}
 
 
+def test_backup_into_another_repository_in_the_middle(stage: Stage) -> None:
+    """vbackup's own jobs are in nobody's way: QEMU makes both copies, each of its own moment."""
+    here, there = stage.repository, stage.tmp_path / "there"
+    stage.command("init", "-r", there)
+    moment = stage.moment()
+    running = stage.slow_backup()
+    stage.write("vda", 4, 7 * MIB)
+    stage.repository = there
+    later = stage.moment()
+    options = ("-r", there, "--json")
+    document = stage.command("-c", stage.daemon.uri, "-q", "backup", "busy", *options).document
+    assert running.process.poll() is None, "the backup was too quick for this test"
+    stage.check(document, later)
+    stage.repository = here
+    stage.check(finish(running), moment)
+    assert set(levels(stage.backup()).values()) == {"incremental"}
+
+
 @pytest.mark.parametrize("how", ["destroy", "poweroff"])
 def test_end_of_the_domain(stage: Stage, how: str) -> None:
     first = stage.backup()
