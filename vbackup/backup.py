@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,11 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import vbackup
-from vbackup import chain, checkpoint, completion, job, manifest, plan, qemu_img, recovery, source, target
+from vbackup import (
+    blockjobs,
+    chain,
+    checkpoint,
+    completion,
+    job,
+    manifest,
+    names,
+    plan,
+    qemu_img,
+    recovery,
+    source,
+    target,
+)
 from vbackup.completion import Work
 from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
 from vbackup.freeze import DEFAULT_LIMIT_S
+from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, Compression, Level, Quiesce
@@ -78,8 +92,11 @@ def run(request: BackupRequest, *, host: Host, repository: Repository, reporter:
     with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
         session.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
         made = _plan(request, session)
-        backup = _carry_out(made, request, session, begun=begun)
-        _remove_superseded(made, session)
+        try:
+            backup = _carry_out(made, request, session, begun=begun)
+        finally:
+            detached = _close_detached(made, session)
+        _remove_superseded(made, session, detached)
     return backup
 
 
@@ -124,6 +141,8 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     repository, reporter = session.repository, session.reporter
     domain = session.source.domain
     disks, left_out = plan.select(domain, request.disks, request.excluded_disks)
+    # First: a job may just be changing the disk's nodes.
+    blockjobs.refuse_busy(session.monitor, disks)
     nodes = session.source.disk_nodes(disks)
     taken_ids = repository.taken_ids(domain.uuid)
     for name in checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id):
@@ -133,7 +152,9 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
     choices = []
     for node in nodes:
-        choice = chain.choose(request.level, node, catalogue.history, repository_id=repository.id)
+        choice = chain.choose(
+            request.level, node, catalogue.history, repository_id=repository.id, started=_last_start(session)
+        )
         choices.append((node, choice))
         reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
         if node.disk.encrypted:
@@ -145,11 +166,20 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         choices=choices,
         history=catalogue.history,
         repository_id=repository.id,
+        token=names.new_token(),
         now=datetime.now(timezone.utc),
         taken_ids=taken_ids,
         compression=request.compression,
         speed_bytes_s=request.speed_bytes_s,
     )
+
+
+def _last_start(session: _Session) -> datetime | None:
+    """When the domain was started last, if the hook script is installed and has noted it."""
+    if not session.handle.host.is_local:
+        return None
+    starts = [one.time for one in events(session.handle.uuid) if one.operation is Operation.STARTED]
+    return starts[-1] if starts else None
 
 
 def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, begun: float) -> Backup:
@@ -267,11 +297,25 @@ def _nvram(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
     return {"nvram": stage.write("nvram", data)}
 
 
-def _remove_superseded(made: BackupPlan, session: _Session) -> None:
+def _close_detached(made: BackupPlan, session: _Session) -> list[str]:
+    """When the jobs are gone: let go of disks that the domain has no more. Returns their dev."""
+    if not isinstance(session.source, source.RunningSource):
+        return []
+    try:
+        detached = blockjobs.close_detached(session.monitor, [disk.node for disk in made.disks])
+    except VbackupError as err:
+        log.debug("%s", err)  # QEMU is gone, or cannot be asked; the backup has ended as it has
+        return []
+    for dev in detached:
+        session.reporter.step(f"Disk {dev} was detached during the backup.")
+    return detached
+
+
+def _remove_superseded(made: BackupPlan, session: _Session, detached: Collection[str]) -> None:
     """After the commit: bitmaps that no later backup starts from go. What stays only costs memory."""
     try:
         history = session.repository.catalogue(made.domain.uuid).history
-        nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks])
+        nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks if disk.dev not in detached])
         for name in checkpoint.remove_superseded(session.monitor, nodes, history, session.repository.id):
             log.debug("removed bitmap %s", name)
     except DomainGoneError as err:

@@ -217,9 +217,9 @@ def _consequence(ours: names.BitmapName, dev: str, history: History | None) -> s
         return f"the next backup {into} is a full if it would have started from {ours.checkpoint}"
     if ours.checkpoint not in {backup.id for backup in history.backups}:
         return f"the backup {ours.checkpoint}, which is being made or cannot be read, is the base of none"
+    if ours not in history.base_bitmaps(dev):
+        return None
     newest = history.newest(dev)
     if newest is not None and newest.id == ours.checkpoint:
         return f"the next backup {into} is a full"
-    if ours.checkpoint in history.bases(dev):
-        return f"the next differential {into} is not possible until there is a new full"
-    return None
+    return f"the next differential {into} is not possible until there is a new full"

@@ -72,6 +72,11 @@ class BlockGraph:
         node = self._nodes.get(node_name)
         return node.layer.bitmaps if node else {}
 
+    def is_read_only(self, node_name: str) -> bool:
+        """True for a layer below the active one; False where the node is not there."""
+        node = self._nodes.get(node_name)
+        return node is not None and node.layer.read_only
+
     def disk_node(self, disk: Disk) -> DiskNode:
         """The disk's layers in QEMU, found by its alias and checked against its XML.
 

@@ -1,17 +1,23 @@
 """Choose the checkpoint a backup starts from, and follow images down to the full they stand on.
 
 plan.BackupPlan says what is done with the choice. A base is trusted only if its bitmap is there, on
-every layer it must be on, recording and consistent, and if every image below it is in the repository.
+every layer it must be on, recording and consistent, if its name says that it was made by that very backup,
+and if every image below it is in the repository.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 
 from vbackup import names
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import Backup, BitmapSource, DiskImage, DiskNode, Level
+from vbackup.model import Backup, Bitmap, BitmapSource, DiskImage, DiskNode, Layer, Level
+from vbackup.names import BitmapName
+
+#: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
+GRANULARITY_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,11 @@ class History:
         """The full that the newest backup of this disk stands on."""
         return next((one for one in self._checkpoints(dev) if _image(one, dev).level is Level.FULL), None)
 
-    def bases(self, dev: str) -> frozenset[str]:
-        """The checkpoints that a later backup of this disk may start from: their bitmaps are kept."""
-        return frozenset(one.id for one in (self.newest(dev), self.last_full(dev)) if one is not None)
+    def base_bitmaps(self, dev: str) -> frozenset[BitmapName]:
+        """The bitmaps that a later backup of this disk may start from: they are kept."""
+        bases = (one for one in (self.newest(dev), self.last_full(dev)) if one is not None)
+        bitmaps = (names.parse_bitmap(_image(one, dev).bitmap or "") for one in bases)
+        return frozenset(bitmap for bitmap in bitmaps if bitmap is not None)
 
     def links(self, backup_id: str, dev: str) -> tuple[Link, ...]:
         """The images that hold the disk at that backup, newest first, the last one a full or a copy.
@@ -97,9 +105,12 @@ class History:
                 yield backup
 
 
-def choose(level: Level, node: DiskNode, history: History, *, repository_id: str) -> Choice:
+def choose(
+    level: Level, node: DiskNode, history: History, *, repository_id: str, started: datetime | None = None
+) -> Choice:
     """How to back up one disk at the level that was asked for.
 
+    ``started`` is when the domain was last seen to start, if that is known: it tells why a bitmap may be gone.
     Raises BaseError where incremental or differential was asked for by name and no base can be trusted.
     """
     dev = node.disk.dev
@@ -112,10 +123,11 @@ def choose(level: Level, node: DiskNode, history: History, *, repository_id: str
             raise _UntrustedError(_no_bitmap(node))
         if base is None:
             raise _UntrustedError("there is no earlier backup of this disk to start from")
-        sources = _trusted_sources(node, base, history, repository_id)
+        _check_images(node, base, history)
+        sources = _trusted_sources(node, base, repository_id, started)
     except _UntrustedError as err:
         if level is not Level.AUTO:
-            raise BaseError(dev, level.value, str(err)) from None
+            raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
         return Choice(Level.FULL, None, (), str(err))
     return Choice(wanted, base, sources, f"changes since {base.id}")
 
@@ -124,38 +136,75 @@ class _UntrustedError(Exception):
     """The reason why a base cannot be trusted."""
 
 
-def _trusted_sources(node: DiskNode, base: Backup, history: History, repository_id: str) -> tuple[BitmapSource, ...]:
+def _check_images(node: DiskNode, base: Backup, history: History) -> None:
+    """What is in the repository, and the size: growing is fine where QEMU says what there is then (zeros)."""
     dev = node.disk.dev
     try:
         history.links(base.id, dev)
     except ChainError as err:
         raise _UntrustedError(str(err).rstrip(".")) from err
     earlier_bytes, now_bytes = _image(base, dev).virtual_size_bytes, node.top.virtual_size_bytes
+    change = f"from {earlier_bytes} to {now_bytes} bytes since {base.id}"
     if now_bytes < earlier_bytes:
-        raise _UntrustedError(f"the disk shrank from {earlier_bytes} to {now_bytes} bytes")
+        raise _UntrustedError(f"the disk shrank {change}")
     if now_bytes > earlier_bytes and node.top.driver != "qcow2":
         # What a raw image or block device has grown by may hold anything, and no bitmap tells.
-        raise _UntrustedError(f"the {node.top.driver} disk grew from {earlier_bytes} to {now_bytes} bytes")
-    name = names.bitmap(repository_id, base.id, dev)
+        raise _UntrustedError(f"the {node.top.driver} disk grew {change}")
+
+
+def _trusted_sources(
+    node: DiskNode, base: Backup, repository_id: str, started: datetime | None
+) -> tuple[BitmapSource, ...]:
+    """The bitmaps of the base on the active layer and on all that it was on meanwhile."""
+    name = _image(base, node.disk.dev).bitmap or ""
+    ours = names.parse_bitmap(name)
+    if ours is None or (ours.repository_id, ours.checkpoint, ours.dev) != (repository_id, base.id, node.disk.dev):
+        raise _UntrustedError(f"the manifest of {base.id} names {name!r} as its bitmap, which is not one of its own")
     having = [layer for layer in node.layers if name in layer.bitmaps]
     if not having:
-        lost = (
-            "missing from the image"
-            if node.keeps_bitmaps
-            else "gone: the domain was restarted, or the disk attached anew"
-        )
-        raise _UntrustedError(f"checkpoint {base.id} is {lost}")
+        raise _UntrustedError(f"checkpoint {base.id} is {_lost(node, base, ours, started)}")
     if having != list(node.layers[: len(having)]):
         raise _UntrustedError(f"checkpoint {base.id} is not on every layer above {having[-1].node_name}")
     for layer in having:
-        bitmap = layer.bitmaps[name]
-        if bitmap.inconsistent:
-            raise _UntrustedError(f"checkpoint {base.id} is inconsistent (QEMU did not close the image)")
-        if bitmap.busy:
-            raise _UntrustedError(f"checkpoint {base.id} is busy with another operation")
+        flaw = _flaw(layer.bitmaps[name])
+        if flaw is not None:
+            raise _UntrustedError(f"checkpoint {base.id} {flaw}")
     if not having[0].bitmaps[name].recording:
         raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
     return tuple(BitmapSource(layer.node_name, name) for layer in having)
+
+
+def _lost(node: DiskNode, base: Backup, ours: BitmapName, started: datetime | None) -> str:
+    """Where a bitmap is that is on no layer."""
+    if any(_is_namesake(layer, ours) for layer in node.layers):
+        return (
+            "that of another backup of the same name: into a copy of this repository, or of another domain that had"
+            " this image"
+        )
+    since = "the domain was restarted"
+    if started is not None and started > base.time:
+        since = f"the domain was started anew at {started.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    elif node.keeps_bitmaps:
+        return "missing from the image"
+    if node.keeps_bitmaps:
+        return f"missing from the image ({since})"
+    return f"gone: {since}, or the disk attached anew"
+
+
+def _is_namesake(layer: Layer, ours: BitmapName) -> bool:
+    others = (names.parse_bitmap(name) for name in layer.bitmaps)
+    return any(one is not None and not one.working and replace(one, token=ours.token) == ours for one in others)
+
+
+def _flaw(bitmap: Bitmap) -> str | None:
+    """Why a bitmap does not tell what has changed; None if it does."""
+    if bitmap.inconsistent:
+        return "is inconsistent (QEMU did not close the image)"
+    if bitmap.busy:
+        return "is busy with another operation"
+    if bitmap.granularity_bytes != GRANULARITY_BYTES:
+        return f"has a granularity of {bitmap.granularity_bytes} bytes, which is not vbackup's ({GRANULARITY_BYTES})"
+    return None
 
 
 def _no_bitmap(node: DiskNode) -> str:

@@ -20,11 +20,26 @@ log = logging.getLogger(__name__)
 
 
 def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
-    """Remove those of the bitmaps that are there."""
+    """Remove those of the bitmaps that are there.
+
+    If somebody has made an external snapshot since, libvirt has repeated them in the overlay: they go there too. On
+    the layer below, which is read-only now, QEMU lets no persistent one go; its name is in no manifest, so it is no
+    base, and it goes once the layer is committed. Raises QmpError, when all have been tried, for any other refusal.
+    """
     graph = block_graph(monitor)
-    for one in bitmaps:
-        if one.bitmap in graph.bitmaps(one.node_name):
-            monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
+    wanted = {one.bitmap for one in bitmaps}
+    refusal: QmpError | None = None
+    for node_name in sorted(graph.node_names()):
+        for name in sorted(wanted & graph.bitmaps(node_name).keys()):
+            try:
+                monitor.execute("block-dirty-bitmap-remove", {"node": node_name, "name": name})
+            except QmpError as err:
+                if graph.is_read_only(node_name):
+                    log.debug("bitmap %s stays below an overlay: %s", name, err)
+                else:
+                    refusal = err
+    if refusal is not None:
+        raise refusal
 
 
 def remove_leftovers(monitor: Monitor, repository_id: str) -> list[str]:
@@ -55,8 +70,9 @@ def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: Hi
     """
 
     def is_base(dev: str, ours: BitmapName) -> bool:
-        return not ours.working and ours.dev == dev and ours.checkpoint in history.bases(dev)
+        return ours in bases[dev]
 
+    bases = {node.disk.dev: history.base_bitmaps(node.disk.dev) for node in disks}
     return _remove(monitor, disks, repository_id, is_base)
 
 

@@ -217,12 +217,14 @@ class ChainError(VbackupError):
 class BaseError(ChainError):
     """A level asked for by name has no trustworthy base on a disk (``auto`` would take a full)."""
 
-    def __init__(self, dev: str, level: str, reason: str) -> None:
+    def __init__(self, dev: str, level: str, checkpoint: str | None, reason: str) -> None:
         self.dev = dev
         self.level = level
+        self.checkpoint = checkpoint  #: that of the base it would start from, None if there is none
         self.reason = reason
+        since = f" since {checkpoint}" if checkpoint and checkpoint not in reason else ""
         super().__init__(
-            f"Disk {dev}: no {level} backup is possible: {reason}. Take a full backup, or use --level auto,"
+            f"Disk {dev}: no {level} backup{since} is possible: {reason}. Take a full backup, or use --level auto,"
             " which takes a full of just the disks that need one."
         )
 
@@ -241,6 +243,17 @@ class BusyError(VbackupError):
     """Another vbackup, or another block job, has the domain."""
 
     status = Status.BUSY
+
+
+class DiskBusyError(BusyError):
+    """A block job of somebody else works on a disk; found before anything was begun."""
+
+    def __init__(self, dev: str, job_type: str, job_id: str, *, by_libvirt: bool) -> None:
+        self.dev = dev
+        self.job_type = job_type  #: QAPI JobType: commit, mirror, stream, backup, ...
+        self.job_id = job_id
+        what = "libvirt's own backup" if by_libvirt else f"a {job_type} job"
+        super().__init__(f"Disk {dev} is busy with {what} ({job_id}); try again when it is done.")
 
 
 class InterruptedBySignalError(VbackupError):

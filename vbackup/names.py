@@ -2,8 +2,9 @@
 
 All that vbackup makes in QEMU carries ``vbackup-`` and the repository's id, so that two repositories
 never meet, libvirt's own checkpoints are never touched, and what a killed run left behind is known
-for ours. A bitmap carries its disk's ``dev`` as well: images that changed places between two backups
-would otherwise be taken for each other, and the incremental would be wrong.
+for ours. A checkpoint's bitmap carries its disk's ``dev`` as well, and a token that only the manifest of
+its backup repeats: bitmaps travel with images, and one that another disk, another domain or a copy of
+the repository has got in the same second would otherwise be taken for it, and the incremental be wrong.
 """
 
 from __future__ import annotations
@@ -20,19 +21,26 @@ from vbackup.model import Level
 
 BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-(full|incremental|differential|copy)")
 REPOSITORY_ID = re.compile(r"[0-9a-f]{12}")
+TOKEN = re.compile(r"[0-9a-f]{12}")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 #: Disk names that libvirt accepts, so short that a node name (QEMU: 31 bytes) can bear them.
 DEV = re.compile(r"[a-z][a-z0-9_]{0,9}")
 
+_PREFIX = re.compile(rf"vbackup-{REPOSITORY_ID.pattern}-")
 _OURS = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
-    r"(?P<working>-working)?"
+    rf"-(?:(?P<token>{TOKEN.pattern})|working)"
 )
 
 
 def new_repository_id() -> str:
     """Twelve random hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+def new_token() -> str:
+    """Twelve random hexadecimal digits, anew for every backup."""
     return secrets.token_hex(6)
 
 
@@ -56,19 +64,24 @@ def prefix(repository_id: str) -> str:
     return f"vbackup-{repository_id}-"
 
 
-def bitmap(repository_id: str, checkpoint: str, dev: str) -> str:
-    """The bitmap of a checkpoint on disk ``dev``."""
-    return f"{prefix(repository_id)}{checkpoint}-{dev}"
+def is_ours(name: str) -> bool:
+    """True for a job, node or bitmap of vbackup's, for whatever repository."""
+    return _PREFIX.match(name) is not None
+
+
+def bitmap(repository_id: str, checkpoint: str, dev: str, token: str) -> str:
+    """The bitmap of a checkpoint on disk ``dev``; the token is the backup's own."""
+    return f"{prefix(repository_id)}{checkpoint}-{dev}-{token}"
 
 
 def working_bitmap(repository_id: str, backup: str, dev: str) -> str:
     """The bitmap that drives the copy; it lives as long as the job."""
-    return f"{bitmap(repository_id, backup, dev)}-working"
+    return f"{job(repository_id, backup, dev)}-working"
 
 
 def job(repository_id: str, backup: str, dev: str) -> str:
     """The job that copies disk ``dev``."""
-    return bitmap(repository_id, backup, dev)
+    return f"{prefix(repository_id)}{backup}-{dev}"
 
 
 def target_node(repository_id: str, dev: str) -> str:
@@ -83,7 +96,12 @@ class BitmapName:
     repository_id: str
     checkpoint: str
     dev: str
-    working: bool
+    token: str | None  #: None for a working bitmap
+
+    @property
+    def working(self) -> bool:
+        """True if it drives a copy and is no checkpoint's."""
+        return self.token is None
 
 
 def parse_bitmap(name: str) -> BitmapName | None:
@@ -91,7 +109,7 @@ def parse_bitmap(name: str) -> BitmapName | None:
     match = _OURS.fullmatch(name)
     if match is None:
         return None
-    return BitmapName(match["repository"], match["backup"], match["dev"], match["working"] is not None)
+    return BitmapName(match["repository"], match["backup"], match["dev"], match["token"])
 
 
 def disk_devs() -> Iterator[str]:

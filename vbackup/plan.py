@@ -22,12 +22,9 @@ from vbackup.actions import (
     BlockDirtyBitmapMerge,
     MirrorSyncMode,
 )
-from vbackup.chain import Choice, History, level_of, parent_of
+from vbackup.chain import GRANULARITY_BYTES, Choice, History, level_of, parent_of
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import Backup, Compression, Consistency, Disk, DiskImage, DiskNode, Domain, LeftOut, Level
-
-#: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
-GRANULARITY_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -200,12 +197,13 @@ def make(
     choices: Sequence[tuple[DiskNode, Choice]],
     history: History,
     repository_id: str,
+    token: str,
     now: datetime,
     taken_ids: Collection[str],
     compression: Compression,
     speed_bytes_s: int | None,
 ) -> BackupPlan:
-    """Name everything and put the plan together."""
+    """Name everything and put the plan together; ``token`` is a new one (names.new_token)."""
     level = level_of(asked, [choice for _, choice in choices])
     backup_id = _free_id(now, level, taken_ids)
     disks = []
@@ -217,7 +215,7 @@ def make(
                 choice=choice,
                 job_id=names.job(repository_id, backup_id, dev),
                 target_node=names.target_node(repository_id, dev),
-                bitmap=names.bitmap(repository_id, backup_id, dev) if _makes_checkpoint(node, level) else None,
+                bitmap=names.bitmap(repository_id, backup_id, dev, token) if _makes_checkpoint(node, level) else None,
                 working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
             )
         )

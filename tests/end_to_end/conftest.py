@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import daemon as daemon_
+from tests.end_to_end.chains import Chain
 
 if TYPE_CHECKING:
+    from tests.conftest import Command
     from tests.lab import Lab
 
 
@@ -53,3 +55,12 @@ def small_filesystem(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
     yield path
     subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
+    """A machine with two disks that hold something, and an empty repository."""
+    made = Chain(lab, command, repository, tmp_path)
+    for spec in made.specs:
+        made.machine.write(spec.dev, "write -P 1 0 2M")
+    return made

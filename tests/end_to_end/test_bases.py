@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import json
+import shutil
 import subprocess
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,78 +14,13 @@ import libvirt
 import pytest
 
 from tests.daemon import wait_for
-from tests.lab import DiskSpec, Lab, References, compare, domain_xml
+from tests.end_to_end.chains import Chain, levels, reasons
+from tests.lab import DiskSpec, Lab, domain_xml
 
 if TYPE_CHECKING:
-    from tests.conftest import Command, Outcome
+    from tests.conftest import Command
 
-
-class Chain:
-    """Backups of one machine that may be started again; each is restored and compared at once."""
-
-    def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path) -> None:
-        self.lab, self.command, self.repository, self.tmp_path = lab, command, repository, tmp_path
-        self.specs = [
-            DiskSpec(tmp_path / "vda.qcow2", size="8M"),
-            DiskSpec(tmp_path / "vdb.qcow2", dev="vdb", size="8M"),
-        ]
-        for spec in self.specs:
-            spec.create()
-        self.machine = lab.start(self.xml())
-        self.count = 0
-
-    def xml(self) -> str:
-        return domain_xml(
-            "bases",
-            [spec.xml() for spec in self.specs],
-            top="<uuid>11111111-2222-3333-4444-555555555555</uuid>",
-        )
-
-    def restart(self, *, kill: bool = False) -> None:
-        """The same definition in a new QEMU; ``kill`` gives the old one no time to close its images."""
-        if kill:
-            pid = int(next((self.lab.root / "run").glob("**/*bases.pid")).read_text())
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: not self.machine.handle.is_active(), "libvirt noticing QEMU's death")
-        self.stop()
-        self.machine = self.lab.start(self.xml())
-
-    def stop(self) -> None:
-        self.lab.remove(self.machine)
-
-    def backup(self, *options: str) -> dict[str, Any]:
-        """Back up; what is restored must be what the disks held at that moment."""
-        self.count += 1
-        references = References(self.tmp_path / f"references{self.count}")
-        with pytest.MonkeyPatch.context() as patch, references.taken(patch):
-            done = self.run(*options).document
-        images = references.finish(self.machine)
-        output = self.tmp_path / f"out{self.count}"
-        self.command("-q", "restore", "bases", "-r", self.repository, "--output", output)
-        for disk in done["disks"]:
-            compare(output / disk["file"], images[disk["node_name"]])
-        return done
-
-    def run(self, *options: str, status: int = 0) -> Outcome:
-        return self.command(
-            "-c", self.lab.uri, "-q", "backup", "bases", "-r", self.repository, "--json", *options, status=status
-        )
-
-
-@pytest.fixture
-def chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
-    made = Chain(lab, command, repository, tmp_path)
-    for spec in made.specs:
-        made.machine.write(spec.dev, "write -P 1 0 2M")
-    return made
-
-
-def levels(done: dict[str, Any]) -> dict[str, str]:
-    return {disk["dev"]: disk["level"] for disk in done["disks"]}
-
-
-def reasons(done: dict[str, Any]) -> dict[str, str]:
-    return {disk["dev"]: disk["reason"] for disk in done["disks"]}
+ALL_INCREMENTAL = {"vda": "incremental", "vdb": "incremental"}
 
 
 def test_bitmaps_outlive_a_restart_of_the_domain(chain: Chain) -> None:
@@ -168,7 +105,7 @@ def test_grown_disk_stays_incremental(chain: Chain) -> None:
 
 
 def test_shrunk_disk_costs_a_full(chain: Chain) -> None:
-    chain.backup()
+    full = chain.backup()
     chain.stop()
     image = str(chain.specs[0].path)
     listed = subprocess.run(["qemu-img", "info", image], capture_output=True, text=True, check=True).stdout
@@ -178,7 +115,7 @@ def test_shrunk_disk_costs_a_full(chain: Chain) -> None:
     chain.machine = chain.lab.start(chain.xml())
     done = chain.backup()
     assert levels(done)["vda"] == "full"
-    assert reasons(done)["vda"] == "the disk shrank from 8388608 to 4194304 bytes"
+    assert reasons(done)["vda"] == f"the disk shrank from 8388608 to 4194304 bytes since {full['id']}"
 
 
 def test_image_missing_from_the_repository_costs_a_full(chain: Chain) -> None:
@@ -266,8 +203,219 @@ def test_disk_with_another_block_job_is_busy(chain: Chain) -> None:
     domain.blockCopy("vda", xml, {}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
     before = chain.machine.state()
     refused = chain.run(status=8)
-    assert "busy with another block job" in refused.stderr
+    assert "Disk vda is busy with a mirror job (copy-vda-" in refused.stderr
     assert chain.machine.state()["bitmaps"] == before["bitmaps"]
     domain.blockJobAbort("vda", 0)
     wait_for(lambda: "<mirror" not in chain.machine.handle.live_xml(), "the end of the copy")
     assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
+
+
+def at_one_second(chain: Chain) -> dict[str, Any]:
+    """A backup whose id is that of another, made into a copy of the repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbackup.plan._free_id", lambda *_: "20261124T000000Z-incremental")
+        return chain.backup()
+
+
+def test_copies_of_a_repository_do_not_take_each_other_s_bitmaps(chain: Chain) -> None:
+    """Both are written to, and clocks make two backups of one name: the wrong bitmap would lose what is between."""
+    chain.backup()
+    one, other = chain.repository, chain.tmp_path / "copy"
+    shutil.copytree(one, other)
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    assert levels(at_one_second(chain)) == ALL_INCREMENTAL
+    chain.machine.write("vda", "write -P 3 2M 64k")
+    chain.repository = other
+    assert levels(at_one_second(chain)) == ALL_INCREMENTAL
+    chain.machine.write("vda", "write -P 4 3M 64k")
+    chain.repository = one
+    refused = chain.run("--level", "incremental", status=6)
+    said = "checkpoint 20261124T000000Z-incremental is that of another backup of the same name"
+    assert said in refused.stderr
+    done = chain.backup()
+    assert levels(done) == {"vda": "full", "vdb": "full"}
+    assert said in reasons(done)["vda"]
+    assert levels(chain.backup()) == ALL_INCREMENTAL
+
+
+def test_image_of_another_domain_is_not_taken_for_its_own(chain: Chain) -> None:
+    """Two domains are backed up in the same second, and later one gets the other's image."""
+    other = DiskSpec(chain.tmp_path / "other.qcow2", size="8M")
+    other.create()
+    donor = chain.lab.start(domain_xml("donor", [other.xml()]))
+    donor.write("vda", "write -P 66 0 4M")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbackup.plan._free_id", lambda *_: "20261124T000000Z-full")
+        chain.command("-c", chain.lab.uri, "-q", "backup", "donor", "-r", chain.repository)
+        chain.backup()
+    chain.lab.remove(donor)
+    chain.specs[0] = other
+    chain.restart()
+    done = chain.backup()
+    assert levels(done) == {"vda": "full", "vdb": "incremental"}
+    assert "or of another domain that had this image" in reasons(done)["vda"]
+
+
+def test_repository_rolled_back_to_an_older_copy(chain: Chain) -> None:
+    """A full if the older one's newest checkpoint was superseded; if that is the full, its bitmap is still there."""
+    full = chain.backup()
+    copies = [chain.tmp_path / "copy1", chain.tmp_path / "copy2"]
+    shutil.copytree(chain.repository, copies[0])
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    second = chain.backup()
+    shutil.copytree(chain.repository, copies[1])
+    chain.machine.write("vda", "write -P 3 2M 64k")
+    chain.backup()
+    chain.machine.write("vda", "write -P 4 3M 64k")
+    chain.repository = copies[0]
+    done = at_one_second(chain)  # or it may have the id of the second
+    assert (levels(done), done["parent"]) == (ALL_INCREMENTAL, full["id"])
+    chain.repository = copies[1]
+    done = chain.backup()
+    assert reasons(done)["vda"] == f"checkpoint {second['id']} is missing from the image"
+    assert levels(done) == {"vda": "full", "vdb": "full"}
+
+
+def test_bitmap_of_another_granularity_costs_a_full(chain: Chain) -> None:
+    """Somebody made it anew, as a tool may that copies bitmaps."""
+    full = chain.backup()
+    node, bitmap = full["disks"][0]["node_name"], full["disks"][0]["bitmap"]
+    chain.machine.execute("block-dirty-bitmap-remove", node=node, name=bitmap)
+    chain.machine.execute("block-dirty-bitmap-add", node=node, name=bitmap, granularity=131072, persistent=True)
+    done = chain.backup()
+    assert levels(done) == {"vda": "full", "vdb": "incremental"}
+    assert "granularity of 131072 bytes" in reasons(done)["vda"]
+
+
+def test_reattached_disk_stays_incremental(chain: Chain) -> None:
+    chain.backup()
+    domain = chain.machine.handle.domain
+    spec = DiskSpec(chain.tmp_path / "sda.qcow2", dev="sda", bus="scsi", size="4M")
+    spec.create()
+    domain.attachDevice(spec.xml())
+    chain.machine.write("sda", "write -P 5 0 64k")
+    chain.backup()
+    chain.machine.write("sda", "write -P 6 1M 64k")
+    detach(chain, spec)
+    domain.attachDevice(spec.xml())
+    assert levels(chain.backup()) == {**ALL_INCREMENTAL, "sda": "incremental"}
+
+
+def test_domain_defined_anew_is_incremental_with_its_uuid_and_full_with_another(chain: Chain) -> None:
+    """In other directories as well, as a domain that came from another host with its images has them."""
+    chain.backup()
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    chain.stop()
+    moved = chain.tmp_path / "moved"
+    moved.mkdir()
+    chain.specs = [replace(spec, path=spec.path.rename(moved / spec.path.name)) for spec in chain.specs]
+    chain.machine = chain.lab.start(chain.xml())
+    assert levels(chain.backup()) == ALL_INCREMENTAL
+    chain.stop()
+    chain.uuid = "11111111-2222-3333-4444-666666666666"
+    chain.machine = chain.lab.start(chain.xml())
+    done = chain.run().document
+    assert levels(done) == {"vda": "full", "vdb": "full"}
+    assert "no earlier backup" in reasons(done)["vda"]
+
+
+def test_managed_save_and_restore_stay_incremental(chain: Chain) -> None:
+    chain.backup()
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    domain = chain.machine.handle.domain
+    domain.managedSave()
+    domain.create()
+    chain.machine.write("vda", "write -P 3 2M 64k")
+    done = chain.backup()
+    assert levels(done) == ALL_INCREMENTAL
+    assert done["disks"][0]["copied_bytes"] == 2 * 65536
+
+
+def detach(chain: Chain, spec: DiskSpec) -> None:
+    chain.machine.handle.domain.detachDevice(spec.xml())
+    wait_for(lambda: f"'{spec.dev}'" not in chain.machine.handle.live_xml(), "the end of the detaching")
+
+
+def test_raw_disk_is_incremental_in_the_same_qemu_only(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path
+) -> None:
+    """Its bitmap is not stored anywhere: it is there only if this very process has recorded ever since."""
+    spec = DiskSpec(tmp_path / "sda.img", dev="sda", bus="scsi", size="8M", format="raw")
+    chain = Chain(lab, command, repository, tmp_path, [DiskSpec(tmp_path / "vda.qcow2", size="4M"), spec])
+    chain.machine.write("sda", "write -P 1 0 2M")
+    chain.backup()
+    chain.machine.write("sda", "write -P 2 1M 64k")
+    done = chain.backup()
+    assert (levels(done)["sda"], done["disks"][1]["copied_bytes"]) == ("incremental", 65536)
+    detach(chain, spec)
+    chain.machine.handle.domain.attachDevice(spec.xml())
+    chain.machine.write("sda", "write -P 3 2M 64k")
+    done = chain.backup()
+    assert levels(done) == {"vda": "incremental", "sda": "full"}
+    assert "the disk attached anew" in reasons(done)["sda"]
+    chain.restart()
+    chain.machine.write("sda", "write -P 4 3M 64k")
+    assert "the domain was restarted" in chain.run("--level", "incremental", status=6).stderr
+    assert levels(chain.backup()) == {"vda": "incremental", "sda": "full"}
+
+
+def test_network_disk_is_incremental_in_the_same_qemu_only(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path
+) -> None:
+    image, socket = tmp_path / "served.img", lab.root / "served"
+    image.write_bytes(bytes(8 << 20))
+    argv = ["qemu-nbd", "--format=raw", "--persistent", f"--socket={socket}", str(image)]
+    server = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(socket.exists, "the NBD server")
+        disk = NetworkDisk(image, size="8M", format="raw", socket=socket)
+        chain = Chain(lab, command, repository, tmp_path, [disk])
+        chain.machine.write("vda", "write -P 1 0 2M")
+        assert levels(chain.backup()) == {"vda": "full"}
+        chain.machine.write("vda", "write -P 2 1M 64k")
+        done = chain.backup()
+        assert (levels(done), done["disks"][0]["copied_bytes"]) == ({"vda": "incremental"}, 65536)
+        chain.restart()
+        chain.machine.write("vda", "write -P 3 2M 64k")
+        done = chain.backup()
+        assert levels(done) == {"vda": "full"}
+        assert "the domain was restarted" in reasons(done)["vda"]
+        lab.clear()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@dataclass(frozen=True)
+class NetworkDisk(DiskSpec):
+    """One that an NBD server has."""
+
+    socket: Path = Path()
+
+    def create(self) -> None:
+        """The server has made it."""
+
+    def xml(self) -> str:
+        return (
+            "<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd'>"
+            f"<host transport='unix' socket='{self.socket}'/></source><target dev='vda' bus='virtio'/></disk>"
+        )
+
+
+def test_log_of_the_hook_tells_why_a_bitmap_is_gone(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    full = chain.backup()
+    chain.machine.execute(
+        "block-dirty-bitmap-remove", node=full["disks"][0]["node_name"], name=full["disks"][0]["bitmap"]
+    )
+    started = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(seconds=1)
+    line = {"time": started.timestamp(), "operation": "started", "sub": "begin", "extra": "-", "name": "bases"}
+    uuid = full["domain"]["uuid"]
+    (tmp_path / f"{uuid}.log").write_text(json.dumps({**line, "boot_id": "x", "refused": False}) + "\n")
+    monkeypatch.setattr("vbackup.hooks.events.DIRECTORY", tmp_path)
+    reason = reasons(chain.backup())["vda"]
+    assert reason == (
+        f"checkpoint {full['id']} is missing from the image (the domain was started anew at"
+        f" {started:%Y-%m-%d %H:%M:%S}Z)"
+    )

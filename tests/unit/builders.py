@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from vbackup.repository import Repository
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 REPOSITORY, FOREIGN = "0123456789ab", "ba9876543210"
+TOKEN, OTHER_TOKEN = "fedcba987654", "456789abcdef"
 UUID = "f0000000-0000-4000-8000-000000000001"
 MIB = 1024 * 1024
 SIZE_BYTES = 16 * MIB
@@ -48,7 +50,7 @@ def image(dev: str = "vda", *, level: Level = Level.FULL, base: str | None = Non
         "file_size_bytes": 200704,
         "copied_bytes": SIZE_BYTES,
         "digest": "sha256:" + "0" * 64,
-        "bitmap": f"vbackup-{REPOSITORY}-of-{dev}",
+        "bitmap": "",  # filled in by backup()
         "node_name": "libvirt-1-format",
         "source": f"/images/{dev}.qcow2",
         "source_format": "qcow2",
@@ -59,6 +61,11 @@ def image(dev: str = "vda", *, level: Level = Level.FULL, base: str | None = Non
 def backup(number: int, *images: DiskImage, level: Level = Level.FULL, **changes: Any) -> Backup:
     """The ``number``-th backup of a domain; its disks default to a full of vda."""
     disks = images or (image(level=level),)
+    own_id = changes.get("id", backup_id(number, level))
+    disks = tuple(
+        replace(one, bitmap=names.bitmap(REPOSITORY, own_id, one.dev, TOKEN)) if one.bitmap == "" else one
+        for one in disks
+    )
     bases = [one.base for one in disks if one.base is not None]
     values: dict[str, Any] = {
         "id": backup_id(number, level),
@@ -77,6 +84,14 @@ def backup(number: int, *images: DiskImage, level: Level = Level.FULL, **changes
         "versions": {"vbackup": "0.1.0", "qemu": "7.2.22", "libvirt": "9.0.0"},
     }
     return Backup(**{**values, **changes})
+
+
+def bitmap_of(one: Backup, dev: str = "vda") -> str:
+    """The bitmap of its checkpoint on that disk."""
+    found = one.image(dev)
+    assert found is not None
+    assert found.bitmap is not None
+    return found.bitmap
 
 
 def incremental(number: int, base: Backup, *devs: str) -> Backup:

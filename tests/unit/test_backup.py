@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fake_qemu import MIB, FakeQemu
-from tests.unit.builders import UUID, Recorder
+from tests.unit.builders import UUID, Recorder, bitmap_of
 from tests.unit.fake_domain import SIZE_BYTES, FakeDomain, partial, run
 from vbackup import backup, names
 from vbackup.backup import BackupRequest
@@ -62,9 +62,7 @@ def test_only_the_checkpoints_stay_in_qemu(domain: FakeDomain, repo: Repository)
     before = domain.qemu.state()
     one, two, three = (run(domain, repo) for _ in range(3))
     assert two.id not in str(domain.bitmaps())
-    assert domain.bitmaps() == {
-        dev: {names.bitmap(repo.id, kept.id, dev): True for kept in (one, three)} for dev in ("vda", "vdb")
-    }
+    assert domain.bitmaps() == {dev: {bitmap_of(kept, dev): True for kept in (one, three)} for dev in ("vda", "vdb")}
     assert {**domain.qemu.state(), "bitmaps": {}} == before
 
 
@@ -391,7 +389,7 @@ def check_after_strike(
     committed = repo.catalogue(UUID).history.backups
     assert [one.id for one in committed] == [one.id for one in (base, done) if one is not None], where
     for dev, bitmaps in domain.bitmaps().items():
-        assert bitmaps.get(names.bitmap(repo.id, committed[-1].id, dev)), f"{where}: the base of {dev} is lost"
+        assert bitmaps.get(bitmap_of(committed[-1], dev)), f"{where}: the base of {dev} is lost"
     state = domain.qemu.state()
     if state["jobs"] or state["fdsets"]:
         assert any("The next backup of this domain tries again" in one for one in recorder.warnings), where
@@ -402,7 +400,7 @@ def check_after_strike(
     state = domain.qemu.state()
     assert (state["jobs"], state["fdsets"]) == ([], []), where
     ours = {name for of_disk in domain.bitmaps().values() for name in of_disk if names.prefix(repo.id) in name}
-    bases = {names.bitmap(repo.id, one.id, dev) for one in (base, again) for dev in ("vda", "vdb")}
+    bases = {bitmap_of(one, dev) for one in (base, again) for dev in ("vda", "vdb")}
     assert ours == bases, where
 
 

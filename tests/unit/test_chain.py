@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.unit.builders import (
     MIB,
     REPOSITORY,
     SIZE_BYTES,
+    TOKEN,
     backup,
     backup_id,
     bitmap,
@@ -30,12 +32,16 @@ THREE = incremental(3, TWO)
 
 
 def name_of(base: Backup, dev: str = "vda", repository_id: str = REPOSITORY) -> str:
-    return names.bitmap(repository_id, base.id, dev)
+    return names.bitmap(repository_id, base.id, dev, TOKEN)
 
 
 def having(*bases: Backup, **changes: Any) -> DiskNode:
     """A disk with a good bitmap of each of these backups."""
     return builders.node(layer(*(bitmap(name_of(base)) for base in bases), **changes))
+
+
+def bases(history: History, dev: str) -> set[str]:
+    return {one.checkpoint for one in history.base_bitmaps(dev)}
 
 
 def auto(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str], ...] = ()) -> Choice:
@@ -105,8 +111,8 @@ def test_full_inside_a_chain_is_the_base_of_what_follows() -> None:
     history = History([both, mixed])
     assert history.last_full("vda") == both
     assert history.last_full("vdb") == mixed
-    assert history.bases("vda") == {both.id, mixed.id}
-    assert history.bases("vdb") == {mixed.id}
+    assert bases(history, "vda") == {both.id, mixed.id}
+    assert bases(history, "vdb") == {mixed.id}
 
 
 # reasons for distrust
@@ -119,7 +125,10 @@ def untrusted(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str],
     for level in (Level.INCREMENTAL, Level.DIFFERENTIAL):
         with pytest.raises(BaseError) as caught:
             choose(level, node, History(backups, unusable), repository_id=REPOSITORY)
-        assert (caught.value.dev, caught.value.level) == (node.disk.dev, level.value)
+        evidence = (caught.value.dev, caught.value.level, caught.value.checkpoint)
+        assert evidence == (node.disk.dev, level.value, ONE.id)
+        assert ONE.id in str(caught.value)
+        assert "Take a full backup, or use --level auto" in str(caught.value)
         assert choice.reason in str(caught.value)
     return choice.reason
 
@@ -143,6 +152,32 @@ def test_bitmap_of_another_disk_is_not_taken() -> None:
     assert "missing" in untrusted(builders.node(other), ONE)
 
 
+def test_bitmap_of_another_backup_of_the_same_name_is_not_taken() -> None:
+    """Made into a copy of the repository, or on an image that was another domain's, in the same second."""
+    other = layer(bitmap(names.bitmap(REPOSITORY, ONE.id, "vda", builders.OTHER_TOKEN)))
+    reason = untrusted(builders.node(other), ONE)
+    assert reason.startswith(f"checkpoint {ONE.id} is that of another backup of the same name")
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        None,
+        "libvirt-checkpoint",
+        f"vbackup-{REPOSITORY}-{ONE.id}-vda",
+        names.bitmap(builders.FOREIGN, ONE.id, "vda", TOKEN),
+        names.bitmap(REPOSITORY, TWO.id, "vda", TOKEN),
+        names.bitmap(REPOSITORY, ONE.id, "vdb", TOKEN),
+    ],
+)
+def test_bitmap_that_a_manifest_names_must_be_its_own(recorded: str | None) -> None:
+    one = backup(1, image(bitmap=recorded))
+    node = builders.node(layer(bitmap(recorded or "")))
+    choice = auto(node, one)
+    assert choice.base is None
+    assert ("no earlier backup" if recorded is None else "which is not one of its own") in choice.reason
+
+
 def test_working_bitmap_is_not_taken() -> None:
     working = bitmap(names.working_bitmap(REPOSITORY, ONE.id, "vda"))
     assert "missing" in untrusted(builders.node(layer(working)), ONE)
@@ -161,6 +196,7 @@ def test_older_bitmap_does_not_stand_in_for_the_newest() -> None:
         ({"inconsistent": True}, "inconsistent"),
         ({"busy": True}, "busy"),
         ({"recording": False}, "disabled"),
+        ({"granularity_bytes": 131072}, "a granularity of 131072 bytes, which is not vbackup's (65536)"),
     ],
 )
 def test_bitmap_in_a_bad_state_is_not_trusted(change: dict[str, bool], said: str) -> None:
@@ -171,12 +207,12 @@ def test_bitmap_in_a_bad_state_is_not_trusted(change: dict[str, bool], said: str
 
 def test_shrunk_disk_is_not_trusted() -> None:
     reason = untrusted(having(ONE, virtual_size_bytes=SIZE_BYTES - 512), ONE)
-    assert reason == f"the disk shrank from {SIZE_BYTES} to {SIZE_BYTES - 512} bytes"
+    assert reason == f"the disk shrank from {SIZE_BYTES} to {SIZE_BYTES - 512} bytes since {ONE.id}"
 
 
 def test_grown_raw_disk_is_not_trusted() -> None:
     reason = untrusted(having(ONE, driver="raw", virtual_size_bytes=SIZE_BYTES + MIB), ONE)
-    assert reason == f"the raw disk grew from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes"
+    assert reason == f"the raw disk grew from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
 
 
 def test_grown_qcow2_disk_is_trusted() -> None:
@@ -186,6 +222,24 @@ def test_grown_qcow2_disk_is_trusted() -> None:
 def test_raw_disk_is_trusted_while_its_bitmap_is_there() -> None:
     node = builders.node(layer(bitmap(name_of(ONE), persistent=False), driver="raw"))
     assert auto(node, ONE).base == ONE
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "is missing from the image (the domain was started anew at 2026-11-23 14:00:00Z)"),
+        ({"driver": "raw"}, "is gone: the domain was started anew at 2026-11-23 14:00:00Z, or the disk attached anew"),
+    ],
+)
+def test_start_of_the_domain_tells_why_a_bitmap_is_gone(changes: dict[str, str], said: str) -> None:
+    started = builders.NOON + timedelta(hours=2)
+    choice = choose(Level.AUTO, having(**changes), History([ONE]), repository_id=REPOSITORY, started=started)
+    assert choice.reason == f"checkpoint {ONE.id} {said}"
+
+
+def test_start_before_the_backup_tells_nothing() -> None:
+    choice = choose(Level.AUTO, having(), History([ONE]), repository_id=REPOSITORY, started=ONE.time)
+    assert choice.reason == f"checkpoint {ONE.id} is missing from the image"
 
 
 def test_missing_link_below_the_base_is_not_trusted() -> None:
@@ -242,7 +296,7 @@ def test_disabled_bitmap_on_the_active_layer_is_not_trusted() -> None:
     assert "disabled" in untrusted(layers_with({"recording": False}, {"recording": False}), ONE)
 
 
-@pytest.mark.parametrize("state", [{"inconsistent": True}, {"busy": True}])
+@pytest.mark.parametrize("state", [{"inconsistent": True}, {"busy": True}, {"granularity_bytes": 4096}])
 def test_bad_bitmap_on_a_lower_layer_is_not_trusted(state: dict[str, Any]) -> None:
     untrusted(layers_with({}, {"recording": False, **state}), ONE)
 
@@ -336,17 +390,17 @@ def test_next_sequence_follows_the_highest() -> None:
 
 
 def test_bases_are_the_newest_and_the_last_full() -> None:
-    assert History([ONE, TWO, THREE]).bases("vda") == {ONE.id, THREE.id}
-    assert History([ONE, TWO, THREE, copy(4)]).bases("vda") == {ONE.id, THREE.id}
-    assert History([ONE]).bases("vda") == {ONE.id}
-    assert History([]).bases("vda") == frozenset()
-    assert History([ONE]).bases("vdb") == frozenset()
+    assert bases(History([ONE, TWO, THREE]), "vda") == {ONE.id, THREE.id}
+    assert bases(History([ONE, TWO, THREE, copy(4)]), "vda") == {ONE.id, THREE.id}
+    assert bases(History([ONE]), "vda") == {ONE.id}
+    assert bases(History([]), "vda") == set()
+    assert bases(History([ONE]), "vdb") == set()
 
 
 def test_disk_that_was_left_out_lately_keeps_its_bases() -> None:
     both = backup(1, image("vda"), image("vdb"))
     only = incremental(2, both, "vda")
-    assert History([both, only]).bases("vdb") == {both.id}
+    assert bases(History([both, only]), "vdb") == {both.id}
 
 
 # the whole backup

@@ -9,10 +9,10 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
 from tests.unit import builders
-from tests.unit.builders import FOREIGN, REPOSITORY, Recorder, backup, incremental
+from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
 from vbackup import checkpoint, names, target
 from vbackup.chain import History
-from vbackup.errors import DomainGoneError
+from vbackup.errors import DomainGoneError, QmpError
 from vbackup.model import BitmapSource, DiskNode
 from vbackup.monitor import block_graph
 from vbackup.target import Target
@@ -30,7 +30,7 @@ def qemu() -> Iterator[FakeQemu]:
 
 
 def bitmap_of(one: object, dev: str = "vda", repository_id: str = REPOSITORY) -> str:
-    return names.bitmap(repository_id, one.id, dev)  # type: ignore[attr-defined]
+    return names.bitmap(repository_id, one.id, dev, TOKEN)  # type: ignore[attr-defined]
 
 
 def add(qemu: FakeQemu, *bitmaps: str) -> None:
@@ -68,6 +68,14 @@ def test_what_others_made_stays(qemu: FakeQemu) -> None:
     add(qemu, *others)
     assert remove_superseded(qemu, ONE) == []
     assert left(qemu) == others
+
+
+def test_bitmap_of_another_backup_of_the_same_name_goes(qemu: FakeQemu) -> None:
+    """A copy of the repository is written to as well."""
+    other = names.bitmap(REPOSITORY, ONE.id, "vda", OTHER_TOKEN)
+    add(qemu, bitmap_of(ONE), other)
+    assert remove_superseded(qemu, ONE) == [other]
+    assert left(qemu) == {bitmap_of(ONE)}
 
 
 def test_working_bitmap_goes(qemu: FakeQemu) -> None:
@@ -142,6 +150,27 @@ def test_bitmaps_that_are_there_are_removed(qemu: FakeQemu) -> None:
     ]
     checkpoint.remove_bitmaps(qemu, wanted)
     assert left(qemu) == {"three"}
+
+
+def test_bitmaps_that_an_overlay_repeats_are_removed_there_and_stay_below(qemu: FakeQemu) -> None:
+    """libvirt made an external snapshot in the middle; QEMU lets go of nothing on the layer that is read-only now."""
+    below = top(qemu)
+    qemu.snapshot("virtio-disk0", "/images/vda.one")
+    for node in (below, top(qemu)):
+        qemu.bitmaps(node)["one"] = FakeBitmap("one")
+    qemu.bitmaps(top(qemu))["two"] = FakeBitmap("two")
+    nth = 1 if below < top(qemu) else 3  # the one below, in the order of the nodes' names
+    qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is readonly and cannot be modified", nth=nth)
+    checkpoint.remove_bitmaps(qemu, [BitmapSource(below, "one"), BitmapSource(below, "two")])
+    assert (left(qemu), set(qemu.bitmaps(below))) == (set(), {"one"})
+
+
+def test_refusal_to_remove_one_bitmap_keeps_no_other(qemu: FakeQemu) -> None:
+    add(qemu, "one", "two")
+    qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is currently in use by another operation")
+    with pytest.raises(QmpError, match="in use"):
+        checkpoint.remove_bitmaps(qemu, [BitmapSource(top(qemu), "one"), BitmapSource(top(qemu), "two")])
+    assert left(qemu) == {"one"}
 
 
 def test_removing_nothing_asks_and_does_nothing(qemu: FakeQemu) -> None:

@@ -33,10 +33,11 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.JobError("vda", "x"), 1),
     (errors.JobStalledError(600.0), 1),
     (errors.ChainError("x"), 6),
-    (errors.BaseError("vda", "incremental", "x"), 6),
+    (errors.BaseError("vda", "incremental", "X", "x"), 6),
     (errors.TargetError("x"), 7),
     (errors.NoSpaceError("x"), 7),
     (errors.BusyError("x"), 8),
+    (errors.DiskBusyError("vda", "commit", "commit-vda-x", by_libvirt=False), 8),
     (errors.InterruptedBySignalError(signal.SIGINT), 130),
     (errors.InterruptedBySignalError(signal.SIGTERM), 143),
     (errors.InterruptedBySignalError(signal.SIGHUP), 129),
@@ -81,7 +82,10 @@ def test_statuses_are_those_of_the_manual() -> None:
             errors.QmpError("query-x", "GenericError", "x"),
             {"command": "query-x", "error_class": "GenericError", "description": "x"},
         ),
-        (errors.BaseError("vda", "incremental", "x"), {"dev": "vda", "level": "incremental", "reason": "x"}),
+        (
+            errors.BaseError("vda", "incremental", "X", "x"),
+            {"dev": "vda", "level": "incremental", "checkpoint": "X", "reason": "x"},
+        ),
         (errors.TransactionError("actions[3].data.name", "x"), {"path": "actions[3].data.name", "action": 3}),
         (errors.TransactionError("properties", "x"), {"path": "properties", "action": None}),
         (errors.UsageError("x"), {}),
@@ -103,7 +107,7 @@ def test_text_is_a_sentence_about_what_happened(error: VbackupError) -> None:
 
 
 def test_base_error_tells_the_way_out() -> None:
-    text = str(errors.BaseError("vda", "incremental", "checkpoint X is inconsistent"))
+    text = str(errors.BaseError("vda", "incremental", "X", "checkpoint X is inconsistent"))
     assert "Disk vda" in text
     assert "checkpoint X is inconsistent" in text
     assert "full" in text

@@ -24,8 +24,15 @@ levels = st.sampled_from(LEVELS)
 @given(repository_ids, times, levels, devs, st.booleans())
 def test_bitmap_name_round_trip(repository_id: str, time: datetime, level: Level, dev: str, working: bool) -> None:
     backup = names.backup_id(time, level)
-    make = names.working_bitmap if working else names.bitmap
-    assert names.parse_bitmap(make(repository_id, backup, dev)) == BitmapName(repository_id, backup, dev, working)
+    token = None if working else names.new_token()
+    name = (
+        names.working_bitmap(repository_id, backup, dev)
+        if token is None
+        else names.bitmap(repository_id, backup, dev, token)
+    )
+    parsed = names.parse_bitmap(name)
+    assert parsed == BitmapName(repository_id, backup, dev, token)
+    assert parsed.working == working
 
 
 @given(repository_ids, devs)
@@ -68,11 +75,14 @@ def test_any_text_is_taken_apart_or_refused(text: str) -> None:
         "backup-1",
         "vbackup-",
         "vbackup-0123456789ab-20261123T101500Z-full",
+        "vbackup-0123456789ab-20261123T101500Z-full-vda",
         "vbackup-0123456789ab-20261123T101500Z-full-vda-other",
-        "vbackup-0123456789AB-20261123T101500Z-full-vda",
-        "vbackup-0123456789ab-20261123T101500Z-auto-vda",
-        "xvbackup-0123456789ab-20261123T101500Z-full-vda",
-        "vbackup-0123456789ab-20261123T101500Z-full-vda\n",
+        "vbackup-0123456789AB-20261123T101500Z-full-vda-fedcba987654",
+        "vbackup-0123456789ab-20261123T101500Z-auto-vda-fedcba987654",
+        "vbackup-0123456789ab-20261123T101500Z-full-vda-fedcba98765",
+        "xvbackup-0123456789ab-20261123T101500Z-full-vda-fedcba987654",
+        "vbackup-0123456789ab-20261123T101500Z-full-vda-fedcba987654\n",
+        "vbackup-0123456789ab-20261123T101500Z-full-vda-fedcba987654-working",
         "libvirt-checkpoint",
     ],
 )
@@ -102,4 +112,6 @@ def test_repository_ids_differ() -> None:
 
 
 def test_two_repositories_share_no_prefix() -> None:
-    assert not names.bitmap("0123456789ab", "20261123T101500Z-full", "vda").startswith(names.prefix("0123456789ac"))
+    assert not names.working_bitmap("0123456789ab", "20261123T101500Z-full", "vda").startswith(
+        names.prefix("0123456789ac")
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit import builders
-from tests.unit.builders import NOON, REPOSITORY, UUID, backup, domain, incremental, layer
+from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, domain, incremental, layer
 from vbackup import names, plan
 from vbackup.chain import Choice, History
 from vbackup.errors import DiskError, UnsuitableError
@@ -32,7 +32,7 @@ def whole(level: Level = Level.FULL) -> Choice:
 
 
 def since(base: Any, *nodes: str, dev: str = "vda") -> Choice:
-    sources = tuple(BitmapSource(node, names.bitmap(REPOSITORY, base.id, dev)) for node in nodes)
+    sources = tuple(BitmapSource(node, names.bitmap(REPOSITORY, base.id, dev, TOKEN)) for node in nodes)
     return Choice(Level.INCREMENTAL, base, sources, f"changes since {base.id}")
 
 
@@ -53,6 +53,7 @@ def make(
         choices=choices,
         history=history,
         repository_id=REPOSITORY,
+        token=TOKEN,
         now=now,
         taken_ids=taken,
         compression=compression,
@@ -118,7 +119,8 @@ def test_domain_without_a_disk_is_an_error() -> None:
 
 def test_full_adds_the_checkpoint_and_copies_all() -> None:
     made = make([(vda(), whole())], Level.FULL)
-    name = f"vbackup-{REPOSITORY}-20261123T120000Z-full-vda"
+    job = f"vbackup-{REPOSITORY}-20261123T120000Z-full-vda"
+    name = f"{job}-{TOKEN}"
     assert made.transaction() == [
         {
             "type": "block-dirty-bitmap-add",
@@ -127,7 +129,7 @@ def test_full_adds_the_checkpoint_and_copies_all() -> None:
         {
             "type": "blockdev-backup",
             "data": {
-                "job-id": name,
+                "job-id": job,
                 "device": "libvirt-2-format",
                 "target": f"vbackup-{REPOSITORY}-vda",
                 "sync": "full",
@@ -142,8 +144,9 @@ def test_full_adds_the_checkpoint_and_copies_all() -> None:
 def test_incremental_copies_what_a_frozen_union_of_the_changes_tells() -> None:
     """Add the new checkpoint; add, disable and fill the working bitmap; copy by it and leave it as it is."""
     made = make([(vda(), since(SECOND, "libvirt-2-format", "libvirt-3-format"))])
-    name = f"vbackup-{REPOSITORY}-20261123T120000Z-incremental-vda"
-    base = f"vbackup-{REPOSITORY}-{SECOND.id}-vda"
+    job = f"vbackup-{REPOSITORY}-20261123T120000Z-incremental-vda"
+    name = f"{job}-{TOKEN}"
+    base = f"vbackup-{REPOSITORY}-{SECOND.id}-vda-{TOKEN}"
     assert made.transaction() == [
         {
             "type": "block-dirty-bitmap-add",
@@ -153,17 +156,17 @@ def test_incremental_copies_what_a_frozen_union_of_the_changes_tells() -> None:
             "type": "block-dirty-bitmap-add",
             "data": {
                 "node": "libvirt-2-format",
-                "name": f"{name}-working",
+                "name": f"{job}-working",
                 "granularity": 65536,
                 "persistent": False,
             },
         },
-        {"type": "block-dirty-bitmap-disable", "data": {"node": "libvirt-2-format", "name": f"{name}-working"}},
+        {"type": "block-dirty-bitmap-disable", "data": {"node": "libvirt-2-format", "name": f"{job}-working"}},
         {
             "type": "block-dirty-bitmap-merge",
             "data": {
                 "node": "libvirt-2-format",
-                "target": f"{name}-working",
+                "target": f"{job}-working",
                 "bitmaps": [
                     {"node": "libvirt-2-format", "name": base},
                     {"node": "libvirt-3-format", "name": base},
@@ -173,11 +176,11 @@ def test_incremental_copies_what_a_frozen_union_of_the_changes_tells() -> None:
         {
             "type": "blockdev-backup",
             "data": {
-                "job-id": name,
+                "job-id": job,
                 "device": "libvirt-2-format",
                 "target": f"vbackup-{REPOSITORY}-vda",
                 "sync": "bitmap",
-                "bitmap": f"{name}-working",
+                "bitmap": f"{job}-working",
                 "bitmap-mode": "never",
                 "compress": False,
                 "auto-finalize": False,
@@ -202,7 +205,7 @@ def test_image_that_stores_no_bitmaps_gets_one_for_as_long_as_qemu_lives(changes
 def test_base_is_never_touched() -> None:
     """It goes on recording, so that a failed backup costs nothing."""
     made = make([(vda(), since(SECOND, "libvirt-2-format"))])
-    base = f"vbackup-{REPOSITORY}-{SECOND.id}-vda"
+    base = f"vbackup-{REPOSITORY}-{SECOND.id}-vda-{TOKEN}"
     touching = [action for action in made.transaction() if base in str(action["data"].get("name", ""))]
     assert touching == []
 

@@ -80,7 +80,7 @@ def assert_clean(domain: FakeDomain, repo: Repository) -> None:
     assert not [name for name in state["nodes"] if name.startswith("vbackup-")]
     history = repo.catalogue(UUID).history
     for dev, bitmaps in domain.bitmaps().items():
-        assert bitmaps.keys() == {names.bitmap(repo.id, base, dev) for base in history.bases(dev)}
+        assert set(map(names.parse_bitmap, bitmaps)) == set(history.base_bitmaps(dev))
         assert all(bitmaps.values())
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import REPOSITORY, backup_id
+from tests.unit.builders import REPOSITORY, TOKEN, backup_id
 from vbackup import names, safety
 from vbackup.errors import Status, UnsafeError
 
-CHECKPOINT = names.bitmap(REPOSITORY, backup_id(1), "vda")
+CHECKPOINT = names.bitmap(REPOSITORY, backup_id(1), "vda", TOKEN)
 NODES = {"libvirt-1-format": "vda", "libvirt-1-storage": ""}
 
 
