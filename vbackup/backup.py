@@ -25,7 +25,7 @@ from vbackup.model import Backup, BitmapSource, Compression, Consistency, DiskIm
 from vbackup.monitor import Monitor
 from vbackup.plan import BackupPlan, DiskPlan
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage, digest, target_errors
+from vbackup.repository import LockWait, Repository, Stage, digest, target_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.storage_daemon import is_locked
@@ -48,6 +48,7 @@ class BackupRequest:
     quiesce: Quiesce = Quiesce.AUTO
     speed_bytes_s: int | None = None  #: of each disk's job
     compression: Compression = Compression.NONE
+    wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _session(
     """Lock the domain, open the source of its disks, and clear away what a dead run left."""
     handle = host.domain(request.domain)
     stop.check()
-    with repository.lock(handle.uuid), source.open_source(handle, reporter=reporter) as opened:
+    wait = LockWait(request.wait_lock_s, reporter, stop)
+    with repository.lock(handle.uuid, wait=wait), source.open_source(handle, reporter=reporter) as opened:
         for backup_id in repository.remove_partial(handle.uuid):
             reporter.step(f"Removed what was left of backup {backup_id}, which never ended.")
         for name in checkpoint.remove_leftovers(opened.monitor, repository.id):

@@ -18,6 +18,8 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,11 +31,15 @@ from vbackup.chain import History
 from vbackup.errors import BusyError, ChainError, DomainNotFoundError, NoSpaceError, TargetError
 from vbackup.fields import Fields
 from vbackup.model import Backup
+from vbackup.report import Reporter
+from vbackup.stop import Stop
 
 VERSION = 1
 MARKER = "vbackup.json"
 PARTIAL = ".partial"
 _CHUNK_BYTES = 4 * 1024 * 1024
+#: How often a lock that is waited for is tried, and the longest a request to stop waits to be seen.
+LOCK_TICK_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,15 @@ class Broken:
 
     id: str
     reason: str
+
+
+@dataclass(frozen=True)
+class LockWait:
+    """How long to wait for a domain that another vbackup works on, and who is told and may end the wait."""
+
+    limit_s: float
+    reporter: Reporter
+    stop: Stop
 
 
 @dataclass(frozen=True)
@@ -212,14 +227,15 @@ class Repository:
     # writing
 
     @contextmanager
-    def lock(self, uuid: str) -> Iterator[None]:
-        """Hold the domain: no other vbackup writes to it. Raises BusyError at once if another one does.
+    def lock(self, uuid: str, *, wait: LockWait | None = None) -> Iterator[None]:
+        """Hold the domain: no other vbackup writes to it.
 
-        A lock ends with its process, however that ends.
+        Raises BusyError if another one does, at once or when ``wait`` is over, and InterruptedBySignalError
+        where a signal ends the wait. A lock ends with its process, however that ends.
         """
         directory = self.path / uuid
         with target_errors(f"write to {self.path}"):
-            fd = _lock(directory, uuid)
+            fd = _lock(directory, uuid) if wait is None else _wait_for_lock(directory, uuid, wait)
         try:
             yield
         finally:
@@ -350,6 +366,33 @@ def _lock(directory: Path, uuid: str) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _wait_for_lock(directory: Path, uuid: str, wait: LockWait) -> int:
+    """Try again until the lock is free.
+
+    flock() itself waits without a limit, and Python takes up that wait again after each signal. Who waits has to
+    wake up for a request to stop anyway, and then might as well try: that also works where the file system
+    makes something else of flock(), as NFS does.
+    """
+    deadline = time.monotonic() + wait.limit_s
+    pause = threading.Event()
+    told = False
+    while True:
+        wait.stop.check()
+        try:
+            return _lock(directory, uuid)
+        except BusyError:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+        if not told:
+            wait.reporter.step(
+                f"Another vbackup is at work on domain {uuid} in this repository; waiting for it to end, at most"
+                f" {wait.limit_s:g} s."
+            )
+            told = True
+        pause.wait(min(LOCK_TICK_S, left_s))
 
 
 def _read_text(path: Path) -> str:

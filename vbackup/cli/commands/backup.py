@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbackup import manifest
 from vbackup.cli import output
-from vbackup.cli.arguments import add_common, add_domain, speed_bytes_s
+from vbackup.cli.arguments import add_common, add_domain, seconds, speed_bytes_s
 from vbackup.cli.context import Context, domain_of
 from vbackup.errors import Status
 from vbackup.model import Backup, Compression, Level, Quiesce
@@ -50,6 +50,9 @@ def add(commands: Any) -> None:
         default=Compression.NONE.value,
         help="compress the images (default: none)",
     )
+    parser.add_argument(
+        "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, have QEMU check it, keep nothing")
     parser.set_defaults(run=run)
 
@@ -67,6 +70,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         quiesce=Quiesce(options.quiesce),
         speed_bytes_s=options.speed,
         compression=Compression(options.compress),
+        wait_lock_s=options.wait_lock,
     )
     repository = context.repository()
     with Host(context.uri) as host:
