@@ -227,7 +227,13 @@ def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
 
 def _open_targets(made: BackupPlan, stage: Stage, session: _Session, undo: Undo) -> list[target.BlockdevOptions]:
     targets = [target.Target(stage.path / disk.file, disk.target_node) for disk in made.disks]
-    return target.open_in_qemu(session.monitor, targets, repository_id=session.repository.id, undo=undo)
+    return target.open_in_qemu(
+        session.monitor,
+        targets,
+        repository_id=session.repository.id,
+        undo=undo,
+        security_labels=session.source.domain.security_labels,
+    )
 
 
 def _copy(made: BackupPlan, request: BackupRequest, stage: Stage, session: _Session) -> _Moment:

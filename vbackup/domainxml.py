@@ -7,12 +7,12 @@ Format: https://libvirt.org/formatdomain.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lxml import etree
 
 from vbackup.errors import MalformedError
-from vbackup.model import Disk, Domain, ImageFormat, ImageSource, LeftOut, SecretRef
+from vbackup.model import Disk, Domain, ImageFormat, ImageSource, LeftOut, SecretRef, SecurityLabel
 from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -51,6 +51,7 @@ def parse(xml: str) -> Domain:
         left_out=tuple(left_out),
         agent_connected=agent is not None and agent.get("state") == "connected",
         nvram_path=_nvram_path(root),
+        security_labels=tuple(_security_labels(root)),
     )
 
 
@@ -210,3 +211,11 @@ def _nvram_path(root: etree._Element) -> str | None:
         return None
     source = nvram.find("source")
     return (source.get("file") if source is not None else None) or (nvram.text or "").strip() or None
+
+
+def _security_labels(root: etree._Element) -> Iterator[SecurityLabel]:
+    """Of the process; one of type none confines nothing, and one that libvirt has yet to choose has no label."""
+    for element in root.iterfind("seclabel"):
+        model, label = element.get("model"), element.findtext("label")
+        if model and label and element.get("type") != "none":
+            yield SecurityLabel(model, label)
