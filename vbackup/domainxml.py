@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from lxml import etree
 
-from vbackup.errors import MalformedError
+from vbackup.errors import MalformedError, UsageError
 from vbackup.model import Disk, Domain, ImageFormat, ImageSource, LeftOut, SecretRef, SecurityLabel
 from vbackup.names import DEV, UUID
 
@@ -58,9 +58,12 @@ def parse(xml: str) -> Domain:
 def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram_path: str | None = None) -> str:
     """The XML with each disk of ``images`` (by dev) read from that path and format instead.
 
-    What described the old image (backing chain, encryption, slices, startup policy) goes with it.
+    What described the old image (backing chain, encryption, slices, startup policy) goes with it. Raises
+    MalformedError where the text is no domain XML, UsageError for a path that no XML can hold.
     """
     root = _root(xml)
+    for path in (*(path for path, _ in images.values()), nvram_path or ""):
+        _check_path(path)
     for element in root.iterfind("devices/disk"):
         dev = _dev(element)
         if dev not in images:
@@ -89,6 +92,16 @@ def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram
         nvram.text = nvram_path
     text: str = etree.tostring(root, encoding="unicode")
     return text + "\n"
+
+
+def _check_path(path: str) -> None:
+    try:
+        etree.Element("source").set("file", path)
+    except ValueError:
+        raise UsageError(
+            f"{path!r} cannot be written into a domain XML, which holds no control characters and only UTF-8; choose"
+            " another directory."
+        ) from None
 
 
 def _root(xml: str) -> etree._Element:
