@@ -41,7 +41,7 @@ from vbackup.model import Backup, Compression, Level, Quiesce
 from vbackup.monitor import Monitor
 from vbackup.plan import BackupPlan
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage, target_errors
+from vbackup.repository import LockWait, Repository, Stage, target_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.storage_daemon import is_locked
@@ -65,6 +65,7 @@ class BackupRequest:
     freeze_limit_s: int = DEFAULT_LIMIT_S
     speed_bytes_s: int | None = None  #: of each disk's job
     compression: Compression = Compression.NONE
+    wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,13 @@ def dry_run(
         with repository.stage(made.domain.uuid, made.id) as stage, Undo(reporter) as undo:
             _make_images(made, stage, stop)
             targets = [target.Target(stage.path / disk.file, disk.target_node) for disk in made.disks]
-            target.open_in_qemu(session.monitor, targets, repository_id=repository.id, undo=undo)
+            target.open_in_qemu(
+                session.monitor,
+                targets,
+                repository_id=repository.id,
+                undo=undo,
+                security_labels=made.domain.security_labels,
+            )
             try:
                 _send_transaction(session.monitor, made.transaction(abort=True))
             except QmpError as err:
@@ -131,7 +138,8 @@ def _session(
     """Lock the domain, open the source of its disks, and finish or clear away what a dead run left."""
     handle = host.domain(request.domain)
     stop.check()
-    with repository.lock(handle.uuid), source.open_source(handle, reporter=reporter) as opened:
+    wait = LockWait(request.wait_lock_s, reporter, stop)
+    with repository.lock(handle.uuid, wait=wait), source.open_source(handle, reporter=reporter) as opened:
         recovery.recover(opened, repository, reporter=reporter, stop=stop)
         stop.check()
         yield _Session(handle, opened, repository, reporter, stop)
@@ -241,7 +249,13 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
         work.journal.write(Step.TARGETS)
-        target.open_in_qemu(monitor, work.targets, repository_id=work.repository.id, undo=undo)
+        target.open_in_qemu(
+            monitor,
+            work.targets,
+            repository_id=work.repository.id,
+            undo=undo,
+            security_labels=made.domain.security_labels,
+        )
         stopped = work.source.is_guest_stopped()
         completion.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
         work.stop.check()

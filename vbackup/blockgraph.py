@@ -67,6 +67,10 @@ class BlockGraph:
             raise MalformedError(f"QEMU does not list node {node_name}, which was opened; did somebody close it?")
         return _innermost(node.layer.filename)
 
+    def nodes(self) -> Mapping[str, Layer]:
+        """All nodes by name, filters and those of no disk included."""
+        return {name: node.layer for name, node in self._nodes.items()}
+
     def bitmaps(self, node_name: str) -> Mapping[str, Bitmap]:
         """The named bitmaps of a node; none where the node is not there."""
         node = self._nodes.get(node_name)

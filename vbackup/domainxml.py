@@ -7,12 +7,12 @@ Format: https://libvirt.org/formatdomain.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lxml import etree
 
-from vbackup.errors import MalformedError
-from vbackup.model import Disk, Domain, ImageFormat, ImageSource, LeftOut, SecretRef
+from vbackup.errors import MalformedError, UsageError
+from vbackup.model import Disk, Domain, ImageFormat, ImageSource, LeftOut, SecretRef, SecurityLabel
 from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -51,15 +51,19 @@ def parse(xml: str) -> Domain:
         left_out=tuple(left_out),
         agent_connected=agent is not None and agent.get("state") == "connected",
         nvram_path=_nvram_path(root),
+        security_labels=tuple(_security_labels(root)),
     )
 
 
 def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram_path: str | None = None) -> str:
     """The XML with each disk of ``images`` (by dev) read from that path and format instead.
 
-    What described the old image (backing chain, encryption, slices, startup policy) goes with it.
+    What described the old image (backing chain, encryption, slices, startup policy) goes with it. Raises
+    MalformedError where the text is no domain XML, UsageError for a path that no XML can hold.
     """
     root = _root(xml)
+    for path in (*(path for path, _ in images.values()), nvram_path or ""):
+        _check_path(path)
     for element in root.iterfind("devices/disk"):
         dev = _dev(element)
         if dev not in images:
@@ -88,6 +92,16 @@ def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram
         nvram.text = nvram_path
     text: str = etree.tostring(root, encoding="unicode")
     return text + "\n"
+
+
+def _check_path(path: str) -> None:
+    try:
+        etree.Element("source").set("file", path)
+    except ValueError:
+        raise UsageError(
+            f"{path!r} cannot be written into a domain XML, which holds no control characters and only UTF-8; choose"
+            " another directory."
+        ) from None
 
 
 def _root(xml: str) -> etree._Element:
@@ -210,3 +224,11 @@ def _nvram_path(root: etree._Element) -> str | None:
         return None
     source = nvram.find("source")
     return (source.get("file") if source is not None else None) or (nvram.text or "").strip() or None
+
+
+def _security_labels(root: etree._Element) -> Iterator[SecurityLabel]:
+    """Of the process; one of type none confines nothing, and one that libvirt has yet to choose has no label."""
+    for element in root.iterfind("seclabel"):
+        model, label = element.get("model"), element.findtext("label")
+        if model and label and element.get("type") != "none":
+            yield SecurityLabel(model, label)

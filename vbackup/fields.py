@@ -5,6 +5,7 @@ QMP replies and manifests are checked here, once, at the door; behind it there a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from vbackup.errors import VbackupError
 
 #: The largest size QEMU's block layer knows (its offsets are signed 64 bit).
 MAX_SIZE_BYTES = 2**63 - 1
+#: Of a number in JSON; the largest that means anything has 19.
+MAX_DIGITS = 1000
 
 
 class Fields:
@@ -81,6 +84,20 @@ class Fields:
         if not isinstance(value, kind):
             raise self._error(f"{self._where}.{name} is {_kind(value)}, which it must not be.")
         return value
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text of unknown origin. Raises ValueError, RecursionError.
+
+    A number of a million digits is refused, not computed: before Python 3.11 that takes hours.
+    """
+    return json.loads(text, parse_int=_integer)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def objects(value: Any, where: str, error: type[VbackupError]) -> Iterator[Fields]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from vbackup import names
 from vbackup.errors import ChainError
-from vbackup.fields import Fields
+from vbackup.fields import Fields, parse_json
 from vbackup.model import Backup, Consistency, DiskImage, LeftOut, Level
 
 SCHEMA = "vbackup.manifest/1"
@@ -21,6 +21,9 @@ SCHEMA = "vbackup.manifest/1"
 MAX_SIZE_BYTES = 16 * 1024 * 1024
 #: Files a backup may have besides its images.
 FURTHER_FILES = ("domain.xml", "nvram")
+
+#: What can be shown in every time zone.
+_EARLIEST, _LATEST = (datetime(*day, tzinfo=timezone.utc) for day in ((1, 1, 2), (9999, 12, 31)))
 
 E = TypeVar("E", bound=Enum)
 
@@ -62,7 +65,7 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
     """
     where = f"the manifest of backup {backup_id}"
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError) as err:
         raise ChainError(f"In {where}: not JSON ({err}); is it torn?") from err
     fields = Fields(value, where, ChainError)
@@ -157,6 +160,9 @@ def _enum(kind: type[E], text: str, where: str) -> E:
 def time(text: str, where: str) -> datetime:
     """The moment that ``iso`` has written; ``where`` names the place in the error."""
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+        time = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
     except (ValueError, OverflowError) as err:
         raise ChainError(f"In {where}: {text!r} is not a time.") from err
+    if not _EARLIEST <= time < _LATEST:
+        raise ChainError(f"In {where}: {text!r} is no time that a backup was made at.")
+    return time

@@ -102,6 +102,14 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class SecurityLabel:
+    """What confines the domain's QEMU process, by libvirt's security driver."""
+
+    model: str  #: dac, apparmor, selinux
+    label: str  #: "+64055:+109", a profile, a context
+
+
+@dataclass(frozen=True)
 class Domain:
     """What the domain XML says, as far as a backup is concerned."""
 
@@ -111,6 +119,7 @@ class Domain:
     left_out: tuple[LeftOut, ...]
     agent_connected: bool
     nvram_path: str | None = None
+    security_labels: tuple[SecurityLabel, ...] = ()  #: libvirt tells them while the domain runs
 
 
 # QEMU's block graph

@@ -18,6 +18,8 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,8 +29,11 @@ from pathlib import Path
 from vbackup import manifest, names
 from vbackup.chain import History
 from vbackup.errors import BusyError, ChainError, DomainNotFoundError, NoSpaceError, TargetError
-from vbackup.fields import Fields
+from vbackup.fields import Fields, parse_json
+from vbackup.files import is_directory, is_regular, open_regular, read_regular
 from vbackup.model import Backup
+from vbackup.report import Reporter
+from vbackup.stop import Stop
 
 VERSION = 1
 MARKER = "vbackup.json"
@@ -36,6 +41,8 @@ PARTIAL = ".partial"
 #: In a stage; see vbackup.journal.
 JOURNAL = "journal"
 _CHUNK_BYTES = 4 * 1024 * 1024
+#: How often a lock that is waited for is tried, and the longest a request to stop waits to be seen.
+LOCK_TICK_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,15 @@ class Broken:
 
     id: str
     reason: str
+
+
+@dataclass(frozen=True)
+class LockWait:
+    """How long to wait for a domain that another vbackup works on, and who is told and may end the wait."""
+
+    limit_s: float
+    reporter: Reporter
+    stop: Stop
 
 
 @dataclass(frozen=True)
@@ -110,9 +126,9 @@ class Repository:
     @classmethod
     def open(cls, path: Path) -> Repository:
         """Open an existing one. Raises TargetError where it is none, or of a newer format."""
-        with target_errors(f"read {path}"):
+        with target_errors(f"read {path / MARKER}"):
             try:
-                fields = Fields(json.loads(_read_text(path / MARKER)), os.fspath(path / MARKER), TargetError)
+                fields = Fields(parse_json(_read_text(path / MARKER)), os.fspath(path / MARKER), TargetError)
             except (FileNotFoundError, NotADirectoryError):
                 raise TargetError(
                     f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' makes a new one."
@@ -126,7 +142,7 @@ class Repository:
             raise TargetError(f"{path} has repository format {version}, this vbackup knows {VERSION}; use a newer one.")
         repository_id = fields.text("id")
         if not names.REPOSITORY_ID.fullmatch(repository_id):
-            raise TargetError(f"{path / MARKER} has the id {repository_id!r}, which vbackup never gives.")
+            raise TargetError(f"{path / MARKER} has the id {repository_id[:50]!r}, which vbackup never gives.")
         return cls(path.resolve(), repository_id)
 
     # reading
@@ -135,7 +151,7 @@ class Repository:
         """Of the domains that have backups."""
         with target_errors(f"read {self.path}"):
             return sorted(
-                entry.name for entry in self.path.iterdir() if names.UUID.fullmatch(entry.name) and entry.is_dir()
+                entry.name for entry in self.path.iterdir() if names.UUID.fullmatch(entry.name) and is_directory(entry)
             )
 
     def find(self, domain: str) -> str:
@@ -164,7 +180,7 @@ class Repository:
             try:
                 backup = self._read(uuid, backup_id)
             except ChainError as err:
-                unreadable.append(Broken(backup_id, str(err)))
+                unreadable.append(Broken(backup_id, _shortened(str(err))))
                 continue
             backups.append(backup)
             unusable.update((backup_id, image.dev) for image in backup.disks if not self._is_whole(backup, image.dev))
@@ -177,12 +193,13 @@ class Repository:
         return self.path / uuid / backup_id
 
     def _committed(self, uuid: str) -> Iterator[str]:
-        try:
-            entries = list((self.path / uuid).iterdir())
-        except FileNotFoundError:
-            return
+        with target_errors(f"read {self.path / uuid}"):
+            try:
+                entries = list((self.path / uuid).iterdir())
+            except FileNotFoundError:
+                return
         for entry in entries:
-            if names.BACKUP_ID.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+            if names.BACKUP_ID.fullmatch(entry.name) and is_directory(entry):
                 yield entry.name
 
     def _read(self, uuid: str, backup_id: str) -> Backup:
@@ -190,7 +207,8 @@ class Repository:
         try:
             text = _read_text(path)
         except (OSError, ValueError) as err:
-            raise ChainError(f"The manifest of backup {backup_id} cannot be read: {err}.") from err
+            reason = err.strerror if isinstance(err, OSError) and err.strerror else err
+            raise ChainError(f"The manifest of backup {backup_id} cannot be read: {reason}.") from err
         return manifest.load(text, backup_id=backup_id, domain_uuid=uuid)
 
     def _is_whole(self, backup: Backup, dev: str) -> bool:
@@ -198,14 +216,14 @@ class Repository:
         assert image is not None
         path = self.directory(backup.domain_uuid, backup.id) / image.file
         try:
-            return not path.is_symlink() and path.stat().st_size == image.file_size_bytes
+            return is_regular(path) and path.stat().st_size == image.file_size_bytes
         except OSError:
             return False
 
     def _domain_names(self, uuid: str) -> list[str]:
         """From domain.json; the newest last. The file is a help for people, so a damaged one costs only the name."""
         try:
-            value = json.loads(_read_text(self.path / uuid / "domain.json"))
+            value = parse_json(_read_text(self.path / uuid / "domain.json"))
             found = [name for name in value["names"] if isinstance(name, str)]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             found = []
@@ -214,14 +232,15 @@ class Repository:
     # writing
 
     @contextmanager
-    def lock(self, uuid: str) -> Iterator[None]:
-        """Hold the domain: no other vbackup writes to it. Raises BusyError at once if another one does.
+    def lock(self, uuid: str, *, wait: LockWait | None = None) -> Iterator[None]:
+        """Hold the domain: no other vbackup writes to it.
 
-        A lock ends with its process, however that ends.
+        Raises BusyError if another one does, at once or when ``wait`` is over, and InterruptedBySignalError
+        where a signal ends the wait. A lock ends with its process, however that ends.
         """
         directory = self.path / uuid
         with target_errors(f"write to {self.path}"):
-            fd = _lock(directory, uuid)
+            fd = _lock(directory, uuid) if wait is None else _wait_for_lock(directory, uuid, wait)
         try:
             yield
         finally:
@@ -233,7 +252,8 @@ class Repository:
 
     def taken_ids(self, uuid: str) -> frozenset[str]:
         """Ids that a new backup cannot have: of all backups that are there, readable or not."""
-        return frozenset(entry.name for entry in (self.path / uuid).iterdir())
+        with target_errors(f"read {self.path / uuid}"):
+            return frozenset(entry.name for entry in (self.path / uuid).iterdir())
 
     def unfinished(self, uuid: str) -> list[str]:
         """The ids of backups that are being made or were cut off."""
@@ -286,7 +306,7 @@ class Stage:
             fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
-        return "sha256:" + hashlib.sha256(data).hexdigest()
+        return digest_of(data)
 
     def commit(self, backup: Backup) -> None:
         """Write the manifest, put everything on the disk, and give the backup its name.
@@ -306,11 +326,16 @@ class Stage:
             (self._final / JOURNAL).unlink(missing_ok=True)
 
 
+def digest_of(data: bytes) -> str:
+    """The digest of a file's content as manifests have it."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
 def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], None] | None = None) -> str:
     """The digest of a file as manifests have it; ``check`` is called between pieces and may raise."""
     sha256 = hashlib.sha256()
     done_bytes = 0
-    with target_errors(f"read {path}"), path.open("rb", buffering=0) as file:
+    with target_errors(f"read {path}"), os.fdopen(open_regular(path), "rb", buffering=0) as file:
         while piece := file.read(_CHUNK_BYTES):
             check()
             sha256.update(piece)
@@ -355,8 +380,10 @@ def _incomplete(history: History) -> Iterator[Broken]:
 def _lock(directory: Path, uuid: str) -> int:
     while True:
         directory.mkdir(mode=0o700, exist_ok=True)
+        if directory.is_symlink():
+            raise TargetError(f"{directory} is a symbolic link, which vbackup does not follow out of the repository.")
         try:
-            fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             continue  # the holder of a first backup's lock has just removed the directory
         try:
@@ -376,18 +403,48 @@ def _lock(directory: Path, uuid: str) -> int:
         os.close(fd)
 
 
+def _wait_for_lock(directory: Path, uuid: str, wait: LockWait) -> int:
+    """Try again until the lock is free.
+
+    flock() itself waits without a limit, and Python takes up that wait again after each signal. Who waits has to
+    wake up for a request to stop anyway, and then might as well try: that also works where the file system
+    makes something else of flock(), as NFS does.
+    """
+    deadline = time.monotonic() + wait.limit_s
+    pause = threading.Event()
+    told = False
+    while True:
+        wait.stop.check()
+        try:
+            return _lock(directory, uuid)
+        except BusyError:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+        if not told:
+            wait.reporter.step(
+                f"Another vbackup is at work on domain {uuid} in this repository; waiting for it to end, at most"
+                f" {wait.limit_s:g} s."
+            )
+            told = True
+        pause.wait(min(LOCK_TICK_S, left_s))
+
+
 def _read_text(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(manifest.MAX_SIZE_BYTES + 1)
-    if len(data) > manifest.MAX_SIZE_BYTES:
-        raise ValueError(f"{path} is larger than any that vbackup writes")
-    return data.decode()
+    return read_regular(path, max_bytes=manifest.MAX_SIZE_BYTES).decode()
+
+
+def _shortened(text: str) -> str:
+    """A sentence that quotes what a manifest says, which can be of any length."""
+    limit = 500
+    return text if len(text) <= limit else f"{text[:limit]}... (the rest of {len(text)} characters is left out)"
 
 
 def _write_anew(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    temporary.unlink(missing_ok=True)  # of a dead run, or somebody's trap
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(text)

@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import domainxml, qemu_img, repository
+from vbackup import domainxml, qcow2, qemu_img, repository
 from vbackup.chain import Link
-from vbackup.errors import ChainError, DiskError, TargetError
+from vbackup.errors import ChainError, DiskError, MalformedError, TargetError
+from vbackup.files import read_regular
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
 from vbackup.repository import Repository, target_errors
 from vbackup.stop import Stop
+
+#: What vbackup.backup takes of an NVRAM store; a domain XML is far smaller.
+MAX_FURTHER_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,8 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
     _refuse_existing([*images.values(), *(output / name for name in backup.files)])
     _check_chains(chains, repository, reporter, stop)
-    texts = {name: _further_file(repository, backup, name, stop) for name in backup.files}
-    nvram = os.fspath(output / "nvram") if "nvram" in texts else None
-    paths = {dev: (os.fspath(path), request.image_format) for dev, path in images.items()}
-    definition = domainxml.with_disks(texts["domain.xml"].decode(errors="replace"), paths, nvram_path=nvram)
-    texts["domain.xml"] = definition.encode()
+    texts = {name: _further_file(repository, backup, name) for name in backup.files}
+    texts["domain.xml"] = _definition(backup, texts, output, images, request.image_format)
 
     with _stage(output) as stage:
         for dev, path in images.items():
@@ -136,15 +137,17 @@ class _Progress:
 
 
 def _check_header(path: Path, link: Link) -> None:
-    header = qemu_img.header(path)
+    header = qcow2.header(path)
     backing = f"../{link.image.base}/{link.image.file}" if link.image.base else None
     if header.backing_file != backing or (backing is not None and header.backing_format != "qcow2"):
         raise ChainError(
             f"Disk {link.image.dev}: the header of {path} names the backing file {header.backing_file!r}, its manifest"
             f" {backing!r}; somebody changed it, and nothing was opened."
         )
-    if header.data_file is not None:
+    if header.has_data_file:
         raise ChainError(f"Disk {link.image.dev}: {path} keeps its data in another file, which vbackup never writes.")
+    if header.encrypted:
+        raise ChainError(f"Disk {link.image.dev}: {path} is encrypted, which vbackup never does.")
     if header.virtual_size_bytes != link.image.virtual_size_bytes:
         raise ChainError(
             f"Disk {link.image.dev}: {path} is an image of {header.virtual_size_bytes} bytes, its manifest says"
@@ -152,14 +155,32 @@ def _check_header(path: Path, link: Link) -> None:
         )
 
 
-def _further_file(repository_: Repository, backup: Backup, name: str, stop: Stop) -> bytes:
+def _further_file(repository_: Repository, backup: Backup, name: str) -> bytes:
     path = repository_.directory(backup.domain_uuid, backup.id) / name
-    if path.is_symlink() or not path.is_file():
-        raise ChainError(f"{path} of backup {backup.id} is missing.")
-    if repository.digest(path, check=stop.check) != backup.files[name]:
+    try:
+        data = read_regular(path, max_bytes=MAX_FURTHER_BYTES)
+    except FileNotFoundError as err:
+        raise ChainError(f"{path} of backup {backup.id} is missing.") from err
+    except OSError as err:
+        raise ChainError(f"{path} of backup {backup.id} cannot be read: {err.strerror or err}.") from err
+    if repository.digest_of(data) != backup.files[name]:
         raise ChainError(f"{path} of backup {backup.id} was altered or is damaged: its digest is not the one recorded.")
-    with target_errors(f"read {path}"):
-        return path.read_bytes()
+    return data
+
+
+def _definition(
+    backup: Backup, texts: Mapping[str, bytes], output: Path, images: Mapping[str, Path], image_format: ImageFormat
+) -> bytes:
+    """The domain XML that points to the restored files."""
+    if "domain.xml" not in texts:
+        raise ChainError(f"The manifest of backup {backup.id} knows no domain.xml, which every backup has.")
+    nvram = os.fspath(output / "nvram") if "nvram" in texts else None
+    paths = {dev: (os.fspath(path), image_format) for dev, path in images.items()}
+    try:
+        xml = domainxml.with_disks(texts["domain.xml"].decode(errors="replace"), paths, nvram_path=nvram)
+    except MalformedError as err:
+        raise ChainError(f"The domain.xml of backup {backup.id} is none: {err}") from err
+    return xml.encode()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from vbackup import domainxml, image_chain
@@ -16,7 +16,7 @@ from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.freeze import Freeze, frozen, thaw_leftover
 from vbackup.hooks.marks import offline_mark
 from vbackup.host import DomainHandle
-from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageSource, Quiesce, SecretRef
+from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageSource, Layer, Quiesce, SecretRef
 from vbackup.monitor import Monitor, block_graph
 from vbackup.monitor.passthrough import Passthrough
 from vbackup.report import Reporter
@@ -43,6 +43,12 @@ class Source(Protocol):
         """The disks' layers and bitmaps as they are now, in the order of ``disks``.
 
         Raises DiskError for a disk that cannot be found or opened, BusyError where somebody else has its image.
+        """
+
+    def writable(self, layer: Layer) -> AbstractContextManager[None]:
+        """Have a layer, which may be below the active one, open for writing while the block runs if that can be.
+
+        Raises QmpError where it was tried and QEMU refuses.
         """
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
@@ -112,6 +118,10 @@ class RunningSource:
         """See Source."""
         graph = block_graph(self._monitor)
         return [graph.disk_node(disk) for disk in disks]
+
+    def writable(self, layer: Layer) -> AbstractContextManager[None]:
+        """See Source. A layer below stays as it is: its file is not QEMU's to write, only libvirt can change that."""
+        return nullcontext()
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """See Source. A process, which costs nothing where nothing will be frozen: then there is none."""
@@ -184,6 +194,10 @@ class OffSource:
         if new and self.handle.is_active():  # where files cannot be locked, or are not yet
             raise BusyError(f"Domain {self.handle.name} was started meanwhile; run the same command again.")
         return _nodes(self._daemon, disks)
+
+    def writable(self, layer: Layer) -> AbstractContextManager[None]:
+        """See Source."""
+        return self._daemon.writable(layer.node_name) if layer.read_only else nullcontext()
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """See Source. There is nothing to freeze."""

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vbackup.errors import (
@@ -55,6 +55,7 @@ class StorageDaemon:
         self._numbers = itertools.count(1)
         self._secret_ids: dict[SecretRef, str] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
+        self._nodes: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> StorageDaemon:
         for program, package in (("setpriv", "util-linux"), (PROGRAM, "qemu-system-common")):
@@ -135,7 +136,23 @@ class StorageDaemon:
         nodes = blockdevs(images, numbers=self._numbers, secret_ids=self._secret_ids)
         for node in nodes:
             self.execute("blockdev-add", node)
+            self._nodes[node["node-name"]] = node
         self._chains[alias] = tuple(node["node-name"] for node in nodes[::-2])
+
+    @contextlib.contextmanager
+    def writable(self, node_name: str) -> Iterator[None]:
+        """Have a layer that was opened for reading open for writing while the block runs.
+
+        QEMU stores its bitmaps when it becomes read-only again. Raises QmpError where QEMU refuses either: the
+        image is a part of another domain's disk as well, say, or its file system is read-only.
+        """
+        node = self._nodes[node_name]
+        options = [self._nodes[node["file"]], node]
+        self.execute("blockdev-reopen", {"options": [{**one, "read-only": False} for one in options]})
+        try:
+            yield
+        finally:
+            self.execute("blockdev-reopen", {"options": options})
 
     def _add_secret(self, secret: SecretRef, value: bytes) -> None:
         """Hand a passphrase over in memory: no command line, log or file system ever has it.

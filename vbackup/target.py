@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup import names
+from vbackup import access, names
+from vbackup.access_facts import gather
 from vbackup.errors import FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
 from vbackup.fields import Fields, objects
+from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, block_graph
 from vbackup.repository import target_errors
 from vbackup.undo import Undo
@@ -32,22 +34,33 @@ class Target:
     node_name: str
 
 
-def open_in_qemu(monitor: Monitor, targets: Sequence[Target], *, repository_id: str, undo: Undo) -> None:
+def open_in_qemu(
+    monitor: Monitor,
+    targets: Sequence[Target],
+    *,
+    repository_id: str,
+    undo: Undo,
+    security_labels: Sequence[SecurityLabel] = (),
+) -> None:
     """Make each qcow2 image a node; ``undo`` gets ``close_in_qemu``.
 
     The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
-    writes. Raises TargetError where QEMU cannot open an image.
+    writes. Raises TargetError where QEMU cannot open an image; ``security_labels`` are what confines QEMU,
+    for the message that tells why it may not.
     """
     undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
     for target in targets:
+        by_descriptor = True
         try:
-            filename = _pass_fd(monitor, target.path, names.prefix(repository_id))
-        except FdsNotPassedError:
-            filename = os.fspath(target.path)
-        try:
+            try:
+                filename = _pass_fd(monitor, target.path, names.prefix(repository_id))
+            except FdsNotPassedError:
+                filename, by_descriptor = os.fspath(target.path), False
             monitor.execute("blockdev-add", _node(target.node_name, filename))
         except QmpError as err:
-            raise TargetError(_refused(target.path, filename, err.description)) from err
+            raise TargetError(
+                _refused(target.path, err.description, security_labels, by_descriptor=by_descriptor)
+            ) from err
 
 
 def _node(node_name: str, filename: str) -> BlockdevOptions:
@@ -120,15 +133,16 @@ def _pass_fd(monitor: Monitor, path: Path, opaque: str) -> str:
     return f"/dev/fdset/{Fields(reply, 'add-fd', MalformedError).integer('fdset-id')}"
 
 
-def _refused(path: Path, filename: str, description: str) -> str:
-    if filename == os.fspath(path) and "Permission denied" in description:
-        return (
-            f"QEMU may not write {path}: descriptors cannot be passed over this connection, so QEMU opens the image"
-            " by its path as its own user. Let that user reach the repository, or run vbackup on the host itself."
-        )
-    if filename == os.fspath(path) and "No such file" in description:
+#: What QEMU says of a descriptor that never came: the kernel drops one that SELinux or AppArmor keeps from QEMU.
+_FD_DROPPED = "No file descriptor supplied via SCM_RIGHTS"
+
+
+def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> str:
+    if "Permission denied" in description or (by_descriptor and _FD_DROPPED in description):
+        return access.explain(gather(path, labels, by_descriptor=by_descriptor))
+    if not by_descriptor and "No such file" in description:
         return (
             f"QEMU does not see {path}: over a connection to another host the repository must be on storage"
             " that both hosts have under the same path. Mount it there, or run vbackup on the host itself."
         )
-    return f"QEMU cannot open the image {path}: {description}."
+    return f"QEMU cannot open the image {path}: {description.rstrip('.')}."

@@ -106,6 +106,8 @@ def test_without_descriptors_qemu_is_refused_by_path_with_a_clear_error(
     refused = command("-c", daemon.tcp_uri, "-q", "backup", machine.name, "-r", repository, status=7)
     assert "QEMU may not write" in refused.stderr
     assert "descriptors cannot be passed over this connection" in refused.stderr
+    closed = next(path for path in reversed(repository.parents) if not path.stat().st_mode & 0o001)
+    assert f"runs as user libvirt-qemu, who may not enter the directory {closed} (owner root" in refused.stderr
     assert machine.state() == before
     assert entries(repository) == []
 
@@ -216,6 +218,26 @@ def test_second_backup_at_once_is_refused(machine: Machine, daemon: Daemon, comm
     running.process.terminate()
     assert running.wait()[0] == 128 + signal.SIGTERM
     command("-c", daemon.uri, "-q", "backup", machine.name, "-r", repository)
+
+
+def test_second_backup_waits_for_the_first_if_it_is_told_to(
+    machine: Machine, daemon: Daemon, command: Command, repository: Path
+) -> None:
+    running = start_slow_backup(machine, daemon, repository)
+    argv = ("-c", daemon.uri, "backup", machine.name, "-r", repository, "--wait-lock", "60")
+    waiting, impatient = Running(*argv, "--json"), Running(*argv)
+    for one in (waiting, impatient):
+        assert one.process.stderr is not None
+        assert "waiting for it to end, at most 60 s" in one.process.stderr.readline()
+    asked = time.monotonic()
+    impatient.process.terminate()
+    assert impatient.wait()[0] == 128 + signal.SIGTERM
+    assert time.monotonic() - asked < 5
+    running.process.kill()  # a lock of the dead is no lock
+    running.wait()
+    status, out, err = waiting.wait()
+    assert status == 0, err
+    assert json.loads(out)["level"] == "full"
 
 
 def test_backup_goes_on_over_a_restart_of_libvirtd(

@@ -144,3 +144,14 @@ def test_any_text_is_a_time_or_refused(text: str) -> None:
 def test_bad_time_is_a_usage_error(command: Command, tmp_path: Path, text: str) -> None:
     outcome = command("restore", "web", "-r", tmp_path, "--output", tmp_path / "out", f"--at={text}", status=2)
     assert "--at" in outcome.stderr
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0", 0.0), ("1.5", 1.5), ("3600", 3600.0), ("31536000", 31_536_000.0)])
+def test_seconds(text: str, expected: float) -> None:
+    assert arguments.seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "inf", "nan", "1e99", "1h", "31536001"])
+def test_what_is_no_number_of_seconds_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a number of seconds from 0"):
+        arguments.seconds(text)

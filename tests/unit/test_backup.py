@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,41 @@ def test_next_backup_copies_what_was_written_since(domain: FakeDomain, repo: Rep
     two = run(domain, repo)
     assert (two.level, two.parent, two.sequence) == (Level.INCREMENTAL, one.id, 2)
     assert [(disk.base, disk.copied_bytes) for disk in two.disks] == [(one.id, 65536)] * 2
+
+
+def test_clock_that_steps_back_and_stands_still_breaks_no_chain(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids are free ones; what stands on what, and what is newest, is told by the sequence."""
+
+    class Clock(datetime):
+        shown = datetime(2026, 11, 24, 12, 0, 0, tzinfo=timezone.utc)
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return cls.shown.astimezone(tz)
+
+    monkeypatch.setattr(backup, "datetime", Clock)
+    one, two = run(domain, repo), run(domain, repo)
+    Clock.shown -= timedelta(days=1)
+    three = run(domain, repo)
+    Clock.shown += timedelta(days=1)
+    domain.write()
+    four = run(domain, repo)
+    made = [one, two, three, four]
+    assert [names.stamp_of(each.id) for each in made] == [
+        "20261124T120000Z",
+        "20261124T120001Z",
+        "20261123T120000Z",
+        "20261124T120002Z",
+    ]
+    assert [each.parent for each in made] == [None, one.id, two.id, three.id]
+    catalogue = repo.catalogue(UUID)
+    assert list(catalogue.history.backups) == made
+    assert catalogue.broken == ()
+    assert catalogue.find() == four
+    assert [link.backup for link in catalogue.history.links(four.id, "vda")] == made[::-1]
+    assert four.disks[0].copied_bytes == 65536
 
 
 def test_only_the_checkpoints_stay_in_qemu(domain: FakeDomain, repo: Repository) -> None:

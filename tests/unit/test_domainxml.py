@@ -463,3 +463,25 @@ def test_disk_that_was_not_restored_stays_as_it_was() -> None:
     assert domainxml.parse(domainxml.with_disks(xml(), {"vdz": ("/r/vdz.raw", ImageFormat.RAW)})) == domainxml.parse(
         xml()
     )
+
+
+@pytest.mark.parametrize(
+    ("seclabels", "expected"),
+    [
+        ("", []),
+        ("<seclabel type='dynamic' model='dac' relabel='yes'/>", []),
+        ("<seclabel type='none' model='apparmor'><label>x</label></seclabel>", []),
+        ("<seclabel type='none'/>", []),
+        (
+            (
+                "<seclabel type='dynamic' model='dac'><label>+64055:+109</label><imagelabel>+1:+2</imagelabel>"
+                "</seclabel>"
+                "<seclabel type='dynamic' model='apparmor'><label>libvirt-f000</label></seclabel>"
+            ),
+            [("dac", "+64055:+109"), ("apparmor", "libvirt-f000")],
+        ),
+    ],
+)
+def test_what_confines_qemu_is_read(seclabels: str, expected: list[tuple[str, str]]) -> None:
+    xml = f"<domain><name>web</name><uuid>{UUID}</uuid>{seclabels}</domain>"
+    assert [(one.model, one.label) for one in domainxml.parse(xml).security_labels] == expected

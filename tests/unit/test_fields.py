@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vbackup.errors import ChainError, MalformedError
-from vbackup.fields import MAX_SIZE_BYTES, Fields, objects
+from vbackup.fields import MAX_SIZE_BYTES, Fields, objects, parse_json
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -95,3 +95,9 @@ def test_any_json_is_read_or_refused(value: Any) -> None:
             read(fields(value), "a")
     with suppress(MalformedError):
         list(fields(value).objects("a"))
+
+
+def test_json_number_of_absurd_length_is_refused() -> None:
+    assert parse_json("[1, -2, " + "9" * 1000 + "]")[:2] == [1, -2]
+    with pytest.raises(ValueError, match="a number of 1001 digits"):
+        parse_json("9" * 1001)

@@ -6,21 +6,34 @@ import errno
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import UUID, backup, backup_id, commit, incremental
+from tests.unit.builders import NOON, UUID, Recorder, backup, backup_id, commit, incremental
 from vbackup import manifest, repository
-from vbackup.errors import BusyError, ChainError, DomainNotFoundError, NoSpaceError, TargetError, VbackupError
+from vbackup.errors import (
+    BusyError,
+    ChainError,
+    DomainNotFoundError,
+    InterruptedBySignalError,
+    NoSpaceError,
+    TargetError,
+    VbackupError,
+)
 from vbackup.model import Level
-from vbackup.repository import Repository
+from vbackup.repository import LockWait, Repository
+from vbackup.stop import Stop, on_signals
 
 OTHER = "f0000000-0000-4000-8000-000000000002"
 ONE = backup(1)
@@ -622,3 +635,100 @@ def test_error_of_the_system_becomes_one_of_the_target(number: int, kind: type[V
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith("Cannot write /r: ")
     assert caught.value.status == 7
+
+
+# waiting for the lock
+
+
+def take(repo: Repository, wait: LockWait) -> None:
+    with repo.lock(UUID, wait=wait):
+        pass
+
+
+@contextmanager
+def holder(repo: Repository) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the domain's lock."""
+    argv = [sys.executable, "-c", HOLDER, os.fspath(repo.path), UUID]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+class Acting(Recorder):
+    """A reporter that does something when it is told of the wait."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self._act = act
+
+    def step(self, message: str) -> None:
+        super().step(message)
+        self._act()
+
+
+def test_free_lock_is_taken_without_a_word(repo: Repository) -> None:
+    recorder = Recorder()
+    take(repo, LockWait(60.0, recorder, Stop()))
+    assert recorder.steps == []
+
+
+@pytest.mark.parametrize("limit_s", [0.0, 0.1])
+def test_wait_that_is_over_is_busy(repo: Repository, limit_s: float) -> None:
+    recorder = Recorder()
+    with repo.lock(UUID), pytest.raises(BusyError, match="Another vbackup is at work"):
+        take(repo, LockWait(limit_s, recorder, Stop()))
+    told = f"waiting for it to end, at most {limit_s:g} s"
+    assert [told in step for step in recorder.steps] == ([True] if limit_s else [])
+
+
+def test_wait_ends_when_the_holder_dies(repo: Repository) -> None:
+    """However it dies, its lock goes with it."""
+    with holder(repo) as process:
+        reporter = Acting(process.kill)
+        take(repo, LockWait(60.0, reporter, Stop()))
+        assert process.wait() < 0
+    assert len(reporter.steps) == 1
+
+
+def test_wait_ends_when_a_first_backup_failed_and_took_the_directory_along(repo: Repository) -> None:
+    with holder(repo) as process:
+        assert process.stdin is not None
+        take(repo, LockWait(60.0, Acting(process.stdin.close), Stop()))
+        assert process.wait() == 0
+    assert repo.uuids() == []
+
+
+def test_signal_ends_the_wait_within_a_second(repo: Repository) -> None:
+    with repo.lock(UUID), on_signals(Stop()) as stop:
+        begun = time.monotonic()
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        with pytest.raises(InterruptedBySignalError):
+            take(repo, LockWait(60.0, Recorder(), stop))
+        timer.join()
+        assert time.monotonic() - begun < 1.1
+
+
+# the clock
+
+
+def test_clock_that_stepped_back_changes_no_order(repo: Repository) -> None:
+    """What was made later by a clock that shows an earlier time is still the later one."""
+    late = backup(1, id="20261201T120000Z-full", time=NOON + timedelta(days=8))
+    early = incremental(2, late)
+    early = replace(early, id="20261101T120000Z-incremental", time=NOON - timedelta(days=22))
+    for one in (late, early):
+        commit(repo, one)
+    catalogue = repo.catalogue(UUID)
+    assert [one.id for one in catalogue.history.backups] == [late.id, early.id]
+    assert catalogue.broken == ()
+    assert catalogue.find().id == early.id
+    assert [link.backup.id for link in catalogue.history.links(early.id, "vda")] == [early.id, late.id]
+    assert catalogue.history.next_sequence == 3
+    # The times are those that were recorded: nobody can tell which of them are right.
+    assert catalogue.find(at=early.time).id == early.id
+    assert catalogue.find(at=late.time).id == early.id

@@ -12,6 +12,7 @@ from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import FOREIGN, REPOSITORY, Recorder
 from vbackup import names, target
 from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError, TargetError
+from vbackup.model import SecurityLabel
 from vbackup.target import Target
 from vbackup.undo import Undo
 
@@ -156,6 +157,23 @@ def test_path_that_qemu_cannot_open_is_told_with_the_way_out(
     qemu.refuse("blockdev-add", description.format(targets[0].path))
     with pytest.raises(TargetError, match=said):
         open_all(qemu, targets, recorder)
+
+
+@pytest.mark.parametrize(
+    ("command", "description"),
+    [
+        ("add-fd", "No file descriptor supplied via SCM_RIGHTS"),
+        ("blockdev-add", "Could not open '/dev/fdset/0': Permission denied"),
+    ],
+)
+def test_descriptor_that_is_kept_from_qemu_is_told_with_what_confines_it(
+    qemu: FakeQemu, targets: list[Target], recorder: Recorder, command: str, description: str
+) -> None:
+    """The kernel takes it out of the message on its way."""
+    qemu.refuse(command, description)
+    labels = [SecurityLabel("dac", "+0:+0"), SecurityLabel("apparmor", "libvirt-f000")]
+    with pytest.raises(TargetError, match=r"AppArmor refuses it.* profile libvirt-f000"), Undo(recorder) as undo:
+        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo, security_labels=labels)
 
 
 def test_image_that_is_gone_is_an_error_of_the_target(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from datetime import datetime, timezone
@@ -17,6 +18,8 @@ _UNITS = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgtpe", start=1)
     for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
+#: A year: longer than anybody waits, and no more than the operating system can count.
+MAX_WAIT_S = 365 * 24 * 3600
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
 
 
@@ -108,6 +111,17 @@ def freeze_limit_s(text: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not MIN_LIMIT_S <= int(text) <= MAX_LIMIT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time to wait, up to a year."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= MAX_WAIT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_WAIT_S}")
+    return value
 
 
 def time(text: str) -> datetime:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbackup import manifest
 from vbackup.cli import output
-from vbackup.cli.arguments import add_common, add_domain, freeze_limit_s, speed_bytes_s
+from vbackup.cli.arguments import add_common, add_domain, freeze_limit_s, seconds, speed_bytes_s
 from vbackup.cli.context import Context, domain_of
 from vbackup.errors import Status
 from vbackup.freeze import DEFAULT_LIMIT_S
@@ -58,6 +58,9 @@ def add(commands: Any) -> None:
         default=Compression.NONE.value,
         help="compress the images (default: none)",
     )
+    parser.add_argument(
+        "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, have QEMU check it, keep nothing")
     parser.set_defaults(run=run)
 
@@ -76,6 +79,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         freeze_limit_s=options.freeze_limit,
         speed_bytes_s=options.speed,
         compression=Compression(options.compress),
+        wait_lock_s=options.wait_lock,
     )
     repository = context.repository()
     with Host(context.uri) as host:

@@ -1,0 +1,169 @@
+"""Why QEMU may not write an image: modes, SELinux and AppArmor are told apart, each with its way out."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import stat
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vbackup import access_facts
+from vbackup.access import Facts, Place, User, explain
+from vbackup.model import SecurityLabel
+from vbackup.repository import Repository
+
+QEMU = User("libvirt-qemu", 64055, frozenset((109, 36)))
+IMAGE = "/srv/backup/u/i.partial/vda.qcow2"
+PROFILE, CONTEXT = "libvirt-f0000000", "system_u:system_r:svirt_t:s0:c1,c2"
+
+
+def places(*, closed: str | None = None, image: int = 0o666, has_acl: bool = False) -> tuple[Place, ...]:
+    """The way to the image; the directory ``closed`` is its owner's alone."""
+    modes = {str(path): stat.S_IFDIR | 0o755 for path in reversed(Path(IMAGE).parents)}
+    if closed is not None:
+        modes[closed] = stat.S_IFDIR | 0o700
+    modes[IMAGE] = stat.S_IFREG | image
+    return tuple(Place(path, mode, 0, 0, "root", has_acl and path == closed) for path, mode in modes.items())
+
+
+def facts(**changes: object) -> Facts:
+    values = {"path": IMAGE, "repository": "/srv/backup", "by_descriptor": False, "places": places(), "user": QEMU}
+    return Facts(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("closed", ["/srv", "/srv/backup", "/srv/backup/u/i.partial"])
+def test_first_closed_directory_is_named(closed: str) -> None:
+    said = explain(facts(places=places(closed=closed, image=0o600)))
+    assert f"runs as user libvirt-qemu, who may not enter the directory {closed} (owner root, mode 0700)" in said
+    assert "Run vbackup on the host itself" in said
+
+
+def test_closed_image_is_named() -> None:
+    said = explain(facts(places=places(image=0o640)))
+    assert f"who may not read and write {IMAGE} (owner root, mode 0640)" in said
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "mode", "may"),
+    [
+        (64055, 0, 0o700, True),
+        (64055, 0, 0o077, False),  # the owner's bits count for the owner, were the others' wider
+        (0, 36, 0o050, True),
+        (0, 36, 0o707, False),
+        (0, 0, 0o001, True),
+        (0, 0, 0o776, False),
+    ],
+)
+def test_class_that_fits_first_decides(uid: int, gid: int, mode: int, may: bool) -> None:
+    assert QEMU.may(Place("/d", stat.S_IFDIR | mode, uid, gid, "x"), 1) is may
+
+
+# What refuses: each with what must be said, the strongest evidence first.
+DAC = ({"places": places(closed="/srv")}, "may not enter the directory /srv ")
+SELINUX = ({"selinux_context": CONTEXT, "file_context": "system_u:object_r:mnt_t:s0"}, "SELinux refuses it")
+APPARMOR = ({"apparmor_profile": PROFILE}, "AppArmor refuses it")
+
+
+@pytest.mark.parametrize("by_descriptor", [False, True], ids=["path", "descriptor"])
+@pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=3)), ids=str)
+def test_strongest_evidence_is_told(present: tuple[bool, bool, bool], by_descriptor: bool) -> None:
+    """A mode that forbids it is certain, but plays no part for an open descriptor."""
+    given: dict[str, object] = {"by_descriptor": by_descriptor}
+    expected = None
+    for is_there, (changes, words) in zip(present, (DAC, SELINUX, APPARMOR)):
+        if is_there:
+            given.update(changes)
+            if expected is None and not (by_descriptor and words is DAC[1]):
+                expected = words
+    said = explain(facts(**given))
+    told = [words for _, words in (DAC, SELINUX, APPARMOR) if words in said]
+    assert told == ([expected] if expected else [])
+    assert said.startswith(f"QEMU may not write {IMAGE}: ")
+    assert ("descriptors cannot be passed" in said) is not by_descriptor
+    if expected is None:
+        assert ("the log of the kernel" if by_descriptor else "look at the host of QEMU") in said
+
+
+def test_selinux_labels_and_commands_are_told() -> None:
+    said = explain(facts(by_descriptor=True, repository="/srv/it's", **SELINUX[0]))
+    assert f"QEMU runs as {CONTEXT}, and the image has the label system_u:object_r:mnt_t:s0" in said
+    command = said.split("may write: ")[1].split(" && ")[0]
+    argv = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout
+    assert argv.splitlines()[-1] == "/srv/it's(/.*)?"
+
+
+def test_apparmor_profile_and_rule_are_told() -> None:
+    said = explain(facts(apparmor_profile=PROFILE))
+    assert '"/srv/backup/**" rwk,' in said
+    assert f"apparmor_parser -r /etc/apparmor.d/libvirt/{PROFILE}" in said
+
+
+def test_acl_leaves_it_open() -> None:
+    said = explain(facts(places=places(closed="/srv/backup", has_acl=True)))
+    assert "may not enter" not in said
+    assert "Look at the ACL of /srv/backup." in said
+
+
+def test_user_of_another_host_is_not_guessed() -> None:
+    said = explain(facts(user=None, places=places(closed="/srv")))
+    assert "may not enter" not in said
+    assert "let that user reach the repository" in said
+
+
+# gathering
+
+
+def test_facts_of_a_real_image(tmp_path: Path) -> None:
+    repository = Repository.create(tmp_path / "repo")
+    image = repository.path / "u" / "i.partial" / "vda.qcow2"
+    image.parent.mkdir(parents=True)
+    image.touch(mode=0o600)
+    me = pwd.getpwuid(os.getuid())
+    labels = [SecurityLabel("dac", f"+{me.pw_uid}:+{me.pw_gid}"), SecurityLabel("apparmor", PROFILE)]
+    found = access_facts.gather(image, labels, by_descriptor=False)
+    assert (found.path, found.repository) == (str(image), str(repository.path))
+    assert [place.path for place in found.places] == [str(path) for path in (*reversed(image.parents), image)]
+    assert stat.S_IMODE(found.places[-1].mode) == 0o600
+    assert found.places[-1].owner == me.pw_name
+    assert found.user is not None
+    assert (found.user.name, found.user.uid, found.user.groups >= {me.pw_gid}) == (me.pw_name, me.pw_uid, True)
+    assert (found.apparmor_profile, found.selinux_context) == (PROFILE, None)
+
+
+@pytest.mark.parametrize("label", ["nobody-of-this-host:x", "+12:no-such-group", "+x:+y", "", ":"])
+def test_label_that_means_nobody_here(tmp_path: Path, label: str) -> None:
+    assert access_facts.gather(tmp_path, [SecurityLabel("dac", label)], by_descriptor=False).user is None
+
+
+def test_user_by_name_and_by_a_number_without_a_name(tmp_path: Path) -> None:
+    def user(label: str) -> User | None:
+        return access_facts.gather(tmp_path, [SecurityLabel("dac", label)], by_descriptor=False).user
+
+    root = user("root:root")
+    assert root is not None
+    assert (root.name, root.uid) == ("root", 0)
+    assert user("+987654:+987655") == User("987654", 987654, frozenset((987655,)))
+
+
+def test_image_that_cannot_be_seen_ends_the_way(tmp_path: Path) -> None:
+    found = access_facts.gather(tmp_path / "none" / "vda.qcow2", [], by_descriptor=False)
+    assert [place.path for place in found.places][-1] == str(tmp_path)
+    assert "QEMU may not write" in explain(found)
+
+
+def test_acl_is_seen(tmp_path: Path) -> None:
+    # Version 2, and entries of tag, permissions, id: what "setfacl -m u:1:x" sets (linux/posix_acl_xattr.h).
+    nobody = 0xFFFFFFFF
+    entries = [(0x01, 7, nobody), (0x02, 1, 1), (0x04, 0, nobody), (0x10, 1, nobody), (0x20, 0, nobody)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    assert not access_facts.gather(tmp_path, [], by_descriptor=False).places[-1].has_acl
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_access", acl)
+    except OSError as err:
+        pytest.skip(f"no ACLs here: {err}")
+    assert access_facts.gather(tmp_path, [], by_descriptor=False).places[-1].has_acl

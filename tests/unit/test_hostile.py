@@ -1,0 +1,546 @@
+"""A repository that is broken or was prepared to do harm: refused with one sentence, and nothing else is touched.
+
+Real files are damaged in every way that comes to mind and, by hypothesis, in ways that do not; then the commands that
+read a repository must end with an honest status, write nothing outside --output, and wait for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental
+from vbackup import domainxml, manifest, qcow2, qemu_img
+from vbackup.cli import main
+from vbackup.errors import ChainError, TargetError, VbackupError
+from vbackup.fields import parse_json
+from vbackup.files import open_regular
+from vbackup.model import Backup, Compression
+from vbackup.repository import Repository
+
+ONE = backup(1)
+TWO = incremental(2, ONE)
+#: Longer than any of these commands takes; what waits for a FIFO waits for ever.
+PATIENCE_S = 30
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def seal(path: Path, one: Backup) -> None:
+    """Write the manifest that fits the files, as somebody would who changed them."""
+    disks = tuple(
+        replace(
+            disk,
+            file_size_bytes=(path / disk.file).stat().st_size,
+            digest=digest((path / disk.file).read_bytes()),
+        )
+        for disk in one.disks
+    )
+    files = {"domain.xml": digest((path / "domain.xml").read_bytes())}
+    (path / "manifest.json").write_text(manifest.dump(replace(one, disks=disks, files=files)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a full and an incremental, whose files are real and fit."""
+    repository = Repository.create(tmp_path_factory.mktemp("hostile") / "repository")
+    xml = fixture_xml("bitmaps")
+    for one in (ONE, TWO):
+        path = repository.directory(UUID, one.id)
+        path.mkdir(parents=True)
+        base = one.disks[0].base
+        backing = f"../{base}/vda.qcow2" if base else None
+        qemu_img.create(path / "vda.qcow2", SIZE_BYTES, backing_rpath=backing, compression=Compression.NONE)
+        (path / "domain.xml").write_text(xml)
+        seal(path, one)
+    (repository.path / UUID / "domain.json").write_text('{"names": ["web"]}\n')
+    return repository.path
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be damaged, and beside it what nobody may touch."""
+    return copy_of(made, tmp_path)
+
+
+def copy_of(made: Path, directory: Path) -> Path:
+    shutil.copytree(made, directory / "repository")
+    (directory / "canary").write_text("the secret")
+    return directory / "repository"
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes]]:
+    """All that is there but the output: kind and mode, size, and the beginning of it."""
+    found = {}
+    for path in directory.rglob("*"):
+        if path.name != "output" and "output" not in path.relative_to(directory).parts:
+            seen = path.lstat()
+            regular = path.is_file() and not path.is_symlink()
+            found[str(path)] = (seen.st_mode, seen.st_size if regular else 0, begin(path) if regular else b"")
+    return found
+
+
+def begin(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 20)
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    def lose(_signum: int, _frame: FrameType | None) -> None:
+        raise AssertionError(f"it still waits after {PATIENCE_S} s")
+
+    before = signal.signal(signal.SIGALRM, lose)
+    signal.alarm(PATIENCE_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    """The command's status and what it said on stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with patience(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([os.fspath(one) for one in arguments])
+    said = err.getvalue()
+    assert "the secret" not in out.getvalue() + said
+    assert "Unexpected" not in said, said
+    assert "Traceback" not in said
+    return status, said
+
+
+def check(repository: Path) -> dict[str, tuple[int, str]]:
+    """Run all that reads a repository, each in its forms."""
+    directory = repository.parent
+    before = snapshot(directory)
+    answers = {
+        "list": run("list", "-r", repository),
+        "list --json": run("list", "-r", repository, "--json"),
+        "tree": run("list", "-r", repository, "--tree"),
+        "show": run("show", "web", "-r", repository),
+        "show by uuid": run("show", UUID, "-r", repository, "--backup", ONE.id, "--json"),
+        "restore": run("-q", "restore", UUID, "-r", repository, "--output", directory / "output"),
+    }
+    if answers["restore"][0]:
+        assert not (directory / "output").exists()
+    else:
+        assert {path.name for path in (directory / "output").iterdir()} <= {"domain.xml", "nvram", "vda.qcow2"}
+        shutil.rmtree(directory / "output")
+    assert snapshot(directory) == before
+    for what, (status, said) in answers.items():
+        assert status in (0, 4, 6, 7), (what, said)
+        assert len(said) < 10_000, what
+        errors = [line for line in said.splitlines() if not line.startswith("vbackup: warning:")]
+        assert len(errors) <= 1, said
+        assert bool(said) is bool(status)
+    return answers
+
+
+def test_what_nobody_damaged_is_restored(place: Path) -> None:
+    assert {status for status, _ in check(place).values()} == {0}
+
+
+# something else in the place of a file
+
+FILES = ("vbackup.json", f"{UUID}/domain.json", *(
+    f"{UUID}/{one.id}/{name}" for one in (ONE, TWO) for name in ("manifest.json", "domain.xml", "vda.qcow2")
+))  # fmt: skip
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link_to_zero(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_to_canary(path: Path) -> None:
+    path.symlink_to(next(one for one in path.parents if one.name == "repository").parent / "canary")
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def bind(path: Path) -> None:
+    # The path may be too long for a socket; that through a descriptor is not.
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(f"/proc/self/fd/{fd}/{path.name}")
+    os.close(fd)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 42)
+
+
+def device(path: Path) -> None:
+    try:
+        os.mknod(path, 0o20600, os.makedev(1, 5))  # /dev/zero
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+IMPOSTORS: list[Callable[[Path], None]] = [
+    fifo, link_to_zero, link_to_canary, link_to_itself, bind, sparse, device, Path.mkdir, Path.touch
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("impostor", IMPOSTORS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("name", FILES)
+def test_impostor_is_refused(place: Path, name: str, impostor: Callable[[Path], None]) -> None:
+    path = place / name
+    path.unlink()
+    impostor(path)
+    answers = check(place)
+    if name == "vbackup.json":
+        assert {status for status, _ in answers.values()} == {7}
+    elif name.endswith("domain.json"):
+        assert (answers["list"][0], answers["show"][0], answers["restore"][0]) == (0, 4, 0)
+    elif name.endswith(f"{ONE.id}/domain.xml"):
+        assert answers["restore"][0] == 0  # that of another backup
+    else:
+        assert answers["restore"][0] == 6
+
+
+@pytest.mark.parametrize("kind", [fifo, link_to_zero, Path.mkdir], ids=lambda one: one.__name__)
+def test_impostor_of_the_recorded_size_is_no_image(place: Path, kind: Callable[[Path], None]) -> None:
+    """What is no file has a size as well."""
+    directory = place / UUID / TWO.id
+    (directory / "vda.qcow2").unlink()
+    kind(directory / "vda.qcow2")
+    size_bytes = (directory / "vda.qcow2").stat().st_size
+    disk = replace(TWO.disks[0], file_size_bytes=size_bytes)
+    (directory / "manifest.json").write_text(manifest.dump(replace(TWO, disks=(disk,))))
+    answers = check(place)
+    assert (answers["list"][0], answers["restore"][0]) == (6, 6)
+
+
+@pytest.mark.parametrize("name", [UUID, f"{UUID}/{ONE.id}"])
+def test_directory_that_is_a_link_is_not_followed(place: Path, name: str) -> None:
+    path = place / name
+    path.rename(place.parent / "elsewhere")
+    path.symlink_to(place.parent / "elsewhere")
+    answers = check(place)
+    assert answers["restore"][0] == (4 if name == UUID else 6)
+
+
+def test_domain_that_is_a_link_is_not_written_to(place: Path) -> None:
+    (place / UUID).rename(place.parent / "elsewhere")
+    (place / UUID).symlink_to(place.parent / "elsewhere")
+    before = snapshot(place.parent)
+    with pytest.raises(TargetError, match="is a symbolic link"), Repository.open(place).lock(UUID):
+        pass
+    assert snapshot(place.parent) == before
+
+
+@pytest.mark.parametrize("impostor", IMPOSTORS, ids=lambda one: one.__name__)
+def test_lock_that_is_no_file_is_told(place: Path, impostor: Callable[[Path], None]) -> None:
+    impostor(place / UUID / "lock")
+    repository = Repository.open(place)
+    if (place / UUID / "lock").lstat().st_mode & 0o170000 == 0o100000:
+        with repository.lock(UUID):
+            return
+    with patience(), pytest.raises(TargetError, match="not a regular file"), repository.lock(UUID):
+        pass
+    assert (place.parent / "canary").read_text() == "the secret"
+
+
+@pytest.mark.parametrize("trap", [fifo, link_to_canary, Path.touch], ids=lambda one: one.__name__)
+def test_trap_for_the_new_name_is_stepped_over(place: Path, trap: Callable[[Path], None]) -> None:
+    trap(place / UUID / f".domain.json.{os.getpid()}")
+    with patience():
+        Repository.open(place).remember_name(UUID, "new")
+    assert json.loads((place / UUID / "domain.json").read_text())["names"] == ["web", "new"]
+    assert (place.parent / "canary").read_text() == "the secret"
+
+
+def test_file_replaced_after_the_look_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    seen = path.lstat()
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "lstat", lambda _path: seen)
+    with patience(), pytest.raises(OSError, match="a FIFO"):
+        open_regular(path)
+
+
+# domain.xml
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "",
+        "<domain>",
+        "<network/>",
+        "<!DOCTYPE domain [<!ENTITY a 'aaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;'>]><domain><name>&b;</name></domain>",
+        "<!DOCTYPE domain [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><domain><name>&x;</name></domain>",
+        "<!DOCTYPE domain SYSTEM 'http://127.0.0.1:1/x.dtd'><domain/>",
+        "<domain><devices><disk><target dev='../../x'/></disk></devices></domain>",
+        "<domain>" * 5000,
+    ],
+    ids=lambda xml: xml[:40],
+)
+def test_domain_xml_that_is_none_is_refused(place: Path, xml: str) -> None:
+    path = place / UUID / TWO.id
+    (path / "domain.xml").write_text(xml)
+    seal(path, TWO)
+    status, said = check(place)["restore"]
+    assert status == 6
+    assert f"The domain.xml of backup {TWO.id} is none" in said
+
+
+def test_backup_without_a_domain_xml_is_refused(place: Path) -> None:
+    path = place / UUID / TWO.id / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
+    status, said = check(place)["restore"]
+    assert (status, "knows no domain.xml" in said) == (6, True)
+
+
+@pytest.mark.parametrize("name", ["a\x01b", "a\udcffb"], ids=ascii)
+def test_output_that_no_xml_can_name_is_a_usage_error(place: Path, name: str) -> None:
+    status, said = run("-q", "restore", UUID, "-r", place, "--output", place.parent / name)
+    assert (status, "choose another directory" in said) == (2, True)
+    assert not (place.parent / name).exists()
+
+
+# manifest.json
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"time": "9999-12-31T23:59:59+00:00"}, "no time that a backup was made at"),
+        ({"time": "0001-01-01T12:00:00+00:00"}, "no time that a backup was made at"),
+        ({"id": "x" * 1_000_000}, "is left out"),
+        ({"sequence": 10**600}, "should be from 0"),
+    ],
+)
+def test_absurd_value_is_refused_in_a_short_sentence(
+    place: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    path = place / UUID / TWO.id / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    answers = check(place)
+    assert {answers[what][0] for what in ("list", "show", "restore")} == {6}
+    assert said in answers["restore"][1]
+
+
+def test_number_of_a_million_digits_is_not_computed(place: Path) -> None:
+    path = place / UUID / TWO.id / "manifest.json"
+    path.write_text(path.read_text().replace('"sequence": 2', '"sequence": ' + "9" * 1_000_000))
+    assert "a number of 1000000 digits" in check(place)["restore"][1]
+    assert parse_json("-12") == -12
+
+
+# qcow2
+
+
+def patched(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def name_backing(name: str) -> Callable[[Path], None]:
+    def patch(path: Path) -> None:
+        patched(path, 0x3F0, name.encode())
+        patched(path, 8, struct.pack(">QI", 0x3F0, len(name)))
+
+    return patch
+
+
+def name_data_file(path: Path) -> None:
+    """As an image that would have QEMU open another file for its data (CVE-2024-4467)."""
+    name = f"{path.parents[3]}/canary"
+    extension = struct.pack(">II", 0x44415441, len(name)) + name.encode().ljust((len(name) + 7) // 8 * 8, b"\0")
+    patched(path, 72, struct.pack(">Q", 1 << 2))
+    patched(path, 112, extension)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (name_backing("/etc/passwd"), "names the backing file '/etc/passwd'"),
+        (name_backing('json:{"driver":"nbd"}'), "names the backing file 'json:"),
+        (name_backing(f"../{TWO.id}/vda.qcow2"), "names the backing file"),
+        (name_data_file, "keeps its data in another file"),
+        (lambda path: patched(path, 72, struct.pack(">Q", 1 << 2)), "keeps its data in another file"),
+        (lambda path: patched(path, 24, struct.pack(">Q", 1 << 60)), "is an image of"),
+        (lambda path: patched(path, 32, struct.pack(">I", 2)), "is encrypted"),
+        (lambda path: patched(path, 0, b"QFI\xfa"), "is no qcow2 image"),
+        (lambda path: patched(path, 4, struct.pack(">I", 4)), "is no qcow2 image"),
+        (lambda path: patched(path, 20, struct.pack(">I", 60)), "is no qcow2 image"),
+        (lambda path: patched(path, 100, struct.pack(">I", 8)), "is no qcow2 image"),
+        (lambda path: patched(path, 8, struct.pack(">QI", 1 << 40, 9)), "is no qcow2 image"),
+        (lambda path: patched(path, 8, struct.pack(">QI", 0x3F0, 5000)), "is no qcow2 image"),
+        (lambda path: os.truncate(path, 50), "is no qcow2 image"),
+        (lambda path: os.truncate(path, 0), "is no qcow2 image"),
+    ],
+)
+def test_header_is_refused_before_qemu_sees_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], said: str
+) -> None:
+    def no_process(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("a program was started")
+
+    path = place / UUID / ONE.id
+    damage(path / "vda.qcow2")
+    seal(path, ONE)
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    status, told = check(place)["restore"]
+    assert (status, said in told) == (6, True), told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["-o", "compat=0.10"], ["-o", "cluster_size=512"], ["-o", "cluster_size=2M"], ["-o", "compression_type=zstd"],
+     ["-b", "../käse/x.qcow2", "-F", "qcow2", "-u"], ["-b", "x" * 1000, "-F", "raw", "-u"],
+     ["-o", "compat=0.10", "-b", "x", "-F", "raw", "-u"], ["-o", "data_file=data.raw"]],
+    ids=lambda options: " ".join(options)[:40],
+)  # fmt: skip
+def test_header_is_read_as_qemu_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "image.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "8M"], check=True)
+    theirs, ours = qemu_img.header(path), qcow2.header(path)
+    assert (ours.virtual_size_bytes, ours.backing_file, ours.backing_format, ours.has_data_file, ours.encrypted) == (
+        theirs.virtual_size_bytes, theirs.backing_file, theirs.backing_format, theirs.data_file is not None, False
+    )  # fmt: skip
+
+
+# whatever comes to hypothesis' mind
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(
+        ["../../canary", "/etc/passwd", "\x1b[2J", "\0", "\ud800", UUID, ONE.id, TWO.id, 2**63, -1, 10**400, "vda"]
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+
+
+def mutate_json(data: st.DataObject, path: Path) -> None:
+    """Replace, remove or repeat a value somewhere inside."""
+    document = json.loads(path.read_text())
+    inner = document
+    while True:
+        keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+        if not keys:
+            return
+        key = data.draw(st.sampled_from(keys))
+        if isinstance(inner[key], (dict, list)) and inner[key] and data.draw(st.integers(0, 3)):
+            inner = inner[key]
+            continue
+        break
+    if isinstance(inner, dict) and data.draw(st.booleans()):
+        del inner[key]
+    else:
+        inner[key] = data.draw(JUNK)
+    path.write_text(json.dumps(document))
+
+
+def mutate_bytes(data: st.DataObject, path: Path) -> None:
+    """Put something anywhere near the beginning, where headers are."""
+    old = path.read_bytes()
+    at, length = data.draw(st.integers(0, min(len(old), 600))), data.draw(st.integers(0, 16))
+    new = data.draw(st.binary(max_size=16) | st.integers(0, 2**64 - 1).map(lambda number: number.to_bytes(8, "big")))
+    path.write_bytes(old[:at] + new + old[at + (length if path.suffix != ".qcow2" else len(new)) :])
+
+
+def mutate_xml(data: st.DataObject, path: Path) -> None:
+    path.write_text(mutated_xml(data, path.read_text()))
+
+
+def mutated_xml(data: st.DataObject, xml: str) -> str:
+    """Cut, double or replace a piece between two tags."""
+    pieces = xml.split("<")
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(pieces) - 1))
+        kind = data.draw(st.sampled_from(["drop", "double", "swap", "text", "attribute"]))
+        if kind == "drop":
+            del pieces[at]
+        elif kind == "double":
+            pieces.insert(at, pieces[at])
+        elif kind == "swap":
+            other = data.draw(st.integers(0, len(pieces) - 1))
+            pieces[at], pieces[other] = pieces[other], pieces[at]
+        elif kind == "text":
+            pieces[at] += data.draw(st.text(max_size=5) | st.sampled_from(["&x;", "]]>", "<!--", "<?x?>", "<![CDATA["]))
+        else:
+            pieces[at] = pieces[at].replace("'", data.draw(st.sampled_from(["", '"', "'../x'", "'\0"])), 1)
+        if not pieces:
+            return ""
+    return "<".join(pieces)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_damage_ends_in_an_honest_status(made: Path, data: st.DataObject) -> None:
+    """Half of the time the manifest is made to fit, so that what is behind the digests is reached."""
+    with tempfile.TemporaryDirectory(prefix="vb-") as directory:
+        repository = copy_of(made, Path(directory))
+        for _ in range(data.draw(st.integers(1, 2))):
+            path = repository / data.draw(st.sampled_from(FILES))
+            ways: list[Callable[[st.DataObject, Path], None]] = [mutate_bytes]
+            ways += [mutate_json] if path.suffix == ".json" else [mutate_xml] if path.suffix == ".xml" else []
+            try:
+                data.draw(st.sampled_from(ways))(data, path)
+            except (ValueError, UnicodeError):
+                continue  # the first damage leaves nothing for the second
+            if path.suffix != ".json" and data.draw(st.booleans()):
+                seal(path.parent, ONE if path.parent.name == ONE.id else TWO)
+        check(repository)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_any_damage_to_a_captured_xml_is_refused_as_ours_or_harmless(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(path.parent.name for path in FIXTURES.glob("*/domain.xml"))))
+    xml = mutated_xml(data, fixture_xml(name))
+    with contextlib.suppress(VbackupError):
+        domain = domainxml.parse(xml)
+        assert all("/" not in disk.dev for disk in domain.disks)
+    with contextlib.suppress(VbackupError):
+        domainxml.with_disks(xml, {})
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_any_header_is_refused_as_ours_or_harmless(made: Path, data: st.DataObject) -> None:
+    source = made / UUID / data.draw(st.sampled_from([ONE.id, TWO.id])) / "vda.qcow2"
+    with tempfile.TemporaryDirectory(prefix="vb-") as directory:
+        path = Path(directory) / "vda.qcow2"
+        path.write_bytes(begin(source)[:1200])
+        for _ in range(data.draw(st.integers(1, 4))):
+            mutate_bytes(data, path)
+        with contextlib.suppress(ChainError):
+            found = qcow2.header(path)
+            assert 0 <= found.virtual_size_bytes < 2**64

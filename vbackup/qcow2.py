@@ -1,0 +1,102 @@
+"""Read what the header of a qcow2 image names, without QEMU.
+
+qemu-img opens what a header names as the file of its data even to tell of it (qemu-img info, CVE-2024-4467), so an
+image from a repository is looked at here first. QEMU's docs/interop/qcow2.rst describes the format.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup.errors import ChainError
+from vbackup.files import open_regular
+
+_MAGIC = b"QFI\xfb"
+_V2, _V3 = 2, 3
+#: Of version 2: magic, version, backing file (offset, size), cluster bits, size, encryption method; and its end.
+_FIXED = struct.Struct(">4sIQIIQI")
+_LENGTH_V2 = 72
+#: Of version 3, behind that: incompatible features at 72, and the length of the header at 100.
+_INCOMPATIBLE = struct.Struct(">Q")
+_LENGTH_V3 = 104
+_DATA_FILE_BIT = 1 << 2
+_BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
+#: What QEMU allows (qcow2_do_open).
+_CLUSTER_BITS = range(9, 22)
+_MAX_NAME_BYTES = 1023
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says about size and other files."""
+
+    virtual_size_bytes: int
+    backing_file: str | None
+    backing_format: str | None
+    has_data_file: bool
+    encrypted: bool
+
+
+def header(path: Path) -> Header:
+    """Read the header. Raises ChainError where it is none that QEMU would take; nothing else is opened."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            data = file.read(1 << _CLUSTER_BITS[-1])  # header, extensions and names are in the first cluster
+    except OSError as err:
+        raise ChainError(f"The image {path} cannot be read: {err.strerror or err}.") from err
+    try:
+        return _parse(data)
+    except (struct.error, ValueError) as err:
+        raise ChainError(f"The image {path} cannot be read: it is no qcow2 image ({err}).") from err
+
+
+def _parse(data: bytes) -> Header:
+    magic, version, name_offset, name_length, cluster_bits, size_bytes, encryption = _FIXED.unpack_from(data)
+    if magic != _MAGIC or version not in (_V2, _V3) or cluster_bits not in _CLUSTER_BITS:
+        raise ValueError("its header is not that of one")
+    data = data[: 1 << cluster_bits]
+    incompatible, length = 0, _LENGTH_V2
+    if version == _V3:
+        (incompatible,) = _INCOMPATIBLE.unpack_from(data, 72)
+        (length,) = struct.unpack_from(">I", data, 100)
+        if length < _LENGTH_V3:
+            raise ValueError(f"its header has a length of {length} bytes")
+    end = name_offset or len(data)
+    extensions = dict(_extensions(data, length, end))
+    return Header(
+        virtual_size_bytes=size_bytes,
+        backing_file=_name(data, name_offset, name_length) if name_offset else None,
+        backing_format=_text(extensions[_BACKING_FORMAT]) if _BACKING_FORMAT in extensions else None,
+        has_data_file=bool(incompatible & _DATA_FILE_BIT) or _DATA_FILE in extensions,
+        encrypted=encryption != 0,
+    )
+
+
+def _extensions(data: bytes, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each; every one takes up a multiple of 8 bytes."""
+    if not begin <= end <= len(data):
+        raise ValueError("the name of its backing file is not in the first cluster")
+    while begin < end:
+        kind, length = struct.unpack_from(">II", data, begin)
+        begin += 8
+        if kind == 0:
+            return
+        if length > end - begin:
+            raise ValueError("an extension of its header is too long")
+        yield kind, data[begin : begin + length]
+        begin += (length + 7) // 8 * 8
+
+
+def _name(data: bytes, offset: int, length: int) -> str:
+    if length > _MAX_NAME_BYTES or offset + length > len(data):
+        raise ValueError("the name of its backing file is too long")
+    return _text(data[offset : offset + length])
+
+
+def _text(data: bytes) -> str:
+    # What is no UTF-8 stays apart from all that is compared with it.
+    return data.decode(errors="surrogateescape")
