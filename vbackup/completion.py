@@ -55,8 +55,13 @@ class Work:
 
     @property
     def bitmaps(self) -> Sequence[BitmapSource]:
-        """The new checkpoint's bitmaps."""
-        return [BitmapSource(one.node_name, one.bitmap) for one in self.draft.disks if one.bitmap is not None]
+        """The new checkpoint's bitmaps. A draft can come from a damaged disk: only names that are its own count."""
+        named = ((one, names.parse_bitmap(one.bitmap or "")) for one in self.draft.disks)
+        return [
+            BitmapSource(one.node_name, one.bitmap)
+            for one, ours in named
+            if one.bitmap and ours and (ours.repository_id, ours.checkpoint) == (self.repository.id, self.draft.id)
+        ]
 
     @property
     def working_bitmaps(self) -> Sequence[BitmapSource]:

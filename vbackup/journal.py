@@ -15,8 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vbackup import manifest
-from vbackup.errors import ChainError, TargetError
+from vbackup import files, manifest
+from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.model import Backup, Consistency
 from vbackup.process import Process
@@ -59,7 +59,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         with target_errors(f"write {self._path}"):
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._fd = files.open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -85,17 +85,13 @@ def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
 
     A last line that is torn was never acted upon. Raises ChainError where it is no journal of that backup.
     """
-    path = directory / JOURNAL
-    try:
-        with target_errors(f"read {path}"), path.open("rb") as file:
-            data = file.read(MAX_SIZE_BYTES + 1)
-    except TargetError as err:
-        if isinstance(err.__cause__, FileNotFoundError):
-            return None
-        raise
     where = f"the journal of backup {backup_id}"
-    if len(data) > MAX_SIZE_BYTES:
-        raise ChainError(f"In {where}: it is larger than any that vbackup writes.")
+    try:
+        data = files.read_regular(directory / JOURNAL, max_bytes=MAX_SIZE_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise ChainError(f"In {where}: it cannot be read: {err.strerror or err}.") from err
     lines = data.split(b"\n")[:-1]  # behind the last newline is nothing, or what is torn
     if not lines:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,29 @@ def test_journal_that_is_none_is_undone(
     assert (found.remedy, said in found.reason) == (Remedy.UNDO, True), found.reason
     run(domain, repo)
     assert_clean(domain, repo)
+
+
+def test_journal_cannot_have_bitmaps_of_others_removed(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    top = domain.qemu.top("virtio-disk0")
+    add = {"type": "block-dirty-bitmap-add", "data": {"node": top, "name": "theirs"}}
+    domain.qemu.execute("transaction", {"actions": [add]})
+    killer.at(Step.STARTED, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    text = (stage / "journal").read_text()
+    ours = next(name for name in domain.qemu.bitmaps(top) if name != "theirs")
+    (stage / "journal").write_text(text.replace(f'"bitmap": "{ours}"', '"bitmap": "theirs"'))
+    recover(domain, repo, abort=True)
+    assert "theirs" in domain.qemu.bitmaps(top)
+
+
+def test_journal_that_is_a_fifo_is_not_waited_for(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
+    killer.at(Step.STARTED, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    (stage / "journal").unlink()
+    os.mkfifo(stage / "journal")
+    [found] = recover(domain, repo)
+    assert (found.remedy, "it is a FIFO" in found.reason) == (Remedy.UNDO, True)
+    assert partial(repo) == []
 
 
 def test_torn_last_line_is_not_acted_upon(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
