@@ -3,6 +3,8 @@
 PYTHON = /usr/bin/python3
 PREFIX = /usr/local
 DESTDIR =
+# Where check-stacks keeps the other Debians; not below build, for it takes minutes to make them.
+STACKS = /var/cache/vbackup-stacks
 
 VENV := .venv
 VENV_READY := $(VENV)/.ready
@@ -24,17 +26,20 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check lint man man-lint install uninstall clean packages
+.PHONY: help demo check check-stacks lint man man-lint install uninstall clean packages
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) STACKS=$(STACKS)'
 
 demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's own
 	$(BIN)/python -m tests.demo
 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
 	$(BIN)/pytest --cov --cov-report=term $(SUITES)
+
+check-stacks: ## As root: run the tests on the QEMU, libvirt and Python of other Debians
+	STACKS='$(STACKS)' .ci/check-stacks
 
 lint: $(VENV_READY) ## Only the linters and the type checker
 	$(BIN)/ruff check
