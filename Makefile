@@ -3,6 +3,8 @@
 PYTHON = /usr/bin/python3
 PREFIX = /usr/local
 DESTDIR =
+# Where check-stacks keeps the other Debians; not below build, for it takes minutes to make them.
+STACKS = /var/cache/vbackup-stacks
 
 # For make soak.
 STEPS = 300
@@ -28,11 +30,11 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check soak lint man man-lint install uninstall clean packages
+.PHONY: help demo check check-stacks soak lint man man-lint install uninstall clean packages
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) STACKS=$(STACKS)'
 
 demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's own
 	$(BIN)/python -m tests.demo
@@ -42,6 +44,9 @@ check: lint man-lint ## Lint, type-check, build the man pages and run all tests
 
 soak: $(VENV_READY) ## STEPS steps of the random test with the seed SEED; not part of check
 	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/pytest tests/end_to_end/test_soak.py
+
+check-stacks: ## As root: run the tests on the QEMU, libvirt and Python of other Debians
+	STACKS='$(STACKS)' .ci/check-stacks
 
 lint: $(VENV_READY) ## Only the linters and the type checker
 	$(BIN)/ruff check

@@ -260,7 +260,9 @@ class References:
         execute("blockdev-add", {"driver": "qcow2", "node-name": name, "file": file})
         self.images[node_name] = path
         self._jobs.append(name)
-        data = {"job-id": name, "device": node_name, "target": name, "sync": "full", "auto-dismiss": False}
+        # QEMU 11.1 fails an assertion (bdrv_replace_node_common) where two backups of one node end at the same time.
+        ends_when_told = {"auto-finalize": False, "auto-dismiss": False}
+        data = {"job-id": name, "device": node_name, "target": name, "sync": "full", **ends_when_told}
         return {"type": "blockdev-backup", "data": data}
 
     def finish(self, machine: Machine) -> dict[str, Path]:
@@ -270,6 +272,8 @@ class References:
             jobs = {job["id"]: job for job in machine.execute("query-jobs")}
             for name in list(self._jobs):
                 job = jobs[name]
+                if job["status"] == "pending":
+                    machine.execute("job-finalize", id=name)
                 if job["status"] == "concluded":
                     assert "error" not in job, job
                     machine.execute("job-dismiss", id=name)

@@ -333,7 +333,7 @@ class _Order:
         if self._existing and device not in self._existing and device in self._sources:
             self.warnings.append(
                 f"{step.path('device')}: {wording.shown(device)} is not a node-name, and is copied by"
-                f" actions[{self._sources[device]}] too; QEMU 7.2 crashes when such a transaction fails."
+                f" actions[{self._sources[device]}] too; QEMU (7.2 to 11.1) crashes when such a transaction fails."
                 " Give the node-name."
             )
         self._sources[device] = step.index

@@ -33,6 +33,7 @@ from vbackup.monitor.socket import Socket
 from vbackup.report import Reporter
 
 PROGRAM = "qemu-storage-daemon"
+PROGRAM_PACKAGES = "qemu-utils, before Debian 13 qemu-system-common"
 #: How long it may take to store its bitmaps and end, asked by QMP and then by SIGTERM.
 END_S, TERMINATE_S = 60.0, 10.0
 #: A connection that breaks off is seen a moment before the end of the process is.
@@ -58,7 +59,7 @@ class StorageDaemon:
         self._nodes: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> StorageDaemon:
-        for program, package in (("setpriv", "util-linux"), (PROGRAM, "qemu-system-common")):
+        for program, package in (("setpriv", "util-linux"), (PROGRAM, PROGRAM_PACKAGES)):
             if shutil.which(program) is None:
                 raise UnsuitableError(
                     f"A domain that is off is read by {PROGRAM}, but {program} is not installed here. Install it"

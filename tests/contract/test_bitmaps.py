@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -207,9 +208,13 @@ def test_bitmap_of_a_job_is_busy_until_the_job_has_ended(bench: Bench, disk: str
 
 
 def test_running_backup_shows_a_bitmap_without_a_name(bench: Bench, disk: str) -> None:
+    def nameless() -> list[dict[str, Any]]:
+        """Of all nodes: QEMU 7.2 shows it on the disk's, QEMU 10 on that of the job's filter."""
+        return [one for node in bench.nodes().values() for one in node.get("dirty-bitmaps", []) if "name" not in one]
+
+    assert nameless() == []
     bench.transaction(backup("j", disk, bench.node("target"), speed=64 * KIB))
-    shown = bench.nodes()[disk]["dirty-bitmaps"]
-    assert any("name" not in one for one in shown)
+    assert nameless() != []
 
 
 def test_never_mode_leaves_the_bitmap_as_it_was(bench: Bench, disk: str) -> None:

@@ -167,7 +167,7 @@ def test_missing_program_is_told_with_its_package(
     other = {"setpriv": "qemu-storage-daemon", "qemu-storage-daemon": "setpriv"}[missing]
     (tmp_path / other).symlink_to("/bin/true")
     monkeypatch.setenv("PATH", str(tmp_path))
-    package = {"setpriv": "util-linux", "qemu-storage-daemon": "qemu-system-common"}[missing]
+    package = {"setpriv": "util-linux", "qemu-storage-daemon": "qemu-utils, before .* qemu-system-common"}[missing]
     with pytest.raises(UnsuitableError, match=rf"{missing} is not installed.*{package}"), StorageDaemon(Recorder()):
         pass
 

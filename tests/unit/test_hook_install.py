@@ -351,7 +351,6 @@ def test_daemon_whose_program_was_upgraded_is_known(
 
 @pytest.mark.parametrize("kind", ["build", "sdist"])
 def test_script_is_shipped_as_a_file(tmp_path: Path, kind: str) -> None:
-    pytest.importorskip("setuptools")
     source = tmp_path / "source"
     for name in ("vbackup", "hooks"):
         shutil.copytree(TOP / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
