@@ -6,6 +6,9 @@ DESTDIR =
 # Where check-stacks keeps the other Debians; not below build, for it takes minutes to make them.
 STACKS = /var/cache/vbackup-stacks
 
+# How many processes make check runs tests in: most of the time a test waits for a QEMU.
+JOBS = 2
+
 # For make soak.
 STEPS = 300
 SEED := $(shell date +%s)
@@ -40,7 +43,7 @@ demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's 
 	$(BIN)/python -m tests.demo
 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
-	$(BIN)/pytest --cov --cov-report=term $(SUITES)
+	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadgroup --cov --cov-report=term $(SUITES)
 
 soak: $(VENV_READY) ## STEPS steps of the random test with the seed SEED; not part of check
 	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/pytest tests/end_to_end/test_soak.py

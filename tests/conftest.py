@@ -37,6 +37,16 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in one process where there are several (make check): those of a file, whose fixtures are
+    made once; and all that need the one libvirtd that there can be, which take the longest and therefore begin.
+    """
+    for item in items:
+        group = "libvirtd" if "_daemon" in getattr(item, "fixturenames", ()) else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "_daemon" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VBACKUP_REPOSITORY", "LIBVIRT_DEFAULT_URI", "NO_COLOR"):

@@ -15,6 +15,7 @@ from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup import image_chain, qemu_img, source
+from vbackup.hooks import marks
 from vbackup.model import Compression
 from vbackup.repository import Repository
 
@@ -43,7 +44,7 @@ def empty_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path) -> Iterator[FakeDomain]:
+def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -> Iterator[FakeDomain]:
     def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compression: Compression) -> None:
         assert size_bytes == SIZE_BYTES
         assert backing_rpath is None or (path.parent / backing_rpath).exists()
@@ -52,6 +53,8 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path) -> Iterator[FakeD
 
     monkeypatch.setattr(qemu_img, "create", create)
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # hundreds of backups are made here
+    # Marks are the host's own, and tests in other processes have the same domain.
+    monkeypatch.setattr(marks, "DIRECTORY", tmp_path / "run" / "offline")
     monkeypatch.setattr(source, "Passthrough", FakePassthrough)
     monkeypatch.setattr(source, "StorageDaemon", FakeDaemon)
     monkeypatch.setattr(source, "Watchdog", FakeWatchdog)
