@@ -99,7 +99,8 @@ def _completion_mode(arguments: Mapping[str, Any], steps: Collection[_Step]) -> 
             raise TransactionError(
                 f"actions[{step.index}].type",
                 f"'{step.kind}' cannot be in a transaction with completion-mode grouped, which only takes {able}."
-                " Leave completion-mode out, set auto-finalize false, and finalise the jobs when all are pending.",
+                " With --wait vbackup does the same itself; else leave completion-mode out, set auto-finalize false,"
+                " and finalise the jobs when all are pending.",
             )
 
 

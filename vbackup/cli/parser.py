@@ -28,7 +28,7 @@ def build() -> Parser:
     parser = Parser(
         prog="vbackup",
         description="Back up QEMU virtual machines that libvirt manages.",
-        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7).",
+        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vbackup {vbackup.__version__}")
