@@ -43,7 +43,7 @@ demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's 
 	$(BIN)/python -m tests.demo
 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
-	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadgroup --cov --cov-report=term $(SUITES)
+	$(BIN)/pytest --numprocesses=$(JOBS) --no-loadscope-reorder --cov --cov-report=term $(SUITES)
 
 soak: $(VENV_READY) ## STEPS steps of the random test with the seed SEED; not part of check
 	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/pytest tests/end_to_end/test_soak.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -37,14 +38,33 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def needs_libvirtd(nodeid: str) -> bool:
+    """True for a test of a file that has tests with the fixture ``daemon``."""
+    return "daemon: Daemon" in _source(nodeid.split("::", maxsplit=1)[0])
+
+
+@functools.cache
+def _source(name: str) -> str:
+    return (Path(__file__).parents[1] / name).read_text()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests run in one process where there are several (make check): those of a file, whose fixtures are
-    made once; and all that need the one libvirtd that there can be, which take the longest and therefore begin.
+    """What needs a libvirtd begins: it takes the longest, and runs in one of the processes alone."""
+    items.sort(key=lambda item: not needs_libvirtd(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file run in one process, so that its fixtures are made once; those that need the one libvirtd
+    that there can be are taken for a file.
     """
-    for item in items:
-        group = "libvirtd" if "_daemon" in getattr(item, "fixturenames", ()) else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "_daemon" not in getattr(item, "fixturenames", ()))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "libvirtd" if needs_libvirtd(nodeid) else nodeid.split("::", maxsplit=1)[0]
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
