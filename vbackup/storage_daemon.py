@@ -174,19 +174,20 @@ class StorageDaemon:
 
     def _end(self, *, quiet: bool) -> None:
         """Have it close the images and end, by the mildest means that works."""
-        if self._process.poll() is not None:
-            if not quiet:
-                self._reporter.warning(f"{self._gone()} {_LOST}")
-            return
         # A reply that is lost is no loss: what counts is that it ends.
-        with contextlib.suppress(VbackupError):
-            self._socket.execute("quit")
+        if self._process.poll() is None:
+            with contextlib.suppress(VbackupError):
+                self._socket.execute("quit")
         if not self._has_ended(within_s=END_S):
             self._process.terminate()
             if not self._has_ended(within_s=TERMINATE_S):
                 self._kill()
                 self._reporter.warning(f"{PROGRAM} did not end and was killed. {_LOST}")
                 return
+        if self._process.returncode != 0:  # not by our word
+            if not quiet:
+                self._reporter.warning(f"{self._gone()} {_LOST}")
+            return
         said = self._last_words()
         if said:
             self._reporter.warning(f"{PROGRAM} said when it closed the images: {said}")

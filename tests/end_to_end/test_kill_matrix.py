@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.lab import HEEDING_SIGNALS, DiskSpec, compare, domain_xml
 from vbackup.journal import Step
+from vbackup.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -36,15 +38,17 @@ DEVS = ("vda", "vdb")
 class World:
     """A domain with two disks, and a repository."""
 
-    def __init__(self, daemon: Daemon, command: Command, directory: Path) -> None:
-        self.daemon, self._command, self.directory = daemon, command, directory
+    command: Command  #: of the test at work
+
+    def __init__(self, daemon: Daemon, directory: Path) -> None:
+        self.daemon, self.directory = daemon, directory
         self.repository = directory / "repository"
         self.specs = [DiskSpec(directory / f"{dev}.qcow2", dev=dev, size="4M") for dev in DEVS]
         for spec in self.specs:
             spec.create()
         self._writes = 0
         self.start()
-        self.vbackup("init")
+        Repository.create(self.repository)
 
     def start(self) -> None:
         disks = [spec.xml() for spec in self.specs]
@@ -57,7 +61,9 @@ class World:
         self._writes += 1
         for dev in DEVS:
             self.machine.write(
-                dev, f"write -P {self._writes} {self._writes * 64}k 64k", f"write -z {self._writes * 32}k 4k"
+                dev,
+                f"write -P {self._writes % 255 + 1} {self._writes * 64 % 4096}k 64k",
+                f"write -z {self._writes * 32 % 4096}k 4k",
             )
             path = self._reference(reference, dev)
             path.unlink(missing_ok=True)
@@ -72,7 +78,7 @@ class World:
         return self.directory / "references" / f"{name}-{dev}.qcow2"
 
     def vbackup(self, *arguments: str) -> dict[str, Any]:
-        return self._command("-c", self.daemon.uri, "-q", *arguments, "-r", self.repository, "--json").document
+        return self.command("-c", self.daemon.uri, "-q", *arguments, "-r", self.repository, "--json").document
 
     def struck(self, step: Step, when: str, victim: str, *options: str) -> int:
         """The exit status of a backup that is struck at that step."""
@@ -108,20 +114,43 @@ class World:
         return int(Path(f"/run/libvirt/qemu/{NAME}.pid").read_text())
 
 
-@pytest.fixture
-def world(daemon: Daemon, command: Command) -> Iterator[World]:
+@contextmanager
+def a_world(daemon: Daemon) -> Iterator[World]:
     # QEMU, which is not root, has to reach the disks and the references: pytest's directories are closed to it.
     directory = Path(tempfile.mkdtemp(prefix="vb-kill-", dir="/tmp"))
     directory.chmod(0o755)
     (directory / "references").mkdir()
     (directory / "references").chmod(0o777)
-    yield World(daemon, command, directory)
+    yield World(daemon, directory)
+    daemon.clear()
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def _shared(_daemon: Daemon) -> Iterator[World]:
+    with a_world(_daemon) as made:
+        yield made
+
+
+@pytest.fixture
+def shared(_shared: World, command: Command) -> World:
+    """A world that one point leaves to the next: its chain grows."""
+    _shared.command = command
+    return _shared
+
+
+@pytest.fixture
+def world(daemon: Daemon, command: Command) -> Iterator[World]:
+    """A world that may come to an end."""
+    with a_world(daemon) as made:
+        made.command = command
+        yield made
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("step", "when"), POINTS, ids=lambda value: getattr(value, "value", value))
-def test_killed_backup_is_finished_or_undone(world: World, step: Step, when: str, level: str) -> None:
+def test_killed_backup_is_finished_or_undone(shared: World, step: Step, when: str, level: str) -> None:
+    world = shared
     world.write("base")
     base = world.vbackup("backup", NAME)
     world.write("killed")
@@ -131,17 +160,18 @@ def test_killed_backup_is_finished_or_undone(world: World, step: Step, when: str
     world.check_clean()
     made = world.backups()
     if (step, when) in FINISHED:
-        finished = made[1]
+        finished = made[-2]
         assert (finished["level"], last["parent"]) == (level, finished["id"])
         world.check_restore(finished["id"], "killed")
     else:
-        assert ([one["id"] for one in made], last["parent"]) == ([base["id"], last["id"]], base["id"])
+        assert ([one["id"] for one in made[-2:]], last["parent"]) == ([base["id"], last["id"]], base["id"])
     world.check_restore(base["id"], "base")
     world.check_restore(last["id"], "last")
 
 
 @pytest.mark.parametrize(("step", "when"), POINTS, ids=lambda value: getattr(value, "value", value))
-def test_terminated_backup_leaves_nothing(world: World, step: Step, when: str) -> None:
+def test_terminated_backup_leaves_nothing(shared: World, step: Step, when: str) -> None:
+    world = shared
     base = world.vbackup("backup", NAME)
     world.write("last")
     before = world.machine.state()
