@@ -31,7 +31,7 @@ from vbackup import (
     target,
 )
 from vbackup.completion import Work
-from vbackup.errors import BusyError, DomainGoneError, MalformedError, QmpError, VbackupError
+from vbackup.errors import BusyError, DomainGoneError, JobError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
 from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.hooks.events import Operation, events
@@ -95,6 +95,10 @@ def run(request: BackupRequest, *, host: Host, repository: Repository, reporter:
         made = _plan(request, session)
         try:
             backup = _carry_out(made, request, session, begun=begun)
+        except JobError as err:
+            if _has_ended(session):  # QEMU cancels its jobs as it ends, which is seen first
+                raise DomainGoneError(session.handle.name) from err
+            raise
         finally:
             detached = _close_detached(made, session)
         _remove_superseded(made, session, detached)
@@ -309,6 +313,14 @@ def _nvram(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
         session.reporter.warning(f"The NVRAM store {path} is larger than any firmware's and is not in the backup.")
         return {}
     return {"nvram": stage.write("nvram", data)}
+
+
+def _has_ended(session: _Session) -> bool:
+    try:
+        return isinstance(session.source, source.RunningSource) and not session.handle.is_active()
+    except VbackupError as err:
+        log.debug("%s", err)
+        return False
 
 
 def _close_detached(made: BackupPlan, session: _Session) -> list[str]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,8 @@ POINTS = [(step, when) for step in Step for when in ("before", "after")]
 #: The steps after which the jobs are in QEMU, or have ended well.
 FINISHED = {(Step.STARTED, "before"), *((step, when) for step, when in POINTS if step in (Step.COPIED, Step.FLUSHED))}
 FINISHED.add((Step.STARTED, "after"))
-NAME, UUID = "killed", "22222222-3333-4444-5555-666666666666"
+#: Of the domain that lives on from point to point, and of the one whose QEMU is killed; the latter has its own UUID.
+NAME, DOOMED = "killed", "doomed"
 DEVS = ("vda", "vdb")
 
 
@@ -40,8 +42,9 @@ class World:
 
     command: Command  #: of the test at work
 
-    def __init__(self, daemon: Daemon, directory: Path) -> None:
-        self.daemon, self.directory = daemon, directory
+    def __init__(self, daemon: Daemon, directory: Path, name: str) -> None:
+        self.daemon, self.directory, self.name = daemon, directory, name
+        self._uuid = str(uuid.uuid4())
         self.repository = directory / "repository"
         self.specs = [DiskSpec(directory / f"{dev}.qcow2", dev=dev, size="4M") for dev in DEVS]
         for spec in self.specs:
@@ -52,7 +55,7 @@ class World:
 
     def start(self) -> None:
         disks = [spec.xml() for spec in self.specs]
-        self.machine = self.daemon.start(domain_xml(NAME, disks, top=f"<uuid>{UUID}</uuid>"))
+        self.machine = self.daemon.start(domain_xml(self.name, disks, top=f"<uuid>{self._uuid}</uuid>"))
         roots = {one.get("qdev"): one["inserted"]["node-name"] for one in self.machine.execute("query-block")}
         self._nodes = {dev: roots[self.machine.qdev(dev)] for dev in DEVS}
 
@@ -83,18 +86,18 @@ class World:
     def struck(self, step: Step, when: str, victim: str, *options: str) -> int:
         """The exit status of a backup that is struck at that step."""
         argv = [*HEEDING_SIGNALS, sys.executable, "-m", "tests.end_to_end.killed", step.value, when, victim, "--"]
-        argv += ["-c", self.daemon.uri, "-q", "backup", NAME, *options, "-r", str(self.repository), "--json"]
+        argv += ["-c", self.daemon.uri, "-q", "backup", self.name, *options, "-r", str(self.repository), "--json"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         assert "Traceback" not in done.stderr
         return done.returncode
 
     def backups(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = self.vbackup("list", NAME)["backups"]
+        listed: list[dict[str, Any]] = self.vbackup("list", self.name)["backups"]
         return listed
 
     def check_restore(self, backup_id: str, reference: str) -> None:
         output = self.directory / "out" / backup_id
-        self.vbackup("restore", NAME, "--backup", backup_id, "--output", str(output))
+        self.vbackup("restore", self.name, "--backup", backup_id, "--output", str(output))
         for dev in DEVS:
             compare(output / f"{dev}.qcow2", self._reference(reference, dev))
         shutil.rmtree(output)
@@ -111,30 +114,30 @@ class World:
             assert all(any(one in name for one in ids) and not name.endswith("-working") for name in names)
 
     def qemu_pid(self) -> int:
-        return int(Path(f"/run/libvirt/qemu/{NAME}.pid").read_text())
+        return int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
 
 
 @contextmanager
-def a_world(daemon: Daemon) -> Iterator[World]:
+def a_world(daemon: Daemon, name: str) -> Iterator[World]:
     # QEMU, which is not root, has to reach the disks and the references: pytest's directories are closed to it.
     directory = Path(tempfile.mkdtemp(prefix="vb-kill-", dir="/tmp"))
     directory.chmod(0o755)
     (directory / "references").mkdir()
     (directory / "references").chmod(0o777)
-    yield World(daemon, directory)
+    yield World(daemon, directory, name)
     daemon.clear()
     shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
 def _shared(_daemon: Daemon) -> Iterator[World]:
-    with a_world(_daemon) as made:
+    with a_world(_daemon, NAME) as made:
         yield made
 
 
 @pytest.fixture
 def shared(_shared: World, command: Command) -> World:
-    """A world that one point leaves to the next: its chain grows."""
+    """A world that one point leaves to the next; each begins a chain of its own."""
     _shared.command = command
     return _shared
 
@@ -142,7 +145,7 @@ def shared(_shared: World, command: Command) -> World:
 @pytest.fixture
 def world(daemon: Daemon, command: Command) -> Iterator[World]:
     """A world that may come to an end."""
-    with a_world(daemon) as made:
+    with a_world(daemon, DOOMED) as made:
         made.command = command
         yield made
 
@@ -152,7 +155,7 @@ def world(daemon: Daemon, command: Command) -> Iterator[World]:
 def test_killed_backup_is_finished_or_undone(shared: World, step: Step, when: str, level: str) -> None:
     world = shared
     world.write("base")
-    base = world.vbackup("backup", NAME)
+    base = world.vbackup("backup", NAME, "--level", "full")
     world.write("killed")
     assert world.struck(step, when, "kill", "--level", level) == -signal.SIGKILL
     world.write("last")
@@ -172,7 +175,7 @@ def test_killed_backup_is_finished_or_undone(shared: World, step: Step, when: st
 @pytest.mark.parametrize(("step", "when"), POINTS, ids=lambda value: getattr(value, "value", value))
 def test_terminated_backup_leaves_nothing(shared: World, step: Step, when: str) -> None:
     world = shared
-    base = world.vbackup("backup", NAME)
+    base = world.vbackup("backup", NAME, "--level", "full")
     world.write("last")
     before = world.machine.state()
     assert world.struck(step, when, "term") == 128 + signal.SIGTERM
@@ -185,13 +188,13 @@ def test_terminated_backup_leaves_nothing(shared: World, step: Step, when: str) 
 
 @pytest.mark.parametrize(("step", "when"), POINTS, ids=lambda value: getattr(value, "value", value))
 def test_killed_qemu_costs_at_most_a_full(world: World, step: Step, when: str) -> None:
-    base = world.vbackup("backup", NAME)
+    base = world.vbackup("backup", DOOMED)
     world.write("before")
     world.struck(step, when, str(world.qemu_pid()))
     wait_for(lambda: not world.machine.handle.is_active(), "libvirt noticing QEMU's death")
     world.start()
     world.write("last")
-    last = world.vbackup("backup", NAME)
+    last = world.vbackup("backup", DOOMED)
     world.check_clean()
     world.check_restore(last["id"], "last")
     assert base["id"] in {one["id"] for one in world.backups()}
