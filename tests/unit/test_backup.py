@@ -362,6 +362,20 @@ def test_what_is_written_during_a_failed_backup_is_in_the_next(domain: FakeDomai
     assert [disk.copied_bytes for disk in run(domain, repo).disks] == [2 * 65536] * 2
 
 
+def test_job_cancelled_by_the_end_of_qemu_is_told_as_the_end_of_the_domain(
+    domain: FakeDomain, repo: Repository
+) -> None:
+    """The error of the job is seen a moment before QEMU is gone."""
+
+    def end() -> None:
+        domain.is_off = True
+
+    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Operation canceled", after_bytes=1)
+    with pytest.raises(DomainGoneError):
+        run(domain, repo, Recorder(on_progress=end))
+    assert partial(repo) == []
+
+
 def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo: Repository) -> None:
     def stop_guest() -> None:
         domain.io_error = True
