@@ -293,6 +293,9 @@ FDS_NOT_PASSED = frozenset((int(libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED), NO_SUPPOR
 #: What libvirt makes of a guest agent's own error reply; an agent that does not answer has other numbers.
 INTERNAL_ERROR = int(libvirt.VIR_ERR_INTERNAL_ERROR)
 
+#: What libvirt makes of an error of the operating system's, such as that of the socket to a QEMU that ends.
+SYSTEM_ERROR = int(libvirt.VIR_ERR_SYSTEM_ERROR)
+
 
 def error_code(err: BaseException | None) -> int:
     """Libvirt's number (virErrorNumber) of an exception it raised; 0 for any other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -161,6 +162,19 @@ def test_stopped_domain_is_told_as_such(monitor: Passthrough, qemu: FakeLibvirtQ
     with pytest.raises(DomainGoneError) as caught:
         monitor.execute("query-jobs")
     assert caught.value.domain == "web"
+
+
+def test_domain_whose_qemu_broke_off_is_given_the_time_to_end(
+    monitor: Passthrough, qemu: FakeLibvirtQemu, handle: DomainHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket breaks when QEMU crashes; its process is gone, and the domain with it, when its core is written."""
+    monkeypatch.setattr(passthrough, "ENDING_S", 0.01)
+    qemu.error = libvirt_error(libvirt.VIR_ERR_SYSTEM_ERROR, "Unable to read from monitor: Connection reset by peer")
+    ending = threading.Timer(0.3, handle.domain.destroy)
+    ending.start()
+    with pytest.raises(DomainGoneError):
+        monitor.execute("query-jobs")
+    ending.join()
 
 
 # events

@@ -28,7 +28,7 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.fields import Fields
-from vbackup.host import FDS_NOT_PASSED, INTERNAL_ERROR, NO_SUPPORT, DomainHandle, error_code
+from vbackup.host import FDS_NOT_PASSED, INTERNAL_ERROR, NO_SUPPORT, SYSTEM_ERROR, DomainHandle, error_code
 from vbackup.monitor import Event
 from vbackup.monitor.reply import parse
 
@@ -39,6 +39,9 @@ _EVENTS = "^JOB_STATUS_CHANGE$"
 _REGEX = 1  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX, which the binding does not name
 #: QEMU's own refusals come as replies, so an error of the monitor itself is rare and may be looked into this long.
 ENDING_S = 2.0
+#: Where the socket to QEMU broke there is nothing to doubt: QEMU ends. libvirt knows once the process is gone, which
+#: takes as long as the kernel needs to write its core.
+BROKEN_OFF_S = 30.0
 
 
 class Passthrough:
@@ -173,7 +176,8 @@ class Passthrough:
         except FdsNotPassedError:
             raise
         except MonitorError as err:
-            if self._has_ended(within_s=ending_s):
+            broke_off = ending_s > 0 and error_code(err.__cause__) == SYSTEM_ERROR
+            if self._has_ended(within_s=BROKEN_OFF_S if broke_off else ending_s):
                 raise DomainGoneError(self._handle.name) from err
             raise
 
