@@ -4,7 +4,7 @@ Each fixture is a directory with what vbackup reads of one running domain: domai
 it live, and QEMU's replies to the three queries of vbackup.blockgraph. Of a domain that is off there is
 only its XML. Nothing is typed by hand and
 nothing is taken away; only the temporary directory is called /capture. versions.json says what
-answered. schema has what QEMU and its storage daemon say that ``transaction`` takes. Capture again when
+answered. schema has what QEMU and its storage daemon say that ``transaction`` takes, and which block drivers they have. Capture again when
 QEMU or libvirt show something new, and look at the difference.
 """
 
@@ -233,7 +233,7 @@ def scrub(text: str, work: Path) -> str:
 
 
 def schema(lab: Lab, work: Path) -> None:
-    """query-qmp-schema of QEMU and of qemu-storage-daemon: the entries that ``transaction`` needs, as they are."""
+    """query-qmp-schema of QEMU and of qemu-storage-daemon: the entries that vbackup asks for, as they are."""
     machine = lab.boot("schema", [DiskSpec(work / "vda.qcow2", size="1M")])
     with storage_daemon(work / "qmp") as monitor:
         programs = {"qemu": machine.execute, "qemu-storage-daemon": monitor.execute}
@@ -242,7 +242,9 @@ def schema(lab: Lab, work: Path) -> None:
         versions = {}
         for name, execute in programs.items():
             # One entry a line: a difference shows what has changed.
-            entries = qapi.reachable(execute("query-qmp-schema"), "transaction")
+            entries = qapi.reachable(
+                execute("query-qmp-schema"), ("transaction", "blockdev-backup"), tags="blockdev-add"
+            )
             text = ",\n".join(json.dumps(entry) for entry in entries)
             (directory / f"{name}.json").write_text(f"[\n{text}\n]\n")
             versions[name] = execute("query-version")

@@ -51,7 +51,11 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("query-qmp-schema", "", ""),
         ("add-fd", "", "fdset-id opaque"),
         ("remove-fd", "fdset-id", "fd"),
-        ("blockdev-add", "driver", "node-name file backing read-only cache discard detect-zeroes auto-read-only"),
+        (
+            "blockdev-add",
+            "driver",
+            "node-name file backing read-only cache discard detect-zeroes auto-read-only image inject-error",
+        ),
         ("blockdev-del", "node-name", ""),
         ("blockdev-reopen", "options", ""),
         ("block-dirty-bitmap-remove", "node name", ""),
@@ -134,6 +138,7 @@ class _Job:
     speed: int
     auto_finalize: bool
     auto_dismiss: bool
+    copies: bool = True  #: False: only what is about to be written over (sync none)
     status: str = "created"
     filter: str = ""
     done_bytes: int = 0
@@ -518,6 +523,9 @@ class FakeQemu:
     def _blockdev_add(self, given: dict[str, Any]) -> None:
         name = given.get("node-name", "")
         self._check_node_name(name)
+        if given["driver"] in ("snapshot-access", "blkdebug"):
+            self._nodes[name] = self._view(given)
+            return
         driver, file = given["driver"], given["file"]
         assert driver in ("qcow2", "raw"), f"the fake has no driver {driver}"
         assert file["driver"] == "file", f"the fake has no protocol {file['driver']}"
@@ -530,6 +538,13 @@ class FakeQemu:
         node.storage = storage
         self._nodes[storage] = _Node(storage, "file", filename, node.size_bytes, read_only=read_only)
         self._nodes[name] = node
+
+    def _view(self, given: dict[str, Any]) -> _Node:
+        """What a job puts aside, and below it the disk: a node on the job's filter."""
+        view = given["image"] if given["driver"] == "blkdebug" else given
+        assert view["driver"] == "snapshot-access", "the fake injects errors only above a view"
+        below = self._find_node(view["file"])
+        return _Node(given["node-name"], given["driver"], below.filename, below.size_bytes, below=below.name)
 
     def _blockdev_reopen(self, given: dict[str, Any]) -> None:
         for options in given["options"]:
@@ -746,6 +761,7 @@ class FakeQemu:
             speed=data.get("speed", 0),
             auto_finalize=data.get("auto-finalize", True),
             auto_dismiss=data.get("auto-dismiss", True),
+            copies=data["sync"] != "none",
         )
         self._jobs[job_id] = job
         self._insert_filter(job, data.get("filter-node-name"))
@@ -894,7 +910,7 @@ class FakeQemu:
             if job.status == "aborting":
                 if plight is None or plight.cancellable:
                     self._conclude(job)
-            elif job.status == "running":
+            elif job.status == "running" and job.copies:
                 self._copy(job, plight)
 
     def _copy(self, job: _Job, plight: _Plight | None) -> None:

@@ -20,6 +20,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from vbackup.host import DomainHandle, Host, libvirt
 from vbackup.monitor.passthrough import Passthrough
+from vbackup.names import is_ours
 
 QEMU_CONF = """\
 user = "{user}"
@@ -233,8 +234,10 @@ class References:
             more = [
                 self._action(lambda name, data: original(monitor, name, data), action["data"]["device"])
                 for action in arguments["actions"]
-                if action["type"] == "blockdev-backup"
+                if action["type"] == "blockdev-backup" and not is_ours(action["data"]["device"])
             ]
+            if not more:
+                return original(monitor, command, arguments, fd=fd)  # copies of what was put aside at the moment
             reply = original(monitor, command, {**arguments, "actions": [*arguments["actions"], *more]})
             if self.after_transaction is not None:
                 self.after_transaction(monitor)

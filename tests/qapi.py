@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class MisfitError(Exception):
 
 @functools.cache
 def schema(name: str = "qemu") -> list[dict[str, Any]]:
-    """A captured reply to query-qmp-schema, what ``transaction`` needs of it."""
+    """A captured reply to query-qmp-schema, what vbackup asks it for."""
     entries: list[dict[str, Any]] = json.loads((SCHEMAS / f"{name}.json").read_text())
     return entries
 
@@ -40,11 +40,15 @@ def visit_command(command: str, arguments: Any) -> None:
     _object(_types()[_types()[command]["arg-type"]], arguments, "")
 
 
-def reachable(entries: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
-    """The entries that one command needs, in the order of the reply."""
+def reachable(entries: list[dict[str, Any]], commands: Collection[str], *, tags: str) -> list[dict[str, Any]]:
+    """The entries that the commands need, in the order of the reply.
+
+    Of the command ``tags``, which has all of the block layer below it, only what its drivers are.
+    """
     types = {entry["name"]: entry for entry in entries}
-    found: set[str] = set()
-    waiting = [command]
+    options = types[types[tags]["arg-type"]]
+    found = {tags, options["name"]}
+    waiting = [*commands, next(one["type"] for one in options["members"] if one["name"] == options["tag"])]
     while waiting:
         name = waiting.pop()
         if name not in found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -28,6 +28,7 @@ from vbackup import (
     qemu_img,
     recovery,
     source,
+    staging,
     target,
 )
 from vbackup.completion import Work
@@ -39,7 +40,7 @@ from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, Compression, Level, Quiesce
 from vbackup.monitor import Monitor
-from vbackup.plan import BackupPlan
+from vbackup.plan import BackupPlan, StagingAbilities
 from vbackup.report import Reporter
 from vbackup.repository import LockWait, Repository, Stage, target_errors
 from vbackup.source import Source
@@ -66,6 +67,7 @@ class BackupRequest:
     speed_bytes_s: int | None = None  #: of each disk's job
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
+    staging: Path | None = None  #: a directory for what the guest overwrites meanwhile (vbackup.staging)
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,7 @@ def dry_run(
         with repository.stage(made.domain.uuid, made.id) as stage, Undo(reporter) as undo:
             _make_images(made, stage, stop)
             targets = [target.Target(stage.path / disk.file, disk.target_node) for disk in made.disks]
-            target.open_in_qemu(
-                session.monitor,
-                targets,
-                repository_id=repository.id,
-                undo=undo,
-                security_labels=made.domain.security_labels,
-            )
+            _open_in_qemu(made, request, targets, session.monitor, repository_id=repository.id, undo=undo)
             try:
                 _send_transaction(session.monitor, made.transaction(abort=True))
             except QmpError as err:
@@ -183,7 +179,18 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         taken_ids=taken_ids,
         compression=request.compression,
         speed_bytes_s=request.speed_bytes_s,
+        staging=_staging_abilities(request, session),
     )
+
+
+def _staging_abilities(request: BackupRequest, session: _Session) -> StagingAbilities | None:
+    if request.staging is None:
+        return None
+    if not isinstance(session.source, source.RunningSource):
+        session.reporter.step("The domain is off: nothing can slow it down, and nothing is staged.")
+        return None
+    staging.free_bytes(request.staging)
+    return staging.abilities(session.monitor)
 
 
 def _last_start(session: _Session) -> datetime | None:
@@ -253,14 +260,9 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
         work.journal.write(Step.TARGETS)
-        target.open_in_qemu(
-            monitor,
-            work.targets,
-            repository_id=work.repository.id,
-            undo=undo,
-            security_labels=made.domain.security_labels,
-        )
+        _open_in_qemu(made, request, work.targets, monitor, repository_id=work.repository.id, undo=undo)
         stopped = work.source.is_guest_stopped()
+        guard = _guard(made, request, work, guest_was_stopped=stopped)
         completion.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
         work.stop.check()
         # Nothing is written to the repository while the guest is frozen: its storage may be slow.
@@ -274,9 +276,51 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
         )
         if freeze.frozen_ms:
             reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
-        work = completion.copy(replace(work, draft=started))
+        work = _follow(made, guard, replace(work, draft=started))
         undo.release()
     return work
+
+
+def _open_in_qemu(
+    made: BackupPlan,
+    request: BackupRequest,
+    targets: Sequence[target.Target],
+    monitor: Monitor,
+    *,
+    repository_id: str,
+    undo: Undo,
+) -> None:
+    labels = made.domain.security_labels
+    target.open_in_qemu(monitor, targets, repository_id=repository_id, undo=undo, security_labels=labels)
+    if made.is_staged:
+        assert request.staging is not None
+        staging.open_images(
+            monitor, made.disks, request.staging, repository_id=repository_id, undo=undo, security_labels=labels
+        )
+
+
+def _guard(
+    made: BackupPlan, request: BackupRequest, work: Work, *, guest_was_stopped: bool
+) -> staging.SpaceGuard | None:
+    if not made.is_staged:
+        return None
+    assert request.staging is not None
+    spares_guest = all(disk.staging is not None and disk.staging.on_cbw_error for disk in made.disks)
+    return staging.SpaceGuard.over(
+        request.staging, is_guest_stopped=None if guest_was_stopped or spares_guest else work.source.is_guest_stopped
+    )
+
+
+def _follow(made: BackupPlan, guard: staging.SpaceGuard | None, work: Work) -> Work:
+    """The jobs to their end; where there is a staging area, their beginning too."""
+    if guard is None:
+        return completion.copy(work)
+    staging.open_views(work.monitor, made.disks)
+    _send_transaction(work.monitor, made.copies())
+    try:
+        return completion.copy(replace(work, watch=guard.check))
+    except JobError as err:
+        raise guard.explain(err) or err from err
 
 
 def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ is in the draft, which the journal has too: names follow from ids (vbackup.names
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -34,6 +34,7 @@ class Work:
     reporter: Reporter
     stop: Stop
     stall_s: float = job.STALL_S
+    watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
 
     @property
     def monitor(self) -> Monitor:
@@ -44,6 +45,12 @@ class Work:
     def devs(self) -> Mapping[str, str]:
         """The disk of each job."""
         return {names.job(self.repository.id, self.draft.id, one.dev): one.dev for one in self.draft.disks}
+
+    @property
+    def jobs(self) -> Collection[str]:
+        """All jobs of the backup that there can be: also those of a staging area, which end when they are told to."""
+        staging = [names.staging_job(self.repository.id, self.draft.id, one.dev) for one in self.draft.disks]
+        return [*self.devs, *staging]
 
     @property
     def targets(self) -> Sequence[target.Target]:
@@ -88,19 +95,21 @@ def push_undo_of_jobs(work: Work, undo: Undo, *, guest_was_stopped: bool) -> Non
     """Register the end of the jobs, and that the guest goes on if they have stopped it."""
     # Before the targets are closed: a QEMU 7.2 that is stopped keeps the descriptors.
     undo.push("let the guest go on", lambda: work.source.resume(work.reporter, guest_was_stopped=guest_was_stopped))
-    undo.push("end the backup jobs", lambda: job.cancel(work.monitor, work.devs))
+    undo.push("end the backup jobs", lambda: job.cancel(work.monitor, work.jobs))
 
 
 def copy(work: Work) -> Work:
     """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
-    copied_bytes = job.run(work.monitor, work.devs, reporter=work.reporter, stop=work.stop, stall_s=work.stall_s)
+    copied_bytes = job.run(
+        work.monitor, work.devs, reporter=work.reporter, stop=work.stop, stall_s=work.stall_s, watch=work.watch
+    )
     work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
     return close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)))
 
 
 def close(work: Work) -> Work:
     """Have QEMU put the images on the disk and let go of them; all jobs have ended well."""
-    job.cancel(work.monitor, work.devs)  # all have concluded: this dismisses them
+    job.cancel(work.monitor, work.jobs)  # the copies have concluded: this dismisses them
     target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
     work.journal.write(Step.FLUSHED)
     target.close_in_qemu(work.monitor, work.repository.id)

@@ -99,12 +99,14 @@ def run(
     reporter: Reporter,
     stop: Stop,
     stall_s: float = STALL_S,
+    watch: Callable[[], None] | None = None,
 ) -> dict[str, int]:
     """Wait until all jobs are pending, finalise them, and return the bytes each has copied, by dev.
 
-    ``devs`` has the disk of each job id. Raises JobError (or NoSpaceError) for the first job that fails,
-    JobStalledError, InterruptedBySignalError, DomainGoneError; the jobs are then still there: undo
-    with ``cancel``. A connection that breaks is opened anew and the wait goes on.
+    ``devs`` has the disk of each job id; ``watch`` is called at every look, and what it raises ends the wait.
+    Raises JobError (or NoSpaceError) for the first job that fails, JobStalledError, InterruptedBySignalError,
+    DomainGoneError; the jobs are then still there: undo with ``cancel``. A connection that breaks is opened anew and
+    the wait goes on.
     """
 
     def step(jobs: dict[str, Job]) -> bool:
@@ -114,7 +116,7 @@ def run(
         _raise_failure(jobs, devs)
         return _end_together(monitor, jobs)
 
-    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s)
+    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s, watch=watch)
     return {devs[job.id]: job.done_bytes for job in jobs.values()}
 
 
@@ -158,6 +160,7 @@ def _watch(
     reporter: Reporter,
     stop: Stop,
     stall_s: float,
+    watch: Callable[[], None] | None = None,
 ) -> dict[str, Job]:
     """Ask for the jobs of these ids and hand those that are there to ``step``, until it says that they have ended."""
     progress_at, seen = time.monotonic(), dict[str, Job]()
@@ -171,6 +174,8 @@ def _watch(
                 reporter.progress(labels[job.id], job.done_bytes, job.total_bytes)
             if step(jobs):
                 return jobs
+            if watch is not None:
+                watch()
             losses = 0
         except ConnectionLostError as err:
             losses = _count_loss(losses, err)

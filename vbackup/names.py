@@ -89,6 +89,26 @@ def target_node(repository_id: str, dev: str) -> str:
     return f"{prefix(repository_id)}{dev}"
 
 
+def staging_job(repository_id: str, backup: str, dev: str) -> str:
+    """The job that puts aside what the guest is about to overwrite on disk ``dev``."""
+    return f"{job(repository_id, backup, dev)}-staging"
+
+
+def staging_node(repository_id: str, index: int) -> str:
+    """The node of the image that this is put into. A digit begins no disk's name, so that of no target is the same."""
+    return f"{prefix(repository_id)}{index}-stage"
+
+
+def staging_filter(repository_id: str, index: int) -> str:
+    """The node that QEMU puts above the disk for that job."""
+    return f"{prefix(repository_id)}{index}-guard"
+
+
+def staging_view(repository_id: str, index: int) -> str:
+    """The node that shows the disk as it was at the moment of the backup."""
+    return f"{prefix(repository_id)}{index}-view"
+
+
 @dataclass(frozen=True)
 class BitmapName:
     """A bitmap name of ours, taken apart."""

@@ -21,10 +21,31 @@ from vbackup.actions import (
     BlockDirtyBitmapDisable,
     BlockDirtyBitmapMerge,
     MirrorSyncMode,
+    OnCbwError,
 )
 from vbackup.chain import GRANULARITY_BYTES, Choice, History, level_of, parent_of
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import Backup, Compression, Consistency, Disk, DiskImage, DiskNode, Domain, LeftOut, Level
+
+
+@dataclass(frozen=True)
+class StagingAbilities:
+    """What this QEMU has for it besides the jobs."""
+
+    spares_guest: bool  #: can fail the backup instead of the guest's write (on-cbw-error)
+    tells_zeros: bool  #: a view can be believed when it says that a place reads as zeros
+
+
+@dataclass(frozen=True)
+class StagingPlan:
+    """What stands between the disk and its copy where the target must not slow the guest (vbackup.staging)."""
+
+    job_id: str
+    node: str  #: takes what the guest is about to overwrite
+    filter_node: str  #: stands above the disk and sees to that
+    view: str  #: shows the disk as it was; the copy is made from it
+    on_cbw_error: OnCbwError | None  #: what becomes of the guest's write where ``node`` takes no more
+    tells_zeros: bool  #: the copy may ask the view which places are zeros, and not read them
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,7 @@ class DiskPlan:
     target_node: str
     bitmap: str | None  #: the new checkpoint's, None for a copy and for what bears none
     working_bitmap: str | None  #: drives the copy where there is a base
+    staging: StagingPlan | None = None
 
     @property
     def dev(self) -> str:
@@ -88,10 +110,38 @@ class DiskPlan:
             part.append(_new_bitmap(node, self.working_bitmap, persistent=False))
             part.append(BlockDirtyBitmapDisable(node, self.working_bitmap))
             part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, sources))
-        part.append(self._job(speed_bytes_s=speed_bytes_s, compress=compress))
+        if self.staging is None:
+            part.append(self._job(node, speed_bytes_s=speed_bytes_s, compress=compress))
+        else:
+            part.append(self._put_aside(self.staging))
         return part
 
-    def _job(self, *, speed_bytes_s: int | None, compress: bool) -> BlockdevBackup:
+    def copy_actions(self, *, speed_bytes_s: int | None, compress: bool) -> list[Action]:
+        """The disk's part of the second transaction where there is staging: the copy of what the view shows."""
+        assert self.staging is not None
+        view, part = self.staging.view, list[Action]()
+        if self.working_bitmap is not None:
+            source = BlockDirtyBitmap(self.node.top.node_name, self.working_bitmap)
+            part.append(_new_bitmap(view, self.working_bitmap, persistent=False))
+            part.append(BlockDirtyBitmapDisable(view, self.working_bitmap))
+            part.append(BlockDirtyBitmapMerge(view, self.working_bitmap, (source,)))
+        part.append(self._job(view, speed_bytes_s=speed_bytes_s, compress=compress))
+        return part
+
+    def _put_aside(self, staging: StagingPlan) -> BlockdevBackup:
+        """From this moment on, what the guest is about to overwrite; it copies nothing by itself, and never ends."""
+        return BlockdevBackup(
+            job_id=staging.job_id,
+            device=self.node.top.node_name,
+            target=staging.node,
+            sync=MirrorSyncMode.NONE,
+            filter_node_name=staging.filter_node,
+            on_cbw_error=staging.on_cbw_error,
+            auto_finalize=False,
+            auto_dismiss=False,
+        )
+
+    def _job(self, device: str, *, speed_bytes_s: int | None, compress: bool) -> BlockdevBackup:
         """The copy.
 
         The working bitmap is thrown away, so it is left as it is whatever the outcome. The job neither
@@ -100,7 +150,7 @@ class DiskPlan:
         by_bitmap = self.working_bitmap is not None
         return BlockdevBackup(
             job_id=self.job_id,
-            device=self.node.top.node_name,
+            device=device,
             target=self.target_node,
             sync=MirrorSyncMode.BITMAP if by_bitmap else MirrorSyncMode.FULL,
             bitmap=self.working_bitmap,
@@ -126,6 +176,21 @@ class BackupPlan:
     disks: tuple[DiskPlan, ...]
     compression: Compression
     speed_bytes_s: int | None
+
+    @property
+    def is_staged(self) -> bool:
+        """True if there is a second transaction, which starts the copies."""
+        return any(disk.staging is not None for disk in self.disks)
+
+    def copies(self) -> list[dict[str, Any]]:
+        """The actions of that one, sent when the views are there; empty where nothing is staged."""
+        compress = self.compression is not Compression.NONE
+        return [
+            action.document()
+            for disk in self.disks
+            if disk.staging is not None
+            for action in disk.copy_actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
+        ]
 
     def transaction(self, *, abort: bool = False) -> list[dict[str, Any]]:
         """The actions as JSON-ready data; with ``abort`` QEMU checks them all and then undoes them."""
@@ -202,12 +267,16 @@ def make(
     taken_ids: Collection[str],
     compression: Compression,
     speed_bytes_s: int | None,
+    staging: StagingAbilities | None = None,
 ) -> BackupPlan:
-    """Name everything and put the plan together; ``token`` is a new one (names.new_token)."""
+    """Name everything and put the plan together; ``token`` is a new one (names.new_token).
+
+    With ``staging`` the guest waits for a staging area, not for the targets.
+    """
     level = level_of(asked, [choice for _, choice in choices])
     backup_id = _free_id(now, level, taken_ids)
     disks = []
-    for node, choice in choices:
+    for index, (node, choice) in enumerate(choices):
         dev = node.disk.dev
         disks.append(
             DiskPlan(
@@ -217,6 +286,7 @@ def make(
                 target_node=names.target_node(repository_id, dev),
                 bitmap=names.bitmap(repository_id, backup_id, dev, token) if _makes_checkpoint(node, level) else None,
                 working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
+                staging=_staging(repository_id, backup_id, dev, index, staging) if staging else None,
             )
         )
     return BackupPlan(
@@ -230,6 +300,21 @@ def make(
         disks=tuple(disks),
         compression=compression,
         speed_bytes_s=speed_bytes_s,
+    )
+
+
+def _staging(repository_id: str, backup_id: str, dev: str, index: int, abilities: StagingAbilities) -> StagingPlan:
+    """The error policy only where there is a view: read through it, a copy of what is lost fails.
+
+    A job that reads the disk itself ends well all the same, with the guest's new data in its copy: seen on QEMU 11.1.
+    """
+    return StagingPlan(
+        job_id=names.staging_job(repository_id, backup_id, dev),
+        node=names.staging_node(repository_id, index),
+        filter_node=names.staging_filter(repository_id, index),
+        view=names.staging_view(repository_id, index),
+        on_cbw_error=OnCbwError.BREAK_SNAPSHOT if abilities.spares_guest else None,
+        tells_zeros=abilities.tells_zeros,
     )
 
 

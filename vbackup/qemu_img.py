@@ -47,6 +47,12 @@ def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compressio
     _run([*argv, os.fspath(path.absolute()), str(size_bytes)], f"make the image {path}")
 
 
+def create_in(fd: int, size_bytes: int, *, what: str) -> None:
+    """Make an empty qcow2 image of an open file that need not have a name. Raises as ``create``."""
+    argv = ["create", "-q", "-f", "qcow2", f"/proc/self/fd/{fd}", str(size_bytes)]
+    _run(argv, what, pass_fds=(fd,))
+
+
 def header(path: Path, *, image_format: str = "qcow2", shared: bool = False) -> Header:
     """Read the header of an image; no other image is opened. Raises ChainError where it is none of that format.
 
@@ -112,8 +118,10 @@ def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[fl
     return errors
 
 
-def _run(argv: Sequence[str], what: str) -> None:
-    done = subprocess.run(["qemu-img", *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+def _run(argv: Sequence[str], what: str, *, pass_fds: Sequence[int] = ()) -> None:
+    done = subprocess.run(
+        ["qemu-img", *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds
+    )
     if done.returncode != 0:
         _raise(done.stderr, what)
 

@@ -53,17 +53,18 @@ def open_in_qemu(
         by_descriptor = True
         try:
             try:
-                filename = _pass_fd(monitor, target.path, names.prefix(repository_id))
+                filename = _pass_image(monitor, target.path, names.prefix(repository_id))
             except FdsNotPassedError:
                 filename, by_descriptor = os.fspath(target.path), False
-            monitor.execute("blockdev-add", _node(target.node_name, filename))
+            monitor.execute("blockdev-add", node(target.node_name, filename))
         except QmpError as err:
             raise TargetError(
                 _refused(target.path, err.description, security_labels, by_descriptor=by_descriptor)
             ) from err
 
 
-def _node(node_name: str, filename: str) -> BlockdevOptions:
+def node(node_name: str, filename: str) -> BlockdevOptions:
+    """A qcow2 image without its backing file, as a node."""
     file = {"driver": "file", "filename": filename}
     return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None}
 
@@ -77,7 +78,7 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
     """
     graph = block_graph(monitor)
     try:
-        options = [_node(name, graph.filename(name)) for name in node_names]
+        options = [node(name, graph.filename(name)) for name in node_names]
         monitor.execute("blockdev-reopen", {"options": options})
     except QmpError as err:
         if "No space left on device" in err.description:
@@ -123,13 +124,21 @@ def _remove_fds(monitor: Monitor, opaque_prefix: str) -> None:
             monitor.execute("remove-fd", {"fdset-id": entry.integer("fdset-id")})
 
 
-def _pass_fd(monitor: Monitor, path: Path, opaque: str) -> str:
+def _pass_image(monitor: Monitor, path: Path, opaque: str) -> str:
     with target_errors(f"open {path}"):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        reply: Any = monitor.execute("add-fd", {"opaque": opaque}, fd=fd)
+        return pass_fd(monitor, fd, opaque)
     finally:
         os.close(fd)
+
+
+def pass_fd(monitor: Monitor, fd: int, opaque: str) -> str:
+    """Hand a descriptor over; returns the file name by which QEMU opens it. ``close_in_qemu`` takes it back.
+
+    Raises FdsNotPassedError where the way to QEMU carries none, QmpError.
+    """
+    reply: Any = monitor.execute("add-fd", {"opaque": opaque}, fd=fd)
     return f"/dev/fdset/{Fields(reply, 'add-fd', MalformedError).integer('fdset-id')}"
 
 
@@ -137,8 +146,13 @@ def _pass_fd(monitor: Monitor, path: Path, opaque: str) -> str:
 _FD_DROPPED = "No file descriptor supplied via SCM_RIGHTS"
 
 
+def is_denied(description: str) -> bool:
+    """True for a refusal of QEMU's that means that it may not open the file."""
+    return "Permission denied" in description or _FD_DROPPED in description
+
+
 def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> str:
-    if "Permission denied" in description or (by_descriptor and _FD_DROPPED in description):
+    if is_denied(description) and (by_descriptor or _FD_DROPPED not in description):
         return access.explain(gather(path, labels, by_descriptor=by_descriptor))
     if not by_descriptor and "No such file" in description:
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,14 @@ class Chain:
     def stop(self) -> None:
         self.lab.remove(self.machine)
 
-    def backup(self, *options: str) -> dict[str, Any]:
-        """Back up; what is restored must be what the disks held at that moment."""
+    def backup(self, *options: str | Path, during: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Back up; what is restored must be what the disks held at that moment.
+
+        ``during`` is called when the jobs have just begun.
+        """
         self.count += 1
-        references = References(self.tmp_path / f"references{self.count}")
+        after = None if during is None else lambda _monitor: during()
+        references = References(self.tmp_path / f"references{self.count}", after_transaction=after)
         with pytest.MonkeyPatch.context() as patch, references.taken(patch):
             done = self.run(*options).document
         images = references.finish(self.machine)
@@ -71,7 +75,7 @@ class Chain:
             compare(output / disk["file"], images[disk["node_name"]])
         return done
 
-    def run(self, *options: str, status: int = 0) -> Outcome:
+    def run(self, *options: str | Path, status: int = 0) -> Outcome:
         return self.command(
             "-c", self.lab.uri, "-q", "backup", "bases", "-r", self.repository, "--json", *options, status=status
         )

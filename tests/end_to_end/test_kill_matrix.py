@@ -32,6 +32,15 @@ POINTS = [(step, when) for step in Step for when in ("before", "after")]
 #: The steps after which the jobs are in QEMU, or have ended well.
 FINISHED = {(Step.STARTED, "before"), *((step, when) for step, when in POINTS if step in (Step.COPIED, Step.FLUSHED))}
 FINISHED.add((Step.STARTED, "after"))
+#: With a staging area: where it makes a difference.
+STAGED_POINTS = [
+    (Step.MOMENT, "after"),
+    (Step.STARTED, "before"),
+    (Step.STARTED, "after"),
+    (Step.COPIED, "before"),
+    (Step.COPIED, "after"),
+    (Step.FLUSHED, "after"),
+]
 #: Of the domain that lives on from point to point, and of the one whose QEMU is killed; the latter has its own UUID.
 NAME, DOOMED = "killed", "doomed"
 DEVS = ("vda", "vdb")
@@ -172,6 +181,30 @@ def test_killed_backup_is_finished_or_undone(shared: World, step: Step, when: st
     world.check_restore(last["id"], "last")
 
 
+@pytest.mark.parametrize(("step", "when"), STAGED_POINTS, ids=lambda value: getattr(value, "value", value))
+def test_killed_backup_with_a_staging_area_is_finished_or_undone(
+    shared: World, step: Step, when: str, tmp_path: Path
+) -> None:
+    """Its copies begin after STARTED, so there is nothing to finish before."""
+    world = shared
+    world.write("base")
+    base = world.vbackup("backup", NAME, "--level", "full")
+    world.write("killed")
+    assert world.struck(step, when, "kill", "--staging", str(tmp_path)) == -signal.SIGKILL
+    world.write("last")
+    last = world.vbackup("backup", NAME, "--staging", str(tmp_path))
+    world.check_clean()
+    made = world.backups()
+    if step in (Step.COPIED, Step.FLUSHED):
+        assert last["parent"] == made[-2]["id"] != base["id"]
+        world.check_restore(made[-2]["id"], "killed")
+    else:
+        assert last["parent"] == base["id"]
+    world.check_restore(base["id"], "base")
+    world.check_restore(last["id"], "last")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("step", "when"), POINTS, ids=lambda value: getattr(value, "value", value))
 def test_terminated_backup_leaves_nothing(shared: World, step: Step, when: str) -> None:
     world = shared
@@ -203,6 +236,7 @@ def test_killed_qemu_costs_at_most_a_full(world: World, step: Step, when: str) -
 def test_number_of_points() -> None:
     """Told in the output of the suite (-rP shows it)."""
     print(
-        f"kill matrix: {len(POINTS) * len(LEVELS)} points of vbackup, {len(POINTS)} of QEMU, {len(POINTS)} of SIGTERM"
+        f"kill matrix: {len(POINTS) * len(LEVELS)} points of vbackup, {len(STAGED_POINTS)} with a staging area,"
+        f" {len(POINTS)} of QEMU, {len(POINTS)} of SIGTERM"
     )
     assert len(POINTS) == 12

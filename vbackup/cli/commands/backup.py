@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbackup import manifest
@@ -61,6 +62,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
     )
+    parser.add_argument(
+        "--staging",
+        metavar="DIR",
+        help="put aside there, on a fast local disk, what the guest overwrites, so that it does not wait for the"
+        " repository",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, have QEMU check it, keep nothing")
     parser.set_defaults(run=run)
 
@@ -80,6 +87,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         speed_bytes_s=options.speed,
         compression=Compression(options.compress),
         wait_lock_s=options.wait_lock,
+        staging=Path(options.staging) if options.staging else None,
     )
     repository = context.repository()
     with Host(context.uri) as host:
@@ -143,6 +151,10 @@ def _print_plan(made: BackupPlan, context: Context) -> None:
     print("Transaction:")
     for action in transaction:
         print(f"  {json.dumps(action)}")
+    if made.is_staged:
+        print("Then, to copy what was put aside and the rest:")
+        for action in made.copies():
+            print(f"  {json.dumps(action)}")
 
 
 def _plan_document(made: BackupPlan, transaction: list[dict[str, Any]]) -> dict[str, Any]:
@@ -168,4 +180,5 @@ def _plan_document(made: BackupPlan, transaction: list[dict[str, Any]]) -> dict[
         ],
         "left_out": [{"dev": left.dev, "reason": left.reason} for left in made.left_out],
         "transaction": transaction,
+        "copies": made.copies(),
     }
