@@ -338,6 +338,12 @@ class _Order:
                 " Give the node-name."
             )
         self._sources[device] = step.index
+        if step.text("on-cbw-error") == actions.OnCbwError.BREAK_SNAPSHOT.value and step.text("sync") != "none":
+            self.warnings.append(
+                f"{step.path('on-cbw-error')}: a job that reads the disk itself does not notice that the snapshot"
+                " broke: it ends well, with what the guest has written since in its copy (seen on QEMU 11.1). Use sync"
+                " none, and copy from a snapshot-access node on its filter."
+            )
 
     def _place(self, step: _Step, device: str, target: str) -> None:
         """Where a job writes to."""

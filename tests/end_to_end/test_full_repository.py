@@ -1,4 +1,4 @@
-"""A repository that runs full under a writing guest: the backup ends, the guest goes on with nothing lost."""
+"""A repository, or a staging area, that runs full under a writing guest: the backup ends, the guest goes on."""
 
 from __future__ import annotations
 
@@ -65,3 +65,22 @@ def test_guest_stopped_by_a_full_repository_goes_on(
     command("-c", lab.uri, "-q", "backup", "full", "-r", repository)
     command("-q", "restore", "full", "-r", repository, "--output", tmp_path / "out", "--format", "raw")
     assert preen_filesystem(tmp_path / "out" / "vda.raw")
+
+
+def test_guest_whose_staging_area_runs_full_goes_on(
+    guest: Guest, command: Command, lab: Lab, small_filesystem: Path, repository: Path
+) -> None:
+    wait_for(lambda: int(guest.agent.read("/log/counter")) > 70, "the guest's first round")
+    domain = guest.machine.handle.domain
+    before = guest.machine.state()
+
+    options = ("--quiesce", "no", "--speed", "256K", "--staging", small_filesystem)
+    failed = command("-c", lab.uri, "backup", "full", "-r", repository, *options, status=7)
+
+    assert f"The staging area {small_filesystem} cannot take more" in failed.stderr
+    assert domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+    assert guest.machine.state() == before
+    count = int(guest.agent.read("/log/counter"))
+    wait_for(lambda: int(guest.agent.read("/log/counter")) > count, "the guest going on")
+    assert "I/O error" not in guest.agent.run("/bin/dmesg")
+    assert list(small_filesystem.iterdir()) == []

@@ -391,20 +391,20 @@ def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo
 # every command is struck once
 
 
-def commands_of_a_backup(domain: FakeDomain, repo: Repository) -> int:
+def commands_of_a_backup(domain: FakeDomain, repo: Repository, **request: Any) -> int:
     """A full was made and something written; how many commands does the incremental send?"""
     run(domain, repo)
     domain.write()
     domain.qemu.sent.clear()
-    run(domain, repo)
+    run(domain, repo, **request)
     return len(domain.qemu.sent)
 
 
 def struck(
-    domain: FakeDomain, repo: Repository, tmp_path: Path
+    domain: FakeDomain, repo: Repository, tmp_path: Path, **request: Any
 ) -> Iterator[tuple[int, FakeDomain, Repository, Backup]]:
     """For each command of a backup its number, and a new domain with a full of it, written to since."""
-    count = commands_of_a_backup(domain, repo)
+    count = commands_of_a_backup(domain, repo, **request)
     assert count > 20
     for nth in range(1, count + 1):
         one, another = Repository.create(tmp_path / f"{nth}"), FakeDomain()
@@ -414,15 +414,18 @@ def struck(
             yield nth, another, one, base
 
 
-def striking(strike: Callable[[FakeQemu, int], None]) -> Callable[[FakeDomain, Repository, Path], None]:
+def striking(
+    strike: Callable[[FakeQemu, int], None], *, staged: bool = False
+) -> Callable[[FakeDomain, Repository, Path], None]:
     """A test that strikes at the first command, at the second, and so on."""
 
     def test(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
-        for nth, another, one, base in struck(domain, repo, tmp_path):
+        request = {"staging": tmp_path} if staged else {}
+        for nth, another, one, base in struck(domain, repo, tmp_path, **request):
             strike(another.qemu, nth)
             recorder = Recorder()
             try:
-                done: Backup | None = run(another, one, recorder)
+                done: Backup | None = run(another, one, recorder, **request)
             except VbackupError:
                 done = None
             check_after_strike(another, one, base, done, recorder, nth)
@@ -458,6 +461,12 @@ test_connection_lost_before_any_command = striking(lambda qemu, nth: qemu.lose_c
 test_reply_lost_of_any_command = striking(lambda qemu, nth: qemu.lose_connection(nth=nth, carried_out=True))
 test_refusal_of_any_command = striking(
     lambda qemu, nth: qemu.fault(QmpError("any", "GenericError", "refused for the test"), nth=nth)
+)
+test_reply_lost_of_any_command_with_staging = striking(
+    lambda qemu, nth: qemu.lose_connection(nth=nth, carried_out=True), staged=True
+)
+test_refusal_of_any_command_with_staging = striking(
+    lambda qemu, nth: qemu.fault(QmpError("any", "GenericError", "refused for the test"), nth=nth), staged=True
 )
 
 

@@ -170,3 +170,10 @@ def test_plan_of_vbackup_is_accepted() -> None:
         {"type": "abort", "data": {}},
     ]
     assert check(*made) == ()
+
+
+@pytest.mark.parametrize(("sync", "warned"), [("full", True), ("none", False)])
+def test_snapshot_that_breaks_unnoticed_is_warned_of(sync: str, warned: bool) -> None:
+    data = {"device": "one", "target": "two", "sync": sync, "on-cbw-error": "break-snapshot"}
+    warnings = rules.check({"actions": [{"type": "blockdev-backup", "data": data}]})
+    assert [one.startswith("actions[0].data.on-cbw-error") for one in warnings] == [True] * warned

@@ -41,7 +41,7 @@ def test_captured_schema_has_all_actions(program: str) -> None:
     assert all(schema.has_action(kind) for kind in actions.TYPES)
     assert not schema.has_action("x-block-dirty-bitmap-merge")
     assert schema.has_command("transaction")
-    assert not schema.has_command("blockdev-add")
+    assert not schema.has_command("blockdev-mirror")
 
 
 @given(transaction().filter(lambda made: not newer_than_7_2(made.document())))
