@@ -294,7 +294,7 @@ class FakeQemu:
         self.alive = True
 
     def fail_job(self, target: str, error: str, *, after_bytes: int = 0, operation: str | None = "write") -> None:
-        """The job that writes to that node ends with an error once it has copied so much: of a read, a write, or none."""
+        """The job that writes to that node ends with an error once it has copied so much: of a read, write, or none."""
         self._plights[target] = _Plight(after_bytes, error, cancellable=True, operation=operation)
 
     def stall_job(self, target: str, *, after_bytes: int = 0, cancellable: bool = True) -> None:

@@ -169,6 +169,12 @@ def _trusted_sources(
         flaw = _flaw(layer.bitmaps[name])
         if flaw is not None:
             raise _UntrustedError(f"checkpoint {base.id} {flaw}")
+        if layer.virtual_size_bytes != node.top.virtual_size_bytes:
+            # "Bitmaps are of different sizes (...) and can't be merged"
+            raise _UntrustedError(
+                f"the disk was resized from {layer.virtual_size_bytes} to {node.top.virtual_size_bytes} bytes above the"
+                f" layer {layer.node_name}, and QEMU does not merge the bitmaps of layers of different sizes"
+            )
     if not having[0].bitmaps[name].recording:
         raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
     return tuple(BitmapSource(layer.node_name, name) for layer in having)
