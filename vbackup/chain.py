@@ -187,7 +187,7 @@ def _lost(node: DiskNode, base: Backup, ours: BitmapName, started: datetime | No
             "that of another backup of the same name: into a copy of this repository, or of another domain that had"
             " this image"
         )
-    since = "the domain was restarted"
+    since = "the domain was restarted or migrated"
     if started is not None and started > base.time:
         since = f"the domain was started anew at {started.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}Z"
     elif node.keeps_bitmaps:
