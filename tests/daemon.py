@@ -126,8 +126,19 @@ class Daemon:
 
     def start(self, xml: str) -> Machine:
         """Start a transient domain."""
-        domain = self.host.connection.createXML(xml)
-        return Machine(self.host.domain(domain.name()))
+        made: list[Any] = []
+
+        def start() -> bool:
+            try:
+                made.append(self.host.connection.createXML(xml))
+            except libvirt.libvirtError as err:
+                # The one of the same name whose QEMU was killed is not active any more, and still there.
+                if "is already being removed" not in str(err):
+                    raise
+            return bool(made)
+
+        wait_for(start, "the removal of the domain that had the name")
+        return Machine(self.host.domain(made[0].name()))
 
     def define(self, xml: str) -> Machine:
         """Define a domain, which is off then."""

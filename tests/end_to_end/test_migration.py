@@ -34,8 +34,6 @@ NAME, UUID = "moving", "44444444-4444-5555-6666-777777777777"
 #: Both daemons see the images as they are: neither gives them to another user, nor has a control group that the
 #: other one's QEMU would be in.
 QEMU_CONF = """\
-user = "root"
-group = "root"
 dynamic_ownership = 0
 security_driver = "none"
 namespaces = []
@@ -114,6 +112,7 @@ class Move:
         ]
         for spec in specs:
             spec.create()
+            spec.path.chmod(0o666)
         xml = domain_xml(NAME, [spec.xml() for spec in specs], top=f"<uuid>{UUID}</uuid>")
         self.hosts["here"].connection.createXML(xml)
         self.write(1, 0, SIZE_BYTES)
@@ -169,6 +168,7 @@ def move(command: Command, repository: Path) -> Iterator[Move]:
         pytest.skip("two libvirtds need root, and to be installed")
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="vbm-", dir="/tmp"))
+        directory.chmod(0o777)  # for the socket of a QEMU that is not root
         stack.callback(shutil.rmtree, directory)
         uris = {name: stack.enter_context(a_host(directory / name)) for name in ("here", "there")}
         made = Move(uris, directory, command, repository)
@@ -191,6 +191,8 @@ def test_migrated_domain_stays_incremental_where_its_bitmaps_came_along(move: Mo
     assert running.process.poll() is None, "the backup was too quick for this test"
     assert move.machine.handle.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     move.write(4, 7 << 20)
+    for job in move.machine.execute("query-jobs"):
+        move.machine.execute("block-job-set-speed", device=job["id"], speed=0)
     status, out, err = running.wait()
     assert status == 0, err
     assert set(levels(move.check(json.loads(out), moment)).values()) == {"incremental"}
