@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -103,7 +104,7 @@ class Soak:
             "-c", self.daemon.uri, "-q", "backup", NAME, "-r", repository, "--level", level, "--json", status=None
         )
         if outcome.status == 6 and level in ("incremental", "differential"):
-            assert f"no {level} backup is possible" in outcome.stderr
+            assert re.search(rf"no {level} backup (since \S+ )?is possible", outcome.stderr), outcome.stderr
             return None
         assert outcome.status == 0, outcome.stderr
         return outcome.document
