@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,7 @@ class Daemon:
         self.uri = f"qemu+unix:///system?socket={directory}/libvirt-sock"
         self.tcp_uri = f"qemu+tcp://127.0.0.1:{self.port}/system"
         (directory / "libvirtd.conf").write_text(CONF.format(directory=directory, port=self.port))
-        self._virtlogd = subprocess.Popen(["virtlogd", "--pid-file", f"{directory}/virtlogd.pid"], env=_environment())
-        wait_for(lambda: Path("/run/libvirt/virtlogd-sock").exists(), "virtlogd's start")
+        self.start_virtlogd()
         self._libvirtd = self._start()
         self.host = Host(self.uri)
 
@@ -115,6 +114,24 @@ class Daemon:
             return False
         return True
 
+    def start_virtlogd(self) -> None:
+        """It takes what QEMU prints; libvirtd starts no domain without it."""
+        path = Path("/run/libvirt/virtlogd-sock")
+        path.unlink(missing_ok=True)  # of one that was killed
+        argv = ["virtlogd", "--pid-file", f"{self.directory}/virtlogd.pid"]
+        self._virtlogd = subprocess.Popen(argv, env=_environment())
+        wait_for(path.exists, "virtlogd's start")
+
+    @contextlib.contextmanager
+    def without_virtlogd(self) -> Iterator[None]:
+        """As if it crashed, and nobody started it again."""
+        self._virtlogd.kill()
+        self._virtlogd.wait()
+        try:
+            yield
+        finally:
+            self.start_virtlogd()
+
     def kill(self) -> None:
         """As if it crashed: domains go on running."""
         self._libvirtd.send_signal(signal.SIGKILL)
@@ -126,8 +143,19 @@ class Daemon:
 
     def start(self, xml: str) -> Machine:
         """Start a transient domain."""
-        domain = self.host.connection.createXML(xml)
-        return Machine(self.host.domain(domain.name()))
+        made: list[Any] = []
+
+        def start() -> bool:
+            try:
+                made.append(self.host.connection.createXML(xml))
+            except libvirt.libvirtError as err:
+                # The one of the same name whose QEMU was killed is not active any more, and still there.
+                if "is already being removed" not in str(err):
+                    raise
+            return bool(made)
+
+        wait_for(start, "the removal of the domain that had the name")
+        return Machine(self.host.domain(made[0].name()))
 
     def define(self, xml: str) -> Machine:
         """Define a domain, which is off then."""

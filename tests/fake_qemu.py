@@ -152,6 +152,7 @@ class _Plight:
     after_bytes: int
     error: str | None  #: None: it hangs
     cancellable: bool
+    operation: str | None = "write"  #: that fails
 
 
 @dataclass
@@ -297,9 +298,9 @@ class FakeQemu:
         self._faults.clear()
         self.alive = True
 
-    def fail_job(self, target: str, error: str, *, after_bytes: int = 0) -> None:
-        """The job that writes to that node ends with an error once it has copied so much."""
-        self._plights[target] = _Plight(after_bytes, error, cancellable=True)
+    def fail_job(self, target: str, error: str, *, after_bytes: int = 0, operation: str | None = "write") -> None:
+        """The job that writes to that node ends with an error once it has copied so much: of a read, write, or none."""
+        self._plights[target] = _Plight(after_bytes, error, cancellable=True, operation=operation)
 
     def stall_job(self, target: str, *, after_bytes: int = 0, cancellable: bool = True) -> None:
         """The job that writes to that node hangs once it has copied so much; its requests may never come back."""
@@ -917,6 +918,9 @@ class FakeQemu:
         if plight is not None and job.done_bytes >= plight.after_bytes:
             if plight.error is not None:
                 job.error = plight.error
+                if plight.operation is not None:
+                    data = {"device": job.id, "operation": plight.operation, "action": "report"}
+                    self._put(Event("BLOCK_JOB_ERROR", data))
                 self._tell(job, "aborting")
                 self._conclude(job)
             return
@@ -932,8 +936,11 @@ class FakeQemu:
 
     def _tell(self, job: _Job, status: str) -> None:
         job.status = status
+        self._put(Event("JOB_STATUS_CHANGE", {"id": job.id, "status": status}))
+
+    def _put(self, event: Event) -> None:
         if not self.loses_events:
-            self._events.append(Event("JOB_STATUS_CHANGE", {"id": job.id, "status": status}))
+            self._events.append(event)
 
 
 class _RefusedError(Exception):

@@ -169,6 +169,12 @@ def _trusted_sources(
         flaw = _flaw(layer.bitmaps[name])
         if flaw is not None:
             raise _UntrustedError(f"checkpoint {base.id} {flaw}")
+        if layer.virtual_size_bytes != node.top.virtual_size_bytes:
+            # "Bitmaps are of different sizes (...) and can't be merged"
+            raise _UntrustedError(
+                f"the disk was resized from {layer.virtual_size_bytes} to {node.top.virtual_size_bytes} bytes above the"
+                f" layer {layer.node_name}, and QEMU does not merge the bitmaps of layers of different sizes"
+            )
     if not having[0].bitmaps[name].recording:
         raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
     return tuple(BitmapSource(layer.node_name, name) for layer in having)
@@ -181,7 +187,7 @@ def _lost(node: DiskNode, base: Backup, ours: BitmapName, started: datetime | No
             "that of another backup of the same name: into a copy of this repository, or of another domain that had"
             " this image"
         )
-    since = "the domain was restarted"
+    since = "the domain was restarted or migrated"
     if started is not None and started > base.time:
         since = f"the domain was started anew at {started.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}Z"
     elif node.keeps_bitmaps:

@@ -20,9 +20,10 @@ from vbackup.errors import (
     MalformedError,
     NoSpaceError,
     QmpError,
+    TargetError,
 )
 from vbackup.fields import objects
-from vbackup.monitor import Monitor
+from vbackup.monitor import Event, Monitor
 from vbackup.report import Reporter
 from vbackup.stop import Stop
 
@@ -34,6 +35,8 @@ TICK_S = 0.25
 STALL_S = 600.0
 #: How long cancelled jobs may take to end: the requests that are in flight have to come back.
 CANCEL_S = 30.0
+#: How long the event that tells what a job failed at may be behind the answer that it has failed.
+BLAME_S = 0.5
 #: How often in a row a connection may be lost before it is given up.
 MAX_LOSSES = 3
 
@@ -103,20 +106,21 @@ def run(
 ) -> dict[str, int]:
     """Wait until all jobs are pending, finalise them, and return the bytes each has copied, by dev.
 
-    ``devs`` has the disk of each job id; ``watch`` is called at every look, and what it raises ends the wait.
-    Raises JobError (or NoSpaceError) for the first job that fails, JobStalledError, InterruptedBySignalError,
-    DomainGoneError; the jobs are then still there: undo with ``cancel``. A connection that breaks is opened anew and
-    the wait goes on.
+    ``devs`` has the disk of each job id; ``watch`` is called at every look, and what it raises ends the wait. Raises
+    for the first job that fails NoSpaceError, TargetError where it could not write, else JobError; and
+    JobStalledError, InterruptedBySignalError, DomainGoneError. The jobs are then still there: undo with ``cancel``. A
+    connection that breaks is opened anew and the wait goes on.
     """
+    blame = _Blame(monitor)
 
     def step(jobs: dict[str, Job]) -> bool:
         for job_id, dev in devs.items():
             if job_id not in jobs:
                 raise JobError(dev, "somebody dismissed the job before it was finalised")
-        _raise_failure(jobs, devs)
+        _raise_failure(jobs, devs, blame)
         return _end_together(monitor, jobs)
 
-    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s, watch=watch)
+    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s, watch=watch, note=blame.note)
     return {devs[job.id]: job.done_bytes for job in jobs.values()}
 
 
@@ -161,8 +165,12 @@ def _watch(
     stop: Stop,
     stall_s: float,
     watch: Callable[[], None] | None = None,
+    note: Callable[[Event], None] | None = None,
 ) -> dict[str, Job]:
-    """Ask for the jobs of these ids and hand those that are there to ``step``, until it says that they have ended."""
+    """Ask for the jobs of these ids and hand those that are there to ``step``, until it says that they have ended.
+
+    ``note`` gets the events that come meanwhile.
+    """
     progress_at, seen = time.monotonic(), dict[str, Job]()
     losses = 0
     while True:
@@ -184,7 +192,7 @@ def _watch(
             progress_at, seen = time.monotonic(), jobs
         elif time.monotonic() - progress_at > stall_s:
             raise JobStalledError(stall_s)
-        _wait_for_change(monitor)
+        _wait_for_change(monitor, note)
 
 
 def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CANCEL_S) -> None:
@@ -228,7 +236,30 @@ def _gone(job_id: str) -> Job:
     return Job(job_id, type="", status=JobStatus.NULL, done_bytes=0, total_bytes=0, error=error)
 
 
-def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str]) -> None:
+class _Blame:
+    """Whether a job failed at a read or a write: query-jobs has only the words of its errno, BLOCK_JOB_ERROR tells."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._operations: dict[object, object] = {}  #: the first that failed, by job id
+
+    def note(self, event: Event) -> None:
+        """Remember it if it tells of a failure."""
+        if event.name == "BLOCK_JOB_ERROR":
+            self._operations.setdefault(event.data.get("device"), event.data.get("operation"))
+
+    def operation(self, job_id: str) -> object:
+        """QAPI IoOperationType; None where the event was lost, or there was none."""
+        deadline = time.monotonic() + BLAME_S
+        while job_id not in self._operations:
+            event = self._monitor.next_event(max(0.0, deadline - time.monotonic()))
+            if event is None:
+                return None
+            self.note(event)
+        return self._operations[job_id]
+
+
+def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str], blame: _Blame) -> None:
     for job in jobs.values():
         if job.error is not None:
             if "No space left on device" in job.error:
@@ -236,7 +267,13 @@ def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str]) -> None:
                     f"Disk {devs[job.id]}: no space left for its image in the repository. Nothing was kept of this"
                     " backup; make room and run the same command again."
                 )
-            raise JobError(devs[job.id], job.error)
+            operation = blame.operation(job.id)
+            if operation == "write":
+                raise TargetError(
+                    f"Disk {devs[job.id]}: QEMU could not write its image to the repository: {job.error}. Nothing was"
+                    " kept of this backup; mend the repository's storage and run the same command again."
+                )
+            raise JobError(devs[job.id], f"{job.error} at a read of the disk" if operation == "read" else job.error)
         if job.status is JobStatus.ABORTING:
             log.debug("job %s is aborting; its error comes when it has concluded", job.id)
 
@@ -258,8 +295,10 @@ def _unless_too_late(monitor: Monitor, command: str, job_id: str) -> None:
         log.debug("%s", err)
 
 
-def _wait_for_change(monitor: Monitor) -> None:
+def _wait_for_change(monitor: Monitor, note: Callable[[Event], None] | None = None) -> None:
     """Until a job event comes or it is time to ask again; a burst of events counts as one."""
-    if monitor.next_event(TICK_S) is not None:
-        while monitor.next_event(0) is not None:
-            pass
+    event = monitor.next_event(TICK_S)
+    while event is not None:
+        if note is not None:
+            note(event)
+        event = monitor.next_event(0)

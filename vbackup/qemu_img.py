@@ -94,7 +94,7 @@ def convert(
             process.kill()
             raise
     if process.returncode != 0:
-        _raise(errors, f"write {output}")
+        _raise(errors, f"copy {source} to {output}")
 
 
 def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[float], None]) -> bytes:

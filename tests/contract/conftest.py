@@ -168,13 +168,20 @@ class Bench:
         while True:
             statuses: list[str] = []
             for event in self._events:
-                status = event.data["status"]
-                if event.data["id"] == job_id and status != "paused" and status not in statuses[-1:]:
+                status = event.data.get("status")
+                if event.data.get("id") == job_id and status != "paused" and status not in statuses[-1:]:
                     statuses.append(status)
             if until in statuses:
                 return statuses
             assert time.monotonic() < deadline, f"{job_id}: {statuses}"
             self.take_event(0.05)
+
+    def failures(self, job_id: str) -> list[tuple[str, str]]:
+        """What events told of the failures of a job: operation and action, each once."""
+        while self.take_event(0.5):
+            pass
+        data = [one.data for one in self._events if one.name == "BLOCK_JOB_ERROR" and one.data["device"] == job_id]
+        return sorted({(one["operation"], one["action"]) for one in data})
 
     # the end of a test
 

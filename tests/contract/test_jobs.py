@@ -134,6 +134,12 @@ def test_job_that_cannot_write_concludes_with_the_error_and_leaves_the_others(jo
     assert "error" not in jobs.wait("j2", "pending")
 
 
+def test_event_tells_what_a_job_failed_at(jobs: Bench) -> None:
+    jobs.transaction(backup("j", "one", jobs.failing_node("failing", errno.EIO)))
+    jobs.wait("j", "concluded")
+    assert jobs.failures("j") == [("write", "report")]
+
+
 def test_id_and_target_are_free_again_after_a_failure(jobs: Bench) -> None:
     failing = jobs.failing_node("failing", errno.EIO)
     jobs.transaction(backup("j", "one", failing))

@@ -131,17 +131,9 @@ def test_image_missing_from_the_repository_costs_a_full(chain: Chain) -> None:
 
 
 def test_external_snapshot_before_while_and_after(chain: Chain) -> None:
-    domain = chain.machine.handle.domain
     full = chain.backup()
     chain.machine.write("vda", "write -P 2 1M 64k")
-    domain.snapshotCreateXML(
-        "<domainsnapshot><name>s1</name><disks>"
-        f"<disk name='vda' snapshot='external'><source file='{chain.tmp_path}/overlay.qcow2'/></disk>"
-        "<disk name='vdb' snapshot='no'/></disks></domainsnapshot>",
-        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
-        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC,
-    )
+    take_snapshot(chain)
     chain.machine.write("vda", "write -P 3 2M 64k", "write -z 0 64k")
     over = chain.backup()
     # libvirt made the bitmap in the overlay go on where the one below stopped: both count.
@@ -150,15 +142,50 @@ def test_external_snapshot_before_while_and_after(chain: Chain) -> None:
     chain.machine.write("vda", "write -P 4 4M 64k")
     again = chain.backup()
     assert levels(again)["vda"] == "incremental"
+    commit(chain)
+    chain.machine.write("vda", "write -P 5 5M 64k")
+    after = chain.backup()
+    assert levels(after)["vdb"] == "incremental"
+    assert full["id"] != after["id"]
+
+
+def take_snapshot(chain: Chain) -> None:
+    """An external one of vda."""
+    chain.machine.handle.domain.snapshotCreateXML(
+        "<domainsnapshot><name>s1</name><disks>"
+        f"<disk name='vda' snapshot='external'><source file='{chain.tmp_path}/overlay.qcow2'/></disk>"
+        "<disk name='vdb' snapshot='no'/></disks></domainsnapshot>",
+        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC,
+    )
+
+
+def commit(chain: Chain) -> None:
+    """The overlay of vda into the layer below."""
+    domain = chain.machine.handle.domain
     flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
     domain.blockCommit("vda", None, None, 0, flags)
     wait_for(lambda: "ready='yes'" in chain.machine.handle.live_xml(), "the commit")
     domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
     wait_for(lambda: "<mirror" not in chain.machine.handle.live_xml(), "the pivot")
+
+
+def test_disk_grown_over_an_external_snapshot_costs_a_full(chain: Chain) -> None:
+    """Found by the random test: QEMU merges no bitmaps of layers of different sizes."""
+    chain.backup()
+    take_snapshot(chain)
+    chain.machine.handle.domain.blockResize("vda", 9 << 20, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    chain.machine.write("vda", "write -P 3 2M 64k", "write -P 4 8M 64k")
+    refused = chain.run("--level", "incremental", status=6)
+    assert "QEMU does not merge the bitmaps of layers of different sizes" in refused.stderr
+    done = chain.backup()
+    assert levels(done) == {"vda": "full", "vdb": "incremental"}
     chain.machine.write("vda", "write -P 5 5M 64k")
-    after = chain.backup()
-    assert levels(after)["vdb"] == "incremental"
-    assert full["id"] != after["id"]
+    assert levels(chain.backup())["vda"] == "incremental"
+    commit(chain)
+    chain.machine.write("vda", "write -P 6 6M 64k")
+    assert levels(chain.backup())["vda"] == "incremental"
 
 
 def test_overlay_without_the_bitmap_costs_a_full(chain: Chain) -> None:

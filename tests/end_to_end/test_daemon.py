@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import libvirt
 import pytest
 
 from tests.daemon import Daemon, wait_for
@@ -284,6 +285,31 @@ def test_libvirtd_that_stays_away_fails_the_backup_and_the_next_one_works(
     state = Machine(daemon.host.domain("daemon")).state()
     assert (state["jobs"], state["fdsets"]) == ([], [])
     assert {len(names) for names in state["bitmaps"].values()} == {1}
+
+
+def test_virtlogd_that_is_gone_is_not_missed(
+    machine: Machine, daemon: Daemon, command: Command, repository: Path, tmp_path: Path
+) -> None:
+    before = machine.state()
+    running = start_slow_backup(machine, daemon, repository)
+    with daemon.without_virtlogd():
+        with pytest.raises(libvirt.libvirtError, match="virtlogd-sock"):
+            daemon.start(domain_xml("another", []))
+        for job in machine.execute("query-jobs"):
+            machine.execute("block-job-set-speed", device=job["id"], speed=0)
+        status, out, err = running.wait()
+        assert status == 0, err
+        assert json.loads(out)["level"] == "full"
+        machine.write("vda", "write -P 2 1M 64k")
+        done = command("-c", daemon.uri, "-q", "backup", machine.name, "-r", repository, "--json").document
+        assert [(disk["level"], disk["copied_bytes"]) for disk in done["disks"]] == [
+            ("incremental", 65536),
+            ("incremental", 0),
+        ]
+        command("-q", "restore", machine.name, "-r", repository, "--output", tmp_path / "out", "--format", "raw")
+    expected = b"\1" * (1 << 20) + b"\2" * 65536 + b"\1" * ((15 << 20) - 65536)
+    assert (tmp_path / "out" / "vda.raw").read_bytes()[: 16 << 20] == expected
+    check_only_bitmaps_changed(machine, before)
 
 
 def test_domain_destroyed_in_the_middle(

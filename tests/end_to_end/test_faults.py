@@ -74,7 +74,7 @@ def break_target(monkeypatch: pytest.MonkeyPatch, dev: str, errno: int, kind: An
     monkeypatch.setattr(kind, "execute", execute)
 
 
-@pytest.mark.parametrize(("errno", "status", "said"), [(5, 1, "Input/output error"), (28, 7, "no space left")])
+@pytest.mark.parametrize(("errno", "status", "said"), [(5, 7, "Input/output error"), (28, 7, "no space left")])
 def test_one_of_two_disks_failing_undoes_both(
     backups: Backups, machine: Machine, tmp_path: Path, errno: int, status: int, said: str
 ) -> None:

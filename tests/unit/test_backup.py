@@ -25,7 +25,6 @@ from vbackup.errors import (
     DiskError,
     DomainGoneError,
     InterruptedBySignalError,
-    JobError,
     NoSpaceError,
     QmpError,
     QuiesceError,
@@ -335,7 +334,7 @@ def test_image_that_qemu_cannot_open_is_an_error_of_the_target(domain: FakeDomai
 
 @pytest.mark.parametrize("level", [Level.FULL, Level.INCREMENTAL])
 @pytest.mark.parametrize(
-    ("message", "error"), [("Input/output error", JobError), ("No space left on device", NoSpaceError)]
+    ("message", "error"), [("Input/output error", TargetError), ("No space left on device", NoSpaceError)]
 )
 def test_failed_job_leaves_base_bitmap_alone(
     domain: FakeDomain, repo: Repository, level: Level, message: str, error: type[VbackupError]
@@ -356,7 +355,7 @@ def test_what_is_written_during_a_failed_backup_is_in_the_next(domain: FakeDomai
     domain.write()
     recorder = Recorder(on_progress=lambda: domain.write(4 * MIB))
     domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Input/output error", after_bytes=1)
-    with pytest.raises(JobError):
+    with pytest.raises(TargetError):
         run(domain, repo, recorder)
     domain.qemu.recover(names.target_node(repo.id, "vda"))
     assert [disk.copied_bytes for disk in run(domain, repo).disks] == [2 * 65536] * 2
@@ -370,7 +369,7 @@ def test_job_cancelled_by_the_end_of_qemu_is_told_as_the_end_of_the_domain(
     def end() -> None:
         domain.is_off = True
 
-    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Operation canceled", after_bytes=1)
+    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Operation canceled", after_bytes=1, operation=None)
     with pytest.raises(DomainGoneError):
         run(domain, repo, Recorder(on_progress=end))
     assert partial(repo) == []

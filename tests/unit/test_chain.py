@@ -293,6 +293,18 @@ def test_gap_between_the_layers_is_not_trusted() -> None:
     assert "not on every layer above libvirt-2-format" in untrusted(layers_with({}, None, {}), ONE)
 
 
+def test_disk_resized_over_an_overlay_is_not_trusted() -> None:
+    top = layer(bitmap(name_of(ONE)), virtual_size_bytes=SIZE_BYTES + MIB)
+    below = layer(bitmap(name_of(ONE)), node_name="libvirt-2-format", read_only=True)
+    said = untrusted(builders.node(top, below), ONE)
+    assert f"resized from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes above the layer libvirt-2-format" in said
+
+
+def test_disk_resized_over_a_layer_that_does_not_count_is_trusted() -> None:
+    top = layer(bitmap(name_of(ONE)), virtual_size_bytes=SIZE_BYTES + MIB)
+    assert auto(builders.node(top, layer(node_name="libvirt-2-format", read_only=True)), ONE).base == ONE
+
+
 def test_disabled_bitmap_on_the_active_layer_is_not_trusted() -> None:
     assert "disabled" in untrusted(layers_with({"recording": False}, {"recording": False}), ONE)
 

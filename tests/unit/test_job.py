@@ -21,8 +21,10 @@ from vbackup.errors import (
     MalformedError,
     NoSpaceError,
     QmpError,
+    TargetError,
 )
-from vbackup.job import JobStatus
+from vbackup.job import TICK_S, JobStatus
+from vbackup.monitor import Event
 from vbackup.stop import Stop
 
 SIZE_BYTES = 16 * MIB
@@ -148,13 +150,47 @@ def test_burst_of_events_is_one_reason_to_ask(qemu: FakeQemu) -> None:
 
 
 def test_failure_of_one_is_the_failure_of_all(qemu: FakeQemu) -> None:
-    qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096)
-    with pytest.raises(JobError, match=r"Disk vdb: the backup job failed: Input/output error\.") as caught:
+    qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096, operation="read")
+    with pytest.raises(
+        JobError, match=r"Disk vdb: the backup job failed: Input/output error at a read of the disk\."
+    ) as caught:
         run(qemu)
     assert caught.value.dev == "vdb"
     assert commands(qemu, "job-finalize") == []
     job.cancel(qemu, DEVS)
     assert job.query(qemu) == {}
+
+
+def test_target_that_cannot_be_written_is_told_apart(qemu: FakeQemu) -> None:
+    qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096)
+    with pytest.raises(
+        TargetError, match="Disk vdb: QEMU could not write its image to the repository: Input/output error"
+    ):
+        run(qemu)
+
+
+def test_failure_whose_event_was_lost_blames_neither_side(qemu: FakeQemu) -> None:
+    qemu.loses_events = True
+    qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096)
+    with pytest.raises(JobError, match=r"Disk vdb: the backup job failed: Input/output error\."):
+        run(qemu)
+
+
+def test_event_that_comes_after_the_answer_is_waited_for(qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[Event] = []
+    fetch = qemu.next_event
+
+    def next_event(timeout_s: float) -> Event | None:
+        """Those of failures only once nothing else comes."""
+        while (event := fetch(timeout_s)) is not None and event.name == "BLOCK_JOB_ERROR":
+            late.append(event)
+        failed = any(one.error for one in job.query(qemu).values())
+        return event if event is not None or not failed or timeout_s < TICK_S else late.pop(0)
+
+    monkeypatch.setattr(qemu, "next_event", next_event)
+    qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096)
+    with pytest.raises(TargetError, match="Disk vdb"):
+        run(qemu)
 
 
 def test_full_target_is_told_apart(qemu: FakeQemu) -> None:

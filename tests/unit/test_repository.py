@@ -409,13 +409,27 @@ def broken(repo: Repository) -> dict[str, str]:
     [
         (lambda path: (path / "manifest.json").unlink(), "cannot be read"),
         (lambda path: (path / "manifest.json").write_text("{"), "not JSON"),
+        (lambda path: os.truncate(path / "manifest.json", 0), "is it torn"),
+        (lambda path: os.truncate(path / "manifest.json", 4096), "is it torn"),
+        (lambda path: [entry.unlink() for entry in path.iterdir()], "No such file"),
         (lambda path: (path / "manifest.json").write_bytes(b"\xff"), "cannot be read"),
         (lambda path: ((path / "manifest.json").unlink(), (path / "manifest.json").mkdir()), "cannot be read"),
         (lambda path: (path / "manifest.json").write_text(manifest.dump(TWO)), "it belongs to backup"),
         (lambda path: (path / "manifest.json").write_text(manifest.dump(replace(ONE, domain_uuid=OTHER))), OTHER),
         (lambda path: (path / "manifest.json").write_bytes(b" " * (manifest.MAX_SIZE_BYTES + 1)), "larger"),
     ],
-    ids=["missing", "torn", "binary", "a directory", "another backup's", "another domain's", "huge"],
+    ids=[
+        "missing",
+        "torn",
+        "empty",
+        "filled up with zeros",
+        "gone with all else",
+        "binary",
+        "a directory",
+        "another backup's",
+        "another domain's",
+        "huge",
+    ],
 )
 def test_manifest_that_cannot_be_read_makes_the_backup_broken(
     repo: Repository, damage: Callable[[Path], object], said: str

@@ -35,7 +35,7 @@ from vbackup.monitor.reply import parse
 log = logging.getLogger(__name__)
 
 #: Job events, as a regular expression for libvirt.
-_EVENTS = "^JOB_STATUS_CHANGE$"
+_EVENTS = "^(JOB_STATUS_CHANGE|BLOCK_JOB_ERROR)$"
 _REGEX = 1  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX, which the binding does not name
 #: QEMU's own refusals come as replies, so an error of the monitor itself is rare and may be looked into this long.
 ENDING_S = 2.0

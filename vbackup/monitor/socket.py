@@ -90,7 +90,7 @@ class Socket:
             return None
 
     async def _connect(self) -> None:
-        self._client.register_listener(EventListener("JOB_STATUS_CHANGE", self._on_event))
+        self._client.register_listener(EventListener(["JOB_STATUS_CHANGE", "BLOCK_JOB_ERROR"], self._on_event))
         try:
             await self._client.connect(self._address)
         except (ConnectError, EOFError) as err:

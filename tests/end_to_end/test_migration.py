@@ -1,0 +1,210 @@
+"""A domain that moves to another host while it runs: two libvirtds with a host UUID each, on one storage.
+
+Each has its own /run and /var/lib/libvirt, in a mount namespace, so that nothing of the system's is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+import pytest
+
+from tests.daemon import wait_for
+from tests.end_to_end.chains import levels, reasons
+from tests.end_to_end.test_daemon import Running
+from tests.lab import DiskSpec, Machine, domain_xml
+from vbackup.host import Host
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+SIZE_BYTES = 8 << 20
+NAME, UUID = "moving", "44444444-4444-5555-6666-777777777777"
+#: Both daemons see the images as they are: neither gives them to another user, nor has a control group that the
+#: other one's QEMU would be in.
+QEMU_CONF = """\
+dynamic_ownership = 0
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+stdio_handler = "file"
+"""
+CONF = """\
+unix_sock_dir = "{directory}"
+auth_unix_rw = "none"
+listen_tls = 0
+host_uuid = "{uuid}"
+log_outputs = "3:file:{directory}/libvirtd.log"
+"""
+#: Where /dev/kvm is there but of no use, it is covered: see tests.daemon.
+IN_NAMESPACE = """\
+for directory in /run /var/lib/libvirt /var/log/libvirt; do mount -t tmpfs -o mode=755 none "$directory" || exit 1; done
+mkdir /run/libvirt /var/lib/libvirt/qemu /var/log/libvirt/qemu
+mount --bind "$0" /etc/libvirt/qemu.conf && if [ -e /dev/kvm ]; then mount --bind "$0" /dev/kvm; fi && exec "$@"
+"""
+
+
+@contextmanager
+def a_host(directory: Path) -> Iterator[str]:
+    """A libvirtd of its own; gives its URI."""
+    directory.mkdir()
+    (directory / "qemu.conf").write_text(QEMU_CONF)
+    (directory / "qemu.conf").chmod(0o600)
+    (directory / "libvirtd.conf").write_text(CONF.format(directory=directory, uuid=uuid.uuid4()))
+    argv = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", IN_NAMESPACE, directory / "qemu.conf"]
+    argv += ["libvirtd", "--config", directory / "libvirtd.conf", "--pid-file", directory / "pid"]
+    environment = {name: value for name, value in os.environ.items() if name != "LIBVIRT_LOG_OUTPUTS"}
+    uri = f"qemu+unix:///system?socket={directory}/libvirt-sock"
+
+    def answers() -> bool:
+        try:
+            libvirt.open(uri).close()
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            wait_for(lambda: process.poll() is not None or answers(), "libvirtd's start")
+            assert process.poll() is None, "libvirtd did not start"
+            yield uri
+        finally:
+            process.terminate()
+
+
+@dataclass
+class Move:
+    """A domain with a qcow2 and a raw disk, and two hosts for it."""
+
+    uris: dict[str, str]
+    directory: Path
+    command: Command
+    repository: Path
+    disks: dict[str, bytearray] = field(default_factory=lambda: {dev: bytearray(SIZE_BYTES) for dev in ("vda", "vdb")})
+    at: str = "here"
+    hosts: dict[str, Host] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        return self.uris[self.at]
+
+    @property
+    def machine(self) -> Machine:
+        """Where it runs now."""
+        return Machine(self.hosts[self.at].domain(NAME))
+
+    def start(self) -> None:
+        self.hosts = {name: Host(uri) for name, uri in self.uris.items()}
+        specs = [
+            DiskSpec(self.directory / "vda.qcow2", size="8M"),
+            DiskSpec(self.directory / "vdb.raw", dev="vdb", format="raw", size="8M"),
+        ]
+        for spec in specs:
+            spec.create()
+            spec.path.chmod(0o666)
+        xml = domain_xml(NAME, [spec.xml() for spec in specs], top=f"<uuid>{UUID}</uuid>")
+        self.hosts["here"].connection.createXML(xml)
+        self.write(1, 0, SIZE_BYTES)
+
+    def close(self) -> None:
+        for host in self.hosts.values():
+            for domain in host.connection.listAllDomains():
+                domain.destroy()
+            host.close()
+
+    def write(self, pattern: int, offset: int, length: int = 65536) -> None:
+        """To both disks."""
+        machine = self.machine
+        for dev, data in self.disks.items():
+            machine.write(dev, f"write -P {pattern} {offset} {length}")
+            data[offset : offset + length] = bytes([pattern]) * length
+
+    def migrate(self) -> subprocess.CompletedProcess[str]:
+        """To the other host; ``--unsafe`` as /tmp is none of the filesystems that libvirt knows to be shared."""
+        to = "there" if self.at == "here" else "here"
+        argv = ["virsh", "-c", self.uri, "migrate", "--live", "--p2p", "--unsafe", NAME, self.uris[to]]
+        argv.append(f"unix://{self.directory}/migration")
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode == 0:
+            self.at = to
+        return done
+
+    def backup(self) -> dict[str, Any]:
+        """A backup of where it is now, checked."""
+        return self.check(
+            self.command("-c", self.uri, "-q", "backup", NAME, "-r", self.repository, "--json").document, self.moment()
+        )
+
+    def moment(self) -> dict[str, bytes]:
+        return {dev: bytes(data) for dev, data in self.disks.items()}
+
+    def check(self, done: dict[str, Any], moment: dict[str, bytes]) -> dict[str, Any]:
+        """A restore is what was on the disks at that moment; nothing is left in QEMU."""
+        output = self.directory / "out"
+        options = ("--backup", done["id"], "--output", output, "--format", "raw")
+        self.command("-q", "restore", NAME, "-r", self.repository, *options)
+        assert {dev: (output / f"{dev}.raw").read_bytes() for dev in moment} == moment
+        shutil.rmtree(output)
+        state = self.machine.state()
+        assert (state["jobs"], state["fdsets"]) == ([], [])
+        assert not [name for name in state["nodes"] if not name.startswith("libvirt-")]
+        return done
+
+
+@pytest.fixture
+def move(command: Command, repository: Path) -> Iterator[Move]:
+    if os.geteuid() != 0 or shutil.which("libvirtd") is None:
+        pytest.skip("two libvirtds need root, and to be installed")
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="vbm-", dir="/tmp"))
+        directory.chmod(0o777)  # for the socket of a QEMU that is not root
+        stack.callback(shutil.rmtree, directory)
+        uris = {name: stack.enter_context(a_host(directory / name)) for name in ("here", "there")}
+        made = Move(uris, directory, command, repository)
+        stack.callback(made.close)
+        made.start()
+        yield made
+
+
+def test_migrated_domain_stays_incremental_where_its_bitmaps_came_along(move: Move) -> None:
+    move.backup()
+    move.write(2, 1 << 20)
+
+    # While a job has the disks QEMU cannot hand them over: the migration fails, guest and backup go on.
+    move.write(3, 0, SIZE_BYTES)
+    moment = move.moment()
+    running = Running("-c", move.uri, "-q", "backup", NAME, "-r", move.repository, "--json", "--speed", "1M")
+    running.wait_for_progress(move.machine)
+    failed = move.migrate()
+    assert (failed.returncode, "migration" in failed.stderr) == (1, True), failed
+    assert running.process.poll() is None, "the backup was too quick for this test"
+    assert move.machine.handle.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+    move.write(4, 7 << 20)
+    for job in move.machine.execute("query-jobs"):
+        move.machine.execute("block-job-set-speed", device=job["id"], speed=0)
+    status, out, err = running.wait()
+    assert status == 0, err
+    assert set(levels(move.check(json.loads(out), moment)).values()) == {"incremental"}
+
+    # Then it moves. Bitmaps that are stored in the image are handed over with it; others end with the old QEMU.
+    move.write(5, 2 << 20)
+    assert move.migrate().returncode == 0
+    assert move.at == "there"
+    move.write(6, 3 << 20)
+    done = move.backup()
+    assert levels(done) == {"vda": "incremental", "vdb": "full"}
+    assert [disk["copied_bytes"] for disk in done["disks"]] == [3 * 65536, SIZE_BYTES]
+    assert "restarted or migrated" in reasons(done)["vdb"]
+    move.write(7, 4 << 20)
+    assert set(levels(move.backup()).values()) == {"incremental"}
