@@ -20,6 +20,8 @@ from pathlib import Path
 import libvirt
 
 from tests.daemon import wait_for
+from vbackup.errors import HostUnreachableError
+from vbackup.host import Host
 
 INSIDE = "VBACKUP_BENCH_INSIDE"
 URI = "qemu:///system"
@@ -60,12 +62,10 @@ def run_inside(arguments: Sequence[str]) -> int:
     argv = [*_unshare(), sys.executable, "-m", "tests.bench", *arguments]
     process = subprocess.Popen(argv, env={**os.environ, INSIDE: "1"})
 
-    def end(signum: int, _frame: object) -> None:
-        # unshare ignores the polite signals, so its child is killed: it is gone when all are that were inside.
+    def end(_signum: int, _frame: object) -> None:
+        # unshare ignores the signal, its child does not: it is gone when all are that were inside.
         with contextlib.suppress(OSError, ValueError):
-            os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()), signal.SIGKILL)
-        process.wait()
-        raise SystemExit(128 + signum)
+            os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()), signal.SIGTERM)
 
     # A Ctrl-C reaches all processes of the terminal, so the one inside ends by itself.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -92,6 +92,8 @@ def as_init(work: Callable[[], int]) -> int:
     if pid == 0:
         return work()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # With the first process of the namespace the kernel ends all others.
+    signal.signal(signal.SIGTERM, lambda signum, _frame: os._exit(128 + signum))
     while True:
         ended, status = os.wait()
         if ended == pid:
@@ -101,9 +103,8 @@ def as_init(work: Callable[[], int]) -> int:
 
 @contextmanager
 def libvirtd(directory: Path) -> Iterator[libvirt.virConnect]:
-    """A libvirtd with everything of its own below ``directory``; the connection to it."""
+    """A libvirtd with everything of its own below ``directory``; the connection to it, with its events."""
     _cover(directory)
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
     log = directory / "libvirtd.log"
     conf = directory / "libvirtd.conf"
     conf.write_text(_LIBVIRTD_CONF.format(log=log))
@@ -116,20 +117,16 @@ def libvirtd(directory: Path) -> Iterator[libvirt.virConnect]:
         try:
             wait_for(lambda: _answers() or process.poll() is not None, "libvirtd's start")
             assert process.poll() is None, log.read_text()
-            connection = libvirt.open(URI)
-            yield connection
-            for domain in connection.listAllDomains():
-                with contextlib.suppress(libvirt.libvirtError):
-                    domain.destroy()
-            connection.close()
+            with Host(URI) as host:
+                yield host.connection
         finally:
             process.terminate()
 
 
 def _answers() -> bool:
     try:
-        libvirt.open(URI).close()
-    except libvirt.libvirtError:
+        Host(URI).close()
+    except HostUnreachableError:
         return False
     return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -169,4 +170,4 @@ def median(samples: Sequence[Mapping[str, Any]], member: str) -> float:
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that so many percent of them do not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+    return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]

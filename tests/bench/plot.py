@@ -19,7 +19,7 @@ _STYLE = 'font-family="sans-serif" font-size="13"'
 def bars(title: str, values: Mapping[str, float], *, unit: str, ours: str) -> str:
     """One bar a name, the shortest first; ``ours`` stands out."""
     ordered = sorted(values.items(), key=lambda item: item[1])
-    longest = max(values.values())
+    longest = max(values.values()) or 1
     height = 50 + _BAR * len(ordered)
     parts = [_text(10, 24, title, weight="bold")]
     for number, (name, value) in enumerate(ordered):
