@@ -68,3 +68,12 @@ def test_help_of_a_command_imports_neither_libvirt_nor_bars(command: str) -> Non
 @pytest.mark.parametrize("arguments", [("-q", "list"), ("-c", "list", "show", "web")], ids=" ".join)
 def test_command_is_found_wherever_it_stands(filled: Path, arguments: tuple[str, ...]) -> None:
     assert "vbackup.repository" in imported_by(*arguments, "-r", filled)
+
+
+def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
+    """What only a domain that is off, or a transaction of the user's, needs."""
+    source = "import sys, vbackup.backup; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert {"libvirt", "lxml", "vbackup.plan"} <= found
+    assert not found & {"asyncio", "qemu", "rich", "vbackup.schema", "vbackup.restore", "vbackup.transaction"}
