@@ -13,6 +13,10 @@ JOBS = 2
 STEPS = 300
 SEED := $(shell date +%s)
 
+# For make bench: how often each contender runs, and further options, such as BENCH='--only full'.
+ROUNDS = 3
+BENCH =
+
 VENV := .venv
 VENV_READY := $(VENV)/.ready
 BIN := $(VENV)/bin
@@ -33,7 +37,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-stacks soak lint man man-lint install uninstall clean packages
+.PHONY: help demo check check-stacks bench soak lint man man-lint install uninstall clean packages
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +48,10 @@ demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's 
 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
 	$(BIN)/pytest --numprocesses=$(JOBS) --no-loadscope-reorder --cov --cov-report=term $(SUITES)
+
+bench: $(VENV_READY) ## As root: measure vbackup beside its peers, in some 20 minutes, and write the README's table
+	.ci/install-packages bench-packages
+	$(BIN)/python -m tests.bench --rounds $(ROUNDS) --readme README.md $(BENCH)
 
 soak: $(VENV_READY) ## STEPS steps of the random test with the seed SEED; not part of check
 	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/pytest tests/end_to_end/test_soak.py

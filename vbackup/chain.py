@@ -75,9 +75,10 @@ class History:
         bitmaps = (names.parse_bitmap(_image(one, dev).bitmap or "") for one in bases)
         return frozenset(bitmap for bitmap in bitmaps if bitmap is not None)
 
-    def links(self, backup_id: str, dev: str) -> tuple[Link, ...]:
+    def links(self, backup_id: str, dev: str, *, whole: Collection[tuple[str, str]] = ()) -> tuple[Link, ...]:
         """The images that hold the disk at that backup, newest first, the last one a full or a copy.
 
+        At an image in ``whole`` (backup id and ``dev``) it ends earlier: all that is below was found before.
         Raises ChainError, naming the link, where one is missing or unusable.
         """
         links: list[Link] = []
@@ -95,7 +96,7 @@ class History:
             if links and backup.sequence >= links[-1].backup.sequence:
                 raise ChainError(f"Disk {dev}: backup {links[-1].backup.id} claims to stand on a later one, {wanted}.")
             links.append(Link(backup, image))
-            wanted = image.base
+            wanted = image.base if (wanted, dev) not in whole else None
         return tuple(links)
 
     def _checkpoints(self, dev: str) -> Iterator[Backup]:

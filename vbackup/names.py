@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import secrets
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,12 +35,14 @@ _OURS = re.compile(
 
 def new_repository_id() -> str:
     """Twelve random hexadecimal digits."""
+    import secrets  # what it imports takes a tenth of the start of a command that makes no names
+
     return secrets.token_hex(6)
 
 
 def new_token() -> str:
     """Twelve random hexadecimal digits, anew for every backup."""
-    return secrets.token_hex(6)
+    return new_repository_id()
 
 
 def stamp(time: datetime) -> str:

@@ -369,10 +369,13 @@ def _remove(path: Path) -> None:
 
 
 def _incomplete(history: History) -> Iterator[Broken]:
+    # Backups come in the order they stand on each other, so no link is followed twice.
+    whole: set[tuple[str, str]] = set()
     for backup in history.backups:
         for image in backup.disks:
             try:
-                history.links(backup.id, image.dev)
+                history.links(backup.id, image.dev, whole=whole)
+                whole.add((backup.id, image.dev))
             except ChainError as err:
                 yield Broken(backup.id, str(err))
 

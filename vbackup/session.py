@@ -15,7 +15,6 @@ from vbackup import source
 from vbackup.host import Host
 from vbackup.model import Disk, DiskNode, ImageFormat
 from vbackup.monitor import Monitor, block_graph
-from vbackup.monitor.socket import Socket
 from vbackup.report import Reporter
 
 
@@ -82,6 +81,8 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Session]
 @contextmanager
 def of_socket(path: str) -> Iterator[Session]:
     """A QEMU without libvirt; its disks are called as their devices. Raises ConnectionLostError."""
+    from vbackup.monitor.socket import Socket
+
     with Socket(path) as monitor:
 
         def disks() -> dict[str, DiskNode]:

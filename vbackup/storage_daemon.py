@@ -29,7 +29,6 @@ from vbackup.errors import (
 from vbackup.image_chain import Image, blockdevs
 from vbackup.model import SecretRef
 from vbackup.monitor import Event
-from vbackup.monitor.socket import Socket
 from vbackup.report import Reporter
 
 PROGRAM = "qemu-storage-daemon"
@@ -72,6 +71,9 @@ class StorageDaemon:
             with its:
                 self._process = self._start(its.fileno())
             stack.callback(self._kill)
+            # Imported for a domain that is off only: with qemu.qmp and asyncio it is a fifth of a backup's start.
+            from vbackup.monitor.socket import Socket
+
             self._socket = Socket(ours, name=PROGRAM)
             try:
                 stack.enter_context(self._socket)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import pytest
@@ -231,3 +232,56 @@ def test_table_has_no_escape_codes_and_cuts_nothing(capsys: pytest.CaptureFixtur
     assert reason.strip() in text
     assert "[red]vdb" in text
     assert "[/]" in text
+
+
+@contextmanager
+def stdout_on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, columns: int) -> Iterator[list[str]]:
+    """What is printed in the block goes to a terminal; its lines are in the list afterwards."""
+    controller, terminal = pty.openpty()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines: list[str] = []
+    with os.fdopen(terminal, "w") as stream, redirect_stdout(stream):
+        yield lines
+        stream.flush()
+        lines += os.read(controller, 65536).decode().split("\r\n")
+    os.close(controller)
+
+
+def test_last_column_is_folded_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdout_on_a_terminal(monkeypatch, columns=40) as lines:
+        output.table(("DISK", "SIZE", "WHY"), [("vda", "1 B", "word " * 12), ("vdb", "100 B", "short")])
+    assert lines[0] == "\x1b[1mDISK   SIZE  WHY\x1b[0m"
+    assert lines[1:] == [
+        "vda     1 B  word word word word word",
+        "             word word word word word",
+        "             word word",
+        "vdb   100 B  short",
+        "",
+    ]
+
+
+def test_terminal_that_is_too_narrow_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdout_on_a_terminal(monkeypatch, columns=5) as lines:
+        output.table(("ID", "WHY"), [("20261123T101500Z-incremental", "as it was asked for by the user")])
+    assert "".join(lines[1:]).replace(" ", "") == "20261123T101500Z-incrementalasitwasaskedforbytheuser"
+
+
+def test_columns_stay_in_line_beside_wide_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("NAME", "WHY"), [("\u5099\u4efd", "x"), ("e\u0301te", "y"), ("web", "z")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["NAME  WHY", "\u5099\u4efd  x", "e\u0301te   y", "web   z"]
+
+
+def test_tree_draws_branches_and_a_chain_of_any_length(capsys: pytest.CaptureFixture[str]) -> None:
+    output.tree([("a", None, "A"), ("b", "a", "B"), ("c", "b", "C"), ("d", "a", "D"), ("e", "gone", "E")])
+    assert capsys.readouterr().out.splitlines() == ["A", "├── B", "│   └── C", "└── D", "E"]
+    long = [(str(number), str(number - 1), "one") for number in range(1, 1500)]
+    output.tree(long)
+    assert len(capsys.readouterr().out.splitlines()) == len(long)
+
+
+def test_tree_without_unicode_has_plain_guides(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    output.tree([("a", None, "A"), ("b", "a", "B"), ("c", "a", "C")])
+    assert raw.getvalue().decode().splitlines() == ["A", "+-- B", "`-- C"]

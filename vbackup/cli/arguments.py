@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from vbackup.fields import MAX_SIZE_BYTES
-from vbackup.freeze import MAX_LIMIT_S, MIN_LIMIT_S
 
 #: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
 _UNITS = {"": 1, "b": 1} | {
@@ -108,6 +107,8 @@ def speed_bytes_s(text: str) -> int:
 
 def freeze_limit_s(text: str) -> int:
     """Whole seconds, as many as vbackup.freeze allows."""
+    from vbackup.freeze import MAX_LIMIT_S, MIN_LIMIT_S
+
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not MIN_LIMIT_S <= int(text) <= MAX_LIMIT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}")
     return int(text)

@@ -6,13 +6,15 @@ import argparse
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbackup.cli import reporters
 from vbackup.errors import UsageError
 from vbackup.report import Reporter
-from vbackup.repository import Repository
 from vbackup.stop import Stop
+
+if TYPE_CHECKING:
+    from vbackup.repository import Repository
 
 
 class Context:
@@ -43,6 +45,8 @@ class Context:
 
     def repository(self) -> Repository:
         """The repository there. Raises UsageError, TargetError."""
+        from vbackup.repository import Repository
+
         return Repository.open(self.repository_path())
 
     def print_document(self, schema: str, document: dict[str, Any]) -> None:

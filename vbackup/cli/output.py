@@ -1,14 +1,29 @@
-"""Print results for people: sizes, times, tables, trees. Programs read --json instead."""
+"""Print results for people: sizes, times, tables, trees. Programs read --json instead.
+
+rich would do it too, but its import alone takes longer than to list a repository; it is kept for the bars.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 from collections.abc import Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from datetime import datetime
+
+#: Columns of these headings stand to the right.
+_NUMBERS = ("SIZE", "COPIED")
+_GAP = "  "
+#: What the last column of a table keeps, however narrow the terminal.
+_NARROWEST = 16
+#: Of a terminal that does not tell its width, such as a serial line.
+_UNKNOWN_COLUMNS = 80
+#: What goes before a branch, before the last one, and below each of them.
+_GUIDES = ("├── ", "└── ", "│   ", "    ")
+_PLAIN_GUIDES = ("+-- ", "`-- ", "|   ", "    ")
 
 
 def size(size_bytes: int) -> str:
@@ -31,29 +46,72 @@ def local_time(time: datetime) -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def console() -> Console:
-    """Rich's console on stdout; lines are not cut where there is no terminal to fit."""
-    from rich.console import Console
-
-    class Passing(Console):
-        """Leaves a reader that has gone to vbackup.cli, whose exit status tells it; rich itself exits with 1."""
-
-        def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704 - rich calls this where it catches the BrokenPipeError
-
-    return Passing(highlight=False, markup=False, width=None if sys.stdout.isatty() else 240)
-
-
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns under headings, sizes to the right; the last column wraps where there is no room."""
-    from rich.table import Table
-    from rich.text import Text
+    """Columns under headings; the last one is folded where it is too long for the terminal."""
+    cells = [list(headings), *([plain(cell) for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells)]
+    before = sum(widths[:-1]) + len(_GAP) * len(widths[:-1])
+    room = max(_columns() - before, _NARROWEST) if sys.stdout.isatty() else None
+    for number, row in enumerate(cells):
+        first, *more = _folded(row[-1], room)
+        shown = [_aligned(*each) for each in zip(headings, [*row[:-1], first], widths)]
+        line = _GAP.join(shown).rstrip()
+        print(f"\x1b[1m{line}\x1b[0m" if number == 0 and _is_bold() else line)
+        for rest in more:
+            print(" " * before + rest)
 
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
-        last = heading == headings[-1]  # the one that gives way on a narrow terminal
-        justify: Literal["right", "left"] = "right" if heading in ("SIZE", "COPIED") else "left"
-        made.add_column(heading, justify=justify, no_wrap=not last, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(plain(cell)) for cell in row))
-    console().print(made)
+
+def _folded(text: str, room: int | None) -> list[str]:
+    if room is None or _width(text) <= room:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, room)
+
+
+def _aligned(heading: str, text: str, width: int) -> str:
+    space = " " * (width - _width(text))
+    return space + text if heading in _NUMBERS else text + space
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+    )
+
+
+def _columns() -> int:
+    """Of the terminal, or as the user has set it."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    return os.get_terminal_size(sys.stdout.fileno()).columns or _UNKNOWN_COLUMNS
+
+
+def _is_bold() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+def tree(entries: Sequence[tuple[str, str | None, str]]) -> None:
+    """Draw what stands on what: each entry is its key, the key of the one below it, and what is printed.
+
+    An entry on one that is not there stands at the bottom.
+    """
+    known = {key for key, _, _ in entries}
+    above: dict[str | None, list[tuple[str, str]]] = {}
+    for key, below, text in entries:
+        above.setdefault(below if below in known else None, []).append((key, plain(text)))
+    branch, last, going_on, nothing = _GUIDES if "utf" in (sys.stdout.encoding or "").lower() else _PLAIN_GUIDES
+    # Not by recursion: a chain may be longer than Python's stack.
+    waiting = [(text, key, "", "") for key, text in reversed(above.get(None, []))]
+    while waiting:
+        text, key, guide, indent = waiting.pop()
+        print(guide + text)
+        children = above.get(key, [])
+        marks = itertools.chain(itertools.repeat((branch, going_on), len(children) - 1), [(last, nothing)])
+        waiting += reversed([(t, k, indent + mark, indent + below) for (k, t), (mark, below) in zip(children, marks)])

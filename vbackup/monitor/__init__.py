@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vbackup.blockgraph import BlockGraph
-from vbackup.schema import Schema
+
+if TYPE_CHECKING:
+    from vbackup.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def schema(monitor: Monitor) -> Schema:
     """
     key = json.dumps([monitor.execute("query-version"), monitor.execute("query-commands")], sort_keys=True)
     if key not in _SCHEMAS:
+        from vbackup.schema import Schema  # which a backup does not ask for
+
         _SCHEMAS[key] = Schema(monitor.execute("query-qmp-schema"))
     return _SCHEMAS[key]
 

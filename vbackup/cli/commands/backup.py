@@ -23,7 +23,6 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "backup",
-        help="back up a domain",
         description="Back up all disks of a domain, running or off, as they are at one moment.",
         allow_abbrev=False,
     )

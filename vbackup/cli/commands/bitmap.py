@@ -29,7 +29,6 @@ def add(commands: Any) -> None:
     """The command's arguments; each kind of work is a command of its own."""
     parser = commands.add_parser(
         "bitmap",
-        help="list and change dirty bitmaps",
         description="List the dirty bitmaps of disks, whose they are, and change them.",
         allow_abbrev=False,
     )

@@ -20,7 +20,6 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "forget",
-        help="remove a repository's bitmaps from a domain",
         description="Remove all bitmaps that a repository has on the disks of a domain, running or off.",
         allow_abbrev=False,
     )

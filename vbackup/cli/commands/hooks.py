@@ -26,7 +26,6 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "hooks",
-        help="install or remove libvirt's hook script",
         description="Install the script that libvirt calls when domains start and end; remove it; tell if it is there.",
         allow_abbrev=False,
     )

@@ -13,9 +13,7 @@ from vbackup.repository import Repository
 
 def add(commands: Any) -> None:
     """The command's arguments."""
-    parser = commands.add_parser(
-        "init", help="make a repository", description="Make a new, empty repository in DIR.", allow_abbrev=False
-    )
+    parser = commands.add_parser("init", description="Make a new, empty repository in DIR.", allow_abbrev=False)
     add_common(parser)
     parser.set_defaults(run=run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import heapq
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vbackup import manifest
 from vbackup.cli import output
@@ -15,14 +15,11 @@ from vbackup.errors import Status
 from vbackup.model import Backup
 from vbackup.repository import Catalogue, Repository
 
-if TYPE_CHECKING:
-    from rich.tree import Tree
-
 
 def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
-        "list", help="list backups", description="List the backups in a repository, oldest first.", allow_abbrev=False
+        "list", description="List the backups in a repository, oldest first.", allow_abbrev=False
     )
     add_domain(parser, required=False)
     add_common(parser)
@@ -97,12 +94,13 @@ def _print_table(backups: Sequence[Backup]) -> None:
 
 
 def _print_tree(backups: Sequence[Backup]) -> None:
-    from rich.tree import Tree
-
-    root = Tree("", hide_root=True)
-    nodes: dict[str, Tree] = {}
-    for backup in backups:
-        above = nodes.get(backup.parent or "", root)
-        label = f"{backup.id}  {output.local_time(backup.time)}  {output.size(backup.size_bytes)}"
-        nodes[backup.id] = above.add(label)
-    output.console().print(root)
+    output.tree(
+        [
+            (
+                backup.id,
+                backup.parent,
+                f"{backup.id}  {output.local_time(backup.time)}  {output.size(backup.size_bytes)}",
+            )
+            for backup in backups
+        ]
+    )

@@ -19,7 +19,6 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "recover",
-        help="finish or undo a backup that was cut off",
         description="Finish the backups whose jobs are still in QEMU, and undo the others that were cut off.",
         allow_abbrev=False,
     )

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vbackup import restore
 from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domain, time
 from vbackup.cli.context import Context, domain_of
@@ -18,7 +17,6 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "restore",
-        help="restore disks from a backup",
         description="Write the disks of a backup as DIR/DEV.FORMAT, and DIR/domain.xml that points to them.",
         allow_abbrev=False,
     )
@@ -40,6 +38,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore, and tell what was written."""
+    from vbackup import restore
+
     request = restore.RestoreRequest(
         domain=domain_of(options),
         output=options.output,

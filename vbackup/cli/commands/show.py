@@ -17,7 +17,6 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "show",
-        help="show one backup",
         description="Show what is recorded of a backup, and the images each of its disks stands on.",
         allow_abbrev=False,
     )

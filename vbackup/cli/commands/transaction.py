@@ -26,7 +26,6 @@ def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "transaction",
-        help="send a QMP transaction",
         description="Check a QMP transaction against the schema of the QEMU it is for, and send it.",
         allow_abbrev=False,
     )

@@ -1,0 +1,224 @@
+"""The goals: each is looked up in the results and is met, missed with what was measured, or not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.bench.measuring import median
+
+Results = Mapping[str, Mapping[str, Any]]  #: by name of the work
+MIB = 1024 * 1024
+
+
+class MissingError(Exception):
+    """A goal asks for something that was not measured."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One goal, and what became of it."""
+
+    work: str
+    asked: str
+    measured: str
+    met: bool | None  #: None: not measured
+    why: str = ""  #: of one that is missed: where the time went
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a goal."""
+
+    measured: str
+    met: bool
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """All goals, in their order."""
+    return [_judge(work, asked, parts, results) for work, asked, parts in GOALS]
+
+
+def _judge(work: str, asked: str, parts: Callable[[Results], list[Part]], results: Results) -> Verdict:
+    try:
+        found = parts(results)
+    except MissingError as err:
+        return Verdict(work, asked, f"not measured: {err}", None)
+    met = all(part.met for part in found)
+    why = "" if met else _phases(results.get(work, {}))
+    return Verdict(work, asked, "; ".join(part.measured for part in found), met, why)
+
+
+def _phases(result: Mapping[str, Any]) -> str:
+    phases = result.get("figures", {}).get("phases", {})
+    return ", ".join(f"{name} {value:.2f} s" for name, value in phases.items() if isinstance(value, float))
+
+
+# looking up
+
+
+def _samples(results: Results, work: str, contender: str, *, series: str = "", x: float | None = None) -> Any:
+    cases = results.get(work, {}).get("cases", [])
+    for case in cases:
+        if case["contender"] == contender and series in ("", case["series"]) and x in (None, case["x"]):
+            if case["samples"]:
+                return case["samples"]
+            break
+    raise MissingError(f"{contender} in {work}" + ("" if x is None else f" at {x:g}"))
+
+
+def _wall_s(results: Results, work: str, contender: str, **where: Any) -> float:
+    return median(_samples(results, work, contender, **where), "wall_s")
+
+
+def _figures(results: Results, work: str) -> Mapping[str, Any]:
+    figures: Mapping[str, Any] = results.get(work, {}).get("figures", {})
+    if not figures:
+        raise MissingError(work)
+    return figures
+
+
+def _at_most(results: Results, work: str, ours: str, other: str, factor: float, **where: Any) -> Part:
+    one, two = _samples(results, work, ours, **where), _samples(results, work, other, **where)
+    ratio = median(one, "wall_s") / median(two, "wall_s")
+    stored = median(one, "stored_s") / median(two, "stored_s")
+    return Part(f"{ratio:.2f} x {other} ({stored:.2f} x until both are on storage)", ratio <= factor)
+
+
+def _faster(results: Results, work: str, ours: str, other: str, factor: float, **where: Any) -> Part:
+    ratio = _wall_s(results, work, other, **where) / _wall_s(results, work, ours, **where)
+    return Part(f"{ratio:.1f} x as fast as {other}", ratio >= factor)
+
+
+def _seconds(value: float, limit: float, what: str) -> Part:
+    return Part(f"{what} {value:.2f} s", value < limit)
+
+
+# the goals
+
+
+def _full(results: Results) -> list[Part]:
+    return [
+        _at_most(results, "full", "vbackup", "qemu-img convert -W -m 8", 1.3, series="full"),
+        _faster(results, "full", "vbackup", "virtnbdbackup", 2),
+        _faster(results, "full", "vbackup", "virsh backup-begin (push)", 2),
+    ]
+
+
+def _compressed(results: Results) -> list[Part]:
+    ours, theirs = "vbackup --compress zstd", "qmpbackup's transaction (zlib)"
+    size = median(_samples(results, "compressed", ours), "written_mib") / median(
+        _samples(results, "compressed", theirs), "written_mib"
+    )
+    return [
+        _faster(results, "compressed", ours, theirs, 4),
+        Part(f"{100 * size:.1f} % of its size", size <= 1.05),
+    ]
+
+
+def _incremental(results: Results) -> list[Part]:
+    where = {"series": "incremental"}
+    above = _wall_s(results, "incremental", "vbackup", **where) - _wall_s(
+        results, "incremental", "QEMU's job alone", **where
+    )
+    return [
+        _faster(results, "incremental", "vbackup", "virtnbdbackup", 4, **where),
+        Part(f"{above:+.2f} s over QEMU's job alone", above <= 0.3),
+    ]
+
+
+def _nothing(results: Results) -> list[Part]:
+    largest = [value for name, value in _figures(results, "nothing").items() if name.startswith("largest")]
+    return [
+        _seconds(_wall_s(results, "nothing", "vbackup", x=1), 0.4, "1 disk"),
+        _seconds(_wall_s(results, "nothing", "vbackup", x=27), 1.0, "27 disks"),
+        Part(f"largest image {max(largest) / 1024:.0f} KiB", max(largest) < MIB),
+    ]
+
+
+def _size(results: Results) -> list[Part]:
+    more = _wall_s(results, "size", "vbackup", x=1024) - _wall_s(results, "size", "vbackup", x=8)
+    return [Part(f"{more:+.2f} s", more <= 0.5)]
+
+
+def _domains(results: Results) -> list[Part]:
+    theirs = _wall_s(results, "domains", "virtnbdbackup, one after the other", x=20)
+    parts = []
+    for name in ("vbackup, one command", "vbackup, one command, --parallel 4 and a host-wide rate"):
+        ratio = _wall_s(results, "domains", name, x=20) / theirs
+        parts.append(Part(f"{name}: 1/{1 / ratio:.1f} of virtnbdbackup's time", ratio <= 0.2))
+    return parts
+
+
+def _moment(results: Results) -> list[Part]:
+    figures = _figures(results, "moment")
+    parts = []
+    for count in ("2", "8", "27"):
+        if count not in figures:
+            raise MissingError(f"{count} disks")
+        median_ms, worst_ms = (figures[count][f"transaction_{which}_ms"] for which in ("median", "worst"))
+        longest_ms = figures[count]["longest_write_worst_ms"]
+        text = f"{count} disks: median {median_ms:.0f}, worst {worst_ms:.0f} ms (longest write {longest_ms:.0f} ms)"
+        parts.append(Part(text, worst_ms < 50))
+    return parts
+
+
+def _latency(results: Results) -> list[Part]:
+    figures = _figures(results, "latency")
+
+    def p99_ms(name: str) -> float:
+        if name not in figures:
+            raise MissingError(name)
+        return median(figures[name], "p99_ms")
+
+    quiet, staged = p99_ms("no backup"), p99_ms("vbackup --staging")
+    return [Part(f"p99 {staged:.1f} ms, without a backup {quiet:.1f} ms: {staged / quiet:.1f} x", staged <= 3 * quiet)]
+
+
+def _chain(results: Results) -> list[Part]:
+    listing = _wall_s(results, "chain", "vbackup", series="list", x=200)
+    newest = _wall_s(results, "chain", "vbackup", series="restore of the newest")
+    full = _wall_s(results, "chain", "vbackup", series="restore of a full")
+    plan = _wall_s(results, "chain", "vbackup", series="plan (backup --dry-run)", x=200)
+    return [
+        _seconds(listing, 0.5, "list"),
+        Part(f"restore {newest / full:.2f} x that of a full", newest <= 1.5 * full),
+        Part(f"plan {plan:.2f} s", met=True),
+    ]
+
+
+def _start(results: Results) -> list[Part]:
+    cases = ("vbackup --help", "vbackup list, 3 backups", "vbackup list, 200 backups")
+    peak = max(sample["peak_mib"] for name in cases for sample in _samples(results, "start", name))
+    limits = zip(cases, (0.15, 0.25, 0.5))
+    return [
+        *(_seconds(_wall_s(results, "start", name), limit, name) for name, limit in limits),
+        Part(f"peak memory {peak:.0f} MiB", peak < 60),
+    ]
+
+
+GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
+    (
+        "full",
+        "Full of 2 GiB random data in 8 GiB: at most 1.3 x `qemu-img convert`, 2 x as fast as virtnbdbackup and virsh",
+        _full,
+    ),
+    ("compressed", "Full with zstd: at least 4 x as fast as qmpbackup's zlib, size within 5 %", _compressed),
+    (
+        "incremental",
+        "Incremental, 100 MiB in 1600 extents: 4 x as fast as virtnbdbackup, at most 0.3 s above QEMU's job alone",
+        _incremental,
+    ),
+    ("nothing", "Nothing changed: under 0.4 s with 1 disk, 1.0 s with 27; under 1 MiB a disk", _nothing),
+    ("size", "64 MiB changed in 1 TiB: at most 0.5 s slower than in 8 GiB", _size),
+    ("domains", "20 domains, small changes, one command: at most 1/5 of 20 runs of virtnbdbackup", _domains),
+    ("moment", "Guest blocked by the transaction (2, 8, 27 disks): under 50 ms without a freeze", _moment),
+    (
+        "latency",
+        "Guest's writes while the repository takes 4 MB/s, with --staging: p99 within 3 x of no backup",
+        _latency,
+    ),
+    ("chain", "Chain of 200: list under 0.5 s, restore of the newest at most 1.5 x that of a full", _chain),
+    ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
+)

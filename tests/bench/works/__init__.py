@@ -1,0 +1,35 @@
+"""The works: what is measured. Each is a function that fills the record of a run; they need nothing of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.bench.bench import Bench
+from tests.bench.works import chains, copies, moments, scale
+
+
+@dataclass(frozen=True)
+class Work:
+    """One work; its results are in a file of its name."""
+
+    name: str
+    title: str
+    run: Callable[[Bench], None]
+    in_smoke: bool = False
+
+
+WORKS = (
+    Work("start", "Start of the command", chains.start, in_smoke=True),
+    Work("full", "Full, 2 GiB of random data in 8 GiB", copies.full, in_smoke=True),
+    Work("compressed", "Full compressed, 512 MiB of data (half random, half text) in 2 GiB", copies.compressed),
+    Work("incremental", "Incremental, 100 MiB in 1600 scattered extents", copies.incremental, in_smoke=True),
+    Work("nothing", "Incremental with nothing changed, by number of disks", scale.nothing),
+    Work("size", "Incremental of 64 MiB changed, by virtual size", scale.size),
+    Work("changed", "Incremental, by what has changed", scale.changed),
+    Work("bitmaps", "Incremental of 4 MiB changed, by number of other bitmaps on the disk", scale.bitmaps),
+    Work("domains", "Incrementals of many domains on one host, 1 MiB changed in each", scale.domains),
+    Work("moment", "How long the transaction stops the guest, by number of disks", moments.moment),
+    Work("latency", "Latency of the guest's writes while the repository takes 4 MB/s", moments.latency),
+    Work("chain", "A chain of incrementals, by length", chains.chain),
+)

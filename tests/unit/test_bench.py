@@ -1,0 +1,121 @@
+"""What the bench makes of its measurements: verdicts, tables, plots. That it measures is seen in end_to_end."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench import plot, report
+from tests.bench.goals import verdicts
+from tests.bench.measuring import median, percentile
+from tests.bench.works import WORKS
+
+
+def sample(wall_s: float, **members: float) -> dict[str, float]:
+    plain = {"stored_s": wall_s, "cpu_s": 0.1, "peak_mib": 50.0, "qemu_mib": 0.0, "written_mib": 1.0}
+    return {"wall_s": wall_s, **plain, **members}
+
+
+def case(series: str, contender: str, *walls_s: float, x: float | None = None, **members: float) -> dict[str, Any]:
+    samples = [sample(wall_s, **members) for wall_s in walls_s]
+    return {"series": series, "contender": contender, "x": x, "unit": "", "verified": None, "samples": samples}
+
+
+def result(*cases: dict[str, Any], **figures: Any) -> dict[str, Any]:
+    return {
+        "date": "2026-11-25",
+        "versions": {"QEMU": "7.2.0"},
+        "machine": {"processors": "2"},
+        "cases": list(cases),
+        "figures": figures,
+        "skipped": [],
+    }
+
+
+def fulls(ours_s: float) -> dict[str, Any]:
+    others = {"qemu-img convert -W -m 8": 1.0, "virtnbdbackup": 3.0, "virsh backup-begin (push)": 2.8}
+    cases = [case("full", name, wall_s) for name, wall_s in others.items()]
+    return result(*cases, case("full", "vbackup", ours_s, 9.0, 0.1), phases={"QEMU copies": 1.25})
+
+
+def test_goal_is_met_by_the_medians() -> None:
+    verdict = next(one for one in verdicts({"full": fulls(1.2)}) if one.work == "full")
+    assert verdict.met is True
+    assert "1.20 x qemu-img convert" in verdict.measured
+    assert "2.5 x as fast as virtnbdbackup" in verdict.measured
+
+
+def test_missed_goal_says_what_was_measured_and_where_the_time_went() -> None:
+    verdict = next(one for one in verdicts({"full": fulls(1.35)}) if one.work == "full")
+    assert verdict.met is False
+    assert verdict.why == "QEMU copies 1.25 s"
+
+
+def test_goal_without_its_measures_is_neither_met_nor_missed() -> None:
+    found = verdicts({"full": result(case("full", "vbackup", 1.0))})
+    assert {one.met for one in found} == {None}
+    assert all(one.measured.startswith("not measured: ") for one in found)
+
+
+def test_every_goal_is_about_a_work() -> None:
+    assert {one.work for one in verdicts({})} <= {work.name for work in WORKS}
+
+
+def test_worst_transaction_counts_and_not_the_median() -> None:
+    def moments(worst_ms: float) -> bool | None:
+        one = {"transaction_median_ms": 10, "transaction_worst_ms": worst_ms, "longest_write_worst_ms": 60}
+        found = verdicts({"moment": result(**{"2": one, "8": one, "27": one})})
+        return next(one.met for one in found if one.work == "moment")
+
+    assert moments(49.9) is True
+    assert moments(50.0) is False
+
+
+def test_readme_gets_the_table_between_its_marks(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Name\n\n{report.BEGIN}\nold\n{report.END}\n\nmore\n")
+    for _ in range(2):
+        report.into_readme(readme, {"full": fulls(1.2)}, tmp_path / "results")
+    text = readme.read_text()
+    assert text.startswith(f"# Name\n\n{report.BEGIN}\nMeasured 2026-11-25 with QEMU 7.2.0; on 2.\n")
+    assert text.endswith(f"\n{report.END}\n\nmore\n")
+    assert "old" not in text
+    assert "(results/full.svg)" in text
+    assert "| met |" in text
+
+
+def test_readme_without_marks_is_refused_and_left_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Name\n")
+    with pytest.raises(ValueError, match="has no <!-- bench -->"):
+        report.into_readme(readme, {"full": fulls(1.2)}, tmp_path / "results")
+    assert readme.read_text() == "# Name\n"
+
+
+def test_page_and_plots_come_out_of_what_was_saved(tmp_path: Path) -> None:
+    growth = [case("nothing changed", "vbackup", 0.2 * x, x=x) for x in (1, 9, 27)]
+    report.save(tmp_path, "full", fulls(1.2))
+    report.save(tmp_path, "nothing", result(*growth, largest=2))
+    report.write(tmp_path, report.load(tmp_path))
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "| full | virtnbdbackup | 1 | 3.00 (3.00, 3.00) | 2.50 |" in page
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"full.svg", "growth-time.svg", "growth-memory.svg"}
+    for path in tmp_path.glob("*.svg"):
+        ET.parse(path)
+
+
+def test_names_in_a_plot_are_escaped_and_nothing_is_divided_by_zero() -> None:
+    for text in (
+        plot.bars("<a> & b", {"x<y": 0.0, "vbackup": 0.0}, unit="s", ours="vbackup"),
+        plot.panels("t", {"one": {"vbackup": [(0, 0.0), (0, 0.0)]}}),
+    ):
+        ET.fromstring(text)
+
+
+def test_median_and_percentile() -> None:
+    assert median([sample(3), sample(1), sample(2)], "wall_s") == 2
+    assert percentile(list(range(1, 101)), 99) == 99
+    assert percentile([5.0], 99) == 5.0

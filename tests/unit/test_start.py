@@ -1,0 +1,79 @@
+"""A command imports what it works with and nothing else: cron starts many of them, and people wait for each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.builders import backup, commit, incremental
+from vbackup.cli import parser
+from vbackup.repository import Repository
+
+#: libvirt, XML, bars, QMP sockets, and what they are built on.
+HEAVY = {"libvirt", "libvirt_qemu", "lxml", "rich", "qemu", "asyncio", "concurrent", "subprocess", "ssl", "socket"}
+#: All that reaches a domain, and all that only a backup or a restore needs.
+DOORS = {f"vbackup.{name}" for name in ("host", "monitor", "backup", "restore", "plan", "actions", "freeze", "hooks")}
+
+REPORT = """
+import sys
+from vbackup.cli import main
+try:
+    status = main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+
+
+def imported_by(*arguments: str | Path) -> set[str]:
+    """The names of the modules that are there when the command has done its work."""
+    argv = [sys.executable, "-c", REPORT, *(os.fspath(one) for one in arguments)]
+    # Without pytest-cov's start-up hook, whose imports are not the command's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
+    return set(done.stderr.split())
+
+
+@pytest.fixture
+def filled(repository: Path) -> Path:
+    one = backup(1)
+    for made in (one, incremental(2, one)):
+        commit(Repository.open(repository), made)
+    return repository
+
+
+def test_help_imports_no_command() -> None:
+    found = imported_by("--help")
+    assert "vbackup.cli.parser" in found
+    assert not found & (HEAVY | DOORS | {"vbackup.model", "vbackup.repository"})
+    assert not [name for name in found if name.startswith("vbackup.cli.commands.")]
+
+
+@pytest.mark.parametrize("more", [(), ("--tree",), ("--json",)], ids=" ".join)
+def test_list_imports_what_reads_a_repository(filled: Path, more: tuple[str, ...]) -> None:
+    found = imported_by("list", "-r", filled, *more)
+    assert "vbackup.repository" in found
+    assert not found & (HEAVY | DOORS)
+    assert [name for name in found if name.startswith("vbackup.cli.commands.")] == ["vbackup.cli.commands.list"]
+
+
+@pytest.mark.parametrize("command", sorted(parser.COMMANDS))
+def test_help_of_a_command_imports_neither_libvirt_nor_bars(command: str) -> None:
+    assert not imported_by(command, "--help") & (HEAVY - {"subprocess"})
+
+
+@pytest.mark.parametrize("arguments", [("-q", "list"), ("-c", "list", "show", "web")], ids=" ".join)
+def test_command_is_found_wherever_it_stands(filled: Path, arguments: tuple[str, ...]) -> None:
+    assert "vbackup.repository" in imported_by(*arguments, "-r", filled)
+
+
+def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
+    """What only a domain that is off, or a transaction of the user's, needs."""
+    source = "import sys, vbackup.backup; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert {"libvirt", "lxml", "vbackup.plan"} <= found
+    assert not found & {"asyncio", "qemu", "rich", "vbackup.schema", "vbackup.restore", "vbackup.transaction"}
