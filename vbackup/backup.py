@@ -30,6 +30,7 @@ from vbackup import (
     source,
     target,
 )
+from vbackup.backoff import Backoff
 from vbackup.completion import Work
 from vbackup.errors import BusyError, DomainGoneError, JobError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
@@ -64,6 +65,7 @@ class BackupRequest:
     quiesce: Quiesce = Quiesce.AUTO
     freeze_limit_s: int = DEFAULT_LIMIT_S
     speed_bytes_s: int | None = None  #: of each disk's job
+    max_latency_ms: float | None = None  #: copy slower while the guest's own requests take longer
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
 
@@ -205,6 +207,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
         draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
         stall_s = job.stall_limit_s(request.speed_bytes_s)
         work = Work(draft, stage, journal, session.source, repository, session.reporter, session.stop, stall_s=stall_s)
+        work = replace(work, backoff=_backoff(request, session))
         journal.begin(draft)
         _make_images(made, stage, session.stop)
         completion.push_undo_of_bitmaps(work, undo)
@@ -216,6 +219,18 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             "remove the working bitmaps", lambda: checkpoint.remove_bitmaps(session.monitor, work.working_bitmaps)
         )
     return backup
+
+
+def _backoff(request: BackupRequest, session: _Session) -> Backoff | None:
+    """What slows the jobs down for the guest's sake; a domain that is off has none."""
+    if request.max_latency_ms is None or not isinstance(session.source, source.RunningSource):
+        return None
+    return Backoff(
+        session.monitor,
+        limit_ms=request.max_latency_ms,
+        ceiling_bytes_s=request.speed_bytes_s,
+        reporter=session.reporter,
+    )
 
 
 def _files(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:

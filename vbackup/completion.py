@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from vbackup import checkpoint, job, journal, names, target
+from vbackup.backoff import Backoff
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, BitmapSource, DiskImage
 from vbackup.monitor import Monitor
@@ -34,6 +35,7 @@ class Work:
     reporter: Reporter
     stop: Stop
     stall_s: float = job.STALL_S
+    backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
 
     @property
     def monitor(self) -> Monitor:
@@ -93,7 +95,14 @@ def push_undo_of_jobs(work: Work, undo: Undo, *, guest_was_stopped: bool) -> Non
 
 def copy(work: Work) -> Work:
     """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
-    copied_bytes = job.run(work.monitor, work.devs, reporter=work.reporter, stop=work.stop, stall_s=work.stall_s)
+    copied_bytes = job.run(
+        work.monitor,
+        work.devs,
+        reporter=work.reporter,
+        stop=work.stop,
+        stall_s=work.stall_s,
+        on_tick=work.backoff.on_tick if work.backoff is not None else None,
+    )
     work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
     return close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)))
 

@@ -8,11 +8,11 @@ from typing import NoReturn
 
 import vbackup
 from vbackup.cli.arguments import add_common
-from vbackup.cli.commands import backup, bitmap, forget, hooks, init, recover, restore, show, transaction
+from vbackup.cli.commands import backup, bitmap, forget, hooks, init, recover, restore, show, speed, transaction
 from vbackup.cli.commands import list as list_
 from vbackup.errors import UsageError
 
-COMMANDS = (init, backup, list_, show, restore, recover, transaction, bitmap, forget, hooks)
+COMMANDS = (init, backup, list_, show, restore, recover, speed, transaction, bitmap, forget, hooks)
 
 
 class Parser(argparse.ArgumentParser):
