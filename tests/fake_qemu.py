@@ -127,6 +127,8 @@ class _Node:
     storage: str | None = None  #: the protocol node of a format node
     identity: tuple[int, int] | None = None  #: device and inode of a real file
     fdset: int | None = None
+    no_flush: bool = False
+    detect_zeroes: str = "off"
     bitmaps: dict[str, FakeBitmap] = field(default_factory=dict)
 
 
@@ -446,6 +448,8 @@ class FakeQemu:
             "file": node.filename,
             "backing_file_depth": len(list(self._chain(node.name))) - 1,
             "encrypted": False,
+            "cache": {"writeback": True, "direct": False, "no-flush": node.no_flush},
+            "detect_zeroes": node.detect_zeroes,
             "image": {
                 "filename": node.filename,
                 "format": node.driver,
@@ -538,6 +542,8 @@ class FakeQemu:
         if "backing" not in given and driver == "qcow2":
             assert _backing_offset(self._header(filename)) == 0, "the fake opens no backing files"
         node.storage = storage
+        node.no_flush = given.get("cache", {}).get("no-flush", False)
+        node.detect_zeroes = given.get("detect-zeroes", "off")
         self._nodes[storage] = _Node(storage, "file", filename, node.size_bytes, read_only=read_only)
         self._nodes[name] = node
 
@@ -552,6 +558,8 @@ class FakeQemu:
             file = options["file"]
             same = node.storage if isinstance(file, str) else node.filename
             assert (file if isinstance(file, str) else file["filename"]) == same, "the fake changes no file"
+            changed = (options.get("cache", {}).get("no-flush", False), options.get("detect-zeroes", "off"))
+            assert changed == (node.no_flush, node.detect_zeroes), "an option that is not given is reset"
             if node.name in self._flush_errors:
                 raise _RefusedError(f"Error flushing drive: {self._flush_errors[node.name]}")
 

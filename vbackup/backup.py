@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -29,6 +30,7 @@ from vbackup import (
     recovery,
     source,
     target,
+    tuning,
 )
 from vbackup.backoff import Backoff
 from vbackup.completion import Work
@@ -39,8 +41,8 @@ from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, Compression, Level, Quiesce
-from vbackup.monitor import Monitor
-from vbackup.plan import BackupPlan
+from vbackup.monitor import Monitor, schema
+from vbackup.plan import BackupPlan, DiskPlan
 from vbackup.report import Reporter
 from vbackup.repository import LockWait, Repository, Stage, target_errors
 from vbackup.source import Source
@@ -52,6 +54,8 @@ log = logging.getLogger(__name__)
 
 #: NVRAM stores of UEFI firmware are well under 1 MiB.
 MAX_NVRAM_BYTES = 64 * 1024 * 1024
+#: How many images are made at once.
+MAX_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def dry_run(
                 targets,
                 repository_id=repository.id,
                 undo=undo,
+                options=made.node_options,
                 security_labels=made.domain.security_labels,
             )
             try:
@@ -183,9 +188,17 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         token=names.new_token(),
         now=datetime.now(timezone.utc),
         taken_ids=taken_ids,
-        compression=request.compression,
+        compression=_compression(request.compression, session.monitor),
         speed_bytes_s=request.speed_bytes_s,
+        node_options=tuning.node_options(is_local=session.handle.host.is_local),
     )
+
+
+def _compression(asked: Compression, monitor: Monitor) -> Compression:
+    """What is asked for; only for ``auto`` QEMU is asked what it has."""
+    if asked is not Compression.AUTO:
+        return asked
+    return tuning.compression(asked, has_zstd="zstd" in schema(monitor).qcow2_compression_types())
 
 
 def _last_start(session: _Session) -> datetime | None:
@@ -252,15 +265,21 @@ def _versions(session: _Session) -> dict[str, str]:
 
 
 def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
-    for disk in made.disks:
+    """Several at a time: each is a process of its own."""
+
+    def make(disk: DiskPlan) -> None:
         stop.check()
         with target_errors(f"make the image {stage.path / disk.file}"):
             qemu_img.create(
                 stage.path / disk.file,
                 disk.node.top.virtual_size_bytes,
                 backing_rpath=disk.backing_rpath,
-                compression=made.compression,
+                options=disk.image_options(made.compression),
             )
+
+    with ThreadPoolExecutor(max_workers=MAX_PROCESSES) as pool:
+        for _ in pool.map(make, made.disks):
+            pass
 
 
 def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
@@ -273,6 +292,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
             work.targets,
             repository_id=work.repository.id,
             undo=undo,
+            options=made.node_options,
             security_labels=made.domain.security_labels,
         )
         stopped = work.source.is_guest_stopped()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from vbackup import checkpoint, job, journal, names, target
 from vbackup.backoff import Backoff
@@ -21,6 +22,7 @@ from vbackup.repository import Repository, Stage, digest, target_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
+from vbackup.writeback import Writeback
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Work:
     def devs(self) -> Mapping[str, str]:
         """The disk of each job."""
         return {names.job(self.repository.id, self.draft.id, one.dev): one.dev for one in self.draft.disks}
+
+    @property
+    def images(self) -> Mapping[str, Path]:
+        """The image that each job writes."""
+        return {job_id: self.stage.path / one.file for job_id, one in zip(self.devs, self.draft.disks)}
 
     @property
     def targets(self) -> Sequence[target.Target]:
@@ -95,22 +102,36 @@ def push_undo_of_jobs(work: Work, undo: Undo, *, guest_was_stopped: bool) -> Non
 
 def copy(work: Work) -> Work:
     """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
-    copied_bytes = job.run(
-        work.monitor,
-        work.devs,
-        reporter=work.reporter,
-        stop=work.stop,
-        stall_s=work.stall_s,
-        on_tick=work.backoff.on_tick if work.backoff is not None else None,
-    )
-    work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
-    return close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)))
+    with Writeback(work.images) as writeback:
+
+        def on_tick(jobs: Mapping[str, job.Job]) -> None:
+            writeback.on_tick(jobs)
+            if work.backoff is not None:
+                work.backoff.on_tick(jobs)
+
+        copied_bytes = job.run(
+            work.monitor,
+            work.devs,
+            reporter=work.reporter,
+            stop=work.stop,
+            stall_s=work.stall_s,
+            on_tick=on_tick,
+        )
+        work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
+        return _close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)), writeback)
 
 
 def close(work: Work) -> Work:
-    """Have QEMU put the images on the disk and let go of them; all jobs have ended well."""
+    """Put the images on the disk, and have QEMU let go of them; all jobs have ended well."""
+    with Writeback(work.images) as writeback:
+        return _close(work, writeback)
+
+
+def _close(work: Work, writeback: Writeback) -> Work:
     job.cancel(work.monitor, work.devs)  # all have concluded: this dismisses them
     target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
+    writeback.finish()
+    # From here on whoever finds the stage takes the images for complete, even after a power cut.
     work.journal.write(Step.FLUSHED)
     target.close_in_qemu(work.monitor, work.repository.id)
     return work

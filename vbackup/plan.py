@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from vbackup import names
+from vbackup import names, tuning
 from vbackup.actions import (
     Abort,
     Action,
@@ -25,6 +25,7 @@ from vbackup.actions import (
 from vbackup.chain import GRANULARITY_BYTES, Choice, History, level_of, parent_of
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import Backup, Compression, Consistency, Disk, DiskImage, DiskNode, Domain, LeftOut, Level
+from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class DiskPlan:
     def file(self) -> str:
         """The image's name in the backup's directory."""
         return f"{self.dev}.qcow2"
+
+    def image_options(self, compression: Compression) -> ImageOptions:
+        """How its image is made."""
+        return tuning.image_options(self.choice.level, compression)
 
     @property
     def backing_rpath(self) -> str | None:
@@ -126,6 +131,7 @@ class BackupPlan:
     disks: tuple[DiskPlan, ...]
     compression: Compression
     speed_bytes_s: int | None
+    node_options: NodeOptions = QEMUS_OWN
 
     def transaction(self, *, abort: bool = False) -> list[dict[str, Any]]:
         """The actions as JSON-ready data; with ``abort`` QEMU checks them all and then undoes them."""
@@ -202,6 +208,7 @@ def make(
     taken_ids: Collection[str],
     compression: Compression,
     speed_bytes_s: int | None,
+    node_options: NodeOptions = QEMUS_OWN,
 ) -> BackupPlan:
     """Name everything and put the plan together; ``token`` is a new one (names.new_token)."""
     level = level_of(asked, [choice for _, choice in choices])
@@ -230,6 +237,7 @@ def make(
         disks=tuple(disks),
         compression=compression,
         speed_bytes_s=speed_bytes_s,
+        node_options=node_options,
     )
 
 

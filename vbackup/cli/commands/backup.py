@@ -60,9 +60,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--compress",
+        nargs="?",
         choices=[compression.value for compression in Compression],
         default=Compression.NONE.value,
-        help="compress the images (default: none)",
+        const=Compression.AUTO.value,
+        help="compress the images (default: none; auto, or no word: zstd where QEMU has it)",
     )
     parser.add_argument(
         "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
