@@ -274,7 +274,7 @@ def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
                 stage.path / disk.file,
                 disk.node.top.virtual_size_bytes,
                 backing_rpath=disk.backing_rpath,
-                options=disk.image_options(made.compression),
+                options=made.image_options,
             )
 
     with ThreadPoolExecutor(max_workers=MAX_PROCESSES) as pool:

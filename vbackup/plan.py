@@ -49,10 +49,6 @@ class DiskPlan:
         """The image's name in the backup's directory."""
         return f"{self.dev}.qcow2"
 
-    def image_options(self, compression: Compression) -> ImageOptions:
-        """How its image is made."""
-        return tuning.image_options(self.choice.level, compression)
-
     @property
     def backing_rpath(self) -> str | None:
         """The parent's image as the image's header names it: relative to the backup's directory."""
@@ -132,6 +128,11 @@ class BackupPlan:
     compression: Compression
     speed_bytes_s: int | None
     node_options: NodeOptions = QEMUS_OWN
+
+    @property
+    def image_options(self) -> ImageOptions:
+        """How the images are made."""
+        return tuning.image_options(self.compression)
 
     def transaction(self, *, abort: bool = False) -> list[dict[str, Any]]:
         """The actions as JSON-ready data; with ``abort`` QEMU checks them all and then undoes them."""

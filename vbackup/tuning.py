@@ -10,13 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vbackup.model import Compression, Level
+from vbackup.model import Compression
 
-KIB, MIB = 1024, 1024 * 1024
-#: qcow2's own default, and what one bit of a checkpoint's bitmap stands for: an incremental copies just what changed.
-CLUSTER_BYTES = 64 * KIB
-#: Where whole disks are compressed. QEMU writes compressed clusters one by one, so fewer are faster.
-LARGE_CLUSTER_BYTES = 1 * MIB
+#: qcow2's own default, and what one bit of a checkpoint's bitmap stands for: QEMU copies whole clusters of the target,
+#: so with larger ones an incremental would copy more than what changed. It compresses four of them at a time.
+CLUSTER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,9 @@ class NodeOptions:
 QEMUS_OWN = NodeOptions()
 
 
-def image_options(level: Level, compression: Compression) -> ImageOptions:
-    """For one disk; ``level`` is its own, ``compression`` none that is still to be chosen."""
-    whole = level in (Level.FULL, Level.COPY)
-    large = whole and compression is not Compression.NONE
-    return ImageOptions(LARGE_CLUSTER_BYTES if large else CLUSTER_BYTES, compression)
+def image_options(compression: Compression) -> ImageOptions:
+    """For all images of a backup; ``compression`` is none that is still to be chosen."""
+    return ImageOptions(CLUSTER_BYTES, compression)
 
 
 def node_options(*, is_local: bool) -> NodeOptions:

@@ -17,7 +17,7 @@ from tests.end_to_end.chains import Chain
 from tests.lab import DiskSpec, Lab, qemu_img_info
 from vbackup import tuning
 from vbackup.model import Compression, Level
-from vbackup.tuning import CLUSTER_BYTES, LARGE_CLUSTER_BYTES, ImageOptions, NodeOptions
+from vbackup.tuning import CLUSTER_BYTES, ImageOptions, NodeOptions
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -26,21 +26,15 @@ MIB = 1024 * 1024
 
 #: All that vbackup.tuning can choose; tests/unit/test_tuning.py holds the two together.
 COMBINATIONS = [
-    (ImageOptions(cluster_bytes, compression), NodeOptions(no_flush=no_flush, detect_zeroes=True))
-    for cluster_bytes, compression in (
-        (CLUSTER_BYTES, Compression.NONE),
-        (CLUSTER_BYTES, Compression.ZSTD),
-        (CLUSTER_BYTES, Compression.ZLIB),
-        (LARGE_CLUSTER_BYTES, Compression.ZSTD),
-        (LARGE_CLUSTER_BYTES, Compression.ZLIB),
-    )
+    (ImageOptions(CLUSTER_BYTES, compression), NodeOptions(no_flush=no_flush, detect_zeroes=True))
+    for compression in (Compression.NONE, Compression.ZSTD, Compression.ZLIB)
     for no_flush in (True, False)
 ]
 
 
 def _id(combination: tuple[ImageOptions, NodeOptions]) -> str:
     image, node = combination
-    return f"{image.compression.value}-{image.cluster_bytes // 1024}k-{'' if node.no_flush else 'not-'}local"
+    return f"{image.compression.value}-{'' if node.no_flush else 'not-'}local"
 
 
 #: Two formats of the guest's disk, and a discard that reaches the image.
@@ -60,10 +54,9 @@ def machine_chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) 
 def test_what_is_restored_is_the_disk_of_that_moment(
     machine_chain: Chain, monkeypatch: pytest.MonkeyPatch, combination: tuple[ImageOptions, NodeOptions]
 ) -> None:
-    """The combination is used for full and incremental alike, so that each is also the base of the other kind."""
     image, node = combination
     opened: list[dict[str, Any]] = []
-    monkeypatch.setattr(tuning, "image_options", lambda _level, _compression: image)
+    monkeypatch.setattr(tuning, "image_options", lambda _compression: image)
     monkeypatch.setattr(tuning, "node_options", lambda *, is_local: opened.append({"local": is_local}) or node)
     chain = machine_chain
     for dev, _ in DISKS:
@@ -114,7 +107,7 @@ def test_images_are_made_as_was_chosen(machine_chain: Chain, repository: Path) -
     assert [
         (info["cluster-size"], info["format-specific"]["data"]["compression-type"])
         for info in map(qemu_img_info, images(repository))
-    ] == [(LARGE_CLUSTER_BYTES, "zstd"), (CLUSTER_BYTES, "zstd"), (CLUSTER_BYTES, "zlib")]
+    ] == [(CLUSTER_BYTES, "zstd"), (CLUSTER_BYTES, "zstd"), (CLUSTER_BYTES, "zlib")]
 
 
 def test_zeros_that_the_guest_has_written_take_no_room(machine_chain: Chain, repository: Path) -> None:
@@ -129,7 +122,6 @@ def test_zeros_that_the_guest_has_written_take_no_room(machine_chain: Chain, rep
 
 
 def test_scattered_changes_are_copied_for_themselves(machine_chain: Chain) -> None:
-    """Also on a full whose clusters are larger."""
     machine_chain.machine.write("vda", "write -P 1 0 16M")
     machine_chain.backup("--compress", "zstd")
     machine_chain.machine.write("vda", *(f"write -P 2 {number}M 4k" for number in range(8)))

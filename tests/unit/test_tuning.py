@@ -9,17 +9,16 @@ import pytest
 from tests.end_to_end.test_tuning import COMBINATIONS
 from vbackup import tuning
 from vbackup.chain import GRANULARITY_BYTES
-from vbackup.model import Compression, Level
-from vbackup.tuning import LARGE_CLUSTER_BYTES, QEMUS_OWN, ImageOptions, NodeOptions
+from vbackup.model import Compression
+from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
-LEVELS = [level for level in Level if level is not Level.AUTO]
 COMPRESSIONS = [compression for compression in Compression if compression is not Compression.AUTO]
 
 
 def test_every_combination_is_tested_and_no_other() -> None:
     chosen = {
-        (tuning.image_options(level, compression), tuning.node_options(is_local=is_local))
-        for level, compression, is_local in itertools.product(LEVELS, COMPRESSIONS, (True, False))
+        (tuning.image_options(compression), tuning.node_options(is_local=is_local))
+        for compression, is_local in itertools.product(COMPRESSIONS, (True, False))
     }
     assert chosen == set(COMBINATIONS)
 
@@ -27,17 +26,7 @@ def test_every_combination_is_tested_and_no_other() -> None:
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_incremental_copies_no_more_than_its_bitmap_tells(compression: Compression) -> None:
     """QEMU copies whole clusters of the target."""
-    for level in (Level.INCREMENTAL, Level.DIFFERENTIAL):
-        assert tuning.image_options(level, compression) == ImageOptions(GRANULARITY_BYTES, compression)
-
-
-def test_only_whole_disks_that_are_compressed_have_large_clusters() -> None:
-    large = [
-        (level, compression)
-        for level, compression in itertools.product(LEVELS, COMPRESSIONS)
-        if tuning.image_options(level, compression).cluster_bytes == LARGE_CLUSTER_BYTES
-    ]
-    assert large == list(itertools.product((Level.FULL, Level.COPY), (Compression.ZSTD, Compression.ZLIB)))
+    assert tuning.image_options(compression) == ImageOptions(GRANULARITY_BYTES, compression)
 
 
 def test_qemu_of_another_host_flushes_itself() -> None:
