@@ -16,7 +16,7 @@ import json
 import os
 import re
 import struct
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,17 +60,23 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("blockdev-reopen", "options", ""),
         ("block-dirty-bitmap-remove", "node name", ""),
         ("transaction", "actions", "properties"),
+        ("query-block-jobs", "", ""),
+        ("block-job-set-speed", "device speed", ""),
         ("job-cancel", "id", ""),
         ("job-finalize", "id", ""),
         ("job-dismiss", "id", ""),
     )
 }
 
+#: Of QAPI BlockDeviceStats, what is asked for.
+GUEST_IO = ("rd_operations", "wr_operations", "rd_total_time_ns", "wr_total_time_ns")
+
 #: JobVerbTable in QEMU's job.c: the states in which a job takes a command.
 VERBS = {
     "cancel": ("created", "running", "paused", "ready", "standby", "waiting", "pending"),
     "finalize": ("pending",),
     "dismiss": ("concluded",),
+    "set-speed": ("created", "running", "paused", "ready", "standby"),
 }
 
 
@@ -125,6 +131,8 @@ class _Node:
     storage: str | None = None  #: the protocol node of a format node
     identity: tuple[int, int] | None = None  #: device and inode of a real file
     fdset: int | None = None
+    no_flush: bool = False
+    detect_zeroes: str = "off"
     bitmaps: dict[str, FakeBitmap] = field(default_factory=dict)
 
 
@@ -184,6 +192,7 @@ class FakeQemu:
         self.loses_events = False
         self.passes_fds = True
         self.sent: list[Sent] = []
+        self.guest_io: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(GUEST_IO, 0))
         self._nodes: dict[str, _Node] = {}
         self._devices: list[tuple[FakeDisk, str]] = []  #: with the name of the root node
         self._jobs: dict[str, _Job] = {}
@@ -419,7 +428,10 @@ class FakeQemu:
         ]
 
     def _query_blockstats(self, _given: dict[str, Any]) -> Any:
-        return [{"device": "", "qdev": disk.qdev, **self._stats(root)} for disk, root in self._devices]
+        return [
+            {"device": "", "qdev": disk.qdev, **self._stats(root), "stats": self.guest_io[disk.alias]}
+            for disk, root in self._devices
+        ]
 
     def _stats(self, name: str) -> dict[str, Any]:
         node = self._nodes[name]
@@ -442,6 +454,8 @@ class FakeQemu:
             "file": node.filename,
             "backing_file_depth": len(list(self._chain(node.name))) - 1,
             "encrypted": False,
+            "cache": {"writeback": True, "direct": False, "no-flush": node.no_flush},
+            "detect_zeroes": node.detect_zeroes,
             "image": {
                 "filename": node.filename,
                 "format": node.driver,
@@ -537,6 +551,8 @@ class FakeQemu:
         if "backing" not in given and driver == "qcow2":
             assert _backing_offset(self._header(filename)) == 0, "the fake opens no backing files"
         node.storage = storage
+        node.no_flush = given.get("cache", {}).get("no-flush", False)
+        node.detect_zeroes = given.get("detect-zeroes", "off")
         self._nodes[storage] = _Node(storage, "file", filename, node.size_bytes, read_only=read_only)
         self._nodes[name] = node
 
@@ -558,6 +574,8 @@ class FakeQemu:
             file = options["file"]
             same = node.storage if isinstance(file, str) else node.filename
             assert (file if isinstance(file, str) else file["filename"]) == same, "the fake changes no file"
+            changed = (options.get("cache", {}).get("no-flush", False), options.get("detect-zeroes", "off"))
+            assert changed == (node.no_flush, node.detect_zeroes), "an option that is not given is reset"
             if node.name in self._flush_errors:
                 raise _RefusedError(f"Error flushing drive: {self._flush_errors[node.name]}")
 
@@ -860,6 +878,21 @@ class FakeQemu:
         if job.status not in VERBS[verb]:
             raise _RefusedError(f"Job '{job.id}' in state '{job.status}' cannot accept command verb '{verb}'")
         return job
+
+    def _query_block_jobs(self, _given: dict[str, Any]) -> Any:
+        return [
+            {"device": job.id, "type": "backup", "speed": job.speed, "status": job.status}
+            for job in self._jobs.values()
+            if job.status != "concluded"
+        ]
+
+    def _block_job_set_speed(self, given: dict[str, Any]) -> None:
+        if given["device"] not in self._jobs:
+            raise _RefusedError(f"Block job '{given['device']}' not found", "DeviceNotActive")
+        job = self._job({"id": given["device"]}, "set-speed")
+        if given["speed"] < 0:
+            raise _RefusedError("Parameter 'speed' expects a non-negative value")
+        job.speed = given["speed"]
 
     def _job_cancel(self, given: dict[str, Any]) -> None:
         job = self._job(given, "cancel")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -30,7 +31,9 @@ from vbackup import (
     source,
     staging,
     target,
+    tuning,
 )
+from vbackup.backoff import Backoff
 from vbackup.completion import Work
 from vbackup.errors import BusyError, DomainGoneError, JobError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
@@ -39,8 +42,8 @@ from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, Compression, Level, Quiesce
-from vbackup.monitor import Monitor
-from vbackup.plan import BackupPlan, StagingAbilities
+from vbackup.monitor import Monitor, schema
+from vbackup.plan import BackupPlan, DiskPlan, StagingAbilities
 from vbackup.report import Reporter
 from vbackup.repository import LockWait, Repository, Stage, target_errors
 from vbackup.source import Source
@@ -52,6 +55,8 @@ log = logging.getLogger(__name__)
 
 #: NVRAM stores of UEFI firmware are well under 1 MiB.
 MAX_NVRAM_BYTES = 64 * 1024 * 1024
+#: How many images are made at once.
+MAX_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class BackupRequest:
     quiesce: Quiesce = Quiesce.AUTO
     freeze_limit_s: int = DEFAULT_LIMIT_S
     speed_bytes_s: int | None = None  #: of each disk's job
+    max_latency_ms: float | None = None  #: copy slower while the guest's own requests take longer
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
     staging: Path | None = None  #: a directory for what the guest overwrites meanwhile (vbackup.staging)
@@ -177,10 +183,18 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         token=names.new_token(),
         now=datetime.now(timezone.utc),
         taken_ids=taken_ids,
-        compression=request.compression,
+        compression=_compression(request.compression, session.monitor),
         speed_bytes_s=request.speed_bytes_s,
         staging=_staging_abilities(request, session),
+        node_options=tuning.node_options(is_local=session.handle.host.is_local),
     )
+
+
+def _compression(asked: Compression, monitor: Monitor) -> Compression:
+    """What is asked for; only for ``auto`` QEMU is asked what it has."""
+    if asked is not Compression.AUTO:
+        return asked
+    return tuning.compression(asked, has_zstd="zstd" in schema(monitor).qcow2_compression_types())
 
 
 def _staging_abilities(request: BackupRequest, session: _Session) -> StagingAbilities | None:
@@ -212,6 +226,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
         draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
         stall_s = job.stall_limit_s(request.speed_bytes_s)
         work = Work(draft, stage, journal, session.source, repository, session.reporter, session.stop, stall_s=stall_s)
+        work = replace(work, backoff=_backoff(request, session))
         journal.begin(draft)
         _make_images(made, stage, session.stop)
         completion.push_undo_of_bitmaps(work, undo)
@@ -223,6 +238,18 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             "remove the working bitmaps", lambda: checkpoint.remove_bitmaps(session.monitor, work.working_bitmaps)
         )
     return backup
+
+
+def _backoff(request: BackupRequest, session: _Session) -> Backoff | None:
+    """What slows the jobs down for the guest's sake; a domain that is off has none."""
+    if request.max_latency_ms is None or not isinstance(session.source, source.RunningSource):
+        return None
+    return Backoff(
+        session.monitor,
+        limit_ms=request.max_latency_ms,
+        ceiling_bytes_s=request.speed_bytes_s,
+        reporter=session.reporter,
+    )
 
 
 def _files(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
@@ -244,15 +271,21 @@ def _versions(session: _Session) -> dict[str, str]:
 
 
 def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
-    for disk in made.disks:
+    """Several at a time: each is a process of its own."""
+
+    def make(disk: DiskPlan) -> None:
         stop.check()
         with target_errors(f"make the image {stage.path / disk.file}"):
             qemu_img.create(
                 stage.path / disk.file,
                 disk.node.top.virtual_size_bytes,
                 backing_rpath=disk.backing_rpath,
-                compression=made.compression,
+                options=made.image_options,
             )
+
+    with ThreadPoolExecutor(max_workers=MAX_PROCESSES) as pool:
+        for _ in pool.map(make, made.disks):
+            pass
 
 
 def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
@@ -291,7 +324,9 @@ def _open_in_qemu(
     undo: Undo,
 ) -> None:
     labels = made.domain.security_labels
-    target.open_in_qemu(monitor, targets, repository_id=repository_id, undo=undo, security_labels=labels)
+    target.open_in_qemu(
+        monitor, targets, repository_id=repository_id, undo=undo, options=made.node_options, security_labels=labels
+    )
     if made.is_staged:
         assert request.staging is not None
         staging.open_images(

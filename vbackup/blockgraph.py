@@ -15,6 +15,7 @@ from typing import Any
 from vbackup.errors import DiskError, MalformedError
 from vbackup.fields import Fields, objects
 from vbackup.model import Bitmap, Disk, DiskNode, Layer
+from vbackup.tuning import QEMUS_OWN, NodeOptions
 
 #: Drivers that pass everything on to the node below: never the place of a disk's data or bitmaps.
 FILTERS = frozenset(
@@ -33,6 +34,7 @@ MAX_LAYERS = 1000
 class _Node:
     driver: str
     layer: Layer
+    options: NodeOptions
 
 
 class BlockGraph:
@@ -66,6 +68,11 @@ class BlockGraph:
         if node is None:
             raise MalformedError(f"QEMU does not list node {node_name}, which was opened; did somebody close it?")
         return _innermost(node.layer.filename)
+
+    def options(self, node_name: str) -> NodeOptions:
+        """How a node was opened, as far as vbackup opens nodes otherwise than QEMU by itself."""
+        node = self._nodes.get(node_name)
+        return node.options if node else QEMUS_OWN
 
     def nodes(self) -> Mapping[str, Layer]:
         """All nodes by name, filters and those of no disk included."""
@@ -185,7 +192,16 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
             stores_bitmaps=driver == "qcow2" and _compat(image) != QCOW2_V2,
             bitmaps=bitmaps,
         )
-        yield name, _Node(driver, layer)
+        yield name, _Node(driver, layer, _options(entry))
+
+
+def _options(entry: Fields) -> NodeOptions:
+    """QAPI BlockDeviceInfo's cache and detect_zeroes."""
+    cache = entry.object("cache") if "cache" in entry else None
+    return NodeOptions(
+        no_flush=cache is not None and cache.boolean("no-flush"),
+        detect_zeroes=entry.optional_text("detect_zeroes") == "on",
+    )
 
 
 def _compat(image: Fields) -> str | None:

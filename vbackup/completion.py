@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from vbackup import checkpoint, job, journal, names, target
+from vbackup.backoff import Backoff
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, BitmapSource, DiskImage
 from vbackup.monitor import Monitor
@@ -20,6 +22,7 @@ from vbackup.repository import Repository, Stage, digest, target_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
+from vbackup.writeback import Writeback
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Work:
     reporter: Reporter
     stop: Stop
     stall_s: float = job.STALL_S
+    backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
 
     @property
@@ -45,6 +49,11 @@ class Work:
     def devs(self) -> Mapping[str, str]:
         """The disk of each job."""
         return {names.job(self.repository.id, self.draft.id, one.dev): one.dev for one in self.draft.disks}
+
+    @property
+    def images(self) -> Mapping[str, Path]:
+        """The image that each job writes."""
+        return {job_id: self.stage.path / one.file for job_id, one in zip(self.devs, self.draft.disks)}
 
     @property
     def jobs(self) -> Collection[str]:
@@ -100,17 +109,38 @@ def push_undo_of_jobs(work: Work, undo: Undo, *, guest_was_stopped: bool) -> Non
 
 def copy(work: Work) -> Work:
     """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
-    copied_bytes = job.run(
-        work.monitor, work.devs, reporter=work.reporter, stop=work.stop, stall_s=work.stall_s, watch=work.watch
-    )
-    work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
-    return close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)))
+    with Writeback(work.images) as writeback:
+
+        def on_tick(jobs: Mapping[str, job.Job]) -> None:
+            if work.watch is not None:
+                work.watch()
+            writeback.on_tick(jobs)
+            if work.backoff is not None:
+                work.backoff.on_tick(jobs)
+
+        copied_bytes = job.run(
+            work.monitor,
+            work.devs,
+            reporter=work.reporter,
+            stop=work.stop,
+            stall_s=work.stall_s,
+            on_tick=on_tick,
+        )
+        work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
+        return _close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)), writeback)
 
 
 def close(work: Work) -> Work:
-    """Have QEMU put the images on the disk and let go of them; all jobs have ended well."""
+    """Put the images on the disk, and have QEMU let go of them; all jobs have ended well."""
+    with Writeback(work.images) as writeback:
+        return _close(work, writeback)
+
+
+def _close(work: Work, writeback: Writeback) -> Work:
     job.cancel(work.monitor, work.jobs)  # the copies have concluded: this dismisses them
     target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
+    writeback.finish()
+    # From here on whoever finds the stage takes the images for complete, even after a power cut.
     work.journal.write(Step.FLUSHED)
     target.close_in_qemu(work.monitor, work.repository.id)
     return work

@@ -82,6 +82,16 @@ class DomainNotFoundError(VbackupError):
         super().__init__(f"No domain {domain!r} {where}; {hint}.")
 
 
+class NoBackupRunningError(VbackupError):
+    """No backup of the domain runs, so there is nothing about it to change."""
+
+    status = Status.NOT_FOUND
+
+    def __init__(self, domain: str, which: str = "") -> None:
+        self.domain = domain
+        super().__init__(f"No backup of domain {domain}{which} is running; nothing was changed.")
+
+
 class QemuGoneError(VbackupError):
     """What reads the disks is gone, and all that was begun in it went with it."""
 

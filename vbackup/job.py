@@ -57,6 +57,10 @@ class JobStatus(Enum):
     NULL = "null"
 
 
+#: In which a job takes another speed (JobVerbTable in QEMU's job.c).
+_CHANGEABLE = frozenset((JobStatus.CREATED, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.READY, JobStatus.STANDBY))
+
+
 @dataclass(frozen=True)
 class Job:
     """One entry of query-jobs (QAPI JobInfo)."""
@@ -70,9 +74,37 @@ class Job:
 
 
 def stall_limit_s(speed_bytes_s: int | None) -> float:
-    """How long jobs may make no progress: a job copies pieces of some MiB, and waits after each for its rate."""
+    """How long jobs may make no progress."""
+    return max(STALL_S, _pause_s(speed_bytes_s)) if speed_bytes_s else STALL_S
+
+
+def _pause_s(speed_bytes_s: int) -> float:
+    """How long there may be no progress for the speed's sake: a job copies some MiB, and waits for its rate then."""
     largest_piece_bytes = 16 * 1024 * 1024
-    return max(STALL_S, 2 * largest_piece_bytes / speed_bytes_s) if speed_bytes_s else STALL_S
+    return 2 * largest_piece_bytes / speed_bytes_s
+
+
+def set_speed(monitor: Monitor, job_id: str, speed_bytes_s: int | None) -> bool:
+    """Have a job copy no faster than this from now on; None is no limit. False where it has ended, or is not there.
+
+    What the guest's own writes make the job copy is not limited. Raises QmpError where QEMU refuses the rate.
+    """
+    try:
+        monitor.execute("block-job-set-speed", {"device": job_id, "speed": speed_bytes_s or 0})
+    except QmpError:
+        known = query(monitor)
+        if job_id in known and known[job_id].status in _CHANGEABLE:
+            raise
+        return False
+    return True
+
+
+def speeds(monitor: Monitor) -> dict[str, int | None]:
+    """How fast each job may copy, in bytes/s, by id; None is no limit. Only block jobs that have not ended."""
+    found = {}
+    for entry in objects(monitor.execute("query-block-jobs"), "query-block-jobs", MalformedError):
+        found[entry.text("device")] = entry.integer("speed") or None
+    return found
 
 
 def query(monitor: Monitor) -> dict[str, Job]:
@@ -102,14 +134,14 @@ def run(
     reporter: Reporter,
     stop: Stop,
     stall_s: float = STALL_S,
-    watch: Callable[[], None] | None = None,
+    on_tick: Callable[[Mapping[str, Job]], None] | None = None,
 ) -> dict[str, int]:
     """Wait until all jobs are pending, finalise them, and return the bytes each has copied, by dev.
 
-    ``devs`` has the disk of each job id; ``watch`` is called at every look, and what it raises ends the wait. Raises
-    for the first job that fails NoSpaceError, TargetError where it could not write, else JobError; and
-    JobStalledError, InterruptedBySignalError, DomainGoneError. The jobs are then still there: undo with ``cancel``. A
-    connection that breaks is opened anew and the wait goes on.
+    ``devs`` has the disk of each job id; ``on_tick`` is shown the jobs whenever they were asked for, and what it raises
+    ends the wait. Raises for the first job that fails NoSpaceError, TargetError where it could not write, else
+    JobError; and JobStalledError, InterruptedBySignalError, DomainGoneError. The jobs are then still there: undo with
+    ``cancel``. A connection that breaks is opened anew and the wait goes on.
     """
     blame = _Blame(monitor)
 
@@ -118,9 +150,11 @@ def run(
             if job_id not in jobs:
                 raise JobError(dev, "somebody dismissed the job before it was finalised")
         _raise_failure(jobs, devs, blame)
+        if on_tick is not None:
+            on_tick(jobs)
         return _end_together(monitor, jobs)
 
-    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s, watch=watch, note=blame.note)
+    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s, note=blame.note)
     return {devs[job.id]: job.done_bytes for job in jobs.values()}
 
 
@@ -164,7 +198,6 @@ def _watch(
     reporter: Reporter,
     stop: Stop,
     stall_s: float,
-    watch: Callable[[], None] | None = None,
     note: Callable[[Event], None] | None = None,
 ) -> dict[str, Job]:
     """Ask for the jobs of these ids and hand those that are there to ``step``, until it says that they have ended.
@@ -182,8 +215,6 @@ def _watch(
                 reporter.progress(labels[job.id], job.done_bytes, job.total_bytes)
             if step(jobs):
                 return jobs
-            if watch is not None:
-                watch()
             losses = 0
         except ConnectionLostError as err:
             losses = _count_loss(losses, err)
@@ -191,8 +222,17 @@ def _watch(
         if jobs != seen:
             progress_at, seen = time.monotonic(), jobs
         elif time.monotonic() - progress_at > stall_s:
-            raise JobStalledError(stall_s)
+            stall_s = _raise_if_stalled(monitor, labels, stall_s)
         _wait_for_change(monitor, note)
+
+
+def _raise_if_stalled(monitor: Monitor, job_ids: Collection[str], limit_s: float) -> float:
+    """Raise JobStalledError, unless the jobs have been slowed down meanwhile; returns how long that lets them take."""
+    pauses = [_pause_s(speed) for job_id, speed in speeds(monitor).items() if job_id in job_ids and speed]
+    allowed_s = max(pauses, default=0.0)
+    if allowed_s <= limit_s:
+        raise JobStalledError(limit_s)
+    return allowed_s
 
 
 def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CANCEL_S) -> None:

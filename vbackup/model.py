@@ -41,6 +41,7 @@ class Compression(Enum):
     """How the clusters of a target image are compressed (qcow2's compression_type)."""
 
     NONE = "none"
+    AUTO = "auto"  #: asked for only: the best that QEMU has
     ZSTD = "zstd"
     ZLIB = "zlib"
 

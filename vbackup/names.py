@@ -32,6 +32,10 @@ _OURS = re.compile(
     rf"-(?:(?P<token>{TOKEN.pattern})|working)"
 )
 
+_JOB = re.compile(
+    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
+)
+
 
 def new_repository_id() -> str:
     """Twelve random hexadecimal digits."""
@@ -131,6 +135,23 @@ def parse_bitmap(name: str) -> BitmapName | None:
     if match is None:
         return None
     return BitmapName(match["repository"], match["backup"], match["dev"], match["token"])
+
+
+@dataclass(frozen=True)
+class JobName:
+    """The id of a job of ours, taken apart."""
+
+    repository_id: str
+    backup_id: str
+    dev: str
+
+
+def parse_job(name: str) -> JobName | None:
+    """Take a job's id apart; None if it is none that copies a disk for vbackup."""
+    match = _JOB.fullmatch(name)
+    if match is None:
+        return None
+    return JobName(match["repository"], match["backup"], match["dev"])
 
 
 def disk_devs() -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from vbackup import names
+from vbackup import names, tuning
 from vbackup.actions import (
     Abort,
     Action,
@@ -26,6 +26,7 @@ from vbackup.actions import (
 from vbackup.chain import GRANULARITY_BYTES, Choice, History, level_of, parent_of
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import Backup, Compression, Consistency, Disk, DiskImage, DiskNode, Domain, LeftOut, Level
+from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,12 @@ class BackupPlan:
     disks: tuple[DiskPlan, ...]
     compression: Compression
     speed_bytes_s: int | None
+    node_options: NodeOptions = QEMUS_OWN
+
+    @property
+    def image_options(self) -> ImageOptions:
+        """How the images are made."""
+        return tuning.image_options(self.compression)
 
     @property
     def is_staged(self) -> bool:
@@ -268,6 +275,7 @@ def make(
     compression: Compression,
     speed_bytes_s: int | None,
     staging: StagingAbilities | None = None,
+    node_options: NodeOptions = QEMUS_OWN,
 ) -> BackupPlan:
     """Name everything and put the plan together; ``token`` is a new one (names.new_token).
 
@@ -300,6 +308,7 @@ def make(
         disks=tuple(disks),
         compression=compression,
         speed_bytes_s=speed_bytes_s,
+        node_options=node_options,
     )
 
 

@@ -19,6 +19,7 @@ from vbackup.errors import ChainError, NoSpaceError, TargetError
 from vbackup.fields import Fields
 from vbackup.model import Compression, ImageFormat
 from vbackup.stop import Stop
+from vbackup.tuning import ImageOptions
 
 _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
 
@@ -33,15 +34,15 @@ class Header:
     data_file: str | None
 
 
-def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compression: Compression) -> None:
+def create(path: Path, size_bytes: int, *, backing_rpath: str | None, options: ImageOptions) -> None:
     """Make an empty qcow2 image with mode 0600; the backing file is named in its header but not opened.
 
     Raises TargetError where the filesystem or qemu-img refuses.
     """
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    argv = ["create", "-q", "-f", "qcow2"]
-    if compression is not Compression.NONE:
-        argv += ["-o", f"compression_type={compression.value}"]
+    argv = ["create", "-q", "-f", "qcow2", "-o", f"cluster_size={options.cluster_bytes}"]
+    if options.compression is not Compression.NONE:
+        argv += ["-o", f"compression_type={options.compression.value}"]
     if backing_rpath is not None:
         argv += ["-u", "-b", backing_rpath, "-F", "qcow2"]
     _run([*argv, os.fspath(path.absolute()), str(size_bytes)], f"make the image {path}")

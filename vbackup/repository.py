@@ -21,6 +21,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,6 +42,8 @@ PARTIAL = ".partial"
 #: In a stage; see vbackup.journal.
 JOURNAL = "journal"
 _CHUNK_BYTES = 4 * 1024 * 1024
+#: How many files are put on the disk at once: the file system's journal takes them together.
+MAX_FSYNCS = 8
 #: How often a lock that is waited for is tried, and the longest a request to stop waits to be seen.
 LOCK_TICK_S = 0.25
 
@@ -317,8 +320,9 @@ class Stage:
             (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in here
         self.write("manifest.json", manifest.dump(backup).encode())
         with target_errors(f"write to {self._final.parent}"):
-            for entry in self.path.iterdir():
-                fsync(entry)
+            with ThreadPoolExecutor(max_workers=MAX_FSYNCS) as pool:
+                for _ in pool.map(fsync, self.path.iterdir()):
+                    pass
             fsync(self.path)
             self.path.rename(self._final)
             self.committed = True

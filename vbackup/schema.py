@@ -60,6 +60,21 @@ class Schema:
             self._actions = self._find_actions()
         return kind in self._actions
 
+    def qcow2_compression_types(self) -> frozenset[str]:
+        """How this QEMU compresses clusters (QAPI Qcow2CompressionType); before 5.1 it has no choice."""
+        node: Type | None = None
+        command = self._introspection.command("blockdev-create")
+        if command is not None:
+            node = self._member(self._introspection.type(command.arguments), "options")
+        if isinstance(node, Object) and "qcow2" in node.variants:
+            node = self._member(self._introspection.type(node.variants["qcow2"]), "compression-type")
+        return frozenset(node.values) if isinstance(node, Enumeration) else frozenset()
+
+    def _member(self, given: Type, name: str) -> Type | None:
+        if not isinstance(given, Object) or name not in given.members:
+            return None
+        return self._introspection.type(given.members[name].type)
+
     def check(self, command: str, arguments: Any) -> tuple[str, ...]:
         """Check the arguments of a command, JSON-ready data, and return warnings.
 

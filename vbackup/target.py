@@ -20,6 +20,7 @@ from vbackup.fields import Fields, objects
 from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, block_graph
 from vbackup.repository import target_errors
+from vbackup.tuning import QEMUS_OWN, NodeOptions
 from vbackup.undo import Undo
 
 #: QAPI BlockdevOptions, as blockdev-add and blockdev-reopen take them.
@@ -40,13 +41,14 @@ def open_in_qemu(
     *,
     repository_id: str,
     undo: Undo,
+    options: NodeOptions = QEMUS_OWN,
     security_labels: Sequence[SecurityLabel] = (),
 ) -> None:
     """Make each qcow2 image a node; ``undo`` gets ``close_in_qemu``.
 
     The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
-    writes. Raises TargetError where QEMU cannot open an image; ``security_labels`` are what confines QEMU,
-    for the message that tells why it may not.
+    writes. ``options`` are vbackup.tuning's. Raises TargetError where QEMU cannot open an image;
+    ``security_labels`` are what confines QEMU, for the message that tells why it may not.
     """
     undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
     for target in targets:
@@ -56,17 +58,17 @@ def open_in_qemu(
                 filename = _pass_image(monitor, target.path, names.prefix(repository_id))
             except FdsNotPassedError:
                 filename, by_descriptor = os.fspath(target.path), False
-            monitor.execute("blockdev-add", node(target.node_name, filename))
+            monitor.execute("blockdev-add", node(target.node_name, filename, options))
         except QmpError as err:
             raise TargetError(
                 _refused(target.path, err.description, security_labels, by_descriptor=by_descriptor)
             ) from err
 
 
-def node(node_name: str, filename: str) -> BlockdevOptions:
+def node(node_name: str, filename: str, options: NodeOptions = QEMUS_OWN) -> BlockdevOptions:
     """A qcow2 image without its backing file, as a node."""
     file = {"driver": "file", "filename": filename}
-    return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None}
+    return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None, **options.members()}
 
 
 def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
@@ -74,11 +76,12 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
 
     The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
     an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
-    it has changes nothing, but QEMU flushes it first and reports that. Raises NoSpaceError, TargetError.
+    it has changes nothing, but QEMU flushes it first and reports that. From the page cache to the disk is the caller's
+    way (vbackup.writeback), except where QEMU was told to go it. Raises NoSpaceError, TargetError.
     """
     graph = block_graph(monitor)
     try:
-        options = [node(name, graph.filename(name)) for name in node_names]
+        options = [node(name, graph.filename(name), graph.options(name)) for name in node_names]
         monitor.execute("blockdev-reopen", {"options": options})
     except QmpError as err:
         if "No space left on device" in err.description:

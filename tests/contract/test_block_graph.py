@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.contract.conftest import DISK, QDEV, SIZE_BYTES, Bench, add_bitmap, backup
+from tests.contract.conftest import DISK, QDEV, SIZE_BYTES, Bench, add_bitmap, backup, plain_file
+from tests.unit.builders import Recorder
+from vbackup import target
 from vbackup.model import Disk
-from vbackup.monitor import block_graph
+from vbackup.monitor import block_graph, schema
+from vbackup.tuning import QEMUS_OWN, NodeOptions
+from vbackup.undo import Undo
 
 
 def disk(bench: Bench) -> Disk:
@@ -71,3 +75,26 @@ def test_added_nodes_are_no_disks(bench: Bench) -> None:
     after = block_graph(bench.monitor)
     assert after.node_names() - before.node_names() >= {"target"}
     assert len(bench.execute("query-block")) == len(bench.execute("query-blockstats"))
+
+
+def test_options_of_a_target_are_told_and_kept_when_it_is_flushed(bench: Bench) -> None:
+    """QEMU resets what is not given to blockdev-reopen: it would flush to the disk as the node is closed."""
+    path = bench.image()
+    wanted = NodeOptions(no_flush=True, detect_zeroes=True)
+    bench.execute("blockdev-add", driver="qcow2", node_name="plain", file=plain_file(str(bench.image())), backing=None)
+    with Undo(Recorder()) as undo:
+        target.open_in_qemu(
+            bench.monitor, [target.Target(path, "vbackup-x")], repository_id="x", undo=undo, options=wanted
+        )
+        assert block_graph(bench.monitor).options("vbackup-x") == wanted
+        target.flush_in_qemu(bench.monitor, ["vbackup-x", "plain"])
+        graph = block_graph(bench.monitor)
+        assert graph.options("vbackup-x") == wanted
+        assert graph.options("plain") == graph.options("not-there") == QEMUS_OWN
+
+
+def test_compressions_are_told_by_the_schema(bench: Bench) -> None:
+    """The fake's is only a part of one, in which there is nothing about the making of images."""
+    known = schema(bench.monitor)
+    types = known.qcow2_compression_types()
+    assert ("zlib" in types) == known.has_command("blockdev-create")

@@ -6,7 +6,9 @@ import errno
 
 import pytest
 
-from tests.contract.conftest import MIB, SIZE_BYTES, Bench, add_bitmap, backup
+from tests.contract.conftest import DISK, MIB, QDEV, SIZE_BYTES, Bench, add_bitmap, backup
+from vbackup import backoff, job
+from vbackup.errors import QmpError
 
 KIB = 1024
 #: So slow that it is still running whatever the machine is busy with.
@@ -159,3 +161,41 @@ def test_bitmap_of_a_failed_job_is_free(jobs: Bench) -> None:
     bitmap = jobs.bitmap("one", "b")
     assert bitmap is not None
     assert (bitmap["busy"], bitmap["count"]) == (False, 64 * KIB)
+
+
+def test_speed_of_a_running_job_is_told_and_changed(jobs: Bench) -> None:
+    jobs.transaction(backup("j", "one", "target-one", **SLOW))
+    jobs.wait("j", "running")
+    assert job.speeds(jobs.monitor)["j"] == 64 * KIB
+    assert job.set_speed(jobs.monitor, "j", 128 * KIB)
+    assert job.speeds(jobs.monitor)["j"] == 128 * KIB
+    assert job.set_speed(jobs.monitor, "j", None)
+    assert job.speeds(jobs.monitor).get("j") is None
+    jobs.wait("j", "pending")
+
+
+def test_job_that_has_ended_takes_no_speed(jobs: Bench) -> None:
+    assert jobs.refused("block-job-set-speed", device="j", speed=1).error_class == "DeviceNotActive"
+    jobs.transaction(backup("j", "one", "target-one"))
+    jobs.wait("j", "pending")
+    assert not job.set_speed(jobs.monitor, "j", MIB)
+    jobs.execute("job-finalize", id="j")
+    jobs.wait("j", "concluded")
+    assert not job.set_speed(jobs.monitor, "j", MIB)
+    assert not job.set_speed(jobs.monitor, "somebody-elses", MIB)
+
+
+def test_speed_that_is_none_is_refused(jobs: Bench) -> None:
+    jobs.transaction(backup("j", "one", "target-one", **SLOW))
+    jobs.wait("j", "running")
+    with pytest.raises(QmpError, match="speed"):
+        job.set_speed(jobs.monitor, "j", -1)
+
+
+def test_requests_of_the_guest_are_counted_by_device(jobs: Bench) -> None:
+    """Not those of jobs and monitors; the firmware of a real QEMU has read a sector or none."""
+    counted = backoff.counters(jobs.monitor)
+    assert list(counted) == [QDEV]
+    assert (counted[QDEV].operations > 0) == (counted[QDEV].time_ns > 0)
+    jobs.write(DISK, 0, MIB)
+    assert backoff.counters(jobs.monitor)[QDEV].operations - counted[QDEV].operations <= 1

@@ -16,8 +16,8 @@ from tests.unit.builders import Recorder
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup import image_chain, qemu_img, source
 from vbackup.hooks import marks
-from vbackup.model import Compression
 from vbackup.repository import Repository
+from vbackup.tuning import ImageOptions
 
 settings.register_profile("unit", max_examples=50, deadline=None)
 settings.load_profile("unit")
@@ -45,10 +45,10 @@ def empty_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -> Iterator[FakeDomain]:
-    def create(path: Path, size_bytes: int, *, backing_rpath: str | None, compression: Compression) -> None:
+    def create(path: Path, size_bytes: int, *, backing_rpath: str | None, options: ImageOptions) -> None:
         assert size_bytes == SIZE_BYTES
         assert backing_rpath is None or (path.parent / backing_rpath).exists()
-        assert compression is Compression.NONE
+        assert options == ImageOptions()
         shutil.copyfile(empty_image, path)
 
     monkeypatch.setattr(qemu_img, "create", create)

@@ -33,8 +33,9 @@ from vbackup.cli import main
 from vbackup.errors import ChainError, TargetError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import open_regular
-from vbackup.model import Backup, Compression
+from vbackup.model import Backup
 from vbackup.repository import Repository
+from vbackup.tuning import ImageOptions
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
@@ -70,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.mkdir(parents=True)
         base = one.disks[0].base
         backing = f"../{base}/vda.qcow2" if base else None
-        qemu_img.create(path / "vda.qcow2", SIZE_BYTES, backing_rpath=backing, compression=Compression.NONE)
+        qemu_img.create(path / "vda.qcow2", SIZE_BYTES, backing_rpath=backing, options=ImageOptions())
         (path / "domain.xml").write_text(xml)
         seal(path, one)
     (repository.path / UUID / "domain.json").write_text('{"names": ["web"]}\n')

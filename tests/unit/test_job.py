@@ -391,3 +391,12 @@ def test_refusal_that_stays_is_no_endless_wait(qemu: FakeQemu) -> None:
         qemu.fault(QmpError("job-cancel", "GenericError", "no"), command="job-cancel", nth=nth)
     with pytest.raises(JobStalledError):
         job.cancel(qemu, ["job-vda"], timeout_s=0)
+
+
+def test_job_that_was_slowed_down_meanwhile_has_more_time(qemu: FakeQemu) -> None:
+    """By ``vbackup speed``, of which who waits has not been told."""
+    qemu.stall_job("target-vdb")
+    job.set_speed(qemu, "job-vdb", 32 * 1024 * MIB)  # a pause of a millisecond may be the speed's
+    with pytest.raises(JobStalledError) as caught:
+        run(qemu, stall_s=0)
+    assert caught.value.limit_s == 2**-10

@@ -352,3 +352,23 @@ def test_damaged_arguments_raise_nothing_unexpected(arguments: Any) -> None:
         checker.check(arguments, QEMU, {"n": ("m",)})
     except TransactionError as err:
         str(err).encode()
+
+
+def images(**qcow2: Any) -> Schema:
+    """A QEMU that makes images (QAPI BlockdevCreateOptions)."""
+    options = members("driver:d", tag="driver", variants=[{"case": "qcow2", "type": "q"}, {"case": "raw", "type": "r"}])
+    types = {"a": members("options:o"), "o": options, "d": {"meta-type": "enum", "values": ["qcow2", "raw"]}, **qcow2}
+    entries = [{"name": "blockdev-create", "meta-type": "command", "arg-type": "a", "ret-type": "0"}]
+    return Schema([*entries, *({"name": name, **entry} for name, entry in types.items())])
+
+
+def test_compressions_are_those_of_the_schema() -> None:
+    choice = {"meta-type": "enum", "members": [{"name": "zlib"}, {"name": "zstd"}]}
+    assert images(q=members("compression-type?:z"), z=choice).qcow2_compression_types() == {"zlib", "zstd"}
+
+
+def test_qemu_that_has_no_choice_of_compressions_names_none() -> None:
+    """Before 5.1; or one that makes no images."""
+    assert images(q=members("size:i")).qcow2_compression_types() == frozenset()
+    assert schema().qcow2_compression_types() == frozenset()
+    assert QEMU.qcow2_compression_types() == frozenset()  # what was captured has only what is checked

@@ -9,6 +9,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
+from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 
 #: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
@@ -19,6 +20,8 @@ _UNITS = {"": 1, "b": 1} | {
 }
 #: A year: longer than anybody waits, and no more than the operating system can count.
 MAX_WAIT_S = 365 * 24 * 3600
+#: Of a guest's request; after 30 s guests take their disk for broken.
+MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
 
 
@@ -103,6 +106,27 @@ def speed_bytes_s(text: str) -> int:
     if not 1 <= rate <= MAX_SIZE_BYTES:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 1 byte a second and what QEMU can count")
     return rate
+
+
+def new_speed(text: str) -> int | None:
+    """A rate as ``speed_bytes_s``, or ``unlimited`` for None. Raises UsageError: it is no option's argument."""
+    if text == "unlimited":
+        return None
+    try:
+        return speed_bytes_s(text)
+    except argparse.ArgumentTypeError as err:
+        raise UsageError(f"{err}, nor 'unlimited'.") from err
+
+
+def milliseconds(text: str) -> float:
+    """A time like 20, 20ms, 500us or 0.5s, as milliseconds; from 0.1 ms to a minute."""
+    match = re.fullmatch(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>us|ms|s|)", text.strip(), re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 20ms, 500us or 0.5s")
+    value = float(match["number"]) * {"us": 0.001, "ms": 1, "s": 1000, "": 1}[match["unit"]]
+    if not MIN_LATENCY_MS <= value <= MAX_LATENCY_MS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0.1ms and 60s")
+    return value
 
 
 def freeze_limit_s(text: str) -> int:

@@ -19,6 +19,7 @@ COMMANDS = {
     "show": "show one backup",
     "restore": "restore disks from a backup",
     "recover": "finish or undo a backup that was cut off",
+    "speed": "change the speed of a running backup",
     "transaction": "send a QMP transaction",
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",

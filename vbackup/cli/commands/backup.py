@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbackup import manifest
 from vbackup.cli import output
-from vbackup.cli.arguments import add_common, add_domain, freeze_limit_s, seconds, speed_bytes_s
+from vbackup.cli.arguments import add_common, add_domain, freeze_limit_s, milliseconds, seconds, speed_bytes_s
 from vbackup.cli.context import Context, domain_of
 from vbackup.errors import Status
 from vbackup.freeze import DEFAULT_LIMIT_S
@@ -53,10 +53,18 @@ def add(commands: Any) -> None:
         "--speed", metavar="BYTES/S", type=speed_bytes_s, help="copy each disk no faster (50M, 50MiB/s, 1GB)"
     )
     parser.add_argument(
+        "--max-latency",
+        metavar="MS",
+        type=milliseconds,
+        help="copy slower while the guest's own requests take longer than this on average (20, 20ms, 0.5s)",
+    )
+    parser.add_argument(
         "--compress",
+        nargs="?",
         choices=[compression.value for compression in Compression],
         default=Compression.NONE.value,
-        help="compress the images (default: none)",
+        const=Compression.AUTO.value,
+        help="compress the images (default: none; auto, or no word: zstd where QEMU has it)",
     )
     parser.add_argument(
         "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
@@ -84,6 +92,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         quiesce=Quiesce(options.quiesce),
         freeze_limit_s=options.freeze_limit,
         speed_bytes_s=options.speed,
+        max_latency_ms=options.max_latency,
         compression=Compression(options.compress),
         wait_lock_s=options.wait_lock,
         staging=Path(options.staging) if options.staging else None,

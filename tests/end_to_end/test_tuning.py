@@ -1,0 +1,176 @@
+"""Whatever way images are made and opened in, a restore is the disk as it was at that moment.
+
+Data, discarded blocks, WRITE_ZEROES and literal zeros, over data and over nothing, in a full and in incrementals.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.end_to_end.chains import Chain
+from tests.lab import DiskSpec, Lab, qemu_img_info
+from vbackup import tuning
+from vbackup.model import Compression, Level
+from vbackup.tuning import CLUSTER_BYTES, ImageOptions, NodeOptions
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+MIB = 1024 * 1024
+
+#: All that vbackup.tuning can choose; tests/unit/test_tuning.py holds the two together.
+COMBINATIONS = [
+    (ImageOptions(CLUSTER_BYTES, compression), NodeOptions(no_flush=no_flush, detect_zeroes=True))
+    for compression in (Compression.NONE, Compression.ZSTD, Compression.ZLIB)
+    for no_flush in (True, False)
+]
+
+
+def _id(combination: tuple[ImageOptions, NodeOptions]) -> str:
+    image, node = combination
+    return f"{image.compression.value}-{'' if node.no_flush else 'not-'}local"
+
+
+#: Two formats of the guest's disk, and a discard that reaches the image.
+DISKS = (("vda", "qcow2"), ("vdb", "raw"))
+
+
+@pytest.fixture
+def machine_chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
+    specs = [
+        DiskSpec(tmp_path / f"{dev}.{kind}", dev=dev, size="16M", format=kind, driver="discard='unmap'")
+        for dev, kind in DISKS
+    ]
+    return Chain(lab, command, repository, tmp_path, specs)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=_id)
+def test_what_is_restored_is_the_disk_of_that_moment(
+    machine_chain: Chain, monkeypatch: pytest.MonkeyPatch, combination: tuple[ImageOptions, NodeOptions]
+) -> None:
+    image, node = combination
+    opened: list[dict[str, Any]] = []
+    monkeypatch.setattr(tuning, "image_options", lambda _compression: image)
+    monkeypatch.setattr(tuning, "node_options", lambda *, is_local: opened.append({"local": is_local}) or node)
+    chain = machine_chain
+    for dev, _ in DISKS:
+        chain.machine.write(
+            dev,
+            "write -P 1 0 4M",
+            "write -P 0 4M 1M",  # literal zeros over nothing
+            "write -P 2 5M 64k",
+            "write -z 6M 1M",
+            "write -P 3 8M 1M",
+            "write -P 4 15M 1M",
+        )
+    options = ("--compress", image.compression.value)
+    assert set(levels(chain.backup(*options))) == {"full"}
+    for dev, _ in DISKS:
+        chain.machine.write(
+            dev,
+            "write -P 0 0 192k",  # literal zeros over data
+            "write -P 0 1032k 8k",  # within a cluster
+            "write -z 2M 320k",
+            "discard 3M 512k",
+            "write -z -u 8M 64k",
+            "write -P 5 12M 4k",
+            "write -P 6 5M 512",
+        )
+    assert set(levels(chain.backup(*options))) == {"incremental"}
+    for dev, _ in DISKS:
+        chain.machine.write(dev, "write -P 7 0 64k", "write -P 8 3M 64k", "discard 15M 1M", "write -P 0 8M 1M")
+    assert set(levels(chain.backup(*options))) == {"incremental"}
+    assert opened == [{"local": True}] * 3
+
+
+def levels(done: dict[str, Any]) -> list[str]:
+    return [disk["level"] for disk in done["disks"]]
+
+
+def images(repository: Path) -> list[Path]:
+    return sorted(repository.glob("*/*/vda.qcow2"))
+
+
+def test_images_are_made_as_was_chosen(machine_chain: Chain, repository: Path) -> None:
+    for dev, _ in DISKS:
+        machine_chain.machine.write(dev, "write -P 1 0 4M")
+    machine_chain.backup("--compress", "zstd")
+    machine_chain.machine.write("vda", "write -P 2 0 4k")
+    machine_chain.backup("--compress")
+    machine_chain.backup("--level", "full")
+    assert [
+        (info["cluster-size"], info["format-specific"]["data"]["compression-type"])
+        for info in map(qemu_img_info, images(repository))
+    ] == [(CLUSTER_BYTES, "zstd"), (CLUSTER_BYTES, "zstd"), (CLUSTER_BYTES, "zlib")]
+
+
+def test_zeros_that_the_guest_has_written_take_no_room(machine_chain: Chain, repository: Path) -> None:
+    """Neither in a full, where there is nothing, nor in an incremental, where they hide what is below."""
+    machine_chain.machine.write("vda", "write -P 0 0 8M", "write -P 1 8M 1M")
+    machine_chain.backup()
+    machine_chain.machine.write("vda", "write -P 0 8M 1M")
+    machine_chain.backup()
+    full, incremental = images(repository)
+    assert full.stat().st_size < 2 * MIB
+    assert incremental.stat().st_size < MIB
+
+
+def test_scattered_changes_are_copied_for_themselves(machine_chain: Chain) -> None:
+    machine_chain.machine.write("vda", "write -P 1 0 16M")
+    machine_chain.backup("--compress", "zstd")
+    machine_chain.machine.write("vda", *(f"write -P 2 {number}M 4k" for number in range(8)))
+    done = machine_chain.backup("--compress", "zstd")
+    copied = {disk["dev"]: disk["copied_bytes"] for disk in done["disks"]}
+    assert copied == {"vda": 8 * CLUSTER_BYTES, "vdb": 0}
+
+
+def test_images_are_on_the_disk_before_they_count(
+    machine_chain: Chain, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    """QEMU does not flush, so each image is flushed here before the journal says that it is complete."""
+    really = os.fsync
+    order: list[str] = []
+
+    def noted(fd: int) -> None:
+        name = Path(f"/proc/self/fd/{fd}").readlink()
+        if name.suffix == ".qcow2" or name.name == "journal":
+            step = json.loads(name.read_text().splitlines()[-1])["step"] if name.name == "journal" else name.name
+            order.append(step)
+        really(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    machine_chain.machine.write("vda", "write -P 1 0 1M")
+    machine_chain.run()
+    flushed = order.index("flushed")
+    assert sorted(order[order.index("copied") + 1 : flushed]) == ["vda.qcow2", "vdb.qcow2"]
+
+
+def test_domain_that_is_off_is_read_in_the_same_way(machine_chain: Chain, repository: Path, tmp_path: Path) -> None:
+    machine_chain.machine.write("vda", "write -P 1 0 4M", "write -P 0 4M 4M")
+    chain = machine_chain
+    chain.stop()
+    chain.lab.define(chain.xml())
+    done = chain.run("--compress").document
+    chain.command("-q", "restore", "bases", "-r", repository, "--output", tmp_path / "out")
+    for dev, kind in DISKS:
+        path = tmp_path / f"{dev}.{kind}"
+        argv = [
+            "qemu-img",
+            "compare",
+            "-U",
+            "-f",
+            kind,
+            "-F",
+            "qcow2",
+            str(path),
+            str(tmp_path / "out" / f"{dev}.qcow2"),
+        ]
+        assert subprocess.run(argv, capture_output=True, check=False).returncode == 0
+    assert done["consistency"] == "offline"
+    assert Level(done["level"]) is Level.FULL
