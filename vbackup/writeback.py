@@ -10,8 +10,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from vbackup.files import open_regular
@@ -35,7 +36,7 @@ class Writeback:
         self._paths = paths
         self._fds: dict[str, int] = {}
         self._asked_at: dict[str, int] = {}
-        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: set[str] = set()
         self._errors: dict[str, OSError] = {}
         self._thread: threading.Thread | None = None
@@ -69,7 +70,7 @@ class Writeback:
                 self._asked_at[job_id] = one.done_bytes
                 self._pending.add(job_id)
                 self._start()
-                self._queue.put(job_id)
+                self._queue.put(partial(self._sync, job_id))
 
     def finish(self) -> None:
         """Put all of every image on the disk. Raises NoSpaceError, TargetError where it cannot be."""
@@ -78,11 +79,16 @@ class Writeback:
             with target_errors(f"write {self._paths[job_id]}"):
                 os.fsync(self._fds[job_id])
 
+        # First what is under way: an error that is told there is not told here again.
+        if self._thread is not None:
+            is_idle = threading.Event()
+            self._queue.put(is_idle.set)
+            is_idle.wait()
+        for job_id, error in list(self._errors.items()):
+            self._raise(job_id, error)
         with ThreadPoolExecutor(max_workers=MAX_FSYNCS) as pool:
             for _ in pool.map(sync, self._fds):
                 pass
-        for job_id, error in list(self._errors.items()):
-            self._raise(job_id, error)
 
     def _start(self) -> None:
         if self._thread is None:
@@ -90,14 +96,17 @@ class Writeback:
             self._thread.start()
 
     def _work(self) -> None:
-        while (job_id := self._queue.get()) is not None:
-            try:
-                os.fdatasync(self._fds[job_id])
-            except OSError as err:
-                log.debug("%s: %s", self._paths[job_id], err)
-                self._errors[job_id] = err
-            self._pending.discard(job_id)
+        while (work := self._queue.get()) is not None:
+            work()
         self._close()
+
+    def _sync(self, job_id: str) -> None:
+        try:
+            os.fdatasync(self._fds[job_id])
+        except OSError as err:
+            log.debug("%s: %s", self._paths[job_id], err)
+            self._errors[job_id] = err
+        self._pending.discard(job_id)
 
     def _raise(self, job_id: str, error: OSError) -> None:
         with target_errors(f"write {self._paths[job_id]}"):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vbackup.cli import arguments
+from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 
 if TYPE_CHECKING:
@@ -155,3 +156,29 @@ def test_seconds(text: str, expected: float) -> None:
 def test_what_is_no_number_of_seconds_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a number of seconds from 0"):
         arguments.seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("20", 20.0), ("20ms", 20.0), (" 500us ", 0.5), ("1.5s", 1500.0), ("60s", 60000.0)]
+)
+def test_latency_is_milliseconds_unless_it_says_otherwise(text: str, expected: float) -> None:
+    assert arguments.milliseconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "99us", "61s", "nan", "inf", "1e3", "5m", "ms", "1" * 400, "٣"])
+def test_what_is_no_latency_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.milliseconds(text)
+
+
+@given(st.text())
+def test_any_text_is_a_latency_or_refused(text: str) -> None:
+    with suppress(argparse.ArgumentTypeError):
+        assert arguments.MIN_LATENCY_MS <= arguments.milliseconds(text) <= arguments.MAX_LATENCY_MS
+
+
+def test_new_speed_can_be_none_at_all() -> None:
+    assert arguments.new_speed("unlimited") is None
+    assert arguments.new_speed("1k") == 1024
+    with pytest.raises(UsageError, match=r"'Unlimited' is not a rate .*, nor 'unlimited'"):
+        arguments.new_speed("Unlimited")

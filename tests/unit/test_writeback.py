@@ -140,6 +140,22 @@ def test_error_that_the_kernel_told_once_is_told_at_the_end_too(paths: dict[str,
             writeback.finish()
 
 
+def test_error_that_is_still_to_come_is_waited_for(paths: dict[str, Path], disk: Disk) -> None:
+    """The piece is under way when the end asks for the same data, and gets no error of its own."""
+    at_the_end = threading.Event()
+
+    def fail_late(how: str, _name: str) -> None:
+        if how == "fdatasync":
+            at_the_end.wait(0.2)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    disk.fails = fail_late
+    with Writeback(paths) as writeback:
+        writeback.on_tick(at(one=PIECE_BYTES))
+        with pytest.raises(TargetError, match="Input/output error"):
+            writeback.finish()
+
+
 def test_error_at_the_end_is_told(paths: dict[str, Path], disk: Disk) -> None:
     def fail(_how: str, name: str) -> None:
         if name == "two":
