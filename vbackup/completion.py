@@ -7,7 +7,7 @@ is in the draft, which the journal has too: names follow from ids (vbackup.names
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -34,6 +34,7 @@ class Work:
     reporter: Reporter
     stop: Stop
     stall_s: float = job.STALL_S
+    pace: job.Pace | None = None
 
     @property
     def monitor(self) -> Monitor:
@@ -93,7 +94,9 @@ def push_undo_of_jobs(work: Work, undo: Undo, *, guest_was_stopped: bool) -> Non
 
 def copy(work: Work) -> Work:
     """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
-    copied_bytes = job.run(work.monitor, work.devs, reporter=work.reporter, stop=work.stop, stall_s=work.stall_s)
+    copied_bytes = job.run(
+        work.monitor, work.devs, reporter=work.reporter, stop=work.stop, stall_s=work.stall_s, pace=work.pace
+    )
     work.journal.write(Step.COPIED, copied_bytes=copied_bytes)
     return close(replace(work, draft=journal.with_copied(work.draft, copied_bytes)))
 
@@ -107,10 +110,10 @@ def close(work: Work) -> Work:
     return work
 
 
-def commit(work: Work, *, begun: float | None) -> Backup:
+def commit(work: Work, *, begun: float | None, ready: Callable[[], None] = lambda: None) -> Backup:
     """Digest the images and give the backup its name.
 
-    ``begun`` is the monotonic time at which it was begun; None if that is not known.
+    ``begun`` is the monotonic time at which it was begun; None if that is not known. ``ready`` as for Stage.commit.
     """
     disks = _describe_images(work)
     backup = replace(
@@ -118,7 +121,7 @@ def commit(work: Work, *, begun: float | None) -> Backup:
     )
     work.repository.remember_name(backup.domain_uuid, backup.domain_name)
     work.stop.check()
-    work.stage.commit(backup)
+    work.stage.commit(backup, ready=ready)
     return backup
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from vbackup.errors import (
     ConnectionLostError,
@@ -66,6 +67,19 @@ class Job:
     error: str | None
 
 
+class Pace(Protocol):
+    """Sets how fast the jobs of one backup copy while they run. Called by the thread that follows them."""
+
+    def first_bytes_s(self, jobs: int) -> int:
+        """With how much each of so many jobs begins."""
+
+    def slowest_bytes_s(self, jobs: int) -> int:
+        """The least that each of so many jobs gets for longer than a moment."""
+
+    def adjust(self, monitor: Monitor, jobs: Collection[Job]) -> None:
+        """Told how the jobs are at every look at them."""
+
+
 def stall_limit_s(speed_bytes_s: int | None) -> float:
     """How long jobs may make no progress: a job copies pieces of some MiB, and waits after each for its rate."""
     largest_piece_bytes = 16 * 1024 * 1024
@@ -99,12 +113,13 @@ def run(
     reporter: Reporter,
     stop: Stop,
     stall_s: float = STALL_S,
+    pace: Pace | None = None,
 ) -> dict[str, int]:
     """Wait until all jobs are pending, finalise them, and return the bytes each has copied, by dev.
 
-    ``devs`` has the disk of each job id. Raises JobError (or NoSpaceError) for the first job that fails,
-    JobStalledError, InterruptedBySignalError, DomainGoneError; the jobs are then still there: undo
-    with ``cancel``. A connection that breaks is opened anew and the wait goes on.
+    ``devs`` has the disk of each job id; ``pace`` sets their speed meanwhile. Raises JobError (or NoSpaceError)
+    for the first job that fails, JobStalledError, InterruptedBySignalError, DomainGoneError; the jobs are then
+    still there: undo with ``cancel``. A connection that breaks is opened anew and the wait goes on.
     """
 
     def step(jobs: dict[str, Job]) -> bool:
@@ -112,6 +127,8 @@ def run(
             if job_id not in jobs:
                 raise JobError(dev, "somebody dismissed the job before it was finalised")
         _raise_failure(jobs, devs)
+        if pace is not None:
+            pace.adjust(monitor, jobs.values())
         return _end_together(monitor, jobs)
 
     jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s)

@@ -44,6 +44,11 @@ def new_token() -> str:
     return secrets.token_hex(6)
 
 
+def new_group_id() -> str:
+    """Twelve random hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
 def stamp(time: datetime) -> str:
     """The moment in UTC as backup ids begin: 20261123T101500Z."""
     return time.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")

@@ -144,10 +144,10 @@ def test_recovery_that_is_killed_itself_is_gone_on_with(
 def test_killed_in_the_middle_of_the_commit(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
     commit = Stage.commit
 
-    def half(self: Stage, backup: Backup) -> None:
+    def half(self: Stage, backup: Backup, **given: Any) -> None:
         self.write("manifest.json", b"{torn")
         killer.strike()
-        commit(self, backup)
+        commit(self, backup, **given)
 
     killer.kill(lambda patch: patch.setattr(Stage, "commit", half))
     run(domain, repo)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from vbackup.errors import VbackupError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +26,17 @@ def size(size_bytes: int) -> str:
 def plain(text: str) -> str:
     """The text with nothing in it that steers a terminal: names come from repositories, that is from anywhere."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def error_document(err: VbackupError) -> dict[str, Any]:
+    """The error for programs."""
+    return {
+        "schema": "vbackup.error/1",
+        "error": type(err).__name__,
+        "message": str(err),
+        "status": int(err.status),
+        "evidence": err.evidence(),
+    }
 
 
 def local_time(time: datetime) -> str:
