@@ -300,6 +300,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) 
         with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze, moment.taken():
             now = datetime.now(timezone.utc)
             _send_transaction(monitor, transaction)
+        moment.sent()
         started = replace(
             work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms, group=moment.group
         )

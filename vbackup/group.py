@@ -165,7 +165,11 @@ class MemberMoment:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """See Moment. A failure is told to the others at once: their guests are frozen."""
+        """See Moment.
+
+        What is frozen when all are does not change until its own transaction, so each is thawed right after that and
+        does not wait for the others'. A failure is told at once, not when all of it is undone.
+        """
         clock, timeout_s = self._moments.clock, self._moments.timeout_s
         self._wait(self._name, timeout_s=timeout_s)
         sent = clock()
@@ -175,7 +179,10 @@ class MemberMoment:
             self._moments.meeting.fail(self._name, err)
             raise
         self._moments.add_times(sent, clock())
-        self._wait(self._name, timeout_s=timeout_s)
+
+    def sent(self) -> None:
+        """See Moment."""
+        self._wait(self._name, timeout_s=self._moments.timeout_s)
 
     def copied(self) -> None:
         """See Moment."""

@@ -21,14 +21,14 @@ class Moment(Protocol):
         """All is ready: return when the guests are to be frozen."""
 
     def taken(self) -> AbstractContextManager[None]:
-        """The filesystems are frozen: run the block, which sends the transaction, at the moment of all.
+        """The filesystems are frozen: run the block, which sends the transaction, when those of all are."""
 
-        Left when all have sent theirs, so that no guest is thawed before.
-        """
+    def sent(self) -> None:
+        """The filesystems are thawed: return when the transactions of all were carried out."""
 
     @property
     def group(self) -> Group | None:
-        """What ``planned`` returned, with the spread once the moment is taken."""
+        """What ``planned`` returned, with the spread once all have ``sent``."""
 
     def copied(self) -> None:
         """The backup is complete but for its name: return when it may have that."""
@@ -49,6 +49,9 @@ class Alone:
     def taken(self) -> AbstractContextManager[None]:
         """See Moment."""
         return nullcontext()
+
+    def sent(self) -> None:
+        """See Moment."""
 
     def copied(self) -> None:
         """See Moment."""
