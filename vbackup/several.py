@@ -31,7 +31,7 @@ from vbackup.stop import Stop
 log = logging.getLogger(__name__)
 
 #: How many domains are backed up at the same time by default. Measured with 20 small ones on two processors: two at a
-#: time take 0.6 of the time of one, four 0.5, more no less; and each more makes the storage's heads travel.
+#: time take 0.6 of the time of one, four 0.45, eight 0.4; and each more has the storage work in one more place.
 PARALLEL = 4
 
 T = TypeVar("T", Backup, BackupPlan)
