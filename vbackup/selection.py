@@ -107,12 +107,13 @@ def _is_excluded(handle: DomainHandle, excluded: Sequence[str]) -> bool:
 def _reason_to_skip(handle: DomainHandle) -> str | None:
     """Why no backup of the domain is possible, as far as that can be seen from outside."""
     try:
-        kind = domainxml.hypervisor(handle.live_xml())
+        xml = handle.live_xml()
+        kind = domainxml.hypervisor(xml)
         if kind not in domainxml.OF_QEMU:
             return f"it is a domain of {kind}, not of QEMU or KVM"
         if not handle.host.is_local and not handle.is_active():
             return "it is off, and its images are on another host"
-        domain = domainxml.parse(handle.live_xml())
+        domain = domainxml.parse(xml)
     except ConnectionLostError:
         raise
     except VbackupError:

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from vbackup import backup
 from vbackup.backup import BackupRequest
-from vbackup.errors import DomainNotFoundError, VbackupError
+from vbackup.errors import DomainNotFoundError, GroupError, InterruptedBySignalError, VbackupError
 from vbackup.group import MemberRepository, MemberStop, Moments, Turns
 from vbackup.host import Host
 from vbackup.model import Backup
@@ -150,7 +150,9 @@ def _in_threads(
             made, error = work(domain, reporter), None
         except Exception as err:  # noqa: BLE001 - a fault in one thread is the result of that domain, and no other's
             made, error = None, _known(err)
-            reporter.warning(str(error))
+            # The cause of these is told once for all.
+            if not isinstance(error, (GroupError, InterruptedBySignalError)):
+                reporter.warning(str(error))
         return Result(domain, round(time.monotonic() - begun, 3), made, error)
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="domain") as pool:

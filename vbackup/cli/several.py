@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -78,8 +79,12 @@ def _status(results: Sequence[Result[Any]], *, is_group: bool) -> int:
 
 
 def _failure(results: Sequence[Result[Any]], failed: int, *, is_group: bool) -> str:
+    signals = [result.error.signum for result in results if isinstance(result.error, InterruptedBySignalError)]
+    if signals:
+        return f"Stopped by {signal.Signals(signals[0]).name}; {failed} of {_domains(len(results))} were not backed up."
     if is_group and failed == len(results):
-        return "The group was not backed up; nothing was kept of it."
+        culprit = next((one.domain.name for one in results if not isinstance(one.error, GroupError)), "it")
+        return output.plain(f"Domain {culprit} failed, so nothing was kept of the group.")
     return f"{failed} of {_domains(len(results))} failed."
 
 
