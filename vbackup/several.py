@@ -81,8 +81,7 @@ def run(several: Several, domains: Sequence[Chosen], *, parallel: int) -> list[R
                 stop=several.stop,
                 pace=_share(rate, several, stack),
             )
-        reporter.step(f"Backup {done.id} is complete.")
-        return done
+        return _told(done, reporter)
 
     return _in_threads(several, domains, one, threads=parallel)
 
@@ -123,7 +122,7 @@ def run_group(several: Several, domains: Sequence[Chosen]) -> list[Result[Backup
         try:
             with ExitStack() as stack:
                 host = stack.enter_context(several.host.another())
-                return backup.run(
+                done = backup.run(
                     several.of(domain),
                     host=host,
                     repository=repository,
@@ -132,6 +131,7 @@ def run_group(several: Several, domains: Sequence[Chosen]) -> list[Result[Backup
                     moment=moments.member(domain.name),
                     pace=_share(rate, several, stack),
                 )
+            return _told(done, reporter)
         except Exception as err:
             moments.meeting.fail(domain.name, _known(err))
             raise
@@ -157,6 +157,11 @@ def _in_threads(
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="domain") as pool:
         return list(pool.map(one, domains))
+
+
+def _told(done: Backup, reporter: Reporter) -> Backup:
+    reporter.step(f"Backup {done.id} is complete.")
+    return done
 
 
 def _known(err: Exception) -> VbackupError:

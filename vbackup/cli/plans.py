@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def print_plan(made: BackupPlan) -> None:
     """For people."""
-    print(f"Plan of backup {made.id} of domain {made.domain.name} (checked by QEMU, nothing was kept)")
+    print(output.plain(f"Plan of backup {made.id} of domain {made.domain.name} (checked by QEMU, nothing was kept)"))
     output.table(
         ("DISK", "LEVEL", "BASE", "FILE", "NODE", "WHY"),
         [
