@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
-from vbackup.model import Backup, Compression, Level, Quiesce
+from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
+from vbackup.moment import Alone, Moment
 from vbackup.monitor import Monitor, schema
 from vbackup.plan import BackupPlan, DiskPlan, StagingAbilities
 from vbackup.report import Reporter
@@ -85,20 +86,33 @@ class _Session:
     repository: Repository
     reporter: Reporter
     stop: Stop
+    moment: Moment = field(default_factory=Alone)
+    pace: job.Pace | None = None
 
     @property
     def monitor(self) -> Monitor:
         return self.source.monitor
 
 
-def run(request: BackupRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop) -> Backup:
+def run(
+    request: BackupRequest,
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    moment: Moment | None = None,
+    pace: job.Pace | None = None,
+) -> Backup:
     """Make a backup and return it as it was committed.
 
-    Raises a VbackupError, whose class says what went wrong; nothing of the backup is left then, and
-    a warning tells what could not be undone because QEMU or libvirt could not be reached.
+    ``moment`` has it wait for others at some points; ``pace`` sets the speed of its jobs instead of the request.
+    Raises a VbackupError, whose class says what went wrong; nothing of the backup is left then, and a warning
+    tells what could not be undone because QEMU or libvirt could not be reached.
     """
     begun = time.monotonic()
-    with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
+    with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as opened:
+        session = replace(opened, moment=moment or Alone(), pace=pace)
         session.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
         made = _plan(request, session)
         try:
@@ -224,14 +238,24 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
         Undo(session.reporter) as undo,
     ):
         draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
-        stall_s = job.stall_limit_s(request.speed_bytes_s)
-        work = Work(draft, stage, journal, session.source, repository, session.reporter, session.stop, stall_s=stall_s)
-        work = replace(work, backoff=_backoff(request, session))
-        journal.begin(draft)
+        group = session.moment.planned(GroupMember(made.domain.name, made.domain.uuid, made.id))
+        work = Work(
+            replace(draft, group=group),
+            stage,
+            journal,
+            session.source,
+            repository,
+            session.reporter,
+            session.stop,
+            stall_s=job.stall_limit_s(_slowest_bytes_s(made, session)),
+            pace=session.pace,
+            backoff=_backoff(request, session),
+        )
+        journal.begin(work.draft)
         _make_images(made, stage, session.stop)
         completion.push_undo_of_bitmaps(work, undo)
-        work = _copy(made, request, work)
-        backup = completion.commit(work, begun=begun)
+        work = _copy(made, request, work, session.moment)
+        backup = completion.commit(work, begun=begun, ready=session.moment.copied)
         undo.release()
         # The working bitmaps have done their work; the checkpoints stay.
         undo.push(
@@ -250,6 +274,10 @@ def _backoff(request: BackupRequest, session: _Session) -> Backoff | None:
         ceiling_bytes_s=request.speed_bytes_s,
         reporter=session.reporter,
     )
+
+
+def _slowest_bytes_s(made: BackupPlan, session: _Session) -> int | None:
+    return made.speed_bytes_s if session.pace is None else session.pace.slowest_bytes_s(len(made.disks))
 
 
 def _files(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
@@ -288,7 +316,7 @@ def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
             pass
 
 
-def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
+def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) -> Work:
     """The transaction and its jobs; when this returns QEMU has let go of complete images."""
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
@@ -300,12 +328,24 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
         work.stop.check()
         # Nothing is written to the repository while the guest is frozen: its storage may be slow.
         work.journal.write(Step.MOMENT, time=manifest.iso(datetime.now(timezone.utc)), guest_was_stopped=stopped)
-        with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze:
+        if work.pace is not None:
+            made = replace(made, speed_bytes_s=work.pace.first_bytes_s(len(made.disks)))
+        transaction = made.transaction()
+        moment.staged()
+        with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze, moment.taken():
             now = datetime.now(timezone.utc)
-            _send_transaction(monitor, made.transaction())
-        started = replace(work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms)
+            _send_transaction(monitor, transaction)
+        moment.sent()
+        started = replace(
+            work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms, group=moment.group
+        )
+        spread = {} if moment.group is None else {"spread_ms": moment.group.spread_ms}
         work.journal.write(
-            Step.STARTED, time=manifest.iso(now), consistency=freeze.consistency.value, frozen_ms=freeze.frozen_ms
+            Step.STARTED,
+            time=manifest.iso(now),
+            consistency=freeze.consistency.value,
+            frozen_ms=freeze.frozen_ms,
+            **spread,
         )
         if freeze.frozen_ms:
             reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")

@@ -37,6 +37,7 @@ class Work:
     reporter: Reporter
     stop: Stop
     stall_s: float = job.STALL_S
+    pace: job.Pace | None = None  #: this backup's part of a rate for several
     backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
 
@@ -115,6 +116,8 @@ def copy(work: Work) -> Work:
             if work.watch is not None:
                 work.watch()
             writeback.on_tick(jobs)
+            if work.pace is not None:
+                work.pace.adjust(work.monitor, jobs.values())
             if work.backoff is not None:
                 work.backoff.on_tick(jobs)
 
@@ -146,10 +149,10 @@ def _close(work: Work, writeback: Writeback) -> Work:
     return work
 
 
-def commit(work: Work, *, begun: float | None) -> Backup:
+def commit(work: Work, *, begun: float | None, ready: Callable[[], None] = lambda: None) -> Backup:
     """Digest the images and give the backup its name.
 
-    ``begun`` is the monotonic time at which it was begun; None if that is not known.
+    ``begun`` is the monotonic time at which it was begun; None if that is not known. ``ready`` as for Stage.commit.
     """
     disks = _describe_images(work)
     backup = replace(
@@ -157,7 +160,7 @@ def commit(work: Work, *, begun: float | None) -> Backup:
     )
     work.repository.remember_name(backup.domain_uuid, backup.domain_name)
     work.stop.check()
-    work.stage.commit(backup)
+    work.stage.commit(backup, ready=ready)
     return backup
 
 

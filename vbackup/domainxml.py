@@ -17,6 +17,8 @@ from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
+#: Types of domains that have a QEMU.
+OF_QEMU = ("qemu", "kvm", "hvf")
 #: Disk sources whose data does not pass through QEMU's block layer.
 OUTSIDE_QEMU = ("vhostuser", "vhostvdpa", "dir")
 
@@ -53,6 +55,11 @@ def parse(xml: str) -> Domain:
         nvram_path=_nvram_path(root),
         security_labels=tuple(_security_labels(root)),
     )
+
+
+def hypervisor(xml: str) -> str:
+    """What runs the domain: the type of its XML (qemu, kvm, xen, ...). Raises MalformedError."""
+    return _root(xml).get("type", "")
 
 
 def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram_path: str | None = None) -> str:

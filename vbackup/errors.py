@@ -266,6 +266,15 @@ class DiskBusyError(BusyError):
         super().__init__(f"Disk {dev} is busy with {what} ({job_id}); try again when it is done.")
 
 
+class GroupError(VbackupError):
+    """Another domain of the group failed, and all backups of the group were undone for it."""
+
+    def __init__(self, domain: str, cause: VbackupError) -> None:
+        self.domain = domain
+        self.status = cause.status
+        super().__init__(f"Domain {domain} of the same group failed, so all of the group were undone: {cause}")
+
+
 class InterruptedBySignalError(VbackupError):
     """The user or the system asked vbackup to stop; everything begun was undone."""
 

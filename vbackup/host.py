@@ -66,6 +66,7 @@ class Host:
         self.uri = uri
         _start_events()
         self._embedded_secrets: Any = None
+        self._secrets_lock = threading.Lock()
         self._connection = self._open()
 
     def __enter__(self) -> Host:
@@ -83,6 +84,27 @@ class Host:
             except libvirt.libvirtError as err:
                 log.debug("closing the connection: %s", err)
         self._embedded_secrets = None
+
+    @contextmanager
+    def another(self) -> Iterator[Host]:
+        """A connection for another thread's domain.
+
+        One of its own: the loss of a connection is dealt with by whoever uses it (see ``reopen``), and a libvirtd
+        carries out no more than five calls at once for one client (its max_client_requests), which guests that
+        freeze would use up. An embedded driver is opened once for all: its connection cannot break.
+        """
+        if self.is_embedded:
+            yield self
+            return
+        with Host(self.uri) as own:
+            yield own
+
+    def domains(self) -> list[DomainHandle]:
+        """All domains that libvirt has, running or not, by name."""
+        with self.errors("the list of domains"):
+            return sorted(
+                (DomainHandle(self, one) for one in self._connection.listAllDomains()), key=lambda it: it.name
+            )
 
     def domain(self, name: str) -> DomainHandle:
         """The domain of that name or UUID. Raises DomainNotFoundError."""
@@ -154,10 +176,11 @@ class Host:
         """
         if not self.is_embedded:
             return self._connection
-        if self._embedded_secrets is None:
-            parts = urlsplit(self.real_uri)
-            self._embedded_secrets = libvirt.open(f"secret://{parts.path}?{parts.query}")
-        return self._embedded_secrets
+        with self._secrets_lock:
+            if self._embedded_secrets is None:
+                parts = urlsplit(self.real_uri)
+                self._embedded_secrets = libvirt.open(f"secret://{parts.path}?{parts.query}")
+            return self._embedded_secrets
 
     def volume_path(self, pool: str, volume: str) -> str:
         """Where a volume of a storage pool is. Raises MonitorError where the pool is not active or has none such."""

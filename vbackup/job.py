@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from vbackup.errors import (
     ConnectionLostError,
@@ -71,6 +72,19 @@ class Job:
     done_bytes: int
     total_bytes: int
     error: str | None
+
+
+class Pace(Protocol):
+    """Sets how fast the jobs of one backup copy while they run. Called by the thread that follows them."""
+
+    def first_bytes_s(self, jobs: int) -> int:
+        """With how much each of so many jobs begins."""
+
+    def slowest_bytes_s(self, jobs: int) -> int:
+        """The least that each of so many jobs gets for longer than a moment."""
+
+    def adjust(self, monitor: Monitor, jobs: Collection[Job]) -> None:
+        """Told how the jobs are at every look at them."""
 
 
 def stall_limit_s(speed_bytes_s: int | None) -> float:

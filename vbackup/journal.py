@@ -118,6 +118,8 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
                     consistency=Consistency(fields.text("consistency")),
                     frozen_ms=fields.integer("frozen_ms"),
                 )
+                if draft.group is not None:
+                    draft = replace(draft, group=replace(draft.group, spread_ms=fields.number("spread_ms")))
             elif step is Step.COPIED:
                 draft = with_copied(
                     draft, {one.dev: fields.object("copied_bytes").integer(one.dev) for one in draft.disks}

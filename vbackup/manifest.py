@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
-from vbackup.model import Backup, Consistency, DiskImage, LeftOut, Level
+from vbackup.model import Backup, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
 
 SCHEMA = "vbackup.manifest/1"
 #: A manifest of a thousand disks is under 1 MiB.
@@ -30,7 +30,7 @@ E = TypeVar("E", bound=Enum)
 
 def document(backup: Backup) -> dict[str, Any]:
     """The backup as a JSON object, without its schema member."""
-    return {
+    made = {
         "id": backup.id,
         "sequence": backup.sequence,
         "level": backup.level.value,
@@ -46,6 +46,9 @@ def document(backup: Backup) -> dict[str, Any]:
         "files": dict(backup.files),
         "versions": dict(backup.versions),
     }
+    if backup.group is not None:
+        made["group"] = group_document(backup.group)
+    return made
 
 
 def dump(backup: Backup) -> str:
@@ -99,6 +102,25 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
         duration_s=fields.number("duration_s"),
         files=files,
         versions={name: versions.text(name) for name in ("vbackup", "qemu", "libvirt") if name in versions},
+        group=_group(fields.object("group")) if "group" in fields else None,
+    )
+
+
+def group_document(group: Group) -> dict[str, Any]:
+    """The group as a JSON object."""
+    members = [
+        {"domain": {"name": one.domain_name, "uuid": one.domain_uuid}, "id": one.backup_id} for one in group.members
+    ]
+    return {"id": group.id, "members": members, "spread_ms": group.spread_ms}
+
+
+def _group(fields: Fields) -> Group:
+    """Told to people only: nothing is looked up by what it says."""
+    members = ((one.object("domain"), one.text("id")) for one in fields.objects("members"))
+    return Group(
+        id=fields.text("id"),
+        members=tuple(GroupMember(domain.text("name"), domain.text("uuid"), made) for domain, made in members),
+        spread_ms=fields.number("spread_ms"),
     )
 
 

@@ -217,6 +217,24 @@ class DiskImage:
 
 
 @dataclass(frozen=True)
+class GroupMember:
+    """One backup of a group."""
+
+    domain_name: str
+    domain_uuid: str
+    backup_id: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Backups of several domains that were made at one point in time."""
+
+    id: str
+    members: tuple[GroupMember, ...]
+    spread_ms: float = 0.0  #: from the first transaction's sending to the last one's return; 0 before them
+
+
+@dataclass(frozen=True)
 class Backup:
     """A committed backup. Its id is also the name of its checkpoint."""
 
@@ -234,6 +252,7 @@ class Backup:
     duration_s: float
     files: Mapping[str, str]  #: further files by name with their digest: domain.xml, nvram
     versions: Mapping[str, str]  #: of vbackup, qemu and libvirt
+    group: Group | None = None  #: None where it was made for itself
 
     @property
     def size_bytes(self) -> int:

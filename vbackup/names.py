@@ -49,6 +49,11 @@ def new_token() -> str:
     return new_repository_id()
 
 
+def new_group_id() -> str:
+    """Twelve random hexadecimal digits."""
+    return new_repository_id()
+
+
 def stamp(time: datetime) -> str:
     """The moment in UTC as backup ids begin: 20261123T101500Z."""
     return time.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")

@@ -311,9 +311,10 @@ class Stage:
                 file.write(data)
         return digest_of(data)
 
-    def commit(self, backup: Backup) -> None:
+    def commit(self, backup: Backup, *, ready: Callable[[], None] = lambda: None) -> None:
         """Write the manifest, put everything on the disk, and give the backup its name.
 
+        ``ready`` is called when all but the name is on the disk, and may raise: then it is no backup.
         The journal goes last: until then the backup can be finished by whoever finds it.
         """
         with target_errors(f"write to {self.path}"):
@@ -324,6 +325,8 @@ class Stage:
                 for _ in pool.map(fsync, self.path.iterdir()):
                     pass
             fsync(self.path)
+        ready()
+        with target_errors(f"write to {self._final.parent}"):
             self.path.rename(self._final)
             self.committed = True
             fsync(self._final.parent)

@@ -260,6 +260,40 @@ def test_backup_goes_on_over_a_restart_of_libvirtd(
     assert (tmp_path / "out" / "vdb.raw").read_bytes()[: 16 << 20] == b"\1" * (16 << 20)
 
 
+@pytest.mark.parametrize("options", [("--parallel", "3"), ("--group",)])
+def test_several_backups_go_on_over_a_restart_of_libvirtd(
+    machine: Machine,
+    daemon: Daemon,
+    images: Path,
+    command: Command,
+    repository: Path,
+    tmp_path: Path,
+    options: list[str],
+) -> None:
+    """Each has a connection of its own, and so none closes what another one uses."""
+    for name in ("one", "two"):
+        spec = DiskSpec(images / f"{name}.qcow2")
+        spec.create()
+        daemon.start(domain_xml(name, [spec.xml()])).write("vda", "write -P 1 0 16M")
+    arguments = ("backup", "--all", "-r", repository, "--json", "--speed", "12M", *options)
+    running = Running("-c", daemon.uri, *arguments)
+    for name in ("daemon", "one", "two"):
+        running.wait_for_progress(Machine(daemon.host.domain(name)))
+    daemon.kill()
+    daemon.restart()
+    status, out, err = running.wait()
+    assert status == 0, err
+    assert [one["backup"]["level"] for one in json.loads(out)["domains"]] == ["full"] * 3
+    daemon.host.reopen()
+    for name in ("daemon", "one", "two"):
+        fresh = Machine(daemon.host.domain(name))
+        state = fresh.state()
+        assert (state["jobs"], state["fdsets"]) == ([], [])
+        assert not [node for node in state["nodes"] if node.startswith("vbackup-")]
+        command("-q", "restore", name, "-r", repository, "--output", tmp_path / name, "--format", "raw")
+        assert (tmp_path / name / "vda.raw").read_bytes()[: 16 << 20] == b"\1" * (16 << 20)
+
+
 def test_libvirtd_that_stays_away_fails_the_backup_and_the_next_one_works(
     machine: Machine, daemon: Daemon, command: Command, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

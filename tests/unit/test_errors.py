@@ -39,6 +39,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.NoSpaceError("x"), 7),
     (errors.BusyError("x"), 8),
     (errors.DiskBusyError("vda", "commit", "commit-vda-x", by_libvirt=False), 8),
+    (errors.GroupError("web", errors.NoSpaceError("x")), 7),
     (errors.InterruptedBySignalError(signal.SIGINT), 130),
     (errors.InterruptedBySignalError(signal.SIGTERM), 143),
     (errors.InterruptedBySignalError(signal.SIGHUP), 129),

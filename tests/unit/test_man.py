@@ -16,7 +16,7 @@ import vbackup
 from vbackup import manifest, repository
 from vbackup.cli import parser
 from vbackup.errors import Status
-from vbackup.model import Backup, Consistency, DiskImage, Level
+from vbackup.model import Backup, Consistency, DiskImage, Group, Level
 
 TOP = Path(__file__).resolve().parents[2]
 COMMON = "Options of every command"
@@ -152,6 +152,7 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
         duration_s=0,
         files={},
         versions={},
+        group=Group("0123456789ab", ()),
     )
     document = manifest.document(backup)
     told = [strong(term)[0] for term in terms(section(REPOSITORY_PAGE, "MANIFEST"))]

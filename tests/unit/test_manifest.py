@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.builders import UUID, backup, backup_id, image, incremental
 from vbackup import manifest
 from vbackup.errors import ChainError
-from vbackup.model import Backup, Consistency, DiskImage, LeftOut, Level
+from vbackup.model import Backup, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
 
 SIMPLE = incremental(2, backup(1), "vda", "vdb")
 
@@ -253,3 +253,31 @@ def test_any_torn_text_is_refused_as_ours_or_harmless(begin: int, length: int, p
     except ChainError:
         return
     assert (one.id, one.domain_uuid) == (SIMPLE.id, SIMPLE.domain_uuid)
+
+
+GROUP = Group(
+    "0123456789ab",
+    (GroupMember("web", UUID, backup_id(1)), GroupMember("käse\n", "gone", "anything")),
+    12.5,
+)
+
+
+def test_group_is_read_as_it_was_written() -> None:
+    one = backup(1, group=GROUP)
+    assert manifest.load(manifest.dump(one), backup_id=one.id, domain_uuid=UUID) == one
+
+
+def test_backup_for_itself_has_no_member_group() -> None:
+    one = backup(1)
+    assert "group" not in manifest.document(one)
+    assert manifest.load(manifest.dump(one), backup_id=one.id, domain_uuid=UUID).group is None
+
+
+@pytest.mark.parametrize(
+    "group", [1, [], {}, {"id": "x", "members": [1], "spread_ms": 1}, {"id": "x", "members": [], "spread_ms": "1"}]
+)
+def test_group_that_is_none_is_told(group: object) -> None:
+    one = backup(1)
+    document = {**json.loads(manifest.dump(one)), "group": group}
+    with pytest.raises(ChainError, match="group"):
+        manifest.load(json.dumps(document), backup_id=one.id, domain_uuid=UUID)

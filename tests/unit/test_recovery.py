@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.builders import UUID, Recorder
+from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import FakeDomain, partial, run
-from vbackup import job, journal, names, recovery
+from vbackup import job, journal, manifest, names, recovery
 from vbackup.errors import DomainNotFoundError, HostUnreachableError, NoSpaceError
 from vbackup.journal import Journal, Step
-from vbackup.model import Backup, Consistency, Level
+from vbackup.model import Backup, Consistency, Group, GroupMember, Level
 from vbackup.recovery import Recovered, Remedy
 from vbackup.repository import Repository, Stage
 from vbackup.stop import Stop
@@ -144,10 +146,10 @@ def test_recovery_that_is_killed_itself_is_gone_on_with(
 def test_killed_in_the_middle_of_the_commit(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
     commit = Stage.commit
 
-    def half(self: Stage, backup: Backup) -> None:
+    def half(self: Stage, backup: Backup, **given: Any) -> None:
         self.write("manifest.json", b"{torn")
         killer.strike()
-        commit(self, backup)
+        commit(self, backup, **given)
 
     killer.kill(lambda patch: patch.setattr(Stage, "commit", half))
     run(domain, repo)
@@ -329,3 +331,19 @@ def test_journal_of_a_full_disk_stops_the_backup_before_anything_is_begun(
         run(domain, repo)
     monkeypatch.undo()
     assert domain.qemu.state() == before
+
+
+def test_spread_of_a_group_is_known_from_the_start_of_its_jobs(tmp_path: Path) -> None:
+    group = Group("0123456789ab", (GroupMember("web", UUID, "x"), GroupMember("db", "other", "y")))
+    draft = a_backup(1, group=group)
+    with Journal(tmp_path) as written:
+        written.begin(draft)
+        written.write(Step.MOMENT, time=manifest.iso(draft.time), guest_was_stopped=False)
+        before = journal.read(tmp_path, backup_id=draft.id, domain_uuid=UUID)
+        written.write(
+            Step.STARTED, time=manifest.iso(draft.time), consistency="filesystem", frozen_ms=7, spread_ms=12.5
+        )
+    after = journal.read(tmp_path, backup_id=draft.id, domain_uuid=UUID)
+    assert before is not None
+    assert after is not None
+    assert (before.draft.group, after.draft.group) == (group, replace(group, spread_ms=12.5))

@@ -9,6 +9,7 @@ import pty
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
@@ -202,6 +203,59 @@ def test_next_stage_has_bars_of_its_own() -> None:
     last = shown[0][shown[0].rindex("Copied.") :]
     assert "100%" in last
     assert "  5%" in last
+
+
+# several domains
+
+
+@pytest.mark.parametrize("make", [Warnings, Lines])
+def test_line_names_the_domain(make: type[Warnings], capsys: pytest.CaptureFixture[str]) -> None:
+    part = make().labelled("[x]\n")
+    part.step("Copied.")
+    part.warning("It is käse.")
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == r"vbackup: warning: [x]\n: It is käse."
+    assert told[:-1] == ([] if make is Warnings else [r"vbackup: [x]\n: Copied."])
+
+
+def test_event_has_the_domain_as_a_member(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = JsonLines()
+    part = reporter.labelled("[x]\n")
+    part.step("Copied.")
+    part.progress("vda", 1, 2)
+    reporter.step("All.")
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event.get("domain") for event in events] == ["[x]\n", "[x]\n", None]
+    assert (events[0]["message"], events[1]["dev"]) == ("Copied.", "vda")
+
+
+def test_terminal_has_a_bar_a_disk_that_goes_when_it_is_full() -> None:
+    with a_terminal() as shown, Terminal() as terminal:
+        one, two = terminal.labelled("[x]"), terminal.labelled("käse")
+        one.progress("vda", 1, 2)
+        two.progress("vda", 1, 4)
+        one.progress("vda", 2, 2)
+        two.step("Copied.")  # ends no bar of the other domain
+        two.progress("vda", 2, 4)
+        two.warning("It is late.")
+        tasks = {task.description: task.visible for task in terminal.bars().tasks}
+    assert tasks == {"[x]/vda": False, "käse/vda": True}
+    for part in ("käse/vda", "käse: Copied.", "warning: käse: It is late."):
+        assert part in shown[0]
+
+
+def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+
+    def tell_many(name: str) -> None:
+        part = lines.labelled(name)
+        for _ in range(200):
+            part.step("x" * 100)
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(tell_many, "abcdefgh"))
+    told = capfd.readouterr().err.splitlines()
+    assert sorted(told) == sorted(f"vbackup: {name}: {'x' * 100}" for name in "abcdefgh" for _ in range(200))
 
 
 # results

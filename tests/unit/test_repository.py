@@ -308,6 +308,24 @@ def test_everything_is_on_the_disk_before_the_backup_has_its_name(
     assert steps[2:] == [("fsync", f"{ONE.id}.partial"), ("rename", ONE.id), ("fsync", UUID)]
 
 
+def test_backup_that_may_not_have_its_name_is_none(repo: Repository) -> None:
+    """It is asked for when all the rest is on the disk."""
+
+    def refuse() -> None:
+        assert (repo.stage_path(UUID, TWO.id) / "manifest.json").exists()
+        raise BusyError("another member of its group has failed")
+
+    def work() -> None:
+        with repo.lock(UUID), repo.stage(UUID, TWO.id) as stage:
+            stage.commit(TWO, ready=refuse)
+
+    commit(repo, ONE)
+    with pytest.raises(BusyError):
+        work()
+    assert repo.unfinished(UUID) == []
+    assert repo.catalogue(UUID).history.backups == (ONE,)
+
+
 def test_stage_is_removed_when_the_commit_fails(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

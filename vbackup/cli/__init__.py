@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vbackup.cli.output import plain
+from vbackup.cli.output import error_document, plain
 from vbackup.errors import Status, UsageError, VbackupError
 from vbackup.stop import Stop, on_signals
 
@@ -73,13 +73,6 @@ def _run(arguments: Sequence[str]) -> int:
 def _fail(err: VbackupError, *, as_json: bool) -> int:
     hint = " See 'vbackup --help'." if isinstance(err, UsageError) else ""
     if as_json:
-        document = {
-            "schema": "vbackup.error/1",
-            "error": type(err).__name__,
-            "message": str(err),
-            "status": int(err.status),
-            "evidence": err.evidence(),
-        }
-        print(json.dumps(document, default=str))
+        print(json.dumps(error_document(err), default=str))
     print(f"vbackup: {plain(str(err))}{hint}", file=sys.stderr)
     return int(err.status)

@@ -22,6 +22,8 @@ _UNITS = {"": 1, "b": 1} | {
 MAX_WAIT_S = 365 * 24 * 3600
 #: Of a guest's request; after 30 s guests take their disk for broken.
 MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
+#: Of threads; more only costs memory.
+MAX_COUNT = 1000
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
 
 
@@ -65,6 +67,16 @@ def add_domain(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
         "domain", metavar="DOMAIN", nargs="?", help="name or UUID" + ("" if required else " (default: all)")
     )
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
+
+
+def add_domains(parser: argparse.ArgumentParser) -> None:
+    """One domain or several, as words or all there are; see vbackup.selection."""
+    parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="names, UUIDs, or patterns such as 'web*'")
+    parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
+    parser.add_argument("--all", action="store_true", help="all domains that can be backed up")
+    parser.add_argument(
+        "--exclude", metavar="PATTERN", nargs="+", action="extend", default=[], help="with --all: not these domains"
+    )
 
 
 def add_qemu(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +147,13 @@ def freeze_limit_s(text: str) -> int:
 
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not MIN_LIMIT_S <= int(text) <= MAX_LIMIT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """How many at once, 1 to 1000."""
+    if not re.fullmatch(r"\d{1,4}", text, re.ASCII) or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_COUNT}")
     return int(text)
 
 

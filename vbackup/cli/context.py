@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbackup.cli import reporters
 from vbackup.errors import UsageError
-from vbackup.report import Reporter
+from vbackup.report import Labelling
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Context:
         self._progress: str = options.progress
         self._quiet: bool = options.quiet
 
-    def reporting(self) -> AbstractContextManager[Reporter]:
+    def reporting(self) -> AbstractContextManager[Labelling]:
         """Show what the work in the block tells; print its result after the block."""
         return reporters.choose(self._progress, quiet=self._quiet)
 
@@ -51,7 +51,7 @@ class Context:
 
     def print_document(self, schema: str, document: dict[str, Any]) -> None:
         """Print the one JSON document of this command."""
-        print(json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False))
+        print(json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False, default=str))
 
 
 def domain_of(options: argparse.Namespace) -> str:
@@ -72,3 +72,21 @@ def optional_domain_of(options: argparse.Namespace) -> str | None:
     if domain == "":
         raise UsageError("The domain's name is empty.")
     return domain
+
+
+def domains_of(options: argparse.Namespace) -> list[str]:
+    """The words for domains, given by position or with --domain; none where all are meant. Raises UsageError."""
+    named: str | None = options.domain_option
+    words: list[str] = options.domains if named is None else [named]
+    for word in options.domains:
+        if word not in words:
+            raise UsageError(f"Two domains given: {word} and {named}.")
+    if options.all and words:
+        raise UsageError("Give domains or --all, not both.")
+    if options.exclude and not options.all:
+        raise UsageError("--exclude is for --all; leave out the names instead.")
+    if not options.all and not words:
+        raise UsageError("No domain given.")
+    if "" in words:
+        raise UsageError("The domain's name is empty.")
+    return words

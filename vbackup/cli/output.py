@@ -9,10 +9,12 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from vbackup.errors import VbackupError
 
 #: Columns of these headings stand to the right.
 _NUMBERS = ("SIZE", "COPIED")
@@ -39,6 +41,17 @@ def size(size_bytes: int) -> str:
 def plain(text: str) -> str:
     """The text with nothing in it that steers a terminal: names come from repositories, that is from anywhere."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def error_document(err: VbackupError) -> dict[str, Any]:
+    """The error for programs."""
+    return {
+        "schema": "vbackup.error/1",
+        "error": type(err).__name__,
+        "message": str(err),
+        "status": int(err.status),
+        "evidence": err.evidence(),
+    }
 
 
 def local_time(time: datetime) -> str:

@@ -14,7 +14,7 @@ from vbackup.errors import UsageError
 #: What ``vbackup --help`` says of each command. Its module is vbackup.cli.commands.NAME, imported when it is needed.
 COMMANDS = {
     "init": "make a repository",
-    "backup": "back up a domain",
+    "backup": "back up domains",
     "list": "list backups",
     "show": "show one backup",
     "restore": "restore disks from a backup",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vbackup.cli.output import plain
-from vbackup.report import Reporter
+from vbackup.report import Labelled, Labelling, Reporter
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,7 +21,7 @@ LINE_INTERVAL_S = 10.0
 
 
 @contextmanager
-def choose(progress: str, *, quiet: bool) -> Iterator[Reporter]:
+def choose(progress: str, *, quiet: bool) -> Iterator[Labelling]:
     """The reporter for ``--progress`` and ``--quiet``; when the block is left its bars stand still."""
     if progress == "json":
         yield JsonLines()
@@ -41,10 +42,14 @@ class Warnings:
 
     def warning(self, message: str) -> None:
         """See Reporter."""
-        print(f"vbackup: warning: {plain(message)}", file=sys.stderr, flush=True)
+        _print_line(f"vbackup: warning: {plain(message)}")
 
     def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
         """See Reporter."""
+
+    def labelled(self, domain: str) -> Reporter:
+        """See Labelling."""
+        return Labelled(self, domain)
 
 
 class Lines(Warnings):
@@ -55,7 +60,7 @@ class Lines(Warnings):
 
     def step(self, message: str) -> None:
         """See Reporter."""
-        print(f"vbackup: {plain(message)}", file=sys.stderr, flush=True)
+        _print_line(f"vbackup: {plain(message)}")
 
     def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
         """See Reporter."""
@@ -66,7 +71,14 @@ class Lines(Warnings):
 
 
 class JsonLines:
-    """One event a line, as vbackup(1) lists them."""
+    """One event a line, as vbackup(1) lists them; ``members`` are in every one."""
+
+    def __init__(self, **members: Any) -> None:
+        self._members = members
+
+    def labelled(self, domain: str) -> Reporter:
+        """See Labelling."""
+        return JsonLines(domain=domain)
 
     def step(self, message: str) -> None:
         """See Reporter."""
@@ -81,8 +93,13 @@ class JsonLines:
         self._event("progress", dev=dev, done_bytes=done_bytes, total_bytes=total_bytes)
 
     def _event(self, event: str, **members: Any) -> None:
-        line = {"event": event, "time": round(time.time(), 3), **members}
-        print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
+        line = {"event": event, "time": round(time.time(), 3), **self._members, **members}
+        _print_line(json.dumps(line, ensure_ascii=False))
+
+
+def _print_line(line: str) -> None:
+    """In one piece: several threads print."""
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 class Terminal:
@@ -90,6 +107,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
+        self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Terminal:
@@ -101,41 +119,77 @@ class Terminal:
 
     def step(self, message: str) -> None:
         """See Reporter."""
-        self._bars().console.print(plain(message), style="dim", markup=False, highlight=False)
-        self._next_stage()
+        self.print(message, style="dim")
+        # A step ends what its bars told of; the next progress makes new ones.
+        self._tasks = {dev: task for dev, task in self._tasks.items() if not self._is_finished(task)}
 
     def warning(self, message: str) -> None:
         """See Reporter."""
-        self._bars().console.print(f"warning: {plain(message)}", style="yellow", markup=False, highlight=False)
+        self.print(f"warning: {message}", style="yellow")
 
     def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
         """See Reporter."""
-        bars = self._bars()
         if dev not in self._tasks:
-            self._tasks[dev] = bars.add_task(dev, total=None)
-        bars.update(self._tasks[dev], completed=done_bytes, total=total_bytes)
+            self._tasks[dev] = self.bars().add_task(plain(dev), total=None)
+        self.bars().update(self._tasks[dev], completed=done_bytes, total=total_bytes)
 
-    def _next_stage(self) -> None:
-        """A step ends what its bars told of; the next progress makes new ones."""
-        for dev, task in list(self._tasks.items()):
-            if self._bars().tasks[self._bars().task_ids.index(task)].finished:
-                del self._tasks[dev]
+    def labelled(self, domain: str) -> Reporter:
+        """See Labelling."""
+        return TerminalPart(self, domain)
 
-    def _bars(self) -> Progress:
-        if self._progress is None:
-            from rich import progress
-            from rich.console import Console
+    def print(self, message: str, *, style: str) -> None:
+        """A line above the bars."""
+        self.bars().console.print(plain(message), style=style, markup=False, highlight=False)
 
-            self._progress = progress.Progress(
-                progress.TextColumn("{task.description:<6}"),
-                progress.BarColumn(),
-                progress.TaskProgressColumn(),
-                progress.DownloadColumn(binary_units=True),
-                progress.TransferSpeedColumn(),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                redirect_stdout=False,  # rich would print there what is meant for stdout
-                redirect_stderr=False,
-            )
-            self._progress.start()
-        return self._progress
+    def bars(self) -> Progress:
+        """What is on the screen; its methods may be called by any thread."""
+        with self._lock:
+            if self._progress is None:
+                self._progress = _new_bars()
+                self._progress.start()
+            return self._progress
+
+    def _is_finished(self, task: TaskID) -> bool:
+        return any(one.finished for one in self.bars().tasks if one.id == task)
+
+
+class TerminalPart:
+    """One domain of several: its bars go when they are full, so that those that move are seen."""
+
+    def __init__(self, terminal: Terminal, domain: str) -> None:
+        self._terminal = terminal
+        self._domain = domain
+        self._tasks: dict[str, TaskID] = {}
+
+    def step(self, message: str) -> None:
+        """See Reporter."""
+        self._terminal.print(f"{self._domain}: {message}", style="dim")
+
+    def warning(self, message: str) -> None:
+        """See Reporter."""
+        self._terminal.print(f"warning: {self._domain}: {message}", style="yellow")
+
+    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+        """See Reporter."""
+        bars = self._terminal.bars()
+        if dev not in self._tasks:
+            self._tasks[dev] = bars.add_task(plain(f"{self._domain}/{dev}"), total=None)
+        is_full = 0 < total_bytes <= done_bytes
+        bars.update(self._tasks[dev], completed=done_bytes, total=total_bytes, visible=not is_full)
+
+
+def _new_bars() -> Progress:
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description:<6}", markup=False),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        redirect_stdout=False,  # rich would print there what is meant for stdout
+        redirect_stderr=False,
+    )

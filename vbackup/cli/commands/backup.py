@@ -1,33 +1,37 @@
-"""``vbackup backup``: back up a domain, running or off."""
+"""``vbackup backup``: back up a domain, running or off, or several of them (vbackup.cli.several)."""
 
 from __future__ import annotations
 
 import argparse
-import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbackup import manifest
-from vbackup.cli import output
-from vbackup.cli.arguments import add_common, add_domain, freeze_limit_s, milliseconds, seconds, speed_bytes_s
-from vbackup.cli.context import Context, domain_of
-from vbackup.errors import Status
+from vbackup.cli import output, plans, several
+from vbackup.cli.arguments import add_common, add_domains, count, freeze_limit_s, milliseconds, seconds, speed_bytes_s
+from vbackup.cli.context import Context, domains_of
+from vbackup.errors import Status, UsageError
 from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.model import Backup, Compression, Level, Quiesce
 
 if TYPE_CHECKING:
-    from vbackup.plan import BackupPlan
+    from vbackup.backup import BackupRequest
+    from vbackup.host import Host
+    from vbackup.repository import Repository
 
 
 def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser(
         "backup",
-        description="Back up all disks of a domain, running or off, as they are at one moment.",
+        description="Back up all disks of a domain, or of several, running or off, as they are at one moment.",
         allow_abbrev=False,
     )
-    add_domain(parser)
+    add_domains(parser)
     add_common(parser)
+    parser.add_argument("--parallel", metavar="N", type=count, help="so many domains at the same time (default: 4)")
+    parser.add_argument("--group", action="store_true", help="all domains at one moment, all or none")
     parser.add_argument(
         "--level",
         choices=[level.value for level in Level],
@@ -59,6 +63,9 @@ def add(commands: Any) -> None:
         help="copy slower while the guest's own requests take longer than this on average (20, 20ms, 0.5s)",
     )
     parser.add_argument(
+        "--total-speed", metavar="BYTES/S", type=speed_bytes_s, help="copy all disks together no faster"
+    )
+    parser.add_argument(
         "--compress",
         nargs="?",
         choices=[compression.value for compression in Compression],
@@ -81,11 +88,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Back up, or plan and check."""
-    from vbackup import backup
+    words = domains_of(options)
+    if options.group and options.parallel is not None:
+        raise UsageError("All domains of a group are backed up at once; leave out --parallel, or --group.")
+    from vbackup import backup, selection
     from vbackup.host import Host
 
     request = backup.BackupRequest(
-        domain=domain_of(options),
+        domain=words[0] if words else "",
         level=Level(options.level),
         disks=tuple(options.disk),
         excluded_disks=tuple(options.exclude_disk),
@@ -99,14 +109,31 @@ def run(options: argparse.Namespace, context: Context) -> int:
     )
     repository = context.repository()
     with Host(context.uri) as host:
-        if options.dry_run:
-            with context.reporting() as reporter:
-                made = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
-            _print_plan(made, context)
+        if len(words) == 1 and not options.group and selection.is_one(words[0], host):
+            return _run_one(request, options, context, host, repository)
+        return several.run(request, words, options, context, host=host, repository=repository)
+
+
+def _run_one(
+    request: BackupRequest, options: argparse.Namespace, context: Context, host: Host, repository: Repository
+) -> int:
+    from vbackup import backup, rate
+
+    if options.dry_run:
+        with context.reporting() as reporter:
+            made = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        if context.as_json:
+            context.print_document("vbackup.plan/1", plans.document(made))
         else:
-            with context.reporting() as reporter:
-                done = backup.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
-            _print_backup(done, context)
+            plans.print_plan(made)
+        return Status.DONE
+    with context.reporting() as reporter, ExitStack() as stack:
+        pace = None
+        if options.total_speed is not None:
+            total = rate.TotalRate(options.total_speed, at_once=1)
+            pace = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
+        done = backup.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop, pace=pace)
+    _print_backup(done, context)
     return Status.DONE
 
 
@@ -132,61 +159,3 @@ def _print_backup(done: Backup, context: Context) -> None:
         print(output.plain(f"Left out: {left.dev} ({left.reason})"))
     frozen = f", frozen for {done.frozen_ms} ms" if done.frozen_ms else ""
     print(f"{done.consistency.value.capitalize()}-consistent{frozen}; {done.duration_s:.1f} s.")
-
-
-def _print_plan(made: BackupPlan, context: Context) -> None:
-    transaction = made.transaction()
-    if context.as_json:
-        context.print_document("vbackup.plan/1", _plan_document(made, transaction))
-        return
-    print(f"Plan of backup {made.id} of domain {made.domain.name} (checked by QEMU, nothing was kept)")
-    output.table(
-        ("DISK", "LEVEL", "BASE", "FILE", "NODE", "WHY"),
-        [
-            (
-                disk.dev,
-                disk.choice.level.value,
-                disk.choice.base.id if disk.choice.base else "-",
-                disk.file,
-                disk.node.top.node_name,
-                disk.choice.reason,
-            )
-            for disk in made.disks
-        ],
-    )
-    for left in made.left_out:
-        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
-    print("Transaction:")
-    for action in transaction:
-        print(f"  {json.dumps(action)}")
-    if made.is_staged:
-        print("Then, to copy what was put aside and the rest:")
-        for action in made.copies():
-            print(f"  {json.dumps(action)}")
-
-
-def _plan_document(made: BackupPlan, transaction: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "id": made.id,
-        "level": made.level.value,
-        "parent": made.parent,
-        "domain": {"name": made.domain.name, "uuid": made.domain.uuid},
-        "disks": [
-            {
-                "dev": disk.dev,
-                "level": disk.choice.level.value,
-                "base": disk.choice.base.id if disk.choice.base else None,
-                "reason": disk.choice.reason,
-                "file": disk.file,
-                "backing_file": disk.backing_rpath,
-                "virtual_size_bytes": disk.node.top.virtual_size_bytes,
-                "node_name": disk.node.top.node_name,
-                "bitmap": disk.bitmap,
-                "working_bitmap": disk.working_bitmap,
-            }
-            for disk in made.disks
-        ],
-        "left_out": [{"dev": left.dev, "reason": left.reason} for left in made.left_out],
-        "transaction": transaction,
-        "copies": made.copies(),
-    }

@@ -55,6 +55,9 @@ def _print(backup: Backup, chains: dict[str, list[str]], path: str) -> None:
         "Directory": path,
         "Made by": ", ".join(f"{name} {version}" for name, version in backup.versions.items()),
     }
+    if backup.group is not None:
+        others = ", ".join(one.domain_name for one in backup.group.members)
+        facts["Group"] = f"{backup.group.id}: {others}; within {backup.group.spread_ms:.1f} ms"
     for name, value in facts.items():
         print(output.plain(f"{name + ':':<13}{value}"))
     print()

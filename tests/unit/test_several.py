@@ -1,0 +1,201 @@
+"""Each domain has a result of its own, whatever happens to it, and one exit status stands for all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.builders import Recorder
+from tests.unit.builders import backup as a_backup
+from vbackup import backup, several
+from vbackup.backup import BackupRequest
+from vbackup.cli import several as printed
+from vbackup.errors import BusyError, DomainNotFoundError, GroupError, InterruptedBySignalError, Status, VbackupError
+from vbackup.model import Group, GroupMember
+from vbackup.report import Reporter
+from vbackup.repository import Repository
+from vbackup.selection import Chosen, Skipped
+from vbackup.several import Result, Several
+from vbackup.stop import Stop
+
+NAMES = ("a", "b", "c")
+
+
+class Telling(Recorder):
+    """A recorder that has the domain before what it is told."""
+
+    def labelled(self, domain: str) -> Reporter:
+        from vbackup.report import Labelled
+
+        return Labelled(self, domain)
+
+
+class FakeHost:
+    """Counts the connections."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def another(self) -> Any:
+        from contextlib import nullcontext
+
+        self.opened += 1
+        return nullcontext(self)
+
+    def domain(self, name: str) -> None:
+        raise DomainNotFoundError(name, "here", "look")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Several:
+    host: Any = FakeHost()
+    return Several(BackupRequest("", wait_lock_s=0), host, Repository.create(tmp_path / "r"), Telling(), Stop())
+
+
+def domains(*names: str) -> list[Chosen]:
+    return [Chosen(name, f"uuid of {name}") for name in names]
+
+
+@pytest.fixture
+def behaviour(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What happens to the backup of each domain: an exception, or something that is called."""
+    told: dict[str, Any] = {}
+
+    def run(request: BackupRequest, **_given: Any) -> Any:
+        what = told.get(request.domain)
+        if isinstance(what, Exception):
+            raise what
+        if what is not None:
+            what()
+        return a_backup(1, domain_name=request.domain)
+
+    monkeypatch.setattr(backup, "run", run)
+    return told
+
+
+def test_failure_is_that_of_its_domain(work: Several, behaviour: dict[str, Any]) -> None:
+    busy = BusyError("busy")
+    behaviour.update(b=busy)
+    results = several.run(work, domains(*NAMES), parallel=2)
+    assert [(one.domain.name, one.error) for one in results] == [("a", None), ("b", busy), ("c", None)]
+    assert [one.made.domain_name for one in results if one.made is not None] == ["a", "c"]
+    assert work.reporter.warnings == ["b: busy"]  # type: ignore[attr-defined]
+    assert work.host.opened == 3  # type: ignore[attr-defined]
+
+
+def test_fault_of_ours_in_one_thread_is_told_and_ends_no_other(work: Several, behaviour: dict[str, Any]) -> None:
+    behaviour.update(a=KeyError("x"))
+    results = several.run(work, domains(*NAMES), parallel=1)
+    assert "fault in vbackup" in str(results[0].error)
+    assert [one.error for one in results[1:]] == [None, None]
+
+
+def test_order_is_that_of_the_domains_whoever_ends_first(work: Several, behaviour: dict[str, Any]) -> None:
+    others = threading.Event()
+    behaviour.update(a=lambda: others.wait(10), c=others.set)
+    assert [one.domain.name for one in several.run(work, domains(*NAMES), parallel=3)] == list(NAMES)
+
+
+def test_after_a_signal_no_more_are_begun(work: Several, behaviour: dict[str, Any]) -> None:
+    begun: list[str] = []
+    behaviour.update(b=lambda: (begun.append("b"), work.stop.request(signal.SIGTERM)), c=lambda: begun.append("c"))
+    results = several.run(work, domains(*NAMES), parallel=1)
+    assert begun == ["b"]
+    assert [type(one.error) for one in results] == [type(None), type(None), InterruptedBySignalError]
+    assert printed._status(results, is_group=False) == Status.SIGNAL + signal.SIGTERM
+
+
+def test_no_more_threads_than_were_asked_for(work: Several, behaviour: dict[str, Any]) -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def count() -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+
+    behaviour.update(dict.fromkeys("abcdefgh", count))
+    several.run(work, domains(*"abcdefgh"), parallel=3)
+    assert most == [3]
+
+
+def test_group_fails_as_a_whole(work: Several, behaviour: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(request: BackupRequest, *, moment: Any, **_given: Any) -> Any:
+        moment.staged()
+        if request.domain == "b":
+            raise BusyError("busy")
+        moment.copied()
+        raise AssertionError("it was not all or nothing")
+
+    monkeypatch.setattr(backup, "run", run)
+    results = several.run_group(work, domains(*NAMES))
+    assert [type(one.error) for one in results] == [GroupError, BusyError, GroupError]
+    assert printed._status(results, is_group=True) == Status.BUSY
+
+
+def test_group_with_a_domain_that_is_not_there_is_not_begun(work: Several, behaviour: dict[str, Any]) -> None:
+    begun: list[str] = []
+    behaviour.update(a=lambda: begun.append("a"))
+    with pytest.raises(DomainNotFoundError, match="nobody"):
+        several.run_group(work, [*domains("a"), Chosen("nobody", None)])
+    assert begun == []
+
+
+# what stands for all
+
+
+def result(name: str, error: VbackupError | None = None, **changes: Any) -> Result[Any]:
+    made = None if error is not None else a_backup(1, domain_name=name, **changes)
+    return Result(Chosen(name, None if error is not None else f"uuid of {name}"), 1.25, made, error)
+
+
+@pytest.mark.parametrize(
+    ("errors", "is_group", "status"),
+    [
+        ((None, None), False, 0),
+        ((None, BusyError("x")), False, 3),
+        ((BusyError("x"), BusyError("x")), False, 3),
+        ((BusyError("x"), InterruptedBySignalError(signal.SIGINT)), False, 130),
+        ((None, None), True, 0),
+        ((GroupError("b", BusyError("x")), BusyError("x")), True, 8),
+        ((GroupError("b", BusyError("x")), InterruptedBySignalError(signal.SIGHUP)), True, 129),
+    ],
+)
+def test_exit_status(errors: tuple[VbackupError | None, ...], is_group: bool, status: int) -> None:
+    results = [result(name, error) for name, error in zip("ab", errors)]
+    assert printed._status(results, is_group=is_group) == status
+
+
+def test_document_has_each_domain_with_its_backup_or_its_error() -> None:
+    group = Group("0123456789ab", (GroupMember("a", "uuid of a", "id"),), 12.5)
+    results = [result("a", group=group), result("b", BusyError("busy"))]
+    document = printed._document(results, [Skipped("c", "uuid of c", "why")], 2.5)
+    assert [one["name"] for one in document["domains"]] == ["a", "b"]
+    done, failed = document["domains"]
+    assert (done["backup"]["schema"], done["backup"]["domain"]["name"]) == ("vbackup.backup/1", "a")
+    assert (failed["uuid"], failed["error"]["schema"], failed["error"]["status"]) == (None, "vbackup.error/1", 8)
+    assert document["left_out"] == [{"name": "c", "uuid": "uuid of c", "reason": "why"}]
+    assert (document["done"], document["failed"], document["duration_s"]) == (1, 1, 2.5)
+    assert document["group"] == {
+        "id": "0123456789ab",
+        "members": [{"domain": {"name": "a", "uuid": "uuid of a"}, "id": "id"}],
+        "spread_ms": 12.5,
+    }
+
+
+def test_table_has_a_line_for_each_domain_whatever_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    results = [result("a\nb"), result("[red]\x1b[31m", BusyError("one\ntwo"))]
+    printed._print(results, [Skipped("käse", "uuid", "why\x07")], 2.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["DOMAIN", "LEVEL", "COPIED", "SIZE", "TIME", "RESULT"]
+    assert lines[1].startswith(r"a\nb")
+    assert r"[red]\x1b[31m" in lines[2]
+    assert r"failed: one\ntwo" in lines[2]
+    assert lines[3:] == [r"Left out: käse (why\x07)", "1 of 2 domains; 2.5 s."]

@@ -1,0 +1,146 @@
+"""``vbackup backup`` of several domains: choose them, have them backed up, print one summary for all."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vbackup import manifest
+from vbackup.cli import output, plans
+from vbackup.cli.context import Context
+from vbackup.errors import GroupError, InterruptedBySignalError, Status
+from vbackup.model import Backup, Group
+
+if TYPE_CHECKING:
+    from vbackup.backup import BackupRequest
+    from vbackup.host import Host
+    from vbackup.plan import BackupPlan
+    from vbackup.repository import Repository
+    from vbackup.selection import Selection, Skipped
+    from vbackup.several import Result, Several
+
+
+def run(
+    request: BackupRequest,
+    words: Sequence[str],
+    options: argparse.Namespace,
+    context: Context,
+    *,
+    host: Host,
+    repository: Repository,
+) -> int:
+    """Back them up, or plan and check."""
+    from vbackup import selection, several
+
+    begun = time.monotonic()
+    selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)
+    with context.reporting() as reporter:
+        work = several.Several(request, host, repository, reporter, context.stop, total_bytes_s=options.total_speed)
+        results = _carry_out(work, selected, options)
+    duration_s = round(time.monotonic() - begun, 3)
+    if context.as_json:
+        context.print_document("vbackup.backups/1", _document(results, selected.skipped, duration_s))
+    else:
+        _print(results, selected.skipped, duration_s)
+    failed = sum(result.error is not None for result in results)
+    if failed:
+        print(f"vbackup: {_failure(results, failed, is_group=options.group)}", file=sys.stderr)
+    return _status(results, is_group=options.group)
+
+
+def _carry_out(
+    work: Several, selected: Selection, options: argparse.Namespace
+) -> Sequence[Result[Backup] | Result[BackupPlan]]:
+    from vbackup import several
+
+    parallel = several.PARALLEL if options.parallel is None else options.parallel
+    if options.dry_run:
+        return several.dry_run(work, selected.chosen, parallel=parallel)
+    if options.group:
+        return several.run_group(work, selected.chosen)
+    return several.run(work, selected.chosen, parallel=parallel)
+
+
+def _status(results: Sequence[Result[Any]], *, is_group: bool) -> int:
+    """A signal counts more than what failed besides; a group fails as a whole, with the status of its culprit."""
+    errors = [result.error for result in results if result.error is not None]
+    for err in errors:
+        if isinstance(err, InterruptedBySignalError):
+            return err.status
+    if not errors:
+        return Status.DONE
+    if not is_group:
+        return Status.SOME_FAILED
+    return next((err.status for err in errors if not isinstance(err, GroupError)), errors[0].status)
+
+
+def _failure(results: Sequence[Result[Any]], failed: int, *, is_group: bool) -> str:
+    signals = [result.error.signum for result in results if isinstance(result.error, InterruptedBySignalError)]
+    if signals:
+        return f"Stopped by {signal.Signals(signals[0]).name}; {failed} of {_domains(len(results))} were not backed up."
+    if is_group and failed == len(results):
+        culprit = next((one.domain.name for one in results if not isinstance(one.error, GroupError)), "it")
+        return output.plain(f"Domain {culprit} failed, so nothing was kept of the group.")
+    return f"{failed} of {_domains(len(results))} failed."
+
+
+def _domains(count: int) -> str:
+    return "1 domain" if count == 1 else f"{count} domains"
+
+
+def _group(results: Sequence[Result[Any]]) -> Group | None:
+    return next((result.made.group for result in results if isinstance(result.made, Backup)), None)
+
+
+def _document(results: Sequence[Result[Any]], skipped: Sequence[Skipped], duration_s: float) -> dict[str, Any]:
+    group = _group(results)
+    failed = sum(result.error is not None for result in results)
+    return {
+        "domains": [_entry(result) for result in results],
+        "left_out": [{"name": one.name, "uuid": one.uuid, "reason": one.reason} for one in skipped],
+        "done": len(results) - failed,
+        "failed": failed,
+        "group": None if group is None else manifest.group_document(group),
+        "duration_s": duration_s,
+    }
+
+
+def _entry(result: Result[Any]) -> dict[str, Any]:
+    entry = {"name": result.domain.name, "uuid": result.domain.uuid, "duration_s": result.duration_s}
+    if result.error is not None:
+        return {**entry, "error": output.error_document(result.error)}
+    if isinstance(result.made, Backup):
+        return {**entry, "backup": {"schema": "vbackup.backup/1", **manifest.document(result.made)}}
+    assert result.made is not None  # there is one or the other
+    return {**entry, "plan": {"schema": "vbackup.plan/1", **plans.document(result.made)}}
+
+
+def _print(results: Sequence[Result[Any]], skipped: Sequence[Skipped], duration_s: float) -> None:
+    for result in results:
+        if result.made is not None and not isinstance(result.made, Backup):
+            plans.print_plan(result.made)
+            print()
+    output.table(("DOMAIN", "LEVEL", "COPIED", "SIZE", "TIME", "RESULT"), [_row(result) for result in results])
+    for one in skipped:
+        print(output.plain(f"Left out: {one.name} ({one.reason})"))
+    group = _group(results)
+    if group is not None:
+        print(f"Group {group.id}: one moment, within {group.spread_ms:.1f} ms.")
+    done = sum(result.error is None for result in results)
+    print(f"{done} of {_domains(len(results))}; {duration_s:.1f} s.")
+
+
+def _row(result: Result[Any]) -> tuple[str, ...]:
+    name, took = result.domain.name, f"{result.duration_s:.1f} s"
+    if result.error is not None:
+        return (name, "-", "-", "-", took, f"failed: {result.error}")
+    assert result.made is not None  # there is one or the other
+    if not isinstance(result.made, Backup):
+        return (name, result.made.level.value, "-", "-", took, "planned, nothing was kept")
+    copied_bytes = sum(image.copied_bytes for image in result.made.disks)
+    sizes = (output.size(copied_bytes), output.size(result.made.size_bytes))
+    return (name, result.made.level.value, *sizes, took, result.made.id)
