@@ -21,7 +21,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -321,6 +320,8 @@ class Stage:
             (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in here
         self.write("manifest.json", manifest.dump(backup).encode())
         with target_errors(f"write to {self._final.parent}"):
+            from concurrent.futures import ThreadPoolExecutor  # which reading a repository does without
+
             with ThreadPoolExecutor(max_workers=MAX_FSYNCS) as pool:
                 for _ in pool.map(fsync, self.path.iterdir()):
                     pass
