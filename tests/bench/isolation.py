@@ -180,7 +180,9 @@ def slow_filesystem(directory: Path, *, size_mib: int, bytes_s: int) -> Iterator
         try:
             yield mountpoint
         finally:
-            subprocess.run(["umount", str(mountpoint)], check=True)
+            # QEMU closes the image a moment after its job is told to be done.
+            umount = ["umount", str(mountpoint)]
+            wait_for(lambda: subprocess.run(umount, check=False, capture_output=True).returncode == 0, "the unmounting")
     finally:
         daemon.terminate()
         daemon.wait()

@@ -13,7 +13,7 @@ from tests.unit.builders import backup, commit, incremental
 from vbackup.repository import Repository
 
 #: The chain is looked at when it has these lengths.
-LENGTHS = (1, 50, 100, 200)
+LENGTHS = (2, 50, 100, 200)
 
 
 def start(bench: Bench) -> None:
