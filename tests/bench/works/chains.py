@@ -23,7 +23,7 @@ def start(bench: Bench) -> None:
         for length in (3, bench.size(200, 5)):
             _fill(place / str(length), length)
             commands[f"vbackup list, {length} backups"] = ("list", "-r", str(place / str(length)))
-        for _ in range(bench.size(10, 2)):
+        for _ in range(bench.size(10, 1)):
             for name, arguments in commands.items():
                 case = bench.record.case("start", name)
                 bench.run(lambda meter, words=arguments: meter.run(*VBACKUP, *words), case, output=place, of=[])

@@ -96,17 +96,18 @@ def bitmaps(bench: Bench) -> None:
 
     def prepare(guest: Guest, count: int) -> None:
         node = guest.node_name("vda")
-        known = len(next(iter(_named(guest, node)), {}).get("dirty-bitmaps", []))
-        for number in range(known, count):
-            guest.qmp.execute("block-dirty-bitmap-add", node=node, name=f"other-{number}-{known}")
+        for number in range(_others(guest, node), count):
+            guest.qmp.execute("block-dirty-bitmap-add", node=node, name=f"other-{number}")
         _change(guest, 4, size_gib=8)
 
     _series(bench, "other bitmaps", "bitmaps", (0, 16, 64, 256), prepare)
 
 
-def _named(guest: Guest, node_name: str) -> list[dict[str, list[object]]]:
+def _others(guest: Guest, node_name: str) -> int:
+    """How many bitmaps there are that ``bitmaps`` has made."""
     nodes = guest.qmp.execute("query-named-block-nodes", flat=True)
-    return [one for one in nodes if one["node-name"] == node_name]
+    found = next(one for one in nodes if one["node-name"] == node_name).get("dirty-bitmaps", [])
+    return sum(bitmap.get("name", "").startswith("other-") for bitmap in found)
 
 
 def _series(bench: Bench, series: str, unit: str, values: Sequence[int], prepare: Callable[[Guest, int], None]) -> None:
