@@ -122,5 +122,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except (KeyboardInterrupt, subprocess.CalledProcessError) as err:
-        print(f"bench: {err or 'interrupted'}; nothing runs any more.", file=sys.stderr)
+        print(f"bench: {str(err) or 'Interrupted'}; nothing runs any more.", file=sys.stderr)
         sys.exit(130 if isinstance(err, KeyboardInterrupt) else 1)

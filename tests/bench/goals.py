@@ -138,8 +138,14 @@ def _nothing(results: Results) -> list[Part]:
 
 
 def _size(results: Results) -> list[Part]:
-    more = _wall_s(results, "size", "vbackup", x=1024) - _wall_s(results, "size", "vbackup", x=8)
-    return [Part(f"{more:+.2f} s", more <= 0.5)]
+    parts = []
+    for where in ("the first 8 GiB", "all of it"):
+        small, large = (
+            median(_samples(results, "size", "vbackup", series=f"64 MiB changed in {where}", x=x), "wall_s")
+            for x in (8, 1024)
+        )
+        parts.append(Part(f"changes in {where}: {large - small:+.2f} s", large - small <= 0.5))
+    return parts
 
 
 def _domains(results: Results) -> list[Part]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,8 +133,11 @@ def _answers() -> bool:
 
 
 def _cover(directory: Path) -> None:
+    known = Path("/var/cache/libvirt/qemu/capabilities")
+    if known.is_dir():
+        # To find out anew what this QEMU can do takes seconds; libvirt does so where the cache does not fit.
+        shutil.copytree(known, directory / "private" / "var-cache-libvirt" / "qemu" / "capabilities")
     for place in _PLACES:
-        # The cache knows what this QEMU can do; to find it out takes seconds.
         private = directory / "private" / place.replace("/", "-").strip("-")
         private.mkdir(parents=True, exist_ok=True)
         Path(place).mkdir(parents=True, exist_ok=True)
@@ -180,7 +184,9 @@ def slow_filesystem(directory: Path, *, size_mib: int, bytes_s: int) -> Iterator
         try:
             yield mountpoint
         finally:
-            subprocess.run(["umount", str(mountpoint)], check=True)
+            # QEMU closes the image a moment after its job is told to be done.
+            umount = ["umount", str(mountpoint)]
+            wait_for(lambda: subprocess.run(umount, check=False, capture_output=True).returncode == 0, "the unmounting")
     finally:
         daemon.terminate()
         daemon.wait()

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+#: So many commands are told by name, those that took the most time together.
+_SLOWEST = 4
+
 
 def phases(argv: Sequence[str]) -> dict[str, float]:
     """Seconds by phase of one run of that vbackup command line."""
@@ -38,7 +41,12 @@ def phases(argv: Sequence[str]) -> dict[str, float]:
         at_s = finalised[-1]["answered_s"]
     found["digest, commit, clearing away, end"] = end_s - at_s
     found["commands"] = len(calls)
-    found["in commands"] = sum(call["answered_s"] - call["sent_s"] for call in calls)
+    by_command: dict[str, float] = {}
+    for call in calls:
+        by_command[call["command"]] = by_command.get(call["command"], 0) + call["answered_s"] - call["sent_s"]
+    found["in all commands"] = sum(by_command.values())
+    for command, took_s in sorted(by_command.items(), key=lambda item: -item[1])[:_SLOWEST]:
+        found[f"in {sum(call['command'] == command for call in calls)} x {command}"] = took_s
     return {name: round(value, 4) for name, value in found.items()}
 
 

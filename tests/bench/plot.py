@@ -10,7 +10,7 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _BAR = 760, 26
 _LABELS, _VALUES = 260, 70
-_PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 380, 250, 2
+_PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 380, 230, 2
 _INK, _SOFT, _GRID = "#24292f", "#57606a", "#d8dee4"
 _COLOURS = ("#0a6fb8", "#c2410c", "#15803d", "#7e22ce", "#a16207")
 _STYLE = 'font-family="sans-serif" font-size="13"'
@@ -45,7 +45,7 @@ def panels(title: str, made: Mapping[str, Mapping[str, Points]]) -> str:
 
 
 def _panel(title: str, lines: Mapping[str, Points]) -> list[str]:
-    left, top, right, bottom = 56, 30, _PANEL_WIDTH - 20, _PANEL_HEIGHT - 46
+    left, top, right, bottom = 56, 30, _PANEL_WIDTH - 20, _PANEL_HEIGHT - 36
     most_x = max((x for points in lines.values() for x, _ in points), default=1) or 1
     most_y = _round_up(max((y for points in lines.values() for _, y in points), default=1))
 
@@ -61,7 +61,6 @@ def _panel(title: str, lines: Mapping[str, Points]) -> list[str]:
         ]
     for x in sorted({x for points in lines.values() for x, _ in points}):
         parts.append(_text(place(x, 0)[0], bottom + 15, f"{x:g}", anchor="middle", colour=_SOFT, size=11))
-    at = float(left)
     for number, (name, points) in enumerate(lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         placed = [place(x, y) for x, y in sorted(points)]
@@ -69,8 +68,8 @@ def _panel(title: str, lines: Mapping[str, Points]) -> list[str]:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
         if len(lines) > 1:
-            parts.append(_text(at, bottom + 34, name, colour=colour, size=11))
-            at += 7 * len(name) + 14
+            # Where growth leaves room.
+            parts.append(_text(left + 8, top + 14 * (number + 1), name, colour=colour, size=11))
     return parts
 
 

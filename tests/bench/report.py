@@ -32,7 +32,8 @@ _HEADINGS = (
 #: What is plotted as growth: the series' title by work and name of the series.
 _GROWTH = {
     ("nothing", "nothing changed"): "disks, nothing changed",
-    ("size", "64 MiB changed"): "GiB virtual size, 64 MiB changed",
+    ("size", "64 MiB changed in the first 8 GiB"): "GiB virtual size, 64 MiB changed in 8 GiB",
+    ("size", "64 MiB changed in all of it"): "GiB virtual size, 64 MiB changed all over",
     ("changed", "changed data"): "MiB changed, 8 GiB disk",
     ("bitmaps", "other bitmaps"): "other bitmaps, 4 MiB changed",
     ("domains", "domains"): "domains, 1 MiB changed in each",

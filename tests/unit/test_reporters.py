@@ -296,9 +296,13 @@ def stdout_on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, columns: int) -> It
     lines: list[str] = []
     with os.fdopen(terminal, "w") as stream, redirect_stdout(stream):
         yield lines
-        stream.flush()
-        lines += os.read(controller, 65536).decode().split("\r\n")
+    pieces = []
+    # The terminal is closed by now; what it was given comes in pieces.
+    with suppress(OSError):
+        while piece := os.read(controller, 65536):
+            pieces.append(piece)
     os.close(controller)
+    lines += b"".join(pieces).decode().split("\r\n")
 
 
 def test_last_column_is_folded_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

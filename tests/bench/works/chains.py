@@ -13,7 +13,7 @@ from tests.unit.builders import backup, commit, incremental
 from vbackup.repository import Repository
 
 #: The chain is looked at when it has these lengths.
-LENGTHS = (1, 50, 100, 200)
+LENGTHS = (2, 50, 100, 200)
 
 
 def start(bench: Bench) -> None:
@@ -23,7 +23,7 @@ def start(bench: Bench) -> None:
         for length in (3, bench.size(200, 5)):
             _fill(place / str(length), length)
             commands[f"vbackup list, {length} backups"] = ("list", "-r", str(place / str(length)))
-        for _ in range(bench.size(10, 2)):
+        for _ in range(bench.size(10, 1)):
             for name, arguments in commands.items():
                 case = bench.record.case("start", name)
                 bench.run(lambda meter, words=arguments: meter.run(*VBACKUP, *words), case, output=place, of=[])

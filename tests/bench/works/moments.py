@@ -120,7 +120,7 @@ def _moment(bench: Bench, guest: Guest, *, times: int) -> dict[str, Any]:
 
 def latency(bench: Bench) -> None:
     """One backup each into a repository that takes 4 MB/s, while the guest writes all over its disk."""
-    data_mib = 64
+    data_mib = 40
     with bench.place("work") as place:
         # As disks of servers are: the guest's write is done when the host's storage has it.
         disk = {"size_gib": 1, "data_mib": data_mib, "driver": "cache='none' io='native'"}
