@@ -51,7 +51,12 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("query-qmp-schema", "", ""),
         ("add-fd", "", "fdset-id opaque"),
         ("remove-fd", "fdset-id", "fd"),
-        ("blockdev-add", "driver", "node-name file backing read-only cache discard detect-zeroes auto-read-only"),
+        (
+            "blockdev-add",
+            "driver",
+            "node-name file backing read-only cache discard detect-zeroes auto-read-only size offset read-zeroes",
+        ),
+        ("blockdev-mirror", "device target sync", "job-id auto-finalize auto-dismiss"),
         ("blockdev-del", "node-name", ""),
         ("blockdev-reopen", "options", ""),
         ("block-dirty-bitmap-remove", "node name", ""),
@@ -116,6 +121,7 @@ class _Node:
     size_bytes: int
     read_only: bool = False
     below: str | None = None  #: the node a filter stands on
+    window: tuple[str, int] | None = None  #: raw with an offset: the node that it is a part of, and where
     compat: str = "1.1"
     backing: str | None = None
     storage: str | None = None  #: the protocol node of a format node
@@ -134,6 +140,7 @@ class _Job:
     speed: int
     auto_finalize: bool
     auto_dismiss: bool
+    type: str = "backup"
     status: str = "created"
     filter: str = ""
     done_bytes: int = 0
@@ -258,8 +265,11 @@ class FakeQemu:
                 bitmap.mark(offset, length)
 
     def resize(self, node_name: str, size_bytes: int) -> None:
-        """As blockresize does."""
-        self._nodes[node_name].size_bytes = size_bytes
+        """As blockresize does: bitmaps are cut with the disk, up to the granule that it ends in."""
+        node = self._nodes[node_name]
+        node.size_bytes = size_bytes
+        for bitmap in node.bitmaps.values():
+            bitmap.dirty = {one for one in bitmap.dirty if one * bitmap.granularity < size_bytes}
 
     def bitmaps(self, node_name: str) -> dict[str, FakeBitmap]:
         """The bitmaps of a node, to look at and to damage."""
@@ -462,12 +472,13 @@ class FakeQemu:
             "persistent": bitmap.persistent,
             "busy": self._is_busy(node.name, bitmap.name),
             "granularity": bitmap.granularity,
-            "count": self._dirty_bytes(node, bitmap),
+            "count": self._dirty_bytes(bitmap),
         }
         return {**info, "inconsistent": True} if bitmap.inconsistent else info
 
-    def _dirty_bytes(self, node: _Node, bitmap: FakeBitmap) -> int:
-        return sum(min(bitmap.granularity, node.size_bytes - granule * bitmap.granularity) for granule in bitmap.dirty)
+    @staticmethod
+    def _dirty_bytes(bitmap: FakeBitmap) -> int:
+        return len(bitmap.dirty) * bitmap.granularity
 
     def _is_busy(self, node_name: str, bitmap: str) -> bool:
         return self._nodes[node_name].bitmaps[bitmap].going or any(
@@ -518,7 +529,14 @@ class FakeQemu:
     def _blockdev_add(self, given: dict[str, Any]) -> None:
         name = given.get("node-name", "")
         self._check_node_name(name)
-        driver, file = given["driver"], given["file"]
+        driver, file = given["driver"], given.get("file")
+        if driver == "null-co":
+            self._nodes[name] = _Node(name, driver, "null-co://", given["size"])
+            return
+        if isinstance(file, str):
+            self._add_window(name, file, given)
+            return
+        assert file is not None
         assert driver in ("qcow2", "raw"), f"the fake has no driver {driver}"
         assert file["driver"] == "file", f"the fake has no protocol {file['driver']}"
         filename: str = file["filename"]
@@ -530,6 +548,37 @@ class FakeQemu:
         node.storage = storage
         self._nodes[storage] = _Node(storage, "file", filename, node.size_bytes, read_only=read_only)
         self._nodes[name] = node
+
+    def _add_window(self, name: str, file: str, given: dict[str, Any]) -> None:
+        assert given["driver"] == "raw", "the fake has no other driver on a node"
+        below = self._find_node(file)
+        if given["offset"] + given["size"] > below.size_bytes:
+            raise _RefusedError("The sum of offset and size has to be smaller or equal to the actual size of the file")
+        self._nodes[name] = _Node(
+            name, "raw", below.filename, given["size"], identity=None, window=(file, given["offset"])
+        )
+
+    def _blockdev_mirror(self, given: dict[str, Any]) -> None:
+        source, target = self._find_node(given["device"]), self._find_node(given["target"])
+        assert target.window is not None, "the fake mirrors onto a part of a node only"
+        job_id = given["job-id"]
+        if job_id in self._jobs:
+            raise _RefusedError(f"Job ID '{job_id}' already in use")
+        assert source.size_bytes == target.size_bytes
+        self._jobs[job_id] = job = _Job(
+            id=job_id,
+            source=source.name,
+            target=target.name,
+            bitmap=None,
+            total_bytes=source.size_bytes,
+            speed=0,
+            auto_finalize=given.get("auto-finalize", True),
+            auto_dismiss=given.get("auto-dismiss", True),
+            type="mirror",
+        )
+        self._insert_filter(job, None)
+        for status in ("created", "running"):
+            self._tell(job, status)
 
     def _blockdev_reopen(self, given: dict[str, Any]) -> None:
         for options in given["options"]:
@@ -587,6 +636,8 @@ class FakeQemu:
         if node is None:
             raise _RefusedError(f"Failed to find node with node-name='{name}'")
         self._refuse_busy(name)
+        if any(one.window is not None and one.window[0] == name for one in self._nodes.values()):
+            raise _RefusedError(f"Node {name} is in use")
         if any(name in self._chain(root) for _, root in self._devices):
             raise _RefusedError(f"Node {name} is in use")
         del self._nodes[name]
@@ -720,6 +771,14 @@ class FakeQemu:
             else self._usable_bitmap(source["node"], source["name"])
             for source in data["bitmaps"]
         ]
+        to_bytes = self._nodes[data["node"]].size_bytes
+        for source in data["bitmaps"]:
+            from_bytes = to_bytes if isinstance(source, str) else self._nodes[source["node"]].size_bytes
+            if from_bytes != to_bytes:
+                raise _RefusedError(
+                    f"Bitmaps are of different sizes (destination size is {to_bytes}, source size is {from_bytes}) and"
+                    " can't be merged"
+                )
         before = set(target.dirty)
         for source in sources:
             target.merge(source)
@@ -742,7 +801,7 @@ class FakeQemu:
             source=source.name,
             target=target.name,
             bitmap=bitmap.name if bitmap else None,
-            total_bytes=self._dirty_bytes(source, bitmap) if bitmap else source.size_bytes,
+            total_bytes=self._dirty_bytes(bitmap) if bitmap else source.size_bytes,
             speed=data.get("speed", 0),
             auto_finalize=data.get("auto-finalize", True),
             auto_dismiss=data.get("auto-dismiss", True),
@@ -827,7 +886,7 @@ class FakeQemu:
         return [
             {
                 "id": job.id,
-                "type": "backup",
+                "type": job.type,
                 "status": job.status,
                 "current-progress": job.done_bytes,
                 "total-progress": job.total_bytes,
@@ -846,7 +905,8 @@ class FakeQemu:
 
     def _job_cancel(self, given: dict[str, Any]) -> None:
         job = self._job(given, "cancel")
-        job.error = "Operation canceled"
+        if job.status != "ready":  # a mirror that was ready has done all it was asked for
+            job.error = "Operation canceled"
         self._tell(job, "aborting")
         if not job.done_bytes < job.total_bytes:
             self._conclude(job)  # nothing is in flight
@@ -903,6 +963,12 @@ class FakeQemu:
                 job.error = plight.error
                 self._tell(job, "aborting")
                 self._conclude(job)
+            return
+        if job.type == "mirror":
+            node, offset = self._nodes[job.target].window or ("", 0)
+            self.write(node, offset, job.total_bytes)
+            job.done_bytes = job.total_bytes
+            self._tell(job, "ready")
             return
         if job.done_bytes < job.total_bytes:
             step = job.speed or max(1, job.total_bytes // 2)

@@ -27,6 +27,7 @@ from vbackup import (
     plan,
     qemu_img,
     recovery,
+    scratch,
     source,
     target,
 )
@@ -125,6 +126,7 @@ def dry_run(
                 undo=undo,
                 security_labels=made.domain.security_labels,
             )
+            scratch.prepare(session.monitor, made.scratch_sizes, repository_id=repository.id, undo=undo, stop=stop)
             try:
                 _send_transaction(session.monitor, made.transaction(abort=True))
             except QmpError as err:
@@ -157,8 +159,11 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     blockjobs.refuse_busy(session.monitor, disks)
     nodes = session.source.disk_nodes(disks)
     taken_ids = repository.taken_ids(domain.uuid)
-    for name in checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id):
-        reporter.step(f"Removed bitmap {name}, left by a backup that never ended.")
+    removed = checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id)
+    for name in removed:
+        reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
+    if removed:
+        nodes = session.source.disk_nodes(disks)
     catalogue = repository.catalogue(domain.uuid)
     for broken in catalogue.broken:
         reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
@@ -204,7 +209,18 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
     ):
         draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
         stall_s = job.stall_limit_s(request.speed_bytes_s)
-        work = Work(draft, stage, journal, session.source, repository, session.reporter, session.stop, stall_s=stall_s)
+        work = Work(
+            draft,
+            stage,
+            journal,
+            session.source,
+            repository,
+            session.reporter,
+            session.stop,
+            stall_s=stall_s,
+            new_marks=[disk.new_mark.mark for disk in made.disks if disk.new_mark and not disk.new_mark.is_there],
+            guards=[guard for disk in made.disks for guard in disk.guards],
+        )
         journal.begin(draft)
         _make_images(made, stage, session.stop)
         completion.push_undo_of_bitmaps(work, undo)
@@ -260,6 +276,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
             undo=undo,
             security_labels=made.domain.security_labels,
         )
+        scratch.prepare(monitor, made.scratch_sizes, repository_id=work.repository.id, undo=undo, stop=work.stop)
         stopped = work.source.is_guest_stopped()
         completion.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
         work.stop.check()

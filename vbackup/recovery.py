@@ -95,7 +95,7 @@ def _remove_bitmaps(opened: Source, repository: Repository, reporter: Reporter) 
         nodes = opened.disk_nodes(opened.domain.disks)
         taken_ids = repository.taken_ids(opened.domain.uuid)
         for name in checkpoint.remove_uncommitted(opened.monitor, nodes, taken_ids, repository.id):
-            reporter.step(f"Removed bitmap {name}, left by a backup that never ended.")
+            reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
     except DiskError as err:
         reporter.warning(f"Bitmaps of what was undone may be left, which the next backup removes: {err}")
 

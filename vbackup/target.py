@@ -15,6 +15,7 @@ from typing import Any
 
 from vbackup import access, names
 from vbackup.access_facts import gather
+from vbackup.blockgraph import BlockGraph
 from vbackup.errors import FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
 from vbackup.fields import Fields, objects
 from vbackup.model import SecurityLabel
@@ -68,12 +69,13 @@ def _node(node_name: str, filename: str) -> BlockdevOptions:
     return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None}
 
 
-def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
+def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockGraph:
     """Have QEMU write what it still holds of the images, and tell if that fails; all must be open.
 
     The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
     an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
-    it has changes nothing, but QEMU flushes it first and reports that. Raises NoSpaceError, TargetError.
+    it has changes nothing, but QEMU flushes it first and reports that. Returns the block graph, which is asked for
+    anyway. Raises NoSpaceError, TargetError.
     """
     graph = block_graph(monitor)
     try:
@@ -89,6 +91,7 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
             f"QEMU could not write the last of the images to the repository: {err.description}. Nothing was kept of"
             " this backup; mend the repository's storage and run the same command again."
         ) from err
+    return graph
 
 
 def close_in_qemu(monitor: Monitor, repository_id: str) -> list[str]:
