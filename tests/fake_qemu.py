@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("blockdev-mirror", "device target sync", "job-id auto-finalize auto-dismiss"),
         ("blockdev-del", "node-name", ""),
         ("blockdev-reopen", "options", ""),
+        ("block-dirty-bitmap-add", "node name", "granularity persistent disabled"),
         ("block-dirty-bitmap-remove", "node name", ""),
         ("transaction", "actions", "properties"),
         ("job-cancel", "id", ""),
@@ -684,6 +685,9 @@ class FakeQemu:
     def _refuse_busy_bitmap(self, node_name: str, name: str) -> None:
         if self._is_busy(node_name, name):
             raise _RefusedError(f"Bitmap '{name}' is currently in use by another operation and cannot be used")
+
+    def _block_dirty_bitmap_add(self, given: dict[str, Any]) -> None:
+        self._prepare_block_dirty_bitmap_add(given)
 
     def _block_dirty_bitmap_remove(self, given: dict[str, Any]) -> None:
         self._find_bitmap(given["node"], given["name"])

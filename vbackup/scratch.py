@@ -41,7 +41,7 @@ def _make(monitor: Monitor, node_name: str, size_bytes: int, *, repository_id: s
     start_bytes = (size_bytes - 1) // GRANULARITY_BYTES * GRANULARITY_BYTES
     monitor.execute("blockdev-add", _null(node_name, size_bytes))
     bitmap = {"node": node_name, "name": job_id, "granularity": GRANULARITY_BYTES}
-    monitor.execute("transaction", {"actions": [{"type": "block-dirty-bitmap-add", "data": bitmap}]})
+    monitor.execute("block-dirty-bitmap-add", bitmap)
     monitor.execute("blockdev-add", _null(source, size_bytes - start_bytes))
     part = {"driver": "raw", "node-name": window, "file": node_name}
     monitor.execute("blockdev-add", {**part, "offset": start_bytes, "size": size_bytes - start_bytes})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import UUID, Recorder
-from tests.unit.fake_domain import FakeDomain, partial, run
+from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
 from vbackup import job, journal, names, recovery
 from vbackup.errors import DomainNotFoundError, HostUnreachableError, NoSpaceError
 from vbackup.journal import Journal, Step
@@ -112,11 +112,11 @@ def test_next_backup_finishes_or_undoes(
     if (step, when) in FINISHED:
         assert [one.level for one in made] == [Level.FULL, level, Level.INCREMENTAL]
         assert last.parent == made[1].id
-        assert {disk.copied_bytes for disk in last.disks} == {65536}
+        assert {disk.copied_bytes for disk in last.disks} == {65536 + END_BYTES}
         assert any("Finished backup" in told for told in recorder.steps)
     else:
         assert (made, last.parent) == ((base, last), base.id)
-        assert {disk.copied_bytes for disk in last.disks} == {2 * 65536}
+        assert {disk.copied_bytes for disk in last.disks} == {2 * 65536 + END_BYTES}
     assert recorder.warnings == []
 
 
@@ -225,7 +225,7 @@ def test_abort_undoes_what_could_be_finished(domain: FakeDomain, repo: Repositor
     killer.at(Step.COPIED, "after")
     assert [one.remedy for one in recover(domain, repo, abort=True)] == [Remedy.UNDO]
     assert backups(repo) == ()
-    assert domain.qemu.state()["bitmaps"] == {}
+    assert domain.bitmaps() == {"vda": {}, "vdb": {}}
 
 
 def test_other_qemu_has_no_jobs_to_finish(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
