@@ -22,6 +22,7 @@ from vbackup import (
     checkpoint,
     completion,
     job,
+    journal,
     manifest,
     names,
     plan,
@@ -38,11 +39,12 @@ from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
+from vbackup.lock import LockWait
 from vbackup.model import Backup, Compression, Level, Quiesce
 from vbackup.monitor import Monitor
 from vbackup.plan import BackupPlan
 from vbackup.report import Reporter
-from vbackup.repository import LockWait, Repository, Stage, target_errors
+from vbackup.repository import Repository, Stage, target_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.storage_daemon import is_locked
@@ -204,7 +206,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
     repository = session.repository
     with (
         repository.stage(made.domain.uuid, made.id) as stage,
-        Journal(stage.path) as journal,
+        Journal(stage.path) as written,
         Undo(session.reporter) as undo,
     ):
         draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
@@ -212,7 +214,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
         work = Work(
             draft,
             stage,
-            journal,
+            written,
             session.source,
             repository,
             session.reporter,
@@ -221,7 +223,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             new_marks=[disk.new_mark.mark for disk in made.disks if disk.new_mark and not disk.new_mark.is_there],
             guards=[guard for disk in made.disks for guard in disk.guards],
         )
-        journal.begin(draft)
+        written.begin(draft)
         _make_images(made, stage, session.stop)
         completion.push_undo_of_bitmaps(work, undo)
         work = _copy(made, request, work)
@@ -268,7 +270,8 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work) -> Work:
     """The transaction and its jobs; when this returns QEMU has let go of complete images."""
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
-        work.journal.write(Step.TARGETS)
+        images = {disk.file: journal.identity_of(work.stage.path / disk.file) for disk in made.disks}
+        work.journal.write(Step.TARGETS, images=images)
         target.open_in_qemu(
             monitor,
             work.targets,
@@ -345,7 +348,7 @@ def _close_detached(made: BackupPlan, session: _Session) -> list[str]:
     if not isinstance(session.source, source.RunningSource):
         return []
     try:
-        detached = blockjobs.close_detached(session.monitor, [disk.node for disk in made.disks])
+        detached = blockjobs.close_detached(session.monitor, {disk.dev: disk.node.top.node_name for disk in made.disks})
     except VbackupError as err:
         log.debug("%s", err)  # QEMU is gone, or cannot be asked; the backup has ended as it has
         return []

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from vbackup import checkpoint, job, names, source
 from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.host import Host
+from vbackup.lock import LockWait
 from vbackup.model import Layer
 from vbackup.monitor import block_graph
 from vbackup.report import Reporter
-from vbackup.repository import LockWait, Repository
+from vbackup.repository import Repository
 from vbackup.source import Source
 from vbackup.stop import Stop
 

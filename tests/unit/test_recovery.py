@@ -33,7 +33,8 @@ class Killer:
 
     def strike(self) -> None:
         for stage in self._repo.path.glob("*/*.partial"):
-            shutil.copytree(stage, self._saved / stage.name)
+            # Linked, as a copy of an image is none that QEMU writes to.
+            shutil.copytree(stage, self._saved / stage.name, copy_function=os.link)
 
         def dead(*_args: Any, **_kwargs: Any) -> Any:
             raise HostUnreachableError("qemu:///system", "its process is dead, so it undoes nothing")
@@ -50,7 +51,10 @@ class Killer:
                 run(self._domain, self._repo, **request)
         self._domain.qemu.execute = execute  # type: ignore[method-assign]
         for stage in self._saved.glob("*"):
-            shutil.move(stage, self._repo.path / UUID / stage.name)
+            there = self._repo.path / UUID / stage.name
+            there.parent.mkdir(exist_ok=True)
+            shutil.rmtree(there, ignore_errors=True)
+            stage.rename(there)
 
     def at(self, step: Step, when: str, **request: Any) -> None:
         """Die just before a step of the journal is written, or just after."""
@@ -219,6 +223,19 @@ def test_recover_on_request(domain: FakeDomain, repo: Repository, killer: Killer
     assert len(backups(repo)) == 1
     assert recover(domain, repo) == []
     assert_clean(domain, repo)
+
+
+@pytest.mark.parametrize("step", [Step.STARTED, Step.COPIED, Step.FLUSHED])
+def test_copy_of_a_repository_does_not_finish_the_backup_of_the_other(
+    domain: FakeDomain, repo: Repository, killer: Killer, tmp_path: Path, step: Step
+) -> None:
+    """Job and journal have the same names, but QEMU writes to the images of the first."""
+    killer.at(step, "after")
+    shutil.copytree(repo.path, tmp_path / "copy")
+    other = Repository.open(tmp_path / "copy")
+    [found] = recover(domain, other)
+    assert (found.remedy, "its images are copies" in found.reason) == (Remedy.UNDO, True)
+    assert (backups(other), partial(other)) == ((), [])
 
 
 def test_abort_undoes_what_could_be_finished(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
