@@ -148,7 +148,12 @@ def test_dry_run_has_qemu_check_everything_and_keeps_nothing(
     plan = backups("--dry-run").document
     assert plan["schema"] == "vbackup.plan/1"
     assert plan["level"] == "full"
-    assert [action["type"] for action in plan["transaction"]] == ["block-dirty-bitmap-add", "blockdev-backup"] * 2
+    assert [action["type"] for action in plan["transaction"]] == [
+        "block-dirty-bitmap-add",
+        "block-dirty-bitmap-merge",
+        "block-dirty-bitmap-add",
+        "blockdev-backup",
+    ] * 2
     assert machine.state() == before
     assert backups.entries() == []
 

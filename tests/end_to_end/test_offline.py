@@ -175,9 +175,7 @@ def test_chain_goes_on_from_on_to_off_and_back(backups: Backups, machine: Machin
     machine.write("vda", "write -P 6 18M 64k")
     three = backups.on()
     assert facts(three) == [("incremental", two["id"], 2 * 65536), ("incremental", two["id"], 0)]
-    assert {len(names) for names in machine.bitmaps().values()} == {
-        3
-    }  # of the full and of the newest, and the end mark
+    assert {len(names) for names in machine.bitmaps().values()} == {3}  # the full's, the newest's, the end mark
 
     machine.destroy()
     differential = backups.off(*specs, options=("--level", "differential"))
