@@ -54,10 +54,15 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         (
             "blockdev-add",
             "driver",
-            "node-name file backing read-only cache discard detect-zeroes auto-read-only image inject-error",
+            (
+                "node-name file backing read-only cache discard detect-zeroes auto-read-only"
+                " image inject-error size offset read-zeroes"
+            ),
         ),
+        ("blockdev-mirror", "device target sync", "job-id auto-finalize auto-dismiss"),
         ("blockdev-del", "node-name", ""),
         ("blockdev-reopen", "options", ""),
+        ("block-dirty-bitmap-add", "node name", "granularity persistent disabled"),
         ("block-dirty-bitmap-remove", "node name", ""),
         ("transaction", "actions", "properties"),
         ("query-block-jobs", "", ""),
@@ -126,6 +131,7 @@ class _Node:
     size_bytes: int
     read_only: bool = False
     below: str | None = None  #: the node a filter stands on
+    window: tuple[str, int] | None = None  #: raw with an offset: the node that it is a part of, and where
     compat: str = "1.1"
     backing: str | None = None
     storage: str | None = None  #: the protocol node of a format node
@@ -147,6 +153,7 @@ class _Job:
     auto_finalize: bool
     auto_dismiss: bool
     copies: bool = True  #: False: only what is about to be written over (sync none)
+    type: str = "backup"
     status: str = "created"
     filter: str = ""
     done_bytes: int = 0
@@ -273,8 +280,11 @@ class FakeQemu:
                 bitmap.mark(offset, length)
 
     def resize(self, node_name: str, size_bytes: int) -> None:
-        """As blockresize does."""
-        self._nodes[node_name].size_bytes = size_bytes
+        """As blockresize does: bitmaps are cut with the disk, up to the granule that it ends in."""
+        node = self._nodes[node_name]
+        node.size_bytes = size_bytes
+        for bitmap in node.bitmaps.values():
+            bitmap.dirty = {one for one in bitmap.dirty if one * bitmap.granularity < size_bytes}
 
     def bitmaps(self, node_name: str) -> dict[str, FakeBitmap]:
         """The bitmaps of a node, to look at and to damage."""
@@ -482,12 +492,13 @@ class FakeQemu:
             "persistent": bitmap.persistent,
             "busy": self._is_busy(node.name, bitmap.name),
             "granularity": bitmap.granularity,
-            "count": self._dirty_bytes(node, bitmap),
+            "count": self._dirty_bytes(bitmap),
         }
         return {**info, "inconsistent": True} if bitmap.inconsistent else info
 
-    def _dirty_bytes(self, node: _Node, bitmap: FakeBitmap) -> int:
-        return sum(min(bitmap.granularity, node.size_bytes - granule * bitmap.granularity) for granule in bitmap.dirty)
+    @staticmethod
+    def _dirty_bytes(bitmap: FakeBitmap) -> int:
+        return len(bitmap.dirty) * bitmap.granularity
 
     def _is_busy(self, node_name: str, bitmap: str) -> bool:
         return self._nodes[node_name].bitmaps[bitmap].going or any(
@@ -538,10 +549,17 @@ class FakeQemu:
     def _blockdev_add(self, given: dict[str, Any]) -> None:
         name = given.get("node-name", "")
         self._check_node_name(name)
-        if given["driver"] in ("snapshot-access", "blkdebug"):
+        driver, file = given["driver"], given.get("file")
+        if driver in ("snapshot-access", "blkdebug"):
             self._nodes[name] = self._view(given)
             return
-        driver, file = given["driver"], given["file"]
+        if driver == "null-co":
+            self._nodes[name] = _Node(name, driver, "null-co://", given["size"])
+            return
+        if isinstance(file, str):
+            self._add_window(name, file, given)
+            return
+        assert file is not None
         assert driver in ("qcow2", "raw"), f"the fake has no driver {driver}"
         assert file["driver"] == "file", f"the fake has no protocol {file['driver']}"
         filename: str = file["filename"]
@@ -562,6 +580,37 @@ class FakeQemu:
         assert view["driver"] == "snapshot-access", "the fake injects errors only above a view"
         below = self._find_node(view["file"])
         return _Node(given["node-name"], given["driver"], below.filename, below.size_bytes, below=below.name)
+
+    def _add_window(self, name: str, file: str, given: dict[str, Any]) -> None:
+        assert given["driver"] == "raw", "the fake has no other driver on a node"
+        below = self._find_node(file)
+        if given["offset"] + given["size"] > below.size_bytes:
+            raise _RefusedError("The sum of offset and size has to be smaller or equal to the actual size of the file")
+        self._nodes[name] = _Node(
+            name, "raw", below.filename, given["size"], identity=None, window=(file, given["offset"])
+        )
+
+    def _blockdev_mirror(self, given: dict[str, Any]) -> None:
+        source, target = self._find_node(given["device"]), self._find_node(given["target"])
+        assert target.window is not None, "the fake mirrors onto a part of a node only"
+        job_id = given["job-id"]
+        if job_id in self._jobs:
+            raise _RefusedError(f"Job ID '{job_id}' already in use")
+        assert source.size_bytes == target.size_bytes
+        self._jobs[job_id] = job = _Job(
+            id=job_id,
+            source=source.name,
+            target=target.name,
+            bitmap=None,
+            total_bytes=source.size_bytes,
+            speed=0,
+            auto_finalize=given.get("auto-finalize", True),
+            auto_dismiss=given.get("auto-dismiss", True),
+            type="mirror",
+        )
+        self._insert_filter(job, None)
+        for status in ("created", "running"):
+            self._tell(job, status)
 
     def _blockdev_reopen(self, given: dict[str, Any]) -> None:
         for options in given["options"]:
@@ -621,6 +670,8 @@ class FakeQemu:
         if node is None:
             raise _RefusedError(f"Failed to find node with node-name='{name}'")
         self._refuse_busy(name)
+        if any(one.window is not None and one.window[0] == name for one in self._nodes.values()):
+            raise _RefusedError(f"Node {name} is in use")
         if any(name in self._chain(root) for _, root in self._devices):
             raise _RefusedError(f"Node {name} is in use")
         del self._nodes[name]
@@ -667,6 +718,9 @@ class FakeQemu:
     def _refuse_busy_bitmap(self, node_name: str, name: str) -> None:
         if self._is_busy(node_name, name):
             raise _RefusedError(f"Bitmap '{name}' is currently in use by another operation and cannot be used")
+
+    def _block_dirty_bitmap_add(self, given: dict[str, Any]) -> None:
+        self._prepare_block_dirty_bitmap_add(given)
 
     def _block_dirty_bitmap_remove(self, given: dict[str, Any]) -> None:
         self._find_bitmap(given["node"], given["name"])
@@ -754,6 +808,14 @@ class FakeQemu:
             else self._usable_bitmap(source["node"], source["name"])
             for source in data["bitmaps"]
         ]
+        to_bytes = self._nodes[data["node"]].size_bytes
+        for source in data["bitmaps"]:
+            from_bytes = to_bytes if isinstance(source, str) else self._nodes[source["node"]].size_bytes
+            if from_bytes != to_bytes:
+                raise _RefusedError(
+                    f"Bitmaps are of different sizes (destination size is {to_bytes}, source size is {from_bytes}) and"
+                    " can't be merged"
+                )
         before = set(target.dirty)
         for source in sources:
             target.merge(source)
@@ -776,7 +838,7 @@ class FakeQemu:
             source=source.name,
             target=target.name,
             bitmap=bitmap.name if bitmap else None,
-            total_bytes=self._dirty_bytes(source, bitmap) if bitmap else source.size_bytes,
+            total_bytes=self._dirty_bytes(bitmap) if bitmap else source.size_bytes,
             speed=data.get("speed", 0),
             auto_finalize=data.get("auto-finalize", True),
             auto_dismiss=data.get("auto-dismiss", True),
@@ -862,7 +924,7 @@ class FakeQemu:
         return [
             {
                 "id": job.id,
-                "type": "backup",
+                "type": job.type,
                 "status": job.status,
                 "current-progress": job.done_bytes,
                 "total-progress": job.total_bytes,
@@ -881,7 +943,7 @@ class FakeQemu:
 
     def _query_block_jobs(self, _given: dict[str, Any]) -> Any:
         return [
-            {"device": job.id, "type": "backup", "speed": job.speed, "status": job.status}
+            {"device": job.id, "type": job.type, "speed": job.speed, "status": job.status}
             for job in self._jobs.values()
             if job.status != "concluded"
         ]
@@ -896,7 +958,8 @@ class FakeQemu:
 
     def _job_cancel(self, given: dict[str, Any]) -> None:
         job = self._job(given, "cancel")
-        job.error = "Operation canceled"
+        if job.status != "ready":  # a mirror that was ready has done all it was asked for
+            job.error = "Operation canceled"
         self._tell(job, "aborting")
         if not job.done_bytes < job.total_bytes:
             self._conclude(job)  # nothing is in flight
@@ -956,6 +1019,12 @@ class FakeQemu:
                     self._put(Event("BLOCK_JOB_ERROR", data))
                 self._tell(job, "aborting")
                 self._conclude(job)
+            return
+        if job.type == "mirror":
+            node, offset = self._nodes[job.target].window or ("", 0)
+            self.write(node, offset, job.total_bytes)
+            job.done_bytes = job.total_bytes
+            self._tell(job, "ready")
             return
         if job.done_bytes < job.total_bytes:
             step = job.speed or max(1, job.total_bytes // 2)

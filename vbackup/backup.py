@@ -23,11 +23,13 @@ from vbackup import (
     checkpoint,
     completion,
     job,
+    journal,
     manifest,
     names,
     plan,
     qemu_img,
     recovery,
+    scratch,
     source,
     staging,
     target,
@@ -41,12 +43,13 @@ from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
 from vbackup.journal import Journal, Step
+from vbackup.lock import LockWait
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
 from vbackup.moment import Alone, Moment
 from vbackup.monitor import Monitor, schema
 from vbackup.plan import BackupPlan, DiskPlan, StagingAbilities
 from vbackup.report import Reporter
-from vbackup.repository import LockWait, Repository, Stage, target_errors
+from vbackup.repository import Repository, Stage, target_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.storage_daemon import is_locked
@@ -141,6 +144,7 @@ def dry_run(
             _make_images(made, stage, stop)
             targets = [target.Target(stage.path / disk.file, disk.target_node) for disk in made.disks]
             _open_in_qemu(made, request, targets, session.monitor, repository_id=repository.id, undo=undo)
+            scratch.prepare(session.monitor, made.scratch_sizes, repository_id=repository.id, undo=undo, stop=stop)
             try:
                 _send_transaction(session.monitor, made.transaction(abort=True))
             except QmpError as err:
@@ -173,8 +177,11 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     blockjobs.refuse_busy(session.monitor, disks)
     nodes = session.source.disk_nodes(disks)
     taken_ids = repository.taken_ids(domain.uuid)
-    for name in checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id):
-        reporter.step(f"Removed bitmap {name}, left by a backup that never ended.")
+    removed = checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id)
+    for name in removed:
+        reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
+    if removed:
+        nodes = session.source.disk_nodes(disks)
     catalogue = repository.catalogue(domain.uuid)
     for broken in catalogue.broken:
         reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
@@ -234,7 +241,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
     repository = session.repository
     with (
         repository.stage(made.domain.uuid, made.id) as stage,
-        Journal(stage.path) as journal,
+        Journal(stage.path) as written,
         Undo(session.reporter) as undo,
     ):
         draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
@@ -242,7 +249,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
         work = Work(
             replace(draft, group=group),
             stage,
-            journal,
+            written,
             session.source,
             repository,
             session.reporter,
@@ -250,8 +257,10 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             stall_s=job.stall_limit_s(_slowest_bytes_s(made, session)),
             pace=session.pace,
             backoff=_backoff(request, session),
+            new_marks=[disk.new_mark.mark for disk in made.disks if disk.new_mark and not disk.new_mark.is_there],
+            guards=[guard for disk in made.disks for guard in disk.guards],
         )
-        journal.begin(work.draft)
+        written.begin(work.draft)
         _make_images(made, stage, session.stop)
         completion.push_undo_of_bitmaps(work, undo)
         work = _copy(made, request, work, session.moment)
@@ -320,8 +329,10 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) 
     """The transaction and its jobs; when this returns QEMU has let go of complete images."""
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
-        work.journal.write(Step.TARGETS)
+        images = {disk.file: journal.identity_of(work.stage.path / disk.file) for disk in made.disks}
+        work.journal.write(Step.TARGETS, images=images)
         _open_in_qemu(made, request, work.targets, monitor, repository_id=work.repository.id, undo=undo)
+        scratch.prepare(monitor, made.scratch_sizes, repository_id=work.repository.id, undo=undo, stop=work.stop)
         stopped = work.source.is_guest_stopped()
         guard = _guard(made, request, work, guest_was_stopped=stopped)
         completion.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
@@ -447,7 +458,7 @@ def _close_detached(made: BackupPlan, session: _Session) -> list[str]:
     if not isinstance(session.source, source.RunningSource):
         return []
     try:
-        detached = blockjobs.close_detached(session.monitor, [disk.node for disk in made.disks])
+        detached = blockjobs.close_detached(session.monitor, {disk.dev: disk.node.top.node_name for disk in made.disks})
     except VbackupError as err:
         log.debug("%s", err)  # QEMU is gone, or cannot be asked; the backup has ended as it has
         return []

@@ -58,7 +58,8 @@ class Listed:
     depth: int  #: 0 is the active layer
     bitmap: Bitmap
     owner: Owner
-    ours: names.BitmapName | None = None  #: the name taken apart where it is vbackup's
+    repository_id: str | None = None  #: where it is vbackup's
+    checkpoint: str | None = None  #: where it is vbackup's; None for an end mark
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,19 @@ def listing(session: Session, *, disks: Sequence[str] = ()) -> list[Listed]:
     for dev, node in _select(session.disks(), disks).items():
         for depth, layer in enumerate(node.layers):
             for name in sorted(layer.bitmaps):
-                ours = names.parse_bitmap(name)
-                owner = Owner.VBACKUP if ours else Owner.LIBVIRT if name in session.libvirt_checkpoints else Owner.OTHER
-                found.append(Listed(dev, layer, depth, layer.bitmaps[name], owner, ours))
+                ours, repository_id = names.parse_bitmap(name), names.repository_of(name)
+                owner = Owner.LIBVIRT if name in session.libvirt_checkpoints else Owner.OTHER
+                found.append(
+                    Listed(
+                        dev,
+                        layer,
+                        depth,
+                        layer.bitmaps[name],
+                        Owner.VBACKUP if repository_id else owner,
+                        repository_id,
+                        ours.checkpoint if ours else None,
+                    )
+                )
     return found
 
 
@@ -182,8 +193,11 @@ def _guard(
     """Keep what somebody counts on; where its removal is forced, return what follows."""
     if request.name not in layer.bitmaps:
         return None  # QEMU says so
-    ours = names.parse_bitmap(request.name)
-    if ours is not None:
+    ours, mark = names.parse_bitmap(request.name), names.parse_end_mark(request.name)
+    if mark is not None:
+        consequence = _consequence_of_mark(mark, dev, history(mark.repository_id))
+        what = f"it tells repository {mark.repository_id} whether disk {mark.dev} was shrunk"
+    elif ours is not None:
         consequence = _consequence(ours, dev, history(ours.repository_id))
         what = f"it is the checkpoint {ours.checkpoint} of repository {ours.repository_id}"
     elif request.name in libvirt_checkpoints:
@@ -206,6 +220,16 @@ def _guard(
             instead="--force removes it all the same",
         )
     return consequence
+
+
+def _consequence_of_mark(mark: names.EndMark, dev: str, history: History | None) -> str | None:
+    """What the removal of an end mark means; None if no base is of its size."""
+    if history is not None and mark not in history.end_marks(dev):
+        return None
+    return (
+        f"a shrink of disk {dev} that was made undone before the next backup into repository {mark.repository_id} is"
+        " not noticed, and that backup wrong"
+    )
 
 
 def _consequence(ours: names.BitmapName, dev: str, history: History | None) -> str | None:

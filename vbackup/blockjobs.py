@@ -18,7 +18,7 @@ from vbackup import job, names
 from vbackup.errors import DiskBusyError, MalformedError, QmpError
 from vbackup.fields import Fields
 from vbackup.job import Job, JobStatus
-from vbackup.model import Disk, DiskNode
+from vbackup.model import Disk
 from vbackup.monitor import Monitor, block_graph
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,10 @@ def _by_name(jobs: Sequence[Job]) -> Mapping[str, Collection[str]]:
     return busy
 
 
-def close_detached(monitor: Monitor, disks: Sequence[DiskNode]) -> list[str]:
+def close_detached(monitor: Monitor, nodes: Mapping[str, str]) -> list[str]:
     """Close the nodes of disks that were detached while our jobs read them; returns their dev.
+
+    ``nodes`` has the node, by dev, of each disk's active layer when the jobs began, in this very QEMU.
 
     libvirt has told QEMU to close them when it detached the disk, which QEMU refused because of the job, and has
     forgotten them since. Left alone they hold the image's lock, so that it cannot be attached again, and the
@@ -80,20 +82,22 @@ def close_detached(monitor: Monitor, disks: Sequence[DiskNode]) -> list[str]:
     """
     graph = block_graph(monitor)
     in_use = {name for chain in graph.chains.values() for name in chain}
-    detached = [one for one in disks if one.disk.alias not in graph.chains and one.top.node_name not in in_use]
-    for one in detached:
-        below = _children(monitor)
-        names_left = [layer.node_name for layer in one.layers]
-        while names_left:
-            name = names_left.pop(0)
-            if name in graph.node_names() and name.startswith("libvirt-"):
-                try:
-                    monitor.execute("blockdev-del", {"node-name": name})
-                except QmpError as err:
-                    log.debug("%s", err)
-                else:
-                    names_left.extend(below.get(name, ()))
-    return [one.disk.dev for one in detached]
+    detached = {dev: name for dev, name in nodes.items() if name not in in_use}
+    for name in detached.values():
+        left = [name]
+        while left:
+            # Those below are asked for first: they are not there to be asked about afterwards.
+            below = _children(monitor)
+            one = left.pop(0)
+            if not one.startswith("libvirt-") or one not in graph.node_names():
+                continue
+            try:
+                monitor.execute("blockdev-del", {"node-name": one})
+            except QmpError as err:
+                log.debug("%s", err)
+            else:
+                left.extend(below.get(one, ()))
+    return list(detached)
 
 
 def _children(monitor: Monitor) -> Mapping[str, Collection[str]]:

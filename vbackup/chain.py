@@ -2,7 +2,7 @@
 
 plan.BackupPlan says what is done with the choice. A base is trusted only if its bitmap is there, on
 every layer it must be on, recording and consistent, if its name says that it was made by that very backup,
-and if every image below it is in the repository.
+if no end mark gives away that the disk was smaller meanwhile, and if every image below it is in the repository.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from vbackup import names
+from vbackup import endmark, names
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import Backup, Bitmap, BitmapSource, DiskImage, DiskNode, Layer, Level
-from vbackup.names import BitmapName
-
-#: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
-GRANULARITY_BYTES = 65536
+from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, BitmapSource, DiskImage, DiskNode, Layer, Level
+from vbackup.names import BitmapName, EndMark
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Choice:
 
     level: Level  #: full, incremental, differential or copy
     base: Backup | None
-    sources: tuple[BitmapSource, ...]  #: bitmaps that together hold the changes since the base
+    sources: tuple[BitmapSource, ...]  #: bitmaps that together hold the changes since the base, end marks included
     reason: str
 
 
@@ -71,9 +68,15 @@ class History:
 
     def base_bitmaps(self, dev: str) -> frozenset[BitmapName]:
         """The bitmaps that a later backup of this disk may start from: they are kept."""
-        bases = (one for one in (self.newest(dev), self.last_full(dev)) if one is not None)
-        bitmaps = (names.parse_bitmap(_image(one, dev).bitmap or "") for one in bases)
-        return frozenset(bitmap for bitmap in bitmaps if bitmap is not None)
+        return frozenset(bitmap for bitmap, _ in self._bases(dev))
+
+    def end_marks(self, dev: str) -> frozenset[EndMark]:
+        """The end marks that these bases may be distrusted for: they are kept."""
+        return frozenset(EndMark(bitmap.repository_id, dev, size_bytes) for bitmap, size_bytes in self._bases(dev))
+
+    def largest_base_bytes(self, dev: str) -> int:
+        """The largest size the disk had in one of these bases; 0 if there is none."""
+        return max((size_bytes for _, size_bytes in self._bases(dev)), default=0)
 
     def links(self, backup_id: str, dev: str, *, whole: Collection[tuple[str, str]] = ()) -> tuple[Link, ...]:
         """The images that hold the disk at that backup, newest first, the last one a full or a copy.
@@ -98,6 +101,14 @@ class History:
             links.append(Link(backup, image))
             wanted = image.base if (wanted, dev) not in whole else None
         return tuple(links)
+
+    def _bases(self, dev: str) -> Iterator[tuple[BitmapName, int]]:
+        """Of each backup that a later one may start from: its bitmap, and the disk's size in bytes."""
+        for base in (self.newest(dev), self.last_full(dev)):
+            image = base.image(dev) if base is not None else None
+            bitmap = names.parse_bitmap(image.bitmap or "") if image is not None else None
+            if image is not None and bitmap is not None:
+                yield bitmap, image.virtual_size_bytes
 
     def _checkpoints(self, dev: str) -> Iterator[Backup]:
         for backup in reversed(self.backups):
@@ -126,11 +137,13 @@ def choose(
             raise _UntrustedError("there is no earlier backup of this disk to start from")
         _check_images(node, base, history)
         sources = _trusted_sources(node, base, repository_id, started)
+        marks = _end_marks(node, base, repository_id, sources)
+        _check_growth(node, base, marks)
     except _UntrustedError as err:
         if level is not Level.AUTO:
             raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
         return Choice(Level.FULL, None, (), str(err))
-    return Choice(wanted, base, sources, f"changes since {base.id}")
+    return Choice(wanted, base, (*sources, *marks), f"changes since {base.id}")
 
 
 class _UntrustedError(Exception):
@@ -138,19 +151,52 @@ class _UntrustedError(Exception):
 
 
 def _check_images(node: DiskNode, base: Backup, history: History) -> None:
-    """What is in the repository, and the size: growing is fine where QEMU says what there is then (zeros)."""
+    """What is in the repository, and whether the disk is smaller than it was."""
     dev = node.disk.dev
     try:
         history.links(base.id, dev)
     except ChainError as err:
         raise _UntrustedError(str(err).rstrip(".")) from err
-    earlier_bytes, now_bytes = _image(base, dev).virtual_size_bytes, node.top.virtual_size_bytes
-    change = f"from {earlier_bytes} to {now_bytes} bytes since {base.id}"
-    if now_bytes < earlier_bytes:
-        raise _UntrustedError(f"the disk shrank {change}")
-    if now_bytes > earlier_bytes and node.top.driver != "qcow2":
-        # What a raw image or block device has grown by may hold anything, and no bitmap tells.
-        raise _UntrustedError(f"the {node.top.driver} disk grew {change}")
+    if node.top.virtual_size_bytes < _image(base, dev).virtual_size_bytes:
+        raise _UntrustedError(f"the disk shrank {_change_of_size(node, base)}")
+
+
+def _change_of_size(node: DiskNode, base: Backup) -> str:
+    earlier_bytes, now_bytes = _image(base, node.disk.dev).virtual_size_bytes, node.top.virtual_size_bytes
+    return f"from {earlier_bytes} to {now_bytes} bytes since {base.id}"
+
+
+def _end_marks(
+    node: DiskNode, base: Backup, repository_id: str, sources: Sequence[BitmapSource]
+) -> tuple[BitmapSource, ...]:
+    """The end marks beside the base's bitmaps. A layer may have none: libvirt takes none along to another."""
+    dev = node.disk.dev
+    name = names.end_mark(repository_id, dev, _image(base, dev).virtual_size_bytes)
+    beside = {source.node_name for source in sources}
+    marks = []
+    for layer in node.layers:
+        mark = layer.bitmaps.get(name) if layer.node_name in beside else None
+        if mark is None or mark.inconsistent:
+            continue
+        flaw = endmark.flaw(mark)
+        if flaw is not None:
+            raise _UntrustedError(flaw)
+        marks.append(BitmapSource(layer.node_name, name))
+    return tuple(marks)
+
+
+def _check_growth(node: DiskNode, base: Backup, marks: Sequence[BitmapSource]) -> None:
+    """Growing is fine where all that the disk has grown by is zero, and no bitmap has to tell of it."""
+    top = node.top
+    if top.virtual_size_bytes == _image(base, node.disk.dev).virtual_size_bytes:
+        return
+    change = _change_of_size(node, base)
+    if top.driver != "qcow2":
+        # What a raw image or block device has grown by may hold anything.
+        raise _UntrustedError(f"the {top.driver} disk grew {change}")
+    if top.node_name not in {mark.node_name for mark in marks}:
+        # It may be of a larger layer that came back when a smaller one above it was committed.
+        raise _UntrustedError(f"the disk grew {change}, and has no end mark of that size")
 
 
 def _trusted_sources(

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from vbackup import job, names, target
 from vbackup.chain import History
 from vbackup.errors import QmpError
-from vbackup.model import BitmapSource, DiskNode
+from vbackup.model import Bitmap, BitmapSource, DiskNode
 from vbackup.monitor import Monitor, block_graph
-from vbackup.names import BitmapName
+from vbackup.names import BitmapName, EndMark
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,14 @@ def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
         raise refusal
 
 
+def remove_end_marks(monitor: Monitor, marks: Collection[BitmapSource]) -> None:
+    """Remove end marks that were just added, where they are there: others of that name may be on other layers."""
+    graph = block_graph(monitor)
+    for one in marks:
+        if one.bitmap in graph.bitmaps(one.node_name) and not graph.is_read_only(one.node_name):
+            monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
+
+
 def remove_leftovers(monitor: Monitor, repository_id: str) -> list[str]:
     """Remove the jobs, nodes and descriptors of this repository that a dead run left; return their names."""
     prefix = names.prefix(repository_id)
@@ -54,37 +62,49 @@ def remove_leftovers(monitor: Monitor, repository_id: str) -> list[str]:
 def remove_uncommitted(
     monitor: Monitor, disks: Collection[DiskNode], committed: Collection[str], repository_id: str
 ) -> list[str]:
-    """Remove the bitmaps of backups that were never committed; return their names.
+    """Remove the bitmaps of backups that were never committed, and end marks that are of no use; return their names.
 
     ``committed`` has the ids of all backups that the repository has, also of those that cannot be read
     just now: their bitmaps stay.
     """
-    return _remove(monitor, disks, repository_id, lambda _dev, ours: not ours.working and ours.checkpoint in committed)
+
+    def is_committed(_dev: str, ours: BitmapName | EndMark, bitmap: Bitmap) -> bool:
+        if isinstance(ours, EndMark):
+            return not bitmap.inconsistent
+        return not ours.working and ours.checkpoint in committed
+
+    return _remove(monitor, disks, repository_id, is_committed)
 
 
 def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, repository_id: str) -> list[str]:
-    """Remove the bitmaps that no later backup starts from; return their names.
+    """Remove the bitmaps that no later backup starts from, and the end marks of other sizes; return their names.
 
     Layers below the active one are read-only to QEMU, their bitmaps cannot be removed: they go once
     the layers are committed.
     """
 
-    def is_base(dev: str, ours: BitmapName) -> bool:
-        return ours in bases[dev]
+    def is_base(dev: str, ours: BitmapName | EndMark, _bitmap: Bitmap) -> bool:
+        return ours in kept[dev]
 
-    bases = {node.disk.dev: history.base_bitmaps(node.disk.dev) for node in disks}
+    kept: dict[str, frozenset[BitmapName | EndMark]] = {
+        node.disk.dev: history.base_bitmaps(node.disk.dev) | history.end_marks(node.disk.dev) for node in disks
+    }
     return _remove(monitor, disks, repository_id, is_base)
 
 
 def _remove(
-    monitor: Monitor, disks: Collection[DiskNode], repository_id: str, keep: Callable[[str, BitmapName], bool]
+    monitor: Monitor,
+    disks: Collection[DiskNode],
+    repository_id: str,
+    keep: Callable[[str, BitmapName | EndMark, Bitmap], bool],
 ) -> list[str]:
     """Remove this repository's bitmaps but those to keep. One that QEMU will not remove stays, and costs little."""
+    # In the order of their names end marks come last: a base is never there without the one that it had.
     removed = []
     for node in disks:
         for name in sorted(node.top.bitmaps):
-            ours = names.parse_bitmap(name)
-            if ours is None or ours.repository_id != repository_id or keep(node.disk.dev, ours):
+            ours = names.parse_bitmap(name) or names.parse_end_mark(name)
+            if ours is None or ours.repository_id != repository_id or keep(node.disk.dev, ours, node.top.bitmaps[name]):
                 continue
             try:
                 monitor.execute("block-dirty-bitmap-remove", {"node": node.top.node_name, "name": name})

@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vbackup import checkpoint, job, journal, names, target
+from vbackup import checkpoint, endmark, job, journal, names, target
 from vbackup.backoff import Backoff
+from vbackup.blockgraph import BlockGraph
+from vbackup.errors import BusyError
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, BitmapSource, DiskImage
 from vbackup.monitor import Monitor
@@ -40,6 +42,8 @@ class Work:
     pace: job.Pace | None = None  #: this backup's part of a rate for several
     backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
+    new_marks: Sequence[BitmapSource] = ()  #: end marks that the transaction adds; those of a dead run stay
+    guards: Sequence[BitmapSource] = ()  #: end marks that the choice of the bases relies on
 
     @property
     def monitor(self) -> Monitor:
@@ -94,6 +98,8 @@ def push_undo_of_bitmaps(work: Work, undo: Undo) -> None:
     """Register the removal of the bitmaps that the transaction makes."""
     bitmaps = [*work.working_bitmaps, *work.bitmaps]
     undo.push("remove the new bitmaps", lambda: checkpoint.remove_bitmaps(work.monitor, bitmaps))
+    if work.new_marks:
+        undo.push("remove the new end marks", lambda: checkpoint.remove_end_marks(work.monitor, work.new_marks))
 
 
 def push_undo_of_targets(work: Work, undo: Undo) -> None:
@@ -141,12 +147,28 @@ def close(work: Work) -> Work:
 
 def _close(work: Work, writeback: Writeback) -> Work:
     job.cancel(work.monitor, work.jobs)  # the copies have concluded: this dismisses them
-    target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
+    graph = target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
+    _refuse_shrunk(work, graph)
     writeback.finish()
     # From here on whoever finds the stage takes the images for complete, even after a power cut.
     work.journal.write(Step.FLUSHED)
     target.close_in_qemu(work.monitor, work.repository.id)
     return work
+
+
+def _refuse_shrunk(work: Work, graph: BlockGraph) -> None:
+    """Raise BusyError where a disk was shrunk and grown between the choice of its base and its job.
+
+    A job keeps the size of its disk, so that an end mark that is whole after the job was whole when it began.
+    """
+    for one in work.guards:
+        mark = graph.bitmaps(one.node_name).get(one.bitmap)
+        if mark is not None and not endmark.vouches(mark):
+            ours = names.parse_end_mark(one.bitmap)
+            raise BusyError(
+                f"Disk {ours.dev if ours else one.node_name} was made smaller while its backup began or ended. Nothing"
+                " was kept of this backup; run the same command again."
+            )
 
 
 def commit(work: Work, *, begun: float | None, ready: Callable[[], None] = lambda: None) -> Backup:

@@ -147,6 +147,10 @@ class FdsNotPassedError(MonitorError):
     """The way to QEMU carries no file descriptors: another host, or a libvirt before 8.2."""
 
 
+class FdsNotNeededError(FdsNotPassedError):
+    """A storage daemon of our own takes none: it opens files with our own rights."""
+
+
 class QmpError(VbackupError):
     """QEMU answered a command with an error; nothing of that command was carried out."""
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from vbackup import checkpoint, job, names, source
 from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.host import Host
+from vbackup.lock import LockWait
 from vbackup.model import Layer
 from vbackup.monitor import block_graph
 from vbackup.report import Reporter
-from vbackup.repository import LockWait, Repository
+from vbackup.repository import Repository
 from vbackup.source import Source
 from vbackup.stop import Stop
 
@@ -47,11 +48,10 @@ class Claim:
         return self.layer.node_name, self.name
 
     @property
-    def checkpoint(self) -> str:
-        """The backup that made it."""
+    def checkpoint(self) -> str | None:
+        """The backup that made it; None for an end mark, which is of no single one."""
         ours = names.parse_bitmap(self.name)
-        assert ours is not None  # that is how it was found
-        return ours.checkpoint
+        return ours.checkpoint if ours is not None else None
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,13 @@ def _claims(repository_id: str, opened: Source, reporter: Reporter) -> tuple[lis
         Claim(devs.get(node_name), layer, name)
         for node_name, layer in order.items()
         for name in sorted(layer.bitmaps)
-        if _is_of(repository_id, name)
+        if names.repository_of(name) == repository_id
     ]
     if isinstance(opened, source.RunningSource):
         return claims, {}  # all nodes have been seen
     for reason in unopened.values():
         reporter.warning(reason)
     return claims, unopened
-
-
-def _is_of(repository_id: str, name: str) -> bool:
-    ours = names.parse_bitmap(name)
-    return ours is not None and ours.repository_id == repository_id
 
 
 def _foresee(claims: list[Claim], opened: Source) -> list[Kept]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Step(Enum):
     """What is begun, in this order. A step that is named may have been carried out or not."""
 
     BEGIN = "begin"  #: the images in the stage; nothing is outside it
-    TARGETS = "targets"  #: descriptors and nodes of the images in QEMU
+    TARGETS = "targets"  #: descriptors and nodes of the ``images`` in QEMU
     MOMENT = "moment"  #: at ``time``: the filesystems are frozen, bitmaps and jobs made, the filesystems thawed
     STARTED = "started"  #: the jobs run; ``time``, ``consistency`` and ``frozen_ms`` are known
     COPIED = "copied"  #: all jobs have ended well, with ``copied_bytes`` by dev, and are dismissed
@@ -46,6 +46,22 @@ class Entry:
     writer: Process
     step: Step
     guest_was_stopped: bool = False  #: by an I/O error, before the jobs began
+    images: Mapping[str, str] = field(default_factory=dict)  #: by file, the identity of those that QEMU was given
+
+    def is_of(self, directory: Path) -> bool:
+        """True if the images in that stage are those that QEMU was given, and no copies of them.
+
+        One who copies a repository in the middle of a backup copies its journal too. The number of the file
+        system may be another after the host was started anew; then no QEMU writes any more.
+        """
+        try:
+            now = {file: identity_of(directory / file) for file in self.images}
+        except OSError:
+            return False
+        if not self.writer.is_of_this_boot:
+            now, given = ({file: one.rpartition(":")[2] for file, one in each.items()} for each in (now, self.images))
+            return now == given
+        return now == self.images
 
 
 class Journal:
@@ -80,6 +96,12 @@ class Journal:
             os.fsync(self._fd)
 
 
+def identity_of(path: Path) -> str:
+    """What tells a file from a copy of it while the host runs."""
+    status = path.lstat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
 def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
     """What the journal of that stage tells; None where there is none, or its first line was never complete.
 
@@ -104,11 +126,14 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
         raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
     draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)
     step, guest_was_stopped = Step.BEGIN, False
+    images: Mapping[str, str] = {}
     for line in lines[1:]:
         fields = _line(line, where)
         try:
             step = Step(fields.text("step"))
-            if step is Step.MOMENT:
+            if step is Step.TARGETS:
+                images = {one.file: fields.object("images").text(one.file) for one in draft.disks}
+            elif step is Step.MOMENT:
                 draft = replace(draft, time=manifest.time(fields.text("time"), where))
                 guest_was_stopped = fields.boolean("guest_was_stopped")
             elif step is Step.STARTED:
@@ -126,7 +151,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
                 )
         except ValueError as err:
             raise ChainError(f"In {where}: {err}.") from err
-    return Entry(draft, Process.read(first.object("writer")), step, guest_was_stopped)
+    return Entry(draft, Process.read(first.object("writer")), step, guest_was_stopped, images)
 
 
 def with_copied(draft: Backup, copied_bytes: Mapping[str, int]) -> Backup:

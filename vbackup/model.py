@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+#: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
+GRANULARITY_BYTES = 65536
+
 
 class Level(Enum):
     """How much a backup copies."""

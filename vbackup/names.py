@@ -5,6 +5,8 @@ never meet, libvirt's own checkpoints are never touched, and what a killed run l
 for ours. A checkpoint's bitmap carries its disk's ``dev`` as well, and a token that only the manifest of
 its backup repeats: bitmaps travel with images, and one that another disk, another domain or a copy of
 the repository has got in the same second would otherwise be taken for it, and the incremental be wrong.
+
+An end mark (vbackup.endmark) carries the disk's size: it tells of that end only.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ _PREFIX = re.compile(rf"vbackup-{REPOSITORY_ID.pattern}-")
 _OURS = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
     rf"-(?:(?P<token>{TOKEN.pattern})|working)"
+)
+_END = re.compile(
+    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-end-(?P<dev>{DEV.pattern})-(?P<size>[1-9][0-9]{{0,18}})"
 )
 
 _JOB = re.compile(
@@ -119,6 +124,43 @@ def staging_view(repository_id: str, index: int) -> str:
     return f"{prefix(repository_id)}{index}-view"
 
 
+def end_mark(repository_id: str, dev: str, size_bytes: int) -> str:
+    """The bitmap that tells whether disk ``dev``, once of that size, has been smaller since."""
+    return f"{prefix(repository_id)}end-{dev}-{size_bytes}"
+
+
+def scratch_node(repository_id: str, number: int) -> str:
+    """The node on which an end mark is made. No ``dev`` has a dot or a dash, so it is no target's.
+
+    Nodes are closed in the order of their names: it comes after the two that stand on it or beside it.
+    """
+    return f"{prefix(repository_id)}end.{number}"
+
+
+def scratch_source(repository_id: str) -> str:
+    """The node that is copied onto a scratch node."""
+    return f"{prefix(repository_id)}end-source"
+
+
+def scratch_window(repository_id: str) -> str:
+    """The node that stands for the last piece of a scratch node."""
+    return f"{prefix(repository_id)}end-window"
+
+
+def scratch_job(repository_id: str) -> str:
+    """The job that copies the one onto the other, and also the name of the scratch node's bitmap."""
+    return f"{prefix(repository_id)}end"
+
+
+@dataclass(frozen=True)
+class EndMark:
+    """The name of an end mark, taken apart."""
+
+    repository_id: str
+    dev: str
+    size_bytes: int
+
+
 @dataclass(frozen=True)
 class BitmapName:
     """A bitmap name of ours, taken apart."""
@@ -135,7 +177,7 @@ class BitmapName:
 
 
 def parse_bitmap(name: str) -> BitmapName | None:
-    """Take a bitmap's name apart; None if vbackup did not give it."""
+    """Take the name of a checkpoint's or a working bitmap apart; None if vbackup did not give it."""
     match = _OURS.fullmatch(name)
     if match is None:
         return None
@@ -157,6 +199,18 @@ def parse_job(name: str) -> JobName | None:
     if match is None:
         return None
     return JobName(match["repository"], match["backup"], match["dev"])
+
+
+def parse_end_mark(name: str) -> EndMark | None:
+    """Take an end mark's name apart; None if it is none."""
+    match = _END.fullmatch(name)
+    return None if match is None else EndMark(match["repository"], match["dev"], int(match["size"]))
+
+
+def repository_of(bitmap_name: str) -> str | None:
+    """The id of the repository that a bitmap belongs to, whatever it is for; None if vbackup did not make it."""
+    ours = parse_bitmap(bitmap_name) or parse_end_mark(bitmap_name)
+    return ours.repository_id if ours is not None else None
 
 
 def disk_devs() -> Iterator[str]:

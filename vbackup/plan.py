@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from vbackup import names, tuning
+from vbackup import endmark, names, tuning
 from vbackup.actions import (
     Abort,
     Action,
@@ -23,9 +23,22 @@ from vbackup.actions import (
     MirrorSyncMode,
     OnCbwError,
 )
-from vbackup.chain import GRANULARITY_BYTES, Choice, History, level_of, parent_of
+from vbackup.chain import Choice, History, level_of, parent_of
+from vbackup.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
-from vbackup.model import Backup, Compression, Consistency, Disk, DiskImage, DiskNode, Domain, LeftOut, Level
+from vbackup.model import (
+    GRANULARITY_BYTES,
+    Backup,
+    BitmapSource,
+    Compression,
+    Consistency,
+    Disk,
+    DiskImage,
+    DiskNode,
+    Domain,
+    LeftOut,
+    Level,
+)
 from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
 
@@ -60,6 +73,7 @@ class DiskPlan:
     bitmap: str | None  #: the new checkpoint's, None for a copy and for what bears none
     working_bitmap: str | None  #: drives the copy where there is a base
     staging: StagingPlan | None = None
+    new_mark: NewMark | None = None  #: an end mark to be made (vbackup.endmark)
 
     @property
     def dev(self) -> str:
@@ -75,6 +89,14 @@ class DiskPlan:
     def backing_rpath(self) -> str | None:
         """The parent's image as the image's header names it: relative to the backup's directory."""
         return f"../{self.choice.base.id}/{self.file}" if self.choice.base else None
+
+    @property
+    def guards(self) -> tuple[BitmapSource, ...]:
+        """The end marks on the active layer that the choice of the base relies on."""
+        top = self.node.top.node_name
+        return tuple(
+            one for one in self.choice.sources if one.node_name == top and names.parse_end_mark(one.bitmap) is not None
+        )
 
     def draft(self) -> DiskImage:
         """The image as it is before a byte was copied."""
@@ -103,7 +125,7 @@ class DiskPlan:
         that what the guest writes after this moment is not in it.
         """
         node = self.node.top.node_name
-        part: list[Action] = []
+        part: list[Action] = self.new_mark.actions() if self.new_mark is not None else []
         if self.bitmap is not None:
             part.append(_new_bitmap(node, self.bitmap, persistent=self.node.keeps_bitmaps))
         if self.working_bitmap is not None:
@@ -199,6 +221,15 @@ class BackupPlan:
             for action in disk.copy_actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
         ]
 
+    @property
+    def scratch_sizes(self) -> Mapping[str, int]:
+        """The nodes, with their sizes in bytes, that new end marks are merged from (vbackup.scratch)."""
+        return {
+            disk.new_mark.scratch.node_name: disk.node.top.virtual_size_bytes
+            for disk in self.disks
+            if disk.new_mark is not None
+        }
+
     def transaction(self, *, abort: bool = False) -> list[dict[str, Any]]:
         """The actions as JSON-ready data; with ``abort`` QEMU checks them all and then undoes them."""
         compress = self.compression is not Compression.NONE
@@ -283,18 +314,29 @@ def make(
     """
     level = level_of(asked, [choice for _, choice in choices])
     backup_id = _free_id(now, level, taken_ids)
+    sizes = sorted({node.top.virtual_size_bytes for node, _ in choices})
     disks = []
     for index, (node, choice) in enumerate(choices):
         dev = node.disk.dev
+        makes_checkpoint = _makes_checkpoint(node, level)
         disks.append(
             DiskPlan(
                 node=node,
                 choice=choice,
                 job_id=names.job(repository_id, backup_id, dev),
                 target_node=names.target_node(repository_id, dev),
-                bitmap=names.bitmap(repository_id, backup_id, dev, token) if _makes_checkpoint(node, level) else None,
+                bitmap=names.bitmap(repository_id, backup_id, dev, token) if makes_checkpoint else None,
                 working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
                 staging=_staging(repository_id, backup_id, dev, index, staging) if staging else None,
+                new_mark=endmark.new_mark(
+                    node,
+                    repository_id=repository_id,
+                    scratch_node=names.scratch_node(repository_id, sizes.index(node.top.virtual_size_bytes)),
+                    shrank=history.largest_base_bytes(dev) > node.top.virtual_size_bytes,
+                    trusted=[source.bitmap for source in choice.sources],
+                )
+                if makes_checkpoint
+                else None,
             )
         )
     return BackupPlan(

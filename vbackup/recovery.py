@@ -8,11 +8,12 @@ domain's lock is held. ``vbackup recover`` asks for it, and every backup begins 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 
-from vbackup import checkpoint, completion, job, journal, names, source
+from vbackup import blockjobs, checkpoint, completion, job, journal, names, source
 from vbackup.completion import Work
 from vbackup.errors import (
     ChainError,
@@ -25,6 +26,7 @@ from vbackup.errors import (
 from vbackup.host import Host
 from vbackup.job import Job, JobStatus
 from vbackup.journal import Entry, Journal, Step
+from vbackup.model import BitmapSource
 from vbackup.monitor import block_graph
 from vbackup.report import Reporter
 from vbackup.repository import Repository, Stage
@@ -95,7 +97,7 @@ def _remove_bitmaps(opened: Source, repository: Repository, reporter: Reporter) 
         nodes = opened.disk_nodes(opened.domain.disks)
         taken_ids = repository.taken_ids(opened.domain.uuid)
         for name in checkpoint.remove_uncommitted(opened.monitor, nodes, taken_ids, repository.id):
-            reporter.step(f"Removed bitmap {name}, left by a backup that never ended.")
+            reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
     except DiskError as err:
         reporter.warning(f"Bitmaps of what was undone may be left, which the next backup removes: {err}")
 
@@ -125,13 +127,42 @@ def recover(
         else:
             judged = Recovered(backup_id, Remedy.UNDO, reason or "the domain is not there any more")
         if not dry_run:
-            judged = _carry_out(judged, entry, opened, repository, uuid, reporter=reporter, stop=stop)
+            read = _nodes_read(entry, opened, repository) if entry is not None and opened is not None else {}
+            try:
+                judged = _carry_out(judged, entry, opened, repository, uuid, reporter=reporter, stop=stop)
+            finally:
+                _close_detached(read, opened, reporter)
         found.append(judged)
     if opened is not None and not dry_run:
         # Without a journal, or from a repository that was put back to an earlier state.
         for name in checkpoint.remove_leftovers(opened.monitor, repository.id):
             reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
     return found
+
+
+def _nodes_read(entry: Entry, opened: Source, repository: Repository) -> dict[str, str]:
+    """The node of each disk, by dev, if the dead run was copying from this very QEMU; else names mean other nodes."""
+    if not isinstance(opened, source.RunningSource):
+        return {}
+    jobs, graph = job.query(opened.monitor), block_graph(opened.monitor)
+    return {
+        image.dev: image.node_name
+        for image in entry.draft.disks
+        if names.job(repository.id, entry.draft.id, image.dev) in jobs
+        or names.target_node(repository.id, image.dev) in graph.node_names()
+        or image.bitmap in graph.bitmaps(image.node_name)
+    }
+
+
+def _close_detached(nodes: Mapping[str, str], opened: Source | None, reporter: Reporter) -> None:
+    """Let go of disks that were detached while nobody was there."""
+    if not nodes or opened is None:
+        return
+    try:
+        for dev in blockjobs.close_detached(opened.monitor, nodes):
+            reporter.step(f"Disk {dev} was detached during the backup that was cut off.")
+    except VbackupError as err:
+        log.debug("%s", err)  # QEMU is gone, or cannot be asked
 
 
 def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:
@@ -149,12 +180,11 @@ def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | No
 
 def _judge(entry: Entry, opened: Source, repository: Repository, *, abort: bool) -> Recovered:
     backup_id = entry.draft.id
-    if abort:
-        return Recovered(backup_id, Remedy.UNDO, "asked for")
+    reason = "asked for" if abort else _why_not_finished(entry, repository)
+    if reason is not None:
+        return Recovered(backup_id, Remedy.UNDO, reason)
     if entry.step is Step.FLUSHED:
         return Recovered(backup_id, Remedy.FINISH, "its images are complete")
-    if entry.step in (Step.BEGIN, Step.TARGETS):
-        return Recovered(backup_id, Remedy.UNDO, "nothing had been copied")
     jobs = job.query(opened.monitor)
     ours = [jobs.get(names.job(repository.id, backup_id, image.dev)) for image in entry.draft.disks]
     if entry.step is Step.COPIED:
@@ -166,6 +196,15 @@ def _judge(entry: Entry, opened: Source, repository: Repository, *, abort: bool)
         return Recovered(backup_id, Remedy.FINISH, "its jobs are still in QEMU")
     failed = next((one.error for one in ours if one is not None and one.error is not None), None)
     return Recovered(backup_id, Remedy.UNDO, f"a job had failed: {failed}" if failed else _why_gone(entry))
+
+
+def _why_not_finished(entry: Entry, repository: Repository) -> str | None:
+    if entry.step in (Step.BEGIN, Step.TARGETS):
+        return "nothing had been copied"
+    if not entry.is_of(repository.stage_path(entry.draft.domain_uuid, entry.draft.id)):
+        # The jobs in QEMU have its name, but write to the other's images.
+        return "its images are copies, as those of a repository that was copied in the middle of a backup"
+    return None
 
 
 def _can_end_well(one: Job) -> bool:
@@ -212,7 +251,8 @@ def _finish(
     entry: Entry, stage: Stage, opened: Source, repository: Repository, *, reporter: Reporter, stop: Stop
 ) -> None:
     with Journal(stage.path) as written, Undo(reporter) as undo:
-        work = Work(entry.draft, stage, written, opened, repository, reporter, stop)
+        guards = _guards(entry, repository)
+        work = Work(entry.draft, stage, written, opened, repository, reporter, stop, guards=guards)
         _push_undo(work, undo, entry)
         if entry.step is Step.MOMENT:
             opened.thaw(reporter)
@@ -224,6 +264,17 @@ def _finish(
         undo.release()
         completion.push_undo_of_targets(work, undo)
         undo.push("remove the working bitmaps", lambda: checkpoint.remove_bitmaps(work.monitor, work.working_bitmaps))
+
+
+def _guards(entry: Entry, repository: Repository) -> list[BitmapSource]:
+    """The end marks that the dead run has relied on, where they are: those of the bases' sizes."""
+    made = {one.id: one for one in repository.catalogue(entry.draft.domain_uuid).history.backups}
+    bases = ((one, made[one.base].image(one.dev)) for one in entry.draft.disks if one.base in made)
+    return [
+        BitmapSource(one.node_name, names.end_mark(repository.id, one.dev, base.virtual_size_bytes))
+        for one, base in bases
+        if base is not None
+    ]
 
 
 def _push_undo(work: Work, undo: Undo, entry: Entry) -> None:

@@ -13,27 +13,23 @@ in vbackup-repository(5), manifests are read and written by vbackup.manifest.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import manifest, names
+from vbackup import lock, manifest, names
 from vbackup.chain import History
-from vbackup.errors import BusyError, ChainError, DomainNotFoundError, NoSpaceError, TargetError
+from vbackup.errors import ChainError, DomainNotFoundError, NoSpaceError, TargetError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import is_directory, is_regular, open_regular, read_regular
+from vbackup.lock import LockWait
 from vbackup.model import Backup
-from vbackup.report import Reporter
-from vbackup.stop import Stop
 
 VERSION = 1
 MARKER = "vbackup.json"
@@ -43,8 +39,6 @@ JOURNAL = "journal"
 _CHUNK_BYTES = 4 * 1024 * 1024
 #: How many files are put on the disk at once: the file system's journal takes them together.
 MAX_FSYNCS = 8
-#: How often a lock that is waited for is tried, and the longest a request to stop waits to be seen.
-LOCK_TICK_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,15 +47,6 @@ class Broken:
 
     id: str
     reason: str
-
-
-@dataclass(frozen=True)
-class LockWait:
-    """How long to wait for a domain that another vbackup works on, and who is told and may end the wait."""
-
-    limit_s: float
-    reporter: Reporter
-    stop: Stop
 
 
 @dataclass(frozen=True)
@@ -242,7 +227,7 @@ class Repository:
         """
         directory = self.path / uuid
         with target_errors(f"write to {self.path}"):
-            fd = _lock(directory, uuid) if wait is None else _wait_for_lock(directory, uuid, wait)
+            fd = lock.take(directory, uuid) if wait is None else lock.wait_for(directory, uuid, wait)
         try:
             yield
         finally:
@@ -386,59 +371,6 @@ def _incomplete(history: History) -> Iterator[Broken]:
                 whole.add((backup.id, image.dev))
             except ChainError as err:
                 yield Broken(backup.id, str(err))
-
-
-def _lock(directory: Path, uuid: str) -> int:
-    while True:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        if directory.is_symlink():
-            raise TargetError(f"{directory} is a symbolic link, which vbackup does not follow out of the repository.")
-        try:
-            fd = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:
-            continue  # the holder of a first backup's lock has just removed the directory
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), (directory / "lock").stat()):
-                return fd
-        except FileNotFoundError:
-            pass
-        except BlockingIOError as err:
-            os.close(fd)
-            raise BusyError(
-                f"Another vbackup is at work on domain {uuid} in this repository; wait for it to end."
-            ) from err
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-def _wait_for_lock(directory: Path, uuid: str, wait: LockWait) -> int:
-    """Try again until the lock is free.
-
-    flock() itself waits without a limit, and Python takes up that wait again after each signal. Who waits has to
-    wake up for a request to stop anyway, and then might as well try: that also works where the file system
-    makes something else of flock(), as NFS does.
-    """
-    deadline = time.monotonic() + wait.limit_s
-    pause = threading.Event()
-    told = False
-    while True:
-        wait.stop.check()
-        try:
-            return _lock(directory, uuid)
-        except BusyError:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise
-        if not told:
-            wait.reporter.step(
-                f"Another vbackup is at work on domain {uuid} in this repository; waiting for it to end, at most"
-                f" {wait.limit_s:g} s."
-            )
-            told = True
-        pause.wait(min(LOCK_TICK_S, left_s))
 
 
 def _read_text(path: Path) -> str:

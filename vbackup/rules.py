@@ -238,6 +238,7 @@ class _Order:
         self._nameless: dict[str, int] = {}  #: devices copied by jobs without an id
         self._targets: dict[str, int] = {}
         self._sources: dict[str, int] = {}
+        self._self_ending: dict[str, int] = {}  #: devices copied by jobs that finalise themselves
 
     def take(self, step: _Step) -> None:
         """One action more."""
@@ -344,6 +345,18 @@ class _Order:
                 " broke: it ends well, with what the guest has written since in its copy (seen on QEMU 11.1). Use sync"
                 " none, and copy from a snapshot-access node on its filter."
             )
+        self._warn_of_self_ending(step, device)
+
+    def _warn_of_self_ending(self, step: _Step, device: str) -> None:
+        if step.data.get("auto-finalize") is False:
+            return
+        if device in self._self_ending:
+            self.warnings.append(
+                f"{step.path('auto-finalize')}: actions[{self._self_ending[device]}] copies {wording.shown(device)}"
+                " too, and both jobs end by themselves; QEMU 10.0 crashes when one of them fails, and 11.1 may when"
+                " they end at once. Set auto-finalize false in both, and finalise them one after the other."
+            )
+        self._self_ending[device] = step.index
 
     def _place(self, step: _Step, device: str, target: str) -> None:
         """Where a job writes to."""

@@ -76,11 +76,12 @@ def _check_snapshot(
 
 def _check_bitmap(node: str, name: str, path: str, existing: Mapping[str, Collection[str]]) -> None:
     """Bitmaps that the transaction itself has added are no checkpoint yet."""
-    ours = names.parse_bitmap(name)
+    ours = names.parse_bitmap(name) or names.parse_end_mark(name)
     if ours is None or name not in existing.get(node, ()):
         return
+    what = "an end mark" if isinstance(ours, names.EndMark) else "a checkpoint"
     raise UnsafeError(
         path,
-        f"{name} is a checkpoint of repository {ours.repository_id}: were it changed, the next backup of disk"
+        f"{name} is {what} of repository {ours.repository_id}: were it changed, the next backup of disk"
         f" {ours.dev} would miss changes. To drop it use 'vbackup bitmap remove', which says what follows",
     )

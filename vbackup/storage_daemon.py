@@ -20,7 +20,7 @@ from typing import Any
 
 from vbackup.errors import (
     ConnectionLostError,
-    FdsNotPassedError,
+    FdsNotNeededError,
     QmpError,
     StorageDaemonGoneError,
     UnsuitableError,
@@ -113,9 +113,9 @@ class StorageDaemon:
         return self._chains
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
-        """See Monitor. It opens files with our own rights, so it takes no descriptors: FdsNotPassedError."""
+        """See Monitor. It opens files with our own rights, so it takes no descriptors: FdsNotNeededError."""
         if fd is not None:
-            raise FdsNotPassedError(f"{PROGRAM} takes no file descriptors.")
+            raise FdsNotNeededError(f"{PROGRAM} takes no file descriptors.")
         try:
             return self._socket.execute(command, arguments)
         except ConnectionLostError as err:

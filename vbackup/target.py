@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from vbackup import access, names
 from vbackup.access_facts import gather
-from vbackup.errors import FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
+from vbackup.blockgraph import BlockGraph
+from vbackup.errors import FdsNotNeededError, FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
 from vbackup.fields import Fields, objects
 from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, block_graph
@@ -35,6 +37,14 @@ class Target:
     node_name: str
 
 
+class _Way(Enum):
+    """How QEMU comes to an image."""
+
+    DESCRIPTOR = "descriptor"
+    PATH = "path"  #: with the rights of its own user
+    OUR_CHILD = "our child"  #: by the path, with our rights
+
+
 def open_in_qemu(
     monitor: Monitor,
     targets: Sequence[Target],
@@ -52,17 +62,16 @@ def open_in_qemu(
     """
     undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
     for target in targets:
-        by_descriptor = True
+        way = _Way.DESCRIPTOR
         try:
             try:
                 filename = _pass_image(monitor, target.path, names.prefix(repository_id))
-            except FdsNotPassedError:
-                filename, by_descriptor = os.fspath(target.path), False
+            except FdsNotPassedError as err:
+                filename = os.fspath(target.path)
+                way = _Way.OUR_CHILD if isinstance(err, FdsNotNeededError) else _Way.PATH
             monitor.execute("blockdev-add", node(target.node_name, filename, options))
         except QmpError as err:
-            raise TargetError(
-                _refused(target.path, err.description, security_labels, by_descriptor=by_descriptor)
-            ) from err
+            raise TargetError(_refused(target.path, err.description, security_labels, way)) from err
 
 
 def node(node_name: str, filename: str, options: NodeOptions = QEMUS_OWN) -> BlockdevOptions:
@@ -71,13 +80,14 @@ def node(node_name: str, filename: str, options: NodeOptions = QEMUS_OWN) -> Blo
     return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None, **options.members()}
 
 
-def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
+def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockGraph:
     """Have QEMU write what it still holds of the images, and tell if that fails; all must be open.
 
     The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
     an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
     it has changes nothing, but QEMU flushes it first and reports that. From the page cache to the disk is the caller's
-    way (vbackup.writeback), except where QEMU was told to go it. Raises NoSpaceError, TargetError.
+    way (vbackup.writeback), except where QEMU was told to go it. Returns the block graph, which is asked for anyway.
+    Raises NoSpaceError, TargetError.
     """
     graph = block_graph(monitor)
     try:
@@ -93,6 +103,7 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> None:
             f"QEMU could not write the last of the images to the repository: {err.description}. Nothing was kept of"
             " this backup; mend the repository's storage and run the same command again."
         ) from err
+    return graph
 
 
 def close_in_qemu(monitor: Monitor, repository_id: str) -> list[str]:
@@ -150,14 +161,21 @@ _FD_DROPPED = "No file descriptor supplied via SCM_RIGHTS"
 
 
 def is_denied(description: str) -> bool:
-    """True for a refusal of QEMU's that means that it may not open the file."""
+    """True for a refusal of QEMU's that means that it may not open a file that is passed to it."""
     return "Permission denied" in description or _FD_DROPPED in description
 
 
-def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> str:
-    if is_denied(description) and (by_descriptor or _FD_DROPPED not in description):
-        return access.explain(gather(path, labels, by_descriptor=by_descriptor))
-    if not by_descriptor and "No such file" in description:
+def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], way: _Way) -> str:
+    denied = "Permission denied" in description
+    if way is _Way.OUR_CHILD:
+        hint = (
+            " It has the rights of vbackup itself, so no mode or owner is in its way; look at the kernel's log for what"
+            " confines it (AppArmor, SELinux), and at the mount options of the repository."
+        )
+        return f"The storage daemon cannot open the image {path}: {description.rstrip('.')}.{hint if denied else ''}"
+    if denied or (way is _Way.DESCRIPTOR and _FD_DROPPED in description):
+        return access.explain(gather(path, labels, by_descriptor=way is _Way.DESCRIPTOR))
+    if way is _Way.PATH and "No such file" in description:
         return (
             f"QEMU does not see {path}: over a connection to another host the repository must be on storage"
             " that both hosts have under the same path. Mount it there, or run vbackup on the host itself."

@@ -83,7 +83,9 @@ def test_owners_are_told_apart(
         one["name"]: (one["owner"], one["repository"], one["checkpoint"]) for one in bitmaps.listed("--disk", "vda")
     }
     ours = full["disks"][0]["bitmap"]
+    mark = next(name for name in owners if "-end-vda-" in name)
     assert owners == {
+        mark: ("vbackup", ours.split("-")[1], None),
         "mine": ("other", None, None),
         "theirs": ("libvirt", None, None),
         ours: ("vbackup", ours.split("-")[1], full["id"]),

@@ -80,11 +80,13 @@ def test_one_repositorys_claim_goes_and_the_others_stay(place: Place, is_off: bo
     before = place.bitmaps()
     repository = Repository.open(place.ours)
     document = place.forget("-r", place.ours).document
-    assert [(one["dev"], one["checkpoint"][-4:]) for one in document["removed"]] == [
+    assert [(one["dev"], (one["checkpoint"] or "end mark")[-4:]) for one in document["removed"]] == [
         ("vda", "full"),
         ("vda", "ntal"),
+        ("vda", "mark"),
         ("vdb", "full"),
         ("vdb", "ntal"),
+        ("vdb", "mark"),
     ]
     assert (document["kept"], document["unopened"]) == ([], [])
     assert place.bitmaps() == without(before, repository.id)
@@ -103,7 +105,7 @@ def test_layers_below_go_when_the_domain_is_off(place: Place, lab: Lab, tmp_path
     assert place.machine.state() == state
     done = place.forget("-r", place.ours)
     assert [planned[key] for key in ("removed", "kept")] == [done.document[key] for key in ("removed", "kept")]
-    assert len(done.document["kept"]) == 4
+    assert len(done.document["kept"]) == 6
     assert {Path(one["file"]).name for one in done.document["kept"]} == {"vda.qcow2", "vdb.qcow2"}
     assert {one["reason"] for one in done.document["kept"]} == {"its layer is read-only"}
     assert done.stderr.count("when the domain is off, or when the layers above are committed") == 2
@@ -111,7 +113,7 @@ def test_layers_below_go_when_the_domain_is_off(place: Place, lab: Lab, tmp_path
     place.machine.destroy()
     stored = place.stored("vda")
     foreign = {name: flags for name, flags in stored.items() if ours not in name}
-    assert len(foreign) == 3
+    assert len(foreign) == 4
     # One of the layers is part of another domain's disk as well.
     twin = DiskSpec(tmp_path / "twin.qcow2", size="8M", backing=tmp_path / "vda.qcow2")
     twin.create()
@@ -137,7 +139,7 @@ def test_repository_that_is_gone_is_forgotten_by_its_id(place: Place, monkeypatc
     shutil.rmtree(place.ours)
     monkeypatch.setenv("VBACKUP_REPOSITORY", str(place.ours))
     place.forget("-r", place.ours, status=7)
-    assert len(place.forget("--repository-id", ours).document["removed"]) == 4
+    assert len(place.forget("--repository-id", ours).document["removed"]) == 6
     assert place.bitmaps() == without(before, ours)
     assert place.forget("--repository-id", ours).document["removed"] == []
 
@@ -159,7 +161,7 @@ def test_domain_that_is_being_backed_up_is_busy(place: Place, monkeypatch: pytes
     machine.execute("blockdev-backup", job_id=job_id, device=next(iter(machine.bitmaps())), target=target, **how)
     refused = place.forget("--repository-id", repository.id, status=8)
     assert f"its job {job_id} is in QEMU" in refused.stderr
-    assert len(place.forget("--repository-id", repository.id, "--force").document["removed"]) == 4
+    assert len(place.forget("--repository-id", repository.id, "--force").document["removed"]) == 6
     after = machine.state()
     assert (after["nodes"], after["jobs"]) == (before["nodes"], [])
 
@@ -168,18 +170,18 @@ def test_disk_that_cannot_be_opened_keeps_no_other(place: Place, tmp_path: Path)
     place.machine.destroy()
     (tmp_path / "vda.qcow2").rename(tmp_path / "away.qcow2")
     done = place.forget("-r", place.ours, status=5)
-    assert [one["dev"] for one in done.document["removed"]] == ["vdb", "vdb"]
+    assert [one["dev"] for one in done.document["removed"]] == ["vdb"] * 3
     assert [one["dev"] for one in done.document["unopened"]] == ["vda"]
     assert "vda.qcow2 cannot be reached" in done.stderr
     (tmp_path / "away.qcow2").rename(tmp_path / "vda.qcow2")
-    assert [one["dev"] for one in place.forget("-r", place.ours).document["removed"]] == ["vda", "vda"]
+    assert [one["dev"] for one in place.forget("-r", place.ours).document["removed"]] == ["vda"] * 3
 
 
 def test_raw_disks_bitmap_goes_too(command: Command, lab: Lab, repository: Path, tmp_path: Path) -> None:
     lab.boot("raw", [DiskSpec(tmp_path / "vda.raw", format="raw", size="8M")])
     command("-c", lab.uri, "-q", "backup", "raw", "-r", repository)
     said = command("-c", lab.uri, "forget", "raw", "-r", repository).stdout
-    assert "Removed 1 bitmap of repository" in said
+    assert "Removed 2 bitmaps of repository" in said
     assert "the next backup of the domain into it is a full" in said
     assert command("-c", lab.uri, "bitmap", "list", "raw").stdout == "There are no bitmaps.\n"
     said = command("-c", lab.uri, "forget", "raw", "-r", repository).stdout

@@ -195,6 +195,35 @@ def test_detached_disk(stage: Stage) -> None:
     assert levels(stage.backup()) == {"vda": "incremental", "sda": "incremental"}
 
 
+@pytest.mark.parametrize("abort", [False, True], ids=["finished", "undone"])
+def test_disk_detached_while_vbackup_is_dead(stage: Stage, abort: bool) -> None:
+    """libvirt forgets the disk, QEMU keeps its nodes for the job: who recovers that closes them."""
+    first = stage.backup()
+    stage.write("vda", 4, 0, 8 * MIB)
+    stage.write("sda", 4, 0, 8 * MIB)
+    moment = stage.moment()
+    running = stage.slow_backup()
+    running.process.kill()
+    running.process.wait()
+    stage.virsh("detach-disk", "busy", "sda")
+    wait_for(lambda: "'sda'" not in stage.machine.handle.live_xml(), "the end of the detaching")
+    left = [name for name in stage.machine.state()["nodes"] if name.startswith("libvirt-1-")]
+    assert left, "the job was too quick for this test"
+    options = ("-r", stage.repository, *(("--abort",) if abort else ()))
+    done = stage.command("-c", stage.daemon.uri, "recover", "busy", *options)
+    assert "Disk sda was detached during the backup that was cut off." in done.stdout + done.stderr
+    assert not [name for name in stage.machine.state()["nodes"] if name.startswith("libvirt-1-")]
+    stage.expect_nothing_left()
+    made = stage.command("-q", "list", "busy", "-r", stage.repository, "--json").document["backups"]
+    assert len(made) == (1 if abort else 2)
+    assert first["id"] in [one["id"] for one in made]
+    if not abort:
+        stage.check({**made[-1], "disks": [{"dev": "vda"}, {"dev": "sda"}]}, moment)
+    stage.virsh("attach-disk", "busy", stage.directory / "sda.qcow2", "sda", "--subdriver", "qcow2")
+    stage.write("sda", 5, 3 * MIB)
+    assert levels(stage.backup()) == {"vda": "incremental", "sda": "incremental"}
+
+
 def test_backup_into_another_repository_in_the_middle(stage: Stage) -> None:
     """vbackup's own jobs are in nobody's way: QEMU makes both copies, each of its own moment."""
     here, there = stage.repository, stage.tmp_path / "there"

@@ -129,6 +129,12 @@ def bitmap(name: str, **changes: Any) -> Bitmap:
     return Bitmap(**{**values, **changes})
 
 
+def end_mark(dev: str = "vda", size_bytes: int = SIZE_BYTES, **changes: Any) -> Bitmap:
+    """One that vouches, unless it is changed."""
+    name = names.end_mark(REPOSITORY, dev, size_bytes)
+    return bitmap(name, **{"recording": False, "dirty_bytes": 65536, **changes})
+
+
 def layer(*bitmaps: Bitmap, **changes: Any) -> Layer:
     values: dict[str, Any] = {
         "node_name": "libvirt-1-format",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.fake_qemu import MIB, FakeDisk, FakeQemu
+from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
-from vbackup import backup
+from vbackup import backup, names
 from vbackup.backup import BackupRequest
 from vbackup.errors import VbackupError
 from vbackup.image_chain import Image
@@ -17,6 +17,9 @@ from vbackup.repository import Repository
 from vbackup.stop import Stop
 
 SIZE_BYTES = 16 * MIB
+#: The last granule, which every incremental copies.
+END_BYTES = 65536
+DISKS = (("vda", "virtio-disk0"), ("vdb", "virtio-disk1"))
 PATHS = {"vda": "/images/vda.qcow2", "vdb": "/images/vdb.raw"}
 
 
@@ -82,11 +85,22 @@ class FakeDomain:
     # what a test looks at
 
     def bitmaps(self) -> dict[str, dict[str, bool]]:
-        """Which bitmaps of ours each disk has, and whether they record."""
+        """Which bitmaps of ours each disk has beside its end mark, and whether they record."""
         return {
-            dev: {name: one.recording for name, one in self.qemu.bitmaps(self.qemu.top(alias)).items()}
-            for dev, alias in (("vda", "virtio-disk0"), ("vdb", "virtio-disk1"))
+            dev: {name: one.recording for name, one in self._bitmaps(alias) if names.parse_end_mark(name) is None}
+            for dev, alias in DISKS
         }
+
+    def end_marks(self) -> dict[str, list[tuple[int, list[int]]]]:
+        """The end marks of each disk: the size in the name, and the granules that are set."""
+        found: dict[str, list[tuple[int, list[int]]]] = {}
+        for dev, alias in DISKS:
+            marks = ((names.parse_end_mark(name), one) for name, one in self._bitmaps(alias))
+            found[dev] = sorted((mark.size_bytes, sorted(one.dirty)) for mark, one in marks if mark is not None)
+        return found
+
+    def _bitmaps(self, alias: str) -> list[tuple[str, FakeBitmap]]:
+        return list(self.qemu.bitmaps(self.qemu.top(alias)).items())
 
     def write(self, offset: int = 0) -> None:
         for alias in ("virtio-disk0", "virtio-disk1"):

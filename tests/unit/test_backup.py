@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
-from tests.unit.fake_domain import SIZE_BYTES, FakeDomain, partial, run
+from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run
 from vbackup import backup, names
 from vbackup.backup import BackupRequest
 from vbackup.errors import (
@@ -55,7 +56,7 @@ def test_next_backup_copies_what_was_written_since(domain: FakeDomain, repo: Rep
     domain.write()
     two = run(domain, repo)
     assert (two.level, two.parent, two.sequence) == (Level.INCREMENTAL, one.id, 2)
-    assert [(disk.base, disk.copied_bytes) for disk in two.disks] == [(one.id, 65536)] * 2
+    assert [(disk.base, disk.copied_bytes) for disk in two.disks] == [(one.id, 65536 + END_BYTES)] * 2
 
 
 def test_clock_that_steps_back_and_stands_still_breaks_no_chain(
@@ -90,7 +91,7 @@ def test_clock_that_steps_back_and_stands_still_breaks_no_chain(
     assert catalogue.broken == ()
     assert catalogue.find() == four
     assert [link.backup for link in catalogue.history.links(four.id, "vda")] == made[::-1]
-    assert four.disks[0].copied_bytes == 65536
+    assert four.disks[0].copied_bytes == 65536 + END_BYTES
 
 
 def test_only_the_checkpoints_stay_in_qemu(domain: FakeDomain, repo: Repository) -> None:
@@ -107,7 +108,7 @@ def test_bitmap_persists_where_the_image_keeps_it(domain: FakeDomain, repo: Repo
         alias: [one.persistent for one in domain.qemu.bitmaps(domain.qemu.top(alias)).values()]
         for alias in ("virtio-disk0", "virtio-disk1")
     }
-    assert persistent == {"virtio-disk0": [True], "virtio-disk1": [False]}
+    assert persistent == {"virtio-disk0": [True, True], "virtio-disk1": [False, False]}
 
 
 def test_copy_leaves_the_chain_as_it_was(domain: FakeDomain, repo: Repository) -> None:
@@ -126,7 +127,7 @@ def test_differential_goes_back_to_the_full(domain: FakeDomain, repo: Repository
     domain.write(MIB)
     three = run(domain, repo, level=Level.DIFFERENTIAL)
     assert three.parent == one.id
-    assert [disk.copied_bytes for disk in three.disks] == [2 * 65536] * 2
+    assert [disk.copied_bytes for disk in three.disks] == [2 * 65536 + END_BYTES] * 2
 
 
 def test_two_repositories_do_not_disturb_each_other(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_two_repositories_do_not_disturb_each_other(domain: FakeDomain, repo: Re
     run(domain, repo)
     domain.write()
     assert run(domain, other).level is Level.FULL
-    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [65536] * 2
+    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [65536 + END_BYTES] * 2
 
 
 def test_changes_before_and_after_an_external_snapshot_are_both_copied(domain: FakeDomain, repo: Repository) -> None:
@@ -145,8 +146,8 @@ def test_changes_before_and_after_an_external_snapshot_are_both_copied(domain: F
     domain.write(MIB)
     two = run(domain, repo)
     assert [(disk.dev, disk.level, disk.copied_bytes) for disk in two.disks] == [
-        ("vda", Level.INCREMENTAL, 2 * 65536),
-        ("vdb", Level.INCREMENTAL, 2 * 65536),
+        ("vda", Level.INCREMENTAL, 2 * 65536 + END_BYTES),
+        ("vdb", Level.INCREMENTAL, 2 * 65536 + END_BYTES),
     ]
 
 
@@ -254,7 +255,7 @@ def test_chain_goes_on_from_on_to_off_and_back(domain: FakeDomain, repo: Reposit
         domain.is_off = is_off
         domain.qemu.write(domain.qemu.top("virtio-disk0"), 0, 4096)
         two = run(domain, repo, disks=("vda",))
-        assert [(disk.base, disk.copied_bytes) for disk in two.disks] == [(one.id, 65536)]
+        assert [(disk.base, disk.copied_bytes) for disk in two.disks] == [(one.id, 65536 + END_BYTES)]
         one = two
 
 
@@ -347,7 +348,7 @@ def test_failed_job_leaves_base_bitmap_alone(
         run(domain, repo, level=level)
     assert (domain.qemu.state(), domain.bitmaps(), partial(repo)) == (before, bitmaps, [])
     domain.qemu.recover(names.target_node(repo.id, "vdb"))
-    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [65536, 65536]
+    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [65536 + END_BYTES] * 2
 
 
 def test_what_is_written_during_a_failed_backup_is_in_the_next(domain: FakeDomain, repo: Repository) -> None:
@@ -358,7 +359,7 @@ def test_what_is_written_during_a_failed_backup_is_in_the_next(domain: FakeDomai
     with pytest.raises(TargetError):
         run(domain, repo, recorder)
     domain.qemu.recover(names.target_node(repo.id, "vda"))
-    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [2 * 65536] * 2
+    assert [disk.copied_bytes for disk in run(domain, repo).disks] == [2 * 65536 + END_BYTES] * 2
 
 
 def test_job_cancelled_by_the_end_of_qemu_is_told_as_the_end_of_the_domain(
@@ -448,7 +449,7 @@ def check_after_strike(
     domain.write(MIB)
     again = run(domain, repo, level=Level.INCREMENTAL)
     assert again.parent == committed[-1].id, where
-    assert [disk.copied_bytes for disk in again.disks] == [(1 if done else 2) * 65536] * 2, where
+    assert [disk.copied_bytes for disk in again.disks] == [(1 if done else 2) * 65536 + END_BYTES] * 2, where
     state = domain.qemu.state()
     assert (state["jobs"], state["fdsets"]) == ([], []), where
     ours = {name for of_disk in domain.bitmaps().values() for name in of_disk if names.prefix(repo.id) in name}
@@ -509,3 +510,105 @@ def test_end_of_the_domain_at_any_command(domain: FakeDomain, repo: Repository, 
         if done is None:
             assert recorder.warnings == [], f"at command {nth}"
         assert not any("nothing was kept" in each for each in recorder.warnings), recorder.warnings
+
+
+# a disk that was shrunk and has grown again
+
+
+def test_disk_that_was_shrunk_meanwhile_gets_a_full(domain: FakeDomain, repo: Repository) -> None:
+    run(domain, repo)
+    expected = {dev: [(SIZE_BYTES, [SIZE_BYTES // 65536 - 1])] for dev in ("vda", "vdb")}
+    assert domain.end_marks() == expected
+    shrink_and_grow(domain)
+    with pytest.raises(BaseError, match=r"Disk vda: no incremental backup since .*: the disk was shrunk meanwhile"):
+        run(domain, repo, level=Level.INCREMENTAL)
+    two = run(domain, repo)
+    assert [disk.level for disk in two.disks] == [Level.FULL, Level.INCREMENTAL]
+    assert domain.end_marks() == expected
+    assert run(domain, repo).level is Level.INCREMENTAL
+
+
+def shrink_and_grow(domain: FakeDomain) -> None:
+    node = domain.qemu.top("virtio-disk0")
+    domain.qemu.resize(node, SIZE_BYTES // 2)
+    domain.qemu.resize(node, SIZE_BYTES)
+
+
+def test_unchanged_disk_costs_no_command_for_its_end(domain: FakeDomain, repo: Repository) -> None:
+    run(domain, repo)
+    domain.qemu.sent.clear()
+    two = run(domain, repo)
+    assert [disk.copied_bytes for disk in two.disks] == [END_BYTES] * 2
+    assert not {"blockdev-mirror", "block-dirty-bitmap-add"} & {sent.command for sent in domain.qemu.sent}
+
+
+@pytest.mark.parametrize("how", ["refused", "lost", "reply lost", "signal"])
+def test_failure_at_any_command_forgets_no_shrink(
+    domain: FakeDomain, repo: Repository, tmp_path: Path, how: str
+) -> None:
+    """Whatever was done by then, the next backup does not trust what the disk was before."""
+    run(domain, repo)
+    shrink_and_grow(domain)
+    domain.qemu.sent.clear()
+    run(domain, repo)
+    for nth in range(1, len(domain.qemu.sent) + 1):
+        one, another = Repository.create(tmp_path / f"{nth}"), FakeDomain()
+        with another.qemu:
+            base = run(another, one)
+            shrink_and_grow(another)
+            stop = strike(another, how, nth)
+            recorder = Recorder()
+            with suppress(VbackupError):
+                run(another, one, recorder, stop=stop)
+            another.qemu.heal()
+            last = run(another, one)
+            made = one.catalogue(UUID).history.backups
+            vda = [each.image("vda") for each in made if each.sequence > base.sequence]
+            assert vda[0] is not None
+            assert vda[0].level is Level.FULL, f"at command {nth}"
+            assert last == made[-1]
+            state = another.qemu.state()
+            assert (state["jobs"], state["fdsets"], partial(one)) == ([], [], []), f"at command {nth}"
+            assert not [node for node in state["nodes"] if node.startswith("vbackup-")], f"at command {nth}"
+
+
+def strike(domain: FakeDomain, how: str, nth: int) -> Stop:
+    stop = Stop()
+    if how == "refused":
+        domain.qemu.fault(QmpError("any", "GenericError", "refused for the test"), nth=nth)
+    elif how == "signal":
+        left, execute = iter(range(nth - 1, -1, -1)), domain.qemu.execute
+
+        def execute_and_stop(*args: Any, **kwargs: Any) -> Any:
+            if next(left, None) == 0:
+                stop.request(signal.SIGTERM)
+            return execute(*args, **kwargs)
+
+        domain.qemu.execute = execute_and_stop  # type: ignore[method-assign]
+    else:
+        domain.qemu.lose_connection(nth=nth, carried_out=how == "reply lost")
+    return stop
+
+
+def test_shrink_between_the_choice_and_the_transaction_fails_the_backup(domain: FakeDomain, repo: Repository) -> None:
+    base, execute = run(domain, repo), domain.qemu.execute
+
+    def execute_and_shrink(command: str, *args: Any, **kwargs: Any) -> Any:
+        if command == "transaction":
+            shrink_and_grow(domain)
+        return execute(command, *args, **kwargs)
+
+    domain.qemu.execute = execute_and_shrink  # type: ignore[method-assign]
+    with pytest.raises(BusyError, match="Disk vda was made smaller while its backup began or ended"):
+        run(domain, repo)
+    domain.qemu.execute = execute  # type: ignore[method-assign]
+    assert repo.catalogue(UUID).history.backups == (base,)
+    assert [disk.level for disk in run(domain, repo).disks] == [Level.FULL, Level.INCREMENTAL]
+
+
+def test_failed_job_of_an_end_mark_is_told_and_leaves_nothing(domain: FakeDomain, repo: Repository) -> None:
+    before = domain.qemu.state()
+    domain.qemu.fail_job(names.scratch_window(repo.id), "Input/output error")
+    with pytest.raises(UnsuitableError, match="cannot make the end mark of a disk: its job failed: Input/output error"):
+        run(domain, repo)
+    assert domain.qemu.state() == before

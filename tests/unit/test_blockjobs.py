@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit import builders
-from tests.unit.builders import FOREIGN, REPOSITORY, fixture_replies, layer
+from tests.unit.builders import FOREIGN, REPOSITORY, fixture_replies
 from vbackup import blockjobs
 from vbackup.errors import DiskBusyError, MalformedError, QmpError
 from vbackup.model import Disk
@@ -90,8 +90,7 @@ def test_graph_that_is_none_is_an_error(reply: Any) -> None:
 
 def test_disk_that_is_there_is_not_closed() -> None:
     qemu = Qemu()
-    there = builders.node(layer(node_name=node_of("vda")))
-    assert blockjobs.close_detached(qemu, [there]) == []
+    assert blockjobs.close_detached(qemu, {"vda": node_of("vda")}) == []
     assert "blockdev-del" not in [command for command, _ in qemu.sent]
 
 
@@ -100,6 +99,18 @@ def test_nodes_of_others_are_never_closed() -> None:
     nodes = fixture_replies("bitmaps")[2]
     mine = {**nodes[0], "node-name": "mine"}
     qemu = Qemu(query_named_block_nodes=[*nodes, mine], blockdev_del={})
-    gone = builders.node(layer(node_name="mine"), dev="vdz")
-    assert blockjobs.close_detached(qemu, [gone]) == ["vdz"]
+    assert blockjobs.close_detached(qemu, {"vdz": "mine"}) == ["vdz"]
     assert "blockdev-del" not in [command for command, _ in qemu.sent]
+
+
+def test_node_of_a_detached_disk_is_closed_with_what_is_below_it() -> None:
+    nodes = fixture_replies("bitmaps")[2]
+    left = [{**nodes[0], "node-name": f"libvirt-9-{kind}"} for kind in ("format", "storage")]
+    edges = {
+        "nodes": [{"id": number, "type": "block-driver", "name": one["node-name"]} for number, one in enumerate(left)],
+        "edges": [{"parent": 0, "child": 1, "name": "file"}],
+    }
+    qemu = Qemu(query_named_block_nodes=[*nodes, *left], blockdev_del={}, x_debug_query_block_graph=edges)
+    assert blockjobs.close_detached(qemu, {"vda": node_of("vda"), "vdz": "libvirt-9-format"}) == ["vdz"]
+    closed = [arguments["node-name"] for command, arguments in qemu.sent if command == "blockdev-del"]
+    assert closed == ["libvirt-9-format", "libvirt-9-storage"]

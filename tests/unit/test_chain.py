@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.unit.builders import (
     backup_id,
     bitmap,
     copy,
+    end_mark,
     image,
     incremental,
     layer,
@@ -24,7 +26,7 @@ from tests.unit.builders import (
 from vbackup import names
 from vbackup.chain import Choice, History, choose, level_of, parent_of
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import Backup, BitmapSource, DiskNode, Level
+from vbackup.model import Backup, Bitmap, BitmapSource, DiskNode, Layer, Level
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
@@ -215,8 +217,56 @@ def test_grown_raw_disk_is_not_trusted() -> None:
     assert reason == f"the raw disk grew from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
 
 
-def test_grown_qcow2_disk_is_trusted() -> None:
-    assert auto(having(ONE, virtual_size_bytes=SIZE_BYTES + MIB), ONE).base == ONE
+def test_grown_qcow2_disk_is_trusted_beside_the_mark_of_its_old_end() -> None:
+    grown = builders.node(layer(bitmap(name_of(ONE)), end_mark(), virtual_size_bytes=SIZE_BYTES + MIB))
+    assert auto(grown, ONE).base == ONE
+
+
+def test_grown_disk_without_a_mark_of_its_old_end_is_not_trusted() -> None:
+    """It may be a larger layer that came back when the overlay was committed."""
+    mark = end_mark(size_bytes=SIZE_BYTES + MIB)
+    grown = builders.node(layer(bitmap(name_of(ONE)), mark, virtual_size_bytes=SIZE_BYTES + MIB))
+    change = f"from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
+    assert untrusted(grown, ONE) == f"the disk grew {change}, and has no end mark of that size"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dirty_bytes": 0}, "the disk was shrunk meanwhile, and has grown again"),
+        ({"busy": True}, "the disk's end mark is busy with another operation"),
+        ({"recording": True}, "the disk's end mark was enabled, so it may not tell that the disk was shrunk"),
+    ],
+)
+@pytest.mark.parametrize("grown_bytes", [0, MIB])
+def test_end_mark_that_does_not_vouch_distrusts_the_base(change: dict[str, Any], said: str, grown_bytes: int) -> None:
+    bitmaps = bitmap(name_of(ONE)), end_mark(**change)
+    node = builders.node(layer(*bitmaps, virtual_size_bytes=SIZE_BYTES + grown_bytes))
+    assert untrusted(node, ONE) == said
+
+
+def test_end_mark_is_a_source_so_that_the_last_granule_is_copied() -> None:
+    choice = auto(builders.node(layer(bitmap(name_of(ONE)), end_mark())), ONE)
+    assert [source.bitmap for source in choice.sources] == [name_of(ONE), end_mark().name]
+
+
+@pytest.mark.parametrize("mark", [None, end_mark(inconsistent=True), end_mark("vdb"), end_mark(size_bytes=512)])
+def test_base_without_an_end_mark_is_trusted(mark: Bitmap | None) -> None:
+    """libvirt takes none along to an overlay or a copy."""
+    bitmaps = [] if mark is None else [mark]
+    choice = auto(builders.node(layer(bitmap(name_of(ONE)), *bitmaps)), ONE)
+    assert (choice.base, [source.bitmap for source in choice.sources]) == (ONE, [name_of(ONE)])
+
+
+def test_end_mark_below_an_overlay_distrusts_a_base_that_is_there_too() -> None:
+    below = layer(bitmap(name_of(ONE)), end_mark(dirty_bytes=0), node_name="libvirt-2-format", read_only=True)
+    assert "shrunk meanwhile" in untrusted(builders.node(layer(bitmap(name_of(ONE))), below), ONE)
+    assert auto(builders.node(layer(bitmap(name_of(ONE)), end_mark()), replace_bitmaps(below)), ONE).base == ONE
+
+
+def replace_bitmaps(below: Layer) -> Layer:
+    """Without the base's bitmap, which is that of a later backup than the snapshot."""
+    return replace(below, bitmaps={name: one for name, one in below.bitmaps.items() if "-end-" in name})
 
 
 def test_raw_disk_is_trusted_while_its_bitmap_is_there() -> None:
@@ -294,14 +344,15 @@ def test_gap_between_the_layers_is_not_trusted() -> None:
 
 
 def test_disk_resized_over_an_overlay_is_not_trusted() -> None:
-    top = layer(bitmap(name_of(ONE)), virtual_size_bytes=SIZE_BYTES + MIB)
+    """QEMU merges no bitmaps of different sizes."""
+    top = layer(bitmap(name_of(ONE)), end_mark(), virtual_size_bytes=SIZE_BYTES + MIB)
     below = layer(bitmap(name_of(ONE)), node_name="libvirt-2-format", read_only=True)
     said = untrusted(builders.node(top, below), ONE)
     assert f"resized from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes above the layer libvirt-2-format" in said
 
 
 def test_disk_resized_over_a_layer_that_does_not_count_is_trusted() -> None:
-    top = layer(bitmap(name_of(ONE)), virtual_size_bytes=SIZE_BYTES + MIB)
+    top = layer(bitmap(name_of(ONE)), end_mark(), virtual_size_bytes=SIZE_BYTES + MIB)
     assert auto(builders.node(top, layer(node_name="libvirt-2-format", read_only=True)), ONE).base == ONE
 
 

@@ -57,6 +57,23 @@ def remove_superseded(qemu: FakeQemu, *backups: object) -> list[str]:
     return checkpoint.remove_superseded(qemu, disks(qemu), History(backups), REPOSITORY)  # type: ignore[arg-type]
 
 
+def test_end_marks_of_the_bases_sizes_stay_and_go_last(qemu: FakeQemu) -> None:
+    """A base must not be there without the mark that it had."""
+    mine, other = (names.end_mark(REPOSITORY, "vda", size) for size in (builders.SIZE_BYTES, 512))
+    foreign = names.end_mark(FOREIGN, "vda", 512)
+    add(qemu, other, mine, foreign, bitmap_of(ONE), bitmap_of(TWO))
+    assert remove_superseded(qemu, ONE, TWO, THREE) == [bitmap_of(TWO), other]
+    assert left(qemu) == {mine, foreign, bitmap_of(ONE)}
+
+
+def test_end_marks_are_not_uncommitted_unless_they_are_of_no_use(qemu: FakeQemu) -> None:
+    marks = [names.end_mark(REPOSITORY, "vda", size) for size in (512, 1024)]
+    add(qemu, *marks)
+    qemu.bitmaps(top(qemu))[marks[0]].inconsistent = True
+    assert checkpoint.remove_uncommitted(qemu, disks(qemu), [], REPOSITORY) == marks[:1]
+    assert left(qemu) == set(marks[1:])
+
+
 def test_only_the_bases_of_later_backups_stay(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(THREE))
     assert remove_superseded(qemu, ONE, TWO, THREE) == [bitmap_of(TWO)]

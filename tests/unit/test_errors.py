@@ -27,6 +27,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.QuiesceError("x"), 5),
     (errors.MonitorError("x"), 1),
     (errors.FdsNotPassedError("x"), 1),
+    (errors.FdsNotNeededError("x"), 1),
     (errors.QmpError("query-x", "GenericError", "x"), 1),
     (errors.TransactionError("actions[3].data.bitmap-mode", "x"), 2),
     (errors.TransactionRefusedError("x", 1, "abort"), 1),

@@ -88,6 +88,28 @@ def test_any_text_is_taken_apart_or_refused(text: str) -> None:
 )
 def test_foreign_bitmap_is_not_ours(foreign: str) -> None:
     assert names.parse_bitmap(foreign) is None
+    assert names.repository_of(foreign) is None
+
+
+def test_end_mark_is_taken_apart() -> None:
+    name = names.end_mark("0123456789ab", "vda", 8 << 30)
+    assert names.parse_end_mark(name) == names.EndMark("0123456789ab", "vda", 8 << 30)
+    assert (names.parse_bitmap(name), names.repository_of(name)) == (None, "0123456789ab")
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "1k", "01", "1\n", "9" * 20])
+def test_name_without_a_size_is_no_end_mark(size: str) -> None:
+    assert names.parse_end_mark(f"vbackup-0123456789ab-end-vda-{size}") is None
+
+
+def test_scratch_nodes_are_closed_after_what_stands_on_them_and_are_no_targets() -> None:
+    repository_id = "0123456789ab"
+    above = [names.scratch_source(repository_id), names.scratch_window(repository_id)]
+    for number in (0, 999999):
+        node = names.scratch_node(repository_id, number)
+        assert sorted([node, *above])[-1] == node
+        assert len(node) <= 31
+    assert all(len(node) <= 31 and not names.DEV.fullmatch(node[len("vbackup-0123456789ab-") :]) for node in above)
 
 
 def test_ids_are_of_ascii_digits_only() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit import builders
-from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, domain, incremental, layer
+from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, bitmap, domain, end_mark, incremental, layer
 from vbackup import names, plan
 from vbackup.chain import Choice, History
 from vbackup.errors import DiskError, UnsuitableError
@@ -20,11 +20,11 @@ SECOND = incremental(2, FULL)
 
 
 def vda(**changes: Any) -> DiskNode:
-    return builders.node(layer(node_name="libvirt-2-format", **changes))
+    return builders.node(layer(end_mark("vda"), node_name="libvirt-2-format", **changes))
 
 
 def vdb(**changes: Any) -> DiskNode:
-    return builders.node(layer(node_name="libvirt-1-format", **changes), dev="vdb")
+    return builders.node(layer(end_mark("vdb"), node_name="libvirt-1-format", **changes), dev="vdb")
 
 
 def whole(level: Level = Level.FULL) -> Choice:
@@ -223,6 +223,112 @@ def test_all_disks_are_in_one_transaction() -> None:
         ("block-dirty-bitmap-add", "libvirt-1-format"),
         ("blockdev-backup", "libvirt-1-format"),
     ]
+
+
+# end marks
+
+CHECKPOINT = names.bitmap(REPOSITORY, SECOND.id, "vda", TOKEN)
+MARK = names.end_mark(REPOSITORY, "vda", builders.SIZE_BYTES)
+ADD = ("block-dirty-bitmap-add", MARK)
+MERGE = ("block-dirty-bitmap-merge", MARK)
+ANEW = [("block-dirty-bitmap-disable", MARK), ("block-dirty-bitmap-clear", MARK), MERGE]
+REMOVE = ("block-dirty-bitmap-remove", CHECKPOINT)
+
+
+def about_marks(made: plan.BackupPlan) -> list[tuple[str, str]]:
+    """What is done to end marks and to the bitmaps that they distrust."""
+    named = [
+        (action["type"], action["data"].get("name", action["data"].get("target", ""))) for action in made.transaction()
+    ]
+    return [one for one in named if names.parse_end_mark(one[1]) or one[0] == "block-dirty-bitmap-remove"]
+
+
+def test_mark_is_merged_from_a_scratch_node_of_the_disks_size() -> None:
+    made = make([(builders.node(layer(node_name="libvirt-2-format")), whole())], Level.FULL)
+    scratch = f"vbackup-{REPOSITORY}-end.0"
+    assert made.scratch_sizes == {scratch: builders.SIZE_BYTES}
+    assert made.transaction()[:2] == [
+        {
+            "type": "block-dirty-bitmap-add",
+            "data": {
+                "node": "libvirt-2-format",
+                "name": MARK,
+                "granularity": 65536,
+                "persistent": True,
+                "disabled": True,
+            },
+        },
+        {
+            "type": "block-dirty-bitmap-merge",
+            "data": {
+                "node": "libvirt-2-format",
+                "target": MARK,
+                "bitmaps": [{"node": scratch, "name": f"vbackup-{REPOSITORY}-end"}],
+            },
+        },
+    ]
+
+
+def test_disks_of_one_size_share_a_scratch_node() -> None:
+    other_bytes = 2 * builders.SIZE_BYTES
+    nodes = [builders.node(layer(), dev=dev) for dev in ("vda", "vdb")]
+    nodes.append(builders.node(layer(virtual_size_bytes=other_bytes), dev="vdc"))
+    made = make([(node, whole()) for node in nodes], Level.FULL)
+    assert list(made.scratch_sizes.values()) == [builders.SIZE_BYTES, other_bytes]
+
+
+@pytest.mark.parametrize(
+    ("there", "done"),
+    [
+        ({}, []),
+        ({"dirty_bytes": 2 * 65536}, []),
+        (None, [ADD, MERGE]),
+        ({"inconsistent": True}, [ADD, MERGE]),  # checkpoint.remove_uncommitted has removed it
+        ({"dirty_bytes": 0}, [REMOVE, *ANEW]),
+        ({"recording": True}, [REMOVE, *ANEW]),
+        ({"busy": True}, []),
+    ],
+)
+def test_mark_is_made_where_none_vouches(there: dict[str, Any] | None, done: list[tuple[str, str]]) -> None:
+    """One made anew must vouch for no base that the old one distrusts, whether this backup succeeds or not."""
+    marks = [] if there is None else [end_mark(**there)]
+    node = builders.node(layer(bitmap(CHECKPOINT), *marks))
+    assert about_marks(make([(node, whole())])) == done
+
+
+def test_base_that_the_size_distrusts_goes_where_no_mark_tells() -> None:
+    """The disk may be as large again before the next backup, and this one may fail."""
+    size_bytes = builders.SIZE_BYTES // 2
+    node = builders.node(layer(bitmap(CHECKPOINT), virtual_size_bytes=size_bytes))
+    name = names.end_mark(REPOSITORY, "vda", size_bytes)
+    assert about_marks(make([(node, whole())])) == [
+        REMOVE,
+        ("block-dirty-bitmap-add", name),
+        ("block-dirty-bitmap-merge", name),
+    ]
+
+
+def test_empty_mark_stays_while_what_it_distrusts_is_busy() -> None:
+    node = builders.node(layer(bitmap(CHECKPOINT, busy=True), end_mark(dirty_bytes=0)))
+    assert about_marks(make([(node, whole())])) == []
+
+
+def test_other_repositories_checkpoints_are_not_removed() -> None:
+    foreign = names.bitmap(builders.FOREIGN, SECOND.id, "vda", TOKEN)
+    node = builders.node(layer(bitmap(foreign), end_mark(dirty_bytes=0)))
+    assert about_marks(make([(node, whole())])) == ANEW
+
+
+def test_copy_and_disks_without_checkpoints_need_no_mark() -> None:
+    assert about_marks(make([(builders.node(layer()), whole(Level.COPY))], Level.COPY)) == []
+    raw = DiskNode(builders.disk(), (layer(driver="raw"),), lasting=False)
+    assert about_marks(make([(raw, whole())], Level.FULL)) == []
+    assert about_marks(make([(builders.node(layer(virtual_size_bytes=0)), whole())], Level.FULL)) == []
+
+
+def test_mark_of_a_raw_disk_is_not_stored() -> None:
+    made = make([(builders.node(layer(driver="raw")), whole())], Level.FULL)
+    assert made.transaction()[0]["data"]["persistent"] is False
 
 
 def test_abort_stands_last() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.builders import UUID, Recorder
 from tests.unit.builders import backup as a_backup
-from tests.unit.fake_domain import FakeDomain, partial, run
+from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
 from vbackup import job, journal, manifest, names, recovery
 from vbackup.errors import DomainNotFoundError, HostUnreachableError, NoSpaceError
 from vbackup.journal import Journal, Step
@@ -35,7 +35,8 @@ class Killer:
 
     def strike(self) -> None:
         for stage in self._repo.path.glob("*/*.partial"):
-            shutil.copytree(stage, self._saved / stage.name)
+            # Linked, as a copy of an image is none that QEMU writes to.
+            shutil.copytree(stage, self._saved / stage.name, copy_function=os.link)
 
         def dead(*_args: Any, **_kwargs: Any) -> Any:
             raise HostUnreachableError("qemu:///system", "its process is dead, so it undoes nothing")
@@ -52,7 +53,10 @@ class Killer:
                 run(self._domain, self._repo, **request)
         self._domain.qemu.execute = execute  # type: ignore[method-assign]
         for stage in self._saved.glob("*"):
-            shutil.move(stage, self._repo.path / UUID / stage.name)
+            there = self._repo.path / UUID / stage.name
+            there.parent.mkdir(exist_ok=True)
+            shutil.rmtree(there, ignore_errors=True)
+            stage.rename(there)
 
     def at(self, step: Step, when: str, **request: Any) -> None:
         """Die just before a step of the journal is written, or just after."""
@@ -114,11 +118,11 @@ def test_next_backup_finishes_or_undoes(
     if (step, when) in FINISHED:
         assert [one.level for one in made] == [Level.FULL, level, Level.INCREMENTAL]
         assert last.parent == made[1].id
-        assert {disk.copied_bytes for disk in last.disks} == {65536}
+        assert {disk.copied_bytes for disk in last.disks} == {65536 + END_BYTES}
         assert any("Finished backup" in told for told in recorder.steps)
     else:
         assert (made, last.parent) == ((base, last), base.id)
-        assert {disk.copied_bytes for disk in last.disks} == {2 * 65536}
+        assert {disk.copied_bytes for disk in last.disks} == {2 * 65536 + END_BYTES}
     assert recorder.warnings == []
 
 
@@ -223,11 +227,24 @@ def test_recover_on_request(domain: FakeDomain, repo: Repository, killer: Killer
     assert_clean(domain, repo)
 
 
+@pytest.mark.parametrize("step", [Step.STARTED, Step.COPIED, Step.FLUSHED])
+def test_copy_of_a_repository_does_not_finish_the_backup_of_the_other(
+    domain: FakeDomain, repo: Repository, killer: Killer, tmp_path: Path, step: Step
+) -> None:
+    """Job and journal have the same names, but QEMU writes to the images of the first."""
+    killer.at(step, "after")
+    shutil.copytree(repo.path, tmp_path / "copy")
+    other = Repository.open(tmp_path / "copy")
+    [found] = recover(domain, other)
+    assert (found.remedy, "its images are copies" in found.reason) == (Remedy.UNDO, True)
+    assert (backups(other), partial(other)) == ((), [])
+
+
 def test_abort_undoes_what_could_be_finished(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
     killer.at(Step.COPIED, "after")
     assert [one.remedy for one in recover(domain, repo, abort=True)] == [Remedy.UNDO]
     assert backups(repo) == ()
-    assert domain.qemu.state()["bitmaps"] == {}
+    assert domain.bitmaps() == {"vda": {}, "vdb": {}}
 
 
 def test_other_qemu_has_no_jobs_to_finish(domain: FakeDomain, repo: Repository, killer: Killer) -> None:

@@ -31,8 +31,9 @@ from vbackup.errors import (
     TargetError,
     VbackupError,
 )
+from vbackup.lock import LockWait
 from vbackup.model import Backup, DiskImage, Level
-from vbackup.repository import LockWait, Repository
+from vbackup.repository import Repository
 from vbackup.stop import Stop, on_signals
 
 OTHER = "f0000000-0000-4000-8000-000000000002"

@@ -117,8 +117,17 @@ def test_name_of_a_device_may_mean_another_node_after_a_job() -> None:
 def test_two_jobs_on_one_device_are_warned_of() -> None:
     actions = (backup("drive0"), backup("drive0", "target-two", job_id="k"))
     assert "crashes when such a transaction fails" in check(*actions)[0]
-    assert check(*actions, existing=None) == ()
-    assert check(backup(), backup(target="target-two", job_id="k")) == ()
+    told = [said for one in (actions, (backup(), actions[1])) for said in check(*one, existing=None)]
+    assert not [said for said in told if "such a transaction fails" in said]
+
+
+def test_two_jobs_on_one_node_that_end_by_themselves_are_warned_of() -> None:
+    held = {"auto_finalize": False}
+    one, other = backup(), backup(target="target-two", job_id="k")
+    (warning,) = check(one, other)
+    assert warning.startswith("actions[1].data.auto-finalize: actions[0] copies 'one' too, and both jobs end by")
+    assert check(backup(**held), other) == check(one, backup(target="target-two", job_id="k", **held)) == ()
+    assert check(one, backup("two", "target-two", job_id="k")) == ()
 
 
 def test_enabling_what_is_not_known_is_warned_of() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import FOREIGN, REPOSITORY, Recorder
 from vbackup import names, target
-from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError, TargetError
+from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotNeededError, QmpError, TargetError
 from vbackup.model import SecurityLabel
 from vbackup.target import Target
 from vbackup.undo import Undo
@@ -199,3 +199,19 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu, targets: list[Target]
     qemu.kill(command="blockdev-add", nth=2)
     with pytest.raises(DomainGoneError):
         open_all(qemu, targets, recorder)
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [("Could not open 'x': Permission denied", "look at the kernel's log"), ("Could not open 'x': No such file", "")],
+)
+def test_storage_daemon_that_cannot_open_an_image_is_told_with_whose_rights_it_has(
+    qemu: FakeQemu, targets: list[Target], recorder: Recorder, description: str, said: str
+) -> None:
+    """It is our own child: no connection, no other host and no other user has a part in it."""
+    qemu.fault(FdsNotNeededError("qemu-storage-daemon takes no file descriptors."), command="add-fd")
+    qemu.refuse("blockdev-add", description)
+    with pytest.raises(TargetError, match=r"The storage daemon cannot open the image .*/vda.qcow2: ") as caught:
+        open_all(qemu, targets, recorder)
+    assert said in str(caught.value)
+    assert not {"descriptor", "connection", "host"} & set(str(caught.value).split())

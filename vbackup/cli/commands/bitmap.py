@@ -92,7 +92,7 @@ def run_list(options: argparse.Namespace, context: Context) -> int:
                 one.layer.node_name,
                 one.bitmap.state,
                 output.size(one.bitmap.dirty_bytes),
-                f"vbackup, repository {one.ours.repository_id}" if one.ours else one.owner.value,
+                f"vbackup, repository {one.repository_id}" if one.repository_id else one.owner.value,
                 one.bitmap.name,
             )
             for one in found
@@ -102,7 +102,6 @@ def run_list(options: argparse.Namespace, context: Context) -> int:
 
 
 def _document(one: Listed) -> dict[str, Any]:
-    ours = one.ours
     return {
         "dev": one.dev,
         "node_name": one.layer.node_name,
@@ -110,8 +109,8 @@ def _document(one: Listed) -> dict[str, Any]:
         "file": one.layer.filename,
         "name": one.bitmap.name,
         "owner": one.owner.value,
-        "repository": ours.repository_id if ours else None,
-        "checkpoint": ours.checkpoint if ours else None,
+        "repository": one.repository_id,
+        "checkpoint": one.checkpoint,
         "state": one.bitmap.state,
         "recording": one.bitmap.recording,
         "busy": one.bitmap.busy,

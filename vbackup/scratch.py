@@ -1,0 +1,59 @@
+"""Set the last bit of a bitmap in QEMU, which nothing but a write does: what end marks are merged from.
+
+No disk is written to. A node without storage (null-co) that is as large as the disk has a bitmap; a second one
+stands for its last granule only (raw with ``offset``), and a mirror job copies zeros onto that. (A backup job would
+do it as well, but warns on stderr of a target that does not tell its cluster size.) It is the same in a running
+QEMU and in a storage daemon, and takes some milliseconds. vbackup.endmark says what it is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vbackup import job, names, target
+from vbackup.errors import UnsuitableError
+from vbackup.model import GRANULARITY_BYTES
+from vbackup.monitor import Monitor
+from vbackup.report import Silent
+from vbackup.stop import Stop
+from vbackup.undo import Undo
+
+
+def prepare(monitor: Monitor, sizes: Mapping[str, int], *, repository_id: str, undo: Undo, stop: Stop) -> None:
+    """Make nodes of these sizes in bytes, by name, each with a bitmap whose last granule alone is set.
+
+    The bitmap has the name names.scratch_job(); the nodes are closed with the repository's others
+    (target.close_in_qemu), which ``undo`` gets too. Raises QmpError, UnsuitableError where QEMU cannot do it.
+    """
+    if not sizes:
+        return
+    job_id = names.scratch_job(repository_id)
+    undo.push("close the scratch nodes in QEMU", lambda: target.close_in_qemu(monitor, repository_id))
+    undo.push("end the job on a scratch node", lambda: job.cancel(monitor, [job_id]))
+    for node_name, size_bytes in sizes.items():
+        _make(monitor, node_name, size_bytes, repository_id=repository_id, stop=stop)
+
+
+def _make(monitor: Monitor, node_name: str, size_bytes: int, *, repository_id: str, stop: Stop) -> None:
+    job_id = names.scratch_job(repository_id)
+    source, window = names.scratch_source(repository_id), names.scratch_window(repository_id)
+    start_bytes = (size_bytes - 1) // GRANULARITY_BYTES * GRANULARITY_BYTES
+    monitor.execute("blockdev-add", _null(node_name, size_bytes))
+    bitmap = {"node": node_name, "name": job_id, "granularity": GRANULARITY_BYTES}
+    monitor.execute("block-dirty-bitmap-add", bitmap)
+    monitor.execute("blockdev-add", _null(source, size_bytes - start_bytes))
+    part = {"driver": "raw", "node-name": window, "file": node_name}
+    monitor.execute("blockdev-add", {**part, "offset": start_bytes, "size": size_bytes - start_bytes})
+    mirror = {"job-id": job_id, "device": source, "target": window, "sync": "full", "auto-dismiss": False}
+    monitor.execute("blockdev-mirror", mirror)
+    ended = job.follow(monitor, [job_id], together=False, reporter=Silent(), stop=stop)[job_id]
+    if ended.error is not None:
+        raise UnsuitableError(f"QEMU cannot make the end mark of a disk: its job failed: {ended.error}.")
+    job.cancel(monitor, [job_id])
+    for name in (window, source):
+        monitor.execute("blockdev-del", {"node-name": name})
+
+
+def _null(node_name: str, size_bytes: int) -> dict[str, Any]:
+    return {"driver": "null-co", "node-name": node_name, "size": size_bytes, "read-zeroes": True}
