@@ -183,7 +183,7 @@ def test_chain_goes_on_from_on_to_off_and_back(backups: Backups, machine: Machin
     for spec in specs:
         stored = qemu_img_info(spec.path)["format-specific"]["data"]["bitmaps"]
         assert {tuple(bitmap["flags"]) for bitmap in stored} == {("auto",)}
-        assert len(stored) == 2
+        assert len(stored) == 3
 
 
 def test_first_backup_of_a_domain_that_was_never_started(
