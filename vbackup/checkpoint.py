@@ -7,9 +7,10 @@ while this runs, so what no committed backup accounts for belongs to a run that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from vbackup import job, names, target
+from vbackup.actions import BlockDirtyBitmapRemove
 from vbackup.chain import History
 from vbackup.errors import QmpError
 from vbackup.model import Bitmap, BitmapSource, DiskNode
@@ -28,18 +29,38 @@ def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
     """
     graph = block_graph(monitor)
     wanted = {one.bitmap for one in bitmaps}
+    found = [
+        BitmapSource(node_name, name)
+        for node_name in sorted(graph.node_names())
+        for name in sorted(wanted & graph.bitmaps(node_name).keys())
+    ]
     refusal: QmpError | None = None
-    for node_name in sorted(graph.node_names()):
-        for name in sorted(wanted & graph.bitmaps(node_name).keys()):
-            try:
-                monitor.execute("block-dirty-bitmap-remove", {"node": node_name, "name": name})
-            except QmpError as err:
-                if graph.is_read_only(node_name):
-                    log.debug("bitmap %s stays below an overlay: %s", name, err)
-                else:
-                    refusal = err
+    for one, err in _remove_each(monitor, found):
+        if graph.is_read_only(one.node_name):
+            log.debug("bitmap %s stays below an overlay: %s", one.bitmap, err)
+        else:
+            refusal = err
     if refusal is not None:
         raise refusal
+
+
+def _remove_each(monitor: Monitor, bitmaps: Sequence[BitmapSource]) -> list[tuple[BitmapSource, QmpError]]:
+    """Remove all that QEMU lets go, and return the others: at once, for commands take time, or else one by one."""
+    if len(bitmaps) > 1:
+        together = [BlockDirtyBitmapRemove(one.node_name, one.bitmap).document() for one in bitmaps]
+        try:
+            monitor.execute("transaction", {"actions": together})
+        except QmpError as err:
+            log.debug("%s", err)
+        else:
+            return []
+    refused = []
+    for one in bitmaps:
+        try:
+            monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
+        except QmpError as err:
+            refused.append((one, err))
+    return refused
 
 
 def remove_end_marks(monitor: Monitor, marks: Collection[BitmapSource]) -> None:
@@ -100,16 +121,14 @@ def _remove(
 ) -> list[str]:
     """Remove this repository's bitmaps but those to keep. One that QEMU will not remove stays, and costs little."""
     # In the order of their names end marks come last: a base is never there without the one that it had.
-    removed = []
+    wanted = []
     for node in disks:
         for name in sorted(node.top.bitmaps):
             ours = names.parse_bitmap(name) or names.parse_end_mark(name)
             if ours is None or ours.repository_id != repository_id or keep(node.disk.dev, ours, node.top.bitmaps[name]):
                 continue
-            try:
-                monitor.execute("block-dirty-bitmap-remove", {"node": node.top.node_name, "name": name})
-            except QmpError as err:
-                log.warning("Disk %s: bitmap %s stays: %s", node.disk.dev, name, err.description)
-                continue
-            removed.append(name)
-    return removed
+            wanted.append(BitmapSource(node.top.node_name, name))
+    refused = dict(_remove_each(monitor, wanted))
+    for one, err in refused.items():
+        log.warning("Node %s: bitmap %s stays: %s", one.node_name, one.bitmap, err.description)
+    return [one.bitmap for one in wanted if one not in refused]

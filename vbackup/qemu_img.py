@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vbackup.errors import ChainError, NoSpaceError, TargetError
 from vbackup.fields import Fields
@@ -76,16 +77,22 @@ def header(path: Path, *, image_format: str = "qcow2", shared: bool = False) -> 
     )
 
 
-def convert(
-    source: Path, output: Path, image_format: ImageFormat, *, stop: Stop, progress: Callable[[float], None]
-) -> None:
-    """Write what ``source`` and its backing files hold into a new image with mode 0600.
+def resize(path: Path, size_bytes: int, image_format: ImageFormat) -> None:
+    """Make an image larger. Raises TargetError or NoSpaceError."""
+    _run(["resize", "-q", "-f", image_format.value, os.fspath(path.absolute()), str(size_bytes)], f"enlarge {path}")
 
+
+def convert(
+    layers: Sequence[Path], output: Path, image_format: ImageFormat, *, stop: Stop, progress: Callable[[float], None]
+) -> None:
+    """Write what the layers of a chain hold, the oldest first, into a new image with mode 0600.
+
+    Each is opened by its path; what the headers name as backing files is not looked at.
     ``progress`` is told the percentage. Raises TargetError or NoSpaceError; ends qemu-img on a request to stop.
     """
     os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-f", "qcow2", "-O", image_format.value]
-    argv += [os.fspath(source.absolute()), os.fspath(output.absolute())]
+    argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
+    argv += [_chain(layers), os.fspath(output.absolute())]
     with subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -95,7 +102,16 @@ def convert(
             process.kill()
             raise
     if process.returncode != 0:
-        _raise(errors, f"copy {source} to {output}")
+        _raise(errors, f"copy {layers[-1]} to {output}")
+
+
+def _chain(layers: Sequence[Path]) -> str:
+    """The options of the newest, those of the others in them (QAPI BlockdevOptionsQcow2), as a file name."""
+    options: dict[str, Any] | None = None
+    for path in layers:
+        file = {"driver": "file", "filename": os.fspath(path.absolute())}
+        options = {"driver": "qcow2", "file": file, "backing": options}
+    return f"json:{json.dumps(options)}"
 
 
 def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[float], None]) -> bytes:

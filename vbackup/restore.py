@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import domainxml, qcow2, qemu_img, repository
+from vbackup import domainxml, qcow2, repository
 from vbackup.chain import Link
 from vbackup.errors import ChainError, DiskError, MalformedError, TargetError
 from vbackup.files import read_regular
+from vbackup.flatten import Layer, flatten
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
 from vbackup.repository import Repository, target_errors
@@ -68,7 +69,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     with _stage(output) as stage:
         for dev, path in images.items():
             _convert(
-                chains[dev][0],
+                chains[dev],
                 stage / path.name,
                 image_format=request.image_format,
                 repository_=repository,
@@ -199,7 +200,7 @@ def _stage(output: Path) -> Iterator[Path]:
 
 
 def _convert(
-    link: Link,
+    links: Sequence[Link],
     path: Path,
     *,
     image_format: ImageFormat,
@@ -207,13 +208,14 @@ def _convert(
     reporter: Reporter,
     stop: Stop,
 ) -> None:
-    dev, size_bytes = link.image.dev, link.image.virtual_size_bytes
+    dev, size_bytes = links[0].image.dev, links[0].image.virtual_size_bytes
+    layers = [Layer(_path(repository_, link), link.image.virtual_size_bytes) for link in reversed(links)]
 
     def progress(percent: float) -> None:
         reporter.progress(dev, int(size_bytes * percent / 100), size_bytes)
 
     with target_errors(f"write {path}"):
-        qemu_img.convert(_path(repository_, link), path, image_format, stop=stop, progress=progress)
+        flatten(layers, path, image_format, reporter=reporter, stop=stop, progress=progress)
         repository.fsync(path)
     reporter.step(f"Disk {dev}: restored.")
 

@@ -61,8 +61,8 @@ class StorageDaemon:
         for program, package in (("setpriv", "util-linux"), (PROGRAM, PROGRAM_PACKAGES)):
             if shutil.which(program) is None:
                 raise UnsuitableError(
-                    f"A domain that is off is read by {PROGRAM}, but {program} is not installed here. Install it"
-                    f" (on Debian: {package}), or start the domain."
+                    f"{program} is not installed here, but needed to read a domain that is off, and to restore a long"
+                    f" chain. Install it (on Debian: {package})."
                 )
         with contextlib.ExitStack() as stack:
             self._stderr = stack.enter_context(tempfile.TemporaryFile())

@@ -108,6 +108,7 @@ def test_bitmap_of_an_image_that_changed_places_goes(qemu: FakeQemu) -> None:
 
 def test_bitmap_that_qemu_will_not_remove_stays_and_keeps_no_other(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(THREE))
+    qemu.refuse("transaction", "Bitmap is currently in use by another operation and cannot be used")
     qemu.refuse("block-dirty-bitmap-remove", "Bitmap is currently in use by another operation and cannot be used")
     assert remove_superseded(qemu) == sorted([bitmap_of(TWO), bitmap_of(THREE)])
     assert left(qemu) == {bitmap_of(ONE)}
@@ -177,6 +178,7 @@ def test_bitmaps_that_an_overlay_repeats_are_removed_there_and_stay_below(qemu: 
         qemu.bitmaps(node)["one"] = FakeBitmap("one")
     qemu.bitmaps(top(qemu))["two"] = FakeBitmap("two")
     nth = 1 if below < top(qemu) else 3  # the one below, in the order of the nodes' names
+    qemu.refuse("transaction", "Bitmap 'one' is readonly and cannot be modified")
     qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is readonly and cannot be modified", nth=nth)
     checkpoint.remove_bitmaps(qemu, [BitmapSource(below, "one"), BitmapSource(below, "two")])
     assert (left(qemu), set(qemu.bitmaps(below))) == (set(), {"one"})
@@ -184,6 +186,7 @@ def test_bitmaps_that_an_overlay_repeats_are_removed_there_and_stay_below(qemu: 
 
 def test_refusal_to_remove_one_bitmap_keeps_no_other(qemu: FakeQemu) -> None:
     add(qemu, "one", "two")
+    qemu.refuse("transaction", "Bitmap 'one' is currently in use by another operation")
     qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is currently in use by another operation")
     with pytest.raises(QmpError, match="in use"):
         checkpoint.remove_bitmaps(qemu, [BitmapSource(top(qemu), "one"), BitmapSource(top(qemu), "two")])
