@@ -69,7 +69,7 @@ def test_backup_whose_image_did_not_reach_the_disk_is_none(
     def execute_with_failing_storage(
         monitor: Passthrough, name: str, arguments: Any = None, *, fd: int | None = None
     ) -> Any:
-        if name == "blockdev-add":
+        if name == "blockdev-add" and arguments["driver"] == "qcow2":
             arguments = {**arguments, "file": failing_at_the_end(arguments["file"], errno.ENOSPC)}
         return execute(monitor, name, arguments, fd=fd)
 

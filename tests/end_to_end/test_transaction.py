@@ -135,7 +135,8 @@ def test_plan_of_a_backup_is_a_transaction_that_can_be_tested(
     send: Sender, machine: Machine, command: Command, lab: Lab, repository: Path
 ) -> None:
     plan = command("-c", lab.uri, "-q", "backup", machine.name, "-r", repository, "--json", "--dry-run").document
-    bitmaps = [one for one in plan["transaction"] if one["type"].startswith("block-dirty-bitmap")]
+    added = [one for one in plan["transaction"] if one["type"] == "block-dirty-bitmap-add"]
+    bitmaps = [one for one in added if "-end-" not in one["data"]["name"]]
     assert len(bitmaps) == 2
     assert send(bitmaps, "--test").document["tested"] is True
 
