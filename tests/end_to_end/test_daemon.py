@@ -237,6 +237,8 @@ def test_second_backup_waits_for_the_first_if_it_is_told_to(
     assert time.monotonic() - asked < 5
     running.process.kill()  # a lock of the dead is no lock, and its full is finished by whoever waited
     running.wait()
+    for job in machine.execute("query-jobs"):
+        machine.execute("block-job-set-speed", device=job["id"], speed=0)
     status, out, err = waiting.wait()
     assert status == 0, err
     assert "which was cut off: its jobs are still in QEMU" in err

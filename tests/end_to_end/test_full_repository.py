@@ -71,6 +71,7 @@ def test_guest_whose_staging_area_runs_full_goes_on(
     guest: Guest, command: Command, lab: Lab, small_filesystem: Path, repository: Path
 ) -> None:
     wait_for(lambda: int(guest.agent.read("/log/counter")) > 70, "the guest's first round")
+    (small_filesystem / "ballast").write_bytes(bytes(9 << 20))
     domain = guest.machine.handle.domain
     before = guest.machine.state()
 
@@ -83,4 +84,4 @@ def test_guest_whose_staging_area_runs_full_goes_on(
     count = int(guest.agent.read("/log/counter"))
     wait_for(lambda: int(guest.agent.read("/log/counter")) > count, "the guest going on")
     assert "I/O error" not in guest.agent.run("/bin/dmesg")
-    assert list(small_filesystem.iterdir()) == []
+    assert [path.name for path in small_filesystem.iterdir()] == ["ballast"]

@@ -83,11 +83,11 @@ def test_guest_that_waits_makes_its_backup_slower(lab: Lab, command: Command, re
     """A throttled disk: each of the guest's requests takes its time, whatever the backup does."""
     throttle = "<iotune><total_iops_sec>6</total_iops_sec></iotune>"
     specs = [
-        DiskSpec(tmp_path / "vda.qcow2", size="64M"),
+        DiskSpec(tmp_path / "vda.qcow2", size="16M"),
         DiskSpec(tmp_path / "vdb.qcow2", dev="vdb", size="8M", inside=throttle),
     ]
     machine = lab.boot("latency", specs)
-    machine.write("vda", "write -P 1 0 32M")
+    machine.write("vda", "write -P 1 0 12M")
     seen: set[int | None] = set()
     ended = threading.Event()
 
