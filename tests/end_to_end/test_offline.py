@@ -182,11 +182,8 @@ def test_chain_goes_on_from_on_to_off_and_back(backups: Backups, machine: Machin
     assert [(disk["level"], disk["base"]) for disk in differential["disks"]] == [("differential", full["id"])] * 2
     for spec in specs:
         stored = qemu_img_info(spec.path)["format-specific"]["data"]["bitmaps"]
-        assert sorted(tuple(bitmap["flags"]) for bitmap in stored) == [
-            (),
-            ("auto",),
-            ("auto",),
-        ]  # end marks are disabled
+        # An end mark is disabled.
+        assert sorted(tuple(bitmap["flags"]) for bitmap in stored) == [(), ("auto",), ("auto",)]
 
 
 def test_first_backup_of_a_domain_that_was_never_started(
