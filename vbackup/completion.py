@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vbackup import checkpoint, endmark, job, journal, names, target
@@ -25,6 +25,12 @@ from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 from vbackup.writeback import Writeback
+
+#: How many images are read at a time.
+MAX_DIGESTS = 4
+#: The size from which an image is digested before QEMU has closed it. A smaller one is digested so quickly that its
+#: modification time might not tell of a write in between.
+EARLY_DIGEST_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Work:
     backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
     new_marks: Sequence[BitmapSource] = ()  #: end marks that the transaction adds; those of a dead run stay
+    digests: Mapping[Path, tuple[tuple[int, int], str]] = field(default_factory=dict)  #: of images (see _digested)
     guards: Sequence[BitmapSource] = ()  #: end marks that the choice of the bases relies on
 
     @property
@@ -149,11 +156,37 @@ def _close(work: Work, writeback: Writeback) -> Work:
     job.cancel(work.monitor, work.jobs)  # the copies have concluded: this dismisses them
     graph = target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
     _refuse_shrunk(work, graph)
-    writeback.finish()
+    with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
+        digesting = {path: pool.submit(_digested, path, work.stop) for path in _worth_an_early_digest(work)}
+        writeback.finish()
+        digests = {path: future.result() for path, future in digesting.items()}
     # From here on whoever finds the stage takes the images for complete, even after a power cut.
     work.journal.write(Step.FLUSHED)
     target.close_in_qemu(work.monitor, work.repository.id)
-    return work
+    return replace(work, digests=digests)
+
+
+def _worth_an_early_digest(work: Work) -> list[Path]:
+    """Large images are read while they are put on the disk: both take long, one the processor, the other the disk.
+
+    Not where QEMU is on another host: what this one then sees of the image before QEMU closes it may be old.
+    """
+    if not work.source.handle.host.is_local:
+        return []
+    with target_errors(f"read {work.stage.path}"):
+        return [path for path in work.images.values() if path.stat().st_size >= EARLY_DIGEST_BYTES]
+
+
+def _digested(path: Path, stop: Stop) -> tuple[tuple[int, int], str]:
+    """The digest of an image, and what tells whether it was written to since."""
+    with target_errors(f"read {path}"):
+        stamp = _stamp(path)
+    return stamp, digest(path, check=stop.check)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def _refuse_shrunk(work: Work, graph: BlockGraph) -> None:
@@ -191,9 +224,12 @@ def _describe_images(work: Work) -> tuple[DiskImage, ...]:
 
     def describe(image: DiskImage) -> DiskImage:
         path = work.stage.path / image.file
+        stamp, early = work.digests.get(path, (None, ""))
         with target_errors(f"read {path}"):
-            size_bytes = path.stat().st_size
-        return replace(image, file_size_bytes=size_bytes, digest=digest(path, check=work.stop.check))
+            now = _stamp(path)
+        # QEMU writes nothing when it closes what it has flushed. If one ever does, the digest is of no use.
+        known = early if now == stamp else digest(path, check=work.stop.check)
+        return replace(image, file_size_bytes=now[1], digest=known)
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
         return tuple(pool.map(describe, work.draft.disks))

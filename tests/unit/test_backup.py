@@ -18,7 +18,7 @@ import pytest
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
 from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run
-from vbackup import backup, names
+from vbackup import backup, completion, names, target
 from vbackup.backup import BackupRequest
 from vbackup.errors import (
     BaseError,
@@ -34,7 +34,7 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.model import Backup, Consistency, Level, Quiesce
-from vbackup.repository import Repository
+from vbackup.repository import Repository, digest_of
 from vbackup.stop import Stop
 
 # success
@@ -386,6 +386,67 @@ def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo
         run(domain, repo, recorder)
     assert not domain.io_error
     assert any("it goes on now" in warning for warning in recorder.warnings)
+
+
+# the digests
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """All images are large; what is digested, in that order."""
+    monkeypatch.setattr(completion, "EARLY_DIGEST_BYTES", 0)
+    digested: list[Path] = []
+    really = completion.digest
+
+    def digest(path: Path, **more: Any) -> str:
+        digested.append(path)
+        return really(path, **more)
+
+    monkeypatch.setattr(completion, "digest", digest)
+    return digested
+
+
+def digest_now(repo: Repository, one: Backup, dev: str) -> str:
+    image = one.image(dev)
+    assert image is not None
+    return digest_of((repo.directory(UUID, one.id) / image.file).read_bytes())
+
+
+def test_large_images_are_digested_once_while_they_are_put_on_the_disk(
+    domain: FakeDomain, repo: Repository, early: list[Path]
+) -> None:
+    done = run(domain, repo)
+    assert sorted(path.name for path in early) == ["vda.qcow2", "vdb.qcow2"]
+    assert [image.digest for image in done.disks] == [digest_now(repo, done, dev) for dev in ("vda", "vdb")]
+
+
+def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
+    domain: FakeDomain, repo: Repository, early: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = target.close_in_qemu
+
+    def close_and_write(*args: Any) -> list[str]:
+        closed = close(*args)
+        for path in repo.path.glob("*/*.partial/vda.qcow2"):
+            with path.open("ab") as file:
+                file.write(b"at the last moment")
+        return closed
+
+    monkeypatch.setattr(target, "close_in_qemu", close_and_write)
+    done = run(domain, repo)
+    assert sorted(path.name for path in early) == ["vda.qcow2", "vda.qcow2", "vdb.qcow2"]
+    assert done.disks[0].digest == digest_now(repo, done, "vda")
+
+
+def test_image_that_another_host_writes_is_digested_when_that_has_closed_it(
+    domain: FakeDomain, repo: Repository, early: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain.is_local = False
+    closed: list[int] = []
+    close = target.close_in_qemu
+    monkeypatch.setattr(target, "close_in_qemu", lambda *args: closed.append(len(early)) or close(*args))
+    run(domain, repo)
+    assert (closed[-1], len(early)) == (0, 2)
 
 
 # every command is struck once
