@@ -126,7 +126,7 @@ def test_call_takes_less_than_100_ms(hook: Hook) -> None:
             return statistics.median(taken)
 
         # Others may be at work here; what it takes is what it takes at best.
-        assert min(median_s() for _ in range(3)) < 0.1
+        assert any(median_s() < 0.1 for _ in range(10))
 
 
 # events
