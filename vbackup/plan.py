@@ -14,6 +14,7 @@ from vbackup import endmark, names, tuning
 from vbackup.actions import (
     Abort,
     Action,
+    BackupPerf,
     BitmapSyncMode,
     BlockdevBackup,
     BlockDirtyBitmap,
@@ -41,6 +42,10 @@ from vbackup.model import (
 )
 from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
+#: QEMU has 64 threads for the requests of all its files, and a job keeps up to 64 busy: where a slow repository has
+#: them all, the guest's own requests wait for one.
+MAX_STAGED_WORKERS = 16
+
 
 @dataclass(frozen=True)
 class StagingAbilities:
@@ -60,6 +65,7 @@ class StagingPlan:
     view: str  #: shows the disk as it was; the copy is made from it
     on_cbw_error: OnCbwError | None  #: what becomes of the guest's write where ``node`` takes no more
     tells_zeros: bool  #: the copy may ask the view which places are zeros, and not read them
+    max_workers: int  #: requests of the copy at a time
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,7 @@ class DiskPlan:
             compress=compress,
             auto_finalize=False,
             auto_dismiss=False,
+            x_perf=BackupPerf(max_workers=self.staging.max_workers) if self.staging else None,
         )
 
 
@@ -327,7 +334,9 @@ def make(
                 target_node=names.target_node(repository_id, dev),
                 bitmap=names.bitmap(repository_id, backup_id, dev, token) if makes_checkpoint else None,
                 working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
-                staging=_staging(repository_id, backup_id, dev, index, staging) if staging else None,
+                staging=_staging(repository_id, backup_id, dev, index, staging, disks=len(choices))
+                if staging
+                else None,
                 new_mark=endmark.new_mark(
                     node,
                     repository_id=repository_id,
@@ -354,8 +363,10 @@ def make(
     )
 
 
-def _staging(repository_id: str, backup_id: str, dev: str, index: int, abilities: StagingAbilities) -> StagingPlan:
-    """The error policy only where there is a view: read through it, a copy of what is lost fails.
+def _staging(
+    repository_id: str, backup_id: str, dev: str, index: int, abilities: StagingAbilities, *, disks: int
+) -> StagingPlan:
+    """Of one disk of so many. The error policy only where there is a view: a copy of what is lost there fails.
 
     A job that reads the disk itself ends well all the same, with the guest's new data in its copy: seen on QEMU 11.1.
     """
@@ -366,6 +377,7 @@ def _staging(repository_id: str, backup_id: str, dev: str, index: int, abilities
         view=names.staging_view(repository_id, index),
         on_cbw_error=OnCbwError.BREAK_SNAPSHOT if abilities.spares_guest else None,
         tells_zeros=abilities.tells_zeros,
+        max_workers=max(1, MAX_STAGED_WORKERS // disks),
     )
 
 
