@@ -59,7 +59,7 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
                 " image inject-error size offset read-zeroes"
             ),
         ),
-        ("blockdev-mirror", "device target sync", "job-id auto-finalize auto-dismiss"),
+        ("blockdev-backup", "device target sync", "job-id auto-finalize auto-dismiss"),
         ("blockdev-del", "node-name", ""),
         ("blockdev-reopen", "options", ""),
         ("block-dirty-bitmap-add", "node name", "granularity persistent disabled"),
@@ -590,27 +590,9 @@ class FakeQemu:
             name, "raw", below.filename, given["size"], identity=None, window=(file, given["offset"])
         )
 
-    def _blockdev_mirror(self, given: dict[str, Any]) -> None:
-        source, target = self._find_node(given["device"]), self._find_node(given["target"])
-        assert target.window is not None, "the fake mirrors onto a part of a node only"
-        job_id = given["job-id"]
-        if job_id in self._jobs:
-            raise _RefusedError(f"Job ID '{job_id}' already in use")
-        assert source.size_bytes == target.size_bytes
-        self._jobs[job_id] = job = _Job(
-            id=job_id,
-            source=source.name,
-            target=target.name,
-            bitmap=None,
-            total_bytes=source.size_bytes,
-            speed=0,
-            auto_finalize=given.get("auto-finalize", True),
-            auto_dismiss=given.get("auto-dismiss", True),
-            type="mirror",
-        )
-        self._insert_filter(job, None)
-        for status in ("created", "running"):
-            self._tell(job, status)
+    def _blockdev_backup(self, given: dict[str, Any]) -> None:
+        _, commit = self._prepare_blockdev_backup(given)
+        commit()
 
     def _blockdev_reopen(self, given: dict[str, Any]) -> None:
         for options in given["options"]:
@@ -958,8 +940,7 @@ class FakeQemu:
 
     def _job_cancel(self, given: dict[str, Any]) -> None:
         job = self._job(given, "cancel")
-        if job.status != "ready":  # a mirror that was ready has done all it was asked for
-            job.error = "Operation canceled"
+        job.error = "Operation canceled"
         self._tell(job, "aborting")
         if not job.done_bytes < job.total_bytes:
             self._conclude(job)  # nothing is in flight
@@ -1020,17 +1001,14 @@ class FakeQemu:
                 self._tell(job, "aborting")
                 self._conclude(job)
             return
-        if job.type == "mirror":
-            node, offset = self._nodes[job.target].window or ("", 0)
-            self.write(node, offset, job.total_bytes)
-            job.done_bytes = job.total_bytes
-            self._tell(job, "ready")
-            return
         if job.done_bytes < job.total_bytes:
             step = job.speed or max(1, job.total_bytes // 2)
             limit = plight.after_bytes if plight is not None else job.total_bytes
             job.done_bytes = min(job.done_bytes + step, limit, job.total_bytes)
             return
+        node, offset = self._nodes[job.target].window or ("", 0)
+        if node:
+            self.write(node, offset, job.total_bytes)
         self._tell(job, "waiting")
         self._tell(job, "pending")
         if job.auto_finalize:

@@ -1,8 +1,9 @@
 """Set the last bit of a bitmap in QEMU, which nothing but a write does: what end marks are merged from.
 
 No disk is written to. A node without storage (null-co) that is as large as the disk has a bitmap; a second one
-stands for its last granule only (raw with ``offset``), and a mirror job copies zeros onto that. (A backup job would
-do it as well, but warns on stderr of a target that does not tell its cluster size.) It is the same in a running
+stands for its last granule only (raw with ``offset``), and a backup job copies zeros onto that. (A mirror job writes
+none to where there are zeros already, from QEMU 11.1 on at the latest. QEMU warns on stderr that the node does not
+tell its cluster size, which is of no matter here.) It is the same in a running
 QEMU and in a storage daemon, and takes some milliseconds. vbackup.endmark says what it is for.
 """
 
@@ -45,8 +46,8 @@ def _make(monitor: Monitor, node_name: str, size_bytes: int, *, repository_id: s
     monitor.execute("blockdev-add", _null(source, size_bytes - start_bytes))
     part = {"driver": "raw", "node-name": window, "file": node_name}
     monitor.execute("blockdev-add", {**part, "offset": start_bytes, "size": size_bytes - start_bytes})
-    mirror = {"job-id": job_id, "device": source, "target": window, "sync": "full", "auto-dismiss": False}
-    monitor.execute("blockdev-mirror", mirror)
+    copy = {"job-id": job_id, "device": source, "target": window, "sync": "full", "auto-dismiss": False}
+    monitor.execute("blockdev-backup", copy)
     ended = job.follow(monitor, [job_id], together=False, reporter=Silent(), stop=stop)[job_id]
     if ended.error is not None:
         raise UnsuitableError(f"QEMU cannot make the end mark of a disk: its job failed: {ended.error}.")

@@ -220,9 +220,12 @@ class StorageDaemon:
     def _last_words(self) -> str:
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        lines = [line for line in lines if _OF_SCRATCH_NODES not in line]
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
 
 
+#: Said of nodes without storage, on which nothing is kept (vbackup.scratch).
+_OF_SCRATCH_NODES = "doesn't provide information about the block size"
 _LOST = "It could not store the bitmaps of the disks, so the next backup of each is a full."
 
 

@@ -600,7 +600,7 @@ def test_unchanged_disk_costs_no_command_for_its_end(domain: FakeDomain, repo: R
     domain.qemu.sent.clear()
     two = run(domain, repo)
     assert [disk.copied_bytes for disk in two.disks] == [END_BYTES] * 2
-    assert not {"blockdev-mirror", "block-dirty-bitmap-add"} & {sent.command for sent in domain.qemu.sent}
+    assert not {"blockdev-backup", "block-dirty-bitmap-add"} & {sent.command for sent in domain.qemu.sent}
 
 
 @pytest.mark.parametrize("how", ["refused", "lost", "reply lost", "signal"])

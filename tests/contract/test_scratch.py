@@ -1,0 +1,27 @@
+"""A bit is set without a write to any disk: every QEMU must do it, or end marks would distrust every base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.contract.conftest import MIB
+from vbackup import names, scratch
+from vbackup.monitor import block_graph
+from vbackup.report import Silent
+from vbackup.stop import Stop
+from vbackup.undo import Undo
+
+if TYPE_CHECKING:
+    from tests.contract.conftest import Bench
+
+REPOSITORY = "0123456789ab"
+
+
+def test_only_the_last_granule_of_each_scratch_node_is_set(bench: Bench) -> None:
+    sizes = {names.scratch_node(REPOSITORY, 0): 16 * MIB, names.scratch_node(REPOSITORY, 1): 3 * MIB}
+    with Undo(Silent()) as undo:
+        scratch.prepare(bench.monitor, sizes, repository_id=REPOSITORY, undo=undo, stop=Stop())
+        graph = block_graph(bench.monitor)
+        for node in sizes:
+            assert graph.bitmaps(node)[names.scratch_job(REPOSITORY)].dirty_bytes == 65536
+    assert not [name for name in block_graph(bench.monitor).node_names() if name.startswith(names.prefix(REPOSITORY))]
