@@ -43,7 +43,7 @@ def strike():
     os.kill(os.getpid(), signum)
 
 def execute(monitor, command, arguments=None, *, fd=None):
-    if command == "transaction" and moment == "transaction":
+    if command == "transaction" and moment == "transaction" and "blockdev-backup" in str(arguments):
         print(really_agent(monitor, "guest-fsfreeze-status", timeout_s=10), flush=True)
         strike()
     return really_execute(monitor, command, arguments, fd=fd)
