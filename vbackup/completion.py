@@ -6,6 +6,7 @@ is in the draft, which the journal has too: names follow from ids (vbackup.names
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pathlib import Path
 from vbackup import checkpoint, endmark, job, journal, names, target
 from vbackup.backoff import Backoff
 from vbackup.blockgraph import BlockGraph
-from vbackup.errors import BusyError
+from vbackup.errors import BusyError, TargetError
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, BitmapSource, DiskImage
 from vbackup.monitor import Monitor
@@ -156,14 +157,30 @@ def _close(work: Work, writeback: Writeback) -> Work:
     job.cancel(work.monitor, work.jobs)  # the copies have concluded: this dismisses them
     graph = target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
     _refuse_shrunk(work, graph)
-    with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
-        digesting = {path: pool.submit(_digested, path, work.stop) for path in _worth_an_early_digest(work)}
-        writeback.finish()
-        digests = {path: future.result() for path, future in digesting.items()}
+    digests = _put_on_disk(work, writeback)
     # From here on whoever finds the stage takes the images for complete, even after a power cut.
     work.journal.write(Step.FLUSHED)
     target.close_in_qemu(work.monitor, work.repository.id)
     return replace(work, digests=digests)
+
+
+def _put_on_disk(work: Work, writeback: Writeback) -> dict[Path, tuple[tuple[int, int], str]]:
+    """Finish writing the images, and digest large ones meanwhile; returns their digests (see _digested)."""
+    failed = threading.Event()
+
+    def check() -> None:
+        work.stop.check()
+        if failed.is_set():
+            raise TargetError("The images could not be put on the disk.")  # told by whoever has set it
+
+    with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
+        digesting = {path: pool.submit(_digested, path, check) for path in _worth_an_early_digest(work)}
+        try:
+            writeback.finish()
+        except BaseException:
+            failed.set()  # else the error would wait until all has been read
+            raise
+        return {path: future.result() for path, future in digesting.items()}
 
 
 def _worth_an_early_digest(work: Work) -> list[Path]:
@@ -177,11 +194,11 @@ def _worth_an_early_digest(work: Work) -> list[Path]:
         return [path for path in work.images.values() if path.stat().st_size >= EARLY_DIGEST_BYTES]
 
 
-def _digested(path: Path, stop: Stop) -> tuple[tuple[int, int], str]:
+def _digested(path: Path, check: Callable[[], None]) -> tuple[tuple[int, int], str]:
     """The digest of an image, and what tells whether it was written to since."""
     with target_errors(f"read {path}"):
         stamp = _stamp(path)
-    return stamp, digest(path, check=stop.check)
+    return stamp, digest(path, check=check)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

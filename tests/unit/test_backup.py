@@ -7,6 +7,8 @@ once; after that the earlier checkpoints must be as they were, and the same comm
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone, tzinfo
@@ -36,6 +38,7 @@ from vbackup.errors import (
 from vbackup.model import Backup, Consistency, Level, Quiesce
 from vbackup.repository import Repository, digest_of
 from vbackup.stop import Stop
+from vbackup.writeback import Writeback
 
 # success
 
@@ -436,6 +439,36 @@ def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
     done = run(domain, repo)
     assert sorted(path.name for path in early) == ["vda.qcow2", "vda.qcow2", "vdb.qcow2"]
     assert done.disks[0].digest == digest_now(repo, done, "vda")
+
+
+def test_flush_that_fails_does_not_wait_for_the_digests(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digest of a large image takes minutes, and is of no use then."""
+    monkeypatch.setattr(completion, "EARLY_DIGEST_BYTES", 0)
+    digesting, gave_up = threading.Event(), threading.Event()
+
+    def digest(_path: Path, *, check: Callable[[], None]) -> str:
+        digesting.set()
+        deadline = time.monotonic() + 20
+        try:
+            while time.monotonic() < deadline:
+                check()
+        except TargetError:
+            gave_up.set()
+            raise
+        return "sha256:"
+
+    def finish(_writeback: Writeback) -> None:
+        assert digesting.wait(20)
+        raise NoSpaceError("No room for the last of the images.")
+
+    monkeypatch.setattr(completion, "digest", digest)
+    monkeypatch.setattr(Writeback, "finish", finish)
+    with pytest.raises(NoSpaceError, match="No room for the last"):
+        run(domain, repo)
+    assert gave_up.is_set()
+    assert partial(repo) == []
 
 
 def test_image_that_another_host_writes_is_digested_when_that_has_closed_it(
