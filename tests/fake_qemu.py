@@ -153,7 +153,6 @@ class _Job:
     auto_finalize: bool
     auto_dismiss: bool
     copies: bool = True  #: False: only what is about to be written over (sync none)
-    type: str = "backup"
     status: str = "created"
     filter: str = ""
     done_bytes: int = 0
@@ -906,7 +905,7 @@ class FakeQemu:
         return [
             {
                 "id": job.id,
-                "type": job.type,
+                "type": "backup",
                 "status": job.status,
                 "current-progress": job.done_bytes,
                 "total-progress": job.total_bytes,
@@ -925,7 +924,7 @@ class FakeQemu:
 
     def _query_block_jobs(self, _given: dict[str, Any]) -> Any:
         return [
-            {"device": job.id, "type": job.type, "speed": job.speed, "status": job.status}
+            {"device": job.id, "type": "backup", "speed": job.speed, "status": job.status}
             for job in self._jobs.values()
             if job.status != "concluded"
         ]

@@ -58,8 +58,8 @@ class JobStatus(Enum):
     NULL = "null"
 
 
-#: In which a job takes another speed (JobVerbTable in QEMU's job.c).
-_CHANGEABLE = frozenset((JobStatus.CREATED, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.READY, JobStatus.STANDBY))
+#: In which a job copies, or will, and takes another speed (JobVerbTable in QEMU's job.c).
+CHANGEABLE = frozenset((JobStatus.CREATED, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.READY, JobStatus.STANDBY))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def set_speed(monitor: Monitor, job_id: str, speed_bytes_s: int | None) -> bool:
         monitor.execute("block-job-set-speed", {"device": job_id, "speed": speed_bytes_s or 0})
     except QmpError:
         known = query(monitor)
-        if job_id in known and known[job_id].status in _CHANGEABLE:
+        if job_id in known and known[job_id].status in CHANGEABLE:
             raise
         return False
     return True
@@ -185,13 +185,13 @@ def follow(
 
     With ``together`` they end like those of a backup: finalised when all are pending, and when one fails the
     others are cancelled. Else each goes its own way, and one that waits for its job-finalize has ended too:
-    it was told to wait; so has a mirror that waits for its job-complete. A job that is not there any more has
-    the status null. Raises what ``run`` raises, but no job's failure, which is in its ``error``.
+    it was told to wait. A job that is not there any more has the status null. Raises what ``run`` raises,
+    but no job's failure, which is in its ``error``.
     """
 
     def step(jobs: dict[str, Job]) -> bool:
         if not together:
-            return all(job.status in (JobStatus.CONCLUDED, JobStatus.PENDING, JobStatus.READY) for job in jobs.values())
+            return all(job.status in (JobStatus.CONCLUDED, JobStatus.PENDING) for job in jobs.values())
         if len(jobs) < len(job_ids) or any(job.error is not None for job in jobs.values()):
             for job in jobs.values():
                 if job.error is None:

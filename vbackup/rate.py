@@ -13,11 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from vbackup.fields import MAX_SIZE_BYTES
-from vbackup.job import Job, JobStatus, set_speed
+from vbackup.job import CHANGEABLE, Job, set_speed
 from vbackup.monitor import Monitor
-
-#: In these a job copies, or will.
-_RUNNING = frozenset((JobStatus.CREATED, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.READY, JobStatus.STANDBY))
 
 
 class TotalRate:
@@ -72,7 +69,7 @@ class Share:
 
     def adjust(self, monitor: Monitor, jobs: Collection[Job]) -> None:
         """See Pace."""
-        running = [job for job in jobs if job.status in _RUNNING]
+        running = [job for job in jobs if job.status in CHANGEABLE]
         if not running:
             self._rate.ask(self, 0)
             return
