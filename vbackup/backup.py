@@ -378,7 +378,7 @@ def _open_in_qemu(
     target.open_in_qemu(
         monitor, targets, repository_id=repository_id, undo=undo, options=made.node_options, security_labels=labels
     )
-    if made.is_staged:
+    if made.has_staging_area:
         assert request.staging is not None
         staging.open_images(
             monitor, made.disks, request.staging, repository_id=repository_id, undo=undo, security_labels=labels
@@ -388,7 +388,7 @@ def _open_in_qemu(
 def _guard(
     made: BackupPlan, request: BackupRequest, work: Work, *, guest_was_stopped: bool
 ) -> staging.SpaceGuard | None:
-    if not made.is_staged:
+    if not made.has_staging_area:
         return None
     assert request.staging is not None
     spares_guest = all(disk.staging is not None and disk.staging.on_cbw_error for disk in made.disks)

@@ -111,7 +111,7 @@ def staging_job(repository_id: str, backup: str, dev: str) -> str:
 
 def staging_node(repository_id: str, index: int) -> str:
     """The node of the image that this is put into. A digit begins no disk's name, so that of no target is the same."""
-    return f"{prefix(repository_id)}{index}-stage"
+    return f"{prefix(repository_id)}{index}-aside"
 
 
 def staging_filter(repository_id: str, index: int) -> str:

@@ -44,7 +44,7 @@ from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
 #: QEMU has 64 threads for the requests of all its files, and a job keeps up to 64 busy: where a slow repository has
 #: them all, the guest's own requests wait for one.
-MAX_STAGED_WORKERS = 16
+MAX_STAGING_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class BackupPlan:
         return tuning.image_options(self.compression)
 
     @property
-    def is_staged(self) -> bool:
+    def has_staging_area(self) -> bool:
         """True if there is a second transaction, which starts the copies."""
         return any(disk.staging is not None for disk in self.disks)
 
@@ -377,7 +377,7 @@ def _staging(
         view=names.staging_view(repository_id, index),
         on_cbw_error=OnCbwError.BREAK_SNAPSHOT if abilities.spares_guest else None,
         tells_zeros=abilities.tells_zeros,
-        max_workers=max(1, MAX_STAGED_WORKERS // disks),
+        max_workers=max(1, MAX_STAGING_WORKERS // disks),
     )
 
 

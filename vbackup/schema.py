@@ -70,6 +70,19 @@ class Schema:
             node = self._member(self._introspection.type(node.variants["qcow2"]), "compression-type")
         return frozenset(node.values) if isinstance(node, Enumeration) else frozenset()
 
+    def block_drivers(self) -> frozenset[str]:
+        """The drivers that blockdev-add knows (QAPI BlockdevDriver)."""
+        command = self._introspection.command("blockdev-add")
+        arguments = self._introspection.type(command.arguments) if command is not None else None
+        kinds = self._member(arguments, arguments.tag or "") if isinstance(arguments, Object) else None
+        return frozenset(kinds.values) if isinstance(kinds, Enumeration) else frozenset()
+
+    def members(self, command: str) -> frozenset[str]:
+        """The names of a command's arguments; none where this QEMU does not have it."""
+        known = self._introspection.command(command)
+        arguments = self._introspection.type(known.arguments) if known is not None else None
+        return frozenset(arguments.members) if isinstance(arguments, Object) else frozenset()
+
     def _member(self, given: Type, name: str) -> Type | None:
         if not isinstance(given, Object) or name not in given.members:
             return None

@@ -29,9 +29,8 @@ from pathlib import Path
 from vbackup import access, names, qemu_img, target
 from vbackup.access_facts import gather
 from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QmpError, TargetError, UnsuitableError
-from vbackup.introspection import Enumeration, Introspection, Object
 from vbackup.model import SecurityLabel
-from vbackup.monitor import Monitor
+from vbackup.monitor import Monitor, schema
 from vbackup.plan import DiskPlan, StagingAbilities, StagingPlan
 from vbackup.repository import target_errors
 from vbackup.undo import Undo
@@ -44,29 +43,13 @@ RESERVE_SHARE = 4
 
 def abilities(monitor: Monitor) -> StagingAbilities:
     """What this QEMU can do for staging. Raises UnsuitableError where it cannot show a disk as it was."""
-    schema = Introspection(monitor.execute("query-qmp-schema"))
-    if "snapshot-access" not in _drivers(schema):
+    known = schema(monitor)
+    if "snapshot-access" not in known.block_drivers():
         raise UnsuitableError("This QEMU cannot stage a backup (it has no snapshot-access, which came with QEMU 7.0).")
-    known = _members(schema, "blockdev-backup")
     # QEMU 7.2 tells of a view what the disk is now: a place that the guest has made zero since is copied as zeros
     # (measured; right on 10.0 and 11.1). Both cannot be asked for; discard-source came with the work on views in 9.1.
-    return StagingAbilities(spares_guest="on-cbw-error" in known, tells_zeros="discard-source" in known)
-
-
-def _members(schema: Introspection, command: str) -> frozenset[str]:
-    known = schema.command(command)
-    arguments = schema.type(known.arguments) if known is not None else None
-    return frozenset(arguments.members) if isinstance(arguments, Object) else frozenset()
-
-
-def _drivers(schema: Introspection) -> frozenset[str]:
-    """The values of blockdev-add's tag."""
-    command = schema.command("blockdev-add")
-    arguments = schema.type(command.arguments) if command is not None else None
-    if not isinstance(arguments, Object) or arguments.tag is None:
-        return frozenset()
-    kinds = schema.type(arguments.members[arguments.tag].type)
-    return frozenset(kinds.values) if isinstance(kinds, Enumeration) else frozenset()
+    members = known.members("blockdev-backup")
+    return StagingAbilities(spares_guest="on-cbw-error" in members, tells_zeros="discard-source" in members)
 
 
 def free_bytes(directory: Path) -> int:

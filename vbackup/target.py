@@ -166,14 +166,14 @@ def is_denied(description: str) -> bool:
 
 
 def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], way: _Way) -> str:
-    denied = "Permission denied" in description
     if way is _Way.OUR_CHILD:
         hint = (
             " It has the rights of vbackup itself, so no mode or owner is in its way; look at the kernel's log for what"
             " confines it (AppArmor, SELinux), and at the mount options of the repository."
         )
-        return f"The storage daemon cannot open the image {path}: {description.rstrip('.')}.{hint if denied else ''}"
-    if denied or (way is _Way.DESCRIPTOR and _FD_DROPPED in description):
+        more = hint if is_denied(description) else ""
+        return f"The storage daemon cannot open the image {path}: {description.rstrip('.')}.{more}"
+    if is_denied(description):
         return access.explain(gather(path, labels, by_descriptor=way is _Way.DESCRIPTOR))
     if way is _Way.PATH and "No such file" in description:
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ class Asked(FakeQemu):
         self._schema = schema
 
     def execute(self, command: str, arguments: Any = None, *, fd: int | None = None) -> Any:
-        assert command == "query-qmp-schema"
-        return self._schema
+        if command == "query-qmp-schema":
+            return self._schema
+        assert command in ("query-version", "query-commands")
+        return [str(uuid.uuid4())]  # of a QEMU that was not met yet
 
 
 def with_members(*names: str) -> list[dict[str, Any]]:
