@@ -17,7 +17,7 @@ import pytest
 from tests.daemon import wait_for
 from tests.lab import create_luks
 from tests.unit.builders import Recorder
-from vbackup import image_chain, job, storage_daemon, target
+from vbackup import image_chain, job, names, scratch, storage_daemon, target
 from vbackup.errors import (
     BusyError,
     ConnectionLostError,
@@ -362,3 +362,15 @@ def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
             other.open("vda", [image], secret_value=lambda _secret: b"")
         assert storage_daemon.is_locked(caught.value)
     assert not storage_daemon.is_locked(QmpError("x", "GenericError", "Permission denied"))
+
+
+def test_what_it_says_of_scratch_nodes_is_no_warning() -> None:
+    """QEMU does: a node without storage does not tell its cluster size."""
+    recorder = Recorder()
+    with StorageDaemon(recorder) as daemon:
+        with Undo(recorder) as undo:
+            sizes = {names.scratch_node(REPOSITORY, 0): MIB}
+            scratch.prepare(daemon, sizes, repository_id=REPOSITORY, undo=undo, stop=Stop())
+        daemon._stderr.seek(0)
+        assert b"information about the block size" in daemon._stderr.read()
+    assert recorder.warnings == []
