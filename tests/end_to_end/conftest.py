@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ import pytest
 
 from tests import daemon as daemon_
 from tests.end_to_end.chains import Chain
+from tests.lab import DiskSpec, domain_xml
 
 if TYPE_CHECKING:
     from tests.conftest import Command
-    from tests.lab import Lab
+    from tests.lab import Lab, Machine
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,31 @@ def daemon(_daemon: daemon_.Daemon) -> Iterator[daemon_.Daemon]:
     """A libvirtd of the tests' own, without domains."""
     yield _daemon
     _daemon.clear()
+
+
+@pytest.fixture
+def images() -> Iterator[Path]:
+    """A directory that QEMU without privileges reaches: pytest's own are closed to others."""
+    path = Path(tempfile.mkdtemp(prefix="vbackup-images-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def slow_machine(daemon: daemon_.Daemon, images: Path) -> Callable[[str], Machine]:
+    """Start a domain of that name: two disks with 16 MiB of data each, so that a job at 2 MiB/s takes its time."""
+
+    def start(name: str) -> Machine:
+        specs = [DiskSpec(images / "vda.qcow2"), DiskSpec(images / "vdb.qcow2", dev="vdb")]
+        for spec in specs:
+            spec.create()
+        machine = daemon.start(domain_xml(name, [spec.xml() for spec in specs]))
+        for spec in specs:
+            machine.write(spec.dev, "write -P 1 0 16M")
+        return machine
+
+    return start
 
 
 @pytest.fixture

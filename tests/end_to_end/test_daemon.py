@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,26 +28,8 @@ SLOW = ("--speed", "2M")
 
 
 @pytest.fixture
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory that QEMU without privileges reaches: pytest's own are closed to others."""
-    path = Path("/tmp") / f"vbackup-images-{os.getpid()}"
-    path.mkdir(mode=0o755)
-    yield path
-    for entry in path.iterdir():
-        entry.unlink()
-    path.rmdir()
-
-
-@pytest.fixture
-def machine(daemon: Daemon, images: Path) -> Machine:
-    """Two disks with 16 MiB of data each, so that a job at 2 MiB/s takes its time."""
-    specs = [DiskSpec(images / "vda.qcow2"), DiskSpec(images / "vdb.qcow2", dev="vdb")]
-    for spec in specs:
-        spec.create()
-    machine = daemon.start(domain_xml("daemon", [spec.xml() for spec in specs]))
-    for spec in specs:
-        machine.write(spec.dev, "write -P 1 0 16M")
-    return machine
+def machine(slow_machine: Callable[[str], Machine]) -> Machine:
+    return slow_machine("daemon")
 
 
 class Running:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -530,15 +529,6 @@ def test_bitmap_that_finds_no_room_in_its_filesystem_is_warned_of(
 
 
 # with a libvirtd
-
-
-@pytest.fixture
-def images() -> Iterator[Path]:
-    """A directory that QEMU without privileges reaches."""
-    path = Path("/tmp") / f"vbackup-offline-{os.getpid()}"
-    path.mkdir(mode=0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.daemon import Daemon, wait_for
-from tests.lab import HEEDING_SIGNALS, DiskSpec, Lab, Machine, domain_xml
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Lab, Machine
 from vbackup import job
 
 if TYPE_CHECKING:
@@ -23,26 +23,8 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory that QEMU without privileges reaches."""
-    path = Path("/tmp") / f"vbackup-speed-{os.getpid()}"
-    path.mkdir(mode=0o755)
-    yield path
-    for entry in path.iterdir():
-        entry.unlink()
-    path.rmdir()
-
-
-@pytest.fixture
-def machine(daemon: Daemon, images: Path) -> Machine:
-    """Two disks with 16 MiB of data each."""
-    specs = [DiskSpec(images / "vda.qcow2"), DiskSpec(images / "vdb.qcow2", dev="vdb")]
-    for spec in specs:
-        spec.create()
-    machine = daemon.start(domain_xml("speed", [spec.xml() for spec in specs]))
-    for spec in specs:
-        machine.write(spec.dev, "write -P 1 0 16M")
-    return machine
+def machine(slow_machine: Callable[[str], Machine]) -> Machine:
+    return slow_machine("speed")
 
 
 def speeds(machine: Machine) -> set[int | None]:
