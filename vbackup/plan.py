@@ -337,15 +337,7 @@ def make(
                 staging=_staging(repository_id, backup_id, dev, index, staging, disks=len(choices))
                 if staging
                 else None,
-                new_mark=endmark.new_mark(
-                    node,
-                    repository_id=repository_id,
-                    scratch_node=names.scratch_node(repository_id, sizes.index(node.top.virtual_size_bytes)),
-                    shrank=history.largest_base_bytes(dev) > node.top.virtual_size_bytes,
-                    trusted=[source.bitmap for source in choice.sources],
-                )
-                if makes_checkpoint
-                else None,
+                new_mark=_new_mark(node, choice, history, repository_id, sizes) if makes_checkpoint else None,
             )
         )
     return BackupPlan(
@@ -360,6 +352,20 @@ def make(
         compression=compression,
         speed_bytes_s=speed_bytes_s,
         node_options=node_options,
+    )
+
+
+def _new_mark(
+    node: DiskNode, choice: Choice, history: History, repository_id: str, sizes: Sequence[int]
+) -> NewMark | None:
+    """Disks of one size, of which ``sizes`` has all, share a scratch node."""
+    size_bytes = node.top.virtual_size_bytes
+    return endmark.new_mark(
+        node,
+        repository_id=repository_id,
+        scratch_node=names.scratch_node(repository_id, sizes.index(size_bytes)),
+        shrank=history.largest_base_bytes(node.disk.dev) > size_bytes,
+        trusted=[source.bitmap for source in choice.sources],
     )
 
 

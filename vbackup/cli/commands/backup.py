@@ -53,6 +53,22 @@ def add(commands: Any) -> None:
         default=DEFAULT_LIMIT_S,
         help=f"thaw the filesystems after this time, whatever happens (default: {DEFAULT_LIMIT_S})",
     )
+    _add_how(parser)
+    parser.add_argument(
+        "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
+    )
+    parser.add_argument(
+        "--staging",
+        metavar="DIR",
+        help="put aside there, on a fast local disk, what the guest overwrites, so that it does not wait for the"
+        " repository",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, have QEMU check it, keep nothing")
+    parser.set_defaults(run=run)
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    """How fast, and into what."""
     parser.add_argument(
         "--speed", metavar="BYTES/S", type=speed_bytes_s, help="copy each disk no faster (50M, 50MiB/s, 1GB)"
     )
@@ -73,17 +89,6 @@ def add(commands: Any) -> None:
         const=Compression.AUTO.value,
         help="compress the images (default: none; auto, or no word: zstd where QEMU has it)",
     )
-    parser.add_argument(
-        "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
-    )
-    parser.add_argument(
-        "--staging",
-        metavar="DIR",
-        help="put aside there, on a fast local disk, what the guest overwrites, so that it does not wait for the"
-        " repository",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, have QEMU check it, keep nothing")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
