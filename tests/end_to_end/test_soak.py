@@ -62,6 +62,7 @@ class Soak:
             (1, self.restart),
             (1, self.kill_qemu),
             (1, self.grow),
+            (1, self.shrink_and_grow_again),
             (1, self.attach_or_detach),
             (1, self.snapshot),
             (1, self.commit),
@@ -87,10 +88,11 @@ class Soak:
 
     def backup(self) -> str:
         repository, level = self.dice.choice(self.repositories), self.dice.choice(LEVELS)
+        staging = self.dice.choice(((), ("--staging", self.directory)))
         self.count += 1
         references = References(self._open_directory(f"references{self.count}"))
         with pytest.MonkeyPatch.context() as patch, references.taken(patch):
-            done = self._run(repository, level)
+            done = self._run(repository, level, *staging)
         if done is None:
             return f"{level}: no base"
         images = references.finish(self.machine)
@@ -98,10 +100,21 @@ class Soak:
         shutil.rmtree(references.directory)
         return f"{done['id']} into {repository.name}: {[(one['dev'], one['level']) for one in done['disks']]}"
 
-    def _run(self, repository: Path, level: str) -> dict[str, Any] | None:
+    def _run(self, repository: Path, level: str, *options: str | Path) -> dict[str, Any] | None:
         """A backup; None where a level that was asked for by name has no base, which is then said by status 6."""
         outcome = self.command(
-            "-c", self.daemon.uri, "-q", "backup", NAME, "-r", repository, "--level", level, "--json", status=None
+            "-c",
+            self.daemon.uri,
+            "-q",
+            "backup",
+            NAME,
+            "-r",
+            repository,
+            "--level",
+            level,
+            "--json",
+            *options,
+            status=None,
         )
         if outcome.status == 6 and level in ("incremental", "differential"):
             assert re.search(rf"no {level} backup (since \S+ )?is possible", outcome.stderr), outcome.stderr
@@ -157,8 +170,18 @@ class Soak:
         self.sizes[dev] += MIB
         return dev + way_out
 
-    def _resize(self, dev: str) -> None:
-        self.machine.handle.domain.blockResize(dev, self.sizes[dev] + MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    def shrink_and_grow_again(self) -> str | None:
+        """What was at the end is gone, and QEMU's bitmaps do not tell. Over a snapshot it is a documented limit."""
+        dev = self.dice.choice(list(self.disks))
+        [active, *below] = self.disks[dev]
+        if below or self._is_busy() or self._has_inconsistent_bitmap(active):
+            return None
+        self._resize(dev, by_bytes=-self.dice.choice((4 * 1024, 64 * 1024, MIB)))
+        self._resize(dev, by_bytes=0)
+        return dev
+
+    def _resize(self, dev: str, *, by_bytes: int = MIB) -> None:
+        self.machine.handle.domain.blockResize(dev, self.sizes[dev] + by_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
 
     def attach_or_detach(self) -> str | None:
         domain = self.machine.handle.domain
