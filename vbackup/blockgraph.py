@@ -37,26 +37,14 @@ class _Node:
     options: NodeOptions
 
 
-class BlockGraph:
-    """QEMU's answers to the three queries, checked and made searchable.
+class BlockNodes:
+    """QEMU's nodes: its answer to query-named-block-nodes, checked and made searchable.
 
-    Raises MalformedError where a reply is not what QAPI says it is.
+    Raises MalformedError where the reply is not what QAPI says it is.
     """
 
-    def __init__(
-        self,
-        query_block: Any,
-        query_blockstats: Any,
-        query_named_block_nodes: Any,
-        *,
-        chains: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:
-        """``chains`` has the nodes of disks (by alias, the top first) that the caller opened, and no device has."""
-        opened = {alias: tuple(nodes) for alias, nodes in (chains or {}).items()}
-        #: By alias the nodes that stand on each other, filters included, the root first.
-        self.chains: Mapping[str, tuple[str, ...]] = {**dict(_chains(query_blockstats)), **opened}
+    def __init__(self, query_named_block_nodes: Any) -> None:
         self._nodes = dict(_nodes(query_named_block_nodes))
-        self._roots = {**dict(_roots(query_block)), **{alias: nodes[0] for alias, nodes in opened.items()}}
 
     def node_names(self) -> frozenset[str]:
         """The names of all nodes, ours and others'."""
@@ -87,6 +75,28 @@ class BlockGraph:
         """True for a layer below the active one; False where the node is not there."""
         node = self._nodes.get(node_name)
         return node is not None and node.layer.read_only
+
+
+class BlockGraph(BlockNodes):
+    """QEMU's answers to all three queries: its nodes, and how they belong to disks.
+
+    Raises MalformedError where a reply is not what QAPI says it is.
+    """
+
+    def __init__(
+        self,
+        query_block: Any,
+        query_blockstats: Any,
+        query_named_block_nodes: Any,
+        *,
+        chains: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """``chains`` has the nodes of disks (by alias, the top first) that the caller opened, and no device has."""
+        super().__init__(query_named_block_nodes)
+        opened = {alias: tuple(nodes) for alias, nodes in (chains or {}).items()}
+        #: By alias the nodes that stand on each other, filters included, the root first.
+        self.chains: Mapping[str, tuple[str, ...]] = {**chains_of(query_blockstats), **opened}
+        self._roots = {**dict(_roots(query_block)), **{alias: nodes[0] for alias, nodes in opened.items()}}
 
     def disk_node(self, disk: Disk) -> DiskNode:
         """The disk's layers in QEMU, found by its alias and checked against its XML.
@@ -158,7 +168,12 @@ def _roots(reply: Any) -> Iterable[tuple[str, str]]:
             yield _alias(qdev), entry.object("inserted").text("node-name")
 
 
-def _chains(reply: Any) -> Iterable[tuple[str, tuple[str, ...]]]:
+def chains_of(reply: Any) -> dict[str, tuple[str, ...]]:
+    """By alias the nodes that stand on each other, filters included, the root first, from query-blockstats.
+
+    Raises MalformedError.
+    """
+    found = {}
     for entry in objects(reply, "query-blockstats", MalformedError):
         qdev = entry.optional_text("qdev")
         if not qdev or "node-name" not in entry:
@@ -170,7 +185,8 @@ def _chains(reply: Any) -> Iterable[tuple[str, tuple[str, ...]]]:
             chain.append(node.text("node-name"))
             if len(chain) > MAX_LAYERS:
                 raise MalformedError(f"query-blockstats shows a backing chain of over {MAX_LAYERS} nodes for {qdev}.")
-        yield _alias(qdev), tuple(chain)
+        found[_alias(qdev)] = tuple(chain)
+    return found
 
 
 def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:

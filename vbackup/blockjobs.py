@@ -19,7 +19,7 @@ from vbackup.errors import DiskBusyError, MalformedError, QmpError
 from vbackup.fields import Fields
 from vbackup.job import Job, JobStatus
 from vbackup.model import Disk
-from vbackup.monitor import Monitor, block_graph
+from vbackup.monitor import Monitor, block_chains, block_nodes
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _by_graph(monitor: Monitor, disks: Sequence[Disk], jobs: Sequence[Job]) -> M
         log.debug("%s", err)
         return _by_name(jobs)
     held = nodes_of_jobs(reply)
-    chains = block_graph(monitor).chains
+    chains = block_chains(monitor)
     return {
         disk.dev: [one.id for one in jobs if held.get(one.id, frozenset()) & set(chains.get(disk.alias, ()))]
         for disk in disks
@@ -80,16 +80,16 @@ def close_detached(monitor: Monitor, nodes: Mapping[str, str]) -> list[str]:
     forgotten them since. Left alone they hold the image's lock, so that it cannot be attached again, and the
     bitmaps are not stored. QEMU refuses to close a node that anything uses.
     """
-    graph = block_graph(monitor)
-    in_use = {name for chain in graph.chains.values() for name in chain}
+    in_use = {name for chain in block_chains(monitor).values() for name in chain}
     detached = {dev: name for dev, name in nodes.items() if name not in in_use}
+    known = block_nodes(monitor).node_names() if detached else frozenset()
     for name in detached.values():
         left = [name]
         while left:
             # Those below are asked for first: they are not there to be asked about afterwards.
             below = _children(monitor)
             one = left.pop(0)
-            if not one.startswith("libvirt-") or one not in graph.node_names():
+            if not one.startswith("libvirt-") or one not in known:
                 continue
             try:
                 monitor.execute("blockdev-del", {"node-name": one})

@@ -14,7 +14,7 @@ from vbackup.actions import BlockDirtyBitmapRemove
 from vbackup.chain import History
 from vbackup.errors import QmpError
 from vbackup.model import Bitmap, BitmapSource, DiskNode
-from vbackup.monitor import Monitor, block_graph
+from vbackup.monitor import Monitor, block_nodes
 from vbackup.names import BitmapName, EndMark
 
 log = logging.getLogger(__name__)
@@ -27,16 +27,16 @@ def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
     the layer below, which is read-only now, QEMU lets no persistent one go; its name is in no manifest, so it is no
     base, and it goes once the layer is committed. Raises QmpError, when all have been tried, for any other refusal.
     """
-    graph = block_graph(monitor)
+    nodes = block_nodes(monitor)
     wanted = {one.bitmap for one in bitmaps}
     found = [
         BitmapSource(node_name, name)
-        for node_name in sorted(graph.node_names())
-        for name in sorted(wanted & graph.bitmaps(node_name).keys())
+        for node_name in sorted(nodes.node_names())
+        for name in sorted(wanted & nodes.bitmaps(node_name).keys())
     ]
     refusal: QmpError | None = None
     for one, err in _remove_each(monitor, found):
-        if graph.is_read_only(one.node_name):
+        if nodes.is_read_only(one.node_name):
             log.debug("bitmap %s stays below an overlay: %s", one.bitmap, err)
         else:
             refusal = err
@@ -65,9 +65,9 @@ def _remove_each(monitor: Monitor, bitmaps: Sequence[BitmapSource]) -> list[tupl
 
 def remove_end_marks(monitor: Monitor, marks: Collection[BitmapSource]) -> None:
     """Remove end marks that were just added, where they are there: others of that name may be on other layers."""
-    graph = block_graph(monitor)
+    nodes = block_nodes(monitor)
     for one in marks:
-        if one.bitmap in graph.bitmaps(one.node_name) and not graph.is_read_only(one.node_name):
+        if one.bitmap in nodes.bitmaps(one.node_name) and not nodes.is_read_only(one.node_name):
             monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vbackup import checkpoint, endmark, job, journal, names, target
 from vbackup.backoff import Backoff
-from vbackup.blockgraph import BlockGraph
+from vbackup.blockgraph import BlockNodes
 from vbackup.errors import BusyError, TargetError
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, BitmapSource, DiskImage
@@ -155,8 +155,8 @@ def close(work: Work) -> Work:
 
 def _close(work: Work, writeback: Writeback) -> Work:
     job.cancel(work.monitor, work.jobs)  # the copies have concluded: this dismisses them
-    graph = target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
-    _refuse_shrunk(work, graph)
+    nodes = target.flush_in_qemu(work.monitor, [one.node_name for one in work.targets])
+    _refuse_shrunk(work, nodes)
     digests = _put_on_disk(work, writeback)
     # From here on whoever finds the stage takes the images for complete, even after a power cut.
     work.journal.write(Step.FLUSHED)
@@ -206,13 +206,13 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _refuse_shrunk(work: Work, graph: BlockGraph) -> None:
+def _refuse_shrunk(work: Work, nodes: BlockNodes) -> None:
     """Raise BusyError where a disk was shrunk and grown between the choice of its base and its job.
 
     A job keeps the size of its disk, so that an end mark that is whole after the job was whole when it began.
     """
     for one in work.guards:
-        mark = graph.bitmaps(one.node_name).get(one.bitmap)
+        mark = nodes.bitmaps(one.node_name).get(one.bitmap)
         if mark is not None and not endmark.vouches(mark):
             ours = names.parse_end_mark(one.bitmap)
             raise BusyError(

@@ -16,7 +16,7 @@ from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.host import Host
 from vbackup.lock import LockWait
 from vbackup.model import Layer
-from vbackup.monitor import block_graph
+from vbackup.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository import Repository
 from vbackup.source import Source
@@ -126,7 +126,7 @@ def _claims(repository_id: str, opened: Source, reporter: Reporter) -> tuple[lis
         devs.update((layer.node_name, disk.dev) for layer in node.layers)
         order.update((layer.node_name, layer) for layer in node.layers)
     # In a running QEMU also what belongs to no disk that is backed up, such as one that has been made shareable.
-    order.update(block_graph(opened.monitor).nodes())
+    order.update(block_nodes(opened.monitor).nodes())
     claims = [
         Claim(devs.get(node_name), layer, name)
         for node_name, layer in order.items()

@@ -27,7 +27,7 @@ from vbackup.host import Host
 from vbackup.job import Job, JobStatus
 from vbackup.journal import Entry, Journal, Step
 from vbackup.model import BitmapSource
-from vbackup.monitor import block_graph
+from vbackup.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository import Repository, Stage
 from vbackup.source import Source
@@ -144,13 +144,13 @@ def _nodes_read(entry: Entry, opened: Source, repository: Repository) -> dict[st
     """The node of each disk, by dev, if the dead run was copying from this very QEMU; else names mean other nodes."""
     if not isinstance(opened, source.RunningSource):
         return {}
-    jobs, graph = job.query(opened.monitor), block_graph(opened.monitor)
+    jobs, nodes = job.query(opened.monitor), block_nodes(opened.monitor)
     return {
         image.dev: image.node_name
         for image in entry.draft.disks
         if names.job(repository.id, entry.draft.id, image.dev) in jobs
-        or names.target_node(repository.id, image.dev) in graph.node_names()
-        or image.bitmap in graph.bitmaps(image.node_name)
+        or names.target_node(repository.id, image.dev) in nodes.node_names()
+        or image.bitmap in nodes.bitmaps(image.node_name)
     }
 
 
@@ -188,9 +188,9 @@ def _judge(entry: Entry, opened: Source, repository: Repository, *, abort: bool)
     jobs = job.query(opened.monitor)
     ours = [jobs.get(names.job(repository.id, backup_id, image.dev)) for image in entry.draft.disks]
     if entry.step is Step.COPIED:
-        graph = block_graph(opened.monitor)
+        nodes = block_nodes(opened.monitor)
         wanted = {names.target_node(repository.id, image.dev) for image in entry.draft.disks}
-        if wanted <= graph.node_names():
+        if wanted <= nodes.node_names():
             return Recovered(backup_id, Remedy.FINISH, "its jobs have ended well")
     elif all(one is not None and _can_end_well(one) for one in ours):
         return Recovered(backup_id, Remedy.FINISH, "its jobs are still in QEMU")

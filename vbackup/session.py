@@ -14,7 +14,7 @@ from pathlib import Path
 from vbackup import source
 from vbackup.host import Host
 from vbackup.model import Disk, DiskNode, ImageFormat
-from vbackup.monitor import Monitor, block_graph
+from vbackup.monitor import Monitor, block_graph, block_nodes
 from vbackup.report import Reporter
 
 
@@ -37,8 +37,8 @@ class Session:
 
     def bitmaps(self) -> Mapping[str, frozenset[str]]:
         """The names of the bitmaps of each node."""
-        graph = block_graph(self.monitor)
-        return {name: frozenset(graph.bitmaps(name)) for name in graph.node_names()}
+        nodes = block_nodes(self.monitor)
+        return {name: frozenset(nodes.bitmaps(name)) for name in nodes.node_names()}
 
     def libvirt_nodes(self) -> Mapping[str, str]:
         """The nodes that libvirt tracks, with their disk where it is one to be backed up; none without libvirt."""

@@ -16,11 +16,11 @@ from typing import Any
 
 from vbackup import access, names
 from vbackup.access_facts import gather
-from vbackup.blockgraph import BlockGraph
+from vbackup.blockgraph import BlockNodes
 from vbackup.errors import FdsNotNeededError, FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
 from vbackup.fields import Fields, objects
 from vbackup.model import SecurityLabel
-from vbackup.monitor import Monitor, block_graph
+from vbackup.monitor import Monitor, block_nodes
 from vbackup.repository import target_errors
 from vbackup.tuning import QEMUS_OWN, NodeOptions
 from vbackup.undo import Undo
@@ -80,18 +80,18 @@ def node(node_name: str, filename: str, options: NodeOptions = QEMUS_OWN) -> Blo
     return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None, **options.members()}
 
 
-def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockGraph:
+def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
     """Have QEMU write what it still holds of the images, and tell if that fails; all must be open.
 
     The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
     an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
     it has changes nothing, but QEMU flushes it first and reports that. From the page cache to the disk is the caller's
-    way (vbackup.writeback), except where QEMU was told to go it. Returns the block graph, which is asked for anyway.
+    way (vbackup.writeback), except where QEMU was told to go it. Returns QEMU's nodes, which are asked for anyway.
     Raises NoSpaceError, TargetError.
     """
-    graph = block_graph(monitor)
+    nodes = block_nodes(monitor)
     try:
-        options = [node(name, graph.filename(name), graph.options(name)) for name in node_names]
+        options = [node(name, nodes.filename(name), nodes.options(name)) for name in node_names]
         monitor.execute("blockdev-reopen", {"options": options})
     except QmpError as err:
         if "No space left on device" in err.description:
@@ -103,7 +103,7 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockGraph:
             f"QEMU could not write the last of the images to the repository: {err.description}. Nothing was kept of"
             " this backup; mend the repository's storage and run the same command again."
         ) from err
-    return graph
+    return nodes
 
 
 def close_in_qemu(monitor: Monitor, repository_id: str) -> list[str]:
@@ -112,7 +112,7 @@ def close_in_qemu(monitor: Monitor, repository_id: str) -> list[str]:
     Raises QmpError, after closing the others, where one is in use.
     """
     prefix = names.prefix(repository_id)
-    nodes = sorted(name for name in block_graph(monitor).node_names() if name.startswith(prefix))
+    nodes = sorted(name for name in block_nodes(monitor).node_names() if name.startswith(prefix))
     refusal = None
     for name in nodes:
         try:

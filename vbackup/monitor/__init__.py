@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vbackup.blockgraph import BlockGraph
+from vbackup.blockgraph import BlockGraph, BlockNodes, chains_of
 
 if TYPE_CHECKING:
     from vbackup.schema import Schema
@@ -56,6 +56,16 @@ def block_graph(monitor: Monitor, *, chains: Mapping[str, Sequence[str]] | None 
         monitor.execute("query-named-block-nodes", {"flat": True}),
         chains=chains,
     )
+
+
+def block_nodes(monitor: Monitor) -> BlockNodes:
+    """Ask QEMU for its nodes as they are now; a third of what the whole graph takes to ask for."""
+    return BlockNodes(monitor.execute("query-named-block-nodes", {"flat": True}))
+
+
+def block_chains(monitor: Monitor) -> dict[str, tuple[str, ...]]:
+    """Ask QEMU which nodes its devices have, by alias, the root first."""
+    return chains_of(monitor.execute("query-blockstats"))
 
 
 def schema(monitor: Monitor) -> Schema:
