@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import vbackup
 from vbackup import (
@@ -22,12 +21,12 @@ from vbackup import (
     chain,
     checkpoint,
     completion,
+    images,
     job,
     journal,
     manifest,
     names,
     plan,
-    qemu_img,
     recovery,
     scratch,
     source,
@@ -35,7 +34,6 @@ from vbackup import (
     target,
     tuning,
 )
-from vbackup.backoff import Backoff
 from vbackup.completion import Work
 from vbackup.errors import BusyError, DomainGoneError, JobError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
@@ -47,20 +45,20 @@ from vbackup.lock import LockWait
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
 from vbackup.moment import Alone, Moment
 from vbackup.monitor import Monitor, schema
-from vbackup.plan import BackupPlan, DiskPlan, StagingAbilities
+from vbackup.plan import BackupPlan, StagingAbilities
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage, target_errors
+from vbackup.repository import Repository, Stage
 from vbackup.source import Source
 from vbackup.stop import Stop
-from vbackup.storage_daemon import is_locked
 from vbackup.undo import Undo
+
+if TYPE_CHECKING:
+    from vbackup.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
 #: NVRAM stores of UEFI firmware are well under 1 MiB.
 MAX_NVRAM_BYTES = 64 * 1024 * 1024
-#: How many images are made at once.
-MAX_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,10 @@ def dry_run(
     with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
         made = _plan(request, session)
         with repository.stage(made.domain.uuid, made.id) as stage, Undo(reporter) as undo:
-            _make_images(made, stage, stop)
-            targets = [target.Target(stage.path / disk.file, disk.target_node) for disk in made.disks]
-            _open_in_qemu(made, request, targets, session.monitor, repository_id=repository.id, undo=undo)
+            images.reserve(_new_images(made, stage))
+            _open_in_qemu(
+                made, request, stage, session.monitor, repository_id=repository.id, undo=undo, stop=session.stop
+            )
             scratch.prepare(session.monitor, made.scratch_sizes, repository_id=repository.id, undo=undo, stop=stop)
             try:
                 _send_transaction(session.monitor, made.transaction(abort=True))
@@ -261,15 +260,11 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             guards=[guard for disk in made.disks for guard in disk.guards],
         )
         written.begin(work.draft)
-        _make_images(made, stage, session.stop)
+        images.reserve(_new_images(made, stage))
         completion.push_undo_of_bitmaps(work, undo)
         work = _copy(made, request, work, session.moment)
         backup = completion.commit(work, begun=begun, ready=session.moment.copied)
         undo.release()
-        # The working bitmaps have done their work; the checkpoints stay.
-        undo.push(
-            "remove the working bitmaps", lambda: checkpoint.remove_bitmaps(session.monitor, work.working_bitmaps)
-        )
     return backup
 
 
@@ -277,6 +272,8 @@ def _backoff(request: BackupRequest, session: _Session) -> Backoff | None:
     """What slows the jobs down for the guest's sake; a domain that is off has none."""
     if request.max_latency_ms is None or not isinstance(session.source, source.RunningSource):
         return None
+    from vbackup.backoff import Backoff  # which few ask for
+
     return Backoff(
         session.monitor,
         limit_ms=request.max_latency_ms,
@@ -307,31 +304,24 @@ def _versions(session: _Session) -> dict[str, str]:
     }
 
 
-def _make_images(made: BackupPlan, stage: Stage, stop: Stop) -> None:
-    """Several at a time: each is a process of its own."""
-
-    def make(disk: DiskPlan) -> None:
-        stop.check()
-        with target_errors(f"make the image {stage.path / disk.file}"):
-            qemu_img.create(
-                stage.path / disk.file,
-                disk.node.top.virtual_size_bytes,
-                backing_rpath=disk.backing_rpath,
-                options=made.image_options,
-            )
-
-    with ThreadPoolExecutor(max_workers=MAX_PROCESSES) as pool:
-        for _ in pool.map(make, made.disks):
-            pass
+def _new_images(made: BackupPlan, stage: Stage) -> list[images.NewImage]:
+    return [
+        images.NewImage(
+            target.Target(stage.path / disk.file, disk.target_node),
+            disk.node.top.virtual_size_bytes,
+            disk.backing_rpath,
+        )
+        for disk in made.disks
+    ]
 
 
 def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) -> Work:
     """The transaction and its jobs; when this returns QEMU has let go of complete images."""
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
-        images = {disk.file: journal.identity_of(work.stage.path / disk.file) for disk in made.disks}
-        work.journal.write(Step.TARGETS, images=images)
-        _open_in_qemu(made, request, work.targets, monitor, repository_id=work.repository.id, undo=undo)
+        identities = {disk.file: journal.identity_of(work.stage.path / disk.file) for disk in made.disks}
+        work.journal.write(Step.TARGETS, images=identities)
+        _open_in_qemu(made, request, work.stage, monitor, repository_id=work.repository.id, undo=undo, stop=work.stop)
         scratch.prepare(monitor, made.scratch_sizes, repository_id=work.repository.id, undo=undo, stop=work.stop)
         stopped = work.source.is_guest_stopped()
         guard = _guard(made, request, work, guest_was_stopped=stopped)
@@ -368,16 +358,19 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) 
 def _open_in_qemu(
     made: BackupPlan,
     request: BackupRequest,
-    targets: Sequence[target.Target],
+    stage: Stage,
     monitor: Monitor,
     *,
     repository_id: str,
     undo: Undo,
+    stop: Stop,
 ) -> None:
+    """Make images of the reserved files, and hand each to QEMU as soon as it is ready."""
     labels = made.domain.security_labels
-    target.open_in_qemu(
-        monitor, targets, repository_id=repository_id, undo=undo, options=made.node_options, security_labels=labels
-    )
+    with images.made(_new_images(made, stage), options=made.image_options, stop=stop) as targets:
+        target.open_in_qemu(
+            monitor, targets, repository_id=repository_id, undo=undo, options=made.node_options, security_labels=labels
+        )
     if made.has_staging_area:
         assert request.staging is not None
         staging.open_images(
@@ -417,7 +410,7 @@ def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:
         # "Node 'X' is busy: block device is in use by block job: commit"
         if "in use by block job" in err.description:
             raise BusyError(f"A disk is busy with another block job; try again when it is done ({err}).") from err
-        if is_locked(err):
+        if err.is_of_lock:
             raise BusyError(
                 "The domain was started meanwhile, or another program has the image of one of its disks open; run the"
                 f" same command again ({err})."
@@ -468,7 +461,10 @@ def _close_detached(made: BackupPlan, session: _Session) -> list[str]:
 
 
 def _remove_superseded(made: BackupPlan, session: _Session, detached: Collection[str]) -> None:
-    """After the commit: bitmaps that no later backup starts from go. What stays only costs memory."""
+    """After the commit: the bitmaps that drove the copies go, and those that no later backup starts from.
+
+    What stays only costs memory.
+    """
     try:
         history = session.repository.catalogue(made.domain.uuid).history
         nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks if disk.dev not in detached])

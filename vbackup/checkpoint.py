@@ -100,8 +100,8 @@ def remove_uncommitted(
 def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, repository_id: str) -> list[str]:
     """Remove the bitmaps that no later backup starts from, and the end marks of other sizes; return their names.
 
-    Layers below the active one are read-only to QEMU, their bitmaps cannot be removed: they go once
-    the layers are committed.
+    Those that drove the copies are among them. Layers below the active one are read-only to QEMU, their persistent
+    bitmaps cannot be removed: they go once the layers are committed.
     """
 
     def is_base(dev: str, ours: BitmapName | EndMark, _bitmap: Bitmap) -> bool:
@@ -119,15 +119,22 @@ def _remove(
     repository_id: str,
     keep: Callable[[str, BitmapName | EndMark, Bitmap], bool],
 ) -> list[str]:
-    """Remove this repository's bitmaps but those to keep. One that QEMU will not remove stays, and costs little."""
+    """Remove this repository's bitmaps but those to keep. One that QEMU will not remove stays, and costs little.
+
+    On layers below the active one only those that drive a copy: they are not persistent, so QEMU lets them go.
+    """
     # In the order of their names end marks come last: a base is never there without the one that it had.
     wanted = []
     for node in disks:
-        for name in sorted(node.top.bitmaps):
-            ours = names.parse_bitmap(name) or names.parse_end_mark(name)
-            if ours is None or ours.repository_id != repository_id or keep(node.disk.dev, ours, node.top.bitmaps[name]):
-                continue
-            wanted.append(BitmapSource(node.top.node_name, name))
+        for layer in node.layers:
+            for name in sorted(layer.bitmaps):
+                ours = names.parse_bitmap(name) or names.parse_end_mark(name)
+                if ours is None or ours.repository_id != repository_id:
+                    continue
+                if layer is not node.top and not (isinstance(ours, BitmapName) and ours.working):
+                    continue
+                if not keep(node.disk.dev, ours, layer.bitmaps[name]):
+                    wanted.append(BitmapSource(layer.node_name, name))
     refused = dict(_remove_each(monitor, wanted))
     for one, err in refused.items():
         log.warning("Node %s: bitmap %s stays: %s", one.node_name, one.bitmap, err.description)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vbackup import checkpoint, endmark, job, journal, names, target
-from vbackup.backoff import Backoff
 from vbackup.blockgraph import BlockNodes
 from vbackup.errors import BusyError, TargetError
 from vbackup.journal import Journal, Step
@@ -26,6 +26,9 @@ from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 from vbackup.writeback import Writeback
+
+if TYPE_CHECKING:
+    from vbackup.backoff import Backoff
 
 #: How many images are read at a time.
 MAX_DIGESTS = 4

@@ -160,6 +160,11 @@ class QmpError(VbackupError):
         self.description = description
         super().__init__(f"QEMU refused {command}: {description}")
 
+    @property
+    def is_of_lock(self) -> bool:
+        """True if another process has the image open ('Failed to get "write" lock')."""
+        return "Failed to get " in self.description and self.description.rstrip(".").endswith("lock")
+
 
 class TransactionError(VbackupError):
     """A command that QEMU would refuse, a transaction above all, found before anything is sent.

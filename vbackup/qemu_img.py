@@ -36,11 +36,10 @@ class Header:
 
 
 def create(path: Path, size_bytes: int, *, backing_rpath: str | None, options: ImageOptions) -> None:
-    """Make an empty qcow2 image with mode 0600; the backing file is named in its header but not opened.
+    """Make an empty qcow2 image of an empty file; the backing file is named in its header but not opened.
 
-    Raises TargetError where the filesystem or qemu-img refuses.
+    Raises TargetError or NoSpaceError where the filesystem or qemu-img refuses.
     """
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     argv = ["create", "-q", "-f", "qcow2", "-o", f"cluster_size={options.cluster_bytes}"]
     if options.compression is not Compression.NONE:
         argv += ["-o", f"compression_type={options.compression.value}"]

@@ -16,7 +16,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -234,7 +233,7 @@ class Repository:
             # A first backup that failed leaves nothing; the lock is ours until the descriptor is closed.
             with suppress(OSError):
                 if not any(entry.is_dir() for entry in directory.iterdir()):
-                    shutil.rmtree(directory)
+                    _remove_tree(directory)
             os.close(fd)
 
     def taken_ids(self, uuid: str) -> frozenset[str]:
@@ -358,7 +357,13 @@ def _remove(path: Path) -> None:
         with suppress(OSError):
             path.unlink()
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path, ignore_errors=True)
+
+
+def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
+    import shutil  # which a backup that goes well does without: all kinds of compression come with it
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def _incomplete(history: History) -> Iterator[Broken]:

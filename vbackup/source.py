@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vbackup import domainxml, image_chain
+from vbackup import domainxml
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.freeze import Freeze, frozen, thaw_leftover
 from vbackup.hooks.marks import offline_mark
@@ -20,8 +20,10 @@ from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageSource, Laye
 from vbackup.monitor import Monitor, block_graph
 from vbackup.monitor.passthrough import Passthrough
 from vbackup.report import Reporter
-from vbackup.storage_daemon import StorageDaemon, is_locked
 from vbackup.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from vbackup.storage_daemon import StorageDaemon
 
 
 class Source(Protocol):
@@ -89,6 +91,8 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
             f"Domain {handle.name} is off, and its images are on another host: run vbackup on that host, or start"
             " the domain."
         )
+    from vbackup.storage_daemon import StorageDaemon  # which a domain that runs does without
+
     with offline_mark(handle.uuid):  # for the hook: a start that comes too early for it is seen in disk_nodes
         domain = domainxml.parse(handle.live_xml())
         with StorageDaemon(reporter) as daemon:
@@ -185,6 +189,8 @@ class OffSource:
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """See Source. A disk is opened when it is asked for first, so one that is not wanted cannot fail."""
+        from vbackup import image_chain
+
         host = self.handle.host
         new = [disk for disk in disks if disk.alias not in self._daemon.chains]
         for disk in new:
@@ -248,6 +254,9 @@ def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -
     Raises DiskError for one that cannot be opened, BusyError where another program has it open,
     UnsuitableError where the storage daemon is missing.
     """
+    from vbackup import image_chain
+    from vbackup.storage_daemon import StorageDaemon
+
     disks = [
         Disk(dev, dev, "file", path, image_format, images=(ImageSource("file", image_format, path),))
         for dev, path, image_format in images
@@ -271,7 +280,7 @@ def _refusals(disk: Disk, who: str) -> Iterator[None]:
     try:
         yield
     except QmpError as err:
-        if is_locked(err):
+        if err.is_of_lock:
             raise BusyError(f"{who} has its image {path} open); run the same command again.") from err
         raise DiskError(
             disk.dev,

@@ -21,13 +21,11 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup import access, names, qemu_img, target
-from vbackup.access_facts import gather
+from vbackup import names, qemu_img, target
 from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QmpError, TargetError, UnsuitableError
 from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, schema
@@ -101,6 +99,8 @@ def _nameless(directory: Path) -> int:
         except OSError as err:
             if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
+        import tempfile
+
         fd, path = tempfile.mkstemp(prefix="vbackup-", dir=directory)
         os.unlink(path)  # noqa: PTH108 - the name is mkstemp's own
         return fd
@@ -108,7 +108,7 @@ def _nameless(directory: Path) -> int:
 
 def _refused(directory: Path, description: str, labels: Sequence[SecurityLabel]) -> str:
     if target.is_denied(description):
-        return access.explain(gather(directory, labels, by_descriptor=True))
+        return target.denied(directory, labels, by_descriptor=True)
     return f"QEMU cannot open an image in the staging area {directory}: {description.rstrip('.')}."
 
 

@@ -21,7 +21,6 @@ from typing import Any
 from vbackup.errors import (
     ConnectionLostError,
     FdsNotNeededError,
-    QmpError,
     StorageDaemonGoneError,
     UnsuitableError,
     VbackupError,
@@ -227,8 +226,3 @@ class StorageDaemon:
 #: Said of nodes without storage, on which nothing is kept (vbackup.scratch).
 _OF_SCRATCH_NODES = "doesn't provide information about the block size"
 _LOST = "It could not store the bitmaps of the disks, so the next backup of each is a full."
-
-
-def is_locked(err: QmpError) -> bool:
-    """True if QEMU refused because another process has the image open ('Failed to get "write" lock')."""
-    return "Failed to get " in err.description and err.description.rstrip(".").endswith("lock")

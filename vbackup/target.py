@@ -8,14 +8,13 @@ with our own rights), it is opened by its path.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vbackup import access, names
-from vbackup.access_facts import gather
+from vbackup import names
 from vbackup.blockgraph import BlockNodes
 from vbackup.errors import FdsNotNeededError, FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
 from vbackup.fields import Fields, objects
@@ -47,14 +46,14 @@ class _Way(Enum):
 
 def open_in_qemu(
     monitor: Monitor,
-    targets: Sequence[Target],
+    targets: Iterable[Target],
     *,
     repository_id: str,
     undo: Undo,
     options: NodeOptions = QEMUS_OWN,
     security_labels: Sequence[SecurityLabel] = (),
 ) -> None:
-    """Make each qcow2 image a node; ``undo`` gets ``close_in_qemu``.
+    """Make each qcow2 image a node, in their order; ``undo`` gets ``close_in_qemu``.
 
     The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
     writes. ``options`` are vbackup.tuning's. Raises TargetError where QEMU cannot open an image;
@@ -165,6 +164,13 @@ def is_denied(description: str) -> bool:
     return "Permission denied" in description or _FD_DROPPED in description
 
 
+def denied(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> str:
+    """Why QEMU may not open a file or a directory, and what to do about it; ``labels`` are what confines it."""
+    from vbackup import access, access_facts  # for this message only
+
+    return access.explain(access_facts.gather(path, labels, by_descriptor=by_descriptor))
+
+
 def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], way: _Way) -> str:
     if way is _Way.OUR_CHILD:
         hint = (
@@ -174,7 +180,7 @@ def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], way:
         more = hint if is_denied(description) else ""
         return f"The storage daemon cannot open the image {path}: {description.rstrip('.')}.{more}"
     if is_denied(description):
-        return access.explain(gather(path, labels, by_descriptor=way is _Way.DESCRIPTOR))
+        return denied(path, labels, by_descriptor=way is _Way.DESCRIPTOR)
     if way is _Way.PATH and "No such file" in description:
         return (
             f"QEMU does not see {path}: over a connection to another host the repository must be on storage"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import actions, checker, job, safety, wording
-from vbackup.actions import CompletionMode
+from vbackup.actions import CompletionMode, blame
 from vbackup.errors import BusyError, MalformedError, QmpError, TransactionError, TransactionRefusedError
 from vbackup.job import Job
 from vbackup.model import DiskNode
@@ -233,7 +233,7 @@ def _send(arguments: Mapping[str, Any], session: Session) -> None:
         _remove_made(new_files)
         if "in use by block job" in err.description:
             raise BusyError(f"A node is busy with another block job; try again when it is done ({err}).") from err
-        index = actions.failing_index(arguments["actions"], err.description)
+        index = blame.failing_index(arguments["actions"], err.description)
         kind = None if index is None else arguments["actions"][index]["type"]
         raise TransactionRefusedError(err.description, index, kind) from err
 

@@ -5,7 +5,6 @@ vbackup.actions, vbackup.schema and vbackup.rules find it; TransactionError carr
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from typing import Any
@@ -54,6 +53,8 @@ def similar(word: Any, known: Collection[str]) -> str:
     """A sentence with the known words that look like ``word``; empty if none does."""
     if not isinstance(word, str) or len(word) > LONGEST_SHOWN:
         return ""
+    import difflib  # for a message only
+
     near = difflib.get_close_matches(word.replace("_", "-").lower(), known, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
 

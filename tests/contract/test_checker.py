@@ -32,6 +32,7 @@ from tests.transactions import (
     snapshot_file,
 )
 from vbackup import actions, checker, wording
+from vbackup.actions import blame
 from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError, TransactionError
 from vbackup.schema import Schema
 
@@ -122,7 +123,7 @@ def test_what_a_rule_refuses_qemu_refuses(trial: Trial, case: Refused) -> None:
         pytest.skip("QEMU 7.2 would crash, see test_enable_that_can_end_qemu_is_refused")
     description = trial.ask(case.arguments())
     assert description is not None
-    assert actions.failing_index(case.actions, description) == case.blamed, description
+    assert blame.failing_index(case.actions, description) == case.blamed, description
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -161,14 +162,14 @@ def test_what_does_not_fit_the_schema_is_refused_and_blamed(trial: Trial, action
     description = trial.ask({"actions": given})
     assert description is not None
     assert SCHEMA.search(description) or "expects" in description
-    assert actions.failing_index(given, description) == 1
+    assert blame.failing_index(given, description) == 1
 
 
 def test_first_abort_is_blamed(trial: Trial) -> None:
     given = [actions.BlockDirtyBitmapAdd("two", "x").document(), ABORT, ABORT]
     description = trial.ask({"actions": given})
     assert description == ABORTED
-    assert actions.failing_index(given, description) == 1
+    assert blame.failing_index(given, description) == 1
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_what_only_qemu_can_know_is_blamed(trial: Trial, action: dict[str, Any],
     description = trial.ask({"actions": given})
     assert description is not None
     assert said is None or said in description
-    assert actions.failing_index(given, description) == (None if said is None else 1), description
+    assert blame.failing_index(given, description) == (None if said is None else 1), description
 
 
 EXAMPLES = settings(
@@ -323,7 +324,7 @@ def test_enable_that_can_end_qemu_is_refused(doomed: Machine, action: dict[str, 
 def _assert_blame_is_right(trial: Trial, arguments: dict[str, Any], description: str) -> int | None:
     """Against the truth: the shortest beginning of the list that QEMU refuses with the same words."""
     given = arguments["actions"]
-    blamed = actions.failing_index(given, description)
+    blamed = blame.failing_index(given, description)
     if blamed is not None:
         for end in range(1, len(given) + 1):
             if trial.ask({**arguments, "actions": given[:end]}) == description:

@@ -353,15 +353,15 @@ def test_wrong_secret_is_refused_by_qemu(tmp_path: Path, passphrase: Path) -> No
 
 
 def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
-    """The words that vbackup.storage_daemon.is_locked knows."""
+    """The words that vbackup.errors.QmpError knows."""
     path = create(tmp_path / "vda.qcow2")
     with StorageDaemon(Recorder()) as one, StorageDaemon(Recorder()) as other:
         image = Image(str(path), "qcow2", False, (0, 0))
         one.open("vda", [image], secret_value=lambda _secret: b"")
         with pytest.raises(QmpError) as caught:
             other.open("vda", [image], secret_value=lambda _secret: b"")
-        assert storage_daemon.is_locked(caught.value)
-    assert not storage_daemon.is_locked(QmpError("x", "GenericError", "Permission denied"))
+        assert caught.value.is_of_lock
+    assert not QmpError("x", "GenericError", "Permission denied").is_of_lock
 
 
 def test_what_it_says_of_scratch_nodes_is_no_warning() -> None:

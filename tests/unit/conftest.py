@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
-from vbackup import image_chain, qemu_img, source
+from vbackup import image_chain, qemu_img, source, storage_daemon
 from vbackup.hooks import marks
 from vbackup.repository import Repository
 from vbackup.tuning import ImageOptions
@@ -56,7 +56,7 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -
     # Marks are the host's own, and tests in other processes have the same domain.
     monkeypatch.setattr(marks, "DIRECTORY", tmp_path / "run" / "offline")
     monkeypatch.setattr(source, "Passthrough", FakePassthrough)
-    monkeypatch.setattr(source, "StorageDaemon", FakeDaemon)
+    monkeypatch.setattr(storage_daemon, "StorageDaemon", FakeDaemon)
     monkeypatch.setattr(source, "Watchdog", FakeWatchdog)
     monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
     made = FakeDaemon.domain = FakeWatchdog.domain = FakeDomain()

@@ -35,6 +35,7 @@ from vbackup.actions import (
     NewImageMode,
     OnCbwError,
     Transaction,
+    blame,
 )
 from vbackup.errors import Status, TransactionError
 
@@ -398,10 +399,10 @@ BACKUP = {"type": "blockdev-backup", "data": {"device": "n", "target": "t", "syn
     ],
 )
 def test_error_is_blamed_on_the_only_action_that_fits(given: Any, description: str, blamed: int | None) -> None:
-    assert actions.failing_index(given, description) == blamed
+    assert blame.failing_index(given, description) == blamed
 
 
 @given(st.lists(JSON.filter(lambda value: isinstance(value, dict))), TEXT | st.just("Bitmap 'x' is busy"))
 def test_blame_takes_anything(given_actions: Any, description: str) -> None:
-    index = actions.failing_index(given_actions, description)
+    index = blame.failing_index(given_actions, description)
     assert index is None or 0 <= index < len(given_actions)

@@ -71,6 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.mkdir(parents=True)
         base = one.disks[0].base
         backing = f"../{base}/vda.qcow2" if base else None
+        (path / "vda.qcow2").touch(mode=0o600)
         qemu_img.create(path / "vda.qcow2", SIZE_BYTES, backing_rpath=backing, options=ImageOptions())
         (path / "domain.xml").write_text(xml)
         seal(path, one)

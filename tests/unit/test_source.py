@@ -10,7 +10,7 @@ import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
-from vbackup import image_chain, source
+from vbackup import image_chain, storage_daemon
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.image_chain import Image
 from vbackup.model import SecretRef
@@ -82,7 +82,7 @@ class Domain:
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Daemon, "opening", lambda: None, raising=False)
-    monkeypatch.setattr(source, "StorageDaemon", Daemon)
+    monkeypatch.setattr(storage_daemon, "StorageDaemon", Daemon)
     monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
     return Domain()
 

@@ -33,7 +33,6 @@ from vbackup.actions.bitmaps import (
     BlockDirtyBitmapMerge,
     BlockDirtyBitmapRemove,
 )
-from vbackup.actions.blame import failing_index
 from vbackup.actions.members import Choice, unexpected
 from vbackup.actions.snapshots import (
     BlockdevSnapshot,
@@ -67,7 +66,6 @@ __all__ = [
     "NewImageMode",
     "OnCbwError",
     "Transaction",
-    "failing_index",
     "introduced",
     "modern_name",
     "parse",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbackup import manifest
-from vbackup.cli import output, plans, several
+from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domains, count, freeze_limit_s, milliseconds, seconds, speed_bytes_s
 from vbackup.cli.context import Context, domains_of
 from vbackup.errors import Status, UsageError
@@ -116,6 +116,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
     with Host(context.uri) as host:
         if len(words) == 1 and not options.group and selection.is_one(words[0], host):
             return _run_one(request, options, context, host, repository)
+        from vbackup.cli import several
+
         return several.run(request, words, options, context, host=host, repository=repository)
 
 
@@ -127,6 +129,8 @@ def _run_one(
     if options.dry_run:
         with context.reporting() as reporter:
             made = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        from vbackup.cli import plans
+
         if context.as_json:
             context.print_document("vbackup.plan/1", plans.document(made))
         else:
