@@ -98,6 +98,9 @@ class History:
                 raise ChainError(f"Disk {dev}: the image of backup {wanted} is missing or has another size{child}.")
             if links and backup.sequence >= links[-1].backup.sequence:
                 raise ChainError(f"Disk {dev}: backup {links[-1].backup.id} claims to stand on a later one, {wanted}.")
+            if links and image.virtual_size_bytes > links[-1].image.virtual_size_bytes:
+                # A disk that was made smaller gets a full.
+                raise ChainError(f"Disk {dev}: backup {links[-1].backup.id} claims to stand on a larger one, {wanted}.")
             links.append(Link(backup, image))
             wanted = image.base if (wanted, dev) not in whole else None
         return tuple(links)

@@ -4,8 +4,11 @@ qemu-img asks the layers one after the other for every extent, which costs more 
 fifty layers take 1.6 times as long as one, a hundred 3 times, two hundred 16 times (measured). And QEMU joins the
 names in the headers to find what they name, so that with those of a repository it finds no more than some 125. Here
 each layer is named to it, never by a header, and only the oldest of a long chain go through qemu-img. A storage
-daemon writes the newer ones over that, each with one job that copies what the layer itself has: 6 ms a layer, though
-what several of them have is written as often.
+daemon writes the newer ones over that, each with one job that copies what the layer itself has, though what several
+of them have is written as often.
+
+The daemon opens them as it starts, for commands take time: QEMU reads them byte by byte. Tried instead: commit jobs
+over 10, 25 and 50 layers at once, for which it asks layer after layer again, took no less time.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import job, qemu_img
-from vbackup.errors import NoSpaceError, TargetError
+from vbackup.errors import NoSpaceError, QmpError, TargetError
 from vbackup.model import ImageFormat
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
 from vbackup.storage_daemon import StorageDaemon
 
 #: How many layers go through qemu-img at once.
-CONVERT_LAYERS = 50
-_OUTPUT, _WINDOW, _LAYER = "output", "window", "layer"
+CONVERT_LAYERS = 25
+#: How many a storage daemon has open: it may have 1024 descriptors.
+DAEMON_LAYERS = 200
+_OUTPUT = "output"
 
 
 @dataclass(frozen=True)
@@ -45,47 +50,71 @@ def flatten(
     stop: Stop,
     progress: Callable[[float], None],
 ) -> None:
-    """Write what the layers hold, the oldest first, into a new image with mode 0600.
+    """Write what the layers hold, the oldest first, into a new image with mode 0600; to the page cache, not further.
 
+    None is smaller than those before it.
     ``progress`` is told the percentage. Raises TargetError or NoSpaceError, UnsuitableError where a long chain needs a
     storage daemon that is not installed, InterruptedBySignalError.
     """
     oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
-    share = len(oldest) / len(layers)
+    share = 100 / len(layers)
     paths = [layer.path for layer in oldest]
-    qemu_img.convert(paths, output, image_format, stop=stop, progress=lambda percent: progress(percent * share))
-    if not newer:
-        return
-    if newer[-1].virtual_size_bytes != oldest[-1].virtual_size_bytes:
-        qemu_img.resize(output, newer[-1].virtual_size_bytes, image_format)
-    with StorageDaemon(reporter) as daemon:
-        file = {"driver": "file", "filename": os.fspath(output.absolute())}
-        thrifty = {"discard": "unmap", "detect-zeroes": "unmap"}
-        daemon.execute("blockdev-add", {"driver": image_format.value, "node-name": _OUTPUT, "file": file, **thrifty})
-        for number, layer in enumerate(newer, start=len(oldest) + 1):
-            _write_over(daemon, layer, newer[-1].virtual_size_bytes, output, stop)
-            progress(100 * number / len(layers))
-        daemon.execute("blockdev-del", {"node-name": _OUTPUT})
+    qemu_img.convert(
+        paths, output, image_format, stop=stop, progress=lambda percent: progress(percent / 100 * share * len(oldest))
+    )
+    done = oldest
+    while newer:
+        some, newer = newer[:DAEMON_LAYERS], newer[DAEMON_LAYERS:]
+        # Putting it on the disk is the caller's business.
+        how = {"discard": "unmap", "detect-zeroes": "unmap", "cache": {"no-flush": True}}
+        nodes = [{**_image(output, image_format), "node-name": _OUTPUT, **how}]
+        for number, layer in enumerate(some):
+            options = {"node-name": _name(number), "read-only": True, "backing": None}
+            nodes.append({**_image(layer.path, ImageFormat.QCOW2), **options})
+        with StorageDaemon(reporter, nodes=nodes) as daemon:
+            for number, layer in enumerate(some):
+                if layer.virtual_size_bytes != done[-1].virtual_size_bytes:  # the disk has grown since
+                    resize = {"node-name": _OUTPUT, "size": layer.virtual_size_bytes}
+                    _change(daemon, "block_resize", resize, output)
+                _write_over(daemon, _name(number), layer, output, stop)
+                done = [*done, layer]
+                progress(len(done) * share)
+            # Opened anew it is flushed; when it is merely closed, QEMU does not tell if that fails.
+            _change(daemon, "blockdev-reopen", {"options": nodes[:1]}, output)
 
 
-def _write_over(daemon: StorageDaemon, layer: Layer, size_bytes: int, output: Path, stop: Stop) -> None:
+def _write_over(daemon: StorageDaemon, name: str, layer: Layer, output: Path, stop: Stop) -> None:
     """Copy what the layer itself has, zeros included, to where it belongs."""
-    file = {"driver": "file", "filename": os.fspath(layer.path.absolute())}
-    options: dict[str, Any] = {"driver": "qcow2", "node-name": _LAYER, "read-only": True, "file": file, "backing": None}
-    daemon.execute("blockdev-add", options)
-    place = _OUTPUT
-    if layer.virtual_size_bytes != size_bytes:  # the disk has grown since
-        place = _WINDOW
-        window = {"driver": "raw", "node-name": place, "file": _OUTPUT, "offset": 0, "size": layer.virtual_size_bytes}
-        daemon.execute("blockdev-add", window)
-    copy = {"job-id": _LAYER, "device": _LAYER, "target": place, "sync": "top", "auto-dismiss": False}
-    daemon.execute("blockdev-backup", copy)
-    ended = job.follow(daemon, [_LAYER], together=False, reporter=Silent(), stop=stop)[_LAYER]
+    daemon.execute(
+        "blockdev-backup",
+        {"job-id": name, "device": name, "target": _OUTPUT, "sync": "top", "auto-dismiss": False},
+    )
+    # Each question takes longer than copying a few extents does.
+    while (event := daemon.next_event(job.TICK_S)) is not None:
+        if (event.data.get("id"), event.data.get("status")) == (name, "concluded"):
+            break
+    ended = job.follow(daemon, [name], together=False, reporter=Silent(), stop=stop)[name]
     if ended.error is not None:
-        if "No space left on device" in ended.error:
-            raise NoSpaceError(f"Cannot write {output}: no space left there. Make room and run the same command again.")
-        raise TargetError(f"Cannot copy {layer.path} to {output}: {ended.error}.")
-    daemon.execute("job-dismiss", {"id": _LAYER})
-    for name in (_LAYER, place):
-        if name != _OUTPUT:
-            daemon.execute("blockdev-del", {"node-name": name})
+        raise _error(f"Cannot copy {layer.path} to {output}", ended.error, output)
+    daemon.execute("job-dismiss", {"id": name})
+
+
+def _change(daemon: StorageDaemon, command: str, arguments: dict[str, Any], output: Path) -> None:
+    try:
+        daemon.execute(command, arguments)
+    except QmpError as err:
+        raise _error(f"Cannot write {output}", err.description, output) from err
+
+
+def _error(what: str, reason: str, output: Path) -> TargetError:
+    if "No space left on device" in reason:
+        return NoSpaceError(f"Cannot write {output}: no space left there. Make room and run the same command again.")
+    return TargetError(f"{what}: {reason.rstrip('.')}.")
+
+
+def _name(number: int) -> str:
+    return f"l{number}"
+
+
+def _image(path: Path, image_format: ImageFormat) -> dict[str, Any]:
+    return {"driver": image_format.value, "file": {"driver": "file", "filename": os.fspath(path.absolute())}}

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +27,8 @@ from vbackup.report import Reporter
 from vbackup.repository import Repository, target_errors
 from vbackup.stop import Stop
 
+#: How many images are read at a time.
+MAX_DIGESTS = 4
 #: What vbackup.backup takes of an NVRAM store; a domain XML is far smaller.
 MAX_FURTHER_BYTES = 64 * 1024 * 1024
 
@@ -108,33 +112,59 @@ def _check_chains(
     qemu-img will open what a header names, so the headers are compared with the manifests before
     anything follows them.
     """
-    for dev, links in chains.items():
-        total_bytes = sum(link.image.file_size_bytes for link in links)
-        before_bytes = 0
+    for links in chains.values():
         for link in links:
-            path = _path(repository_, link)
-            _check_header(path, link)
-            progress = _Progress(reporter, dev, before_bytes, total_bytes)
-            if repository.digest(path, check=stop.check, progress=progress) != link.image.digest:
-                raise ChainError(
-                    f"Disk {dev}: the image {path} of backup {link.backup.id} was altered or is damaged: its digest is"
-                    " not the one recorded. Take it from a copy of the repository, or restore an older backup."
-                )
-            before_bytes += link.image.file_size_bytes
+            _check_header(_path(repository_, link), link)
+    for dev, links in chains.items():
+        progress = _Progress(reporter, dev, sum(link.image.file_size_bytes for link in links))
+        _check_digests(dev, links, repository_, progress, stop)
         reporter.step(f"Disk {dev}: {len(links)} image{'s' * (len(links) > 1)} checked.")
 
 
-@dataclass(frozen=True)
+def _check_digests(dev: str, links: Sequence[Link], repository_: Repository, progress: _Progress, stop: Stop) -> None:
+    """Read the images, several at a time."""
+    given_up = threading.Event()
+
+    def check() -> None:
+        stop.check()
+        if given_up.is_set():
+            raise ChainError(f"Disk {dev}: another image cannot be used.")  # nobody asks for this one any more
+
+    with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
+        paths = [_path(repository_, link) for link in links]
+        futures = [pool.submit(repository.digest, path, check=check, progress=progress.of_file()) for path in paths]
+        try:
+            for link, path, future in zip(links, paths, futures):
+                if future.result() != link.image.digest:
+                    raise ChainError(
+                        f"Disk {dev}: the image {path} of backup {link.backup.id} was altered or is damaged: its digest"
+                        " is not the one recorded. Take it from a copy of the repository, or restore an older backup."
+                    )
+        except BaseException:
+            given_up.set()
+            raise
+
+
 class _Progress:
-    """Tells how far a disk is from how far one of its images is."""
+    """Tells how far a disk is from how far its images are, which are read by several threads."""
 
-    reporter: Reporter
-    dev: str
-    before_bytes: int
-    total_bytes: int
+    def __init__(self, reporter: Reporter, dev: str, total_bytes: int) -> None:
+        self._reporter, self._dev, self._total_bytes = reporter, dev, total_bytes
+        self._done_bytes = 0
+        self._lock = threading.Lock()
 
-    def __call__(self, done_bytes: int) -> None:
-        self.reporter.progress(self.dev, self.before_bytes + done_bytes, self.total_bytes)
+    def of_file(self) -> Callable[[int], None]:
+        """To be called with how much of one file was read."""
+        before_bytes = 0
+
+        def progress(done_bytes: int) -> None:
+            nonlocal before_bytes
+            with self._lock:
+                self._done_bytes += done_bytes - before_bytes
+                before_bytes = done_bytes
+                self._reporter.progress(self._dev, self._done_bytes, self._total_bytes)
+
+        return progress
 
 
 def _check_header(path: Path, link: Link) -> None:

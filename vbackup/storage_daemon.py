@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -49,8 +50,10 @@ class StorageDaemon:
     Raises UnsuitableError where the program is not installed, StorageDaemonGoneError where it ends too early.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, *, nodes: Sequence[Mapping[str, Any]] = ()) -> None:
+        """``nodes`` are opened as it starts (QAPI BlockdevOptions); one that cannot be ends it."""
         self._reporter = reporter
+        self._first_nodes = nodes
         self._numbers = itertools.count(1)
         self._secret_ids: dict[SecretRef, str] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
@@ -89,6 +92,7 @@ class StorageDaemon:
                 *("setpriv", "--pdeathsig", "TERM", "--", PROGRAM),
                 *("--chardev", f"socket,id=qmp,fd={fd},server=off"),
                 *("--monitor", "chardev=qmp"),
+                *(word for node in self._first_nodes for word in ("--blockdev", json.dumps(node))),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -416,6 +416,13 @@ def test_image_that_stands_on_a_later_one_is_refused() -> None:
         History([one, backup(2)]).links(one.id, "vda")
 
 
+def test_image_that_stands_on_a_larger_one_is_refused() -> None:
+    """A disk that was made smaller gets a full; restored over a larger image it would keep the size of that."""
+    smaller = backup(2, image(level=Level.INCREMENTAL, base=ONE.id, virtual_size_bytes=builders.SIZE_BYTES // 2))
+    with pytest.raises(ChainError, match=rf"backup {smaller.id} claims to stand on a larger one, {ONE.id}"):
+        History([ONE, smaller]).links(smaller.id, "vda")
+
+
 def test_two_backups_of_one_sequence_number_do_not_stand_on_each_other() -> None:
     two = incremental(2, ONE)
     twin = builders.backup(2, image(base=ONE.id), id=backup_id(5), sequence=ONE.sequence)
