@@ -83,7 +83,7 @@ install: $(VENV_READY) $(MAN_PAGES) ## Install the command and the man pages bel
 	rm -rf '$(DESTDIR)$(LIBRARY)/bin' build/lib
 	install -d '$(DESTDIR)$(PREFIX)/bin' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))')
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(LIBRARY)")' \
-	    'from vbackup.cli import main' 'sys.exit(main())' > '$(DESTDIR)$(COMMAND)'
+	    'from vbackup.cli import command' 'command()' > '$(DESTDIR)$(COMMAND)'
 	chmod 755 '$(DESTDIR)$(COMMAND)'
 	for page in $(MAN_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 

@@ -1,8 +1,6 @@
 """``python -m vbackup`` is the ``vbackup`` command."""
 
-import sys
-
-from vbackup.cli import main
+from vbackup.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
