@@ -163,9 +163,12 @@ def _moment(results: Results) -> list[Part]:
     for count in ("2", "8", "27"):
         if count not in figures:
             raise MissingError(f"{count} disks")
-        median_ms, worst_ms = (figures[count][f"transaction_{which}_ms"] for which in ("median", "worst"))
-        longest_ms = figures[count]["longest_write_worst_ms"]
-        text = f"{count} disks: median {median_ms:.0f}, worst {worst_ms:.0f} ms (longest write {longest_ms:.0f} ms)"
+        # What the guest waits for. The answer comes later: QEMU reads the command meanwhile, and the guest runs.
+        median_ms, worst_ms = (figures[count][f"longest_write_{which}_ms"] for which in ("median", "worst"))
+        answer_ms = figures[count]["transaction_median_ms"]
+        text = (
+            f"{count} disks: median {median_ms:.0f}, worst {worst_ms:.0f} ms (QEMU's answer after {answer_ms:.0f} ms)"
+        )
         parts.append(Part(text, worst_ms < 50))
     return parts
 

@@ -30,7 +30,7 @@ def phases(argv: Sequence[str]) -> dict[str, float]:
         calls = [json.loads(line) for line in Path(log.name).read_text().splitlines()]
     found: dict[str, float] = {}
     at_s = start_s
-    sent = [call for call in calls if call["command"] == "transaction" and not call["is_test"]]
+    sent = [call for call in calls if call["is_moment"]]
     if sent:
         found["start, plan, targets"] = sent[0]["sent_s"] - at_s
         found["transaction"] = sent[0]["answered_s"] - sent[0]["sent_s"]
@@ -66,12 +66,18 @@ def main(arguments: Sequence[str]) -> int:
                 return original(monitor, command, data, **more)
             finally:
                 took_s = time.perf_counter() - start_s
-                is_test = command == "transaction" and data["actions"][-1]["type"] == "abort"
-                call = {"command": command, "sent_s": sent_s, "answered_s": sent_s + took_s, "is_test": is_test}
+                call = {"command": command, "sent_s": sent_s, "answered_s": sent_s + took_s}
+                call["is_moment"] = command == "transaction" and _starts_jobs(data["actions"])
                 file.write(json.dumps(call) + "\n")
 
         Passthrough.execute = execute  # type: ignore[method-assign]
         return vbackup_main(rest)
+
+
+def _starts_jobs(actions: Sequence[dict[str, Any]]) -> bool:
+    """True for the transaction of the backup itself; others are tests, or remove bitmaps."""
+    types = {action["type"] for action in actions}
+    return "blockdev-backup" in types and "abort" not in types
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -99,11 +98,7 @@ def _moment(bench: Bench, guest: Guest, *, times: int) -> dict[str, Any]:
                 calls = [json.loads(line) for line in Path(log.name).read_text().splitlines()]
             if number == 0:
                 continue  # the full
-            transactions += [
-                (call["answered_s"] - call["sent_s"]) * 1000
-                for call in calls
-                if call["command"] == "transaction" and not call["is_test"]
-            ]
+            transactions += [(call["answered_s"] - call["sent_s"]) * 1000 for call in calls if call["is_moment"]]
             gaps.append(max(writer.took_s) * 1000)
     return {
         "runs": times,
@@ -120,20 +115,28 @@ def _moment(bench: Bench, guest: Guest, *, times: int) -> dict[str, Any]:
 
 def latency(bench: Bench) -> None:
     """One backup each into a repository that takes 4 MB/s, while the guest writes all over its disk."""
-    data_mib = 40
+    # One round: each has a thousand writes and takes a minute.
+    with _latency_guest(bench) as (guest, _):
+        _keep(bench, "no backup", _quiet(guest))
+    for name, contender, options in _backups(bench):
+        with (
+            _latency_guest(bench) as (guest, place),
+            slow_filesystem(place / "slow", size_mib=1024, bytes_s=SLOW_BYTES_S) as slow,
+        ):
+            try:
+                _keep(bench, name, _while(bench, contender, guest, slow, place, options))
+            except FailedError as err:
+                bench.record.skip(name, f"it failed: {err}")
+
+
+@contextmanager
+def _latency_guest(bench: Bench) -> Iterator[tuple[Guest, Path]]:
+    """A new one for each contender: what the guest writes during one backup is not for the next to copy."""
     with bench.place("work") as place:
         # As disks of servers are: the guest's write is done when the host's storage has it.
-        disk = {"size_gib": 1, "data_mib": data_mib, "driver": "cache='none' io='native'"}
+        disk = {"size_gib": 1, "data_mib": 40, "driver": "cache='none' io='native'"}
         with bench.guest(place, "latency", **disk) as guest:
-            # One round: each has a thousand writes and takes minutes.
-            _keep(bench, "no backup", _quiet(guest))
-            for name, contender, options in _backups(bench):
-                with slow_filesystem(place / "slow", size_mib=1024, bytes_s=SLOW_BYTES_S) as slow:
-                    try:
-                        _keep(bench, name, _while(bench, contender, guest, slow, place, options))
-                    except FailedError as err:
-                        bench.record.skip(name, f"it failed: {err}")
-                shutil.rmtree(place / "slow")
+            yield guest, place
 
 
 def _backups(bench: Bench) -> Iterator[tuple[str, Contender, tuple[str, ...]]]:
