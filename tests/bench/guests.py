@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.lab import domain_xml
 from vbackup import names
 
 MIB = 1024 * 1024
+_PIECE_BYTES = 4 * MIB
 #: What a bit of a dirty bitmap stands for.
 EXTENT_BYTES = 65536
 
@@ -146,20 +148,22 @@ def devs(count: int) -> list[str]:
     return [dev for dev, _ in zip(names.disk_devs(), range(count))]
 
 
-def make_disk(path: Path, *, size_gib: int, data_mib: int = 0, text: bool = False) -> Path:
-    """A qcow2 image with that much data in pieces of 4 MiB all over it: random, or random and text by turns."""
+def make_disk(path: Path, *, size_gib: int, data_mib: int = 0, content: str = "random") -> Path:
+    """A qcow2 image with that much data in pieces of 4 MiB all over it.
+
+    ``content`` is "random", "half text" (random and text by turns), or "files": those of this machine's /usr.
+    """
     create(path, f"{size_gib}G")
     if data_mib == 0:
         return path
     raw = path.with_suffix(".raw")
-    piece_bytes = 4 * MIB
-    pieces = data_mib * MIB // piece_bytes
-    step_bytes = size_gib * 1024 * MIB // pieces // piece_bytes * piece_bytes
+    pieces = data_mib * MIB // _PIECE_BYTES
+    step_bytes = size_gib * 1024 * MIB // pieces // _PIECE_BYTES * _PIECE_BYTES
     with raw.open("wb") as file:
         file.truncate(size_gib * 1024 * MIB)
-        for number in range(pieces):
+        for number, piece in zip(range(pieces), _CONTENTS[content](), strict=False):
             file.seek(number * step_bytes)
-            file.write(_words(piece_bytes, number) if text and number % 2 else os.urandom(piece_bytes))
+            file.write(piece)
     argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-W", "-m", "8", str(raw), str(path)]
     subprocess.run(argv, check=True)
     raw.unlink()
@@ -170,6 +174,35 @@ def create(path: Path, size: str) -> Path:
     """An empty qcow2 image."""
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), size], check=True)
     return path
+
+
+def _random() -> Iterator[bytes]:
+    while True:
+        yield os.urandom(_PIECE_BYTES)
+
+
+def _half_text() -> Iterator[bytes]:
+    for number in itertools.count():
+        yield _words(_PIECE_BYTES, number) if number % 2 else os.urandom(_PIECE_BYTES)
+
+
+def _files() -> Iterator[bytes]:
+    """What the disk of a server holds for the most part; the same on the same machine, and none of it twice."""
+    piece = b""
+    for directory, subdirectories, names_there in os.walk("/usr"):
+        subdirectories.sort()
+        for name in sorted(names_there):
+            path = Path(directory) / name
+            if path.is_symlink() or not path.is_file():
+                continue
+            piece += path.read_bytes()
+            while len(piece) >= _PIECE_BYTES:
+                yield piece[:_PIECE_BYTES]
+                piece = piece[_PIECE_BYTES:]
+    raise RuntimeError("/usr is too small to fill the disk")
+
+
+_CONTENTS: dict[str, Callable[[], Iterator[bytes]]] = {"random": _random, "half text": _half_text, "files": _files}
 
 
 def _words(size_bytes: int, seed: int) -> bytes:

@@ -22,7 +22,11 @@ class Work:
 WORKS = (
     Work("start", "Start of the command", chains.start, in_smoke=True),
     Work("full", "Full, 2 GiB of random data in 8 GiB", copies.full, in_smoke=True),
-    Work("compressed", "Full compressed, 512 MiB of data (half random, half text) in 2 GiB", copies.compressed),
+    Work(
+        "compressed",
+        "Full compressed, 512 MiB of data in 2 GiB: files of /usr; and half random, half text",
+        copies.compressed,
+    ),
     Work("incremental", "Incremental, 100 MiB in 1600 scattered extents", copies.incremental, in_smoke=True),
     Work("nothing", "Incremental with nothing changed, by number of disks", scale.nothing),
     Work("size", "Incremental of 64 MiB changed, by virtual size", scale.size),

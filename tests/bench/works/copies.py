@@ -43,10 +43,14 @@ def full(bench: Bench) -> None:
 
 def compressed(bench: Bench) -> None:
     """zstd, and the zlib that qmpbackup has QEMU do."""
-    with bench.place("work") as place, bench.guest(place, "zstd", size_gib=2, data_mib=512, text=True) as guest:
-        if bench.able([QMPBACKUP]):
-            bench.fulls(guest, (QMPBACKUP, VIRTNBDBACKUP_Z), "full compressed")
-        bench.fulls(guest, (OURS,), "full compressed", options=("--compress", "zstd"))
+    for content, series in (("files", "full compressed"), ("half text", "full compressed, half of it random")):
+        with (
+            bench.place("work") as place,
+            bench.guest(place, "zstd", size_gib=2, data_mib=512, content=content) as guest,
+        ):
+            if bench.able([QMPBACKUP]):
+                bench.fulls(guest, (QMPBACKUP, VIRTNBDBACKUP_Z), series)
+            bench.fulls(guest, (OURS,), series, options=("--compress", "zstd"))
 
 
 def incremental(bench: Bench) -> None:
