@@ -79,10 +79,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
 
     def run(*arguments: str | Path, status: int | None = 0) -> Outcome:
         capfd.readouterr()
-        try:
-            got = main([os.fspath(argument) for argument in arguments])
-        except SystemExit as err:  # --help and --version
-            got = err.code if isinstance(err.code, int) else 1
+        got = main([os.fspath(argument) for argument in arguments])
         captured = capfd.readouterr()
         outcome = Outcome(got, captured.out, captured.err)
         assert status is None or got == status, outcome

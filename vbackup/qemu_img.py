@@ -76,11 +76,6 @@ def header(path: Path, *, image_format: str = "qcow2", shared: bool = False) -> 
     )
 
 
-def resize(path: Path, size_bytes: int, image_format: ImageFormat) -> None:
-    """Make an image larger. Raises TargetError or NoSpaceError."""
-    _run(["resize", "-q", "-f", image_format.value, os.fspath(path.absolute()), str(size_bytes)], f"enlarge {path}")
-
-
 def convert(
     layers: Sequence[Path], output: Path, image_format: ImageFormat, *, stop: Stop, progress: Callable[[float], None]
 ) -> None:

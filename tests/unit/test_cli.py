@@ -378,6 +378,19 @@ def test_reader_that_has_gone_is_no_fault_of_ours(filled: Path, arguments: tuple
     assert done.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("list", "--json"), ("list", "other", "--json"), ("--help",)], ids=" ".join
+)
+def test_output_that_cannot_be_written_is_told(filled: Path, arguments: tuple[str, ...]) -> None:
+    """vbackup list > a file on a full disk"""
+    with Path("/dev/full").open("w") as full:
+        done = run_process(*arguments, *([] if "--help" in arguments else ["-r", filled]), stdout=full.fileno())
+    assert done.returncode == 1
+    assert "vbackup: The output cannot be written: No space left on device." in done.stderr.splitlines()
+    assert "fault" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [("list",), ("show", UUID, "--json")], ids=" ".join)
 def test_text_that_is_no_unicode_can_be_shown(repository: Path, arguments: tuple[str, ...]) -> None:
     """JSON can hold half a character. (What pytest captures would take anything.)"""

@@ -49,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; let the interpreter's last flush find nothing to complain of.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Status.SIGNAL + signal.SIGPIPE
+    except OSError as err:
+        # What was to be done is done, or was told; but whoever reads the output would not know.
+        with contextlib.suppress(OSError):
+            print(f"vbackup: The output cannot be written: {err.strerror or err}.", file=sys.stderr)
+        return Status.FAILED
     return status
 
 
@@ -58,11 +63,15 @@ def _status(arguments: Sequence[str]) -> int:
         return _run(arguments)
     except VbackupError as err:
         return _fail(err, as_json=as_json)
+    except SystemExit as end:  # argparse has printed the help, or the version
+        return int(end.code or 0)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
         return Status.SIGNAL + signal.SIGINT
     except Exception as err:
+        if isinstance(err, OSError):
+            sys.stdout.flush()  # raises again where it was about the output
         log.debug("unexpected", exc_info=True)
         wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a fault in vbackup; -v shows where.")
         return _fail(wrapped, as_json=as_json)
