@@ -30,6 +30,8 @@ from vbackup.storage_daemon import StorageDaemon
 CONVERT_LAYERS = 25
 #: How many a storage daemon has open: it may have 1024 descriptors.
 DAEMON_LAYERS = 200
+#: Each table of a layer is asked for once, from its beginning to its end. QEMU would keep up to 32 MiB of each layer.
+CACHE_BYTES = 1024 * 1024
 _OUTPUT = "output"
 
 
@@ -69,7 +71,7 @@ def flatten(
         how = {"discard": "unmap", "detect-zeroes": "unmap", "cache": {"no-flush": True}}
         nodes = [{**_image(output, image_format), "node-name": _OUTPUT, **how}]
         for number, layer in enumerate(some):
-            options = {"node-name": _name(number), "read-only": True, "backing": None}
+            options = {"node-name": _name(number), "read-only": True, "backing": None, "l2-cache-size": CACHE_BYTES}
             nodes.append({**_image(layer.path, ImageFormat.QCOW2), **options})
         with StorageDaemon(reporter, nodes=nodes) as daemon:
             for number, layer in enumerate(some):

@@ -58,4 +58,7 @@ def made(images: Sequence[NewImage], *, options: ImageOptions, stop: Stop) -> It
         return image.target
 
     with ThreadPoolExecutor(max_workers=MAX_PROCESSES) as pool:
-        yield pool.map(make, images)
+        try:
+            yield pool.map(make, images)
+        finally:
+            pool.shutdown(cancel_futures=True)
