@@ -127,8 +127,8 @@ class DiskPlan:
 
         The base's bitmap goes on recording, untouched: a failed backup costs nothing, its retry
         starts from the same base. The copy is driven by the working bitmap, which is disabled so
-        that what the guest writes after this moment is not in it. What QEMU takes for granted is left out: up to 10
-        (measured on 7.2) it reads a command byte by byte, which takes 6 us for each.
+        that what the guest writes after this moment is not in it. What QEMU takes for granted is left out: it reads
+        commands byte by byte, 5 us each (measured on 7.2 and 11.1).
         """
         node = self.node.top.node_name
         part: list[Action] = self.new_mark.actions() if self.new_mark is not None else []
