@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
             "blockdev-add",
             "driver",
             (
-                "node-name file backing read-only cache discard detect-zeroes auto-read-only"
+                "node-name file backing read-only cache discard detect-zeroes auto-read-only l2-cache-entry-size"
                 " image inject-error size offset read-zeroes"
             ),
         ),
@@ -139,6 +139,7 @@ class _Node:
     fdset: int | None = None
     no_flush: bool = False
     detect_zeroes: str = "off"
+    l2_cache_entry_bytes: int | None = None  #: which no query tells
     bitmaps: dict[str, FakeBitmap] = field(default_factory=dict)
 
 
@@ -570,6 +571,7 @@ class FakeQemu:
         node.storage = storage
         node.no_flush = given.get("cache", {}).get("no-flush", False)
         node.detect_zeroes = given.get("detect-zeroes", "off")
+        node.l2_cache_entry_bytes = given.get("l2-cache-entry-size")
         self._nodes[storage] = _Node(storage, "file", filename, node.size_bytes, read_only=read_only)
         self._nodes[name] = node
 
@@ -604,8 +606,13 @@ class FakeQemu:
             file = options["file"]
             same = node.storage if isinstance(file, str) else node.filename
             assert (file if isinstance(file, str) else file["filename"]) == same, "the fake changes no file"
-            changed = (options.get("cache", {}).get("no-flush", False), options.get("detect-zeroes", "off"))
-            assert changed == (node.no_flush, node.detect_zeroes), "an option that is not given is reset"
+            changed = (
+                options.get("cache", {}).get("no-flush", False),
+                options.get("detect-zeroes", "off"),
+                options.get("l2-cache-entry-size"),
+            )
+            now = (node.no_flush, node.detect_zeroes, node.l2_cache_entry_bytes)
+            assert changed == now, "an option that is not given is reset"
             if node.name in self._flush_errors:
                 raise _RefusedError(f"Error flushing drive: {self._flush_errors[node.name]}")
 

@@ -25,6 +25,7 @@ from vbackup.model import ImageFormat
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
 from vbackup.storage_daemon import StorageDaemon
+from vbackup.tuning import TABLES
 
 #: How many layers go through qemu-img at once.
 CONVERT_LAYERS = 25
@@ -69,7 +70,8 @@ def flatten(
         some, newer = newer[:DAEMON_LAYERS], newer[DAEMON_LAYERS:]
         # Putting it on the disk is the caller's business.
         how = {"discard": "unmap", "detect-zeroes": "unmap", "cache": {"no-flush": True}}
-        nodes = [{**_image(output, image_format), "node-name": _OUTPUT, **how}]
+        tables = TABLES if image_format is ImageFormat.QCOW2 else {}
+        nodes = [{**_image(output, image_format), "node-name": _OUTPUT, **how, **tables}]
         for number, layer in enumerate(some):
             options = {"node-name": _name(number), "read-only": True, "backing": None, "l2-cache-size": CACHE_BYTES}
             nodes.append({**_image(layer.path, ImageFormat.QCOW2), **options})

@@ -21,7 +21,7 @@ from vbackup.fields import Fields, objects
 from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, block_nodes
 from vbackup.repository import target_errors
-from vbackup.tuning import QEMUS_OWN, NodeOptions
+from vbackup.tuning import QEMUS_OWN, TABLES, NodeOptions
 from vbackup.undo import Undo
 
 #: QAPI BlockdevOptions, as blockdev-add and blockdev-reopen take them.
@@ -76,7 +76,7 @@ def open_in_qemu(
 def node(node_name: str, filename: str, options: NodeOptions = QEMUS_OWN) -> BlockdevOptions:
     """A qcow2 image without its backing file, as a node."""
     file = {"driver": "file", "filename": filename}
-    return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None, **options.members()}
+    return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None, **TABLES, **options.members()}
 
 
 def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:

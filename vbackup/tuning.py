@@ -17,6 +17,12 @@ from vbackup.model import Compression
 CLUSTER_BYTES = 64 * 1024
 
 
+#: How much of an image's table QEMU keeps and writes at a time: all of it. By itself it takes pieces of 4 KiB as soon
+#: as not all of the tables fit into its 32 MiB, which is from 256 GiB on; and makes each new table, which stands for
+#: 512 MiB, in sixteen writes, one after the other.
+TABLES = {"l2-cache-entry-size": CLUSTER_BYTES}
+
+
 @dataclass(frozen=True)
 class ImageOptions:
     """How an image is made: options of qemu-img create for qcow2."""

@@ -81,7 +81,7 @@ def test_options_of_a_target_are_told_and_kept_when_it_is_flushed(bench: Bench) 
     """QEMU resets what is not given to blockdev-reopen: it would flush to the disk as the node is closed."""
     path = bench.image()
     wanted = NodeOptions(no_flush=True, detect_zeroes=True)
-    bench.execute("blockdev-add", driver="qcow2", node_name="plain", file=plain_file(str(bench.image())), backing=None)
+    bench.monitor.execute("blockdev-add", {**target.node("plain", ""), "file": plain_file(str(bench.image()))})
     with Undo(Recorder()) as undo:
         target.open_in_qemu(
             bench.monitor, [target.Target(path, "vbackup-x")], repository_id="x", undo=undo, options=wanted
