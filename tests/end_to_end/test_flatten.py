@@ -6,17 +6,18 @@ import random
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.lab import qemu_img_info
 from vbackup import flatten
-from vbackup.errors import InterruptedBySignalError, NoSpaceError
+from vbackup.errors import InterruptedBySignalError, NoSpaceError, QmpError, StorageDaemonGoneError, TargetError
 from vbackup.flatten import Layer
 from vbackup.model import ImageFormat
 from vbackup.report import Silent
 from vbackup.stop import Stop
+from vbackup.storage_daemon import StorageDaemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,8 +73,9 @@ def content_of(path: Path, image_format: ImageFormat) -> bytes:
 def test_output_has_the_bytes_of_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_format: ImageFormat, at_once: int
 ) -> None:
-    """Data, zeros over data, and a disk that grew twice."""
+    """Data, zeros over data, and a disk that grew twice; by more than one daemon where there are many layers."""
     monkeypatch.setattr(flatten, "CONVERT_LAYERS", at_once)
+    monkeypatch.setattr(flatten, "DAEMON_LAYERS", 4)
     made = Made(tmp_path)
     for number in range(9):
         made.add(KIB * KIB * (4 + number // 3), changes=6)
@@ -116,6 +118,43 @@ def test_zeros_take_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     output = tmp_path / "out.qcow2"
     written(made.layers, output, ImageFormat.QCOW2, lambda _percent: None)
     assert qemu_img_info(output)["actual-size"] < KIB * KIB
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "told"),
+    [
+        ("Error flushing drive: No space left on device", NoSpaceError, "no space left there"),
+        ("Error flushing drive: Input/output error", TargetError, "Cannot write .*out: .*Input/output error"),
+    ],
+    ids=["full", "broken"],
+)
+def test_output_that_cannot_take_the_last_tables_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, error: type[Exception], told: str
+) -> None:
+    monkeypatch.setattr(flatten, "CONVERT_LAYERS", 1)
+    made = Made(tmp_path)
+    for _ in range(2):
+        made.add(KIB * KIB, changes=1)
+    execute = StorageDaemon.execute
+
+    def refuse(daemon: StorageDaemon, command: str, arguments: Any = None, **more: Any) -> Any:
+        if command == "blockdev-reopen":
+            raise QmpError(command, "GenericError", said)
+        return execute(daemon, command, arguments, **more)
+
+    monkeypatch.setattr(StorageDaemon, "execute", refuse)
+    with pytest.raises(error, match=told):
+        written(made.layers, tmp_path / "out", ImageFormat.QCOW2, lambda _percent: None)
+
+
+def test_layer_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flatten, "CONVERT_LAYERS", 1)
+    made = Made(tmp_path)
+    for _ in range(2):
+        made.add(KIB * KIB, changes=1)
+    made.layers[-1].path.write_bytes(b"no image" * 10000)
+    with pytest.raises(StorageDaemonGoneError, match="not in qcow2 format"):
+        written(made.layers, tmp_path / "out", ImageFormat.QCOW2, lambda _percent: None)
 
 
 def test_request_to_stop_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,18 @@ def test_layers_below_are_left_alone(qemu: FakeQemu) -> None:
     assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
 
 
+def test_what_drove_a_copy_goes_below_too(qemu: FakeQemu) -> None:
+    """libvirt has made an external snapshot meanwhile; what is not persistent QEMU lets go on a read-only layer too."""
+    working = names.working_bitmap(REPOSITORY, TWO.id, "vda")
+    add(qemu, bitmap_of(ONE), working)
+    below = top(qemu)
+    qemu.snapshot("virtio-disk0", "/images/vda.one")
+    node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
+    checkpoint.remove_superseded(qemu, [node], History([]), REPOSITORY)
+    assert left(qemu) == set()
+    assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
+
+
 def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE))
     nodes = disks(qemu)
