@@ -4,7 +4,7 @@ The package is a house of floors; imports point down only (import-linter checks 
 
     doors        cli                  (libvirt's own door, hooks/qemu, stands alone)
     operations   backup  restore  recovery  completion  transaction  bitmap  session
-    engine       job  checkpoint  source  freeze  watchdog  target  undo
+    engine       job  checkpoint  source  freeze  watchdog  target  images  undo
     record       repository  manifest  journal  hooks    (beside the engine)
     sessions     host  monitor  qemu_img  storage_daemon  image_chain  process
     planning     plan  chain  blockgraph  domainxml  safety  transactions: checker  schema  rules  actions  (no I/O)
