@@ -15,7 +15,7 @@ from vbackup.errors import MalformedError
 from vbackup.fields import objects
 from vbackup.job import Job, JobStatus
 from vbackup.monitor import Monitor
-from vbackup.pace import Counters, Pace, Window, decide, latency_ms
+from vbackup.pace import Counters, Speed, Window, decide, latency_ms
 from vbackup.report import Reporter
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Backoff:
         self._ceiling_bytes_s = ceiling_bytes_s
         self._reporter = reporter
         self._clock = clock
-        self._pace = Pace(ceiling_bytes_s)
+        self._speed = Speed(ceiling_bytes_s)
         self._begun_with_bytes_s = ceiling_bytes_s
         self._known: dict[str, int | None] = {}
         self._read_at: float | None = None
@@ -78,10 +78,10 @@ class Backoff:
         if window is None or not running:
             return
         actual = self._heed_others(running)
-        before = self._pace
-        self._pace = decide(before, window, limit_ms=self._limit_ms, ceiling_bytes_s=self._ceiling_bytes_s)
+        before = self._speed
+        self._speed = decide(before, window, limit_ms=self._limit_ms, ceiling_bytes_s=self._ceiling_bytes_s)
         self._tell(before, window)
-        wanted = self._pace.speed_bytes_s
+        wanted = self._speed.speed_bytes_s
         for job_id, speed_bytes_s in actual.items():
             if speed_bytes_s != wanted and job.set_speed(self._monitor, job_id, wanted):
                 self._known[job_id] = wanted
@@ -108,9 +108,9 @@ class Backoff:
         self._known = dict(actual)
         return actual
 
-    def _tell(self, before: Pace, window: Window) -> None:
-        log.debug("guest's requests: %s ms, %s; %s", window.latency_ms, window, self._pace)
-        slower = self._pace.speed_bytes_s is not None and self._pace.speed_bytes_s < (before.speed_bytes_s or 2**63)
+    def _tell(self, before: Speed, window: Window) -> None:
+        log.debug("guest's requests: %s ms, %s; %s", window.latency_ms, window, self._speed)
+        slower = self._speed.speed_bytes_s is not None and self._speed.speed_bytes_s < (before.speed_bytes_s or 2**63)
         if slower and not self._told:
             self._told = True
             self._reporter.step(

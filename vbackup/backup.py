@@ -21,6 +21,7 @@ from vbackup import (
     chain,
     checkpoint,
     completion,
+    fleecing,
     images,
     job,
     journal,
@@ -30,7 +31,6 @@ from vbackup import (
     recovery,
     scratch,
     source,
-    staging,
     target,
     tuning,
 )
@@ -45,7 +45,7 @@ from vbackup.lock import LockWait
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
 from vbackup.moment import Alone, Moment
 from vbackup.monitor import Monitor, schema
-from vbackup.plan import BackupPlan, StagingAbilities
+from vbackup.plan import BackupPlan, FleecingAbilities
 from vbackup.report import Reporter
 from vbackup.repository import Repository, Stage
 from vbackup.source import Source
@@ -75,7 +75,7 @@ class BackupRequest:
     max_latency_ms: float | None = None  #: copy slower while the guest's own requests take longer
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
-    staging: Path | None = None  #: a directory for what the guest overwrites meanwhile (vbackup.staging)
+    fleecing: Path | None = None  #: a directory for what the guest overwrites meanwhile (vbackup.fleecing)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Session:
     reporter: Reporter
     stop: Stop
     moment: Moment = field(default_factory=Alone)
-    pace: job.Pace | None = None
+    throttle: job.Throttle | None = None
 
     @property
     def monitor(self) -> Monitor:
@@ -103,17 +103,17 @@ def run(
     reporter: Reporter,
     stop: Stop,
     moment: Moment | None = None,
-    pace: job.Pace | None = None,
+    throttle: job.Throttle | None = None,
 ) -> Backup:
     """Make a backup and return it as it was committed.
 
-    ``moment`` has it wait for others at some points; ``pace`` sets the speed of its jobs instead of the request.
+    ``moment`` has it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request.
     Raises a VbackupError, whose class says what went wrong; nothing of the backup is left then, and a warning
     tells what could not be undone because QEMU or libvirt could not be reached.
     """
     begun = time.monotonic()
     with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as opened:
-        session = replace(opened, moment=moment or Alone(), pace=pace)
+        session = replace(opened, moment=moment or Alone(), throttle=throttle)
         session.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
         made = _plan(request, session)
         try:
@@ -205,7 +205,7 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         taken_ids=taken_ids,
         compression=_compression(request.compression, session.monitor),
         speed_bytes_s=request.speed_bytes_s,
-        staging=_staging_abilities(request, session),
+        fleecing=_fleecing_abilities(request, session),
         node_options=tuning.node_options(is_local=session.handle.host.is_local),
     )
 
@@ -217,14 +217,14 @@ def _compression(asked: Compression, monitor: Monitor) -> Compression:
     return tuning.compression(asked, has_zstd="zstd" in schema(monitor).qcow2_compression_types())
 
 
-def _staging_abilities(request: BackupRequest, session: _Session) -> StagingAbilities | None:
-    if request.staging is None:
+def _fleecing_abilities(request: BackupRequest, session: _Session) -> FleecingAbilities | None:
+    if request.fleecing is None:
         return None
     if not isinstance(session.source, source.RunningSource):
-        session.reporter.step("The domain is off: nothing can slow it down, and nothing is staged.")
+        session.reporter.step("The domain is off: nothing can slow it down, and the fleecing area is not used.")
         return None
-    staging.free_bytes(request.staging)
-    return staging.abilities(session.monitor)
+    fleecing.free_bytes(request.fleecing)
+    return fleecing.abilities(session.monitor)
 
 
 def _last_start(session: _Session) -> datetime | None:
@@ -254,10 +254,10 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             session.reporter,
             session.stop,
             stall_s=job.stall_limit_s(_slowest_bytes_s(made, session)),
-            pace=session.pace,
+            throttle=session.throttle,
             backoff=_backoff(request, session),
             new_marks=[disk.new_mark.mark for disk in made.disks if disk.new_mark and not disk.new_mark.is_there],
-            guards=[guard for disk in made.disks for guard in disk.guards],
+            relied_on_marks=[mark for disk in made.disks for mark in disk.relied_on_marks],
         )
         written.begin(work.draft)
         images.reserve(_new_images(made, stage))
@@ -283,7 +283,7 @@ def _backoff(request: BackupRequest, session: _Session) -> Backoff | None:
 
 
 def _slowest_bytes_s(made: BackupPlan, session: _Session) -> int | None:
-    return made.speed_bytes_s if session.pace is None else session.pace.slowest_bytes_s(len(made.disks))
+    return made.speed_bytes_s if session.throttle is None else session.throttle.slowest_bytes_s(len(made.disks))
 
 
 def _files(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
@@ -324,15 +324,15 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) 
         _open_in_qemu(made, request, work.stage, monitor, repository_id=work.repository.id, undo=undo, stop=work.stop)
         scratch.prepare(monitor, made.scratch_sizes, repository_id=work.repository.id, undo=undo, stop=work.stop)
         stopped = work.source.is_guest_stopped()
-        guard = _guard(made, request, work, guest_was_stopped=stopped)
+        space_watch = _space_watch(made, request, work, guest_was_stopped=stopped)
         completion.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
         work.stop.check()
         # Nothing is written to the repository while the guest is frozen: its storage may be slow.
         work.journal.write(Step.MOMENT, time=manifest.iso(datetime.now(timezone.utc)), guest_was_stopped=stopped)
-        if work.pace is not None:
-            made = replace(made, speed_bytes_s=work.pace.first_bytes_s(len(made.disks)))
+        if work.throttle is not None:
+            made = replace(made, speed_bytes_s=work.throttle.first_bytes_s(len(made.disks)))
         transaction = made.transaction()
-        moment.staged()
+        moment.ready()
         with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze, moment.taken():
             now = datetime.now(timezone.utc)
             _send_transaction(monitor, transaction)
@@ -350,7 +350,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) 
         )
         if freeze.frozen_ms:
             reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
-        work = _follow(made, guard, replace(work, draft=started))
+        work = _follow(made, space_watch, replace(work, draft=started))
         undo.release()
     return work
 
@@ -371,35 +371,35 @@ def _open_in_qemu(
         target.open_in_qemu(
             monitor, targets, repository_id=repository_id, undo=undo, options=made.node_options, security_labels=labels
         )
-    if made.has_staging_area:
-        assert request.staging is not None
-        staging.open_images(
-            monitor, made.disks, request.staging, repository_id=repository_id, undo=undo, security_labels=labels
+    if made.has_fleecing_area:
+        assert request.fleecing is not None
+        fleecing.open_images(
+            monitor, made.disks, request.fleecing, repository_id=repository_id, undo=undo, security_labels=labels
         )
 
 
-def _guard(
+def _space_watch(
     made: BackupPlan, request: BackupRequest, work: Work, *, guest_was_stopped: bool
-) -> staging.SpaceGuard | None:
-    if not made.has_staging_area:
+) -> fleecing.SpaceWatch | None:
+    if not made.has_fleecing_area:
         return None
-    assert request.staging is not None
-    spares_guest = all(disk.staging is not None and disk.staging.on_cbw_error for disk in made.disks)
-    return staging.SpaceGuard.over(
-        request.staging, is_guest_stopped=None if guest_was_stopped or spares_guest else work.source.is_guest_stopped
+    assert request.fleecing is not None
+    spares_guest = all(disk.fleecing is not None and disk.fleecing.on_cbw_error for disk in made.disks)
+    return fleecing.SpaceWatch.over(
+        request.fleecing, is_guest_stopped=None if guest_was_stopped or spares_guest else work.source.is_guest_stopped
     )
 
 
-def _follow(made: BackupPlan, guard: staging.SpaceGuard | None, work: Work) -> Work:
-    """The jobs to their end; where there is a staging area, their beginning too."""
-    if guard is None:
+def _follow(made: BackupPlan, space_watch: fleecing.SpaceWatch | None, work: Work) -> Work:
+    """The jobs to their end; where there is a fleecing area, their beginning too."""
+    if space_watch is None:
         return completion.copy(work)
-    staging.open_views(work.monitor, made.disks)
+    fleecing.open_views(work.monitor, made.disks)
     _send_transaction(work.monitor, made.copies())
     try:
-        return completion.copy(replace(work, watch=guard.check))
+        return completion.copy(replace(work, watch=space_watch.check))
     except JobError as err:
-        raise guard.explain(err) or err from err
+        raise space_watch.explain(err) or err from err
 
 
 def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from vbackup.chain import History
 from vbackup.errors import DiskError, UnsafeError, UnsuitableError
 from vbackup.model import Bitmap, DiskNode, Layer
 from vbackup.report import Reporter
-from vbackup.session import Session
+from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.transaction import TransactionRequest
 
@@ -86,14 +86,14 @@ class Changed:
     name: str
 
 
-def listing(session: Session, *, disks: Sequence[str] = ()) -> list[Listed]:
+def listing(attached: AttachedQemu, *, disks: Sequence[str] = ()) -> list[Listed]:
     """The bitmaps of all layers, those of the active one first. Raises DiskError for a disk that is not there."""
     found = []
-    for dev, node in _select(session.disks(), disks).items():
+    for dev, node in _select(attached.disks(), disks).items():
         for depth, layer in enumerate(node.layers):
             for name in sorted(layer.bitmaps):
                 ours, repository_id = names.parse_bitmap(name), names.repository_of(name)
-                owner = Owner.LIBVIRT if name in session.libvirt_checkpoints else Owner.OTHER
+                owner = Owner.LIBVIRT if name in attached.libvirt_checkpoints else Owner.OTHER
                 found.append(
                     Listed(
                         dev,
@@ -111,7 +111,7 @@ def listing(session: Session, *, disks: Sequence[str] = ()) -> list[Listed]:
 def change(
     request: ChangeRequest,
     *,
-    session: Session,
+    attached: AttachedQemu,
     history: Callable[[str], History | None],
     reporter: Reporter,
     stop: Stop,
@@ -121,15 +121,15 @@ def change(
     ``history`` gives the domain's backups in the repository of that id, None for one that is not at hand.
     Raises DiskError, UnsafeError (somebody counts on the bitmap), and what vbackup.transaction.run raises.
     """
-    places = _places(request, session.disks())
+    places = _places(request, attached.disks())
     if request.change is not Change.ADD:
         for dev, layer in places.items():
-            consequence = _guard(request, dev, layer, session.libvirt_checkpoints, history)
+            consequence = _guard(request, dev, layer, attached.libvirt_checkpoints, history)
             if consequence is not None:
                 reporter.warning(f"Disk {dev}: {consequence}.")
     done = transaction.run(
         TransactionRequest([_action(request, layer.node_name).document() for layer in places.values()], unsafe=True),
-        session=session,
+        attached=attached,
         reporter=reporter,
         stop=stop,
     )

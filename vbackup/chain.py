@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 
 from vbackup import endmark, names
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, BitmapSource, DiskImage, DiskNode, Layer, Level
+from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, DiskImage, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName, EndMark
 
 
@@ -31,7 +31,7 @@ class Choice:
 
     level: Level  #: full, incremental, differential or copy
     base: Backup | None
-    sources: tuple[BitmapSource, ...]  #: bitmaps that together hold the changes since the base, end marks included
+    sources: tuple[NodeBitmap, ...]  #: bitmaps that together hold the changes since the base, end marks included
     reason: str
 
 
@@ -170,8 +170,8 @@ def _change_of_size(node: DiskNode, base: Backup) -> str:
 
 
 def _end_marks(
-    node: DiskNode, base: Backup, repository_id: str, sources: Sequence[BitmapSource]
-) -> tuple[BitmapSource, ...]:
+    node: DiskNode, base: Backup, repository_id: str, sources: Sequence[NodeBitmap]
+) -> tuple[NodeBitmap, ...]:
     """The end marks beside the base's bitmaps. A layer may have none: libvirt takes none along to another."""
     dev = node.disk.dev
     name = names.end_mark(repository_id, dev, _image(base, dev).virtual_size_bytes)
@@ -184,11 +184,11 @@ def _end_marks(
         flaw = endmark.flaw(mark)
         if flaw is not None:
             raise _UntrustedError(flaw)
-        marks.append(BitmapSource(layer.node_name, name))
+        marks.append(NodeBitmap(layer.node_name, name))
     return tuple(marks)
 
 
-def _check_growth(node: DiskNode, base: Backup, marks: Sequence[BitmapSource]) -> None:
+def _check_growth(node: DiskNode, base: Backup, marks: Sequence[NodeBitmap]) -> None:
     """Growing is fine where all that the disk has grown by is zero, and no bitmap has to tell of it."""
     top = node.top
     if top.virtual_size_bytes == _image(base, node.disk.dev).virtual_size_bytes:
@@ -204,7 +204,7 @@ def _check_growth(node: DiskNode, base: Backup, marks: Sequence[BitmapSource]) -
 
 def _trusted_sources(
     node: DiskNode, base: Backup, repository_id: str, started: datetime | None
-) -> tuple[BitmapSource, ...]:
+) -> tuple[NodeBitmap, ...]:
     """The bitmaps of the base on the active layer and on all that it was on meanwhile."""
     name = _image(base, node.disk.dev).bitmap or ""
     ours = names.parse_bitmap(name)
@@ -227,7 +227,7 @@ def _trusted_sources(
             )
     if not having[0].bitmaps[name].recording:
         raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
-    return tuple(BitmapSource(layer.node_name, name) for layer in having)
+    return tuple(NodeBitmap(layer.node_name, name) for layer in having)
 
 
 def _lost(node: DiskNode, base: Backup, ours: BitmapName, started: datetime | None) -> str:

@@ -13,14 +13,14 @@ from vbackup import job, names, target
 from vbackup.actions import BlockDirtyBitmapRemove
 from vbackup.chain import History
 from vbackup.errors import QmpError
-from vbackup.model import Bitmap, BitmapSource, DiskNode
+from vbackup.model import Bitmap, DiskNode, NodeBitmap
 from vbackup.monitor import Monitor, block_nodes
 from vbackup.names import BitmapName, EndMark
 
 log = logging.getLogger(__name__)
 
 
-def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
+def remove_bitmaps(monitor: Monitor, bitmaps: Collection[NodeBitmap]) -> None:
     """Remove those of the bitmaps that are there.
 
     If somebody has made an external snapshot since, libvirt has repeated them in the overlay: they go there too. On
@@ -30,7 +30,7 @@ def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
     nodes = block_nodes(monitor)
     wanted = {one.bitmap for one in bitmaps}
     found = [
-        BitmapSource(node_name, name)
+        NodeBitmap(node_name, name)
         for node_name in sorted(nodes.node_names())
         for name in sorted(wanted & nodes.bitmaps(node_name).keys())
     ]
@@ -44,7 +44,7 @@ def remove_bitmaps(monitor: Monitor, bitmaps: Collection[BitmapSource]) -> None:
         raise refusal
 
 
-def _remove_each(monitor: Monitor, bitmaps: Sequence[BitmapSource]) -> list[tuple[BitmapSource, QmpError]]:
+def _remove_each(monitor: Monitor, bitmaps: Sequence[NodeBitmap]) -> list[tuple[NodeBitmap, QmpError]]:
     """Remove all that QEMU lets go, and return the others: at once, for commands take time, or else one by one."""
     if len(bitmaps) > 1:
         together = [BlockDirtyBitmapRemove(one.node_name, one.bitmap).document() for one in bitmaps]
@@ -63,7 +63,7 @@ def _remove_each(monitor: Monitor, bitmaps: Sequence[BitmapSource]) -> list[tupl
     return refused
 
 
-def remove_end_marks(monitor: Monitor, marks: Collection[BitmapSource]) -> None:
+def remove_end_marks(monitor: Monitor, marks: Collection[NodeBitmap]) -> None:
     """Remove end marks that were just added, where they are there: others of that name may be on other layers."""
     nodes = block_nodes(monitor)
     for one in marks:
@@ -134,7 +134,7 @@ def _remove(
                 if layer is not node.top and not (isinstance(ours, BitmapName) and ours.working):
                     continue
                 if not keep(node.disk.dev, ours, layer.bitmaps[name]):
-                    wanted.append(BitmapSource(layer.node_name, name))
+                    wanted.append(NodeBitmap(layer.node_name, name))
     refused = dict(_remove_each(monitor, wanted))
     for one, err in refused.items():
         log.warning("Node %s: bitmap %s stays: %s", one.node_name, one.bitmap, err.description)

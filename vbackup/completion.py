@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from vbackup import checkpoint, endmark, job, journal, names, target
 from vbackup.blockgraph import BlockNodes
-from vbackup.errors import BusyError, TargetError
+from vbackup.errors import BusyError, StorageError
 from vbackup.journal import Journal, Step
-from vbackup.model import Backup, BitmapSource, DiskImage
+from vbackup.model import Backup, DiskImage, NodeBitmap
 from vbackup.monitor import Monitor
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage, digest, target_errors
+from vbackup.repository import Repository, Stage, digest, storage_errors
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
@@ -49,12 +49,12 @@ class Work:
     reporter: Reporter
     stop: Stop
     stall_s: float = job.STALL_S
-    pace: job.Pace | None = None  #: this backup's part of a rate for several
+    throttle: job.Throttle | None = None  #: this backup's part of a rate for several
     backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
-    new_marks: Sequence[BitmapSource] = ()  #: end marks that the transaction adds; those of a dead run stay
+    new_marks: Sequence[NodeBitmap] = ()  #: end marks that the transaction adds; those of a dead run stay
     digests: Mapping[Path, tuple[tuple[int, int], str]] = field(default_factory=dict)  #: of images (see _digested)
-    guards: Sequence[BitmapSource] = ()  #: end marks that the choice of the bases relies on
+    relied_on_marks: Sequence[NodeBitmap] = ()  #: end marks that the choice of the bases relies on
 
     @property
     def monitor(self) -> Monitor:
@@ -73,9 +73,9 @@ class Work:
 
     @property
     def jobs(self) -> Collection[str]:
-        """All jobs of the backup that there can be: also those of a staging area, which end when they are told to."""
-        staging = [names.staging_job(self.repository.id, self.draft.id, one.dev) for one in self.draft.disks]
-        return [*self.devs, *staging]
+        """All jobs of the backup that there can be: also those of a fleecing area, which end when they are told to."""
+        fleecing = [names.fleecing_job(self.repository.id, self.draft.id, one.dev) for one in self.draft.disks]
+        return [*self.devs, *fleecing]
 
     @property
     def targets(self) -> Sequence[target.Target]:
@@ -86,20 +86,20 @@ class Work:
         ]
 
     @property
-    def bitmaps(self) -> Sequence[BitmapSource]:
+    def bitmaps(self) -> Sequence[NodeBitmap]:
         """The new checkpoint's bitmaps. A draft can come from a damaged disk: only names that are its own count."""
         named = ((one, names.parse_bitmap(one.bitmap or "")) for one in self.draft.disks)
         return [
-            BitmapSource(one.node_name, one.bitmap)
+            NodeBitmap(one.node_name, one.bitmap)
             for one, ours in named
             if one.bitmap and ours and (ours.repository_id, ours.checkpoint) == (self.repository.id, self.draft.id)
         ]
 
     @property
-    def working_bitmaps(self) -> Sequence[BitmapSource]:
+    def working_bitmaps(self) -> Sequence[NodeBitmap]:
         """Those that drive the copies."""
         return [
-            BitmapSource(one.node_name, names.working_bitmap(self.repository.id, self.draft.id, one.dev))
+            NodeBitmap(one.node_name, names.working_bitmap(self.repository.id, self.draft.id, one.dev))
             for one in self.draft.disks
             if one.base is not None
         ]
@@ -133,8 +133,8 @@ def copy(work: Work) -> Work:
             if work.watch is not None:
                 work.watch()
             writeback.on_tick(jobs)
-            if work.pace is not None:
-                work.pace.adjust(work.monitor, jobs.values())
+            if work.throttle is not None:
+                work.throttle.adjust(work.monitor, jobs.values())
             if work.backoff is not None:
                 work.backoff.on_tick(jobs)
 
@@ -174,7 +174,7 @@ def _put_on_disk(work: Work, writeback: Writeback) -> dict[Path, tuple[tuple[int
     def check() -> None:
         work.stop.check()
         if failed.is_set():
-            raise TargetError("The images could not be put on the disk.")  # told by whoever has set it
+            raise StorageError("The images could not be put on the disk.")  # told by whoever has set it
 
     with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
         digesting = {path: pool.submit(_digested, path, check) for path in _worth_an_early_digest(work)}
@@ -193,13 +193,13 @@ def _worth_an_early_digest(work: Work) -> list[Path]:
     """
     if not work.source.handle.host.is_local:
         return []
-    with target_errors(f"read {work.stage.path}"):
+    with storage_errors(f"read {work.stage.path}"):
         return [path for path in work.images.values() if path.stat().st_size >= EARLY_DIGEST_BYTES]
 
 
 def _digested(path: Path, check: Callable[[], None]) -> tuple[tuple[int, int], str]:
     """The digest of an image, and what tells whether it was written to since."""
-    with target_errors(f"read {path}"):
+    with storage_errors(f"read {path}"):
         stamp = _stamp(path)
     return stamp, digest(path, check=check)
 
@@ -214,7 +214,7 @@ def _refuse_shrunk(work: Work, nodes: BlockNodes) -> None:
 
     A job keeps the size of its disk, so that an end mark that is whole after the job was whole when it began.
     """
-    for one in work.guards:
+    for one in work.relied_on_marks:
         mark = nodes.bitmaps(one.node_name).get(one.bitmap)
         if mark is not None and not endmark.vouches(mark):
             ours = names.parse_end_mark(one.bitmap)
@@ -245,7 +245,7 @@ def _describe_images(work: Work) -> tuple[DiskImage, ...]:
     def describe(image: DiskImage) -> DiskImage:
         path = work.stage.path / image.file
         stamp, early = work.digests.get(path, (None, ""))
-        with target_errors(f"read {path}"):
+        with storage_errors(f"read {path}"):
             now = _stamp(path)
         # QEMU writes nothing when it closes what it has flushed. If one ever does, the digest is of no use.
         known = early if now == stamp else digest(path, check=work.stop.check)

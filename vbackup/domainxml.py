@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from lxml import etree
 
 from vbackup.errors import MalformedError, UsageError
-from vbackup.model import Disk, Domain, ImageFormat, ImageSource, LeftOut, SecretRef, SecurityLabel
+from vbackup.model import Disk, Domain, ImageFormat, ImageLocation, LeftOut, SecretRef, SecurityLabel
 from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -172,7 +172,7 @@ def _disk(element: etree._Element, dev: str) -> Disk:
     )
 
 
-def _chain(element: etree._Element, top: ImageSource) -> tuple[tuple[ImageSource, ...], bool]:
+def _chain(element: etree._Element, top: ImageLocation) -> tuple[tuple[ImageLocation, ...], bool]:
     """The images down from ``top`` that the XML has, and whether it says that there are no more.
 
     libvirt writes the whole chain into the live XML, and ends it with an empty <backingStore/>. Of a domain
@@ -189,7 +189,7 @@ def _chain(element: etree._Element, top: ImageSource) -> tuple[tuple[ImageSource
     return tuple(images), False
 
 
-def _image_source(element: etree._Element, image_format: str | None) -> ImageSource:
+def _image_source(element: etree._Element, image_format: str | None) -> ImageLocation:
     """What a <disk> or a <backingStore> says of its own image."""
     source = element.find("source")
     encryption = element.find("encryption")
@@ -197,7 +197,7 @@ def _image_source(element: etree._Element, image_format: str | None) -> ImageSou
         source = etree.Element("source")
     if encryption is None:
         encryption = source.find("encryption")
-    return ImageSource(
+    return ImageLocation(
         source_type=element.get("type", "file"),
         format=image_format,
         path=source.get("file") or source.get("dev"),

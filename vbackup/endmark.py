@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vbackup import names
-from vbackup.model import GRANULARITY_BYTES, Bitmap, BitmapSource, DiskNode
+from vbackup.model import GRANULARITY_BYTES, Bitmap, DiskNode, NodeBitmap
 
 if TYPE_CHECKING:
     from vbackup.actions import Action
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class NewMark:
     """An end mark to be made, or to be made anew."""
 
-    mark: BitmapSource
+    mark: NodeBitmap
     persistent: bool
-    scratch: BitmapSource  #: of a node as large as the disk, with the last granule set
+    scratch: NodeBitmap  #: of a node as large as the disk, with the last granule set
     is_there: bool  #: and does not vouch
     distrusted: tuple[str, ...]  #: bitmaps that it, or the disk's size, has given away; it must not vouch for them
 
@@ -102,9 +102,9 @@ def new_mark(
             return None
         distrusted = [bitmap for bitmap in distrusted if not bitmap.busy]
     return NewMark(
-        mark=BitmapSource(top.node_name, name),
+        mark=NodeBitmap(top.node_name, name),
         persistent=node.keeps_bitmaps,
-        scratch=BitmapSource(scratch_node, names.scratch_job(repository_id)),
+        scratch=NodeBitmap(scratch_node, names.scratch_job(repository_id)),
         is_there=is_there,
         distrusted=tuple(bitmap.name for bitmap in distrusted),
     )

@@ -24,7 +24,7 @@ class Status(IntEnum):
     NOT_FOUND = 4
     UNSUITABLE = 5
     CHAIN = 6
-    TARGET = 7
+    STORAGE = 7
     BUSY = 8
     SCRIPT = 9
     SIGNAL = 128
@@ -248,13 +248,13 @@ class BaseError(ChainError):
         )
 
 
-class TargetError(VbackupError):
+class StorageError(VbackupError):
     """The repository or the output cannot be used: not there, no space, no permission, exists."""
 
-    status = Status.TARGET
+    status = Status.STORAGE
 
 
-class NoSpaceError(TargetError):
+class NoSpaceError(StorageError):
     """The filesystem of the repository or of the output is full."""
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import job, qemu_img
-from vbackup.errors import NoSpaceError, QmpError, TargetError
+from vbackup.errors import NoSpaceError, QmpError, StorageError
 from vbackup.model import ImageFormat
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
@@ -56,7 +56,7 @@ def flatten(
     """Write what the layers hold, the oldest first, into a new image with mode 0600; to the page cache, not further.
 
     None is smaller than those before it.
-    ``progress`` is told the percentage. Raises TargetError or NoSpaceError, UnsuitableError where a long chain needs a
+    ``progress`` is told the percentage. Raises StorageError or NoSpaceError, UnsuitableError where a long chain needs a
     storage daemon that is not installed, InterruptedBySignalError.
     """
     oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
@@ -110,10 +110,10 @@ def _change(daemon: StorageDaemon, command: str, arguments: dict[str, Any], outp
         raise _error(f"Cannot write {output}", err.description, output) from err
 
 
-def _error(what: str, reason: str, output: Path) -> TargetError:
+def _error(what: str, reason: str, output: Path) -> StorageError:
     if "No space left on device" in reason:
         return NoSpaceError(f"Cannot write {output}: no space left there. Make room and run the same command again.")
-    return TargetError(f"{what}: {reason.rstrip('.')}.")
+    return StorageError(f"{what}: {reason.rstrip('.')}.")
 
 
 def _name(number: int) -> str:

@@ -1,7 +1,7 @@
 """Freeze the guest's filesystems around the moment of a backup, through its agent.
 
 A guest must never stay frozen: the thaw is registered before the freeze is sent, and it is tried
-again until it answers or its own deadline is over. Whoever guards the freeze (vbackup.watchdog) thaws
+again until it answers or its own deadline is over. The thawer (vbackup.watchdog) thaws
 when this process cannot, or takes longer than the limit.
 Commands: guest-ping, guest-fsfreeze-freeze, guest-fsfreeze-thaw, guest-fsfreeze-status of the QEMU guest
 agent's QAPI.
@@ -38,7 +38,7 @@ class Agent(Protocol):
         """Send a command, return its "return"; an error where no answer comes in time."""
 
 
-class Guard(Protocol):
+class Thawer(Protocol):
     """What thaws when this process cannot, or does not within the limit."""
 
     @property
@@ -50,7 +50,7 @@ class Guard(Protocol):
         """True if it cannot reach the guest before this process has ended; the limit is then ours to keep."""
 
     def reason_not_to_freeze(self) -> str | None:
-        """Why it cannot guard; None if it is ready."""
+        """Why it cannot thawer; None if it is ready."""
 
     def freezing(self) -> None:
         """Call before the freeze is sent: from now on the guest may be frozen."""
@@ -91,13 +91,13 @@ def frozen(
     agent: Agent,
     quiesce: Quiesce,
     *,
-    guard: Guard | None,
+    thawer: Thawer | None,
     reporter: Reporter,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Freeze]:
     """Freeze, run the block, thaw.
 
-    ``guard`` is None where libvirt says that no agent is connected. Raises QuiesceError where freezing is
+    ``thawer`` is None where libvirt says that no agent is connected. Raises QuiesceError where freezing is
     required and does not work, or does not last until the block is left; with ``auto`` it is reported and the
     backup is crash-consistent.
     """
@@ -105,12 +105,12 @@ def frozen(
     if quiesce is Quiesce.NO:
         yield freeze
         return
-    reason = "no guest agent is connected" if guard is None else _reason_not_to_freeze(agent, guard)
-    if guard is None or reason is not None:
-        _do_without(quiesce, reason or "", reporter, quiet=guard is None)
+    reason = "no guest agent is connected" if thawer is None else _reason_not_to_freeze(agent, thawer)
+    if thawer is None or reason is not None:
+        _do_without(quiesce, reason or "", reporter, quiet=thawer is None)
         yield freeze
         return
-    attempt = _Attempt(agent, guard, reporter, clock)
+    attempt = _Attempt(agent, thawer, reporter, clock)
     try:
         reason = attempt.freeze()
         if reason is not None:
@@ -131,21 +131,21 @@ def frozen(
 class _Attempt:
     """One freeze, and the thaw that belongs to it."""
 
-    def __init__(self, agent: Agent, guard: Guard, reporter: Reporter, clock: Callable[[], float]) -> None:
-        self._agent, self._guard, self._reporter, self._clock = agent, guard, reporter, clock
+    def __init__(self, agent: Agent, thawer: Thawer, reporter: Reporter, clock: Callable[[], float]) -> None:
+        self._agent, self._thawer, self._reporter, self._clock = agent, thawer, reporter, clock
         self._begun = clock()
         self._answered = False
         self._refused = False
         self._count = 0
         self._late = False
         self._thaw: Thawed | None = None
-        self._timer = threading.Timer(guard.limit_s, self._thaw_blindly) if guard.is_blind else None
+        self._timer = threading.Timer(thawer.limit_s, self._thaw_blindly) if thawer.is_blind else None
         self.frozen_ms = 0
 
     def freeze(self) -> str | None:
         """Returns why filesystems are not (or not surely) frozen. Raises DomainGoneError."""
-        limit_s = self._guard.limit_s
-        self._guard.freezing()
+        limit_s = self._thawer.limit_s
+        self._thawer.freezing()
         if self._timer is not None:
             self._timer.daemon = True
             self._timer.start()
@@ -176,7 +176,7 @@ class _Attempt:
                 f" ({done.error})."
             )
         else:
-            self._guard.thawed()
+            self._thawer.thawed()
         if done.how is Thaw.REFUSED and not self._refused:  # an agent that refuses the one refuses the other
             self._reporter.warning(f"The guest agent could not thaw the filesystems: {done.error}.")
         if self._refused and done.count:
@@ -192,8 +192,8 @@ class _Attempt:
         assert done is not None
         if done.count:
             return None
-        if self._late:  # the guard may have thawed at any time since
-            return f"the {self._guard.limit_s} s of --freeze-limit were over before QEMU had taken the backup's moment"
+        if self._late:  # the thawer may have thawed at any time since
+            return f"the {self._thawer.limit_s} s of --freeze-limit were over before QEMU had taken the backup's moment"
         if done.how is Thaw.NOTHING_FROZEN:
             return "the guest thawed its filesystems by itself before it was told to"
         if done.how is Thaw.REFUSED:  # "fsfreeze is limited up to 10 seconds" from Windows, which has thawed by then
@@ -201,7 +201,7 @@ class _Attempt:
         return None
 
     def _is_over(self) -> bool:
-        return self._clock() - self._begun >= self._guard.limit_s
+        return self._clock() - self._begun >= self._thawer.limit_s
 
     def _thaw_blindly(self) -> None:
         with contextlib.suppress(VbackupError):  # the thaw that follows tells
@@ -224,14 +224,14 @@ def thaw_leftover(agent: Agent, reporter: Reporter, clock: Callable[[], float] =
     return thaw(agent, sure=True, deadline_s=THAW_DEADLINE_S, clock=clock).how is Thaw.DONE
 
 
-def _reason_not_to_freeze(agent: Agent, guard: Guard) -> str | None:
+def _reason_not_to_freeze(agent: Agent, thawer: Thawer) -> str | None:
     try:
         agent.agent("guest-ping", timeout_s=PING_S)
     except DomainGoneError:
         raise
     except VbackupError as err:
         return f"the guest agent does not answer: {err}"
-    return guard.reason_not_to_freeze()
+    return thawer.reason_not_to_freeze()
 
 
 def _do_without(quiesce: Quiesce, reason: str, reporter: Reporter, *, quiet: bool = False) -> None:

@@ -160,7 +160,7 @@ class MemberMoment:
         self._wait(self._name)
         return self.group
 
-    def staged(self) -> None:
+    def ready(self) -> None:
         """See Moment."""
         self._wait(self._name)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from vbackup import qemu_img
 from vbackup.errors import ChainError, DiskError, MonitorError
-from vbackup.model import Disk, ImageSource, SecretRef
+from vbackup.model import Disk, ImageLocation, SecretRef
 
 #: Formats that can have a backing file (QAPI BlockdevOptionsGenericCOWFormat).
 BACKED_FORMATS = frozenset(("qcow2", "qcow", "qed", "vmdk"))
@@ -104,7 +104,7 @@ def _append(disk: Disk, images: list[Image], image: Image) -> None:
     images.append(image)
 
 
-def _from_xml(disk: Disk, source: ImageSource, volume_path: Callable[[str, str], str]) -> Image:
+def _from_xml(disk: Disk, source: ImageLocation, volume_path: Callable[[str, str], str]) -> Image:
     path = source.path
     if source.oddity is not None:
         raise _unopenable(disk, source.oddity)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vbackup import qemu_img
-from vbackup.repository import target_errors
+from vbackup.repository import storage_errors
 from vbackup.stop import Stop
 from vbackup.target import Target
 from vbackup.tuning import ImageOptions
@@ -34,11 +34,11 @@ class NewImage:
 def reserve(images: Sequence[NewImage]) -> None:
     """Make the files, empty and with mode 0600: from now on they can be told from copies of them.
 
-    Raises TargetError or NoSpaceError.
+    Raises StorageError or NoSpaceError.
     """
     for image in images:
         path = image.target.path
-        with target_errors(f"make the image {path}"):
+        with storage_errors(f"make the image {path}"):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
@@ -46,14 +46,14 @@ def reserve(images: Sequence[NewImage]) -> None:
 def made(images: Sequence[NewImage], *, options: ImageOptions, stop: Stop) -> Iterator[Iterable[Target]]:
     """Make images of the reserved files; the block gets each, in their order, when it is ready.
 
-    What the block goes through raises TargetError or NoSpaceError where one could not be made. None is being made any
+    What the block goes through raises StorageError or NoSpaceError where one could not be made. None is being made any
     more when the block is left.
     """
 
     def make(image: NewImage) -> Target:
         stop.check()
         path = image.target.path
-        with target_errors(f"make the image {path}"):
+        with storage_errors(f"make the image {path}"):
             qemu_img.create(path, image.size_bytes, backing_rpath=image.backing_rpath, options=options)
         return image.target
 

@@ -21,7 +21,7 @@ from vbackup.errors import (
     MalformedError,
     NoSpaceError,
     QmpError,
-    TargetError,
+    StorageError,
 )
 from vbackup.fields import objects
 from vbackup.monitor import Event, Monitor
@@ -74,7 +74,7 @@ class Job:
     error: str | None
 
 
-class Pace(Protocol):
+class Throttle(Protocol):
     """Sets how fast the jobs of one backup copy while they run. Called by the thread that follows them."""
 
     def first_bytes_s(self, jobs: int) -> int:
@@ -153,7 +153,7 @@ def run(
     """Wait until all jobs are pending, finalise them, and return the bytes each has copied, by dev.
 
     ``devs`` has the disk of each job id; ``on_tick`` is shown the jobs whenever they were asked for, and what it raises
-    ends the wait. Raises for the first job that fails NoSpaceError, TargetError where it could not write, else
+    ends the wait. Raises for the first job that fails NoSpaceError, StorageError where it could not write, else
     JobError; and JobStalledError, InterruptedBySignalError, DomainGoneError. The jobs are then still there: undo with
     ``cancel``. A connection that breaks is opened anew and the wait goes on.
     """
@@ -323,7 +323,7 @@ def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str], blame: _Bla
                 )
             operation = blame.operation(job.id)
             if operation == "write":
-                raise TargetError(
+                raise StorageError(
                     f"Disk {devs[job.id]}: QEMU could not write its image to the repository: {job.error}. Nothing was"
                     " kept of this backup; mend the repository's storage and run the same command again."
                 )

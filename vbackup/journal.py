@@ -20,7 +20,7 @@ from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.model import Backup, Consistency
 from vbackup.process import Process
-from vbackup.repository import JOURNAL, target_errors
+from vbackup.repository import JOURNAL, storage_errors
 
 SCHEMA = "vbackup.journal/1"
 #: The first line is as large as a manifest, the others are short.
@@ -67,14 +67,14 @@ class Entry:
 class Journal:
     """The journal of a stage, open for writing. A context manager.
 
-    Raises TargetError and NoSpaceError where the disk does not take it.
+    Raises StorageError and NoSpaceError where the disk does not take it.
     """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / JOURNAL
 
     def __enter__(self) -> Journal:
-        with target_errors(f"write {self._path}"):
+        with storage_errors(f"write {self._path}"):
             self._fd = files.open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         return self
 
@@ -90,7 +90,7 @@ class Journal:
         """Have a line on the disk."""
         # Only ASCII, so that half a character in a name is no reason to fail.
         data = (json.dumps({"step": step.value, **members}) + "\n").encode("ascii")
-        with target_errors(f"write {self._path}"):
+        with storage_errors(f"write {self._path}"):
             while data:
                 data = data[os.write(self._fd, data) :]
             os.fsync(self._fd)

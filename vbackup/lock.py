@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.errors import BusyError, TargetError
+from vbackup.errors import BusyError, StorageError
 from vbackup.files import open_regular
 from vbackup.report import Reporter
 from vbackup.stop import Stop
@@ -33,12 +33,12 @@ class LockWait:
 def take(directory: Path, uuid: str) -> int:
     """Make and lock the file in that directory, which is made too; returns its descriptor.
 
-    Raises BusyError where another process has it, TargetError where no file can be made there safely, OSError.
+    Raises BusyError where another process has it, StorageError where no file can be made there safely, OSError.
     """
     while True:
         directory.mkdir(mode=0o700, exist_ok=True)
         if directory.is_symlink():
-            raise TargetError(f"{directory} is a symbolic link, which vbackup does not follow out of the repository.")
+            raise StorageError(f"{directory} is a symbolic link, which vbackup does not follow out of the repository.")
         try:
             fd = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:

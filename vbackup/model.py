@@ -71,7 +71,7 @@ class SecretRef:
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class ImageLocation:
     """One image of a disk as the XML describes it: where it is, and how it is opened."""
 
     source_type: str  #: file, block, volume, network, ... as libvirt says it
@@ -93,7 +93,7 @@ class Disk:
     path: str | None  #: of the image or block device where the XML names one
     format: str  #: qcow2, raw
     encrypted: bool = False
-    images: tuple[ImageSource, ...] = ()  #: its backing chain as far as the XML has it, the active image first
+    images: tuple[ImageLocation, ...] = ()  #: its backing chain as far as the XML has it, the active image first
     chain_ends: bool = False  #: the XML says that the last of them has no backing file
 
 
@@ -189,7 +189,7 @@ class DiskNode:
 
 
 @dataclass(frozen=True)
-class BitmapSource:
+class NodeBitmap:
     """A bitmap on a node, as block-dirty-bitmap-merge takes it (QAPI BlockDirtyBitmap)."""
 
     node_name: str

@@ -17,7 +17,7 @@ class Moment(Protocol):
     def planned(self, member: GroupMember) -> Group | None:
         """Nothing has been begun. Returns the group that it is to be recorded with, once all are planned."""
 
-    def staged(self) -> None:
+    def ready(self) -> None:
         """All is ready: return when the guests are to be frozen."""
 
     def taken(self) -> AbstractContextManager[None]:
@@ -43,7 +43,7 @@ class Alone:
         """See Moment."""
         return None
 
-    def staged(self) -> None:
+    def ready(self) -> None:
         """See Moment."""
 
     def taken(self) -> AbstractContextManager[None]:

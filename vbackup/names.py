@@ -104,22 +104,22 @@ def target_node(repository_id: str, dev: str) -> str:
     return f"{prefix(repository_id)}{dev}"
 
 
-def staging_job(repository_id: str, backup: str, dev: str) -> str:
+def fleecing_job(repository_id: str, backup: str, dev: str) -> str:
     """The job that puts aside what the guest is about to overwrite on disk ``dev``."""
-    return f"{job(repository_id, backup, dev)}-staging"
+    return f"{job(repository_id, backup, dev)}-fleecing"
 
 
-def staging_node(repository_id: str, index: int) -> str:
+def fleecing_node(repository_id: str, index: int) -> str:
     """The node of the image that this is put into. A digit begins no disk's name, so that of no target is the same."""
     return f"{prefix(repository_id)}{index}-aside"
 
 
-def staging_filter(repository_id: str, index: int) -> str:
+def fleecing_filter(repository_id: str, index: int) -> str:
     """The node that QEMU puts above the disk for that job."""
-    return f"{prefix(repository_id)}{index}-guard"
+    return f"{prefix(repository_id)}{index}-filter"
 
 
-def staging_view(repository_id: str, index: int) -> str:
+def fleecing_view(repository_id: str, index: int) -> str:
     """The node that shows the disk as it was at the moment of the backup."""
     return f"{prefix(repository_id)}{index}-view"
 

@@ -39,7 +39,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speed:
     """How fast each job may copy."""
 
     speed_bytes_s: int | None = None  #: None: no limit
@@ -61,11 +61,11 @@ def latency_ms(before: Mapping[str, Counters], after: Mapping[str, Counters]) ->
     return max(means, default=None)
 
 
-def decide(pace: Pace, window: Window, *, limit_ms: float, ceiling_bytes_s: int | None) -> Pace:
-    """The pace from now on; ``ceiling_bytes_s`` is what the user allows, None for no limit."""
+def decide(before: Speed, window: Window, *, limit_ms: float, ceiling_bytes_s: int | None) -> Speed:
+    """The speed from now on; ``ceiling_bytes_s`` is what the user allows, None for no limit."""
     seen = min(window.copied_bytes_s, FIRST_BYTES_S)
-    peak = max(pace.peak_bytes_s, seen)
-    speed = _lower(pace.speed_bytes_s, ceiling_bytes_s)
+    peak = max(before.peak_bytes_s, seen)
+    speed = _lower(before.speed_bytes_s, ceiling_bytes_s)
     waits_ms = window.latency_ms or 0.0
     if waits_ms > limit_ms:
         begins_at = _lower(speed, max(seen, FLOOR_BYTES_S))
@@ -74,7 +74,7 @@ def decide(pace: Pace, window: Window, *, limit_ms: float, ceiling_bytes_s: int 
     elif speed is not None and waits_ms <= CALM * limit_ms and 2 * window.copied_bytes_s >= speed:
         # Where less is copied than allowed, something else is what holds it up.
         speed = _lower(speed + max(peak // STEPS, FLOOR_BYTES_S), ceiling_bytes_s)
-    return Pace(speed, peak)
+    return Speed(speed, peak)
 
 
 def _lower(one_bytes_s: int | None, other_bytes_s: int | None) -> int | None:

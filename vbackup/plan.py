@@ -29,7 +29,6 @@ from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import (
     GRANULARITY_BYTES,
     Backup,
-    BitmapSource,
     Compression,
     Consistency,
     Disk,
@@ -38,16 +37,17 @@ from vbackup.model import (
     Domain,
     LeftOut,
     Level,
+    NodeBitmap,
 )
 from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
 #: QEMU has 64 threads for the requests of all its files, and a job keeps up to 64 busy: where a slow repository has
 #: them all, the guest's own requests wait for one.
-MAX_STAGING_WORKERS = 16
+MAX_FLEECING_WORKERS = 16
 
 
 @dataclass(frozen=True)
-class StagingAbilities:
+class FleecingAbilities:
     """What this QEMU has for it besides the jobs."""
 
     spares_guest: bool  #: can fail the backup instead of the guest's write (on-cbw-error)
@@ -55,8 +55,8 @@ class StagingAbilities:
 
 
 @dataclass(frozen=True)
-class StagingPlan:
-    """What stands between the disk and its copy where the target must not slow the guest (vbackup.staging)."""
+class FleecingPlan:
+    """What stands between the disk and its copy where the target must not slow the guest (vbackup.fleecing)."""
 
     job_id: str
     node: str  #: takes what the guest is about to overwrite
@@ -77,7 +77,7 @@ class DiskPlan:
     target_node: str
     bitmap: str | None  #: the new checkpoint's, None for a copy and for what bears none
     working_bitmap: str | None  #: drives the copy where there is a base
-    staging: StagingPlan | None = None
+    fleecing: FleecingPlan | None = None
     new_mark: NewMark | None = None  #: an end mark to be made (vbackup.endmark)
 
     @property
@@ -96,7 +96,7 @@ class DiskPlan:
         return f"../{self.choice.base.id}/{self.file}" if self.choice.base else None
 
     @property
-    def guards(self) -> tuple[BitmapSource, ...]:
+    def relied_on_marks(self) -> tuple[NodeBitmap, ...]:
         """The end marks on the active layer that the choice of the base relies on."""
         top = self.node.top.node_name
         return tuple(
@@ -138,16 +138,16 @@ class DiskPlan:
             sources = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in self.choice.sources)
             part.append(_new_bitmap(node, self.working_bitmap, disabled=True))
             part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, sources))
-        if self.staging is None:
+        if self.fleecing is None:
             part.append(self._job(node, speed_bytes_s=speed_bytes_s, compress=compress))
         else:
-            part.append(self._put_aside(self.staging))
+            part.append(self._put_aside(self.fleecing))
         return part
 
     def copy_actions(self, *, speed_bytes_s: int | None, compress: bool) -> list[Action]:
-        """The disk's part of the second transaction where there is staging: the copy of what the view shows."""
-        assert self.staging is not None
-        view, part = self.staging.view, list[Action]()
+        """The disk's part of the second transaction where there is fleecing: the copy of what the view shows."""
+        assert self.fleecing is not None
+        view, part = self.fleecing.view, list[Action]()
         if self.working_bitmap is not None:
             source = BlockDirtyBitmap(self.node.top.node_name, self.working_bitmap)
             part.append(_new_bitmap(view, self.working_bitmap, disabled=True))
@@ -155,15 +155,15 @@ class DiskPlan:
         part.append(self._job(view, speed_bytes_s=speed_bytes_s, compress=compress))
         return part
 
-    def _put_aside(self, staging: StagingPlan) -> BlockdevBackup:
+    def _put_aside(self, fleecing: FleecingPlan) -> BlockdevBackup:
         """From this moment on, what the guest is about to overwrite; it copies nothing by itself, and never ends."""
         return BlockdevBackup(
-            job_id=staging.job_id,
+            job_id=fleecing.job_id,
             device=self.node.top.node_name,
-            target=staging.node,
+            target=fleecing.node,
             sync=MirrorSyncMode.NONE,
-            filter_node_name=staging.filter_node,
-            on_cbw_error=staging.on_cbw_error,
+            filter_node_name=fleecing.filter_node,
+            on_cbw_error=fleecing.on_cbw_error,
             auto_finalize=False,
             auto_dismiss=False,
         )
@@ -186,7 +186,7 @@ class DiskPlan:
             compress=compress or None,
             auto_finalize=False,
             auto_dismiss=False,
-            x_perf=BackupPerf(max_workers=self.staging.max_workers) if self.staging else None,
+            x_perf=BackupPerf(max_workers=self.fleecing.max_workers) if self.fleecing else None,
         )
 
 
@@ -212,17 +212,17 @@ class BackupPlan:
         return tuning.image_options(self.compression)
 
     @property
-    def has_staging_area(self) -> bool:
+    def has_fleecing_area(self) -> bool:
         """True if there is a second transaction, which starts the copies."""
-        return any(disk.staging is not None for disk in self.disks)
+        return any(disk.fleecing is not None for disk in self.disks)
 
     def copies(self) -> list[dict[str, Any]]:
-        """The actions of that one, sent when the views are there; empty where nothing is staged."""
+        """The actions of that one, sent when the views are there; empty where there is no fleecing area."""
         compress = self.compression is not Compression.NONE
         return [
             action.document()
             for disk in self.disks
-            if disk.staging is not None
+            if disk.fleecing is not None
             for action in disk.copy_actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
         ]
 
@@ -312,12 +312,12 @@ def make(
     taken_ids: Collection[str],
     compression: Compression,
     speed_bytes_s: int | None,
-    staging: StagingAbilities | None = None,
+    fleecing: FleecingAbilities | None = None,
     node_options: NodeOptions = QEMUS_OWN,
 ) -> BackupPlan:
     """Name everything and put the plan together; ``token`` is a new one (names.new_token).
 
-    With ``staging`` the guest waits for a staging area, not for the targets.
+    With ``fleecing`` the guest waits for a fleecing area, not for the targets.
     """
     level = level_of(asked, [choice for _, choice in choices])
     backup_id = _free_id(now, level, taken_ids)
@@ -334,8 +334,8 @@ def make(
                 target_node=names.target_node(repository_id, dev),
                 bitmap=names.bitmap(repository_id, backup_id, dev, token) if makes_checkpoint else None,
                 working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
-                staging=_staging(repository_id, backup_id, dev, index, staging, disks=len(choices))
-                if staging
+                fleecing=_fleecing(repository_id, backup_id, dev, index, fleecing, disks=len(choices))
+                if fleecing
                 else None,
                 new_mark=_new_mark(node, choice, history, repository_id, sizes) if makes_checkpoint else None,
             )
@@ -369,21 +369,21 @@ def _new_mark(
     )
 
 
-def _staging(
-    repository_id: str, backup_id: str, dev: str, index: int, abilities: StagingAbilities, *, disks: int
-) -> StagingPlan:
+def _fleecing(
+    repository_id: str, backup_id: str, dev: str, index: int, abilities: FleecingAbilities, *, disks: int
+) -> FleecingPlan:
     """Of one disk of so many. The error policy only where there is a view: a copy of what is lost there fails.
 
     A job that reads the disk itself ends well all the same, with the guest's new data in its copy: seen on QEMU 11.1.
     """
-    return StagingPlan(
-        job_id=names.staging_job(repository_id, backup_id, dev),
-        node=names.staging_node(repository_id, index),
-        filter_node=names.staging_filter(repository_id, index),
-        view=names.staging_view(repository_id, index),
+    return FleecingPlan(
+        job_id=names.fleecing_job(repository_id, backup_id, dev),
+        node=names.fleecing_node(repository_id, index),
+        filter_node=names.fleecing_filter(repository_id, index),
+        view=names.fleecing_view(repository_id, index),
         on_cbw_error=OnCbwError.BREAK_SNAPSHOT if abilities.spares_guest else None,
         tells_zeros=abilities.tells_zeros,
-        max_workers=max(1, MAX_STAGING_WORKERS // disks),
+        max_workers=max(1, MAX_FLEECING_WORKERS // disks),
     )
 
 

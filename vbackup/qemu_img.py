@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import ChainError, NoSpaceError, TargetError
+from vbackup.errors import ChainError, NoSpaceError, StorageError
 from vbackup.fields import Fields
 from vbackup.model import Compression, ImageFormat
 from vbackup.stop import Stop
@@ -38,7 +38,7 @@ class Header:
 def create(path: Path, size_bytes: int, *, backing_rpath: str | None, options: ImageOptions) -> None:
     """Make an empty qcow2 image of an empty file; the backing file is named in its header but not opened.
 
-    Raises TargetError or NoSpaceError where the filesystem or qemu-img refuses.
+    Raises StorageError or NoSpaceError where the filesystem or qemu-img refuses.
     """
     argv = ["create", "-q", "-f", "qcow2", "-o", f"cluster_size={options.cluster_bytes}"]
     if options.compression is not Compression.NONE:
@@ -82,7 +82,7 @@ def convert(
     """Write what the layers of a chain hold, the oldest first, into a new image with mode 0600.
 
     Each is opened by its path; what the headers name as backing files is not looked at.
-    ``progress`` is told the percentage. Raises TargetError or NoSpaceError; ends qemu-img on a request to stop.
+    ``progress`` is told the percentage. Raises StorageError or NoSpaceError; ends qemu-img on a request to stop.
     """
     os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
@@ -141,7 +141,7 @@ def _raise(errors: bytes, what: str) -> None:
     reason = _last_line(errors)
     if "No space left on device" in reason:
         raise NoSpaceError(f"Cannot {what}: no space left there. Make room and run the same command again.")
-    raise TargetError(f"Cannot {what}: {reason}.")
+    raise StorageError(f"Cannot {what}: {reason}.")
 
 
 def _last_line(errors: bytes) -> str:

@@ -2,7 +2,7 @@
 
 Each running domain gets the same, and each of its running jobs the same of that; what a domain cannot use, because its
 disks have a limit of their own, goes to the others. Nothing here waits or has a thread: each domain's own thread tells
-how its jobs are (vbackup.job.Pace), and sets their speed (block-job-set-speed of QEMU's QAPI) when its part has
+how its jobs are (vbackup.job.Throttle), and sets their speed (block-job-set-speed of QEMU's QAPI) when its part has
 changed. A part grows only by what others have already given back, so the sum is kept at every moment.
 """
 
@@ -51,7 +51,7 @@ class TotalRate:
 
 
 class Share:
-    """One domain's part (see vbackup.job.Pace)."""
+    """One domain's part (see vbackup.job.Throttle)."""
 
     def __init__(self, rate: TotalRate, job_limit_bytes_s: int) -> None:
         self._rate = rate
@@ -59,16 +59,16 @@ class Share:
         self._set: dict[str, int] = {}
 
     def first_bytes_s(self, jobs: int) -> int:
-        """See Pace."""
+        """See Throttle."""
         return self._part(jobs)
 
     def slowest_bytes_s(self, jobs: int) -> int:
-        """See Pace."""
+        """See Throttle."""
         fair = self._rate.total_bytes_s // self._rate.at_once // jobs
         return max(1, min(fair, self._job_limit_bytes_s))
 
     def adjust(self, monitor: Monitor, jobs: Collection[Job]) -> None:
-        """See Pace."""
+        """See Throttle."""
         running = [job for job in jobs if job.status in CHANGEABLE]
         if not running:
             self._rate.ask(self, 0)

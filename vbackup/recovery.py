@@ -26,7 +26,7 @@ from vbackup.errors import (
 from vbackup.host import Host
 from vbackup.job import Job, JobStatus
 from vbackup.journal import Entry, Journal, Step
-from vbackup.model import BitmapSource
+from vbackup.model import NodeBitmap
 from vbackup.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository import Repository, Stage
@@ -251,8 +251,8 @@ def _finish(
     entry: Entry, stage: Stage, opened: Source, repository: Repository, *, reporter: Reporter, stop: Stop
 ) -> None:
     with Journal(stage.path) as written, Undo(reporter) as undo:
-        guards = _guards(entry, repository)
-        work = Work(entry.draft, stage, written, opened, repository, reporter, stop, guards=guards)
+        relied_on_marks = _relied_on_marks(entry, repository)
+        work = Work(entry.draft, stage, written, opened, repository, reporter, stop, relied_on_marks=relied_on_marks)
         _push_undo(work, undo, entry)
         if entry.step is Step.MOMENT:
             opened.thaw(reporter)
@@ -266,12 +266,12 @@ def _finish(
         undo.push("remove the working bitmaps", lambda: checkpoint.remove_bitmaps(work.monitor, work.working_bitmaps))
 
 
-def _guards(entry: Entry, repository: Repository) -> list[BitmapSource]:
+def _relied_on_marks(entry: Entry, repository: Repository) -> list[NodeBitmap]:
     """The end marks that the dead run has relied on, where they are: those of the bases' sizes."""
     made = {one.id: one for one in repository.catalogue(entry.draft.domain_uuid).history.backups}
     bases = ((one, made[one.base].image(one.dev)) for one in entry.draft.disks if one.base in made)
     return [
-        BitmapSource(one.node_name, names.end_mark(repository.id, one.dev, base.virtual_size_bytes))
+        NodeBitmap(one.node_name, names.end_mark(repository.id, one.dev, base.virtual_size_bytes))
         for one, base in bases
         if base is not None
     ]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vbackup import lock, manifest, names
 from vbackup.chain import History
-from vbackup.errors import ChainError, DomainNotFoundError, NoSpaceError, TargetError
+from vbackup.errors import ChainError, DomainNotFoundError, NoSpaceError, StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import is_directory, is_regular, open_regular, read_regular
 from vbackup.lock import LockWait
@@ -96,13 +96,13 @@ class Repository:
 
     @classmethod
     def create(cls, path: Path) -> Repository:
-        """Make a repository of a directory that is empty or not there yet. Raises TargetError."""
-        with target_errors(f"make a repository in {path}"):
+        """Make a repository of a directory that is empty or not there yet. Raises StorageError."""
+        with storage_errors(f"make a repository in {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if (path / MARKER).exists():
-                raise TargetError(f"{path} is a vbackup repository already; nothing was changed.")
+                raise StorageError(f"{path} is a vbackup repository already; nothing was changed.")
             if any(path.iterdir()):
-                raise TargetError(f"{path} is not empty; give a new or an empty directory.")
+                raise StorageError(f"{path} is not empty; give a new or an empty directory.")
             path.chmod(0o700)
             repository_id = names.new_repository_id()
             marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": repository_id}
@@ -111,31 +111,33 @@ class Repository:
 
     @classmethod
     def open(cls, path: Path) -> Repository:
-        """Open an existing one. Raises TargetError where it is none, or of a newer format."""
-        with target_errors(f"read {path / MARKER}"):
+        """Open an existing one. Raises StorageError where it is none, or of a newer format."""
+        with storage_errors(f"read {path / MARKER}"):
             try:
-                fields = Fields(parse_json(_read_text(path / MARKER)), os.fspath(path / MARKER), TargetError)
+                fields = Fields(parse_json(_read_text(path / MARKER)), os.fspath(path / MARKER), StorageError)
             except (FileNotFoundError, NotADirectoryError):
-                raise TargetError(
+                raise StorageError(
                     f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' makes a new one."
                 ) from None
             except (ValueError, RecursionError) as err:
-                raise TargetError(
+                raise StorageError(
                     f"{path / MARKER} is damaged ({err}); restore it from a copy of the repository."
                 ) from err
         version = fields.integer("version")
         if version > VERSION:
-            raise TargetError(f"{path} has repository format {version}, this vbackup knows {VERSION}; use a newer one.")
+            raise StorageError(
+                f"{path} has repository format {version}, this vbackup knows {VERSION}; use a newer one."
+            )
         repository_id = fields.text("id")
         if not names.REPOSITORY_ID.fullmatch(repository_id):
-            raise TargetError(f"{path / MARKER} has the id {repository_id[:50]!r}, which vbackup never gives.")
+            raise StorageError(f"{path / MARKER} has the id {repository_id[:50]!r}, which vbackup never gives.")
         return cls(path.resolve(), repository_id)
 
     # reading
 
     def uuids(self) -> list[str]:
         """Of the domains that have backups."""
-        with target_errors(f"read {self.path}"):
+        with storage_errors(f"read {self.path}"):
             return sorted(
                 entry.name for entry in self.path.iterdir() if names.UUID.fullmatch(entry.name) and is_directory(entry)
             )
@@ -179,7 +181,7 @@ class Repository:
         return self.path / uuid / backup_id
 
     def _committed(self, uuid: str) -> Iterator[str]:
-        with target_errors(f"read {self.path / uuid}"):
+        with storage_errors(f"read {self.path / uuid}"):
             try:
                 entries = list((self.path / uuid).iterdir())
             except FileNotFoundError:
@@ -225,7 +227,7 @@ class Repository:
         where a signal ends the wait. A lock ends with its process, however that ends.
         """
         directory = self.path / uuid
-        with target_errors(f"write to {self.path}"):
+        with storage_errors(f"write to {self.path}"):
             fd = lock.take(directory, uuid) if wait is None else lock.wait_for(directory, uuid, wait)
         try:
             yield
@@ -238,7 +240,7 @@ class Repository:
 
     def taken_ids(self, uuid: str) -> frozenset[str]:
         """Ids that a new backup cannot have: of all backups that are there, readable or not."""
-        with target_errors(f"read {self.path / uuid}"):
+        with storage_errors(f"read {self.path / uuid}"):
             return frozenset(entry.name for entry in (self.path / uuid).iterdir())
 
     def unfinished(self, uuid: str) -> list[str]:
@@ -257,11 +259,11 @@ class Repository:
     def stage(self, uuid: str, backup_id: str, *, existing: bool = False) -> Iterator[Stage]:
         """A directory for a new backup, or an ``existing`` one that a dead run left; the lock must be held.
 
-        It is removed when the block is left without a commit. Raises TargetError, NoSpaceError.
+        It is removed when the block is left without a commit. Raises StorageError, NoSpaceError.
         """
         stage = Stage(self.stage_path(uuid, backup_id), self.directory(uuid, backup_id))
         if not existing:
-            with target_errors(f"write to {self.path}"):
+            with storage_errors(f"write to {self.path}"):
                 stage.path.mkdir(mode=0o700)
         try:
             yield stage
@@ -272,7 +274,7 @@ class Repository:
     def remember_name(self, uuid: str, name: str) -> None:
         """Note the name the domain has now."""
         known = [other for other in self._domain_names(uuid) if other not in (name, uuid)]
-        with target_errors(f"write to {self.path}"):
+        with storage_errors(f"write to {self.path}"):
             _write_anew(
                 self.path / uuid / "domain.json", json.dumps({"names": [*known, name]}, ensure_ascii=False) + "\n"
             )
@@ -288,7 +290,7 @@ class Stage:
 
     def write(self, name: str, data: bytes) -> str:
         """Write a further file and return its digest."""
-        with target_errors(f"write {self.path / name}"):
+        with storage_errors(f"write {self.path / name}"):
             fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
@@ -300,10 +302,10 @@ class Stage:
         ``ready`` is called when all but the name is on the disk, and may raise: then it is no backup.
         The journal goes last: until then the backup can be finished by whoever finds it.
         """
-        with target_errors(f"write to {self.path}"):
+        with storage_errors(f"write to {self.path}"):
             (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in here
         self.write("manifest.json", manifest.dump(backup).encode())
-        with target_errors(f"write to {self._final.parent}"):
+        with storage_errors(f"write to {self._final.parent}"):
             from concurrent.futures import ThreadPoolExecutor  # which reading a repository does without
 
             with ThreadPoolExecutor(max_workers=MAX_FSYNCS) as pool:
@@ -311,7 +313,7 @@ class Stage:
                     pass
             fsync(self.path)
         ready()
-        with target_errors(f"write to {self._final.parent}"):
+        with storage_errors(f"write to {self._final.parent}"):
             self.path.rename(self._final)
             self.committed = True
             fsync(self._final.parent)
@@ -327,7 +329,7 @@ def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], N
     """The digest of a file as manifests have it; ``check`` is called between pieces and may raise."""
     sha256 = hashlib.sha256()
     done_bytes = 0
-    with target_errors(f"read {path}"), os.fdopen(open_regular(path), "rb", buffering=0) as file:
+    with storage_errors(f"read {path}"), os.fdopen(open_regular(path), "rb", buffering=0) as file:
         while piece := file.read(_CHUNK_BYTES):
             check()
             sha256.update(piece)
@@ -338,7 +340,7 @@ def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], N
 
 
 @contextmanager
-def target_errors(what: str) -> Iterator[None]:
+def storage_errors(what: str) -> Iterator[None]:
     """Turn the operating system's errors into ours; ``what`` completes "cannot ..."."""
     try:
         yield
@@ -348,7 +350,7 @@ def target_errors(what: str) -> Iterator[None]:
                 f"Cannot {what}: no space left there. Make room and run the same command again."
             ) from err
         hint = {errno.EACCES: " Run vbackup as a user who may.", errno.EROFS: " It is mounted read-only."}
-        raise TargetError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
+        raise StorageError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
 
 
 def _remove(path: Path) -> None:

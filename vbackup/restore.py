@@ -19,12 +19,12 @@ from pathlib import Path
 
 from vbackup import domainxml, qcow2, repository
 from vbackup.chain import Link
-from vbackup.errors import ChainError, DiskError, MalformedError, TargetError
+from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
 from vbackup.files import read_regular
 from vbackup.flatten import Layer, flatten
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
-from vbackup.repository import Repository, target_errors
+from vbackup.repository import Repository, storage_errors
 from vbackup.stop import Stop
 
 #: How many images are read at a time.
@@ -58,7 +58,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     """Restore, and return what was written.
 
     Raises DomainNotFoundError, ChainError (unknown backup; a link missing, foreign or altered),
-    DiskError, TargetError (the output exists or cannot be written), NoSpaceError.
+    DiskError, StorageError (the output exists or cannot be written), NoSpaceError.
     """
     catalogue = repository.catalogue(repository.find(request.domain))
     backup = catalogue.find(request.backup_id, request.at)
@@ -96,10 +96,10 @@ def _select(backup: Backup, wanted: Sequence[str]) -> list[str]:
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:
-    with target_errors("look into the output directory"):
+    with storage_errors("look into the output directory"):
         existing = [os.fspath(path) for path in paths if os.path.lexists(path)]
     if existing:
-        raise TargetError(
+        raise StorageError(
             f"{existing[0]} exists already and vbackup never overwrites; give another directory with --output."
         )
 
@@ -217,7 +217,7 @@ def _definition(
 @contextmanager
 def _stage(output: Path) -> Iterator[Path]:
     """A directory in the output directory that goes when the block is left; so does the output if it was made here."""
-    with target_errors(f"write to {output}"):
+    with storage_errors(f"write to {output}"):
         made = not output.exists()
         output.mkdir(mode=0o700, parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
@@ -244,14 +244,14 @@ def _convert(
     def progress(percent: float) -> None:
         reporter.progress(dev, int(size_bytes * percent / 100), size_bytes)
 
-    with target_errors(f"write {path}"):
+    with storage_errors(f"write {path}"):
         flatten(layers, path, image_format, reporter=reporter, stop=stop, progress=progress)
         repository.fsync(path)
     reporter.step(f"Disk {dev}: restored.")
 
 
 def _write(path: Path, data: bytes) -> None:
-    with target_errors(f"write {path}"):
+    with storage_errors(f"write {path}"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
@@ -262,7 +262,7 @@ def _move_out(stage: Path, output: Path) -> None:
     """Give the files their names: all or none."""
     moved: list[Path] = []
     try:
-        with target_errors(f"write to {output}"):
+        with storage_errors(f"write to {output}"):
             for path in sorted(stage.iterdir()):
                 _refuse_existing([output / path.name])
                 path.rename(output / path.name)

@@ -19,7 +19,7 @@ from vbackup.report import Reporter
 
 
 @dataclass(frozen=True)
-class Session:
+class AttachedQemu:
     """An open monitor, and what is behind it."""
 
     name: str  #: for messages: of the domain, the socket, ...
@@ -52,7 +52,7 @@ class Session:
 
 
 @contextmanager
-def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Session]:
+def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[AttachedQemu]:
     """The domain's own QEMU, or a storage daemon on its disks while it is off.
 
     Raises what vbackup.source.open_source raises.
@@ -66,7 +66,7 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Session]
         is_running = isinstance(opened, source.RunningSource)
         if not is_running:
             disks()  # opens them, so that their nodes can be named
-        yield Session(
+        yield AttachedQemu(
             handle.name,
             opened.monitor,
             disks,
@@ -79,7 +79,7 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Session]
 
 
 @contextmanager
-def of_socket(path: str) -> Iterator[Session]:
+def of_socket(path: str) -> Iterator[AttachedQemu]:
     """A QEMU without libvirt; its disks are called as their devices. Raises ConnectionLostError."""
     from vbackup.monitor.socket import Socket
 
@@ -89,11 +89,11 @@ def of_socket(path: str) -> Iterator[Session]:
             graph = block_graph(monitor)
             return {alias: graph.disk_node(_device(alias)) for alias in graph.chains}
 
-        yield Session(path, monitor, disks)
+        yield AttachedQemu(path, monitor, disks)
 
 
 @contextmanager
-def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter) -> Iterator[Session]:
+def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter) -> Iterator[AttachedQemu]:
     """A storage daemon on image files, each with the name that it is to have as a disk.
 
     Raises what vbackup.source.open_images raises.
@@ -104,7 +104,7 @@ def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Repo
         def disks() -> dict[str, DiskNode]:
             return {node.disk.dev: node for node in opened.disk_nodes()}
 
-        yield Session("the storage daemon", opened.monitor, disks, ends_with_us=True)
+        yield AttachedQemu("the storage daemon", opened.monitor, disks, ends_with_us=True)
 
 
 def _device(alias: str) -> Disk:

@@ -16,7 +16,7 @@ from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.freeze import Freeze, frozen, thaw_leftover
 from vbackup.hooks.marks import offline_mark
 from vbackup.host import DomainHandle
-from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageSource, Layer, Quiesce, SecretRef
+from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef
 from vbackup.monitor import Monitor, block_graph
 from vbackup.monitor.passthrough import Passthrough
 from vbackup.report import Reporter
@@ -54,7 +54,7 @@ class Source(Protocol):
         """
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
-        """Start what will guard the freeze, so that it gets ready meanwhile; it ends with the source."""
+        """Start the thawer, so that it gets ready meanwhile; it ends with the source."""
 
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> AbstractContextManager[Freeze]:
         """Keep the guest's filesystems frozen while the block runs, as far as that is asked for, but not longer.
@@ -140,7 +140,7 @@ class RunningSource:
         """See Source."""
         self.prepare_freeze(quiesce, limit_s=limit_s)
         try:
-            with frozen(self._monitor, quiesce, guard=self._watchdog, reporter=reporter) as freeze:
+            with frozen(self._monitor, quiesce, thawer=self._watchdog, reporter=reporter) as freeze:
                 yield freeze
         finally:
             if self._watchdog is not None:
@@ -258,7 +258,7 @@ def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -
     from vbackup.storage_daemon import StorageDaemon
 
     disks = [
-        Disk(dev, dev, "file", path, image_format, images=(ImageSource("file", image_format, path),))
+        Disk(dev, dev, "file", path, image_format, images=(ImageLocation("file", image_format, path),))
         for dev, path, image_format in images
     ]
     with StorageDaemon(reporter) as daemon:

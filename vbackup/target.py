@@ -16,11 +16,11 @@ from typing import Any
 
 from vbackup import names
 from vbackup.blockgraph import BlockNodes
-from vbackup.errors import FdsNotNeededError, FdsNotPassedError, MalformedError, NoSpaceError, QmpError, TargetError
+from vbackup.errors import FdsNotNeededError, FdsNotPassedError, MalformedError, NoSpaceError, QmpError, StorageError
 from vbackup.fields import Fields, objects
 from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, block_nodes
-from vbackup.repository import target_errors
+from vbackup.repository import storage_errors
 from vbackup.tuning import QEMUS_OWN, TABLES, NodeOptions
 from vbackup.undo import Undo
 
@@ -56,7 +56,7 @@ def open_in_qemu(
     """Make each qcow2 image a node, in their order; ``undo`` gets ``close_in_qemu``.
 
     The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
-    writes. ``options`` are vbackup.tuning's. Raises TargetError where QEMU cannot open an image;
+    writes. ``options`` are vbackup.tuning's. Raises StorageError where QEMU cannot open an image;
     ``security_labels`` are what confines QEMU, for the message that tells why it may not.
     """
     undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
@@ -70,7 +70,7 @@ def open_in_qemu(
                 way = _Way.OUR_CHILD if isinstance(err, FdsNotNeededError) else _Way.PATH
             monitor.execute("blockdev-add", node(target.node_name, filename, options))
         except QmpError as err:
-            raise TargetError(_refused(target.path, err.description, security_labels, way)) from err
+            raise StorageError(_refused(target.path, err.description, security_labels, way)) from err
 
 
 def node(node_name: str, filename: str, options: NodeOptions = QEMUS_OWN) -> BlockdevOptions:
@@ -86,7 +86,7 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
     an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
     it has changes nothing, but QEMU flushes it first and reports that. From the page cache to the disk is the caller's
     way (vbackup.writeback), except where QEMU was told to go it. Returns QEMU's nodes, which are asked for anyway.
-    Raises NoSpaceError, TargetError.
+    Raises NoSpaceError, StorageError.
     """
     nodes = block_nodes(monitor)
     try:
@@ -98,7 +98,7 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
                 "No space left in the repository for the last of the images. Nothing was kept of this backup; make room"
                 " and run the same command again."
             ) from err
-        raise TargetError(
+        raise StorageError(
             f"QEMU could not write the last of the images to the repository: {err.description}. Nothing was kept of"
             " this backup; mend the repository's storage and run the same command again."
         ) from err
@@ -138,7 +138,7 @@ def _remove_fds(monitor: Monitor, opaque_prefix: str) -> None:
 
 
 def _pass_image(monitor: Monitor, path: Path, opaque: str) -> str:
-    with target_errors(f"open {path}"):
+    with storage_errors(f"open {path}"):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         return pass_fd(monitor, fd, opaque)

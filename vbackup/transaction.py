@@ -23,7 +23,7 @@ from vbackup.job import Job
 from vbackup.model import DiskNode
 from vbackup.monitor import schema
 from vbackup.report import Reporter
-from vbackup.session import Session
+from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -69,44 +69,44 @@ class Done:
         return tuple(one for one in self.jobs if one.error is not None)
 
 
-def run(request: TransactionRequest, *, session: Session, reporter: Reporter, stop: Stop) -> Done:
+def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Reporter, stop: Stop) -> Done:
     """Check the transaction and send it.
 
     Raises TransactionError (nothing was sent: it is no transaction that this QEMU takes), UnsafeError (nothing
     was sent: it would hurt), TransactionRefusedError (QEMU took none of it), BusyError, and what every
     monitor can raise. A job that fails is no exception: see Done.jobs.
     """
-    arguments = _arguments(request, session)
-    wait = (request.wait or session.ends_with_us) and not request.test
+    arguments = _arguments(request, attached)
+    wait = (request.wait or attached.ends_with_us) and not request.test
     arguments, completion = _completion(arguments, wait=wait)
-    warnings = checker.check(arguments, schema(session.monitor), existing=session.bitmaps())
+    warnings = checker.check(arguments, schema(attached.monitor), existing=attached.bitmaps())
     for warning in warnings:
         reporter.warning(warning)
     if request.test:
         _refuse_own_abort(arguments["actions"])
     if not request.unsafe:
-        _refuse_harm(arguments["actions"], session)
+        _refuse_harm(arguments["actions"], attached)
     stop.check()
     if request.test:
-        _test(arguments, session)
+        _test(arguments, attached)
         return Done(arguments, warnings, completion, tested=True)
     if not wait:
-        _send(arguments, session)
+        _send(arguments, attached)
         return Done(arguments, warnings, completion, tested=False)
     sent, ours = _keep_concluded(arguments)
     with Undo(reporter) as undo:
         jobs = _job_ids(sent["actions"])
-        undo.push("end the jobs", lambda: job.cancel(session.monitor, jobs))
-        _send(sent, session)
+        undo.push("end the jobs", lambda: job.cancel(attached.monitor, jobs))
+        _send(sent, attached)
         together = completion is Completion.TOGETHER
-        ended = job.follow(session.monitor, jobs, together=together, reporter=reporter, stop=stop)
+        ended = job.follow(attached.monitor, jobs, together=together, reporter=reporter, stop=stop)
         undo.release()
     # What the user did not ask to be kept is dismissed, as QEMU would have done.
-    job.cancel(session.monitor, [one for one in ours if ended[one].status is job.JobStatus.CONCLUDED])
+    job.cancel(attached.monitor, [one for one in ours if ended[one].status is job.JobStatus.CONCLUDED])
     return Done(sent, warnings, completion, tested=False, jobs=tuple(ended.values()))
 
 
-def _arguments(request: TransactionRequest, session: Session) -> dict[str, Any]:
+def _arguments(request: TransactionRequest, attached: AttachedQemu) -> dict[str, Any]:
     """The command's arguments as given, with node names for ``$disk:``."""
     value = request.arguments
     if isinstance(value, list):
@@ -116,7 +116,7 @@ def _arguments(request: TransactionRequest, session: Session) -> dict[str, Any]:
             "arguments", f"a transaction is an object with 'actions', or their list, but this is {wording.kind(value)}."
         )
     try:
-        arguments: dict[str, Any] = _resolve(value, functools.cache(session.disks), "")
+        arguments: dict[str, Any] = _resolve(value, functools.cache(attached.disks), "")
     except RecursionError:
         raise TransactionError("arguments", "they are nested more deeply than any transaction.") from None
     if request.completion_mode is not None:
@@ -200,35 +200,35 @@ def _refuse_own_abort(given: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _refuse_harm(given: Sequence[Mapping[str, Any]], session: Session) -> None:
+def _refuse_harm(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> None:
     safety.check(
         given,
-        domain=session.domain,
-        libvirt_nodes=session.libvirt_nodes(),
-        existing=session.bitmaps(),
-        existing_files={str(path) for path in _files_to_make(given, session) if _exists(path)},
+        domain=attached.domain,
+        libvirt_nodes=attached.libvirt_nodes(),
+        existing=attached.bitmaps(),
+        existing_files={str(path) for path in _files_to_make(given, attached) if _exists(path)},
     )
 
 
-def _test(arguments: Mapping[str, Any], session: Session) -> None:
+def _test(arguments: Mapping[str, Any], attached: AttachedQemu) -> None:
     """Have QEMU prepare everything for real and undo it.
 
     Without completion-mode, which only matters when something was carried out: abort is not for every mode.
     """
     try:
-        _send({"actions": [*arguments["actions"], actions.Abort().document()]}, session)
+        _send({"actions": [*arguments["actions"], actions.Abort().document()]}, attached)
     except TransactionRefusedError as err:
         if err.index != len(arguments["actions"]):
             raise
     else:
-        raise MalformedError(f"QEMU of {session.name} carried out a transaction that ends in abort.")
+        raise MalformedError(f"QEMU of {attached.name} carried out a transaction that ends in abort.")
 
 
-def _send(arguments: Mapping[str, Any], session: Session) -> None:
+def _send(arguments: Mapping[str, Any], attached: AttachedQemu) -> None:
     """All actions or none; when it is none, no file stays that QEMU made for it."""
-    new_files = [path for path in _files_to_make(arguments["actions"], session) if not _exists(path)]
+    new_files = [path for path in _files_to_make(arguments["actions"], attached) if not _exists(path)]
     try:
-        session.monitor.execute("transaction", arguments)
+        attached.monitor.execute("transaction", arguments)
     except QmpError as err:
         _remove_made(new_files)
         if "in use by block job" in err.description:
@@ -238,13 +238,13 @@ def _send(arguments: Mapping[str, Any], session: Session) -> None:
         raise TransactionRefusedError(err.description, index, kind) from err
 
 
-def _files_to_make(given: Sequence[Mapping[str, Any]], session: Session) -> Iterator[Path]:
+def _files_to_make(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> Iterator[Path]:
     """The files that drive-backup and blockdev-snapshot-sync make. Their undo in QEMU does not remove them."""
     for action in given:
         member = safety.FILES.get(action["type"])
         if member is not None and action["data"].get("mode", "absolute-paths") == "absolute-paths":
             path = Path(action["data"][member])
-            if session.is_local and path.is_absolute():
+            if attached.is_local and path.is_absolute():
                 yield path
 
 

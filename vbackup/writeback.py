@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vbackup.files import open_regular
 from vbackup.job import Job
-from vbackup.repository import MAX_FSYNCS, target_errors
+from vbackup.repository import MAX_FSYNCS, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Writeback:
     """The images, by the id of the job that writes them. A context manager.
 
     The descriptors stay open from the first byte to the last: the kernel tells each descriptor once of data that it
-    could not write, and a descriptor that is opened later not of what was told to another. Raises TargetError.
+    could not write, and a descriptor that is opened later not of what was told to another. Raises StorageError.
     """
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
@@ -44,7 +44,7 @@ class Writeback:
     def __enter__(self) -> Writeback:
         try:
             for job_id, path in self._paths.items():
-                with target_errors(f"open {path}"):
+                with storage_errors(f"open {path}"):
                     self._fds[job_id] = open_regular(path, os.O_RDWR)
         except BaseException:
             self._close()
@@ -61,7 +61,7 @@ class Writeback:
             self._thread.join()
 
     def on_tick(self, jobs: Mapping[str, Job]) -> None:
-        """Have what the jobs have copied put on the disk, if it is worth it. Raises TargetError where that failed."""
+        """Have what the jobs have copied put on the disk, if it is worth it. Raises StorageError where that failed."""
         for job_id, error in list(self._errors.items()):
             self._raise(job_id, error)
         for job_id, one in jobs.items():
@@ -73,10 +73,10 @@ class Writeback:
                 self._queue.put(partial(self._sync, job_id))
 
     def finish(self) -> None:
-        """Put all of every image on the disk. Raises NoSpaceError, TargetError where it cannot be."""
+        """Put all of every image on the disk. Raises NoSpaceError, StorageError where it cannot be."""
 
         def sync(job_id: str) -> None:
-            with target_errors(f"write {self._paths[job_id]}"):
+            with storage_errors(f"write {self._paths[job_id]}"):
                 os.fsync(self._fds[job_id])
 
         # First what is under way: an error that is told there is not told here again.
@@ -109,7 +109,7 @@ class Writeback:
         self._pending.discard(job_id)
 
     def _raise(self, job_id: str, error: OSError) -> None:
-        with target_errors(f"write {self._paths[job_id]}"):
+        with storage_errors(f"write {self._paths[job_id]}"):
             raise error
 
     def _close(self) -> None:

@@ -19,7 +19,7 @@ from vbackup import transaction
 from vbackup.errors import TransactionRefusedError
 from vbackup.model import DiskNode
 from vbackup.report import Silent
-from vbackup.session import Session
+from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.transaction import Done, TransactionRequest
 
@@ -37,8 +37,8 @@ def no_disks() -> dict[str, DiskNode]:
 
 
 def send(bench: Bench, *actions: Action, **more: Any) -> Done:
-    session = Session("test", bench.monitor, no_disks)
-    return transaction.run(TransactionRequest(list(actions), **more), session=session, reporter=Silent(), stop=Stop())
+    attached = AttachedQemu("test", bench.monitor, no_disks)
+    return transaction.run(TransactionRequest(list(actions), **more), attached=attached, reporter=Silent(), stop=Stop())
 
 
 def trace(bench: Bench) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def test_jobs_end_together_beside_bitmap_actions(bench: Bench) -> None:
         "actions": [add_bitmap("one", "new"), backup("j", "one", "target"), backup("k", "one", "bad")],
         "properties": {"completion-mode": "grouped"},
     }
-    session = Session("test", bench.monitor, no_disks)
-    done = transaction.run(TransactionRequest(arguments, wait=True), session=session, reporter=Silent(), stop=Stop())
+    attached = AttachedQemu("test", bench.monitor, no_disks)
+    done = transaction.run(TransactionRequest(arguments, wait=True), attached=attached, reporter=Silent(), stop=Stop())
     assert done.completion is transaction.Completion.TOGETHER
     assert {one.id: one.error for one in done.jobs} == {"j": "Operation canceled", "k": "Input/output error"}

@@ -28,7 +28,7 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.image_chain import Image
-from vbackup.model import Disk, ImageSource, SecretRef
+from vbackup.model import Disk, ImageLocation, SecretRef
 from vbackup.monitor import socket as socket_
 from vbackup.monitor.socket import Socket
 from vbackup.source import open_images
@@ -303,7 +303,7 @@ def passphrase(tmp_path: Path) -> Path:
 
 
 def encrypted(path: Path, image_format: str) -> Image:
-    source_ = ImageSource("file", image_format, str(path), secret=SECRET)
+    source_ = ImageLocation("file", image_format, str(path), secret=SECRET)
     (image,) = image_chain.images_of(
         Disk("vda", "vda", "file", str(path), image_format, images=(source_,)), volume_path=lambda _pool, _volume: ""
     )

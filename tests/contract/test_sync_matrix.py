@@ -28,7 +28,7 @@ from vbackup import job, transaction
 from vbackup.actions import CompletionMode
 from vbackup.job import JobStatus
 from vbackup.report import Silent
-from vbackup.session import Session
+from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.transaction import Done, TransactionRequest
 
@@ -136,7 +136,7 @@ def run(bench: Bench, actions: Sequence[Action], completion: str, director: Dire
     mode = CompletionMode.INDIVIDUAL if completion == "individual" else CompletionMode.GROUPED
     done = transaction.run(
         TransactionRequest(list(actions), completion_mode=mode, wait=True),
-        session=Session("test", bench.monitor, no_disks),
+        attached=AttachedQemu("test", bench.monitor, no_disks),
         reporter=director,
         stop=Stop(),
     )

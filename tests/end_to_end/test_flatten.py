@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import qemu_img_info
 from vbackup import flatten
-from vbackup.errors import InterruptedBySignalError, NoSpaceError, QmpError, StorageDaemonGoneError, TargetError
+from vbackup.errors import InterruptedBySignalError, NoSpaceError, QmpError, StorageDaemonGoneError, StorageError
 from vbackup.flatten import Layer
 from vbackup.model import ImageFormat
 from vbackup.report import Silent
@@ -124,7 +124,7 @@ def test_zeros_take_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("said", "error", "told"),
     [
         ("Error flushing drive: No space left on device", NoSpaceError, "no space left there"),
-        ("Error flushing drive: Input/output error", TargetError, "Cannot write .*out: .*Input/output error"),
+        ("Error flushing drive: Input/output error", StorageError, "Cannot write .*out: .*Input/output error"),
     ],
     ids=["full", "broken"],
 )

@@ -1,4 +1,4 @@
-"""A repository, or a staging area, that runs full under a writing guest: the backup ends, the guest goes on."""
+"""A repository, or a fleecing area, that runs full under a writing guest: the backup ends, the guest goes on."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_guest_stopped_by_a_full_repository_goes_on(
     assert preen_filesystem(tmp_path / "out" / "vda.raw")
 
 
-def test_guest_whose_staging_area_runs_full_goes_on(
+def test_guest_whose_fleecing_area_runs_full_goes_on(
     guest: Guest, command: Command, lab: Lab, small_filesystem: Path, repository: Path
 ) -> None:
     wait_for(lambda: int(guest.agent.read("/log/counter")) > 70, "the guest's first round")
@@ -75,10 +75,10 @@ def test_guest_whose_staging_area_runs_full_goes_on(
     domain = guest.machine.handle.domain
     before = guest.machine.state()
 
-    options = ("--quiesce", "no", "--speed", "256K", "--staging", small_filesystem)
+    options = ("--quiesce", "no", "--speed", "256K", "--fleecing", small_filesystem)
     failed = command("-c", lab.uri, "backup", "full", "-r", repository, *options, status=7)
 
-    assert f"The staging area {small_filesystem} cannot take more" in failed.stderr
+    assert f"The fleecing area {small_filesystem} cannot take more" in failed.stderr
     assert domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert guest.machine.state() == before
     count = int(guest.agent.read("/log/counter"))

@@ -32,7 +32,7 @@ POINTS = [(step, when) for step in Step for when in ("before", "after")]
 #: The steps after which the jobs are in QEMU, or have ended well.
 FINISHED = {(Step.STARTED, "before"), *((step, when) for step, when in POINTS if step in (Step.COPIED, Step.FLUSHED))}
 FINISHED.add((Step.STARTED, "after"))
-#: With a staging area: where it makes a difference.
+#: With a fleecing area: where it makes a difference.
 STAGED_POINTS = [
     (Step.MOMENT, "after"),
     (Step.STARTED, "before"),
@@ -188,7 +188,7 @@ def test_killed_backup_is_finished_or_undone(shared: World, step: Step, when: st
 
 
 @pytest.mark.parametrize(("step", "when"), STAGED_POINTS, ids=lambda value: getattr(value, "value", value))
-def test_killed_backup_with_a_staging_area_is_finished_or_undone(
+def test_killed_backup_with_a_fleecing_area_is_finished_or_undone(
     shared: World, step: Step, when: str, tmp_path: Path
 ) -> None:
     """Its copies begin after STARTED, so there is nothing to finish before."""
@@ -196,9 +196,9 @@ def test_killed_backup_with_a_staging_area_is_finished_or_undone(
     world.write("base")
     base = world.vbackup("backup", NAME, "--level", "full")
     world.write("killed")
-    assert world.struck(step, when, "kill", "--staging", str(tmp_path)) == -signal.SIGKILL
+    assert world.struck(step, when, "kill", "--fleecing", str(tmp_path)) == -signal.SIGKILL
     world.write("last")
-    last = world.vbackup("backup", NAME, "--staging", str(tmp_path))
+    last = world.vbackup("backup", NAME, "--fleecing", str(tmp_path))
     world.check_clean()
     made = world.backups()
     if step in (Step.COPIED, Step.FLUSHED):
@@ -243,7 +243,7 @@ def test_killed_qemu_costs_at_most_a_full(world: World, step: Step, when: str) -
 def test_number_of_points() -> None:
     """Told in the output of the suite (-rP shows it)."""
     print(
-        f"kill matrix: {len(POINTS) * len(LEVELS)} points of vbackup, {len(STAGED_POINTS)} with a staging area,"
+        f"kill matrix: {len(POINTS) * len(LEVELS)} points of vbackup, {len(STAGED_POINTS)} with a fleecing area,"
         f" {len(POINTS)} of QEMU, {len(POINTS)} of SIGTERM"
     )
     assert len(POINTS) == 12

@@ -22,7 +22,7 @@ from tests.end_to_end.chains import Chain, levels, reasons
 from tests.filesystem import Ext4
 from tests.unit import builders
 from vbackup import job, qemu_img, repository
-from vbackup.errors import TargetError
+from vbackup.errors import StorageError
 from vbackup.repository import Repository, digest
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def test_power_lost_at_any_step_of_the_commit_leaves_all_of_it_or_nothing(tmp_pa
                 storage.image.write_bytes(pristine)
                 storage.mount()
                 # The clean-up of what was struck meets the same storage, and its error comes on top.
-                with pytest.raises((PowerLossError, TargetError)), Power(storage, at=at, when=when).watched():
+                with pytest.raises((PowerLossError, StorageError)), Power(storage, at=at, when=when).watched():
                     make(Repository.open(storage.path / "repository"), 2)
                 storage.bring_back()
                 repo = Repository.open(storage.path / "repository")

@@ -88,11 +88,11 @@ class Soak:
 
     def backup(self) -> str:
         repository, level = self.dice.choice(self.repositories), self.dice.choice(LEVELS)
-        staging = self.dice.choice(((), ("--staging", self.directory)))
+        fleecing = self.dice.choice(((), ("--fleecing", self.directory)))
         self.count += 1
         references = References(self._open_directory(f"references{self.count}"))
         with pytest.MonkeyPatch.context() as patch, references.taken(patch):
-            done = self._run(repository, level, *staging)
+            done = self._run(repository, level, *fleecing)
         if done is None:
             return f"{level}: no base"
         images = references.finish(self.machine)

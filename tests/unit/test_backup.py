@@ -31,7 +31,7 @@ from vbackup.errors import (
     NoSpaceError,
     QmpError,
     QuiesceError,
-    TargetError,
+    StorageError,
     UnsuitableError,
     VbackupError,
 )
@@ -330,7 +330,7 @@ def test_disk_that_another_job_has_is_busy(domain: FakeDomain, repo: Repository)
 
 def test_image_that_qemu_cannot_open_is_an_error_of_the_target(domain: FakeDomain, repo: Repository) -> None:
     domain.qemu.refuse("blockdev-add", "Could not dup FD", nth=2)
-    expect_nothing_done(domain, repo, TargetError, r"vdb\.qcow2")
+    expect_nothing_done(domain, repo, StorageError, r"vdb\.qcow2")
 
 
 # failures
@@ -338,7 +338,7 @@ def test_image_that_qemu_cannot_open_is_an_error_of_the_target(domain: FakeDomai
 
 @pytest.mark.parametrize("level", [Level.FULL, Level.INCREMENTAL])
 @pytest.mark.parametrize(
-    ("message", "error"), [("Input/output error", TargetError), ("No space left on device", NoSpaceError)]
+    ("message", "error"), [("Input/output error", StorageError), ("No space left on device", NoSpaceError)]
 )
 def test_failed_job_leaves_base_bitmap_alone(
     domain: FakeDomain, repo: Repository, level: Level, message: str, error: type[VbackupError]
@@ -359,7 +359,7 @@ def test_what_is_written_during_a_failed_backup_is_in_the_next(domain: FakeDomai
     domain.write()
     recorder = Recorder(on_progress=lambda: domain.write(4 * MIB))
     domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Input/output error", after_bytes=1)
-    with pytest.raises(TargetError):
+    with pytest.raises(StorageError):
         run(domain, repo, recorder)
     domain.qemu.recover(names.target_node(repo.id, "vda"))
     assert [disk.copied_bytes for disk in run(domain, repo).disks] == [2 * 65536 + END_BYTES] * 2
@@ -454,7 +454,7 @@ def test_flush_that_fails_does_not_wait_for_the_digests(
         try:
             while time.monotonic() < deadline:
                 check()
-        except TargetError:
+        except StorageError:
             gave_up.set()
             raise
         return "sha256:"
@@ -509,12 +509,12 @@ def struck(
 
 
 def striking(
-    strike: Callable[[FakeQemu, int], None], *, staged: bool = False
+    strike: Callable[[FakeQemu, int], None], *, with_fleecing: bool = False
 ) -> Callable[[FakeDomain, Repository, Path], None]:
     """A test that strikes at the first command, at the second, and so on."""
 
     def test(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
-        request = {"staging": tmp_path} if staged else {}
+        request = {"fleecing": tmp_path} if with_fleecing else {}
         for nth, another, one, base in struck(domain, repo, tmp_path, **request):
             strike(another.qemu, nth)
             recorder = Recorder()
@@ -556,11 +556,11 @@ test_reply_lost_of_any_command = striking(lambda qemu, nth: qemu.lose_connection
 test_refusal_of_any_command = striking(
     lambda qemu, nth: qemu.fault(QmpError("any", "GenericError", "refused for the test"), nth=nth)
 )
-test_reply_lost_of_any_command_with_staging = striking(
-    lambda qemu, nth: qemu.lose_connection(nth=nth, carried_out=True), staged=True
+test_reply_lost_of_any_command_with_fleecing = striking(
+    lambda qemu, nth: qemu.lose_connection(nth=nth, carried_out=True), with_fleecing=True
 )
-test_refusal_of_any_command_with_staging = striking(
-    lambda qemu, nth: qemu.fault(QmpError("any", "GenericError", "refused for the test"), nth=nth), staged=True
+test_refusal_of_any_command_with_fleecing = striking(
+    lambda qemu, nth: qemu.fault(QmpError("any", "GenericError", "refused for the test"), nth=nth), with_fleecing=True
 )
 
 

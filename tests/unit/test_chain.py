@@ -26,7 +26,7 @@ from tests.unit.builders import (
 from vbackup import names
 from vbackup.chain import Choice, History, choose, level_of, parent_of
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import Backup, Bitmap, BitmapSource, DiskNode, Layer, Level
+from vbackup.model import Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
@@ -62,7 +62,7 @@ def test_whole_disk_needs_no_base(level: Level) -> None:
 def test_incremental_starts_from_the_newest() -> None:
     choice = choose(Level.INCREMENTAL, having(ONE, TWO), History([ONE, TWO]), repository_id=REPOSITORY)
     assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)
-    assert choice.sources == (BitmapSource("libvirt-1-format", name_of(TWO)),)
+    assert choice.sources == (NodeBitmap("libvirt-1-format", name_of(TWO)),)
     assert choice.reason == f"changes since {TWO.id}"
 
 

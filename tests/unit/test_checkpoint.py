@@ -13,7 +13,7 @@ from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorde
 from vbackup import checkpoint, names, target
 from vbackup.chain import History
 from vbackup.errors import DomainGoneError, QmpError
-from vbackup.model import BitmapSource, DiskNode
+from vbackup.model import DiskNode, NodeBitmap
 from vbackup.monitor import block_graph
 from vbackup.target import Target
 from vbackup.undo import Undo
@@ -173,10 +173,10 @@ def test_bitmaps_that_are_there_are_removed(qemu: FakeQemu) -> None:
     add(qemu, "one", "two", "three")
     node = top(qemu)
     wanted = [
-        BitmapSource(node, "one"),
-        BitmapSource(node, "gone"),
-        BitmapSource("gone", "one"),
-        BitmapSource(node, "two"),
+        NodeBitmap(node, "one"),
+        NodeBitmap(node, "gone"),
+        NodeBitmap("gone", "one"),
+        NodeBitmap(node, "two"),
     ]
     checkpoint.remove_bitmaps(qemu, wanted)
     assert left(qemu) == {"three"}
@@ -192,7 +192,7 @@ def test_bitmaps_that_an_overlay_repeats_are_removed_there_and_stay_below(qemu: 
     nth = 1 if below < top(qemu) else 3  # the one below, in the order of the nodes' names
     qemu.refuse("transaction", "Bitmap 'one' is readonly and cannot be modified")
     qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is readonly and cannot be modified", nth=nth)
-    checkpoint.remove_bitmaps(qemu, [BitmapSource(below, "one"), BitmapSource(below, "two")])
+    checkpoint.remove_bitmaps(qemu, [NodeBitmap(below, "one"), NodeBitmap(below, "two")])
     assert (left(qemu), set(qemu.bitmaps(below))) == (set(), {"one"})
 
 
@@ -201,7 +201,7 @@ def test_refusal_to_remove_one_bitmap_keeps_no_other(qemu: FakeQemu) -> None:
     qemu.refuse("transaction", "Bitmap 'one' is currently in use by another operation")
     qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is currently in use by another operation")
     with pytest.raises(QmpError, match="in use"):
-        checkpoint.remove_bitmaps(qemu, [BitmapSource(top(qemu), "one"), BitmapSource(top(qemu), "two")])
+        checkpoint.remove_bitmaps(qemu, [NodeBitmap(top(qemu), "one"), NodeBitmap(top(qemu), "two")])
     assert left(qemu) == {"one"}
 
 

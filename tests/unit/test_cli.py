@@ -223,7 +223,7 @@ def test_libvirt_out_of_reach_is_status_four(command: Command, filled: Path, tmp
         (("list", "other"), "DomainNotFoundError", 4),
         (("show", "web", "--backup", "x"), "ChainError", 6),
         (("backup", "web", "--level", "half"), "UsageError", 2),
-        (("list", "-r", "/nonexistent"), "TargetError", 7),
+        (("list", "-r", "/nonexistent"), "StorageError", 7),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

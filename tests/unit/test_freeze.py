@@ -28,7 +28,7 @@ class Clock:
         return self.now
 
 
-class FakeGuard:
+class FakeThawer:
     """A watchdog that remembers what it was told, and by when it was."""
 
     def __init__(self, *, reason: str | None = None, limit_s: int = DEFAULT_LIMIT_S) -> None:
@@ -93,14 +93,14 @@ def moment(
     quiesce: Quiesce = Quiesce.AUTO,
     *,
     connected: bool = True,
-    guard: FakeGuard | None = None,
+    thawer: FakeThawer | None = None,
     clock: Clock | None = None,
     transaction_s: float = 0,
 ) -> tuple[Freeze, bool]:
     """How the freeze went, and whether the guest was frozen at the moment of the backup."""
-    guard = (guard or FakeGuard()) if connected else None
+    thawer = (thawer or FakeThawer()) if connected else None
     clock = clock or Clock()
-    with frozen(agent, quiesce, guard=guard, reporter=recorder, clock=clock) as made:
+    with frozen(agent, quiesce, thawer=thawer, reporter=recorder, clock=clock) as made:
         at_the_moment = agent.is_frozen
         clock.now += transaction_s
     return made, at_the_moment
@@ -208,17 +208,17 @@ def test_required_freeze_that_fails_stops_the_backup(
 
 
 def test_guest_is_thawed_when_the_backup_fails(recorder: Recorder) -> None:
-    agent, guard = FakeAgent(), FakeGuard()
+    agent, thawer = FakeAgent(), FakeThawer()
 
     def fail() -> None:
-        with frozen(agent, Quiesce.AUTO, guard=guard, reporter=recorder, clock=Clock()):
+        with frozen(agent, Quiesce.AUTO, thawer=thawer, reporter=recorder, clock=Clock()):
             assert agent.is_frozen
             raise QmpError("transaction", "GenericError", "no")
 
     with pytest.raises(QmpError):
         fail()
     assert not agent.is_frozen
-    assert guard.told == ["freezing", "thawed"]
+    assert thawer.told == ["freezing", "thawed"]
 
 
 def test_thaw_is_tried_until_it_answers(recorder: Recorder) -> None:
@@ -243,11 +243,11 @@ def test_guest_that_thawed_by_itself_is_crash_consistent(recorder: Recorder) -> 
 
 
 def test_thaw_that_never_answers_is_told_with_the_way_out(recorder: Recorder) -> None:
-    agent, guard = FakeAgent(thaw=NO_ANSWER), FakeGuard()
-    moment(agent, recorder, guard=guard)
+    agent, thawer = FakeAgent(thaw=NO_ANSWER), FakeThawer()
+    moment(agent, recorder, thawer=thawer)
     assert 2 < agent.asked.count(THAW) < 100
     assert "virsh domfsthaw" in recorder.warnings[-1]
-    assert guard.told == ["freezing"]  # the watchdog goes on
+    assert thawer.told == ["freezing"]  # the watchdog goes on
 
 
 def test_thaw_that_is_refused_is_told_once(recorder: Recorder) -> None:
@@ -290,31 +290,31 @@ def test_thaw_is_sure_where_the_agent_does_not_tell_how_things_are() -> None:
     assert thaw(agent, sure=False, deadline_s=THAW_DEADLINE_S, clock=Clock()) == Thawed(Thaw.DONE, 2)
 
 
-# the guard, and the limit
+# the thawer, and the limit
 
 
 def test_guard_knows_before_the_guest_does(recorder: Recorder) -> None:
-    guard, agent = FakeGuard(), FakeAgent()
-    agent.on_freeze = lambda: guard.told.append("frozen")
-    moment(agent, recorder, guard=guard)
-    assert guard.told == ["freezing", "frozen", "thawed"]
+    thawer, agent = FakeThawer(), FakeAgent()
+    agent.on_freeze = lambda: thawer.told.append("frozen")
+    moment(agent, recorder, thawer=thawer)
+    assert thawer.told == ["freezing", "frozen", "thawed"]
 
 
-@pytest.mark.parametrize("agent", [FakeAgent(), FakeAgent(ping=NO_ANSWER)], ids=["guard not ready", "no answer"])
+@pytest.mark.parametrize("agent", [FakeAgent(), FakeAgent(ping=NO_ANSWER)], ids=["thawer not ready", "no answer"])
 def test_guard_is_told_nothing_where_nothing_is_frozen(recorder: Recorder, agent: FakeAgent) -> None:
-    guard = FakeGuard(reason="it is not ready")
-    made, _ = moment(agent, recorder, guard=guard)
+    thawer = FakeThawer(reason="it is not ready")
+    made, _ = moment(agent, recorder, thawer=thawer)
     assert FREEZE not in agent.asked
-    assert guard.told == []
+    assert thawer.told == []
     assert made == Freeze(Consistency.CRASH, 0)
     assert len(recorder.warnings) == 1
 
 
 def test_nothing_is_frozen_without_a_guard(recorder: Recorder) -> None:
-    guard = FakeGuard(reason="the watchdog is not ready")
+    thawer = FakeThawer(reason="the watchdog is not ready")
     with pytest.raises(QuiesceError, match="the watchdog is not ready"):
-        moment(FakeAgent(), recorder, Quiesce.REQUIRED, guard=guard)
-    moment(FakeAgent(), recorder, guard=guard)
+        moment(FakeAgent(), recorder, Quiesce.REQUIRED, thawer=thawer)
+    moment(FakeAgent(), recorder, thawer=thawer)
     assert "the watchdog is not ready" in recorder.warnings[0]
 
 
@@ -342,7 +342,7 @@ def test_limit_that_is_over_makes_the_backup_crash_consistent_or_fail(
     for quiesce in (Quiesce.AUTO, Quiesce.REQUIRED):
         recorder, clock = Recorder(), Clock()
         agent = slow(FakeAgent(thaw=thawed), clock, freeze_s)
-        ways = {"guard": FakeGuard(limit_s=20), "clock": clock, "transaction_s": transaction_s}
+        ways = {"thawer": FakeThawer(limit_s=20), "clock": clock, "transaction_s": transaction_s}
         if quiesce is Quiesce.AUTO:
             made, _ = moment(agent, recorder, quiesce, **ways)  # type: ignore[arg-type]
             assert made.consistency is Consistency.CRASH
@@ -369,7 +369,7 @@ def test_agent_has_as_long_to_freeze_as_the_limit(recorder: Recorder) -> None:
             given[command] = timeout_s
             return super().agent(command, timeout_s=timeout_s)
 
-    moment(Agent(), recorder, guard=FakeGuard(limit_s=77))
+    moment(Agent(), recorder, thawer=FakeThawer(limit_s=77))
     assert given[FREEZE] == 77
 
 
@@ -381,8 +381,8 @@ def test_required_freeze_that_ended_by_itself_fails_the_backup(recorder: Recorde
 def test_blind_guard_leaves_the_limit_to_us(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block hangs, as a transaction can; somebody thaws meanwhile."""
     monkeypatch.undo()  # real events: a timer needs them
-    guard, agent, thawed = FakeGuard(limit_s=1), FakeAgent(thaw=[2, 0]), threading.Event()
-    guard.is_blind = True
+    thawer, agent, thawed = FakeThawer(limit_s=1), FakeAgent(thaw=[2, 0]), threading.Event()
+    thawer.is_blind = True
     really = agent.agent
 
     def noticed(command: str, *, timeout_s: int) -> Any:
@@ -392,7 +392,7 @@ def test_blind_guard_leaves_the_limit_to_us(recorder: Recorder, monkeypatch: pyt
         return answer
 
     monkeypatch.setattr(agent, "agent", noticed)
-    with frozen(agent, Quiesce.AUTO, guard=guard, reporter=recorder) as made:
+    with frozen(agent, Quiesce.AUTO, thawer=thawer, reporter=recorder) as made:
         assert agent.is_frozen
         assert thawed.wait(30)
         assert not agent.is_frozen

@@ -140,7 +140,7 @@ def test_all_know_all_members_and_the_same_spread() -> None:
         mine = moments.member(member)
         planned = mine.planned(GroupMember(member, UUIDS[member], f"backup of {member}"))
         assert [one.backup_id for one in planned.members] == ["backup of a", "backup of b"]
-        mine.staged()
+        mine.ready()
         with mine.taken():
             time.sleep(0.01)
         mine.sent()

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental
 from vbackup import domainxml, manifest, qcow2, qemu_img
 from vbackup.cli import main
-from vbackup.errors import ChainError, TargetError, VbackupError
+from vbackup.errors import ChainError, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import open_regular
 from vbackup.model import Backup
@@ -255,7 +255,7 @@ def test_domain_that_is_a_link_is_not_written_to(place: Path) -> None:
     (place / UUID).rename(place.parent / "elsewhere")
     (place / UUID).symlink_to(place.parent / "elsewhere")
     before = snapshot(place.parent)
-    with pytest.raises(TargetError, match="is a symbolic link"), Repository.open(place).lock(UUID):
+    with pytest.raises(StorageError, match="is a symbolic link"), Repository.open(place).lock(UUID):
         pass
     assert snapshot(place.parent) == before
 
@@ -267,7 +267,7 @@ def test_lock_that_is_no_file_is_told(place: Path, impostor: Callable[[Path], No
     if (place / UUID / "lock").lstat().st_mode & 0o170000 == 0o100000:
         with repository.lock(UUID):
             return
-    with patience(), pytest.raises(TargetError, match="not a regular file"), repository.lock(UUID):
+    with patience(), pytest.raises(StorageError, match="not a regular file"), repository.lock(UUID):
         pass
     assert (place.parent / "canary").read_text() == "the secret"
 

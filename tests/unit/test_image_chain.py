@@ -14,7 +14,7 @@ import pytest
 from vbackup import image_chain
 from vbackup.errors import DiskError, MonitorError
 from vbackup.image_chain import Image, blockdevs, images_of
-from vbackup.model import Disk, ImageSource, SecretRef
+from vbackup.model import Disk, ImageLocation, SecretRef
 
 
 def create(path: Path, *options: str, image_format: str = "qcow2") -> Path:
@@ -22,8 +22,8 @@ def create(path: Path, *options: str, image_format: str = "qcow2") -> Path:
     return path
 
 
-def disk(*sources: ImageSource | Path, ends: bool = False) -> Disk:
-    images = tuple(ImageSource("file", "qcow2", str(one)) if isinstance(one, Path) else one for one in sources)
+def disk(*sources: ImageLocation | Path, ends: bool = False) -> Disk:
+    images = tuple(ImageLocation("file", "qcow2", str(one)) if isinstance(one, Path) else one for one in sources)
     return Disk("vda", "vda", "file", images[0].path, "qcow2", images=images, chain_ends=ends)
 
 
@@ -75,7 +75,7 @@ def test_header_goes_on_where_the_xml_stops(tmp_path: Path) -> None:
 def test_guest_cannot_make_a_raw_image_look_like_qcow2(tmp_path: Path) -> None:
     create(tmp_path / "secret.qcow2")
     top = create(tmp_path / "vda.raw", "-u", "-b", str(tmp_path / "secret.qcow2"), "-F", "qcow2")
-    assert found(disk(ImageSource("file", "raw", str(top)))) == [(str(top), "raw")]
+    assert found(disk(ImageLocation("file", "raw", str(top)))) == [(str(top), "raw")]
 
 
 def refused(one: Disk, said: str) -> None:
@@ -126,19 +126,19 @@ def test_image_of_another_format_is_named(tmp_path: Path) -> None:
 def test_what_only_a_running_domain_can_open_is_told(tmp_path: Path) -> None:
     top = create(tmp_path / "top.qcow2")
     for source, said in (
-        (ImageSource("network", "raw"), "of type network"),
-        (ImageSource("volume", "qcow2", pool="p", volume="v"), "volume v of pool p: no such pool"),
-        (ImageSource("file", "raw", str(top), oddity="it is a slice of a larger image"), "it is a slice"),
-        (ImageSource("dir", "raw", str(tmp_path)), "neither a file nor a block device"),
-        (ImageSource("volume", "raw", "pool/volume"), "of type volume"),
+        (ImageLocation("network", "raw"), "of type network"),
+        (ImageLocation("volume", "qcow2", pool="p", volume="v"), "volume v of pool p: no such pool"),
+        (ImageLocation("file", "raw", str(top), oddity="it is a slice of a larger image"), "it is a slice"),
+        (ImageLocation("dir", "raw", str(tmp_path)), "neither a file nor a block device"),
+        (ImageLocation("volume", "raw", "pool/volume"), "of type volume"),
     ):
         refused(disk(source), said)
-    refused(disk(top, ImageSource("file", None, str(top))), "does not say which format")
+    refused(disk(top, ImageLocation("file", None, str(top))), "does not say which format")
 
 
 def test_volume_is_where_its_pool_says(tmp_path: Path) -> None:
     top = create(tmp_path / "v.qcow2")
-    volume = disk(ImageSource("volume", "qcow2", pool="images", volume="v.qcow2"))
+    volume = disk(ImageLocation("volume", "qcow2", pool="images", volume="v.qcow2"))
     (image,) = images_of(volume, volume_path=lambda pool, name: str(tmp_path / name) if pool == "images" else "")
     assert image.path == str(top)
 

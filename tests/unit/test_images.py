@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vbackup import images, qemu_img
-from vbackup.errors import InterruptedBySignalError, NoSpaceError, TargetError
+from vbackup.errors import InterruptedBySignalError, NoSpaceError, StorageError
 from vbackup.images import NewImage
 from vbackup.stop import Stop
 from vbackup.target import Target
@@ -34,7 +34,7 @@ def test_files_are_the_owners_own(tmp_path: Path) -> None:
 
 def test_file_that_is_there_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "vd1").write_text("somebody's")
-    with pytest.raises(TargetError, match=r"make the image .*vd1: File exists"):
+    with pytest.raises(StorageError, match=r"make the image .*vd1: File exists"):
         images.reserve(new(tmp_path, 2))
     assert (tmp_path / "vd1").read_text() == "somebody's"
 

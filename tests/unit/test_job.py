@@ -21,7 +21,7 @@ from vbackup.errors import (
     MalformedError,
     NoSpaceError,
     QmpError,
-    TargetError,
+    StorageError,
 )
 from vbackup.job import TICK_S, JobStatus
 from vbackup.monitor import Event
@@ -164,7 +164,7 @@ def test_failure_of_one_is_the_failure_of_all(qemu: FakeQemu) -> None:
 def test_target_that_cannot_be_written_is_told_apart(qemu: FakeQemu) -> None:
     qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096)
     with pytest.raises(
-        TargetError, match="Disk vdb: QEMU could not write its image to the repository: Input/output error"
+        StorageError, match="Disk vdb: QEMU could not write its image to the repository: Input/output error"
     ):
         run(qemu)
 
@@ -189,7 +189,7 @@ def test_event_that_comes_after_the_answer_is_waited_for(qemu: FakeQemu, monkeyp
 
     monkeypatch.setattr(qemu, "next_event", next_event)
     qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096)
-    with pytest.raises(TargetError, match="Disk vdb"):
+    with pytest.raises(StorageError, match="Disk vdb"):
         run(qemu)
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vbackup import pace
-from vbackup.pace import FIRST_BYTES_S, FLOOR_BYTES_S, MIB, Counters, Pace, Window
+from vbackup.pace import FIRST_BYTES_S, FLOOR_BYTES_S, MIB, Counters, Speed, Window
 
 LIMIT_MS = 20.0
 
 
 def run(
-    windows: int, latency: Callable[[int | None], float | None], *, begun: Pace, ceiling: int | None, disk: int
+    windows: int, latency: Callable[[int | None], float | None], *, begun: Speed, ceiling: int | None, disk: int
 ) -> list[int | None]:
     """The speeds of so many windows, where latency follows from the speed, and a job copies what it may."""
     speeds = []
@@ -29,24 +29,24 @@ def run(
 
 
 def test_without_requests_nothing_is_slowed_down() -> None:
-    assert run(5, lambda _: None, begun=Pace(), ceiling=None, disk=200 * MIB) == [None] * 5
+    assert run(5, lambda _: None, begun=Speed(), ceiling=None, disk=200 * MIB) == [None] * 5
 
 
 def test_first_cut_begins_at_what_was_copied() -> None:
-    assert run(1, lambda _: 50, begun=Pace(), ceiling=None, disk=100 * MIB) == [50 * MIB]
+    assert run(1, lambda _: 50, begun=Speed(), ceiling=None, disk=100 * MIB) == [50 * MIB]
 
 
 def test_passing_over_emptiness_is_not_taken_for_copying() -> None:
-    assert run(1, lambda _: 50, begun=Pace(), ceiling=None, disk=5000 * MIB) == [FIRST_BYTES_S // 2]
+    assert run(1, lambda _: 50, begun=Speed(), ceiling=None, disk=5000 * MIB) == [FIRST_BYTES_S // 2]
 
 
 def test_each_window_above_the_limit_halves_down_to_the_floor() -> None:
-    speeds = run(9, lambda _: 50, begun=Pace(), ceiling=None, disk=64 * MIB)
+    speeds = run(9, lambda _: 50, begun=Speed(), ceiling=None, disk=64 * MIB)
     assert speeds == [32 * MIB, 16 * MIB, 8 * MIB, 4 * MIB, 2 * MIB, *[FLOOR_BYTES_S] * 4]
 
 
 def test_calm_guest_gets_the_speed_back_in_steps() -> None:
-    begun = Pace(FLOOR_BYTES_S, peak_bytes_s=64 * MIB)
+    begun = Speed(FLOOR_BYTES_S, peak_bytes_s=64 * MIB)
     speeds = run(40, lambda _: 1, begun=begun, ceiling=None, disk=64 * MIB)
     assert speeds[:3] == [3 * MIB, 5 * MIB, 7 * MIB]
     assert speeds[31] is not None
@@ -54,29 +54,29 @@ def test_calm_guest_gets_the_speed_back_in_steps() -> None:
 
 
 def test_just_below_the_limit_nothing_changes() -> None:
-    begun = Pace(10 * MIB, peak_bytes_s=64 * MIB)
+    begun = Speed(10 * MIB, peak_bytes_s=64 * MIB)
     assert run(5, lambda _: LIMIT_MS * 0.9, begun=begun, ceiling=None, disk=64 * MIB) == [10 * MIB] * 5
 
 
 def test_what_is_not_used_is_not_raised() -> None:
     """The disk itself gives no more."""
-    begun = Pace(100 * MIB, peak_bytes_s=100 * MIB)
+    begun = Speed(100 * MIB, peak_bytes_s=100 * MIB)
     assert run(5, lambda _: 1, begun=begun, ceiling=None, disk=20 * MIB) == [100 * MIB] * 5
 
 
 def test_users_speed_is_never_exceeded() -> None:
-    speeds = run(50, lambda _: 1, begun=Pace(8 * MIB, 64 * MIB), ceiling=10 * MIB, disk=64 * MIB)
+    speeds = run(50, lambda _: 1, begun=Speed(8 * MIB, 64 * MIB), ceiling=10 * MIB, disk=64 * MIB)
     assert speeds[-1] == 10 * MIB
     assert max(one for one in speeds if one is not None) == 10 * MIB
 
 
 def test_users_speed_below_the_floor_counts() -> None:
-    assert run(3, lambda _: 99, begun=Pace(1000), ceiling=1000, disk=MIB) == [1000] * 3
+    assert run(3, lambda _: 99, begun=Speed(1000), ceiling=1000, disk=MIB) == [1000] * 3
 
 
 def test_ceiling_that_was_lowered_counts_at_once() -> None:
     window = Window(1.0, 20 * MIB)
-    assert pace.decide(Pace(20 * MIB), window, limit_ms=LIMIT_MS, ceiling_bytes_s=5 * MIB).speed_bytes_s == 5 * MIB
+    assert pace.decide(Speed(20 * MIB), window, limit_ms=LIMIT_MS, ceiling_bytes_s=5 * MIB).speed_bytes_s == 5 * MIB
 
 
 def test_storage_that_cannot_do_both_settles_below_the_limit() -> None:
@@ -84,7 +84,7 @@ def test_storage_that_cannot_do_both_settles_below_the_limit() -> None:
     speeds = run(
         200,
         lambda speed: 100.0 if speed is None else speed / MIB / 2,
-        begun=Pace(),
+        begun=Speed(),
         ceiling=None,
         disk=200 * MIB,
     )
@@ -102,7 +102,7 @@ def test_storage_that_cannot_do_both_settles_below_the_limit() -> None:
     st.one_of(st.none(), st.integers(1, 2**40)),
 )
 def test_speed_is_always_between_floor_and_ceiling(trace: list[tuple[float | None, int]], ceiling: int | None) -> None:
-    state = Pace(ceiling)
+    state = Speed(ceiling)
     for latency_ms, copied in trace:
         state = pace.decide(state, Window(latency_ms, copied), limit_ms=LIMIT_MS, ceiling_bytes_s=ceiling)
         if state.speed_bytes_s is not None:

@@ -13,7 +13,7 @@ from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, bitmap, d
 from vbackup import names, plan
 from vbackup.chain import Choice, History
 from vbackup.errors import DiskError, UnsuitableError
-from vbackup.model import BitmapSource, Compression, DiskNode, LeftOut, Level
+from vbackup.model import Compression, DiskNode, LeftOut, Level, NodeBitmap
 
 FULL = backup(1)
 SECOND = incremental(2, FULL)
@@ -32,7 +32,7 @@ def whole(level: Level = Level.FULL) -> Choice:
 
 
 def since(base: Any, *nodes: str, dev: str = "vda") -> Choice:
-    sources = tuple(BitmapSource(node, names.bitmap(REPOSITORY, base.id, dev, TOKEN)) for node in nodes)
+    sources = tuple(NodeBitmap(node, names.bitmap(REPOSITORY, base.id, dev, TOKEN)) for node in nodes)
     return Choice(Level.INCREMENTAL, base, sources, f"changes since {base.id}")
 
 
@@ -45,7 +45,7 @@ def make(
     history: History = History([FULL, SECOND]),  # noqa: B008  (frozen)
     compression: Compression = Compression.NONE,
     speed_bytes_s: int | None = None,
-    staging: plan.StagingAbilities | None = None,
+    fleecing: plan.FleecingAbilities | None = None,
 ) -> plan.BackupPlan:
     return plan.make(
         asked,
@@ -59,7 +59,7 @@ def make(
         taken_ids=taken,
         compression=compression,
         speed_bytes_s=speed_bytes_s,
-        staging=staging,
+        fleecing=fleecing,
     )
 
 
@@ -388,18 +388,18 @@ def test_broken_backup_keeps_its_id() -> None:
     assert make([(vda(), whole())], taken=[FULL.id], now=NOON + timedelta(hours=1)).id != FULL.id
 
 
-# staging areas
+# fleecing areas
 
 
 @pytest.mark.parametrize(("spares_guest", "policy"), [(False, None), (True, "break-snapshot")])
-def test_guest_waits_for_the_staging_area_and_the_view_is_copied(spares_guest: bool, policy: str | None) -> None:
-    abilities = plan.StagingAbilities(spares_guest=spares_guest, tells_zeros=True)
-    made = make([(vda(), whole()), (vdb(), whole())], staging=abilities, speed_bytes_s=1000)
+def test_guest_waits_for_the_fleecing_area_and_the_view_is_copied(spares_guest: bool, policy: str | None) -> None:
+    abilities = plan.FleecingAbilities(spares_guest=spares_guest, tells_zeros=True)
+    made = make([(vda(), whole()), (vdb(), whole())], fleecing=abilities, speed_bytes_s=1000)
     aside = [one["data"] for one in made.transaction() if one["type"] == "blockdev-backup"]
     assert [(one["sync"], one.get("on-cbw-error"), "speed" in one) for one in aside] == [("none", policy, False)] * 2
     copies = [one["data"] for one in made.copies()]
     assert [(one["sync"], one["device"]) for one in copies] == [
-        ("full", names.staging_view(REPOSITORY, index)) for index in (0, 1)
+        ("full", names.fleecing_view(REPOSITORY, index)) for index in (0, 1)
     ]
     assert [one["speed"] for one in copies] == [1000, 1000]
     assert all("on-cbw-error" not in one for one in copies), "a copy would not notice"
@@ -407,12 +407,12 @@ def test_guest_waits_for_the_staging_area_and_the_view_is_copied(spares_guest: b
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 16), (2, 8), (27, 1)])
 def test_copies_leave_threads_of_qemu_to_the_guest(count: int, workers: int) -> None:
-    abilities = plan.StagingAbilities(spares_guest=False, tells_zeros=False)
-    made = make([(builders.node(layer(), dev=f"vd{number}"), whole()) for number in range(count)], staging=abilities)
+    abilities = plan.FleecingAbilities(spares_guest=False, tells_zeros=False)
+    made = make([(builders.node(layer(), dev=f"vd{number}"), whole()) for number in range(count)], fleecing=abilities)
     assert [one["data"]["x-perf"] for one in made.copies()] == [{"max-workers": workers}] * count
 
 
-def test_without_a_staging_area_there_is_one_transaction() -> None:
+def test_without_a_fleecing_area_there_is_one_transaction() -> None:
     made = make([(vda(), whole())])
     assert made.copies() == []
     assert [one["data"]["sync"] for one in made.transaction() if one["type"] == "blockdev-backup"] == ["full"]

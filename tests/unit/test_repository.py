@@ -28,7 +28,7 @@ from vbackup.errors import (
     DomainNotFoundError,
     InterruptedBySignalError,
     NoSpaceError,
-    TargetError,
+    StorageError,
     VbackupError,
 )
 from vbackup.lock import LockWait
@@ -87,14 +87,14 @@ def test_empty_directory_becomes_a_repository_of_the_owner_alone(tmp_path: Path)
 def test_init_changes_nothing_that_is_there(tmp_path: Path, prepare: Callable[[Path], object], said: str) -> None:
     prepare(tmp_path / "repo")
     before = snapshot(tmp_path)
-    with pytest.raises(TargetError, match=said):
+    with pytest.raises(StorageError, match=said):
         Repository.create(tmp_path / "repo")
     assert snapshot(tmp_path) == before
 
 
 def test_init_below_a_file_is_an_error_of_the_target(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TargetError, match="Not a directory"):
+    with pytest.raises(StorageError, match="Not a directory"):
         Repository.create(tmp_path / "file" / "repo")
 
 
@@ -118,13 +118,13 @@ def test_path_is_made_absolute(repo: Repository, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("where", ["", "no-such-directory", "file", "file/below"])
 def test_what_is_no_repository_is_told_with_the_way_out(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TargetError, match=r"is not a vbackup repository; is the disk mounted\?"):
+    with pytest.raises(StorageError, match=r"is not a vbackup repository; is the disk mounted\?"):
         Repository.open(tmp_path / where)
 
 
 def test_newer_format_is_refused(repo: Repository) -> None:
     (repo.path / "vbackup.json").write_text(json.dumps({"version": 2, "id": repo.id, "new": True}))
-    with pytest.raises(TargetError, match="has repository format 2, this vbackup knows 1"):
+    with pytest.raises(StorageError, match="has repository format 2, this vbackup knows 1"):
         Repository.open(repo.path)
 
 
@@ -148,13 +148,13 @@ def test_newer_format_is_refused(repo: Repository) -> None:
 )
 def test_damaged_marker_is_told_as_an_error_of_the_target(repo: Repository, content: bytes) -> None:
     (repo.path / "vbackup.json").write_bytes(content)
-    with pytest.raises(TargetError, match=r"vbackup\.json"):
+    with pytest.raises(StorageError, match=r"vbackup\.json"):
         Repository.open(repo.path)
 
 
 def test_marker_that_is_a_directory_is_told(tmp_path: Path) -> None:
     (tmp_path / "vbackup.json").mkdir()
-    with pytest.raises(TargetError):
+    with pytest.raises(StorageError):
         Repository.open(tmp_path)
 
 
@@ -344,7 +344,7 @@ def test_stage_is_removed_when_the_commit_fails(repo: Repository, monkeypatch: p
 
 
 def test_stage_of_an_id_that_is_being_made_is_refused(repo: Repository) -> None:
-    with repo.lock(UUID), repo.stage(UUID, ONE.id), pytest.raises(TargetError), repo.stage(UUID, ONE.id):
+    with repo.lock(UUID), repo.stage(UUID, ONE.id), pytest.raises(StorageError), repo.stage(UUID, ONE.id):
         pass
 
 
@@ -353,7 +353,7 @@ def test_further_file_is_written_once_with_its_digest(repo: Repository) -> None:
         assert stage.write("domain.xml", b"abc") == (
             "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         )
-        with pytest.raises(TargetError):
+        with pytest.raises(StorageError):
             stage.write("domain.xml", b"other")
 
 
@@ -668,7 +668,7 @@ def test_digest_can_be_stopped(tmp_path: Path) -> None:
 
 
 def test_digest_of_a_missing_file_is_an_error_of_the_target(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="No such file"):
+    with pytest.raises(StorageError, match="No such file"):
         repository.digest(tmp_path / "f", check=lambda: None)
 
 
@@ -677,13 +677,13 @@ def test_digest_of_a_missing_file_is_an_error_of_the_target(tmp_path: Path) -> N
     [
         (errno.ENOSPC, NoSpaceError, "no space left"),
         (errno.EDQUOT, NoSpaceError, "no space left"),
-        (errno.EACCES, TargetError, "as a user who may"),
-        (errno.EROFS, TargetError, "mounted read-only"),
-        (errno.EIO, TargetError, "Input/output error"),
+        (errno.EACCES, StorageError, "as a user who may"),
+        (errno.EROFS, StorageError, "mounted read-only"),
+        (errno.EIO, StorageError, "Input/output error"),
     ],
 )
 def test_error_of_the_system_becomes_one_of_the_target(number: int, kind: type[VbackupError], said: str) -> None:
-    with pytest.raises(kind, match=said) as caught, repository.target_errors("write /r"):
+    with pytest.raises(kind, match=said) as caught, repository.storage_errors("write /r"):
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith("Cannot write /r: ")
     assert caught.value.status == 7

@@ -76,7 +76,7 @@ def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())
     assert {"libvirt", "lxml", "vbackup.plan"} <= found
-    ours = "schema restore transaction storage_daemon image_chain access backoff actions.blame cli.several"
+    ours = "schema restore transaction storage_daemon image_chain access backoff actions.blame cli.batch"
     assert not found & {
         "asyncio",
         "qemu",

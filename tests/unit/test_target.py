@@ -11,7 +11,7 @@ import pytest
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import FOREIGN, REPOSITORY, Recorder
 from vbackup import names, target
-from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotNeededError, QmpError, TargetError
+from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotNeededError, QmpError, StorageError
 from vbackup.model import SecurityLabel
 from vbackup.target import Target
 from vbackup.undo import Undo
@@ -138,7 +138,7 @@ def test_half_opened_targets_are_closed(
 
 def test_refused_image_is_an_error_of_the_target(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
     qemu.refuse("blockdev-add", "Image is corrupt")
-    with pytest.raises(TargetError, match=r"QEMU cannot open the image .*/vda.qcow2: Image is corrupt\."):
+    with pytest.raises(StorageError, match=r"QEMU cannot open the image .*/vda.qcow2: Image is corrupt\."):
         open_all(qemu, targets, recorder)
 
 
@@ -155,7 +155,7 @@ def test_path_that_qemu_cannot_open_is_told_with_the_way_out(
 ) -> None:
     qemu.passes_fds = False
     qemu.refuse("blockdev-add", description.format(targets[0].path))
-    with pytest.raises(TargetError, match=said):
+    with pytest.raises(StorageError, match=said):
         open_all(qemu, targets, recorder)
 
 
@@ -172,7 +172,7 @@ def test_descriptor_that_is_kept_from_qemu_is_told_with_what_confines_it(
     """The kernel takes it out of the message on its way."""
     qemu.refuse(command, description)
     labels = [SecurityLabel("dac", "+0:+0"), SecurityLabel("apparmor", "libvirt-f000")]
-    with pytest.raises(TargetError, match=r"AppArmor refuses it.* profile libvirt-f000"), Undo(recorder) as undo:
+    with pytest.raises(StorageError, match=r"AppArmor refuses it.* profile libvirt-f000"), Undo(recorder) as undo:
         target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo, security_labels=labels)
 
 
@@ -180,7 +180,7 @@ def test_image_that_is_gone_is_an_error_of_the_target(
     qemu: FakeQemu, targets: list[Target], recorder: Recorder
 ) -> None:
     targets[0].path.unlink()
-    with pytest.raises(TargetError):
+    with pytest.raises(StorageError):
         open_all(qemu, targets, recorder)
 
 
@@ -211,7 +211,7 @@ def test_storage_daemon_that_cannot_open_an_image_is_told_with_whose_rights_it_h
     """It is our own child: no connection, no other host and no other user has a part in it."""
     qemu.fault(FdsNotNeededError("qemu-storage-daemon takes no file descriptors."), command="add-fd")
     qemu.refuse("blockdev-add", description)
-    with pytest.raises(TargetError, match=r"The storage daemon cannot open the image .*/vda.qcow2: ") as caught:
+    with pytest.raises(StorageError, match=r"The storage daemon cannot open the image .*/vda.qcow2: ") as caught:
         open_all(qemu, targets, recorder)
     assert said in str(caught.value)
     assert not {"descriptor", "connection", "host"} & set(str(caught.value).split())

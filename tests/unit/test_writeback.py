@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vbackup.errors import NoSpaceError, TargetError
+from vbackup.errors import NoSpaceError, StorageError
 from vbackup.job import Job, JobStatus
 from vbackup.writeback import PIECE_BYTES, Writeback
 
@@ -107,7 +107,7 @@ def tick_on(paths: dict[str, Path], disk: Disk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError), (errno.EIO, TargetError)]
+    ("number", "error"), [(errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError), (errno.EIO, StorageError)]
 )
 def test_error_of_a_piece_is_told_at_the_next_tick(
     paths: dict[str, Path], disk: Disk, number: int, error: type[Exception]
@@ -136,7 +136,7 @@ def test_error_that_the_kernel_told_once_is_told_at_the_end_too(paths: dict[str,
     with Writeback(paths) as writeback:
         writeback.on_tick(at(one=PIECE_BYTES))
         assert disk.was_synced.wait(WAIT_S)
-        with pytest.raises(TargetError, match="Input/output error"):
+        with pytest.raises(StorageError, match="Input/output error"):
             writeback.finish()
 
 
@@ -152,7 +152,7 @@ def test_error_that_is_still_to_come_is_waited_for(paths: dict[str, Path], disk:
     disk.fails = fail_late
     with Writeback(paths) as writeback:
         writeback.on_tick(at(one=PIECE_BYTES))
-        with pytest.raises(TargetError, match="Input/output error"):
+        with pytest.raises(StorageError, match="Input/output error"):
             writeback.finish()
 
 
@@ -162,7 +162,7 @@ def test_error_at_the_end_is_told(paths: dict[str, Path], disk: Disk) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     disk.fails = fail
-    with pytest.raises(TargetError, match=r"two\.qcow2"), Writeback(paths) as writeback:
+    with pytest.raises(StorageError, match=r"two\.qcow2"), Writeback(paths) as writeback:
         writeback.finish()
 
 
@@ -184,6 +184,6 @@ def test_storage_that_hangs_holds_nobody_up(paths: dict[str, Path], disk: Disk) 
 def test_image_that_is_gone_is_an_error_and_leaves_nothing_open(paths: dict[str, Path]) -> None:
     paths["two"].unlink()
     before = open_fds()
-    with pytest.raises(TargetError), Writeback(paths):
+    with pytest.raises(StorageError), Writeback(paths):
         pass
     assert open_fds() == before

@@ -44,7 +44,7 @@ class Context:
         return Path(self._repository)
 
     def repository(self) -> Repository:
-        """The repository there. Raises UsageError, TargetError."""
+        """The repository there. Raises UsageError, StorageError."""
         from vbackup.repository import Repository
 
         return Repository.open(self.repository_path())

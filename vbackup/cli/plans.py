@@ -33,7 +33,7 @@ def print_plan(made: BackupPlan) -> None:
     print("Transaction:")
     for action in made.transaction():
         print(f"  {json.dumps(action)}")
-    if made.has_staging_area:
+    if made.has_fleecing_area:
         print("Then, to copy what was put aside and the rest:")
         for action in made.copies():
             print(f"  {json.dumps(action)}")

@@ -15,7 +15,7 @@ from vbackup.model import ImageFormat
 from vbackup.report import Reporter
 
 if TYPE_CHECKING:
-    from vbackup.session import Session
+    from vbackup.session import AttachedQemu
 
 #: Begins the name of an image that is raw: a format is never guessed, the guest could have written another's header.
 RAW_PREFIX = "raw:"
@@ -37,22 +37,22 @@ def check(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def opened(options: argparse.Namespace, context: Context, reporter: Reporter) -> Iterator[Session]:
-    """The session. Raises UsageError, see ``check``, and what vbackup.session raises."""
+def opened(options: argparse.Namespace, context: Context, reporter: Reporter) -> Iterator[AttachedQemu]:
+    """The QEMU that the options name. Raises UsageError, see ``check``, and what vbackup.session raises."""
     check(options)
     if is_without_libvirt(options):
-        with _without_libvirt(options, reporter) as session:
-            yield session
+        with _without_libvirt(options, reporter) as attached:
+            yield attached
         return
     from vbackup import session as session_
     from vbackup.host import Host
 
-    with Host(context.uri) as host, session_.of_domain(host, domain_of(options), reporter=reporter) as session:
-        yield session
+    with Host(context.uri) as host, session_.of_domain(host, domain_of(options), reporter=reporter) as attached:
+        yield attached
 
 
 @contextmanager
-def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterator[Session]:
+def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterator[AttachedQemu]:
     from vbackup import session
 
     if options.socket is not None:

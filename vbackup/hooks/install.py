@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from vbackup.errors import TargetError
-from vbackup.repository import fsync, target_errors
+from vbackup.errors import StorageError
+from vbackup.repository import fsync, storage_errors
 
 #: The sources' hooks/qemu: a symbolic link there, a file where vbackup is installed.
 SCRIPT = Path(__file__).with_name("qemu")
@@ -59,8 +59,8 @@ class Place:
         return self.root == Path("/")
 
     def state(self) -> State:
-        """What is there. Raises TargetError."""
-        with target_errors(f"read {self.path}"):
+        """What is there. Raises StorageError."""
+        with storage_errors(f"read {self.path}"):
             try:
                 found = self.path.lstat()
                 if not stat.S_ISREG(found.st_mode):
@@ -76,15 +76,15 @@ class Place:
     def install(self) -> bool:
         """Put the script there, or this vbackup's in place of another's; False if it was there already.
 
-        Raises TargetError where somebody else's is there, libvirt is not installed, or the script does not run.
+        Raises StorageError where somebody else's is there, libvirt is not installed, or the script does not run.
         """
         state = self._ours()
         if state is State.INSTALLED:
             return False
         etc = self.path.parents[2]
-        with target_errors(f"install {self.path}"):
+        with storage_errors(f"install {self.path}"):
             if not etc.is_dir():
-                raise TargetError(f"Cannot install {self.path}: there is no {etc}; is libvirt installed?")
+                raise StorageError(f"Cannot install {self.path}: there is no {etc}; is libvirt installed?")
             for directory in (self.path.parent.parent, self.path.parent):
                 _make_directory(directory)
             with _beside(self.path, _script()) as temporary:
@@ -97,10 +97,10 @@ class Place:
         return True
 
     def remove(self) -> bool:
-        """Take the script away; False if there is none. Raises TargetError where it is somebody else's."""
+        """Take the script away; False if there is none. Raises StorageError where it is somebody else's."""
         if self._ours() is State.ABSENT:
             return False
-        with target_errors(f"remove {self.path}"):
+        with storage_errors(f"remove {self.path}"):
             self.path.unlink()
             with suppress(OSError):
                 self.path.parent.rmdir()  # empty, as before install
@@ -109,7 +109,7 @@ class Place:
     def _ours(self) -> State:
         state = self.state()
         if state is State.FOREIGN:
-            raise TargetError(
+            raise StorageError(
                 f"{self.path} is somebody else's: it has no line that begins with '{MARKER.decode()}'. It was left as"
                 " it is; move it to another name if libvirt shall call both."
             )
@@ -117,7 +117,7 @@ class Place:
 
 
 def _script() -> bytes:
-    with target_errors("read the hook script that came with vbackup"):
+    with storage_errors("read the hook script that came with vbackup"):
         return SCRIPT.read_bytes()
 
 
@@ -152,11 +152,11 @@ def _try_out(script: Path) -> None:
     try:
         done = subprocess.run(argv, input=TRIAL_XML, capture_output=True, check=False, timeout=TRIAL_TIMEOUT_S)
     except subprocess.TimeoutExpired as err:
-        raise TargetError(f"The hook script does not end ({' '.join(interpreter)}); it was not installed.") from err
+        raise StorageError(f"The hook script does not end ({' '.join(interpreter)}); it was not installed.") from err
     except OSError as err:
-        raise TargetError(f"The hook script needs {interpreter[0]}: {err.strerror}; it was not installed.") from err
+        raise StorageError(f"The hook script needs {interpreter[0]}: {err.strerror}; it was not installed.") from err
     if done.returncode != 0 or done.stdout or done.stderr:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
-        raise TargetError(
+        raise StorageError(
             f"The hook script does not work with {interpreter[0]}: {lines[-1].rstrip('.')}. It was not installed."
         )

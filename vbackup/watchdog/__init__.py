@@ -1,6 +1,6 @@
 """A process that thaws the guest when vbackup cannot: because it was killed, or because it hangs.
 
-    freeze      freezes and thaws; tells its Guard, which is the Watchdog here, before and after
+    freeze      freezes and thaws; tells its Thawer, which is the Watchdog here, before and after
     __init__    starts the process and speaks to it
     __main__    the process: finds the package, and hands over to
     process     waits for the end of the freeze, of the limit, or of vbackup, and thaws
@@ -25,7 +25,7 @@ from vbackup.watchdog.process import BLIND, FREEZING, READY, THAWED
 
 log = logging.getLogger(__name__)
 
-#: A process that is not ready by then does not guard: it starts in a fraction of a second.
+#: A process that is not ready by then is not relied on: it starts in a fraction of a second.
 READY_S = 10.0
 #: How long it may take to end when there is nothing to thaw.
 END_S = 5.0
@@ -33,7 +33,7 @@ PROGRAM = Path(__file__).with_name("__main__.py")
 
 
 class Watchdog:
-    """The process, seen from vbackup (see vbackup.freeze.Guard). Close it in the end.
+    """The process, seen from vbackup (see vbackup.freeze.Thawer). Close it in the end.
 
     It starts at once and gets ready while other things are done. ``uri`` is that of an open connection, ``uuid``
     the domain's. ``is_blind``: the driver of ``uri`` is in this process, so no other can use it meanwhile.
@@ -74,7 +74,7 @@ class Watchdog:
         return None if self._process is None else self._process.pid
 
     def reason_not_to_freeze(self) -> str | None:
-        """See Guard. Waits until the process is ready."""
+        """See Thawer. Waits until the process is ready."""
         if self._reason is None and not self._is_ready:
             said = self._answer(READY_S)
             self._is_ready = said in (READY, BLIND)
@@ -85,12 +85,12 @@ class Watchdog:
         return f"the watchdog that would thaw them is not ready: {self._reason}" if self._reason else None
 
     def freezing(self) -> None:
-        """See Guard."""
+        """See Thawer."""
         self._may_be_frozen = True
         self._tell(FREEZING)
 
     def thawed(self) -> None:
-        """See Guard."""
+        """See Thawer."""
         self._tell(THAWED)
         self._may_be_frozen = False
 

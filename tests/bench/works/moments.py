@@ -143,10 +143,10 @@ def _backups(bench: Bench) -> Iterator[tuple[str, Contender, tuple[str, ...]]]:
     for peer in bench.able([VIRSH, VIRTNBDBACKUP]):
         yield peer.name, peer, ()
     yield OURS.name, OURS, ()
-    if vbackup_knows("backup", "--staging"):
-        yield f"{OURS.name} --staging", OURS, ("--staging",)
+    if vbackup_knows("backup", "--fleecing"):
+        yield f"{OURS.name} --fleecing", OURS, ("--fleecing",)
     else:
-        bench.record.skip(f"{OURS.name} --staging", "this vbackup has no backup --staging")
+        bench.record.skip(f"{OURS.name} --fleecing", "this vbackup has no backup --fleecing")
 
 
 def _keep(bench: Bench, name: str, figures: dict[str, float]) -> None:

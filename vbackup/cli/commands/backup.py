@@ -1,4 +1,4 @@
-"""``vbackup backup``: back up a domain, running or off, or several of them (vbackup.cli.several)."""
+"""``vbackup backup``: back up a domain, running or off, or several of them (vbackup.cli.batch)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
         "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
     )
     parser.add_argument(
-        "--staging",
+        "--fleecing",
         metavar="DIR",
         help="put aside there, on a fast local disk, what the guest overwrites, so that it does not wait for the"
         " repository",
@@ -110,15 +110,15 @@ def run(options: argparse.Namespace, context: Context) -> int:
         max_latency_ms=options.max_latency,
         compression=Compression(options.compress),
         wait_lock_s=options.wait_lock,
-        staging=Path(options.staging) if options.staging else None,
+        fleecing=Path(options.fleecing) if options.fleecing else None,
     )
     repository = context.repository()
     with Host(context.uri) as host:
         if len(words) == 1 and not options.group and selection.is_one(words[0], host):
             return _run_one(request, options, context, host, repository)
-        from vbackup.cli import several
+        from vbackup.cli import batch
 
-        return several.run(request, words, options, context, host=host, repository=repository)
+        return batch.run(request, words, options, context, host=host, repository=repository)
 
 
 def _run_one(
@@ -137,11 +137,13 @@ def _run_one(
             plans.print_plan(made)
         return Status.DONE
     with context.reporting() as reporter, ExitStack() as stack:
-        pace = None
+        throttle = None
         if options.total_speed is not None:
             total = rate.TotalRate(options.total_speed, at_once=1)
-            pace = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
-        done = backup.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop, pace=pace)
+            throttle = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
+        done = backup.run(
+            request, host=host, repository=repository, reporter=reporter, stop=context.stop, throttle=throttle
+        )
     _print_backup(done, context)
     return Status.DONE
 

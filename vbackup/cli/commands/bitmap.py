@@ -76,8 +76,8 @@ def run_list(options: argparse.Namespace, context: Context) -> int:
     """Print the bitmaps."""
     from vbackup import bitmap
 
-    with context.reporting() as reporter, qemu.opened(options, context, reporter) as session:
-        found = bitmap.listing(session, disks=options.disk)
+    with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
+        found = bitmap.listing(attached, disks=options.disk)
     if context.as_json:
         context.print_document("vbackup.bitmaps/1", {"bitmaps": [_document(one) for one in found]})
         return Status.DONE
@@ -140,11 +140,11 @@ def run_change(options: argparse.Namespace, context: Context) -> int:
         disabled=is_add and options.disabled,
         force=made is bitmap.Change.REMOVE and options.force,
     )
-    with context.reporting() as reporter, qemu.opened(options, context, reporter) as session:
+    with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
         changed = bitmap.change(
             request,
-            session=session,
-            history=_history(context, session.uuid),
+            attached=attached,
+            history=_history(context, attached.uuid),
             reporter=reporter,
             stop=context.stop,
         )

@@ -9,7 +9,7 @@ from vbackup import names
 from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domain, seconds
 from vbackup.cli.context import Context, domain_of
-from vbackup.errors import Status, TargetError, UsageError
+from vbackup.errors import Status, StorageError, UsageError
 
 if TYPE_CHECKING:
     from vbackup.forget import Claim, ForgetRequest, Forgotten
@@ -73,7 +73,7 @@ def _repository(options: argparse.Namespace, context: Context) -> tuple[Reposito
     try:
         # The variable may name it, or another one, or one that is gone. If it is there, its lock is to be held.
         at_hand = context.repository() if context.has_repository else None
-    except TargetError:
+    except StorageError:
         at_hand = None
     return (at_hand if at_hand is not None and at_hand.id == repository_id else None), repository_id
 

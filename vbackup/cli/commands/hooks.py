@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Do it, and tell what is there now. Raises TargetError."""
+    """Do it, and tell what is there now. Raises StorageError."""
     place = Place(options.root)
     changed = False
     told: tuple[daemons.Daemon, ...] = ()

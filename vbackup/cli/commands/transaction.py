@@ -66,8 +66,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
         wait=options.wait,
         unsafe=options.unsafe,
     )
-    with context.reporting() as reporter, qemu.opened(options, context, reporter) as session:
-        done = transaction.run(request, session=session, reporter=reporter, stop=context.stop)
+    with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
+        done = transaction.run(request, attached=attached, reporter=reporter, stop=context.stop)
     if context.as_json:
         context.print_document("vbackup.transaction/1", _document(done))
     else:
@@ -102,7 +102,7 @@ def _no_constant(name: str) -> Any:
 
 def _status(done: Done) -> int:
     if any("No space left on device" in (one.error or "") for one in done.failed_jobs):
-        return Status.TARGET
+        return Status.STORAGE
     return Status.FAILED if done.failed_jobs else Status.DONE
 
 

@@ -17,11 +17,11 @@ from vbackup.model import Backup, Group
 
 if TYPE_CHECKING:
     from vbackup.backup import BackupRequest
+    from vbackup.batch import Batch, Result
     from vbackup.host import Host
     from vbackup.plan import BackupPlan
     from vbackup.repository import Repository
     from vbackup.selection import Selection, Skipped
-    from vbackup.several import Result, Several
 
 
 def run(
@@ -34,12 +34,12 @@ def run(
     repository: Repository,
 ) -> int:
     """Back them up, or plan and check."""
-    from vbackup import selection, several
+    from vbackup import batch, selection
 
     begun = time.monotonic()
     selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)
     with context.reporting() as reporter:
-        work = several.Several(request, host, repository, reporter, context.stop, total_bytes_s=options.total_speed)
+        work = batch.Batch(request, host, repository, reporter, context.stop, total_bytes_s=options.total_speed)
         results = _carry_out(work, selected, options)
     duration_s = round(time.monotonic() - begun, 3)
     if context.as_json:
@@ -53,16 +53,16 @@ def run(
 
 
 def _carry_out(
-    work: Several, selected: Selection, options: argparse.Namespace
+    work: Batch, selected: Selection, options: argparse.Namespace
 ) -> Sequence[Result[Backup] | Result[BackupPlan]]:
-    from vbackup import several
+    from vbackup import batch
 
-    parallel = several.PARALLEL if options.parallel is None else options.parallel
+    parallel = batch.PARALLEL if options.parallel is None else options.parallel
     if options.dry_run:
-        return several.dry_run(work, selected.chosen, parallel=parallel)
+        return batch.dry_run(work, selected.chosen, parallel=parallel)
     if options.group:
-        return several.run_group(work, selected.chosen)
-    return several.run(work, selected.chosen, parallel=parallel)
+        return batch.run_group(work, selected.chosen)
+    return batch.run(work, selected.chosen, parallel=parallel)
 
 
 def _status(results: Sequence[Result[Any]], *, is_group: bool) -> int:

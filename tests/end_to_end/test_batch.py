@@ -1,4 +1,4 @@
-"""Several domains in one command: all, some, one that fails, a group at one moment, a rate for all."""
+"""Batch domains in one command: all, some, one that fails, a group at one moment, a rate for all."""
 
 from __future__ import annotations
 

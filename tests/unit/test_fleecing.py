@@ -1,4 +1,4 @@
-"""Staging areas: what QEMU must have for them, the files in them, and when they are full."""
+"""Fleecing areas: what QEMU must have for them, the files in them, and when they are full."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from tests import qapi
 from tests.fake_qemu import FakeQemu
-from vbackup import staging
-from vbackup.errors import JobError, NoSpaceError, TargetError, UnsuitableError
-from vbackup.plan import StagingAbilities
+from vbackup import fleecing
+from vbackup.errors import JobError, NoSpaceError, StorageError, UnsuitableError
+from vbackup.plan import FleecingAbilities
 
 
 class Asked(FakeQemu):
@@ -43,14 +43,14 @@ def with_members(*names: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("members", "expected"),
     [
-        ((), StagingAbilities(spares_guest=False, tells_zeros=False)),
-        (("discard-source",), StagingAbilities(spares_guest=False, tells_zeros=True)),
-        (("discard-source", "on-cbw-error"), StagingAbilities(spares_guest=True, tells_zeros=True)),
+        ((), FleecingAbilities(spares_guest=False, tells_zeros=False)),
+        (("discard-source",), FleecingAbilities(spares_guest=False, tells_zeros=True)),
+        (("discard-source", "on-cbw-error"), FleecingAbilities(spares_guest=True, tells_zeros=True)),
     ],
     ids=["7.2", "10.0", "11.1"],
 )
-def test_abilities_are_read_off_the_schema(members: tuple[str, ...], expected: StagingAbilities) -> None:
-    assert staging.abilities(Asked(with_members(*members))) == expected
+def test_abilities_are_read_off_the_schema(members: tuple[str, ...], expected: FleecingAbilities) -> None:
+    assert fleecing.abilities(Asked(with_members(*members))) == expected
 
 
 def test_qemu_without_views_is_unsuitable() -> None:
@@ -58,11 +58,11 @@ def test_qemu_without_views_is_unsuitable() -> None:
     drivers = next(one for one in schema if "snapshot-access" in one.get("values", ()))
     drivers["members"] = [one for one in drivers["members"] if one["name"] != "snapshot-access"]
     with pytest.raises(UnsuitableError, match="no snapshot-access"):
-        staging.abilities(Asked(schema))
+        fleecing.abilities(Asked(schema))
 
 
 def test_file_has_no_name(tmp_path: Path) -> None:
-    fd = staging._nameless(tmp_path)
+    fd = fleecing._nameless(tmp_path)
     assert list(tmp_path.iterdir()) == []
     os.close(fd)
 
@@ -77,7 +77,7 @@ def test_file_loses_its_name_where_it_must_have_one_first(tmp_path: Path, monkey
         return real(path, flags, *more, **named)
 
     monkeypatch.setattr(os, "open", without)
-    fd = staging._nameless(tmp_path)
+    fd = fleecing._nameless(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert os.fstat(fd).st_mode & 0o777 == 0o600
     os.close(fd)
@@ -86,31 +86,31 @@ def test_file_loses_its_name_where_it_must_have_one_first(tmp_path: Path, monkey
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "nothing"):
-        with pytest.raises(TargetError, match="is no directory"):
-            staging.free_bytes(path)
+        with pytest.raises(StorageError, match="is no directory"):
+            fleecing.free_bytes(path)
 
 
 def test_area_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [4000]
-    monkeypatch.setattr(staging, "free_bytes", lambda _directory: free[0])
-    guard = staging.SpaceGuard.over(tmp_path, is_guest_stopped=None)
+    monkeypatch.setattr(fleecing, "free_bytes", lambda _directory: free[0])
+    watch = fleecing.SpaceWatch.over(tmp_path, is_guest_stopped=None)
     free[0] = 1000
-    guard.check()
+    watch.check()
     free[0] = 999
     with pytest.raises(NoSpaceError, match="cannot take more"):
-        guard.check()
+        watch.check()
 
 
 def test_guest_that_stands_still_ends_the_backup(tmp_path: Path) -> None:
     stopped = [False]
-    guard = staging.SpaceGuard(tmp_path, 0, lambda: stopped[0])
-    guard.check()
+    watch = fleecing.SpaceWatch(tmp_path, 0, lambda: stopped[0])
+    watch.check()
     stopped[0] = True
     with pytest.raises(NoSpaceError):
-        guard.check()
+        watch.check()
 
 
 def test_only_a_view_that_broke_is_the_areas_fault(tmp_path: Path) -> None:
-    guard = staging.SpaceGuard(tmp_path, 0, None)
-    assert guard.explain(JobError("vda", "Input/output error")) is None
-    assert guard.explain(JobError("vda", "Permission denied")) is not None
+    watch = fleecing.SpaceWatch(tmp_path, 0, None)
+    assert watch.explain(JobError("vda", "Input/output error")) is None
+    assert watch.explain(JobError("vda", "Permission denied")) is not None

@@ -1,4 +1,4 @@
-"""``backup --staging``: what the guest overwrites is put aside, the backup is of the moment all the same."""
+"""``backup --fleecing``: what the guest overwrites is put aside, the backup is of the moment all the same."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_backups_are_of_the_moment_whatever_the_guest_overwrites_meanwhile(mixed
                 dev, f"write -P {pattern} 0 1M", f"write -P {pattern} 2M 3M", "write -z 5M 128k", "discard 6M 512k"
             )
 
-    full = mixed.backup("--staging", area, during=lambda: overwrite(2))
+    full = mixed.backup("--fleecing", area, during=lambda: overwrite(2))
     assert set(levels(full).values()) == {"full"}
     clean = mixed.machine.state()
     for dev in devs:
         mixed.machine.write(dev, "write -P 3 512k 1M", "write -z 9M 64k", "discard 2M 64k")
-    incremental = mixed.backup("--staging", area, "--compress", "zstd", during=lambda: overwrite(4))
+    incremental = mixed.backup("--fleecing", area, "--compress", "zstd", during=lambda: overwrite(4))
     assert set(levels(incremental).values()) == {"incremental"}
-    differential = mixed.backup("--staging", area, "--level", "differential", during=lambda: overwrite(5))
+    differential = mixed.backup("--fleecing", area, "--level", "differential", during=lambda: overwrite(5))
     assert set(levels(differential).values()) == {"differential"}
     assert set(levels(mixed.backup()).values()) == {"incremental"}
     after = mixed.machine.state()
@@ -84,7 +84,7 @@ def test_full_repository_is_none_of_the_guests_business(
     )
     with pytest.MonkeyPatch.context() as patch, references.taken(patch):
         failed = command(
-            "-c", chain.lab.uri, "-q", "backup", "bases", "-r", repository, "--staging", area, status=7
+            "-c", chain.lab.uri, "-q", "backup", "bases", "-r", repository, "--fleecing", area, status=7
         )  # fmt: skip
     references.finish(chain.machine)
     assert "no space left" in failed.stderr
@@ -99,7 +99,7 @@ def test_full_repository_is_none_of_the_guests_business(
     assert "verification failed" not in done.stdout
 
 
-def test_staging_area_that_fills_up_ends_the_backup_and_nothing_else(
+def test_fleecing_area_that_fills_up_ends_the_backup_and_nothing_else(
     chain: Chain, command: Command, small_filesystem: Path, tmp_path: Path
 ) -> None:
     chain.machine.write("vda", "write -P 7 0 8M")
@@ -109,13 +109,13 @@ def test_staging_area_that_fills_up_ends_the_backup_and_nothing_else(
     references = References(
         tmp_path / "references", after_transaction=lambda _monitor: chain.machine.write("vda", "write -P 8 0 8M")
     )
-    options = ("--staging", small_filesystem, "--speed", "256K")
+    options = ("--fleecing", small_filesystem, "--speed", "256K")
     with pytest.MonkeyPatch.context() as patch, references.taken(patch):
         failed = chain.command(
             "-c", chain.lab.uri, "backup", "bases", "-r", chain.repository, *options, status=7
         )  # fmt: skip
     references.finish(chain.machine)
-    assert f"The staging area {small_filesystem} cannot take more" in failed.stderr
+    assert f"The fleecing area {small_filesystem} cannot take more" in failed.stderr
     assert chain.machine.state() == before
     assert [path.name for path in small_filesystem.iterdir()] == ["ballast"]
     assert levels(chain.backup()) == {"vda": "full", "vdb": "full"}
@@ -123,28 +123,28 @@ def test_staging_area_that_fills_up_ends_the_backup_and_nothing_else(
 
 def test_no_directory_is_refused_before_anything_is_begun(chain: Chain, tmp_path: Path) -> None:
     before = chain.machine.state()
-    failed = chain.run("--staging", tmp_path / "nothing", status=7)
+    failed = chain.run("--fleecing", tmp_path / "nothing", status=7)
     assert f"{tmp_path / 'nothing'} is no directory" in failed.stderr
     assert chain.machine.state() == before
 
 
 def test_plan_shows_both_transactions(chain: Chain, area: Path) -> None:
     before = chain.machine.state()
-    plan = chain.run("--staging", area, "--dry-run").document
+    plan = chain.run("--fleecing", area, "--dry-run").document
     (aside, _) = [one["data"] for one in plan["transaction"] if one["type"] == "blockdev-backup"]
     (copy, _) = [one["data"] for one in plan["copies"] if one["type"] == "blockdev-backup"]
     assert (aside["sync"], aside["device"]) == ("none", plan["disks"][0]["node_name"])
-    assert (copy["sync"], copy["device"]) == ("full", aside["filter-node-name"].replace("guard", "view"))
+    assert (copy["sync"], copy["device"]) == ("full", aside["filter-node-name"].replace("filter", "view"))
     printed = chain.command(
-        "-c", chain.lab.uri, "-q", "backup", "bases", "-r", chain.repository, "--staging", area, "--dry-run"
+        "-c", chain.lab.uri, "-q", "backup", "bases", "-r", chain.repository, "--fleecing", area, "--dry-run"
     ).stdout
     assert "Then, to copy what was put aside and the rest:" in printed
     assert json.dumps(copy["device"]) in printed
     assert chain.machine.state() == before
 
 
-def test_domain_that_is_off_needs_no_staging(chain: Chain, area: Path) -> None:
+def test_domain_that_is_off_needs_no_fleecing(chain: Chain, area: Path) -> None:
     chain.machine.destroy()
-    done = chain.command("-c", chain.lab.uri, "backup", "bases", "-r", chain.repository, "--staging", area)
+    done = chain.command("-c", chain.lab.uri, "backup", "bases", "-r", chain.repository, "--fleecing", area)
     assert "nothing can slow it down" in done.stderr
     assert list(area.iterdir()) == []

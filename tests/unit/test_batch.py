@@ -12,15 +12,15 @@ import pytest
 
 from tests.unit.builders import Recorder
 from tests.unit.builders import backup as a_backup
-from vbackup import backup, several
+from vbackup import backup, batch
 from vbackup.backup import BackupRequest
-from vbackup.cli import several as printed
+from vbackup.batch import Batch, Result
+from vbackup.cli import batch as printed
 from vbackup.errors import BusyError, DomainNotFoundError, GroupError, InterruptedBySignalError, Status, VbackupError
 from vbackup.model import Group, GroupMember
 from vbackup.report import Reporter
 from vbackup.repository import Repository
 from vbackup.selection import Chosen, Skipped
-from vbackup.several import Result, Several
 from vbackup.stop import Stop
 
 NAMES = ("a", "b", "c")
@@ -52,9 +52,9 @@ class FakeHost:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Several:
+def work(tmp_path: Path) -> Batch:
     host: Any = FakeHost()
-    return Several(BackupRequest("", wait_lock_s=0), host, Repository.create(tmp_path / "r"), Telling(), Stop())
+    return Batch(BackupRequest("", wait_lock_s=0), host, Repository.create(tmp_path / "r"), Telling(), Stop())
 
 
 def domains(*names: str) -> list[Chosen]:
@@ -78,39 +78,39 @@ def behaviour(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return told
 
 
-def test_failure_is_that_of_its_domain(work: Several, behaviour: dict[str, Any]) -> None:
+def test_failure_is_that_of_its_domain(work: Batch, behaviour: dict[str, Any]) -> None:
     busy = BusyError("busy")
     behaviour.update(b=busy)
-    results = several.run(work, domains(*NAMES), parallel=2)
+    results = batch.run(work, domains(*NAMES), parallel=2)
     assert [(one.domain.name, one.error) for one in results] == [("a", None), ("b", busy), ("c", None)]
     assert [one.made.domain_name for one in results if one.made is not None] == ["a", "c"]
     assert work.reporter.warnings == ["b: busy"]  # type: ignore[attr-defined]
     assert work.host.opened == 3  # type: ignore[attr-defined]
 
 
-def test_fault_of_ours_in_one_thread_is_told_and_ends_no_other(work: Several, behaviour: dict[str, Any]) -> None:
+def test_fault_of_ours_in_one_thread_is_told_and_ends_no_other(work: Batch, behaviour: dict[str, Any]) -> None:
     behaviour.update(a=KeyError("x"))
-    results = several.run(work, domains(*NAMES), parallel=1)
+    results = batch.run(work, domains(*NAMES), parallel=1)
     assert "fault in vbackup" in str(results[0].error)
     assert [one.error for one in results[1:]] == [None, None]
 
 
-def test_order_is_that_of_the_domains_whoever_ends_first(work: Several, behaviour: dict[str, Any]) -> None:
+def test_order_is_that_of_the_domains_whoever_ends_first(work: Batch, behaviour: dict[str, Any]) -> None:
     others = threading.Event()
     behaviour.update(a=lambda: others.wait(10), c=others.set)
-    assert [one.domain.name for one in several.run(work, domains(*NAMES), parallel=3)] == list(NAMES)
+    assert [one.domain.name for one in batch.run(work, domains(*NAMES), parallel=3)] == list(NAMES)
 
 
-def test_after_a_signal_no_more_are_begun(work: Several, behaviour: dict[str, Any]) -> None:
+def test_after_a_signal_no_more_are_begun(work: Batch, behaviour: dict[str, Any]) -> None:
     begun: list[str] = []
     behaviour.update(b=lambda: (begun.append("b"), work.stop.request(signal.SIGTERM)), c=lambda: begun.append("c"))
-    results = several.run(work, domains(*NAMES), parallel=1)
+    results = batch.run(work, domains(*NAMES), parallel=1)
     assert begun == ["b"]
     assert [type(one.error) for one in results] == [type(None), type(None), InterruptedBySignalError]
     assert printed._status(results, is_group=False) == Status.SIGNAL + signal.SIGTERM
 
 
-def test_no_more_threads_than_were_asked_for(work: Several, behaviour: dict[str, Any]) -> None:
+def test_no_more_threads_than_were_asked_for(work: Batch, behaviour: dict[str, Any]) -> None:
     lock, now, most = threading.Lock(), [0], [0]
 
     def count() -> None:
@@ -122,29 +122,29 @@ def test_no_more_threads_than_were_asked_for(work: Several, behaviour: dict[str,
             now[0] -= 1
 
     behaviour.update(dict.fromkeys("abcdefgh", count))
-    several.run(work, domains(*"abcdefgh"), parallel=3)
+    batch.run(work, domains(*"abcdefgh"), parallel=3)
     assert most == [3]
 
 
-def test_group_fails_as_a_whole(work: Several, behaviour: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_fails_as_a_whole(work: Batch, behaviour: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(request: BackupRequest, *, moment: Any, **_given: Any) -> Any:
-        moment.staged()
+        moment.ready()
         if request.domain == "b":
             raise BusyError("busy")
         moment.copied()
         raise AssertionError("it was not all or nothing")
 
     monkeypatch.setattr(backup, "run", run)
-    results = several.run_group(work, domains(*NAMES))
+    results = batch.run_group(work, domains(*NAMES))
     assert [type(one.error) for one in results] == [GroupError, BusyError, GroupError]
     assert printed._status(results, is_group=True) == Status.BUSY
 
 
-def test_group_with_a_domain_that_is_not_there_is_not_begun(work: Several, behaviour: dict[str, Any]) -> None:
+def test_group_with_a_domain_that_is_not_there_is_not_begun(work: Batch, behaviour: dict[str, Any]) -> None:
     begun: list[str] = []
     behaviour.update(a=lambda: begun.append("a"))
     with pytest.raises(DomainNotFoundError, match="nobody"):
-        several.run_group(work, [*domains("a"), Chosen("nobody", None)])
+        batch.run_group(work, [*domains("a"), Chosen("nobody", None)])
     assert begun == []
 
 

@@ -48,7 +48,7 @@ class Result(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Several:
+class Batch:
     """What the domains have in common."""
 
     request: BackupRequest  #: for each of them; its ``domain`` is left aside
@@ -63,90 +63,90 @@ class Several:
         return replace(self.request, domain=domain.name)
 
 
-def run(several: Several, domains: Sequence[Chosen], *, parallel: int) -> list[Result[Backup]]:
+def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[Backup]]:
     """Back up each, at most ``parallel`` at once; the results are in the order of ``domains``.
 
     Whatever fails is in the result of its domain. After a request to stop no more are begun.
     """
-    rate = _rate(several, at_once=min(parallel, len(domains)))
+    rate = _rate(batch, at_once=min(parallel, len(domains)))
 
     def one(domain: Chosen, reporter: Reporter) -> Backup:
         with ExitStack() as stack:
-            host = stack.enter_context(several.host.another())
+            host = stack.enter_context(batch.host.another())
             done = backup.run(
-                several.of(domain),
+                batch.of(domain),
                 host=host,
-                repository=several.repository,
+                repository=batch.repository,
                 reporter=reporter,
-                stop=several.stop,
-                pace=_share(rate, several, stack),
+                stop=batch.stop,
+                throttle=_share(rate, batch, stack),
             )
         return _told(done, reporter)
 
-    return _in_threads(several, domains, one, threads=parallel)
+    return _in_threads(batch, domains, one, threads=parallel)
 
 
-def dry_run(several: Several, domains: Sequence[Chosen], *, parallel: int) -> list[Result[BackupPlan]]:
+def dry_run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[BackupPlan]]:
     """Plan each and have QEMU check it; as ``run``, but nothing is copied, frozen or kept."""
 
     def one(domain: Chosen, reporter: Reporter) -> BackupPlan:
-        with several.host.another() as host:
+        with batch.host.another() as host:
             return backup.dry_run(
-                several.of(domain), host=host, repository=several.repository, reporter=reporter, stop=several.stop
+                batch.of(domain), host=host, repository=batch.repository, reporter=reporter, stop=batch.stop
             )
 
-    return _in_threads(several, domains, one, threads=parallel)
+    return _in_threads(batch, domains, one, threads=parallel)
 
 
-def run_group(several: Several, domains: Sequence[Chosen]) -> list[Result[Backup]]:
+def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
     """Back up all at one moment, all or none; the results are in the order of ``domains``.
 
-    Before the moment all are planned and staged; a failure by then means that nothing of any was begun. One that comes
+    Before the moment all are planned and ready; a failure by then means that nothing of any was begun. One that comes
     later undoes all. The error of whoever failed is his own, the others have GroupError. Raises DomainNotFoundError
     for a domain that libvirt does not have.
     """
     for domain in domains:
         if domain.uuid is None:
-            several.host.domain(domain.name)  # says what there is instead
+            batch.host.domain(domain.name)  # says what there is instead
             raise DomainNotFoundError(domain.name, "a moment ago", "run the same command again")
     members = [domain.name for domain in sorted(domains, key=lambda one: one.uuid or "")]
-    moments = Moments(members, stop=several.stop, freeze_limit_s=several.request.freeze_limit_s)
+    moments = Moments(members, stop=batch.stop, freeze_limit_s=batch.request.freeze_limit_s)
     turns = Turns(members)
-    rate = _rate(several, at_once=len(domains))
+    rate = _rate(batch, at_once=len(domains))
 
     def one(domain: Chosen, reporter: Reporter) -> Backup:
         stop = MemberStop(moments.meeting, domain.name)
         repository = MemberRepository(
-            several.repository, member=domain.name, turns=turns, meeting=moments.meeting, stop=stop
+            batch.repository, member=domain.name, turns=turns, meeting=moments.meeting, stop=stop
         )
         try:
             with ExitStack() as stack:
-                host = stack.enter_context(several.host.another())
+                host = stack.enter_context(batch.host.another())
                 done = backup.run(
-                    several.of(domain),
+                    batch.of(domain),
                     host=host,
                     repository=repository,
                     reporter=reporter,
                     stop=stop,
                     moment=moments.member(domain.name),
-                    pace=_share(rate, several, stack),
+                    throttle=_share(rate, batch, stack),
                 )
             return _told(done, reporter)
         except Exception as err:
             moments.meeting.fail(domain.name, _known(err))
             raise
 
-    return _in_threads(several, domains, one, threads=len(domains))
+    return _in_threads(batch, domains, one, threads=len(domains))
 
 
 def _in_threads(
-    several: Several, domains: Sequence[Chosen], work: Callable[[Chosen, Reporter], T], *, threads: int
+    batch: Batch, domains: Sequence[Chosen], work: Callable[[Chosen, Reporter], T], *, threads: int
 ) -> list[Result[T]]:
     def one(domain: Chosen) -> Result[T]:
         begun = time.monotonic()
-        reporter = several.reporter.labelled(domain.name)
+        reporter = batch.reporter.labelled(domain.name)
         try:
-            several.stop.check()
+            batch.stop.check()
             made, error = work(domain, reporter), None
         except Exception as err:  # noqa: BLE001 - a fault in one thread is the result of that domain, and no other's
             made, error = None, _known(err)
@@ -171,11 +171,11 @@ def _known(err: Exception) -> VbackupError:
     return VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a fault in vbackup; -v shows where.")
 
 
-def _rate(several: Several, *, at_once: int) -> TotalRate | None:
-    return None if several.total_bytes_s is None else TotalRate(several.total_bytes_s, at_once=at_once)
+def _rate(batch: Batch, *, at_once: int) -> TotalRate | None:
+    return None if batch.total_bytes_s is None else TotalRate(batch.total_bytes_s, at_once=at_once)
 
 
-def _share(rate: TotalRate | None, several: Several, stack: ExitStack) -> Share | None:
+def _share(rate: TotalRate | None, batch: Batch, stack: ExitStack) -> Share | None:
     if rate is None:
         return None
-    return stack.enter_context(rate.share(job_limit_bytes_s=several.request.speed_bytes_s))
+    return stack.enter_context(rate.share(job_limit_bytes_s=batch.request.speed_bytes_s))
