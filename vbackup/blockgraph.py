@@ -14,8 +14,7 @@ from typing import Any
 
 from vbackup.errors import DiskError, MalformedError
 from vbackup.fields import Fields, objects
-from vbackup.model import Bitmap, Disk, DiskNode, Layer
-from vbackup.tuning import QEMUS_OWN, NodeOptions
+from vbackup.model import QEMUS_OWN, Bitmap, Disk, DiskNode, Layer, NodeOptions
 
 #: Drivers that pass everything on to the node below: never the place of a disk's data or bitmaps.
 FILTERS = frozenset(

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from vbackup import checkpoint, endmark, job, journal, names, target
 from vbackup.blockgraph import BlockNodes
 from vbackup.errors import BusyError, StorageError
+from vbackup.files import digest, storage_errors
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, DiskImage, NodeBitmap
 from vbackup.monitor import Monitor
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage, digest, storage_errors
+from vbackup.repository import Repository, Stage
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo

@@ -1,4 +1,4 @@
-"""Open files that somebody else may have put there: only regular ones, never by a symbolic link, without waiting.
+"""Open, digest and store files; only regular ones, never by a symbolic link, without waiting.
 
 A repository is data from a possibly broken or hostile disk. A FIFO in the place of a file would be waited for without
 an end, a device can act when it is opened, a symbolic link leads out of the repository.
@@ -7,9 +7,18 @@ an end, a device can act when it is opened, a symbolic link leads out of the rep
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from vbackup.errors import NoSpaceError, StorageError
+
+#: How many files are put on the disk at once: the file system's journal takes them together.
+MAX_FSYNCS = 8
+_CHUNK_BYTES = 4 * 1024 * 1024
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -68,3 +77,62 @@ def is_directory(path: Path) -> bool:
 def _check(mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn the operating system's errors into ours; ``what`` completes "cannot ..."."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"Cannot {what}: no space left there. Make room and run the same command again."
+            ) from err
+        hint = {errno.EACCES: " Run vbackup as a user who may.", errno.EROFS: " It is mounted read-only."}
+        raise StorageError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
+
+
+def digest_of(data: bytes) -> str:
+    """The digest of a file's content as manifests have it."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], None] | None = None) -> str:
+    """The digest of a file as manifests have it; ``check`` is called between pieces and may raise."""
+    sha256 = hashlib.sha256()
+    done_bytes = 0
+    with storage_errors(f"read {path}"), os.fdopen(open_regular(path), "rb", buffering=0) as file:
+        while piece := file.read(_CHUNK_BYTES):
+            check()
+            sha256.update(piece)
+            done_bytes += len(piece)
+            if progress is not None:
+                progress(done_bytes)
+    return "sha256:" + sha256.hexdigest()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # of a dead run, or somebody's trap
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Have the kernel write a file or a directory to the disk now."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -27,10 +27,10 @@ from pathlib import Path
 
 from vbackup import names, qemu_img, target
 from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QmpError, StorageError, UnsuitableError
+from vbackup.files import storage_errors
 from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, schema
 from vbackup.plan import DiskPlan, FleecingAbilities, FleecingPlan
-from vbackup.repository import storage_errors
 from vbackup.undo import Undo
 
 #: What is kept free there, so that the backup is ended before a write of the guest fails: what a fast guest writes
@@ -158,8 +158,8 @@ class SpaceWatch:
         """What to say of a fleecing area that takes no more."""
         return NoSpaceError(
             f"The fleecing area {self.directory} cannot take more of what the guest overwrites. Nothing was kept of"
-            " this backup, and no write of the guest was lost; give it more room, or run the same command again at a time"
-            " when the guest writes less."
+            " this backup, and no write of the guest was lost; give it more room, or run the same command again when"
+            " the guest writes less."
         )
 
     def explain(self, error: JobError) -> NoSpaceError | None:

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vbackup import qemu_img
-from vbackup.repository import storage_errors
+from vbackup.files import storage_errors
+from vbackup.model import ImageOptions
 from vbackup.stop import Stop
 from vbackup.target import Target
-from vbackup.tuning import ImageOptions
 
 #: How many are made at once.
 MAX_PROCESSES = 8

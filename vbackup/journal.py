@@ -18,9 +18,10 @@ from typing import Any
 from vbackup import files, manifest
 from vbackup.errors import ChainError
 from vbackup.fields import Fields
+from vbackup.files import storage_errors
 from vbackup.model import Backup, Consistency
 from vbackup.process import Process
-from vbackup.repository import JOURNAL, storage_errors
+from vbackup.repository import JOURNAL
 
 SCHEMA = "vbackup.journal/1"
 #: The first line is as large as a manifest, the others are short.

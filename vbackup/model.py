@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from typing import Any
 
 #: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
 GRANULARITY_BYTES = 65536
+#: qcow2's own default, and what one bit of a checkpoint's bitmap stands for: QEMU copies whole clusters of the target,
+#: so with larger ones an incremental would copy more than what changed. It compresses four of them at a time.
+CLUSTER_BYTES = 64 * 1024
 
 
 class Level(Enum):
@@ -194,6 +198,40 @@ class NodeBitmap:
 
     node_name: str
     bitmap: str
+
+
+# target images
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How an image is made: options of qemu-img create for qcow2."""
+
+    cluster_bytes: int = CLUSTER_BYTES
+    compression: Compression = Compression.NONE
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """How QEMU has an image open: members of QAPI's BlockdevOptions.
+
+    The defaults are QEMU's own.
+    """
+
+    no_flush: bool = False  #: QEMU leaves it to others that data gets from the page cache to the disk
+    detect_zeroes: bool = False  #: zeros that the guest has written take no room
+
+    def members(self) -> dict[str, Any]:
+        """As blockdev-add and blockdev-reopen take them, without what is the default."""
+        given: dict[str, Any] = {}
+        if self.no_flush:
+            given["cache"] = {"no-flush": True}
+        if self.detect_zeroes:
+            given["detect-zeroes"] = "on"
+        return given
+
+
+QEMUS_OWN = NodeOptions()
 
 
 # backups in the repository

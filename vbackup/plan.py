@@ -28,6 +28,7 @@ from vbackup.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import (
     GRANULARITY_BYTES,
+    QEMUS_OWN,
     Backup,
     Compression,
     Consistency,
@@ -35,11 +36,12 @@ from vbackup.model import (
     DiskImage,
     DiskNode,
     Domain,
+    ImageOptions,
     LeftOut,
     Level,
     NodeBitmap,
+    NodeOptions,
 )
-from vbackup.tuning import QEMUS_OWN, ImageOptions, NodeOptions
 
 #: QEMU has 64 threads for the requests of all its files, and a job keeps up to 64 busy: where a slow repository has
 #: them all, the guest's own requests wait for one.

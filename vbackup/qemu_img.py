@@ -18,9 +18,8 @@ from typing import Any
 
 from vbackup.errors import ChainError, NoSpaceError, StorageError
 from vbackup.fields import Fields
-from vbackup.model import Compression, ImageFormat
+from vbackup.model import Compression, ImageFormat, ImageOptions
 from vbackup.stop import Stop
-from vbackup.tuning import ImageOptions
 
 _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
 

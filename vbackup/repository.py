@@ -12,8 +12,6 @@ in vbackup-repository(5), manifests are read and written by vbackup.manifest.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -24,9 +22,18 @@ from pathlib import Path
 
 from vbackup import lock, manifest, names
 from vbackup.chain import History
-from vbackup.errors import ChainError, DomainNotFoundError, NoSpaceError, StorageError
+from vbackup.errors import ChainError, DomainNotFoundError, StorageError
 from vbackup.fields import Fields, parse_json
-from vbackup.files import is_directory, is_regular, open_regular, read_regular
+from vbackup.files import (
+    MAX_FSYNCS,
+    digest_of,
+    fsync,
+    is_directory,
+    is_regular,
+    read_regular,
+    replace_text,
+    storage_errors,
+)
 from vbackup.lock import LockWait
 from vbackup.model import Backup
 
@@ -35,9 +42,6 @@ MARKER = "vbackup.json"
 PARTIAL = ".partial"
 #: In a stage; see vbackup.journal.
 JOURNAL = "journal"
-_CHUNK_BYTES = 4 * 1024 * 1024
-#: How many files are put on the disk at once: the file system's journal takes them together.
-MAX_FSYNCS = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Repository:
             path.chmod(0o700)
             repository_id = names.new_repository_id()
             marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": repository_id}
-            _write_anew(path / MARKER, json.dumps(marker, indent=2) + "\n")
+            replace_text(path / MARKER, json.dumps(marker, indent=2) + "\n")
         return cls(path.resolve(), repository_id)
 
     @classmethod
@@ -275,7 +279,7 @@ class Repository:
         """Note the name the domain has now."""
         known = [other for other in self._domain_names(uuid) if other not in (name, uuid)]
         with storage_errors(f"write to {self.path}"):
-            _write_anew(
+            replace_text(
                 self.path / uuid / "domain.json", json.dumps({"names": [*known, name]}, ensure_ascii=False) + "\n"
             )
 
@@ -320,39 +324,6 @@ class Stage:
             (self._final / JOURNAL).unlink(missing_ok=True)
 
 
-def digest_of(data: bytes) -> str:
-    """The digest of a file's content as manifests have it."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], None] | None = None) -> str:
-    """The digest of a file as manifests have it; ``check`` is called between pieces and may raise."""
-    sha256 = hashlib.sha256()
-    done_bytes = 0
-    with storage_errors(f"read {path}"), os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        while piece := file.read(_CHUNK_BYTES):
-            check()
-            sha256.update(piece)
-            done_bytes += len(piece)
-            if progress is not None:
-                progress(done_bytes)
-    return "sha256:" + sha256.hexdigest()
-
-
-@contextmanager
-def storage_errors(what: str) -> Iterator[None]:
-    """Turn the operating system's errors into ours; ``what`` completes "cannot ..."."""
-    try:
-        yield
-    except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                f"Cannot {what}: no space left there. Make room and run the same command again."
-            ) from err
-        hint = {errno.EACCES: " Run vbackup as a user who may.", errno.EROFS: " It is mounted read-only."}
-        raise StorageError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
-
-
 def _remove(path: Path) -> None:
     """Remove a stage, or what somebody has put in its place. What cannot be removed stays, and costs room."""
     if path.is_symlink() or not path.is_dir():
@@ -388,29 +359,3 @@ def _shortened(text: str) -> str:
     """A sentence that quotes what a manifest says, which can be of any length."""
     limit = 500
     return text if len(text) <= limit else f"{text[:limit]}... (the rest of {len(text)} characters is left out)"
-
-
-def _write_anew(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # of a dead run, or somebody's trap
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync(path.parent)
-
-
-def fsync(path: Path) -> None:
-    """Have the kernel write a file or a directory to the disk now."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

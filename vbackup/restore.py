@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import domainxml, qcow2, repository
+from vbackup import domainxml, files, qcow2
 from vbackup.chain import Link
 from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
-from vbackup.files import read_regular
+from vbackup.files import read_regular, storage_errors
 from vbackup.flatten import Layer, flatten
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
-from vbackup.repository import Repository, storage_errors
+from vbackup.repository import Repository
 from vbackup.stop import Stop
 
 #: How many images are read at a time.
@@ -132,7 +132,7 @@ def _check_digests(dev: str, links: Sequence[Link], repository_: Repository, pro
 
     with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
         paths = [_path(repository_, link) for link in links]
-        futures = [pool.submit(repository.digest, path, check=check, progress=progress.of_file()) for path in paths]
+        futures = [pool.submit(files.digest, path, check=check, progress=progress.of_file()) for path in paths]
         try:
             for link, path, future in zip(links, paths, futures):
                 if future.result() != link.image.digest:
@@ -194,7 +194,7 @@ def _further_file(repository_: Repository, backup: Backup, name: str) -> bytes:
         raise ChainError(f"{path} of backup {backup.id} is missing.") from err
     except OSError as err:
         raise ChainError(f"{path} of backup {backup.id} cannot be read: {err.strerror or err}.") from err
-    if repository.digest_of(data) != backup.files[name]:
+    if files.digest_of(data) != backup.files[name]:
         raise ChainError(f"{path} of backup {backup.id} was altered or is damaged: its digest is not the one recorded.")
     return data
 
@@ -246,7 +246,7 @@ def _convert(
 
     with storage_errors(f"write {path}"):
         flatten(layers, path, image_format, reporter=reporter, stop=stop, progress=progress)
-        repository.fsync(path)
+        files.fsync(path)
     reporter.step(f"Disk {dev}: restored.")
 
 
@@ -255,7 +255,7 @@ def _write(path: Path, data: bytes) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
-        repository.fsync(path)
+        files.fsync(path)
 
 
 def _move_out(stage: Path, output: Path) -> None:
@@ -267,7 +267,7 @@ def _move_out(stage: Path, output: Path) -> None:
                 _refuse_existing([output / path.name])
                 path.rename(output / path.name)
                 moved.append(output / path.name)
-            repository.fsync(output)
+            files.fsync(output)
     except BaseException:
         for path in moved:
             path.unlink()

@@ -18,10 +18,10 @@ from vbackup import names
 from vbackup.blockgraph import BlockNodes
 from vbackup.errors import FdsNotNeededError, FdsNotPassedError, MalformedError, NoSpaceError, QmpError, StorageError
 from vbackup.fields import Fields, objects
-from vbackup.model import SecurityLabel
+from vbackup.files import storage_errors
+from vbackup.model import QEMUS_OWN, NodeOptions, SecurityLabel
 from vbackup.monitor import Monitor, block_nodes
-from vbackup.repository import storage_errors
-from vbackup.tuning import QEMUS_OWN, TABLES, NodeOptions
+from vbackup.tuning import TABLES
 from vbackup.undo import Undo
 
 #: QAPI BlockdevOptions, as blockdev-add and blockdev-reopen take them.

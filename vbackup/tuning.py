@@ -7,51 +7,12 @@ out. vbackup.qemu_img makes the images, vbackup.target opens them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from vbackup.model import Compression
-
-#: qcow2's own default, and what one bit of a checkpoint's bitmap stands for: QEMU copies whole clusters of the target,
-#: so with larger ones an incremental would copy more than what changed. It compresses four of them at a time.
-CLUSTER_BYTES = 64 * 1024
-
+from vbackup.model import CLUSTER_BYTES, Compression, ImageOptions, NodeOptions
 
 #: How much of an image's table QEMU keeps and writes at a time: all of it. By itself it takes pieces of 4 KiB as soon
 #: as not all of the tables fit into its 32 MiB, which is from 256 GiB on; and makes each new table, which stands for
 #: 512 MiB, in sixteen writes, one after the other.
 TABLES = {"l2-cache-entry-size": CLUSTER_BYTES}
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """How an image is made: options of qemu-img create for qcow2."""
-
-    cluster_bytes: int = CLUSTER_BYTES
-    compression: Compression = Compression.NONE
-
-
-@dataclass(frozen=True)
-class NodeOptions:
-    """How QEMU has an image open: members of QAPI's BlockdevOptions.
-
-    The defaults are QEMU's own.
-    """
-
-    no_flush: bool = False  #: QEMU leaves it to others that data gets from the page cache to the disk
-    detect_zeroes: bool = False  #: zeros that the guest has written take no room
-
-    def members(self) -> dict[str, Any]:
-        """As blockdev-add and blockdev-reopen take them, without what is the default."""
-        given: dict[str, Any] = {}
-        if self.no_flush:
-            given["cache"] = {"no-flush": True}
-        if self.detect_zeroes:
-            given["detect-zeroes"] = "on"
-        return given
-
-
-QEMUS_OWN = NodeOptions()
 
 
 def image_options(compression: Compression) -> ImageOptions:

@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from vbackup.files import open_regular
+from vbackup.files import MAX_FSYNCS, open_regular, storage_errors
 from vbackup.job import Job
-from vbackup.repository import MAX_FSYNCS, storage_errors
 
 log = logging.getLogger(__name__)
 

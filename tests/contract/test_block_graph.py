@@ -7,9 +7,8 @@ from typing import Any
 from tests.contract.conftest import DISK, QDEV, SIZE_BYTES, Bench, add_bitmap, backup, plain_file
 from tests.unit.builders import Recorder
 from vbackup import target
-from vbackup.model import Disk
+from vbackup.model import QEMUS_OWN, Disk, NodeOptions
 from vbackup.monitor import block_graph, schema
-from vbackup.tuning import QEMUS_OWN, NodeOptions
 from vbackup.undo import Undo
 
 

@@ -21,9 +21,10 @@ from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels, reasons
 from tests.filesystem import Ext4
 from tests.unit import builders
-from vbackup import job, qemu_img, repository
+from vbackup import files, job, qemu_img, repository
 from vbackup.errors import StorageError
-from vbackup.repository import Repository, digest
+from vbackup.files import digest
+from vbackup.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -167,7 +168,7 @@ def test_backup_whose_contents_were_lost_after_the_rename_is_no_base(
 ) -> None:
     """On storage that does not keep what it has promised to: a directory with its name, and files without content."""
     kept = [chain.backup()["id"], chain.backup()["id"]]
-    fsync = repository.fsync
+    fsync = files.fsync
 
     def promise(path: Path) -> None:
         if path.name == chain.uuid:
@@ -253,7 +254,7 @@ def expect_whole(repo: Repository, numbers: set[int]) -> None:
         image = backup.image("vda")
         assert image is not None
         assert digest(path / "vda.qcow2", check=lambda: None) == image.digest
-        assert repository.digest_of((path / "domain.xml").read_bytes()) == backup.files["domain.xml"]
+        assert files.digest_of((path / "domain.xml").read_bytes()) == backup.files["domain.xml"]
 
 
 def test_power_lost_at_any_step_of_the_commit_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import libvirt
 import pytest
 
 from tests.lab import DiskSpec, Lab, References, compare, domain_xml, qemu_img_info
-from vbackup import repository
+from vbackup import files
 from vbackup.cli import main
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def test_damage_is_told_without_reading_all_the_others(
 ) -> None:
     """Images are read several at a time, and the others may be large."""
     newest = copy.path / copy.uuid / copy.ids[2] / "vda.qcow2"
-    digest = repository.digest
+    digest = files.digest
 
     def slowly(path: Path, *, check: Callable[[], None], progress: Callable[[int], None] | None = None) -> str:
         if path == newest:
@@ -216,7 +216,7 @@ def test_damage_is_told_without_reading_all_the_others(
             time.sleep(0.01)  # as long as it takes until somebody says that it is in vain
         return digest(path, check=check, progress=progress)
 
-    monkeypatch.setattr(repository, "digest", slowly)
+    monkeypatch.setattr(files, "digest", slowly)
     begun = time.monotonic()
     said = restore_refused(copy, command, tmp_path, "--backup", copy.ids[2])
     assert f"the image {newest} of backup {copy.ids[2]} was altered or is damaged" in said

@@ -16,11 +16,10 @@ import pytest
 from tests.end_to_end.chains import END_BYTES, Chain
 from tests.lab import DiskSpec, Lab, qemu_img_info
 from vbackup import job, target, tuning
-from vbackup.model import Compression, Level
+from vbackup.model import CLUSTER_BYTES, Compression, ImageOptions, Level, NodeOptions
 from vbackup.report import Silent
 from vbackup.stop import Stop
 from vbackup.storage_daemon import StorageDaemon
-from vbackup.tuning import CLUSTER_BYTES, ImageOptions, NodeOptions
 
 if TYPE_CHECKING:
     from tests.conftest import Command

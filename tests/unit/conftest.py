@@ -16,8 +16,8 @@ from tests.unit.builders import Recorder
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup import image_chain, qemu_img, source, storage_daemon
 from vbackup.hooks import marks
+from vbackup.model import ImageOptions
 from vbackup.repository import Repository
-from vbackup.tuning import ImageOptions
 
 settings.register_profile("unit", max_examples=50, deadline=None)
 settings.load_profile("unit")

@@ -35,8 +35,9 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
+from vbackup.files import digest_of
 from vbackup.model import Backup, Consistency, Level, Quiesce
-from vbackup.repository import Repository, digest_of
+from vbackup.repository import Repository
 from vbackup.stop import Stop
 from vbackup.writeback import Writeback
 

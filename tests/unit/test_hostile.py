@@ -33,9 +33,8 @@ from vbackup.cli import main
 from vbackup.errors import ChainError, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import open_regular
-from vbackup.model import Backup
+from vbackup.model import Backup, ImageOptions
 from vbackup.repository import Repository
-from vbackup.tuning import ImageOptions
 
 ONE = backup(1)
 TWO = incremental(2, ONE)

@@ -11,9 +11,9 @@ import pytest
 from vbackup import images, qemu_img
 from vbackup.errors import InterruptedBySignalError, NoSpaceError, StorageError
 from vbackup.images import NewImage
+from vbackup.model import ImageOptions
 from vbackup.stop import Stop
 from vbackup.target import Target
-from vbackup.tuning import ImageOptions
 
 DEADLINE_S = 30.0
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import NOON, UUID, Recorder, backup, backup_id, commit, incremental
-from vbackup import manifest, repository
+from vbackup import files, manifest, repository
 from vbackup.errors import (
     BusyError,
     ChainError,
@@ -651,7 +651,7 @@ def test_reader_sees_the_old_or_the_new_names(repo: Repository, monkeypatch: pyt
 def test_digest_is_sha256_and_tells_its_progress(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     told: list[int] = []
-    assert repository.digest(tmp_path / "f", check=lambda: None, progress=told.append) == (
+    assert files.digest(tmp_path / "f", check=lambda: None, progress=told.append) == (
         "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
     assert told == [3]
@@ -664,12 +664,12 @@ def test_digest_can_be_stopped(tmp_path: Path) -> None:
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
-        repository.digest(tmp_path / "f", check=stop)
+        files.digest(tmp_path / "f", check=stop)
 
 
 def test_digest_of_a_missing_file_is_an_error_of_the_target(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
-        repository.digest(tmp_path / "f", check=lambda: None)
+        files.digest(tmp_path / "f", check=lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -683,7 +683,7 @@ def test_digest_of_a_missing_file_is_an_error_of_the_target(tmp_path: Path) -> N
     ],
 )
 def test_error_of_the_system_becomes_one_of_the_target(number: int, kind: type[VbackupError], said: str) -> None:
-    with pytest.raises(kind, match=said) as caught, repository.storage_errors("write /r"):
+    with pytest.raises(kind, match=said) as caught, files.storage_errors("write /r"):
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith("Cannot write /r: ")
     assert caught.value.status == 7

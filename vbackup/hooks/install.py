@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from vbackup.errors import StorageError
-from vbackup.repository import fsync, storage_errors
+from vbackup.files import fsync, storage_errors
 
 #: The sources' hooks/qemu: a symbolic link there, a file where vbackup is installed.
 SCRIPT = Path(__file__).with_name("qemu")
