@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import vbackup
 from vbackup import (
+    base,
     blockjobs,
-    chain,
     checkpoint,
     completion,
     fleecing,
@@ -186,7 +186,7 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
     choices = []
     for node in nodes:
-        choice = chain.choose(
+        choice = base.choose(
             request.level, node, catalogue.history, repository_id=repository.id, started=_last_start(session)
         )
         choices.append((node, choice))

@@ -21,8 +21,8 @@ from vbackup.actions import (
     BlockDirtyBitmapMerge,
     BlockDirtyBitmapRemove,
 )
-from vbackup.chain import History
 from vbackup.errors import DiskError, UnsafeError, UnsuitableError
+from vbackup.history import History
 from vbackup.model import Bitmap, DiskNode, Layer
 from vbackup.report import Reporter
 from vbackup.session import AttachedQemu

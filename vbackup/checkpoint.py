@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 
 from vbackup import job, names, target
 from vbackup.actions import BlockDirtyBitmapRemove
-from vbackup.chain import History
 from vbackup.errors import QmpError
+from vbackup.history import History
 from vbackup.model import Bitmap, DiskNode, NodeBitmap
 from vbackup.monitor import Monitor, block_nodes
 from vbackup.names import BitmapName, EndMark

@@ -6,7 +6,7 @@ granule of the disk is set. It is cut like the others, and what was cut is clear
 distrusts every base that was made at its size. A shrink that stays within the last granule leaves the mark as it
 is, which is why that granule is copied whatever the other bitmaps say.
 
-There is one for each size that a base of the disk has, which is one nearly always. vbackup.chain asks
+There is one for each size that a base of the disk has, which is one nearly always. vbackup.base asks
 them, vbackup.plan has missing ones made in the transaction of a backup, from what vbackup.scratch prepares:
 there a bit can be set, as nothing but a write sets one.
 """

@@ -23,9 +23,10 @@ from vbackup.actions import (
     MirrorSyncMode,
     OnCbwError,
 )
-from vbackup.chain import Choice, History, level_of, parent_of
+from vbackup.base import Choice, level_of, parent_of
 from vbackup.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
+from vbackup.history import History
 from vbackup.model import (
     GRANULARITY_BYTES,
     QEMUS_OWN,

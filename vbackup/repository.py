@@ -21,7 +21,6 @@ from datetime import datetime
 from pathlib import Path
 
 from vbackup import lock, manifest, names
-from vbackup.chain import History
 from vbackup.errors import ChainError, DomainNotFoundError, StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import (
@@ -34,6 +33,7 @@ from vbackup.files import (
     replace_text,
     storage_errors,
 )
+from vbackup.history import History
 from vbackup.lock import LockWait
 from vbackup.model import Backup
 

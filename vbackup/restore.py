@@ -18,10 +18,10 @@ from datetime import datetime
 from pathlib import Path
 
 from vbackup import domainxml, files, qcow2
-from vbackup.chain import Link
 from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
 from vbackup.files import read_regular, storage_errors
 from vbackup.flatten import Layer, flatten
+from vbackup.history import Link
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
 from vbackup.repository import Repository

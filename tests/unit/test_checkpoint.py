@@ -11,8 +11,8 @@ from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
 from vbackup import checkpoint, names, target
-from vbackup.chain import History
 from vbackup.errors import DomainGoneError, QmpError
+from vbackup.history import History
 from vbackup.model import DiskNode, NodeBitmap
 from vbackup.monitor import block_graph
 from vbackup.target import Target

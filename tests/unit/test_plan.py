@@ -11,8 +11,9 @@ import pytest
 from tests.unit import builders
 from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, bitmap, domain, end_mark, incremental, layer
 from vbackup import names, plan
-from vbackup.chain import Choice, History
+from vbackup.base import Choice
 from vbackup.errors import DiskError, UnsuitableError
+from vbackup.history import History
 from vbackup.model import Compression, DiskNode, LeftOut, Level, NodeBitmap
 
 FULL = backup(1)

@@ -8,8 +8,7 @@ import pytest
 
 from tests.end_to_end.test_tuning import COMBINATIONS
 from vbackup import tuning
-from vbackup.chain import GRANULARITY_BYTES
-from vbackup.model import QEMUS_OWN, Compression, ImageOptions, NodeOptions
+from vbackup.model import GRANULARITY_BYTES, QEMUS_OWN, Compression, ImageOptions, NodeOptions
 
 COMPRESSIONS = [compression for compression in Compression if compression is not Compression.AUTO]
 

@@ -1,4 +1,4 @@
-"""Choose the checkpoint a backup starts from, and follow images down to the full they stand on.
+"""Choose the checkpoint a backup starts from.
 
 plan.BackupPlan says what is done with the choice. A base is trusted only if its bitmap is there, on
 every layer it must be on, recording and consistent, if its name says that it was made by that very backup,
@@ -7,22 +7,15 @@ if no end mark gives away that the disk was smaller meanwhile, and if every imag
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from vbackup import endmark, names
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, DiskImage, DiskNode, Layer, Level, NodeBitmap
-from vbackup.names import BitmapName, EndMark
-
-
-@dataclass(frozen=True)
-class Link:
-    """One image of a disk's chain."""
-
-    backup: Backup
-    image: DiskImage
+from vbackup.history import History, image_of
+from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
+from vbackup.names import BitmapName
 
 
 @dataclass(frozen=True)
@@ -33,91 +26,6 @@ class Choice:
     base: Backup | None
     sources: tuple[NodeBitmap, ...]  #: bitmaps that together hold the changes since the base, end marks included
     reason: str
-
-
-class History:
-    """The backups of one domain in one repository, oldest first, and which of their images are unusable.
-
-    ``unusable`` has (backup id, dev) of images that are missing or have another size than recorded.
-    """
-
-    def __init__(self, backups: Sequence[Backup], unusable: Collection[tuple[str, str]] = ()) -> None:
-        self.backups = tuple(sorted(backups, key=lambda backup: backup.sequence))
-        self._by_id = {backup.id: backup for backup in self.backups}
-        self._unusable = frozenset(unusable)
-
-    def get(self, backup_id: str) -> Backup:
-        """The backup of that id. Raises ChainError if there is none."""
-        try:
-            return self._by_id[backup_id]
-        except KeyError:
-            raise ChainError(f"No backup {backup_id!r} of this domain; 'vbackup list' shows those there are.") from None
-
-    @property
-    def next_sequence(self) -> int:
-        """The sequence number of the backup that is committed next."""
-        return self.backups[-1].sequence + 1 if self.backups else 1
-
-    def newest(self, dev: str) -> Backup | None:
-        """The newest backup that a next one of this disk may start from."""
-        return next(self._checkpoints(dev), None)
-
-    def last_full(self, dev: str) -> Backup | None:
-        """The full that the newest backup of this disk stands on."""
-        return next((one for one in self._checkpoints(dev) if _image(one, dev).level is Level.FULL), None)
-
-    def base_bitmaps(self, dev: str) -> frozenset[BitmapName]:
-        """The bitmaps that a later backup of this disk may start from: they are kept."""
-        return frozenset(bitmap for bitmap, _ in self._bases(dev))
-
-    def end_marks(self, dev: str) -> frozenset[EndMark]:
-        """The end marks that these bases may be distrusted for: they are kept."""
-        return frozenset(EndMark(bitmap.repository_id, dev, size_bytes) for bitmap, size_bytes in self._bases(dev))
-
-    def largest_base_bytes(self, dev: str) -> int:
-        """The largest size the disk had in one of these bases; 0 if there is none."""
-        return max((size_bytes for _, size_bytes in self._bases(dev)), default=0)
-
-    def links(self, backup_id: str, dev: str, *, whole: Collection[tuple[str, str]] = ()) -> tuple[Link, ...]:
-        """The images that hold the disk at that backup, newest first, the last one a full or a copy.
-
-        At an image in ``whole`` (backup id and ``dev``) it ends earlier: all that is below was found before.
-        Raises ChainError, naming the link, where one is missing or unusable.
-        """
-        links: list[Link] = []
-        wanted: str | None = backup_id
-        while wanted is not None:
-            child = f"; backup {links[-1].backup.id} stands on it" if links else ""
-            backup = self._by_id.get(wanted)
-            if backup is None:
-                raise ChainError(f"Disk {dev}: backup {wanted} is missing from the repository{child}.")
-            image = backup.image(dev)
-            if image is None:
-                raise ChainError(f"Disk {dev}: backup {wanted} has no image of it{child}.")
-            if (wanted, dev) in self._unusable:
-                raise ChainError(f"Disk {dev}: the image of backup {wanted} is missing or has another size{child}.")
-            if links and backup.sequence >= links[-1].backup.sequence:
-                raise ChainError(f"Disk {dev}: backup {links[-1].backup.id} claims to stand on a later one, {wanted}.")
-            if links and image.virtual_size_bytes > links[-1].image.virtual_size_bytes:
-                # A disk that was made smaller gets a full.
-                raise ChainError(f"Disk {dev}: backup {links[-1].backup.id} claims to stand on a larger one, {wanted}.")
-            links.append(Link(backup, image))
-            wanted = image.base if (wanted, dev) not in whole else None
-        return tuple(links)
-
-    def _bases(self, dev: str) -> Iterator[tuple[BitmapName, int]]:
-        """Of each backup that a later one may start from: its bitmap, and the disk's size in bytes."""
-        for base in (self.newest(dev), self.last_full(dev)):
-            image = base.image(dev) if base is not None else None
-            bitmap = names.parse_bitmap(image.bitmap or "") if image is not None else None
-            if image is not None and bitmap is not None:
-                yield bitmap, image.virtual_size_bytes
-
-    def _checkpoints(self, dev: str) -> Iterator[Backup]:
-        for backup in reversed(self.backups):
-            image = backup.image(dev)
-            if image is not None and image.bitmap is not None:
-                yield backup
 
 
 def choose(
@@ -160,12 +68,12 @@ def _check_images(node: DiskNode, base: Backup, history: History) -> None:
         history.links(base.id, dev)
     except ChainError as err:
         raise _UntrustedError(str(err).rstrip(".")) from err
-    if node.top.virtual_size_bytes < _image(base, dev).virtual_size_bytes:
+    if node.top.virtual_size_bytes < image_of(base, dev).virtual_size_bytes:
         raise _UntrustedError(f"the disk shrank {_change_of_size(node, base)}")
 
 
 def _change_of_size(node: DiskNode, base: Backup) -> str:
-    earlier_bytes, now_bytes = _image(base, node.disk.dev).virtual_size_bytes, node.top.virtual_size_bytes
+    earlier_bytes, now_bytes = image_of(base, node.disk.dev).virtual_size_bytes, node.top.virtual_size_bytes
     return f"from {earlier_bytes} to {now_bytes} bytes since {base.id}"
 
 
@@ -174,7 +82,7 @@ def _end_marks(
 ) -> tuple[NodeBitmap, ...]:
     """The end marks beside the base's bitmaps. A layer may have none: libvirt takes none along to another."""
     dev = node.disk.dev
-    name = names.end_mark(repository_id, dev, _image(base, dev).virtual_size_bytes)
+    name = names.end_mark(repository_id, dev, image_of(base, dev).virtual_size_bytes)
     beside = {source.node_name for source in sources}
     marks = []
     for layer in node.layers:
@@ -191,7 +99,7 @@ def _end_marks(
 def _check_growth(node: DiskNode, base: Backup, marks: Sequence[NodeBitmap]) -> None:
     """Growing is fine where all that the disk has grown by is zero, and no bitmap has to tell of it."""
     top = node.top
-    if top.virtual_size_bytes == _image(base, node.disk.dev).virtual_size_bytes:
+    if top.virtual_size_bytes == image_of(base, node.disk.dev).virtual_size_bytes:
         return
     change = _change_of_size(node, base)
     if top.driver != "qcow2":
@@ -206,7 +114,7 @@ def _trusted_sources(
     node: DiskNode, base: Backup, repository_id: str, started: datetime | None
 ) -> tuple[NodeBitmap, ...]:
     """The bitmaps of the base on the active layer and on all that it was on meanwhile."""
-    name = _image(base, node.disk.dev).bitmap or ""
+    name = image_of(base, node.disk.dev).bitmap or ""
     ours = names.parse_bitmap(name)
     if ours is None or (ours.repository_id, ours.checkpoint, ours.dev) != (repository_id, base.id, node.disk.dev):
         raise _UntrustedError(f"the manifest of {base.id} names {name!r} as its bitmap, which is not one of its own")
@@ -266,12 +174,6 @@ def _flaw(bitmap: Bitmap) -> str | None:
 def _no_bitmap(node: DiskNode) -> str:
     kind = "a qcow2 image of version 2" if node.top.driver == "qcow2" else f"a {node.top.driver} image"
     return f"QEMU keeps no bitmap in {kind} while the domain is off"
-
-
-def _image(backup: Backup, dev: str) -> DiskImage:
-    image = backup.image(dev)
-    assert image is not None  # the caller took the backup for this disk's
-    return image
 
 
 def parent_of(choices: Sequence[Choice]) -> str | None:

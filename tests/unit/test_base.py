@@ -24,8 +24,9 @@ from tests.unit.builders import (
     layer,
 )
 from vbackup import names
-from vbackup.chain import Choice, History, choose, level_of, parent_of
+from vbackup.base import Choice, choose, level_of, parent_of
 from vbackup.errors import BaseError, ChainError
+from vbackup.history import History
 from vbackup.model import Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
 
 ONE = backup(1)
