@@ -16,24 +16,20 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from vbackup import lock, manifest, names
-from vbackup.errors import ChainError, DomainNotFoundError, StorageError
+from vbackup import catalogue, lock, manifest, names
+from vbackup.catalogue import Catalogue, read_text
+from vbackup.errors import DomainNotFoundError, StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import (
     MAX_FSYNCS,
     digest_of,
     fsync,
     is_directory,
-    is_regular,
-    read_regular,
     replace_text,
     storage_errors,
 )
-from vbackup.history import History
 from vbackup.lock import LockWait
 from vbackup.model import Backup
 
@@ -42,53 +38,6 @@ MARKER = "vbackup.json"
 PARTIAL = ".partial"
 #: In a stage; see vbackup.journal.
 JOURNAL = "journal"
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A backup that cannot be used, and why."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The backups of one domain."""
-
-    uuid: str
-    names: tuple[str, ...]  #: the domain has had, the newest last
-    history: History
-    unreadable: tuple[Broken, ...]  #: their manifests cannot be read, so they are not in the history
-    incomplete: tuple[Broken, ...]  #: a link that they stand on is missing
-
-    @property
-    def broken(self) -> tuple[Broken, ...]:
-        """All that cannot be restored."""
-        return self.unreadable + self.incomplete
-
-    def find(self, backup_id: str | None = None, at: datetime | None = None) -> Backup:
-        """The backup of that id, the newest made at that time or before, or the newest of all.
-
-        Raises ChainError if there is none, or if it could be one whose manifest cannot be read: an older
-        one is never given out for it.
-        """
-        for broken in self.unreadable:
-            if broken.id == backup_id:
-                raise ChainError(f"Backup {backup_id} is broken: {broken.reason}")
-        if backup_id is not None:
-            return self.history.get(backup_id)
-        fitting = [backup for backup in self.history.backups if at is None or backup.time <= at]
-        found = fitting[-1].id if fitting else ""
-        for broken in self.unreadable:
-            made_at = names.stamp_of(broken.id)
-            if made_at >= names.stamp_of(found) and (at is None or made_at <= names.stamp(at)):
-                instead = f" The newest before it is {found}; restore that with --backup." if found else ""
-                raise ChainError(f"Backup {broken.id}, the newest by its name, is broken: {broken.reason}{instead}")
-        if not fitting:
-            when = f" made at {manifest.iso(at)} or before" if at is not None else ""
-            raise ChainError(f"There is no backup of this domain{when}; 'vbackup list' shows those there are.")
-        return fitting[-1]
 
 
 class Repository:
@@ -118,7 +67,7 @@ class Repository:
         """Open an existing one. Raises StorageError where it is none, or of a newer format."""
         with storage_errors(f"read {path / MARKER}"):
             try:
-                fields = Fields(parse_json(_read_text(path / MARKER)), os.fspath(path / MARKER), StorageError)
+                fields = Fields(parse_json(read_text(path / MARKER)), os.fspath(path / MARKER), StorageError)
             except (FileNotFoundError, NotADirectoryError):
                 raise StorageError(
                     f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' makes a new one."
@@ -151,8 +100,8 @@ class Repository:
         uuids = self.uuids()
         if domain.lower() in uuids:
             return domain.lower()
-        found = [uuid for uuid in uuids if domain in self._domain_names(uuid)]
-        current = [uuid for uuid in found if self._domain_names(uuid)[-1] == domain] or found
+        found = [uuid for uuid in uuids if domain in catalogue.domain_names(self.path / uuid)]
+        current = [uuid for uuid in found if catalogue.domain_names(self.path / uuid)[-1] == domain] or found
         if len(current) > 1:
             raise DomainNotFoundError(
                 domain,
@@ -164,62 +113,12 @@ class Repository:
         return current[0]
 
     def catalogue(self, uuid: str) -> Catalogue:
-        """Read all manifests of a domain; those that cannot be read are in ``broken``."""
-        backups: list[Backup] = []
-        unreadable: list[Broken] = []
-        unusable: set[tuple[str, str]] = set()
-        for backup_id in sorted(self._committed(uuid)):
-            try:
-                backup = self._read(uuid, backup_id)
-            except ChainError as err:
-                unreadable.append(Broken(backup_id, _shortened(str(err))))
-                continue
-            backups.append(backup)
-            unusable.update((backup_id, image.dev) for image in backup.disks if not self._is_whole(backup, image.dev))
-        history = History(backups, unusable)
-        incomplete = tuple(_incomplete(history))
-        return Catalogue(uuid, tuple(self._domain_names(uuid)), history, tuple(unreadable), incomplete)
+        """The domain's backups (vbackup.catalogue)."""
+        return catalogue.read(self.path / uuid, uuid)
 
     def directory(self, uuid: str, backup_id: str) -> Path:
         """Where that backup is."""
         return self.path / uuid / backup_id
-
-    def _committed(self, uuid: str) -> Iterator[str]:
-        with storage_errors(f"read {self.path / uuid}"):
-            try:
-                entries = list((self.path / uuid).iterdir())
-            except FileNotFoundError:
-                return
-        for entry in entries:
-            if names.BACKUP_ID.fullmatch(entry.name) and is_directory(entry):
-                yield entry.name
-
-    def _read(self, uuid: str, backup_id: str) -> Backup:
-        path = self.directory(uuid, backup_id) / "manifest.json"
-        try:
-            text = _read_text(path)
-        except (OSError, ValueError) as err:
-            reason = err.strerror if isinstance(err, OSError) and err.strerror else err
-            raise ChainError(f"The manifest of backup {backup_id} cannot be read: {reason}.") from err
-        return manifest.load(text, backup_id=backup_id, domain_uuid=uuid)
-
-    def _is_whole(self, backup: Backup, dev: str) -> bool:
-        image = backup.image(dev)
-        assert image is not None
-        path = self.directory(backup.domain_uuid, backup.id) / image.file
-        try:
-            return is_regular(path) and path.stat().st_size == image.file_size_bytes
-        except OSError:
-            return False
-
-    def _domain_names(self, uuid: str) -> list[str]:
-        """From domain.json; the newest last. The file is a help for people, so a damaged one costs only the name."""
-        try:
-            value = parse_json(_read_text(self.path / uuid / "domain.json"))
-            found = [name for name in value["names"] if isinstance(name, str)]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            found = []
-        return found or [uuid]
 
     # writing
 
@@ -277,7 +176,7 @@ class Repository:
 
     def remember_name(self, uuid: str, name: str) -> None:
         """Note the name the domain has now."""
-        known = [other for other in self._domain_names(uuid) if other not in (name, uuid)]
+        known = [other for other in catalogue.domain_names(self.path / uuid) if other not in (name, uuid)]
         with storage_errors(f"write to {self.path}"):
             replace_text(
                 self.path / uuid / "domain.json", json.dumps({"names": [*known, name]}, ensure_ascii=False) + "\n"
@@ -337,25 +236,3 @@ def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
     import shutil  # which a backup that goes well does without: all kinds of compression come with it
 
     shutil.rmtree(path, ignore_errors=ignore_errors)
-
-
-def _incomplete(history: History) -> Iterator[Broken]:
-    # Backups come in the order they stand on each other, so no link is followed twice.
-    whole: set[tuple[str, str]] = set()
-    for backup in history.backups:
-        for image in backup.disks:
-            try:
-                history.links(backup.id, image.dev, whole=whole)
-                whole.add((backup.id, image.dev))
-            except ChainError as err:
-                yield Broken(backup.id, str(err))
-
-
-def _read_text(path: Path) -> str:
-    return read_regular(path, max_bytes=manifest.MAX_SIZE_BYTES).decode()
-
-
-def _shortened(text: str) -> str:
-    """A sentence that quotes what a manifest says, which can be of any length."""
-    limit = 500
-    return text if len(text) <= limit else f"{text[:limit]}... (the rest of {len(text)} characters is left out)"

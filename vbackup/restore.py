@@ -9,28 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import domainxml, files, qcow2
+from vbackup import domainxml, files, verify
 from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
-from vbackup.files import read_regular, storage_errors
+from vbackup.files import storage_errors
 from vbackup.flatten import Layer, flatten
 from vbackup.history import Link
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
 from vbackup.repository import Repository
 from vbackup.stop import Stop
-
-#: How many images are read at a time.
-MAX_DIGESTS = 4
-#: What vbackup.backup takes of an NVRAM store; a domain XML is far smaller.
-MAX_FURTHER_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -66,8 +59,8 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     output = request.output.absolute()
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
     _refuse_existing([*images.values(), *(output / name for name in backup.files)])
-    _check_chains(chains, repository, reporter, stop)
-    texts = {name: _further_file(repository, backup, name) for name in backup.files}
+    verify.check_chains(chains, repository, reporter, stop)
+    texts = {name: verify.read_file(repository, backup, name) for name in backup.files}
     texts["domain.xml"] = _definition(backup, texts, output, images, request.image_format)
 
     with _stage(output) as stage:
@@ -76,7 +69,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
                 chains[dev],
                 stage / path.name,
                 image_format=request.image_format,
-                repository_=repository,
+                repository=repository,
                 reporter=reporter,
                 stop=stop,
             )
@@ -102,101 +95,6 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
         raise StorageError(
             f"{existing[0]} exists already and vbackup never overwrites; give another directory with --output."
         )
-
-
-def _check_chains(
-    chains: Mapping[str, Sequence[Link]], repository_: Repository, reporter: Reporter, stop: Stop
-) -> None:
-    """Raise ChainError unless every image is the one its manifest tells of.
-
-    qemu-img will open what a header names, so the headers are compared with the manifests before
-    anything follows them.
-    """
-    for links in chains.values():
-        for link in links:
-            _check_header(_path(repository_, link), link)
-    for dev, links in chains.items():
-        progress = _Progress(reporter, dev, sum(link.image.file_size_bytes for link in links))
-        _check_digests(dev, links, repository_, progress, stop)
-        reporter.step(f"Disk {dev}: {len(links)} image{'s' * (len(links) > 1)} checked.")
-
-
-def _check_digests(dev: str, links: Sequence[Link], repository_: Repository, progress: _Progress, stop: Stop) -> None:
-    """Read the images, several at a time."""
-    given_up = threading.Event()
-
-    def check() -> None:
-        stop.check()
-        if given_up.is_set():
-            raise ChainError(f"Disk {dev}: another image cannot be used.")  # nobody asks for this one any more
-
-    with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
-        paths = [_path(repository_, link) for link in links]
-        futures = [pool.submit(files.digest, path, check=check, progress=progress.of_file()) for path in paths]
-        try:
-            for link, path, future in zip(links, paths, futures):
-                if future.result() != link.image.digest:
-                    raise ChainError(
-                        f"Disk {dev}: the image {path} of backup {link.backup.id} was altered or is damaged: its digest"
-                        " is not the one recorded. Take it from a copy of the repository, or restore an older backup."
-                    )
-        except BaseException:
-            given_up.set()
-            raise
-
-
-class _Progress:
-    """Tells how far a disk is from how far its images are, which are read by several threads."""
-
-    def __init__(self, reporter: Reporter, dev: str, total_bytes: int) -> None:
-        self._reporter, self._dev, self._total_bytes = reporter, dev, total_bytes
-        self._done_bytes = 0
-        self._lock = threading.Lock()
-
-    def of_file(self) -> Callable[[int], None]:
-        """To be called with how much of one file was read."""
-        before_bytes = 0
-
-        def progress(done_bytes: int) -> None:
-            nonlocal before_bytes
-            with self._lock:
-                self._done_bytes += done_bytes - before_bytes
-                before_bytes = done_bytes
-                self._reporter.progress(self._dev, self._done_bytes, self._total_bytes)
-
-        return progress
-
-
-def _check_header(path: Path, link: Link) -> None:
-    header = qcow2.header(path)
-    backing = f"../{link.image.base}/{link.image.file}" if link.image.base else None
-    if header.backing_file != backing or (backing is not None and header.backing_format != "qcow2"):
-        raise ChainError(
-            f"Disk {link.image.dev}: the header of {path} names the backing file {header.backing_file!r}, its manifest"
-            f" {backing!r}; somebody changed it, and nothing was opened."
-        )
-    if header.has_data_file:
-        raise ChainError(f"Disk {link.image.dev}: {path} keeps its data in another file, which vbackup never writes.")
-    if header.encrypted:
-        raise ChainError(f"Disk {link.image.dev}: {path} is encrypted, which vbackup never does.")
-    if header.virtual_size_bytes != link.image.virtual_size_bytes:
-        raise ChainError(
-            f"Disk {link.image.dev}: {path} is an image of {header.virtual_size_bytes} bytes, its manifest says"
-            f" {link.image.virtual_size_bytes}."
-        )
-
-
-def _further_file(repository_: Repository, backup: Backup, name: str) -> bytes:
-    path = repository_.directory(backup.domain_uuid, backup.id) / name
-    try:
-        data = read_regular(path, max_bytes=MAX_FURTHER_BYTES)
-    except FileNotFoundError as err:
-        raise ChainError(f"{path} of backup {backup.id} is missing.") from err
-    except OSError as err:
-        raise ChainError(f"{path} of backup {backup.id} cannot be read: {err.strerror or err}.") from err
-    if files.digest_of(data) != backup.files[name]:
-        raise ChainError(f"{path} of backup {backup.id} was altered or is damaged: its digest is not the one recorded.")
-    return data
 
 
 def _definition(
@@ -234,12 +132,12 @@ def _convert(
     path: Path,
     *,
     image_format: ImageFormat,
-    repository_: Repository,
+    repository: Repository,
     reporter: Reporter,
     stop: Stop,
 ) -> None:
     dev, size_bytes = links[0].image.dev, links[0].image.virtual_size_bytes
-    layers = [Layer(_path(repository_, link), link.image.virtual_size_bytes) for link in reversed(links)]
+    layers = [Layer(verify.image_path(repository, link), link.image.virtual_size_bytes) for link in reversed(links)]
 
     def progress(percent: float) -> None:
         reporter.progress(dev, int(size_bytes * percent / 100), size_bytes)
@@ -272,7 +170,3 @@ def _move_out(stage: Path, output: Path) -> None:
         for path in moved:
             path.unlink()
         raise
-
-
-def _path(repository_: Repository, link: Link) -> Path:
-    return repository_.directory(link.backup.domain_uuid, link.backup.id) / link.image.file
