@@ -20,7 +20,7 @@ from vbackup import (
     base,
     blockjobs,
     checkpoint,
-    completion,
+    finish,
     fleecing,
     images,
     job,
@@ -33,8 +33,8 @@ from vbackup import (
     source,
     target,
     tuning,
+    unfinished,
 )
-from vbackup.completion import Work
 from vbackup.errors import BusyError, DomainGoneError, JobError, MalformedError, QmpError, VbackupError
 from vbackup.fields import Fields
 from vbackup.freeze import DEFAULT_LIMIT_S
@@ -51,6 +51,7 @@ from vbackup.repository import Repository, Stage
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
+from vbackup.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from vbackup.backoff import Backoff
@@ -245,7 +246,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
     ):
         draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
         group = session.moment.planned(GroupMember(made.domain.name, made.domain.uuid, made.id))
-        work = Work(
+        work = Unfinished(
             replace(draft, group=group),
             stage,
             written,
@@ -261,9 +262,9 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
         )
         written.begin(work.draft)
         images.reserve(_new_images(made, stage))
-        completion.push_undo_of_bitmaps(work, undo)
+        unfinished.push_undo_of_bitmaps(work, undo)
         work = _copy(made, request, work, session.moment)
-        backup = completion.commit(work, begun=begun, ready=session.moment.copied)
+        backup = finish.commit(work, begun=begun, ready=session.moment.copied)
         undo.release()
     return backup
 
@@ -315,7 +316,7 @@ def _new_images(made: BackupPlan, stage: Stage) -> list[images.NewImage]:
     ]
 
 
-def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) -> Work:
+def _copy(made: BackupPlan, request: BackupRequest, work: Unfinished, moment: Moment) -> Unfinished:
     """The transaction and its jobs; when this returns QEMU has let go of complete images."""
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
@@ -325,7 +326,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Work, moment: Moment) 
         scratch.prepare(monitor, made.scratch_sizes, repository_id=work.repository.id, undo=undo, stop=work.stop)
         stopped = work.source.is_guest_stopped()
         space_watch = _space_watch(made, request, work, guest_was_stopped=stopped)
-        completion.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
+        unfinished.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
         work.stop.check()
         # Nothing is written to the repository while the guest is frozen: its storage may be slow.
         work.journal.write(Step.MOMENT, time=manifest.iso(datetime.now(timezone.utc)), guest_was_stopped=stopped)
@@ -379,7 +380,7 @@ def _open_in_qemu(
 
 
 def _space_watch(
-    made: BackupPlan, request: BackupRequest, work: Work, *, guest_was_stopped: bool
+    made: BackupPlan, request: BackupRequest, work: Unfinished, *, guest_was_stopped: bool
 ) -> fleecing.SpaceWatch | None:
     if not made.has_fleecing_area:
         return None
@@ -390,14 +391,14 @@ def _space_watch(
     )
 
 
-def _follow(made: BackupPlan, space_watch: fleecing.SpaceWatch | None, work: Work) -> Work:
+def _follow(made: BackupPlan, space_watch: fleecing.SpaceWatch | None, work: Unfinished) -> Unfinished:
     """The jobs to their end; where there is a fleecing area, their beginning too."""
     if space_watch is None:
-        return completion.copy(work)
+        return finish.copy(work)
     fleecing.open_views(work.monitor, made.disks)
     _send_transaction(work.monitor, made.copies())
     try:
-        return completion.copy(replace(work, watch=space_watch.check))
+        return finish.copy(replace(work, watch=space_watch.check))
     except JobError as err:
         raise space_watch.explain(err) or err from err
 

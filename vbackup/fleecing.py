@@ -14,7 +14,7 @@ and an overlay whose backing file is the disk, which QEMU lets no job read while
 Where QEMU's view cannot be asked for zeros, the copy reads all of the disk, or all that has changed; its target finds
 the zeros then.
 
-vbackup.plan names it all, vbackup.completion ends it.
+vbackup.plan names it all, vbackup.finish ends it.
 """
 
 from __future__ import annotations

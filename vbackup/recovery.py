@@ -13,8 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 
-from vbackup import blockjobs, checkpoint, completion, job, journal, names, source
-from vbackup.completion import Work
+from vbackup import blockjobs, checkpoint, finish, job, journal, names, source, unfinished
 from vbackup.errors import (
     ChainError,
     DiskError,
@@ -33,6 +32,7 @@ from vbackup.repository import Repository, Stage
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
+from vbackup.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ def _carry_out(
             reporter.step(f"Finished backup {judged.id}, which was cut off: {judged.reason}.")
             return judged
         with Journal(stage.path) as written, Undo(reporter) as undo:
-            _push_undo(Work(entry.draft, stage, written, opened, repository, reporter, stop), undo, entry)
+            _push_undo(Unfinished(entry.draft, stage, written, opened, repository, reporter, stop), undo, entry)
         reporter.step(f"Undid backup {judged.id}, which was cut off: {judged.reason}.")
         return judged
 
@@ -252,17 +252,19 @@ def _finish(
 ) -> None:
     with Journal(stage.path) as written, Undo(reporter) as undo:
         relied_on_marks = _relied_on_marks(entry, repository)
-        work = Work(entry.draft, stage, written, opened, repository, reporter, stop, relied_on_marks=relied_on_marks)
+        work = Unfinished(
+            entry.draft, stage, written, opened, repository, reporter, stop, relied_on_marks=relied_on_marks
+        )
         _push_undo(work, undo, entry)
         if entry.step is Step.MOMENT:
             opened.thaw(reporter)
         if entry.step in (Step.MOMENT, Step.STARTED):
-            work = completion.copy(work)
+            work = finish.copy(work)
         elif entry.step is Step.COPIED:
-            work = completion.close(work)
-        completion.commit(work, begun=None)
+            work = finish.close(work)
+        finish.commit(work, begun=None)
         undo.release()
-        completion.push_undo_of_targets(work, undo)
+        unfinished.push_undo_of_targets(work, undo)
         undo.push("remove the working bitmaps", lambda: checkpoint.remove_bitmaps(work.monitor, work.working_bitmaps))
 
 
@@ -277,9 +279,9 @@ def _relied_on_marks(entry: Entry, repository: Repository) -> list[NodeBitmap]:
     ]
 
 
-def _push_undo(work: Work, undo: Undo, entry: Entry) -> None:
-    completion.push_undo_of_bitmaps(work, undo)
-    completion.push_undo_of_targets(work, undo)
-    completion.push_undo_of_jobs(work, undo, guest_was_stopped=entry.guest_was_stopped)
+def _push_undo(work: Unfinished, undo: Undo, entry: Entry) -> None:
+    unfinished.push_undo_of_bitmaps(work, undo)
+    unfinished.push_undo_of_targets(work, undo)
+    unfinished.push_undo_of_jobs(work, undo, guest_was_stopped=entry.guest_was_stopped)
     if entry.step is Step.MOMENT:
         undo.push("thaw the guest's filesystems", lambda: work.source.thaw(work.reporter))

@@ -20,7 +20,7 @@ import pytest
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
 from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run
-from vbackup import backup, completion, names, target
+from vbackup import backup, digests, names, target
 from vbackup.backup import BackupRequest
 from vbackup.errors import (
     BaseError,
@@ -398,15 +398,15 @@ def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """All images are large; what is digested, in that order."""
-    monkeypatch.setattr(completion, "EARLY_DIGEST_BYTES", 0)
+    monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", 0)
     digested: list[Path] = []
-    really = completion.digest
+    really = digests.digest
 
     def digest(path: Path, **more: Any) -> str:
         digested.append(path)
         return really(path, **more)
 
-    monkeypatch.setattr(completion, "digest", digest)
+    monkeypatch.setattr(digests, "digest", digest)
     return digested
 
 
@@ -446,7 +446,7 @@ def test_flush_that_fails_does_not_wait_for_the_digests(
     domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A digest of a large image takes minutes, and is of no use then."""
-    monkeypatch.setattr(completion, "EARLY_DIGEST_BYTES", 0)
+    monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", 0)
     digesting, gave_up = threading.Event(), threading.Event()
 
     def digest(_path: Path, *, check: Callable[[], None]) -> str:
@@ -464,7 +464,7 @@ def test_flush_that_fails_does_not_wait_for_the_digests(
         assert digesting.wait(20)
         raise NoSpaceError("No room for the last of the images.")
 
-    monkeypatch.setattr(completion, "digest", digest)
+    monkeypatch.setattr(digests, "digest", digest)
     monkeypatch.setattr(Writeback, "finish", finish)
     with pytest.raises(NoSpaceError, match="No room for the last"):
         run(domain, repo)
