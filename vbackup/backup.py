@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import vbackup
 from vbackup import (
@@ -30,6 +30,7 @@ from vbackup import (
     plan,
     recovery,
     scratch,
+    sending,
     source,
     target,
     tuning,
@@ -145,13 +146,8 @@ def dry_run(
                 made, request, stage, session.monitor, repository_id=repository.id, undo=undo, stop=session.stop
             )
             scratch.prepare(session.monitor, made.scratch_sizes, repository_id=repository.id, undo=undo, stop=stop)
-            try:
-                _send_transaction(session.monitor, made.transaction(abort=True))
-            except QmpError as err:
-                if "Abort action" not in err.description:
-                    raise
-            else:
-                raise MalformedError(f"QEMU of domain {made.domain.name} carried out a transaction that ends in abort.")
+            with _locks():
+                sending.prepare_only(session.monitor, made.transaction(), qemu=f"domain {made.domain.name}")
     return made
 
 
@@ -332,11 +328,12 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Unfinished, moment: Mo
         work.journal.write(Step.MOMENT, time=manifest.iso(datetime.now(timezone.utc)), guest_was_stopped=stopped)
         if work.throttle is not None:
             made = replace(made, speed_bytes_s=work.throttle.first_bytes_s(len(made.disks)))
-        transaction = made.transaction()
+        transaction = {"actions": made.transaction()}
         moment.ready()
         with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze, moment.taken():
             now = datetime.now(timezone.utc)
-            _send_transaction(monitor, transaction)
+            with _locks():
+                sending.send(monitor, transaction)
         moment.sent()
         started = replace(
             work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms, group=moment.group
@@ -396,22 +393,20 @@ def _follow(made: BackupPlan, space_watch: fleecing.SpaceWatch | None, work: Unf
     if space_watch is None:
         return finish.copy(work)
     fleecing.open_views(work.monitor, made.disks)
-    _send_transaction(work.monitor, made.copies())
+    sending.send(work.monitor, {"actions": made.copies()})
     try:
         return finish.copy(replace(work, watch=space_watch.check))
     except JobError as err:
         raise space_watch.explain(err) or err from err
 
 
-def _send_transaction(monitor: Monitor, actions: list[dict[str, Any]]) -> None:
-    """All actions or none. Raises BusyError where somebody else has a disk, QmpError for all else."""
+@contextmanager
+def _locks() -> Iterator[None]:
+    """Say what it means that another process has an image open: a raw image is locked by its job only."""
     try:
-        monitor.execute("transaction", {"actions": actions})
+        yield
     except QmpError as err:
-        # "Node 'X' is busy: block device is in use by block job: commit"
-        if "in use by block job" in err.description:
-            raise BusyError(f"A disk is busy with another block job; try again when it is done ({err}).") from err
-        if err.is_of_lock:
+        if err.description.is_of_lock:
             raise BusyError(
                 "The domain was started meanwhile, or another program has the image of one of its disks open; run the"
                 f" same command again ({err})."

@@ -151,19 +151,57 @@ class FdsNotNeededError(FdsNotPassedError):
     """A storage daemon of our own takes none: it opens files with our own rights."""
 
 
+class QemuText(str):
+    """What QEMU, or a QEMU tool, says went wrong.
+
+    QEMU has one error class for nearly everything, so its words have to be matched; this is the only place that does.
+    (Which action of a transaction they are about is for vbackup.actions.blame.)
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_of_lock(self) -> bool:
+        """True if another process has the image open: Failed to get "write" lock."""
+        return "Failed to get " in self and self.rstrip(".").endswith("lock")
+
+    @property
+    def is_busy(self) -> bool:
+        """True if a block job uses the node: Node 'X' is busy: block device is in use by block job: commit."""
+        return "in use by block job" in self
+
+    @property
+    def is_no_space(self) -> bool:
+        """True for ENOSPC."""
+        return "No space left on device" in self
+
+    @property
+    def is_denied(self) -> bool:
+        """True if QEMU may not open a file.
+
+        The kernel drops a descriptor that SELinux or AppArmor keeps from QEMU, which then says that none came.
+        """
+        return "Permission denied" in self or "No file descriptor supplied via SCM_RIGHTS" in self
+
+    @property
+    def is_not_found(self) -> bool:
+        """True for ENOENT."""
+        return "No such file" in self
+
+    @property
+    def is_abort(self) -> bool:
+        """True if all other actions of the transaction were prepared: Transaction aborted using Abort action."""
+        return "Abort action" in self
+
+
 class QmpError(VbackupError):
     """QEMU answered a command with an error; nothing of that command was carried out."""
 
     def __init__(self, command: str, error_class: str, description: str) -> None:
         self.command = command
         self.error_class = error_class
-        self.description = description
+        self.description = QemuText(description)
         super().__init__(f"QEMU refused {command}: {description}")
-
-    @property
-    def is_of_lock(self) -> bool:
-        """True if another process has the image open ('Failed to get "write" lock')."""
-        return "Failed to get " in self.description and self.description.rstrip(".").endswith("lock")
 
 
 class TransactionError(VbackupError):
@@ -206,12 +244,18 @@ class UnsafeError(UnsuitableError):
 class JobError(VbackupError):
     """A backup job ended with an error; all jobs of that backup were cancelled and undone."""
 
-    def __init__(self, dev: str, message: str) -> None:
+    def __init__(self, dev: str, reason: str) -> None:
         self.dev = dev
+        self._reason = QemuText(reason)
         super().__init__(
-            f"Disk {dev}: the backup job failed: {message}. Nothing was kept of this backup and the disk's"
+            f"Disk {dev}: the backup job failed: {reason}. Nothing was kept of this backup and the disk's"
             " earlier backups are untouched; mend the cause and run the same command again."
         )
+
+    @property
+    def reason(self) -> QemuText:
+        """What QEMU said of the job."""
+        return self._reason
 
 
 class JobStalledError(VbackupError):

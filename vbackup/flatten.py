@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import job, qemu_img
-from vbackup.errors import NoSpaceError, QmpError, StorageError
+from vbackup.errors import NoSpaceError, QemuText, QmpError, StorageError
 from vbackup.model import ImageFormat
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
@@ -110,8 +110,8 @@ def _change(daemon: StorageDaemon, command: str, arguments: dict[str, Any], outp
         raise _error(f"Cannot write {output}", err.description, output) from err
 
 
-def _error(what: str, reason: str, output: Path) -> StorageError:
-    if "No space left on device" in reason:
+def _error(what: str, reason: QemuText, output: Path) -> StorageError:
+    if reason.is_no_space:
         return NoSpaceError(f"Cannot write {output}: no space left there. Make room and run the same command again.")
     return StorageError(f"{what}: {reason.rstrip('.')}.")
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup import names, qemu_img, target
-from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QmpError, StorageError, UnsuitableError
+from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QemuText, QmpError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
 from vbackup.model import SecurityLabel
 from vbackup.monitor import Monitor, schema
@@ -106,8 +106,8 @@ def _nameless(directory: Path) -> int:
         return fd
 
 
-def _refused(directory: Path, description: str, labels: Sequence[SecurityLabel]) -> str:
-    if target.is_denied(description):
+def _refused(directory: Path, description: QemuText, labels: Sequence[SecurityLabel]) -> str:
+    if description.is_denied:
         return target.denied(directory, labels, by_descriptor=True)
     return f"QEMU cannot open an image in the fleecing area {directory}: {description.rstrip('.')}."
 
@@ -164,4 +164,4 @@ class SpaceWatch:
 
     def explain(self, error: JobError) -> NoSpaceError | None:
         """The reason for the failure of a copy, where it is that the view has lost something."""
-        return self.full() if "Permission denied" in str(error) else None
+        return self.full() if error.reason.is_denied else None

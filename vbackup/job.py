@@ -20,6 +20,7 @@ from vbackup.errors import (
     JobStalledError,
     MalformedError,
     NoSpaceError,
+    QemuText,
     QmpError,
     StorageError,
 )
@@ -71,7 +72,7 @@ class Job:
     status: JobStatus
     done_bytes: int
     total_bytes: int
-    error: str | None
+    error: QemuText | None
 
 
 class Throttle(Protocol):
@@ -129,13 +130,14 @@ def query(monitor: Monitor) -> dict[str, Job]:
             status = JobStatus(entry.text("status"))
         except ValueError as err:
             raise MalformedError(f"query-jobs has a status that QAPI does not know ({err}).") from err
+        error = entry.optional_text("error")
         job = Job(
             id=entry.text("id"),
             type=entry.text("type"),
             status=status,
             done_bytes=entry.integer("current-progress"),
             total_bytes=entry.integer("total-progress"),
-            error=entry.optional_text("error"),
+            error=QemuText(error) if error is not None else None,
         )
         jobs[job.id] = job
     return jobs
@@ -286,7 +288,7 @@ def _count_loss(losses: int, err: ConnectionLostError) -> int:
 
 
 def _gone(job_id: str) -> Job:
-    error = "somebody dismissed it before it was seen to end"
+    error = QemuText("somebody dismissed it before it was seen to end")
     return Job(job_id, type="", status=JobStatus.NULL, done_bytes=0, total_bytes=0, error=error)
 
 
@@ -316,7 +318,7 @@ class _Blame:
 def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str], blame: _Blame) -> None:
     for job in jobs.values():
         if job.error is not None:
-            if "No space left on device" in job.error:
+            if job.error.is_no_space:
                 raise NoSpaceError(
                     f"Disk {devs[job.id]}: no space left for its image in the repository. Nothing was kept of this"
                     " backup; make room and run the same command again."

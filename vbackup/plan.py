@@ -12,7 +12,6 @@ from typing import Any
 
 from vbackup import endmark, names, tuning
 from vbackup.actions import (
-    Abort,
     Action,
     BackupPerf,
     BitmapSyncMode,
@@ -238,15 +237,14 @@ class BackupPlan:
             if disk.new_mark is not None
         }
 
-    def transaction(self, *, abort: bool = False) -> list[dict[str, Any]]:
-        """The actions as JSON-ready data; with ``abort`` QEMU checks them all and then undoes them."""
+    def transaction(self) -> list[dict[str, Any]]:
+        """The actions as JSON-ready data."""
         compress = self.compression is not Compression.NONE
-        wanted: list[Action] = [
-            action
+        return [
+            action.document()
             for disk in self.disks
             for action in disk.actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
         ]
-        return [action.document() for action in (*wanted, *([Abort()] if abort else []))]
 
     def draft(self, *, versions: Mapping[str, str], files: Mapping[str, str]) -> Backup:
         """The backup as it will be committed, with nothing yet where only its end tells."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import ChainError, NoSpaceError, StorageError
+from vbackup.errors import ChainError, NoSpaceError, QemuText, StorageError
 from vbackup.fields import Fields
 from vbackup.model import Compression, ImageFormat, ImageOptions
 from vbackup.stop import Stop
@@ -138,7 +138,7 @@ def _run(argv: Sequence[str], what: str, *, pass_fds: Sequence[int] = ()) -> Non
 
 def _raise(errors: bytes, what: str) -> None:
     reason = _last_line(errors)
-    if "No space left on device" in reason:
+    if QemuText(reason).is_no_space:
         raise NoSpaceError(f"Cannot {what}: no space left there. Make room and run the same command again.")
     raise StorageError(f"Cannot {what}: {reason}.")
 

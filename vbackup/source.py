@@ -280,7 +280,7 @@ def _refusals(disk: Disk, who: str) -> Iterator[None]:
     try:
         yield
     except QmpError as err:
-        if err.is_of_lock:
+        if err.description.is_of_lock:
             raise BusyError(f"{who} has its image {path} open); run the same command again.") from err
         raise DiskError(
             disk.dev,

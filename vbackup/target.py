@@ -16,7 +16,15 @@ from typing import Any
 
 from vbackup import names
 from vbackup.blockgraph import BlockNodes
-from vbackup.errors import FdsNotNeededError, FdsNotPassedError, MalformedError, NoSpaceError, QmpError, StorageError
+from vbackup.errors import (
+    FdsNotNeededError,
+    FdsNotPassedError,
+    MalformedError,
+    NoSpaceError,
+    QemuText,
+    QmpError,
+    StorageError,
+)
 from vbackup.fields import Fields, objects
 from vbackup.files import storage_errors
 from vbackup.model import QEMUS_OWN, NodeOptions, SecurityLabel
@@ -93,7 +101,7 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
         options = [node(name, nodes.filename(name), nodes.options(name)) for name in node_names]
         monitor.execute("blockdev-reopen", {"options": options})
     except QmpError as err:
-        if "No space left on device" in err.description:
+        if err.description.is_no_space:
             raise NoSpaceError(
                 "No space left in the repository for the last of the images. Nothing was kept of this backup; make room"
                 " and run the same command again."
@@ -155,15 +163,6 @@ def pass_fd(monitor: Monitor, fd: int, opaque: str) -> str:
     return f"/dev/fdset/{Fields(reply, 'add-fd', MalformedError).integer('fdset-id')}"
 
 
-#: What QEMU says of a descriptor that never came: the kernel drops one that SELinux or AppArmor keeps from QEMU.
-_FD_DROPPED = "No file descriptor supplied via SCM_RIGHTS"
-
-
-def is_denied(description: str) -> bool:
-    """True for a refusal of QEMU's that means that it may not open a file that is passed to it."""
-    return "Permission denied" in description or _FD_DROPPED in description
-
-
 def denied(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> str:
     """Why QEMU may not open a file or a directory, and what to do about it; ``labels`` are what confines it."""
     from vbackup import access, access_facts  # for this message only
@@ -171,17 +170,17 @@ def denied(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) 
     return access.explain(access_facts.gather(path, labels, by_descriptor=by_descriptor))
 
 
-def _refused(path: Path, description: str, labels: Sequence[SecurityLabel], way: _Way) -> str:
+def _refused(path: Path, description: QemuText, labels: Sequence[SecurityLabel], way: _Way) -> str:
     if way is _Way.OUR_CHILD:
         hint = (
             " It has the rights of vbackup itself, so no mode or owner is in its way; look at the kernel's log for what"
             " confines it (AppArmor, SELinux), and at the mount options of the repository."
         )
-        more = hint if is_denied(description) else ""
+        more = hint if description.is_denied else ""
         return f"The storage daemon cannot open the image {path}: {description.rstrip('.')}.{more}"
-    if is_denied(description):
+    if description.is_denied:
         return denied(path, labels, by_descriptor=way is _Way.DESCRIPTOR)
-    if way is _Way.PATH and "No such file" in description:
+    if way is _Way.PATH and description.is_not_found:
         return (
             f"QEMU does not see {path}: over a connection to another host the repository must be on storage"
             " that both hosts have under the same path. Mount it there, or run vbackup on the host itself."

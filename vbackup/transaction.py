@@ -10,15 +10,15 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vbackup import actions, checker, job, safety, wording
+from vbackup import actions, checker, job, safety, sending, wording
 from vbackup.actions import CompletionMode, blame
-from vbackup.errors import BusyError, MalformedError, QmpError, TransactionError, TransactionRefusedError
+from vbackup.errors import BusyError, QmpError, TransactionError, TransactionRefusedError
 from vbackup.job import Job
 from vbackup.model import DiskNode
 from vbackup.monitor import schema
@@ -211,28 +211,38 @@ def _refuse_harm(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> 
 
 
 def _test(arguments: Mapping[str, Any], attached: AttachedQemu) -> None:
-    """Have QEMU prepare everything for real and undo it.
-
-    Without completion-mode, which only matters when something was carried out: abort is not for every mode.
-    """
-    try:
-        _send({"actions": [*arguments["actions"], actions.Abort().document()]}, attached)
-    except TransactionRefusedError as err:
-        if err.index != len(arguments["actions"]):
-            raise
-    else:
-        raise MalformedError(f"QEMU of {attached.name} carried out a transaction that ends in abort.")
+    """Let QEMU prepare everything for real and undo it."""
+    with _refusals(arguments, attached) as remove_new_files:
+        sending.prepare_only(attached.monitor, arguments["actions"], qemu=attached.name)
+        remove_new_files()
 
 
 def _send(arguments: Mapping[str, Any], attached: AttachedQemu) -> None:
-    """All actions or none; when it is none, no file stays that QEMU made for it."""
+    with _refusals(arguments, attached):
+        sending.send(attached.monitor, arguments)
+
+
+@contextmanager
+def _refusals(arguments: Mapping[str, Any], attached: AttachedQemu) -> Iterator[Callable[[], None]]:
+    """Say which action a refusal is about. No file stays that QEMU made for a transaction that was not carried out.
+
+    Yields what removes these files.
+    """
     new_files = [path for path in _files_to_make(arguments["actions"], attached) if not _exists(path)]
+
+    def remove_new_files() -> None:
+        for path in new_files:
+            with suppress(FileNotFoundError):
+                if stat.S_ISREG(path.lstat().st_mode):
+                    path.unlink()
+
     try:
-        attached.monitor.execute("transaction", arguments)
+        yield remove_new_files
+    except BusyError:
+        remove_new_files()
+        raise
     except QmpError as err:
-        _remove_made(new_files)
-        if "in use by block job" in err.description:
-            raise BusyError(f"A node is busy with another block job; try again when it is done ({err}).") from err
+        remove_new_files()
         index = blame.failing_index(arguments["actions"], err.description)
         kind = None if index is None else arguments["actions"][index]["type"]
         raise TransactionRefusedError(err.description, index, kind) from err
@@ -250,10 +260,3 @@ def _files_to_make(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -
 
 def _exists(path: Path) -> bool:
     return os.path.lexists(path)
-
-
-def _remove_made(paths: Sequence[Path]) -> None:
-    for path in paths:
-        with suppress(FileNotFoundError):
-            if stat.S_ISREG(path.lstat().st_mode):
-                path.unlink()

@@ -360,8 +360,8 @@ def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
         one.open("vda", [image], secret_value=lambda _secret: b"")
         with pytest.raises(QmpError) as caught:
             other.open("vda", [image], secret_value=lambda _secret: b"")
-        assert caught.value.is_of_lock
-    assert not QmpError("x", "GenericError", "Permission denied").is_of_lock
+        assert caught.value.description.is_of_lock
+    assert not QmpError("x", "GenericError", "Permission denied").description.is_of_lock
 
 
 def test_what_it_says_of_scratch_nodes_is_no_warning() -> None:

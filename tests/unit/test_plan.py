@@ -330,11 +330,6 @@ def test_mark_of_a_raw_disk_is_not_stored() -> None:
     assert made.transaction()[0]["data"]["persistent"] is False
 
 
-def test_abort_stands_last() -> None:
-    made = make([(vda(), whole())], Level.FULL)
-    assert made.transaction(abort=True) == [*made.transaction(), {"type": "abort", "data": {}}]
-
-
 def test_speed_and_compression_are_of_every_job() -> None:
     made = make([(vda(), whole()), (vdb(), whole())], Level.FULL, compression=Compression.ZSTD, speed_bytes_s=1000)
     jobs = [action["data"] for action in made.transaction() if action["type"] == "blockdev-backup"]

@@ -101,7 +101,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _status(done: Done) -> int:
-    if any("No space left on device" in (one.error or "") for one in done.failed_jobs):
+    if any(job.error is not None and job.error.is_no_space for job in done.failed_jobs):
         return Status.STORAGE
     return Status.FAILED if done.failed_jobs else Status.DONE
 

@@ -1,0 +1,59 @@
+"""A transaction on its way to QEMU: carried out, only prepared, or refused."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from tests.fake_qemu import FakeDisk, FakeQemu
+from vbackup import sending
+from vbackup.errors import BusyError, MalformedError, QmpError
+from vbackup.monitor import block_nodes
+
+
+@pytest.fixture
+def qemu() -> FakeQemu:
+    return FakeQemu([FakeDisk()])
+
+
+def add(qemu: FakeQemu, name: str = "mine") -> list[dict[str, object]]:
+    node = next(name for name in block_nodes(qemu).node_names() if name.endswith("-format"))
+    return [{"type": "block-dirty-bitmap-add", "data": {"node": node, "name": name}}]
+
+
+def test_abort_stands_last(qemu: FakeQemu) -> None:
+    actions = add(qemu)
+    sending.prepare_only(qemu, actions, qemu="domain web")
+    assert [one.arguments for one in qemu.sent if one.command == "transaction"] == [
+        {"actions": [*actions, {"type": "abort", "data": {}}]}
+    ]
+
+
+def test_what_is_only_prepared_is_not_there_afterwards(qemu: FakeQemu) -> None:
+    sending.prepare_only(qemu, add(qemu), qemu="domain web")
+    sending.send(qemu, {"actions": add(qemu)})  # the name is still free
+    with pytest.raises(QmpError, match="already exists"):
+        sending.prepare_only(qemu, add(qemu), qemu="domain web")
+
+
+def test_qemu_that_carries_out_what_ends_in_abort_is_a_fault(qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "execute", lambda *_args, **_more: {})
+    with pytest.raises(MalformedError, match="QEMU of domain web carried out a transaction that ends in abort"):
+        sending.prepare_only(qemu, [], qemu="domain web")
+
+
+def test_block_job_of_another_is_busy(qemu: FakeQemu) -> None:
+    for send in (
+        lambda actions: sending.send(qemu, {"actions": actions}),
+        partial(sending.prepare_only, qemu, qemu="x"),
+    ):
+        qemu.refuse("transaction", "Node 'libvirt-1-format' is busy: block device is in use by block job: commit")
+        with pytest.raises(BusyError, match="busy with another block job"):
+            send(add(qemu))
+
+
+def test_any_other_refusal_is_qemus(qemu: FakeQemu) -> None:
+    qemu.refuse("transaction", "Bitmap already exists: mine")
+    with pytest.raises(QmpError, match="Bitmap already exists"):
+        sending.send(qemu, {"actions": add(qemu)})
