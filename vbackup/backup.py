@@ -15,29 +15,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import vbackup
 from vbackup import (
     base,
     blockjobs,
     checkpoint,
+    creation,
+    definition,
     finish,
     fleecing,
-    images,
     job,
     journal,
     manifest,
     names,
     plan,
+    preparation,
     recovery,
-    scratch,
     sending,
     source,
-    target,
     tuning,
     unfinished,
 )
-from vbackup.errors import BusyError, DomainGoneError, JobError, MalformedError, QmpError, VbackupError
-from vbackup.fields import Fields
+from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
@@ -48,7 +46,7 @@ from vbackup.moment import Alone, Moment
 from vbackup.monitor import Monitor, schema
 from vbackup.plan import BackupPlan, FleecingAbilities
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage
+from vbackup.repository import Repository
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
@@ -58,9 +56,6 @@ if TYPE_CHECKING:
     from vbackup.backoff import Backoff
 
 log = logging.getLogger(__name__)
-
-#: NVRAM stores of UEFI firmware are well under 1 MiB.
-MAX_NVRAM_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -141,11 +136,16 @@ def dry_run(
     with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
         made = _plan(request, session)
         with repository.stage(made.domain.uuid, made.id) as stage, Undo(reporter) as undo:
-            images.reserve(_new_images(made, stage))
-            _open_in_qemu(
-                made, request, stage, session.monitor, repository_id=repository.id, undo=undo, stop=session.stop
+            creation.reserve(preparation.new_images(made, stage))
+            preparation.prepare(
+                made,
+                stage,
+                session.monitor,
+                fleecing_area=request.fleecing,
+                repository_id=repository.id,
+                undo=undo,
+                stop=stop,
             )
-            scratch.prepare(session.monitor, made.scratch_sizes, repository_id=repository.id, undo=undo, stop=stop)
             with _locks():
                 sending.prepare_only(session.monitor, made.transaction(), qemu=f"domain {made.domain.name}")
     return made
@@ -240,7 +240,12 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
         Journal(stage.path) as written,
         Undo(session.reporter) as undo,
     ):
-        draft = made.draft(files=_files(made, stage, session), versions=_versions(session))
+        # Asked before the copy: that of a domain that is off does not mind if libvirtd goes away meanwhile.
+        files = definition.files(session.handle, made.domain, session.reporter)
+        draft = made.draft(
+            files={name: stage.write(name, data) for name, data in files.items()},
+            versions=definition.versions(session.handle, session.monitor),
+        )
         group = session.moment.planned(GroupMember(made.domain.name, made.domain.uuid, made.id))
         work = Unfinished(
             replace(draft, group=group),
@@ -257,7 +262,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             relied_on_marks=[mark for disk in made.disks for mark in disk.relied_on_marks],
         )
         written.begin(work.draft)
-        images.reserve(_new_images(made, stage))
+        creation.reserve(preparation.new_images(made, stage))
         unfinished.push_undo_of_bitmaps(work, undo)
         work = _copy(made, request, work, session.moment)
         backup = finish.commit(work, begun=begun, ready=session.moment.copied)
@@ -283,43 +288,21 @@ def _slowest_bytes_s(made: BackupPlan, session: _Session) -> int | None:
     return made.speed_bytes_s if session.throttle is None else session.throttle.slowest_bytes_s(len(made.disks))
 
 
-def _files(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
-    """What belongs to the domain besides its disks, with digests.
-
-    Asked before the copy: that of a domain that is off does not mind if libvirtd goes away meanwhile.
-    """
-    files = {"domain.xml": stage.write("domain.xml", session.handle.definition_xml().encode())}
-    files.update(_nvram(made, stage, session))
-    return files
-
-
-def _versions(session: _Session) -> dict[str, str]:
-    return {
-        "vbackup": vbackup.__version__,
-        "qemu": _qemu_version(session.monitor),
-        "libvirt": session.handle.host.libvirt_version,
-    }
-
-
-def _new_images(made: BackupPlan, stage: Stage) -> list[images.NewImage]:
-    return [
-        images.NewImage(
-            target.Target(stage.path / disk.file, disk.target_node),
-            disk.node.top.virtual_size_bytes,
-            disk.backing_rpath,
-        )
-        for disk in made.disks
-    ]
-
-
 def _copy(made: BackupPlan, request: BackupRequest, work: Unfinished, moment: Moment) -> Unfinished:
     """The transaction and its jobs; when this returns QEMU has let go of complete images."""
     monitor, reporter = work.monitor, work.reporter
     with Undo(reporter) as undo:
         identities = {disk.file: journal.identity_of(work.stage.path / disk.file) for disk in made.disks}
         work.journal.write(Step.TARGETS, images=identities)
-        _open_in_qemu(made, request, work.stage, monitor, repository_id=work.repository.id, undo=undo, stop=work.stop)
-        scratch.prepare(monitor, made.scratch_sizes, repository_id=work.repository.id, undo=undo, stop=work.stop)
+        preparation.prepare(
+            made,
+            work.stage,
+            monitor,
+            fleecing_area=request.fleecing,
+            repository_id=work.repository.id,
+            undo=undo,
+            stop=work.stop,
+        )
         stopped = work.source.is_guest_stopped()
         space_watch = _space_watch(made, request, work, guest_was_stopped=stopped)
         unfinished.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
@@ -351,29 +334,6 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Unfinished, moment: Mo
         work = _follow(made, space_watch, replace(work, draft=started))
         undo.release()
     return work
-
-
-def _open_in_qemu(
-    made: BackupPlan,
-    request: BackupRequest,
-    stage: Stage,
-    monitor: Monitor,
-    *,
-    repository_id: str,
-    undo: Undo,
-    stop: Stop,
-) -> None:
-    """Make images of the reserved files, and hand each to QEMU as soon as it is ready."""
-    labels = made.domain.security_labels
-    with images.made(_new_images(made, stage), options=made.image_options, stop=stop) as targets:
-        target.open_in_qemu(
-            monitor, targets, repository_id=repository_id, undo=undo, options=made.node_options, security_labels=labels
-        )
-    if made.has_fleecing_area:
-        assert request.fleecing is not None
-        fleecing.open_images(
-            monitor, made.disks, request.fleecing, repository_id=repository_id, undo=undo, security_labels=labels
-        )
 
 
 def _space_watch(
@@ -414,26 +374,6 @@ def _locks() -> Iterator[None]:
         raise
 
 
-def _nvram(made: BackupPlan, stage: Stage, session: _Session) -> dict[str, str]:
-    """The variables of UEFI firmware, which are no disk; without them a guest may not find its boot loader."""
-    path = made.domain.nvram_path
-    if path is None:
-        return {}
-    if not session.handle.host.is_local:
-        session.reporter.warning(f"The NVRAM store {path} is on another host and is not in the backup.")
-        return {}
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_NVRAM_BYTES + 1)
-    except OSError as err:
-        session.reporter.warning(f"The NVRAM store {path} cannot be read and is not in the backup: {err.strerror}.")
-        return {}
-    if len(data) > MAX_NVRAM_BYTES:
-        session.reporter.warning(f"The NVRAM store {path} is larger than any firmware's and is not in the backup.")
-        return {}
-    return {"nvram": stage.write("nvram", data)}
-
-
 def _has_ended(session: _Session) -> bool:
     try:
         return isinstance(session.source, source.RunningSource) and not session.handle.is_active()
@@ -470,8 +410,3 @@ def _remove_superseded(made: BackupPlan, session: _Session, detached: Collection
         log.debug("%s", err)  # the next backup removes them
     except VbackupError as err:
         session.reporter.warning(f"The backup is complete, but superseded bitmaps were not removed: {err}")
-
-
-def _qemu_version(monitor: Monitor) -> str:
-    version = Fields(monitor.execute("query-version"), "query-version", MalformedError).object("qemu")
-    return ".".join(str(version.integer(part)) for part in ("major", "minor", "micro"))

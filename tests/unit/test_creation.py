@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vbackup import images, qemu_img
+from vbackup import creation, qemu_img
+from vbackup.creation import NewImage
 from vbackup.errors import InterruptedBySignalError, NoSpaceError, StorageError
-from vbackup.images import NewImage
 from vbackup.model import ImageOptions
 from vbackup.stop import Stop
 from vbackup.target import Target
@@ -23,19 +23,19 @@ def new(directory: Path, count: int) -> list[NewImage]:
 
 
 def ready(wanted: list[NewImage], stop: Stop | None = None) -> list[Target]:
-    with images.made(wanted, options=ImageOptions(), stop=stop or Stop()) as targets:
+    with creation.made(wanted, options=ImageOptions(), stop=stop or Stop()) as targets:
         return list(targets)
 
 
 def test_files_are_the_owners_own(tmp_path: Path) -> None:
-    images.reserve(new(tmp_path, 2))
+    creation.reserve(new(tmp_path, 2))
     assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600] * 2
 
 
 def test_file_that_is_there_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "vd1").write_text("somebody's")
     with pytest.raises(StorageError, match=r"make the image .*vd1: File exists"):
-        images.reserve(new(tmp_path, 2))
+        creation.reserve(new(tmp_path, 2))
     assert (tmp_path / "vd1").read_text() == "somebody's"
 
 
@@ -60,7 +60,7 @@ def test_image_is_handed_on_while_others_are_being_made(tmp_path: Path, monkeypa
         assert path.name == "vd0" or handed_on.wait(DEADLINE_S)
 
     monkeypatch.setattr(qemu_img, "create", create)
-    with images.made(new(tmp_path, 2), options=ImageOptions(), stop=Stop()) as targets:
+    with creation.made(new(tmp_path, 2), options=ImageOptions(), stop=Stop()) as targets:
         for _ in targets:
             handed_on.set()
 
@@ -84,17 +84,17 @@ def test_no_more_are_made_for_somebody_who_has_given_up(tmp_path: Path, monkeypa
         assert path.name == "vd0" or given_up.wait(DEADLINE_S)
 
     monkeypatch.setattr(qemu_img, "create", create)
-    count = 3 * images.MAX_PROCESSES
+    count = 3 * creation.MAX_PROCESSES
 
     def give_up() -> None:
-        with images.made(new(tmp_path, count), options=ImageOptions(), stop=Stop()) as targets:
+        with creation.made(new(tmp_path, count), options=ImageOptions(), stop=Stop()) as targets:
             next(iter(targets))
             threading.Timer(0.2, given_up.set).start()  # the others are let go on only when the block is being left
             raise KeyError
 
     with pytest.raises(KeyError):
         give_up()
-    assert len(begun) <= images.MAX_PROCESSES + 1
+    assert len(begun) <= creation.MAX_PROCESSES + 1
 
 
 def test_request_to_stop_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,53 @@
+"""All that has to be in QEMU before the moment of a backup: target images, a fleecing area, scratch nodes.
+
+vbackup.plan says what that is, vbackup.backup sends the transaction then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vbackup import creation, fleecing, scratch, target
+from vbackup.creation import NewImage
+from vbackup.monitor import Monitor
+from vbackup.plan import BackupPlan
+from vbackup.repository import Stage
+from vbackup.stop import Stop
+from vbackup.target import Target
+from vbackup.undo import Undo
+
+
+def new_images(plan: BackupPlan, stage: Stage) -> Sequence[NewImage]:
+    """The target images that the plan wants in the stage."""
+    return [
+        NewImage(Target(stage.path / disk.file, disk.target_node), disk.node.top.virtual_size_bytes, disk.backing_rpath)
+        for disk in plan.disks
+    ]
+
+
+def prepare(
+    plan: BackupPlan,
+    stage: Stage,
+    monitor: Monitor,
+    *,
+    fleecing_area: Path | None,
+    repository_id: str,
+    undo: Undo,
+    stop: Stop,
+) -> None:
+    """Make images of the reserved files, hand each to QEMU as soon as it is ready, and prepare what else is planned.
+
+    ``undo`` gets the end of all nodes. Raises StorageError, NoSpaceError, UnsuitableError, QmpError.
+    """
+    labels = plan.domain.security_labels
+    with creation.made(new_images(plan, stage), options=plan.image_options, stop=stop) as targets:
+        target.open_in_qemu(
+            monitor, targets, repository_id=repository_id, undo=undo, options=plan.node_options, security_labels=labels
+        )
+    if plan.has_fleecing_area:
+        assert fleecing_area is not None
+        fleecing.open_images(
+            monitor, plan.disks, fleecing_area, repository_id=repository_id, undo=undo, security_labels=labels
+        )
+    scratch.prepare(monitor, plan.scratch_sizes, repository_id=repository_id, undo=undo, stop=stop)
