@@ -19,8 +19,8 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from vbackup.host import DomainHandle, Host, libvirt
-from vbackup.monitor.passthrough import Passthrough
 from vbackup.names import is_ours
+from vbackup.passthrough import Passthrough
 
 QEMU_CONF = """\
 user = "{user}"

@@ -18,7 +18,7 @@ from vbackup.hooks.marks import offline_mark
 from vbackup.host import DomainHandle
 from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef
 from vbackup.monitor import Monitor, block_graph
-from vbackup.monitor.passthrough import Passthrough
+from vbackup.passthrough import Passthrough
 from vbackup.report import Reporter
 from vbackup.watchdog import Watchdog
 

@@ -12,8 +12,8 @@ from vbackup import job, names
 from vbackup.errors import DiskError, NoBackupRunningError, UnsuitableError
 from vbackup.host import Host
 from vbackup.monitor import Monitor
-from vbackup.monitor.passthrough import Passthrough
 from vbackup.names import JobName
+from vbackup.passthrough import Passthrough
 
 
 @dataclass(frozen=True)

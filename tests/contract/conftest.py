@@ -24,8 +24,8 @@ import pytest
 from tests.fake_qemu import FakeBitmap, FakeDisk, FakeQemu
 from vbackup.errors import QmpError
 from vbackup.monitor import Event, Monitor
-from vbackup.monitor.passthrough import Passthrough
 from vbackup.monitor.socket import Socket
+from vbackup.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from tests.lab import Lab

@@ -19,7 +19,7 @@ from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml
 from vbackup import source
 from vbackup.errors import QmpError
 from vbackup.model import Consistency
-from vbackup.monitor.passthrough import Passthrough
+from vbackup.passthrough import Passthrough
 from vbackup.repository import Repository
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from tests.daemon import Daemon, wait_for
 from tests.guest import Guest, GuestImage, build, domain_xml, make_disks
 from tests.lab import write_qemu_conf
 from vbackup import watchdog
-from vbackup.monitor.passthrough import Passthrough
+from vbackup.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -34,7 +34,7 @@ SLACK_S = 15.0
 WOUNDED = """
 import os, signal, sys, threading
 from vbackup.cli import main
-from vbackup.monitor.passthrough import Passthrough
+from vbackup.passthrough import Passthrough
 
 moment, signum = sys.argv.pop(1), int(sys.argv.pop(1))
 really_execute, really_agent = Passthrough.execute, Passthrough.agent

@@ -23,7 +23,7 @@ from vbackup.errors import (
 )
 from vbackup.host import DomainHandle, Host
 from vbackup.monitor import passthrough
-from vbackup.monitor.passthrough import Passthrough
+from vbackup.passthrough import Passthrough
 
 EVENT = "JOB_STATUS_CHANGE"
 

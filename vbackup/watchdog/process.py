@@ -113,7 +113,7 @@ _RESULTS = {
 def _connect(uri: str, uuid: str) -> Agent:
     # Imported when needed: the other side of this package has no use for libvirt.
     from vbackup.host import Host
-    from vbackup.monitor.passthrough import Passthrough
+    from vbackup.passthrough import Passthrough
 
     return Passthrough(Host(uri).domain(uuid))
 
