@@ -1,6 +1,6 @@
 """A QAPI schema as QEMU uses it: its visitor's checks, in its order and with its words.
 
-The fake checks transactions with it. It is apart from vbackup.schema on purpose, which says other
+The fake checks transactions with it. It is apart from vbackup.qapi.schema on purpose, which says other
 words, and is held against QEMU through the fake's contract tests.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from vbackup import actions
+from vbackup.qapi import actions
 
 Text = SearchStrategy[str]
 INT64 = st.integers(-(2**63), 2**63 - 1)

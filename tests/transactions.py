@@ -1,6 +1,6 @@
 """Transactions that QEMU refuses though its schema allows them, and those that look odd but are not refused.
 
-They stand on the nodes of NODES, whose bitmaps are EXISTING. The unit tests hold vbackup.rules against them,
+They stand on the nodes of NODES, whose bitmaps are EXISTING. The unit tests hold vbackup.qapi.rules against them,
 the contract tests hold them against QEMU.
 """
 

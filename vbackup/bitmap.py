@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vbackup import names, transaction
-from vbackup.actions import (
+from vbackup.errors import DiskError, UnsafeError, UnsuitableError
+from vbackup.history import History
+from vbackup.model import Bitmap, DiskNode, Layer
+from vbackup.qapi.actions import (
     Action,
     BlockDirtyBitmap,
     BlockDirtyBitmapAdd,
@@ -21,9 +24,6 @@ from vbackup.actions import (
     BlockDirtyBitmapMerge,
     BlockDirtyBitmapRemove,
 )
-from vbackup.errors import DiskError, UnsafeError, UnsuitableError
-from vbackup.history import History
-from vbackup.model import Bitmap, DiskNode, Layer
 from vbackup.report import Reporter
 from vbackup.session import AttachedQemu
 from vbackup.stop import Stop

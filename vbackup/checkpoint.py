@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from vbackup import job, names, target
-from vbackup.actions import BlockDirtyBitmapRemove
 from vbackup.errors import QmpError
 from vbackup.history import History
 from vbackup.model import Bitmap, DiskNode, NodeBitmap
 from vbackup.monitor import Monitor, block_nodes
 from vbackup.names import BitmapName, EndMark
+from vbackup.qapi.actions import BlockDirtyBitmapRemove
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from vbackup import names
 from vbackup.model import GRANULARITY_BYTES, Bitmap, DiskNode, NodeBitmap
 
 if TYPE_CHECKING:
-    from vbackup.actions import Action
+    from vbackup.qapi.actions import Action
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class NewMark:
 
     def actions(self) -> list[Action]:
         """Its part of the transaction."""
-        from vbackup.actions import (  # which chains do without, and so does what lists them
+        from vbackup.qapi.actions import (  # which chains do without, and so does what lists them
             BlockDirtyBitmap,
             BlockDirtyBitmapAdd,
             BlockDirtyBitmapClear,

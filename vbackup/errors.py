@@ -155,7 +155,7 @@ class QemuText(str):
     """What QEMU, or a QEMU tool, says went wrong.
 
     QEMU has one error class for nearly everything, so its words have to be matched; this is the only place that does.
-    (Which action of a transaction they are about is for vbackup.actions.blame.)
+    (Which action of a transaction they are about is for vbackup.qapi.actions.blame.)
     """
 
     __slots__ = ()

@@ -11,17 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from vbackup import endmark, names, tuning
-from vbackup.actions import (
-    Action,
-    BackupPerf,
-    BitmapSyncMode,
-    BlockdevBackup,
-    BlockDirtyBitmap,
-    BlockDirtyBitmapAdd,
-    BlockDirtyBitmapMerge,
-    MirrorSyncMode,
-    OnCbwError,
-)
 from vbackup.base import Choice, level_of, parent_of
 from vbackup.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
@@ -41,6 +30,17 @@ from vbackup.model import (
     Level,
     NodeBitmap,
     NodeOptions,
+)
+from vbackup.qapi.actions import (
+    Action,
+    BackupPerf,
+    BitmapSyncMode,
+    BlockdevBackup,
+    BlockDirtyBitmap,
+    BlockDirtyBitmapAdd,
+    BlockDirtyBitmapMerge,
+    MirrorSyncMode,
+    OnCbwError,
 )
 
 #: QEMU has 64 threads for the requests of all its files, and a job keeps up to 64 busy: where a slow repository has

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vbackup.actions import Abort
 from vbackup.errors import BusyError, MalformedError, QmpError
 from vbackup.monitor import Monitor
+from vbackup.qapi.actions import Abort
 
 
 def send(monitor: Monitor, arguments: Mapping[str, Any]) -> None:

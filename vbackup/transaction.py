@@ -1,6 +1,6 @@
 """Send a transaction of the user's own: names resolved, checked, made safe, and its jobs followed to their end.
 
-vbackup.actions says what a transaction can hold, vbackup.checker whether this QEMU takes it, vbackup.session
+vbackup.qapi.actions says what a transaction can hold, vbackup.qapi.checker whether this QEMU takes it, vbackup.session
 which QEMU it goes to. Backups make theirs themselves (vbackup.plan).
 """
 
@@ -16,12 +16,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vbackup import actions, checker, job, safety, sending, wording
-from vbackup.actions import CompletionMode, blame
+from vbackup import job, sending
 from vbackup.errors import BusyError, QmpError, TransactionError, TransactionRefusedError
 from vbackup.job import Job
 from vbackup.model import DiskNode
 from vbackup.monitor import schema
+from vbackup.qapi import actions, checker, safety, wording
+from vbackup.qapi.actions import CompletionMode, blame
 from vbackup.report import Reporter
 from vbackup.session import AttachedQemu
 from vbackup.stop import Stop

@@ -31,17 +31,17 @@ from tests.transactions import (
     snapshot,
     snapshot_file,
 )
-from vbackup import actions, checker, wording
-from vbackup.actions import blame
 from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError, TransactionError
-from vbackup.schema import Schema
+from vbackup.qapi import actions, checker, wording
+from vbackup.qapi.actions import blame
+from vbackup.qapi.schema import Schema
 
 ABORT = actions.Abort().document()
 ABORTED = "Transaction aborted using Abort action"
 FAKED = tuple(kind for kind in actions.TYPES if "snapshot" not in kind and kind != "drive-backup")
 #: QEMU's words where arguments do not fit its schema. "expects" is of integers narrower than introspection tells.
 SCHEMA = re.compile(r"^(Invalid parameter type|Parameter .* (is missing|is unexpected|does not accept value))|JSON")
-#: And where a rule of vbackup.rules should have known.
+#: And where a rule of vbackup.qapi.rules should have known.
 RULES = re.compile(
     "^(Bitmap name|Granularity|Bitmap already exists|Dirty bitmap|Bitmap '.*' (could not be found|is currently in use)"
     "|[Bb]itmap sync mode|must provide a valid bitmap|Cannot specify bitmap|sync mode|Source and target cannot be"

@@ -25,8 +25,8 @@ from tests.contract.conftest import (
 )
 from tests.contract.test_actions import no_disks
 from vbackup import job, transaction
-from vbackup.actions import CompletionMode
 from vbackup.job import JobStatus
+from vbackup.qapi.actions import CompletionMode
 from vbackup.report import Silent
 from vbackup.session import AttachedQemu
 from vbackup.stop import Stop

@@ -16,8 +16,8 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 from tests.contract.conftest import qemu_process
-from vbackup import actions
 from vbackup.monitor.socket import Socket
+from vbackup.qapi import actions
 
 if TYPE_CHECKING:
     from tests.conftest import Command

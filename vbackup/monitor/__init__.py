@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vbackup.blockgraph import BlockGraph, BlockNodes, chains_of
 
 if TYPE_CHECKING:
-    from vbackup.schema import Schema
+    from vbackup.qapi.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def schema(monitor: Monitor) -> Schema:
     """
     key = json.dumps([monitor.execute("query-version"), monitor.execute("query-commands")], sort_keys=True)
     if key not in _SCHEMAS:
-        from vbackup.schema import Schema  # which a backup does not ask for
+        from vbackup.qapi.schema import Schema  # which a backup does not ask for
 
         _SCHEMAS[key] = Schema(monitor.execute("query-qmp-schema"))
     return _SCHEMAS[key]

@@ -168,7 +168,7 @@ _DONE = {
 
 
 def _source(text: str) -> Any:
-    from vbackup.actions import BlockDirtyBitmap
+    from vbackup.qapi.actions import BlockDirtyBitmap
 
     node, colon, name = text.partition(":")
     return BlockDirtyBitmap(node=node, name=name) if colon else text

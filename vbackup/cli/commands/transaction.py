@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vbackup.actions import CompletionMode
 from vbackup.cli import output, qemu
 from vbackup.cli.arguments import add_common, add_qemu
 from vbackup.cli.context import Context
 from vbackup.errors import Status, TransactionError, UsageError
+from vbackup.qapi.actions import CompletionMode
 
 if TYPE_CHECKING:
     from vbackup.job import Job

@@ -1,4 +1,4 @@
-"""The reply to query-qmp-schema as types (QAPI SchemaInfo); vbackup.schema checks arguments by them.
+"""The reply to query-qmp-schema as types (QAPI SchemaInfo); vbackup.qapi.schema checks arguments by them.
 
 Everything is read when it is first asked for: a schema has some thousand entries, of which a command
 needs a few dozen.

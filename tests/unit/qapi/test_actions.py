@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests import qapi
 from tests.strategies import JSON, TEXT, action, mutated, transaction
-from vbackup import actions
-from vbackup.actions import (
+from vbackup.errors import Status, TransactionError
+from vbackup.qapi import actions
+from vbackup.qapi.actions import (
     Abort,
     BackupPerf,
     BitmapSyncMode,
@@ -37,7 +38,6 @@ from vbackup.actions import (
     Transaction,
     blame,
 )
-from vbackup.errors import Status, TransactionError
 
 MERGE = "block-dirty-bitmap-merge"
 

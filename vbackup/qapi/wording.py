@@ -1,6 +1,6 @@
 """What is wrong with JSON that somebody wrote, in words: what was given, what would work.
 
-vbackup.actions, vbackup.schema and vbackup.rules find it; TransactionError carries it.
+vbackup.qapi.actions, vbackup.qapi.schema and vbackup.qapi.rules find it; TransactionError carries it.
 """
 
 from __future__ import annotations

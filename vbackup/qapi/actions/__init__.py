@@ -1,8 +1,8 @@
 """QMP's ``transaction`` as types: all actions of QAPI's TransactionAction, with every member.
 
 A transaction can be put together in Python or parsed from JSON; either way ``document()`` is what the
-monitor sends. What a certain QEMU takes is checked by vbackup.schema and vbackup.rules, both through
-vbackup.checker; which action an error of QEMU is about is found by vbackup.actions.blame.
+monitor sends. What a certain QEMU takes is checked by vbackup.qapi.schema and vbackup.qapi.rules, both through
+vbackup.qapi.checker; which action an error of QEMU is about is found by vbackup.qapi.actions.blame.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
-from vbackup import wording
-from vbackup.actions.backups import (
+from vbackup.errors import TransactionError
+from vbackup.qapi import wording
+from vbackup.qapi.actions.backups import (
     BackupPerf,
     BitmapSyncMode,
     BlockdevBackup,
@@ -23,8 +24,8 @@ from vbackup.actions.backups import (
     MirrorSyncMode,
     OnCbwError,
 )
-from vbackup.actions.base import Action
-from vbackup.actions.bitmaps import (
+from vbackup.qapi.actions.base import Action
+from vbackup.qapi.actions.bitmaps import (
     BlockDirtyBitmap,
     BlockDirtyBitmapAdd,
     BlockDirtyBitmapClear,
@@ -33,14 +34,13 @@ from vbackup.actions.bitmaps import (
     BlockDirtyBitmapMerge,
     BlockDirtyBitmapRemove,
 )
-from vbackup.actions.members import Choice, unexpected
-from vbackup.actions.snapshots import (
+from vbackup.qapi.actions.members import Choice, unexpected
+from vbackup.qapi.actions.snapshots import (
     BlockdevSnapshot,
     BlockdevSnapshotInternalSync,
     BlockdevSnapshotSync,
     NewImageMode,
 )
-from vbackup.errors import TransactionError
 
 __all__ = [
     "TYPES",

@@ -3,7 +3,7 @@
 Every rule is one of QEMU's (measured on 7.2, tests/contract/test_checker.py): nothing is refused that QEMU
 would carry out. Some matter more than others: QEMU 7.2 crashes where -enable names a bitmap that is not there,
 or stands in a grouped transaction, and where it names one that the transaction removes, that bitmap is left
-disabled. vbackup.checker looks at the schema first; what that has let through is taken for granted.
+disabled. vbackup.qapi.checker looks at the schema first; what that has let through is taken for granted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vbackup import actions, wording
-from vbackup.actions.bitmaps import MAX_GRANULARITY_BYTES, MAX_NAME_BYTES, MIN_GRANULARITY_BYTES
-from vbackup.actions.members import INT64_MAX
 from vbackup.errors import TransactionError
+from vbackup.qapi import actions, wording
+from vbackup.qapi.actions.bitmaps import MAX_GRANULARITY_BYTES, MAX_NAME_BYTES, MIN_GRANULARITY_BYTES
+from vbackup.qapi.actions.members import INT64_MAX
 
 #: The bitmaps of nodes by node-name.
 Existing = Mapping[str, Collection[str]]

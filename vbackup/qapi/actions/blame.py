@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vbackup.actions.bitmaps import MIN_GRANULARITY_BYTES
+from vbackup.qapi.actions.bitmaps import MIN_GRANULARITY_BYTES
 
 Data = Mapping[str, Any]
 #: True if the action with this type and data can be the one the message is about.

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import REPOSITORY, TOKEN, backup_id
-from vbackup import names, safety
+from vbackup import names
 from vbackup.errors import Status, UnsafeError
+from vbackup.qapi import safety
 
 CHECKPOINT = names.bitmap(REPOSITORY, backup_id(1), "vda", TOKEN)
 NODES = {"libvirt-1-format": "vda", "libvirt-1-storage": ""}

@@ -9,8 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vbackup.actions.base import Action
-from vbackup.actions.members import UINT32_MAX, Boolean, Integer, ListOf, Structure, Text, TextOr, optional, required
+from vbackup.qapi.actions.base import Action
+from vbackup.qapi.actions.members import (
+    UINT32_MAX,
+    Boolean,
+    Integer,
+    ListOf,
+    Structure,
+    Text,
+    TextOr,
+    optional,
+    required,
+)
 
 #: QEMU's limits for bitmap-add.
 MIN_GRANULARITY_BYTES, MAX_GRANULARITY_BYTES = 512, 2**31

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from vbackup.actions.base import Action
-from vbackup.actions.members import UINT64_MAX, Boolean, Choice, Integer, Struct, Structure, Text, optional, required
-from vbackup.actions.snapshots import NewImageMode
+from vbackup.qapi.actions.base import Action
+from vbackup.qapi.actions.members import (
+    UINT64_MAX,
+    Boolean,
+    Choice,
+    Integer,
+    Struct,
+    Structure,
+    Text,
+    optional,
+    required,
+)
+from vbackup.qapi.actions.snapshots import NewImageMode
 
 
 class MirrorSyncMode(Enum):
@@ -65,7 +75,7 @@ class _Backup(Action):
     """What both backups have.
 
     Errors of both: no such node, an odd or taken job id, a node that is in use, a bitmap that is missing,
-    in use or inconsistent, sync, bitmap and bitmap-mode that do not go together (vbackup.rules), target and
+    in use or inconsistent, sync, bitmap and bitmap-mode that do not go together (vbackup.qapi.rules), target and
     source of different sizes, compress with a format that does not compress.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vbackup.actions.members import Structure
+from vbackup.qapi.actions.members import Structure
 
 
 @dataclass(frozen=True)

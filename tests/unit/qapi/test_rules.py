@@ -19,9 +19,9 @@ from tests.transactions import (
     by_bitmap,
     merge,
 )
-from vbackup import checker, rules
 from vbackup.errors import TransactionError
-from vbackup.schema import Schema
+from vbackup.qapi import checker, rules
+from vbackup.qapi.schema import Schema
 
 SCHEMA = Schema(qapi.schema())
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests import qapi
 from tests.strategies import JSON, Names, mutated, transaction
-from vbackup import actions, checker, wording
 from vbackup.errors import MalformedError, TransactionError
-from vbackup.schema import MAX_DEPTH, Schema
+from vbackup.qapi import actions, checker, wording
+from vbackup.qapi.schema import MAX_DEPTH, Schema
 
 QEMU = Schema(qapi.schema())
 BACKUP = {"device": "n", "target": "t", "sync": "full"}

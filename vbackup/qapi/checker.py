@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup import rules
-from vbackup.rules import Existing
-from vbackup.schema import Schema
+from vbackup.qapi import rules
+from vbackup.qapi.rules import Existing
+from vbackup.qapi.schema import Schema
 
 
 def check(arguments: Any, schema: Schema, existing: Existing | None = None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Check a command's arguments by what the running QEMU itself says it takes (query-qmp-schema).
 
-What a schema cannot say is in vbackup.rules; vbackup.checker does both.
+What a schema cannot say is in vbackup.qapi.rules; vbackup.qapi.checker does both.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vbackup import actions, wording
 from vbackup.errors import MalformedError, TransactionError
-from vbackup.introspection import (
+from vbackup.qapi import actions, wording
+from vbackup.qapi.introspection import (
     WHERE,
     Alternate,
     Array,
@@ -25,7 +25,7 @@ from vbackup.introspection import (
 
 #: Deeper arguments are refused. QAPI's are a dozen deep, QEMU's parser takes 1024.
 MAX_DEPTH = 100
-#: Introspection tells all integer types as one; the narrower ones are in vbackup.rules.
+#: Introspection tells all integer types as one; the narrower ones are in vbackup.qapi.rules.
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
 _EXPECTED = {

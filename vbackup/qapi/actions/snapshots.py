@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from vbackup.actions.base import Action
-from vbackup.actions.members import Choice, Text, optional, required
+from vbackup.qapi.actions.base import Action
+from vbackup.qapi.actions.members import Choice, Text, optional, required
 
 
 class NewImageMode(Enum):

@@ -1,6 +1,6 @@
 """What a user's transaction must not touch unasked: what libvirt tracks, what a repository relies on, files that exist.
 
-``vbackup transaction --unsafe`` goes without it. Whether QEMU takes the transaction is vbackup.checker's question.
+``vbackup transaction --unsafe`` goes without it. Whether QEMU takes the transaction is vbackup.qapi.checker's question.
 """
 
 from __future__ import annotations
