@@ -1,7 +1,7 @@
 """Capture tests/fixtures from a real QEMU and libvirt: ``python -m tests.capture`` (as root, half a minute).
 
 Each fixture is a directory with what vbackup reads of one running domain: domain.xml as libvirt shows
-it live, and QEMU's replies to the three queries of vbackup.blockgraph. Of a domain that is off there is
+it live, and QEMU's replies to the three queries of vbackup.qemu.block_graph. Of a domain that is off there is
 only its XML. Nothing is typed by hand and
 nothing is taken away; only the temporary directory is called /capture. versions.json says what
 answered. schema has what QEMU and its storage daemon say that ``transaction`` takes, and which block
@@ -24,7 +24,7 @@ from xml.sax.saxutils import quoteattr
 
 from tests import qapi
 from tests.lab import DiskSpec, Lab, Machine, domain_xml
-from vbackup.monitor.socket import Socket
+from vbackup.qemu.qmp_socket import Socket
 
 FIXTURES = Path(__file__).parent / "fixtures"
 QUERIES = ("query-block", "query-blockstats", "query-named-block-nodes")

@@ -1,6 +1,6 @@
 """QEMU in memory: everything vbackup asks of a QEMU, answered as QEMU 7.2 answers it.
 
-It implements vbackup.monitor.Monitor and passes the same contract tests as the real monitors
+It implements vbackup.qemu.monitor.Monitor and passes the same contract tests as the real monitors
 (tests/contract). There are no threads and nothing sleeps: jobs advance by one step whenever somebody
 asks for them (query-jobs) or waits (next_event). No guest data is copied; image files are opened and
 their headers read, so that what QEMU would refuse is refused here.
@@ -23,7 +23,7 @@ from typing import Any
 
 from tests import qapi
 from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotPassedError, QmpError, VbackupError
-from vbackup.monitor import Event
+from vbackup.qemu.monitor import Event
 
 MIB = 1024 * 1024
 QCOW2_MAGIC = b"QFI\xfb"
@@ -349,7 +349,7 @@ class FakeQemu:
                 os.close(fd)
         self._fdsets.clear()
 
-    # vbackup.monitor.Monitor
+    # vbackup.qemu.monitor.Monitor
 
     def __enter__(self) -> FakeQemu:
         return self

@@ -10,12 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from vbackup import job
 from vbackup.errors import MalformedError
 from vbackup.fields import objects
-from vbackup.job import Job, JobStatus
-from vbackup.monitor import Monitor
 from vbackup.pace import Counters, Speed, Window, decide, latency_ms
+from vbackup.qemu import jobs
+from vbackup.qemu.jobs import Job, JobStatus
+from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def counters(monitor: Monitor) -> dict[str, Counters]:
 
 
 class Backoff:
-    """Sets the speed of the jobs it is shown (vbackup.job.run's ``on_tick``).
+    """Sets the speed of the jobs it is shown (vbackup.qemu.jobs.run's ``on_tick``).
 
     ``limit_ms`` is the longest mean time of the guest's requests, ``ceiling_bytes_s`` the user's own limit of each
     job, None for none. Where somebody else sets the speed of a job meanwhile (``vbackup speed``), that is the ceiling
@@ -68,12 +68,12 @@ class Backoff:
         self._done_bytes: Mapping[str, int] = {}
         self._told = False
 
-    def on_tick(self, jobs: Mapping[str, Job]) -> None:
+    def on_tick(self, known: Mapping[str, Job]) -> None:
         """Measure and set, if it is time to."""
         now = self._clock()
         if self._read_at is not None and now - self._read_at < INTERVAL_S:
             return
-        running = {job_id: one for job_id, one in jobs.items() if one.status is JobStatus.RUNNING}
+        running = {job_id: one for job_id, one in known.items() if one.status is JobStatus.RUNNING}
         window = self._measure(running, now)
         if window is None or not running:
             return
@@ -83,7 +83,7 @@ class Backoff:
         self._tell(before, window)
         wanted = self._speed.speed_bytes_s
         for job_id, speed_bytes_s in actual.items():
-            if speed_bytes_s != wanted and job.set_speed(self._monitor, job_id, wanted):
+            if speed_bytes_s != wanted and jobs.set_speed(self._monitor, job_id, wanted):
                 self._known[job_id] = wanted
 
     def _measure(self, running: Mapping[str, Job], now: float) -> Window | None:
@@ -100,7 +100,7 @@ class Backoff:
 
     def _heed_others(self, running: Mapping[str, Job]) -> Mapping[str, int | None]:
         """The speeds the jobs have. One that was not set here is somebody's who had a reason: it is the ceiling now."""
-        actual = {job_id: speed for job_id, speed in job.speeds(self._monitor).items() if job_id in running}
+        actual = {job_id: speed for job_id, speed in jobs.speeds(self._monitor).items() if job_id in running}
         for job_id, speed_bytes_s in actual.items():
             if speed_bytes_s != self._known.get(job_id, self._begun_with_bytes_s):
                 log.debug("job %s: somebody set the speed %s", job_id, speed_bytes_s)

@@ -23,14 +23,12 @@ from vbackup import (
     definition,
     finish,
     fleecing,
-    job,
     journal,
     manifest,
     names,
     plan,
     preparation,
     recovery,
-    sending,
     source,
     tuning,
     unfinished,
@@ -43,8 +41,10 @@ from vbackup.journal import Journal, Step
 from vbackup.lock import LockWait
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
 from vbackup.moment import Alone, Moment
-from vbackup.monitor import Monitor, schema
 from vbackup.plan import BackupPlan, FleecingAbilities
+from vbackup.qemu import jobs
+from vbackup.qemu.monitor import Monitor, schema
+from vbackup.qemu.transaction import prepare_only, send
 from vbackup.report import Reporter
 from vbackup.repository import Repository
 from vbackup.source import Source
@@ -85,7 +85,7 @@ class _Session:
     reporter: Reporter
     stop: Stop
     moment: Moment = field(default_factory=Alone)
-    throttle: job.Throttle | None = None
+    throttle: jobs.Throttle | None = None
 
     @property
     def monitor(self) -> Monitor:
@@ -100,7 +100,7 @@ def run(
     reporter: Reporter,
     stop: Stop,
     moment: Moment | None = None,
-    throttle: job.Throttle | None = None,
+    throttle: jobs.Throttle | None = None,
 ) -> Backup:
     """Make a backup and return it as it was committed.
 
@@ -147,7 +147,7 @@ def dry_run(
                 stop=stop,
             )
             with _locks():
-                sending.prepare_only(session.monitor, made.transaction(), qemu=f"domain {made.domain.name}")
+                prepare_only(session.monitor, made.transaction(), qemu=f"domain {made.domain.name}")
     return made
 
 
@@ -255,7 +255,7 @@ def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, b
             repository,
             session.reporter,
             session.stop,
-            stall_s=job.stall_limit_s(_slowest_bytes_s(made, session)),
+            stall_s=jobs.stall_limit_s(_slowest_bytes_s(made, session)),
             throttle=session.throttle,
             backoff=_backoff(request, session),
             new_marks=[disk.new_mark.mark for disk in made.disks if disk.new_mark and not disk.new_mark.is_there],
@@ -316,7 +316,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Unfinished, moment: Mo
         with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze, moment.taken():
             now = datetime.now(timezone.utc)
             with _locks():
-                sending.send(monitor, transaction)
+                send(monitor, transaction)
         moment.sent()
         started = replace(
             work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms, group=moment.group
@@ -353,7 +353,7 @@ def _follow(made: BackupPlan, space_watch: fleecing.SpaceWatch | None, work: Unf
     if space_watch is None:
         return finish.copy(work)
     fleecing.open_views(work.monitor, made.disks)
-    sending.send(work.monitor, {"actions": made.copies()})
+    send(work.monitor, {"actions": made.copies()})
     try:
         return finish.copy(replace(work, watch=space_watch.check))
     except JobError as err:

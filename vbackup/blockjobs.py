@@ -1,6 +1,6 @@
 """What others do with the disks of a backup: their block jobs before it begins, a disk they detach meanwhile.
 
-vbackup.job follows our own jobs.
+vbackup.qemu.jobs follows our own jobs.
 
 A commit, a mirror, a stream, or libvirt's own backup: QEMU would refuse the transaction, or the disk would be
 another one when the job ends. query-jobs tells which jobs there are, x-debug-query-block-graph which nodes
@@ -14,12 +14,13 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from vbackup import job, names
+from vbackup import names
 from vbackup.errors import DiskBusyError, MalformedError, QmpError
 from vbackup.fields import Fields
-from vbackup.job import Job, JobStatus
 from vbackup.model import Disk
-from vbackup.monitor import Monitor, block_chains, block_nodes
+from vbackup.qemu import jobs
+from vbackup.qemu.jobs import Job, JobStatus
+from vbackup.qemu.monitor import Monitor, block_chains, block_nodes
 
 log = logging.getLogger(__name__)
 
@@ -33,38 +34,38 @@ def refuse_busy(monitor: Monitor, disks: Sequence[Disk]) -> None:
     vbackup's own jobs are in nobody's way: those of this repository belong to the holder of the domain's lock, and
     QEMU makes any number of backups of a disk at once.
     """
-    jobs = [
+    foreign = [
         one
-        for one in job.query(monitor).values()
+        for one in jobs.query(monitor).values()
         if not names.is_ours(one.id) and one.status not in (JobStatus.CONCLUDED, JobStatus.NULL)
     ]
-    if not jobs:
+    if not foreign:
         return
-    busy = _by_graph(monitor, disks, jobs)
+    busy = _by_graph(monitor, disks, foreign)
     for disk in disks:
-        for one in jobs:
+        for one in foreign:
             if one.id in busy.get(disk.dev, ()):
                 raise DiskBusyError(disk.dev, one.type, one.id, by_libvirt=_is_libvirts_backup(one))
 
 
-def _by_graph(monitor: Monitor, disks: Sequence[Disk], jobs: Sequence[Job]) -> Mapping[str, Collection[str]]:
+def _by_graph(monitor: Monitor, disks: Sequence[Disk], foreign: Sequence[Job]) -> Mapping[str, Collection[str]]:
     """The ids of the jobs on each disk, by dev."""
     try:
         reply = monitor.execute("x-debug-query-block-graph")
     except QmpError as err:
         log.debug("%s", err)
-        return _by_name(jobs)
+        return _by_name(foreign)
     held = nodes_of_jobs(reply)
     chains = block_chains(monitor)
     return {
-        disk.dev: [one.id for one in jobs if held.get(one.id, frozenset()) & set(chains.get(disk.alias, ()))]
+        disk.dev: [one.id for one in foreign if held.get(one.id, frozenset()) & set(chains.get(disk.alias, ()))]
         for disk in disks
     }
 
 
-def _by_name(jobs: Sequence[Job]) -> Mapping[str, Collection[str]]:
+def _by_name(foreign: Sequence[Job]) -> Mapping[str, Collection[str]]:
     busy = defaultdict(list)
-    for one in jobs:
+    for one in foreign:
         match = _LIBVIRT_JOB.fullmatch(one.id)
         if match is not None:
             busy[match["dev"]].append(one.id)

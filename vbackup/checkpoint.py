@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from vbackup import job, names, target
+from vbackup import names, target
 from vbackup.errors import QmpError
 from vbackup.history import History
 from vbackup.model import Bitmap, DiskNode, NodeBitmap
-from vbackup.monitor import Monitor, block_nodes
 from vbackup.names import BitmapName, EndMark
 from vbackup.qapi.actions import BlockDirtyBitmapRemove
+from vbackup.qemu import jobs
+from vbackup.qemu.monitor import Monitor, block_nodes
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +75,10 @@ def remove_end_marks(monitor: Monitor, marks: Collection[NodeBitmap]) -> None:
 def remove_leftovers(monitor: Monitor, repository_id: str) -> list[str]:
     """Remove the jobs, nodes and descriptors of this repository that a dead run left; return their names."""
     prefix = names.prefix(repository_id)
-    jobs = [job_id for job_id in job.query(monitor) if job_id.startswith(prefix)]
-    if jobs:
-        job.cancel(monitor, jobs)
-    return [*jobs, *target.close_in_qemu(monitor, repository_id)]
+    job_ids = [job_id for job_id in jobs.query(monitor) if job_id.startswith(prefix)]
+    if job_ids:
+        jobs.cancel(monitor, job_ids)
+    return [*job_ids, *target.close_in_qemu(monitor, repository_id)]
 
 
 def remove_uncommitted(

@@ -1,7 +1,7 @@
 """Make the target images of a backup: several at a time, while QEMU is handed those that are ready.
 
-Each is made by a process of its own (vbackup.qemu_img), some 15 ms for one; with many disks that would be a tenth of
-the time of a small backup. vbackup.target hands them to QEMU.
+Each is made by a process of its own (vbackup.qemu.qemu_img), some 15 ms for one; with many disks that would be a
+tenth of the time of a small backup. vbackup.target hands them to QEMU.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vbackup import qemu_img
 from vbackup.files import storage_errors
 from vbackup.model import ImageOptions
+from vbackup.qemu import qemu_img
 from vbackup.stop import Stop
 from vbackup.target import Target
 

@@ -9,7 +9,7 @@ from vbackup.errors import MalformedError
 from vbackup.fields import Fields
 from vbackup.host import DomainHandle
 from vbackup.model import Domain
-from vbackup.monitor import Monitor
+from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter
 
 #: NVRAM stores of UEFI firmware are well under 1 MiB.

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vbackup import digests, endmark, job, journal, names, target
-from vbackup.blockgraph import BlockNodes
+from vbackup import digests, endmark, journal, names, target
 from vbackup.errors import BusyError
 from vbackup.journal import Step
 from vbackup.model import Backup, DiskImage
+from vbackup.qemu import jobs
+from vbackup.qemu.block_graph import BlockNodes
+from vbackup.qemu.jobs import Job
 from vbackup.unfinished import Unfinished
 from vbackup.writeback import Writeback
 
@@ -23,16 +25,16 @@ def copy(unfinished: Unfinished) -> Unfinished:
     """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
     with Writeback(unfinished.images) as writeback:
 
-        def on_tick(jobs: Mapping[str, job.Job]) -> None:
+        def on_tick(known: Mapping[str, Job]) -> None:
             if unfinished.watch is not None:
                 unfinished.watch()
-            writeback.on_tick(jobs)
+            writeback.on_tick(known)
             if unfinished.throttle is not None:
-                unfinished.throttle.adjust(unfinished.monitor, jobs.values())
+                unfinished.throttle.adjust(unfinished.monitor, known.values())
             if unfinished.backoff is not None:
-                unfinished.backoff.on_tick(jobs)
+                unfinished.backoff.on_tick(known)
 
-        copied_bytes = job.run(
+        copied_bytes = jobs.run(
             unfinished.monitor,
             unfinished.devs,
             reporter=unfinished.reporter,
@@ -51,7 +53,7 @@ def close(unfinished: Unfinished) -> Unfinished:
 
 
 def _close(unfinished: Unfinished, writeback: Writeback) -> Unfinished:
-    job.cancel(unfinished.monitor, unfinished.jobs)  # the copies have concluded: this dismisses them
+    jobs.cancel(unfinished.monitor, unfinished.jobs)  # the copies have concluded: this dismisses them
     nodes = target.flush_in_qemu(unfinished.monitor, [one.node_name for one in unfinished.targets])
     _refuse_shrunk(unfinished, nodes)
     early = digests.digest_while(writeback.finish, _read_early(unfinished), check=unfinished.stop.check)

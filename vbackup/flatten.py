@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup import job, qemu_img
 from vbackup.errors import NoSpaceError, QemuText, QmpError, StorageError
 from vbackup.model import ImageFormat
+from vbackup.qemu import jobs, qemu_img
+from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
-from vbackup.storage_daemon import StorageDaemon
 from vbackup.tuning import TABLES
 
 #: How many layers go through qemu-img at once.
@@ -94,10 +94,10 @@ def _write_over(daemon: StorageDaemon, name: str, layer: Layer, output: Path, st
         {"job-id": name, "device": name, "target": _OUTPUT, "sync": "top", "auto-dismiss": False},
     )
     # Each question takes longer than copying a few extents does.
-    while (event := daemon.next_event(job.TICK_S)) is not None:
+    while (event := daemon.next_event(jobs.TICK_S)) is not None:
         if (event.data.get("id"), event.data.get("status")) == (name, "concluded"):
             break
-    ended = job.follow(daemon, [name], together=False, reporter=Silent(), stop=stop)[name]
+    ended = jobs.follow(daemon, [name], together=False, reporter=Silent(), stop=stop)[name]
     if ended.error is not None:
         raise _error(f"Cannot copy {layer.path} to {output}", ended.error, output)
     daemon.execute("job-dismiss", {"id": name})

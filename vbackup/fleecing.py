@@ -25,16 +25,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup import names, qemu_img, target
+from vbackup import names, target
 from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QemuText, QmpError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
 from vbackup.model import SecurityLabel
-from vbackup.monitor import Monitor, schema
 from vbackup.plan import DiskPlan, FleecingAbilities, FleecingPlan
+from vbackup.qemu import qemu_img
+from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo
 
 #: What is kept free there, so that the backup is ended before a write of the guest fails: what a fast guest writes
-#: between two looks (vbackup.job.TICK_S), but no more than a part of a small area.
+#: between two looks (vbackup.qemu.jobs.TICK_S), but no more than a part of a small area.
 RESERVE_BYTES = 1024 * 1024 * 1024
 RESERVE_SHARE = 4
 

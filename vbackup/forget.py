@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from vbackup import checkpoint, job, names, source
+from vbackup import checkpoint, names, source
 from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.host import Host
 from vbackup.lock import LockWait
 from vbackup.model import Layer
-from vbackup.monitor import block_nodes
+from vbackup.qemu import jobs
+from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository import Repository
 from vbackup.source import Source
@@ -100,11 +101,12 @@ def run(
 def _end_backups(request: ForgetRequest, opened: Source, reporter: Reporter, *, locked: bool) -> None:
     """Clear away what a dead run left in QEMU. Raises BusyError where it may not be dead."""
     prefix = names.prefix(request.repository_id)
-    jobs = [job_id for job_id in job.query(opened.monitor) if job_id.startswith(prefix)]
-    if jobs and not (locked or request.force):
+    job_ids = [job_id for job_id in jobs.query(opened.monitor) if job_id.startswith(prefix)]
+    if job_ids and not (locked or request.force):
         raise BusyError(
             f"A backup of domain {opened.handle.name} into repository {request.repository_id} is being made, or was"
-            f" cut off: its job {jobs[0]} is in QEMU. Wait for it to end; if no vbackup runs any more, --force ends it."
+            f" cut off: its job {job_ids[0]} is in QEMU. Wait for it to end; if no vbackup runs any more, --force"
+            " ends it."
         )
     if request.dry_run:
         return

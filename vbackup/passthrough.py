@@ -29,8 +29,8 @@ from vbackup.errors import (
 )
 from vbackup.fields import Fields
 from vbackup.host import FDS_NOT_PASSED, INTERNAL_ERROR, NO_SUPPORT, SYSTEM_ERROR, DomainHandle, error_code
-from vbackup.monitor import Event
-from vbackup.monitor.reply import parse
+from vbackup.qemu.monitor import Event
+from vbackup.qemu.reply import parse
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ BROKEN_OFF_S = 30.0
 
 
 class Passthrough:
-    """A running domain's monitor (see vbackup.monitor.Monitor). A context manager.
+    """A running domain's monitor (see vbackup.qemu.monitor.Monitor). A context manager.
 
     Connects again by itself at the first call after the connection was lost.
     """

@@ -174,7 +174,7 @@ class DiskPlan:
         """The copy.
 
         The working bitmap is thrown away, so it is left as it is whatever the outcome. The job neither
-        finalises nor dismisses itself: all jobs of a backup end together (vbackup.job).
+        finalises nor dismisses itself: all jobs of a backup end together (vbackup.qemu.jobs).
         """
         by_bitmap = self.working_bitmap is not None
         return BlockdevBackup(

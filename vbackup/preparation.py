@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vbackup import creation, fleecing, scratch, target
 from vbackup.creation import NewImage
-from vbackup.monitor import Monitor
 from vbackup.plan import BackupPlan
+from vbackup.qemu.monitor import Monitor
 from vbackup.repository import Stage
 from vbackup.stop import Stop
 from vbackup.target import Target

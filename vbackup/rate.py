@@ -2,8 +2,8 @@
 
 Each running domain gets the same, and each of its running jobs the same of that; what a domain cannot use, because its
 disks have a limit of their own, goes to the others. Nothing here waits or has a thread: each domain's own thread tells
-how its jobs are (vbackup.job.Throttle), and sets their speed (block-job-set-speed of QEMU's QAPI) when its part has
-changed. A part grows only by what others have already given back, so the sum is kept at every moment.
+how its jobs are (vbackup.qemu.jobs.Throttle), and sets their speed (block-job-set-speed of QEMU's QAPI) when its
+part has changed. A part grows only by what others have already given back, so the sum is kept at every moment.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from vbackup.fields import MAX_SIZE_BYTES
-from vbackup.job import CHANGEABLE, Job, set_speed
-from vbackup.monitor import Monitor
+from vbackup.qemu.jobs import CHANGEABLE, Job, set_speed
+from vbackup.qemu.monitor import Monitor
 
 
 class TotalRate:
@@ -51,7 +51,7 @@ class TotalRate:
 
 
 class Share:
-    """One domain's part (see vbackup.job.Throttle)."""
+    """One domain's part (see vbackup.qemu.jobs.Throttle)."""
 
     def __init__(self, rate: TotalRate, job_limit_bytes_s: int) -> None:
         self._rate = rate

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 
-from vbackup import blockjobs, checkpoint, finish, job, journal, names, source, unfinished
+from vbackup import blockjobs, checkpoint, finish, journal, names, source, unfinished
 from vbackup.errors import (
     ChainError,
     DiskError,
@@ -23,10 +23,11 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.host import Host
-from vbackup.job import Job, JobStatus
 from vbackup.journal import Entry, Journal, Step
 from vbackup.model import NodeBitmap
-from vbackup.monitor import block_nodes
+from vbackup.qemu import jobs
+from vbackup.qemu.jobs import Job, JobStatus
+from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository import Repository, Stage
 from vbackup.source import Source
@@ -144,11 +145,11 @@ def _nodes_read(entry: Entry, opened: Source, repository: Repository) -> dict[st
     """The node of each disk, by dev, if the dead run was copying from this very QEMU; else names mean other nodes."""
     if not isinstance(opened, source.RunningSource):
         return {}
-    jobs, nodes = job.query(opened.monitor), block_nodes(opened.monitor)
+    known, nodes = jobs.query(opened.monitor), block_nodes(opened.monitor)
     return {
         image.dev: image.node_name
         for image in entry.draft.disks
-        if names.job(repository.id, entry.draft.id, image.dev) in jobs
+        if names.job(repository.id, entry.draft.id, image.dev) in known
         or names.target_node(repository.id, image.dev) in nodes.node_names()
         or image.bitmap in nodes.bitmaps(image.node_name)
     }
@@ -185,8 +186,8 @@ def _judge(entry: Entry, opened: Source, repository: Repository, *, abort: bool)
         return Recovered(backup_id, Remedy.UNDO, reason)
     if entry.step is Step.FLUSHED:
         return Recovered(backup_id, Remedy.FINISH, "its images are complete")
-    jobs = job.query(opened.monitor)
-    ours = [jobs.get(names.job(repository.id, backup_id, image.dev)) for image in entry.draft.disks]
+    known = jobs.query(opened.monitor)
+    ours = [known.get(names.job(repository.id, backup_id, image.dev)) for image in entry.draft.disks]
     if entry.step is Step.COPIED:
         nodes = block_nodes(opened.monitor)
         wanted = {names.target_node(repository.id, image.dev) for image in entry.draft.disks}

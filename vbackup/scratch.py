@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vbackup import job, names, target
+from vbackup import names, target
 from vbackup.errors import UnsuitableError
 from vbackup.model import GRANULARITY_BYTES
-from vbackup.monitor import Monitor
+from vbackup.qemu import jobs
+from vbackup.qemu.monitor import Monitor
 from vbackup.report import Silent
 from vbackup.stop import Stop
 from vbackup.undo import Undo
@@ -31,7 +32,7 @@ def prepare(monitor: Monitor, sizes: Mapping[str, int], *, repository_id: str, u
         return
     job_id = names.scratch_job(repository_id)
     undo.push("close the scratch nodes in QEMU", lambda: target.close_in_qemu(monitor, repository_id))
-    undo.push("end the job on a scratch node", lambda: job.cancel(monitor, [job_id]))
+    undo.push("end the job on a scratch node", lambda: jobs.cancel(monitor, [job_id]))
     for node_name, size_bytes in sizes.items():
         _make(monitor, node_name, size_bytes, repository_id=repository_id, stop=stop)
 
@@ -48,10 +49,10 @@ def _make(monitor: Monitor, node_name: str, size_bytes: int, *, repository_id: s
     monitor.execute("blockdev-add", {**part, "offset": start_bytes, "size": size_bytes - start_bytes})
     copy = {"job-id": job_id, "device": source, "target": window, "sync": "full", "auto-dismiss": False}
     monitor.execute("blockdev-backup", copy)
-    ended = job.follow(monitor, [job_id], together=False, reporter=Silent(), stop=stop)[job_id]
+    ended = jobs.follow(monitor, [job_id], together=False, reporter=Silent(), stop=stop)[job_id]
     if ended.error is not None:
         raise UnsuitableError(f"QEMU cannot make the end mark of a disk: its job failed: {ended.error}.")
-    job.cancel(monitor, [job_id])
+    jobs.cancel(monitor, [job_id])
     for name in (window, source):
         monitor.execute("blockdev-del", {"node-name": name})
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from vbackup import source
 from vbackup.host import Host
 from vbackup.model import Disk, DiskNode, ImageFormat
-from vbackup.monitor import Monitor, block_graph, block_nodes
+from vbackup.qemu.monitor import Monitor, block_graph, block_nodes
 from vbackup.report import Reporter
 
 
@@ -81,7 +81,7 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Attached
 @contextmanager
 def of_socket(path: str) -> Iterator[AttachedQemu]:
     """A QEMU without libvirt; its disks are called as their devices. Raises ConnectionLostError."""
-    from vbackup.monitor.socket import Socket
+    from vbackup.qemu.qmp_socket import Socket
 
     with Socket(path) as monitor:
 

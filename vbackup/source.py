@@ -17,13 +17,13 @@ from vbackup.freeze import Freeze, frozen, thaw_leftover
 from vbackup.hooks.marks import offline_mark
 from vbackup.host import DomainHandle
 from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef
-from vbackup.monitor import Monitor, block_graph
 from vbackup.passthrough import Passthrough
+from vbackup.qemu.monitor import Monitor, block_graph
 from vbackup.report import Reporter
 from vbackup.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from vbackup.storage_daemon import StorageDaemon
+    from vbackup.qemu.storage_daemon import StorageDaemon
 
 
 class Source(Protocol):
@@ -91,7 +91,7 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
             f"Domain {handle.name} is off, and its images are on another host: run vbackup on that host, or start"
             " the domain."
         )
-    from vbackup.storage_daemon import StorageDaemon  # which a domain that runs does without
+    from vbackup.qemu.storage_daemon import StorageDaemon  # which a domain that runs does without
 
     with offline_mark(handle.uuid):  # for the hook: a start that comes too early for it is seen in disk_nodes
         domain = domainxml.parse(handle.live_xml())
@@ -189,12 +189,12 @@ class OffSource:
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """See Source. A disk is opened when it is asked for first, so one that is not wanted cannot fail."""
-        from vbackup import image_chain
+        from vbackup.qemu import backing_chain
 
         host = self.handle.host
         new = [disk for disk in disks if disk.alias not in self._daemon.chains]
         for disk in new:
-            images = image_chain.images_of(disk, volume_path=host.volume_path)
+            images = backing_chain.images_of(disk, volume_path=host.volume_path)
             with _refusals(disk, f"Domain {self.handle.name} was started meanwhile (or another program"):
                 self._daemon.open(disk.alias, images, secret_value=host.secret_value)
         if new and self.handle.is_active():  # where files cannot be locked, or are not yet
@@ -254,8 +254,8 @@ def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -
     Raises DiskError for one that cannot be opened, BusyError where another program has it open,
     UnsuitableError where the storage daemon is missing.
     """
-    from vbackup import image_chain
-    from vbackup.storage_daemon import StorageDaemon
+    from vbackup.qemu import backing_chain
+    from vbackup.qemu.storage_daemon import StorageDaemon
 
     disks = [
         Disk(dev, dev, "file", path, image_format, images=(ImageLocation("file", image_format, path),))
@@ -264,7 +264,7 @@ def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -
     with StorageDaemon(reporter) as daemon:
         for disk in disks:
             with _refusals(disk, "A program (a running domain, perhaps"):
-                daemon.open(disk.alias, image_chain.images_of(disk, volume_path=_no_volume), secret_value=_no_secret)
+                daemon.open(disk.alias, backing_chain.images_of(disk, volume_path=_no_volume), secret_value=_no_secret)
         yield ImageSet(disks, daemon)
 
 

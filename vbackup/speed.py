@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vbackup import job, names
+from vbackup import names
 from vbackup.errors import DiskError, NoBackupRunningError, UnsuitableError
 from vbackup.host import Host
-from vbackup.monitor import Monitor
 from vbackup.names import JobName
 from vbackup.passthrough import Passthrough
+from vbackup.qemu import jobs
+from vbackup.qemu.monitor import Monitor
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def run(request: SpeedRequest, *, host: Host) -> SpeedChanged:
 def change(monitor: Monitor, request: SpeedRequest, *, domain_name: str) -> tuple[Changed, ...]:
     """Set the speed of the jobs that are asked for in this QEMU. Raises NoBackupRunningError, DiskError."""
     ours = {}
-    for job_id, before_bytes_s in job.speeds(monitor).items():
+    for job_id, before_bytes_s in jobs.speeds(monitor).items():
         name = names.parse_job(job_id)
         if name is not None and request.repository_id in (None, name.repository_id):
             ours[job_id] = Changed(name, before_bytes_s)
@@ -75,7 +76,7 @@ def change(monitor: Monitor, request: SpeedRequest, *, domain_name: str) -> tupl
         if dev not in copying:
             raise DiskError(dev, f"no backup is copying it; being copied: {', '.join(copying)}. Nothing was changed.")
     wanted = {job_id: one for job_id, one in ours.items() if not request.disks or one.name.dev in request.disks}
-    changed = tuple(one for job_id, one in wanted.items() if job.set_speed(monitor, job_id, request.speed_bytes_s))
+    changed = tuple(one for job_id, one in wanted.items() if jobs.set_speed(monitor, job_id, request.speed_bytes_s))
     if not changed:  # they have ended in this very moment
         raise NoBackupRunningError(domain_name, which)
     return changed

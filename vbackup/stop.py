@@ -1,7 +1,7 @@
 """Let a signal end the work at a safe place.
 
 A handler that raises would strike between a step and the registration of its undo. Here the signal
-only leaves a request; the work looks at it between its steps. Waits are short enough (vbackup.job)
+only leaves a request; the work looks at it between its steps. Waits are short enough (vbackup.qemu.jobs)
 for the request to be seen at once.
 """
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import names
-from vbackup.blockgraph import BlockNodes
 from vbackup.errors import (
     FdsNotNeededError,
     FdsNotPassedError,
@@ -28,7 +27,8 @@ from vbackup.errors import (
 from vbackup.fields import Fields, objects
 from vbackup.files import storage_errors
 from vbackup.model import QEMUS_OWN, NodeOptions, SecurityLabel
-from vbackup.monitor import Monitor, block_nodes
+from vbackup.qemu.block_graph import BlockNodes
+from vbackup.qemu.monitor import Monitor, block_nodes
 from vbackup.tuning import TABLES
 from vbackup.undo import Undo
 

@@ -16,13 +16,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vbackup import job, sending
 from vbackup.errors import BusyError, QmpError, TransactionError, TransactionRefusedError
-from vbackup.job import Job
 from vbackup.model import DiskNode
-from vbackup.monitor import schema
 from vbackup.qapi import actions, checker, safety, wording
 from vbackup.qapi.actions import CompletionMode, blame
+from vbackup.qemu import jobs, transaction
+from vbackup.qemu.jobs import Job
+from vbackup.qemu.monitor import schema
 from vbackup.report import Reporter
 from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
@@ -96,14 +96,14 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
         return Done(arguments, warnings, completion, tested=False)
     sent, ours = _keep_concluded(arguments)
     with Undo(reporter) as undo:
-        jobs = _job_ids(sent["actions"])
-        undo.push("end the jobs", lambda: job.cancel(attached.monitor, jobs))
+        job_ids = _job_ids(sent["actions"])
+        undo.push("end the jobs", lambda: jobs.cancel(attached.monitor, job_ids))
         _send(sent, attached)
         together = completion is Completion.TOGETHER
-        ended = job.follow(attached.monitor, jobs, together=together, reporter=reporter, stop=stop)
+        ended = jobs.follow(attached.monitor, job_ids, together=together, reporter=reporter, stop=stop)
         undo.release()
     # What the user did not ask to be kept is dismissed, as QEMU would have done.
-    job.cancel(attached.monitor, [one for one in ours if ended[one].status is job.JobStatus.CONCLUDED])
+    jobs.cancel(attached.monitor, [one for one in ours if ended[one].status is jobs.JobStatus.CONCLUDED])
     return Done(sent, warnings, completion, tested=False, jobs=tuple(ended.values()))
 
 
@@ -214,13 +214,13 @@ def _refuse_harm(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> 
 def _test(arguments: Mapping[str, Any], attached: AttachedQemu) -> None:
     """Let QEMU prepare everything for real and undo it."""
     with _refusals(arguments, attached) as remove_new_files:
-        sending.prepare_only(attached.monitor, arguments["actions"], qemu=attached.name)
+        transaction.prepare_only(attached.monitor, arguments["actions"], qemu=attached.name)
         remove_new_files()
 
 
 def _send(arguments: Mapping[str, Any], attached: AttachedQemu) -> None:
     with _refusals(arguments, attached):
-        sending.send(attached.monitor, arguments)
+        transaction.send(attached.monitor, arguments)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 What was measured for each, and what was tried and lost, is told in vbackup(1), TUNING. Each combination is held against
 a reference byte for byte in tests/end_to_end/test_tuning.py; tests/unit/test_tuning.py sees to it that none is left
-out. vbackup.qemu_img makes the images, vbackup.target opens them.
+out. vbackup.qemu.qemu_img makes the images, vbackup.target opens them.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbackup import checkpoint, job, names, target
+from vbackup import checkpoint, names, target
 from vbackup.digests import EarlyDigest
 from vbackup.journal import Journal
 from vbackup.model import Backup, NodeBitmap
-from vbackup.monitor import Monitor
+from vbackup.qemu import jobs
+from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter
 from vbackup.repository import Repository, Stage
 from vbackup.source import Source
@@ -37,8 +38,8 @@ class Unfinished:
     repository: Repository
     reporter: Reporter
     stop: Stop
-    stall_s: float = job.STALL_S
-    throttle: job.Throttle | None = None  #: this backup's part of a rate for several
+    stall_s: float = jobs.STALL_S
+    throttle: jobs.Throttle | None = None  #: this backup's part of a rate for several
     backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
     new_marks: Sequence[NodeBitmap] = ()  #: end marks that the transaction adds; those of a dead run stay
@@ -118,4 +119,4 @@ def push_undo_of_jobs(unfinished: Unfinished, undo: Undo, *, guest_was_stopped: 
         "let the guest go on",
         lambda: unfinished.source.resume(unfinished.reporter, guest_was_stopped=guest_was_stopped),
     )
-    undo.push("end the backup jobs", lambda: job.cancel(unfinished.monitor, unfinished.jobs))
+    undo.push("end the backup jobs", lambda: jobs.cancel(unfinished.monitor, unfinished.jobs))

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vbackup import files, qcow2
+from vbackup import files
 from vbackup.errors import ChainError
 from vbackup.files import read_regular
 from vbackup.history import Link
 from vbackup.model import Backup
+from vbackup.qemu import qcow2
 from vbackup.report import Reporter
 from vbackup.repository import Repository
 from vbackup.stop import Stop

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from vbackup.files import MAX_FSYNCS, open_regular, storage_errors
-from vbackup.job import Job
+from vbackup.qemu.jobs import Job
 
 log = logging.getLogger(__name__)
 

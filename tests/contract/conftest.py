@@ -23,9 +23,9 @@ import pytest
 
 from tests.fake_qemu import FakeBitmap, FakeDisk, FakeQemu
 from vbackup.errors import QmpError
-from vbackup.monitor import Event, Monitor
-from vbackup.monitor.socket import Socket
 from vbackup.passthrough import Passthrough
+from vbackup.qemu.monitor import Event, Monitor
+from vbackup.qemu.qmp_socket import Socket
 
 if TYPE_CHECKING:
     from tests.lab import Lab

@@ -8,7 +8,7 @@ from tests.contract.conftest import DISK, QDEV, SIZE_BYTES, Bench, add_bitmap, b
 from tests.unit.builders import Recorder
 from vbackup import target
 from vbackup.model import QEMUS_OWN, Disk, NodeOptions
-from vbackup.monitor import block_graph, schema
+from vbackup.qemu.monitor import block_graph, schema
 from vbackup.undo import Undo
 
 

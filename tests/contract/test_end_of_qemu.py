@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract.conftest import Machine, end, qemu_process
 from vbackup.errors import ConnectionLostError, DomainGoneError
-from vbackup.monitor.socket import Socket
+from vbackup.qemu.qmp_socket import Socket
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_socket_can_be_left_after_the_death_of_qemu(short_path: Path) -> None:
 
 
 def test_socket_connects_again_after_a_loss(short_path: Path) -> None:
-    """vbackup.monitor.Monitor promises it for the next call."""
+    """vbackup.qemu.monitor.Monitor promises it for the next call."""
     to, near = short_path / "qmp", short_path / "relay"
     with qemu_process(to), relay(near, to) as cut, Socket(os.fspath(near)) as monitor:
         assert monitor.execute("query-jobs") == []

@@ -7,8 +7,9 @@ import errno
 import pytest
 
 from tests.contract.conftest import DISK, MIB, QDEV, SIZE_BYTES, Bench, add_bitmap, backup
-from vbackup import backoff, job
+from vbackup import backoff
 from vbackup.errors import QmpError
+from vbackup.qemu.jobs import set_speed, speeds
 
 KIB = 1024
 #: So slow that it is still running whatever the machine is busy with.
@@ -166,11 +167,11 @@ def test_bitmap_of_a_failed_job_is_free(jobs: Bench) -> None:
 def test_speed_of_a_running_job_is_told_and_changed(jobs: Bench) -> None:
     jobs.transaction(backup("j", "one", "target-one", **SLOW))
     jobs.wait("j", "running")
-    assert job.speeds(jobs.monitor)["j"] == 64 * KIB
-    assert job.set_speed(jobs.monitor, "j", 128 * KIB)
-    assert job.speeds(jobs.monitor)["j"] == 128 * KIB
-    assert job.set_speed(jobs.monitor, "j", None)
-    assert job.speeds(jobs.monitor).get("j") is None
+    assert speeds(jobs.monitor)["j"] == 64 * KIB
+    assert set_speed(jobs.monitor, "j", 128 * KIB)
+    assert speeds(jobs.monitor)["j"] == 128 * KIB
+    assert set_speed(jobs.monitor, "j", None)
+    assert speeds(jobs.monitor).get("j") is None
     jobs.wait("j", "pending")
 
 
@@ -178,18 +179,18 @@ def test_job_that_has_ended_takes_no_speed(jobs: Bench) -> None:
     assert jobs.refused("block-job-set-speed", device="j", speed=1).error_class == "DeviceNotActive"
     jobs.transaction(backup("j", "one", "target-one"))
     jobs.wait("j", "pending")
-    assert not job.set_speed(jobs.monitor, "j", MIB)
+    assert not set_speed(jobs.monitor, "j", MIB)
     jobs.execute("job-finalize", id="j")
     jobs.wait("j", "concluded")
-    assert not job.set_speed(jobs.monitor, "j", MIB)
-    assert not job.set_speed(jobs.monitor, "somebody-elses", MIB)
+    assert not set_speed(jobs.monitor, "j", MIB)
+    assert not set_speed(jobs.monitor, "somebody-elses", MIB)
 
 
 def test_speed_that_is_none_is_refused(jobs: Bench) -> None:
     jobs.transaction(backup("j", "one", "target-one", **SLOW))
     jobs.wait("j", "running")
     with pytest.raises(QmpError, match="speed"):
-        job.set_speed(jobs.monitor, "j", -1)
+        set_speed(jobs.monitor, "j", -1)
 
 
 def test_requests_of_the_guest_are_counted_by_device(jobs: Bench) -> None:

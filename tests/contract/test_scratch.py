@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.contract.conftest import MIB
 from vbackup import names, scratch
-from vbackup.monitor import block_graph
+from vbackup.qemu.monitor import block_graph
 from vbackup.report import Silent
 from vbackup.stop import Stop
 from vbackup.undo import Undo

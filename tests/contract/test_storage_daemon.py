@@ -17,7 +17,7 @@ import pytest
 from tests.daemon import wait_for
 from tests.lab import create_luks
 from tests.unit.builders import Recorder
-from vbackup import image_chain, job, names, scratch, storage_daemon, target
+from vbackup import names, scratch, target
 from vbackup.errors import (
     BusyError,
     ConnectionLostError,
@@ -27,13 +27,14 @@ from vbackup.errors import (
     StorageDaemonGoneError,
     UnsuitableError,
 )
-from vbackup.image_chain import Image
 from vbackup.model import Disk, ImageLocation, SecretRef
-from vbackup.monitor import socket as socket_
-from vbackup.monitor.socket import Socket
+from vbackup.qemu import backing_chain, jobs, storage_daemon
+from vbackup.qemu.backing_chain import Image
+from vbackup.qemu.monitor import socket as socket_
+from vbackup.qemu.qmp_socket import Socket
+from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.source import open_images
 from vbackup.stop import Stop
-from vbackup.storage_daemon import StorageDaemon
 from vbackup.undo import Undo
 
 MIB = 1024 * 1024
@@ -126,7 +127,7 @@ def test_raw_image_is_locked_while_its_job_runs(tmp_path: Path) -> None:
         assert not node.bears_checkpoints
         target.open_in_qemu(opened.monitor, [target.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
         data = {"job-id": "j", "device": node.top.node_name, "target": "to", "sync": "full", "speed": 65536}
-        undo.push("end the job", lambda: job.cancel(opened.monitor, ["j"]))
+        undo.push("end the job", lambda: jobs.cancel(opened.monitor, ["j"]))
         opened.monitor.execute("transaction", {"actions": [{"type": "blockdev-backup", "data": data}]})
         refused = subprocess.run(write, capture_output=True, text=True, check=False)
         assert (refused.returncode, "lock" in refused.stderr) == (1, True)
@@ -217,10 +218,10 @@ def test_death_in_the_middle_of_a_job_is_no_lost_connection(tmp_path: Path) -> N
             target.open_in_qemu(daemon, [target.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
             data = {"job-id": "j", "device": daemon.chains["vda"][0], "target": "to", "sync": "full", "speed": 65536}
             data.update({"auto-finalize": False, "auto-dismiss": False})
-            undo.push("end the job", lambda: job.cancel(daemon, ["j"]))
+            undo.push("end the job", lambda: jobs.cancel(daemon, ["j"]))
             daemon.execute("transaction", {"actions": [{"type": "blockdev-backup", "data": data}]})
             os.kill(daemon.pid, signal.SIGKILL)
-            job.run(daemon, {"j": "vda"}, reporter=recorder, stop=Stop())
+            jobs.run(daemon, {"j": "vda"}, reporter=recorder, stop=Stop())
 
     with pytest.raises(StorageDaemonGoneError):
         back_up()
@@ -304,7 +305,7 @@ def passphrase(tmp_path: Path) -> Path:
 
 def encrypted(path: Path, image_format: str) -> Image:
     source_ = ImageLocation("file", image_format, str(path), secret=SECRET)
-    (image,) = image_chain.images_of(
+    (image,) = backing_chain.images_of(
         Disk("vda", "vda", "file", str(path), image_format, images=(source_,)), volume_path=lambda _pool, _volume: ""
     )
     return image

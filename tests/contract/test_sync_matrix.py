@@ -24,9 +24,10 @@ from tests.contract.conftest import (
     plain_file,
 )
 from tests.contract.test_actions import no_disks
-from vbackup import job, transaction
-from vbackup.job import JobStatus
+from vbackup import transaction
 from vbackup.qapi.actions import CompletionMode
+from vbackup.qemu import jobs
+from vbackup.qemu.jobs import JobStatus
 from vbackup.report import Silent
 from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
@@ -156,7 +157,7 @@ def digest(bits: set[int]) -> str:
 def test_bits_are_as_promised(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, sync: str, bitmap_mode: str, end: str, completion: str
 ) -> None:
-    monkeypatch.setattr(job, "TICK_S", 0.01)
+    monkeypatch.setattr(jobs, "TICK_S", 0.01)
     for _attempt in range(5):
         bench = Bench(machine)
         try:

@@ -105,7 +105,7 @@ def test_all_disks_start_at_one_moment(nodes: Bench) -> None:
 
 
 def test_grouped_completion_is_refused_beside_bitmap_actions(nodes: Bench) -> None:
-    """The reason why vbackup finalises its jobs itself (vbackup.job)."""
+    """The reason why vbackup finalises its jobs itself (vbackup.qemu.jobs)."""
     actions = [add_bitmap("one", "b"), backup("j", "one", "target-one")]
     error = nodes.refused("transaction", actions=actions, properties={"completion-mode": "grouped"})
     assert "completion-mode = grouped" in error.description

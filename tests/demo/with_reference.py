@@ -20,7 +20,7 @@ from tests.lab import Machine, References
 from vbackup import domainxml
 from vbackup.cli import main as vbackup
 from vbackup.host import Host
-from vbackup.monitor import block_graph
+from vbackup.qemu.monitor import block_graph
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -176,7 +176,7 @@ def test_dry_run_has_qemu_check_everything_and_keeps_nothing(
 def test_dry_run_finds_what_only_qemu_knows(
     backups: Backups, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vbackup import qemu_img
+    from vbackup.qemu import qemu_img
 
     create = qemu_img.create
     monkeypatch.setattr(qemu_img, "create", lambda path, size_bytes, **rest: create(path, size_bytes - 65536, **rest))

@@ -15,9 +15,9 @@ from vbackup import flatten
 from vbackup.errors import InterruptedBySignalError, NoSpaceError, QmpError, StorageDaemonGoneError, StorageError
 from vbackup.flatten import Layer
 from vbackup.model import ImageFormat
+from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Silent
 from vbackup.stop import Stop
-from vbackup.storage_daemon import StorageDaemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,9 +21,10 @@ from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels, reasons
 from tests.filesystem import Ext4
 from tests.unit import builders
-from vbackup import files, job, qemu_img, repository
+from vbackup import files, repository
 from vbackup.errors import StorageError
 from vbackup.files import digest
+from vbackup.qemu import jobs, qemu_img
 from vbackup.repository import Repository
 
 if TYPE_CHECKING:
@@ -69,16 +70,16 @@ def test_repository_lost_in_the_middle_of_a_backup(
     for dev in ("vda", "vdb"):
         chain.machine.write(dev, "write -P 2 0 8M")
     before = chain.machine.state()
-    query = job.query
+    query = jobs.query
 
-    def lose_when_copying(monitor: Any) -> dict[str, job.Job]:
-        jobs = query(monitor)
-        if any(0 < one.done_bytes < one.total_bytes for one in jobs.values()):
+    def lose_when_copying(monitor: Any) -> dict[str, jobs.Job]:
+        known = query(monitor)
+        if any(0 < one.done_bytes < one.total_bytes for one in known.values()):
             storage.lose()
-        return jobs
+        return known
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "query", lose_when_copying)
+        patch.setattr(jobs, "query", lose_when_copying)
         failed = chain.run("--speed", "2M", status=7)
     expect_one_sentence(failed.stderr)
     assert "QEMU could not write its image to the repository" in failed.stderr

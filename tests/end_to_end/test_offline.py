@@ -19,8 +19,8 @@ from tests.end_to_end.chains import END_BYTES
 from tests.end_to_end.test_daemon import Running
 from tests.end_to_end.test_faults import break_target
 from tests.lab import DiskSpec, Lab, Machine, References, compare, create_luks, domain_xml, qemu_img_info
-from vbackup import image_chain, job, qemu_img
-from vbackup.storage_daemon import StorageDaemon
+from vbackup.qemu import backing_chain, jobs, qemu_img
+from vbackup.qemu.storage_daemon import StorageDaemon
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome
@@ -432,14 +432,14 @@ def test_one_of_two_disks_failing_undoes_both(
 def test_killed_storage_daemon_costs_a_full(backups: Backups, machine: Machine, specs: list[DiskSpec]) -> None:
     full = backups.on()
     machine.destroy()
-    original = job.run
+    original = jobs.run
 
     def kill_and_run(monitor: Any, *args: Any, **kwargs: Any) -> Any:
         os.kill(monitor.pid, signal.SIGKILL)
         return original(monitor, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "run", kill_and_run)
+        patch.setattr(jobs, "run", kill_and_run)
         failed = backups(status=1)
     assert failed.stderr.count("\n") == 1
     assert "qemu-storage-daemon was ended by SIGKILL. Nothing was kept" in failed.stderr
@@ -458,7 +458,7 @@ def test_domain_cannot_be_started_into_its_backup(
     write(spec.path, "write -P 1 0 1M", image_format=image_format)
     machine = define_off(lab, "started", [spec])
     backups = Backups(lab.uri, command, machine, repository, tmp_path)
-    original = job.run
+    original = jobs.run
     told: list[str] = []
 
     def start_and_run(*args: Any, **kwargs: Any) -> Any:
@@ -467,7 +467,7 @@ def test_domain_cannot_be_started_into_its_backup(
         told.append(str(caught.value))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(job, "run", start_and_run)
+    monkeypatch.setattr(jobs, "run", start_and_run)
     backups.off(spec)
     assert len(told) == 1
     assert f'Failed to get "write" lock\nIs another process using the image [{spec.path}]?' in told[0]
@@ -483,7 +483,7 @@ def test_domain_that_was_started_meanwhile_is_told(
     spec.create()
     machine = define_off(lab, "meanwhile", [spec])
     backups = Backups(lab.uri, command, machine, repository, tmp_path)
-    module: Any = {"images_of": image_chain, "create": qemu_img}[step]
+    module: Any = {"images_of": backing_chain, "create": qemu_img}[step]
     original = getattr(module, step)
 
     def start_first(*args: Any, **kwargs: Any) -> Any:
@@ -509,7 +509,7 @@ def test_bitmap_that_finds_no_room_in_its_filesystem_is_warned_of(
     write(spec.path, "write -P 1 0 1M")
     machine = define_off(lab, "room", [spec])
     backups = Backups(lab.uri, command, machine, repository, tmp_path)
-    original = job.run
+    original = jobs.run
 
     def run_and_fill(*args: Any, **kwargs: Any) -> Any:
         copied = original(*args, **kwargs)
@@ -519,7 +519,7 @@ def test_bitmap_that_finds_no_room_in_its_filesystem_is_warned_of(
         return copied
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "run", run_and_fill)
+        patch.setattr(jobs, "run", run_and_fill)
         done = backups()
     assert "qemu-storage-daemon said when it closed the images" in done.stderr
     assert "No space left on device" in done.stderr

@@ -14,7 +14,7 @@ import pytest
 
 from tests.daemon import Daemon, wait_for
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Lab, Machine
-from vbackup import job
+from vbackup.qemu import jobs
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -28,7 +28,7 @@ def machine(slow_machine: Callable[[str], Machine]) -> Machine:
 
 
 def speeds(machine: Machine) -> set[int | None]:
-    return set(job.speeds(machine.monitor).values())
+    return set(jobs.speeds(machine.monitor).values())
 
 
 def test_running_backup_is_made_slower_and_faster(

@@ -16,8 +16,8 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 from tests.contract.conftest import qemu_process
-from vbackup.monitor.socket import Socket
 from vbackup.qapi import actions
+from vbackup.qemu.qmp_socket import Socket
 
 if TYPE_CHECKING:
     from tests.conftest import Command

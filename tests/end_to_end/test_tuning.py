@@ -15,11 +15,12 @@ import pytest
 
 from tests.end_to_end.chains import END_BYTES, Chain
 from tests.lab import DiskSpec, Lab, qemu_img_info
-from vbackup import job, target, tuning
+from vbackup import target, tuning
 from vbackup.model import CLUSTER_BYTES, Compression, ImageOptions, Level, NodeOptions
+from vbackup.qemu import jobs
+from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Silent
 from vbackup.stop import Stop
-from vbackup.storage_daemon import StorageDaemon
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -189,7 +190,7 @@ def writes_of_a_scattered_copy(source: Path, target_node: dict[str, Any]) -> int
         before = int(counted.read_text().split("syscw: ")[1].split()[0])
         copy = {"job-id": "copy", "device": "source", "target": "target", "sync": "top", "auto-dismiss": False}
         daemon.execute("blockdev-backup", copy)
-        assert job.follow(daemon, ["copy"], together=False, reporter=Silent(), stop=Stop())["copy"].error is None
+        assert jobs.follow(daemon, ["copy"], together=False, reporter=Silent(), stop=Stop())["copy"].error is None
         return int(counted.read_text().split("syscw: ")[1].split()[0]) - before
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import names
-from vbackup.blockgraph import BlockGraph
 from vbackup.model import (
     Backup,
     Bitmap,
@@ -23,6 +22,7 @@ from vbackup.model import (
     LeftOut,
     Level,
 )
+from vbackup.qemu.block_graph import BlockGraph
 from vbackup.repository import Repository
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

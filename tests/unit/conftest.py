@@ -14,9 +14,10 @@ from hypothesis import settings
 from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
-from vbackup import image_chain, qemu_img, source, storage_daemon
+from vbackup import source
 from vbackup.hooks import marks
 from vbackup.model import ImageOptions
+from vbackup.qemu import backing_chain, qemu_img, storage_daemon
 from vbackup.repository import Repository
 
 settings.register_profile("unit", max_examples=50, deadline=None)
@@ -58,7 +59,7 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -
     monkeypatch.setattr(source, "Passthrough", FakePassthrough)
     monkeypatch.setattr(storage_daemon, "StorageDaemon", FakeDaemon)
     monkeypatch.setattr(source, "Watchdog", FakeWatchdog)
-    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
+    monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: ())
     made = FakeDaemon.domain = FakeWatchdog.domain = FakeDomain()
     with made.qemu:
         yield made

@@ -10,9 +10,9 @@ from tests.unit.builders import UUID, Recorder
 from vbackup import backup, names
 from vbackup.backup import BackupRequest
 from vbackup.errors import VbackupError
-from vbackup.image_chain import Image
 from vbackup.model import Backup
-from vbackup.monitor import Event
+from vbackup.qemu.backing_chain import Image
+from vbackup.qemu.monitor import Event
 from vbackup.repository import Repository
 from vbackup.stop import Stop
 

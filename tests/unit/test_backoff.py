@@ -9,9 +9,9 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import Recorder
-from vbackup import job
 from vbackup.backoff import Backoff
 from vbackup.errors import MalformedError
+from vbackup.qemu import jobs
 
 SIZE_BYTES = 1024 * MIB
 LIMIT_MS = 20.0
@@ -32,12 +32,12 @@ class World:
         io = self.qemu.guest_io["virtio-disk0"]
         io["wr_operations"] += 10
         io["wr_total_time_ns"] += int(10 * latency_ms * 1e6)
-        self.backoff.on_tick(job.query(self.qemu))
+        self.backoff.on_tick(jobs.query(self.qemu))
         return self.speed
 
     @property
     def speed(self) -> int | None:
-        return job.speeds(self.qemu)["j"]
+        return jobs.speeds(self.qemu)["j"]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_less_than_a_second_is_not_measured(qemu: FakeQemu, recorder: Recorder) 
     world.second()
     sent = len(qemu.sent)
     world.now += 0.9
-    world.backoff.on_tick(job.query(qemu))
+    world.backoff.on_tick(jobs.query(qemu))
     assert len(qemu.sent) == sent + 1  # the query of this test
 
 
@@ -98,7 +98,7 @@ def test_speed_that_somebody_else_sets_is_the_ceiling(qemu: FakeQemu, recorder: 
     world.second(1)
     world.second(50)
     assert world.speed == 4 * MIB
-    job.set_speed(qemu, "j", speed)
+    jobs.set_speed(qemu, "j", speed)
     assert world.second(50) == cut
     highest = max(world.second(1) or 0 for _ in range(8))
     assert highest <= speed
@@ -109,14 +109,14 @@ def test_job_that_has_ended_is_let_go(qemu: FakeQemu, recorder: Recorder) -> Non
     start(qemu, 8 * MIB)
     world = World(qemu, recorder, ceiling=8 * MIB)
     world.second(1)
-    jobs = job.query(qemu)
+    known = jobs.query(qemu)
     qemu.execute("job-cancel", {"id": "j"})
-    while job.query(qemu):
+    while jobs.query(qemu):
         pass
     world.now += 1
     qemu.guest_io["virtio-disk0"]["wr_operations"] += 10
     qemu.guest_io["virtio-disk0"]["wr_total_time_ns"] += 10**10
-    world.backoff.on_tick(jobs)
+    world.backoff.on_tick(known)
     world.now += 1
     world.backoff.on_tick({})
     assert "block-job-set-speed" not in [one.command for one in qemu.sent]

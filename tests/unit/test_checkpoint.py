@@ -14,7 +14,7 @@ from vbackup import checkpoint, names, target
 from vbackup.errors import DomainGoneError, QmpError
 from vbackup.history import History
 from vbackup.model import DiskNode, NodeBitmap
-from vbackup.monitor import block_graph
+from vbackup.qemu.monitor import block_graph
 from vbackup.target import Target
 from vbackup.undo import Undo
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from vbackup import creation, qemu_img
+from vbackup import creation
 from vbackup.creation import NewImage
 from vbackup.errors import InterruptedBySignalError, NoSpaceError, StorageError
 from vbackup.model import ImageOptions
+from vbackup.qemu import qemu_img
 from vbackup.stop import Stop
 from vbackup.target import Target
 

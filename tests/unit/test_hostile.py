@@ -28,12 +28,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental
-from vbackup import domainxml, manifest, qcow2, qemu_img
+from vbackup import domainxml, manifest
 from vbackup.cli import main
 from vbackup.errors import ChainError, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import open_regular
 from vbackup.model import Backup, ImageOptions
+from vbackup.qemu import qcow2, qemu_img
 from vbackup.repository import Repository
 
 ONE = backup(1)

@@ -12,6 +12,7 @@ import libvirt
 import pytest
 
 from tests.unit.test_host import DOMAIN, WEB
+from vbackup import passthrough
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
@@ -22,7 +23,6 @@ from vbackup.errors import (
     QmpError,
 )
 from vbackup.host import DomainHandle, Host
-from vbackup.monitor import passthrough
 from vbackup.passthrough import Passthrough
 
 EVENT = "JOB_STATUS_CHANGE"

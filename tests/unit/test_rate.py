@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vbackup.errors import QmpError
-from vbackup.job import Job, JobStatus
+from vbackup.qemu.jobs import Job, JobStatus
 from vbackup.rate import Share, TotalRate, fair_parts
 
 

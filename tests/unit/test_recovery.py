@@ -14,10 +14,11 @@ import pytest
 from tests.unit.builders import UUID, Recorder
 from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
-from vbackup import job, journal, manifest, names, recovery
+from vbackup import journal, manifest, names, recovery
 from vbackup.errors import DomainNotFoundError, HostUnreachableError, NoSpaceError
 from vbackup.journal import Journal, Step
 from vbackup.model import Backup, Consistency, Group, GroupMember, Level
+from vbackup.qemu import jobs
 from vbackup.recovery import Recovered, Remedy
 from vbackup.repository import Repository, Stage
 from vbackup.stop import Stop
@@ -141,7 +142,7 @@ def test_recovery_that_is_killed_itself_is_gone_on_with(
     if step in (Step.COPIED, Step.FLUSHED):
         killer.at(step, when)
     else:
-        killer.kill(lambda patch: patch.setattr(job, "query", lambda _monitor: killer.strike()))
+        killer.kill(lambda patch: patch.setattr(jobs, "query", lambda _monitor: killer.strike()))
     run(domain, repo)
     assert_clean(domain, repo)
     assert len(backups(repo)) == 3
@@ -183,7 +184,7 @@ def test_failed_job_is_undone(domain: FakeDomain, repo: Repository, killer: Kill
     domain.qemu.fail_job(target, "Input/output error")
     killer.at(Step.STARTED, "after")
     for _ in range(3):
-        job.query(domain.qemu)  # the fake's jobs go on when somebody asks
+        jobs.query(domain.qemu)  # the fake's jobs go on when somebody asks
     [found] = recover(domain, repo)
     assert (found.remedy, found.reason) == (Remedy.UNDO, "a job had failed: Input/output error")
     domain.qemu.recover(target)
@@ -249,7 +250,7 @@ def test_abort_undoes_what_could_be_finished(domain: FakeDomain, repo: Repositor
 
 def test_other_qemu_has_no_jobs_to_finish(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
     killer.at(Step.STARTED, "after")
-    job.cancel(domain.qemu, list(job.query(domain.qemu)))
+    jobs.cancel(domain.qemu, list(jobs.query(domain.qemu)))
     [found] = recover(domain, repo)
     assert found.remedy is Remedy.UNDO
     assert "its jobs are gone" in found.reason

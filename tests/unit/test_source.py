@@ -10,11 +10,11 @@ import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
-from vbackup import image_chain, storage_daemon
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
-from vbackup.image_chain import Image
 from vbackup.model import SecretRef
-from vbackup.monitor import Event
+from vbackup.qemu import backing_chain, storage_daemon
+from vbackup.qemu.backing_chain import Image
+from vbackup.qemu.monitor import Event
 from vbackup.source import open_images, open_source
 
 SECRET = SecretRef(uuid="5ec4e700-0000-4000-8000-000000000001")
@@ -83,7 +83,7 @@ class Domain:
 def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Daemon, "opening", lambda: None, raising=False)
     monkeypatch.setattr(storage_daemon, "StorageDaemon", Daemon)
-    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: ())
+    monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: ())
     return Domain()
 
 
@@ -148,7 +148,7 @@ def test_domain_started_while_its_images_are_opened_is_noticed_without_locks(
 
 def test_secret_that_libvirt_does_not_give_is_told_with_its_disk(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encrypted = (Image("/images/vda.qcow2", "qcow2", False, (1, 1), SECRET),)
-    monkeypatch.setattr(image_chain, "images_of", lambda _disk, *, volume_path: encrypted)
+    monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: encrypted)
     said = f"Disk vda: .*{SECRET.uuid}.*virsh secret-set-value"
     with pytest.raises(DiskError, match=said), open_source(domain, reporter=Recorder()) as opened:
         opened.disk_nodes(opened.domain.disks)

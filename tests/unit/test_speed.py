@@ -9,8 +9,9 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import FOREIGN, REPOSITORY, backup_id
-from vbackup import job, names, speed
+from vbackup import names, speed
 from vbackup.errors import DiskError, NoBackupRunningError, Status
+from vbackup.qemu import jobs
 from vbackup.speed import SpeedRequest
 
 SIZE_BYTES = 16 * MIB
@@ -52,28 +53,28 @@ def change(qemu: FakeQemu, speed_bytes_s: int | None = MIB, **more: object) -> l
 
 def test_backups_of_all_repositories_are_changed_and_no_other_job(qemu: FakeQemu) -> None:
     assert change(qemu) == [f"{REPOSITORY} vda", f"{REPOSITORY} vdb", f"{FOREIGN} vda"]
-    assert job.speeds(qemu) == {OURS["vda"]: MIB, OURS["vdb"]: MIB, THEIRS: MIB, "backup-vda": 1024}
+    assert jobs.speeds(qemu) == {OURS["vda"]: MIB, OURS["vdb"]: MIB, THEIRS: MIB, "backup-vda": 1024}
 
 
 def test_only_the_repository_that_was_named(qemu: FakeQemu) -> None:
     assert change(qemu, repository_id=FOREIGN) == [f"{FOREIGN} vda"]
-    assert job.speeds(qemu)[OURS["vda"]] == 1024
+    assert jobs.speeds(qemu)[OURS["vda"]] == 1024
 
 
 def test_only_the_disks_that_were_named(qemu: FakeQemu) -> None:
     assert change(qemu, disks=("vdb",)) == [f"{REPOSITORY} vdb"]
-    assert job.speeds(qemu)[OURS["vda"]] == 1024
+    assert jobs.speeds(qemu)[OURS["vda"]] == 1024
 
 
 def test_limit_is_taken_away(qemu: FakeQemu) -> None:
     change(qemu, None)
-    assert job.speeds(qemu)[OURS["vda"]] is None
+    assert jobs.speeds(qemu)[OURS["vda"]] is None
 
 
 def test_disk_that_is_not_being_copied_changes_nothing(qemu: FakeQemu) -> None:
     with pytest.raises(DiskError, match=r"vdc: no backup is copying it; being copied: vda, vdb"):
         change(qemu, disks=("vda", "vdc"))
-    assert set(job.speeds(qemu).values()) == {1024}
+    assert set(jobs.speeds(qemu).values()) == {1024}
 
 
 def test_no_backup_is_told(qemu: FakeQemu) -> None:
@@ -83,7 +84,7 @@ def test_no_backup_is_told(qemu: FakeQemu) -> None:
 
 
 def test_backup_that_ends_meanwhile_is_none(qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "set_speed", lambda *_: False)
+    monkeypatch.setattr(jobs, "set_speed", lambda *_: False)
     with pytest.raises(NoBackupRunningError):
         change(qemu)
 

@@ -16,7 +16,10 @@ from vbackup.repository import Repository
 #: libvirt, XML, bars, QMP sockets, and what they are built on.
 HEAVY = {"libvirt", "libvirt_qemu", "lxml", "rich", "qemu", "asyncio", "concurrent", "subprocess", "ssl", "socket"}
 #: All that reaches a domain, and all that only a backup or a restore needs.
-DOORS = {f"vbackup.{name}" for name in ("host", "monitor", "backup", "restore", "plan", "qapi.actions", "freeze", "hooks")}
+DOORS = {
+    f"vbackup.{name}"
+    for name in ("host", "qemu.monitor", "backup", "restore", "plan", "qapi.actions", "freeze", "hooks")
+}
 
 REPORT = """
 import sys
@@ -76,7 +79,7 @@ def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())
     assert {"libvirt", "lxml", "vbackup.plan"} <= found
-    ours = "qapi.schema restore transaction storage_daemon image_chain access backoff qapi.actions.blame cli.batch"
+    ours = "qapi.schema restore transaction qemu.storage_daemon qemu.backing_chain access backoff qapi.actions.blame cli.batch"
     assert not found & {
         "asyncio",
         "qemu",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vbackup.errors import NoSpaceError, StorageError
-from vbackup.job import Job, JobStatus
+from vbackup.qemu.jobs import Job, JobStatus
 from vbackup.writeback import PIECE_BYTES, Writeback
 
 WAIT_S = 10.0

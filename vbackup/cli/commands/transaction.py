@@ -15,7 +15,7 @@ from vbackup.errors import Status, TransactionError, UsageError
 from vbackup.qapi.actions import CompletionMode
 
 if TYPE_CHECKING:
-    from vbackup.job import Job
+    from vbackup.qemu.jobs import Job
     from vbackup.transaction import Done
 
 #: A transaction of a thousand disks is under 1 MiB.

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
-from vbackup import sending
 from vbackup.errors import BusyError, MalformedError, QmpError
-from vbackup.monitor import block_nodes
+from vbackup.qemu import transaction
+from vbackup.qemu.monitor import block_nodes
 
 
 @pytest.fixture
@@ -24,29 +24,29 @@ def add(qemu: FakeQemu, name: str = "mine") -> list[dict[str, object]]:
 
 def test_abort_stands_last(qemu: FakeQemu) -> None:
     actions = add(qemu)
-    sending.prepare_only(qemu, actions, qemu="domain web")
+    transaction.prepare_only(qemu, actions, qemu="domain web")
     assert [one.arguments for one in qemu.sent if one.command == "transaction"] == [
         {"actions": [*actions, {"type": "abort", "data": {}}]}
     ]
 
 
 def test_what_is_only_prepared_is_not_there_afterwards(qemu: FakeQemu) -> None:
-    sending.prepare_only(qemu, add(qemu), qemu="domain web")
-    sending.send(qemu, {"actions": add(qemu)})  # the name is still free
+    transaction.prepare_only(qemu, add(qemu), qemu="domain web")
+    transaction.send(qemu, {"actions": add(qemu)})  # the name is still free
     with pytest.raises(QmpError, match="already exists"):
-        sending.prepare_only(qemu, add(qemu), qemu="domain web")
+        transaction.prepare_only(qemu, add(qemu), qemu="domain web")
 
 
 def test_qemu_that_carries_out_what_ends_in_abort_is_a_fault(qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu, "execute", lambda *_args, **_more: {})
     with pytest.raises(MalformedError, match="QEMU of domain web carried out a transaction that ends in abort"):
-        sending.prepare_only(qemu, [], qemu="domain web")
+        transaction.prepare_only(qemu, [], qemu="domain web")
 
 
 def test_block_job_of_another_is_busy(qemu: FakeQemu) -> None:
     for send in (
-        lambda actions: sending.send(qemu, {"actions": actions}),
-        partial(sending.prepare_only, qemu, qemu="x"),
+        lambda actions: transaction.send(qemu, {"actions": actions}),
+        partial(transaction.prepare_only, qemu, qemu="x"),
     ):
         qemu.refuse("transaction", "Node 'libvirt-1-format' is busy: block device is in use by block job: commit")
         with pytest.raises(BusyError, match="busy with another block job"):
@@ -56,4 +56,4 @@ def test_block_job_of_another_is_busy(qemu: FakeQemu) -> None:
 def test_any_other_refusal_is_qemus(qemu: FakeQemu) -> None:
     qemu.refuse("transaction", "Bitmap already exists: mine")
     with pytest.raises(QmpError, match="Bitmap already exists"):
-        sending.send(qemu, {"actions": add(qemu)})
+        transaction.send(qemu, {"actions": add(qemu)})

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vbackup.errors import BusyError, MalformedError, QmpError
-from vbackup.monitor import Monitor
 from vbackup.qapi.actions import Abort
+from vbackup.qemu.monitor import Monitor
 
 
 def send(monitor: Monitor, arguments: Mapping[str, Any]) -> None:

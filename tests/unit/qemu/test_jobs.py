@@ -11,7 +11,6 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import Recorder
-from vbackup import job
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
@@ -23,8 +22,9 @@ from vbackup.errors import (
     QmpError,
     StorageError,
 )
-from vbackup.job import TICK_S, JobStatus
-from vbackup.monitor import Event
+from vbackup.qemu import jobs
+from vbackup.qemu.jobs import TICK_S, JobStatus
+from vbackup.qemu.monitor import Event
 from vbackup.stop import Stop
 
 SIZE_BYTES = 16 * MIB
@@ -68,11 +68,11 @@ def start(qemu: FakeQemu, **more: Any) -> None:
 def run(
     qemu: FakeQemu, *, stop: Stop | None = None, recorder: Recorder | None = None, stall_s: float = 60
 ) -> dict[str, int]:
-    return job.run(qemu, DEVS, reporter=recorder or Recorder(), stop=stop or Stop(), stall_s=stall_s)
+    return jobs.run(qemu, DEVS, reporter=recorder or Recorder(), stop=stop or Stop(), stall_s=stall_s)
 
 
 def statuses(qemu: FakeQemu) -> dict[str, JobStatus]:
-    return {job_id: one.status for job_id, one in job.query(qemu).items()}
+    return {job_id: one.status for job_id, one in jobs.query(qemu).items()}
 
 
 def commands(qemu: FakeQemu, *wanted: str) -> list[tuple[str, str]]:
@@ -96,7 +96,7 @@ def test_pending_job_waits_for_the_others(qemu: FakeQemu) -> None:
     with pytest.raises(JobStalledError):
         run(qemu, stall_s=0)
     for _ in range(10):
-        job.query(qemu)
+        jobs.query(qemu)
     assert statuses(qemu) == {"job-vda": JobStatus.PENDING, "job-vdb": JobStatus.RUNNING}
     assert commands(qemu, "job-finalize") == []
 
@@ -116,21 +116,21 @@ def test_progress_is_told_by_disk(qemu: FakeQemu, recorder: Recorder) -> None:
 
 def test_concluded_jobs_are_still_there_to_be_dismissed(qemu: FakeQemu) -> None:
     run(qemu)
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
     assert commands(qemu, "job-cancel") == []
 
 
 def test_jobs_of_others_do_not_matter(qemu: FakeQemu) -> None:
     other = {"job-id": "other", "device": qemu.top("virtio-disk0"), "target": "target-vdb", "sync": "full"}
-    job.cancel(qemu, ["job-vdb"])
+    jobs.cancel(qemu, ["job-vdb"])
     qemu.execute(
         "transaction",
         {"actions": [{"type": "blockdev-backup", "data": {**other, "auto-finalize": False, "auto-dismiss": False}}]},
     )
     qemu.fail_job("target-vdb", "Input/output error")
-    assert job.run(qemu, {"job-vda": "vda"}, reporter=Recorder(), stop=Stop()) == {"vda": SIZE_BYTES}
-    assert "other" in job.query(qemu)
+    assert jobs.run(qemu, {"job-vda": "vda"}, reporter=Recorder(), stop=Stop()) == {"vda": SIZE_BYTES}
+    assert "other" in jobs.query(qemu)
 
 
 # events
@@ -157,8 +157,8 @@ def test_failure_of_one_is_the_failure_of_all(qemu: FakeQemu) -> None:
         run(qemu)
     assert caught.value.dev == "vdb"
     assert commands(qemu, "job-finalize") == []
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
 
 
 def test_target_that_cannot_be_written_is_told_apart(qemu: FakeQemu) -> None:
@@ -184,7 +184,7 @@ def test_event_that_comes_after_the_answer_is_waited_for(qemu: FakeQemu, monkeyp
         """Those of failures only once nothing else comes."""
         while (event := fetch(timeout_s)) is not None and event.name == "BLOCK_JOB_ERROR":
             late.append(event)
-        failed = any(one.error for one in job.query(qemu).values())
+        failed = any(one.error for one in jobs.query(qemu).values())
         return event if event is not None or not failed or timeout_s < TICK_S else late.pop(0)
 
     monkeypatch.setattr(qemu, "next_event", next_event)
@@ -200,14 +200,14 @@ def test_full_target_is_told_apart(qemu: FakeQemu) -> None:
 
 
 def test_job_that_somebody_cancelled_is_a_failure(qemu: FakeQemu) -> None:
-    job.query(qemu)
+    jobs.query(qemu)
     qemu.execute("job-cancel", {"id": "job-vda"})
     with pytest.raises(JobError, match=r"Disk vda.*Operation canceled"):
         run(qemu)
 
 
 def test_job_that_somebody_dismissed_is_a_failure(qemu: FakeQemu) -> None:
-    job.cancel(qemu, ["job-vda"])
+    jobs.cancel(qemu, ["job-vda"])
     with pytest.raises(JobError, match=r"Disk vda.*somebody dismissed the job"):
         run(qemu)
 
@@ -221,15 +221,15 @@ def test_hanging_storage_is_told_after_the_limit(qemu: FakeQemu) -> None:
 
 def test_slow_storage_is_not_hanging_storage(qemu: FakeQemu) -> None:
     """Something was copied at each question, so a limit of no time at all is not passed."""
-    job.cancel(qemu, DEVS)
+    jobs.cancel(qemu, DEVS)
     start(qemu, speed=MIB)
     assert run(qemu, stall_s=1e-9) == {"vda": SIZE_BYTES, "vdb": SIZE_BYTES}
 
 
 def test_slow_rate_makes_the_limit_longer() -> None:
-    assert job.stall_limit_s(None) == job.STALL_S
-    assert job.stall_limit_s(10**9) == job.STALL_S
-    assert job.stall_limit_s(1024) > 16 * MIB / 1024
+    assert jobs.stall_limit_s(None) == jobs.STALL_S
+    assert jobs.stall_limit_s(10**9) == jobs.STALL_S
+    assert jobs.stall_limit_s(1024) > 16 * MIB / 1024
 
 
 # the way to QEMU
@@ -280,7 +280,7 @@ def test_reply_that_is_none_ends_the_wait(qemu: FakeQemu) -> None:
             return [{"id": "job-vda", "type": "backup", "status": "resting"}]
 
     with pytest.raises(MalformedError, match="resting"):
-        job.query(Odd())
+        jobs.query(Odd())
 
 
 # a request to stop
@@ -308,63 +308,63 @@ def test_signal_before_the_wait_asks_nothing(qemu: FakeQemu) -> None:
 
 
 def test_running_jobs_are_cancelled_and_dismissed(qemu: FakeQemu) -> None:
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
     assert {job_id for _, job_id in commands(qemu, "job-cancel")} == set(DEVS)
 
 
 def test_pending_jobs_are_cancelled_and_dismissed(qemu: FakeQemu) -> None:
     while set(statuses(qemu).values()) != {JobStatus.PENDING}:
         pass
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
 
 
 def test_failed_and_running_jobs_are_ended_alike(qemu: FakeQemu) -> None:
     qemu.fail_job("target-vda", "Input/output error")
-    job.query(qemu)
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.query(qemu)
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
 
 
 def test_cancelling_nothing_is_fine(qemu: FakeQemu) -> None:
-    job.cancel(qemu, ["no-such-job"])
-    job.cancel(qemu, [])
-    assert set(job.query(qemu)) == set(DEVS)
+    jobs.cancel(qemu, ["no-such-job"])
+    jobs.cancel(qemu, [])
+    assert set(jobs.query(qemu)) == set(DEVS)
 
 
 def test_jobs_of_others_are_not_cancelled(qemu: FakeQemu) -> None:
-    job.cancel(qemu, ["job-vda"])
-    assert set(job.query(qemu)) == {"job-vdb"}
+    jobs.cancel(qemu, ["job-vda"])
+    assert set(jobs.query(qemu)) == {"job-vdb"}
 
 
 def test_stalled_job_is_cancelled(qemu: FakeQemu) -> None:
     qemu.stall_job("target-vda", after_bytes=MIB)
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
 
 
 def test_job_that_cannot_be_cancelled_is_left_after_the_limit(qemu: FakeQemu) -> None:
     """Its request never comes back from the storage."""
     qemu.stall_job("target-vda", after_bytes=MIB, cancellable=False)
     with pytest.raises(JobStalledError):
-        job.cancel(qemu, DEVS, timeout_s=0)
-    assert set(job.query(qemu)) >= {"job-vda"}
+        jobs.cancel(qemu, DEVS, timeout_s=0)
+    assert set(jobs.query(qemu)) >= {"job-vda"}
     qemu.recover("target-vda")
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
 
 
 def test_cancel_without_events_ends_too(qemu: FakeQemu) -> None:
     qemu.loses_events = True
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
 
 
 def test_job_that_concludes_between_question_and_cancel_is_dismissed(qemu: FakeQemu) -> None:
     qemu.refuse("job-cancel", "Job 'job-vda' in state 'concluded' cannot accept command verb 'cancel'")
-    job.cancel(qemu, DEVS)
-    assert job.query(qemu) == {}
+    jobs.cancel(qemu, DEVS)
+    assert jobs.query(qemu) == {}
 
 
 @pytest.mark.parametrize("nth", range(1, 6))
@@ -373,16 +373,16 @@ def test_jobs_are_cancelled_over_a_connection_that_breaks_once(qemu: FakeQemu, n
     """libvirtd is restarted while the user stops a backup: no job must stay behind."""
     qemu.lose_connection(nth=nth, carried_out=carried_out)
     try:
-        job.cancel(qemu, DEVS)
+        jobs.cancel(qemu, DEVS)
     except ConnectionLostError:
         pytest.fail("gave up at the first loss of the connection")
-    assert job.query(qemu) == {}
+    assert jobs.query(qemu) == {}
 
 
 def test_end_of_the_domain_ends_the_cancelling(qemu: FakeQemu) -> None:
     qemu.kill()
     with pytest.raises(DomainGoneError):
-        job.cancel(qemu, DEVS)
+        jobs.cancel(qemu, DEVS)
 
 
 def test_refusal_that_stays_is_no_endless_wait(qemu: FakeQemu) -> None:
@@ -390,13 +390,13 @@ def test_refusal_that_stays_is_no_endless_wait(qemu: FakeQemu) -> None:
     for nth in range(1, 50):
         qemu.fault(QmpError("job-cancel", "GenericError", "no"), command="job-cancel", nth=nth)
     with pytest.raises(JobStalledError):
-        job.cancel(qemu, ["job-vda"], timeout_s=0)
+        jobs.cancel(qemu, ["job-vda"], timeout_s=0)
 
 
 def test_job_that_was_slowed_down_meanwhile_has_more_time(qemu: FakeQemu) -> None:
     """By ``vbackup speed``, of which who waits has not been told."""
     qemu.stall_job("target-vdb")
-    job.set_speed(qemu, "job-vdb", 32 * 1024 * MIB)  # a pause of a millisecond may be the speed's
+    jobs.set_speed(qemu, "job-vdb", 32 * 1024 * MIB)  # a pause of a millisecond may be the speed's
     with pytest.raises(JobStalledError) as caught:
         run(qemu, stall_s=0)
     assert caught.value.limit_s == 2**-10

@@ -1,7 +1,7 @@
 """Speak QMP to a QEMU: what every monitor can do. Its kinds are the modules of this package.
 
 passthrough goes through libvirt to a domain's QEMU, socket straight to a QMP socket: to a QEMU without
-libvirt, or to the vbackup.storage_daemon that has the disks of a domain that is off. All pass the same
+libvirt, or to the vbackup.qemu.storage_daemon that has the disks of a domain that is off. All pass the same
 contract tests (tests/contract), and so does the fake that the unit tests use.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vbackup.blockgraph import BlockGraph, BlockNodes, chains_of
+from vbackup.qemu.block_graph import BlockGraph, BlockNodes, chains_of
 
 if TYPE_CHECKING:
     from vbackup.qapi.schema import Schema

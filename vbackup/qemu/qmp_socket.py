@@ -20,7 +20,7 @@ from qemu.qmp.events import EventListener
 from qemu.qmp.message import Message
 
 from vbackup.errors import ConnectionLostError, MonitorError, QmpError
-from vbackup.monitor import Event
+from vbackup.qemu.monitor import Event
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ TIMEOUT_S = 60.0
 
 
 class Socket:
-    """The monitor behind a UNIX socket (see vbackup.monitor.Monitor). A context manager.
+    """The monitor behind a UNIX socket (see vbackup.qemu.monitor.Monitor). A context manager.
 
     ``address`` is the socket's path, or one end of a pair. By its path it is connected again at the first
     call after the connection was lost; the end of a pair has none to go back to, and an answer that came

@@ -25,7 +25,7 @@ from vbackup.errors import (
     StorageError,
 )
 from vbackup.fields import objects
-from vbackup.monitor import Event, Monitor
+from vbackup.qemu.monitor import Event, Monitor
 from vbackup.report import Reporter
 from vbackup.stop import Stop
 

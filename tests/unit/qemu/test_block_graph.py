@@ -15,10 +15,10 @@ from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, REPOSITORY, fixture_graph, fixture_replies, fixture_xml
 from vbackup import domainxml
-from vbackup.blockgraph import MAX_LAYERS, BlockGraph
 from vbackup.errors import DiskError, MalformedError
 from vbackup.model import Disk, DiskNode
-from vbackup.monitor import block_graph
+from vbackup.qemu.block_graph import MAX_LAYERS, BlockGraph
+from vbackup.qemu.monitor import block_graph
 
 FULL, INCREMENTAL = "20261123T101500Z-full", "20261124T101500Z-incremental"
 

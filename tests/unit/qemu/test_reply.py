@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.test_fields import json_values
 from vbackup.errors import MalformedError, QmpError
-from vbackup.monitor.reply import parse
+from vbackup.qemu.reply import parse
 
 
 @pytest.mark.parametrize("value", [{}, [], {"a": 1}, "text", 0, False, None])

@@ -2,7 +2,7 @@
 
 It is a Monitor, so that plan, jobs and undo are those of a running domain. QMP goes over a pair of
 sockets that only the two processes have: there is nothing to wait for, no directory and no name that
-could be left behind. vbackup.source knows which images to open; vbackup.image_chain how.
+could be left behind. vbackup.source knows which images to open; vbackup.qemu.backing_chain how.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
-from vbackup.image_chain import Image, blockdevs
 from vbackup.model import SecretRef
-from vbackup.monitor import Event
+from vbackup.qemu.backing_chain import Image, blockdevs
+from vbackup.qemu.monitor import Event
 from vbackup.report import Reporter
 
 PROGRAM = "qemu-storage-daemon"
@@ -40,7 +40,7 @@ ENDING_S = 2.0
 
 
 class StorageDaemon:
-    """A daemon for the length of a block, and its monitor (see vbackup.monitor.Monitor). A context manager.
+    """A daemon for the length of a block, and its monitor (see vbackup.qemu.monitor.Monitor). A context manager.
 
     At the end it closes the images, which stores their bitmaps. It is told to end when this process dies, in
     whatever way (PR_SET_PDEATHSIG): SIGTERM, so that it closes them then too. (Only if we are killed before
@@ -74,7 +74,7 @@ class StorageDaemon:
                 self._process = self._start(its.fileno())
             stack.callback(self._kill)
             # Imported for a domain that is off only: with qemu.qmp and asyncio it is a fifth of a backup's start.
-            from vbackup.monitor.socket import Socket
+            from vbackup.qemu.qmp_socket import Socket
 
             self._socket = Socket(ours, name=PROGRAM)
             try:

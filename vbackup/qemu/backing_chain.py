@@ -2,7 +2,7 @@
 
 The domain XML is preferred where it has the backing chain; below that the images' own headers count.
 Formats are never probed: what a guest wrote into a raw image must not become a header.
-Who opens the nodes is vbackup.storage_daemon; a running domain's QEMU has its own.
+Who opens the nodes is vbackup.qemu.storage_daemon; a running domain's QEMU has its own.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbackup import qemu_img
 from vbackup.errors import ChainError, DiskError, MonitorError
 from vbackup.model import Disk, ImageLocation, SecretRef
+from vbackup.qemu import qemu_img
 
 #: Formats that can have a backing file (QAPI BlockdevOptionsGenericCOWFormat).
 BACKED_FORMATS = frozenset(("qcow2", "qcow", "qed", "vmdk"))

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from vbackup import image_chain
 from vbackup.errors import DiskError, MonitorError
-from vbackup.image_chain import Image, blockdevs, images_of
 from vbackup.model import Disk, ImageLocation, SecretRef
+from vbackup.qemu import backing_chain
+from vbackup.qemu.backing_chain import Image, blockdevs, images_of
 
 
 def create(path: Path, *options: str, image_format: str = "qcow2") -> Path:
@@ -112,7 +112,7 @@ def test_chain_that_comes_back_is_refused_whatever_the_names(tmp_path: Path) -> 
 
 
 def test_chain_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_chain, "MAX_IMAGES", 2)
+    monkeypatch.setattr(backing_chain, "MAX_IMAGES", 2)
     base = create(tmp_path / "base.qcow2")
     middle = create(tmp_path / "middle.qcow2", "-b", str(base), "-F", "qcow2")
     top = create(tmp_path / "top.qcow2", "-b", str(middle), "-F", "qcow2")
