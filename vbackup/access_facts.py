@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vbackup.access import Facts, Place, User
 from vbackup.model import SecurityLabel
-from vbackup.repository import MARKER
+from vbackup.repository.repository import MARKER
 
 _ACL = "system.posix_acl_access"
 _SELINUX = "security.selinux"

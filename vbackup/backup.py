@@ -23,8 +23,6 @@ from vbackup import (
     definition,
     finish,
     fleecing,
-    journal,
-    manifest,
     names,
     plan,
     preparation,
@@ -37,8 +35,6 @@ from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, Vback
 from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.hooks.events import Operation, events
 from vbackup.host import DomainHandle, Host
-from vbackup.journal import Journal, Step
-from vbackup.lock import LockWait
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
 from vbackup.moment import Alone, Moment
 from vbackup.plan import BackupPlan, FleecingAbilities
@@ -46,7 +42,10 @@ from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send
 from vbackup.report import Reporter
-from vbackup.repository import Repository
+from vbackup.repository import journal, manifest
+from vbackup.repository.journal import Journal, Step
+from vbackup.repository.lock import LockWait
+from vbackup.repository.repository import Repository
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo

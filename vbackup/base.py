@@ -13,9 +13,9 @@ from datetime import datetime, timezone
 
 from vbackup import endmark, names
 from vbackup.errors import BaseError, ChainError
-from vbackup.history import History, image_of
 from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName
+from vbackup.repository.history import History, image_of
 
 
 @dataclass(frozen=True)

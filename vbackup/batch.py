@@ -24,7 +24,7 @@ from vbackup.model import Backup
 from vbackup.plan import BackupPlan
 from vbackup.rate import Share, TotalRate
 from vbackup.report import Labelling, Reporter
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 from vbackup.selection import Chosen
 from vbackup.stop import Stop
 

@@ -12,7 +12,6 @@ from enum import Enum
 
 from vbackup import names, transaction
 from vbackup.errors import DiskError, UnsafeError, UnsuitableError
-from vbackup.history import History
 from vbackup.model import Bitmap, DiskNode, Layer
 from vbackup.qapi.actions import (
     Action,
@@ -25,6 +24,7 @@ from vbackup.qapi.actions import (
     BlockDirtyBitmapRemove,
 )
 from vbackup.report import Reporter
+from vbackup.repository.history import History
 from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.transaction import TransactionRequest

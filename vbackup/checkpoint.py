@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Sequence
 
 from vbackup import names, target
 from vbackup.errors import QmpError
-from vbackup.history import History
 from vbackup.model import Bitmap, DiskNode, NodeBitmap
 from vbackup.names import BitmapName, EndMark
 from vbackup.qapi.actions import BlockDirtyBitmapRemove
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, block_nodes
+from vbackup.repository.history import History
 
 log = logging.getLogger(__name__)
 

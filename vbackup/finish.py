@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vbackup import digests, endmark, journal, names, target
+from vbackup import digests, endmark, names, target
 from vbackup.errors import BusyError
-from vbackup.journal import Step
 from vbackup.model import Backup, DiskImage
 from vbackup.qemu import jobs
 from vbackup.qemu.block_graph import BlockNodes
 from vbackup.qemu.jobs import Job
+from vbackup.repository import journal
+from vbackup.repository.journal import Step
 from vbackup.unfinished import Unfinished
 from vbackup.writeback import Writeback
 

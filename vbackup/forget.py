@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from vbackup import checkpoint, names, source
 from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.host import Host
-from vbackup.lock import LockWait
 from vbackup.model import Layer
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
-from vbackup.repository import Repository
+from vbackup.repository.lock import LockWait
+from vbackup.repository.repository import Repository
 from vbackup.source import Source
 from vbackup.stop import Stop
 

@@ -15,9 +15,9 @@ from dataclasses import replace
 
 from vbackup import names
 from vbackup.errors import GroupError, VbackupError
-from vbackup.lock import LockWait
 from vbackup.model import Group, GroupMember
-from vbackup.repository import Repository
+from vbackup.repository.lock import LockWait
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 #: How long the others are waited for once guests are frozen, beside what the freeze may take: an agent is asked

@@ -14,7 +14,6 @@ from vbackup import endmark, names, tuning
 from vbackup.base import Choice, level_of, parent_of
 from vbackup.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
-from vbackup.history import History
 from vbackup.model import (
     GRANULARITY_BYTES,
     QEMUS_OWN,
@@ -42,6 +41,7 @@ from vbackup.qapi.actions import (
     MirrorSyncMode,
     OnCbwError,
 )
+from vbackup.repository.history import History
 
 #: QEMU has 64 threads for the requests of all its files, and a job keeps up to 64 busy: where a slow repository has
 #: them all, the guest's own requests wait for one.

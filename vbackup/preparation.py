@@ -12,7 +12,7 @@ from vbackup import creation, fleecing, scratch, target
 from vbackup.creation import NewImage
 from vbackup.plan import BackupPlan
 from vbackup.qemu.monitor import Monitor
-from vbackup.repository import Stage
+from vbackup.repository.repository import Stage
 from vbackup.stop import Stop
 from vbackup.target import Target
 from vbackup.undo import Undo

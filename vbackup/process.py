@@ -1,6 +1,6 @@
 """Tell one process from all others, also after a reboot: pids are used again.
 
-vbackup.journal records who writes it, vbackup.hooks who has a domain's disks open.
+vbackup.repository.journal records who writes it, vbackup.hooks who has a domain's disks open.
 """
 
 from __future__ import annotations

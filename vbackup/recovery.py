@@ -1,7 +1,7 @@
 """Finish or undo what a run that died has left: exactly once, however often this is interrupted itself.
 
 A backup whose jobs are still in QEMU is followed to its end and committed; anything else is undone. The journal
-in its stage says how far it had come (vbackup.journal); that all of it is a dead run's is sure because the
+in its stage says how far it had come (vbackup.repository.journal); that all of it is a dead run's is sure because the
 domain's lock is held. ``vbackup recover`` asks for it, and every backup begins with it.
 """
 
@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 
-from vbackup import blockjobs, checkpoint, finish, journal, names, source, unfinished
+from vbackup import blockjobs, checkpoint, finish, names, source, unfinished
 from vbackup.errors import (
     ChainError,
     DiskError,
@@ -23,13 +23,14 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.host import Host
-from vbackup.journal import Entry, Journal, Step
 from vbackup.model import NodeBitmap
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import Job, JobStatus
 from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
-from vbackup.repository import Repository, Stage
+from vbackup.repository import journal
+from vbackup.repository.journal import Entry, Journal, Step
+from vbackup.repository.repository import Repository, Stage
 from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo

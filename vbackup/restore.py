@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import domainxml, files, verify
+from vbackup import domainxml, files
 from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
 from vbackup.files import storage_errors
 from vbackup.flatten import Layer, flatten
-from vbackup.history import Link
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
-from vbackup.repository import Repository
+from vbackup.repository import verify
+from vbackup.repository.history import Link
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 

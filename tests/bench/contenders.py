@@ -19,7 +19,7 @@ import libvirt
 from tests.bench.guests import Guest, create
 from tests.bench.isolation import RUN, URI
 from tests.bench.measuring import FailedError, Meter
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 #: The command as an installed one runs: a Python of its own.
 VBACKUP = (sys.executable, "-m", "vbackup")

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from vbackup.cli import main
-from vbackup.journal import Journal, Step
+from vbackup.repository.journal import Journal, Step
 
 
 def arm(step: Step, when: str, victim: str) -> None:

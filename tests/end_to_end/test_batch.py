@@ -20,7 +20,7 @@ from vbackup import source
 from vbackup.errors import QmpError
 from vbackup.model import Consistency
 from vbackup.passthrough import Passthrough
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome

@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import DiskSpec, Lab, domain_xml, qemu_img_info
 from vbackup import names
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome

@@ -21,8 +21,8 @@ import pytest
 
 from tests.daemon import Daemon, wait_for
 from tests.lab import HEEDING_SIGNALS, DiskSpec, compare, domain_xml
-from vbackup.journal import Step
-from vbackup.repository import Repository
+from vbackup.repository.journal import Step
+from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command

@@ -21,11 +21,12 @@ from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels, reasons
 from tests.filesystem import Ext4
 from tests.unit import builders
-from vbackup import files, repository
+from vbackup import files
 from vbackup.errors import StorageError
 from vbackup.files import digest
 from vbackup.qemu import jobs, qemu_img
-from vbackup.repository import Repository
+from vbackup.repository import repository
+from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command

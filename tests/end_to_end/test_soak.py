@@ -23,7 +23,7 @@ import pytest
 
 from tests.daemon import Daemon, wait_for
 from tests.lab import HEEDING_SIGNALS, DiskSpec, References, compare, domain_xml
-from vbackup.journal import Step
+from vbackup.repository.journal import Step
 
 if TYPE_CHECKING:
     from tests.conftest import Command

@@ -23,7 +23,7 @@ from vbackup.model import (
     Level,
 )
 from vbackup.qemu.block_graph import BlockGraph
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 REPOSITORY, FOREIGN = "0123456789ab", "ba9876543210"

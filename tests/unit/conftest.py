@@ -18,7 +18,7 @@ from vbackup import source
 from vbackup.hooks import marks
 from vbackup.model import ImageOptions
 from vbackup.qemu import backing_chain, qemu_img, storage_daemon
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 settings.register_profile("unit", max_examples=50, deadline=None)
 settings.load_profile("unit")

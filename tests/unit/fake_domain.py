@@ -13,7 +13,7 @@ from vbackup.errors import VbackupError
 from vbackup.model import Backup
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import Event
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 SIZE_BYTES = 16 * MIB

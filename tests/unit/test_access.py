@@ -15,7 +15,7 @@ import pytest
 from vbackup import access_facts
 from vbackup.access import Facts, Place, User, explain
 from vbackup.model import SecurityLabel
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 QEMU = User("libvirt-qemu", 64055, frozenset((109, 36)))
 IMAGE = "/srv/backup/u/i.partial/vda.qcow2"

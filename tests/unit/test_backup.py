@@ -37,7 +37,7 @@ from vbackup.errors import (
 )
 from vbackup.files import digest_of
 from vbackup.model import Backup, Consistency, Level, Quiesce
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 from vbackup.writeback import Writeback
 

@@ -26,8 +26,8 @@ from tests.unit.builders import (
 from vbackup import names
 from vbackup.base import Choice, choose, level_of, parent_of
 from vbackup.errors import BaseError, ChainError
-from vbackup.history import History
 from vbackup.model import Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
+from vbackup.repository.history import History
 
 ONE = backup(1)
 TWO = incremental(2, ONE)

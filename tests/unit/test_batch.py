@@ -19,7 +19,7 @@ from vbackup.cli import batch as printed
 from vbackup.errors import BusyError, DomainNotFoundError, GroupError, InterruptedBySignalError, Status, VbackupError
 from vbackup.model import Group, GroupMember
 from vbackup.report import Reporter
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 from vbackup.selection import Chosen, Skipped
 from vbackup.stop import Stop
 

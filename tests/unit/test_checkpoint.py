@@ -12,9 +12,9 @@ from tests.unit import builders
 from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
 from vbackup import checkpoint, names, target
 from vbackup.errors import DomainGoneError, QmpError
-from vbackup.history import History
 from vbackup.model import DiskNode, NodeBitmap
 from vbackup.qemu.monitor import block_graph
+from vbackup.repository.history import History
 from vbackup.target import Target
 from vbackup.undo import Undo
 

@@ -16,8 +16,8 @@ import pytest
 
 import vbackup
 from tests.unit.builders import UUID, backup, backup_id, commit, image, incremental
-from vbackup import manifest
-from vbackup.repository import Repository
+from vbackup.repository import manifest
+from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command

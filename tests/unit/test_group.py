@@ -14,9 +14,9 @@ import pytest
 from tests.unit.builders import Recorder
 from vbackup.errors import BusyError, GroupError, InterruptedBySignalError, NoSpaceError, VbackupError
 from vbackup.group import Meeting, MemberRepository, MemberStop, Moments, Turns
-from vbackup.lock import LockWait
 from vbackup.model import GroupMember
-from vbackup.repository import Repository
+from vbackup.repository.lock import LockWait
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 UUIDS = {name: f"f0000000-0000-4000-8000-00000000000{number}" for number, name in enumerate("abc")}

@@ -174,7 +174,7 @@ def test_domain_of_another_hypervisor_is_unsuitable(host: Host, tmp_path: Path) 
     """xen, lxc, esx: there is no QEMU to speak to, and that is no fault."""
     from vbackup import backup
     from vbackup.report import Silent
-    from vbackup.repository import Repository
+    from vbackup.repository.repository import Repository
 
     repository = Repository.create(tmp_path / "repository")
     with pytest.raises(UnsuitableError):

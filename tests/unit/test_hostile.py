@@ -28,14 +28,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental
-from vbackup import domainxml, manifest
+from vbackup import domainxml
 from vbackup.cli import main
 from vbackup.errors import ChainError, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import open_regular
 from vbackup.model import Backup, ImageOptions
 from vbackup.qemu import qcow2, qemu_img
-from vbackup.repository import Repository
+from vbackup.repository import manifest
+from vbackup.repository.repository import Repository
 
 ONE = backup(1)
 TWO = incremental(2, ONE)

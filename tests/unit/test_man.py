@@ -13,10 +13,10 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 import vbackup
-from vbackup import manifest, repository
 from vbackup.cli import parser
 from vbackup.errors import Status
 from vbackup.model import Backup, Consistency, DiskImage, Group, Level
+from vbackup.repository import manifest, repository
 
 TOP = Path(__file__).resolve().parents[2]
 COMMON = "Options of every command"

@@ -13,8 +13,8 @@ from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, bitmap, d
 from vbackup import names, plan
 from vbackup.base import Choice
 from vbackup.errors import DiskError, UnsuitableError
-from vbackup.history import History
 from vbackup.model import Compression, DiskNode, LeftOut, Level, NodeBitmap
+from vbackup.repository.history import History
 
 FULL = backup(1)
 SECOND = incremental(2, FULL)

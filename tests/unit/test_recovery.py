@@ -14,13 +14,14 @@ import pytest
 from tests.unit.builders import UUID, Recorder
 from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
-from vbackup import journal, manifest, names, recovery
+from vbackup import names, recovery
 from vbackup.errors import DomainNotFoundError, HostUnreachableError, NoSpaceError
-from vbackup.journal import Journal, Step
 from vbackup.model import Backup, Consistency, Group, GroupMember, Level
 from vbackup.qemu import jobs
 from vbackup.recovery import Recovered, Remedy
-from vbackup.repository import Repository, Stage
+from vbackup.repository import journal, manifest
+from vbackup.repository.journal import Journal, Step
+from vbackup.repository.repository import Repository, Stage
 from vbackup.stop import Stop
 
 

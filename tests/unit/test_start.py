@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.builders import backup, commit, incremental
 from vbackup.cli import parser
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 #: libvirt, XML, bars, QMP sockets, and what they are built on.
 HEAVY = {"libvirt", "libvirt_qemu", "lxml", "rich", "qemu", "asyncio", "concurrent", "subprocess", "ssl", "socket"}
@@ -51,14 +51,14 @@ def filled(repository: Path) -> Path:
 def test_help_imports_no_command() -> None:
     found = imported_by("--help")
     assert "vbackup.cli.parser" in found
-    assert not found & (HEAVY | DOORS | {"vbackup.model", "vbackup.repository"})
+    assert not found & (HEAVY | DOORS | {"vbackup.model", "vbackup.repository.repository"})
     assert not [name for name in found if name.startswith("vbackup.cli.commands.")]
 
 
 @pytest.mark.parametrize("more", [(), ("--tree",), ("--json",)], ids=" ".join)
 def test_list_imports_what_reads_a_repository(filled: Path, more: tuple[str, ...]) -> None:
     found = imported_by("list", "-r", filled, *more)
-    assert "vbackup.repository" in found
+    assert "vbackup.repository.repository" in found
     assert not found & (HEAVY | DOORS)
     assert [name for name in found if name.startswith("vbackup.cli.commands.")] == ["vbackup.cli.commands.list"]
 
@@ -70,7 +70,7 @@ def test_help_of_a_command_imports_neither_libvirt_nor_bars(command: str) -> Non
 
 @pytest.mark.parametrize("arguments", [("-q", "list"), ("-c", "list", "show", "web")], ids=" ".join)
 def test_command_is_found_wherever_it_stands(filled: Path, arguments: tuple[str, ...]) -> None:
-    assert "vbackup.repository" in imported_by(*arguments, "-r", filled)
+    assert "vbackup.repository.repository" in imported_by(*arguments, "-r", filled)
 
 
 def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
@@ -79,7 +79,10 @@ def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())
     assert {"libvirt", "lxml", "vbackup.plan"} <= found
-    ours = "qapi.schema restore transaction qemu.storage_daemon qemu.backing_chain access backoff qapi.actions.blame cli.batch"
+    ours = (
+        "qapi.schema restore transaction qemu.storage_daemon qemu.backing_chain access backoff qapi.actions.blame"
+        " cli.batch"
+    )
     assert not found & {
         "asyncio",
         "qemu",

@@ -9,18 +9,18 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vbackup import manifest
 from vbackup.cli import output, plans
 from vbackup.cli.context import Context
 from vbackup.errors import GroupError, InterruptedBySignalError, Status
 from vbackup.model import Backup, Group
+from vbackup.repository import manifest
 
 if TYPE_CHECKING:
     from vbackup.backup import BackupRequest
     from vbackup.batch import Batch, Result
     from vbackup.host import Host
     from vbackup.plan import BackupPlan
-    from vbackup.repository import Repository
+    from vbackup.repository.repository import Repository
     from vbackup.selection import Selection, Skipped
 
 

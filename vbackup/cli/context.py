@@ -14,7 +14,7 @@ from vbackup.report import Labelling
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
-    from vbackup.repository import Repository
+    from vbackup.repository.repository import Repository
 
 
 class Context:
@@ -45,7 +45,7 @@ class Context:
 
     def repository(self) -> Repository:
         """The repository there. Raises UsageError, StorageError."""
-        from vbackup.repository import Repository
+        from vbackup.repository.repository import Repository
 
         return Repository.open(self.repository_path())
 

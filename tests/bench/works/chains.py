@@ -10,7 +10,7 @@ from tests.bench.contenders import OURS, VBACKUP, Job
 from tests.bench.guests import MIB, Guest, scattered
 from tests.bench.measuring import Meter
 from tests.unit.builders import backup, commit, incremental
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 #: The chain is looked at when it has these lengths.
 LENGTHS = (2, 50, 100, 200)

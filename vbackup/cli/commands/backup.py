@@ -7,18 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vbackup import manifest
 from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domains, count, freeze_limit_s, milliseconds, seconds, speed_bytes_s
 from vbackup.cli.context import Context, domains_of
 from vbackup.errors import Status, UsageError
 from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.model import Backup, Compression, Level, Quiesce
+from vbackup.repository import manifest
 
 if TYPE_CHECKING:
     from vbackup.backup import BackupRequest
     from vbackup.host import Host
-    from vbackup.repository import Repository
+    from vbackup.repository.repository import Repository
 
 
 def add(commands: Any) -> None:

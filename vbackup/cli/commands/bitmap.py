@@ -13,7 +13,7 @@ from vbackup.errors import Status, UsageError
 
 if TYPE_CHECKING:
     from vbackup.bitmap import Listed
-    from vbackup.history import History
+    from vbackup.repository.history import History
 
 _CHANGES = {
     "add": "make an empty bitmap that records from now on",

@@ -13,7 +13,7 @@ from vbackup.errors import Status, StorageError, UsageError
 
 if TYPE_CHECKING:
     from vbackup.forget import Claim, ForgetRequest, Forgotten
-    from vbackup.repository import Repository
+    from vbackup.repository.repository import Repository
 
 
 def add(commands: Any) -> None:

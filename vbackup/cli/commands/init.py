@@ -8,7 +8,7 @@ from typing import Any
 from vbackup.cli.arguments import add_common
 from vbackup.cli.context import Context
 from vbackup.errors import Status
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 
 
 def add(commands: Any) -> None:

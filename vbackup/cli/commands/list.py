@@ -7,14 +7,14 @@ import heapq
 from collections.abc import Sequence
 from typing import Any
 
-from vbackup import manifest
-from vbackup.catalogue import Catalogue
 from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domain
 from vbackup.cli.context import Context, optional_domain_of
 from vbackup.errors import Status
 from vbackup.model import Backup
-from vbackup.repository import Repository
+from vbackup.repository import manifest
+from vbackup.repository.catalogue import Catalogue
+from vbackup.repository.repository import Repository
 
 
 def add(commands: Any) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup import manifest
 from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domain
 from vbackup.cli.context import Context, domain_of
 from vbackup.errors import Status
 from vbackup.model import Backup
+from vbackup.repository import manifest
 
 
 def add(commands: Any) -> None:

@@ -7,7 +7,7 @@
     REPO/<domain uuid>/<backup id>.partial/    one that is being made, or that was cut off; with a journal
 
 A backup is there once its directory has its name: that rename is the commit. The format is described
-in vbackup-repository(5), manifests are read and written by vbackup.manifest.
+in vbackup-repository(5), manifests are read and written by vbackup.repository.manifest.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vbackup import catalogue, lock, manifest, names
-from vbackup.catalogue import Catalogue, read_text
+from vbackup import names
 from vbackup.errors import DomainNotFoundError, StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import (
@@ -30,13 +29,15 @@ from vbackup.files import (
     replace_text,
     storage_errors,
 )
-from vbackup.lock import LockWait
 from vbackup.model import Backup
+from vbackup.repository import catalogue, lock, manifest
+from vbackup.repository.catalogue import Catalogue, read_text
+from vbackup.repository.lock import LockWait
 
 VERSION = 1
 MARKER = "vbackup.json"
 PARTIAL = ".partial"
-#: In a stage; see vbackup.journal.
+#: In a stage; see vbackup.repository.journal.
 JOURNAL = "journal"
 
 
@@ -113,7 +114,7 @@ class Repository:
         return current[0]
 
     def catalogue(self, uuid: str) -> Catalogue:
-        """The domain's backups (vbackup.catalogue)."""
+        """The domain's backups (vbackup.repository.catalogue)."""
         return catalogue.read(self.path / uuid, uuid)
 
     def directory(self, uuid: str, backup_id: str) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import NOON, UUID, Recorder, backup, backup_id, commit, incremental
-from vbackup import files, manifest, repository
+from vbackup import files
 from vbackup.errors import (
     BusyError,
     ChainError,
@@ -31,9 +31,10 @@ from vbackup.errors import (
     StorageError,
     VbackupError,
 )
-from vbackup.lock import LockWait
 from vbackup.model import Backup, DiskImage, Level
-from vbackup.repository import Repository
+from vbackup.repository import manifest, repository
+from vbackup.repository.lock import LockWait
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop, on_signals
 
 OTHER = "f0000000-0000-4000-8000-000000000002"
@@ -200,7 +201,7 @@ def fail_inside(repo: Repository) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from vbackup.repository import Repository
+from vbackup.repository.repository import Repository
 with Repository.open(Path(sys.argv[1])).lock(sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,4 +1,6 @@
-"""The lock on a domain in a repository, and the wait for it. vbackup.repository holds it while a backup is made.
+"""The lock on a domain in a repository, and the wait for it.
+
+vbackup.repository.repository holds it while a backup is made.
 
 It is a lock of the kernel's on an open file, so that it ends with its process, however that ends.
 """

@@ -10,11 +10,11 @@ from pathlib import Path
 from vbackup import files
 from vbackup.errors import ChainError
 from vbackup.files import read_regular
-from vbackup.history import Link
 from vbackup.model import Backup
 from vbackup.qemu import qcow2
 from vbackup.report import Reporter
-from vbackup.repository import Repository
+from vbackup.repository.history import Link
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 #: How many images are read at a time.

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.builders import UUID, backup, backup_id, image, incremental
-from vbackup import manifest
 from vbackup.errors import ChainError
 from vbackup.model import Backup, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
+from vbackup.repository import manifest
 
 SIMPLE = incremental(2, backup(1), "vda", "vdb")
 

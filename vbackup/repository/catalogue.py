@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import manifest, names
+from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import parse_json
 from vbackup.files import is_directory, is_regular, read_regular, storage_errors
-from vbackup.history import History
 from vbackup.model import Backup, DiskImage
+from vbackup.repository import manifest
+from vbackup.repository.history import History
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vbackup import files, manifest
+from vbackup import files
 from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.files import storage_errors
 from vbackup.model import Backup, Consistency
 from vbackup.process import Process
-from vbackup.repository import JOURNAL
+from vbackup.repository import manifest
+from vbackup.repository.repository import JOURNAL
 
 SCHEMA = "vbackup.journal/1"
 #: The first line is as large as a manifest, the others are short.

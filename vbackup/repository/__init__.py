@@ -1,0 +1,1 @@
+"""The record: what backups there are, their manifests, journals and locks."""
