@@ -103,7 +103,7 @@ def many(lab: Lab, work: Path) -> None:
 
 def snapshot(lab: Lab, work: Path) -> None:
     """An external snapshot of disks that have a checkpoint; libvirt repeats the bitmap in the overlay."""
-    import libvirt  # after vbackup.host, which makes it quiet
+    import libvirt  # after vbackup.domain.host, which makes it quiet
 
     machine = lab.boot(
         "snapshot",

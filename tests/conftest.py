@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-# libvirt reads it when it is first imported, which a test may do before vbackup.host does.
+# libvirt reads it when it is first imported, which a test may do before vbackup.domain.host does.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
 from vbackup.cli import main
@@ -119,7 +119,7 @@ class SharedConnection:
 def lab() -> Iterator[Any]:
     """The embedded libvirt of this pytest process. Its path is short: QEMU's sockets are below it."""
     from tests.lab import Lab
-    from vbackup import host
+    from vbackup.domain import host
 
     root = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
     made = Lab(root)

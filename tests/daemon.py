@@ -22,7 +22,7 @@ from typing import Any
 import libvirt
 
 from tests.lab import Machine
-from vbackup.host import Host
+from vbackup.domain.host import Host
 
 CONF = """\
 unix_sock_dir = "{directory}"
@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = 30.
 
 
 def _environment() -> dict[str, str]:
-    """Without what vbackup.host sets for its own process: the daemons shall log as they are configured."""
+    """Without what vbackup.domain.host sets for its own process: the daemons shall log as they are configured."""
     return {name: value for name, value in os.environ.items() if name != "LIBVIRT_LOG_OUTPUTS"}
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from vbackup.host import DomainHandle, Host, libvirt
+from vbackup.domain.host import DomainHandle, Host, libvirt
+from vbackup.domain.passthrough import Passthrough
 from vbackup.names import is_ours
-from vbackup.passthrough import Passthrough
 
 QEMU_CONF = """\
 user = "{user}"

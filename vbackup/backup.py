@@ -20,21 +20,21 @@ from vbackup import (
     blockjobs,
     checkpoint,
     creation,
-    definition,
     finish,
     fleecing,
     names,
     plan,
     preparation,
     recovery,
-    source,
     tuning,
     unfinished,
 )
+from vbackup.domain import definition, source
+from vbackup.domain.freeze import DEFAULT_LIMIT_S
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.source import Source
 from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, VbackupError
-from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.hooks.events import Operation, events
-from vbackup.host import DomainHandle, Host
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
 from vbackup.moment import Alone, Moment
 from vbackup.plan import BackupPlan, FleecingAbilities
@@ -46,7 +46,6 @@ from vbackup.repository import journal, manifest
 from vbackup.repository.journal import Journal, Step
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
-from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 from vbackup.unfinished import Unfinished

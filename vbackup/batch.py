@@ -1,8 +1,8 @@
 """Back up several domains with one command: some at a time, or all at one moment. Each has a result of its own.
 
 QEMU does the work, so a few threads are enough: one a domain, which runs vbackup.backup from its beginning to its end
-and has a connection to libvirt of its own. Which domains is vbackup.selection's business, the moment that they share
-vbackup.group's.
+and has a connection to libvirt of its own. Which domains is vbackup.domain.selection's business, the moment that
+they share vbackup.group's.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Generic, TypeVar
 
 from vbackup import backup
 from vbackup.backup import BackupRequest
+from vbackup.domain.host import Host
+from vbackup.domain.selection import Chosen
 from vbackup.errors import DomainNotFoundError, GroupError, InterruptedBySignalError, VbackupError
 from vbackup.group import MemberRepository, MemberStop, Moments, Turns
-from vbackup.host import Host
 from vbackup.model import Backup
 from vbackup.plan import BackupPlan
 from vbackup.rate import Share, TotalRate
 from vbackup.report import Labelling, Reporter
 from vbackup.repository.repository import Repository
-from vbackup.selection import Chosen
 from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)

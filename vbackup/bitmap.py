@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vbackup import names, transaction
+from vbackup.domain.attached import AttachedQemu
 from vbackup.errors import DiskError, UnsafeError, UnsuitableError
 from vbackup.model import Bitmap, DiskNode, Layer
 from vbackup.qapi.actions import (
@@ -25,7 +26,6 @@ from vbackup.qapi.actions import (
 )
 from vbackup.report import Reporter
 from vbackup.repository.history import History
-from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.transaction import TransactionRequest
 

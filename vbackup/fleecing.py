@@ -138,7 +138,7 @@ class SpaceWatch:
 
     Where QEMU can fail the backup instead of the guest's write it does so anyway; this gives the reason then. Where it
     cannot, a write of the guest that finds no room stops the guest (werror=enospc, QEMU's default), which goes on with
-    that write once the backup is undone (vbackup.source).
+    that write once the backup is undone (vbackup.domain.source).
     """
 
     directory: Path

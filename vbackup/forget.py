@@ -11,16 +11,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from vbackup import checkpoint, names, source
+from vbackup import checkpoint, names
+from vbackup.domain import source
+from vbackup.domain.host import Host
+from vbackup.domain.source import Source
 from vbackup.errors import BusyError, DiskError, QmpError
-from vbackup.host import Host
 from vbackup.model import Layer
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
-from vbackup.source import Source
 from vbackup.stop import Stop
 
 
@@ -80,7 +81,7 @@ def run(
     """Remove the bitmaps, or only look for them in a dry run.
 
     ``repository`` is the one of that id where it is at hand: then its lock on the domain is held. Raises BusyError
-    where a backup into it is being made, DomainNotFoundError, and what vbackup.source.open_source raises. A
+    where a backup into it is being made, DomainNotFoundError, and what vbackup.domain.source.open_source raises. A
     bitmap that QEMU will not remove keeps none of the others.
     """
     handle = host.domain(request.domain)

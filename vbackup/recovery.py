@@ -13,7 +13,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 
-from vbackup import blockjobs, checkpoint, finish, names, source, unfinished
+from vbackup import blockjobs, checkpoint, finish, names, unfinished
+from vbackup.domain import source
+from vbackup.domain.host import Host
+from vbackup.domain.source import Source
 from vbackup.errors import (
     ChainError,
     DiskError,
@@ -22,7 +25,6 @@ from vbackup.errors import (
     QemuGoneError,
     VbackupError,
 )
-from vbackup.host import Host
 from vbackup.model import NodeBitmap
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import Job, JobStatus
@@ -31,7 +33,6 @@ from vbackup.report import Reporter
 from vbackup.repository import journal
 from vbackup.repository.journal import Entry, Journal, Step
 from vbackup.repository.repository import Repository, Stage
-from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 from vbackup.unfinished import Unfinished

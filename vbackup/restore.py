@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vbackup import domainxml, files
+from vbackup import files
+from vbackup.domain import domain_xml
 from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
 from vbackup.files import storage_errors
 from vbackup.flatten import Layer, flatten
@@ -107,7 +108,7 @@ def _definition(
     nvram = os.fspath(output / "nvram") if "nvram" in texts else None
     paths = {dev: (os.fspath(path), image_format) for dev, path in images.items()}
     try:
-        xml = domainxml.with_disks(texts["domain.xml"].decode(errors="replace"), paths, nvram_path=nvram)
+        xml = domain_xml.with_disks(texts["domain.xml"].decode(errors="replace"), paths, nvram_path=nvram)
     except MalformedError as err:
         raise ChainError(f"The domain.xml of backup {backup.id} is none: {err}") from err
     return xml.encode()

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vbackup import names
+from vbackup.domain.host import Host
+from vbackup.domain.passthrough import Passthrough
 from vbackup.errors import DiskError, NoBackupRunningError, UnsuitableError
-from vbackup.host import Host
 from vbackup.names import JobName
-from vbackup.passthrough import Passthrough
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
 

@@ -1,7 +1,7 @@
 """Send a transaction of the user's own: names resolved, checked, made safe, and its jobs followed to their end.
 
-vbackup.qapi.actions says what a transaction can hold, vbackup.qapi.checker whether this QEMU takes it, vbackup.session
-which QEMU it goes to. Backups make theirs themselves (vbackup.plan).
+vbackup.qapi.actions says what a transaction can hold, vbackup.qapi.checker whether this QEMU takes it,
+vbackup.domain.attached which QEMU it goes to. Backups make theirs themselves (vbackup.plan).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from vbackup.domain.attached import AttachedQemu
 from vbackup.errors import BusyError, QmpError, TransactionError, TransactionRefusedError
 from vbackup.model import DiskNode
 from vbackup.qapi import actions, checker, safety, wording
@@ -24,7 +25,6 @@ from vbackup.qemu import jobs, transaction
 from vbackup.qemu.jobs import Job
 from vbackup.qemu.monitor import schema
 from vbackup.report import Reporter
-from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 

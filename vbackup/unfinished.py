@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from vbackup import checkpoint, names, target
 from vbackup.digests import EarlyDigest
+from vbackup.domain.source import Source
 from vbackup.model import Backup, NodeBitmap
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter
 from vbackup.repository.journal import Journal
 from vbackup.repository.repository import Repository, Stage
-from vbackup.source import Source
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import libvirt
 
 from tests.daemon import wait_for
+from vbackup.domain.host import Host
 from vbackup.errors import HostUnreachableError
-from vbackup.host import Host
 
 INSIDE = "VBACKUP_BENCH_INSIDE"
 URI = "qemu:///system"
@@ -112,7 +112,7 @@ def libvirtd(directory: Path) -> Iterator[libvirt.virConnect]:
     with subprocess.Popen(
         ["libvirtd", "--config", str(conf), "--pid-file", str(directory / "libvirtd.pid")],
         stderr=subprocess.DEVNULL,
-        # vbackup.host has its own process log to nowhere.
+        # vbackup.domain.host has its own process log to nowhere.
         env={name: value for name, value in os.environ.items() if name != "LIBVIRT_LOG_OUTPUTS"},
     ) as process:
         try:

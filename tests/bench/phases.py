@@ -53,7 +53,7 @@ def phases(argv: Sequence[str]) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> int:
     """Run vbackup and note its commands."""
     from vbackup.cli import main as vbackup_main
-    from vbackup.passthrough import Passthrough
+    from vbackup.domain.passthrough import Passthrough
 
     log, *rest = arguments
     original = Passthrough.execute

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.fake_qemu import FakeBitmap, FakeDisk, FakeQemu
+from vbackup.domain.passthrough import Passthrough
 from vbackup.errors import QmpError
-from vbackup.passthrough import Passthrough
 from vbackup.qemu.monitor import Event, Monitor
 from vbackup.qemu.qmp_socket import Socket
 

@@ -16,10 +16,10 @@ import pytest
 from tests.contract.conftest import Action, Bench, action, add_bitmap, backup, plain_file
 from tests.fake_qemu import FakeQemu
 from vbackup import transaction
+from vbackup.domain.attached import AttachedQemu
 from vbackup.errors import TransactionRefusedError
 from vbackup.model import DiskNode
 from vbackup.report import Silent
-from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.transaction import Done, TransactionRequest
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.contract.conftest import Bench, backup, failing_at_the_end, plain_file
 from tests.lab import DiskSpec, Lab
-from vbackup.passthrough import Passthrough
+from vbackup.domain.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from tests.conftest import Command

@@ -18,6 +18,7 @@ from tests.daemon import wait_for
 from tests.lab import create_luks
 from tests.unit.builders import Recorder
 from vbackup import names, scratch, target
+from vbackup.domain.source import open_images
 from vbackup.errors import (
     BusyError,
     ConnectionLostError,
@@ -33,7 +34,6 @@ from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import socket as socket_
 from vbackup.qemu.qmp_socket import Socket
 from vbackup.qemu.storage_daemon import StorageDaemon
-from vbackup.source import open_images
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -264,7 +264,7 @@ def test_daemon_closes_the_images_when_its_parent_dies_in_whatever_way(tmp_path:
         """
         import sys, time
         from tests.unit.builders import Recorder
-        from vbackup.source import open_images
+        from vbackup.domain.source import open_images
         with open_images([("vda", sys.argv[1], "qcow2")], reporter=Recorder()) as opened:
             node = opened.disk_nodes()[0].top.node_name
             opened.monitor.execute("block-dirty-bitmap-add", {"node": node, "name": "b", "persistent": True})

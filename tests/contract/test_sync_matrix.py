@@ -25,11 +25,11 @@ from tests.contract.conftest import (
 )
 from tests.contract.test_actions import no_disks
 from vbackup import transaction
+from vbackup.domain.attached import AttachedQemu
 from vbackup.qapi.actions import CompletionMode
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import JobStatus
 from vbackup.report import Silent
-from vbackup.session import AttachedQemu
 from vbackup.stop import Stop
 from vbackup.transaction import Done, TransactionRequest
 

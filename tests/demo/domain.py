@@ -17,12 +17,12 @@ from pathlib import Path
 
 from tests.guest.machine import Guest
 from tests.lab import Machine, write_qemu_conf
+from vbackup.domain.host import Host
 from vbackup.errors import InterruptedBySignalError, VbackupError
-from vbackup.host import Host
 from vbackup.stop import Stop, on_signals
 
 # isort: split
-import libvirt  # after vbackup.host, which says where libvirt logs to
+import libvirt  # after vbackup.domain.host, which says where libvirt logs to
 
 NAME = "demo"
 CONSOLE = "console"

@@ -17,9 +17,9 @@ import pytest
 
 from tests.demo.domain import NAME
 from tests.lab import Machine, References
-from vbackup import domainxml
 from vbackup.cli import main as vbackup
-from vbackup.host import Host
+from vbackup.domain import domain_xml
+from vbackup.domain.host import Host
 from vbackup.qemu.monitor import block_graph
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
             machine = Machine(host.domain(NAME))
             images = references.finish(machine)
             graph = block_graph(machine.monitor)
-            for disk in domainxml.parse(machine.handle.live_xml()).disks:
+            for disk in domain_xml.parse(machine.handle.live_xml()).disks:
                 images[graph.disk_node(disk).top.node_name].rename(Path(directory, f"{disk.dev}.qcow2"))
     return status
 

@@ -16,10 +16,10 @@ import pytest
 
 from tests.end_to_end.chains import END_BYTES
 from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml
-from vbackup import source
+from vbackup.domain import source
+from vbackup.domain.passthrough import Passthrough
 from vbackup.errors import QmpError
 from vbackup.model import Consistency
-from vbackup.passthrough import Passthrough
 from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:

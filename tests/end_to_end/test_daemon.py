@@ -19,7 +19,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.end_to_end.chains import END_BYTES
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
-from vbackup import host
+from vbackup.domain import host
 from vbackup.qemu import qemu_img
 
 if TYPE_CHECKING:

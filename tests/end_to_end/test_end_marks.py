@@ -14,7 +14,7 @@ import pytest
 from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels, reasons
 from tests.lab import DiskSpec, Lab
-from vbackup.host import libvirt
+from vbackup.domain.host import libvirt
 
 if TYPE_CHECKING:
     from tests.conftest import Command

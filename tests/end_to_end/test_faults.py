@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.chains import END_BYTES
 from tests.lab import DiskSpec, Lab, Machine, References, compare
-from vbackup.passthrough import Passthrough
+from vbackup.domain.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome

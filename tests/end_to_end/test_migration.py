@@ -24,7 +24,7 @@ from tests.daemon import wait_for
 from tests.end_to_end.chains import END_BYTES, levels, reasons
 from tests.end_to_end.test_daemon import Running
 from tests.lab import DiskSpec, Machine, domain_xml
-from vbackup.host import Host
+from vbackup.domain.host import Host
 
 if TYPE_CHECKING:
     from tests.conftest import Command

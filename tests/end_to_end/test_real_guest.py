@@ -15,7 +15,7 @@ from tests.guest import Guest, GuestImage, build, domain_xml, make_disks, rename
 from tests.guest.disks import check_filesystem, preen_filesystem, read_file
 from tests.guest.machine import files_of, wait_ready
 from tests.lab import References, compare
-from vbackup.passthrough import Passthrough
+from vbackup.domain.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from tests.conftest import Command

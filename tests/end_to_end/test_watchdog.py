@@ -21,8 +21,8 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.guest import Guest, GuestImage, build, domain_xml, make_disks
 from tests.lab import write_qemu_conf
-from vbackup import watchdog
-from vbackup.passthrough import Passthrough
+from vbackup.domain import watchdog
+from vbackup.domain.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -34,7 +34,7 @@ SLACK_S = 15.0
 WOUNDED = """
 import os, signal, sys, threading
 from vbackup.cli import main
-from vbackup.passthrough import Passthrough
+from vbackup.domain.passthrough import Passthrough
 
 moment, signum = sys.argv.pop(1), int(sys.argv.pop(1))
 really_execute, really_agent = Passthrough.execute, Passthrough.agent
@@ -219,7 +219,7 @@ import sys
 from pathlib import Path
 from tests.guest import Guest
 from tests.lab import Machine
-from vbackup.host import Host
+from vbackup.domain.host import Host
 
 uri, xml, serial = sys.argv[1:]
 host = Host(uri)
@@ -231,7 +231,7 @@ EMBEDDED_END = """
 import sys
 from tests.daemon import wait_for
 from tests.guest import Agent
-from vbackup.host import Host, libvirt
+from vbackup.domain.host import Host, libvirt
 
 def status():
     try:

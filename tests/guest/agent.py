@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
 
-import vbackup.host  # noqa: F401  # first: it says where libvirt logs to, and libvirt reads that when it is imported
+import vbackup.domain.host  # noqa: F401  # first: it says where libvirt logs to, and libvirt reads that when it is imported
 
 # isort: split
 import libvirt

@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
-from vbackup import source
+from vbackup.domain import source
 from vbackup.hooks import marks
 from vbackup.model import ImageOptions
 from vbackup.qemu import backing_chain, qemu_img, storage_daemon

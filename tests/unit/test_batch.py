@@ -16,11 +16,11 @@ from vbackup import backup, batch
 from vbackup.backup import BackupRequest
 from vbackup.batch import Batch, Result
 from vbackup.cli import batch as printed
+from vbackup.domain.selection import Chosen, Skipped
 from vbackup.errors import BusyError, DomainNotFoundError, GroupError, InterruptedBySignalError, Status, VbackupError
 from vbackup.model import Group, GroupMember
 from vbackup.report import Reporter
 from vbackup.repository.repository import Repository
-from vbackup.selection import Chosen, Skipped
 from vbackup.stop import Stop
 
 NAMES = ("a", "b", "c")

@@ -28,8 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental
-from vbackup import domainxml
 from vbackup.cli import main
+from vbackup.domain import domain_xml
 from vbackup.errors import ChainError, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import open_regular
@@ -529,10 +529,10 @@ def test_any_damage_to_a_captured_xml_is_refused_as_ours_or_harmless(data: st.Da
     name = data.draw(st.sampled_from(sorted(path.parent.name for path in FIXTURES.glob("*/domain.xml"))))
     xml = mutated_xml(data, fixture_xml(name))
     with contextlib.suppress(VbackupError):
-        domain = domainxml.parse(xml)
+        domain = domain_xml.parse(xml)
         assert all("/" not in disk.dev for disk in domain.disks)
     with contextlib.suppress(VbackupError):
-        domainxml.with_disks(xml, {})
+        domain_xml.with_disks(xml, {})
 
 
 @settings(max_examples=200)

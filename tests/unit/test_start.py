@@ -18,7 +18,7 @@ HEAVY = {"libvirt", "libvirt_qemu", "lxml", "rich", "qemu", "asyncio", "concurre
 #: All that reaches a domain, and all that only a backup or a restore needs.
 DOORS = {
     f"vbackup.{name}"
-    for name in ("host", "qemu.monitor", "backup", "restore", "plan", "qapi.actions", "freeze", "hooks")
+    for name in ("domain.host", "qemu.monitor", "backup", "restore", "plan", "qapi.actions", "domain.freeze", "hooks")
 }
 
 REPORT = """

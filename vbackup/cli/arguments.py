@@ -70,7 +70,7 @@ def add_domain(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 
 def add_domains(parser: argparse.ArgumentParser) -> None:
-    """One domain or several, as words or all there are; see vbackup.selection."""
+    """One domain or several, as words or all there are; see vbackup.domain.selection."""
     parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="names, UUIDs, or patterns such as 'web*'")
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="all domains that can be backed up")
@@ -142,8 +142,8 @@ def milliseconds(text: str) -> float:
 
 
 def freeze_limit_s(text: str) -> int:
-    """Whole seconds, as many as vbackup.freeze allows."""
-    from vbackup.freeze import MAX_LIMIT_S, MIN_LIMIT_S
+    """Whole seconds, as many as vbackup.domain.freeze allows."""
+    from vbackup.domain.freeze import MAX_LIMIT_S, MIN_LIMIT_S
 
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not MIN_LIMIT_S <= int(text) <= MAX_LIMIT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}")

@@ -18,10 +18,10 @@ from vbackup.repository import manifest
 if TYPE_CHECKING:
     from vbackup.backup import BackupRequest
     from vbackup.batch import Batch, Result
-    from vbackup.host import Host
+    from vbackup.domain.host import Host
+    from vbackup.domain.selection import Selection, Skipped
     from vbackup.plan import BackupPlan
     from vbackup.repository.repository import Repository
-    from vbackup.selection import Selection, Skipped
 
 
 def run(
@@ -34,7 +34,8 @@ def run(
     repository: Repository,
 ) -> int:
     """Back them up, or plan and check."""
-    from vbackup import batch, selection
+    from vbackup import batch
+    from vbackup.domain import selection
 
     begun = time.monotonic()
     selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)

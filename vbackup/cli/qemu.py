@@ -15,7 +15,7 @@ from vbackup.model import ImageFormat
 from vbackup.report import Reporter
 
 if TYPE_CHECKING:
-    from vbackup.session import AttachedQemu
+    from vbackup.domain.attached import AttachedQemu
 
 #: Begins the name of an image that is raw: a format is never guessed, the guest could have written another's header.
 RAW_PREFIX = "raw:"
@@ -38,14 +38,14 @@ def check(options: argparse.Namespace) -> None:
 
 @contextmanager
 def opened(options: argparse.Namespace, context: Context, reporter: Reporter) -> Iterator[AttachedQemu]:
-    """The QEMU that the options name. Raises UsageError, see ``check``, and what vbackup.session raises."""
+    """The QEMU that the options name. Raises UsageError, see ``check``, and what vbackup.domain.attached raises."""
     check(options)
     if is_without_libvirt(options):
         with _without_libvirt(options, reporter) as attached:
             yield attached
         return
-    from vbackup import session as session_
-    from vbackup.host import Host
+    from vbackup.domain import attached as session_
+    from vbackup.domain.host import Host
 
     with Host(context.uri) as host, session_.of_domain(host, domain_of(options), reporter=reporter) as attached:
         yield attached
@@ -53,10 +53,10 @@ def opened(options: argparse.Namespace, context: Context, reporter: Reporter) ->
 
 @contextmanager
 def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterator[AttachedQemu]:
-    from vbackup import session
+    from vbackup.domain import attached
 
     if options.socket is not None:
-        with session.of_socket(options.socket) as made:
+        with attached.of_socket(options.socket) as made:
             yield made
         return
     images = []
@@ -64,5 +64,5 @@ def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterato
         is_raw = text.startswith(RAW_PREFIX)
         path = text[len(RAW_PREFIX) :] if is_raw else text
         images.append((dev, Path(path).absolute(), ImageFormat.RAW if is_raw else ImageFormat.QCOW2))
-    with session.of_images(images, reporter=reporter) as made:
+    with attached.of_images(images, reporter=reporter) as made:
         yield made

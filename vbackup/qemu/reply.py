@@ -1,4 +1,4 @@
-"""Take apart a QMP reply that came as text; vbackup.passthrough brings it."""
+"""Take apart a QMP reply that came as text; vbackup.domain.passthrough brings it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 It is a Monitor, so that plan, jobs and undo are those of a running domain. QMP goes over a pair of
 sockets that only the two processes have: there is nothing to wait for, no directory and no name that
-could be left behind. vbackup.source knows which images to open; vbackup.qemu.backing_chain how.
+could be left behind. vbackup.domain.source knows which images to open; vbackup.qemu.backing_chain how.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, REPOSITORY, fixture_graph, fixture_replies, fixture_xml
-from vbackup import domainxml
+from vbackup.domain import domain_xml
 from vbackup.errors import DiskError, MalformedError
 from vbackup.model import Disk, DiskNode
 from vbackup.qemu.block_graph import MAX_LAYERS, BlockGraph
@@ -25,7 +25,7 @@ FULL, INCREMENTAL = "20261123T101500Z-full", "20261124T101500Z-incremental"
 
 def disk_nodes(name: str) -> dict[str, DiskNode]:
     graph = fixture_graph(name)
-    return {disk.dev: graph.disk_node(disk) for disk in domainxml.parse(fixture_xml(name)).disks}
+    return {disk.dev: graph.disk_node(disk) for disk in domain_xml.parse(fixture_xml(name)).disks}
 
 
 def changed(name: str, change: Any) -> BlockGraph:
@@ -353,6 +353,6 @@ def test_any_damage_to_real_replies_is_told_as_ours(replies: list[Any]) -> None:
     with suppress(MalformedError, DiskError):
         graph = BlockGraph(*replies)
         for name in ("snapshot", "bitmaps"):
-            for disk in domainxml.parse(fixture_xml(name)).disks:
+            for disk in domain_xml.parse(fixture_xml(name)).disks:
                 with suppress(DiskError):
                     graph.disk_node(disk)

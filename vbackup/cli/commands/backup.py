@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domains, count, freeze_limit_s, milliseconds, seconds, speed_bytes_s
 from vbackup.cli.context import Context, domains_of
+from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.errors import Status, UsageError
-from vbackup.freeze import DEFAULT_LIMIT_S
 from vbackup.model import Backup, Compression, Level, Quiesce
 from vbackup.repository import manifest
 
 if TYPE_CHECKING:
     from vbackup.backup import BackupRequest
-    from vbackup.host import Host
+    from vbackup.domain.host import Host
     from vbackup.repository.repository import Repository
 
 
@@ -96,8 +96,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
     words = domains_of(options)
     if options.group and options.parallel is not None:
         raise UsageError("All domains of a group are backed up at once; leave out --parallel, or --group.")
-    from vbackup import backup, selection
-    from vbackup.host import Host
+    from vbackup import backup
+    from vbackup.domain import selection
+    from vbackup.domain.host import Host
 
     request = backup.BackupRequest(
         domain=words[0] if words else "",

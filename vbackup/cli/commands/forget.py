@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace, context: Context) -> int:
     """Forget, and tell what was removed and what was not."""
     from vbackup import forget
-    from vbackup.host import Host
+    from vbackup.domain.host import Host
 
     repository, repository_id = _repository(options, context)
     if options.force and options.repository_id is None:

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("Give a domain, or --all.")
     repository = context.repository()
     from vbackup import recovery
-    from vbackup.host import Host
+    from vbackup.domain.host import Host
 
     found: dict[str, Sequence[Recovered]] = {}
     failed: dict[str, VbackupError] = {}

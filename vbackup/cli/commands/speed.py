@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace, context: Context) -> int:
     """Change it, and tell of which jobs."""
     from vbackup import speed
-    from vbackup.host import Host
+    from vbackup.domain.host import Host
 
     if options.rate is None and options.domain_option is not None:  # the one position is the rate's then
         options.rate, options.domain = options.domain, None

@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from vbackup.watchdog.process import BLIND, FREEZING, READY, THAWED
+from vbackup.domain.watchdog.process import BLIND, FREEZING, READY, THAWED
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ PROGRAM = Path(__file__).with_name("__main__.py")
 
 
 class Watchdog:
-    """The process, seen from vbackup (see vbackup.freeze.Thawer). Close it in the end.
+    """The process, seen from vbackup (see vbackup.domain.freeze.Thawer). Close it in the end.
 
     It starts at once and gets ready while other things are done. ``uri`` is that of an open connection, ``uuid``
     the domain's. ``is_blind``: the driver of ``uri`` is in this process, so no other can use it meanwhile.

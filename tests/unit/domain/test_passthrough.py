@@ -11,8 +11,10 @@ from typing import Any
 import libvirt
 import pytest
 
-from tests.unit.test_host import DOMAIN, WEB
-from vbackup import passthrough
+from tests.unit.domain.test_host import DOMAIN, WEB
+from vbackup.domain import passthrough
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.passthrough import Passthrough
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
@@ -22,8 +24,6 @@ from vbackup.errors import (
     MonitorError,
     QmpError,
 )
-from vbackup.host import DomainHandle, Host
-from vbackup.passthrough import Passthrough
 
 EVENT = "JOB_STATUS_CHANGE"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import libvirt_qemu
 
+from vbackup.domain.host import FDS_NOT_PASSED, INTERNAL_ERROR, NO_SUPPORT, SYSTEM_ERROR, DomainHandle, error_code
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
@@ -28,7 +29,6 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.fields import Fields
-from vbackup.host import FDS_NOT_PASSED, INTERNAL_ERROR, NO_SUPPORT, SYSTEM_ERROR, DomainHandle, error_code
 from vbackup.qemu.monitor import Event
 from vbackup.qemu.reply import parse
 

@@ -1,7 +1,7 @@
 """Freeze the guest's filesystems around the moment of a backup, through its agent.
 
 A guest must never stay frozen: the thaw is registered before the freeze is sent, and it is tried
-again until it answers or its own deadline is over. The thawer (vbackup.watchdog) thaws
+again until it answers or its own deadline is over. The thawer (vbackup.domain.watchdog) thaws
 when this process cannot, or takes longer than the limit.
 Commands: guest-ping, guest-fsfreeze-freeze, guest-fsfreeze-thaw, guest-fsfreeze-status of the QEMU guest
 agent's QAPI.

@@ -1,7 +1,7 @@
 """A QEMU that the user has named: a domain's, one behind a QMP socket, or a storage daemon on image files.
 
 What ``vbackup transaction`` and ``vbackup bitmap`` work on. How a domain that is off is opened is
-vbackup.source's business, and what is sent vbackup.transaction's and vbackup.bitmap's.
+vbackup.domain.source's business, and what is sent vbackup.transaction's and vbackup.bitmap's.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup import source
-from vbackup.host import Host
+from vbackup.domain import source
+from vbackup.domain.host import Host
 from vbackup.model import Disk, DiskNode, ImageFormat
 from vbackup.qemu.monitor import Monitor, block_graph, block_nodes
 from vbackup.report import Reporter
@@ -55,7 +55,7 @@ class AttachedQemu:
 def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[AttachedQemu]:
     """The domain's own QEMU, or a storage daemon on its disks while it is off.
 
-    Raises what vbackup.source.open_source raises.
+    Raises what vbackup.domain.source.open_source raises.
     """
     handle = host.domain(name)
     with source.open_source(handle, reporter=reporter) as opened:
@@ -96,7 +96,7 @@ def of_socket(path: str) -> Iterator[AttachedQemu]:
 def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter) -> Iterator[AttachedQemu]:
     """A storage daemon on image files, each with the name that it is to have as a disk.
 
-    Raises what vbackup.source.open_images raises.
+    Raises what vbackup.domain.source.open_images raises.
     """
     described = [(dev, str(path), image_format.value) for dev, path, image_format in images]
     with source.open_images(described, reporter=reporter) as opened:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import (
     ConnectionLostError,
     DomainNotFoundError,
@@ -14,7 +15,6 @@ from vbackup.errors import (
     MonitorError,
     UnsuitableError,
 )
-from vbackup.host import DomainHandle, Host
 from vbackup.model import SecretRef
 from vbackup.stop import Stop
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import vbackup
+from vbackup.domain.host import DomainHandle
 from vbackup.errors import MalformedError
 from vbackup.fields import Fields
-from vbackup.host import DomainHandle
 from vbackup.model import Domain
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import Recorder
+from vbackup.domain.freeze import DEFAULT_LIMIT_S, THAW_DEADLINE_S, Freeze, Thaw, Thawed, frozen, thaw
 from vbackup.errors import ConnectionLostError, DomainGoneError, MonitorError, QmpError, QuiesceError
-from vbackup.freeze import DEFAULT_LIMIT_S, THAW_DEADLINE_S, Freeze, Thaw, Thawed, frozen, thaw
 from vbackup.model import Consistency, Quiesce
 
 PING, FREEZE, THAW, STATUS = "guest-ping", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-fsfreeze-status"

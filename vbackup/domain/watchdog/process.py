@@ -1,6 +1,6 @@
 """The watchdog's own side: wait, thaw if nobody else has, and end.
 
-vbackup.watchdog has the other side and the words that both use; vbackup.freeze knows how to thaw.
+vbackup.domain.watchdog has the other side and the words that both use; vbackup.domain.freeze knows how to thaw.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vbackup.domain.freeze import Thaw, Thawed, thaw
 from vbackup.errors import DomainGoneError, DomainNotFoundError, VbackupError
-from vbackup.freeze import Thaw, Thawed, thaw
 
 if TYPE_CHECKING:
-    from vbackup.freeze import Agent
+    from vbackup.domain.freeze import Agent
 
 FREEZING, THAWED = "freezing", "thawed"
 READY, BLIND = "ready", "blind"
@@ -112,8 +112,8 @@ _RESULTS = {
 
 def _connect(uri: str, uuid: str) -> Agent:
     # Imported when needed: the other side of this package has no use for libvirt.
-    from vbackup.host import Host
-    from vbackup.passthrough import Passthrough
+    from vbackup.domain.host import Host
+    from vbackup.domain.passthrough import Passthrough
 
     return Passthrough(Host(uri).domain(uuid))
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from vbackup import domainxml
+from vbackup.domain import domain_xml
+from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import ConnectionLostError, DomainNotFoundError, VbackupError
-from vbackup.host import DomainHandle, Host
 
 #: What makes a word a pattern, unless a domain has just that name.
 _WILDCARDS = frozenset("*?[")
@@ -108,12 +108,12 @@ def _reason_to_skip(handle: DomainHandle) -> str | None:
     """Why no backup of the domain is possible, as far as that can be seen from outside."""
     try:
         xml = handle.live_xml()
-        kind = domainxml.hypervisor(xml)
-        if kind not in domainxml.OF_QEMU:
+        kind = domain_xml.hypervisor(xml)
+        if kind not in domain_xml.OF_QEMU:
             return f"it is a domain of {kind}, not of QEMU or KVM"
         if not handle.host.is_local and not handle.is_active():
             return "it is off, and its images are on another host"
-        domain = domainxml.parse(xml)
+        domain = domain_xml.parse(xml)
     except ConnectionLostError:
         raise
     except VbackupError:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import UUID
-from vbackup import selection
+from vbackup.domain import selection
+from vbackup.domain.selection import Chosen
 from vbackup.errors import ConnectionLostError, DomainNotFoundError, MonitorError
-from vbackup.selection import Chosen
 
 DISK = "<disk type='file' device='disk'><source file='/a'/><target dev='vda'/></disk>"
 CDROM = "<disk type='file' device='cdrom'><target dev='hda'/></disk>"

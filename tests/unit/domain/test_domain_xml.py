@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from tests.unit.builders import FIXTURES, UUID, fixture_xml
-from vbackup import domainxml
+from vbackup.domain import domain_xml
 from vbackup.errors import MalformedError, VbackupError
 from vbackup.model import Disk, ImageFormat, SecretRef
 
@@ -38,7 +38,7 @@ def disk_xml(inside: str = "", *, attributes: str = "type='file' device='disk'",
 
 
 def test_rich_domain_has_the_disks_that_can_be_backed_up() -> None:
-    domain = domainxml.parse(fixture_xml("rich"))
+    domain = domain_xml.parse(fixture_xml("rich"))
     assert domain.name == "käse & brot"
     assert domain.uuid == UUID
     expected = [
@@ -57,14 +57,14 @@ def test_rich_domain_has_the_disks_that_can_be_backed_up() -> None:
 
 
 def test_live_xml_has_the_whole_backing_chain() -> None:
-    disks = {disk.dev: disk for disk in domainxml.parse(fixture_xml("rich")).disks}
+    disks = {disk.dev: disk for disk in domain_xml.parse(fixture_xml("rich")).disks}
     assert [image.path for image in disks["vda"].images] == [disks["vda"].path, "/capture/base.qcow2"]
     assert disks["vda"].chain_ends
     assert [image.path for image in disks["vdb"].images] == [disks["vdb"].path]
 
 
 def test_domain_that_is_off_is_read_as_it_would_start() -> None:
-    domain = domainxml.parse(fixture_xml("off"))
+    domain = domain_xml.parse(fixture_xml("off"))
     disks = {disk.dev: disk for disk in domain.disks}
     assert {dev: disk.alias for dev, disk in disks.items()} == {
         **{dev: dev for dev in ("vda", "vdc", "vdd", "vde", "vdf", "vdg", "vdh")},
@@ -82,24 +82,24 @@ def test_domain_that_is_off_is_read_as_it_would_start() -> None:
 
 
 def test_secrets_of_encrypted_disks_are_named() -> None:
-    disks = {disk.dev: disk for disk in domainxml.parse(fixture_xml("off")).disks}
+    disks = {disk.dev: disk for disk in domain_xml.parse(fixture_xml("off")).disks}
     assert disks["vdd"].images[0].secret == SecretRef(uuid="5ec4e700-0000-4000-8000-000000000001")
     assert disks["vde"].images[0].secret == SecretRef(usage="/capture/luks.raw")
     assert [disks[dev].encrypted for dev in ("vda", "vdd", "vde")] == [False, True, True]
 
 
 def test_volume_has_no_path_but_a_pool() -> None:
-    (vdf,) = (disk for disk in domainxml.parse(fixture_xml("off")).disks if disk.dev == "vdf")
+    (vdf,) = (disk for disk in domain_xml.parse(fixture_xml("off")).disks if disk.dev == "vdf")
     assert (vdf.path, vdf.images[0].pool, vdf.images[0].volume) == (None, "images", "v.qcow2")
 
 
 def test_network_disk_has_no_path() -> None:
-    (vdg,) = (disk for disk in domainxml.parse(fixture_xml("off")).disks if disk.dev == "vdg")
+    (vdg,) = (disk for disk in domain_xml.parse(fixture_xml("off")).disks if disk.dev == "vdg")
     assert (vdg.source_type, vdg.path) == ("network", None)
 
 
 def test_slice_of_an_image_is_no_image() -> None:
-    (vdh,) = (disk for disk in domainxml.parse(fixture_xml("off")).disks if disk.dev == "vdh")
+    (vdh,) = (disk for disk in domain_xml.parse(fixture_xml("off")).disks if disk.dev == "vdh")
     assert vdh.images[0].oddity == "it is a slice of a larger image"
 
 
@@ -114,21 +114,21 @@ def test_slice_of_an_image_is_no_image() -> None:
     ],
 )
 def test_encryption_that_is_not_plain_luks_is_told(encryption: str, oddity: str | None) -> None:
-    (vda,) = domainxml.parse(xml(disk_xml(encryption))).disks
+    (vda,) = domain_xml.parse(xml(disk_xml(encryption))).disks
     assert vda.encrypted
     assert (vda.images[0].oddity is None) == (oddity is None)
     assert (oddity or "") in (vda.images[0].oddity or "")
 
 
 def test_block_device_is_a_disk() -> None:
-    vdh = next(disk for disk in domainxml.parse(fixture_xml("rich")).disks if disk.dev == "vdh")
+    vdh = next(disk for disk in domain_xml.parse(fixture_xml("rich")).disks if disk.dev == "vdh")
     assert (vdh.source_type, vdh.format) == ("block", "raw")
     assert vdh.path is not None
     assert vdh.path.startswith("/dev/")
 
 
 def test_rich_domain_leaves_out_what_no_backup_can_have() -> None:
-    left_out = {left.dev: left.reason for left in domainxml.parse(fixture_xml("rich")).left_out}
+    left_out = {left.dev: left.reason for left in domain_xml.parse(fixture_xml("rich")).left_out}
     assert left_out == {
         "vde": "read-only",
         "vdf": "shareable: other domains write to it too",
@@ -140,13 +140,13 @@ def test_rich_domain_leaves_out_what_no_backup_can_have() -> None:
 
 
 def test_many_disks_keep_their_order() -> None:
-    devs = [disk.dev for disk in domainxml.parse(fixture_xml("many")).disks]
+    devs = [disk.dev for disk in domain_xml.parse(fixture_xml("many")).disks]
     assert len(devs) == 28
     assert devs[:2] + devs[-3:] == ["vda", "vdb", "vdz", "vdaa", "vdab"]
 
 
 def test_after_an_external_snapshot_the_overlay_is_the_disk() -> None:
-    domain = domainxml.parse(fixture_xml("snapshot"))
+    domain = domain_xml.parse(fixture_xml("snapshot"))
     assert [(disk.dev, disk.path, disk.format) for disk in domain.disks] == [
         ("vda", "/capture/vda.one", "qcow2"),
         ("vdb", "/capture/vdb.qcow2", "qcow2"),
@@ -171,29 +171,29 @@ def test_after_an_external_snapshot_the_overlay_is_the_disk() -> None:
     ids=lambda value: value if not value.startswith("<") else "",
 )
 def test_disk_is_left_out_with_its_reason(disk: str, reason: str) -> None:
-    domain = domainxml.parse(xml(disk))
+    domain = domain_xml.parse(xml(disk))
     assert domain.disks == ()
     assert [(left.dev, left.reason) for left in domain.left_out] == [("vda", reason)]
 
 
 @pytest.mark.parametrize("kind", ["file", "block", "network", "volume", "nvme"])
 def test_kind_of_source_is_told(kind: str) -> None:
-    assert domainxml.parse(xml(disk_xml(attributes=f"type='{kind}'"))).disks[0].source_type == kind
+    assert domain_xml.parse(xml(disk_xml(attributes=f"type='{kind}'"))).disks[0].source_type == kind
 
 
 def test_volume_of_a_pool_has_no_path() -> None:
     disk = "<disk type='volume'><source pool='p' volume='v'/><target dev='vda'/><alias name='a'/></disk>"
-    found = domainxml.parse(xml(disk)).disks[0]
+    found = domain_xml.parse(xml(disk)).disks[0]
     assert (found.source_type, found.path) == ("volume", None)
 
 
 def test_device_is_a_disk_unless_said_otherwise() -> None:
-    assert len(domainxml.parse(xml(disk_xml(attributes="type='file'"))).disks) == 1
+    assert len(domain_xml.parse(xml(disk_xml(attributes="type='file'"))).disks) == 1
 
 
 def test_format_is_raw_unless_said_otherwise() -> None:
-    assert domainxml.parse(xml()).disks[0].format == "raw"
-    assert domainxml.parse(xml(disk_xml("<driver name='qemu' type='qcow2'/>"))).disks[0].format == "qcow2"
+    assert domain_xml.parse(xml()).disks[0].format == "raw"
+    assert domain_xml.parse(xml(disk_xml("<driver name='qemu' type='qcow2'/>"))).disks[0].format == "qcow2"
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_format_is_raw_unless_said_otherwise() -> None:
     ],
 )
 def test_encryption_is_told(disk: str) -> None:
-    assert domainxml.parse(xml(disk)).disks[0].encrypted
-    assert not domainxml.parse(xml()).disks[0].encrypted
+    assert domain_xml.parse(xml(disk)).disks[0].encrypted
+    assert not domain_xml.parse(xml()).disks[0].encrypted
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_encryption_is_told(disk: str) -> None:
     ],
 )
 def test_agent_is_connected_when_libvirt_says_so(channel: str, connected: bool) -> None:
-    assert domainxml.parse(xml(DISK + channel)).agent_connected is connected
+    assert domain_xml.parse(xml(DISK + channel)).agent_connected is connected
 
 
 @pytest.mark.parametrize(
@@ -234,16 +234,16 @@ def test_agent_is_connected_when_libvirt_says_so(channel: str, connected: bool) 
     ],
 )
 def test_nvram_is_found_where_libvirt_names_it(nvram: str, path: str | None) -> None:
-    assert domainxml.parse(xml(more=f"<os>{nvram}</os>")).nvram_path == path
+    assert domain_xml.parse(xml(more=f"<os>{nvram}</os>")).nvram_path == path
 
 
 def test_uuid_is_in_lower_case() -> None:
-    assert domainxml.parse(xml(uuid=UUID.upper())).uuid == UUID
+    assert domain_xml.parse(xml(uuid=UUID.upper())).uuid == UUID
 
 
 @pytest.mark.parametrize("name", ["käse & brot", "<b>", "-r", "../up", "a\tb", "日本"])
 def test_any_name_is_read_as_it_is(name: str) -> None:
-    assert domainxml.parse(xml(name=name)).name == name
+    assert domain_xml.parse(xml(name=name)).name == name
 
 
 # what libvirt never writes
@@ -273,7 +273,7 @@ def test_any_name_is_read_as_it_is(name: str) -> None:
 )
 def test_what_is_no_domain_is_malformed(text: str, said: str) -> None:
     with pytest.raises(MalformedError, match=said):
-        domainxml.parse(text)
+        domain_xml.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -281,13 +281,13 @@ def test_what_is_no_domain_is_malformed(text: str, said: str) -> None:
 )
 def test_target_that_could_leave_the_directory_is_refused(dev: str) -> None:
     with pytest.raises(MalformedError, match="target"):
-        domainxml.parse(xml(disk_xml(dev=dev)))
+        domain_xml.parse(xml(disk_xml(dev=dev)))
     with pytest.raises(MalformedError, match="target"):
-        domainxml.with_disks(xml(disk_xml(dev=dev)), {})
+        domain_xml.with_disks(xml(disk_xml(dev=dev)), {})
 
 
 def test_disk_of_a_domain_that_is_off_goes_by_its_dev() -> None:
-    (vda,) = domainxml.parse(xml("<disk type='file'><source file='/x'/><target dev='vda'/></disk>")).disks
+    (vda,) = domain_xml.parse(xml("<disk type='file'><source file='/x'/><target dev='vda'/></disk>")).disks
     assert vda.alias == "vda"
 
 
@@ -309,7 +309,7 @@ BILLION_LAUGHS = f"<!DOCTYPE domain [<!ENTITY l0 'ha'>{ENTITIES}]>" + xml(name="
 )
 def test_document_type_is_refused_at_once(text: str) -> None:
     begun = time.monotonic()
-    for read in (domainxml.parse, lambda one: domainxml.with_disks(one, {})):
+    for read in (domain_xml.parse, lambda one: domain_xml.with_disks(one, {})):
         with pytest.raises(MalformedError):
             read(text)
     assert time.monotonic() - begun < 5
@@ -322,7 +322,7 @@ def test_file_of_the_host_does_not_get_in(tmp_path: Path, declaration: str) -> N
     os.utime(secret, (0, time.time()))
     text = f"<!DOCTYPE domain [{declaration.format(secret)}]>" + xml(name="web").replace("web", "&x;")
     with pytest.raises(MalformedError) as caught:
-        domainxml.parse(text)
+        domain_xml.parse(text)
     assert "the secret" not in str(caught.value)
     assert secret.stat().st_atime == 0, "the file was read"
 
@@ -332,13 +332,13 @@ def test_included_file_does_not_get_in(tmp_path: Path) -> None:
     secret.write_text("the secret")
     include = f"<xi:include xmlns:xi='http://www.w3.org/2001/XInclude' href='{secret}' parse='text'/>"
     with pytest.raises(MalformedError):
-        domainxml.parse(xml().replace("web", include))
+        domain_xml.parse(xml().replace("web", include))
 
 
 @given(st.text())
 def test_any_text_is_malformed(text: str) -> None:
     with pytest.raises(MalformedError):
-        domainxml.parse(text)
+        domain_xml.parse(text)
 
 
 @given(st.data())
@@ -347,7 +347,7 @@ def test_any_damage_to_a_real_domain_is_told_as_ours(data: st.DataObject) -> Non
     begin = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(begin, min(len(text), begin + 200)))
     damaged = text[:begin] + data.draw(st.text(max_size=20)) + text[end:]
-    for read in (domainxml.parse, lambda one: domainxml.with_disks(one, {"vda": ("/r/vda.raw", ImageFormat.RAW)})):
+    for read in (domain_xml.parse, lambda one: domain_xml.with_disks(one, {"vda": ("/r/vda.raw", ImageFormat.RAW)})):
         try:
             read(damaged)
         except VbackupError as err:
@@ -364,8 +364,8 @@ def test_restored_disks_are_where_they_were_written() -> None:
         "vdh": ("/restored/vdh.qcow2", ImageFormat.QCOW2),
         "vdj": ("/restored/vdj.raw", ImageFormat.RAW),
     }
-    before = {disk.dev: disk for disk in domainxml.parse(fixture_xml("rich")).disks}
-    after = {disk.dev: disk for disk in domainxml.parse(domainxml.with_disks(fixture_xml("rich"), images)).disks}
+    before = {disk.dev: disk for disk in domain_xml.parse(fixture_xml("rich")).disks}
+    after = {disk.dev: disk for disk in domain_xml.parse(domain_xml.with_disks(fixture_xml("rich"), images)).disks}
     assert {dev: (after[dev].source_type, after[dev].path, after[dev].format) for dev in images} == {
         dev: ("file", path, image_format.value) for dev, (path, image_format) in images.items()
     }
@@ -375,10 +375,10 @@ def test_restored_disks_are_where_they_were_written() -> None:
 
 @pytest.mark.parametrize("name", [path.parent.name for path in FIXTURES.glob("*/domain.xml")])
 def test_nothing_but_the_disks_changes(name: str) -> None:
-    images = {disk.dev: (f"/r/{disk.dev}.raw", ImageFormat.RAW) for disk in domainxml.parse(fixture_xml(name)).disks}
+    images = {disk.dev: (f"/r/{disk.dev}.raw", ImageFormat.RAW) for disk in domain_xml.parse(fixture_xml(name)).disks}
     before, after = (
         etree.fromstring(fixture_xml(name)),
-        etree.fromstring(domainxml.with_disks(fixture_xml(name), images)),
+        etree.fromstring(domain_xml.with_disks(fixture_xml(name), images)),
     )
     for root in (before, after):
         for element in root.findall("devices/disk"):
@@ -391,7 +391,7 @@ def test_nothing_but_the_disks_changes(name: str) -> None:
 
 
 def restored(disk: str, *, image_format: ImageFormat = ImageFormat.QCOW2) -> etree._Element:
-    root = etree.fromstring(domainxml.with_disks(xml(disk), {"vda": ("/r/vda.img", image_format)}))
+    root = etree.fromstring(domain_xml.with_disks(xml(disk), {"vda": ("/r/vda.img", image_format)}))
     element = root.find("devices/disk")
     assert element is not None
     return element
@@ -449,18 +449,18 @@ def test_empty_disk_gets_a_source() -> None:
 )
 def test_restored_nvram_is_where_it_was_written(nvram: str) -> None:
     """libvirt from 8.5 on writes a source element where it is not just a path."""
-    text = domainxml.with_disks(xml(more=f"<os>{nvram}</os>"), {}, nvram_path="/r/nvram")
-    assert domainxml.parse(text).nvram_path == "/r/nvram"
+    text = domain_xml.with_disks(xml(more=f"<os>{nvram}</os>"), {}, nvram_path="/r/nvram")
+    assert domain_xml.parse(text).nvram_path == "/r/nvram"
     assert "/old/VARS.fd" not in text
 
 
 def test_nvram_that_was_not_restored_stays_as_it_was() -> None:
-    text = domainxml.with_disks(xml(more="<os><nvram>/old/VARS.fd</nvram></os>"), {})
-    assert domainxml.parse(text).nvram_path == "/old/VARS.fd"
+    text = domain_xml.with_disks(xml(more="<os><nvram>/old/VARS.fd</nvram></os>"), {})
+    assert domain_xml.parse(text).nvram_path == "/old/VARS.fd"
 
 
 def test_disk_that_was_not_restored_stays_as_it_was() -> None:
-    assert domainxml.parse(domainxml.with_disks(xml(), {"vdz": ("/r/vdz.raw", ImageFormat.RAW)})) == domainxml.parse(
+    assert domain_xml.parse(domain_xml.with_disks(xml(), {"vdz": ("/r/vdz.raw", ImageFormat.RAW)})) == domain_xml.parse(
         xml()
     )
 
@@ -484,4 +484,4 @@ def test_disk_that_was_not_restored_stays_as_it_was() -> None:
 )
 def test_what_confines_qemu_is_read(seclabels: str, expected: list[tuple[str, str]]) -> None:
     xml = f"<domain><name>web</name><uuid>{UUID}</uuid>{seclabels}</domain>"
-    assert [(one.model, one.label) for one in domainxml.parse(xml).security_labels] == expected
+    assert [(one.model, one.label) for one in domain_xml.parse(xml).security_labels] == expected

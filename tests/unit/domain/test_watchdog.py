@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_freeze import NO_ANSWER, STATUS, THAW, FakeAgent
-from tests.unit.test_host import DOMAIN, WEB
-from vbackup import freeze, watchdog
+from tests.unit.domain.test_freeze import NO_ANSWER, STATUS, THAW, FakeAgent
+from tests.unit.domain.test_host import DOMAIN, WEB
+from vbackup.domain import freeze, watchdog
+from vbackup.domain.watchdog import Watchdog, process
+from vbackup.domain.watchdog.process import BLIND, FREEZING, READY, THAWED, Pipe, watch
 from vbackup.errors import DomainGoneError, DomainNotFoundError, HostUnreachableError, VbackupError
-from vbackup.watchdog import Watchdog, process
-from vbackup.watchdog.process import BLIND, FREEZING, READY, THAWED, Pipe, watch
 
 LONG_S = 60
 
@@ -349,7 +349,7 @@ one.close()
 def test_process_ends_with_a_vbackup_that_was_killed_before_it_froze(tmp_path: Path) -> None:
     script = f"""
 import json, os, signal
-from vbackup.watchdog import Watchdog
+from vbackup.domain.watchdog import Watchdog
 one = Watchdog(uri="test:///default", uuid="{WEB}", limit_s=10, is_blind=True)
 one.reason_not_to_freeze()
 print(json.dumps(one.pid), flush=True)

@@ -1,6 +1,6 @@
 """The libvirt host: its connection, its domains, its events. The only importer of libvirt.
 
-What goes to QEMU itself goes through vbackup.passthrough.
+What goes to QEMU itself goes through vbackup.domain.passthrough.
 """
 
 from __future__ import annotations

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
-from vbackup import domainxml
+from vbackup.domain import domain_xml
+from vbackup.domain.freeze import Freeze, frozen, thaw_leftover
+from vbackup.domain.host import DomainHandle
+from vbackup.domain.passthrough import Passthrough
+from vbackup.domain.watchdog import Watchdog
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
-from vbackup.freeze import Freeze, frozen, thaw_leftover
 from vbackup.hooks.marks import offline_mark
-from vbackup.host import DomainHandle
 from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef
-from vbackup.passthrough import Passthrough
 from vbackup.qemu.monitor import Monitor, block_graph
 from vbackup.report import Reporter
-from vbackup.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from vbackup.qemu.storage_daemon import StorageDaemon
@@ -80,7 +80,7 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
     """
     if handle.is_active():
         with Passthrough(handle) as monitor:
-            running = RunningSource(handle, domainxml.parse(handle.live_xml()), monitor)
+            running = RunningSource(handle, domain_xml.parse(handle.live_xml()), monitor)
             try:
                 yield running
             finally:
@@ -94,7 +94,7 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
     from vbackup.qemu.storage_daemon import StorageDaemon  # which a domain that runs does without
 
     with offline_mark(handle.uuid):  # for the hook: a start that comes too early for it is seen in disk_nodes
-        domain = domainxml.parse(handle.live_xml())
+        domain = domain_xml.parse(handle.live_xml())
         with StorageDaemon(reporter) as daemon:
             yield OffSource(handle, domain, daemon)
 

@@ -10,12 +10,12 @@ import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
+from vbackup.domain.source import open_images, open_source
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.model import SecretRef
 from vbackup.qemu import backing_chain, storage_daemon
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import Event
-from vbackup.source import open_images, open_source
 
 SECRET = SecretRef(uuid="5ec4e700-0000-4000-8000-000000000001")
 
