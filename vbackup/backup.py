@@ -15,26 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbackup import (
-    base,
-    blockjobs,
-    checkpoint,
-    creation,
-    finish,
-    fleecing,
-    names,
-    plan,
-    preparation,
-    recovery,
-    tuning,
-    unfinished,
-)
+from vbackup import base, blockjobs, checkpoint, finish, fleecing, names, plan, preparation, recovery, unfinished
 from vbackup.domain import definition, source
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.source import Source
 from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.hooks.events import Operation, events
+from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
 from vbackup.moment import Alone, Moment
 from vbackup.plan import BackupPlan, FleecingAbilities

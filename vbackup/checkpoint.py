@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from vbackup import names, target
+from vbackup import names
 from vbackup.errors import QmpError
+from vbackup.images import targets
 from vbackup.model import Bitmap, DiskNode, NodeBitmap
 from vbackup.names import BitmapName, EndMark
 from vbackup.qapi.actions import BlockDirtyBitmapRemove
@@ -78,7 +79,7 @@ def remove_leftovers(monitor: Monitor, repository_id: str) -> list[str]:
     job_ids = [job_id for job_id in jobs.query(monitor) if job_id.startswith(prefix)]
     if job_ids:
         jobs.cancel(monitor, job_ids)
-    return [*job_ids, *target.close_in_qemu(monitor, repository_id)]
+    return [*job_ids, *targets.close_in_qemu(monitor, repository_id)]
 
 
 def remove_uncommitted(

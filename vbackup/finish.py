@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vbackup import digests, endmark, names, target
+from vbackup import endmark, names
 from vbackup.errors import BusyError
+from vbackup.images import digests, targets
+from vbackup.images.writeback import Writeback
 from vbackup.model import Backup, DiskImage
 from vbackup.qemu import jobs
 from vbackup.qemu.block_graph import BlockNodes
@@ -19,7 +21,6 @@ from vbackup.qemu.jobs import Job
 from vbackup.repository import journal
 from vbackup.repository.journal import Step
 from vbackup.unfinished import Unfinished
-from vbackup.writeback import Writeback
 
 
 def copy(unfinished: Unfinished) -> Unfinished:
@@ -55,12 +56,12 @@ def close(unfinished: Unfinished) -> Unfinished:
 
 def _close(unfinished: Unfinished, writeback: Writeback) -> Unfinished:
     jobs.cancel(unfinished.monitor, unfinished.jobs)  # the copies have concluded: this dismisses them
-    nodes = target.flush_in_qemu(unfinished.monitor, [one.node_name for one in unfinished.targets])
+    nodes = targets.flush_in_qemu(unfinished.monitor, [one.node_name for one in unfinished.targets])
     _refuse_shrunk(unfinished, nodes)
     early = digests.digest_while(writeback.finish, _read_early(unfinished), check=unfinished.stop.check)
     # From here on whoever finds the stage takes the images for complete, even after a power cut.
     unfinished.journal.write(Step.FLUSHED)
-    target.close_in_qemu(unfinished.monitor, unfinished.repository.id)
+    targets.close_in_qemu(unfinished.monitor, unfinished.repository.id)
     return replace(unfinished, digests=early)
 
 

@@ -25,9 +25,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup import names, target
+from vbackup import names
 from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QemuText, QmpError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
+from vbackup.images import targets
 from vbackup.model import SecurityLabel
 from vbackup.plan import DiskPlan, FleecingAbilities, FleecingPlan
 from vbackup.qemu import qemu_img
@@ -73,14 +74,14 @@ def open_images(
 
     Raises UnsuitableError where no descriptor can be passed, StorageError, NoSpaceError.
     """
-    undo.push("close the fleecing area in QEMU", lambda: target.close_in_qemu(monitor, repository_id))
+    undo.push("close the fleecing area in QEMU", lambda: targets.close_in_qemu(monitor, repository_id))
     for disk in disks:
         assert disk.fleecing is not None
         fd = _nameless(directory)
         try:
             qemu_img.create_in(fd, disk.node.top.virtual_size_bytes, what=f"make a fleecing image in {directory}")
-            filename = target.pass_fd(monitor, fd, names.prefix(repository_id))
-            monitor.execute("blockdev-add", target.node(disk.fleecing.node, filename))
+            filename = targets.pass_fd(monitor, fd, names.prefix(repository_id))
+            monitor.execute("blockdev-add", targets.node(disk.fleecing.node, filename))
         except FdsNotPassedError as err:
             raise UnsuitableError(
                 f"A fleecing area needs a connection that carries file descriptors, and this one does not ({err}) Run"
@@ -109,7 +110,7 @@ def _nameless(directory: Path) -> int:
 
 def _refused(directory: Path, description: QemuText, labels: Sequence[SecurityLabel]) -> str:
     if description.is_denied:
-        return target.denied(directory, labels, by_descriptor=True)
+        return targets.denied(directory, labels, by_descriptor=True)
     return f"QEMU cannot open an image in the fleecing area {directory}: {description.rstrip('.')}."
 
 
@@ -123,7 +124,7 @@ def open_views(monitor: Monitor, disks: Sequence[DiskPlan]) -> None:
         monitor.execute("blockdev-add", {**_view(disk.fleecing), "node-name": disk.fleecing.view})
 
 
-def _view(fleecing: FleecingPlan) -> target.BlockdevOptions:
+def _view(fleecing: FleecingPlan) -> targets.BlockdevOptions:
     view = {"driver": "snapshot-access", "file": fleecing.filter_node}
     if fleecing.tells_zeros:
         return view

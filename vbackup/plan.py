@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from vbackup import endmark, names, tuning
+from vbackup import endmark, names
 from vbackup.base import Choice, level_of, parent_of
 from vbackup.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
+from vbackup.images import tuning
 from vbackup.model import (
     GRANULARITY_BYTES,
     QEMUS_OWN,

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vbackup import creation, fleecing, scratch, target
-from vbackup.creation import NewImage
+from vbackup import fleecing, scratch
+from vbackup.images import creation, targets
+from vbackup.images.creation import NewImage
+from vbackup.images.targets import Target
 from vbackup.plan import BackupPlan
 from vbackup.qemu.monitor import Monitor
 from vbackup.repository.repository import Stage
 from vbackup.stop import Stop
-from vbackup.target import Target
 from vbackup.undo import Undo
 
 
@@ -41,9 +42,9 @@ def prepare(
     ``undo`` gets the end of all nodes. Raises StorageError, NoSpaceError, UnsuitableError, QmpError.
     """
     labels = plan.domain.security_labels
-    with creation.made(new_images(plan, stage), options=plan.image_options, stop=stop) as targets:
-        target.open_in_qemu(
-            monitor, targets, repository_id=repository_id, undo=undo, options=plan.node_options, security_labels=labels
+    with creation.made(new_images(plan, stage), options=plan.image_options, stop=stop) as made:
+        targets.open_in_qemu(
+            monitor, made, repository_id=repository_id, undo=undo, options=plan.node_options, security_labels=labels
         )
     if plan.has_fleecing_area:
         assert fleecing_area is not None

@@ -19,7 +19,7 @@ from vbackup import files
 from vbackup.domain import domain_xml
 from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
 from vbackup.files import storage_errors
-from vbackup.flatten import Layer, flatten
+from vbackup.images.flatten import Layer, flatten
 from vbackup.model import Backup, ImageFormat
 from vbackup.report import Reporter
 from vbackup.repository import verify

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vbackup import names, target
+from vbackup import names
 from vbackup.errors import UnsuitableError
+from vbackup.images import targets
 from vbackup.model import GRANULARITY_BYTES
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
@@ -31,7 +32,7 @@ def prepare(monitor: Monitor, sizes: Mapping[str, int], *, repository_id: str, u
     if not sizes:
         return
     job_id = names.scratch_job(repository_id)
-    undo.push("close the scratch nodes in QEMU", lambda: target.close_in_qemu(monitor, repository_id))
+    undo.push("close the scratch nodes in QEMU", lambda: targets.close_in_qemu(monitor, repository_id))
     undo.push("end the job on a scratch node", lambda: jobs.cancel(monitor, [job_id]))
     for node_name, size_bytes in sizes.items():
         _make(monitor, node_name, size_bytes, repository_id=repository_id, stop=stop)

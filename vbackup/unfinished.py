@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbackup import checkpoint, names, target
-from vbackup.digests import EarlyDigest
+from vbackup import checkpoint, names
 from vbackup.domain.source import Source
+from vbackup.images import targets
+from vbackup.images.digests import EarlyDigest
 from vbackup.model import Backup, NodeBitmap
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
@@ -43,7 +44,7 @@ class Unfinished:
     backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: called while the jobs run; may raise to end the backup
     new_marks: Sequence[NodeBitmap] = ()  #: end marks that the transaction adds; those of a dead run stay
-    digests: Mapping[Path, EarlyDigest] = field(default_factory=dict)  #: of large images (vbackup.digests)
+    digests: Mapping[Path, EarlyDigest] = field(default_factory=dict)  #: of large images (vbackup.images.digests)
     relied_on_marks: Sequence[NodeBitmap] = ()  #: end marks that the choice of the bases relies on
 
     @property
@@ -68,10 +69,10 @@ class Unfinished:
         return [*self.devs, *fleecing]
 
     @property
-    def targets(self) -> Sequence[target.Target]:
+    def targets(self) -> Sequence[targets.Target]:
         """The images that QEMU writes."""
         return [
-            target.Target(self.stage.path / one.file, names.target_node(self.repository.id, one.dev))
+            targets.Target(self.stage.path / one.file, names.target_node(self.repository.id, one.dev))
             for one in self.draft.disks
         ]
 
@@ -108,7 +109,7 @@ def push_undo_of_bitmaps(unfinished: Unfinished, undo: Undo) -> None:
 def push_undo_of_targets(unfinished: Unfinished, undo: Undo) -> None:
     """Register that QEMU lets go of the images."""
     undo.push(
-        "close the target images in QEMU", lambda: target.close_in_qemu(unfinished.monitor, unfinished.repository.id)
+        "close the target images in QEMU", lambda: targets.close_in_qemu(unfinished.monitor, unfinished.repository.id)
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.contract.conftest import DISK, QDEV, SIZE_BYTES, Bench, add_bitmap, backup, plain_file
 from tests.unit.builders import Recorder
-from vbackup import target
+from vbackup.images import targets
 from vbackup.model import QEMUS_OWN, Disk, NodeOptions
 from vbackup.qemu.monitor import block_graph, schema
 from vbackup.undo import Undo
@@ -80,13 +80,13 @@ def test_options_of_a_target_are_told_and_kept_when_it_is_flushed(bench: Bench) 
     """QEMU resets what is not given to blockdev-reopen: it would flush to the disk as the node is closed."""
     path = bench.image()
     wanted = NodeOptions(no_flush=True, detect_zeroes=True)
-    bench.monitor.execute("blockdev-add", {**target.node("plain", ""), "file": plain_file(str(bench.image()))})
+    bench.monitor.execute("blockdev-add", {**targets.node("plain", ""), "file": plain_file(str(bench.image()))})
     with Undo(Recorder()) as undo:
-        target.open_in_qemu(
-            bench.monitor, [target.Target(path, "vbackup-x")], repository_id="x", undo=undo, options=wanted
+        targets.open_in_qemu(
+            bench.monitor, [targets.Target(path, "vbackup-x")], repository_id="x", undo=undo, options=wanted
         )
         assert block_graph(bench.monitor).options("vbackup-x") == wanted
-        target.flush_in_qemu(bench.monitor, ["vbackup-x", "plain"])
+        targets.flush_in_qemu(bench.monitor, ["vbackup-x", "plain"])
         graph = block_graph(bench.monitor)
         assert graph.options("vbackup-x") == wanted
         assert graph.options("plain") == graph.options("not-there") == QEMUS_OWN

@@ -17,7 +17,7 @@ import pytest
 from tests.daemon import wait_for
 from tests.lab import create_luks
 from tests.unit.builders import Recorder
-from vbackup import names, scratch, target
+from vbackup import names, scratch
 from vbackup.domain.source import open_images
 from vbackup.errors import (
     BusyError,
@@ -28,6 +28,7 @@ from vbackup.errors import (
     StorageDaemonGoneError,
     UnsuitableError,
 )
+from vbackup.images import targets
 from vbackup.model import Disk, ImageLocation, SecretRef
 from vbackup.qemu import backing_chain, jobs, storage_daemon
 from vbackup.qemu.backing_chain import Image
@@ -125,7 +126,7 @@ def test_raw_image_is_locked_while_its_job_runs(tmp_path: Path) -> None:
     with open_images([("vda", str(path), "raw")], reporter=Recorder()) as opened, Undo(Recorder()) as undo:
         (node,) = opened.disk_nodes()
         assert not node.bears_checkpoints
-        target.open_in_qemu(opened.monitor, [target.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(opened.monitor, [targets.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
         data = {"job-id": "j", "device": node.top.node_name, "target": "to", "sync": "full", "speed": 65536}
         undo.push("end the job", lambda: jobs.cancel(opened.monitor, ["j"]))
         opened.monitor.execute("transaction", {"actions": [{"type": "blockdev-backup", "data": data}]})
@@ -159,7 +160,7 @@ def test_descriptors_are_not_taken_and_not_looked_for(tmp_path: Path) -> None:
         with pytest.raises(QmpError) as caught:
             daemon.execute("query-fdsets")
         assert caught.value.error_class == "CommandNotFound"
-        assert target.close_in_qemu(daemon, REPOSITORY) == []
+        assert targets.close_in_qemu(daemon, REPOSITORY) == []
 
 
 @pytest.mark.parametrize("missing", ["setpriv", "qemu-storage-daemon"])
@@ -215,7 +216,7 @@ def test_death_in_the_middle_of_a_job_is_no_lost_connection(tmp_path: Path) -> N
     def back_up() -> None:
         with StorageDaemon(recorder) as daemon, Undo(recorder) as undo:
             daemon.open("vda", [Image(str(path), "qcow2", False, (0, 0))], secret_value=lambda _secret: b"")
-            target.open_in_qemu(daemon, [target.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
+            targets.open_in_qemu(daemon, [targets.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
             data = {"job-id": "j", "device": daemon.chains["vda"][0], "target": "to", "sync": "full", "speed": 65536}
             data.update({"auto-finalize": False, "auto-dismiss": False})
             undo.push("end the job", lambda: jobs.cancel(daemon, ["j"]))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.lab import qemu_img_info
-from vbackup import flatten
 from vbackup.errors import InterruptedBySignalError, NoSpaceError, QmpError, StorageDaemonGoneError, StorageError
-from vbackup.flatten import Layer
+from vbackup.images import flatten
+from vbackup.images.flatten import Layer
 from vbackup.model import ImageFormat
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Silent

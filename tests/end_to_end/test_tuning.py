@@ -15,7 +15,7 @@ import pytest
 
 from tests.end_to_end.chains import END_BYTES, Chain
 from tests.lab import DiskSpec, Lab, qemu_img_info
-from vbackup import target, tuning
+from vbackup.images import targets, tuning
 from vbackup.model import CLUSTER_BYTES, Compression, ImageOptions, Level, NodeOptions
 from vbackup.qemu import jobs
 from vbackup.qemu.storage_daemon import StorageDaemon
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
-#: All that vbackup.tuning can choose; tests/unit/test_tuning.py holds the two together.
+#: All that vbackup.images.tuning can choose; tests/unit/test_tuning.py holds the two together.
 COMBINATIONS = [
     (ImageOptions(CLUSTER_BYTES, compression), NodeOptions(no_flush=no_flush, detect_zeroes=True))
     for compression in (Compression.NONE, Compression.ZSTD, Compression.ZLIB)
@@ -200,8 +200,8 @@ def test_tables_of_a_large_disk_are_written_as_a_whole(tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(source), "1T"], check=True)
     writes = [word for number in range(200) for word in ("-c", f"write -P 7 {number * 5}G 64k")]
     subprocess.run(["qemu-io", *writes, "-f", "qcow2", str(source)], check=True, stdout=subprocess.DEVNULL)
-    ours = target.node("target", str(tmp_path / "ours.qcow2"))
-    qemus = target.node("target", str(tmp_path / "qemus.qcow2"))
+    ours = targets.node("target", str(tmp_path / "ours.qcow2"))
+    qemus = targets.node("target", str(tmp_path / "qemus.qcow2"))
     for name in tuning.TABLES:
         del qemus[name]
     counts = [writes_of_a_scattered_copy(source, one) for one in (ours, qemus)]

@@ -20,7 +20,7 @@ import pytest
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
 from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run
-from vbackup import backup, digests, names, target
+from vbackup import backup, names
 from vbackup.backup import BackupRequest
 from vbackup.errors import (
     BaseError,
@@ -36,10 +36,11 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.files import digest_of
+from vbackup.images import digests, targets
+from vbackup.images.writeback import Writeback
 from vbackup.model import Backup, Consistency, Level, Quiesce
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
-from vbackup.writeback import Writeback
 
 # success
 
@@ -427,7 +428,7 @@ def test_large_images_are_digested_once_while_they_are_put_on_the_disk(
 def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
     domain: FakeDomain, repo: Repository, early: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    close = target.close_in_qemu
+    close = targets.close_in_qemu
 
     def close_and_write(*args: Any) -> list[str]:
         closed = close(*args)
@@ -436,7 +437,7 @@ def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
                 file.write(b"at the last moment")
         return closed
 
-    monkeypatch.setattr(target, "close_in_qemu", close_and_write)
+    monkeypatch.setattr(targets, "close_in_qemu", close_and_write)
     done = run(domain, repo)
     assert sorted(path.name for path in early) == ["vda.qcow2", "vda.qcow2", "vdb.qcow2"]
     assert done.disks[0].digest == digest_now(repo, done, "vda")
@@ -477,8 +478,8 @@ def test_image_that_another_host_writes_is_digested_when_that_has_closed_it(
 ) -> None:
     domain.is_local = False
     closed: list[int] = []
-    close = target.close_in_qemu
-    monkeypatch.setattr(target, "close_in_qemu", lambda *args: closed.append(len(early)) or close(*args))
+    close = targets.close_in_qemu
+    monkeypatch.setattr(targets, "close_in_qemu", lambda *args: closed.append(len(early)) or close(*args))
     run(domain, repo)
     assert (closed[-1], len(early)) == (0, 2)
 

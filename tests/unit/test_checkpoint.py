@@ -10,12 +10,13 @@ import pytest
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
-from vbackup import checkpoint, names, target
+from vbackup import checkpoint, names
 from vbackup.errors import DomainGoneError, QmpError
+from vbackup.images import targets
+from vbackup.images.targets import Target
 from vbackup.model import DiskNode, NodeBitmap
 from vbackup.qemu.monitor import block_graph
 from vbackup.repository.history import History
-from vbackup.target import Target
 from vbackup.undo import Undo
 
 ONE = backup(1)
@@ -219,7 +220,7 @@ def leave(qemu: FakeQemu, tmp_path: Path, repository_id: str) -> tuple[str, str]
     path.write_bytes(qcow2_header(16 * MIB))
     one = Target(path, names.target_node(repository_id, "vda"))
     with Undo(Recorder()) as undo:
-        target.open_in_qemu(qemu, [one], repository_id=repository_id, undo=undo)
+        targets.open_in_qemu(qemu, [one], repository_id=repository_id, undo=undo)
         undo.release()
     job_id = names.job(repository_id, ONE.id, "vda")
     data = {"job-id": job_id, "device": top(qemu), "target": one.node_name, "sync": "full"}

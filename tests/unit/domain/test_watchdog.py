@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import vbackup
 from tests.unit.domain.test_freeze import NO_ANSWER, STATUS, THAW, FakeAgent
 from tests.unit.domain.test_host import DOMAIN, WEB
 from vbackup.domain import freeze, watchdog
@@ -324,13 +325,13 @@ def test_process_that_does_not_get_ready_is_told_and_ended(
 def test_process_finds_the_package_wherever_vbackup_found_it(tmp_path: Path) -> None:
     """From a directory that only sys.path knows of, as of an installation, and with a hostile environment."""
     (tmp_path / "library").mkdir()
-    (tmp_path / "library" / "vbackup").symlink_to(Path(watchdog.__file__).parent.parent)
+    (tmp_path / "library" / "vbackup").symlink_to(Path(vbackup.__file__).parent)
     (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
     paths = [path for path in sys.path if not (Path(path) / "vbackup" / "__init__.py").exists()]
     script = f"""
 import sys
 sys.path[:] = {[os.fspath(tmp_path / "library"), *paths]!r}
-from vbackup import watchdog
+from vbackup.domain import watchdog
 one = watchdog.Watchdog(uri="test:///default", uuid="{WEB}", limit_s=10, is_blind=True)
 print(one.reason_not_to_freeze())
 one.close()

@@ -1,4 +1,4 @@
-"""Gather what tells why QEMU may not write an image; vbackup.access draws the conclusion.
+"""Gather what tells why QEMU may not write an image; vbackup.images.denied draws the conclusion.
 
 Seen from this host: where QEMU runs on another one, the same storage has the same modes as a rule.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vbackup.access import Facts, Place, User
+from vbackup.images.denied import Facts, Place, User
 from vbackup.model import SecurityLabel
 from vbackup.repository.repository import MARKER
 

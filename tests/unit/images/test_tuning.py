@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from tests.end_to_end.test_tuning import COMBINATIONS
-from vbackup import tuning
+from vbackup.images import tuning
 from vbackup.model import GRANULARITY_BYTES, QEMUS_OWN, Compression, ImageOptions, NodeOptions
 
 COMPRESSIONS = [compression for compression in Compression if compression is not Compression.AUTO]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vbackup import access_facts
-from vbackup.access import Facts, Place, User, explain
+from vbackup.images import denied_facts
+from vbackup.images.denied import Facts, Place, User, explain
 from vbackup.model import SecurityLabel
 from vbackup.repository.repository import Repository
 
@@ -125,7 +125,7 @@ def test_facts_of_a_real_image(tmp_path: Path) -> None:
     image.touch(mode=0o600)
     me = pwd.getpwuid(os.getuid())
     labels = [SecurityLabel("dac", f"+{me.pw_uid}:+{me.pw_gid}"), SecurityLabel("apparmor", PROFILE)]
-    found = access_facts.gather(image, labels, by_descriptor=False)
+    found = denied_facts.gather(image, labels, by_descriptor=False)
     assert (found.path, found.repository) == (str(image), str(repository.path))
     assert [place.path for place in found.places] == [str(path) for path in (*reversed(image.parents), image)]
     assert stat.S_IMODE(found.places[-1].mode) == 0o600
@@ -137,12 +137,12 @@ def test_facts_of_a_real_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", ["nobody-of-this-host:x", "+12:no-such-group", "+x:+y", "", ":"])
 def test_label_that_means_nobody_here(tmp_path: Path, label: str) -> None:
-    assert access_facts.gather(tmp_path, [SecurityLabel("dac", label)], by_descriptor=False).user is None
+    assert denied_facts.gather(tmp_path, [SecurityLabel("dac", label)], by_descriptor=False).user is None
 
 
 def test_user_by_name_and_by_a_number_without_a_name(tmp_path: Path) -> None:
     def user(label: str) -> User | None:
-        return access_facts.gather(tmp_path, [SecurityLabel("dac", label)], by_descriptor=False).user
+        return denied_facts.gather(tmp_path, [SecurityLabel("dac", label)], by_descriptor=False).user
 
     root = user("root:root")
     assert root is not None
@@ -151,7 +151,7 @@ def test_user_by_name_and_by_a_number_without_a_name(tmp_path: Path) -> None:
 
 
 def test_image_that_cannot_be_seen_ends_the_way(tmp_path: Path) -> None:
-    found = access_facts.gather(tmp_path / "none" / "vda.qcow2", [], by_descriptor=False)
+    found = denied_facts.gather(tmp_path / "none" / "vda.qcow2", [], by_descriptor=False)
     assert [place.path for place in found.places][-1] == str(tmp_path)
     assert "QEMU may not write" in explain(found)
 
@@ -161,9 +161,9 @@ def test_acl_is_seen(tmp_path: Path) -> None:
     nobody = 0xFFFFFFFF
     entries = [(0x01, 7, nobody), (0x02, 1, 1), (0x04, 0, nobody), (0x10, 1, nobody), (0x20, 0, nobody)]
     acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
-    assert not access_facts.gather(tmp_path, [], by_descriptor=False).places[-1].has_acl
+    assert not denied_facts.gather(tmp_path, [], by_descriptor=False).places[-1].has_acl
     try:
         os.setxattr(tmp_path, "system.posix_acl_access", acl)
     except OSError as err:
         pytest.skip(f"no ACLs here: {err}")
-    assert access_facts.gather(tmp_path, [], by_descriptor=False).places[-1].has_acl
+    assert denied_facts.gather(tmp_path, [], by_descriptor=False).places[-1].has_acl

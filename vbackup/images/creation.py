@@ -1,7 +1,7 @@
 """Make the target images of a backup: several at a time, while QEMU is handed those that are ready.
 
 Each is made by a process of its own (vbackup.qemu.qemu_img), some 15 ms for one; with many disks that would be a
-tenth of the time of a small backup. vbackup.target hands them to QEMU.
+tenth of the time of a small backup. vbackup.images.targets hands them to QEMU.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vbackup.files import storage_errors
+from vbackup.images.targets import Target
 from vbackup.model import ImageOptions
 from vbackup.qemu import qemu_img
 from vbackup.stop import Stop
-from vbackup.target import Target
 
 #: How many are made at once.
 MAX_PROCESSES = 8

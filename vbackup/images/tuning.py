@@ -2,7 +2,7 @@
 
 What was measured for each, and what was tried and lost, is told in vbackup(1), TUNING. Each combination is held against
 a reference byte for byte in tests/end_to_end/test_tuning.py; tests/unit/test_tuning.py sees to it that none is left
-out. vbackup.qemu.qemu_img makes the images, vbackup.target opens them.
+out. vbackup.qemu.qemu_img makes the images, vbackup.images.targets opens them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def image_options(compression: Compression) -> ImageOptions:
 def node_options(*, is_local: bool) -> NodeOptions:
     """For all disks of a backup. ``is_local``: QEMU writes through the same page cache as vbackup.
 
-    Then vbackup.writeback puts the data on the disk, while the job runs and before the backup counts: QEMU flushes
-    in the middle of a job, for the order of its tables, which no unfinished image needs; and at its end, while
-    the guest stands still.
+    Then vbackup.images.writeback puts the data on the disk, while the job runs and before the backup counts: QEMU
+    flushes in the middle of a job, for the order of its tables, which no unfinished image needs; and at its end,
+    while the guest stands still.
     """
     return NodeOptions(no_flush=is_local, detect_zeroes=True)
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import NoSpaceError, QemuText, QmpError, StorageError
+from vbackup.images.tuning import TABLES
 from vbackup.model import ImageFormat
 from vbackup.qemu import jobs, qemu_img
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
-from vbackup.tuning import TABLES
 
 #: How many layers go through qemu-img at once.
 CONVERT_LAYERS = 25

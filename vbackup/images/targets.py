@@ -26,10 +26,10 @@ from vbackup.errors import (
 )
 from vbackup.fields import Fields, objects
 from vbackup.files import storage_errors
+from vbackup.images.tuning import TABLES
 from vbackup.model import QEMUS_OWN, NodeOptions, SecurityLabel
 from vbackup.qemu.block_graph import BlockNodes
 from vbackup.qemu.monitor import Monitor, block_nodes
-from vbackup.tuning import TABLES
 from vbackup.undo import Undo
 
 #: QAPI BlockdevOptions, as blockdev-add and blockdev-reopen take them.
@@ -64,7 +64,7 @@ def open_in_qemu(
     """Make each qcow2 image a node, in their order; ``undo`` gets ``close_in_qemu``.
 
     The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
-    writes. ``options`` are vbackup.tuning's. Raises StorageError where QEMU cannot open an image;
+    writes. ``options`` are vbackup.images.tuning's. Raises StorageError where QEMU cannot open an image;
     ``security_labels`` are what confines QEMU, for the message that tells why it may not.
     """
     undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
@@ -93,8 +93,8 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
     The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
     an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
     it has changes nothing, but QEMU flushes it first and reports that. From the page cache to the disk is the caller's
-    way (vbackup.writeback), except where QEMU was told to go it. Returns QEMU's nodes, which are asked for anyway.
-    Raises NoSpaceError, StorageError.
+    way (vbackup.images.writeback), except where QEMU was told to go it. Returns QEMU's nodes, which are asked for
+    anyway. Raises NoSpaceError, StorageError.
     """
     nodes = block_nodes(monitor)
     try:
@@ -165,9 +165,9 @@ def pass_fd(monitor: Monitor, fd: int, opaque: str) -> str:
 
 def denied(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> str:
     """Why QEMU may not open a file or a directory, and what to do about it; ``labels`` are what confines it."""
-    from vbackup import access, access_facts  # for this message only
+    from vbackup.images import denied, denied_facts  # for this message only
 
-    return access.explain(access_facts.gather(path, labels, by_descriptor=by_descriptor))
+    return denied.explain(denied_facts.gather(path, labels, by_descriptor=by_descriptor))
 
 
 def _refused(path: Path, description: QemuText, labels: Sequence[SecurityLabel], way: _Way) -> str:

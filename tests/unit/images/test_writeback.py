@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vbackup.errors import NoSpaceError, StorageError
+from vbackup.images.writeback import PIECE_BYTES, Writeback
 from vbackup.qemu.jobs import Job, JobStatus
-from vbackup.writeback import PIECE_BYTES, Writeback
 
 WAIT_S = 10.0
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from vbackup import creation
-from vbackup.creation import NewImage
 from vbackup.errors import InterruptedBySignalError, NoSpaceError, StorageError
+from vbackup.images import creation
+from vbackup.images.creation import NewImage
+from vbackup.images.targets import Target
 from vbackup.model import ImageOptions
 from vbackup.qemu import qemu_img
 from vbackup.stop import Stop
-from vbackup.target import Target
 
 DEADLINE_S = 30.0
 

@@ -10,10 +10,11 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import FOREIGN, REPOSITORY, Recorder
-from vbackup import names, target
+from vbackup import names
 from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotNeededError, QmpError, StorageError
+from vbackup.images import targets
+from vbackup.images.targets import Target
 from vbackup.model import SecurityLabel
-from vbackup.target import Target
 from vbackup.undo import Undo
 
 
@@ -24,17 +25,17 @@ def qemu() -> Iterator[FakeQemu]:
 
 
 @pytest.fixture
-def targets(tmp_path: Path) -> list[Target]:
+def images(tmp_path: Path) -> list[Target]:
     made = [Target(tmp_path / f"{dev}.qcow2", names.target_node(REPOSITORY, dev)) for dev in ("vda", "vdb")]
     for one in made:
         one.path.write_bytes(qcow2_header(16 * MIB, backing=False))
     return made
 
 
-def open_all(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def open_all(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     """Open, and keep open."""
     with Undo(recorder) as undo:
-        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo)
         undo.release()
 
 
@@ -42,66 +43,66 @@ def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def test_images_become_nodes_through_descriptors(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
-    open_all(qemu, targets, recorder)
+def test_images_become_nodes_through_descriptors(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
+    open_all(qemu, images, recorder)
     added = [sent.arguments for sent in qemu.sent if sent.command == "blockdev-add"]
     assert [(node["driver"], node["node-name"], node["file"]) for node in added] == [
         ("qcow2", one.node_name, {"driver": "file", "filename": f"/dev/fdset/{number}"})
-        for number, one in enumerate(targets)
+        for number, one in enumerate(images)
     ]
 
 
-def test_descriptors_carry_the_repositorys_label(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
-    open_all(qemu, targets, recorder)
+def test_descriptors_carry_the_repositorys_label(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
+    open_all(qemu, images, recorder)
     labels = {fd["opaque"] for fdset in qemu.execute("query-fdsets") for fd in fdset["fds"]}
     assert labels == {names.prefix(REPOSITORY)}
 
 
-def test_backing_file_is_not_opened(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def test_backing_file_is_not_opened(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     """The node takes only what the job writes."""
-    for one in targets:
+    for one in images:
         one.path.write_bytes(qcow2_header(16 * MIB, backing=True))
-    open_all(qemu, targets, recorder)
+    open_all(qemu, images, recorder)
     assert all(sent.arguments["backing"] is None for sent in qemu.sent if sent.command == "blockdev-add")
 
 
-def test_own_descriptor_is_closed_at_once(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def test_own_descriptor_is_closed_at_once(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     before = open_fds()
-    open_all(qemu, targets, recorder)
-    assert open_fds() == before + len(targets)  # the fake's copies
+    open_all(qemu, images, recorder)
+    assert open_fds() == before + len(images)  # the fake's copies
     qemu.lose_connection(command="add-fd")
-    target.close_in_qemu(qemu, REPOSITORY)
+    targets.close_in_qemu(qemu, REPOSITORY)
     with pytest.raises(ConnectionLostError):
-        open_all(qemu, targets, recorder)
+        open_all(qemu, images, recorder)
     assert open_fds() == before
 
 
-def test_without_descriptors_the_path_is_used(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def test_without_descriptors_the_path_is_used(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     qemu.passes_fds = False
-    open_all(qemu, targets, recorder)
+    open_all(qemu, images, recorder)
     filenames = [sent.arguments["file"]["filename"] for sent in qemu.sent if sent.command == "blockdev-add"]
-    assert filenames == [str(one.path) for one in targets]
+    assert filenames == [str(one.path) for one in images]
 
 
-def test_closing_leaves_nothing(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def test_closing_leaves_nothing(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     before = qemu.state()
-    open_all(qemu, targets, recorder)
-    assert target.close_in_qemu(qemu, REPOSITORY) == [one.node_name for one in targets]
+    open_all(qemu, images, recorder)
+    assert targets.close_in_qemu(qemu, REPOSITORY) == [one.node_name for one in images]
     assert qemu.state() == before
-    assert target.close_in_qemu(qemu, REPOSITORY) == []
+    assert targets.close_in_qemu(qemu, REPOSITORY) == []
 
 
 def test_nodes_and_descriptors_of_others_stay(
-    qemu: FakeQemu, targets: list[Target], recorder: Recorder, tmp_path: Path
+    qemu: FakeQemu, images: list[Target], recorder: Recorder, tmp_path: Path
 ) -> None:
     foreign = Target(tmp_path / "foreign.qcow2", names.target_node(FOREIGN, "vda"))
     foreign.path.write_bytes(qcow2_header(16 * MIB))
     with Undo(recorder) as undo:
-        target.open_in_qemu(qemu, [foreign], repository_id=FOREIGN, undo=undo)
+        targets.open_in_qemu(qemu, [foreign], repository_id=FOREIGN, undo=undo)
         undo.release()
     before = qemu.state()
-    open_all(qemu, targets, recorder)
-    target.close_in_qemu(qemu, REPOSITORY)
+    open_all(qemu, images, recorder)
+    targets.close_in_qemu(qemu, REPOSITORY)
     assert qemu.state() == before
 
 
@@ -111,14 +112,14 @@ def test_descriptor_without_a_label_stays(qemu: FakeQemu, tmp_path: Path) -> Non
     fd = os.open(tmp_path / "file", os.O_RDWR)
     qemu.execute("add-fd", {}, fd=fd)
     os.close(fd)
-    target.close_in_qemu(qemu, REPOSITORY)
+    targets.close_in_qemu(qemu, REPOSITORY)
     assert len(qemu.execute("query-fdsets")) == 1
 
 
-def test_undo_closes_what_was_opened(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def test_undo_closes_what_was_opened(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     before = qemu.state()
     with Undo(recorder) as undo:
-        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo)
     assert qemu.state() == before
     assert recorder.warnings == []
 
@@ -127,19 +128,19 @@ def test_undo_closes_what_was_opened(qemu: FakeQemu, targets: list[Target], reco
 @pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("carried_out", [False, True], ids=["not sent", "reply lost"])
 def test_half_opened_targets_are_closed(
-    qemu: FakeQemu, targets: list[Target], recorder: Recorder, command: str, nth: int, carried_out: bool
+    qemu: FakeQemu, images: list[Target], recorder: Recorder, command: str, nth: int, carried_out: bool
 ) -> None:
     before = qemu.state()
     qemu.lose_connection(command=command, nth=nth, carried_out=carried_out)
     with pytest.raises(ConnectionLostError), Undo(recorder) as undo:
-        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo)
     assert qemu.state() == before
 
 
-def test_refused_image_is_an_error_of_the_target(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def test_refused_image_is_an_error_of_the_target(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     qemu.refuse("blockdev-add", "Image is corrupt")
     with pytest.raises(StorageError, match=r"QEMU cannot open the image .*/vda.qcow2: Image is corrupt\."):
-        open_all(qemu, targets, recorder)
+        open_all(qemu, images, recorder)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +152,12 @@ def test_refused_image_is_an_error_of_the_target(qemu: FakeQemu, targets: list[T
     ],
 )
 def test_path_that_qemu_cannot_open_is_told_with_the_way_out(
-    qemu: FakeQemu, targets: list[Target], recorder: Recorder, description: str, said: str
+    qemu: FakeQemu, images: list[Target], recorder: Recorder, description: str, said: str
 ) -> None:
     qemu.passes_fds = False
-    qemu.refuse("blockdev-add", description.format(targets[0].path))
+    qemu.refuse("blockdev-add", description.format(images[0].path))
     with pytest.raises(StorageError, match=said):
-        open_all(qemu, targets, recorder)
+        open_all(qemu, images, recorder)
 
 
 @pytest.mark.parametrize(
@@ -167,38 +168,36 @@ def test_path_that_qemu_cannot_open_is_told_with_the_way_out(
     ],
 )
 def test_descriptor_that_is_kept_from_qemu_is_told_with_what_confines_it(
-    qemu: FakeQemu, targets: list[Target], recorder: Recorder, command: str, description: str
+    qemu: FakeQemu, images: list[Target], recorder: Recorder, command: str, description: str
 ) -> None:
     """The kernel takes it out of the message on its way."""
     qemu.refuse(command, description)
     labels = [SecurityLabel("dac", "+0:+0"), SecurityLabel("apparmor", "libvirt-f000")]
     with pytest.raises(StorageError, match=r"AppArmor refuses it.* profile libvirt-f000"), Undo(recorder) as undo:
-        target.open_in_qemu(qemu, targets, repository_id=REPOSITORY, undo=undo, security_labels=labels)
+        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo, security_labels=labels)
 
 
-def test_image_that_is_gone_is_an_error_of_the_target(
-    qemu: FakeQemu, targets: list[Target], recorder: Recorder
-) -> None:
-    targets[0].path.unlink()
+def test_image_that_is_gone_is_an_error_of_the_target(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
+    images[0].path.unlink()
     with pytest.raises(StorageError):
-        open_all(qemu, targets, recorder)
+        open_all(qemu, images, recorder)
 
 
 def test_node_that_qemu_will_not_close_keeps_no_other_open(
-    qemu: FakeQemu, targets: list[Target], recorder: Recorder
+    qemu: FakeQemu, images: list[Target], recorder: Recorder
 ) -> None:
     """A job that would not end holds one of them."""
-    open_all(qemu, targets, recorder)
+    open_all(qemu, images, recorder)
     qemu.refuse("blockdev-del", "Node is busy: block device is in use by block job: backup")
     with pytest.raises(QmpError):
-        target.close_in_qemu(qemu, REPOSITORY)
-    assert targets[1].node_name not in qemu.state()["nodes"]
+        targets.close_in_qemu(qemu, REPOSITORY)
+    assert images[1].node_name not in qemu.state()["nodes"]
 
 
-def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu, targets: list[Target], recorder: Recorder) -> None:
+def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     qemu.kill(command="blockdev-add", nth=2)
     with pytest.raises(DomainGoneError):
-        open_all(qemu, targets, recorder)
+        open_all(qemu, images, recorder)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +205,12 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu, targets: list[Target]
     [("Could not open 'x': Permission denied", "look at the kernel's log"), ("Could not open 'x': No such file", "")],
 )
 def test_storage_daemon_that_cannot_open_an_image_is_told_with_whose_rights_it_has(
-    qemu: FakeQemu, targets: list[Target], recorder: Recorder, description: str, said: str
+    qemu: FakeQemu, images: list[Target], recorder: Recorder, description: str, said: str
 ) -> None:
     """It is our own child: no connection, no other host and no other user has a part in it."""
     qemu.fault(FdsNotNeededError("qemu-storage-daemon takes no file descriptors."), command="add-fd")
     qemu.refuse("blockdev-add", description)
     with pytest.raises(StorageError, match=r"The storage daemon cannot open the image .*/vda.qcow2: ") as caught:
-        open_all(qemu, targets, recorder)
+        open_all(qemu, images, recorder)
     assert said in str(caught.value)
     assert not {"descriptor", "connection", "host"} & set(str(caught.value).split())

@@ -1,7 +1,7 @@
 """Put the images on the disk while QEMU still fills them, and tell if that fails.
 
-QEMU writes them to the page cache (vbackup.tuning). Without this the kernel would begin to write when a tenth of the
-memory is dirty, and the guest and everybody else would wait for it at the end.
+QEMU writes them to the page cache (vbackup.images.tuning). Without this the kernel would begin to write when a tenth
+of the memory is dirty, and the guest and everybody else would wait for it at the end.
 """
 
 from __future__ import annotations

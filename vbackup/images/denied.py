@@ -1,7 +1,7 @@
 """Say why QEMU may not write an image: file modes, SELinux or AppArmor, and what to do about it.
 
 All three end in the same "Permission denied". What is known of the file and of QEMU's process tells them
-apart; vbackup.access_facts gathers it.
+apart; vbackup.images.denied_facts gathers it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Target images: made, opened in QEMU, written back, flattened and digested."""
