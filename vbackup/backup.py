@@ -15,17 +15,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbackup import base, blockjobs, checkpoint, finish, fleecing, names, plan, preparation, recovery, unfinished
+from vbackup import names, recovery
 from vbackup.domain import definition, source
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.source import Source
+from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation, unfinished
+from vbackup.engine.moment import Alone, Moment
+from vbackup.engine.plan import BackupPlan, FleecingAbilities
+from vbackup.engine.unfinished import Unfinished
 from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.hooks.events import Operation, events
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
-from vbackup.moment import Alone, Moment
-from vbackup.plan import BackupPlan, FleecingAbilities
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send
@@ -36,10 +38,9 @@ from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 from vbackup.undo import Undo
-from vbackup.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from vbackup.backoff import Backoff
+    from vbackup.engine.latency_throttle import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class BackupRequest:
     max_latency_ms: float | None = None  #: copy slower while the guest's own requests take longer
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
-    fleecing: Path | None = None  #: a directory for what the guest overwrites meanwhile (vbackup.fleecing)
+    fleecing: Path | None = None  #: a directory for what the guest overwrites meanwhile (vbackup.engine.fleecing)
 
 
 @dataclass(frozen=True)
@@ -156,10 +157,10 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     domain = session.source.domain
     disks, left_out = plan.select(domain, request.disks, request.excluded_disks)
     # First: a job may just be changing the disk's nodes.
-    blockjobs.refuse_busy(session.monitor, disks)
+    foreign_jobs.refuse_busy(session.monitor, disks)
     nodes = session.source.disk_nodes(disks)
     taken_ids = repository.taken_ids(domain.uuid)
-    removed = checkpoint.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id)
+    removed = leftovers.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id)
     for name in removed:
         reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
     if removed:
@@ -260,7 +261,7 @@ def _backoff(request: BackupRequest, session: _Session) -> Backoff | None:
     """What slows the jobs down for the guest's sake; a domain that is off has none."""
     if request.max_latency_ms is None or not isinstance(session.source, source.RunningSource):
         return None
-    from vbackup.backoff import Backoff  # which few ask for
+    from vbackup.engine.latency_throttle import Backoff  # which few ask for
 
     return Backoff(
         session.monitor,
@@ -373,7 +374,9 @@ def _close_detached(made: BackupPlan, session: _Session) -> list[str]:
     if not isinstance(session.source, source.RunningSource):
         return []
     try:
-        detached = blockjobs.close_detached(session.monitor, {disk.dev: disk.node.top.node_name for disk in made.disks})
+        detached = foreign_jobs.close_detached(
+            session.monitor, {disk.dev: disk.node.top.node_name for disk in made.disks}
+        )
     except VbackupError as err:
         log.debug("%s", err)  # QEMU is gone, or cannot be asked; the backup has ended as it has
         return []
@@ -390,7 +393,7 @@ def _remove_superseded(made: BackupPlan, session: _Session, detached: Collection
     try:
         history = session.repository.catalogue(made.domain.uuid).history
         nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks if disk.dev not in detached])
-        for name in checkpoint.remove_superseded(session.monitor, nodes, history, session.repository.id):
+        for name in leftovers.remove_superseded(session.monitor, nodes, history, session.repository.id):
             log.debug("removed bitmap %s", name)
     except DomainGoneError as err:
         log.debug("%s", err)  # the next backup removes them

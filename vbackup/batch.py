@@ -2,7 +2,7 @@
 
 QEMU does the work, so a few threads are enough: one a domain, which runs vbackup.backup from its beginning to its end
 and has a connection to libvirt of its own. Which domains is vbackup.domain.selection's business, the moment that
-they share vbackup.group's.
+they share vbackup.engine.group's.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vbackup import backup
 from vbackup.backup import BackupRequest
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Chosen
+from vbackup.engine.group import MemberRepository, MemberStop, Moments, Turns
+from vbackup.engine.plan import BackupPlan
+from vbackup.engine.total_rate import Share, TotalRate
 from vbackup.errors import DomainNotFoundError, GroupError, InterruptedBySignalError, VbackupError
-from vbackup.group import MemberRepository, MemberStop, Moments, Turns
 from vbackup.model import Backup
-from vbackup.plan import BackupPlan
-from vbackup.rate import Share, TotalRate
 from vbackup.report import Labelling, Reporter
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop

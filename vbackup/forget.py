@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from vbackup import checkpoint, names
+from vbackup import names
 from vbackup.domain import source
 from vbackup.domain.host import Host
 from vbackup.domain.source import Source
+from vbackup.engine import leftovers
 from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.model import Layer
 from vbackup.qemu import jobs
@@ -111,7 +112,7 @@ def _end_backups(request: ForgetRequest, opened: Source, reporter: Reporter, *, 
         )
     if request.dry_run:
         return
-    for name in checkpoint.remove_leftovers(opened.monitor, request.repository_id):
+    for name in leftovers.remove_leftovers(opened.monitor, request.repository_id):
         reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
 
 

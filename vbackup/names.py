@@ -6,7 +6,7 @@ for ours. A checkpoint's bitmap carries its disk's ``dev`` as well, and a token 
 its backup repeats: bitmaps travel with images, and one that another disk, another domain or a copy of
 the repository has got in the same second would otherwise be taken for it, and the incremental be wrong.
 
-An end mark (vbackup.endmark) carries the disk's size: it tells of that end only.
+An end mark (vbackup.engine.endmark) carries the disk's size: it tells of that end only.
 """
 
 from __future__ import annotations

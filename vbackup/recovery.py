@@ -13,10 +13,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 
-from vbackup import blockjobs, checkpoint, finish, names, unfinished
+from vbackup import names
 from vbackup.domain import source
 from vbackup.domain.host import Host
 from vbackup.domain.source import Source
+from vbackup.engine import finish, foreign_jobs, leftovers, unfinished
+from vbackup.engine.unfinished import Unfinished
 from vbackup.errors import (
     ChainError,
     DiskError,
@@ -35,7 +37,6 @@ from vbackup.repository.journal import Entry, Journal, Step
 from vbackup.repository.repository import Repository, Stage
 from vbackup.stop import Stop
 from vbackup.undo import Undo
-from vbackup.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _remove_bitmaps(opened: Source, repository: Repository, reporter: Reporter) 
     try:
         nodes = opened.disk_nodes(opened.domain.disks)
         taken_ids = repository.taken_ids(opened.domain.uuid)
-        for name in checkpoint.remove_uncommitted(opened.monitor, nodes, taken_ids, repository.id):
+        for name in leftovers.remove_uncommitted(opened.monitor, nodes, taken_ids, repository.id):
             reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
     except DiskError as err:
         reporter.warning(f"Bitmaps of what was undone may be left, which the next backup removes: {err}")
@@ -138,7 +139,7 @@ def recover(
         found.append(judged)
     if opened is not None and not dry_run:
         # Without a journal, or from a repository that was put back to an earlier state.
-        for name in checkpoint.remove_leftovers(opened.monitor, repository.id):
+        for name in leftovers.remove_leftovers(opened.monitor, repository.id):
             reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
     return found
 
@@ -162,7 +163,7 @@ def _close_detached(nodes: Mapping[str, str], opened: Source | None, reporter: R
     if not nodes or opened is None:
         return
     try:
-        for dev in blockjobs.close_detached(opened.monitor, nodes):
+        for dev in foreign_jobs.close_detached(opened.monitor, nodes):
             reporter.step(f"Disk {dev} was detached during the backup that was cut off.")
     except VbackupError as err:
         log.debug("%s", err)  # QEMU is gone, or cannot be asked
@@ -268,7 +269,7 @@ def _finish(
         finish.commit(work, begun=None)
         undo.release()
         unfinished.push_undo_of_targets(work, undo)
-        undo.push("remove the working bitmaps", lambda: checkpoint.remove_bitmaps(work.monitor, work.working_bitmaps))
+        undo.push("remove the working bitmaps", lambda: leftovers.remove_bitmaps(work.monitor, work.working_bitmaps))
 
 
 def _relied_on_marks(entry: Entry, repository: Repository) -> list[NodeBitmap]:

@@ -1,7 +1,7 @@
 """Change how fast a backup copies that another vbackup is making: ``vbackup speed``.
 
 The jobs are known by their ids (vbackup.names), so the domain's lock, which the other one holds, is not needed.
-vbackup.backoff changes the speed of a run's own jobs.
+vbackup.engine.latency_throttle changes the speed of a run's own jobs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Send a transaction of the user's own: names resolved, checked, made safe, and its jobs followed to their end.
 
 vbackup.qapi.actions says what a transaction can hold, vbackup.qapi.checker whether this QEMU takes it,
-vbackup.domain.attached which QEMU it goes to. Backups make theirs themselves (vbackup.plan).
+vbackup.domain.attached which QEMU it goes to. Backups make theirs themselves (vbackup.engine.plan).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from tests.contract.conftest import DISK, MIB, QDEV, SIZE_BYTES, Bench, add_bitmap, backup
-from vbackup import backoff
+from vbackup.engine import latency_throttle
 from vbackup.errors import QmpError
 from vbackup.qemu.jobs import set_speed, speeds
 
@@ -195,8 +195,8 @@ def test_speed_that_is_none_is_refused(jobs: Bench) -> None:
 
 def test_requests_of_the_guest_are_counted_by_device(jobs: Bench) -> None:
     """Not those of jobs and monitors; the firmware of a real QEMU has read a sector or none."""
-    counted = backoff.counters(jobs.monitor)
+    counted = latency_throttle.counters(jobs.monitor)
     assert list(counted) == [QDEV]
     assert (counted[QDEV].operations > 0) == (counted[QDEV].time_ns > 0)
     jobs.write(DISK, 0, MIB)
-    assert backoff.counters(jobs.monitor)[QDEV].operations - counted[QDEV].operations <= 1
+    assert latency_throttle.counters(jobs.monitor)[QDEV].operations - counted[QDEV].operations <= 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.contract.conftest import MIB
-from vbackup import names, scratch
+from vbackup import names
+from vbackup.engine import scratch
 from vbackup.qemu.monitor import block_graph
 from vbackup.report import Silent
 from vbackup.stop import Stop

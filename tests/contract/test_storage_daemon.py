@@ -17,8 +17,9 @@ import pytest
 from tests.daemon import wait_for
 from tests.lab import create_luks
 from tests.unit.builders import Recorder
-from vbackup import names, scratch
+from vbackup import names
 from vbackup.domain.source import open_images
+from vbackup.engine import scratch
 from vbackup.errors import (
     BusyError,
     ConnectionLostError,

@@ -13,7 +13,7 @@ import pytest
 from tests.daemon import wait_for
 from tests.lab import DiskSpec, Lab, References, compare, domain_xml
 
-#: The last granule, which every incremental copies (vbackup.endmark).
+#: The last granule, which every incremental copies (vbackup.engine.endmark).
 END_BYTES = 65536
 
 if TYPE_CHECKING:

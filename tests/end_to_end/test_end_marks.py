@@ -1,6 +1,6 @@
 """A disk that is made smaller and larger again between two backups, on and off: no restore has its old end.
 
-What QEMU's bitmaps miss of it is told by end marks (vbackup.endmark).
+What QEMU's bitmaps miss of it is told by end marks (vbackup.engine.endmark).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def test_shrunk_disk_that_a_failed_backup_saw_and_that_grew_again(
 
 
 def test_shrink_just_before_the_transaction_fails_the_backup(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vbackup import scratch
+    from vbackup.engine import scratch
 
     chain.machine.write("vda", "write -P 8 7M 1M")
     chain.backup()
@@ -164,7 +164,7 @@ def test_shrink_just_before_the_transaction_fails_the_backup(chain: Chain, monke
         resize(chain, "vda", 4 * MIB, 8 * MIB)
 
     with monkeypatch.context() as patch:
-        patch.setattr("vbackup.scratch.prepare", prepare)
+        patch.setattr("vbackup.engine.scratch.prepare", prepare)
         assert "Disk vda was made smaller while its backup began or ended" in chain.run(status=8).stderr
     assert levels(chain.backup()) == {"vda": "full", "vdb": "incremental"}
 
@@ -255,7 +255,7 @@ def test_unchanged_disk_costs_no_further_commands(chain: Chain) -> None:
     state = chain.machine.state()["nodes"]
     before = end_marks(chain)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vbackup.scratch._make", fail)
+        patch.setattr("vbackup.engine.scratch._make", fail)
         done = chain.backup()
     assert {disk["copied_bytes"] for disk in done["disks"]} == {65536}
     assert (end_marks(chain), chain.machine.state()["nodes"]) == (before, state)

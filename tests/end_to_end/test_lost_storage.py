@@ -235,7 +235,7 @@ class Power:
 
 
 def make(repo: Repository, number: int) -> None:
-    """Commit a backup with an image and a domain.xml, as vbackup.finish does."""
+    """Commit a backup with an image and a domain.xml, as vbackup.engine.finish does."""
     content = bytes([number]) * 300_000
     backup = builders.backup(number)
     with repo.lock(builders.UUID), repo.stage(builders.UUID, backup.id) as stage:

@@ -18,7 +18,16 @@ HEAVY = {"libvirt", "libvirt_qemu", "lxml", "rich", "qemu", "asyncio", "concurre
 #: All that reaches a domain, and all that only a backup or a restore needs.
 DOORS = {
     f"vbackup.{name}"
-    for name in ("domain.host", "qemu.monitor", "backup", "restore", "plan", "qapi.actions", "domain.freeze", "hooks")
+    for name in (
+        "domain.host",
+        "qemu.monitor",
+        "backup",
+        "restore",
+        "engine.plan",
+        "qapi.actions",
+        "domain.freeze",
+        "hooks",
+    )
 }
 
 REPORT = """
@@ -78,10 +87,10 @@ def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
     source = "import sys, vbackup.backup; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())
-    assert {"libvirt", "lxml", "vbackup.plan"} <= found
+    assert {"libvirt", "lxml", "vbackup.engine.plan"} <= found
     ours = (
-        "qapi.schema restore transaction qemu.storage_daemon qemu.backing_chain access backoff qapi.actions.blame"
-        " cli.batch"
+        "qapi.schema restore transaction qemu.storage_daemon qemu.backing_chain images.denied"
+        " engine.latency_throttle qapi.actions.blame cli.batch"
     )
     assert not found & {
         "asyncio",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vbackup.batch import Batch, Result
     from vbackup.domain.host import Host
     from vbackup.domain.selection import Selection, Skipped
-    from vbackup.plan import BackupPlan
+    from vbackup.engine.plan import BackupPlan
     from vbackup.repository.repository import Repository
 
 

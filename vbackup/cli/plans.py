@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vbackup.cli import output
 
 if TYPE_CHECKING:
-    from vbackup.plan import BackupPlan
+    from vbackup.engine.plan import BackupPlan
 
 
 def print_plan(made: BackupPlan) -> None:

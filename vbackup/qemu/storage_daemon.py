@@ -227,6 +227,6 @@ class StorageDaemon:
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
 
 
-#: Said of nodes without storage, on which nothing is kept (vbackup.scratch).
+#: Said of nodes without storage, on which nothing is kept (vbackup.engine.scratch).
 _OF_SCRATCH_NODES = "doesn't provide information about the block size"
 _LOST = "It could not store the bitmaps of the disks, so the next backup of each is a full."

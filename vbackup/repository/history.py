@@ -1,6 +1,6 @@
 """What backups of a domain there are, and follow an image down to the full that its chain begins with.
 
-vbackup.base chooses which of them a new backup starts from.
+vbackup.engine.base chooses which of them a new backup starts from.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
 def _run_one(
     request: BackupRequest, options: argparse.Namespace, context: Context, host: Host, repository: Repository
 ) -> int:
-    from vbackup import backup, rate
+    from vbackup import backup
+    from vbackup.engine import total_rate
 
     if options.dry_run:
         with context.reporting() as reporter:
@@ -140,7 +141,7 @@ def _run_one(
     with context.reporting() as reporter, ExitStack() as stack:
         throttle = None
         if options.total_speed is not None:
-            total = rate.TotalRate(options.total_speed, at_once=1)
+            total = total_rate.TotalRate(options.total_speed, at_once=1)
             throttle = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
         done = backup.run(
             request, host=host, repository=repository, reporter=reporter, stop=context.stop, throttle=throttle

@@ -1,7 +1,7 @@
 """Have a backup copy slower while the guest's own requests take too long: ``--max-latency``.
 
 While the jobs run the guest's first write to a place waits until that was copied, and its reads and writes share the
-storage with the copy. What speed follows from that is vbackup.pace's decision; here it is measured and set.
+storage with the copy. What speed follows from that is vbackup.engine.latency's decision; here it is measured and set.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from vbackup.engine.latency import Counters, Speed, Window, decide, latency_ms
 from vbackup.errors import MalformedError
 from vbackup.fields import objects
-from vbackup.pace import Counters, Speed, Window, decide, latency_ms
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import Job, JobStatus
 from vbackup.qemu.monitor import Monitor

@@ -4,7 +4,7 @@ No disk is written to. A node without storage (null-co) that is as large as the 
 stands for its last granule only (raw with ``offset``), and a backup job copies zeros onto that. (A mirror job writes
 none to where there are zeros already, from QEMU 11.1 on at the latest. QEMU warns on stderr that the node does not
 tell its cluster size, which is of no matter here.) It is the same in a running
-QEMU and in a storage daemon, and takes some milliseconds. vbackup.endmark says what it is for.
+QEMU and in a storage daemon, and takes some milliseconds. vbackup.engine.endmark says what it is for.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import Recorder
+from vbackup.engine.group import Meeting, MemberRepository, MemberStop, Moments, Turns
 from vbackup.errors import BusyError, GroupError, InterruptedBySignalError, NoSpaceError, VbackupError
-from vbackup.group import Meeting, MemberRepository, MemberStop, Moments, Turns
 from vbackup.model import GroupMember
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository

@@ -24,7 +24,7 @@ from tests.unit.builders import (
     layer,
 )
 from vbackup import names
-from vbackup.base import Choice, choose, level_of, parent_of
+from vbackup.engine.base import Choice, choose, level_of, parent_of
 from vbackup.errors import BaseError, ChainError
 from vbackup.model import Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
 from vbackup.repository.history import History

@@ -10,8 +10,9 @@ import pytest
 
 from tests.unit import builders
 from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, bitmap, domain, end_mark, incremental, layer
-from vbackup import names, plan
-from vbackup.base import Choice
+from vbackup import names
+from vbackup.engine import plan
+from vbackup.engine.base import Choice
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import Compression, DiskNode, LeftOut, Level, NodeBitmap
 from vbackup.repository.history import History

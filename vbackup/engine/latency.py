@@ -1,7 +1,7 @@
 """How fast a backup may copy so that the guest's own requests do not take too long: a decision once a second.
 
 Additive increase, multiplicative decrease: half the speed where the guest waits too long, a small step up where it
-does not. vbackup.backoff measures, and sets what is decided here.
+does not. vbackup.engine.latency_throttle measures, and sets what is decided here.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from vbackup import endmark, names
-from vbackup.base import Choice, level_of, parent_of
-from vbackup.endmark import NewMark
+from vbackup import names
+from vbackup.engine import endmark
+from vbackup.engine.base import Choice, level_of, parent_of
+from vbackup.engine.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.images import tuning
 from vbackup.model import (
@@ -59,7 +60,7 @@ class FleecingAbilities:
 
 @dataclass(frozen=True)
 class FleecingPlan:
-    """What stands between the disk and its copy where the target must not slow the guest (vbackup.fleecing)."""
+    """What stands between the disk and its copy where the target must not slow the guest (vbackup.engine.fleecing)."""
 
     job_id: str
     node: str  #: takes what the guest is about to overwrite
@@ -81,7 +82,7 @@ class DiskPlan:
     bitmap: str | None  #: the new checkpoint's, None for a copy and for what bears none
     working_bitmap: str | None  #: drives the copy where there is a base
     fleecing: FleecingPlan | None = None
-    new_mark: NewMark | None = None  #: an end mark to be made (vbackup.endmark)
+    new_mark: NewMark | None = None  #: an end mark to be made (vbackup.engine.endmark)
 
     @property
     def dev(self) -> str:
@@ -231,7 +232,7 @@ class BackupPlan:
 
     @property
     def scratch_sizes(self) -> Mapping[str, int]:
-        """The nodes, with their sizes in bytes, that new end marks are merged from (vbackup.scratch)."""
+        """The nodes, with their sizes in bytes, that new end marks are merged from (vbackup.engine.scratch)."""
         return {
             disk.new_mark.scratch.node_name: disk.node.top.virtual_size_bytes
             for disk in self.disks

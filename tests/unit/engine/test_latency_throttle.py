@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import Recorder
-from vbackup.backoff import Backoff
+from vbackup.engine.latency_throttle import Backoff
 from vbackup.errors import MalformedError
 from vbackup.qemu import jobs
 

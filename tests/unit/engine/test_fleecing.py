@@ -12,9 +12,9 @@ import pytest
 
 from tests import qapi
 from tests.fake_qemu import FakeQemu
-from vbackup import fleecing
+from vbackup.engine import fleecing
+from vbackup.engine.plan import FleecingAbilities
 from vbackup.errors import JobError, NoSpaceError, StorageError, UnsuitableError
-from vbackup.plan import FleecingAbilities
 
 
 class Asked(FakeQemu):

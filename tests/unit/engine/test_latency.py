@@ -8,22 +8,22 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vbackup import pace
-from vbackup.pace import FIRST_BYTES_S, FLOOR_BYTES_S, MIB, Counters, Speed, Window
+from vbackup.engine import latency
+from vbackup.engine.latency import FIRST_BYTES_S, FLOOR_BYTES_S, MIB, Counters, Speed, Window
 
 LIMIT_MS = 20.0
 
 
 def run(
-    windows: int, latency: Callable[[int | None], float | None], *, begun: Speed, ceiling: int | None, disk: int
+    windows: int, latency_at: Callable[[int | None], float | None], *, begun: Speed, ceiling: int | None, disk: int
 ) -> list[int | None]:
     """The speeds of so many windows, where latency follows from the speed, and a job copies what it may."""
     speeds = []
     state = begun
     for _ in range(windows):
         copied = disk if state.speed_bytes_s is None else min(state.speed_bytes_s, disk)
-        window = Window(latency(state.speed_bytes_s), copied)
-        state = pace.decide(state, window, limit_ms=LIMIT_MS, ceiling_bytes_s=ceiling)
+        window = Window(latency_at(state.speed_bytes_s), copied)
+        state = latency.decide(state, window, limit_ms=LIMIT_MS, ceiling_bytes_s=ceiling)
         speeds.append(state.speed_bytes_s)
     return speeds
 
@@ -76,7 +76,7 @@ def test_users_speed_below_the_floor_counts() -> None:
 
 def test_ceiling_that_was_lowered_counts_at_once() -> None:
     window = Window(1.0, 20 * MIB)
-    assert pace.decide(Speed(20 * MIB), window, limit_ms=LIMIT_MS, ceiling_bytes_s=5 * MIB).speed_bytes_s == 5 * MIB
+    assert latency.decide(Speed(20 * MIB), window, limit_ms=LIMIT_MS, ceiling_bytes_s=5 * MIB).speed_bytes_s == 5 * MIB
 
 
 def test_storage_that_cannot_do_both_settles_below_the_limit() -> None:
@@ -104,7 +104,7 @@ def test_storage_that_cannot_do_both_settles_below_the_limit() -> None:
 def test_speed_is_always_between_floor_and_ceiling(trace: list[tuple[float | None, int]], ceiling: int | None) -> None:
     state = Speed(ceiling)
     for latency_ms, copied in trace:
-        state = pace.decide(state, Window(latency_ms, copied), limit_ms=LIMIT_MS, ceiling_bytes_s=ceiling)
+        state = latency.decide(state, Window(latency_ms, copied), limit_ms=LIMIT_MS, ceiling_bytes_s=ceiling)
         if state.speed_bytes_s is not None:
             assert state.speed_bytes_s >= min(FLOOR_BYTES_S, ceiling or FLOOR_BYTES_S)
             assert ceiling is None or state.speed_bytes_s <= ceiling
@@ -113,22 +113,22 @@ def test_speed_is_always_between_floor_and_ceiling(trace: list[tuple[float | Non
 def test_mean_is_that_of_the_slowest_disk() -> None:
     before = {"vda": Counters(100, 10_000_000), "vdb": Counters(0, 0)}
     after = {"vda": Counters(110, 20_000_000), "vdb": Counters(10, 300_000_000)}
-    assert pace.latency_ms(before, after) == 30.0
+    assert latency.latency_ms(before, after) == 30.0
 
 
 def test_one_slow_request_weighs_less_but_a_very_slow_one_counts() -> None:
     before = {"vda": Counters(100, 0)}
-    assert pace.latency_ms(before, {"vda": Counters(101, 40_000_000)}) == 10.0
-    assert pace.latency_ms(before, {"vda": Counters(101, 2_000_000_000)}) == 500.0
+    assert latency.latency_ms(before, {"vda": Counters(101, 40_000_000)}) == 10.0
+    assert latency.latency_ms(before, {"vda": Counters(101, 2_000_000_000)}) == 500.0
 
 
 def test_no_request_is_no_mean() -> None:
     before = {"vda": Counters(100, 0)}
-    assert pace.latency_ms(before, before) is None
-    assert pace.latency_ms({}, {"vda": Counters(103, 10**9)}) is None
+    assert latency.latency_ms(before, before) is None
+    assert latency.latency_ms({}, {"vda": Counters(103, 10**9)}) is None
 
 
 def test_disk_that_was_opened_anew_does_not_count() -> None:
     before = {"vda": Counters(100, 10**9)}
-    assert pace.latency_ms(before, {"vda": Counters(50, 10**6)}) is None
-    assert pace.latency_ms(before, {"vda": replace(before["vda"], operations=110, time_ns=5)}) is None
+    assert latency.latency_ms(before, {"vda": Counters(50, 10**6)}) is None
+    assert latency.latency_ms(before, {"vda": replace(before["vda"], operations=110, time_ns=5)}) is None

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, REPOSITORY, fixture_replies
-from vbackup import blockjobs
+from vbackup.engine import foreign_jobs
 from vbackup.errors import DiskBusyError, MalformedError, QmpError
 from vbackup.model import Disk
 
@@ -55,9 +55,9 @@ def node_of(dev: str) -> str:
 
 def test_job_is_found_by_the_nodes_it_holds() -> None:
     qemu = Qemu(query_jobs=[job("x", "mirror")], x_debug_query_block_graph=graph("x", node_of("vdb")))
-    blockjobs.refuse_busy(qemu, [disk("vda")])
+    foreign_jobs.refuse_busy(qemu, [disk("vda")])
     with pytest.raises(DiskBusyError, match=r"Disk vdb is busy with a mirror job \(x\); try again when it is done"):
-        blockjobs.refuse_busy(qemu, [disk("vda"), disk("vdb")])
+        foreign_jobs.refuse_busy(qemu, [disk("vda"), disk("vdb")])
 
 
 @pytest.mark.parametrize(
@@ -71,26 +71,26 @@ def test_job_is_found_by_the_nodes_it_holds() -> None:
 )
 def test_job_that_is_in_nobody_s_way(harmless: dict[str, Any]) -> None:
     qemu = Qemu(query_jobs=[harmless])
-    blockjobs.refuse_busy(qemu, [disk()])
+    foreign_jobs.refuse_busy(qemu, [disk()])
     assert [command for command, _ in qemu.sent] == ["query-jobs"]
 
 
 def test_without_the_graph_libvirt_s_names_tell() -> None:
     qemu = Qemu(query_jobs=[job("mine"), job("backup-vdb-libvirt-2-format", "backup")])
-    blockjobs.refuse_busy(qemu, [disk("vda")])
+    foreign_jobs.refuse_busy(qemu, [disk("vda")])
     with pytest.raises(DiskBusyError, match="Disk vdb is busy with libvirt's own backup"):
-        blockjobs.refuse_busy(qemu, [disk("vdb")])
+        foreign_jobs.refuse_busy(qemu, [disk("vdb")])
 
 
 @pytest.mark.parametrize("reply", [[], {"nodes": []}, {"nodes": [{"id": "1"}], "edges": []}])
 def test_graph_that_is_none_is_an_error(reply: Any) -> None:
     with pytest.raises(MalformedError, match="x-debug-query-block-graph"):
-        blockjobs.nodes_of_jobs(reply)
+        foreign_jobs.nodes_of_jobs(reply)
 
 
 def test_disk_that_is_there_is_not_closed() -> None:
     qemu = Qemu()
-    assert blockjobs.close_detached(qemu, {"vda": node_of("vda")}) == []
+    assert foreign_jobs.close_detached(qemu, {"vda": node_of("vda")}) == []
     assert "blockdev-del" not in [command for command, _ in qemu.sent]
 
 
@@ -99,7 +99,7 @@ def test_nodes_of_others_are_never_closed() -> None:
     nodes = fixture_replies("bitmaps")[2]
     mine = {**nodes[0], "node-name": "mine"}
     qemu = Qemu(query_named_block_nodes=[*nodes, mine], blockdev_del={})
-    assert blockjobs.close_detached(qemu, {"vdz": "mine"}) == ["vdz"]
+    assert foreign_jobs.close_detached(qemu, {"vdz": "mine"}) == ["vdz"]
     assert "blockdev-del" not in [command for command, _ in qemu.sent]
 
 
@@ -111,6 +111,6 @@ def test_node_of_a_detached_disk_is_closed_with_what_is_below_it() -> None:
         "edges": [{"parent": 0, "child": 1, "name": "file"}],
     }
     qemu = Qemu(query_named_block_nodes=[*nodes, *left], blockdev_del={}, x_debug_query_block_graph=edges)
-    assert blockjobs.close_detached(qemu, {"vda": node_of("vda"), "vdz": "libvirt-9-format"}) == ["vdz"]
+    assert foreign_jobs.close_detached(qemu, {"vda": node_of("vda"), "vdz": "libvirt-9-format"}) == ["vdz"]
     closed = [arguments["node-name"] for command, arguments in qemu.sent if command == "blockdev-del"]
     assert closed == ["libvirt-9-format", "libvirt-9-storage"]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from vbackup import endmark, names
+from vbackup import names
+from vbackup.engine import endmark
 from vbackup.errors import BaseError, ChainError
 from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vbackup.engine.total_rate import Share, TotalRate, fair_parts
 from vbackup.errors import QmpError
 from vbackup.qemu.jobs import Job, JobStatus
-from vbackup.rate import Share, TotalRate, fair_parts
 
 
 class Qemu:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vbackup import endmark, names
+from vbackup import names
+from vbackup.engine import endmark
+from vbackup.engine.unfinished import Unfinished
 from vbackup.errors import BusyError
 from vbackup.images import digests, targets
 from vbackup.images.writeback import Writeback
@@ -20,7 +22,6 @@ from vbackup.qemu.block_graph import BlockNodes
 from vbackup.qemu.jobs import Job
 from vbackup.repository import journal
 from vbackup.repository.journal import Step
-from vbackup.unfinished import Unfinished
 
 
 def copy(unfinished: Unfinished) -> Unfinished:

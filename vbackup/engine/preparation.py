@@ -1,6 +1,6 @@
 """All that has to be in QEMU before the moment of a backup: target images, a fleecing area, scratch nodes.
 
-vbackup.plan says what that is, vbackup.backup sends the transaction then.
+vbackup.engine.plan says what that is, vbackup.backup sends the transaction then.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vbackup import fleecing, scratch
+from vbackup.engine import fleecing, scratch
+from vbackup.engine.plan import BackupPlan
 from vbackup.images import creation, targets
 from vbackup.images.creation import NewImage
 from vbackup.images.targets import Target
-from vbackup.plan import BackupPlan
 from vbackup.qemu.monitor import Monitor
 from vbackup.repository.repository import Stage
 from vbackup.stop import Stop

@@ -10,7 +10,8 @@ import pytest
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
-from vbackup import checkpoint, names
+from vbackup import names
+from vbackup.engine import leftovers
 from vbackup.errors import DomainGoneError, QmpError
 from vbackup.images import targets
 from vbackup.images.targets import Target
@@ -55,7 +56,7 @@ def left(qemu: FakeQemu) -> set[str]:
 
 
 def remove_superseded(qemu: FakeQemu, *backups: object) -> list[str]:
-    return checkpoint.remove_superseded(qemu, disks(qemu), History(backups), REPOSITORY)  # type: ignore[arg-type]
+    return leftovers.remove_superseded(qemu, disks(qemu), History(backups), REPOSITORY)  # type: ignore[arg-type]
 
 
 def test_end_marks_of_the_bases_sizes_stay_and_go_last(qemu: FakeQemu) -> None:
@@ -71,7 +72,7 @@ def test_end_marks_are_not_uncommitted_unless_they_are_of_no_use(qemu: FakeQemu)
     marks = [names.end_mark(REPOSITORY, "vda", size) for size in (512, 1024)]
     add(qemu, *marks)
     qemu.bitmaps(top(qemu))[marks[0]].inconsistent = True
-    assert checkpoint.remove_uncommitted(qemu, disks(qemu), [], REPOSITORY) == marks[:1]
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), [], REPOSITORY) == marks[:1]
     assert left(qemu) == set(marks[1:])
 
 
@@ -121,7 +122,7 @@ def test_layers_below_are_left_alone(qemu: FakeQemu) -> None:
     below = top(qemu)
     qemu.snapshot("virtio-disk0", "/images/vda.one")
     node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
-    checkpoint.remove_superseded(qemu, [node], History([]), REPOSITORY)
+    leftovers.remove_superseded(qemu, [node], History([]), REPOSITORY)
     assert left(qemu) == set()
     assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
 
@@ -133,7 +134,7 @@ def test_what_drove_a_copy_goes_below_too(qemu: FakeQemu) -> None:
     below = top(qemu)
     qemu.snapshot("virtio-disk0", "/images/vda.one")
     node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
-    checkpoint.remove_superseded(qemu, [node], History([]), REPOSITORY)
+    leftovers.remove_superseded(qemu, [node], History([]), REPOSITORY)
     assert left(qemu) == set()
     assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
 
@@ -143,7 +144,7 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu) -> None:
     nodes = disks(qemu)
     qemu.kill()
     with pytest.raises(DomainGoneError):
-        checkpoint.remove_superseded(qemu, nodes, History([]), REPOSITORY)
+        leftovers.remove_superseded(qemu, nodes, History([]), REPOSITORY)
 
 
 # uncommitted
@@ -151,20 +152,20 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu) -> None:
 
 def test_bitmap_of_a_backup_that_was_never_committed_goes(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(TWO, repository_id=FOREIGN), "libvirt-checkpoint")
-    removed = checkpoint.remove_uncommitted(qemu, disks(qemu), {ONE.id, "lock", "domain.json"}, REPOSITORY)
+    removed = leftovers.remove_uncommitted(qemu, disks(qemu), {ONE.id, "lock", "domain.json"}, REPOSITORY)
     assert removed == [bitmap_of(TWO)]
     assert left(qemu) == {bitmap_of(ONE), bitmap_of(TWO, repository_id=FOREIGN), "libvirt-checkpoint"}
 
 
 def test_half_made_backup_is_not_committed(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE))
-    assert checkpoint.remove_uncommitted(qemu, disks(qemu), {f"{ONE.id}.partial"}, REPOSITORY) == [bitmap_of(ONE)]
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), {f"{ONE.id}.partial"}, REPOSITORY) == [bitmap_of(ONE)]
 
 
 def test_working_bitmap_of_a_dead_run_goes(qemu: FakeQemu) -> None:
     working = names.working_bitmap(REPOSITORY, TWO.id, "vda")
     add(qemu, working)
-    assert checkpoint.remove_uncommitted(qemu, disks(qemu), {TWO.id}, REPOSITORY) == [working]
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), {TWO.id}, REPOSITORY) == [working]
 
 
 # some bitmaps
@@ -179,7 +180,7 @@ def test_bitmaps_that_are_there_are_removed(qemu: FakeQemu) -> None:
         NodeBitmap("gone", "one"),
         NodeBitmap(node, "two"),
     ]
-    checkpoint.remove_bitmaps(qemu, wanted)
+    leftovers.remove_bitmaps(qemu, wanted)
     assert left(qemu) == {"three"}
 
 
@@ -193,7 +194,7 @@ def test_bitmaps_that_an_overlay_repeats_are_removed_there_and_stay_below(qemu: 
     nth = 1 if below < top(qemu) else 3  # the one below, in the order of the nodes' names
     qemu.refuse("transaction", "Bitmap 'one' is readonly and cannot be modified")
     qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is readonly and cannot be modified", nth=nth)
-    checkpoint.remove_bitmaps(qemu, [NodeBitmap(below, "one"), NodeBitmap(below, "two")])
+    leftovers.remove_bitmaps(qemu, [NodeBitmap(below, "one"), NodeBitmap(below, "two")])
     assert (left(qemu), set(qemu.bitmaps(below))) == (set(), {"one"})
 
 
@@ -202,12 +203,12 @@ def test_refusal_to_remove_one_bitmap_keeps_no_other(qemu: FakeQemu) -> None:
     qemu.refuse("transaction", "Bitmap 'one' is currently in use by another operation")
     qemu.refuse("block-dirty-bitmap-remove", "Bitmap 'one' is currently in use by another operation")
     with pytest.raises(QmpError, match="in use"):
-        checkpoint.remove_bitmaps(qemu, [NodeBitmap(top(qemu), "one"), NodeBitmap(top(qemu), "two")])
+        leftovers.remove_bitmaps(qemu, [NodeBitmap(top(qemu), "one"), NodeBitmap(top(qemu), "two")])
     assert left(qemu) == {"one"}
 
 
 def test_removing_nothing_asks_and_does_nothing(qemu: FakeQemu) -> None:
-    checkpoint.remove_bitmaps(qemu, [])
+    leftovers.remove_bitmaps(qemu, [])
     assert left(qemu) == set()
 
 
@@ -231,9 +232,9 @@ def leave(qemu: FakeQemu, tmp_path: Path, repository_id: str) -> tuple[str, str]
 
 def test_jobs_nodes_and_descriptors_of_a_dead_run_go(qemu: FakeQemu, tmp_path: Path) -> None:
     before = qemu.state()
-    assert checkpoint.remove_leftovers(qemu, REPOSITORY) == []
+    assert leftovers.remove_leftovers(qemu, REPOSITORY) == []
     made = leave(qemu, tmp_path, REPOSITORY)
-    assert checkpoint.remove_leftovers(qemu, REPOSITORY) == list(made)
+    assert leftovers.remove_leftovers(qemu, REPOSITORY) == list(made)
     assert qemu.state() == before
 
 
@@ -241,7 +242,7 @@ def test_what_another_repository_does_meanwhile_is_left_alone(qemu: FakeQemu, tm
     leave(qemu, tmp_path, FOREIGN)
     before = qemu.state()
     leave(qemu, tmp_path, REPOSITORY)
-    checkpoint.remove_leftovers(qemu, REPOSITORY)
+    leftovers.remove_leftovers(qemu, REPOSITORY)
     assert qemu.state() == before
 
 
@@ -253,5 +254,5 @@ def test_job_that_ended_meanwhile_goes_too(qemu: FakeQemu, tmp_path: Path, ends:
     leave(qemu, tmp_path, REPOSITORY)
     for _ in range(5):
         qemu.execute("query-jobs")
-    checkpoint.remove_leftovers(qemu, REPOSITORY)
+    leftovers.remove_leftovers(qemu, REPOSITORY)
     assert qemu.state() == before

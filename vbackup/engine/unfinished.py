@@ -1,7 +1,8 @@
 """A backup that is being made: what QEMU and the repository have of it, and how each part is undone.
 
-vbackup.backup makes one, vbackup.recovery finds one that a dead run has left, vbackup.finish brings both to their end.
-All that is needed to go on is in the draft, which the journal has too: names follow from ids (vbackup.names).
+vbackup.backup makes one, vbackup.recovery finds one that a dead run has left, vbackup.engine.finish brings both to
+their end. All that is needed to go on is in the draft, which the journal has too: names follow from ids
+(vbackup.names).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbackup import checkpoint, names
+from vbackup import names
 from vbackup.domain.source import Source
+from vbackup.engine import leftovers
 from vbackup.images import targets
 from vbackup.images.digests import EarlyDigest
 from vbackup.model import Backup, NodeBitmap
@@ -25,7 +27,7 @@ from vbackup.stop import Stop
 from vbackup.undo import Undo
 
 if TYPE_CHECKING:
-    from vbackup.backoff import Backoff
+    from vbackup.engine.latency_throttle import Backoff
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,10 @@ class Unfinished:
 def push_undo_of_bitmaps(unfinished: Unfinished, undo: Undo) -> None:
     """Register the removal of the bitmaps that the transaction makes."""
     bitmaps = [*unfinished.working_bitmaps, *unfinished.bitmaps]
-    undo.push("remove the new bitmaps", lambda: checkpoint.remove_bitmaps(unfinished.monitor, bitmaps))
+    undo.push("remove the new bitmaps", lambda: leftovers.remove_bitmaps(unfinished.monitor, bitmaps))
     if unfinished.new_marks:
         undo.push(
-            "remove the new end marks", lambda: checkpoint.remove_end_marks(unfinished.monitor, unfinished.new_marks)
+            "remove the new end marks", lambda: leftovers.remove_end_marks(unfinished.monitor, unfinished.new_marks)
         )
 
 

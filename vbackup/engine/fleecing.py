@@ -14,7 +14,7 @@ and an overlay whose backing file is the disk, which QEMU lets no job read while
 Where QEMU's view cannot be asked for zeros, the copy reads all of the disk, or all that has changed; its target finds
 the zeros then.
 
-vbackup.plan names it all, vbackup.finish ends it.
+vbackup.engine.plan names it all, vbackup.engine.finish ends it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup import names
+from vbackup.engine.plan import DiskPlan, FleecingAbilities, FleecingPlan
 from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QemuText, QmpError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
 from vbackup.images import targets
 from vbackup.model import SecurityLabel
-from vbackup.plan import DiskPlan, FleecingAbilities, FleecingPlan
 from vbackup.qemu import qemu_img
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo

@@ -6,9 +6,9 @@ granule of the disk is set. It is cut like the others, and what was cut is clear
 distrusts every base that was made at its size. A shrink that stays within the last granule leaves the mark as it
 is, which is why that granule is copied whatever the other bitmaps say.
 
-There is one for each size that a base of the disk has, which is one nearly always. vbackup.base asks
-them, vbackup.plan has missing ones made in the transaction of a backup, from what vbackup.scratch prepares:
-there a bit can be set, as nothing but a write sets one.
+There is one for each size that a base of the disk has, which is one nearly always. vbackup.engine.base asks
+them, vbackup.engine.plan has missing ones made in the transaction of a backup, from what vbackup.engine.scratch
+prepares: there a bit can be set, as nothing but a write sets one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The parts of a backup in QEMU: its plan, its base, its moment and its end."""
