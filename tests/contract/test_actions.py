@@ -15,13 +15,13 @@ import pytest
 
 from tests.contract.conftest import Action, Bench, action, add_bitmap, backup, plain_file
 from tests.fake_qemu import FakeQemu
-from vbackup import transaction
 from vbackup.domain.attached import AttachedQemu
 from vbackup.errors import TransactionRefusedError
 from vbackup.model import DiskNode
+from vbackup.operations import transaction
+from vbackup.operations.transaction import Done, TransactionRequest
 from vbackup.report import Silent
 from vbackup.stop import Stop
-from vbackup.transaction import Done, TransactionRequest
 
 #: The fake copies no data and makes no images.
 NOT_IN_THE_FAKE = ("blockdev-snapshot", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-backup")

@@ -24,14 +24,14 @@ from tests.contract.conftest import (
     plain_file,
 )
 from tests.contract.test_actions import no_disks
-from vbackup import transaction
 from vbackup.domain.attached import AttachedQemu
+from vbackup.operations import transaction
+from vbackup.operations.transaction import Done, TransactionRequest
 from vbackup.qapi.actions import CompletionMode
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import JobStatus
 from vbackup.report import Silent
 from vbackup.stop import Stop
-from vbackup.transaction import Done, TransactionRequest
 
 GRANULE = 65536
 GRANULES = SIZE_BYTES // GRANULE

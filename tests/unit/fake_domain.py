@@ -1,4 +1,4 @@
-"""A domain whose QEMU is in memory: what vbackup.backup needs of libvirt, for tests of whole backups."""
+"""A domain whose QEMU is in memory: what vbackup.operations.backup needs of libvirt, for tests of whole backups."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
-from vbackup import backup, names
-from vbackup.backup import BackupRequest
+from vbackup import names
 from vbackup.errors import VbackupError
 from vbackup.model import Backup
+from vbackup.operations import backup
+from vbackup.operations.backup import BackupRequest
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import Event
 from vbackup.repository.repository import Repository

@@ -84,12 +84,12 @@ def test_command_is_found_wherever_it_stands(filled: Path, arguments: tuple[str,
 
 def test_backup_of_a_running_domain_needs_no_second_monitor() -> None:
     """What only a domain that is off, or a transaction of the user's, needs."""
-    source = "import sys, vbackup.backup; print(*sys.modules)"
+    source = "import sys, vbackup.operations.backup; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())
     assert {"libvirt", "lxml", "vbackup.engine.plan"} <= found
     ours = (
-        "qapi.schema restore transaction qemu.storage_daemon qemu.backing_chain images.denied"
+        "qapi.schema operations.restore operations.transaction qemu.storage_daemon qemu.backing_chain images.denied"
         " engine.latency_throttle qapi.actions.blame cli.batch"
     )
     assert not found & {

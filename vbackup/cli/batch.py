@@ -16,11 +16,11 @@ from vbackup.model import Backup, Group
 from vbackup.repository import manifest
 
 if TYPE_CHECKING:
-    from vbackup.backup import BackupRequest
-    from vbackup.batch import Batch, Result
     from vbackup.domain.host import Host
     from vbackup.domain.selection import Selection, Skipped
     from vbackup.engine.plan import BackupPlan
+    from vbackup.operations.backup import BackupRequest
+    from vbackup.operations.batch import Batch, Result
     from vbackup.repository.repository import Repository
 
 
@@ -34,8 +34,8 @@ def run(
     repository: Repository,
 ) -> int:
     """Back them up, or plan and check."""
-    from vbackup import batch
     from vbackup.domain import selection
+    from vbackup.operations import batch
 
     begun = time.monotonic()
     selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)
@@ -56,7 +56,7 @@ def run(
 def _carry_out(
     work: Batch, selected: Selection, options: argparse.Namespace
 ) -> Sequence[Result[Backup] | Result[BackupPlan]]:
-    from vbackup import batch
+    from vbackup.operations import batch
 
     parallel = batch.PARALLEL if options.parallel is None else options.parallel
     if options.dry_run:

@@ -1,7 +1,7 @@
 """A QEMU that the user has named: a domain's, one behind a QMP socket, or a storage daemon on image files.
 
 What ``vbackup transaction`` and ``vbackup bitmap`` work on. How a domain that is off is opened is
-vbackup.domain.source's business, and what is sent vbackup.transaction's and vbackup.bitmap's.
+vbackup.domain.source's business, and what is sent vbackup.operations.transaction's and vbackup.operations.bitmap's.
 """
 
 from __future__ import annotations

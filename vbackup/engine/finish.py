@@ -1,6 +1,6 @@
 """From running jobs to a committed backup: what backup and recovery have in common.
 
-vbackup.backup starts the jobs, vbackup.recovery finds those of a run that has died.
+vbackup.operations.backup starts the jobs, vbackup.operations.recovery finds those of a run that has died.
 """
 
 from __future__ import annotations

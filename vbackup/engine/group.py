@@ -1,8 +1,8 @@
 """Backups of several domains at one moment, all or none: where their threads meet, and who is to blame if they do not.
 
-Each domain's backup runs in a thread of its own and is vbackup.backup's; here are only the points at which it waits for
-the others (see vbackup.engine.moment). What fails anywhere ends all: the others see it where they wait, or, while
-they copy, at their next look at their request to stop.
+Each domain's backup runs in a thread of its own and is vbackup.operations.backup's; here are only the points at which
+it waits for the others (see vbackup.engine.moment). What fails anywhere ends all: the others see it where they wait,
+or, while they copy, at their next look at their request to stop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The points at which a backup waits for others that are to be of the same moment; alone it waits for nobody.
 
-vbackup.backup calls them in this order, vbackup.engine.group has those of several domains.
+vbackup.operations.backup calls them in this order, vbackup.engine.group has those of several domains.
 """
 
 from __future__ import annotations

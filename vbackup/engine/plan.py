@@ -1,6 +1,6 @@
 """A whole backup as data: what each disk is copied into, from which base, in one transaction.
 
-Made before anything is touched; vbackup.backup carries it out, ``--dry-run`` shows it.
+Made before anything is touched; vbackup.operations.backup carries it out, ``--dry-run`` shows it.
 """
 
 from __future__ import annotations

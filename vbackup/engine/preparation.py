@@ -1,6 +1,6 @@
 """All that has to be in QEMU before the moment of a backup: target images, a fleecing area, scratch nodes.
 
-vbackup.engine.plan says what that is, vbackup.backup sends the transaction then.
+vbackup.engine.plan says what that is, vbackup.operations.backup sends the transaction then.
 """
 
 from __future__ import annotations

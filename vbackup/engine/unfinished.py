@@ -1,8 +1,8 @@
 """A backup that is being made: what QEMU and the repository have of it, and how each part is undone.
 
-vbackup.backup makes one, vbackup.recovery finds one that a dead run has left, vbackup.engine.finish brings both to
-their end. All that is needed to go on is in the draft, which the journal has too: names follow from ids
-(vbackup.names).
+vbackup.operations.backup makes one, vbackup.operations.recovery finds one that a dead run has left,
+vbackup.engine.finish brings both to their end. All that is needed to go on is in the draft, which the journal has
+too: names follow from ids (vbackup.names).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Send a transaction to QEMU: all of its actions or none, or none for a test.
 
-vbackup.engine.plan makes a backup's transaction, vbackup.transaction has a user's.
+vbackup.engine.plan makes a backup's transaction, vbackup.operations.transaction has a user's.
 """
 
 from __future__ import annotations

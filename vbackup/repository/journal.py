@@ -1,8 +1,8 @@
 """The write-ahead journal of a backup that is being made: what may be left outside vbackup when it dies.
 
 One JSON object a line in the backup's stage; each is on the disk before the step that it names begins.
-vbackup.backup writes it, vbackup.recovery reads it and finishes or undoes what it tells of. A committed backup
-has none.
+vbackup.operations.backup writes it, vbackup.operations.recovery reads it and finishes or undoes what it tells of. A
+committed backup has none.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from vbackup.stop import Stop
 
 #: How many images are read at a time.
 MAX_DIGESTS = 4
-#: What vbackup.backup takes of an NVRAM store; a domain XML is far smaller.
+#: What vbackup.operations.backup takes of an NVRAM store; a domain XML is far smaller.
 MAX_FURTHER_BYTES = 64 * 1024 * 1024
 
 

@@ -172,7 +172,7 @@ def test_look_up_over_a_broken_connection_is_unreachable(host: Host) -> None:
 
 def test_domain_of_another_hypervisor_is_unsuitable(host: Host, tmp_path: Path) -> None:
     """xen, lxc, esx: there is no QEMU to speak to, and that is no fault."""
-    from vbackup import backup
+    from vbackup.operations import backup
     from vbackup.report import Silent
     from vbackup.repository.repository import Repository
 

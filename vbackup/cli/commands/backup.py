@@ -16,8 +16,8 @@ from vbackup.model import Backup, Compression, Level, Quiesce
 from vbackup.repository import manifest
 
 if TYPE_CHECKING:
-    from vbackup.backup import BackupRequest
     from vbackup.domain.host import Host
+    from vbackup.operations.backup import BackupRequest
     from vbackup.repository.repository import Repository
 
 
@@ -96,9 +96,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
     words = domains_of(options)
     if options.group and options.parallel is not None:
         raise UsageError("All domains of a group are backed up at once; leave out --parallel, or --group.")
-    from vbackup import backup
     from vbackup.domain import selection
     from vbackup.domain.host import Host
+    from vbackup.operations import backup
 
     request = backup.BackupRequest(
         domain=words[0] if words else "",
@@ -125,8 +125,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
 def _run_one(
     request: BackupRequest, options: argparse.Namespace, context: Context, host: Host, repository: Repository
 ) -> int:
-    from vbackup import backup
     from vbackup.engine import total_rate
+    from vbackup.operations import backup
 
     if options.dry_run:
         with context.reporting() as reporter:

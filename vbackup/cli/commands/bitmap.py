@@ -12,7 +12,7 @@ from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
 
 if TYPE_CHECKING:
-    from vbackup.bitmap import Listed
+    from vbackup.operations.bitmap import Listed
     from vbackup.repository.history import History
 
 _CHANGES = {
@@ -74,7 +74,7 @@ def _add_change(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run_list(options: argparse.Namespace, context: Context) -> int:
     """Print the bitmaps."""
-    from vbackup import bitmap
+    from vbackup.operations import bitmap
 
     with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
         found = bitmap.listing(attached, disks=options.disk)
@@ -123,7 +123,7 @@ def _document(one: Listed) -> dict[str, Any]:
 
 def run_change(options: argparse.Namespace, context: Context) -> int:
     """Change the bitmap on all disks concerned."""
-    from vbackup import bitmap
+    from vbackup.operations import bitmap
 
     made = bitmap.Change(options.bitmap_command)
     if not options.name:

@@ -12,7 +12,7 @@ from vbackup.cli.context import Context, domain_of
 from vbackup.errors import Status, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from vbackup.forget import Claim, ForgetRequest, Forgotten
+    from vbackup.operations.forget import Claim, ForgetRequest, Forgotten
     from vbackup.repository.repository import Repository
 
 
@@ -38,8 +38,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Forget, and tell what was removed and what was not."""
-    from vbackup import forget
     from vbackup.domain.host import Host
+    from vbackup.operations import forget
 
     repository, repository_id = _repository(options, context)
     if options.force and options.repository_id is None:

@@ -12,7 +12,7 @@ from vbackup.cli.context import Context, optional_domain_of
 from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
 
 if TYPE_CHECKING:
-    from vbackup.recovery import Recovered
+    from vbackup.operations.recovery import Recovered
 
 
 def add(commands: Any) -> None:
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if not options.all and domain is None:
         raise UsageError("Give a domain, or --all.")
     repository = context.repository()
-    from vbackup import recovery
     from vbackup.domain.host import Host
+    from vbackup.operations import recovery
 
     found: dict[str, Sequence[Recovered]] = {}
     failed: dict[str, VbackupError] = {}

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore, and tell what was written."""
-    from vbackup import restore
+    from vbackup.operations import restore
 
     request = restore.RestoreRequest(
         domain=domain_of(options),

@@ -11,7 +11,7 @@ from vbackup.cli.context import Context, domain_of
 from vbackup.errors import Status, UsageError
 
 if TYPE_CHECKING:
-    from vbackup.speed import SpeedChanged
+    from vbackup.operations.speed import SpeedChanged
 
 
 def add(commands: Any) -> None:
@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Change it, and tell of which jobs."""
-    from vbackup import speed
     from vbackup.domain.host import Host
+    from vbackup.operations import speed
 
     if options.rate is None and options.domain_option is not None:  # the one position is the rate's then
         options.rate, options.domain = options.domain, None

@@ -15,8 +15,8 @@ from vbackup.errors import Status, TransactionError, UsageError
 from vbackup.qapi.actions import CompletionMode
 
 if TYPE_CHECKING:
+    from vbackup.operations.transaction import Done
     from vbackup.qemu.jobs import Job
-    from vbackup.transaction import Done
 
 #: A transaction of a thousand disks is under 1 MiB.
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Send it; the exit status is that of the worst job."""
-    from vbackup import transaction
+    from vbackup.operations import transaction
 
     if qemu.is_without_libvirt(options) and options.file is None:
         # The one word is the file then.

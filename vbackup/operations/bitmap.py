@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from vbackup import names, transaction
+from vbackup import names
 from vbackup.domain.attached import AttachedQemu
 from vbackup.errors import DiskError, UnsafeError, UnsuitableError
 from vbackup.model import Bitmap, DiskNode, Layer
+from vbackup.operations import transaction
+from vbackup.operations.transaction import TransactionRequest
 from vbackup.qapi.actions import (
     Action,
     BlockDirtyBitmap,
@@ -27,7 +29,6 @@ from vbackup.qapi.actions import (
 from vbackup.report import Reporter
 from vbackup.repository.history import History
 from vbackup.stop import Stop
-from vbackup.transaction import TransactionRequest
 
 
 class Owner(Enum):
@@ -119,7 +120,7 @@ def change(
     """Make the change on all disks concerned, or on none.
 
     ``history`` gives the domain's backups in the repository of that id, None for one that is not at hand.
-    Raises DiskError, UnsafeError (somebody counts on the bitmap), and what vbackup.transaction.run raises.
+    Raises DiskError, UnsafeError (somebody counts on the bitmap), and what vbackup.operations.transaction.run raises.
     """
     places = _places(request, attached.disks())
     if request.change is not Change.ADD:

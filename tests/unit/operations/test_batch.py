@@ -12,13 +12,13 @@ import pytest
 
 from tests.unit.builders import Recorder
 from tests.unit.builders import backup as a_backup
-from vbackup import backup, batch
-from vbackup.backup import BackupRequest
-from vbackup.batch import Batch, Result
 from vbackup.cli import batch as printed
 from vbackup.domain.selection import Chosen, Skipped
 from vbackup.errors import BusyError, DomainNotFoundError, GroupError, InterruptedBySignalError, Status, VbackupError
 from vbackup.model import Group, GroupMember
+from vbackup.operations import backup, batch
+from vbackup.operations.backup import BackupRequest
+from vbackup.operations.batch import Batch, Result
 from vbackup.report import Reporter
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop

@@ -9,10 +9,11 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import FOREIGN, REPOSITORY, backup_id
-from vbackup import names, speed
+from vbackup import names
 from vbackup.errors import DiskError, NoBackupRunningError, Status
+from vbackup.operations import speed
+from vbackup.operations.speed import SpeedRequest
 from vbackup.qemu import jobs
-from vbackup.speed import SpeedRequest
 
 SIZE_BYTES = 16 * MIB
 OURS = {dev: names.job(REPOSITORY, backup_id(1), dev) for dev in ("vda", "vdb")}

@@ -1,8 +1,8 @@
 """Back up several domains with one command: some at a time, or all at one moment. Each has a result of its own.
 
-QEMU does the work, so a few threads are enough: one a domain, which runs vbackup.backup from its beginning to its end
-and has a connection to libvirt of its own. Which domains is vbackup.domain.selection's business, the moment that
-they share vbackup.engine.group's.
+QEMU does the work, so a few threads are enough: one a domain, which runs vbackup.operations.backup from its beginning
+to its end and has a connection to libvirt of its own. Which domains is vbackup.domain.selection's business, the
+moment that they share vbackup.engine.group's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from vbackup import backup
-from vbackup.backup import BackupRequest
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Chosen
 from vbackup.engine.group import MemberRepository, MemberStop, Moments, Turns
@@ -24,6 +22,8 @@ from vbackup.engine.plan import BackupPlan
 from vbackup.engine.total_rate import Share, TotalRate
 from vbackup.errors import DomainNotFoundError, GroupError, InterruptedBySignalError, VbackupError
 from vbackup.model import Backup
+from vbackup.operations import backup
+from vbackup.operations.backup import BackupRequest
 from vbackup.report import Labelling, Reporter
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop

@@ -14,11 +14,12 @@ import pytest
 from tests.unit.builders import UUID, Recorder
 from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
-from vbackup import names, recovery
+from vbackup import names
 from vbackup.errors import DomainNotFoundError, HostUnreachableError, NoSpaceError
 from vbackup.model import Backup, Consistency, Group, GroupMember, Level
+from vbackup.operations import recovery
+from vbackup.operations.recovery import Recovered, Remedy
 from vbackup.qemu import jobs
-from vbackup.recovery import Recovered, Remedy
 from vbackup.repository import journal, manifest
 from vbackup.repository.journal import Journal, Step
 from vbackup.repository.repository import Repository, Stage

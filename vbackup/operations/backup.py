@@ -1,7 +1,7 @@
 """Back up one domain, running or off: read, plan, stage, freeze, one transaction, commit.
 
 Up to the rename of the stage everything can be undone, and is: the disks' earlier checkpoints have
-not been touched, so the retry is the same command. vbackup.restore is the way back.
+not been touched, so the retry is the same command. vbackup.operations.restore is the way back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbackup import names, recovery
+from vbackup import names
 from vbackup.domain import definition, source
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
@@ -28,6 +28,7 @@ from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, Vback
 from vbackup.hooks.events import Operation, events
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
+from vbackup.operations import recovery
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send

@@ -20,8 +20,7 @@ import pytest
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
 from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run
-from vbackup import backup, names
-from vbackup.backup import BackupRequest
+from vbackup import names
 from vbackup.errors import (
     BaseError,
     BusyError,
@@ -39,6 +38,8 @@ from vbackup.files import digest_of
 from vbackup.images import digests, targets
 from vbackup.images.writeback import Writeback
 from vbackup.model import Backup, Consistency, Level, Quiesce
+from vbackup.operations import backup
+from vbackup.operations.backup import BackupRequest
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 

@@ -1,0 +1,1 @@
+"""What vbackup does: one module a command."""
