@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
-#: All that vbackup.images.tuning can choose; tests/unit/test_tuning.py holds the two together.
+#: All that vbackup.images.tuning can choose; tests/unit/images/test_tuning.py holds the two together.
 COMBINATIONS = [
     (ImageOptions(CLUSTER_BYTES, compression), NodeOptions(no_flush=no_flush, detect_zeroes=True))
     for compression in (Compression.NONE, Compression.ZSTD, Compression.ZLIB)

@@ -1,8 +1,8 @@
 """Choose how target images are made and how QEMU opens them. Every choice there is, is here.
 
 What was measured for each, and what was tried and lost, is told in vbackup(1), TUNING. Each combination is held against
-a reference byte for byte in tests/end_to_end/test_tuning.py; tests/unit/test_tuning.py sees to it that none is left
-out. vbackup.qemu.qemu_img makes the images, vbackup.images.targets opens them.
+a reference byte for byte in tests/end_to_end/test_tuning.py; tests/unit/images/test_tuning.py sees to it that none is
+left out. vbackup.qemu.qemu_img makes the images, vbackup.images.targets opens them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from vbackup.hooks.install import MARKER, RPATH, Place
 if TYPE_CHECKING:
     from tests.conftest import Command
 
-TOP = Path(__file__).resolve().parents[2]
+TOP = Path(__file__).resolve().parents[3]
 SCRIPT = (TOP / "hooks" / "qemu").read_bytes()
 OURS_OLD = b"#!/bin/sh\n" + MARKER + b" as it was once\nexit 1\n"
 THEIRS = b"#!/bin/sh\n# not vbackup-libvirt-hook\nexit 0\n"
