@@ -49,7 +49,7 @@ demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
 	$(BIN)/pytest --numprocesses=$(JOBS) --no-loadscope-reorder --cov --cov-report=term $(SUITES)
 
-bench: $(VENV_READY) ## As root: measure vbackup beside its peers, in some 20 minutes, and write the README's table
+bench: $(VENV_READY) ## As root: measure vbackup beside its peers (20 minutes), and write tests/bench/results
 	.ci/install-packages bench-packages
 	$(BIN)/python -m tests.bench --rounds $(ROUNDS) --readme README.md $(BENCH)
 

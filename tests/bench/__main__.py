@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="leave out works that have results of this commit")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, one round, no peers: does it run at all?")
     parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="of the results")
-    parser.add_argument("--readme", metavar="FILE", type=Path, help="put the table of goals in there")
-    parser.add_argument("--report-only", action="store_true", help="only write page, plots and table anew")
+    parser.add_argument("--readme", metavar="FILE", type=Path, help="file to write the four figures of the README into")
+    parser.add_argument("--report-only", action="store_true", help="measure nothing; write the pages and plots again")
     parser.add_argument(
         "--directory", metavar="DIR", type=Path, default=TOP / "build" / "bench", help="of all that is measured on"
     )
@@ -114,7 +114,7 @@ def _report(options: argparse.Namespace) -> None:
     results = report.load(options.output)
     report.write(options.output, results)
     if options.readme is not None:
-        report.into_readme(options.readme.resolve(), results, options.output.resolve())
+        report.into_readme(options.readme, results)
     print(f"Results are in {options.output}.")
 
 

@@ -1,4 +1,4 @@
-"""The results as files: JSON by work, one page of Markdown with all figures, plots, and the table of the README."""
+"""The results as files: JSON by work, RESULTS.md with all figures, GOALS.md, plots, and the README's four figures."""
 
 from __future__ import annotations
 
@@ -42,6 +42,37 @@ _GROWTH = {
     ("chain", "plan (backup --dry-run)"): "backups in the chain: plan",
 }
 
+#: The figures of the README: title, work (also the series), x, vbackup's contender, and the others by name.
+_FIGURES: tuple[tuple[str, str, int | None, str, Mapping[str, str]], ...] = (
+    (
+        "Full backup, 2 GiB of data in an 8 GiB disk",
+        "full",
+        None,
+        "vbackup",
+        {
+            "qemu-img convert -W -m 8": "`qemu-img convert`",
+            "virsh backup-begin (push)": "`virsh backup-begin`",
+            "virtnbdbackup": "virtnbdbackup",
+        },
+    ),
+    (
+        "Incremental backup, 100 MiB in 1600 places",
+        "incremental",
+        None,
+        "vbackup",
+        {"QEMU's job alone": "QEMU's job alone", "virtnbdbackup": "virtnbdbackup"},
+    ),
+    (
+        "Incremental backups of 20 domains, 1 MiB changed in each",
+        "domains",
+        20,
+        "vbackup, one command",
+        {"virtnbdbackup, one after the other": "virtnbdbackup"},
+    ),
+)
+_LATENCY = "The guest's writes while the repository takes 4 MB/s, 99th percentile"
+_QUIET, _PLAIN, _FLEECING = "no backup", "vbackup", "vbackup --fleecing"
+
 
 def save(directory: Path, name: str, document: Mapping[str, Any]) -> None:
     """The raw results of a work."""
@@ -61,27 +92,50 @@ def load(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def write(directory: Path, results: Results) -> None:
-    """RESULTS.md and the plots."""
+    """Write RESULTS.md and the plots, and the table in GOALS.md, whose other text stays."""
     (directory / "RESULTS.md").write_text("\n".join(_page(results)) + "\n")
     for name, text in _plots(results).items():
         (directory / name).write_text(text)
+    goals = directory / "GOALS.md"
+    if not goals.exists():
+        goals.write_text(f"# Goals\n\n{BEGIN}\n{END}\n")
+    _between_marks(goals, [*_header(results), "", *_goal_table(verdicts(results))])
 
 
-def into_readme(path: Path, results: Results, directory: Path) -> None:
-    """Put the table between the marks. Raises ValueError where they are not there."""
+def into_readme(path: Path, results: Results) -> None:
+    """Put the four figures between the marks. Raises ValueError if the marks are missing."""
+    _between_marks(path, [*_header(results), "", "| | vbackup | others |", "|---|---|---|", *figure_rows(results)])
+
+
+def _between_marks(path: Path, lines: Sequence[str]) -> None:
     text = path.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{path} has no {BEGIN} ... {END}")
-    place = directory.relative_to(path.parent) if directory.is_relative_to(path.parent) else directory
-    table = "\n".join(["", *_header(results), "", *_goal_table(verdicts(results)), "", *_links(place, results), ""])
-    path.write_text(f"{before}{BEGIN}{table}{END}{after}")
+    inner = "\n".join(["", *lines, ""])
+    path.write_text(f"{before}{BEGIN}{inner}{END}{after}")
 
 
-def _links(place: Path, results: Results) -> list[str]:
-    plots = " ".join(f"![{name}]({place / name})" for name in _plots(results))
-    return [plots, "", f"All figures are in [{place / 'RESULTS.md'}]({place / 'RESULTS.md'})."]
+def figure_rows(results: Results) -> list[str]:
+    """The four figures, without those that were not measured."""
+    rows = []
+    for title, work, x, ours, others in _FIGURES:
+        cases = results.get(work, {}).get("cases", [])
+        walls_s = {
+            case["contender"]: median(case["samples"], "wall_s")
+            for case in cases
+            if case["series"] == work and case["x"] == x and case["samples"]
+        }
+        if ours in walls_s:
+            beside = [f"{name} {walls_s[other]:.1f} s" for other, name in others.items() if other in walls_s]
+            rows.append(f"| {title} | {walls_s[ours]:.1f} s | {', '.join(beside)} |")
+    latency = results.get("latency", {}).get("figures", {})
+    if {_QUIET, _PLAIN, _FLEECING} <= latency.keys():
+        quiet_ms, plain_ms, fleecing_ms = (median(latency[name], "p99_ms") for name in (_QUIET, _PLAIN, _FLEECING))
+        ours = f"{fleecing_ms:.0f} ms with `--fleecing`, {plain_ms:.0f} ms without"
+        rows.append(f"| {_LATENCY} | {ours} | {quiet_ms:.0f} ms without a backup |")
+    return rows
 
 
 def _header(results: Results) -> list[str]:
@@ -103,8 +157,9 @@ def _goal_table(made: Sequence[Verdict]) -> list[str]:
 
 
 def _page(results: Results) -> list[str]:
-    lines = ["# Results of `make bench`", "", *_header(results), "", "Written by the bench; see ../README.md.", ""]
-    lines += ["## Goals", "", *_goal_table(verdicts(results)), ""]
+    lines = ["# Results of `make bench`", "", *_header(results), ""]
+    lines += ["Written by the bench: [what the figures mean](../README.md), [the goals](GOALS.md).", ""]
+    lines += [f"![{name}]({name})" for name in _plots(results)] + [""]
     for work in WORKS:
         if work.name in results:
             lines += [f"## {work.title}", "", *_section(results[work.name]), ""]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.bench import plot, report
+from tests.bench.__main__ import RESULTS
 from tests.bench.goals import verdicts
 from tests.bench.measuring import median, percentile
 from tests.bench.works import WORKS
@@ -74,16 +75,34 @@ def test_guests_worst_write_counts_and_not_the_median() -> None:
     assert moments(50.0) is False
 
 
-def test_readme_gets_the_table_between_its_marks(tmp_path: Path) -> None:
+def test_readme_gets_the_figures_that_were_measured_between_its_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# Name\n\n{report.BEGIN}\nold\n{report.END}\n\nmore\n")
     for _ in range(2):
-        report.into_readme(readme, {"full": fulls(1.2)}, tmp_path / "results")
+        report.into_readme(readme, {"full": fulls(1.2)})
     text = readme.read_text()
     assert text.startswith(f"# Name\n\n{report.BEGIN}\nMeasured 2026-11-25 with QEMU 7.2.0; on 2.\n")
     assert text.endswith(f"\n{report.END}\n\nmore\n")
     assert "old" not in text
-    assert "(results/full.svg)" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 1
+    assert "| 1.2 s | `qemu-img convert` 1.0 s, `virsh backup-begin` 2.8 s, virtnbdbackup 3.0 s |" in rows[0]
+
+
+def test_readme_has_four_figures() -> None:
+    rows = report.figure_rows(report.load(RESULTS))
+    assert len(rows) == 4
+    readme = (RESULTS.parents[2] / "README.md").read_text()
+    assert all(row in readme for row in rows)
+
+
+def test_text_beside_the_goals_stays(tmp_path: Path) -> None:
+    (tmp_path / "GOALS.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write(tmp_path, {"full": fulls(1.2)})
+    text = (tmp_path / "GOALS.md").read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\nMeasured")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text
     assert "| met |" in text
 
 
@@ -91,7 +110,7 @@ def test_readme_without_marks_is_refused_and_left_alone(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# Name\n")
     with pytest.raises(ValueError, match="has no <!-- bench -->"):
-        report.into_readme(readme, {"full": fulls(1.2)}, tmp_path / "results")
+        report.into_readme(readme, {"full": fulls(1.2)})
     assert readme.read_text() == "# Name\n"
 
 
