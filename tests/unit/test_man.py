@@ -180,7 +180,7 @@ def test_tests_named_in_their_readme_are_there() -> None:
     named = set(re.findall(r"`(test_\w+)`", (TOP / "tests" / "README.md").read_text()))
     there = {
         name
-        for path in TOP.glob("tests/*/test_*.py")
+        for path in TOP.glob("tests/*/**/test_*.py")
         for name in re.findall(r"^(?:def )?(test_\w+)", path.read_text(), re.M)
     }
     assert named
