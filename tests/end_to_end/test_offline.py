@@ -381,7 +381,7 @@ def test_encrypted_disks_of_both_kinds(lab: Lab, command: Command, repository: P
     machine = lab.define(domain_xml("luks", luks_disks(paths, attributes)))
     backups = Backups(lab.uri, command, machine, repository, tmp_path)
     refused = backups(status=5)
-    assert f"Disk vda: libvirt has no value of secret {made[0].UUIDString()}" in refused.stderr
+    assert f"Disk vda: libvirt has no value for secret {made[0].UUIDString()}" in refused.stderr
     assert "virsh secret-set-value" in refused.stderr
     made[0].setValue(PASSPHRASE.encode(), 0)
     made[1].setValue(b"another one", 0)
@@ -620,7 +620,7 @@ def test_private_secret_is_told(daemon: Daemon, command: Command, repository: Pa
     secret = daemon.secret("<secret ephemeral='no' private='yes'/>", PASSPHRASE.encode())
     daemon.define(domain_xml("private", luks_disks(paths, (f"uuid='{secret}'", f"uuid='{secret}'"))))
     refused = command("-c", daemon.uri, "-q", "backup", "private", "-r", repository, status=5)
-    assert f"Disk vda: libvirt keeps secret {secret} to itself (private='yes')" in refused.stderr
+    assert f"Disk vda: libvirt does not disclose secret {secret} (private='yes')" in refused.stderr
 
 
 def test_volume_and_encrypted_disks_that_an_unprivileged_qemu_had(

@@ -1,7 +1,7 @@
-"""Read a libvirt domain XML, and point one at restored disks. The only importer of lxml.
+"""Read a libvirt domain XML, and rewrite one for restored disks. The only importer of lxml.
 
-The XML may come from a repository, that is from anywhere: entities are not expanded, nothing is
-fetched, and every name that becomes part of a path is checked.
+The XML may come from a repository and is not trusted: entities are not expanded, nothing is fetched, and
+every name that becomes part of a path is checked.
 Format: https://libvirt.org/formatdomain.html
 """
 
@@ -17,28 +17,28 @@ from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
-#: Types of domains that have a QEMU.
+#: Domain types that run in QEMU.
 OF_QEMU = ("qemu", "kvm", "hvf")
 #: Disk sources whose data does not pass through QEMU's block layer.
 OUTSIDE_QEMU = ("vhostuser", "vhostvdpa", "dir")
 
 
 def parse(xml: str) -> Domain:
-    """Make a Domain of its XML, live or not.
+    """Return the Domain that ``xml`` describes: a live XML or a definition.
 
-    Raises MalformedError where the text is not a domain XML.
+    Raises MalformedError if the text is not a domain XML; there is nothing that the caller can do about it.
     """
     root = _root(xml)
     uuid = _text(root, "uuid").lower()
     if not UUID.fullmatch(uuid):
-        raise MalformedError(f"The domain XML has the uuid {uuid!r}, which is none.")
+        raise MalformedError(f"The domain XML has the uuid {uuid!r}, which is not valid.")
     disks: list[Disk] = []
     left_out: list[LeftOut] = []
     seen: set[str] = set()
     for element in root.iterfind("devices/disk"):
         dev = _dev(element)
         if dev in seen:
-            raise MalformedError(f"The domain XML has two disks {dev}.")
+            raise MalformedError(f"The domain XML has two disks named {dev}.")
         seen.add(dev)
         reason = _reason_to_leave_out(element)
         if reason is None:
@@ -58,15 +58,19 @@ def parse(xml: str) -> Domain:
 
 
 def hypervisor(xml: str) -> str:
-    """What runs the domain: the type of its XML (qemu, kvm, xen, ...). Raises MalformedError."""
+    """Return the domain's type (qemu, kvm, xen, ...), "" if it has none.
+
+    Raises MalformedError if the text is not a domain XML.
+    """
     return _root(xml).get("type", "")
 
 
 def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram_path: str | None = None) -> str:
-    """The XML with each disk of ``images`` (by dev) read from that path and format instead.
+    """Return the XML with the disks in ``images`` (by dev) pointing at the given path and format.
 
-    What described the old image (backing chain, encryption, slices, startup policy) goes with it. Raises
-    MalformedError where the text is no domain XML, UsageError for a path that no XML can hold.
+    What described the old image (backing chain, encryption, slices, startup policy) is removed. ``nvram_path``
+    replaces the path of an NVRAM file that the XML names. Raises MalformedError if the text is not a domain XML,
+    UsageError if a path cannot be written in XML; the caller can choose another directory.
     """
     root = _root(xml)
     for path in (*(path for path, _ in images.values()), nvram_path or ""):
@@ -106,7 +110,7 @@ def _check_path(path: str) -> None:
         etree.Element("source").set("file", path)
     except ValueError:
         raise UsageError(
-            f"{path!r} cannot be written into a domain XML, which holds no control characters and only UTF-8; choose"
+            f"{path!r} cannot be written into a domain XML, which allows only UTF-8 and no control characters; choose"
             " another directory."
         ) from None
 
@@ -120,7 +124,7 @@ def _root(xml: str) -> etree._Element:
     if root.getroottree().docinfo.doctype:
         raise MalformedError("The domain XML has a document type declaration, which libvirt never writes.")
     if root.tag != "domain":
-        raise MalformedError(f"The domain XML begins with <{root.tag!s}>, not with <domain>.")
+        raise MalformedError(f"The root element of the domain XML is <{root.tag!s}>, not <domain>.")
     return root
 
 
@@ -135,7 +139,7 @@ def _dev(element: etree._Element) -> str:
     target = element.find("target")
     dev = target.get("dev", "") if target is not None else ""
     if not DEV.fullmatch(dev):
-        raise MalformedError(f"The domain XML has a disk with the target {dev!r}, which no libvirt disk has.")
+        raise MalformedError(f"The domain XML has a disk with the target {dev!r}, which is not a valid device name.")
     return dev
 
 
@@ -146,7 +150,7 @@ def _reason_to_leave_out(element: etree._Element) -> str | None:
     for flag, reason in (
         ("readonly", "read-only"),
         ("shareable", "shareable: other domains write to it too"),
-        ("transient", "transient: its changes are thrown away"),
+        ("transient", "transient: its changes are discarded"),
     ):
         if element.find(flag) is not None:
             return reason
@@ -173,10 +177,10 @@ def _disk(element: etree._Element, dev: str) -> Disk:
 
 
 def _chain(element: etree._Element, top: ImageLocation) -> tuple[tuple[ImageLocation, ...], bool]:
-    """The images down from ``top`` that the XML has, and whether it says that there are no more.
+    """Return the images from ``top`` down that the XML lists, and whether it says that the chain ends there.
 
-    libvirt writes the whole chain into the live XML, and ends it with an empty <backingStore/>. Of a domain
-    that is off it writes only what the user has: often nothing, and then the images' headers count.
+    libvirt writes the whole chain into the live XML, and ends it with an empty <backingStore/>. For a domain that
+    is off, it writes only what the user defined: often nothing, and then the image headers count.
     """
     images = [top]
     below = element.find("backingStore")
@@ -190,7 +194,7 @@ def _chain(element: etree._Element, top: ImageLocation) -> tuple[tuple[ImageLoca
 
 
 def _image_source(element: etree._Element, image_format: str | None) -> ImageLocation:
-    """What a <disk> or a <backingStore> says of its own image."""
+    """Return the location of the image that a <disk> or <backingStore> element describes, without its chain."""
     source = element.find("source")
     encryption = element.find("encryption")
     if source is None:
@@ -219,9 +223,9 @@ def _oddity(source: etree._Element, encryption: etree._Element | None) -> str | 
     if encryption is None:
         return None
     if encryption.get("format") != "luks" or encryption.get("engine", "qemu") != "qemu":
-        return f"it is encrypted with {encryption.get('engine') or encryption.get('format')}, not with QEMU's LUKS"
+        return f"it is encrypted with {encryption.get('engine') or encryption.get('format')}, not with LUKS in QEMU"
     if len(encryption.findall("secret")) != 1:
-        return "the XML does not name one secret for its encryption"
+        return "the XML does not name exactly one secret for its encryption"
     return None
 
 
@@ -234,7 +238,7 @@ def _nvram_path(root: etree._Element) -> str | None:
 
 
 def _security_labels(root: etree._Element) -> Iterator[SecurityLabel]:
-    """Of the process; one of type none confines nothing, and one that libvirt has yet to choose has no label."""
+    """Yield the labels of the QEMU process. Type none confines nothing; a label not yet chosen has no text."""
     for element in root.iterfind("seclabel"):
         model, label = element.get("model"), element.findtext("label")
         if model and label and element.get("type") != "none":

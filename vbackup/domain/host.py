@@ -1,6 +1,7 @@
-"""The libvirt host: its connection, its domains, its events. The only importer of libvirt.
+"""The libvirt host: its connection, its domains, its event loop. The only importer of libvirt.
 
-What goes to QEMU itself goes through vbackup.domain.passthrough.
+Commands for QEMU itself go through vbackup.domain.passthrough.
+API: https://libvirt.org/html/index.html
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-# The embedded driver logs to stderr, among much else what its exceptions say again. Whoever wants to
-# read that sets the variable; libvirt looks at it at the first call.
+# The embedded driver logs to stderr, which repeats what its exceptions say. Set the variable to see that log;
+# libvirt reads it at the first call.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
 import libvirt
@@ -33,15 +34,15 @@ from vbackup.model import SecretRef
 
 log = logging.getLogger(__name__)
 
-#: How long a broken connection is tried again: libvirtd restarts in well under this.
+#: How long to retry a broken connection: libvirtd restarts in well under this.
 RECONNECT_S = 20.0
-#: A remote libvirtd that says nothing for interval x count seconds counts as lost.
+#: A remote libvirtd that is silent for interval x count seconds counts as lost.
 KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
 
 
 @functools.cache
 def _start_events() -> None:
-    """Run libvirt's event loop in a thread, once; must be there before the first connection of the process."""
+    """Start libvirt's event loop in a thread, once per process; libvirt needs it before the first connection."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
@@ -56,10 +57,10 @@ def _run_events() -> None:
 
 
 class Host:
-    """A connection to libvirt, opened anew if it breaks. A context manager.
+    """A connection to libvirt that can be reopened after a loss. A context manager.
 
-    ``uri`` None is libvirt's own default: LIBVIRT_DEFAULT_URI, its configuration, or what it finds.
-    Raises HostUnreachableError.
+    If ``uri`` is None, libvirt chooses: LIBVIRT_DEFAULT_URI, its configuration, or the first driver that works.
+    Raises HostUnreachableError if libvirt cannot be reached.
     """
 
     def __init__(self, uri: str | None = None) -> None:
@@ -76,38 +77,45 @@ class Host:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection; closing twice is fine."""
+        """Close the connection; closing twice is fine."""
         for connection in (self._embedded_secrets, self._connection):
             try:
                 if connection is not None:
                     connection.close()
             except libvirt.libvirtError as err:
-                log.debug("closing the connection: %s", err)
+                log.debug("closing the libvirt connection: %s", err)
         self._embedded_secrets = None
 
     @contextmanager
     def another(self) -> Iterator[Host]:
-        """A connection for another thread's domain.
+        """Yield a host for another thread, connected to the same URI; it is closed at the end of the block.
 
-        One of its own: the loss of a connection is dealt with by whoever uses it (see ``reopen``), and a libvirtd
-        carries out no more than five calls at once for one client (its max_client_requests), which guests that
-        freeze would use up. An embedded driver is opened once for all: its connection cannot break.
+        Each thread gets a separate connection, because the thread that uses a connection also handles its loss (see
+        ``reopen``), and because libvirtd runs at most five calls of one client at once (its max_client_requests),
+        which freezing guests would use up. An embedded driver is shared: its connection cannot break.
+        Raises HostUnreachableError.
         """
         if self.is_embedded:
             yield self
             return
-        with Host(self.uri) as own:
-            yield own
+        with Host(self.uri) as host:
+            yield host
 
     def domains(self) -> list[DomainHandle]:
-        """All domains that libvirt has, running or not, by name."""
-        with self.errors("the list of domains"):
-            return sorted(
-                (DomainHandle(self, one) for one in self._connection.listAllDomains()), key=lambda it: it.name
-            )
+        """Return all domains of the host, running or not, sorted by name.
+
+        Raises ConnectionLostError, MonitorError.
+        """
+        with self.errors("list the domains"):
+            handles = [DomainHandle(self, domain) for domain in self._connection.listAllDomains()]
+            return sorted(handles, key=lambda handle: handle.name)
 
     def domain(self, name: str) -> DomainHandle:
-        """The domain of that name or UUID. Raises DomainNotFoundError."""
+        """Return the domain with this name or UUID.
+
+        Raises DomainNotFoundError if there is no such domain, HostUnreachableError if the connection is broken,
+        MonitorError for any other error of libvirt.
+        """
         for look_up in (self._connection.lookupByName, self._connection.lookupByUUIDString):
             try:
                 return DomainHandle(self, look_up(name))
@@ -115,17 +123,17 @@ class Host:
                 if not self.is_alive():
                     raise HostUnreachableError(self.uri, _message(err)) from err
                 if err.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
-                    raise MonitorError(f"libvirt cannot look up domain {name}: {_message(err)}.") from err
-        raise DomainNotFoundError(name, f"at {self.real_uri}", "'virsh list --all' shows those there are")
+                    raise MonitorError(f"libvirt could not look up domain {name}: {_message(err)}.") from err
+        raise DomainNotFoundError(name, f"at {self.real_uri}", "'virsh list --all' lists all domains")
 
     @property
     def connection(self) -> Any:
-        """Libvirt's own connection object (virConnect)."""
+        """libvirt's connection object (virConnect)."""
         return self._connection
 
     @property
     def real_uri(self) -> str:
-        """The URI as libvirt resolved it."""
+        """The URI as libvirt resolved it (virConnectGetURI); the requested one if the connection is broken."""
         try:
             uri: str = self._connection.getURI()
         except libvirt.libvirtError:
@@ -134,33 +142,37 @@ class Host:
 
     @property
     def is_local(self) -> bool:
-        """True if paths mean the same files here and there: the URI names no host."""
+        """True if libvirt runs on this host, so that a path names the same file for both: the URI names no host."""
         return not urlsplit(self.real_uri).hostname
 
     @property
     def is_embedded(self) -> bool:
-        """True if the driver is in this process (qemu:///embed), where no other process can use it meanwhile."""
+        """True if the driver runs in this process (qemu:///embed); no other process can use it at the same time."""
         return urlsplit(self.real_uri).path == "/embed"
 
     @property
     def passes_fds(self) -> bool:
-        """True if descriptors can be handed over: the connection is a UNIX socket, or the driver is in this process.
+        """True if the connection carries file descriptors: it is a UNIX socket, or the driver runs in this process.
 
-        Read off the URI, because libvirt 9.0 does not refuse on other transports: the connection breaks.
+        The URI decides: on other transports libvirt 9.0 does not refuse descriptors, but the connection breaks.
         """
         return self.is_local and urlsplit(self.real_uri).scheme.partition("+")[2] in ("", "unix")
 
     @property
     def libvirt_version(self) -> str:
-        """Of the library or daemon that has the domain."""
-        with self.errors("the libvirt version"):
+        """Version of the library or daemon that runs the domains, as "9.0.0" (virConnectGetLibVersion)."""
+        with self.errors("get the libvirt version"):
             number = self._connection.getLibVersion()
         return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
     def secret_value(self, secret: SecretRef) -> bytes:
-        """The passphrase that libvirt keeps. Raises UnsuitableError where it has none or does not give it."""
+        """Return the passphrase that libvirt stores for ``secret`` (virSecretGetValue).
+
+        Raises UnsuitableError, with the remedy in its text, if libvirt has no value or keeps it private;
+        ConnectionLostError or MonitorError for other errors.
+        """
         try:
-            with self.errors(f"secret {secret}"):
+            with self.errors(f"read secret {secret}"):
                 value: bytes = _look_up_secret(self._secret_connection(), secret).value()
         except MonitorError as err:
             hint = _SECRET_HINTS.get(error_code(err.__cause__))
@@ -170,9 +182,9 @@ class Host:
         return value
 
     def _secret_connection(self) -> Any:
-        """The connection that knows secrets: this one, but the embedded drivers have one each.
+        """Return the connection for secrets: this one, or a second one for the embedded secret driver.
 
-        Opened once: at every open libvirt starts the embedded driver anew, under whatever uses the earlier one.
+        The second one is opened once: every open restarts the embedded driver, even while it is in use.
         """
         if not self.is_embedded:
             return self._connection
@@ -183,20 +195,26 @@ class Host:
             return self._embedded_secrets
 
     def volume_path(self, pool: str, volume: str) -> str:
-        """Where a volume of a storage pool is. Raises MonitorError where the pool is not active or has none such."""
-        with self.errors(f"volume {volume} of pool {pool}"):
+        """Return the path of a volume of a storage pool (virStorageVolGetPath).
+
+        Raises MonitorError if the pool is not active or has no such volume, ConnectionLostError.
+        """
+        with self.errors(f"look up volume {volume} of pool {pool}"):
             path: str = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
         return path
 
     def is_alive(self) -> bool:
-        """False once the connection is known to be broken."""
+        """Return False once the connection is known to be broken (virConnectIsAlive)."""
         try:
             return bool(self._connection.isAlive())
         except libvirt.libvirtError:
             return False
 
     def reopen(self, *, timeout_s: float | None = None) -> None:
-        """Connect again after a loss. Raises HostUnreachableError after ``timeout_s`` (default: RECONNECT_S)."""
+        """Connect again after a loss, trying for ``timeout_s`` seconds (default: RECONNECT_S).
+
+        Raises HostUnreachableError if libvirt does not come back in that time.
+        """
         timeout_s = RECONNECT_S if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         pause = threading.Event()
@@ -208,19 +226,24 @@ class Host:
             except HostUnreachableError:
                 if time.monotonic() >= deadline:
                     raise
-                pause.wait(0.2)  # nothing tells when a daemon is back
+                pause.wait(0.2)  # there is no notification of a daemon's return
 
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
-        """Turn libvirt's errors into ours; ``what`` is what was asked for."""
+        """Translate libvirt's errors in the block; ``what`` completes "libvirt could not ...".
+
+        Raises ConnectionLostError if the connection broke: whether the call took effect is unknown. Raises
+        MonitorError for any other error; its cause is libvirt's exception (see ``error_code``).
+        """
         try:
             yield
         except libvirt.libvirtError as err:
             if not self.is_alive():
                 raise ConnectionLostError(
-                    f"The connection to libvirt broke during {what}: {_message(err)}. Is libvirtd running?"
+                    f"The connection to libvirt broke when vbackup tried to {what}: {_message(err)}. Is libvirtd"
+                    " running?"
                 ) from err
-            raise MonitorError(f"libvirt failed at {what}: {_message(err)}.") from err
+            raise MonitorError(f"libvirt could not {what}: {_message(err)}.") from err
 
     def _open(self) -> Any:
         try:
@@ -230,12 +253,15 @@ class Host:
         try:
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         except libvirt.libvirtError as err:
-            log.debug("no keepalive: %s", err)  # local drivers have none
+            log.debug("no keepalive: %s", err)  # local drivers do not support it
         return connection
 
 
 class DomainHandle:
-    """One domain of a host; survives a reconnect."""
+    """One domain of a host, running or not. It stays valid after a reconnect.
+
+    Methods that ask libvirt raise ConnectionLostError or MonitorError (see ``Host.errors``).
+    """
 
     def __init__(self, host: Host, domain: Any) -> None:
         self.host = host
@@ -245,11 +271,14 @@ class DomainHandle:
 
     @property
     def domain(self) -> Any:
-        """Libvirt's own domain object (virDomain)."""
+        """libvirt's domain object (virDomain)."""
         return self._domain
 
     def reconnect(self, *, timeout_s: float | None = None) -> None:
-        """Find the domain again over a new connection. Raises HostUnreachableError, DomainGoneError."""
+        """Open a new connection, trying for ``timeout_s`` seconds (see ``Host.reopen``), and look the domain up again.
+
+        Raises HostUnreachableError if libvirt stays away, DomainGoneError if it no longer has the domain.
+        """
         self.host.reopen(timeout_s=timeout_s)
         try:
             self._domain = self.host.connection.lookupByUUIDString(self.uuid)
@@ -257,83 +286,92 @@ class DomainHandle:
             raise DomainGoneError(self.name) from err
 
     def is_active(self) -> bool:
-        """True while the domain has a QEMU (running or paused)."""
-        with self.host.errors(f"the state of domain {self.name}"):
+        """Return True while the domain has a QEMU process, running or paused (virDomainIsActive)."""
+        with self.host.errors(f"read the state of domain {self.name}"):
             try:
                 return bool(self._domain.isActive())
             except libvirt.libvirtError as err:
                 if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                    return False  # a transient domain is gone altogether when it stops
+                    return False  # a transient domain disappears when it stops
                 raise
 
     def live_xml(self) -> str:
-        """The XML of the domain as it runs, or as it would start where it is off."""
-        with self.host.errors(f"the XML of domain {self.name}"):
+        """Return the XML of the running domain, or the XML that it would start with if it is off."""
+        with self.host.errors(f"read the XML of domain {self.name}"):
             xml: str = self._domain.XMLDesc(0)
         return xml
 
     def definition_xml(self) -> str:
-        """The XML that defines the domain anew, secrets (graphics passwords) included where libvirt gives them."""
+        """Return the XML that can define the domain again, with graphics passwords if libvirt discloses them.
+
+        Flags: VIR_DOMAIN_XML_INACTIVE and, where access control allows it, VIR_DOMAIN_XML_SECURE.
+        """
         inactive = int(libvirt.VIR_DOMAIN_XML_INACTIVE)
         try:
             xml: str = self._domain.XMLDesc(inactive | libvirt.VIR_DOMAIN_XML_SECURE)
         except libvirt.libvirtError as err:
-            log.debug("no secure XML of %s: %s", self.name, err)  # access control may forbid it
-            with self.host.errors(f"the definition of domain {self.name}"):
+            log.debug("no XML with secrets of %s: %s", self.name, err)  # access control may forbid it
+            with self.host.errors(f"read the definition of domain {self.name}"):
                 xml = self._domain.XMLDesc(inactive)
         return xml
 
     def checkpoints(self) -> frozenset[str]:
-        """The names of libvirt's own checkpoints; each has a bitmap of that name on some disks."""
+        """Return the names of libvirt's own checkpoints; each has a bitmap of the same name on some disks.
+
+        Empty if the driver or daemon has no checkpoints.
+        """
         try:
-            return frozenset(one.getName() for one in self._domain.listAllCheckpoints())
+            return frozenset(checkpoint.getName() for checkpoint in self._domain.listAllCheckpoints())
         except libvirt.libvirtError as err:
-            log.debug("no checkpoints of %s: %s", self.name, err)  # a driver or daemon without them
+            log.debug("no checkpoints of %s: %s", self.name, err)
             return frozenset()
 
     def is_paused_by_io_error(self) -> bool:
-        """True if QEMU stopped the guest because a write of its failed (no space, as a rule)."""
-        with self.host.errors(f"the state of domain {self.name}"):
+        """Return True if QEMU paused the guest because one of its writes failed, usually for lack of space.
+
+        That is VIR_DOMAIN_PAUSED_IOERROR; ``resume`` retries the write.
+        """
+        with self.host.errors(f"read the state of domain {self.name}"):
             state, reason = self._domain.state()
         return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 
     def resume(self) -> None:
-        """Let the guest go on; a write that had failed is tried again."""
-        with self.host.errors(f"resuming domain {self.name}"):
+        """Resume the guest; QEMU retries a write that had failed (virDomainResume)."""
+        with self.host.errors(f"resume domain {self.name}"):
             self._domain.resume()
 
     def has_managed_save(self) -> bool:
-        """True if the domain's memory was saved (virsh managedsave): its next start goes on from there."""
-        with self.host.errors(f"the saved state of domain {self.name}"):
+        """Return True if the domain has a managed save image (virsh managedsave), from which its next start resumes."""
+        with self.host.errors(f"read the saved state of domain {self.name}"):
             return bool(self._domain.hasManagedSaveImage(0))
 
 
-#: What libvirt says of a function that the driver (another hypervisor's) or the daemon (an old one) does not have.
+#: The driver (another hypervisor's) or the daemon (an old one) lacks the function.
 NO_SUPPORT = int(libvirt.VIR_ERR_NO_SUPPORT)
-#: What libvirt says of descriptors over a connection that cannot carry them, or to a daemon before 8.2.
+#: Descriptors were sent over a connection that cannot carry them, or to a daemon before 8.2.
 FDS_NOT_PASSED = frozenset((int(libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED), NO_SUPPORT))
 
-#: What libvirt makes of a guest agent's own error reply; an agent that does not answer has other numbers.
+#: The guest agent replied with an error; an agent that does not answer has other numbers.
 INTERNAL_ERROR = int(libvirt.VIR_ERR_INTERNAL_ERROR)
 
-#: What libvirt makes of an error of the operating system's, such as that of the socket to a QEMU that ends.
+#: The operating system reported an error, such as on the socket to a QEMU that ends.
 SYSTEM_ERROR = int(libvirt.VIR_ERR_SYSTEM_ERROR)
 
 
 def error_code(err: BaseException | None) -> int:
-    """Libvirt's number (virErrorNumber) of an exception it raised; 0 for any other."""
+    """Return libvirt's error number (virErrorNumber) of an exception that libvirt raised, 0 for any other."""
     code: int = err.get_error_code() if isinstance(err, libvirt.libvirtError) else 0
     return code
 
 
-#: What to say where libvirt does not give a secret away, by its error.
+#: Why libvirt does not disclose a secret, and the remedy, by error number.
 _SECRET_HINTS = {
     int(libvirt.VIR_ERR_NO_SECRET): (
-        "has no value of secret {0}; define it ('virsh secret-define') and give its value ('virsh secret-set-value')"
+        "has no value for secret {0}; define it ('virsh secret-define') and set its value ('virsh secret-set-value')"
     ),
     int(libvirt.VIR_ERR_INVALID_SECRET): (
-        "keeps secret {0} to itself (private='yes'); start the domain, or define the secret anew without that and give"
-        " its value again ('virsh secret-define', 'virsh secret-set-value')"
+        "does not disclose secret {0} (private='yes'); start the domain, or define the secret again without that and"
+        " set its value again ('virsh secret-define', 'virsh secret-set-value')"
     ),
 }
 

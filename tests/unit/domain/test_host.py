@@ -90,7 +90,7 @@ def test_domain_that_vanished_is_not_active(host: Host) -> None:
 def test_xml_of_a_domain_that_vanished_is_an_error_of_libvirt(host: Host) -> None:
     handle = off(host)
     handle.domain.undefine()
-    with pytest.raises(MonitorError, match="libvirt failed at the XML of domain off & <on>"):
+    with pytest.raises(MonitorError, match="libvirt could not read the XML of domain off & <on>"):
         handle.live_xml()
 
 

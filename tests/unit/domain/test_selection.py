@@ -143,7 +143,7 @@ def test_excluded_ones_are_told(pattern: str) -> None:
 def test_domain_that_cannot_be_looked_at_is_not_left_out_silently() -> None:
     """It has gone, or is odd: it fails when its turn comes, with the true reason and status."""
     host = FakeHost("a", "b")
-    host["b"].error = MonitorError("libvirt failed at the XML of domain b: it is gone.")
+    host["b"].error = MonitorError("libvirt could not read the XML of domain b: it is gone.")
     assert all_of(host) == (["a", "b"], {})
     host["b"].error = ConnectionLostError("broken")
     with pytest.raises(ConnectionLostError):

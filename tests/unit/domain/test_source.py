@@ -76,7 +76,7 @@ class Domain:
         raise NotImplementedError
 
     def secret_value(self, secret: SecretRef) -> bytes:
-        raise UnsuitableError(f"libvirt has no value of secret {secret}; 'virsh secret-set-value'.")
+        raise UnsuitableError(f"libvirt has no value for secret {secret}; 'virsh secret-set-value'.")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def found(one: Disk) -> list[tuple[str, str]]:
 
 
 def volume_path(pool: str, volume: str) -> str:
-    raise MonitorError(f"libvirt failed at volume {volume} of pool {pool}: no such pool.")
+    raise MonitorError(f"libvirt could not look up volume {volume} of pool {pool}: no such pool.")
 
 
 def test_headers_are_followed_to_the_end(tmp_path: Path) -> None:
