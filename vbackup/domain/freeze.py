@@ -1,10 +1,9 @@
-"""Freeze the guest's filesystems around the moment of a backup, through its agent.
+"""Freeze the guest's filesystems around the moment of a backup, through the guest agent.
 
-A guest must never stay frozen: the thaw is registered before the freeze is sent, and it is tried
-again until it answers or its own deadline is over. The thawer (vbackup.domain.watchdog) thaws
-when this process cannot, or takes longer than the limit.
-Commands: guest-ping, guest-fsfreeze-freeze, guest-fsfreeze-thaw, guest-fsfreeze-status of the QEMU guest
-agent's QAPI.
+A guest must never stay frozen: the thaw is registered before the freeze is sent, and it is retried until the
+agent answers or the thaw's own deadline expires. The Thawer (vbackup.domain.watchdog) thaws when this process cannot,
+or takes longer than the limit.
+Commands: guest-ping, guest-fsfreeze-freeze, guest-fsfreeze-thaw, guest-fsfreeze-status (qga/qapi-schema.json).
 """
 
 from __future__ import annotations
@@ -22,68 +21,74 @@ from vbackup.errors import DomainGoneError, QmpError, QuiesceError, VbackupError
 from vbackup.model import Consistency, Quiesce
 from vbackup.report import Reporter
 
-#: How long a guest may be frozen, counted from the command to freeze: the default, and what can be asked for.
+#: How long a guest may be frozen, counted from the freeze command: the default and the accepted range.
 DEFAULT_LIMIT_S, MIN_LIMIT_S, MAX_LIMIT_S = 10, 1, 600
+#: How long the agent may take to answer a ping or a status query.
 PING_S = 5
+#: How long the agent may take to answer one thaw, and how long the thaw is retried.
 THAW_S = 10
 THAW_DEADLINE_S = 30.0
-#: Between two tries; the agent may answer at once that it is not connected.
+#: Pause between two attempts: libvirt may report at once that the agent is not connected.
 TRY_AGAIN_S = 0.5
 
 
 class Agent(Protocol):
-    """What answers guest agent commands; the passthrough monitor does."""
+    """A channel to the guest agent; the passthrough monitor is one."""
 
     def agent(self, command: str, *, timeout_s: int) -> Any:
-        """Send a command, return its "return"; an error where no answer comes in time."""
+        """Send a guest agent command and return the "return" member of its reply.
+
+        Raises QmpError if the agent answers with an error, another VbackupError if no answer comes within
+        ``timeout_s`` seconds, DomainGoneError if the domain ended.
+        """
 
 
 class Thawer(Protocol):
-    """What thaws when this process cannot, or does not within the limit."""
+    """Thaws the guest if this process does not do so within the limit (vbackup.watchdog.Watchdog)."""
 
     @property
     def limit_s(self) -> int:
-        """How long the guest may be frozen."""
+        """How long the guest may be frozen, in seconds."""
 
     @property
     def is_blind(self) -> bool:
-        """True if it cannot reach the guest before this process has ended; the limit is then ours to keep."""
+        """True if it cannot reach the guest before this process ends; this process then enforces the limit."""
 
     def reason_not_to_freeze(self) -> str | None:
-        """Why it cannot thawer; None if it is ready."""
+        """Return why it could not thaw the guest, or None if it is ready."""
 
     def freezing(self) -> None:
-        """Call before the freeze is sent: from now on the guest may be frozen."""
+        """Note that the guest may be frozen from now on. Call before the freeze is sent."""
 
     def thawed(self) -> None:
-        """Call when the guest is known not to be frozen any more."""
+        """Note that the guest is no longer frozen. Call once that is certain."""
 
 
 @dataclass
 class Freeze:
-    """How it went; complete once the block is left."""
+    """The result of a freeze; complete once the block of ``frozen`` is left."""
 
     consistency: Consistency = Consistency.CRASH
-    frozen_ms: int = 0
+    frozen_ms: int = 0  #: from the freeze command to the answer to the thaw; 0 if nothing was frozen
 
 
 class Thaw(Enum):
     """How a thaw ended."""
 
-    DONE = "done"  #: the agent has thawed, at this or at an earlier try
-    NOTHING_FROZEN = "nothing frozen"  #: the agent says that there was nothing to thaw
-    REFUSED = "refused"  #: an error of the agent's, but nothing is frozen any more, as far as it says
-    GONE = "gone"  #: the domain has ended, and nothing is frozen
-    NO_ANSWER = "no answer"  #: the deadline is over; the guest may be frozen
+    DONE = "done"  #: the agent thawed, at this or an earlier attempt
+    NOTHING_FROZEN = "nothing frozen"  #: the agent reports that nothing was frozen
+    REFUSED = "refused"  #: the agent answered with an error, but reports that nothing is frozen
+    GONE = "gone"  #: the domain ended
+    NO_ANSWER = "no answer"  #: the deadline expired; the guest may still be frozen
 
 
 @dataclass(frozen=True)
 class Thawed:
-    """How a thaw ended, how many filesystems the agent counted, and what it said where it failed."""
+    """The result of a thaw."""
 
     how: Thaw
-    count: int = 0
-    error: str = ""
+    count: int = 0  #: thawed filesystems, as counted by the agent
+    error: str = ""  #: of an agent that refused or did not answer, without the full stop
 
 
 @contextmanager
@@ -95,11 +100,11 @@ def frozen(
     reporter: Reporter,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Freeze]:
-    """Freeze, run the block, thaw.
+    """Freeze the guest's filesystems, run the block, thaw them. Yields the result, complete after the block.
 
-    ``thawer`` is None where libvirt says that no agent is connected. Raises QuiesceError where freezing is
-    required and does not work, or does not last until the block is left; with ``auto`` it is reported and the
-    backup is crash-consistent.
+    ``thawer`` is None if libvirt reports no connected agent. If the freeze fails, or does not last until the end of
+    the block, ``Quiesce.AUTO`` reports it and the backup is crash-consistent, and ``Quiesce.REQUIRED`` raises
+    QuiesceError: fix the agent, or do without. Raises DomainGoneError if the domain ends.
     """
     freeze = Freeze()
     if quiesce is Quiesce.NO:
@@ -129,7 +134,7 @@ def frozen(
 
 
 class _Attempt:
-    """One freeze, and the thaw that belongs to it."""
+    """One freeze and its thaw."""
 
     def __init__(self, agent: Agent, thawer: Thawer, reporter: Reporter, clock: Callable[[], float]) -> None:
         self._agent, self._thawer, self._reporter, self._clock = agent, thawer, reporter, clock
@@ -143,7 +148,7 @@ class _Attempt:
         self.frozen_ms = 0
 
     def freeze(self) -> str | None:
-        """Returns why filesystems are not (or not surely) frozen. Raises DomainGoneError."""
+        """Freeze; return why filesystems are not, or may not be, frozen. Raises DomainGoneError."""
         limit_s = self._thawer.limit_s
         self._thawer.freezing()
         if self._timer is not None:
@@ -160,43 +165,43 @@ class _Attempt:
         if not self._count:
             return "the guest agent found no filesystem to freeze"
         if self._is_over():
-            return f"the guest agent needed all of the {limit_s} s that --freeze-limit gives it"
+            return f"the guest agent took all of the {limit_s} s that --freeze-limit allows"
         return None
 
     def thaw(self) -> None:
-        """Thaw, and report what the administrator has to know of it."""
+        """Thaw, and report whatever the administrator should know about it."""
         self._late = self._is_over()
         if self._timer is not None:
             self._timer.cancel()
         done = self._thaw = thaw(self._agent, sure=self._answered, deadline_s=THAW_DEADLINE_S, clock=self._clock)
         if done.how is Thaw.NO_ANSWER:
             self._reporter.warning(
-                f"The guest agent did not answer the thaw within {THAW_DEADLINE_S:.0f} s; the guest may be frozen."
-                f" A watchdog process goes on trying for some minutes; or run 'virsh domfsthaw' until it answers"
+                f"The guest agent did not answer the thaw within {THAW_DEADLINE_S:.0f} s; the guest may still be"
+                f" frozen. A watchdog process keeps trying for some minutes; or run 'virsh domfsthaw' until it answers"
                 f" ({done.error})."
             )
         else:
             self._thawer.thawed()
-        if done.how is Thaw.REFUSED and not self._refused:  # an agent that refuses the one refuses the other
+        if done.how is Thaw.REFUSED and not self._refused:  # an agent that refused the freeze refuses the thaw as well
             self._reporter.warning(f"The guest agent could not thaw the filesystems: {done.error}.")
         if self._refused and done.count:
             self._reporter.warning(
-                f"The guest agent had frozen {done.count} filesystems before it failed; they are thawed again."
+                f"The guest agent froze {done.count} filesystem(s) before it failed; they are thawed again."
             )
-        if self._count or done.count or not self._answered:  # whoever does not answer may have done it
+        if self._count or done.count or not self._answered:  # without an answer it may have frozen them
             self.frozen_ms = max(1, round((self._clock() - self._begun) * 1000))
 
     def reason_not_to_trust(self) -> str | None:
-        """Why filesystems that were frozen may not have been so any more when the block was left; None if they were."""
+        """Return why the filesystems may have thawed before the end of the block, or None if they were frozen."""
         done = self._thaw
         assert done is not None
         if done.count:
             return None
-        if self._late:  # the thawer may have thawed at any time since
-            return f"the {self._thawer.limit_s} s of --freeze-limit were over before QEMU had taken the backup's moment"
+        if self._late:  # the Thawer may have thawed at any time since
+            return f"the {self._thawer.limit_s} s of --freeze-limit expired before QEMU had started the backup"
         if done.how is Thaw.NOTHING_FROZEN:
-            return "the guest thawed its filesystems by itself before it was told to"
-        if done.how is Thaw.REFUSED:  # "fsfreeze is limited up to 10 seconds" from Windows, which has thawed by then
+            return "the guest thawed its filesystems by itself before the backup started"
+        if done.how is Thaw.REFUSED:  # "fsfreeze is limited up to 10 seconds": Windows has thawed by then
             return f"the guest agent did not keep the filesystems frozen: {done.error}"
         return None
 
@@ -204,14 +209,14 @@ class _Attempt:
         return self._clock() - self._begun >= self._thawer.limit_s
 
     def _thaw_blindly(self) -> None:
-        with contextlib.suppress(VbackupError):  # the thaw that follows tells
+        with contextlib.suppress(VbackupError):  # the thaw at the end of the block reports errors
             self._agent.agent("guest-fsfreeze-thaw", timeout_s=THAW_S)
 
 
 def thaw_leftover(agent: Agent, reporter: Reporter, clock: Callable[[], float] = time.monotonic) -> bool:
-    """Thaw what a run that has died may have left frozen; true if the agent says that it was.
+    """Thaw what a killed run may have left frozen; return True if the agent reports that it was.
 
-    An agent that does not answer is told of, and left alone.
+    If the agent does not answer, that is reported and nothing else is tried. Raises DomainGoneError.
     """
     try:
         if agent.agent("guest-fsfreeze-status", timeout_s=PING_S) != "frozen":
@@ -219,7 +224,7 @@ def thaw_leftover(agent: Agent, reporter: Reporter, clock: Callable[[], float] =
     except DomainGoneError:
         raise
     except VbackupError as err:
-        reporter.warning(f"It is not known whether the guest's filesystems are frozen: {err}")
+        reporter.warning(f"Cannot tell whether the guest's filesystems are frozen: {err}")
         return False
     return thaw(agent, sure=True, deadline_s=THAW_DEADLINE_S, clock=clock).how is Thaw.DONE
 
@@ -237,18 +242,18 @@ def _reason_not_to_freeze(agent: Agent, thawer: Thawer) -> str | None:
 def _do_without(quiesce: Quiesce, reason: str, reporter: Reporter, *, quiet: bool = False) -> None:
     if quiesce is Quiesce.REQUIRED:
         raise QuiesceError(
-            f"The guest's filesystems cannot be frozen: {reason.rstrip('.')}. See to the qemu-guest-agent in the guest,"
-            " or use --quiesce auto for a crash-consistent backup."
+            f"The guest's filesystems cannot be frozen: {reason.rstrip('.')}. Check qemu-guest-agent in the guest, or"
+            " use --quiesce auto for a crash-consistent backup."
         )
-    tell = reporter.step if quiet else reporter.warning
-    tell(f"Filesystems are not frozen, the backup is crash-consistent: {reason.rstrip('.')}.")
+    report = reporter.step if quiet else reporter.warning
+    report(f"Filesystems are not frozen, the backup is crash-consistent: {reason.rstrip('.')}.")
 
 
 def thaw(agent: Agent, *, sure: bool, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> Thawed:
-    """Thaw, again and again until the agent answers or ``deadline_s`` is over; never raises a VbackupError.
+    """Thaw, retrying until the agent answers or ``deadline_s`` seconds have passed. Never raises a VbackupError.
 
-    ``sure`` is False where the answer to the freeze did not come: an agent may freeze late, so it is asked after
-    the thaw how things are.
+    ``sure`` is True if the freeze was answered. Otherwise the agent may freeze late, so its status is queried after
+    the thaw, and the thaw is retried while anything is frozen.
     """
     deadline = clock() + deadline_s
     pause = threading.Event()
@@ -258,7 +263,7 @@ def thaw(agent: Agent, *, sure: bool, deadline_s: float, clock: Callable[[], flo
             done = _thaw_once(agent, first=first)
             if (sure and done.how is not Thaw.REFUSED) or _is_thawed(agent):
                 return done
-            error = done.error or "it says that filesystems are still frozen"
+            error = done.error or "it reports that filesystems are still frozen"
         except DomainGoneError:
             return Thawed(Thaw.GONE)
         except VbackupError as err:
@@ -274,7 +279,7 @@ def _thaw_once(agent: Agent, *, first: bool) -> Thawed:
         count: int = agent.agent("guest-fsfreeze-thaw", timeout_s=THAW_S)
     except QmpError as err:
         return Thawed(Thaw.REFUSED, error=str(err).rstrip("."))
-    # An earlier try may have thawed and lost its answer.
+    # An earlier attempt may have thawed, and its answer was lost.
     return Thawed(Thaw.DONE if count or not first else Thaw.NOTHING_FROZEN, count)
 
 
@@ -282,4 +287,4 @@ def _is_thawed(agent: Agent) -> bool:
     try:
         return bool(agent.agent("guest-fsfreeze-status", timeout_s=PING_S) == "thawed")
     except QmpError:
-        return True  # an agent that refuses to tell is not the one that has just frozen
+        return True  # an agent that refuses guest-fsfreeze-status has not just frozen anything

@@ -128,7 +128,7 @@ class Host:
 
     @property
     def connection(self) -> Any:
-        """libvirt's connection object (virConnect)."""
+        """The connection object of libvirt (virConnect)."""
         return self._connection
 
     @property
@@ -271,7 +271,7 @@ class DomainHandle:
 
     @property
     def domain(self) -> Any:
-        """libvirt's domain object (virDomain)."""
+        """The domain object of libvirt (virDomain)."""
         return self._domain
 
     def reconnect(self, *, timeout_s: float | None = None) -> None:

@@ -110,7 +110,10 @@ def test_slice_of_an_image_is_no_image() -> None:
         ("<encryption format='qcow'><secret type='passphrase' usage='x'/></encryption>", "encrypted with qcow"),
         ("<encryption format='luks' engine='librbd'><secret usage='x'/></encryption>", "encrypted with librbd"),
         ("<encryption format='luks'/>", "does not name exactly one secret"),
-        ("<encryption format='luks'><secret usage='x'/><secret usage='y'/></encryption>", "does not name exactly one secret"),
+        (
+            "<encryption format='luks'><secret usage='x'/><secret usage='y'/></encryption>",
+            "does not name exactly one secret",
+        ),
     ],
 )
 def test_encryption_that_is_not_plain_luks_is_told(encryption: str, oddity: str | None) -> None:

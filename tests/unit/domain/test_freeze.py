@@ -274,7 +274,7 @@ def test_half_a_freeze_is_thawed_and_told(recorder: Recorder) -> None:
     assert made.consistency is Consistency.CRASH
     assert made.frozen_ms > 0
     assert "failed to freeze /log" in recorder.warnings[0]
-    assert "had frozen 1 filesystems before it failed; they are thawed again" in recorder.warnings[1]
+    assert "froze 1 filesystem(s) before it failed; they are thawed again" in recorder.warnings[1]
 
 
 def test_agent_that_freezes_after_the_thaw_is_thawed_again(recorder: Recorder) -> None:
@@ -329,11 +329,11 @@ def slow(agent: FakeAgent, clock: Clock, freeze_s: float) -> FakeAgent:
 @pytest.mark.parametrize(
     ("freeze_s", "transaction_s", "thawed", "said"),
     [
-        (20, 0, 2, "needed all of the 20 s"),
-        (20, 0, 0, "needed all of the 20 s"),
-        (0, 20, 0, "20 s of --freeze-limit were over"),
-        (0, 20, NO_ANSWER, "20 s of --freeze-limit were over"),
-        (10, 10, 0, "20 s of --freeze-limit were over"),
+        (20, 0, 2, "took all of the 20 s"),
+        (20, 0, 0, "took all of the 20 s"),
+        (0, 20, 0, "20 s of --freeze-limit expired"),
+        (0, 20, NO_ANSWER, "20 s of --freeze-limit expired"),
+        (10, 10, 0, "20 s of --freeze-limit expired"),
     ],
 )
 def test_limit_that_is_over_makes_the_backup_crash_consistent_or_fail(
@@ -397,7 +397,7 @@ def test_blind_guard_leaves_the_limit_to_us(recorder: Recorder, monkeypatch: pyt
         assert thawed.wait(30)
         assert not agent.is_frozen
     assert made.consistency is Consistency.CRASH
-    assert "1 s of --freeze-limit were over" in recorder.warnings[-1]
+    assert "1 s of --freeze-limit expired" in recorder.warnings[-1]
 
 
 # the domain goes

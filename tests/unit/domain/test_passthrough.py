@@ -151,7 +151,9 @@ def test_remote_host_is_not_even_asked_for_descriptors(
 
 def test_failure_of_libvirt_is_told_in_its_words(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
     qemu.error = libvirt_error(libvirt.VIR_ERR_OPERATION_TIMEOUT, "Timed out during operation: cannot acquire lock")
-    with pytest.raises(MonitorError, match="libvirt could not execute query-jobs: Timed out during operation") as caught:
+    with pytest.raises(
+        MonitorError, match="libvirt could not execute query-jobs: Timed out during operation"
+    ) as caught:
         monitor.execute("query-jobs")
     assert type(caught.value) is MonitorError
 

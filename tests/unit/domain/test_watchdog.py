@@ -88,14 +88,14 @@ def test_dead_vbackup_s_guest_is_thawed(is_blind: bool) -> None:
     watched.die()
     assert watched.wait() == [THAW, STATUS]
     assert watched.told == [BLIND if is_blind else READY]
-    assert watched.logged == ["was left frozen by a vbackup that ended: thawed by the watchdog"]
+    assert watched.logged == ["was left frozen by a vbackup process that ended: thawed by the watchdog"]
 
 
 def test_guest_is_thawed_when_the_limit_is_over_and_vbackup_lives() -> None:
     watched = Watched(FakeAgent(), limit_s=0.05)
     watched.say(FREEZING)
     assert watched.wait() == [THAW, STATUS]
-    assert watched.logged == ["was not thawed within its limit: thawed by the watchdog"]
+    assert watched.logged == ["was not thawed within the limit: thawed by the watchdog"]
 
 
 def test_blind_one_waits_for_the_end_of_vbackup() -> None:
@@ -142,7 +142,7 @@ def test_domain_that_has_ended_needs_no_thaw() -> None:
         watched.say(FREEZING)
         watched.die()
         assert watched.wait().count(THAW) <= 1
-        assert watched.logged == ["was left frozen by a vbackup that ended: it has ended"]
+        assert watched.logged == ["was left frozen by a vbackup process that ended: it has ended"]
 
 
 def test_driver_that_the_dead_process_still_holds_is_tried_again() -> None:

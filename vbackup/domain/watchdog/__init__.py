@@ -1,13 +1,13 @@
 """A process that thaws the guest when vbackup cannot: because it was killed, or because it hangs.
 
-    freeze      freezes and thaws; tells its Thawer, which is the Watchdog here, before and after
-    __init__    starts the process and speaks to it
-    __main__    the process: finds the package, and hands over to
-    process     waits for the end of the freeze, of the limit, or of vbackup, and thaws
+    freeze      freezes and thaws; notifies its Thawer, here the Watchdog, before and after
+    __init__    starts the process and talks to it
+    __main__    the entry point of the process: sets sys.path, then runs process.main
+    process     waits for the thaw, the limit or the end of vbackup, and thaws if necessary
 
-The two have a pair of pipes. Down go one JSON line (the orders), then FREEZING and THAWED; up comes one line,
-READY, BLIND or why it cannot. A pipe keeps what was written after its writer was killed, so whoever dies after
-FREEZING has told it; and its end is the news of any death.
+vbackup and the process share two pipes. vbackup sends one JSON line (the orders), then FREEZING and THAWED. The
+process sends one line: READY, BLIND, or why it cannot thaw. A pipe keeps its data after the writer was killed, so
+FREEZING arrives even if vbackup dies right after it; end of file means that vbackup has ended.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from vbackup.domain.watchdog.process import BLIND, FREEZING, READY, THAWED
 
 log = logging.getLogger(__name__)
 
-#: A process that is not ready by then is not relied on: it starts in a fraction of a second.
+#: How long the process may take to get ready; usually a fraction of a second.
 READY_S = 10.0
-#: How long it may take to end when there is nothing to thaw.
+#: How long the process may take to end when there is nothing to thaw.
 END_S = 5.0
 PROGRAM = Path(__file__).with_name("__main__.py")
 
 
 class Watchdog:
-    """The process, seen from vbackup (see vbackup.domain.freeze.Thawer). Close it in the end.
+    """vbackup's handle on the process; a Thawer (vbackup.domain.freeze). The caller closes it.
 
-    It starts at once and gets ready while other things are done. ``uri`` is that of an open connection, ``uuid``
-    the domain's. ``is_blind``: the driver of ``uri`` is in this process, so no other can use it meanwhile.
+    The process starts at once and gets ready in the background. ``uri`` is the URI of an open connection to libvirt,
+    ``uuid`` the domain's UUID, ``limit_s`` how many seconds the guest may be frozen. ``is_blind`` is True if the
+    driver of ``uri`` runs in this process, so that no other process can use it at the same time.
     """
 
     def __init__(self, *, uri: str, uuid: str, limit_s: int, is_blind: bool) -> None:
@@ -55,53 +56,56 @@ class Watchdog:
         }
         try:
             self._process = subprocess.Popen(
-                # By its path and isolated: what it imports comes from our own sys.path and from nowhere else.
+                # Run by path and isolated (-I): it imports only from this process's sys.path, which the orders contain.
                 [sys.executable, "-I", os.fspath(PROGRAM)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # it may outlive us, and whoever reads our stderr waits for its end
+                stderr=subprocess.DEVNULL,  # it may outlive vbackup, whose stderr would then stay open
                 bufsize=0,
-                start_new_session=True,  # what is sent to our process group must not end it
+                start_new_session=True,  # a signal to vbackup's process group must not end it
             )
         except OSError as err:
             self._reason = f"{sys.executable or 'Python'} cannot be started: {err.strerror}"
             return
-        self._tell(json.dumps(orders))
+        self._send(json.dumps(orders))
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None where it could not be started."""
+        """Process id, or None if the process could not be started."""
         return None if self._process is None else self._process.pid
 
     def reason_not_to_freeze(self) -> str | None:
-        """See Thawer. Waits until the process is ready."""
+        """Wait until the process is ready, at most READY_S seconds; return why it is not, or None."""
         if self._reason is None and not self._is_ready:
-            said = self._answer(READY_S)
-            self._is_ready = said in (READY, BLIND)
+            answer = self._answer(READY_S)
+            self._is_ready = answer in (READY, BLIND)
             if not self._is_ready:
-                self._reason = said or "it ended too early"
+                self._reason = answer or "it ended too early"
         if self._reason is None and (self._process is None or self._process.poll() is not None):
             self._reason = "it was killed"
         return f"the watchdog that would thaw them is not ready: {self._reason}" if self._reason else None
 
     def freezing(self) -> None:
-        """See Thawer."""
+        """Tell the process that the guest may be frozen from now on."""
         self._may_be_frozen = True
-        self._tell(FREEZING)
+        self._send(FREEZING)
 
     def thawed(self) -> None:
-        """See Thawer."""
-        self._tell(THAWED)
+        """Tell the process that the guest is not frozen; it ends by itself."""
+        self._send(THAWED)
         self._may_be_frozen = False
 
     def let_go(self) -> None:
-        """The freeze is over: it ends, or thaws first where the guest may be frozen. Does not wait for it."""
+        """Release the process without waiting: it ends, after a thaw if the guest may still be frozen."""
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
 
     def close(self) -> None:
-        """Let it end; closing twice is fine. Where the guest may be frozen it goes on alone, and ends by itself."""
+        """Release the process and wait until it ends; closing twice is fine.
+
+        If the guest may still be frozen, there is no wait: the process goes on thawing alone and ends by itself.
+        """
         process = self._process
         if process is None:
             return
@@ -115,37 +119,37 @@ class Watchdog:
         try:
             process.wait(END_S)
         except subprocess.TimeoutExpired:
-            log.debug("watchdog %d does not end", process.pid)  # it is connecting, or waits for the agent
+            log.debug("watchdog %d does not end", process.pid)  # it is connecting to libvirt
             process.kill()
             process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         if self._process is None:
             return
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{line}\n".encode())
         except OSError as err:
-            log.debug("watchdog %d is not there: %s", self._process.pid, err)  # seen in reason_not_to_freeze
+            log.debug("watchdog %d has ended: %s", self._process.pid, err)  # reason_not_to_freeze reports it
 
     def _answer(self, timeout_s: float) -> str:
-        """The one line that it says; what went wrong instead of it."""
+        """Return the line that the process sends, or why none came; "" if it ended without one."""
         assert self._process is not None
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         deadline = time.monotonic() + timeout_s
-        said = b""
-        while not said.endswith(b"\n"):
+        answer = b""
+        while not answer.endswith(b"\n"):
             if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
                 return f"it did not start within {timeout_s:.0f} s"
             more = os.read(fd, 4096)
             if not more:
                 break
-            said += more
-        return said.decode(errors="replace").strip()
+            answer += more
+        return answer.decode(errors="replace").strip()
 
 
-#: Those that went on alone: a Popen that is forgotten complains that its process still runs.
+#: Processes left to thaw alone. A Popen that is garbage-collected while its process runs gives a ResourceWarning.
 _LEFT: list[subprocess.Popen[bytes]] = []

@@ -1,6 +1,6 @@
-"""The watchdog's own side: wait, thaw if nobody else has, and end.
+"""The watchdog process: wait, thaw if vbackup has not, and end.
 
-vbackup.domain.watchdog has the other side and the words that both use; vbackup.domain.freeze knows how to thaw.
+vbackup.domain.watchdog is the other side and describes the protocol; vbackup.domain.freeze knows how to thaw.
 """
 
 from __future__ import annotations
@@ -21,34 +21,39 @@ from vbackup.errors import DomainGoneError, DomainNotFoundError, VbackupError
 if TYPE_CHECKING:
     from vbackup.domain.freeze import Agent
 
+#: What vbackup sends.
 FREEZING, THAWED = "freezing", "thawed"
+#: What the process sends: it can thaw at any time, or only after vbackup has ended.
 READY, BLIND = "ready", "blind"
-#: For how long an agent that does not answer is asked: a guest may hang for minutes, and freeze when it goes on.
+#: How long to retry an agent that does not answer: a guest may hang for minutes, and freeze when it continues.
 GIVE_UP_S = 300.0
-#: Between two tries to connect: the first, and the longest. libvirt registers the embedded driver anew at every try,
-#: and has room for some dozens.
+#: Pause between two attempts to connect: the first and the longest. Each attempt makes libvirt register the embedded
+#: driver again, and it has room for a few dozen registrations.
 CONNECT_AGAIN_S, CONNECT_AGAIN_MAX_S = 0.1, 30.0
 
 
 class Pipe:
-    """What vbackup says, line by line."""
+    """The lines that vbackup sends."""
 
     def __init__(self, fd: int) -> None:
-        self._file = open(fd, "rb", buffering=0, closefd=False)  # noqa: SIM115 - as long as this process
+        self._file = open(fd, "rb", buffering=0, closefd=False)  # noqa: SIM115 - open for the life of the process
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
     def next_line(self, timeout_s: float | None = None) -> str | None:
-        """The next line, "" when vbackup has ended, None if nothing came in time."""
+        """Return the next line, "" if vbackup has ended, or None if nothing came within ``timeout_s`` seconds.
+
+        A ``timeout_s`` of None means no limit.
+        """
         if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
             return None
-        return self._file.readline().decode().strip()  # lines come whole: they are shorter than PIPE_BUF
+        return self._file.readline().decode().strip()  # lines are never split: they are shorter than PIPE_BUF
 
 
 def main(*, uri: str, uuid: str, limit_s: int, is_blind: bool) -> None:
-    """The process, once it has its orders."""
+    """Run the watchdog on stdin and stdout; the parameters are the orders (see vbackup.watchdog.Watchdog)."""
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # it ends with vbackup, which may have got the same signal
+        signal.signal(signum, signal.SIG_IGN)  # vbackup may have got it too, and then ends the pipe
     os.chdir("/")
     watch(Pipe(0), lambda: _connect(uri, uuid), _tell, _log, limit_s=limit_s, is_blind=is_blind)
 
@@ -63,7 +68,12 @@ def watch(
     is_blind: bool,
     give_up_s: float = GIVE_UP_S,
 ) -> None:
-    """Get ready, wait, and thaw if the freeze is not ended by ``vbackup`` within ``limit_s``."""
+    """Connect, wait, and thaw if ``vbackup`` does not end the freeze within ``limit_s`` seconds, or dies.
+
+    ``connect`` returns the guest agent and raises VbackupError; ``tell`` sends a line to vbackup; ``log`` records what
+    the process did. With ``is_blind`` it connects only after vbackup has ended. It gives up ``give_up_s`` seconds
+    after the thaw was due.
+    """
     agent: Agent | None = None
     if not is_blind:
         try:
@@ -74,14 +84,14 @@ def watch(
     tell(BLIND if is_blind else READY)
     if vbackup.next_line() != FREEZING:
         return  # nothing was frozen
-    said = vbackup.next_line(limit_s)
-    why = "was not thawed within its limit" if said is None else "was left frozen by a vbackup that ended"
-    if said is None and is_blind:
-        said = vbackup.next_line()
-    if said == THAWED:
+    line = vbackup.next_line(limit_s)
+    reason = "was not thawed within the limit" if line is None else "was left frozen by a vbackup process that ended"
+    if line is None and is_blind:
+        line = vbackup.next_line()
+    if line == THAWED:
         return
-    done = _thaw(agent, connect, give_up_s)
-    log(f"{why}: {_RESULTS[done.how]}")
+    thawed = _thaw(agent, connect, give_up_s)
+    log(f"{reason}: {_RESULTS[thawed.how]}")
 
 
 def _thaw(agent: Agent | None, connect: Callable[[], Agent], give_up_s: float) -> Thawed:
@@ -96,22 +106,22 @@ def _thaw(agent: Agent | None, connect: Callable[[], Agent], give_up_s: float) -
         except VbackupError as err:
             if time.monotonic() >= deadline:
                 return Thawed(Thaw.NO_ANSWER, error=str(err))
-            pause.wait(pause_s)  # the dead process may still hold the driver
+            pause.wait(pause_s)  # the dying process may still hold the driver
             pause_s = min(2 * pause_s, CONNECT_AGAIN_MAX_S)
     return thaw(agent, sure=False, deadline_s=deadline - time.monotonic())
 
 
 _RESULTS = {
     Thaw.DONE: "thawed by the watchdog",
-    Thaw.NOTHING_FROZEN: "it was not frozen any more",
-    Thaw.REFUSED: "its agent refuses to thaw, and says that nothing is frozen",
+    Thaw.NOTHING_FROZEN: "it was no longer frozen",
+    Thaw.REFUSED: "its agent refused to thaw, and reports that nothing is frozen",
     Thaw.GONE: "it has ended",
     Thaw.NO_ANSWER: "its agent does not answer; it may be frozen, run 'virsh domfsthaw'",
 }
 
 
 def _connect(uri: str, uuid: str) -> Agent:
-    # Imported when needed: the other side of this package has no use for libvirt.
+    # Imported here: vbackup.domain.watchdog imports this module and does not need libvirt.
     from vbackup.domain.host import Host
     from vbackup.domain.passthrough import Passthrough
 
@@ -119,11 +129,11 @@ def _connect(uri: str, uuid: str) -> Agent:
 
 
 def _tell(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody is there any more
+    with contextlib.suppress(OSError):  # vbackup has ended
         os.write(1, f"{line}\n".encode())
 
 
 def _log(message: str) -> None:
-    """To the system's log: vbackup's own output is vbackup's, which may be dead."""
+    """Write to the system log: vbackup may have ended, and its output with it."""
     syslog.openlog("vbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(syslog.LOG_WARNING, f"the guest {message}")
