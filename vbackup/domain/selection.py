@@ -1,6 +1,6 @@
-"""Which domains a command is for: names, UUIDs, patterns, or all that can be backed up.
+"""Select the domains that a command works on: by name, UUID or pattern, or all that can be backed up.
 
-What libvirt has is asked once; a domain can be gone when its turn comes, which is that domain's failure then.
+libvirt is asked once. A domain that has disappeared when its turn comes fails by itself.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from vbackup.domain import domain_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import ConnectionLostError, DomainNotFoundError, VbackupError
 
-#: What makes a word a pattern, unless a domain has just that name.
+#: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
 _WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A domain that was asked for."""
+    """A domain that the user asked for."""
 
-    name: str  #: as libvirt has it; the user's word where libvirt has none such
-    uuid: str | None  #: None where libvirt has none such
+    name: str  #: in libvirt; the user's word if libvirt has no such domain
+    uuid: str | None  #: None if libvirt has no such domain
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A domain that ``--all`` does not mean."""
+    """A domain that ``--all`` leaves out."""
 
     name: str
     uuid: str
@@ -36,19 +36,22 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Selection:
-    """The answer."""
+    """The selected domains, and those that ``--all`` left out."""
 
     chosen: tuple[Chosen, ...]
     skipped: tuple[Skipped, ...] = ()
 
 
 def is_pattern(word: str) -> bool:
-    """True if the word is a pattern, provided that no domain is called so."""
+    """Return True if the word contains wildcards; it is then a pattern unless a domain has that name."""
     return not _WILDCARDS.isdisjoint(word)
 
 
 def is_one(word: str, host: Host) -> bool:
-    """True if the word means one domain whatever others there are: no pattern, or the very name of a domain."""
+    """Return True if the word can only mean one domain: it is no pattern, or it is the exact name of a domain.
+
+    Raises HostUnreachableError, MonitorError.
+    """
     if not is_pattern(word):
         return True
     try:
@@ -59,33 +62,33 @@ def is_one(word: str, host: Host) -> bool:
 
 
 def by_words(words: Sequence[str], host: Host) -> Selection:
-    """The domains that the words mean, in their order, each once; those of a pattern by name.
+    """Return the domains that the words select, each once, in the order of the words; matches of a pattern by name.
 
-    A name that libvirt does not have is chosen too: that is its own failure. Raises DomainNotFoundError for a
-    pattern that no name matches.
+    A name that libvirt does not have is selected too, and fails later by itself. Raises DomainNotFoundError if a
+    pattern matches no domain, ConnectionLostError, MonitorError.
     """
-    listed = host.domains()
+    handles = host.domains()
     chosen: dict[str, Chosen] = {}
     for word in words:
-        for one in _meant(word, listed, host):
-            chosen.setdefault(one.uuid or f"name {one.name}", one)
+        for domain in _matches(word, handles, host):
+            chosen.setdefault(domain.uuid or f"name {domain.name}", domain)
     return Selection(tuple(chosen.values()))
 
 
-def _meant(word: str, listed: Sequence[DomainHandle], host: Host) -> Iterable[Chosen]:
-    exact = [one for one in listed if one.name == word] or [one for one in listed if one.uuid == word.lower()]
+def _matches(word: str, handles: Sequence[DomainHandle], host: Host) -> Iterable[Chosen]:
+    exact = [it for it in handles if it.name == word] or [it for it in handles if it.uuid == word.lower()]
     if exact or not is_pattern(word):
-        return [_chosen(one) for one in exact] or [Chosen(word, None)]
-    matching = [_chosen(one) for one in listed if fnmatchcase(one.name, word)]
+        return [_chosen(handle) for handle in exact] or [Chosen(word, None)]
+    matching = [_chosen(handle) for handle in handles if fnmatchcase(handle.name, word)]
     if not matching:
         raise DomainNotFoundError(word, f"at {host.real_uri}", "'virsh list --all' shows those there are")
     return matching
 
 
 def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
-    """All domains but those whose name or UUID matches one of ``excluded``, and those that cannot be backed up.
+    """Return all domains except those that match a name, UUID or pattern in ``excluded`` or cannot be backed up.
 
-    Raises DomainNotFoundError if none is left.
+    Raises DomainNotFoundError if none is left, ConnectionLostError, MonitorError.
     """
     chosen, skipped = [], []
     for handle in host.domains():
@@ -95,7 +98,7 @@ def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
         else:
             skipped.append(Skipped(handle.name, handle.uuid, reason))
     if not chosen:
-        reasons = "; ".join(f"{one.name}: {one.reason}" for one in skipped) or "libvirt has none"
+        reasons = "; ".join(f"{domain.name}: {domain.reason}" for domain in skipped) or "libvirt has no domains"
         raise DomainNotFoundError("--all", f"at {host.real_uri} can be backed up", f"left out: {reasons}")
     return Selection(tuple(chosen), tuple(skipped))
 
@@ -105,19 +108,19 @@ def _is_excluded(handle: DomainHandle, excluded: Sequence[str]) -> bool:
 
 
 def _reason_to_skip(handle: DomainHandle) -> str | None:
-    """Why no backup of the domain is possible, as far as that can be seen from outside."""
+    """Return why the domain cannot be backed up, as far as its XML and state show; None if it may be possible."""
     try:
         xml = handle.live_xml()
         kind = domain_xml.hypervisor(xml)
         if kind not in domain_xml.OF_QEMU:
-            return f"it is a domain of {kind}, not of QEMU or KVM"
+            return f"it runs in {kind}, not in QEMU or KVM"
         if not handle.host.is_local and not handle.is_active():
-            return "it is off, and its images are on another host"
+            return "it is off and its images are on another host"
         domain = domain_xml.parse(xml)
     except ConnectionLostError:
         raise
     except VbackupError:
-        # It may have gone, or not be readable: whoever backs it up tells, with the true exit status.
+        # It may have disappeared or be unreadable: its backup reports that with the right exit status.
         return None
     if domain.disks:
         return None

@@ -124,7 +124,7 @@ def test_all_are_those_that_can_be_backed_up() -> None:
         {
             "cdrom": "hda: cdrom",
             "diskless": "it has no disk",
-            "xen": "it is a domain of xen, not of QEMU or KVM",
+            "xen": "it runs in xen, not in QEMU or KVM",
         },
     )
 
@@ -132,7 +132,7 @@ def test_all_are_those_that_can_be_backed_up() -> None:
 def test_domain_that_is_off_on_another_host_is_left_out() -> None:
     host = FakeHost("on", "off", is_local=False)
     host["off"].active = False
-    assert all_of(host) == (["on"], {"off": "it is off, and its images are on another host"})
+    assert all_of(host) == (["on"], {"off": "it is off and its images are on another host"})
 
 
 @pytest.mark.parametrize("pattern", ["test*", "test-1", uuid(1)])
@@ -153,5 +153,5 @@ def test_domain_that_cannot_be_looked_at_is_not_left_out_silently() -> None:
 def test_nothing_left_of_all_is_an_error_that_tells_why() -> None:
     with pytest.raises(DomainNotFoundError, match="a: excluded by the user"):
         all_of(FakeHost("a"), "*")
-    with pytest.raises(DomainNotFoundError, match="libvirt has none"):
+    with pytest.raises(DomainNotFoundError, match="libvirt has no domains"):
         all_of(FakeHost())
