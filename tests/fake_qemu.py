@@ -369,7 +369,7 @@ class FakeQemu:
         if not self.alive:
             raise DomainGoneError(self.name)
         if fd is not None and not self.passes_fds:
-            raise FdsNotPassedError("The way to QEMU carries no file descriptors.")
+            raise FdsNotPassedError("The way to QEMU cannot carry file descriptors.")
         try:
             reply = self._answer(command, given, fd)
         except _RefusedError as err:

@@ -1,7 +1,7 @@
 """QMP to a domain's QEMU through libvirt: monitor passthrough, guest agent, monitor events.
 
-libvirt goes on using the same monitor; it marks the domain as tainted by custom-monitor, and does not
-mind our jobs and nodes. API: https://libvirt.org/html/libvirt-libvirt-qemu.html
+libvirt keeps using the same monitor. It marks the domain as tainted (custom-monitor) and ignores jobs and nodes that
+are not its own. API: https://libvirt.org/html/libvirt-libvirt-qemu.html
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ from vbackup.qemu.reply import parse
 
 log = logging.getLogger(__name__)
 
-#: Job events, as a regular expression for libvirt.
+#: The job events, as a regular expression for libvirt.
 _EVENTS = "^(JOB_STATUS_CHANGE|BLOCK_JOB_ERROR)$"
-_REGEX = 1  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX, which the binding does not name
-#: QEMU's own refusals come as replies, so an error of the monitor itself is rare and may be looked into this long.
+_REGEX = 1  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX, which the Python binding lacks
+#: How long to wait for the end of the domain after an error of the monitor. QEMU refuses a command with a reply, so
+#: such an error is rare.
 ENDING_S = 2.0
-#: Where the socket to QEMU broke there is nothing to doubt: QEMU ends. libvirt knows once the process is gone, which
-#: takes as long as the kernel needs to write its core.
+#: The same after the socket to QEMU broke: QEMU is certainly ending. libvirt notices when the process is gone, which
+#: takes as long as the kernel writes its core dump.
 BROKEN_OFF_S = 30.0
 
 
 class Passthrough:
-    """A running domain's monitor (see vbackup.qemu.monitor.Monitor). A context manager.
+    """The monitor (vbackup.qemu.monitor.Monitor) and guest agent of a running domain. A context manager.
 
-    Connects again by itself at the first call after the connection was lost.
+    The first call after a lost connection reconnects. Entering raises UnsuitableError if the domain's driver has no
+    QEMU monitor.
     """
 
     def __init__(self, handle: DomainHandle) -> None:
@@ -65,7 +67,10 @@ class Passthrough:
         self._deregister()
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
-        """See Monitor."""
+        """Execute a QMP command by virDomainQemuMonitorCommand; a descriptor goes WithFiles (libvirt 8.2).
+
+        Also raises DomainGoneError if the domain has ended.
+        """
         request = json.dumps({"execute": command, "arguments": dict(arguments or {})})
         log.debug("%s: %s", self._handle.name, request)
         text = self._call(command, request, fd)
@@ -73,22 +78,23 @@ class Passthrough:
         return parse(command, text)
 
     def next_event(self, timeout_s: float) -> Event | None:
-        """See Monitor."""
+        """Return the next job event that libvirt's event thread has delivered."""
         try:
             return self._events.get(timeout=timeout_s)
         except queue.Empty:
             return None
 
     def agent(self, command: str, *, timeout_s: int) -> Any:
-        """Send a command to the guest agent and return what is behind its "return".
+        """Send a command to the guest agent and return the "return" member of its reply.
 
-        The library's own virDomainFSFreeze waits for as long as the agent likes; here the wait ends
-        after ``timeout_s``. Raises MonitorError where no agent answers, QmpError where it answers with an error.
+        Waits at most ``timeout_s`` seconds (virDomainQemuAgentCommand); libvirt's virDomainFSFreeze has no limit.
+        Raises MonitorError if the agent does not answer, QmpError if it answers with an error, ConnectionLostError,
+        DomainGoneError.
         """
         self._reconnect_if_lost()
         request = json.dumps({"execute": command})
         try:
-            with self._errors(f"guest agent command {command}"):
+            with self._errors(f"run guest agent command {command}"):
                 text = libvirt_qemu.qemuAgentCommand(self._handle.domain, request, timeout_s, 0)
         except MonitorError as err:
             if error_code(err.__cause__) == INTERNAL_ERROR:
@@ -99,8 +105,10 @@ class Passthrough:
     def _call(self, command: str, request: str, fd: int | None) -> str:
         self._reconnect_if_lost()
         if fd is not None and not self._handle.host.passes_fds:
-            raise FdsNotPassedError(f"{self._handle.host.real_uri} carries no file descriptors.")
-        with self._errors(command, ending_s=ENDING_S):
+            raise FdsNotPassedError(
+                f"The libvirt connection {self._handle.host.real_uri} cannot carry file descriptors."
+            )
+        with self._errors(f"execute {command}", ending_s=ENDING_S):
             if fd is None:
                 reply: str = libvirt_qemu.qemuMonitorCommand(self._handle.domain, request, 0)
                 return reply
@@ -119,9 +127,9 @@ class Passthrough:
     def _reconnect_if_lost(self) -> None:
         if not self._lost:
             return
-        log.warning("Domain %s: the connection to libvirt broke; connecting again", self._handle.name)
+        log.warning("Domain %s: the connection to libvirt broke; reconnecting", self._handle.name)
         try:
-            # Once it stayed away for long, what is left to undo tries once each and does not wait as long again.
+            # After one wait in vain, each remaining undo step tries once and does not wait again.
             self._handle.reconnect(timeout_s=0 if self._stayed_away else None)
         except HostUnreachableError:
             self._stayed_away = True
@@ -131,14 +139,14 @@ class Passthrough:
 
     def _register(self) -> None:
         try:
-            with self._errors("the registration for job events"):
+            with self._errors("register for job events"):
                 self._registered = libvirt_qemu.qemuMonitorEventRegister(
                     self._handle.host.connection, self._handle.domain, _EVENTS, self._on_event, None, _REGEX
                 )
         except MonitorError as err:
             if error_code(err.__cause__) == NO_SUPPORT:
                 raise UnsuitableError(
-                    f"Domain {self._handle.name} has no QEMU monitor; vbackup backs up domains of QEMU and KVM."
+                    f"Domain {self._handle.name} has no QEMU monitor; vbackup backs up only domains of QEMU and KVM."
                 ) from err
             raise
 
@@ -146,27 +154,30 @@ class Passthrough:
         if self._registered is None or self._lost:
             return
         try:
-            with self._errors("the end of job events"):
+            with self._errors("deregister from job events"):
                 libvirt_qemu.qemuMonitorEventDeregister(self._handle.host.connection, self._registered)
         except (ConnectionLostError, DomainGoneError, MonitorError) as err:
-            log.debug("deregistering: %s", err)
+            log.debug("domain %s: %s", self._handle.name, err)
         self._registered = None
 
     def _on_event(
         self, _connection: Any, _domain: Any, event: str, _seconds: int, _micros: int, details: str | None, _opaque: Any
     ) -> None:
-        """Called in libvirt's event thread: hand the event over and return."""
+        """Queue the event. libvirt's event thread calls this, so it must return at once."""
         try:
             data = json.loads(details or "{}")
             Fields(data, event, MalformedError)
         except (ValueError, MalformedError) as err:
-            log.warning("Domain %s: event %s cannot be read: %s", self._handle.name, event, err)
+            log.warning("Domain %s: cannot parse event %s: %s", self._handle.name, event, err)
             return
         self._events.put(Event(event, data))
 
     @contextmanager
     def _errors(self, what: str, *, ending_s: float = 0) -> Iterator[None]:
-        """Turn libvirt's errors into ours, telling a lost connection and a stopped domain from the rest."""
+        """Translate libvirt's errors (see ``Host.errors``), and raise DomainGoneError if the domain has ended.
+
+        After an error it waits up to ``ending_s`` seconds for the domain to end.
+        """
         try:
             with self._handle.host.errors(what):
                 yield
@@ -182,7 +193,7 @@ class Passthrough:
             raise
 
     def _has_ended(self, *, within_s: float) -> bool:
-        """A monitor that breaks off is known to libvirt a moment before the domain's end is."""
+        """Return True if the domain ends in that time: libvirt sees the monitor break before it sees the end."""
         deadline = time.monotonic() + within_s
         pause = threading.Event()
         try:

@@ -1,7 +1,7 @@
-"""Speak QMP to a QEMU: what every monitor can do. Its kinds are the modules of this package.
+"""Speak QMP to a QEMU: the protocol that every monitor implements, and the queries that need only a monitor.
 
-passthrough goes through libvirt to a domain's QEMU, socket straight to a QMP socket: to a QEMU without
-libvirt, or to the vbackup.qemu.storage_daemon that has the disks of a domain that is off. All pass the same
+passthrough reaches a domain's QEMU through libvirt. socket connects to a QMP socket: that of a QEMU without libvirt,
+or of the vbackup.qemu.storage_daemon that has the disks of a domain that is off open. All implementations pass the same
 contract tests (tests/contract), and so does the fake that the unit tests use.
 """
 
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """A QMP event."""
+    """A QMP event, without its timestamp."""
 
     name: str
     data: Mapping[str, Any]
 
 
 class Monitor(Protocol):
-    """A QEMU that answers QMP commands and tells of its jobs.
+    """A QEMU that answers QMP commands and reports job events.
 
-    Every call can raise ConnectionLostError (whether the command was carried out is unknown; the next
-    call tries to connect again), QemuGoneError (QEMU is not there any more) or MonitorError.
+    Every call can raise ConnectionLostError (whether QEMU executed the command is unknown; the next call tries to
+    reconnect), QemuGoneError (QEMU has ended) or MonitorError.
     """
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
-        """Send one command and return what is behind its "return".
+        """Execute one QMP command and return the "return" member of its reply.
 
-        ``fd`` goes along with it (add-fd); the caller keeps and closes its own. Raises QmpError where
-        QEMU answers with an error, MalformedError where the answer is no QMP reply, FdsNotPassedError
-        where the way to QEMU carries no descriptors (another host).
+        ``fd`` is sent with the command (for add-fd); the caller still owns and closes it. Raises QmpError if QEMU
+        answers with an error: the command had no effect. Raises MalformedError if the answer is not a QMP reply,
+        FdsNotPassedError if the connection cannot carry descriptors (another host); the caller can use a path.
         """
 
     def next_event(self, timeout_s: float) -> Event | None:
-        """The next job event that has not been fetched yet; None if none came in time.
+        """Return the next JOB_STATUS_CHANGE or BLOCK_JOB_ERROR event, None if none comes within ``timeout_s`` seconds.
 
-        Events may be lost with a connection: after waiting, ask.
+        Events can be lost with a connection: after None, query the jobs.
         """
 
 
 def block_graph(monitor: Monitor, *, chains: Mapping[str, Sequence[str]] | None = None) -> BlockGraph:
-    """Ask QEMU for its block graph as it is now; ``chains`` as for BlockGraph."""
+    """Query QEMU's current block graph. ``chains`` and errors as for BlockGraph."""
     return BlockGraph(
         monitor.execute("query-block"),
         monitor.execute("query-blockstats"),
@@ -59,24 +59,24 @@ def block_graph(monitor: Monitor, *, chains: Mapping[str, Sequence[str]] | None 
 
 
 def block_nodes(monitor: Monitor) -> BlockNodes:
-    """Ask QEMU for its nodes as they are now; a third of what the whole graph takes to ask for."""
+    """Query QEMU's current nodes, in a third of the time of ``block_graph``. Errors as for BlockNodes."""
     return BlockNodes(monitor.execute("query-named-block-nodes", {"flat": True}))
 
 
 def block_chains(monitor: Monitor) -> dict[str, tuple[str, ...]]:
-    """Ask QEMU which nodes its devices have, by alias, the root first."""
+    """Query the nodes of QEMU's devices: device alias to node names, the root first. Raises MalformedError."""
     return chains_of(monitor.execute("query-blockstats"))
 
 
 def schema(monitor: Monitor) -> Schema:
-    """The schema of that QEMU's QMP; asked for once for each QEMU that this process meets.
+    """Return the QMP schema of that QEMU (query-qmp-schema), queried once per kind of QEMU in this process.
 
-    A QEMU is known by its version and its commands: a storage daemon has fewer. Nothing is kept on disk, since
-    a distribution may mend a QEMU without another version, and the answer takes some milliseconds.
+    Version and command list identify the kind: a storage daemon has fewer commands. Nothing is cached on disk: a
+    distribution may patch QEMU without changing its version, and the query takes only milliseconds.
     """
     key = json.dumps([monitor.execute("query-version"), monitor.execute("query-commands")], sort_keys=True)
     if key not in _SCHEMAS:
-        from vbackup.qapi.schema import Schema  # which a backup does not ask for
+        from vbackup.qapi.schema import Schema  # not needed for a backup
 
         _SCHEMAS[key] = Schema(monitor.execute("query-qmp-schema"))
     return _SCHEMAS[key]

@@ -1,6 +1,6 @@
-"""QMP over a socket: a QEMU without libvirt, or a storage daemon. The protocol is qemu.qmp's.
+"""QMP over a socket: to a QEMU without libvirt, or to a storage daemon. qemu.qmp implements the protocol.
 
-qemu.qmp is asynchronous; its event loop runs in a thread of its own here, as libvirt's does.
+qemu.qmp is asynchronous; its event loop runs in a separate thread, like libvirt's.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: A QEMU that answers no command within this time is taken for lost.
+#: The connection to a QEMU that does not answer a command within this time counts as lost.
 TIMEOUT_S = 60.0
 
 
 class Socket:
-    """The monitor behind a UNIX socket (see vbackup.qemu.monitor.Monitor). A context manager.
+    """The monitor (vbackup.qemu.monitor.Monitor) behind a UNIX socket. A context manager.
 
-    ``address`` is the socket's path, or one end of a pair. By its path it is connected again at the first
-    call after the connection was lost; the end of a pair has none to go back to, and an answer that came
-    too late there does not break it. Raises ConnectionLostError where nobody answers.
+    ``address`` is the path of the socket, or one end of a socket pair. The first call after a loss reconnects to a
+    path. A pair cannot be reconnected; there a late answer does not count as a loss. ``name`` is used in messages
+    instead of the address, ``timeout_s`` limits every command. Entering raises ConnectionLostError if nothing answers.
     """
 
     def __init__(self, address: str | socket.socket, *, name: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
@@ -64,7 +64,7 @@ class Socket:
             self._stop()
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
-        """See Monitor."""
+        """Execute a QMP command; ``fd`` is sent by SCM_RIGHTS."""
         if self._lost:
             self._run(self._connect_again())
         request = json.dumps({"execute": command, "arguments": dict(arguments or {})})
@@ -80,10 +80,10 @@ class Socket:
             self._lost = True
             raise ConnectionLostError(f"The QMP connection to {self._path} broke during {command}: {err}.") from err
         except QMPError as err:
-            raise MonitorError(f"{command} could not be sent to {self._path}: {err}.") from err
+            raise MonitorError(f"Cannot send {command} to {self._path}: {err}.") from err
 
     def next_event(self, timeout_s: float) -> Event | None:
-        """See Monitor."""
+        """Return the next job event that qemu.qmp has delivered."""
         try:
             return self._events.get(timeout=timeout_s)
         except queue.Empty:
@@ -94,7 +94,7 @@ class Socket:
         try:
             await self._client.connect(self._address)
         except (ConnectError, EOFError) as err:
-            raise ConnectionLostError(f"No QMP connection to {self._path}: {err}.") from err
+            raise ConnectionLostError(f"Cannot connect to the QMP socket {self._path}: {err}.") from err
 
     async def _connect_again(self) -> None:
         if not isinstance(self._address, str):
@@ -108,26 +108,26 @@ class Socket:
         try:
             await self._client.disconnect()
         except (QMPError, EOFError, OSError) as err:
-            log.debug("%s: disconnecting: %s", self._path, err)  # it tells why the connection had ended
+            log.debug("%s: disconnecting: %s", self._path, err)  # the reason why the connection had ended
 
     async def _execute(self, command: str, arguments: Mapping[str, Any] | None, fd: int | None) -> Any:
         if fd is not None:
-            self._client.send_fd_scm(fd)  # QEMU takes it with the command that follows
+            self._client.send_fd_scm(fd)  # sent at once; QEMU keeps it for the next command
         return await self._client.execute(command, arguments)
 
     def _on_event(self, message: Message) -> bool:
-        """Keep the event; qemu.qmp's own queue is for coroutines, so nothing is left in it."""
+        """Queue the event. False keeps it out of qemu.qmp's own queue, which only coroutines can read."""
         data = message.get("data")
         self._events.put(Event(str(message["event"]), data if isinstance(data, dict) else {}))
         return False
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(self._timeout_s)
         except concurrent.futures.TimeoutError:
             future.cancel()
-            self._lost = isinstance(self._address, str)  # qemu.qmp drops the answer should it still come
+            self._lost = isinstance(self._address, str)  # qemu.qmp drops a late answer
             raise ConnectionLostError(f"QEMU at {self._path} did not answer within {self._timeout_s:.0f} s.") from None
 
     def _stop(self) -> None:

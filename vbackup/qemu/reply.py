@@ -1,4 +1,4 @@
-"""Take apart a QMP reply that came as text; vbackup.domain.passthrough brings it."""
+"""Parse a QMP reply that vbackup.domain.passthrough received as text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vbackup.fields import Fields
 
 
 def parse(command: str, text: str) -> Any:
-    """What is behind "return" in the reply to ``command``.
+    """Return the "return" member of ``text``, the reply to ``command`` (QEMU's docs/interop/qmp-spec.rst).
 
-    Raises QmpError for an error reply and MalformedError for what is no QMP reply.
+    Raises QmpError if it is an error reply, MalformedError if it is not a QMP reply.
     """
     try:
         reply = json.loads(text)
