@@ -342,7 +342,7 @@ def test_output_that_no_xml_can_name_is_a_usage_error(place: Path, name: str) ->
         ({"time": "9999-12-31T23:59:59+00:00"}, "no time that a backup was made at"),
         ({"time": "0001-01-01T12:00:00+00:00"}, "no time that a backup was made at"),
         ({"id": "x" * 1_000_000}, "is left out"),
-        ({"sequence": 10**600}, "should be from 0"),
+        ({"sequence": 10**600}, "should be an integer from 0"),
     ],
 )
 def test_absurd_value_is_refused_in_a_short_sentence(
@@ -398,14 +398,14 @@ def name_data_file(path: Path) -> None:
         (lambda path: patched(path, 72, struct.pack(">Q", 1 << 2)), "keeps its data in another file"),
         (lambda path: patched(path, 24, struct.pack(">Q", 1 << 60)), "is an image of"),
         (lambda path: patched(path, 32, struct.pack(">I", 2)), "is encrypted"),
-        (lambda path: patched(path, 0, b"QFI\xfa"), "is no qcow2 image"),
-        (lambda path: patched(path, 4, struct.pack(">I", 4)), "is no qcow2 image"),
-        (lambda path: patched(path, 20, struct.pack(">I", 60)), "is no qcow2 image"),
-        (lambda path: patched(path, 100, struct.pack(">I", 8)), "is no qcow2 image"),
-        (lambda path: patched(path, 8, struct.pack(">QI", 1 << 40, 9)), "is no qcow2 image"),
-        (lambda path: patched(path, 8, struct.pack(">QI", 0x3F0, 5000)), "is no qcow2 image"),
-        (lambda path: os.truncate(path, 50), "is no qcow2 image"),
-        (lambda path: os.truncate(path, 0), "is no qcow2 image"),
+        (lambda path: patched(path, 0, b"QFI\xfa"), "is not a qcow2 image"),
+        (lambda path: patched(path, 4, struct.pack(">I", 4)), "is not a qcow2 image"),
+        (lambda path: patched(path, 20, struct.pack(">I", 60)), "is not a qcow2 image"),
+        (lambda path: patched(path, 100, struct.pack(">I", 8)), "is not a qcow2 image"),
+        (lambda path: patched(path, 8, struct.pack(">QI", 1 << 40, 9)), "is not a qcow2 image"),
+        (lambda path: patched(path, 8, struct.pack(">QI", 0x3F0, 5000)), "is not a qcow2 image"),
+        (lambda path: os.truncate(path, 50), "is not a qcow2 image"),
+        (lambda path: os.truncate(path, 0), "is not a qcow2 image"),
     ],
 )
 def test_header_is_refused_before_qemu_sees_it(
@@ -433,10 +433,14 @@ def test_header_is_read_as_qemu_reads_it(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "image.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "8M"], check=True)
-    theirs, ours = qemu_img.header(path), qcow2.header(path)
-    assert (ours.virtual_size_bytes, ours.backing_file, ours.backing_format, ours.has_data_file, ours.encrypted) == (
-        theirs.virtual_size_bytes, theirs.backing_file, theirs.backing_format, theirs.data_file is not None, False
-    )  # fmt: skip
+    argv = ["qemu-img", "info", "-f", "qcow2", "--output=json", str(path)]
+    info = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+    header = qcow2.header(path)
+    assert header.virtual_size_bytes == info["virtual-size"]
+    assert header.backing_file == info.get("backing-filename")
+    assert header.backing_format == info.get("backing-filename-format")
+    assert header.has_data_file == ("data-file" in info["format-specific"]["data"])
+    assert not header.encrypted
 
 
 # whatever comes to hypothesis' mind
