@@ -152,7 +152,7 @@ def test_domain_that_is_being_backed_up_is_busy(place: Place, monkeypatch: pytes
     with monkeypatch.context() as patch, repository.lock(machine.handle.uuid):
         patch.setenv("VBACKUP_REPOSITORY", str(place.ours))
         for which in (("-r", str(place.ours)), ("--repository-id", repository.id, "--force")):
-            assert "Another vbackup is at work" in place.forget(*which, status=8).stderr
+            assert "Another vbackup is working" in place.forget(*which, status=8).stderr
     assert machine.state() == before
     target = names.target_node(repository.id, "vda")
     job_id = names.job(repository.id, "20200101T000000Z-full", "vda")
@@ -172,7 +172,7 @@ def test_disk_that_cannot_be_opened_keeps_no_other(place: Place, tmp_path: Path)
     done = place.forget("-r", place.ours, status=5)
     assert [one["dev"] for one in done.document["removed"]] == ["vdb"] * 3
     assert [one["dev"] for one in done.document["unopened"]] == ["vda"]
-    assert "vda.qcow2 cannot be reached" in done.stderr
+    assert "vda.qcow2 cannot be accessed" in done.stderr
     (tmp_path / "away.qcow2").rename(tmp_path / "vda.qcow2")
     assert [one["dev"] for one in place.forget("-r", place.ours).document["removed"]] == ["vda"] * 3
 

@@ -1,8 +1,8 @@
-"""Which images a disk consists of while no QEMU has them open, and the nodes that open them.
+"""Find the backing chain of a disk that no QEMU has open, and describe the nodes that open it.
 
-The domain XML is preferred where it has the backing chain; below that the images' own headers count.
-Formats are never probed: what a guest wrote into a raw image must not become a header.
-Who opens the nodes is vbackup.qemu.storage_daemon; a running domain's QEMU has its own.
+The domain XML comes first as far as it lists the chain; below that the image headers count.
+Formats are never probed: what a guest wrote into a raw image must not be read as a header.
+vbackup.qemu.storage_daemon opens the nodes; a running domain's QEMU already has them.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from vbackup.qemu import qemu_img
 #: Formats that can have a backing file (QAPI BlockdevOptionsGenericCOWFormat).
 BACKED_FORMATS = frozenset(("qcow2", "qcow", "qed", "vmdk"))
 
-#: A chain of more images than this is refused, as libvirt refuses to start the domain with it.
+#: The longest chain accepted; libvirt does not start a domain with a longer one.
 MAX_IMAGES = 200
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image that is there: a file, or a block device of this host."""
+    """An existing image: a file or a block device of this host."""
 
     path: str
     format: str
     is_block_device: bool
-    identity: tuple[int, int]  #: the same for every name of it
-    secret: SecretRef | None = None
+    identity: tuple[int, int]  #: the same for all names of one file or device
+    secret: SecretRef | None = None  #: of its LUKS encryption
 
 
 def images_of(disk: Disk, *, volume_path: Callable[[str, str], str]) -> tuple[Image, ...]:
-    """The disk's whole backing chain, the active image first.
+    """Return the disk's whole backing chain, the active image first.
 
-    ``volume_path`` tells where a volume (pool, name) is. Raises DiskError where an image is missing, is not
-    on this host, has no recorded format, or stands on itself.
+    ``volume_path`` returns the path of a volume, given its pool and name (``Host.volume_path``). Raises DiskError if
+    an image is missing or not on this host, if its format is not recorded, or if the chain has a loop; the text has
+    the remedy.
     """
     images: list[Image] = []
     for source in disk.images:
@@ -56,11 +57,11 @@ def images_of(disk: Disk, *, volume_path: Callable[[str, str], str]) -> tuple[Im
 def blockdevs(
     images: Sequence[Image], *, numbers: Iterator[int], secret_ids: Mapping[SecretRef, str]
 ) -> list[dict[str, Any]]:
-    """The QAPI BlockdevOptions that open the chain, in the order to add them: the last is the active image's.
+    """Return the BlockdevOptions (QAPI) of the nodes that open the chain, to be added in this order, the top last.
 
-    Names and layers are libvirt's: ``libvirt-N-format`` on ``libvirt-N-storage``. Files are locked as by a
-    QEMU of the domain, so that neither opens what the other has. Only the active image is opened for
-    writing: bitmaps are stored in it.
+    Names and structure are those of libvirt: ``libvirt-N-format`` on ``libvirt-N-storage``, N from ``numbers``.
+    ``secret_ids`` has the ids of QEMU's secret objects. Files are locked as the domain's QEMU does, so that only one
+    of the two can open them. Only the active image is opened for writing, to store bitmaps.
     """
     nodes: list[dict[str, Any]] = []
     below = None
@@ -98,7 +99,7 @@ def _format_options(image: Image, secret_ids: Mapping[SecretRef, str]) -> dict[s
 
 def _append(disk: Disk, images: list[Image], image: Image) -> None:
     if any(image.identity == other.identity for other in images):
-        raise DiskError(disk.dev, f"its backing chain comes back to {image.path}.")
+        raise DiskError(disk.dev, f"its backing chain has a loop: {image.path} occurs twice.")
     if len(images) == MAX_IMAGES:
         raise DiskError(disk.dev, f"its backing chain has more than {MAX_IMAGES} images.")
     images.append(image)
@@ -114,49 +115,49 @@ def _from_xml(disk: Disk, source: ImageLocation, volume_path: Callable[[str, str
         except MonitorError as err:
             raise _unopenable(disk, str(err).rstrip(".")) from err
     if path is None or not path.startswith("/"):
-        raise _unopenable(disk, f"it is of type {source.source_type}, neither a file nor a block device of this host")
+        raise _unopenable(disk, f"its type is {source.source_type}, neither a file nor a block device of this host")
     if source.format is None:
-        raise _unopenable(disk, f"the XML does not say which format {path} has")
+        raise _unopenable(disk, f"the XML does not give the format of {path}")
     return _image(disk, path, source.format, source.secret)
 
 
 def _from_header(disk: Disk, image: Image) -> Image | None:
-    """The image that ``image`` names as its backing file."""
+    """Return the backing image that the header of ``image`` names, or None."""
     if image.format not in BACKED_FORMATS:
         return None
     try:
-        header = qemu_img.header(Path(image.path), image_format=image.format, shared=True)
+        header = qemu_img.header(Path(image.path), image_format=image.format)
     except ChainError as err:
         raise DiskError(disk.dev, str(err)) from err
     backing = header.backing_file
     if backing is None:
         return None
-    # As QEMU tells them apart: a colon before the first slash ends the name of a protocol.
+    # As in QEMU's path_has_protocol(): a colon before the first slash ends the name of a protocol.
     protocol, colon, rest = backing.partition(":")
     if colon and "/" not in protocol:
         if protocol != "file":
-            raise _unopenable(disk, f"{image.path} stands on {backing}, which is no file of this host")
+            raise _unopenable(disk, f"the backing file of {image.path} is {backing}, which is not a file of this host")
         backing = rest
     path = os.fspath(Path(image.path).parent / backing)
     if header.backing_format is None:
         raise DiskError(
             disk.dev,
-            f"the image {image.path} does not record the format of its backing file {path}, and guessing it is not"
-            f" safe. If it is qcow2: 'qemu-img rebase -u -b {backing} -F qcow2 {image.path}'.",
+            f"the image {image.path} does not record the format of its backing file {path}, and guessing is not safe."
+            f" If it is qcow2, record that: 'qemu-img rebase -u -b {backing} -F qcow2 {image.path}'.",
         )
     return _image(disk, path, header.backing_format, None)
 
 
 def _image(disk: Disk, path: str, image_format: str, secret: SecretRef | None) -> Image:
     try:
-        found = Path(path).stat()
+        status = Path(path).stat()
     except OSError as err:
-        raise _unopenable(disk, f"the image {path} cannot be reached: {err.strerror}") from err
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+        raise _unopenable(disk, f"the image {path} cannot be accessed: {err.strerror}") from err
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
         raise _unopenable(disk, f"{path} is neither a file nor a block device")
-    if stat.S_ISBLK(found.st_mode):
-        return Image(path, image_format, True, (0, found.st_rdev), secret)
-    return Image(path, image_format, False, (found.st_dev, found.st_ino), secret)
+    is_block_device = stat.S_ISBLK(status.st_mode)
+    identity = (0, status.st_rdev) if is_block_device else (status.st_dev, status.st_ino)
+    return Image(path, image_format, is_block_device=is_block_device, identity=identity, secret=secret)
 
 
 def _unopenable(disk: Disk, reason: str) -> DiskError:

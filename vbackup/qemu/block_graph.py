@@ -1,8 +1,8 @@
-"""Find each disk's node, layers and bitmaps in what QEMU says of its block graph.
+"""Find the node, layers and bitmaps of each disk in QEMU's block graph.
 
-query-block ties a device (qdev) to its root node; query-blockstats shows how the nodes stand on each
-other on every QEMU since 4.0 (query-named-block-nodes has ``children`` only from QEMU 11 on);
-query-named-block-nodes has drivers, sizes and bitmaps, also behind filters.
+query-block maps a device (qdev) to its root node. query-blockstats gives the order of the nodes below it, on every
+QEMU since 4.0 (query-named-block-nodes has ``children`` only since QEMU 11). query-named-block-nodes has drivers,
+sizes and bitmaps, also below filters.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from vbackup.errors import DiskError, MalformedError
 from vbackup.fields import Fields, objects
 from vbackup.model import QEMUS_OWN, Bitmap, Disk, DiskNode, Layer, NodeOptions
 
-#: Drivers that pass everything on to the node below: never the place of a disk's data or bitmaps.
+#: Drivers that pass everything on to the node below; a disk's data and bitmaps are never in them.
 FILTERS = frozenset(
     ("copy-on-read", "throttle", "copy-before-write", "preallocate", "compress", "blkdebug", "blklogwrites",
      "blkreplay", "snapshot-access", "mirror_top", "commit_top", "backup-top")
 )  # fmt: skip
 
-#: "Cannot store dirty bitmaps in qcow2 v2 files", says QEMU.
+#: The compat value of qcow2 version 2. "Cannot store dirty bitmaps in qcow2 v2 files" (block/qcow2-bitmap.c).
 QCOW2_V2 = "0.10"
 
-#: A backing chain longer than this is taken for a reply that loops (QEMU itself stops opening around 500).
+#: A longer backing chain counts as a reply without an end (QEMU itself cannot open more than about 500 images).
 MAX_LAYERS = 1000
 
 
@@ -37,49 +37,49 @@ class _Node:
 
 
 class BlockNodes:
-    """QEMU's nodes: its answer to query-named-block-nodes, checked and made searchable.
+    """QEMU's block nodes, from the reply to query-named-block-nodes (QAPI BlockDeviceInfo).
 
-    Raises MalformedError where the reply is not what QAPI says it is.
+    Raises MalformedError if the reply does not match QAPI.
     """
 
     def __init__(self, query_named_block_nodes: Any) -> None:
         self._nodes = dict(_nodes(query_named_block_nodes))
 
     def node_names(self) -> frozenset[str]:
-        """The names of all nodes, ours and others'."""
+        """Return the names of all nodes."""
         return frozenset(self._nodes)
 
     def filename(self, node_name: str) -> str:
-        """The file that a node was opened with. Raises MalformedError where the node is not there."""
+        """Return the file name that the node was opened with. Raises MalformedError if there is no such node."""
         node = self._nodes.get(node_name)
         if node is None:
-            raise MalformedError(f"QEMU does not list node {node_name}, which was opened; did somebody close it?")
+            raise MalformedError(f"QEMU no longer lists node {node_name}; did another program close it?")
         return _innermost(node.layer.filename)
 
     def options(self, node_name: str) -> NodeOptions:
-        """How a node was opened, as far as vbackup opens nodes otherwise than QEMU by itself."""
+        """Return those options of the node that vbackup may set; QEMU's defaults if there is no such node."""
         node = self._nodes.get(node_name)
         return node.options if node else QEMUS_OWN
 
     def nodes(self) -> Mapping[str, Layer]:
-        """All nodes by name, filters and those of no disk included."""
+        """Return all nodes by name, including filters and nodes that belong to no disk."""
         return {name: node.layer for name, node in self._nodes.items()}
 
     def bitmaps(self, node_name: str) -> Mapping[str, Bitmap]:
-        """The named bitmaps of a node; none where the node is not there."""
+        """Return the node's bitmaps by name; empty if there is no such node."""
         node = self._nodes.get(node_name)
         return node.layer.bitmaps if node else {}
 
     def is_read_only(self, node_name: str) -> bool:
-        """True for a layer below the active one; False where the node is not there."""
+        """Return True if the node is open read-only, as layers below the active one are; False without such a node."""
         node = self._nodes.get(node_name)
         return node is not None and node.layer.read_only
 
 
 class BlockGraph(BlockNodes):
-    """QEMU's answers to all three queries: its nodes, and how they belong to disks.
+    """QEMU's block nodes and the disks they belong to, from the replies to all three queries.
 
-    Raises MalformedError where a reply is not what QAPI says it is.
+    Raises MalformedError if a reply does not match QAPI.
     """
 
     def __init__(
@@ -90,64 +90,64 @@ class BlockGraph(BlockNodes):
         *,
         chains: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """``chains`` has the nodes of disks (by alias, the top first) that the caller opened, and no device has."""
+        """``chains`` adds nodes without a device that the caller opened: disk alias to node names, the top first."""
         super().__init__(query_named_block_nodes)
-        opened = {alias: tuple(nodes) for alias, nodes in (chains or {}).items()}
-        #: By alias the nodes that stand on each other, filters included, the root first.
-        self.chains: Mapping[str, tuple[str, ...]] = {**chains_of(query_blockstats), **opened}
-        self._roots = {**dict(_roots(query_block)), **{alias: nodes[0] for alias, nodes in opened.items()}}
+        own_chains = {alias: tuple(nodes) for alias, nodes in (chains or {}).items()}
+        #: Node names from the root down, filters included, by device alias.
+        self.chains: Mapping[str, tuple[str, ...]] = {**chains_of(query_blockstats), **own_chains}
+        self._roots = {**dict(_roots(query_block)), **{alias: nodes[0] for alias, nodes in own_chains.items()}}
 
     def disk_node(self, disk: Disk) -> DiskNode:
-        """The disk's layers in QEMU, found by its alias and checked against its XML.
+        """Return the disk's layers in QEMU, found by the disk's alias and checked against its XML.
 
-        Raises DiskError where QEMU has no such device, no medium in it, or another image open.
+        Raises DiskError if QEMU has no such device, no medium in it, or another image open.
         """
         root = self._roots.get(disk.alias)
         if root is None:
             known = ", ".join(sorted(self._roots)) or "none"
             raise DiskError(
                 disk.dev,
-                f"QEMU has no disk device with the alias {disk.alias} (it has: {known}). Was it just detached?",
+                f"QEMU has no disk device with the alias {disk.alias} (it has: {known}). Was the disk just detached?",
             )
         layers = []
         for node_name in self.chains.get(disk.alias, (root,)):
             node = self._nodes.get(node_name)
             if node is None:
-                raise DiskError(disk.dev, f"QEMU uses node {node_name} for it but does not list that node; try again.")
+                raise DiskError(disk.dev, f"QEMU uses node {node_name} for it but does not list the node; try again.")
             if node.driver not in FILTERS:
                 layers.append(node.layer)
         if not layers:
-            raise DiskError(disk.dev, f"below node {root} QEMU shows only filters; is a block job still starting?")
+            raise DiskError(disk.dev, f"QEMU shows only filter nodes from {root} down; is a block job just starting?")
         _check_against_xml(disk, layers[0])
         return DiskNode(disk, tuple(layers))
 
 
 def _check_against_xml(disk: Disk, top: Layer) -> None:
-    """Refuse to back up an image that libvirt does not believe to be the disk's."""
-    opened = _plain_path(top.filename)
-    if disk.path is not None and opened is not None and opened != disk.path:
+    """Raise DiskError if QEMU has another image or format open than libvirt's XML says."""
+    path = _plain_path(top.filename)
+    if disk.path is not None and path is not None and path != disk.path:
         raise DiskError(
             disk.dev,
-            f"libvirt says its image is {disk.path}, but QEMU has {opened} open; was it changed behind libvirt's back?",
+            f"libvirt says that its image is {disk.path}, but QEMU has {path} open; was it changed without libvirt?",
         )
     if disk.format == "qcow2" and top.driver != "qcow2":
-        raise DiskError(disk.dev, f"libvirt says its format is qcow2, but QEMU opened it as {top.driver}.")
+        raise DiskError(disk.dev, f"libvirt says that its format is qcow2, but QEMU opened it as {top.driver}.")
 
 
 def _plain_path(filename: str) -> str | None:
-    """The path in QEMU's filename, None where it is a descriptor or not a local file."""
+    """Return the path in QEMU's file name, or None if it is a descriptor or not a local file."""
     filename = _innermost(filename)
     return filename if filename.startswith("/") and not filename.startswith("/dev/fdset/") else None
 
 
 def _innermost(filename: str) -> str:
-    """What the protocol node opened: QEMU shows a node that has options of its own as ``json:`` and these."""
+    """Return the file name of the protocol node; QEMU shows a node with options as ``json:`` and these options."""
     if not filename.startswith("json:"):
         return filename
     try:
         options = json.loads(filename[len("json:") :])
     except (ValueError, RecursionError) as err:
-        raise MalformedError(f"QEMU gave a file name that is not JSON after json: ({err}).") from err
+        raise MalformedError(f"QEMU reported a json: file name that is not valid JSON ({err}).") from err
     while isinstance(options, dict) and isinstance(options.get("file"), dict):
         options = options["file"]
     inner = options.get("filename", "") if isinstance(options, dict) else ""
@@ -155,7 +155,7 @@ def _innermost(filename: str) -> str:
 
 
 def _alias(qdev: str) -> str:
-    """The device's alias: ``/machine/peripheral/ALIAS/virtio-backend``, or the alias itself (SCSI, SATA, IDE)."""
+    """Return the alias: ``/machine/peripheral/ALIAS/virtio-backend``, or the alias itself (SCSI, SATA, IDE)."""
     marker = "/machine/peripheral/"
     return qdev[len(marker) :].split("/", 1)[0] if qdev.startswith(marker) else qdev
 
@@ -168,11 +168,11 @@ def _roots(reply: Any) -> Iterable[tuple[str, str]]:
 
 
 def chains_of(reply: Any) -> dict[str, tuple[str, ...]]:
-    """By alias the nodes that stand on each other, filters included, the root first, from query-blockstats.
+    """Return the node names from the root down, filters included, by device alias.
 
-    Raises MalformedError.
+    ``reply`` is that to query-blockstats (QAPI BlockStats). Raises MalformedError if it does not match QAPI.
     """
-    found = {}
+    chains = {}
     for entry in objects(reply, "query-blockstats", MalformedError):
         qdev = entry.optional_text("qdev")
         if not qdev or "node-name" not in entry:
@@ -183,20 +183,18 @@ def chains_of(reply: Any) -> dict[str, tuple[str, ...]]:
             node = node.object("backing")
             chain.append(node.text("node-name"))
             if len(chain) > MAX_LAYERS:
-                raise MalformedError(f"query-blockstats shows a backing chain of over {MAX_LAYERS} nodes for {qdev}.")
-        found[_alias(qdev)] = tuple(chain)
-    return found
+                raise MalformedError(
+                    f"query-blockstats shows a backing chain of more than {MAX_LAYERS} nodes for {qdev}."
+                )
+        chains[_alias(qdev)] = tuple(chain)
+    return chains
 
 
 def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
     for entry in objects(reply, "query-named-block-nodes", MalformedError):
         name = entry.text("node-name")
         image = entry.object("image")
-        bitmaps = {
-            bitmap.name: bitmap
-            for bitmap in (_bitmap(one) for one in (entry.objects("dirty-bitmaps") if "dirty-bitmaps" in entry else ()))
-            if bitmap.name
-        }
+        bitmaps = map(_bitmap, entry.objects("dirty-bitmaps") if "dirty-bitmaps" in entry else ())
         driver = entry.text("drv")
         layer = Layer(
             node_name=name,
@@ -205,13 +203,13 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
             virtual_size_bytes=image.integer("virtual-size"),
             filename=entry.text("file"),
             stores_bitmaps=driver == "qcow2" and _compat(image) != QCOW2_V2,
-            bitmaps=bitmaps,
+            bitmaps={bitmap.name: bitmap for bitmap in bitmaps if bitmap.name},
         )
         yield name, _Node(driver, layer, _options(entry))
 
 
 def _options(entry: Fields) -> NodeOptions:
-    """QAPI BlockDeviceInfo's cache and detect_zeroes."""
+    """Return the node's options, from ``cache`` and ``detect_zeroes`` of QAPI BlockDeviceInfo."""
     cache = entry.object("cache") if "cache" in entry else None
     return NodeOptions(
         no_flush=cache is not None and cache.boolean("no-flush"),
@@ -220,7 +218,7 @@ def _options(entry: Fields) -> NodeOptions:
 
 
 def _compat(image: Fields) -> str | None:
-    """QAPI ImageInfoSpecificQCow2's compat; "0.10" is qcow2 version 2, which libvirt's storage pools still make."""
+    """Return ``compat`` of QAPI ImageInfoSpecificQCow2; libvirt's storage pools still create "0.10" (version 2)."""
     specific = image.object("format-specific") if "format-specific" in image else None
     if specific is None or "data" not in specific:
         return None

@@ -1,7 +1,7 @@
-"""Read what the header of a qcow2 image names, without QEMU.
+"""Read the header of a qcow2 image without QEMU.
 
-qemu-img opens what a header names as the file of its data even to tell of it (qemu-img info, CVE-2024-4467), so an
-image from a repository is looked at here first. QEMU's docs/interop/qcow2.rst describes the format.
+Even qemu-img info opens the data file that a header names (CVE-2024-4467), so images from a repository are checked here
+first. Format: QEMU's docs/interop/qcow2.rst.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from vbackup.files import open_regular
 
 _MAGIC = b"QFI\xfb"
 _V2, _V3 = 2, 3
-#: Of version 2: magic, version, backing file (offset, size), cluster bits, size, encryption method; and its end.
+#: Version 2: magic, version, backing file (offset, size), cluster bits, size, encryption method; length of the header.
 _FIXED = struct.Struct(">4sIQIIQI")
 _LENGTH_V2 = 72
-#: Of version 3, behind that: incompatible features at 72, and the length of the header at 100.
+#: Version 3 adds: incompatible features at offset 72, and the length of the header at offset 100.
 _INCOMPATIBLE = struct.Struct(">Q")
 _LENGTH_V3 = 104
 _DATA_FILE_BIT = 1 << 2
 _BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
-#: What QEMU allows (qcow2_do_open).
+#: QEMU's limits (qcow2_do_open in block/qcow2.c).
 _CLUSTER_BITS = range(9, 22)
 _MAX_NAME_BYTES = 1023
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says about size and other files."""
+    """The members of a header that concern size, encryption and other files."""
 
     virtual_size_bytes: int
     backing_file: str | None
@@ -42,7 +42,10 @@ class Header:
 
 
 def header(path: Path) -> Header:
-    """Read the header. Raises ChainError where it is none that QEMU would take; nothing else is opened."""
+    """Read the header of the image at ``path``; no other file is opened.
+
+    Raises ChainError if it cannot be read, or is not a qcow2 header that QEMU accepts.
+    """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             data = file.read(1 << _CLUSTER_BITS[-1])  # header, extensions and names are in the first cluster
@@ -51,20 +54,20 @@ def header(path: Path) -> Header:
     try:
         return _parse(data)
     except (struct.error, ValueError) as err:
-        raise ChainError(f"The image {path} cannot be read: it is no qcow2 image ({err}).") from err
+        raise ChainError(f"The image {path} cannot be read: it is not a qcow2 image ({err}).") from err
 
 
 def _parse(data: bytes) -> Header:
     magic, version, name_offset, name_length, cluster_bits, size_bytes, encryption = _FIXED.unpack_from(data)
     if magic != _MAGIC or version not in (_V2, _V3) or cluster_bits not in _CLUSTER_BITS:
-        raise ValueError("its header is not that of one")
+        raise ValueError("the header is not a qcow2 header")
     data = data[: 1 << cluster_bits]
     incompatible, length = 0, _LENGTH_V2
     if version == _V3:
         (incompatible,) = _INCOMPATIBLE.unpack_from(data, 72)
         (length,) = struct.unpack_from(">I", data, 100)
         if length < _LENGTH_V3:
-            raise ValueError(f"its header has a length of {length} bytes")
+            raise ValueError(f"the header length is {length} bytes")
     end = name_offset or len(data)
     extensions = dict(_extensions(data, length, end))
     return Header(
@@ -77,26 +80,26 @@ def _parse(data: bytes) -> Header:
 
 
 def _extensions(data: bytes, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each; every one takes up a multiple of 8 bytes."""
+    """Yield type and content of each header extension; each is padded to a multiple of 8 bytes."""
     if not begin <= end <= len(data):
-        raise ValueError("the name of its backing file is not in the first cluster")
+        raise ValueError("the backing file name is not in the first cluster")
     while begin < end:
         kind, length = struct.unpack_from(">II", data, begin)
         begin += 8
         if kind == 0:
             return
         if length > end - begin:
-            raise ValueError("an extension of its header is too long")
+            raise ValueError("a header extension is too long")
         yield kind, data[begin : begin + length]
         begin += (length + 7) // 8 * 8
 
 
 def _name(data: bytes, offset: int, length: int) -> str:
     if length > _MAX_NAME_BYTES or offset + length > len(data):
-        raise ValueError("the name of its backing file is too long")
+        raise ValueError("the backing file name is too long")
     return _text(data[offset : offset + length])
 
 
 def _text(data: bytes) -> str:
-    # What is no UTF-8 stays apart from all that is compared with it.
+    # A name that is not UTF-8 equals none that it is compared with.
     return data.decode(errors="surrogateescape")

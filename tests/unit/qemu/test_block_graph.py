@@ -238,7 +238,7 @@ def test_node_that_is_not_listed_is_told() -> None:
 
 def test_only_filters_are_no_disk() -> None:
     qemu = FakeQemu([FakeDisk(path="/images/vda.qcow2", format="throttle")])
-    with pytest.raises(DiskError, match="only filters"):
+    with pytest.raises(DiskError, match="only filter nodes"):
         block_graph(qemu).disk_node(builders.disk())
 
 
