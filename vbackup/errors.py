@@ -1,8 +1,7 @@
-"""Everything vbackup can refuse or fail at, as one tree of exceptions.
+"""All errors that vbackup raises, as one tree of exceptions.
 
-Each class owns the exit status that the command line gives for it (vbackup(1), EXIT STATUS); the
-text is a sentence for the administrator that says what to do, the attributes are for programs.
-Only vbackup.cli prints and exits.
+Each class owns its exit status (vbackup(1), EXIT STATUS). The text is a sentence for the administrator that says what
+to do; the attributes are for programs. Only vbackup.cli prints and exits.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _ACTION = re.compile(r"actions\[([0-9]+)\]")
 
 
 class Status(IntEnum):
-    """The exit statuses of the command, a stable interface."""
+    """Exit statuses of the command; a stable interface."""
 
     DONE = 0
     FAILED = 1
@@ -31,30 +30,30 @@ class Status(IntEnum):
 
 
 class VbackupError(Exception):
-    """Base of all: catch it to catch everything vbackup raises on purpose."""
+    """Base class of all errors that vbackup raises on purpose."""
 
     status: int = Status.FAILED
 
     def evidence(self) -> dict[str, object]:
-        """The typed attributes, for machine-readable output."""
+        """Return the public attributes by name, for machine-readable output."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 class UsageError(VbackupError):
-    """An argument that means nothing to vbackup; correct the command line."""
+    """An invalid argument; correct the command line."""
 
     status = Status.USAGE
 
 
 class MalformedError(VbackupError):
-    """Something from outside (domain XML, QMP reply) is not what its definition says it is."""
+    """Data from outside (domain XML, QMP reply) does not match its specification."""
 
 
 # libvirt and the domain
 
 
 class HostUnreachableError(VbackupError):
-    """libvirt cannot be reached, or stayed away after the connection was lost."""
+    """libvirt cannot be reached, or did not come back after the connection was lost."""
 
     status = Status.NOT_FOUND
 
@@ -64,16 +63,16 @@ class HostUnreachableError(VbackupError):
 
 
 class ConnectionLostError(VbackupError):
-    """The connection to libvirt or QEMU broke while a command was on its way.
+    """The connection to libvirt or QEMU broke during a command.
 
-    Whether the command was carried out is not known; ask (query-jobs, query-block) before repeating it.
+    Whether the command was executed is unknown; query the state (query-jobs, query-block) before repeating it.
     """
 
     status = Status.NOT_FOUND
 
 
 class DomainNotFoundError(VbackupError):
-    """No such domain in libvirt, or none of that name in the repository."""
+    """There is no such domain in libvirt or in the repository."""
 
     status = Status.NOT_FOUND
 
@@ -83,7 +82,7 @@ class DomainNotFoundError(VbackupError):
 
 
 class NoBackupRunningError(VbackupError):
-    """No backup of the domain runs, so there is nothing about it to change."""
+    """No backup of the domain is running, so there is no speed to change."""
 
     status = Status.NOT_FOUND
 
@@ -93,7 +92,7 @@ class NoBackupRunningError(VbackupError):
 
 
 class QemuGoneError(VbackupError):
-    """What reads the disks is gone, and all that was begun in it went with it."""
+    """The QEMU process that reads the disks has ended, and with it all jobs and nodes in it."""
 
 
 class DomainGoneError(QemuGoneError):
@@ -103,29 +102,29 @@ class DomainGoneError(QemuGoneError):
         self.domain = domain
         super().__init__(
             f"Domain {domain} stopped while it was being backed up; nothing was kept of this backup."
-            " Start it and run the same command again."
+            " Start the domain and run the same command again."
         )
 
 
 class StorageDaemonGoneError(QemuGoneError):
-    """The storage daemon that reads the disks of a domain that is off ended before it was told to."""
+    """The storage daemon that reads the disks of a domain that is off ended unexpectedly."""
 
     def __init__(self, how: str, last_words: str) -> None:
         self.last_words = last_words
-        said = f", its last words: {last_words.rstrip('.')}" if last_words else ""
+        message = f": {last_words.rstrip('.')}" if last_words else ""
         super().__init__(
-            f"qemu-storage-daemon {how}{said}. Nothing was kept of an unfinished backup; run the same command again."
+            f"qemu-storage-daemon {how}{message}. Nothing was kept of an unfinished backup; run the same command again."
         )
 
 
 class UnsuitableError(VbackupError):
-    """The domain or a disk cannot be backed up in the way that was asked for."""
+    """The domain or a disk cannot be backed up in the requested way."""
 
     status = Status.UNSUITABLE
 
 
 class DiskError(UnsuitableError):
-    """A disk that is unknown, cannot be matched to QEMU's block graph, or cannot be backed up."""
+    """A disk is unknown, cannot be found in QEMU's block graph, or cannot be backed up."""
 
     def __init__(self, dev: str, message: str) -> None:
         self.dev = dev
@@ -133,22 +132,22 @@ class DiskError(UnsuitableError):
 
 
 class QuiesceError(UnsuitableError):
-    """The guest's filesystems could not be frozen although that was required."""
+    """The guest's filesystems could not be frozen, although ``--quiesce required`` was given."""
 
 
 # QEMU
 
 
 class MonitorError(VbackupError):
-    """The monitor could not carry a command to QEMU (libvirt's own words are in the text)."""
+    """A command did not reach QEMU or libvirt refused it; the text has libvirt's message."""
 
 
 class FdsNotPassedError(MonitorError):
-    """The way to QEMU carries no file descriptors: another host, or a libvirt before 8.2."""
+    """The connection to QEMU cannot carry file descriptors: another host, or libvirt before 8.2."""
 
 
 class FdsNotNeededError(FdsNotPassedError):
-    """A storage daemon of our own takes none: it opens files with our own rights."""
+    """vbackup's storage daemon accepts no file descriptors: it opens files with vbackup's rights."""
 
 
 class QemuText(str):
@@ -195,7 +194,7 @@ class QemuText(str):
 
 
 class QmpError(VbackupError):
-    """QEMU answered a command with an error; nothing of that command was carried out."""
+    """QEMU answered a command with an error; the command had no effect."""
 
     def __init__(self, command: str, error_class: str, description: str) -> None:
         self.command = command
@@ -205,10 +204,10 @@ class QmpError(VbackupError):
 
 
 class TransactionError(VbackupError):
-    """A command that QEMU would refuse, a transaction above all, found before anything is sent.
+    """A command, usually a transaction, that QEMU would refuse; detected before anything is sent.
 
-    ``path`` names the member as QEMU's own messages do ("actions[3].data.bitmap-mode"), ``action`` is the
-    number of the action that it belongs to, None if it belongs to none.
+    ``path`` names the member as QEMU's messages do ("actions[3].data.bitmap-mode"). ``action`` is the index of the
+    action that contains it, or None.
     """
 
     status = Status.USAGE
@@ -221,35 +220,35 @@ class TransactionError(VbackupError):
 
 
 class TransactionRefusedError(VbackupError):
-    """QEMU refused a transaction of the user's own, and so carried out none of it.
+    """QEMU refused a user's transaction, which therefore had no effect.
 
-    ``index`` is the action that its words are about, None where they do not tell.
+    ``index`` is the index of the action that QEMU's message is about, or None if it does not say.
     """
 
     def __init__(self, description: str, index: int | None, kind: str | None) -> None:
         self.description = description
         self.index = index
         at = "the transaction" if index is None else f"actions[{index}] ({kind})"
-        super().__init__(f"QEMU refused {at}: {description.rstrip('.')}. Nothing of the transaction was carried out.")
+        super().__init__(f"QEMU refused {at}: {description.rstrip('.')}. The transaction had no effect.")
 
 
 class UnsafeError(UnsuitableError):
-    """A transaction or a command that would damage what libvirt, a repository or the user relies on."""
+    """A transaction or command that would damage something that libvirt, a repository or the user relies on."""
 
-    def __init__(self, path: str, message: str, *, instead: str = "--unsafe sends it all the same") -> None:
+    def __init__(self, path: str, message: str, *, instead: str = "--unsafe sends it anyway") -> None:
         self.path = path
         super().__init__(f"{path}: {message}; {instead}.")
 
 
 class JobError(VbackupError):
-    """A backup job ended with an error; all jobs of that backup were cancelled and undone."""
+    """A backup job failed; all jobs of that backup were cancelled and undone."""
 
     def __init__(self, dev: str, reason: str) -> None:
         self.dev = dev
         self._reason = QemuText(reason)
         super().__init__(
-            f"Disk {dev}: the backup job failed: {reason}. Nothing was kept of this backup and the disk's"
-            " earlier backups are untouched; mend the cause and run the same command again."
+            f"Disk {dev}: the backup job failed: {reason}. Nothing was kept of this backup, and the disk's earlier"
+            " backups are untouched; fix the cause and run the same command again."
         )
 
     @property
@@ -259,7 +258,7 @@ class JobError(VbackupError):
 
 
 class JobStalledError(VbackupError):
-    """No job made progress for longer than the limit; all were cancelled."""
+    """No job made progress within the limit; all were cancelled."""
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
@@ -272,28 +271,28 @@ class JobStalledError(VbackupError):
 
 
 class ChainError(VbackupError):
-    """A backup, or a link that it needs, is unknown, missing, altered or foreign."""
+    """A backup, or one that it depends on, is unknown, missing, altered, or belongs elsewhere."""
 
     status = Status.CHAIN
 
 
 class BaseError(ChainError):
-    """A level asked for by name has no trustworthy base on a disk (``auto`` would take a full)."""
+    """The requested level has no usable base on a disk (``auto`` would take a full backup)."""
 
     def __init__(self, dev: str, level: str, checkpoint: str | None, reason: str) -> None:
         self.dev = dev
         self.level = level
-        self.checkpoint = checkpoint  #: that of the base it would start from, None if there is none
+        self.checkpoint = checkpoint  #: of the base that the backup would start from, or None
         self.reason = reason
         since = f" since {checkpoint}" if checkpoint and checkpoint not in reason else ""
         super().__init__(
             f"Disk {dev}: no {level} backup{since} is possible: {reason}. Take a full backup, or use --level auto,"
-            " which takes a full of just the disks that need one."
+            " which takes a full backup of only those disks that need one."
         )
 
 
 class StorageError(VbackupError):
-    """The repository or the output cannot be used: not there, no space, no permission, exists."""
+    """The repository, the output or a hook script cannot be used: missing, full, no permission, exists already."""
 
     status = Status.STORAGE
 
@@ -303,13 +302,13 @@ class NoSpaceError(StorageError):
 
 
 class BusyError(VbackupError):
-    """Another vbackup, or another block job, has the domain."""
+    """Another vbackup or another block job is using the domain."""
 
     status = Status.BUSY
 
 
 class DiskBusyError(BusyError):
-    """A block job of somebody else works on a disk; found before anything was begun."""
+    """A block job that is not vbackup's is running on a disk; detected before anything was started."""
 
     def __init__(self, dev: str, job_type: str, job_id: str, *, by_libvirt: bool) -> None:
         self.dev = dev
@@ -320,16 +319,16 @@ class DiskBusyError(BusyError):
 
 
 class GroupError(VbackupError):
-    """Another domain of the group failed, and all backups of the group were undone for it."""
+    """Another domain of the group failed, so all backups of the group were undone."""
 
     def __init__(self, domain: str, cause: VbackupError) -> None:
         self.domain = domain
         self.status = cause.status
-        super().__init__(f"Domain {domain} of the same group failed, so all of the group were undone: {cause}")
+        super().__init__(f"Domain {domain} of the same group failed, so all backups of the group were undone: {cause}")
 
 
 class InterruptedBySignalError(VbackupError):
-    """The user or the system asked vbackup to stop; everything begun was undone."""
+    """A signal asked vbackup to stop; everything that it had started was undone."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum

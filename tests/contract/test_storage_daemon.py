@@ -186,7 +186,7 @@ def test_daemon_that_does_not_start_is_told_with_its_last_words(
     program.write_text("#!/bin/sh\necho first >&2\necho 'qemu-storage-daemon: no memory' >&2\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(StorageDaemonGoneError, match=r"ended with status 3, its last words: no memory\. Nothing"):
+    with pytest.raises(StorageDaemonGoneError, match=r"exited with status 3: no memory\. Nothing"):
         StorageDaemon(Recorder()).__enter__()
 
 
@@ -194,7 +194,7 @@ def test_killed_daemon_is_told_as_such_and_by_every_command(tmp_path: Path) -> N
     with StorageDaemon(Recorder()) as daemon:
         os.kill(daemon.pid, signal.SIGKILL)
         for _ in range(2):
-            with pytest.raises(StorageDaemonGoneError, match="was ended by SIGKILL"):
+            with pytest.raises(StorageDaemonGoneError, match="was killed by SIGKILL"):
                 daemon.execute("query-jobs")
 
 

@@ -320,7 +320,7 @@ def test_what_is_no_disk_of_the_backup_is_not_opened(
     machine = define_off(lab, "left", [spec, gone], *left, nbd)
     backups = Backups(lab.uri, command, machine, repository, tmp_path)
     failed = backups(status=5)
-    assert "Disk vdc: it cannot be read while the domain is off: it is of type network" in failed.stderr
+    assert "Disk vdc: it cannot be read while the domain is off: its type is network" in failed.stderr
     assert "--exclude-disk vdc" in failed.stderr
     assert json.loads(failed.stdout)["error"] == "DiskError"
     failed = backups("--exclude-disk", "vdc", status=5)
@@ -442,7 +442,7 @@ def test_killed_storage_daemon_costs_a_full(backups: Backups, machine: Machine, 
         patch.setattr(jobs, "run", kill_and_run)
         failed = backups(status=1)
     assert failed.stderr.count("\n") == 1
-    assert "qemu-storage-daemon was ended by SIGKILL. Nothing was kept" in failed.stderr
+    assert "qemu-storage-daemon was killed by SIGKILL. Nothing was kept" in failed.stderr
     assert backups.entries() == [full["id"], "domain.json", "lock"]
     again = backups.off(*specs)
     assert {disk["level"] for disk in again["disks"]} == {"full"}
@@ -521,7 +521,7 @@ def test_bitmap_that_finds_no_room_in_its_filesystem_is_warned_of(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "run", run_and_fill)
         done = backups()
-    assert "qemu-storage-daemon said when it closed the images" in done.stderr
+    assert "qemu-storage-daemon reported while closing the images" in done.stderr
     assert "No space left on device" in done.stderr
     (small_filesystem / "filler").unlink()
     again = backups.off(spec)

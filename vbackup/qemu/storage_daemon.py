@@ -1,8 +1,8 @@
-"""A qemu-storage-daemon of our own: QEMU's block layer for the disks of a domain that is off.
+"""Run a qemu-storage-daemon: QEMU's block layer for the disks of a domain that is off.
 
-It is a Monitor, so that plan, jobs and undo are those of a running domain. QMP goes over a pair of
-sockets that only the two processes have: there is nothing to wait for, no directory and no name that
-could be left behind. vbackup.domain.source knows which images to open; vbackup.qemu.backing_chain how.
+It is a Monitor, so plan, jobs and undo are the same as for a running domain. QMP uses a socket pair that only the two
+processes have: nothing to wait for, and no directory or name to leave behind. vbackup.domain.source knows which images to
+open, vbackup.qemu.backing_chain how.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from vbackup.report import Reporter
 
 PROGRAM = "qemu-storage-daemon"
 PROGRAM_PACKAGES = "qemu-utils, before Debian 13 qemu-system-common"
-#: How long it may take to store its bitmaps and end, asked by QMP and then by SIGTERM.
+#: How long the daemon may take to store its bitmaps and end: after QMP quit, and then after SIGTERM.
 END_S, TERMINATE_S = 60.0, 10.0
-#: A connection that breaks off is seen a moment before the end of the process is.
+#: How long to wait for the end of the process after its connection broke.
 ENDING_S = 2.0
 
 
 class StorageDaemon:
-    """A daemon for the length of a block, and its monitor (see vbackup.qemu.monitor.Monitor). A context manager.
+    """A daemon that runs while the block does, and its monitor (vbackup.qemu.monitor.Monitor). A context manager.
 
-    At the end it closes the images, which stores their bitmaps. It is told to end when this process dies, in
-    whatever way (PR_SET_PDEATHSIG): SIGTERM, so that it closes them then too. (Only if we are killed before
-    setpriv has asked for that, a daemon without images stays.) The kernel watches the thread that enters the
-    block, which must therefore be the one that leaves it.
+    At the end of the block it closes the images, which stores their bitmaps. If this process dies in any way, the
+    kernel sends the daemon SIGTERM (PR_SET_PDEATHSIG), so that it closes them then too. (Only if this process is
+    killed before setpriv has requested that, a daemon without images remains.) The kernel watches the thread that
+    enters the block, so the same thread must leave it.
 
-    Raises UnsuitableError where the program is not installed, StorageDaemonGoneError where it ends too early.
+    Entering raises UnsuitableError if a program is not installed, StorageDaemonGoneError if the daemon ends too early.
     """
 
     def __init__(self, reporter: Reporter, *, nodes: Sequence[Mapping[str, Any]] = ()) -> None:
-        """``nodes`` are opened as it starts (QAPI BlockdevOptions); one that cannot be ends it."""
+        """``nodes`` (QAPI BlockdevOptions) are opened as the daemon starts; if one fails, the daemon ends."""
         self._reporter = reporter
         self._first_nodes = nodes
         self._numbers = itertools.count(1)
@@ -63,20 +63,20 @@ class StorageDaemon:
         for program, package in (("setpriv", "util-linux"), (PROGRAM, PROGRAM_PACKAGES)):
             if shutil.which(program) is None:
                 raise UnsuitableError(
-                    f"{program} is not installed here, but needed to read a domain that is off, and to restore a long"
+                    f"{program} is not installed, but is needed to read a domain that is off and to restore a long"
                     f" chain. Install it (on Debian: {package})."
                 )
         with contextlib.ExitStack() as stack:
             self._stderr = stack.enter_context(tempfile.TemporaryFile())
-            ours, its = socket.socketpair()
-            stack.enter_context(ours)
-            with its:
-                self._process = self._start(its.fileno())
+            own_end, daemon_end = socket.socketpair()
+            stack.enter_context(own_end)
+            with daemon_end:
+                self._process = self._start(daemon_end.fileno())
             stack.callback(self._kill)
-            # Imported for a domain that is off only: with qemu.qmp and asyncio it is a fifth of a backup's start.
+            # Imported only when needed: with qemu.qmp and asyncio it takes a fifth of vbackup's start-up time.
             from vbackup.qemu.qmp_socket import Socket
 
-            self._socket = Socket(ours, name=PROGRAM)
+            self._socket = Socket(own_end, name=PROGRAM)
             try:
                 stack.enter_context(self._socket)
             except ConnectionLostError as err:
@@ -86,7 +86,7 @@ class StorageDaemon:
         return self
 
     def _start(self, fd: int) -> subprocess.Popen[bytes]:
-        """Start the process with ``fd`` as its end of the QMP connection."""
+        """Start the process; ``fd`` is its end of the QMP connection."""
         return subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "TERM", "--", PROGRAM),
@@ -98,7 +98,7 @@ class StorageDaemon:
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
             pass_fds=(fd,),
-            start_new_session=True,  # a Ctrl-C of the terminal is for us; the daemon ends when all is undone
+            start_new_session=True,  # Ctrl-C goes to vbackup only; the daemon ends after the undo
         )
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
@@ -107,18 +107,21 @@ class StorageDaemon:
 
     @property
     def pid(self) -> int:
-        """Of the daemon's process."""
+        """Process id of the daemon."""
         return self._process.pid
 
     @property
     def chains(self) -> Mapping[str, Sequence[str]]:
-        """The nodes of what was opened, by alias, the active image's first (see BlockGraph)."""
+        """Node names of the opened backing chains by alias, the active image's first (see BlockGraph)."""
         return self._chains
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
-        """See Monitor. It opens files with our own rights, so it takes no descriptors: FdsNotNeededError."""
+        """Execute a QMP command. A descriptor raises FdsNotNeededError: the daemon opens files with vbackup's rights.
+
+        Raises StorageDaemonGoneError if the daemon has ended.
+        """
         if fd is not None:
-            raise FdsNotNeededError(f"{PROGRAM} takes no file descriptors.")
+            raise FdsNotNeededError(f"{PROGRAM} accepts no file descriptors.")
         try:
             return self._socket.execute(command, arguments)
         except ConnectionLostError as err:
@@ -127,14 +130,14 @@ class StorageDaemon:
             raise
 
     def next_event(self, timeout_s: float) -> Event | None:
-        """See Monitor."""
+        """Return the next job event of the daemon."""
         return self._socket.next_event(timeout_s)
 
     def open(self, alias: str, images: Sequence[Image], *, secret_value: Callable[[SecretRef], bytes]) -> None:
-        """Open a backing chain, the active image for writing; its nodes are then in ``chains``.
+        """Open a backing chain, the active image for writing, and add its nodes to ``chains``.
 
-        ``secret_value`` gives the passphrases. Raises QmpError where QEMU refuses; what was opened of the chain
-        by then stays open until the daemon ends.
+        ``secret_value`` returns the passphrase of a secret. Raises QmpError if QEMU refuses to open an image; images
+        opened before that stay open until the daemon ends.
         """
         for image in images:
             if image.secret is not None and image.secret not in self._secret_ids:
@@ -147,25 +150,25 @@ class StorageDaemon:
 
     @contextlib.contextmanager
     def writable(self, node_name: str) -> Iterator[None]:
-        """Have a layer that was opened for reading open for writing while the block runs.
+        """Reopen a read-only layer for writing while the block runs (blockdev-reopen).
 
-        QEMU stores its bitmaps when it becomes read-only again. Raises QmpError where QEMU refuses either: the
-        image is a part of another domain's disk as well, say, or its file system is read-only.
+        QEMU stores its bitmaps when it becomes read-only again. Raises QmpError if QEMU refuses either, for example
+        because the image also belongs to another domain's disk, or its file system is read-only.
         """
         node = self._nodes[node_name]
-        options = [self._nodes[node["file"]], node]
-        self.execute("blockdev-reopen", {"options": [{**one, "read-only": False} for one in options]})
+        nodes = [self._nodes[node["file"]], node]
+        self.execute("blockdev-reopen", {"options": [{**options, "read-only": False} for options in nodes]})
         try:
             yield
         finally:
-            self.execute("blockdev-reopen", {"options": options})
+            self.execute("blockdev-reopen", {"options": nodes})
 
     def _add_secret(self, secret: SecretRef, value: bytes) -> None:
-        """Hand a passphrase over in memory: no command line, log or file system ever has it.
+        """Pass a passphrase in memory, so that no command line, log or file system contains it.
 
-        The daemon reads it from a file without a name, through our own entry in /proc, and the file is gone
-        with the reply. (Sent in the command it would be in the log of -v; an inherited descriptor would have
-        to be known before the daemon starts, and would stay open in it.)
+        The daemon reads it from an unnamed file through this process's /proc entry; the file disappears with the
+        reply. (In the command it would be in the log of -v; an inherited descriptor would have to exist before the
+        daemon starts, and would stay open in it.)
         """
         secret_id = f"secret-{len(self._secret_ids)}"
         fd = os.memfd_create(secret_id, os.MFD_CLOEXEC)
@@ -178,8 +181,8 @@ class StorageDaemon:
         self._secret_ids[secret] = secret_id
 
     def _end(self, *, quiet: bool) -> None:
-        """Have it close the images and end, by the mildest means that works."""
-        # A reply that is lost is no loss: what counts is that it ends.
+        """Make the daemon close the images and end: by QMP quit, SIGTERM, and SIGKILL last."""
+        # Whether the reply arrives does not matter, only that the process ends.
         if self._process.poll() is None:
             with contextlib.suppress(VbackupError):
                 self._socket.execute("quit")
@@ -189,18 +192,18 @@ class StorageDaemon:
                 self._kill()
                 self._reporter.warning(f"{PROGRAM} did not end and was killed. {_LOST}")
                 return
-        if self._process.returncode != 0:  # not by our word
+        if self._process.returncode != 0:  # it did not end because of quit
             if not quiet:
                 self._reporter.warning(f"{self._gone()} {_LOST}")
             return
-        said = self._last_words()
-        if said:
-            self._reporter.warning(f"{PROGRAM} said when it closed the images: {said}")
+        message = self._last_message()
+        if message:
+            self._reporter.warning(f"{PROGRAM} reported while closing the images: {message}")
 
     def _kill(self) -> None:
-        """The last means; does nothing to a process that has ended.
+        """Send SIGKILL and wait at most TERMINATE_S seconds; does nothing if the process has ended.
 
-        One that waits for hanging storage cannot be killed before that answers, and is not waited for.
+        A process that waits for hanging storage cannot be killed before the storage answers.
         """
         self._process.kill()
         self._has_ended(within_s=TERMINATE_S)
@@ -217,16 +220,16 @@ class StorageDaemon:
         if status is None:
             how = "did not answer"
         else:
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return StorageDaemonGoneError(how, self._last_words())
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        return StorageDaemonGoneError(how, self._last_message())
 
-    def _last_words(self) -> str:
+    def _last_message(self) -> str:
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         lines = [line for line in lines if _OF_SCRATCH_NODES not in line]
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
 
 
-#: Said of nodes without storage, on which nothing is kept (vbackup.engine.scratch).
+#: QEMU's warning about nodes without storage, which hold no data (vbackup.engine.scratch).
 _OF_SCRATCH_NODES = "doesn't provide information about the block size"
-_LOST = "It could not store the bitmaps of the disks, so the next backup of each is a full."
+_LOST = "It could not store the disks' bitmaps, so the next backup of each disk is a full."
