@@ -90,7 +90,7 @@ def test_without_descriptors_qemu_is_refused_by_path_with_a_clear_error(
     before = machine.state()
     refused = command("-c", daemon.tcp_uri, "-q", "backup", machine.name, "-r", repository, status=7)
     assert "QEMU may not write" in refused.stderr
-    assert "descriptors cannot be passed over this connection" in refused.stderr
+    assert "this connection cannot carry file descriptors" in refused.stderr
     closed = next(path for path in reversed(repository.parents) if not path.stat().st_mode & 0o001)
     assert f"runs as user libvirt-qemu, who may not enter the directory {closed} (owner root" in refused.stderr
     assert machine.state() == before
@@ -175,7 +175,7 @@ def test_killed_run_is_undone_on_request(machine: Machine, daemon: Daemon, comma
         machine.write(dev, "write -P 2 0 16M")
     running = start_slow_backup(machine, daemon, repository)
     refused = command("-c", daemon.uri, "recover", machine.name, "-r", repository, status=8)
-    assert "Another vbackup is at work" in refused.stderr
+    assert "Another vbackup is working" in refused.stderr
     running.process.kill()
     running.wait()
     planned = command("-c", daemon.uri, "recover", "--all", "--dry-run", "-r", repository)
@@ -199,7 +199,7 @@ def check_only_bitmaps_changed(machine: Machine, before: dict[str, Any]) -> None
 def test_second_backup_at_once_is_refused(machine: Machine, daemon: Daemon, command: Command, repository: Path) -> None:
     running = start_slow_backup(machine, daemon, repository)
     refused = command("-c", daemon.uri, "backup", machine.name, "-r", repository, status=8)
-    assert "Another vbackup is at work" in refused.stderr
+    assert "Another vbackup is working" in refused.stderr
     running.process.terminate()
     assert running.wait()[0] == 128 + signal.SIGTERM
     command("-c", daemon.uri, "-q", "backup", machine.name, "-r", repository)

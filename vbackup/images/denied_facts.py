@@ -1,6 +1,6 @@
-"""Gather what tells why QEMU may not write an image; vbackup.images.denied draws the conclusion.
+"""Gather the facts about an image that QEMU may not write; vbackup.images.denied draws the conclusion.
 
-Seen from this host: where QEMU runs on another one, the same storage has the same modes as a rule.
+The facts are those of this host. If QEMU runs on another host, the same storage usually has the same modes there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ _SELINUX = "security.selinux"
 
 
 def gather(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> Facts:
-    """The facts of a refused image; what cannot be found out is left open."""
-    by_model = {one.model: one.label for one in labels}
+    """Return the facts about the image at ``path``; what cannot be determined stays None or empty.
+
+    ``labels`` are the security labels of the domain's QEMU. ``by_descriptor`` says that QEMU got the open file.
+    """
+    by_model = {label.model: label.label for label in labels}
     return Facts(
         path=os.fspath(path),
-        repository=os.fspath(next((one for one in path.parents if (one / MARKER).exists()), path.parent)),
+        repository=os.fspath(next((it for it in path.parents if (it / MARKER).exists()), path.parent)),
         by_descriptor=by_descriptor,
         places=_places(path),
         user=_user(by_model["dac"]) if "dac" in by_model else None,
@@ -36,27 +39,27 @@ def gather(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) 
 
 
 def _places(path: Path) -> tuple[Place, ...]:
-    found = []
-    for one in (*reversed(path.parents), path):
+    places = []
+    for place in (*reversed(path.parents), path):
         try:
-            seen = one.stat()
+            status = place.stat()
         except OSError:
             break
-        found.append(
+        places.append(
             Place(
-                path=os.fspath(one),
-                mode=seen.st_mode,
-                uid=seen.st_uid,
-                gid=seen.st_gid,
-                owner=_user_name(seen.st_uid),
-                has_acl=_attribute(one, _ACL) is not None,
+                path=os.fspath(place),
+                mode=status.st_mode,
+                uid=status.st_uid,
+                gid=status.st_gid,
+                owner=_user_name(status.st_uid),
+                has_acl=_attribute(place, _ACL) is not None,
             )
         )
-    return tuple(found)
+    return tuple(places)
 
 
 def _user(label: str) -> User | None:
-    """Of libvirt's DAC label: ``+64055:+109``, or names in place of the numbers."""
+    """Return the user in libvirt's DAC label: ``+64055:+109``, or names instead of the numbers."""
     user, _, group = label.partition(":")
     try:
         uid = int(user) if user.startswith("+") else pwd.getpwnam(user).pw_uid
@@ -65,7 +68,7 @@ def _user(label: str) -> User | None:
         return None  # a user of another host
     groups = {gid}
     with suppress(KeyError, OSError):
-        # As libvirt does when it starts QEMU (virGetGroupList).
+        # libvirt does the same when it starts QEMU (virGetGroupList).
         groups.update(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
     return User(_user_name(uid), uid, frozenset(groups))
 
@@ -81,4 +84,4 @@ def _attribute(path: Path, name: str) -> str | None:
     try:
         return os.getxattr(path, name).rstrip(b"\0").decode(errors="replace")
     except OSError:
-        return None  # there is none, or the file system has none
+        return None  # not set, or not supported by the file system

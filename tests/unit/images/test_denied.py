@@ -65,8 +65,8 @@ def test_class_that_fits_first_decides(uid: int, gid: int, mode: int, may: bool)
 
 # What refuses: each with what must be said, the strongest evidence first.
 DAC = ({"places": places(closed="/srv")}, "may not enter the directory /srv ")
-SELINUX = ({"selinux_context": CONTEXT, "file_context": "system_u:object_r:mnt_t:s0"}, "SELinux refuses it")
-APPARMOR = ({"apparmor_profile": PROFILE}, "AppArmor refuses it")
+SELINUX = ({"selinux_context": CONTEXT, "file_context": "system_u:object_r:mnt_t:s0"}, "SELinux probably refuses it")
+APPARMOR = ({"apparmor_profile": PROFILE}, "AppArmor probably refuses it")
 
 
 @pytest.mark.parametrize("by_descriptor", [False, True], ids=["path", "descriptor"])
@@ -84,9 +84,9 @@ def test_strongest_evidence_is_told(present: tuple[bool, bool, bool], by_descrip
     told = [words for _, words in (DAC, SELINUX, APPARMOR) if words in said]
     assert told == ([expected] if expected else [])
     assert said.startswith(f"QEMU may not write {IMAGE}: ")
-    assert ("descriptors cannot be passed" in said) is not by_descriptor
+    assert ("cannot carry file descriptors" in said) is not by_descriptor
     if expected is None:
-        assert ("the log of the kernel" if by_descriptor else "look at the host of QEMU") in said
+        assert ("the kernel log may show" if by_descriptor else "check the host of QEMU") in said
 
 
 def test_selinux_labels_and_commands_are_told() -> None:
@@ -106,13 +106,13 @@ def test_apparmor_profile_and_rule_are_told() -> None:
 def test_acl_leaves_it_open() -> None:
     said = explain(facts(places=places(closed="/srv/backup", has_acl=True)))
     assert "may not enter" not in said
-    assert "Look at the ACL of /srv/backup." in said
+    assert "Check the ACL of /srv/backup." in said
 
 
 def test_user_of_another_host_is_not_guessed() -> None:
     said = explain(facts(user=None, places=places(closed="/srv")))
     assert "may not enter" not in said
-    assert "let that user reach the repository" in said
+    assert "give that user access to the repository" in said
 
 
 # gathering

@@ -146,7 +146,7 @@ def test_refused_image_is_an_error_of_the_target(qemu: FakeQemu, images: list[Ta
 @pytest.mark.parametrize(
     ("description", "said"),
     [
-        ("Could not open '{}': Permission denied", "descriptors cannot be passed over this connection"),
+        ("Could not open '{}': Permission denied", "this connection cannot carry file descriptors"),
         ("Could not open '{}': No such file or directory", "must be on storage that both hosts have"),
         ("Image is corrupt", "QEMU cannot open the image"),
     ],
@@ -173,7 +173,10 @@ def test_descriptor_that_is_kept_from_qemu_is_told_with_what_confines_it(
     """The kernel takes it out of the message on its way."""
     qemu.refuse(command, description)
     labels = [SecurityLabel("dac", "+0:+0"), SecurityLabel("apparmor", "libvirt-f000")]
-    with pytest.raises(StorageError, match=r"AppArmor refuses it.* profile libvirt-f000"), Undo(recorder) as undo:
+    with (
+        pytest.raises(StorageError, match=r"AppArmor probably refuses it.* profile libvirt-f000"),
+        Undo(recorder) as undo,
+    ):
         targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo, security_labels=labels)
 
 
@@ -208,7 +211,7 @@ def test_storage_daemon_that_cannot_open_an_image_is_told_with_whose_rights_it_h
     qemu: FakeQemu, images: list[Target], recorder: Recorder, description: str, said: str
 ) -> None:
     """It is our own child: no connection, no other host and no other user has a part in it."""
-    qemu.fault(FdsNotNeededError("qemu-storage-daemon takes no file descriptors."), command="add-fd")
+    qemu.fault(FdsNotNeededError("qemu-storage-daemon accepts no file descriptors."), command="add-fd")
     qemu.refuse("blockdev-add", description)
     with pytest.raises(StorageError, match=r"The storage daemon cannot open the image .*/vda.qcow2: ") as caught:
         open_all(qemu, images, recorder)
