@@ -1,14 +1,13 @@
-"""Let a signal end the work at a safe place.
+"""Let a signal end the work at a safe point.
 
-A handler that raises would strike between a step and the registration of its undo. Here the signal
-only leaves a request; the work looks at it between its steps. Waits are short enough (vbackup.qemu.jobs)
-for the request to be seen at once.
+A handler that raises could interrupt between a step and the registration of its undo. Here the signal only sets a
+request, which the work checks between its steps. Waits are short (vbackup.qemu.jobs), so it is noticed at once.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,13 +17,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """A request to stop; the first signal is the one that is told."""
+    """A request to stop. If several signals arrive, the first one counts."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
 
     def request(self, signum: int) -> None:
-        """Ask for the work to end. May be called from a signal handler or another thread."""
+        """Request a stop for signal ``signum``. Can be called from a signal handler or another thread."""
         if self.signum is None:
             self.signum = signum
 
@@ -35,17 +34,17 @@ class Stop:
 
 
 @contextmanager
-def on_signals(stop: Stop, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Stop]:
-    """Turn signals into requests while the block runs. Main thread only (Python's own rule).
+def on_signals(stop: Stop) -> Iterator[Stop]:
+    """Turn SIGNALS into requests to ``stop`` while the block runs. Main thread only (a rule of Python's).
 
-    A signal that is ignored stays ignored: nohup, or a shell's job in the background, has asked for it.
+    Ignored signals stay ignored, as nohup and shells with background jobs intend.
     """
 
     def request(signum: int, _frame: FrameType | None) -> None:
         stop.request(signum)
 
-    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-    earlier = {number: signal.signal(number, request) for number in heeded}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, request) for number in handled}
     try:
         yield stop
     finally:
