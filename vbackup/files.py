@@ -1,7 +1,7 @@
-"""Open, digest and store files; only regular ones, never by a symbolic link, without waiting.
+"""Open untrusted files safely, digest and store files: only regular ones, without following a symbolic link, without blocking.
 
-A repository is data from a possibly broken or hostile disk. A FIFO in the place of a file would be waited for without
-an end, a device can act when it is opened, a symbolic link leads out of the repository.
+A repository may come from a broken or hostile disk. In place of a file, a FIFO would block forever, a device can act
+when it is opened, a symbolic link can lead out of the repository.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _KINDS = {
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of the file. Raises OSError, also where it is anything but a regular file.
+    """Open the file and return its descriptor; a new file (O_CREAT) has mode 0600.
 
-    It is looked at before it is opened, as opening can act already, and after that, as it may have been replaced.
+    Raises OSError if it cannot be opened or is not a regular file. The type is checked before opening, which may
+    already have an effect, and again afterwards, because the file may have been replaced.
     """
     try:
         _check(path.lstat().st_mode)
@@ -50,16 +51,16 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
-    """The content of the file. Raises OSError as ``open_regular``, and where it is longer than ``max_bytes``."""
+    """Return the content of the file. Raises OSError as ``open_regular``, and if it is larger than ``max_bytes``."""
     with os.fdopen(open_regular(path), "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise OSError(errno.EFBIG, "it is larger than any that vbackup writes")
+        raise OSError(errno.EFBIG, "it is larger than any file that vbackup writes")
     return data
 
 
 def is_regular(path: Path) -> bool:
-    """True if it is there and a regular file itself."""
+    """Return True if ``path`` is a regular file, and not a symbolic link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -67,7 +68,7 @@ def is_regular(path: Path) -> bool:
 
 
 def is_directory(path: Path) -> bool:
-    """True if it is there and a directory itself, not a symbolic link to one."""
+    """Return True if ``path`` is a directory, and not a symbolic link to one."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except OSError:

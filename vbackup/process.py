@@ -1,6 +1,6 @@
-"""Tell one process from all others, also after a reboot: pids are used again.
+"""Identify a process uniquely, even across reboots: pids are reused.
 
-vbackup.repository.journal records who writes it, vbackup.hooks who has a domain's disks open.
+vbackup.repository.journal records the process that writes it, vbackup.hooks the one that has a domain's disks open.
 """
 
 from __future__ import annotations
@@ -14,49 +14,49 @@ from vbackup.fields import Fields
 
 @dataclass(frozen=True)
 class Process:
-    """One process and no other."""
+    """The identity of one process."""
 
     pid: int
-    start_ticks: int  #: field 22 of /proc/PID/stat: clock ticks after the boot
+    start_ticks: int  #: when it started, in clock ticks after boot: field 22 of /proc/PID/stat
     boot_id: str  #: /proc/sys/kernel/random/boot_id
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
-        """The process that has this pid now; None if none lives that has it."""
+        """Return the process that has this pid now, or None if there is none or it is a zombie."""
         try:
-            # The second field, the name of the command in parentheses, can have blanks and parentheses in it.
+            # The second field, the command name in parentheses, can contain blanks and parentheses (proc(5)).
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
             boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         except (FileNotFoundError, ProcessLookupError):
             return None
         if fields[0] in (b"Z", b"X"):
-            return None  # it has ended, and holds nothing open
+            return None  # it has ended and has no open files
         return cls(pid, int(fields[19]), boot_id)
 
     @classmethod
     def this(cls) -> Process:
-        """The one that runs this."""
+        """Return the current process. Raises FileNotFoundError without /proc."""
         this = cls.of(os.getpid())
         if this is None:
-            raise FileNotFoundError("no /proc, which tells processes apart")
+            raise FileNotFoundError("/proc is not mounted; it identifies processes")
         return this
 
     @classmethod
     def read(cls, fields: Fields) -> Process:
-        """From ``document``; a member that is missing raises the error of ``fields``."""
+        """Return the process described by the JSON object of ``document``; a wrong member raises ``fields``' error."""
         return cls(fields.integer("pid"), fields.integer("start_ticks"), fields.text("boot_id"))
 
     def document(self) -> dict[str, object]:
-        """As a JSON object."""
+        """Return the identity as a JSON object."""
         return asdict(self)
 
     @property
     def lives(self) -> bool:
-        """True while it runs."""
+        """True while the process runs."""
         return Process.of(self.pid) == self
 
     @property
     def is_of_this_boot(self) -> bool:
-        """False if the host was started anew since, or it is another host."""
+        """False if the host has rebooted since, or the process was on another host."""
         this = Process.of(os.getpid())
         return this is not None and this.boot_id == self.boot_id

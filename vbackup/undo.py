@@ -1,7 +1,7 @@
-"""Undo what was begun, last first, whatever goes wrong on the way.
+"""Undo started work, the last step first, even if some steps fail.
 
-A step's undo is registered just before the step, because its reply can be lost. Undoing nothing is
-fine, so an undo asks before it removes.
+An undo is registered just before its step, because the reply to the step can be lost. So there may be nothing to undo,
+and an undo checks before it removes anything.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from vbackup.report import Reporter
 
 
 class Undo:
-    """A stack of undo steps that runs when the block is left, in success and failure alike.
+    """A stack of undo steps that runs at the end of the block, after success and failure. A context manager.
 
-    A step that fails is reported as a warning and does not keep the others from running. ``release``
-    forgets the steps: what was begun stays.
+    A failing step is reported as a warning, and the others still run. A step that finds QEMU gone (QemuGoneError) has
+    nothing to undo. ``release`` drops the steps and so keeps the work.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -25,11 +25,11 @@ class Undo:
         self._steps: list[tuple[str, Callable[[], object]]] = []
 
     def push(self, what: str, step: Callable[[], object]) -> None:
-        """Register ``step``; ``what`` completes "could not ..."."""
+        """Register ``step``; ``what`` completes the warning "Could not ..."."""
         self._steps.append((what, step))
 
     def release(self) -> None:
-        """Keep what was begun."""
+        """Drop all registered steps, so that their work stays."""
         self._steps.clear()
 
     def __enter__(self) -> Undo:
@@ -43,6 +43,6 @@ class Undo:
             try:
                 step()
             except QemuGoneError:
-                continue  # it went with QEMU
-            except Exception as err:  # noqa: BLE001 - a fault in one undo must not keep the others from running
+                continue  # it disappeared with QEMU
+            except Exception as err:  # noqa: BLE001 - a fault in one undo must not prevent the others
                 self._reporter.warning(f"Could not {what}: {err} The next backup of this domain tries again.")

@@ -1,14 +1,14 @@
-"""Write what a chain of images holds into one image, however long the chain is.
+"""Write the content of a backing chain into one image, however long the chain is.
 
-qemu-img asks the layers one after the other for every extent, which costs more than the copy once there are many:
-fifty layers take 1.6 times as long as one, a hundred 3 times, two hundred 16 times (measured). And QEMU joins the
-names in the headers to find what they name, so that with those of a repository it finds no more than some 125. Here
-each layer is named to it, never by a header, and only the oldest of a long chain go through qemu-img. A storage
-daemon writes the newer ones over that, each with one job that copies what the layer itself has, though what several
-of them have is written as often.
+qemu-img asks one layer after the other for every extent, which costs more than the copy once there are many layers:
+fifty take 1.6 times as long as one, a hundred 3 times, two hundred 16 times (measured). Also, QEMU resolves the backing
+file names in the headers by joining them, so with a repository's names it finds no more than about 125 layers. Here
+every layer is named explicitly, never by a header, and only the oldest layers of a long chain go through qemu-img. A
+storage daemon writes the newer ones over the result, with one job per layer that copies what the layer itself
+contains. Data that several layers contain is written several times.
 
-The daemon opens them as it starts, for commands take time: QEMU reads them byte by byte. Tried instead: commit jobs
-over 10, 25 and 50 layers at once, for which it asks layer after layer again, took no less time.
+The daemon opens the layers at its start, because commands take time: QEMU reads them byte by byte. Commit jobs over 10,
+25 and 50 layers at once, for which QEMU also asks layer after layer, took no less time (measured).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
 
-#: How many layers go through qemu-img at once.
+#: Number of oldest layers that go through qemu-img.
 CONVERT_LAYERS = 25
-#: How many a storage daemon has open: it may have 1024 descriptors.
+#: Number of layers that one storage daemon opens: its limit is 1024 descriptors.
 DAEMON_LAYERS = 200
-#: Each table of a layer is asked for once, from its beginning to its end. QEMU would keep up to 32 MiB of each layer.
+#: l2-cache-size. The job reads each table of a layer once, in order; by default QEMU caches up to 32 MiB per layer.
 CACHE_BYTES = 1024 * 1024
 _OUTPUT = "output"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An image of a chain; its header has been checked."""
+    """An image of a backing chain; its header has been checked."""
 
     path: Path
     virtual_size_bytes: int
@@ -53,11 +53,11 @@ def flatten(
     stop: Stop,
     progress: Callable[[float], None],
 ) -> None:
-    """Write what the layers hold, the oldest first, into a new image with mode 0600; to the page cache, not further.
+    """Write the content of a backing chain into a new image with mode 0600, without syncing it to storage.
 
-    None is smaller than those before it.
-    ``progress`` is told the percentage. Raises StorageError or NoSpaceError, UnsuitableError where a long chain needs a
-    storage daemon that is not installed, InterruptedBySignalError.
+    ``layers`` has the oldest first; none is smaller than an older one. ``progress`` is called with the percentage.
+    Raises NoSpaceError, StorageError, UnsuitableError if a long chain needs a storage daemon that is not installed,
+    InterruptedBySignalError.
     """
     oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
     share = 100 / len(layers)
@@ -67,52 +67,52 @@ def flatten(
     )
     done = oldest
     while newer:
-        some, newer = newer[:DAEMON_LAYERS], newer[DAEMON_LAYERS:]
-        # Putting it on the disk is the caller's business.
-        how = {"discard": "unmap", "detect-zeroes": "unmap", "cache": {"no-flush": True}}
+        batch, newer = newer[:DAEMON_LAYERS], newer[DAEMON_LAYERS:]
+        # The caller syncs the output.
+        output_options = {"discard": "unmap", "detect-zeroes": "unmap", "cache": {"no-flush": True}}
         tables = TABLES if image_format is ImageFormat.QCOW2 else {}
-        nodes = [{**_image(output, image_format), "node-name": _OUTPUT, **how, **tables}]
-        for number, layer in enumerate(some):
+        nodes = [{**_image(output, image_format), "node-name": _OUTPUT, **output_options, **tables}]
+        for number, layer in enumerate(batch):
             options = {"node-name": _name(number), "read-only": True, "backing": None, "l2-cache-size": CACHE_BYTES}
             nodes.append({**_image(layer.path, ImageFormat.QCOW2), **options})
         with StorageDaemon(reporter, nodes=nodes) as daemon:
-            for number, layer in enumerate(some):
+            for number, layer in enumerate(batch):
                 if layer.virtual_size_bytes != done[-1].virtual_size_bytes:  # the disk has grown since
                     resize = {"node-name": _OUTPUT, "size": layer.virtual_size_bytes}
-                    _change(daemon, "block_resize", resize, output)
-                _write_over(daemon, _name(number), layer, output, stop)
+                    _change(daemon, "block_resize", resize, output=output)
+                _write_over(daemon, _name(number), layer=layer, output=output, stop=stop)
                 done = [*done, layer]
                 progress(len(done) * share)
-            # Opened anew it is flushed; when it is merely closed, QEMU does not tell if that fails.
-            _change(daemon, "blockdev-reopen", {"options": nodes[:1]}, output)
+            # Reopening flushes the image and reports an error, which closing it does not.
+            _change(daemon, "blockdev-reopen", {"options": nodes[:1]}, output=output)
 
 
-def _write_over(daemon: StorageDaemon, name: str, layer: Layer, output: Path, stop: Stop) -> None:
-    """Copy what the layer itself has, zeros included, to where it belongs."""
+def _write_over(daemon: StorageDaemon, name: str, *, layer: Layer, output: Path, stop: Stop) -> None:
+    """Copy what the layer itself contains, zeros included, over the output (blockdev-backup, sync=top)."""
     daemon.execute(
         "blockdev-backup",
         {"job-id": name, "device": name, "target": _OUTPUT, "sync": "top", "auto-dismiss": False},
     )
-    # Each question takes longer than copying a few extents does.
+    # Wait for events: a query takes longer than copying a few extents.
     while (event := daemon.next_event(jobs.TICK_S)) is not None:
         if (event.data.get("id"), event.data.get("status")) == (name, "concluded"):
             break
-    ended = jobs.follow(daemon, [name], together=False, reporter=Silent(), stop=stop)[name]
-    if ended.error is not None:
-        raise _error(f"Cannot copy {layer.path} to {output}", ended.error, output)
+    result = jobs.follow(daemon, [name], together=False, reporter=Silent(), stop=stop)[name]
+    if result.error is not None:
+        raise _error(f"Cannot copy {layer.path} to {output}", result.error, output=output)
     daemon.execute("job-dismiss", {"id": name})
 
 
-def _change(daemon: StorageDaemon, command: str, arguments: dict[str, Any], output: Path) -> None:
+def _change(daemon: StorageDaemon, command: str, arguments: dict[str, Any], *, output: Path) -> None:
     try:
         daemon.execute(command, arguments)
     except QmpError as err:
-        raise _error(f"Cannot write {output}", err.description, output) from err
+        raise _error(f"Cannot write {output}", err.description, output=output) from err
 
 
-def _error(what: str, reason: QemuText, output: Path) -> StorageError:
+def _error(what: str, reason: QemuText, *, output: Path) -> StorageError:
     if reason.is_no_space:
-        return NoSpaceError(f"Cannot write {output}: no space left there. Make room and run the same command again.")
+        return NoSpaceError(f"Cannot write {output}: no space left. Free some space and run the same command again.")
     return StorageError(f"{what}: {reason.rstrip('.')}.")
 
 

@@ -1,7 +1,7 @@
-"""Put the images on the disk while QEMU still fills them, and tell if that fails.
+"""Write the images back from the page cache to storage while QEMU still fills them, and report errors.
 
-QEMU writes them to the page cache (vbackup.images.tuning). Without this the kernel would begin to write when a tenth
-of the memory is dirty, and the guest and everybody else would wait for it at the end.
+QEMU writes to the page cache (vbackup.images.tuning). Without this module, the kernel would start writing back only when a
+tenth of the memory is dirty, and the guest and all other processes would have to wait at the end.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from vbackup.qemu.jobs import Job
 
 log = logging.getLogger(__name__)
 
-#: What a job copies before it is put on the disk. Small backups are put there once, at their end.
+#: How much a job copies between two syncs. Smaller backups are synced once, at their end.
 PIECE_BYTES = 64 * 1024 * 1024
 
 
 class Writeback:
-    """The images, by the id of the job that writes them. A context manager.
+    """Syncs the images of running jobs. A context manager.
 
-    The descriptors stay open from the first byte to the last: the kernel tells each descriptor once of data that it
-    could not write, and a descriptor that is opened later not of what was told to another. Raises StorageError.
+    ``paths`` has the images by the id of the job that writes them. Their descriptors stay open from the first byte to
+    the last: the kernel reports a write error once to each open descriptor, and not to one that is opened after
+    another has seen it. Entering raises StorageError if an image cannot be opened.
     """
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self._paths = paths
         self._fds: dict[str, int] = {}
-        self._asked_at: dict[str, int] = {}
+        self._synced_bytes: dict[str, int] = {}
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: set[str] = set()
         self._errors: dict[str, OSError] = {}
@@ -54,31 +55,34 @@ class Writeback:
         if self._thread is None:
             self._close()
             return
-        # Whoever gives up is not held up by storage that hangs: the thread closes the files when it can.
+        # After an error, do not wait for storage that may hang: the thread closes the files when it can.
         self._queue.put(None)
         if kind is None:
             self._thread.join()
 
     def on_tick(self, jobs: Mapping[str, Job]) -> None:
-        """Have what the jobs have copied put on the disk, if it is worth it. Raises StorageError where that failed."""
+        """Start a sync of each image whose job has copied PIECE_BYTES since the last one.
+
+        Raises NoSpaceError or StorageError if an earlier sync failed.
+        """
         for job_id, error in list(self._errors.items()):
             self._raise(job_id, error)
-        for job_id, one in jobs.items():
-            begun = self._asked_at.setdefault(job_id, 0)
-            if job_id in self._fds and job_id not in self._pending and one.done_bytes - begun >= PIECE_BYTES:
-                self._asked_at[job_id] = one.done_bytes
+        for job_id, job in jobs.items():
+            synced_bytes = self._synced_bytes.setdefault(job_id, 0)
+            if job_id in self._fds and job_id not in self._pending and job.done_bytes - synced_bytes >= PIECE_BYTES:
+                self._synced_bytes[job_id] = job.done_bytes
                 self._pending.add(job_id)
                 self._start()
                 self._queue.put(partial(self._sync, job_id))
 
     def finish(self) -> None:
-        """Put all of every image on the disk. Raises NoSpaceError, StorageError where it cannot be."""
+        """Sync all images completely and wait for it. Raises NoSpaceError or StorageError if that fails."""
 
         def sync(job_id: str) -> None:
             with storage_errors(f"write {self._paths[job_id]}"):
                 os.fsync(self._fds[job_id])
 
-        # First what is under way: an error that is told there is not told here again.
+        # Wait for running syncs first: the kernel does not report an error again that they have seen.
         if self._thread is not None:
             is_idle = threading.Event()
             self._queue.put(is_idle.set)

@@ -1,8 +1,6 @@
-"""The lock on a domain in a repository, and the wait for it.
+"""Lock a domain in a repository, or wait for its lock. vbackup.repository.repository holds the lock during a backup.
 
-vbackup.repository.repository holds it while a backup is made.
-
-It is a lock of the kernel's on an open file, so that it ends with its process, however that ends.
+The lock is the kernel's, on an open file (flock), so it ends with its process, however that ends.
 """
 
 from __future__ import annotations
@@ -19,32 +17,35 @@ from vbackup.files import open_regular
 from vbackup.report import Reporter
 from vbackup.stop import Stop
 
-#: How often a lock that is waited for is tried, and the longest a request to stop waits to be seen.
+#: Pause between two attempts to lock, and so the longest delay until a request to stop is noticed.
 TICK_S = 0.25
 
 
 @dataclass(frozen=True)
 class LockWait:
-    """How long to wait for a domain that another vbackup works on, and who is told and may end the wait."""
+    """How to wait for a domain that another vbackup is working on."""
 
-    limit_s: float
-    reporter: Reporter
-    stop: Stop
+    limit_s: float  #: the longest wait; 0 tries once
+    reporter: Reporter  #: is informed when a wait starts
+    stop: Stop  #: ends the wait
 
 
 def take(directory: Path, uuid: str) -> int:
-    """Make and lock the file in that directory, which is made too; returns its descriptor.
+    """Create ``directory`` and a lock file in it if necessary; lock the file and return its descriptor.
 
-    Raises BusyError where another process has it, StorageError where no file can be made there safely, OSError.
+    ``uuid`` is the domain's, for messages. Closing the descriptor releases the lock. Raises BusyError if another
+    process has the lock, StorageError if the directory is a symbolic link, OSError.
     """
     while True:
         directory.mkdir(mode=0o700, exist_ok=True)
         if directory.is_symlink():
-            raise StorageError(f"{directory} is a symbolic link, which vbackup does not follow out of the repository.")
+            raise StorageError(
+                f"{directory} is a symbolic link, which could lead out of the repository; vbackup does not follow it."
+            )
         try:
             fd = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
-            continue  # the holder of a first backup's lock has just removed the directory
+            continue  # a failed first backup has just removed its directory, and with it the lock
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), (directory / "lock").stat()):
@@ -54,7 +55,7 @@ def take(directory: Path, uuid: str) -> int:
         except BlockingIOError as err:
             os.close(fd)
             raise BusyError(
-                f"Another vbackup is at work on domain {uuid} in this repository; wait for it to end."
+                f"Another vbackup is working on domain {uuid} in this repository; wait for it to end."
             ) from err
         except BaseException:
             os.close(fd)
@@ -63,17 +64,17 @@ def take(directory: Path, uuid: str) -> int:
 
 
 def wait_for(directory: Path, uuid: str, wait: LockWait) -> int:
-    """Like ``take``, but try again until the lock is free or ``wait`` is over.
+    """Like ``take``, but retry until the lock is free or ``wait.limit_s`` seconds have passed.
 
-    Raises InterruptedBySignalError where a signal ends it.
+    Raises as ``take``, and InterruptedBySignalError if a signal ends the wait.
 
-    flock() itself waits without a limit, and Python takes up that wait again after each signal. Who waits has to
-    wake up for a request to stop anyway, and then might as well try: that also works where the file system
-    makes something else of flock(), as NFS does.
+    flock() waits without a limit, and Python resumes that wait after each signal (PEP 475). The wait has to wake up for
+    a request to stop anyway, and can then try again. That also works where the file system implements flock()
+    differently, as NFS does.
     """
     deadline = time.monotonic() + wait.limit_s
     pause = threading.Event()
-    told = False
+    reported = False
     while True:
         wait.stop.check()
         try:
@@ -82,10 +83,10 @@ def wait_for(directory: Path, uuid: str, wait: LockWait) -> int:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise
-        if not told:
+        if not reported:
             wait.reporter.step(
-                f"Another vbackup is at work on domain {uuid} in this repository; waiting for it to end, at most"
-                f" {wait.limit_s:g} s."
+                f"Another vbackup is working on domain {uuid} in this repository; waiting up to {wait.limit_s:g} s for"
+                " it to end."
             )
-            told = True
+            reported = True
         pause.wait(min(TICK_S, left_s))
