@@ -1,6 +1,6 @@
-"""Read typed members out of JSON that somebody else wrote.
+"""Read typed members of untrusted JSON.
 
-QMP replies and manifests are checked here, once, at the door; behind it there are only dataclasses.
+QMP replies and manifests are checked here, once, when they come in; the rest of vbackup works with dataclasses.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 from vbackup.errors import VbackupError
 
-#: The largest size QEMU's block layer knows (its offsets are signed 64 bit).
+#: The largest size in QEMU's block layer (its offsets are signed 64-bit integers).
 MAX_SIZE_BYTES = 2**63 - 1
-#: Of a number in JSON; the largest that means anything has 19.
+#: The longest number accepted in JSON; the largest meaningful one has 19 digits.
 MAX_DIGITS = 1000
 
 
 class Fields:
-    """A JSON object whose members are read with their type; unknown members are tolerated.
+    """A JSON object whose members are read by type; unknown members are ignored.
 
-    ``where`` names the object in messages ("query-block[2]"); ``error`` is the class raised, with one
-    sentence, when a member is missing or of another type.
+    ``where`` names the object in messages ("query-block[2]"). ``error`` is raised, with one sentence, if the value is
+    not an object, and by every method below if the member is missing or has another type.
     """
 
     def __init__(self, value: Any, where: str, error: type[VbackupError]) -> None:
@@ -35,44 +35,44 @@ class Fields:
         return self._members.get(name) is not None
 
     def text(self, name: str) -> str:
-        """A string that must be there."""
+        """Return a required string."""
         value: str = self._get(name, str)
         return value
 
     def optional_text(self, name: str) -> str | None:
-        """A string, or None where it is missing or null."""
+        """Return a string, or None if it is missing or null."""
         return self.text(name) if name in self else None
 
     def boolean(self, name: str) -> bool:
-        """True or false, which must be there."""
+        """Return a required boolean."""
         value: bool = self._get(name, bool)
         return value
 
     def integer(self, name: str, *, maximum: int = MAX_SIZE_BYTES) -> int:
-        """A whole number from 0 to ``maximum`` that must be there."""
+        """Return a required integer from 0 to ``maximum``."""
         value = self._get(name, int)
         if isinstance(value, bool) or not 0 <= value <= maximum:
-            raise self._error(f"{self._where}.{name} should be from 0 to {maximum}, but is {value}.")
+            raise self._error(f"{self._where}.{name} should be an integer from 0 to {maximum}, but is {value}.")
         number: int = value
         return number
 
     def number(self, name: str) -> float:
-        """A number of 0 or more that must be there."""
+        """Return a required number that is not negative."""
         value = self._get(name, (int, float))
         if isinstance(value, bool) or not 0 <= value <= MAX_SIZE_BYTES:
-            raise self._error(f"{self._where}.{name} should be a number of 0 or more, but is {value}.")
+            raise self._error(f"{self._where}.{name} should be a number that is not negative, but is {value}.")
         return float(value)
 
     def object(self, name: str) -> Fields:
-        """An object that must be there."""
+        """Return a required object."""
         return Fields(self._get(name, dict), f"{self._where}.{name}", self._error)
 
     def objects(self, name: str) -> Iterator[Fields]:
-        """The objects of a list that must be there."""
+        """Return the objects in a required list."""
         return objects(self._get(name, list), f"{self._where}.{name}", self._error)
 
     def strings(self, name: str) -> frozenset[str]:
-        """The strings of a list; none where it is missing or null."""
+        """Return the strings in a list; empty if it is missing or null."""
         values = self._get(name, list) if name in self else []
         for index, value in enumerate(values):
             if not isinstance(value, str):
@@ -82,14 +82,14 @@ class Fields:
     def _get(self, name: str, kind: Any) -> Any:
         value = self._members.get(name)
         if not isinstance(value, kind):
-            raise self._error(f"{self._where}.{name} is {_kind(value)}, which it must not be.")
+            raise self._error(f"{self._where}.{name} should be {_NAMES[kind]}, but is {_kind(value)}.")
         return value
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text of unknown origin. Raises ValueError, RecursionError.
+    """Return the value of an untrusted JSON text. Raises ValueError, RecursionError.
 
-    A number of a million digits is refused, not computed: before Python 3.11 that takes hours.
+    A number of more than MAX_DIGITS digits is refused: before Python 3.11, converting a million digits takes hours.
     """
     return json.loads(text, parse_int=_integer)
 
@@ -101,11 +101,23 @@ def _integer(digits: str) -> int:
 
 
 def objects(value: Any, where: str, error: type[VbackupError]) -> Iterator[Fields]:
-    """The objects of a JSON list."""
+    """Return the objects in a JSON list; ``where`` and ``error`` as for Fields."""
     if not isinstance(value, list):
         raise error(f"{where} should be a list, but is {_kind(value)}.")
     return (Fields(entry, f"{where}[{index}]", error) for index, entry in enumerate(value))
 
 
 def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
+    return "missing" if value is None else _NAMES.get(type(value), f"a {type(value).__name__}")
+
+
+#: JSON's names of the types that are read here.
+_NAMES: dict[Any, str] = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    (int, float): "a number",
+    dict: "an object",
+    list: "a list",
+}

@@ -45,24 +45,25 @@ def test_null_is_as_good_as_missing() -> None:
 @pytest.mark.parametrize(
     ("read", "value", "said"),
     [
-        (lambda one: one.text("m"), 7, "reply.m is a int"),
-        (lambda one: one.text("m"), None, "reply.m is missing"),
-        (lambda one: one.optional_text("m"), [], "reply.m is a list"),
-        (lambda one: one.boolean("m"), 1, "reply.m is a int"),
-        (lambda one: one.integer("m"), "1", "reply.m is a str"),
-        (lambda one: one.integer("m"), 1.0, "reply.m is a float"),
-        (lambda one: one.integer("m"), True, "reply.m should be from 0"),
-        (lambda one: one.integer("m"), -1, "reply.m should be from 0"),
-        (lambda one: one.integer("m"), MAX_SIZE_BYTES + 1, "reply.m should be from 0"),
+        (lambda one: one.text("m"), 7, "reply.m should be a string, but is an integer"),
+        (lambda one: one.text("m"), None, "reply.m should be a string, but is missing"),
+        (lambda one: one.optional_text("m"), [], "reply.m should be a string, but is a list"),
+        (lambda one: one.boolean("m"), 1, "reply.m should be a boolean, but is an integer"),
+        (lambda one: one.integer("m"), "1", "reply.m should be an integer, but is a string"),
+        (lambda one: one.integer("m"), 1.0, "reply.m should be an integer, but is a number"),
+        (lambda one: one.integer("m"), True, "reply.m should be an integer from 0"),
+        (lambda one: one.integer("m"), -1, "reply.m should be an integer from 0"),
+        (lambda one: one.integer("m"), MAX_SIZE_BYTES + 1, "reply.m should be an integer from 0"),
         (lambda one: one.number("m"), -0.1, "reply.m should be a number"),
+        (lambda one: one.number("m"), "1", "reply.m should be a number, but is a string"),
         (lambda one: one.number("m"), True, "reply.m should be a number"),
         (lambda one: one.number("m"), float("nan"), "reply.m should be a number"),
         (lambda one: one.number("m"), float("inf"), "reply.m should be a number"),
         (lambda one: one.number("m"), 10**400, "reply.m should be a number"),
-        (lambda one: one.object("m"), [], "reply.m is a list"),
-        (lambda one: one.strings("m"), "x", "reply.m is a str"),
+        (lambda one: one.object("m"), [], "reply.m should be an object, but is a list"),
+        (lambda one: one.strings("m"), "x", "reply.m should be a list, but is a string"),
         (lambda one: one.strings("m"), ["x", 1], r"reply.m\[1\] should be a string"),
-        (lambda one: list(one.objects("m")), {}, "reply.m is a dict"),
+        (lambda one: list(one.objects("m")), {}, "reply.m should be a list, but is an object"),
         (lambda one: list(one.objects("m")), [{}, 1], r"reply.m\[1\] should be an object"),
     ],
     ids=lambda value: "" if callable(value) else str(value)[:30],
@@ -79,7 +80,7 @@ def test_only_an_object_has_members(value: Any) -> None:
 
 
 def test_list_of_objects_names_the_entry() -> None:
-    with pytest.raises(ChainError, match=r"reply\[1\].id is missing"):
+    with pytest.raises(ChainError, match=r"reply\[1\].id should be a string, but is missing"):
         [entry.text("id") for entry in objects([{"id": "a"}, {}], "reply", ChainError)]
 
 

@@ -119,7 +119,7 @@ def test_unknown_members_are_tolerated() -> None:
 
 @pytest.mark.parametrize("missing", ["encrypted", "digest", "file"])
 def test_missing_member_of_a_disk_is_named(missing: str) -> None:
-    with pytest.raises(ChainError, match=rf"disks\[0\].{missing} is missing"):
+    with pytest.raises(ChainError, match=rf"disks\[0\].{missing} should be .*, but is missing"):
         load(changed(**{f"disks__0__{missing}": MISSING}))
 
 
