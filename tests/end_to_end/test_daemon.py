@@ -213,7 +213,7 @@ def test_second_backup_waits_for_the_first_if_it_is_told_to(
     waiting, impatient = Running(*argv, "--json"), Running(*argv)
     for one in (waiting, impatient):
         assert one.process.stderr is not None
-        assert "waiting for it to end, at most 60 s" in one.process.stderr.readline()
+        assert "waiting up to 60 s for it to end" in one.process.stderr.readline()
     asked = time.monotonic()
     impatient.process.terminate()
     assert impatient.wait()[0] == 128 + signal.SIGTERM

@@ -191,7 +191,7 @@ def test_limit_is_kept_in_vbackup_itself_where_the_driver_is_in_it(
     outcome = backups.backup("--freeze-limit", "2")
     assert seen == ["frozen"]
     assert outcome.document["consistency"] == "crash"
-    assert "the 2 s of --freeze-limit were over" in outcome.stderr
+    assert "the 2 s of --freeze-limit expired" in outcome.stderr
 
 
 def test_agent_that_does_not_answer_is_not_waited_for(guest: Guest, backups: Backups) -> None:

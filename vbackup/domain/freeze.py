@@ -173,36 +173,38 @@ class _Attempt:
         self._late = self._is_over()
         if self._timer is not None:
             self._timer.cancel()
-        done = self._thaw = thaw(self._agent, sure=self._answered, deadline_s=THAW_DEADLINE_S, clock=self._clock)
-        if done.how is Thaw.NO_ANSWER:
+        thawed = self._thaw = thaw(self._agent, sure=self._answered, deadline_s=THAW_DEADLINE_S, clock=self._clock)
+        if thawed.how is Thaw.NO_ANSWER:
             self._reporter.warning(
                 f"The guest agent did not answer the thaw within {THAW_DEADLINE_S:.0f} s; the guest may still be"
                 f" frozen. A watchdog process keeps trying for some minutes; or run 'virsh domfsthaw' until it answers"
-                f" ({done.error})."
+                f" ({thawed.error})."
             )
         else:
             self._thawer.thawed()
-        if done.how is Thaw.REFUSED and not self._refused:  # an agent that refused the freeze refuses the thaw as well
-            self._reporter.warning(f"The guest agent could not thaw the filesystems: {done.error}.")
-        if self._refused and done.count:
+        if (
+            thawed.how is Thaw.REFUSED and not self._refused
+        ):  # an agent that refused the freeze refuses the thaw as well
+            self._reporter.warning(f"The guest agent could not thaw the filesystems: {thawed.error}.")
+        if self._refused and thawed.count:
             self._reporter.warning(
-                f"The guest agent froze {done.count} filesystem(s) before it failed; they are thawed again."
+                f"The guest agent froze {thawed.count} filesystem(s) before it failed; they are thawed again."
             )
-        if self._count or done.count or not self._answered:  # without an answer it may have frozen them
+        if self._count or thawed.count or not self._answered:  # without an answer it may have frozen them
             self.frozen_ms = max(1, round((self._clock() - self._begun) * 1000))
 
     def reason_not_to_trust(self) -> str | None:
         """Return why the filesystems may have thawed before the end of the block, or None if they were frozen."""
-        done = self._thaw
-        assert done is not None
-        if done.count:
+        thawed = self._thaw
+        assert thawed is not None
+        if thawed.count:
             return None
         if self._late:  # the Thawer may have thawed at any time since
             return f"the {self._thawer.limit_s} s of --freeze-limit expired before QEMU had started the backup"
-        if done.how is Thaw.NOTHING_FROZEN:
+        if thawed.how is Thaw.NOTHING_FROZEN:
             return "the guest thawed its filesystems by itself before the backup started"
-        if done.how is Thaw.REFUSED:  # "fsfreeze is limited up to 10 seconds": Windows has thawed by then
-            return f"the guest agent did not keep the filesystems frozen: {done.error}"
+        if thawed.how is Thaw.REFUSED:  # "fsfreeze is limited up to 10 seconds": Windows has thawed by then
+            return f"the guest agent did not keep the filesystems frozen: {thawed.error}"
         return None
 
     def _is_over(self) -> bool:
@@ -260,10 +262,10 @@ def thaw(agent: Agent, *, sure: bool, deadline_s: float, clock: Callable[[], flo
     first = True
     while True:
         try:
-            done = _thaw_once(agent, first=first)
-            if (sure and done.how is not Thaw.REFUSED) or _is_thawed(agent):
-                return done
-            error = done.error or "it reports that filesystems are still frozen"
+            thawed = _thaw_once(agent, first=first)
+            if (sure and thawed.how is not Thaw.REFUSED) or _is_thawed(agent):
+                return thawed
+            error = thawed.error or "it reports that filesystems are still frozen"
         except DomainGoneError:
             return Thawed(Thaw.GONE)
         except VbackupError as err:

@@ -81,7 +81,7 @@ def _matches(word: str, handles: Sequence[DomainHandle], host: Host) -> Iterable
         return [_chosen(handle) for handle in exact] or [Chosen(word, None)]
     matching = [_chosen(handle) for handle in handles if fnmatchcase(handle.name, word)]
     if not matching:
-        raise DomainNotFoundError(word, f"at {host.real_uri}", "'virsh list --all' shows those there are")
+        raise DomainNotFoundError(word, f"at {host.real_uri}", "'virsh list --all' lists all domains")
     return matching
 
 

@@ -65,7 +65,7 @@ def flatten(
     qemu_img.convert(
         paths, output, image_format, stop=stop, progress=lambda percent: progress(percent / 100 * share * len(oldest))
     )
-    done = oldest
+    written = oldest
     while newer:
         batch, newer = newer[:DAEMON_LAYERS], newer[DAEMON_LAYERS:]
         # The caller syncs the output.
@@ -77,12 +77,12 @@ def flatten(
             nodes.append({**_image(layer.path, ImageFormat.QCOW2), **options})
         with StorageDaemon(reporter, nodes=nodes) as daemon:
             for number, layer in enumerate(batch):
-                if layer.virtual_size_bytes != done[-1].virtual_size_bytes:  # the disk has grown since
+                if layer.virtual_size_bytes != written[-1].virtual_size_bytes:  # the disk has grown since
                     resize = {"node-name": _OUTPUT, "size": layer.virtual_size_bytes}
                     _change(daemon, "block_resize", resize, output=output)
                 _write_over(daemon, _name(number), layer=layer, output=output, stop=stop)
-                done = [*done, layer]
-                progress(len(done) * share)
+                written = [*written, layer]
+                progress(len(written) * share)
             # Reopening flushes the image and reports an error, which closing it does not.
             _change(daemon, "blockdev-reopen", {"options": nodes[:1]}, output=output)
 

@@ -60,10 +60,10 @@ def header(path: Path, *, image_format: str) -> Header:
     Raises ChainError if the image cannot be read as ``image_format``.
     """
     argv = ["qemu-img", "info", "-f", image_format, "--output=json", "-U", os.fspath(path.absolute())]
-    done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
-        raise ChainError(f"The image {path} cannot be read: {_last_line(done.stderr)}.")
-    fields = Fields(json.loads(done.stdout), f"qemu-img info {path}", ChainError)
+    result = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    if result.returncode != 0:
+        raise ChainError(f"The image {path} cannot be read: {_last_line(result.stderr)}.")
+    fields = Fields(json.loads(result.stdout), f"qemu-img info {path}", ChainError)
     return Header(
         backing_file=fields.optional_text("backing-filename"),
         backing_format=fields.optional_text("backing-filename-format"),
@@ -124,11 +124,11 @@ def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[fl
 
 
 def _run(argv: Sequence[str], what: str, *, pass_fds: Sequence[int] = ()) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         ["qemu-img", *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds
     )
-    if done.returncode != 0:
-        _raise(done.stderr, what)
+    if result.returncode != 0:
+        _raise(result.stderr, what)
 
 
 def _raise(errors: bytes, what: str) -> None:
