@@ -109,7 +109,7 @@ def test_text_is_a_sentence_about_what_happened(error: VbackupError) -> None:
             assert value in text or value == "GenericError"
 
 
-def test_base_error_tells_the_way_out() -> None:
+def test_base_error_names_the_remedy() -> None:
     text = str(errors.BaseError("vda", "incremental", "X", "checkpoint X is inconsistent"))
     assert "Disk vda" in text
     assert "checkpoint X is inconsistent" in text

@@ -24,7 +24,7 @@ def test_request_ends_the_work_at_the_next_check() -> None:
         assert caught.value.signum == signal.SIGTERM
 
 
-def test_first_signal_is_the_one_that_is_told() -> None:
+def test_first_signal_counts() -> None:
     stop = Stop()
     stop.request(signal.SIGTERM)
     stop.request(signal.SIGINT)

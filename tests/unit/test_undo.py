@@ -66,7 +66,7 @@ def test_released_steps_do_not_run(done: list[str]) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_failing_step_is_told_and_keeps_no_other_from_running(done: list[str], error: Exception) -> None:
+def test_failing_step_is_reported_and_the_others_run(done: list[str], error: Exception) -> None:
     recorder = Recorder()
     with Undo(recorder) as undo:
         undo.push("one", lambda: done.append("one"))
@@ -76,7 +76,7 @@ def test_failing_step_is_told_and_keeps_no_other_from_running(done: list[str], e
     assert recorder.warnings[0].startswith("Could not close the door: ")
 
 
-def test_what_went_with_qemu_is_undone_without_a_word(done: list[str]) -> None:
+def test_step_that_finds_qemu_gone_gives_no_warning(done: list[str]) -> None:
     recorder = Recorder()
     with Undo(recorder) as undo:
         undo.push("one", lambda: done.append("one"))

@@ -98,7 +98,7 @@ def test_network_disk_has_no_path() -> None:
     assert (vdg.source_type, vdg.path) == ("network", None)
 
 
-def test_slice_of_an_image_is_no_image() -> None:
+def test_slice_of_an_image_cannot_be_opened() -> None:
     (vdh,) = (disk for disk in domain_xml.parse(fixture_xml("off")).disks if disk.dev == "vdh")
     assert vdh.images[0].oddity == "it is a slice of a larger image"
 
@@ -116,7 +116,7 @@ def test_slice_of_an_image_is_no_image() -> None:
         ),
     ],
 )
-def test_encryption_that_is_not_plain_luks_is_told(encryption: str, oddity: str | None) -> None:
+def test_encryption_that_is_not_plain_luks_is_reported(encryption: str, oddity: str | None) -> None:
     (vda,) = domain_xml.parse(xml(disk_xml(encryption))).disks
     assert vda.encrypted
     assert (vda.images[0].oddity is None) == (oddity is None)
@@ -180,7 +180,7 @@ def test_disk_is_left_out_with_its_reason(disk: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "block", "network", "volume", "nvme"])
-def test_kind_of_source_is_told(kind: str) -> None:
+def test_source_type_is_read(kind: str) -> None:
     assert domain_xml.parse(xml(disk_xml(attributes=f"type='{kind}'"))).disks[0].source_type == kind
 
 
@@ -206,7 +206,7 @@ def test_format_is_raw_unless_said_otherwise() -> None:
         "<disk><source file='/x'><encryption format='luks'/></source><target dev='vda'/><alias name='a'/></disk>",
     ],
 )
-def test_encryption_is_told(disk: str) -> None:
+def test_encryption_is_read(disk: str) -> None:
     assert domain_xml.parse(xml(disk)).disks[0].encrypted
     assert not domain_xml.parse(xml()).disks[0].encrypted
 
@@ -274,7 +274,7 @@ def test_any_name_is_read_as_it_is(name: str) -> None:
     ],
     ids=lambda value: value[:40],
 )
-def test_what_is_no_domain_is_malformed(text: str, said: str) -> None:
+def test_text_that_is_not_a_domain_is_malformed(text: str, said: str) -> None:
     with pytest.raises(MalformedError, match=said):
         domain_xml.parse(text)
 
@@ -345,7 +345,7 @@ def test_any_text_is_malformed(text: str) -> None:
 
 
 @given(st.data())
-def test_any_damage_to_a_real_domain_is_told_as_ours(data: st.DataObject) -> None:
+def test_any_damage_to_a_real_domain_is_malformed(data: st.DataObject) -> None:
     text = fixture_xml("snapshot")
     begin = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(begin, min(len(text), begin + 200)))

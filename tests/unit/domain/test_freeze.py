@@ -121,7 +121,7 @@ def test_filesystems_are_frozen_at_the_moment_and_thawed_after_it(recorder: Reco
     assert recorder.warnings == []
 
 
-def test_agent_is_not_asked_where_nobody_wants_it(recorder: Recorder) -> None:
+def test_agent_is_not_asked_without_quiesce(recorder: Recorder) -> None:
     agent = FakeAgent()
     made, _ = moment(agent, recorder, Quiesce.NO)
     assert agent.asked == []
@@ -175,7 +175,7 @@ def test_guest_without_a_filesystem_is_crash_consistent(recorder: Recorder) -> N
     [FakeAgent(freeze=0, thaw=0), FakeAgent(freeze=QmpError(FREEZE, "GenericError", "disabled"), thaw=0)],
     ids=["no filesystem", "refused"],
 )
-def test_time_frozen_is_none_where_nothing_was_frozen(recorder: Recorder, agent: FakeAgent) -> None:
+def test_time_frozen_is_0_if_nothing_was_frozen(recorder: Recorder, agent: FakeAgent) -> None:
     made, _ = moment(agent, recorder)
     assert made.frozen_ms == 0
 
@@ -229,7 +229,7 @@ def test_thaw_is_tried_until_it_answers(recorder: Recorder) -> None:
     assert recorder.warnings == []
 
 
-def test_thaw_whose_answer_was_lost_is_no_thaw_by_itself(recorder: Recorder) -> None:
+def test_thaw_whose_answer_was_lost_does_not_count_as_the_guests_own(recorder: Recorder) -> None:
     """The second try finds nothing frozen, because the first one thawed."""
     made, _ = moment(FakeAgent(thaw=[NO_ANSWER, 0]), recorder)
     assert made.consistency is Consistency.FILESYSTEM
@@ -285,7 +285,7 @@ def test_agent_that_freezes_after_the_thaw_is_thawed_again(recorder: Recorder) -
     assert made.consistency is Consistency.CRASH
 
 
-def test_thaw_is_sure_where_the_agent_does_not_tell_how_things_are() -> None:
+def test_thaw_counts_if_the_agent_refuses_its_status() -> None:
     agent = FakeAgent(status=QmpError(STATUS, "CommandNotFound", "disabled"))
     assert thaw(agent, sure=False, deadline_s=THAW_DEADLINE_S, clock=Clock()) == Thawed(Thaw.DONE, 2)
 
@@ -293,7 +293,7 @@ def test_thaw_is_sure_where_the_agent_does_not_tell_how_things_are() -> None:
 # the thawer, and the limit
 
 
-def test_guard_knows_before_the_guest_does(recorder: Recorder) -> None:
+def test_thawer_is_notified_before_the_guest_freezes(recorder: Recorder) -> None:
     thawer, agent = FakeThawer(), FakeAgent()
     agent.on_freeze = lambda: thawer.told.append("frozen")
     moment(agent, recorder, thawer=thawer)
@@ -301,7 +301,7 @@ def test_guard_knows_before_the_guest_does(recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize("agent", [FakeAgent(), FakeAgent(ping=NO_ANSWER)], ids=["thawer not ready", "no answer"])
-def test_guard_is_told_nothing_where_nothing_is_frozen(recorder: Recorder, agent: FakeAgent) -> None:
+def test_thawer_is_not_notified_if_nothing_is_frozen(recorder: Recorder, agent: FakeAgent) -> None:
     thawer = FakeThawer(reason="it is not ready")
     made, _ = moment(agent, recorder, thawer=thawer)
     assert FREEZE not in agent.asked
@@ -354,7 +354,7 @@ def test_limit_that_is_over_makes_the_backup_crash_consistent_or_fail(
         assert THAW in agent.asked
 
 
-def test_late_thaw_that_still_finds_all_frozen_is_as_good(recorder: Recorder) -> None:
+def test_late_thaw_that_still_finds_all_frozen_is_consistent(recorder: Recorder) -> None:
     """The watchdog was a moment later than we."""
     made, _ = moment(FakeAgent(), recorder, transaction_s=20)
     assert made.consistency is Consistency.FILESYSTEM
@@ -378,7 +378,7 @@ def test_required_freeze_that_ended_by_itself_fails_the_backup(recorder: Recorde
         moment(FakeAgent(thaw=0), recorder, Quiesce.REQUIRED)
 
 
-def test_blind_guard_leaves_the_limit_to_us(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_is_kept_with_a_blind_thawer(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block hangs, as a transaction can; somebody thaws meanwhile."""
     monkeypatch.undo()  # real events: a timer needs them
     thawer, agent, thawed = FakeThawer(limit_s=1), FakeAgent(thaw=[2, 0]), threading.Event()
@@ -405,7 +405,7 @@ def test_blind_guard_leaves_the_limit_to_us(recorder: Recorder, monkeypatch: pyt
 
 @pytest.mark.parametrize("when", ["ping", "freeze"])
 @pytest.mark.parametrize("quiesce", [Quiesce.AUTO, Quiesce.REQUIRED])
-def test_end_of_the_domain_is_told_as_such(recorder: Recorder, when: str, quiesce: Quiesce) -> None:
+def test_end_of_the_domain_is_raised_as_such(recorder: Recorder, when: str, quiesce: Quiesce) -> None:
     agent = FakeAgent(**{when: DomainGoneError("web"), "thaw": DomainGoneError("web")})
     with pytest.raises(DomainGoneError):
         moment(agent, recorder, quiesce)

@@ -46,18 +46,18 @@ def test_domain_is_found_by_name_and_by_uuid(host: Host) -> None:
 @pytest.mark.parametrize(
     "name", ["other", "", "WEB", "web ", "f0000000", "f0000000-0000-4000-8000-000000000009", "a" * 999]
 )
-def test_unknown_domain_is_an_error_that_tells_where(host: Host, name: str) -> None:
+def test_unknown_domain_is_an_error_that_says_where(host: Host, name: str) -> None:
     with pytest.raises(DomainNotFoundError, match="at test:///") as caught:
         host.domain(name)
     assert caught.value.domain == name
 
 
-def test_running_domain_is_told_from_one_that_is_off(host: Host) -> None:
+def test_running_domain_is_active_and_one_that_is_off_is_not(host: Host) -> None:
     assert host.domain("web").is_active()
     assert not off(host).is_active()
 
 
-def test_saved_memory_is_told(host: Host) -> None:
+def test_managed_save_is_reported(host: Host) -> None:
     handle = host.domain("web")
     assert not handle.has_managed_save()
     handle.domain.managedSave(0)

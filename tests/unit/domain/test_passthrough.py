@@ -117,7 +117,7 @@ def test_error_reply_of_qemu_is_raised(monitor: Passthrough, qemu: FakeLibvirtQe
         monitor.execute("job-cancel", {"id": "x"})
 
 
-def test_reply_that_is_none_is_malformed(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
+def test_text_that_is_not_a_reply_is_malformed(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
     qemu.reply = "OK"
     with pytest.raises(MalformedError):
         monitor.execute("query-jobs")
@@ -133,7 +133,7 @@ def test_descriptor_goes_along(monitor: Passthrough, qemu: FakeLibvirtQemu, repl
 
 
 @pytest.mark.parametrize("code", [libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT])
-def test_libvirt_without_descriptors_is_told_apart(monitor: Passthrough, qemu: FakeLibvirtQemu, code: int) -> None:
+def test_libvirt_without_descriptors_has_its_own_error(monitor: Passthrough, qemu: FakeLibvirtQemu, code: int) -> None:
     qemu.error = libvirt_error(code)
     with pytest.raises(FdsNotPassedError):
         monitor.execute("add-fd", fd=0)
@@ -149,7 +149,7 @@ def test_remote_host_is_not_even_asked_for_descriptors(
     monitor.execute("query-jobs")
 
 
-def test_failure_of_libvirt_is_told_in_its_words(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
+def test_failure_of_libvirt_has_its_message(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
     qemu.error = libvirt_error(libvirt.VIR_ERR_OPERATION_TIMEOUT, "Timed out during operation: cannot acquire lock")
     with pytest.raises(
         MonitorError, match="libvirt could not execute query-jobs: Timed out during operation"
@@ -158,7 +158,7 @@ def test_failure_of_libvirt_is_told_in_its_words(monitor: Passthrough, qemu: Fak
     assert type(caught.value) is MonitorError
 
 
-def test_stopped_domain_is_told_as_such(monitor: Passthrough, qemu: FakeLibvirtQemu, handle: DomainHandle) -> None:
+def test_stopped_domain_is_gone(monitor: Passthrough, qemu: FakeLibvirtQemu, handle: DomainHandle) -> None:
     handle.domain.destroy()
     qemu.error = libvirt_error(libvirt.VIR_ERR_OPERATION_INVALID, "domain is not running")
     with pytest.raises(DomainGoneError) as caught:
@@ -287,7 +287,7 @@ def test_agent_is_asked_with_its_own_time_limit(monitor: Passthrough, qemu: Fake
     assert qemu.asked == [({"execute": "guest-fsfreeze-freeze"}, 10)]
 
 
-def test_error_of_the_agent_is_told_from_its_silence(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
+def test_error_of_the_agent_differs_from_its_silence(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
     qemu.error = libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR, "unable to execute QEMU agent command: disabled")
     with pytest.raises(QmpError, match="disabled"):
         monitor.agent("guest-fsfreeze-freeze", timeout_s=10)

@@ -79,7 +79,7 @@ def test_order_is_that_of_the_words_and_each_counts_once() -> None:
     assert chosen(host, "c", "*", uuid(1).upper(), "a", "a") == ["c", "a", "b"]
 
 
-def test_very_name_of_a_domain_is_no_pattern() -> None:
+def test_exact_name_of_a_domain_is_not_a_pattern() -> None:
     host = FakeHost("[x]", "x", "*")
     assert chosen(host, "[x]") == ["[x]"]
     assert chosen(host, "*") == ["*"]
@@ -136,7 +136,7 @@ def test_domain_that_is_off_on_another_host_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["test*", "test-1", uuid(1)])
-def test_excluded_ones_are_told(pattern: str) -> None:
+def test_excluded_domains_are_reported(pattern: str) -> None:
     assert all_of(FakeHost("web", "test-1"), pattern) == (["web"], {"test-1": "excluded by the user"})
 
 

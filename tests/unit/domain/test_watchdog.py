@@ -125,7 +125,7 @@ def test_agent_is_asked_until_it_answers_and_says_that_nothing_is_frozen() -> No
     assert watched.wait() == [THAW, THAW, THAW, STATUS, THAW, STATUS]
 
 
-def test_agent_that_never_answers_is_given_up_and_told() -> None:
+def test_agent_that_never_answers_is_given_up_and_logged() -> None:
     watched = Watched(FakeAgent(thaw=NO_ANSWER), give_up_s=0.05)
     watched.say(FREEZING)
     watched.die()
@@ -260,7 +260,7 @@ def test_process_that_cannot_guard_tells_why(start: Callable[..., Watchdog], opt
         assert said in reason
 
 
-def test_process_that_was_killed_since_it_got_ready_guards_nothing(start: Callable[..., Watchdog]) -> None:
+def test_process_that_was_killed_after_it_got_ready_is_not_relied_on(start: Callable[..., Watchdog]) -> None:
     one = start()
     assert one.pid is not None
     assert one.reason_not_to_freeze() is None
@@ -295,7 +295,7 @@ def test_process_is_left_to_its_work_where_the_guest_may_be_frozen(start: Callab
     left.wait()
 
 
-def test_python_that_is_not_there_is_told(start: Callable[..., Watchdog], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_python_is_reported(start: Callable[..., Watchdog], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     one = start()
     assert one.pid is None
@@ -307,7 +307,7 @@ def test_python_that_is_not_there_is_told(start: Callable[..., Watchdog], monkey
     [("import time; time.sleep(99)", "it did not start within 0"), ("raise SystemExit(1)", "it ended too early")],
     ids=["hangs", "ends"],
 )
-def test_process_that_does_not_get_ready_is_told_and_ended(
+def test_process_that_does_not_get_ready_is_reported_and_ended(
     start: Callable[..., Watchdog], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, said: str
 ) -> None:
     (tmp_path / "program.py").write_text(program)

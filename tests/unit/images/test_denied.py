@@ -89,7 +89,7 @@ def test_strongest_evidence_is_told(present: tuple[bool, bool, bool], by_descrip
         assert ("the kernel log may show" if by_descriptor else "check the host of QEMU") in said
 
 
-def test_selinux_labels_and_commands_are_told() -> None:
+def test_selinux_labels_and_commands_are_shown() -> None:
     said = explain(facts(by_descriptor=True, repository="/srv/it's", **SELINUX[0]))
     assert f"QEMU runs as {CONTEXT}, and the image has the label system_u:object_r:mnt_t:s0" in said
     command = said.split("may write: ")[1].split(" && ")[0]
@@ -97,13 +97,13 @@ def test_selinux_labels_and_commands_are_told() -> None:
     assert argv.splitlines()[-1] == "/srv/it's(/.*)?"
 
 
-def test_apparmor_profile_and_rule_are_told() -> None:
+def test_apparmor_profile_and_rule_are_shown() -> None:
     said = explain(facts(apparmor_profile=PROFILE))
     assert '"/srv/backup/**" rwk,' in said
     assert f"apparmor_parser -r /etc/apparmor.d/libvirt/{PROFILE}" in said
 
 
-def test_acl_leaves_it_open() -> None:
+def test_acl_is_not_judged_by_the_mode() -> None:
     said = explain(facts(places=places(closed="/srv/backup", has_acl=True)))
     assert "may not enter" not in said
     assert "Check the ACL of /srv/backup." in said
@@ -136,7 +136,7 @@ def test_facts_of_a_real_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["nobody-of-this-host:x", "+12:no-such-group", "+x:+y", "", ":"])
-def test_label_that_means_nobody_here(tmp_path: Path, label: str) -> None:
+def test_label_of_an_unknown_user_is_ignored(tmp_path: Path, label: str) -> None:
     assert denied_facts.gather(tmp_path, [SecurityLabel("dac", label)], by_descriptor=False).user is None
 
 

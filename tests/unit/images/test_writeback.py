@@ -109,7 +109,7 @@ def tick_on(paths: dict[str, Path], disk: Disk) -> None:
 @pytest.mark.parametrize(
     ("number", "error"), [(errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError), (errno.EIO, StorageError)]
 )
-def test_error_of_a_piece_is_told_at_the_next_tick(
+def test_error_of_a_sync_is_raised_at_the_next_tick(
     paths: dict[str, Path], disk: Disk, number: int, error: type[Exception]
 ) -> None:
     def fail(_how: str, _name: str) -> None:
@@ -156,7 +156,7 @@ def test_error_that_is_still_to_come_is_waited_for(paths: dict[str, Path], disk:
             writeback.finish()
 
 
-def test_error_at_the_end_is_told(paths: dict[str, Path], disk: Disk) -> None:
+def test_error_at_the_end_is_raised(paths: dict[str, Path], disk: Disk) -> None:
     def fail(_how: str, name: str) -> None:
         if name == "two":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -166,7 +166,7 @@ def test_error_at_the_end_is_told(paths: dict[str, Path], disk: Disk) -> None:
         writeback.finish()
 
 
-def test_storage_that_hangs_holds_nobody_up(paths: dict[str, Path], disk: Disk) -> None:
+def test_hanging_storage_does_not_block_an_error(paths: dict[str, Path], disk: Disk) -> None:
     may_go_on = threading.Event()
     disk.fails = lambda _how, _name: assert_(may_go_on.wait(WAIT_S))
     before = open_fds()

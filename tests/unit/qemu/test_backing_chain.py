@@ -123,7 +123,7 @@ def test_image_of_another_format_is_named(tmp_path: Path) -> None:
     refused(disk(create(tmp_path / "x.raw", image_format="raw")), r"x\.raw cannot be read")
 
 
-def test_what_only_a_running_domain_can_open_is_told(tmp_path: Path) -> None:
+def test_image_that_only_a_running_domain_can_open_is_refused(tmp_path: Path) -> None:
     top = create(tmp_path / "top.qcow2")
     for source, said in (
         (ImageLocation("network", "raw"), "its type is network"),

@@ -111,7 +111,7 @@ def test_bitmaps_are_read_in_every_state() -> None:
     assert (raw.persistent, raw.dirty_bytes) == (False, 65536)
 
 
-def test_bitmap_without_a_name_is_nobodys() -> None:
+def test_bitmap_without_a_name_is_left_out() -> None:
     for node in disk_nodes("bitmaps").values():
         assert "" not in node.top.bitmaps
 
@@ -125,7 +125,7 @@ def test_node_names_are_those_of_all_nodes() -> None:
     assert {"target", "libvirt-1-format", "libvirt-1-storage"} <= fixture_graph("bitmaps").node_names()
 
 
-def test_bitmaps_of_a_node_that_is_not_there_are_none() -> None:
+def test_missing_node_has_no_bitmaps() -> None:
     graph = fixture_graph("bitmaps")
     assert graph.bitmaps("no-such-node") == {}
     assert len(graph.bitmaps(disk_nodes("bitmaps")["vda"].top.node_name)) == 5
@@ -145,12 +145,12 @@ def test_device_without_a_medium_is_not_found() -> None:
         fixture_graph("rich").disk_node(Disk("hdc", "ide0-1-0", "file", None, "raw"))
 
 
-def test_no_device_at_all_is_told() -> None:
+def test_qemu_without_devices_is_an_error() -> None:
     with pytest.raises(DiskError, match="it has: none"):
         BlockGraph([], [], []).disk_node(vda())
 
 
-def test_nodes_that_no_device_has_are_found_by_the_chain_that_their_opener_gives() -> None:
+def test_nodes_without_a_device_are_found_by_the_given_chain() -> None:
     """As in a storage daemon: query-block and query-blockstats know nothing."""
     _, _, nodes = builders.fixture_replies("snapshot")
     names = [node["node-name"] for node in nodes if node["drv"] == "qcow2" and "vda" in node["file"]]
@@ -196,7 +196,7 @@ def test_disk_without_a_path_is_taken_as_qemu_has_it() -> None:
         "",
     ],
 )
-def test_file_name_that_is_no_path_contradicts_nothing(filename: str) -> None:
+def test_file_name_that_is_not_a_path_is_not_compared(filename: str) -> None:
     def change(_block: Any, _stats: Any, nodes: Any) -> None:
         next(node for node in nodes if node["file"] == "/capture/vda.one" and node["drv"] == "qcow2")["file"] = filename
 
@@ -220,7 +220,7 @@ def test_path_in_a_json_file_name_is_compared(path: str) -> None:
 
 
 @pytest.mark.parametrize("filename", ["json:{", "json:", "json:" + "[" * 100_000], ids=lambda text: text[:8])
-def test_file_name_that_is_no_json_is_malformed(filename: str) -> None:
+def test_file_name_that_is_not_json_is_malformed(filename: str) -> None:
     def change(_block: Any, _stats: Any, nodes: Any) -> None:
         next(node for node in nodes if node["file"] == "/capture/vda.one" and node["drv"] == "qcow2")["file"] = filename
 
@@ -228,7 +228,7 @@ def test_file_name_that_is_no_json_is_malformed(filename: str) -> None:
         changed("snapshot", change).disk_node(vda())
 
 
-def test_node_that_is_not_listed_is_told() -> None:
+def test_node_that_is_not_listed_is_an_error() -> None:
     def change(_block: Any, _stats: Any, nodes: Any) -> None:
         nodes[:] = [node for node in nodes if node["file"] != "/capture/vda.qcow2"]
 
@@ -236,7 +236,7 @@ def test_node_that_is_not_listed_is_told() -> None:
         changed("snapshot", change).disk_node(vda())
 
 
-def test_only_filters_are_no_disk() -> None:
+def test_disk_with_only_filters_is_an_error() -> None:
     qemu = FakeQemu([FakeDisk(path="/images/vda.qcow2", format="throttle")])
     with pytest.raises(DiskError, match="only filter nodes"):
         block_graph(qemu).disk_node(builders.disk())
@@ -349,7 +349,7 @@ def damaged_replies(draw: st.DrawFn) -> list[Any]:
 
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=100)
 @given(damaged_replies())
-def test_any_damage_to_real_replies_is_told_as_ours(replies: list[Any]) -> None:
+def test_any_damage_to_real_replies_is_malformed(replies: list[Any]) -> None:
     with suppress(MalformedError, DiskError):
         graph = BlockGraph(*replies)
         for name in ("snapshot", "bitmaps"):
