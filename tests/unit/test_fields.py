@@ -1,4 +1,4 @@
-"""JSON of others is read with its types; what is wrong is named in one sentence."""
+"""Untrusted JSON is read by type; an error is one sentence that names the member."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A signal leaves a request; the work ends at its next step, and the handlers are put back."""
+"""A signal sets a request; the work ends at its next step, and the handlers are restored."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_signal_becomes_a_request(number: signal.Signals) -> None:
 
 
 def test_signal_alone_raises_nothing() -> None:
-    """It would strike between a step and the registration of its undo."""
+    """It could interrupt between a step and the registration of its undo."""
     with on_signals(Stop()) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         reached = True

@@ -1,4 +1,4 @@
-"""What was begun is undone, last first, whatever goes wrong on the way."""
+"""Started work is undone, the last step first, even if some steps fail."""
 
 from __future__ import annotations
 

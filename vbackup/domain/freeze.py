@@ -215,7 +215,7 @@ class _Attempt:
             self._agent.agent("guest-fsfreeze-thaw", timeout_s=THAW_S)
 
 
-def thaw_leftover(agent: Agent, reporter: Reporter, clock: Callable[[], float] = time.monotonic) -> bool:
+def thaw_leftover(agent: Agent, reporter: Reporter) -> bool:
     """Thaw what a killed run may have left frozen; return True if the agent reports that it was.
 
     If the agent does not answer, that is reported and nothing else is tried. Raises DomainGoneError.
@@ -228,7 +228,7 @@ def thaw_leftover(agent: Agent, reporter: Reporter, clock: Callable[[], float] =
     except VbackupError as err:
         reporter.warning(f"Cannot tell whether the guest's filesystems are frozen: {err}")
         return False
-    return thaw(agent, sure=True, deadline_s=THAW_DEADLINE_S, clock=clock).how is Thaw.DONE
+    return thaw(agent, sure=True, deadline_s=THAW_DEADLINE_S).how is Thaw.DONE
 
 
 def _reason_not_to_freeze(agent: Agent, thawer: Thawer) -> str | None:

@@ -1,4 +1,4 @@
-"""The domain XML is read as libvirt writes it, and refused where somebody else wrote it."""
+"""The domain XML is read as libvirt writes it, and refused if libvirt would not write it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AGENT = "<channel><target type='virtio' name='org.qemu.guest_agent.0' {}/></chan
 
 
 def xml(devices: str = DISK, *, more: str = "", uuid: str = UUID, name: str = "web") -> str:
-    """A domain as libvirt shows it, as far as vbackup reads it."""
+    """A domain XML with the parts that vbackup reads."""
     return f"<domain><name>{escape(name)}</name><uuid>{uuid}</uuid>{more}<devices>{devices}</devices></domain>"
 
 
@@ -72,7 +72,7 @@ def test_domain_that_is_off_is_read_as_it_would_start() -> None:
     }
     assert [left.dev for left in domain.left_out] == ["vdi", "hda"]
     assert not domain.agent_connected
-    # What the user did not write is not there: the headers tell.
+    # What the user did not define is missing: the image headers count.
     assert (len(disks["vda"].images), disks["vda"].chain_ends) == (1, False)
     assert [(image.path, image.format) for image in disks["vdb"].images] == [
         ("/capture/overlay.qcow2", "qcow2"),
@@ -451,7 +451,7 @@ def test_empty_disk_gets_a_source() -> None:
     ],
 )
 def test_restored_nvram_is_where_it_was_written(nvram: str) -> None:
-    """libvirt from 8.5 on writes a source element where it is not just a path."""
+    """Since libvirt 8.5 there is a source element if it is not just a path."""
     text = domain_xml.with_disks(xml(more=f"<os>{nvram}</os>"), {}, nvram_path="/r/nvram")
     assert domain_xml.parse(text).nvram_path == "/r/nvram"
     assert "/old/VARS.fd" not in text

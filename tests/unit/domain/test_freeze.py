@@ -18,7 +18,7 @@ NO_ANSWER = MonitorError("Guest agent is not responding: QEMU guest agent is not
 
 
 class Clock:
-    """Advances by a second at each look, and as the test wants."""
+    """Advances by a second at each call, and as the test wants."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -29,7 +29,7 @@ class Clock:
 
 
 class FakeThawer:
-    """A watchdog that remembers what it was told, and by when it was."""
+    """A Thawer that records its notifications."""
 
     def __init__(self, *, reason: str | None = None, limit_s: int = DEFAULT_LIMIT_S) -> None:
         self.limit_s = limit_s
@@ -48,7 +48,7 @@ class FakeThawer:
 
 
 class FakeAgent:
-    """A guest whose agent gives these answers in turn; the last one stays."""
+    """A guest agent that gives these answers in turn; the last one is repeated."""
 
     def __init__(self, **answers: Sequence[Any] | Any) -> None:
         self.asked: list[str] = []
@@ -78,7 +78,7 @@ class FakeAgent:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two tries to thaw."""
+    """Remove the pause between two attempts to thaw."""
 
     class Pause:
         def wait(self, _seconds: float) -> None:
@@ -106,7 +106,7 @@ def moment(
     return made, at_the_moment
 
 
-# it works
+# the freeze works
 
 
 @pytest.mark.parametrize("quiesce", [Quiesce.AUTO, Quiesce.REQUIRED])
@@ -129,7 +129,7 @@ def test_agent_is_not_asked_without_quiesce(recorder: Recorder) -> None:
     assert recorder.warnings == recorder.steps == []
 
 
-# it does not, and need not
+# it fails, and is not required
 
 
 def test_without_an_agent_the_backup_is_crash_consistent(recorder: Recorder) -> None:
@@ -180,7 +180,7 @@ def test_time_frozen_is_0_if_nothing_was_frozen(recorder: Recorder, agent: FakeA
     assert made.frozen_ms == 0
 
 
-# it does not, and must
+# it fails, and is required
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_thaw_is_tried_until_it_answers(recorder: Recorder) -> None:
 
 
 def test_thaw_whose_answer_was_lost_does_not_count_as_the_guests_own(recorder: Recorder) -> None:
-    """The second try finds nothing frozen, because the first one thawed."""
+    """The second attempt finds nothing frozen, because the first one thawed."""
     made, _ = moment(FakeAgent(thaw=[NO_ANSWER, 0]), recorder)
     assert made.consistency is Consistency.FILESYSTEM
 
@@ -278,7 +278,7 @@ def test_half_a_freeze_is_thawed_and_told(recorder: Recorder) -> None:
 
 
 def test_agent_that_freezes_after_the_thaw_is_thawed_again(recorder: Recorder) -> None:
-    """It did not answer the freeze in time, so nobody knows when it is done."""
+    """It did not answer the freeze in time, so when it freezes is unknown."""
     agent = FakeAgent(freeze=NO_ANSWER, thaw=[0, 2], status=["frozen", "thawed"])
     made, _ = moment(agent, recorder)
     assert agent.asked == [PING, FREEZE, THAW, STATUS, THAW, STATUS]
@@ -290,7 +290,7 @@ def test_thaw_counts_if_the_agent_refuses_its_status() -> None:
     assert thaw(agent, sure=False, deadline_s=THAW_DEADLINE_S, clock=Clock()) == Thawed(Thaw.DONE, 2)
 
 
-# the thawer, and the limit
+# the Thawer and the limit
 
 
 def test_thawer_is_notified_before_the_guest_freezes(recorder: Recorder) -> None:
@@ -355,7 +355,7 @@ def test_limit_that_is_over_makes_the_backup_crash_consistent_or_fail(
 
 
 def test_late_thaw_that_still_finds_all_frozen_is_consistent(recorder: Recorder) -> None:
-    """The watchdog was a moment later than we."""
+    """The watchdog had not yet thawed."""
     made, _ = moment(FakeAgent(), recorder, transaction_s=20)
     assert made.consistency is Consistency.FILESYSTEM
     assert recorder.warnings == []
@@ -379,7 +379,7 @@ def test_required_freeze_that_ended_by_itself_fails_the_backup(recorder: Recorde
 
 
 def test_limit_is_kept_with_a_blind_thawer(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block hangs, as a transaction can; somebody thaws meanwhile."""
+    """The block hangs, as a transaction can; a timer in this process thaws."""
     monkeypatch.undo()  # real events: a timer needs them
     thawer, agent, thawed = FakeThawer(limit_s=1), FakeAgent(thaw=[2, 0]), threading.Event()
     thawer.is_blind = True
@@ -400,7 +400,7 @@ def test_limit_is_kept_with_a_blind_thawer(recorder: Recorder, monkeypatch: pyte
     assert "1 s of --freeze-limit expired" in recorder.warnings[-1]
 
 
-# the domain goes
+# the domain ends
 
 
 @pytest.mark.parametrize("when", ["ping", "freeze"])

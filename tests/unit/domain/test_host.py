@@ -1,4 +1,4 @@
-"""The libvirt host, on libvirt's own test driver: domains are found, and errors become ours."""
+"""The libvirt host, on libvirt's test driver: domains are found, and errors are translated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEB, OFF = "f0000000-0000-4000-8000-000000000001", "f0000000-0000-4000-8000-0000
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    """A host that is all our own, with a running domain web."""
+    """A private host with a running domain web."""
     path = tmp_path / "node.xml"
     path.write_text(f"<node>{DOMAIN.format('web', WEB)}</node>")
     with Host(f"test://{path}") as made:
@@ -81,7 +81,7 @@ def test_secret_of_a_libvirt_without_secrets_is_an_error_of_libvirt(host: Host) 
 
 
 def test_domain_that_vanished_is_not_active(host: Host) -> None:
-    """A transient one goes altogether when it stops."""
+    """A transient domain disappears when it stops."""
     handle = off(host)
     handle.domain.undefine()
     assert not handle.is_active()
@@ -171,7 +171,7 @@ def test_look_up_over_a_broken_connection_is_unreachable(host: Host) -> None:
 
 
 def test_domain_of_another_hypervisor_is_unsuitable(host: Host, tmp_path: Path) -> None:
-    """xen, lxc, esx: there is no QEMU to speak to, and that is no fault."""
+    """xen, lxc, esx: there is no QEMU to talk to, which is not an error of libvirt."""
     from vbackup.operations import backup
     from vbackup.report import Silent
     from vbackup.repository.repository import Repository

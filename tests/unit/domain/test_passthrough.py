@@ -1,4 +1,4 @@
-"""Libvirt's passthrough: what its functions answer or raise becomes replies, events and errors of ours."""
+"""Libvirt's passthrough: its results and exceptions become replies, events and errors of vbackup."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def libvirt_error(code: int, message: str = "it failed") -> libvirt.libvirtError
 
 
 class FakeLibvirtQemu:
-    """The functions of libvirt_qemu: they give ``reply`` or raise ``error``."""
+    """The functions of libvirt_qemu: they return ``reply`` or raise ``error``."""
 
     def __init__(self) -> None:
         self.reply: Any = '{"return": {}}'
@@ -169,7 +169,7 @@ def test_stopped_domain_is_gone(monitor: Passthrough, qemu: FakeLibvirtQemu, han
 def test_domain_whose_qemu_broke_off_is_given_the_time_to_end(
     monitor: Passthrough, qemu: FakeLibvirtQemu, handle: DomainHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The socket breaks when QEMU crashes; its process is gone, and the domain with it, when its core is written."""
+    """The socket breaks when QEMU crashes; process and domain end after the core dump."""
     monkeypatch.setattr(passthrough, "ENDING_S", 0.01)
     qemu.error = libvirt_error(libvirt.VIR_ERR_SYSTEM_ERROR, "Unable to read from monitor: Connection reset by peer")
     ending = threading.Timer(0.3, handle.domain.destroy)

@@ -1,4 +1,4 @@
-"""Words become domains: exact names before patterns, each domain once, and all but those that cannot be backed up."""
+"""Words select domains: exact names before patterns, each domain once; --all selects all that can be backed up."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_excluded_domains_are_reported(pattern: str) -> None:
 
 
 def test_domain_that_cannot_be_looked_at_is_not_left_out_silently() -> None:
-    """It has gone, or is odd: it fails when its turn comes, with the true reason and status."""
+    """It has disappeared, or is unreadable: it fails when its turn comes, with the right reason and status."""
     host = FakeHost("a", "b")
     host["b"].error = MonitorError("libvirt could not read the XML of domain b: it is gone.")
     assert all_of(host) == (["a", "b"], {})

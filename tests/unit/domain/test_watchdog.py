@@ -1,4 +1,4 @@
-"""The process that thaws when vbackup cannot: when it does, when it does not, and that it ends.
+"""The process that thaws when vbackup cannot: when it thaws, when it does not, and that it ends.
 
 The guest is a fake here; tests/end_to_end/test_watchdog.py has a real one.
 """
@@ -29,7 +29,7 @@ LONG_S = 60
 
 
 class Watched:
-    """A watchdog in a thread, and its pipe in the hand of the test."""
+    """A watchdog in a thread, with the test at the other end of its pipe."""
 
     def __init__(self, agent: FakeAgent, **options: Any) -> None:
         self.agent = agent
@@ -64,7 +64,7 @@ class Watched:
         self._write_fd = -1
 
     def wait(self) -> list[str]:
-        """Until it has ended; returns what it has asked the agent."""
+        """Wait until it has ended; return the commands that it sent to the agent."""
         self._thread.join(LONG_S)
         assert not self._thread.is_alive()
         self.die()
@@ -78,7 +78,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "CONNECT_AGAIN_S", 0.01)
 
 
-# what it hears, and what it does
+# what it reads, and what it does
 
 
 @pytest.mark.parametrize("is_blind", [False, True], ids=["connected", "blind"])
@@ -173,7 +173,7 @@ def test_one_that_cannot_connect_says_why_in_one_line() -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Watchdog]]:
-    """Start one that guards a domain of libvirt's own test driver."""
+    """Start a watchdog for a domain of libvirt's test driver."""
     node = tmp_path / "node.xml"
     node.write_text(f"<node>{DOMAIN.format('web', WEB)}</node>")
     started: list[Watchdog] = []
@@ -189,7 +189,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Watchdog]]:
 
 
 def is_there(pid: int) -> bool:
-    """A process that its parent has not waited for yet is still there."""
+    """Return True if the process exists; a zombie does."""
     return Path(f"/proc/{pid}").exists()
 
 
@@ -233,7 +233,7 @@ def test_signals_to_the_process_group_or_to_itself_do_not_end_it(start: Callable
 
 
 def test_process_has_nothing_open_but_what_it_needs(start: Callable[..., Watchdog], tmp_path: Path) -> None:
-    """Else it would hold locks and pipes of a dead vbackup."""
+    """Otherwise it would hold locks and pipes of a dead vbackup."""
     with (tmp_path / "lock").open("wb") as lock:
         os.set_inheritable(lock.fileno(), True)
         one = start(is_blind=True)
@@ -323,7 +323,7 @@ def test_process_that_does_not_get_ready_is_reported_and_ended(
 
 
 def test_process_finds_the_package_wherever_vbackup_found_it(tmp_path: Path) -> None:
-    """From a directory that only sys.path knows of, as of an installation, and with a hostile environment."""
+    """From a directory that is only in sys.path, as in an installation, and in a hostile environment."""
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "vbackup").symlink_to(Path(vbackup.__file__).parent)
     (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
@@ -362,7 +362,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait_until_gone(pid: int) -> None:
-    """Until the process, which is not our child, has ended."""
+    """Wait until the process, which is not a child of this one, has ended."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Why QEMU may not write an image: modes, SELinux and AppArmor are told apart, each with its way out."""
+"""Why QEMU may not write an image: modes, SELinux and AppArmor are distinguished, each with its remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROFILE, CONTEXT = "libvirt-f0000000", "system_u:system_r:svirt_t:s0:c1,c2"
 
 
 def places(*, closed: str | None = None, image: int = 0o666, has_acl: bool = False) -> tuple[Place, ...]:
-    """The way to the image; the directory ``closed`` is its owner's alone."""
+    """The path to the image; only its owner may enter the directory ``closed``."""
     modes = {str(path): stat.S_IFDIR | 0o755 for path in reversed(Path(IMAGE).parents)}
     if closed is not None:
         modes[closed] = stat.S_IFDIR | 0o700
@@ -63,7 +63,7 @@ def test_class_that_fits_first_decides(uid: int, gid: int, mode: int, may: bool)
     assert QEMU.may(Place("/d", stat.S_IFDIR | mode, uid, gid, "x"), 1) is may
 
 
-# What refuses: each with what must be said, the strongest evidence first.
+# What refuses, each with the expected words, the strongest evidence first.
 DAC = ({"places": places(closed="/srv")}, "may not enter the directory /srv ")
 SELINUX = ({"selinux_context": CONTEXT, "file_context": "system_u:object_r:mnt_t:s0"}, "SELinux probably refuses it")
 APPARMOR = ({"apparmor_profile": PROFILE}, "AppArmor probably refuses it")
@@ -72,7 +72,7 @@ APPARMOR = ({"apparmor_profile": PROFILE}, "AppArmor probably refuses it")
 @pytest.mark.parametrize("by_descriptor", [False, True], ids=["path", "descriptor"])
 @pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=3)), ids=str)
 def test_strongest_evidence_is_told(present: tuple[bool, bool, bool], by_descriptor: bool) -> None:
-    """A mode that forbids it is certain, but plays no part for an open descriptor."""
+    """A mode that forbids it is certain evidence, but does not matter for an open descriptor."""
     given: dict[str, object] = {"by_descriptor": by_descriptor}
     expected = None
     for is_there, (changes, words) in zip(present, (DAC, SELINUX, APPARMOR)):

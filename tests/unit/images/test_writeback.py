@@ -1,4 +1,4 @@
-"""Images get to the disk while they are written, and no error of the disk is lost."""
+"""Images are synced while they are written, and no error of the storage is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def at(**done_bytes: int) -> dict[str, Job]:
 
 
 class Disk:
-    """Notes what is put on it; ``fails`` may raise."""
+    """Records the syncs; ``fails`` may raise."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.synced: list[tuple[str, str]] = []
@@ -126,7 +126,7 @@ def test_error_of_a_sync_is_raised_at_the_next_tick(
 
 
 def test_error_that_the_kernel_told_once_is_told_at_the_end_too(paths: dict[str, Path], disk: Disk) -> None:
-    """It does not tell the same descriptor again."""
+    """It does not report the error to the same descriptor again."""
 
     def fail_once(how: str, _name: str) -> None:
         if how == "fdatasync":
@@ -141,7 +141,7 @@ def test_error_that_the_kernel_told_once_is_told_at_the_end_too(paths: dict[str,
 
 
 def test_error_that_is_still_to_come_is_waited_for(paths: dict[str, Path], disk: Disk) -> None:
-    """The piece is under way when the end asks for the same data, and gets no error of its own."""
+    """A sync is running when the end syncs the same data, which then gets no error."""
     at_the_end = threading.Event()
 
     def fail_late(how: str, _name: str) -> None:

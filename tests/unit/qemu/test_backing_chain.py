@@ -1,4 +1,4 @@
-"""A disk's images are found from the XML and their headers, and refused where that is not sure."""
+"""A disk's images are found by the XML and their headers, and refused if that is not certain."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def disk_nodes(name: str) -> dict[str, DiskNode]:
 
 
 def changed(name: str, change: Any) -> BlockGraph:
-    """The graph of a fixture whose replies ``change`` has damaged."""
+    """The graph of a fixture whose replies were damaged by ``change``."""
     replies = copy.deepcopy(fixture_replies(name))
     change(*replies)
     return BlockGraph(*replies)
@@ -151,7 +151,7 @@ def test_qemu_without_devices_is_an_error() -> None:
 
 
 def test_nodes_without_a_device_are_found_by_the_given_chain() -> None:
-    """As in a storage daemon: query-block and query-blockstats know nothing."""
+    """As in a storage daemon: query-block and query-blockstats are empty."""
     _, _, nodes = builders.fixture_replies("snapshot")
     names = [node["node-name"] for node in nodes if node["drv"] == "qcow2" and "vda" in node["file"]]
     found = BlockGraph([], [], nodes, chains={"virtio-disk0": names}).disk_node(builders.disk(path=None))
@@ -264,7 +264,7 @@ def test_chain_without_an_end_is_malformed() -> None:
         BlockGraph([], [{"qdev": "x", **stats}], [])
 
 
-# replies that are none
+# malformed replies
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 
 @st.composite
 def damaged_replies(draw: st.DrawFn) -> list[Any]:
-    """Real replies with some values replaced or taken away, somewhere inside."""
+    """Real replies with some values replaced or removed, anywhere inside."""
     replies: list[Any] = list(copy.deepcopy(fixture_replies(draw(st.sampled_from(["snapshot", "bitmaps"])))))
     for _ in range(draw(st.integers(1, 4))):
         container: Any = replies

@@ -1,4 +1,4 @@
-"""A QMP reply that came as text is a result, QEMU's error, or malformed."""
+"""A QMP reply in text form is a result, an error of QEMU, or malformed."""
 
 from __future__ import annotations
 
