@@ -48,11 +48,11 @@ class Fields:
         value: bool = self._get(name, bool)
         return value
 
-    def integer(self, name: str, *, maximum: int = MAX_SIZE_BYTES) -> int:
-        """Return a required integer from 0 to ``maximum``."""
+    def integer(self, name: str) -> int:
+        """Return a required integer from 0 to MAX_SIZE_BYTES."""
         value = self._get(name, int)
-        if isinstance(value, bool) or not 0 <= value <= maximum:
-            raise self._error(f"{self._where}.{name} should be an integer from 0 to {maximum}, but is {value}.")
+        if isinstance(value, bool) or not 0 <= value <= MAX_SIZE_BYTES:
+            raise self._error(f"{self._where}.{name} should be an integer from 0 to {MAX_SIZE_BYTES}, but is {value}.")
         number: int = value
         return number
 
