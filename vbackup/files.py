@@ -1,4 +1,4 @@
-"""Open untrusted files safely, digest and store files: only regular ones, without following a symbolic link, without blocking.
+"""Open untrusted files safely: only regular ones, no symbolic links, no blocking. Digest and store files.
 
 A repository may come from a broken or hostile disk. In place of a file, a FIFO would block forever, a device can act
 when it is opened, a symbolic link can lead out of the repository.

@@ -44,7 +44,7 @@ class Agent(Protocol):
 
 
 class Thawer(Protocol):
-    """Thaws the guest if this process does not do so within the limit (vbackup.watchdog.Watchdog)."""
+    """Thaws the guest if this process does not do so within the limit (vbackup.domain.watchdog.Watchdog)."""
 
     @property
     def limit_s(self) -> int:

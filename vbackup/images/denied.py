@@ -1,7 +1,7 @@
 """Explain why QEMU may not write an image: file modes, SELinux or AppArmor, and what to do about it.
 
-All three cause the same "Permission denied". The facts about the file and the QEMU process, which vbackup.images.denied_facts
-gathers, show which one it is.
+All three cause the same "Permission denied". The facts about the file and the QEMU process, which
+vbackup.images.denied_facts gathers, show which one it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write the images back from the page cache to storage while QEMU still fills them, and report errors.
 
-QEMU writes to the page cache (vbackup.images.tuning). Without this module, the kernel would start writing back only when a
-tenth of the memory is dirty, and the guest and all other processes would have to wait at the end.
+QEMU writes to the page cache (vbackup.images.tuning). Without this module, the kernel would start writing back only
+when a tenth of the memory is dirty, and the guest and all other processes would have to wait at the end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Run a qemu-storage-daemon: QEMU's block layer for the disks of a domain that is off.
 
 It is a Monitor, so plan, jobs and undo are the same as for a running domain. QMP uses a socket pair that only the two
-processes have: nothing to wait for, and no directory or name to leave behind. vbackup.domain.source knows which images to
-open, vbackup.qemu.backing_chain how.
+processes have: nothing to wait for, and no directory or name to leave behind. vbackup.domain.source knows which
+images to open, vbackup.qemu.backing_chain how.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Entry point of the watchdog process. vbackup.domain.watchdog starts it, vbackup.domain.watchdog.process does the work.
+"""Entry point of the watchdog process: vbackup.domain.watchdog starts it, its module process does the work.
 
 It is run by path and isolated, so it can import vbackup only after reading sys.path from its orders.
 """

@@ -51,7 +51,7 @@ class Pipe:
 
 
 def main(*, uri: str, uuid: str, limit_s: int, is_blind: bool) -> None:
-    """Run the watchdog on stdin and stdout; the parameters are the orders (see vbackup.watchdog.Watchdog)."""
+    """Run the watchdog on stdin and stdout; the parameters are the orders (see vbackup.domain.watchdog.Watchdog)."""
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # vbackup may have got it too, and then ends the pipe
     os.chdir("/")
