@@ -1,14 +1,26 @@
-"""Back up QEMU virtual machines that libvirt manages, running or off, every byte of one moment.
+"""vbackup: incremental image backups of libvirt/QEMU virtual machines, running or shut off.
 
-The package is a house of floors; imports point down only (import-linter checks it, see setup.cfg):
+The package is a house: rooms named by what one looks for, and imports that point down only. import-linter checks this
+drawing (setup.cfg), CONTRIBUTING.md says where new things go.
 
-    doors        cli                  (libvirt's own door, hooks/qemu, stands alone)
-    operations   backup  restore  recovery  completion  transaction  bitmap  session
-    engine       job  checkpoint  source  freeze  watchdog  target  images  undo
-    record       repository  manifest  journal  hooks    (beside the engine)
-    sessions     host  monitor  qemu_img  storage_daemon  image_chain  process
-    planning     plan  chain  blockgraph  domainxml  safety  transactions: checker  schema  rules  actions  (no I/O)
-    words        model  names  report  errors  fields  stop  wording
+    cli                      parses and prints                               the command; hooks/qemu is libvirt's own door
+    operations               one module a command: backup  batch  recovery  restore  forget  bitmap  transaction  speed
+    engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  fleecing  preparation  moment
+                             group  unfinished  finish  leftovers  foreign_jobs  total_rate  latency  latency_throttle
+    images                   target images: creation  targets  tuning  writeback  digests  flatten  denied
+    domain | repository
+      domain                 libvirt's side: host  domain_xml  source  attached  passthrough  freeze  watchdog  selection
+                             definition
+      repository             the record: repository  catalogue  history  manifest  journal  lock  verify
+    qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  backing_chain
+                             storage_daemon  qemu_img  qcow2
+    qapi | hooks
+      qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
+      hooks                  libvirt's hook script: install  daemons  marks  events
+    (root)                   words and tools: errors  model  fields  names  report  files  process  stop  undo
+
+No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, endmark and latency,
+repository.history, qemu.block_graph, domain.domain_xml, images.tuning and denied.
 """
 
 __version__ = "0.1.0"
