@@ -3,8 +3,9 @@
 The package is a house: rooms named by what one looks for, and imports that point down only. import-linter checks this
 drawing (setup.cfg), CONTRIBUTING.md says where new things go.
 
-    cli                      parses and prints                               the command; hooks/qemu is libvirt's own door
-    operations               one module a command: backup  batch  recovery  restore  forget  bitmap  transaction  speed
+    cli                      parses and prints                               the command (libvirt's door is hooks/qemu)
+    operations               one module a command: backup  batch  recovery  restore  forget  bitmap  transaction
+                             speed
     engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  fleecing  preparation  moment
                              group  unfinished  finish  leftovers  foreign_jobs  total_rate  latency  latency_throttle
     images                   target images: creation  targets  tuning  writeback  digests  flatten  denied
