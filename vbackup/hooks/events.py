@@ -55,8 +55,8 @@ class Event:
     refused: bool  #: the hook refused the start, because of an offline backup
 
 
-def events(uuid: str, *, since: datetime | None = None) -> tuple[Event, ...]:
-    """What is known of domain ``uuid``, the oldest first; with ``since`` only what came at that time or after."""
+def events(uuid: str) -> tuple[Event, ...]:
+    """What is known of domain ``uuid``, the oldest first."""
     assert names.UUID.fullmatch(uuid)  # it is libvirt's own
     path = DIRECTORY / f"{uuid}.log"
     try:
@@ -65,13 +65,7 @@ def events(uuid: str, *, since: datetime | None = None) -> tuple[Event, ...]:
         log.debug("no events of domain %s: %s", uuid, err)
         return ()
     found = (_event(line) for line in lines if line)
-    return tuple(event for event in found if event is not None and (since is None or event.time >= since))
-
-
-def last_event(uuid: str) -> Event | None:
-    """The newest; None if nothing is known."""
-    found = events(uuid)
-    return found[-1] if found else None
+    return tuple(event for event in found if event is not None)
 
 
 def _tail(path: Path) -> bytes:

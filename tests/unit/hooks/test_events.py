@@ -36,13 +36,11 @@ def line(time: float, operation: str = "started", **changed: Any) -> bytes:
 
 def test_without_a_log_there_are_no_events() -> None:
     assert events.events(UUID) == ()
-    assert events.last_event(UUID) is None
 
 
 def test_log_that_cannot_be_read_is_no_failure(log: Path) -> None:
     log.mkdir()
     assert events.events(UUID) == ()
-    assert events.last_event(UUID) is None
 
 
 def test_event_is_typed(log: Path) -> None:
@@ -51,13 +49,10 @@ def test_event_is_typed(log: Path) -> None:
     assert events.events(UUID) == (Event(moment, Operation.PREPARE, "begin", "-", "web", BOOT, refused=True),)
 
 
-def test_events_since_a_moment(log: Path) -> None:
+def test_oldest_event_comes_first(log: Path) -> None:
     log.write_bytes(line(100, "started") + line(200, "stopped") + line(300, "prepare"))
-    since = datetime.fromtimestamp(200, timezone.utc)
-    assert [event.operation for event in events.events(UUID, since=since)] == [Operation.STOPPED, Operation.PREPARE]
-    last = events.last_event(UUID)
-    assert last is not None
-    assert last.operation is Operation.PREPARE
+    expected = [Operation.STARTED, Operation.STOPPED, Operation.PREPARE]
+    assert [event.operation for event in events.events(UUID)] == expected
 
 
 GARBAGE = [
