@@ -26,6 +26,21 @@ JSON = st.recursive(
 
 
 @dataclass(frozen=True)
+class Transaction:
+    """The arguments of QMP's ``transaction``."""
+
+    actions: tuple[actions.Action, ...]
+    completion_mode: actions.CompletionMode
+
+    def document(self) -> dict[str, Any]:
+        """As JSON-ready data, without ``properties`` where they are the default."""
+        arguments: dict[str, Any] = {"actions": [action.document() for action in self.actions]}
+        if self.completion_mode is not actions.CompletionMode.INDIVIDUAL:
+            arguments["properties"] = {"completion-mode": self.completion_mode.value}
+        return arguments
+
+
+@dataclass(frozen=True)
 class Names:
     """Where the names in actions come from."""
 
@@ -148,12 +163,12 @@ def action(names: Names = ANY_NAMES, kinds: Sequence[str] = tuple(actions.TYPES)
 
 def transaction(
     names: Names = ANY_NAMES, kinds: Sequence[str] = tuple(actions.TYPES), *, max_size: int = 6
-) -> SearchStrategy[actions.Transaction]:
+) -> SearchStrategy[Transaction]:
     """Any transaction of these actions; one in four is grouped."""
     individual, grouped = actions.CompletionMode.INDIVIDUAL, actions.CompletionMode.GROUPED
     mode = st.sampled_from([individual, individual, individual, grouped])
     listed = st.lists(action(names, kinds), max_size=max_size).map(tuple)
-    return st.builds(actions.Transaction, listed, mode)
+    return st.builds(Transaction, listed, mode)
 
 
 @st.composite

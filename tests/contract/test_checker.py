@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.contract.conftest import MIB, Bench, Machine, make_machine
 from tests.fake_qemu import FakeQemu
-from tests.strategies import JSON, Names, mutated, transaction
+from tests.strategies import JSON, Names, Transaction, mutated, transaction
 from tests.transactions import (
     ACCEPTED,
     EXISTING,
@@ -87,7 +87,7 @@ class Trial:
 
     def check(self, arguments: Any) -> TransactionError | None:
         try:
-            checker.check(arguments, self.schema, EXISTING)
+            checker.check(arguments, self.schema, existing=EXISTING)
         except TransactionError as err:
             return err
         return None
@@ -216,11 +216,13 @@ def test_checker_and_qemu_agree_on_any_transaction(trial: Trial) -> None:
 
     @EXAMPLES
     @given(transaction(trial.names(), trial.kinds, max_size=5))
-    def agree(made: actions.Transaction) -> None:
+    def agree(made: Transaction) -> None:
         arguments = made.document()
         refused = trial.check(arguments)
         if kills(arguments):
-            assert refused is not None or checker.check(arguments, trial.schema, EXISTING), "not even a warning"
+            assert refused is not None or checker.check(arguments, trial.schema, existing=EXISTING), (
+                "not even a warning"
+            )
             return
         description = trial.ask(arguments)
         if refused is not None:
@@ -247,7 +249,7 @@ def test_blame_is_right_whenever_there_is_one(trial: Trial) -> None:
 
     @EXAMPLES
     @given(transaction(trial.names(), trial.kinds, max_size=5))
-    def judge(made: actions.Transaction) -> None:
+    def judge(made: Transaction) -> None:
         arguments = made.document()
         assume(not kills(arguments))
         description = trial.ask(arguments)

@@ -12,7 +12,7 @@ from vbackup.qapi.rules import Existing
 from vbackup.qapi.schema import Schema
 
 
-def check(arguments: Any, schema: Schema, existing: Existing | None = None) -> tuple[str, ...]:
+def check(arguments: Any, schema: Schema, *, existing: Existing) -> tuple[str, ...]:
     """Check the arguments of ``transaction``, JSON-ready data, and return warnings, each a sentence with its path.
 
     ``existing`` has the bitmaps that there are now by node-name. Raises TransactionError for what QEMU would refuse

@@ -16,7 +16,6 @@ from typing import Any
 from vbackup.errors import TransactionError
 from vbackup.qapi import actions, wording
 from vbackup.qapi.actions.bitmaps import MAX_GRANULARITY_BYTES, MAX_NAME_BYTES, MIN_GRANULARITY_BYTES
-from vbackup.qapi.actions.members import INT64_MAX
 
 #: The bitmaps of nodes by node-name.
 Existing = Mapping[str, Collection[str]]
@@ -24,6 +23,7 @@ Existing = Mapping[str, Collection[str]]
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # id_wellformed() in QEMU's util/id.c
 MAX_NODE_NAME_BYTES = 31
 MAX_WORKERS = 2**31 - 1
+INT64_MAX = 2**63 - 1
 #: Actions that put a node above another: from then on a device's name means that new node.
 _CHANGES_GRAPH = ("blockdev-backup", "drive-backup", "blockdev-snapshot", "blockdev-snapshot-sync")
 _BACKUPS = ("blockdev-backup", "drive-backup")
@@ -67,7 +67,7 @@ def experimental_names(arguments: Mapping[str, Any]) -> None:
         raise TransactionError(f"actions[{index}].type", f"{wording.shown(kind)} is an experimental name: {says}.")
 
 
-def check(arguments: Mapping[str, Any], existing: Existing | None = None) -> tuple[str, ...]:
+def check(arguments: Mapping[str, Any], existing: Existing) -> tuple[str, ...]:
     """Check arguments of ``transaction`` that fit the schema, and return warnings, each a sentence.
 
     ``existing`` has the bitmaps that there are now, by node-name (not by the name of a device); nodes
@@ -80,7 +80,7 @@ def check(arguments: Mapping[str, Any], existing: Existing | None = None) -> tup
         if isinstance(action, dict) and isinstance(action.get("data"), dict) and action.get("type") in actions.TYPES
     ]
     _completion_mode(arguments, steps)
-    order = _Order(existing or {})
+    order = _Order(existing)
     for step in steps:
         alone = _ALONE.get(step.kind)
         if alone is not None:

@@ -48,17 +48,6 @@ class Schema:
 
     def __init__(self, query_qmp_schema_reply: Any) -> None:
         self._introspection = Introspection(query_qmp_schema_reply)
-        self._actions: frozenset[str] | None = None
-
-    def has_command(self, name: str) -> bool:
-        """True if this QEMU has the command."""
-        return self._introspection.command(name) is not None
-
-    def has_action(self, kind: str) -> bool:
-        """True if this QEMU's ``transaction`` has the action."""
-        if self._actions is None:
-            self._actions = self._find_actions()
-        return kind in self._actions
 
     def qcow2_compression_types(self) -> frozenset[str]:
         """How this QEMU compresses clusters (QAPI Qcow2CompressionType); before 5.1 it has no choice."""
@@ -102,20 +91,6 @@ class Schema:
         check.warn(command, "", found.features)
         check.value(found.arguments, arguments, "", 0)
         return tuple(check.warnings)
-
-    def _find_actions(self) -> frozenset[str]:
-        command = self._introspection.command("transaction")
-        if command is None:
-            return frozenset()
-        given = self._introspection.type(command.arguments)
-        if isinstance(given, Object) and "actions" in given.members:
-            array = self._introspection.type(given.members["actions"].type)
-            action = self._introspection.type(array.element) if isinstance(array, Array) else None
-            if isinstance(action, Object) and action.tag is not None:
-                tag = self._introspection.type(action.members[action.tag].type)
-                if isinstance(tag, Enumeration):
-                    return frozenset(tag.values)
-        raise MalformedError(f"{WHERE} has a transaction that takes no list of actions.")
 
 
 class _Check:

@@ -26,11 +26,11 @@ from vbackup.qapi.schema import Schema
 SCHEMA = Schema(qapi.schema())
 
 
-def check(*actions: dict[str, Any], existing: rules.Existing | None = EXISTING) -> tuple[str, ...]:
-    return checker.check({"actions": list(actions)}, SCHEMA, existing)
+def check(*actions: dict[str, Any], existing: rules.Existing = EXISTING) -> tuple[str, ...]:
+    return checker.check({"actions": list(actions)}, SCHEMA, existing=existing)
 
 
-def refusal(*actions: dict[str, Any], existing: rules.Existing | None = EXISTING) -> TransactionError:
+def refusal(*actions: dict[str, Any], existing: rules.Existing = EXISTING) -> TransactionError:
     with pytest.raises(TransactionError) as caught:
         check(*actions, existing=existing)
     return caught.value
@@ -39,7 +39,7 @@ def refusal(*actions: dict[str, Any], existing: rules.Existing | None = EXISTING
 @pytest.mark.parametrize("case", [*REFUSED, *SNAPSHOTS], ids=lambda case: case.name)
 def test_refused_at_the_member_to_change(case: Refused) -> None:
     with pytest.raises(TransactionError) as caught:
-        checker.check(case.arguments(), SCHEMA, EXISTING)
+        checker.check(case.arguments(), SCHEMA, existing=EXISTING)
     assert caught.value.path == case.path
     assert str(caught.value).startswith(f"{case.path}: ")
     assert caught.value.action == int(case.path[len("actions[")])
@@ -49,7 +49,7 @@ def test_refused_at_the_member_to_change(case: Refused) -> None:
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted(name: str) -> None:
     check(*ACCEPTED[name])
-    check(*ACCEPTED[name], existing=None)
+    check(*ACCEPTED[name], existing={})
 
 
 # names of old
@@ -70,7 +70,7 @@ def test_experimental_name_is_refused_by_a_qemu_that_has_it_too() -> None:
 @pytest.mark.parametrize("arguments", [{}, {"actions": None}, {"actions": [5, {}, {"type": []}]}])
 def test_names_are_looked_for_in_anything(arguments: dict[str, Any]) -> None:
     rules.experimental_names(arguments)
-    assert rules.check(arguments) == ()
+    assert rules.check(arguments, {}) == ()
 
 
 # without knowing what bitmaps there are
@@ -87,9 +87,9 @@ NEEDS_EXISTING = {
 @pytest.mark.parametrize("case", MISSING, ids=lambda case: case.name)
 def test_order_alone_tells_much(case: Refused) -> None:
     if case.name in NEEDS_EXISTING:
-        check(*case.actions, existing=None)
+        check(*case.actions, existing={})
     else:
-        assert refusal(*case.actions, existing=None).path == case.path
+        assert refusal(*case.actions, existing={}).path == case.path
 
 
 def test_nodes_that_are_not_listed_are_not_judged() -> None:
@@ -108,7 +108,7 @@ def test_missing_bitmap_is_told_with_those_that_are_there() -> None:
 def test_name_of_a_device_may_mean_another_node_after_a_job() -> None:
     """QEMU 7.2 adds the second bitmap to the filter node of the job."""
     actions = (bitmap("add", "drive0", "x"), backup("drive0"), bitmap("add", "drive0", "x"))
-    check(*actions, existing=None)
+    check(*actions, existing={})
     check(*actions)
     node = [bitmap("add", "one", "x"), backup("one"), bitmap("add", "one", "x")]
     assert refusal(*node).path == "actions[2].data.name"
@@ -117,7 +117,7 @@ def test_name_of_a_device_may_mean_another_node_after_a_job() -> None:
 def test_two_jobs_on_one_device_are_warned_of() -> None:
     actions = (backup("drive0"), backup("drive0", "target-two", job_id="k"))
     assert "crashes when such a transaction fails" in check(*actions)[0]
-    told = [said for one in (actions, (backup(), actions[1])) for said in check(*one, existing=None)]
+    told = [said for one in (actions, (backup(), actions[1])) for said in check(*one, existing={})]
     assert not [said for said in told if "such a transaction fails" in said]
 
 
@@ -134,8 +134,8 @@ def test_enabling_what_is_not_known_is_warned_of() -> None:
     """crashes when such a transaction fails at a bitmap that is not there."""
     enable = bitmap("enable", "one", "old")
     assert check(enable) == ()
-    assert check(bitmap("add", "one", "x"), bitmap("enable", "one", "x"), existing=None) == ()
-    (warning,) = check(enable, existing=None)
+    assert check(bitmap("add", "one", "x"), bitmap("enable", "one", "x"), existing={}) == ()
+    (warning,) = check(enable, existing={})
     assert warning.startswith("actions[0].data.name: ")
 
 
@@ -158,8 +158,8 @@ def test_schema_speaks_before_the_rules() -> None:
 def test_min_cluster_size_is_a_power_of_two(size: int) -> None:
     """Which QEMU 9.2 brought; the captured schema is older."""
     with pytest.raises(TransactionError, match=r"x-perf\.min-cluster-size"):
-        rules.check({"actions": [backup(x_perf={"min-cluster-size": size})]})
-    rules.check({"actions": [backup(x_perf={"min-cluster-size": 0}), backup("two", "target-two", job_id="k")]})
+        rules.check({"actions": [backup(x_perf={"min-cluster-size": size})]}, {})
+    rules.check({"actions": [backup(x_perf={"min-cluster-size": 0}), backup("two", "target-two", job_id="k")]}, {})
 
 
 @pytest.mark.parametrize("chunk", [2**63, -1])
@@ -184,5 +184,5 @@ def test_plan_of_vbackup_is_accepted() -> None:
 @pytest.mark.parametrize(("sync", "warned"), [("full", True), ("none", False)])
 def test_snapshot_that_breaks_unnoticed_is_warned_of(sync: str, warned: bool) -> None:
     data = {"device": "one", "target": "two", "sync": sync, "on-cbw-error": "break-snapshot"}
-    warnings = rules.check({"actions": [{"type": "blockdev-backup", "data": data}]})
+    warnings = rules.check({"actions": [{"type": "blockdev-backup", "data": data}]}, {})
     assert [one.startswith("actions[0].data.on-cbw-error") for one in warnings] == [True] * warned

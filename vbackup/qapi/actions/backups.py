@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
 from vbackup.qapi.actions.base import Action
-from vbackup.qapi.actions.members import (
-    UINT64_MAX,
-    Boolean,
-    Choice,
-    Integer,
-    Struct,
-    Structure,
-    Text,
-    optional,
-    required,
-)
+from vbackup.qapi.actions.members import Structure, optional, required
 from vbackup.qapi.actions.snapshots import NewImageMode
 
 
@@ -56,18 +47,18 @@ class OnCbwError(Enum):
     BREAK_SNAPSHOT = "break-snapshot"  #: the guest goes on, the backup fails
 
 
-SYNC = Choice(MirrorSyncMode, {MirrorSyncMode.INCREMENTAL: "2.4", MirrorSyncMode.BITMAP: "4.2"})
-ON_ERROR = Choice(BlockdevOnError, {BlockdevOnError.AUTO: "2.7"})
+_SYNC_SINCE: Mapping[Enum, str] = {MirrorSyncMode.INCREMENTAL: "2.4", MirrorSyncMode.BITMAP: "4.2"}
+_ON_ERROR_SINCE: Mapping[Enum, str] = {BlockdevOnError.AUTO: "2.7"}
 
 
 @dataclass(frozen=True)
 class BackupPerf(Structure):
     """How a backup job works (QAPI BackupPerf, since 6.0): unstable, it can change in any version."""
 
-    use_copy_range: bool | None = optional(Boolean())
-    max_workers: int | None = optional(Integer())  #: requests at a time, from 1; 64 by default
-    max_chunk: int | None = optional(Integer())  #: bytes a request, from the job's cluster size; 0: no limit
-    min_cluster_size: int | None = optional(Integer(0, UINT64_MAX), since="9.2")  #: bytes, a power of two, or 0
+    use_copy_range: bool | None = None
+    max_workers: int | None = None  #: requests at a time, from 1; 64 by default
+    max_chunk: int | None = None  #: bytes a request, from the job's cluster size; 0: no limit
+    min_cluster_size: int | None = optional(since="9.2")  #: bytes, a power of two, or 0
 
 
 @dataclass(frozen=True)
@@ -81,22 +72,22 @@ class _Backup(Action):
 
     GROUPED: ClassVar[bool] = True
 
-    device: str = required(Text())  #: the node to copy, or the device that it is the root of
-    target: str = required(Text())
-    sync: MirrorSyncMode = required(SYNC)
-    job_id: str | None = optional(Text(), since="2.7")  #: default: the device's name, where the node has a named one
-    speed: int | None = optional(Integer())  #: bytes/s, 0: no limit
-    bitmap: str | None = optional(Text(), since="3.1")  #: a bitmap on the node
-    bitmap_mode: BitmapSyncMode | None = optional(Choice(BitmapSyncMode), since="4.2")
-    compress: bool | None = optional(Boolean(), since="2.8")
-    on_source_error: BlockdevOnError | None = optional(ON_ERROR)  #: default report
-    on_target_error: BlockdevOnError | None = optional(ON_ERROR)  #: default report
-    auto_finalize: bool | None = optional(Boolean(), since="2.12")  #: False: job-finalize ends it; default True
-    auto_dismiss: bool | None = optional(Boolean(), since="2.12")  #: False: job-dismiss ends it; default True
-    filter_node_name: str | None = optional(Text(), since="4.2")  #: of the node that stands above the source
-    discard_source: bool | None = optional(Boolean(), since="9.1")  #: discard in the source what was copied
-    on_cbw_error: OnCbwError | None = optional(Choice(OnCbwError), since="10.1")  #: default break-guest-write
-    x_perf: BackupPerf | None = optional(Struct(BackupPerf), since="6.0")
+    device: str  #: the node to copy, or the device that it is the root of
+    target: str
+    sync: MirrorSyncMode = required(values_since=_SYNC_SINCE)
+    job_id: str | None = optional(since="2.7")  #: default: the device's name, where the node has a named one
+    speed: int | None = None  #: bytes/s, 0: no limit
+    bitmap: str | None = optional(since="3.1")  #: a bitmap on the node
+    bitmap_mode: BitmapSyncMode | None = optional(since="4.2")
+    compress: bool | None = optional(since="2.8")
+    on_source_error: BlockdevOnError | None = optional(values_since=_ON_ERROR_SINCE)  #: default report
+    on_target_error: BlockdevOnError | None = optional(values_since=_ON_ERROR_SINCE)  #: default report
+    auto_finalize: bool | None = optional(since="2.12")  #: False: job-finalize ends it; default True
+    auto_dismiss: bool | None = optional(since="2.12")  #: False: job-dismiss ends it; default True
+    filter_node_name: str | None = optional(since="4.2")  #: of the node that stands above the source
+    discard_source: bool | None = optional(since="9.1")  #: discard in the source what was copied
+    on_cbw_error: OnCbwError | None = optional(since="10.1")  #: default break-guest-write
+    x_perf: BackupPerf | None = optional(since="6.0", structure=BackupPerf)
 
 
 @dataclass(frozen=True)
@@ -121,6 +112,6 @@ class DriveBackup(_Backup):
     TYPE: ClassVar[str] = "drive-backup"
     SINCE: ClassVar[str] = "1.6"
 
-    bitmap: str | None = optional(Text(), since="2.4")
-    format: str | None = optional(Text())
-    mode: NewImageMode | None = optional(Choice(NewImageMode))
+    bitmap: str | None = optional(since="2.4")
+    format: str | None = None
+    mode: NewImageMode | None = None

@@ -10,17 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vbackup.qapi.actions.base import Action
-from vbackup.qapi.actions.members import (
-    UINT32_MAX,
-    Boolean,
-    Integer,
-    ListOf,
-    Structure,
-    Text,
-    TextOr,
-    optional,
-    required,
-)
+from vbackup.qapi.actions.members import Structure, optional
 
 #: QEMU's limits for bitmap-add.
 MIN_GRANULARITY_BYTES, MAX_GRANULARITY_BYTES = 512, 2**31
@@ -31,8 +21,8 @@ MAX_NAME_BYTES = 1023
 class BlockDirtyBitmap(Structure):
     """A bitmap on a node (QAPI BlockDirtyBitmap, since 2.4)."""
 
-    node: str = required(Text())
-    name: str = required(Text())
+    node: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -50,11 +40,11 @@ class BlockDirtyBitmapAdd(Action):
     TYPE: ClassVar[str] = "block-dirty-bitmap-add"
     SINCE: ClassVar[str] = "2.5"
 
-    node: str = required(Text())
-    name: str = required(Text())
-    granularity: int | None = optional(Integer(0, UINT32_MAX))  #: bytes
-    persistent: bool | None = optional(Boolean(), since="2.10")
-    disabled: bool | None = optional(Boolean(), since="4.0")
+    node: str
+    name: str
+    granularity: int | None = None  #: bytes
+    persistent: bool | None = optional(since="2.10")
+    disabled: bool | None = optional(since="4.0")
 
 
 @dataclass(frozen=True)
@@ -65,8 +55,8 @@ class _OneBitmap(Action):
     transaction, it is inconsistent (QEMU did not close its image), or read-only.
     """
 
-    node: str = required(Text())
-    name: str = required(Text())
+    node: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +108,6 @@ class BlockDirtyBitmapMerge(Action):
     TYPE: ClassVar[str] = "block-dirty-bitmap-merge"
     SINCE: ClassVar[str] = "4.0"
 
-    node: str = required(Text())
-    target: str = required(Text())
-    bitmaps: tuple[str | BlockDirtyBitmap, ...] = required(ListOf(TextOr(BlockDirtyBitmap)))
+    node: str
+    target: str
+    bitmaps: tuple[str | BlockDirtyBitmap, ...]

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import ClassVar
 
 from vbackup.qapi.actions.base import Action
-from vbackup.qapi.actions.members import Choice, Text, optional, required
+from vbackup.qapi.actions.members import optional
 
 
 class NewImageMode(Enum):
@@ -29,8 +29,8 @@ class BlockdevSnapshot(Action):
     TYPE: ClassVar[str] = "blockdev-snapshot"
     SINCE: ClassVar[str] = "2.5"
 
-    node: str = required(Text())
-    overlay: str = required(Text())
+    node: str
+    overlay: str
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class BlockdevSnapshotInternalSync(Action):
     TYPE: ClassVar[str] = "blockdev-snapshot-internal-sync"
     SINCE: ClassVar[str] = "1.7"
 
-    device: str = required(Text())
-    name: str = required(Text())
+    device: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class BlockdevSnapshotSync(Action):
     TYPE: ClassVar[str] = "blockdev-snapshot-sync"
     SINCE: ClassVar[str] = "1.1"
 
-    snapshot_file: str = required(Text())  #: path
-    device: str | None = optional(Text())
-    node_name: str | None = optional(Text(), since="2.0")
-    snapshot_node_name: str | None = optional(Text(), since="2.0")
-    format: str | None = optional(Text())
-    mode: NewImageMode | None = optional(Choice(NewImageMode))
+    snapshot_file: str  #: path
+    device: str | None = None
+    node_name: str | None = optional(since="2.0")
+    snapshot_node_name: str | None = optional(since="2.0")
+    format: str | None = None
+    mode: NewImageMode | None = None
