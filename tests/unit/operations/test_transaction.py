@@ -1,0 +1,50 @@
+"""A transaction of the user's own: what is not one is refused before QEMU is asked anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.fake_qemu import FakeQemu
+from vbackup.domain.attached import AttachedQemu
+from vbackup.errors import TransactionError
+from vbackup.model import DiskNode
+from vbackup.operations import transaction
+from vbackup.operations.transaction import TransactionRequest
+from vbackup.report import Silent
+from vbackup.stop import Stop
+
+
+def no_disks() -> dict[str, DiskNode]:
+    return {}
+
+
+def deep() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "said"),
+    [
+        (None, "arguments", "a transaction is an object with 'actions', or their list, but this is null"),
+        (5, "arguments", "this is a whole number"),
+        (deep(), "arguments", "nested more deeply than any transaction"),
+        ([{"type": "abort", "data": {"x": ["$disk:vda"]}}], "actions[0].data.x[0]", "no disk 'vda'; there are none"),
+    ],
+    ids=["null", "number", "deep", "disk"],
+)
+def test_what_is_no_transaction_is_refused(arguments: Any, path: str, said: str) -> None:
+    monitor = FakeQemu()
+    with pytest.raises(TransactionError, match=said) as caught:
+        transaction.run(
+            TransactionRequest(arguments),
+            attached=AttachedQemu("test", monitor, no_disks),
+            reporter=Silent(),
+            stop=Stop(),
+        )
+    assert caught.value.path == path
+    assert monitor.sent == []
