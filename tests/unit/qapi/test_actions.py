@@ -216,6 +216,7 @@ def test_document_is_json_without_null(made: actions.Action) -> None:
         ("actions[9].data.persistent", None, None),
         ("properties", None, "2.5"),
         ("properties.completion-mode", "grouped", "2.5"),
+        ("properties.completion-mode", "group", None),
         ("elsewhere", None, None),
     ],
 )

@@ -133,6 +133,11 @@ def test_schema_and_qemus_visitor_agree(arguments: Any) -> None:
         ({"actions": [], "properties": []}, "properties", "this is a list, but must be an object"),
         ({"actions": [], "properties": {"mode": 1}}, "properties.mode", "it has 'completion-mode'"),
         ({"actions": [], "properties": {"completion-mode": 1}}, "properties.completion-mode", "must be one of"),
+        (
+            {"actions": [], "properties": {"completion-mode": "group"}},
+            "properties.completion-mode",
+            "it has 'individual', 'grouped'. Did you mean 'grouped'?",
+        ),
     ],
 )
 def test_error_begins_with_the_path_and_says_what_would_work(arguments: Any, path: str, said: str) -> None:

@@ -68,6 +68,7 @@ __all__ = [
 
 #: The version that ``properties`` came with, and completion-mode in them.
 PROPERTIES_SINCE = "2.5"
+_PROPERTIES = ("properties", "properties.completion-mode")
 _PATH = re.compile(r"actions\[(?P<index>[0-9]{1,9})\]\.(type|data\.(?P<data>.+))")
 
 
@@ -117,7 +118,8 @@ def introduced(arguments: Any, path: str, value: str | None = None) -> str | Non
     """
     match = _PATH.fullmatch(path)
     if match is None:
-        return PROPERTIES_SINCE if path in ("properties", "properties.completion-mode") else None
+        is_known = path in _PROPERTIES and (value is None or value in [mode.value for mode in CompletionMode])
+        return PROPERTIES_SINCE if is_known else None
     if match["data"] is None:
         return TYPES[value].SINCE if value is not None and value in TYPES else None
     action = _type_at(arguments, int(match["index"]))
