@@ -1,8 +1,8 @@
 """QMP's ``transaction`` as types: all actions of QAPI's TransactionAction, with every member.
 
-A transaction can be put together in Python or parsed from JSON; either way ``document()`` is what the
-monitor sends. What a certain QEMU takes is checked by vbackup.qapi.schema and vbackup.qapi.rules, both through
-vbackup.qapi.checker; which action an error of QEMU is about is found by vbackup.qapi.actions.blame.
+``document()`` of an action is what the monitor sends. vbackup.qapi.schema and vbackup.qapi.rules, both called by
+vbackup.qapi.checker, decide whether a particular QEMU accepts it; vbackup.qapi.actions.blame finds the action that an
+error of QEMU is about.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = [
     "modern_name",
 ]
 
-#: The version that ``properties`` came with, and completion-mode in them.
+#: The version of QEMU that introduced ``properties``, and completion-mode in them.
 PROPERTIES_SINCE = "2.5"
 _PROPERTIES = ("properties", "properties.completion-mode")
 _PATH = re.compile(r"actions\[(?P<index>[0-9]{1,9})\]\.(type|data\.(?P<data>.+))")
@@ -74,7 +74,7 @@ _PATH = re.compile(r"actions\[(?P<index>[0-9]{1,9})\]\.(type|data\.(?P<data>.+))
 
 @dataclass(frozen=True)
 class Abort(Action):
-    """abort: fails when its turn comes, so QEMU prepares all actions before it and undoes them.
+    """abort: fail when its turn comes, so that QEMU prepares all actions before it and undoes them.
 
     Error: always "Transaction aborted using Abort action".
     """
@@ -83,10 +83,10 @@ class Abort(Action):
     SINCE: ClassVar[str] = "1.6"
 
 
-#: All actions there are, by type.
+#: All actions by type.
 TYPES: Mapping[str, type[Action]] = {
-    one.TYPE: one
-    for one in (
+    action.TYPE: action
+    for action in (
         Abort,
         BlockDirtyBitmapAdd,
         BlockDirtyBitmapClear,
@@ -104,17 +104,17 @@ TYPES: Mapping[str, type[Action]] = {
 
 
 class CompletionMode(Enum):
-    """What happens to the jobs of a transaction when one fails later (QAPI ActionCompletionMode)."""
+    """What happens to the jobs of a transaction when one of them fails (QAPI ActionCompletionMode)."""
 
-    INDIVIDUAL = "individual"  #: each ends by itself; the default
-    GROUPED = "grouped"  #: all are cancelled; refused beside an action that is not Action.GROUPED
+    INDIVIDUAL = "individual"  #: nothing, the other jobs continue; the default
+    GROUPED = "grouped"  #: all are cancelled; refused if an action is not Action.GROUPED
 
 
 def introduced(arguments: Any, path: str, value: str | None = None) -> str | None:
-    """The version of QEMU that a member of the arguments of ``transaction`` came with, or an enum value in it.
+    """Return the version of QEMU that introduced a member of the arguments of ``transaction``, or an enum value of it.
 
-    ``path`` is that of the member, ``value`` the enum's. None if QAPI knows no such thing, or it is as old as
-    what it stands in.
+    ``path`` is the member's, ``value`` the enum value. None if QAPI does not have it, or it is as old as what
+    contains it.
     """
     match = _PATH.fullmatch(path)
     if match is None:
@@ -137,6 +137,6 @@ def _type_at(arguments: Any, index: int) -> type[Action] | None:
 
 
 def modern_name(kind: str) -> str | None:
-    """The name of an action that once began with ``x-``."""
+    """Return the stable name of an action whose experimental name began with ``x-``, or None."""
     name = kind[2:]
     return name if kind.startswith("x-") and name in TYPES else None

@@ -16,35 +16,35 @@ class MirrorSyncMode(Enum):
     """What a job copies."""
 
     FULL = "full"  #: everything
-    TOP = "top"  #: what the topmost image of the chain has
-    NONE = "none"  #: only what is about to be written over
-    INCREMENTAL = "incremental"  #: what is dirty in the bitmap, which is cleared of it on success
-    BITMAP = "bitmap"  #: what is dirty in the bitmap; bitmap-mode says what becomes of that
+    TOP = "top"  #: what the topmost image of the backing chain contains
+    NONE = "none"  #: only what the guest is about to overwrite
+    INCREMENTAL = "incremental"  #: what is dirty in the bitmap; success clears those bits
+    BITMAP = "bitmap"  #: what is dirty in the bitmap; bitmap-mode decides what happens to those bits
 
 
 class BitmapSyncMode(Enum):
-    """What becomes of the bitmap when the job has ended (since 4.2)."""
+    """What the bitmap holds when the job has ended, with what was written since the job began (since 4.2)."""
 
-    ON_SUCCESS = "on-success"  #: after success it has what was written since the job began; else it is as it was
-    NEVER = "never"  #: it is as it was, and has what was written since
-    ALWAYS = "always"  #: after a failure it has what was not copied
+    ON_SUCCESS = "on-success"  #: after success nothing else, after a failure all that it held before
+    NEVER = "never"  #: all that it held before
+    ALWAYS = "always"  #: what was not copied
 
 
 class BlockdevOnError(Enum):
-    """What the job does at an I/O error."""
+    """What the job does on an I/O error."""
 
     REPORT = "report"  #: fail
-    IGNORE = "ignore"  #: go on and copy the place later (source: go on)
-    ENOSPC = "enospc"  #: stop for lack of space, fail for other errors
+    IGNORE = "ignore"  #: continue, and copy the place later (source: continue)
+    ENOSPC = "enospc"  #: pause when out of space, fail on other errors
     STOP = "stop"  #: pause
-    AUTO = "auto"  #: as the device's own rerror and werror say
+    AUTO = "auto"  #: as the device's rerror and werror options say
 
 
 class OnCbwError(Enum):
-    """What happens when the old data cannot be copied out of the way of a guest's write."""
+    """What happens when the old data cannot be copied before a guest write overwrites it."""
 
-    BREAK_GUEST_WRITE = "break-guest-write"  #: the guest gets the error, the backup stays right
-    BREAK_SNAPSHOT = "break-snapshot"  #: the guest goes on, the backup fails
+    BREAK_GUEST_WRITE = "break-guest-write"  #: the guest gets the error, the backup stays correct
+    BREAK_SNAPSHOT = "break-snapshot"  #: the guest continues, the backup fails
 
 
 _SYNC_SINCE: Mapping[Enum, str] = {MirrorSyncMode.INCREMENTAL: "2.4", MirrorSyncMode.BITMAP: "4.2"}
@@ -53,39 +53,39 @@ _ON_ERROR_SINCE: Mapping[Enum, str] = {BlockdevOnError.AUTO: "2.7"}
 
 @dataclass(frozen=True)
 class BackupPerf(Structure):
-    """How a backup job works (QAPI BackupPerf, since 6.0): unstable, it can change in any version."""
+    """Performance options of a backup job (QAPI BackupPerf, since 6.0). Unstable: any version can change them."""
 
     use_copy_range: bool | None = None
-    max_workers: int | None = None  #: requests at a time, from 1; 64 by default
-    max_chunk: int | None = None  #: bytes a request, from the job's cluster size; 0: no limit
-    min_cluster_size: int | None = optional(since="9.2")  #: bytes, a power of two, or 0
+    max_workers: int | None = None  #: parallel requests, at least 1; default 64
+    max_chunk: int | None = None  #: bytes per request, at least the job's cluster size; 0: no limit
+    min_cluster_size: int | None = optional(since="9.2")  #: bytes, 0 or a power of two
 
 
 @dataclass(frozen=True)
 class _Backup(Action):
-    """What both backups have.
+    """Members of both backup actions.
 
-    Errors of both: no such node, an odd or taken job id, a node that is in use, a bitmap that is missing,
-    in use or inconsistent, sync, bitmap and bitmap-mode that do not go together (vbackup.qapi.rules), target and
-    source of different sizes, compress with a format that does not compress.
+    Errors of both: unknown node; malformed or used job id; node in use; bitmap missing, in use or inconsistent;
+    sync, bitmap and bitmap-mode that do not match (vbackup.qapi.rules); target and source of different sizes; compress
+    with a format that cannot compress.
     """
 
     GROUPED: ClassVar[bool] = True
 
-    device: str  #: the node to copy, or the device that it is the root of
+    device: str  #: the node to copy, or the device whose root node it is
     target: str
     sync: MirrorSyncMode = required(values_since=_SYNC_SINCE)
-    job_id: str | None = optional(since="2.7")  #: default: the device's name, where the node has a named one
-    speed: int | None = None  #: bytes/s, 0: no limit
+    job_id: str | None = optional(since="2.7")  #: default: the name of the device on the node, if it has one
+    speed: int | None = None  #: bytes/s; 0: no limit
     bitmap: str | None = optional(since="3.1")  #: a bitmap on the node
     bitmap_mode: BitmapSyncMode | None = optional(since="4.2")
     compress: bool | None = optional(since="2.8")
     on_source_error: BlockdevOnError | None = optional(values_since=_ON_ERROR_SINCE)  #: default report
     on_target_error: BlockdevOnError | None = optional(values_since=_ON_ERROR_SINCE)  #: default report
-    auto_finalize: bool | None = optional(since="2.12")  #: False: job-finalize ends it; default True
-    auto_dismiss: bool | None = optional(since="2.12")  #: False: job-dismiss ends it; default True
-    filter_node_name: str | None = optional(since="4.2")  #: of the node that stands above the source
-    discard_source: bool | None = optional(since="9.1")  #: discard in the source what was copied
+    auto_finalize: bool | None = optional(since="2.12")  #: False: wait for job-finalize; default True
+    auto_dismiss: bool | None = optional(since="2.12")  #: False: stay until job-dismiss; default True
+    filter_node_name: str | None = optional(since="4.2")  #: of the node that is inserted above the source
+    discard_source: bool | None = optional(since="9.1")  #: discard copied data in the source
     on_cbw_error: OnCbwError | None = optional(since="10.1")  #: default break-guest-write
     x_perf: BackupPerf | None = optional(since="6.0", structure=BackupPerf)
 
@@ -94,7 +94,7 @@ class _Backup(Action):
 class BlockdevBackup(_Backup):
     """blockdev-backup: copy the node as it is at this moment into the node ``target``.
 
-    Errors: also a target that is the source, or the target of another job.
+    More errors: the target is the source, or the target of another job.
     """
 
     TYPE: ClassVar[str] = "blockdev-backup"
@@ -105,8 +105,8 @@ class BlockdevBackup(_Backup):
 class DriveBackup(_Backup):
     """drive-backup: copy the node as it is at this moment into the file ``target``. Deprecated since 6.2.
 
-    QEMU makes the file, in ``format`` (default: the source's), unless ``mode`` is existing; the file stays
-    behind if the transaction fails. blockdev-backup is the modern way.
+    QEMU creates the file, in ``format`` (default: the source's), unless ``mode`` is existing; if the transaction
+    fails, the file remains. blockdev-backup replaces this action.
     """
 
     TYPE: ClassVar[str] = "drive-backup"

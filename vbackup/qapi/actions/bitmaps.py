@@ -1,7 +1,7 @@
 """The actions on dirty bitmaps (QAPI BlockDirtyBitmapAdd, BlockDirtyBitmap, BlockDirtyBitmapMerge).
 
-All take a node by its node-name, or by the name of the device it is the root of. What they have
-done is undone if a later action fails.
+Each takes a node by its node-name, or by the name of the device whose root node it is. QEMU undoes it if a later
+action fails.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class BlockDirtyBitmap(Structure):
 
 @dataclass(frozen=True)
 class BlockDirtyBitmapAdd(Action):
-    """block-dirty-bitmap-add: an empty bitmap that records from now on.
+    """block-dirty-bitmap-add: create an empty bitmap that records from now on.
 
-    ``granularity`` is the bytes that one bit stands for: a power of two from 512; QEMU's default is the
-    image's cluster size, at least 4 KiB and at most 64 KiB. A ``persistent`` bitmap is stored in the
-    image when that is closed (qcow2 of version 3 only). A ``disabled`` one does not record.
+    ``granularity`` is the number of bytes per bit: a power of two, at least 512; QEMU's default is the image's
+    cluster size, but at least 4 KiB and at most 64 KiB. QEMU stores a ``persistent`` bitmap in the image when it
+    closes the image (qcow2 version 3 only). A ``disabled`` bitmap does not record.
 
-    Errors: no such node, the name is empty, longer than 1023 bytes or taken on the node (by a bitmap that
-    this transaction removes, too), odd granularity, or the image stores no bitmaps.
+    Errors: unknown node; a name that is empty, longer than 1023 bytes, or used on the node, even by a bitmap that this
+    transaction removes; invalid granularity; an image that cannot store bitmaps.
     """
 
     TYPE: ClassVar[str] = "block-dirty-bitmap-add"
@@ -51,8 +51,8 @@ class BlockDirtyBitmapAdd(Action):
 class _OneBitmap(Action):
     """An action on one bitmap.
 
-    Errors of all: no such node or bitmap, the bitmap is in use by a job or removed earlier in the same
-    transaction, it is inconsistent (QEMU did not close its image), or read-only.
+    Errors of all: unknown node or bitmap; a bitmap that a job uses, that the same transaction has already removed,
+    that is inconsistent (QEMU did not close its image), or that is read-only.
     """
 
     node: str
@@ -61,7 +61,7 @@ class _OneBitmap(Action):
 
 @dataclass(frozen=True)
 class BlockDirtyBitmapClear(_OneBitmap):
-    """block-dirty-bitmap-clear: nothing is dirty any more; whether it records stays as it is."""
+    """block-dirty-bitmap-clear: make the bitmap empty; it keeps recording if it was."""
 
     TYPE: ClassVar[str] = "block-dirty-bitmap-clear"
     SINCE: ClassVar[str] = "2.5"
@@ -69,7 +69,7 @@ class BlockDirtyBitmapClear(_OneBitmap):
 
 @dataclass(frozen=True)
 class BlockDirtyBitmapEnable(_OneBitmap):
-    """block-dirty-bitmap-enable: it records from now on."""
+    """block-dirty-bitmap-enable: start recording in the bitmap."""
 
     TYPE: ClassVar[str] = "block-dirty-bitmap-enable"
     SINCE: ClassVar[str] = "4.0"
@@ -77,7 +77,7 @@ class BlockDirtyBitmapEnable(_OneBitmap):
 
 @dataclass(frozen=True)
 class BlockDirtyBitmapDisable(_OneBitmap):
-    """block-dirty-bitmap-disable: it records no more, and keeps what it has."""
+    """block-dirty-bitmap-disable: stop recording in the bitmap, which keeps what it holds."""
 
     TYPE: ClassVar[str] = "block-dirty-bitmap-disable"
     SINCE: ClassVar[str] = "4.0"
@@ -85,10 +85,10 @@ class BlockDirtyBitmapDisable(_OneBitmap):
 
 @dataclass(frozen=True)
 class BlockDirtyBitmapRemove(_OneBitmap):
-    """block-dirty-bitmap-remove: the bitmap goes, from the image too.
+    """block-dirty-bitmap-remove: remove the bitmap, from the image too.
 
-    It goes when all actions have succeeded: until then it keeps its name and cannot be used. An inconsistent bitmap
-    can be removed.
+    QEMU removes it when all actions have succeeded: until then its name is not free, and it cannot be used. An
+    inconsistent bitmap can be removed.
     """
 
     TYPE: ClassVar[str] = "block-dirty-bitmap-remove"
@@ -97,12 +97,12 @@ class BlockDirtyBitmapRemove(_OneBitmap):
 
 @dataclass(frozen=True)
 class BlockDirtyBitmapMerge(Action):
-    """block-dirty-bitmap-merge: what is dirty in one of the sources becomes dirty in the target.
+    """block-dirty-bitmap-merge: make dirty in the target what is dirty in any of the sources.
 
-    A bare name among ``bitmaps`` is a bitmap of ``node``; another node's is a BlockDirtyBitmap. Granularities
-    may differ; the disks' sizes may not.
+    A bare name in ``bitmaps`` is a bitmap of ``node``; a BlockDirtyBitmap is one of another node. Granularities may
+    differ; the sizes of the disks may not.
 
-    Errors: those of the other bitmap actions for target and sources, and different sizes.
+    Errors: those of the other bitmap actions, for target and sources; different sizes.
     """
 
     TYPE: ClassVar[str] = "block-dirty-bitmap-merge"

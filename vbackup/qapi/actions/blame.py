@@ -1,7 +1,7 @@
-"""Which action of a transaction an error of QEMU is about.
+"""Find the action of a transaction that an error of QEMU is about.
 
-QEMU numbers the actions only where JSON and schema do not fit; all else must be told from the words.
-The words are QEMU 7.2's; tests/contract/test_checker.py holds them against the QEMU that is installed.
+QEMU's message has the number of the action only if the JSON does not match the schema; otherwise only its words tell.
+The words are those of QEMU 7.2; tests/contract/test_checker.py compares them with the QEMU that is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from vbackup.qapi.actions.bitmaps import MIN_GRANULARITY_BYTES
 
 Data = Mapping[str, Any]
-#: True if the action with this type and data can be the one the message is about.
+#: Return True if the message can be about an action of this type, with this data.
 Fits = Callable[[str, Data, "re.Match[str]"], bool]
 
 _PATH = re.compile(r"'actions\[([0-9]+)\][^']*'")
@@ -23,10 +23,10 @@ _BACKUPS = ("blockdev-backup", "drive-backup")
 
 
 def failing_index(actions: Sequence[Mapping[str, Any]], description: str) -> int | None:
-    """The number of the action that QEMU's error ``description`` is about; None if that cannot be told.
+    """Return the index of the action that QEMU's error ``description`` is about, or None if it is unknown.
 
-    ``actions`` is the list as it was sent. A message that fits several actions is told only where QEMU must
-    have failed at the first of them.
+    ``actions`` is the list as it was sent. If the message fits several actions, the result is the first of them where
+    QEMU must have failed at that one, else None.
     """
     path = _PATH.search(description)
     if path is not None:
@@ -41,29 +41,29 @@ def failing_index(actions: Sequence[Mapping[str, Any]], description: str) -> int
 
 
 def _fitting(actions: Sequence[Mapping[str, Any]], fits: Fits, match: re.Match[str]) -> list[int]:
-    found = []
+    indexes = []
     for index, action in enumerate(actions):
         kind, data = action.get("type"), action.get("data")
         if isinstance(kind, str) and fits(kind, data if isinstance(data, dict) else {}, match):
-            found.append(index)
-    return found
+            indexes.append(index)
+    return indexes
 
 
-def _only(found: Sequence[int], *, first_fails: bool) -> int | None:
-    return found[0] if len(found) == 1 or (found and first_fails) else None
+def _only(indexes: Sequence[int], *, first_fails: bool) -> int | None:
+    return indexes[0] if len(indexes) == 1 or (indexes and first_fails) else None
 
 
 def _strings(value: Any, levels: int = 4) -> Iterator[str]:
-    """All strings of an action's data, as deep as QAPI goes here."""
+    """Yield all strings in the data of an action, as deep as QAPI nests them."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)) and levels > 0:
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _strings(one, levels - 1)
+        for element in value.values() if isinstance(value, dict) else value:
+            yield from _strings(element, levels - 1)
 
 
 def _bitmaps(kind: str, data: Data) -> Iterator[str]:
-    """The names of the bitmaps that an action, not an add, looks up by node and name."""
+    """Yield the names of the bitmaps that an action other than add looks up by node and name."""
     if kind == _MERGE:
         yield from _strings(data.get("target"))
         sources = data.get("bitmaps")
@@ -74,7 +74,7 @@ def _bitmaps(kind: str, data: Data) -> Iterator[str]:
 
 
 def _nodes(data: Data) -> Iterator[str]:
-    """The names of all nodes and devices that an action looks up."""
+    """Yield the names of all nodes and devices that an action looks up."""
     for name in ("node", "device", "node-name", "target", "overlay"):
         yield from _strings(data.get(name))
     sources = data.get("bitmaps")
@@ -84,12 +84,12 @@ def _nodes(data: Data) -> Iterator[str]:
 
 
 def _has_all_names(_kind: str, data: Data, match: re.Match[str]) -> bool:
-    """For a message that is not known: the action has all that it quotes."""
+    """Return True if the action contains every name that the message, which is not in _MESSAGES, quotes."""
     return set(_QUOTED.findall(match.string)) <= set(_strings(data))
 
 
 def _names(*names: str) -> Fits:
-    """The action has what is quoted in the message in one of these members."""
+    """Match an action that has the name in the message in one of these members."""
     return lambda _kind, data, match: any(data.get(name) == match[1] for name in names)
 
 
@@ -101,14 +101,16 @@ def _stores_on(kind: str, data: Data, match: re.Match[str]) -> bool:
     return kind == _ADD and data.get("persistent") is True and data.get("node") == match[1]
 
 
-def _is_odd_granularity(kind: str, data: Data, _match: re.Match[str]) -> bool:
+def _is_invalid_granularity(kind: str, data: Data, _match: re.Match[str]) -> bool:
     size = data.get("granularity")
     return kind == _ADD and isinstance(size, int) and (size < MIN_GRANULARITY_BYTES or bool(size & (size - 1)))
 
 
-def _has_odd_source(kind: str, data: Data, _match: re.Match[str]) -> bool:
+def _has_invalid_source(kind: str, data: Data, _match: re.Match[str]) -> bool:
     sources = data.get("bitmaps")
-    return kind == _MERGE and isinstance(sources, list) and not all(isinstance(one, (str, dict)) for one in sources)
+    return (
+        kind == _MERGE and isinstance(sources, list) and not all(isinstance(source, (str, dict)) for source in sources)
+    )
 
 
 def _deep_member(_kind: str, data: Data, match: re.Match[str]) -> bool:
@@ -120,8 +122,8 @@ def _deep_value(kind: str, data: Data, match: re.Match[str]) -> bool:
     return data.get(match[1]) == match[2] or (match[1] == "type" and kind == match[2])
 
 
-#: Message, the actions it can be about, and whether the first of these must be the one: so where the message
-#: tells of the action alone, not of what is in QEMU. The first message that is found decides.
+#: The message; the actions it can be about; whether QEMU must have failed at the first of these, since the message
+#: depends on the action alone and not on the state of QEMU. The first message that matches decides.
 _MESSAGES: tuple[tuple[re.Pattern[str], Fits, bool], ...] = tuple(
     (re.compile(pattern), fits, first_fails)
     for pattern, fits, first_fails in (
@@ -129,11 +131,11 @@ _MESSAGES: tuple[tuple[re.Pattern[str], Fits, bool], ...] = tuple(
         (r"Action '([^']*)' does not support [Tt]ransaction property", lambda kind, _d, match: kind == match[1], True),
         (r"Parameter '([^']*)' does not accept value '(.*)'$", _deep_value, True),
         (r"Parameter '([^']*)' expects", _deep_member, False),
-        (r"Invalid parameter type for 'null', expected: BlockDirtyBitmap", _has_odd_source, True),
+        (r"Invalid parameter type for 'null', expected: BlockDirtyBitmap", _has_invalid_source, True),
         # bitmaps
         (r"^Bitmap name cannot be empty", lambda kind, data, _m: kind == _ADD and data.get("name") == "", True),
         (r"^Bitmap name too long: (.*)$", _adds, True),
-        (r"^Granularity must be", _is_odd_granularity, True),
+        (r"^Granularity must be", _is_invalid_granularity, True),
         (r"^Bitmap already exists: (.*)$", _adds, False),
         (r"^Can't make bitmap '(.*)' persistent", _adds, False),
         (r"^Can't store persistent bitmaps to (.*?):", _stores_on, False),

@@ -23,7 +23,7 @@ class Member:
 
 
 def required(*, values_since: Mapping[Enum, str]) -> Any:
-    """Declare a required member whose enum has got values since."""
+    """Declare a required member whose enum has newer values."""
     return field(metadata={"member": Member(values_since=values_since)})
 
 

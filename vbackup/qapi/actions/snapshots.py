@@ -11,19 +11,19 @@ from vbackup.qapi.actions.members import optional
 
 
 class NewImageMode(Enum):
-    """Whether QEMU makes the image."""
+    """Whether QEMU creates the image."""
 
-    EXISTING = "existing"  #: it is there and fits
-    ABSOLUTE_PATHS = "absolute-paths"  #: QEMU makes it, with the absolute path of its backing file; the default
+    EXISTING = "existing"  #: no, it exists and fits
+    ABSOLUTE_PATHS = "absolute-paths"  #: yes, with the absolute path of its backing file; the default
 
 
 @dataclass(frozen=True)
 class BlockdevSnapshot(Action):
-    """blockdev-snapshot: the guest writes to ``overlay`` from now on, and ``node`` is its backing file.
+    """blockdev-snapshot: make ``node`` the backing file of ``overlay``, which the guest writes to from now on.
 
     ``overlay`` is a node that was opened without a backing file ("backing": null).
 
-    Errors: no such node, an overlay that is in use, has a backing file or cannot have one.
+    Errors: unknown node; an overlay that is in use, has a backing file or cannot have one.
     """
 
     TYPE: ClassVar[str] = "blockdev-snapshot"
@@ -35,10 +35,9 @@ class BlockdevSnapshot(Action):
 
 @dataclass(frozen=True)
 class BlockdevSnapshotInternalSync(Action):
-    """blockdev-snapshot-internal-sync: a snapshot called ``name`` within the image of ``device``.
+    """blockdev-snapshot-internal-sync: create the snapshot ``name`` inside the image of ``device``.
 
-    Errors: no such device or root node, an empty or taken name, a format without internal snapshots, a
-    read-only image.
+    Errors: unknown device or root node; empty or used name; format without internal snapshots; read-only image.
     """
 
     TYPE: ClassVar[str] = "blockdev-snapshot-internal-sync"
@@ -50,14 +49,14 @@ class BlockdevSnapshotInternalSync(Action):
 
 @dataclass(frozen=True)
 class BlockdevSnapshotSync(Action):
-    """blockdev-snapshot-sync: the guest writes to a new image from now on.
+    """blockdev-snapshot-sync: put a new image on top, which the guest writes to from now on.
 
-    The disk is named by ``device`` or by ``node_name``; with the latter the overlay must get a
-    ``snapshot_node_name``. QEMU makes ``snapshot_file`` in ``format`` (default qcow2) unless ``mode`` is existing;
-    the file stays behind if the transaction fails.
+    ``device`` or ``node_name`` names the disk; with ``node_name``, the overlay needs a ``snapshot_node_name``. QEMU
+    creates ``snapshot_file`` in ``format`` (default qcow2) unless ``mode`` is existing; if the transaction fails, the
+    file remains.
 
-    Errors: no such device or node, none named, an odd or taken node name, a file that cannot be made or
-    opened, a format without backing files.
+    Errors: unknown device or node, or neither named; malformed or used node name; file that cannot be created or
+    opened; format without backing files.
     """
 
     TYPE: ClassVar[str] = "blockdev-snapshot-sync"
