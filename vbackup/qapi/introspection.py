@@ -1,7 +1,6 @@
-"""The reply to query-qmp-schema as types (QAPI SchemaInfo); vbackup.qapi.schema checks arguments by them.
+"""The reply to query-qmp-schema as types (QAPI SchemaInfo), which vbackup.qapi.schema checks arguments against.
 
-Everything is read when it is first asked for: a schema has some thousand entries, of which a command
-needs a few dozen.
+An entry is read when it is first needed: a schema has about a thousand, of which a command needs a few dozen.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from vbackup.errors import MalformedError
 from vbackup.fields import Fields, objects
 
 WHERE = "query-qmp-schema"
-#: json-type of the builtins: int stands for all integer types, value for any.
+#: json-type of the builtins: int is any integer type, value is any type.
 JSON_TYPES = ("string", "number", "int", "boolean", "null", "object", "array", "value")
 
 
 @dataclass(frozen=True)
 class Builtin:
-    """A type of JSON."""
+    """A JSON type."""
 
     json_type: str
 
 
 @dataclass(frozen=True)
 class Enumeration:
-    """Some strings, each with its features."""
+    """The values of an enum, each with its features."""
 
     values: Mapping[str, frozenset[str]]
 
@@ -41,7 +40,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Alternate:
-    """One of several types, told apart by the JSON type."""
+    """One of several types, which the JSON type distinguishes."""
 
     types: tuple[str, ...]
 
@@ -57,7 +56,7 @@ class ObjectMember:
 
 @dataclass(frozen=True)
 class Object:
-    """Members; where there is a tag, its value chooses an object type whose members come in addition."""
+    """The members of an object; the value of the tag, if any, selects an object type with more members."""
 
     members: Mapping[str, ObjectMember]
     features: frozenset[str]
@@ -67,7 +66,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of QMP."""
+    """A QMP command."""
 
     arguments: str
     features: frozenset[str]
@@ -79,21 +78,21 @@ Type = Union[Builtin, Enumeration, Array, Alternate, Object]
 class Introspection:
     """The entries of one QEMU's schema by name.
 
-    Raises MalformedError where the reply is no list of named entries; the rest is checked when it is used.
+    Raises MalformedError if the reply is not a list of named entries; the rest is checked when it is used.
     """
 
     def __init__(self, reply: Any) -> None:
         self._entries: dict[str, tuple[str, Mapping[str, Any]]] = {}
         for index, entry in enumerate(objects(reply, WHERE, MalformedError)):
             name, meta = entry.text("name"), entry.text("meta-type")
-            # Commands and types have names of their own kind: types are numbered.
+            # Commands and types share no names: types are numbered.
             if name in self._entries:
-                raise MalformedError(f"{WHERE}[{index}] is a second {name!r}.")
+                raise MalformedError(f"{WHERE}[{index}] repeats the name {name!r}.")
             self._entries[name] = meta, reply[index]
         self._types: dict[str, Type] = {}
 
     def command(self, name: str) -> Command | None:
-        """A command; None if this QEMU does not have it."""
+        """Return a command, or None if this QEMU does not have it."""
         meta, entry = self._entries.get(name, ("", {}))
         if meta != "command":
             return None
@@ -101,11 +100,11 @@ class Introspection:
         return Command(fields.text("arg-type"), fields.strings("features"))
 
     def commands(self) -> list[str]:
-        """The names of all commands."""
+        """Return the names of all commands."""
         return [name for name, (meta, _) in self._entries.items() if meta == "command"]
 
     def type(self, name: str) -> Type:
-        """A type. Raises MalformedError if it is not there, or not what a type must be."""
+        """Return a type. Raises MalformedError if it is missing or malformed."""
         if name not in self._types:
             meta, entry = self._entries.get(name, ("", {}))
             read = _READERS.get(meta)
@@ -124,7 +123,7 @@ def _builtin(fields: Fields, _entry: Mapping[str, Any]) -> Type:
 
 def _enumeration(fields: Fields, _entry: Mapping[str, Any]) -> Type:
     if "members" in fields:  # since 6.2, with features
-        return Enumeration({one.text("name"): one.strings("features") for one in fields.objects("members")})
+        return Enumeration({value.text("name"): value.strings("features") for value in fields.objects("members")})
     if "values" not in fields:
         raise MalformedError(f"{WHERE} has an enum without values.")
     return Enumeration({value: frozenset() for value in sorted(fields.strings("values"))})
@@ -135,21 +134,23 @@ def _array(fields: Fields, _entry: Mapping[str, Any]) -> Type:
 
 
 def _alternate(fields: Fields, _entry: Mapping[str, Any]) -> Type:
-    return Alternate(tuple(one.text("type") for one in fields.objects("members")))
+    return Alternate(tuple(branch.text("type") for branch in fields.objects("members")))
 
 
 def _object(fields: Fields, entry: Mapping[str, Any]) -> Type:
     members = {}
-    for one, raw in zip(fields.objects("members"), entry["members"]):
-        # "default" is null for "there is none worth telling"; that it is there makes the member optional.
-        members[one.text("name")] = ObjectMember(one.text("type"), "default" in raw, one.strings("features"))
+    for member, raw in zip(fields.objects("members"), entry["members"]):
+        # The presence of "default" makes the member optional; its value is null.
+        members[member.text("name")] = ObjectMember(
+            member.text("type"), is_optional="default" in raw, features=member.strings("features")
+        )
     if "tag" not in fields:
         return Object(members, fields.strings("features"))
     tag = fields.text("tag")
     if tag not in members:
-        raise MalformedError(f"{WHERE}: the tag {tag!r} is no member of its object.")
-    variants = {one.text("case"): one.text("type") for one in fields.objects("variants")}
-    return Object(members, fields.strings("features"), tag, variants)
+        raise MalformedError(f"{WHERE}: the tag {tag!r} is not a member of its object.")
+    variants = {variant.text("case"): variant.text("type") for variant in fields.objects("variants")}
+    return Object(members, fields.strings("features"), tag=tag, variants=variants)
 
 
 _READERS: Mapping[str, Callable[[Fields, Mapping[str, Any]], Type]] = {

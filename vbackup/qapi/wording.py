@@ -1,6 +1,7 @@
-"""What is wrong with JSON that somebody wrote, in words: what was given, what would work.
+"""The words of messages about a user's JSON: what was given, what would work.
 
-vbackup.qapi.actions, vbackup.qapi.schema and vbackup.qapi.rules find it; TransactionError carries it.
+vbackup.qapi.schema, vbackup.qapi.rules and vbackup.operations.transaction find the errors; TransactionError carries the
+message.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from typing import Any
 
 _PLANES = "".join(f"{chr(plane | 0xFFFE)}{chr(plane | 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
 _NO_CHARACTER = re.compile(f"[\ud800-\udfff\ufdd0-\ufdef{_PLANES}]")
-#: Integers up to so many bits are written out; QEMU's have 64.
+#: Longer integers are not written out in messages; QEMU's have 64 bits.
 MAX_BITS = 128
-#: Longer strings are cut in messages, and nothing similar to them is looked for.
+#: Characters. Longer strings are cut in messages, and no similar words are suggested for them.
 LONGEST_SHOWN = 60
 
 _KINDS: dict[type, str] = {
     str: "a string",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number with a fraction",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a floating-point number",
     list: "a list",
     dict: "an object",
     type(None): "null",
@@ -28,12 +29,12 @@ _KINDS: dict[type, str] = {
 
 
 def kind(value: Any) -> str:
-    """The JSON type of a value; what Python type it is if it is no JSON."""
+    """Return the JSON type of a value, in words; its Python type if it is not JSON."""
     return _KINDS.get(type(value), f"a {type(value).__name__}, which is not JSON")
 
 
 def shown(value: Any) -> str:
-    """The value if it is short, else what it is."""
+    """Return the value as text if it is short, else its type."""
     if isinstance(value, str):
         text = value if len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "..."
         return repr(text)
@@ -45,22 +46,22 @@ def shown(value: Any) -> str:
 
 
 def listed(words: Collection[str]) -> str:
-    """The words in quotes."""
+    """Return the words in quotes, separated by commas, or "none"."""
     return ", ".join(f"'{word}'" for word in words) or "none"
 
 
 def similar(word: Any, known: Collection[str]) -> str:
-    """A sentence with the known words that look like ``word``; empty if none does."""
+    """Return a sentence that suggests the known words most like ``word``; empty if none is."""
     if not isinstance(word, str) or len(word) > LONGEST_SHOWN:
         return ""
     import difflib  # for a message only
 
     near = difflib.get_close_matches(word.replace("_", "-").lower(), known, n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(suggestion) for suggestion in near)}?" if near else ""
 
 
 def below(path: str, name: str) -> str:
-    """The path of a member, which a terminal can show whatever its name is."""
+    """Return the path of a member; a terminal can show it, whatever the name is."""
     shown_name = name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "..."
     if not shown_name.isprintable():
         shown_name = repr(shown_name)[1:-1]
@@ -68,10 +69,10 @@ def below(path: str, name: str) -> str:
 
 
 def no_character(text: str) -> str | None:
-    """The first code point that QEMU's JSON parser refuses, as "U+D800"; None if there is none.
+    """Return the first code point that QEMU's JSON parser refuses, as "U+D800", or None.
 
-    These are halves of surrogate pairs and Unicode's noncharacters. QEMU answers them with an error that names no
-    command, at which a QMP client gives the connection up.
+    These are halves of surrogate pairs and Unicode's noncharacters. QEMU's error reply to them names no command, so a
+    QMP client closes the connection.
     """
     match = _NO_CHARACTER.search(text)
     return f"U+{ord(match[0]):04X}" if match is not None else None

@@ -31,7 +31,7 @@ def deep() -> list[Any]:
     ("arguments", "path", "said"),
     [
         (None, "arguments", "a transaction is an object with 'actions', or their list, but this is null"),
-        (5, "arguments", "this is a whole number"),
+        (5, "arguments", "this is an integer"),
         (deep(), "arguments", "nested more deeply than any transaction"),
         ([{"type": "abort", "data": {"x": ["$disk:vda"]}}], "actions[0].data.x[0]", "no disk 'vda'; there are none"),
     ],

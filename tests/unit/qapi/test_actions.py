@@ -222,7 +222,7 @@ def test_document_is_json_without_null(made: actions.Action) -> None:
 )
 def test_introduction_is_known(path: str, value: str | None, version: str | None) -> None:
     kinds = ["blockdev-backup", "block-dirty-bitmap-add", "drive-backup"]
-    assert actions.introduced({"actions": [{"type": kind, "data": {}} for kind in kinds]}, path, value) == version
+    assert actions.introduced({"actions": [{"type": kind, "data": {}} for kind in kinds]}, path, value=value) == version
 
 
 # whose error it is

@@ -69,26 +69,26 @@ def test_schema_and_qemus_visitor_agree(arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "path", "said"),
     [
-        (5, "transaction", "this is a whole number, but must be an object"),
+        (5, "transaction", "this is an integer, but must be an object"),
         ({}, "actions", "this is missing; it must be a list"),
         ({"actions": None}, "actions", "this is null, but must be a list"),
-        ({"actions": [], "more": 1}, "more", "it has 'actions', 'properties'"),
+        ({"actions": [], "more": 1}, "more", "accepts 'actions', 'properties'"),
         ({"actions": ["x"]}, "actions[0]", "this is a string, but must be an object"),
         ({"actions": [{}]}, "actions[0].type", "this is missing; it must be one of 'abort'"),
         ({"actions": [{"type": []}]}, "actions[0].type", "this is a list, but must be one of 'abort'"),
         (
             {"actions": [{"type": "block-dirty-bitmap-merg", "data": {}}]},
             "actions[0].type",
-            "neither this QEMU nor one that vbackup knows has 'block-dirty-bitmap-merg' here",
+            "no QEMU that vbackup knows accepts 'block-dirty-bitmap-merg' here",
         ),
         ({"actions": [{"type": "abort"}]}, "actions[0].data", "this is missing; it must be an object"),
-        ({"actions": [{"type": "abort", "data": {"x": 1}}]}, "actions[0].data.x", "it has none"),
-        (backup(sync="ful"), "actions[0].data.sync", "it has 'top', 'full'"),
+        ({"actions": [{"type": "abort", "data": {"x": 1}}]}, "actions[0].data.x", "accepts none"),
+        (backup(sync="ful"), "actions[0].data.sync", "accepts 'top', 'full'"),
         (backup(sync="ful"), "actions[0].data.sync", "Did you mean 'full'?"),
-        (backup(bitmap_mode="x", bitmap=5), "actions[0].data.bitmap", "this is a whole number, but must be a string"),
-        (backup(speed=True), "actions[0].data.speed", "this is true or false, but must be a whole number"),
-        (backup(speed=1.0), "actions[0].data.speed", "this is a number with a fraction, but must be a whole number"),
-        (backup(speed=2**64), "actions[0].data.speed", "18446744073709551616 must fit 64 bits"),
+        (backup(bitmap_mode="x", bitmap=5), "actions[0].data.bitmap", "this is an integer, but must be a string"),
+        (backup(speed=True), "actions[0].data.speed", "this is a boolean, but must be an integer"),
+        (backup(speed=1.0), "actions[0].data.speed", "this is a floating-point number, but must be an integer"),
+        (backup(speed=2**64), "actions[0].data.speed", "18446744073709551616 must fit in 64 bits"),
         (backup(compress=0), "actions[0].data.compress", "must be true or false"),
         (backup(job_id=None), "actions[0].data.job-id", "this is null, but must be a string"),
         (backup(bitmp="b"), "actions[0].data.bitmp", "Did you mean 'bitmap'"),
@@ -96,7 +96,7 @@ def test_schema_and_qemus_visitor_agree(arguments: Any) -> None:
         (
             {"actions": [{"type": "block-dirty-bitmap-merge", "data": {"node": "n", "target": "t", "bitmaps": [1]}}]},
             "actions[0].data.bitmaps[0]",
-            "this is a whole number, but must be a string or an object",
+            "this is an integer, but must be a string or an object",
         ),
         (
             {"actions": [{"type": "block-dirty-bitmap-merge", "data": {"node": "n", "target": "t", "bitmaps": [{}]}}]},
@@ -120,7 +120,7 @@ def test_schema_and_qemus_visitor_agree(arguments: Any) -> None:
             "actions[0].data.bitmaps[0].nam",
             "Did you mean 'name'?",
         ),
-        (backup(device="\ud800"), "actions[0].data.device", "this has U+D800"),
+        (backup(device="\ud800"), "actions[0].data.device", "this contains U+D800"),
         (
             {"actions": [{"type": "blockdev-backup", "data": {**BACKUP, "job_id": "j"}}]},
             "actions[0].data.job_id",
@@ -131,12 +131,12 @@ def test_schema_and_qemus_visitor_agree(arguments: Any) -> None:
         ({"actions": [{"type": "block-dirty-bitmap-ad"}]}, "actions[0].type", "Did you mean 'block-dirty-bitmap-add'"),
         ({"actions": [], "propertys": {}}, "propertys", "Did you mean 'properties'?"),
         ({"actions": [], "properties": []}, "properties", "this is a list, but must be an object"),
-        ({"actions": [], "properties": {"mode": 1}}, "properties.mode", "it has 'completion-mode'"),
+        ({"actions": [], "properties": {"mode": 1}}, "properties.mode", "accepts 'completion-mode'"),
         ({"actions": [], "properties": {"completion-mode": 1}}, "properties.completion-mode", "must be one of"),
         (
             {"actions": [], "properties": {"completion-mode": "group"}},
             "properties.completion-mode",
-            "it has 'individual', 'grouped'. Did you mean 'grouped'?",
+            "accepts 'individual', 'grouped'. Did you mean 'grouped'?",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_what_only_other_qemus_have_is_told_with_its_version(
 ) -> None:
     error = refusal(arguments, Schema(without(missing)))
     assert error.path == path
-    assert f"since version {version}, but this QEMU does not have it" in str(error)
+    assert f"in version {version}; this QEMU does not have it" in str(error)
 
 
 def test_unknown_command_is_told() -> None:
@@ -266,7 +266,7 @@ def test_builtins(kind: str, good: list[Any], bad: list[Any]) -> None:
 def test_enum_of_an_older_qemu_has_only_values() -> None:
     made = schema(a=members("m:e"), e={"meta-type": "enum", "values": ["x", "y"]})
     assert made.check("c", {"m": "y"}) == ()
-    assert "it has 'x', 'y'" in str(refusal({"m": "z"}, made, "c"))
+    assert "accepts 'x', 'y'" in str(refusal({"m": "z"}, made, "c"))
 
 
 def test_tag_within_a_variant_is_heeded() -> None:

@@ -110,7 +110,7 @@ class CompletionMode(Enum):
     GROUPED = "grouped"  #: all are cancelled; refused if an action is not Action.GROUPED
 
 
-def introduced(arguments: Any, path: str, value: str | None = None) -> str | None:
+def introduced(arguments: Any, path: str, *, value: str | None) -> str | None:
     """Return the version of QEMU that introduced a member of the arguments of ``transaction``, or an enum value of it.
 
     ``path`` is the member's, ``value`` the enum value. None if QAPI does not have it, or it is as old as what

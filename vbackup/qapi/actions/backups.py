@@ -23,7 +23,7 @@ class MirrorSyncMode(Enum):
 
 
 class BitmapSyncMode(Enum):
-    """What the bitmap holds when the job has ended, with what was written since the job began (since 4.2)."""
+    """What the bitmap holds after the job, in addition to what was written since the job began (since 4.2)."""
 
     ON_SUCCESS = "on-success"  #: after success nothing else, after a failure all that it held before
     NEVER = "never"  #: all that it held before
