@@ -69,7 +69,8 @@ def test_change_that_fails_on_one_disk_is_made_on_none(bitmaps: Bitmaps, machine
     bitmaps("add", "mine", "--disk", "vdb")
     before = machine.state()
     refused = bitmaps("add", "mine", status=2)
-    assert "there is a bitmap 'mine'" in refused.stderr
+    assert "bitmap 'mine' of node" in refused.stderr
+    assert "already exists" in refused.stderr
     assert machine.state() == before
 
 

@@ -1,6 +1,6 @@
 """Check a transaction before it is sent: names, the running QEMU's schema, then the rules that no schema has.
 
-The one entry point; nothing is sent where it raises.
+This is the only entry point. If it raises, nothing is sent.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from vbackup.qapi.schema import Schema
 def check(arguments: Any, schema: Schema, *, existing: Existing) -> tuple[str, ...]:
     """Check the arguments of ``transaction``, JSON-ready data, and return warnings, each a sentence with its path.
 
-    ``existing`` has the bitmaps that there are now by node-name. Raises TransactionError for what QEMU would refuse
-    for a reason that can be known beforehand, and for experimental names; MalformedError if the schema is none.
+    ``existing`` has the current bitmaps by node-name. Raises TransactionError for what QEMU is known to refuse, and
+    for experimental names; MalformedError if the schema is malformed.
     """
     if isinstance(arguments, dict):
         rules.experimental_names(arguments)
-    warned = schema.check("transaction", arguments)
-    return (*warned, *rules.check(arguments, existing))
+    warnings = schema.check("transaction", arguments)
+    return (*warnings, *rules.check(arguments, existing))

@@ -1,6 +1,6 @@
-"""What a user's transaction must not touch unasked: what libvirt tracks, what a repository relies on, files that exist.
+"""Refuse a user's transaction that changes what libvirt tracks, what a repository relies on, or files that exist.
 
-``vbackup transaction --unsafe`` goes without it. Whether QEMU takes the transaction is vbackup.qapi.checker's question.
+``vbackup transaction --unsafe`` skips this. vbackup.qapi.checker checks whether QEMU accepts the transaction.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 from vbackup import names
 from vbackup.errors import UnsafeError
 
-#: Actions that make an image file, and the member that names it.
+#: Actions that create an image file, and the member that names it.
 FILES = {"drive-backup": "target", "blockdev-snapshot-sync": "snapshot-file"}
 
-#: Actions that put another image on top of a disk, which libvirt has to know of.
+#: Actions that put another image on top of a disk, which libvirt must know about.
 _SNAPSHOTS = ("blockdev-snapshot", "blockdev-snapshot-sync")
 
 #: Actions that change a bitmap, and the member that names it.
@@ -37,9 +37,9 @@ def check(
 ) -> None:
     """Raise UnsafeError for the first action that would do harm.
 
-    ``domain`` is the name of the domain whose graph is libvirt's own, None where libvirt has no part;
-    ``libvirt_nodes`` has the disk (or "") of each node that libvirt tracks, ``existing`` the bitmaps by node,
-    ``existing_files`` those of the files that QEMU is to make which are there already.
+    ``domain`` is the name of the domain whose block graph libvirt manages, None without libvirt; ``libvirt_nodes`` has
+    the disk (or "") of each node that libvirt tracks; ``existing`` has the bitmaps by node; ``existing_files`` are the
+    files that QEMU would create but that exist.
     """
     for index, action in enumerate(actions):
         kind, data = action["type"], action["data"]
@@ -52,7 +52,7 @@ def check(
             raise UnsafeError(
                 f"{path}.data.{FILES[kind]}",
                 f"{data[FILES[kind]]} exists, and QEMU would empty it even if the transaction fails; name another"
-                ' file, or use "mode": "existing" for an image that is meant to be written',
+                ' file, or use "mode": "existing" to write to an image that was created for this',
             )
 
 
@@ -69,19 +69,19 @@ def _check_snapshot(
         file, reuse = "FILE", " --reuse-external"
     raise UnsafeError(
         f"{path}.data.{member}",
-        f"{node} is a node of libvirt's, which would go on with an outdated graph. Use"
+        f"libvirt manages node {node} and would continue with an outdated block graph. Use"
         f" 'virsh snapshot-create-as {domain} --disk-only --no-metadata --diskspec {dev},file={file}{reuse}'",
     )
 
 
 def _check_bitmap(node: str, name: str, path: str, existing: Mapping[str, Collection[str]]) -> None:
-    """Bitmaps that the transaction itself has added are no checkpoint yet."""
-    ours = names.parse_bitmap(name) or names.parse_end_mark(name)
-    if ours is None or name not in existing.get(node, ()):
+    """Refuse a change to a checkpoint or an end mark; a bitmap that the transaction itself adds is neither yet."""
+    parsed = names.parse_bitmap(name) or names.parse_end_mark(name)
+    if parsed is None or name not in existing.get(node, ()):
         return
-    what = "an end mark" if isinstance(ours, names.EndMark) else "a checkpoint"
+    what = "an end mark" if isinstance(parsed, names.EndMark) else "a checkpoint"
     raise UnsafeError(
         path,
-        f"{name} is {what} of repository {ours.repository_id}: were it changed, the next backup of disk"
-        f" {ours.dev} would miss changes. To drop it use 'vbackup bitmap remove', which says what follows",
+        f"{name} is {what} of repository {parsed.repository_id}: if it were changed, the next backup of disk"
+        f" {parsed.dev} would miss changes. To remove it use 'vbackup bitmap remove', which reports the consequences",
     )

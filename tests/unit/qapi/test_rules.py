@@ -59,11 +59,11 @@ def test_accepted(name: str) -> None:
 def test_experimental_name_is_refused_with_the_modern_one(verb: str) -> None:
     error = refusal({"type": f"x-block-dirty-bitmap-{verb}", "data": {}})
     assert error.path == "actions[0].type"
-    assert f"say 'block-dirty-bitmap-{verb}', which QEMU has since 4.0" in str(error)
+    assert f"use 'block-dirty-bitmap-{verb}', stable since QEMU 4.0" in str(error)
 
 
 def test_experimental_name_is_refused_by_a_qemu_that_has_it_too() -> None:
-    with pytest.raises(TransactionError, match="experimental name: it is not stable"):
+    with pytest.raises(TransactionError, match="experimental name; it is not stable"):
         rules.experimental_names({"actions": [{"type": "x-other", "data": {}}]})
 
 
@@ -125,7 +125,7 @@ def test_two_jobs_on_one_node_that_end_by_themselves_are_warned_of() -> None:
     held = {"auto_finalize": False}
     one, other = backup(), backup(target="target-two", job_id="k")
     (warning,) = check(one, other)
-    assert warning.startswith("actions[1].data.auto-finalize: actions[0] copies 'one' too, and both jobs end by")
+    assert warning.startswith("actions[1].data.auto-finalize: actions[0] also copies 'one', and both jobs finalise")
     assert check(backup(**held), other) == check(one, backup(target="target-two", job_id="k", **held)) == ()
     assert check(one, backup("two", "target-two", job_id="k")) == ()
 
