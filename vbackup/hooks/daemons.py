@@ -1,7 +1,7 @@
-"""Tell the libvirt daemons of this host to look for hook scripts again.
+"""Make the libvirt daemons of this host look for hook scripts again.
 
-libvirt looks for them when it starts and when it gets SIGHUP ("systemctl reload libvirtd" is the same); a driver that
-had none at that time calls none.
+libvirt looks for them when it starts and when it receives SIGHUP, which "systemctl reload libvirtd" sends; a driver
+that found none then runs none.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-#: The daemons that have the QEMU driver: the one with all drivers, the one with this alone.
+#: The daemons with the QEMU driver: the one with all drivers, the one with only this driver.
 NAMES = ("libvirtd", "virtqemud")
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """A libvirt daemon that runs, and whether it was told."""
+    """A running libvirt daemon, and whether it was told to look."""
 
     name: str
     pid: int
@@ -29,18 +29,18 @@ class Daemon:
 
 
 def reload_all() -> tuple[Daemon, ...]:
-    """Send SIGHUP to every libvirt daemon of this system, and return all there are.
+    """Send SIGHUP to every libvirt daemon of this system, and return all daemons.
 
-    One that cannot be sent it (by a user who is not root; while it starts, when it would end it) was not told.
+    A daemon is not told if this user may not send it the signal, or if it is still starting: the signal would end it.
     """
     return tuple(_reload(name, pid) for name, pid in _find())
 
 
 def _reload(name: str, pid: int) -> Daemon:
     try:
-        # A descriptor stays with this process; the pid can be another's in a moment.
+        # The pid can become that of another process at any moment; a descriptor cannot.
         fd = os.pidfd_open(pid)
-    except (OSError, AttributeError) as err:  # a kernel, or a build of Python, from before Linux 5.3
+    except (OSError, AttributeError) as err:  # a kernel, or a Python built for one, older than Linux 5.3
         log.debug("process %d: %s", pid, err)
         return Daemon(name, pid, told=False)
     try:
@@ -61,25 +61,25 @@ def _find() -> Iterator[tuple[str, int]]:
             try:
                 name = _name(int(entry.name))
             except OSError as err:
-                log.debug("process %s: %s", entry.name, err)  # it has ended, or is not ours to look at
+                log.debug("process %s: %s", entry.name, err)  # it has ended, or this user may not read it
                 continue
             if name is not None:
                 yield name, int(entry.name)
 
 
 def _name(pid: int) -> str | None:
-    """Of the libvirt daemon of this very system that this process is; None if it is none."""
+    """Return the name of the libvirt daemon of this system that the process is, or None."""
     proc = Path(f"/proc/{pid}")
     # After an upgrade of the package: "/usr/sbin/libvirtd (deleted)".
     name = os.fspath((proc / "exe").readlink()).rpartition("/")[2].partition(" ")[0]
     if name not in NAMES or proc.stat().st_uid != 0:
         return None
-    # Another root directory, another system: that of a container reads its own hooks.
+    # A daemon in a container has another root directory, and reads the hooks there.
     return name if (proc / "root").samefile("/") else None
 
 
 def _handles(pid: int, signum: signal.Signals) -> bool:
-    """True if it has a handler for the signal (SigCgt in proc(5)), without which the signal would end it."""
+    """Return True if the process handles the signal (SigCgt in proc(5)); otherwise the signal would end it."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
         name, _, value = line.partition(":")
         if name == "SigCgt":

@@ -1,9 +1,9 @@
-"""Read when a domain started and ended, from the log that the hook script keeps of it.
+"""Read when a domain started and ended, from the log that the hook script writes.
 
-    /var/lib/vbackup/events/<domain uuid>.log    one JSON object a line, the newest last, 64 KiB at most
+    /var/lib/vbackup/events/<domain uuid>.log    one JSON object per line, the newest last, at most 64 KiB
 
-Where the script is not installed, or this user may not read the log, there are no events. Nothing is decided by them:
-they give the reason for what is found in QEMU, a bitmap that is gone or a process that is another.
+Without the script, or if this user may not read the log, there are no events. No decision depends on events: they
+explain what is found in QEMU, such as a missing bitmap or another process.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from vbackup.fields import Fields
 
 log = logging.getLogger(__name__)
 
-#: As in the hook script.
+#: The same as in the hook script.
 DIRECTORY = Path("/var/lib/vbackup/events")
-#: Twice as much as the script keeps.
+#: Twice what the script keeps.
 LIMIT_BYTES = 128 * 1024
 
 
 class Operation(Enum):
-    """What libvirt called its hook for (https://libvirt.org/hooks.html)."""
+    """The operation for which libvirt ran the hook (https://libvirt.org/hooks.html)."""
 
     RESTORE = "restore"  #: from a file that ``virsh save`` or ``managedsave`` wrote; prepare follows
     MIGRATE = "migrate"  #: from another host; prepare follows
-    PREPARE = "prepare"  #: first of a start; libvirt has touched nothing yet
+    PREPARE = "prepare"  #: a start begins; libvirt has changed nothing yet
     START = "start"  #: QEMU is about to be started
     STARTED = "started"  #: QEMU runs
-    STOPPED = "stopped"  #: QEMU has ended: shut down, destroyed, saved, killed or not even started
-    RELEASE = "release"  #: last of an end
-    RECONNECT = "reconnect"  #: libvirtd was started and found the domain running
-    ATTACH = "attach"  #: libvirt took over a QEMU that somebody else had started
+    STOPPED = "stopped"  #: QEMU has ended: shut down, destroyed, saved, killed, or never started
+    RELEASE = "release"  #: an end is complete
+    RECONNECT = "reconnect"  #: libvirtd started and found the domain running
+    ATTACH = "attach"  #: libvirt took over a QEMU that it had not started
 
 
 @dataclass(frozen=True)
 class Event:
-    """One call of the hook."""
+    """One run of the hook."""
 
     time: datetime
     operation: Operation
-    sub: str  #: begin or end, as libvirt says it
-    extra: str  #: a dash where libvirt had nothing to add
+    sub: str  #: begin or end, as libvirt passed it
+    extra: str  #: a dash if libvirt passed nothing
     domain_name: str
     boot_id: str  #: /proc/sys/kernel/random/boot_id at that time
-    refused: bool  #: the hook refused the start, because of an offline backup
+    refused: bool  #: the hook refused the start, because an offline backup was running
 
 
 def events(uuid: str) -> tuple[Event, ...]:
-    """What is known of domain ``uuid``, the oldest first."""
-    assert names.UUID.fullmatch(uuid)  # it is libvirt's own
+    """Return the events of domain ``uuid`` that the log has, the oldest first."""
+    assert names.UUID.fullmatch(uuid)  # libvirt made it
     path = DIRECTORY / f"{uuid}.log"
     try:
         lines = _tail(path).split(b"\n")
     except OSError as err:
         log.debug("no events of domain %s: %s", uuid, err)
         return ()
-    found = (_event(line) for line in lines if line)
-    return tuple(event for event in found if event is not None)
+    parsed = (_event(line) for line in lines if line)
+    return tuple(event for event in parsed if event is not None)
 
 
 def _tail(path: Path) -> bytes:
@@ -76,7 +76,7 @@ def _tail(path: Path) -> bytes:
 
 
 def _event(line: bytes) -> Event | None:
-    """None for a line that was torn, that somebody else wrote, or of an operation that libvirt has got since."""
+    """Return the event, or None for a torn or foreign line, or an operation of a newer libvirt."""
     try:
         fields = Fields(json.loads(line), "event", MalformedError)
         return Event(
@@ -89,5 +89,5 @@ def _event(line: bytes) -> Event | None:
             refused=fields.boolean("refused"),
         )
     except (ValueError, RecursionError, OverflowError, OSError, MalformedError) as err:
-        log.debug("a line that is no event: %s", err)
+        log.debug("a line that is not an event: %s", err)
         return None

@@ -2,8 +2,8 @@
 
     /run/vbackup/offline/<domain uuid>    JSON: pid, start_ticks, boot_id, since
 
-A mark counts only while the very process that set it lives, so one that was left behind stops nobody. It is a help, not
-the guard: without it QEMU finds the images locked, and the start fails with a message that says less.
+A mark counts only while the process that set it lives, so a mark left behind has no effect. Marks improve the message;
+the locks on the images protect them: without a mark the start fails in QEMU, with a message that says less.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from vbackup.process import Process
 
 log = logging.getLogger(__name__)
 
-#: As in the hook script.
+#: The same as in the hook script.
 DIRECTORY = Path("/run/vbackup/offline")
 LIMIT_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Who has the disks of a domain open in an offline backup."""
+    """The process that has the disks of a domain open in an offline backup."""
 
     process: Process
     since: datetime
@@ -40,11 +40,11 @@ class Mark:
 
 @contextmanager
 def offline_mark(uuid: str) -> Iterator[None]:
-    """Have the hook script refuse to start domain ``uuid`` while in the block.
+    """Make the hook script refuse to start domain ``uuid`` during the block.
 
-    Look whether the domain is off within the block, not before it: a start that the mark came too late for has made the
-    domain active by then. Where no mark can be set, as for a user who is not root, there is none. Raises BusyError
-    if another living process has set one.
+    Check that the domain is off inside the block, not before it: a start that was earlier than the mark has made the
+    domain active by then. A user who may not set marks, such as one who is not root, goes without. Raises BusyError if
+    another living process has set one.
     """
     try:
         _set(uuid)
@@ -56,12 +56,12 @@ def offline_mark(uuid: str) -> Iterator[None]:
         try:
             _clear(uuid)
         except OSError as err:
-            # It ends with this process in any case.
+            # It stops counting when this process ends.
             log.debug("the mark that domain %s is in an offline backup stays: %s", uuid, err)
 
 
 def live_mark(uuid: str) -> Mark | None:
-    """The mark of domain ``uuid`` if the process that set it lives; None too where it cannot be read."""
+    """Return the mark of domain ``uuid`` if the process that set it lives, else None; also if it cannot be read."""
     try:
         mark = _read(_path(uuid))
     except (OSError, ValueError, RecursionError, OverflowError, MalformedError) as err:
@@ -71,7 +71,7 @@ def live_mark(uuid: str) -> Mark | None:
 
 
 def _path(uuid: str) -> Path:
-    assert names.UUID.fullmatch(uuid)  # it is libvirt's own
+    assert names.UUID.fullmatch(uuid)  # libvirt made it
     return DIRECTORY / uuid
 
 
@@ -106,7 +106,7 @@ def _clear(uuid: str) -> None:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """The directory, made if need be, for this process only. Nobody keeps it for longer than a file takes."""
+    """Create the directory if necessary, and lock it; each holder keeps it only as long as it handles one file."""
     DIRECTORY.parent.mkdir(mode=0o700, exist_ok=True)
     DIRECTORY.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -133,7 +133,7 @@ def test_somebody_else_s_is_status_seven_and_left_alone(
     FOREIGN[kind](place)
     before = tree(root)
     said = command("hooks", action, "--root", root, status=7).stderr
-    assert f"{place} is somebody else's" in said
+    assert f"{place} is not vbackup's" in said
     assert len(said.splitlines()) == 1
     assert tree(root) == before
     assert command("hooks", "status", "--root", root, "--json").document["state"] == "foreign"

@@ -272,7 +272,7 @@ def test_log_that_cannot_be_written_stops_no_guest(hook: Hook, make: object) -> 
     assert callable(make)
     make(hook)
     script = hook.path.read_bytes()
-    assert b"could not do its work" in hook.call("web", "prepare", "begin", "-", silent=False).stderr
+    assert b"does not affect the domain" in hook.call("web", "prepare", "begin", "-", silent=False).stderr
     assert hook.path.read_bytes() == script
     with marks.offline_mark(UUID):
         hook.call("web", "prepare", "begin", "-", status=1, silent=False)
@@ -384,7 +384,7 @@ def test_start_of_a_marked_domain_is_refused_in_one_sentence(hook: Hook) -> None
         said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
     assert said.startswith("vbackup has the disks of domain 'web' open in an offline backup (process ")
     assert f"(process {os.getpid()}, since 20" in said
-    assert said.endswith("; start the domain when that has ended.\n")
+    assert said.endswith("; start the domain when the backup has ended.\n")
     assert said.count("\n") == 1
     hook.call("web", "prepare", "begin", "-")
     assert [event.refused for event in events.events(UUID)] == [True, False]
