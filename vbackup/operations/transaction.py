@@ -1,7 +1,7 @@
-"""Send a transaction of the user's own: names resolved, checked, made safe, and its jobs followed to their end.
+"""Send a user's transaction: resolve names, check it, refuse harm, and follow its jobs to their end.
 
-vbackup.qapi.actions says what a transaction can hold, vbackup.qapi.checker whether this QEMU takes it,
-vbackup.domain.attached which QEMU it goes to. Backups make theirs themselves (vbackup.engine.plan).
+vbackup.qapi.actions defines what a transaction can contain, vbackup.qapi.checker decides whether this QEMU accepts it,
+vbackup.domain.attached selects the QEMU. Backups have their own transactions (vbackup.engine.plan).
 """
 
 from __future__ import annotations
@@ -31,51 +31,51 @@ from vbackup.undo import Undo
 #: Actions that start a job.
 JOBS = frozenset(kind for kind, action in actions.TYPES.items() if action.GROUPED)
 
-#: In place of a node name: the node of that disk.
+#: Begins a disk name that stands for the name of its node.
 DISK_PREFIX = "$disk:"
 
 
 class Completion(Enum):
-    """Who sees to it how the jobs of a transaction end."""
+    """How the jobs of a transaction end, and who ensures it."""
 
-    INDIVIDUAL = "individual"  #: each by itself
+    INDIVIDUAL = "individual"  #: each independently
     GROUPED = "grouped"  #: QEMU: all or none
     TOGETHER = "together"  #: vbackup: all or none, where QEMU refuses grouped
 
 
 @dataclass(frozen=True)
 class TransactionRequest:
-    """What is asked for; the fields are the options of ``vbackup transaction``."""
+    """The options of ``vbackup transaction``."""
 
     arguments: Any  #: the arguments of the QMP command, or the list of actions alone
-    completion_mode: CompletionMode | None = None  #: instead of the one in ``arguments``
+    completion_mode: CompletionMode | None = None  #: overrides the one in ``arguments``
     test: bool = False  #: QEMU prepares everything and undoes it
-    wait: bool = False  #: follow the jobs
-    unsafe: bool = False  #: send what would change what libvirt or a repository relies on
+    wait: bool = False  #: follow the jobs to their end
+    unsafe: bool = False  #: also send changes to what libvirt or a repository relies on
 
 
 @dataclass(frozen=True)
 class Done:
-    """What was sent, and what became of it."""
+    """What was sent, and the result."""
 
-    arguments: Mapping[str, Any]  #: as QEMU got them
+    arguments: Mapping[str, Any]  #: as sent to QEMU
     warnings: tuple[str, ...]
     completion: Completion
     tested: bool
-    jobs: tuple[Job, ...] = field(default=())  #: as they ended; empty where nobody waited
+    jobs: tuple[Job, ...] = field(default=())  #: as they ended; empty without waiting
 
     @property
     def failed_jobs(self) -> tuple[Job, ...]:
-        """Those that ended with an error."""
-        return tuple(one for one in self.jobs if one.error is not None)
+        """The jobs that ended with an error."""
+        return tuple(ended for ended in self.jobs if ended.error is not None)
 
 
 def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Reporter, stop: Stop) -> Done:
-    """Check the transaction and send it.
+    """Check the transaction, send it, and return the result.
 
-    Raises TransactionError (nothing was sent: it is no transaction that this QEMU takes), UnsafeError (nothing
-    was sent: it would hurt), TransactionRefusedError (QEMU took none of it), BusyError, and what every
-    monitor can raise. A job that fails is no exception: see Done.jobs.
+    Raises TransactionError (nothing was sent: this QEMU would not accept it), UnsafeError (nothing was sent: it would
+    do harm), TransactionRefusedError (QEMU carried out none of it), BusyError, and what every monitor can raise. A job
+    that fails raises nothing; Done.failed_jobs has it.
     """
     arguments = _arguments(request, attached)
     wait = (request.wait or attached.ends_with_us) and not request.test
@@ -94,7 +94,7 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
     if not wait:
         _send(arguments, attached)
         return Done(arguments, warnings, completion, tested=False)
-    sent, ours = _keep_concluded(arguments)
+    sent, kept = _keep_concluded(arguments)
     with Undo(reporter) as undo:
         job_ids = _job_ids(sent["actions"])
         undo.push("end the jobs", lambda: jobs.cancel(attached.monitor, job_ids))
@@ -102,24 +102,25 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
         together = completion is Completion.TOGETHER
         ended = jobs.follow(attached.monitor, job_ids, together=together, reporter=reporter, stop=stop)
         undo.release()
-    # What the user did not ask to be kept is dismissed, as QEMU would have done.
-    jobs.cancel(attached.monitor, [one for one in ours if ended[one].status is jobs.JobStatus.CONCLUDED])
+    # Dismiss what the user did not ask to keep, as QEMU would have done.
+    jobs.cancel(attached.monitor, [job_id for job_id in kept if ended[job_id].status is jobs.JobStatus.CONCLUDED])
     return Done(sent, warnings, completion, tested=False, jobs=tuple(ended.values()))
 
 
 def _arguments(request: TransactionRequest, attached: AttachedQemu) -> dict[str, Any]:
-    """The command's arguments as given, with node names for ``$disk:``."""
+    """Return the arguments of the command, with node names in place of ``$disk:``."""
     value = request.arguments
     if isinstance(value, list):
         value = {"actions": value}
     if not isinstance(value, dict):
         raise TransactionError(
-            "arguments", f"a transaction is an object with 'actions', or their list, but this is {wording.kind(value)}."
+            "arguments",
+            f"this is {wording.kind(value)}, but must be an object with 'actions', or a list of actions.",
         )
     try:
-        arguments: dict[str, Any] = _resolve(value, functools.cache(attached.disks), "")
+        arguments: dict[str, Any] = _resolve(value, functools.cache(attached.disks), path="")
     except RecursionError:
-        raise TransactionError("arguments", "they are nested more deeply than any transaction.") from None
+        raise TransactionError("arguments", "these are nested more deeply than any transaction.") from None
     if request.completion_mode is not None:
         properties = arguments.get("properties")
         given = properties if isinstance(properties, dict) else {}
@@ -127,12 +128,12 @@ def _arguments(request: TransactionRequest, attached: AttachedQemu) -> dict[str,
     return arguments
 
 
-def _resolve(value: Any, disks: Callable[[], Mapping[str, DiskNode]], path: str) -> Any:
-    """A copy with the node names of disks in place."""
+def _resolve(value: Any, disks: Callable[[], Mapping[str, DiskNode]], *, path: str) -> Any:
+    """Return a copy with the node names of disks filled in."""
     if isinstance(value, dict):
-        return {name: _resolve(one, disks, f"{path}.{name}".lstrip(".")) for name, one in value.items()}
+        return {name: _resolve(member, disks, path=f"{path}.{name}".lstrip(".")) for name, member in value.items()}
     if isinstance(value, list):
-        return [_resolve(one, disks, f"{path}[{index}]") for index, one in enumerate(value)]
+        return [_resolve(element, disks, path=f"{path}[{index}]") for index, element in enumerate(value)]
     if isinstance(value, str) and value.startswith(DISK_PREFIX):
         dev = value[len(DISK_PREFIX) :]
         if dev not in disks():
@@ -142,10 +143,10 @@ def _resolve(value: Any, disks: Callable[[], Mapping[str, DiskNode]], path: str)
 
 
 def _completion(arguments: dict[str, Any], *, wait: bool) -> tuple[dict[str, Any], Completion]:
-    """Who groups the jobs; where it is vbackup, they are made to wait for it.
+    """Return the arguments and who groups the jobs; if vbackup does, the arguments make the jobs wait for it.
 
-    QEMU takes completion-mode grouped only if every action is a backup. vbackup does the same from outside: the
-    jobs wait for their job-finalize, all get it when all are pending, and the first failure cancels the others.
+    QEMU accepts completion-mode grouped only if every action is a backup. Otherwise vbackup does the same from outside:
+    the jobs wait for job-finalize, all get it when all are pending, and the first failure cancels the others.
     """
     properties = arguments.get("properties")
     if not isinstance(properties, dict) or properties.get("completion-mode") != CompletionMode.GROUPED.value:
@@ -153,11 +154,13 @@ def _completion(arguments: dict[str, Any], *, wait: bool) -> tuple[dict[str, Any
     if not wait or not isinstance(arguments.get("actions"), list) or _all_grouped(arguments["actions"]):
         return arguments, Completion.GROUPED
     rest = {name: value for name, value in properties.items() if name != "completion-mode"}
-    made = {**arguments, "properties": rest} if rest else {**arguments}
+    sent = {**arguments, "properties": rest} if rest else {**arguments}
     if not rest:
-        del made["properties"]
-    made["actions"] = [_with_data(one, {"auto-finalize": False}) if _is_job(one) else one for one in made["actions"]]
-    return made, Completion.TOGETHER
+        del sent["properties"]
+    sent["actions"] = [
+        _with_data(action, {"auto-finalize": False}) if _is_job(action) else action for action in sent["actions"]
+    ]
+    return sent, Completion.TOGETHER
 
 
 def _all_grouped(given: Sequence[Any]) -> bool:
@@ -173,31 +176,32 @@ def _with_data(action: Mapping[str, Any], members: Mapping[str, Any]) -> dict[st
 
 
 def _job_ids(given: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The ids that QEMU gives to the jobs: those in the actions, else the device's name."""
-    return [str(one["data"].get("job-id", one["data"]["device"])) for one in given if _is_job(one)]
+    """Return the ids of the jobs in QEMU: that in the action, else the name of the device."""
+    return [str(action["data"].get("job-id", action["data"]["device"])) for action in given if _is_job(action)]
 
 
 def _keep_concluded(arguments: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Have the jobs stay in query-jobs when they have ended, which is where their verdict is; and which do so for us.
+    """Return arguments that keep the ended jobs in query-jobs, which has their result, and the ids of those changed.
 
-    An event would bring it too, but events get lost.
+    An event has the result too, but events can be lost.
     """
-    made: list[Mapping[str, Any]] = []
-    ours: list[Mapping[str, Any]] = []
+    sent: list[Mapping[str, Any]] = []
+    kept: list[Mapping[str, Any]] = []
     for action in arguments["actions"]:
         if _is_job(action) and action["data"].get("auto-dismiss", True):
-            made.append(_with_data(action, {"auto-dismiss": False}))
-            ours.append(action)
+            sent.append(_with_data(action, {"auto-dismiss": False}))
+            kept.append(action)
         else:
-            made.append(action)
-    return {**arguments, "actions": made}, _job_ids(ours)
+            sent.append(action)
+    return {**arguments, "actions": sent}, _job_ids(kept)
 
 
 def _refuse_own_abort(given: Sequence[Mapping[str, Any]]) -> None:
     for index, action in enumerate(given):
         if action["type"] == "abort":
             raise TransactionError(
-                f"actions[{index}]", "it aborts the transaction before the test is over; leave it out, --test adds one."
+                f"actions[{index}]",
+                "this aborts the transaction before the test is complete; leave it out, --test adds one.",
             )
 
 
@@ -250,7 +254,7 @@ def _refusals(arguments: Mapping[str, Any], attached: AttachedQemu) -> Iterator[
 
 
 def _files_to_make(given: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> Iterator[Path]:
-    """The files that drive-backup and blockdev-snapshot-sync make. Their undo in QEMU does not remove them."""
+    """Yield the files that drive-backup and blockdev-snapshot-sync create; their undo in QEMU does not remove them."""
     for action in given:
         member = safety.FILES.get(action["type"])
         if member is not None and action["data"].get("mode", "absolute-paths") == "absolute-paths":

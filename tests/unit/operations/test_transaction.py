@@ -30,7 +30,7 @@ def deep() -> list[Any]:
 @pytest.mark.parametrize(
     ("arguments", "path", "said"),
     [
-        (None, "arguments", "a transaction is an object with 'actions', or their list, but this is null"),
+        (None, "arguments", "this is null, but must be an object with 'actions', or a list of actions"),
         (5, "arguments", "this is an integer"),
         (deep(), "arguments", "nested more deeply than any transaction"),
         ([{"type": "abort", "data": {"x": ["$disk:vda"]}}], "actions[0].data.x[0]", "no disk 'vda'; there are none"),
