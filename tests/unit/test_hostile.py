@@ -1,7 +1,7 @@
-"""A repository that is broken or was prepared to do harm: refused with one sentence, and nothing else is touched.
+"""A repository that is damaged or crafted to do harm is refused with one sentence, and nothing else is touched.
 
-Real files are damaged in every way that comes to mind and, by hypothesis, in ways that do not; then the commands that
-read a repository must end with an honest status, write nothing outside --output, and wait for nothing.
+Real files are damaged in every way that we thought of, and in ways that hypothesis finds. The commands that read a
+repository must then end with the right status, write nothing outside --output, and wait for nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vbackup.repository.repository import Repository
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
-#: Longer than any of these commands takes; what waits for a FIFO waits for ever.
+#: Longer than any of these commands takes; a command that waits for a FIFO never ends.
 PATIENCE_S = 30
 
 
@@ -49,7 +49,7 @@ def digest(data: bytes) -> str:
 
 
 def seal(path: Path, one: Backup) -> None:
-    """Write the manifest that fits the files, as somebody would who changed them."""
+    """Write a manifest that matches the files, as an attacker who changed them would."""
     disks = tuple(
         replace(
             disk,
@@ -64,7 +64,7 @@ def seal(path: Path, one: Backup) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a full and an incremental, whose files are real and fit."""
+    """A repository with a full and an incremental backup, with real files that match."""
     repository = Repository.create(tmp_path_factory.mktemp("hostile") / "repository")
     xml = fixture_xml("bitmaps")
     for one in (ONE, TWO):
@@ -82,7 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path) -> Path:
-    """A copy of it that may be damaged, and beside it what nobody may touch."""
+    """A copy of it that a test may damage, beside a file that no command may touch."""
     return copy_of(made, tmp_path)
 
 
@@ -93,7 +93,7 @@ def copy_of(made: Path, directory: Path) -> Path:
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes]]:
-    """All that is there but the output: kind and mode, size, and the beginning of it."""
+    """Everything there except the output: type and mode, size, first bytes."""
     found = {}
     for path in directory.rglob("*"):
         if path.name != "output" and "output" not in path.relative_to(directory).parts:
@@ -135,7 +135,7 @@ def run(*arguments: str | Path) -> tuple[int, str]:
 
 
 def check(repository: Path) -> dict[str, tuple[int, str]]:
-    """Run all that reads a repository, each in its forms."""
+    """Run every command that reads a repository, in all its forms."""
     directory = repository.parent
     before = snapshot(directory)
     answers = {
@@ -165,7 +165,7 @@ def test_what_nobody_damaged_is_restored(place: Path) -> None:
     assert {status for status, _ in check(place).values()} == {0}
 
 
-# something else in the place of a file
+# something else instead of a file
 
 FILES = ("vbackup.json", f"{UUID}/domain.json", *(
     f"{UUID}/{one.id}/{name}" for one in (ONE, TWO) for name in ("manifest.json", "domain.xml", "vda.qcow2")
@@ -189,7 +189,7 @@ def link_to_itself(path: Path) -> None:
 
 
 def bind(path: Path) -> None:
-    # The path may be too long for a socket; that through a descriptor is not.
+    # The path may be too long for a socket; a path through a descriptor is not.
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(f"/proc/self/fd/{fd}/{path.name}")
@@ -225,14 +225,14 @@ def test_impostor_is_refused(place: Path, name: str, impostor: Callable[[Path], 
     elif name.endswith("domain.json"):
         assert (answers["list"][0], answers["show"][0], answers["restore"][0]) == (0, 4, 0)
     elif name.endswith(f"{ONE.id}/domain.xml"):
-        assert answers["restore"][0] == 0  # that of another backup
+        assert answers["restore"][0] == 0  # the domain.xml of the other backup is used
     else:
         assert answers["restore"][0] == 6
 
 
 @pytest.mark.parametrize("kind", [fifo, link_to_zero, Path.mkdir], ids=lambda one: one.__name__)
 def test_impostor_of_the_recorded_size_is_no_image(place: Path, kind: Callable[[Path], None]) -> None:
-    """What is no file has a size as well."""
+    """What is not a file has a size too."""
     directory = place / UUID / TWO.id
     (directory / "vda.qcow2").unlink()
     kind(directory / "vda.qcow2")
@@ -381,7 +381,7 @@ def name_backing(name: str) -> Callable[[Path], None]:
 
 
 def name_data_file(path: Path) -> None:
-    """As an image that would have QEMU open another file for its data (CVE-2024-4467)."""
+    """Make the image name another file for its data, which QEMU would open (CVE-2024-4467)."""
     name = f"{path.parents[3]}/canary"
     extension = struct.pack(">II", 0x44415441, len(name)) + name.encode().ljust((len(name) + 7) // 8 * 8, b"\0")
     patched(path, 72, struct.pack(">Q", 1 << 2))
@@ -443,7 +443,7 @@ def test_header_is_read_as_qemu_reads_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert not header.encrypted
 
 
-# whatever comes to hypothesis' mind
+# damage that hypothesis generates
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(
@@ -455,7 +455,7 @@ JUNK = st.recursive(
 
 
 def mutate_json(data: st.DataObject, path: Path) -> None:
-    """Replace, remove or repeat a value somewhere inside."""
+    """Replace or remove a value somewhere inside."""
     document = json.loads(path.read_text())
     inner = document
     while True:
@@ -475,7 +475,7 @@ def mutate_json(data: st.DataObject, path: Path) -> None:
 
 
 def mutate_bytes(data: st.DataObject, path: Path) -> None:
-    """Put something anywhere near the beginning, where headers are."""
+    """Write random bytes near the beginning, where the headers are."""
     old = path.read_bytes()
     at, length = data.draw(st.integers(0, min(len(old), 600))), data.draw(st.integers(0, 16))
     new = data.draw(st.binary(max_size=16) | st.integers(0, 2**64 - 1).map(lambda number: number.to_bytes(8, "big")))
@@ -487,7 +487,7 @@ def mutate_xml(data: st.DataObject, path: Path) -> None:
 
 
 def mutated_xml(data: st.DataObject, xml: str) -> str:
-    """Cut, double or replace a piece between two tags."""
+    """Remove, repeat, swap or change pieces between tags."""
     pieces = xml.split("<")
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(pieces) - 1))
@@ -511,7 +511,7 @@ def mutated_xml(data: st.DataObject, xml: str) -> str:
 @settings(max_examples=60)
 @given(st.data())
 def test_any_damage_ends_in_an_honest_status(made: Path, data: st.DataObject) -> None:
-    """Half of the time the manifest is made to fit, so that what is behind the digests is reached."""
+    """In half of the cases the manifest is adapted, so that the checks after the digests are reached."""
     with tempfile.TemporaryDirectory(prefix="vb-") as directory:
         repository = copy_of(made, Path(directory))
         for _ in range(data.draw(st.integers(1, 2))):

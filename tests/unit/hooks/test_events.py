@@ -1,4 +1,4 @@
-"""The log of events as vbackup reads it: whatever else is in it, the events that are whole come out."""
+"""The log of events as vbackup reads it: every complete event is returned, whatever else the log contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vbackup hooks``: the script gets to its place and away again, and nothing of somebody else's is touched."""
+"""``vbackup hooks`` installs and removes its script, and leaves the files of others alone."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def another_user() -> Iterator[None]:
 
 @pytest.fixture
 def open_root() -> Iterator[Path]:
-    """A system that everybody may look at."""
+    """A system that every user may read."""
     path = Path(tempfile.mkdtemp(prefix="vbackup-root-", dir="/tmp"))
     path.chmod(0o755)
     (path / "etc" / "libvirt").mkdir(parents=True)
@@ -226,7 +226,7 @@ def test_status_changes_nothing(command: Command, root: Path) -> None:
 
 @pytest.fixture
 def here(root: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Have this system's script at a place of the test's own; no daemon is told."""
+    """Install this system's script in a directory of the test; no daemon is told."""
     monkeypatch.setattr(install, "RPATH", str(place.relative_to("/")))
     monkeypatch.setattr(daemons, "NAMES", ())
     assert Place().path == place
@@ -281,14 +281,14 @@ def test_daemons_are_told_even_if_the_script_was_there(
 
 # the daemons
 
-# Not with print, which may just be at work when the signal comes.
+# Not with print, which the signal may interrupt.
 HANDLER = "import os, signal; signal.signal(signal.SIGHUP, lambda *_: os.write(1, b'told\\n')); "
 LOOP = "print('ready', flush=True)\nwhile True: signal.pause()"
 
 
 @pytest.fixture
 def as_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Start Python programs that look like a libvirt daemon, of a name that no real one has."""
+    """Start Python programs that look like libvirt daemons, with a name that no real one has."""
     monkeypatch.setattr(daemons, "NAMES", ("vbackup-testd",))
     program = tmp_path / "vbackup-testd"
     shutil.copy(Path(sys.executable).resolve(), program)

@@ -1,4 +1,4 @@
-"""Marks of offline backups: set and cleared, one holder, and never in the way of a user who cannot set them."""
+"""Marks of offline backups: set and cleared, with one holder; a user who cannot set them can still back up."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_mark_of_somebody_else_is_not_cleared(directory: Path) -> None:
 
 
 def test_user_who_may_not_goes_without(directory: Path) -> None:
-    directory.parent.touch()  # as good as a directory that is closed to him; and root would be let in there
+    directory.parent.touch()  # like a directory without permission, which would not stop root
     with offline_mark(UUID):
         assert live_mark(UUID) is None
     assert directory.parent.is_file()
@@ -121,7 +121,7 @@ def test_process_with_an_odd_name_is_known(tmp_path: Path) -> None:
     with subprocess.Popen([str(path)], stdin=subprocess.PIPE) as process:
         found = Process.of(process.pid)
         assert found is not None
-        # The two are started in the same second, in some order.
+        # The test process started first, perhaps in the same tick.
         this = Process.of(os.getpid())
         assert this is not None
         assert found.start_ticks >= this.start_ticks

@@ -1,4 +1,4 @@
-"""The hook script as libvirt calls it: a process with arguments and XML, which no mishap keeps from ending well."""
+"""The hook script as libvirt runs it, with arguments and XML: no error in it stops the start of a guest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vbackup.hooks.events import Operation
 OTHER_UUID = "f0000000-0000-4000-8000-000000000002"
 XML = f"<domain type='qemu' id='1'>\n  <name>web</name>\n  <uuid>{UUID}</uuid>\n</domain>\n".encode()
 
-#: What libvirt calls a hook with (measured with libvirt 9.0).
+#: The arguments that libvirt runs a hook with (measured with libvirt 9.0).
 CALLS = [
     ("prepare", "begin", "-"),
     ("start", "begin", "-"),
@@ -38,7 +38,7 @@ CALLS = [
 
 @dataclass(frozen=True)
 class Hook:
-    """The script, with its files in a directory of the test's own."""
+    """The script, with its files in a directory of the test."""
 
     path: Path
 
@@ -82,7 +82,7 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 def change(hook: Hook, old: str, new: str) -> None:
-    """Another script, as somebody else's host would have it."""
+    """Change the text of the script."""
     hook.path.write_text(replaced(hook.path.read_text(), old, new))
 
 
@@ -125,7 +125,7 @@ def test_call_takes_less_than_100_ms(hook: Hook) -> None:
                 taken.append(time.perf_counter() - begun)
             return statistics.median(taken)
 
-        # Others may be at work here; what it takes is what it takes at best.
+        # Other processes may slow this down, so the best of several medians counts.
         assert any(median_s() < 0.1 for _ in range(10))
 
 
@@ -279,7 +279,7 @@ def test_log_that_cannot_be_written_stops_no_guest(hook: Hook, make: object) -> 
 
 
 def fill(log: Path, size_bytes: int) -> bytes:
-    """As many events as fit."""
+    """Fill the log with as many events as fit, and return its content."""
     line = json.dumps(
         {
             "time": 1.5,
@@ -417,7 +417,7 @@ def this_process() -> marks.Process:
 
 
 def mark_text(**changed: object) -> str:
-    """The mark of this process, but for what is changed."""
+    """The mark of this process, with some members changed."""
     this = this_process()
     members = {"pid": this.pid, "start_ticks": this.start_ticks, "boot_id": this.boot_id, "since": "x", **changed}
     return json.dumps(members)

@@ -123,19 +123,19 @@ EXAMPLES: list[tuple[actions.Action, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("made", "document"), EXAMPLES, ids=lambda value: getattr(value, "TYPE", ""))
-def test_action_is_written_with_the_names_of_qapi(made: actions.Action, document: dict[str, Any]) -> None:
-    assert made.document() == document
+@pytest.mark.parametrize(("example", "document"), EXAMPLES, ids=lambda value: getattr(value, "TYPE", ""))
+def test_action_is_written_with_the_names_of_qapi(example: actions.Action, document: dict[str, Any]) -> None:
+    assert example.document() == document
 
 
 def test_there_is_an_example_of_each() -> None:
-    assert {type(made) for made, _ in EXAMPLES} == set(actions.TYPES.values())
+    assert {type(example) for example, _ in EXAMPLES} == set(actions.TYPES.values())
     assert len(actions.TYPES) == 12
 
 
 @pytest.mark.parametrize("program", ["qemu", "qemu-storage-daemon"])
 def test_model_has_all_that_qemu_has(program: str) -> None:
-    """And with the same members in need of being there; what it has more came later than 7.2."""
+    """The same members are required; members that QEMU 7.2 does not have are newer."""
     entries = {entry["name"]: entry for entry in qapi.schema(program)}
     union = next(entry for entry in entries.values() if entry.get("tag") == "type")
     seen = set()
@@ -155,16 +155,16 @@ def test_model_has_all_that_qemu_has(program: str) -> None:
     "enum", ["MirrorSyncMode", "BitmapSyncMode", "BlockdevOnError", "NewImageMode", "CompletionMode"]
 )
 def test_enums_are_those_of_qemu(enum: str) -> None:
-    values = {one.value for one in getattr(actions, enum)}
+    values = {value.value for value in getattr(actions, enum)}
     assert values in [set(entry["values"]) for entry in qapi.schema() if entry["meta-type"] == "enum"]
 
 
 def test_only_backups_can_be_grouped() -> None:
-    assert {kind for kind, one in actions.TYPES.items() if one.GROUPED} == {"blockdev-backup", "drive-backup"}
+    assert {kind for kind, known in actions.TYPES.items() if known.GROUPED} == {"blockdev-backup", "drive-backup"}
 
 
 def test_versions_of_the_actions() -> None:
-    assert {kind: one.SINCE for kind, one in actions.TYPES.items()} == {
+    assert {kind: known.SINCE for kind, known in actions.TYPES.items()} == {
         "abort": "1.6",
         "block-dirty-bitmap-add": "2.5",
         "block-dirty-bitmap-clear": "2.5",
@@ -180,16 +180,16 @@ def test_versions_of_the_actions() -> None:
     }
 
 
-@pytest.mark.parametrize("one", actions.TYPES.values(), ids=lambda one: one.TYPE)
-def test_action_is_frozen_and_explains_itself(one: type[actions.Action]) -> None:
-    assert dataclasses.is_dataclass(one)
-    assert one.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert (one.__doc__ or "").startswith(f"{one.TYPE}: ")
+@pytest.mark.parametrize("kind", actions.TYPES.values(), ids=lambda kind: kind.TYPE)
+def test_action_is_frozen_and_explains_itself(kind: type[actions.Action]) -> None:
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert (kind.__doc__ or "").startswith(f"{kind.TYPE}: ")
 
 
 @given(action())
-def test_document_is_json_without_null(made: actions.Action) -> None:
-    document = made.document()
+def test_document_is_json_without_null(example: actions.Action) -> None:
+    document = example.document()
     assert json.loads(json.dumps(document)) == document
     assert None not in (*document["data"].values(), *document["data"].get("x-perf", {}).values())
 
@@ -225,7 +225,7 @@ def test_introduction_is_known(path: str, value: str | None, version: str | None
     assert actions.introduced({"actions": [{"type": kind, "data": {}} for kind in kinds]}, path, value=value) == version
 
 
-# whose error it is
+# blame
 
 
 ADD = {"type": "block-dirty-bitmap-add", "data": {"node": "n", "name": "b"}}

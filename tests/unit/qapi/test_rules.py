@@ -1,4 +1,4 @@
-"""Rules that no schema has; tests/contract/test_checker.py holds the same cases against QEMU."""
+"""Rules that no schema has; tests/contract/test_checker.py checks the same cases with QEMU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_accepted(name: str) -> None:
     check(*ACCEPTED[name], existing={})
 
 
-# names of old
+# experimental names
 
 
 @pytest.mark.parametrize("verb", ["enable", "disable", "merge"])
@@ -131,7 +131,7 @@ def test_two_jobs_on_one_node_that_end_by_themselves_are_warned_of() -> None:
 
 
 def test_enabling_what_is_not_known_is_warned_of() -> None:
-    """crashes when such a transaction fails at a bitmap that is not there."""
+    """QEMU 7.2 crashes if the bitmap does not exist."""
     enable = bitmap("enable", "one", "old")
     assert check(enable) == ()
     assert check(bitmap("add", "one", "x"), bitmap("enable", "one", "x"), existing={}) == ()
@@ -156,7 +156,7 @@ def test_schema_speaks_before_the_rules() -> None:
 
 @pytest.mark.parametrize("size", [3, 2**63 + 1])
 def test_min_cluster_size_is_a_power_of_two(size: int) -> None:
-    """Which QEMU 9.2 brought; the captured schema is older."""
+    """QEMU 9.2 introduced it; the captured schema is older."""
     with pytest.raises(TransactionError, match=r"x-perf\.min-cluster-size"):
         rules.check({"actions": [backup(x_perf={"min-cluster-size": size})]}, {})
     rules.check({"actions": [backup(x_perf={"min-cluster-size": 0}), backup("two", "target-two", job_id="k")]}, {})
@@ -168,7 +168,7 @@ def test_max_chunk_fits_63_bits(chunk: int) -> None:
 
 
 def test_plan_of_vbackup_is_accepted() -> None:
-    made = [
+    plan = [
         bitmap("add", "one", "next", granularity=65536, persistent=True),
         bitmap("add", "one", "working", granularity=65536, persistent=False),
         bitmap("disable", "one", "working"),
@@ -178,7 +178,7 @@ def test_plan_of_vbackup_is_accepted() -> None:
         backup("two", "target-two", job_id="k"),
         {"type": "abort", "data": {}},
     ]
-    assert check(*made) == ()
+    assert check(*plan) == ()
 
 
 @pytest.mark.parametrize(("sync", "warned"), [("full", True), ("none", False)])

@@ -1,4 +1,4 @@
-"""What a user's transaction must not touch unasked."""
+"""A user's transaction that would do harm is refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_checkpoint_may_be_read_and_other_bitmaps_changed() -> None:
 
 
 def test_plan_of_a_backup_may_be_sent() -> None:
-    """It changes only bitmaps that it makes itself."""
+    """It changes only bitmaps that it adds itself."""
     new = names.working_bitmap(REPOSITORY, backup_id(2), "vda")
     check(
         action("block-dirty-bitmap-add", node="libvirt-1-format", name=new),

@@ -1,4 +1,4 @@
-"""Arguments are checked by what a QEMU says it takes; the schemas are captured from QEMU 7.2."""
+"""Arguments are checked against the schema of a QEMU; the schemas here are captured from QEMU 7.2."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def refusal(arguments: Any, schema: Schema = QEMU, command: str = "transaction")
 # what QEMU 7.2 has
 
 
-@given(transaction().filter(lambda made: not newer_than_7_2(made.document())))
-def test_all_that_the_model_makes_fits(made: Transaction) -> None:
-    QEMU.check("transaction", made.document())
+@given(transaction().filter(lambda example: not newer_than_7_2(example.document())))
+def test_all_that_the_model_makes_fits(example: Transaction) -> None:
+    QEMU.check("transaction", example.document())
 
 
 def newer_than_7_2(document: dict[str, Any]) -> bool:
     return any(name in json.dumps(document) for name in ('"discard-source"', '"on-cbw-error"', '"min-cluster-size"'))
 
 
-@given(mutated(transaction(max_size=3).map(lambda made: made.document())))
+@given(mutated(transaction(max_size=3).map(lambda example: example.document())))
 def test_schema_and_qemus_visitor_agree(arguments: Any) -> None:
-    """Apart from the width of integers, which introspection does not tell."""
+    """Except for the width of integers, which introspection does not show."""
     try:
         qapi.visit_command("transaction", arguments)
         said = None
@@ -160,17 +160,17 @@ def test_what_is_huge_is_not_repeated(huge: Any) -> None:
 
 
 def without(*names: str) -> list[dict[str, Any]]:
-    """The captured schema as if QEMU had not learnt of these yet."""
+    """The captured schema without these names, as of an older QEMU."""
     entries = copy.deepcopy(qapi.schema())
     for entry in entries:
         for key in ("members", "values", "variants"):
             if key in entry:
-                entry[key] = [one for one in entry[key] if name_of(one) not in names]
+                entry[key] = [item for item in entry[key] if name_of(item) not in names]
     return entries
 
 
-def name_of(one: Any) -> Any:
-    return one if isinstance(one, str) else one.get("name", one.get("case"))
+def name_of(item: Any) -> Any:
+    return item if isinstance(item, str) else item.get("name", item.get("case"))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def schema(**types: Any) -> Schema:
 
 
 def members(*pairs: str, **more: Any) -> dict[str, Any]:
-    """name:type, with a ? after the name if it can be left out."""
+    """An object type from name:type pairs; a ? after the name makes a member optional."""
     listed = []
     for pair in pairs:
         name, _, kind = pair.partition(":")
@@ -256,51 +256,51 @@ def members(*pairs: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_builtins(kind: str, good: list[Any], bad: list[Any]) -> None:
-    made = schema(a=members(f"m:{kind}"))
+    qemu = schema(a=members(f"m:{kind}"))
     for value in good:
-        assert made.check("c", {"m": value}) == ()
+        assert qemu.check("c", {"m": value}) == ()
     for value in bad:
-        assert refusal({"m": value}, made, "c").path.startswith("m")
+        assert refusal({"m": value}, qemu, "c").path.startswith("m")
 
 
 def test_enum_of_an_older_qemu_has_only_values() -> None:
-    made = schema(a=members("m:e"), e={"meta-type": "enum", "values": ["x", "y"]})
-    assert made.check("c", {"m": "y"}) == ()
-    assert "accepts 'x', 'y'" in str(refusal({"m": "z"}, made, "c"))
+    qemu = schema(a=members("m:e"), e={"meta-type": "enum", "values": ["x", "y"]})
+    assert qemu.check("c", {"m": "y"}) == ()
+    assert "accepts 'x', 'y'" in str(refusal({"m": "z"}, qemu, "c"))
 
 
 def test_tag_within_a_variant_is_heeded() -> None:
     """Nested unions, since QEMU 8.0."""
     enum = {"meta-type": "enum", "values": ["x", "y"]}
-    made = schema(
+    qemu = schema(
         a=members("t:e", tag="t", variants=[{"case": "x", "type": "b"}]),
         b=members("u:e", tag="u", variants=[{"case": "y", "type": "d"}]),
         d=members("deep:int"),
         e=enum,
     )
-    assert made.check("c", {"t": "x", "u": "y", "deep": 1}) == ()
-    assert made.check("c", {"t": "y"}) == ()
-    assert refusal({"t": "x", "u": "y"}, made, "c").path == "deep"
-    assert refusal({"t": "y", "u": "y"}, made, "c").path == "u"
+    assert qemu.check("c", {"t": "x", "u": "y", "deep": 1}) == ()
+    assert qemu.check("c", {"t": "y"}) == ()
+    assert refusal({"t": "x", "u": "y"}, qemu, "c").path == "deep"
+    assert refusal({"t": "y", "u": "y"}, qemu, "c").path == "u"
 
 
 def test_features_of_command_and_object_are_warned_of() -> None:
-    made = schema(a=members("m:b"), b=members(features=["unstable"]))
-    assert made.check("c", {"m": {}}) == ("m: this is unstable in this QEMU; any version can change or remove it.",)
+    qemu = schema(a=members("m:b"), b=members(features=["unstable"]))
+    assert qemu.check("c", {"m": {}}) == ("m: this is unstable in this QEMU; any version can change or remove it.",)
 
 
 # what is hostile or broken
 
 
 def test_type_that_contains_itself_is_as_deep_as_the_arguments() -> None:
-    made = schema(a=members("more?:[a]"))
+    qemu = schema(a=members("more?:[a]"))
     deep: dict[str, Any] = {}
     for _ in range(MAX_DEPTH // 2 - 1):
         deep = {"more": [deep]}
-    assert made.check("c", deep) == ()
+    assert qemu.check("c", deep) == ()
     for _ in range(2000):
         deep = {"more": [deep]}
-    assert "levels deep" in str(refusal(deep, made, "c"))
+    assert "levels deep" in str(refusal(deep, qemu, "c"))
 
 
 def test_endless_arguments_come_to_an_end() -> None:
@@ -354,10 +354,10 @@ def test_reply_that_is_no_schema_is_malformed(reply: Any) -> None:
 
 
 @given(mutated(st.builds(lambda: copy.deepcopy(qapi.schema()))), transaction(max_size=2))
-def test_damaged_schema_raises_nothing_unexpected(reply: Any, made: Transaction) -> None:
+def test_damaged_schema_raises_nothing_unexpected(reply: Any, example: Transaction) -> None:
     try:
         damaged = Schema(reply)
-        checker.check(made.document(), damaged, existing={})
+        checker.check(example.document(), damaged, existing={})
     except (MalformedError, TransactionError):
         pass
 
@@ -373,7 +373,7 @@ def test_any_arguments_raise_nothing_unexpected(arguments: Any) -> None:
 NAMES = Names(*[st.sampled_from(["n", "m", ""])] * 9)
 
 
-@given(mutated(transaction(NAMES, max_size=4).map(lambda made: made.document())))
+@given(mutated(transaction(NAMES, max_size=4).map(lambda example: example.document())))
 def test_damaged_arguments_raise_nothing_unexpected(arguments: Any) -> None:
     try:
         checker.check(arguments, QEMU, existing={"n": ("m",)})
@@ -382,7 +382,7 @@ def test_damaged_arguments_raise_nothing_unexpected(arguments: Any) -> None:
 
 
 def images(**qcow2: Any) -> Schema:
-    """A QEMU that makes images (QAPI BlockdevCreateOptions)."""
+    """A QEMU that can create images (QAPI BlockdevCreateOptions)."""
     options = members("driver:d", tag="driver", variants=[{"case": "qcow2", "type": "q"}, {"case": "raw", "type": "r"}])
     types = {"a": members("options:o"), "o": options, "d": {"meta-type": "enum", "values": ["qcow2", "raw"]}, **qcow2}
     entries = [{"name": "blockdev-create", "meta-type": "command", "arg-type": "a", "ret-type": "0"}]
@@ -395,7 +395,7 @@ def test_compressions_are_those_of_the_schema() -> None:
 
 
 def test_qemu_that_has_no_choice_of_compressions_names_none() -> None:
-    """Before 5.1; or one that makes no images."""
+    """Before 5.1, or a QEMU that cannot create images."""
     assert images(q=members("size:i")).qcow2_compression_types() == frozenset()
     assert schema().qcow2_compression_types() == frozenset()
-    assert QEMU.qcow2_compression_types() == frozenset()  # what was captured has only what is checked
+    assert QEMU.qcow2_compression_types() == frozenset()  # the captured schema has only what is checked
