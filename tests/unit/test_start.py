@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import backup, commit, incremental
-from vbackup.cli import parser
+from vbackup.cli import handlers, parser
 from vbackup.repository.repository import Repository
 
 #: libvirt, XML, bars, QMP sockets, and what they are built on.
@@ -21,8 +22,8 @@ DOORS = {
     for name in (
         "domain.host",
         "qemu.monitor",
-        "backup",
-        "restore",
+        "operations.backup",
+        "operations.restore",
         "engine.plan",
         "qapi.actions",
         "domain.freeze",
@@ -49,6 +50,11 @@ def imported_by(*arguments: str | Path) -> set[str]:
     return set(done.stderr.split())
 
 
+def commands_in(modules: set[str]) -> set[str]:
+    """The modules of commands and their handlers among these."""
+    return {name for name in modules if name.startswith(("vbackup.cli.commands.", "vbackup.cli.handlers."))}
+
+
 @pytest.fixture
 def filled(repository: Path) -> Path:
     one = backup(1)
@@ -61,7 +67,7 @@ def test_help_imports_no_command() -> None:
     found = imported_by("--help")
     assert "vbackup.cli.parser" in found
     assert not found & (HEAVY | DOORS | {"vbackup.model", "vbackup.repository.repository"})
-    assert not [name for name in found if name.startswith("vbackup.cli.commands.")]
+    assert not commands_in(found)
 
 
 @pytest.mark.parametrize("more", [(), ("--tree",), ("--json",)], ids=" ".join)
@@ -69,12 +75,18 @@ def test_list_imports_what_reads_a_repository(filled: Path, more: tuple[str, ...
     found = imported_by("list", "-r", filled, *more)
     assert "vbackup.repository.repository" in found
     assert not found & (HEAVY | DOORS)
-    assert [name for name in found if name.startswith("vbackup.cli.commands.")] == ["vbackup.cli.commands.list"]
+    assert commands_in(found) == {"vbackup.cli.commands.list", "vbackup.cli.handlers.list"}
 
 
 @pytest.mark.parametrize("command", sorted(parser.COMMANDS))
 def test_help_of_a_command_imports_neither_libvirt_nor_bars(command: str) -> None:
-    assert not imported_by(command, "--help") & (HEAVY - {"subprocess"})
+    found = imported_by(command, "--help")
+    assert not found & HEAVY
+    assert commands_in(found) == {f"vbackup.cli.commands.{command}"}
+
+
+def test_every_command_has_a_handler() -> None:
+    assert {module.name for module in pkgutil.iter_modules(handlers.__path__)} == parser.COMMANDS.keys()
 
 
 @pytest.mark.parametrize("arguments", [("-q", "list"), ("-c", "list", "show", "web")], ids=" ".join)

@@ -1,7 +1,13 @@
-"""The command: parse, open, call one operation, print, and give the true exit status.
+"""The ``vbackup`` command: parse the command line, call one operation, print the result, return the exit status.
 
-Each command is a module of vbackup.cli.commands.
-Nothing below this floor prints or exits.
+    parser          the grammar; imports of ``commands`` only the module of the command that was given
+    commands/NAME   the arguments of ``vbackup NAME``
+    dispatch        imports and runs the handler of that command
+    handlers/NAME   what ``vbackup NAME`` does: calls one operation and prints its result
+    context         what every handler needs: libvirt's URI, the repository's path, reporters, JSON output
+
+``commands`` import nothing heavy, so that ``--help`` is quick; handlers import what they work with, at their top.
+Nothing in vbackup outside this package prints or exits.
 """
 
 from __future__ import annotations
@@ -18,7 +24,6 @@ from typing import NoReturn
 
 from vbackup.cli.output import error_document, plain
 from vbackup.errors import Status, UsageError, VbackupError
-from vbackup.stop import Stop, on_signals
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     try:
-        return _run(arguments)
+        # Imported here so that Ctrl-C during the import is handled too.
+        from vbackup.cli import dispatch
+
+        return dispatch.run(arguments)
     except VbackupError as err:
         return _fail(err, as_json=as_json)
     except SystemExit as end:  # argparse has printed the help, or the version
@@ -75,22 +83,6 @@ def _status(arguments: Sequence[str]) -> int:
         log.debug("unexpected", exc_info=True)
         wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a fault in vbackup; -v shows where.")
         return _fail(wrapped, as_json=as_json)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    # Imported here, so that a Ctrl-C in the meantime is caught too.
-    from vbackup.cli import parser
-    from vbackup.cli.context import Context
-
-    options = parser.parse(arguments)
-    level = logging.DEBUG if options.verbose else logging.ERROR
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
-    # What qemu.qmp has to say is raised; and at -v it would repeat every command.
-    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    with on_signals(Stop()) as stop:
-        status: int = options.run(options, Context(options, stop))
-    return status
 
 
 def _fail(err: VbackupError, *, as_json: bool) -> int:

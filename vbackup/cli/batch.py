@@ -7,21 +7,21 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vbackup.cli import output, plans
 from vbackup.cli.context import Context
+from vbackup.domain import selection
+from vbackup.domain.host import Host
+from vbackup.domain.selection import Selection, Skipped
+from vbackup.engine.plan import BackupPlan
 from vbackup.errors import GroupError, InterruptedBySignalError, Status
 from vbackup.model import Backup, Group
+from vbackup.operations import batch
+from vbackup.operations.backup import BackupRequest
+from vbackup.operations.batch import Batch, Result
 from vbackup.repository import manifest
-
-if TYPE_CHECKING:
-    from vbackup.domain.host import Host
-    from vbackup.domain.selection import Selection, Skipped
-    from vbackup.engine.plan import BackupPlan
-    from vbackup.operations.backup import BackupRequest
-    from vbackup.operations.batch import Batch, Result
-    from vbackup.repository.repository import Repository
+from vbackup.repository.repository import Repository
 
 
 def run(
@@ -34,9 +34,6 @@ def run(
     repository: Repository,
 ) -> int:
     """Back them up, or plan and check."""
-    from vbackup.domain import selection
-    from vbackup.operations import batch
-
     begun = time.monotonic()
     selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)
     with context.reporting() as reporter:
@@ -56,8 +53,6 @@ def run(
 def _carry_out(
     work: Batch, selected: Selection, options: argparse.Namespace
 ) -> Sequence[Result[Backup] | Result[BackupPlan]]:
-    from vbackup.operations import batch
-
     parallel = batch.PARALLEL if options.parallel is None else options.parallel
     if options.dry_run:
         return batch.dry_run(work, selected.chosen, parallel=parallel)

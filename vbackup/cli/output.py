@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import textwrap
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +79,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _folded(text: str, room: int | None) -> list[str]:
     if room is None or _width(text) <= room:
         return [text]
-    import textwrap
-
     return textwrap.wrap(text, room)
 
 
@@ -91,8 +91,6 @@ def _width(text: str) -> int:
     """How many columns of a terminal the text takes."""
     if text.isascii():
         return len(text)
-    import unicodedata
-
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
     )

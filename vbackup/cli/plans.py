@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vbackup.cli import output
-
-if TYPE_CHECKING:
-    from vbackup.engine.plan import BackupPlan
+from vbackup.engine.plan import BackupPlan
 
 
 def print_plan(made: BackupPlan) -> None:

@@ -6,16 +6,15 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vbackup import names
-from vbackup.cli.context import Context, domain_of
+from vbackup.cli.arguments import domain_of
+from vbackup.cli.context import Context
+from vbackup.domain.attached import AttachedQemu, of_domain, of_images, of_socket
+from vbackup.domain.host import Host
 from vbackup.errors import UsageError
 from vbackup.model import ImageFormat
 from vbackup.report import Reporter
-
-if TYPE_CHECKING:
-    from vbackup.domain.attached import AttachedQemu
 
 #: Begins the name of an image that is raw: a format is never guessed, the guest could have written another's header.
 RAW_PREFIX = "raw:"
@@ -44,19 +43,14 @@ def opened(options: argparse.Namespace, context: Context, reporter: Reporter) ->
         with _without_libvirt(options, reporter) as attached:
             yield attached
         return
-    from vbackup.domain import attached as session_
-    from vbackup.domain.host import Host
-
-    with Host(context.uri) as host, session_.of_domain(host, domain_of(options), reporter=reporter) as attached:
+    with Host(context.uri) as host, of_domain(host, domain_of(options), reporter=reporter) as attached:
         yield attached
 
 
 @contextmanager
 def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterator[AttachedQemu]:
-    from vbackup.domain import attached
-
     if options.socket is not None:
-        with attached.of_socket(options.socket) as made:
+        with of_socket(options.socket) as made:
             yield made
         return
     images = []
@@ -64,5 +58,5 @@ def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterato
         is_raw = text.startswith(RAW_PREFIX)
         path = text[len(RAW_PREFIX) :] if is_raw else text
         images.append((dev, Path(path).absolute(), ImageFormat.RAW if is_raw else ImageFormat.QCOW2))
-    with attached.of_images(images, reporter=reporter) as made:
+    with of_images(images, reporter=reporter) as made:
         yield made

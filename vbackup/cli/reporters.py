@@ -179,8 +179,7 @@ class TerminalPart:
 
 
 def _new_bars() -> Progress:
-    from rich import progress
-    from rich.console import Console
+    from rich import console, progress
 
     return progress.Progress(
         progress.TextColumn("{task.description:<6}", markup=False),
@@ -189,7 +188,7 @@ def _new_bars() -> Progress:
         progress.DownloadColumn(binary_units=True),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console.Console(stderr=True),
         redirect_stdout=False,  # rich would print there what is meant for stdout
         redirect_stderr=False,
     )

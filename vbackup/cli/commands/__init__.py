@@ -1,1 +1,1 @@
-"""One module a command: ``add`` declares its arguments, ``run`` does it and returns the exit status."""
+"""One module per command: ``add`` declares its arguments. The handler of the same name does the work."""

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
 
-from vbackup.cli import output
-from vbackup.cli.arguments import add_common, add_domains, count, freeze_limit_s, milliseconds, seconds, speed_bytes_s
-from vbackup.cli.context import Context, domains_of
-from vbackup.domain.freeze import DEFAULT_LIMIT_S
-from vbackup.errors import Status, UsageError
-from vbackup.model import Backup, Compression, Level, Quiesce
-from vbackup.repository import manifest
-
-if TYPE_CHECKING:
-    from vbackup.domain.host import Host
-    from vbackup.operations.backup import BackupRequest
-    from vbackup.repository.repository import Repository
+from vbackup.cli.arguments import add_common, add_domains
+from vbackup.cli.values import count, milliseconds, seconds, speed_bytes_s
+from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
+from vbackup.model import Compression, Level, Quiesce
 
 
 def add(commands: Any) -> None:
@@ -49,7 +40,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--freeze-limit",
         metavar="SECONDS",
-        type=freeze_limit_s,
+        type=_freeze_limit_s,
         default=DEFAULT_LIMIT_S,
         help=f"thaw the filesystems after this time, whatever happens (default: {DEFAULT_LIMIT_S})",
     )
@@ -64,7 +55,6 @@ def add(commands: Any) -> None:
         " repository",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, have QEMU check it, keep nothing")
-    parser.set_defaults(run=run)
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
@@ -91,84 +81,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, context: Context) -> int:
-    """Back up, or plan and check."""
-    words = domains_of(options)
-    if options.group and options.parallel is not None:
-        raise UsageError("All domains of a group are backed up at once; leave out --parallel, or --group.")
-    from vbackup.domain import selection
-    from vbackup.domain.host import Host
-    from vbackup.operations import backup
-
-    request = backup.BackupRequest(
-        domain=words[0] if words else "",
-        level=Level(options.level),
-        disks=tuple(options.disk),
-        excluded_disks=tuple(options.exclude_disk),
-        quiesce=Quiesce(options.quiesce),
-        freeze_limit_s=options.freeze_limit,
-        speed_bytes_s=options.speed,
-        max_latency_ms=options.max_latency,
-        compression=Compression(options.compress),
-        wait_lock_s=options.wait_lock,
-        fleecing=Path(options.fleecing) if options.fleecing else None,
-    )
-    repository = context.repository()
-    with Host(context.uri) as host:
-        if len(words) == 1 and not options.group and selection.is_one(words[0], host):
-            return _run_one(request, options, context, host, repository)
-        from vbackup.cli import batch
-
-        return batch.run(request, words, options, context, host=host, repository=repository)
-
-
-def _run_one(
-    request: BackupRequest, options: argparse.Namespace, context: Context, host: Host, repository: Repository
-) -> int:
-    from vbackup.engine import total_rate
-    from vbackup.operations import backup
-
-    if options.dry_run:
-        with context.reporting() as reporter:
-            made = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
-        from vbackup.cli import plans
-
-        if context.as_json:
-            context.print_document("vbackup.plan/1", plans.document(made))
-        else:
-            plans.print_plan(made)
-        return Status.DONE
-    with context.reporting() as reporter, ExitStack() as stack:
-        throttle = None
-        if options.total_speed is not None:
-            total = total_rate.TotalRate(options.total_speed, at_once=1)
-            throttle = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
-        done = backup.run(
-            request, host=host, repository=repository, reporter=reporter, stop=context.stop, throttle=throttle
-        )
-    _print_backup(done, context)
-    return Status.DONE
-
-
-def _print_backup(done: Backup, context: Context) -> None:
-    if context.as_json:
-        context.print_document("vbackup.backup/1", manifest.document(done))
-        return
-    print(output.plain(f"Backup {done.id} of domain {done.domain_name}"))
-    output.table(
-        ("DISK", "LEVEL", "COPIED", "SIZE", "WHY"),
-        [
-            (
-                image.dev,
-                image.level.value,
-                output.size(image.copied_bytes),
-                output.size(image.file_size_bytes),
-                image.reason,
-            )
-            for image in done.disks
-        ],
-    )
-    for left in done.left_out:
-        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
-    frozen = f", frozen for {done.frozen_ms} ms" if done.frozen_ms else ""
-    print(f"{done.consistency.value.capitalize()}-consistent{frozen}; {done.duration_s:.1f} s.")
+def _freeze_limit_s(text: str) -> int:
+    """Whole seconds, as many as vbackup.domain.freeze allows."""
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not MIN_LIMIT_S <= int(text) <= MAX_LIMIT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}")
+    return int(text)

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common
-from vbackup.cli.context import Context
-from vbackup.errors import Status
-from vbackup.repository.repository import Repository
 
 
 def add(commands: Any) -> None:
     """The command's arguments."""
     parser = commands.add_parser("init", description="Make a new, empty repository in DIR.", allow_abbrev=False)
     add_common(parser)
-    parser.set_defaults(run=run)
-
-
-def run(_options: argparse.Namespace, context: Context) -> int:
-    """Make the repository and tell its id."""
-    repository = Repository.create(context.repository_path())
-    if context.as_json:
-        context.print_document("vbackup.init/1", {"path": str(repository.path), "id": repository.id})
-    else:
-        print(f"Repository {repository.id} in {repository.path}")
-    return Status.DONE

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from vbackup.cli import output
 from vbackup.cli.arguments import add_common, add_domain
-from vbackup.cli.context import Context, domain_of
-from vbackup.errors import Status
-from vbackup.model import Backup
-from vbackup.repository import manifest
 
 
 def add(commands: Any) -> None:
@@ -23,60 +17,3 @@ def add(commands: Any) -> None:
     add_domain(parser)
     add_common(parser)
     parser.add_argument("--backup", metavar="ID", help="this one (default: the newest)")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace, context: Context) -> int:
-    """Print it. Raises ChainError where the backup is unknown or a link of it is missing."""
-    repository = context.repository()
-    uuid = repository.find(domain_of(options))
-    catalogue = repository.catalogue(uuid)
-    history, backup = catalogue.history, catalogue.find(options.backup)
-    chains = {image.dev: [link.backup.id for link in history.links(backup.id, image.dev)] for image in backup.disks}
-    path = repository.directory(uuid, backup.id)
-    if context.as_json:
-        document = {**manifest.document(backup), "path": str(path), "chains": chains}
-        context.print_document("vbackup.show/1", document)
-    else:
-        _print(backup, chains, str(path))
-    return Status.DONE
-
-
-def _print(backup: Backup, chains: dict[str, list[str]], path: str) -> None:
-    facts = {
-        "Backup": backup.id,
-        "Domain": f"{backup.domain_name} ({backup.domain_uuid})",
-        "Level": backup.level.value,
-        "Parent": backup.parent or "-",
-        "Time": output.local_time(backup.time),
-        "Consistency": backup.consistency.value + (f", frozen for {backup.frozen_ms} ms" if backup.frozen_ms else ""),
-        "Duration": f"{backup.duration_s:.1f} s",
-        "Size": output.size(backup.size_bytes),
-        "Directory": path,
-        "Made by": ", ".join(f"{name} {version}" for name, version in backup.versions.items()),
-    }
-    if backup.group is not None:
-        others = ", ".join(one.domain_name for one in backup.group.members)
-        facts["Group"] = f"{backup.group.id}: {others}; within {backup.group.spread_ms:.1f} ms"
-    for name, value in facts.items():
-        print(output.plain(f"{name + ':':<13}{value}"))
-    print()
-    output.table(
-        ("DISK", "LEVEL", "SIZE", "COPIED", "VIRTUAL", "SOURCE", "WHY"),
-        [
-            (
-                image.dev,
-                image.level.value,
-                output.size(image.file_size_bytes),
-                output.size(image.copied_bytes),
-                output.size(image.virtual_size_bytes),
-                image.source or "-",
-                image.reason,
-            )
-            for image in backup.disks
-        ],
-    )
-    for left in backup.left_out:
-        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
-    for dev, ids in chains.items():
-        print(f"Chain of {dev}: {' -> '.join(ids)}")

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vbackup.cli import output
-from vbackup.cli.arguments import add_common, add_domain, new_speed
-from vbackup.cli.context import Context, domain_of
-from vbackup.errors import Status, UsageError
-
-if TYPE_CHECKING:
-    from vbackup.operations.speed import SpeedChanged
+from vbackup.cli.arguments import add_common, add_domain
 
 
 def add(commands: Any) -> None:
@@ -25,55 +18,3 @@ def add(commands: Any) -> None:
     parser.add_argument("rate", metavar="RATE", nargs="?", help="bytes/s of each disk (50M, 50MiB/s, 1GB) or unlimited")
     add_common(parser)
     parser.add_argument("--disk", metavar="DEV", nargs="+", action="extend", default=[], help="only these disks")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace, context: Context) -> int:
-    """Change it, and tell of which jobs."""
-    from vbackup.domain.host import Host
-    from vbackup.operations import speed
-
-    if options.rate is None and options.domain_option is not None:  # the one position is the rate's then
-        options.rate, options.domain = options.domain, None
-    if options.rate is None:
-        raise UsageError("No rate given: bytes a second, such as 50M, or unlimited.")
-    request = speed.SpeedRequest(
-        domain=domain_of(options),
-        speed_bytes_s=new_speed(options.rate),
-        disks=tuple(options.disk),
-        repository_id=context.repository().id if context.has_repository else None,
-    )
-    with Host(context.uri) as host:
-        done = speed.run(request, host=host)
-    if context.as_json:
-        context.print_document("vbackup.speed/1", _document(done, request.speed_bytes_s))
-        return Status.DONE
-    output.table(
-        ("DISK", "BACKUP", "REPOSITORY", "WAS", "IS"),
-        [
-            (one.name.dev, one.name.backup_id, one.name.repository_id, _rate(one.before_bytes_s), _rate(now))
-            for now in (request.speed_bytes_s,)
-            for one in done.jobs
-        ],
-    )
-    return Status.DONE
-
-
-def _document(done: SpeedChanged, speed_bytes_s: int | None) -> dict[str, Any]:
-    return {
-        "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
-        "speed_bytes_s": speed_bytes_s,
-        "jobs": [
-            {
-                "dev": one.name.dev,
-                "backup": one.name.backup_id,
-                "repository": one.name.repository_id,
-                "speed_before_bytes_s": one.before_bytes_s,
-            }
-            for one in done.jobs
-        ],
-    }
-
-
-def _rate(speed_bytes_s: int | None) -> str:
-    return "unlimited" if speed_bytes_s is None else f"{output.size(speed_bytes_s)}/s"

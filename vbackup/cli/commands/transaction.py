@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vbackup.cli import output, qemu
 from vbackup.cli.arguments import add_common, add_qemu
-from vbackup.cli.context import Context
-from vbackup.errors import Status, TransactionError, UsageError
 from vbackup.qapi.actions import CompletionMode
-
-if TYPE_CHECKING:
-    from vbackup.operations.transaction import Done
-    from vbackup.qemu.jobs import Job
-
-#: A transaction of a thousand disks is under 1 MiB.
-MAX_FILE_BYTES = 16 * 1024 * 1024
 
 
 def add(commands: Any) -> None:
@@ -47,95 +33,3 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--unsafe", action="store_true", help="send also what changes what libvirt or a repository relies on"
     )
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace, context: Context) -> int:
-    """Send it; the exit status is that of the worst job."""
-    from vbackup.operations import transaction
-
-    if qemu.is_without_libvirt(options) and options.file is None:
-        # The one word is the file then.
-        options.file, options.domain = options.domain, None
-    qemu.check(options)  # before standard input is waited for
-    mode = options.completion_mode
-    request = transaction.TransactionRequest(
-        arguments=_read(options.file),
-        completion_mode=None if mode is None else CompletionMode(mode),
-        test=options.test,
-        wait=options.wait,
-        unsafe=options.unsafe,
-    )
-    with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
-        done = transaction.run(request, attached=attached, reporter=reporter, stop=context.stop)
-    if context.as_json:
-        context.print_document("vbackup.transaction/1", _document(done))
-    else:
-        _print(done)
-    return _status(done)
-
-
-def _read(name: str | None) -> Any:
-    """The JSON in the file, or on standard input. Raises UsageError, TransactionError."""
-    try:
-        if name in (None, "-"):
-            data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-        else:
-            assert name is not None
-            with Path(name).open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as err:
-        raise UsageError(f"Cannot read {name or 'standard input'}: {err.strerror or err}.") from err
-    if len(data) > MAX_FILE_BYTES:
-        raise TransactionError(
-            "arguments", f"they are larger than {MAX_FILE_BYTES >> 20} MiB, which no transaction is."
-        )
-    try:
-        return json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as err:
-        raise TransactionError("arguments", f"this is not JSON ({err}).") from err
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"JSON has no {name}")
-
-
-def _status(done: Done) -> int:
-    if any(job.error is not None and job.error.is_no_space for job in done.failed_jobs):
-        return Status.STORAGE
-    return Status.FAILED if done.failed_jobs else Status.DONE
-
-
-def _document(done: Done) -> dict[str, Any]:
-    return {
-        "tested": done.tested,
-        "completion": done.completion.value,
-        "arguments": done.arguments,
-        "warnings": list(done.warnings),
-        "jobs": [_job(one) for one in done.jobs],
-    }
-
-
-def _job(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "type": job.type,
-        "status": job.status.value,
-        "done_bytes": job.done_bytes,
-        "total_bytes": job.total_bytes,
-        "error": job.error,
-    }
-
-
-def _print(done: Done) -> None:
-    count = len(done.arguments["actions"])
-    actions = f"{count} action{'' if count == 1 else 's'}"
-    if done.tested:
-        print(f"QEMU prepared {actions} and undid them; nothing was done.")
-        return
-    print(f"QEMU carried out {actions}.")
-    if done.jobs:
-        output.table(
-            ("JOB", "STATUS", "COPIED", "ERROR"),
-            [(one.id, one.status.value, output.size(one.done_bytes), one.error or "-") for one in done.jobs],
-        )

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vbackup.cli import arguments
+from vbackup.cli import values
+from vbackup.cli.commands import backup
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 
@@ -46,12 +47,12 @@ if TYPE_CHECKING:
     ],
 )
 def test_rate_has_the_units_of_virsh(text: str, expected: int) -> None:
-    assert arguments.speed_bytes_s(text) == expected
+    assert values.speed_bytes_s(text) == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1", 1), ("10", 10), ("010", 10), ("600", 600)])
 def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
-    assert arguments.freeze_limit_s(text) == expected
+    assert backup._freeze_limit_s(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
 )
 def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="no number of seconds from 1 to 600"):
-        arguments.freeze_limit_s(text)
+        backup._freeze_limit_s(text)
 
 
 BAD_RATES = [
@@ -71,13 +72,13 @@ BAD_RATES = [
 @pytest.mark.parametrize("text", BAD_RATES, ids=lambda text: ascii(text[:25]))
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        arguments.speed_bytes_s(text)
+        values.speed_bytes_s(text)
 
 
 @given(st.text() | st.from_regex(r"\d{1,400}(\.\d+)?[kmgtpe]?i?b?(/s)?", fullmatch=True))
 def test_any_text_is_a_rate_or_refused(text: str) -> None:
     with suppress(argparse.ArgumentTypeError):
-        assert 0 < arguments.speed_bytes_s(text) <= MAX_SIZE_BYTES
+        assert 0 < values.speed_bytes_s(text) <= MAX_SIZE_BYTES
 
 
 @pytest.mark.parametrize("text", BAD_RATES, ids=lambda text: ascii(text[:25]))
@@ -114,12 +115,12 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_time_is_local_unless_it_says_otherwise(text: str, expected: tuple[int, int, int]) -> None:
-    assert arguments.time(text) == datetime(2026, 11, 23, *expected, tzinfo=timezone.utc)
+    assert values.timestamp(text) == datetime(2026, 11, 23, *expected, tzinfo=timezone.utc)
 
 
 @pytest.mark.usefixtures("berlin")
 def test_date_is_its_first_moment() -> None:
-    assert arguments.time("2026-11-23") == datetime(2026, 11, 22, 23, 0, tzinfo=timezone.utc)
+    assert values.timestamp("2026-11-23") == datetime(2026, 11, 22, 23, 0, tzinfo=timezone.utc)
 
 
 BAD_TIMES = [
@@ -132,13 +133,13 @@ BAD_TIMES = [
 @pytest.mark.parametrize("text", BAD_TIMES, ids=ascii)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a time like"):
-        arguments.time(text)
+        values.timestamp(text)
 
 
 @given(st.text() | st.datetimes().map(str))
 def test_any_text_is_a_time_or_refused(text: str) -> None:
     with suppress(argparse.ArgumentTypeError):
-        assert arguments.time(text).tzinfo is timezone.utc
+        assert values.timestamp(text).tzinfo is timezone.utc
 
 
 @pytest.mark.parametrize("text", BAD_TIMES, ids=ascii)
@@ -149,36 +150,36 @@ def test_bad_time_is_a_usage_error(command: Command, tmp_path: Path, text: str) 
 
 @pytest.mark.parametrize(("text", "expected"), [("0", 0.0), ("1.5", 1.5), ("3600", 3600.0), ("31536000", 31_536_000.0)])
 def test_seconds(text: str, expected: float) -> None:
-    assert arguments.seconds(text) == expected
+    assert values.seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "-1", "inf", "nan", "1e99", "1h", "31536001"])
 def test_what_is_no_number_of_seconds_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a number of seconds from 0"):
-        arguments.seconds(text)
+        values.seconds(text)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("20", 20.0), ("20ms", 20.0), (" 500us ", 0.5), ("1.5s", 1500.0), ("60s", 60000.0)]
 )
 def test_latency_is_milliseconds_unless_it_says_otherwise(text: str, expected: float) -> None:
-    assert arguments.milliseconds(text) == expected
+    assert values.milliseconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "99us", "61s", "nan", "inf", "1e3", "5m", "ms", "1" * 400, "٣"])
 def test_what_is_no_latency_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        arguments.milliseconds(text)
+        values.milliseconds(text)
 
 
 @given(st.text())
 def test_any_text_is_a_latency_or_refused(text: str) -> None:
     with suppress(argparse.ArgumentTypeError):
-        assert arguments.MIN_LATENCY_MS <= arguments.milliseconds(text) <= arguments.MAX_LATENCY_MS
+        assert values.MIN_LATENCY_MS <= values.milliseconds(text) <= values.MAX_LATENCY_MS
 
 
 def test_new_speed_can_be_none_at_all() -> None:
-    assert arguments.new_speed("unlimited") is None
-    assert arguments.new_speed("1k") == 1024
+    assert values.new_speed("unlimited") is None
+    assert values.new_speed("1k") == 1024
     with pytest.raises(UsageError, match=r"'Unlimited' is not a rate .*, nor 'unlimited'"):
-        arguments.new_speed("Unlimited")
+        values.new_speed("Unlimited")

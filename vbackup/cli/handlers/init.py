@@ -1,0 +1,19 @@
+"""``vbackup init``: make a repository."""
+
+from __future__ import annotations
+
+import argparse
+
+from vbackup.cli.context import Context
+from vbackup.errors import Status
+from vbackup.repository.repository import Repository
+
+
+def run(_options: argparse.Namespace, context: Context) -> int:
+    """Make the repository and tell its id."""
+    repository = Repository.create(context.repository_path())
+    if context.as_json:
+        context.print_document("vbackup.init/1", {"path": str(repository.path), "id": repository.id})
+    else:
+        print(f"Repository {repository.id} in {repository.path}")
+    return Status.DONE

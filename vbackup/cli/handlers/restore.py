@@ -1,0 +1,41 @@
+"""``vbackup restore``: write a backup's disks and domain XML into a directory."""
+
+from __future__ import annotations
+
+import argparse
+
+from vbackup.cli import output
+from vbackup.cli.arguments import domain_of
+from vbackup.cli.context import Context
+from vbackup.errors import Status
+from vbackup.model import ImageFormat
+from vbackup.operations import restore
+from vbackup.repository.repository import Repository
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Restore, and tell what was written."""
+    request = restore.RestoreRequest(
+        domain=domain_of(options),
+        output=options.output,
+        backup_id=options.backup,
+        at=options.at,
+        disks=tuple(options.disk),
+        image_format=ImageFormat(options.format),
+    )
+    repository = Repository.open(context.repository_path())
+    with context.reporting() as reporter:
+        done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop)
+    if context.as_json:
+        document = {
+            "id": done.backup.id,
+            "domain": {"name": done.backup.domain_name, "uuid": done.backup.domain_uuid},
+            "disks": [{"dev": dev, "file": str(path), "format": options.format} for dev, path in done.images.items()],
+            "domain_xml": str(done.domain_xml),
+        }
+        context.print_document("vbackup.restore/1", document)
+        return Status.DONE
+    print(output.plain(f"Restored backup {done.backup.id} of domain {done.backup.domain_name}:"))
+    for path in (*done.images.values(), done.domain_xml):
+        print(f"  {path}")
+    return Status.DONE

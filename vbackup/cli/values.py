@@ -1,0 +1,106 @@
+"""The values that argument texts become: sizes, rates, times."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from datetime import datetime, timezone
+
+from vbackup.errors import UsageError
+from vbackup.fields import MAX_SIZE_BYTES
+
+#: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgtpe", start=1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+#: A year: longer than anybody waits, and no more than the operating system can count.
+MAX_WAIT_S = 365 * 24 * 3600
+#: Of a guest's request; after 30 s guests take their disk for broken.
+MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
+#: Of threads; more only costs memory.
+MAX_COUNT = 1000
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
+
+
+def granularity_bytes(text: str) -> int:
+    """A power of two from 512 bytes to 2 GiB, with units as for rates; what QEMU takes."""
+    size = _size_bytes(text)
+    if size is None or size not in [2**power for power in range(9, 32)]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 512 to 2G")
+    return size
+
+
+def _size_bytes(text: str) -> int | None:
+    match = _SIZE.fullmatch(text.strip())
+    factor = _UNITS.get(match["unit"].lower()) if match else None
+    if match is None or factor is None:
+        return None
+    # A number too long for a float is infinite, and too much for everybody.
+    return int(min(float(match["number"]) * factor, MAX_SIZE_BYTES + 1))
+
+
+def speed_bytes_s(text: str) -> int:
+    """A rate like 50M, 50MiB/s, 1.5GB/s or plain bytes a second, as bytes a second."""
+    rate = _size_bytes(text)
+    if rate is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 50M, 50MiB/s or 1000000")
+    if not 1 <= rate <= MAX_SIZE_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 byte a second and what QEMU can count")
+    return rate
+
+
+def new_speed(text: str) -> int | None:
+    """A rate as ``speed_bytes_s``, or ``unlimited`` for None. Raises UsageError: it is no option's argument."""
+    if text == "unlimited":
+        return None
+    try:
+        return speed_bytes_s(text)
+    except argparse.ArgumentTypeError as err:
+        raise UsageError(f"{err}, nor 'unlimited'.") from err
+
+
+def milliseconds(text: str) -> float:
+    """A time like 20, 20ms, 500us or 0.5s, as milliseconds; from 0.1 ms to a minute."""
+    match = re.fullmatch(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>us|ms|s|)", text.strip(), re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 20ms, 500us or 0.5s")
+    value = float(match["number"]) * {"us": 0.001, "ms": 1, "s": 1000, "": 1}[match["unit"]]
+    if not MIN_LATENCY_MS <= value <= MAX_LATENCY_MS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0.1ms and 60s")
+    return value
+
+
+def count(text: str) -> int:
+    """How many at once, 1 to 1000."""
+    if not re.fullmatch(r"\d{1,4}", text, re.ASCII) or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_COUNT}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time to wait, up to a year."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= MAX_WAIT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_WAIT_S}")
+    return value
+
+
+def timestamp(text: str) -> datetime:
+    """ISO 8601, or as in backup ids (20261123T101500Z); local time where no offset is given."""
+    text = text.strip()
+    compact = re.fullmatch(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(Z?)", text, re.ASCII)
+    if compact:
+        year, month, day, hour, minute, second, zone = compact.groups()
+        text = f"{year}-{month}-{day}T{hour}:{minute}:{second}{zone}"
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time like 2026-11-23T10:15:00Z, '2026-11-23 10:15' or 20261123T101500Z"
+        ) from None
