@@ -1,6 +1,6 @@
-"""What the work tells while it runs; who shows it, and how, is the door's business.
+"""Reporters: what an operation tells its caller while it runs.
 
-The reporters of the command line are in vbackup.cli.reporters.
+The reporters of the command line are in vbackup.cli.reporters and vbackup.cli.terminal.
 """
 
 from __future__ import annotations
@@ -9,57 +9,53 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Told of each step as it happens. Must not raise."""
+    """Receives the steps, warnings and progress of an operation. Its methods must not raise."""
 
     def step(self, message: str) -> None:
-        """Something was done, as a short sentence."""
+        """Receive a short sentence about something that was done."""
 
     def warning(self, message: str) -> None:
-        """Something the administrator should know, though the work goes on."""
+        """Receive something that the administrator should know, although the operation goes on."""
 
     def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
-        """How far the work on disk ``dev`` is. Total may grow while it runs."""
+        """Receive how far the work on disk ``dev`` is. The total may grow."""
 
 
 class Labelling(Reporter, Protocol):
-    """One that several domains at once tell, from a thread each."""
+    """A reporter for several domains at once, each in its own thread."""
 
     def labelled(self, domain: str) -> Reporter:
-        """What is told to the result is of that domain."""
+        """Return a reporter for that domain."""
 
 
 class Labelled:
-    """Puts the domain's name before what it tells (see Labelling)."""
+    """Passes everything on, with the domain's name in front."""
 
     def __init__(self, reporter: Reporter, domain: str) -> None:
         self._reporter = reporter
         self._domain = domain
 
     def step(self, message: str) -> None:
-        """See Reporter."""
+        """Pass the step on as "DOMAIN: message"."""
         self._reporter.step(f"{self._domain}: {message}")
 
     def warning(self, message: str) -> None:
-        """See Reporter."""
+        """Pass the warning on as "DOMAIN: message"."""
         self._reporter.warning(f"{self._domain}: {message}")
 
     def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
-        """See Reporter."""
+        """Pass the progress on as that of disk "DOMAIN/DEV"."""
         self._reporter.progress(f"{self._domain}/{dev}", done_bytes, total_bytes)
 
 
 class Silent:
-    """Tells nobody: for callers that only want the result."""
+    """Reports nothing: for callers that only want the result."""
 
     def step(self, message: str) -> None:
-        """See Reporter."""
+        """Ignore the step."""
 
     def warning(self, message: str) -> None:
-        """See Reporter."""
+        """Ignore the warning."""
 
     def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
-        """See Reporter."""
-
-    def labelled(self, domain: str) -> Reporter:
-        """See Labelling."""
-        return self
+        """Ignore the progress."""

@@ -356,7 +356,7 @@ def test_group_of_which_one_fails_leaves_nothing_of_any(fleet: Fleet, where: str
     }
     assert {one["error"]["status"] for one in done.values()} == {status}
     assert done["a"]["error"]["evidence"]["domain"] == "b"
-    assert outcome.stderr.splitlines()[-1] == "vbackup: Domain b failed, so nothing was kept of the group."
+    assert outcome.stderr.splitlines()[-1] == "vbackup: Domain b failed; no backup of the group was kept."
     assert "Domain b of the same group failed" in done["c"]["error"]["message"]
     assert (fleet.states(), fleet.entries()) == (before, entries)
     assert (where == "blockdev-add") == (not sent)  # before the moment nothing of any is begun
@@ -413,7 +413,7 @@ def test_signal_unwinds_all_in_seconds(fleet: Fleet, options: tuple[str, ...]) -
         outcome = fleet.backup("a", "b", "c", "--speed", "64k", *options, status=143)
     assert time.monotonic() - signalled[0] < 5
     assert {one["error"]["status"] for one in outcome.document["domains"]} == {143}
-    assert outcome.stderr == "vbackup: Stopped by SIGTERM; 3 of 3 domains were not backed up.\n"
+    assert outcome.stderr == "vbackup: Stopped by SIGTERM; 3 of 3 domains not backed up.\n"
     assert (fleet.states(), fleet.entries()) == (before, [])
 
 

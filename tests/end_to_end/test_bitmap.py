@@ -177,7 +177,7 @@ def test_domain_that_is_off(bitmaps: Bitmaps, machine: Machine, tmp_path: Path) 
         ("add", ("b", "--disk", "vdz"), 5, "there is no such disk; there are vda, vdb"),
         ("add", ("b", "--node", "none"), 5, "No disk has the node none"),
         ("add", ("b", "--granularity", "3k"), 2, "not a power of two"),
-        ("add", ("",), 2, "The bitmap's name is empty"),
+        ("add", ("",), 2, "The bitmap name is empty"),
         ("merge", ("b",), 2, "--source"),
         ("add", (), 2, "No domain given"),  # the one word is the bitmap's name
     ],

@@ -185,7 +185,7 @@ def test_killed_run_is_undone_on_request(machine: Machine, daemon: Daemon, comma
     assert machine.state() == before
     assert not [name for name in entries(repository) if name.endswith(".partial")]
     nothing = command("-c", daemon.uri, "recover", machine.name, "-r", repository)
-    assert nothing.stdout == "Nothing is unfinished.\n"
+    assert nothing.stdout == "No unfinished backups.\n"
     again = command("-c", daemon.uri, "-q", "backup", machine.name, "-r", repository, "--json").document
     assert {disk["copied_bytes"] for disk in again["disks"]} == {(16 << 20) + END_BYTES}
 

@@ -170,7 +170,7 @@ def test_dry_run_has_qemu_check_everything_and_keeps_nothing(
     assert machine.state() == before
     assert backups.entries() == [full["id"], "domain.json", "lock"]
     text = command("-c", lab.uri, "-q", "backup", machine.name, "-r", backups.repository, "--dry-run")
-    assert "checked by QEMU, nothing was kept" in text.stdout
+    assert "checked by QEMU; nothing was kept" in text.stdout
 
 
 def test_dry_run_finds_what_only_qemu_knows(

@@ -138,7 +138,7 @@ def test_plan_shows_both_transactions(chain: Chain, area: Path) -> None:
     printed = chain.command(
         "-c", chain.lab.uri, "-q", "backup", "bases", "-r", chain.repository, "--fleecing", area, "--dry-run"
     ).stdout
-    assert "Then, to copy what was put aside and the rest:" in printed
+    assert "Then, to copy the disks through the fleecing area:" in printed
     assert json.dumps(copy["device"]) in printed
     assert chain.machine.state() == before
 

@@ -183,9 +183,9 @@ def test_raw_disks_bitmap_goes_too(command: Command, lab: Lab, repository: Path,
     said = command("-c", lab.uri, "forget", "raw", "-r", repository).stdout
     assert "Removed 2 bitmaps of repository" in said
     assert "the next backup of the domain into it is a full" in said
-    assert command("-c", lab.uri, "bitmap", "list", "raw").stdout == "There are no bitmaps.\n"
+    assert command("-c", lab.uri, "bitmap", "list", "raw").stdout == "No bitmaps.\n"
     said = command("-c", lab.uri, "forget", "raw", "-r", repository).stdout
-    assert said.startswith("There is no bitmap of repository")
+    assert said.startswith("No bitmap of repository")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_raw_disks_bitmap_goes_too(command: Command, lab: Lab, repository: Path,
     [
         (("claims",), "No repository given"),
         (("claims", "--repository-id", "../x"), "is not the id of a repository"),
-        (("claims", "-r", ".", "--force"), "--force goes with --repository-id"),
+        (("claims", "-r", ".", "--force"), "--force needs --repository-id"),
         (("--repository-id", "0123456789ab"), "No domain given"),
     ],
 )

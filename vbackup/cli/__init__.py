@@ -6,7 +6,7 @@
     handlers/NAME   what ``vbackup NAME`` does: calls one operation and prints its result
     context         what every handler needs: libvirt's URI, the repository's path, reporters, JSON output
 
-``commands`` import nothing heavy, so that ``--help`` is quick; handlers import what they work with, at their top.
+``commands`` are quick to import, so that ``--help`` is quick; handlers import whatever they work with.
 Nothing in vbackup outside this package prints or exits.
 """
 
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def command() -> NoReturn:
-    """What the ``vbackup`` command runs: ``main``, and the end of the process.
+    """Run ``main`` and end the process: the entry point of the ``vbackup`` command.
 
-    All that has to be closed is by then. Python's own way to end takes the modules apart one by one, for a tenth of
-    the time of a small backup, while libvirt's event loop still runs in a thread of it.
+    Everything is closed by then. Python's own shutdown would tear down the modules one by one, which takes a tenth of
+    the time of a small backup, while libvirt's event loop still runs in a thread.
     """
     status = main()
     with contextlib.suppress(OSError):
@@ -41,9 +41,9 @@ def command() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (vbackup(1), EXIT STATUS)."""
+    """Run the command line and return the exit status (vbackup(1), EXIT STATUS)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # JSON can hold half a character; that is no reason to fail.
+    # JSON can hold half of a surrogate pair, which cannot be encoded; print it escaped instead of failing.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _status(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone; let the interpreter's last flush find nothing to complain of.
+        # The reader of the output is gone; let the interpreter's last flush succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Status.SIGNAL + signal.SIGPIPE
     except OSError as err:
-        # What was to be done is done, or was told; but whoever reads the output would not know.
+        # The command is done, or its error was printed; but the reader of the output would not know.
         with contextlib.suppress(OSError):
-            print(f"vbackup: The output cannot be written: {err.strerror or err}.", file=sys.stderr)
+            print(f"vbackup: Cannot write the output: {err.strerror or err}.", file=sys.stderr)
         return Status.FAILED
     return status
 
@@ -71,7 +71,7 @@ def _status(arguments: Sequence[str]) -> int:
         return dispatch.run(arguments)
     except VbackupError as err:
         return _fail(err, as_json=as_json)
-    except SystemExit as end:  # argparse has printed the help, or the version
+    except SystemExit as end:  # argparse printed the help or the version
         return int(end.code or 0)
     except BrokenPipeError:
         raise
@@ -79,7 +79,7 @@ def _status(arguments: Sequence[str]) -> int:
         return Status.SIGNAL + signal.SIGINT
     except Exception as err:
         if isinstance(err, OSError):
-            sys.stdout.flush()  # raises again where it was about the output
+            sys.stdout.flush()  # raises again if the error was about the output
         log.debug("unexpected", exc_info=True)
         wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a fault in vbackup; -v shows where.")
         return _fail(wrapped, as_json=as_json)

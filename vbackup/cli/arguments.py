@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the domains that they name."""
+"""Arguments that several commands share, and the domains they name."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from vbackup.errors import UsageError
 
 
 def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False) -> None:
-    """The options of every command; they may stand before or behind its name."""
+    """Add the options of every command; ``at_top``: those that may also come before the command's name."""
 
     def default(value: Any) -> Any:
         return value if at_top else argparse.SUPPRESS
 
     parser.add_argument(
-        "-c", "--connect", metavar="URI", default=default(None), help="libvirt URI (default: LIBVIRT_DEFAULT_URI)"
+        "-c",
+        "--connect",
+        metavar="URI",
+        default=default(None),
+        help="libvirt connection URI (default: LIBVIRT_DEFAULT_URI, or what libvirt finds)",
     )
-    loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument(
-        "-q", "--quiet", action="store_true", default=default(False), help="only the result, warnings and errors"
+    verbosity = parser.add_mutually_exclusive_group()
+    verbosity.add_argument(
+        "-q", "--quiet", action="store_true", default=default(False), help="print only results, warnings and errors"
     )
-    loudness.add_argument(
-        "-v", "--verbose", action="store_true", default=default(False), help="every QMP command and reply, on stderr"
+    verbosity.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=default(False),
+        help="log all QMP commands and replies on stderr",
     )
     if at_top:
         return
@@ -32,51 +40,57 @@ def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False) -> None
         "--repository",
         metavar="DIR",
         default=os.environ.get("VBACKUP_REPOSITORY"),
-        help="the repository (default: VBACKUP_REPOSITORY)",
+        help="repository directory (default: VBACKUP_REPOSITORY)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument(
         "--progress",
         choices=("auto", "json", "none"),
         default="auto",
-        help="bars on a terminal, log lines elsewhere; one JSON event a line on stderr; nothing",
+        help="auto (default): bars on a terminal, log lines elsewhere; json: one JSON event per line on stderr;"
+        " none: no progress output",
     )
 
 
-def add_domain(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The domain, by position or with --domain as in virsh."""
-    parser.add_argument(
-        "domain", metavar="DOMAIN", nargs="?", help="name or UUID" + ("" if required else " (default: all)")
-    )
+def add_domain(parser: argparse.ArgumentParser, *, otherwise: str = "") -> None:
+    """Add the domain, positional or as --domain as in virsh; ``otherwise``: what the help says of leaving it out."""
+    parser.add_argument("domain", metavar="DOMAIN", nargs="?", help=f"name or UUID of the domain{otherwise}")
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
 
 
 def add_domains(parser: argparse.ArgumentParser) -> None:
-    """One domain or several, as words or all there are; see vbackup.selection."""
-    parser.add_argument("domains", metavar="DOMAIN", nargs="*", help="names, UUIDs, or patterns such as 'web*'")
-    parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
-    parser.add_argument("--all", action="store_true", help="all domains that can be backed up")
+    """Add one or more domains, listed or all (vbackup.domain.selection)."""
     parser.add_argument(
-        "--exclude", metavar="PATTERN", nargs="+", action="extend", default=[], help="with --all: not these domains"
+        "domains", metavar="DOMAIN", nargs="*", help="names or UUIDs of domains, or patterns such as 'web*'"
+    )
+    parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
+    parser.add_argument("--all", action="store_true", help="back up all domains that can be backed up")
+    parser.add_argument(
+        "--exclude", metavar="PATTERN", nargs="+", action="extend", default=[], help="with --all: skip these domains"
     )
 
 
+def add_disks(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add --disk; ``purpose``: its help."""
+    parser.add_argument("--disk", metavar="DEV", nargs="+", action="extend", default=[], help=purpose)
+
+
 def add_qemu(parser: argparse.ArgumentParser) -> None:
-    """Which QEMU: a domain's, one behind a QMP socket, or a storage daemon on image files."""
+    """Add the QEMU to work on: a domain's, one with a QMP socket, or a storage daemon on image files."""
     add_domain(parser)
-    parser.add_argument("--socket", metavar="PATH", help="instead of a domain: a QMP socket of a QEMU without libvirt")
+    parser.add_argument("--socket", metavar="PATH", help="instead of a domain: QMP socket of a QEMU without libvirt")
     parser.add_argument(
         "--image",
         metavar="[raw:]FILE",
         nargs="+",
         action="extend",
         default=[],
-        help="instead of a domain: image files that nothing has open, called vda, vdb, ... in this order",
+        help="instead of a domain: image files that no process has open, named vda, vdb, ... in this order",
     )
 
 
 def domain_of(options: argparse.Namespace) -> str:
-    """The domain, given by position or with --domain. Raises UsageError."""
+    """Return the domain that add_domain's arguments name. Raises UsageError if there is none."""
     domain = optional_domain_of(options)
     if domain is None:
         raise UsageError("No domain given.")
@@ -84,19 +98,19 @@ def domain_of(options: argparse.Namespace) -> str:
 
 
 def optional_domain_of(options: argparse.Namespace) -> str | None:
-    """The domain where one was given."""
+    """Return the domain that add_domain's arguments name, or None. Raises UsageError."""
     named: str | None = options.domain_option
     positional: str | None = options.domain
     if named is not None and positional is not None and named != positional:
         raise UsageError(f"Two domains given: {positional} and {named}.")
     domain = positional if named is None else named
     if domain == "":
-        raise UsageError("The domain's name is empty.")
+        raise UsageError("The domain name is empty.")
     return domain
 
 
 def domains_of(options: argparse.Namespace) -> list[str]:
-    """The words for domains, given by position or with --domain; none where all are meant. Raises UsageError."""
+    """Return the words that add_domains' arguments name domains with; none for --all. Raises UsageError."""
     named: str | None = options.domain_option
     words: list[str] = options.domains if named is None else [named]
     for word in options.domains:
@@ -105,9 +119,9 @@ def domains_of(options: argparse.Namespace) -> list[str]:
     if options.all and words:
         raise UsageError("Give domains or --all, not both.")
     if options.exclude and not options.all:
-        raise UsageError("--exclude is for --all; leave out the names instead.")
+        raise UsageError("--exclude needs --all; without it, give only the domains to back up.")
     if not options.all and not words:
         raise UsageError("No domain given.")
     if "" in words:
-        raise UsageError("The domain's name is empty.")
+        raise UsageError("The domain name is empty.")
     return words

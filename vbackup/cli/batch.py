@@ -1,4 +1,4 @@
-"""``vbackup backup`` of several domains: choose them, have them backed up, print one summary for all."""
+"""``vbackup backup`` of more than one domain: select them, back them up, print one summary."""
 
 from __future__ import annotations
 
@@ -27,31 +27,37 @@ from vbackup.repository.repository import Repository
 def run(
     request: BackupRequest,
     words: Sequence[str],
+    *,
     options: argparse.Namespace,
     context: Context,
-    *,
     host: Host,
     repository: Repository,
 ) -> int:
-    """Back them up, or plan and check."""
-    begun = time.monotonic()
+    """Back up the domains that the words select, or plan their backups, and print the results."""
+    started = time.monotonic()
     selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)
     with context.reporting() as reporter:
-        work = batch.Batch(request, host, repository, reporter, context.stop, total_bytes_s=options.total_speed)
-        results = _carry_out(work, selected, options)
-    duration_s = round(time.monotonic() - begun, 3)
+        work = Batch(
+            request,
+            host,
+            repository=repository,
+            reporter=reporter,
+            stop=context.stop,
+            total_bytes_s=options.total_speed,
+        )
+        results = _run(work, selected, options=options)
+    duration_s = round(time.monotonic() - started, 3)
     if context.as_json:
-        context.print_document("vbackup.backups/1", _document(results, selected.skipped, duration_s))
+        context.print_document("vbackup.backups/1", _document(results, selected.skipped, duration_s=duration_s))
     else:
-        _print(results, selected.skipped, duration_s)
-    failed = sum(result.error is not None for result in results)
-    if failed:
-        print(f"vbackup: {_failure(results, failed, is_group=options.group)}", file=sys.stderr)
+        _print(results, selected.skipped, duration_s=duration_s, dry_run=options.dry_run)
+    if any(result.error for result in results):
+        print(f"vbackup: {_failure(results, is_group=options.group)}", file=sys.stderr)
     return _status(results, is_group=options.group)
 
 
-def _carry_out(
-    work: Batch, selected: Selection, options: argparse.Namespace
+def _run(
+    work: Batch, selected: Selection, *, options: argparse.Namespace
 ) -> Sequence[Result[Backup] | Result[BackupPlan]]:
     parallel = batch.PARALLEL if options.parallel is None else options.parallel
     if options.dry_run:
@@ -62,7 +68,7 @@ def _carry_out(
 
 
 def _status(results: Sequence[Result[Any]], *, is_group: bool) -> int:
-    """A signal counts more than what failed besides; a group fails as a whole, with the status of its culprit."""
+    """Return the exit status: a signal comes before other failures, a group has that of the domain that failed."""
     errors = [result.error for result in results if result.error is not None]
     for err in errors:
         if isinstance(err, InterruptedBySignalError):
@@ -74,13 +80,15 @@ def _status(results: Sequence[Result[Any]], *, is_group: bool) -> int:
     return next((err.status for err in errors if not isinstance(err, GroupError)), errors[0].status)
 
 
-def _failure(results: Sequence[Result[Any]], failed: int, *, is_group: bool) -> str:
+def _failure(results: Sequence[Result[Any]], *, is_group: bool) -> str:
+    failed = sum(result.error is not None for result in results)
     signals = [result.error.signum for result in results if isinstance(result.error, InterruptedBySignalError)]
     if signals:
-        return f"Stopped by {signal.Signals(signals[0]).name}; {failed} of {_domains(len(results))} were not backed up."
+        return f"Stopped by {signal.Signals(signals[0]).name}; {failed} of {_domains(len(results))} not backed up."
     if is_group and failed == len(results):
-        culprit = next((one.domain.name for one in results if not isinstance(one.error, GroupError)), "it")
-        return output.plain(f"Domain {culprit} failed, so nothing was kept of the group.")
+        first = results[0]
+        culprit = first.error.domain if isinstance(first.error, GroupError) else first.domain.name
+        return output.plain(f"Domain {culprit} failed; no backup of the group was kept.")
     return f"{failed} of {_domains(len(results))} failed."
 
 
@@ -92,12 +100,12 @@ def _group(results: Sequence[Result[Any]]) -> Group | None:
     return next((result.made.group for result in results if isinstance(result.made, Backup)), None)
 
 
-def _document(results: Sequence[Result[Any]], skipped: Sequence[Skipped], duration_s: float) -> dict[str, Any]:
+def _document(results: Sequence[Result[Any]], skipped: Sequence[Skipped], *, duration_s: float) -> dict[str, Any]:
     group = _group(results)
     failed = sum(result.error is not None for result in results)
     return {
         "domains": [_entry(result) for result in results],
-        "left_out": [{"name": one.name, "uuid": one.uuid, "reason": one.reason} for one in skipped],
+        "left_out": [{"name": domain.name, "uuid": domain.uuid, "reason": domain.reason} for domain in skipped],
         "done": len(results) - failed,
         "failed": failed,
         "group": None if group is None else manifest.group_document(group),
@@ -111,32 +119,33 @@ def _entry(result: Result[Any]) -> dict[str, Any]:
         return {**entry, "error": output.error_document(result.error)}
     if isinstance(result.made, Backup):
         return {**entry, "backup": {"schema": "vbackup.backup/1", **manifest.document(result.made)}}
-    assert result.made is not None  # there is one or the other
+    assert result.made is not None  # a result has either
     return {**entry, "plan": {"schema": "vbackup.plan/1", **plans.document(result.made)}}
 
 
-def _print(results: Sequence[Result[Any]], skipped: Sequence[Skipped], duration_s: float) -> None:
+def _print(results: Sequence[Result[Any]], skipped: Sequence[Skipped], *, duration_s: float, dry_run: bool) -> None:
     for result in results:
         if result.made is not None and not isinstance(result.made, Backup):
             plans.print_plan(result.made)
             print()
     output.table(("DOMAIN", "LEVEL", "COPIED", "SIZE", "TIME", "RESULT"), [_row(result) for result in results])
-    for one in skipped:
-        print(output.plain(f"Left out: {one.name} ({one.reason})"))
+    for domain in skipped:
+        print(output.plain(f"Left out: {domain.name} ({domain.reason})"))
     group = _group(results)
     if group is not None:
-        print(f"Group {group.id}: one moment, within {group.spread_ms:.1f} ms.")
+        print(f"Group {group.id}: all domains within {group.spread_ms:.1f} ms.")
     done = sum(result.error is None for result in results)
-    print(f"{done} of {_domains(len(results))}; {duration_s:.1f} s.")
+    verb = "planned" if dry_run else "backed up"
+    print(f"{done} of {_domains(len(results))} {verb} in {duration_s:.1f} s.")
 
 
 def _row(result: Result[Any]) -> tuple[str, ...]:
     name, took = result.domain.name, f"{result.duration_s:.1f} s"
     if result.error is not None:
         return (name, "-", "-", "-", took, f"failed: {result.error}")
-    assert result.made is not None  # there is one or the other
+    assert result.made is not None  # a result has either
     if not isinstance(result.made, Backup):
-        return (name, result.made.level.value, "-", "-", took, "planned, nothing was kept")
+        return (name, result.made.level.value, "-", "-", took, "planned; nothing was kept")
     copied_bytes = sum(image.copied_bytes for image in result.made.disks)
     sizes = (output.size(copied_bytes), output.size(result.made.size_bytes))
     return (name, result.made.level.value, *sizes, took, result.made.id)

@@ -1,4 +1,4 @@
-"""What every command needs: the host, the repository, where to print."""
+"""What every handler needs: libvirt's URI, the repository's path, reporters, JSON output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vbackup.stop import Stop
 
 
 class Context:
-    """One run of the command."""
+    """What the options of every command say, for one run of vbackup."""
 
     def __init__(self, options: argparse.Namespace, stop: Stop) -> None:
         self.stop = stop
@@ -26,20 +26,20 @@ class Context:
         self._quiet: bool = options.quiet
 
     def reporting(self) -> AbstractContextManager[Labelling]:
-        """Show what the work in the block tells; print its result after the block."""
+        """Return a context manager that yields a reporter; print results after its block."""
         return reporters.choose(self._progress, quiet=self._quiet)
 
     @property
     def has_repository(self) -> bool:
-        """True if one was named."""
+        """True if a repository was given with -r or VBACKUP_REPOSITORY."""
         return bool(self._repository)
 
     def repository_path(self) -> Path:
-        """The directory given with -r or VBACKUP_REPOSITORY. Raises UsageError."""
+        """Return the directory given with -r or VBACKUP_REPOSITORY. Raises UsageError."""
         if not self._repository:
             raise UsageError("No repository given: use -r DIR, or set VBACKUP_REPOSITORY.")
         return Path(self._repository)
 
     def print_document(self, schema: str, document: dict[str, Any]) -> None:
-        """Print the one JSON document of this command."""
+        """Print the JSON document that is the command's result."""
         print(json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False, default=str))

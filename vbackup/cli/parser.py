@@ -1,4 +1,4 @@
-"""The command line's grammar: global options, one subcommand a module, the types of arguments."""
+"""The grammar of the command line: options before the command, and one module of vbackup.cli.commands per command."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import vbackup
 from vbackup.cli.arguments import add_common
 from vbackup.errors import UsageError
 
-#: What ``vbackup --help`` says of each command. Its module is vbackup.cli.commands.NAME, imported when it is needed.
+#: The commands, with their help in ``vbackup --help``.
 COMMANDS = {
-    "init": "make a repository",
+    "init": "create a repository",
     "backup": "back up domains",
-    "list": "list backups",
-    "show": "show one backup",
+    "list": "list the backups in a repository",
+    "show": "show the record of a backup",
     "restore": "restore disks from a backup",
-    "recover": "finish or undo a backup that was cut off",
+    "recover": "finish or undo interrupted backups",
     "speed": "change the speed of a running backup",
-    "transaction": "send a QMP transaction",
+    "transaction": "check and send a QMP transaction",
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",
     "hooks": "install or remove libvirt's hook script",
@@ -28,15 +28,15 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError with one sentence instead of printing and exiting."""
+    """A parser that raises UsageError instead of printing and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for every wrong argument."""
+        """Raise UsageError with argparse's message as a sentence."""
         raise UsageError(f"{message[:1].upper()}{message[1:]}.")
 
 
 class _Commands:
-    """Where the module of a command adds its parser; the help is that of the table."""
+    """argparse's subcommands, with the help from COMMANDS."""
 
     def __init__(self, parsers: Any) -> None:
         self._parsers = parsers
@@ -46,13 +46,14 @@ class _Commands:
 
 
 def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
-    """The grammar: whole by default, as the man page is tested against it; else of the commands among ``words`` only.
+    """Return the parser, complete by default, as the tests of the man page need it.
 
-    argparse takes for a command only what stands word for word in the arguments, so the rest need not be imported.
+    Otherwise only the commands among ``words`` get their arguments. argparse accepts as a command only a whole word of
+    the command line, so the modules of the others need not be imported.
     """
     parser = Parser(
         prog="vbackup",
-        description="Back up QEMU virtual machines that libvirt manages.",
+        description="Make incremental image backups of libvirt/QEMU virtual machines, running or shut off.",
         epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7).",
         allow_abbrev=False,
     )
@@ -61,14 +62,14 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, dest="command", parser_class=Parser
     )
-    for name, what in COMMANDS.items():
+    for name, purpose in COMMANDS.items():
         if name in words:
             import_module(f"vbackup.cli.commands.{name}").add(_Commands(commands))
         else:
-            commands.add_parser(name, help=what)
+            commands.add_parser(name, help=purpose)
     return parser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse. Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0)."""
+    """Return the options. Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0)."""
     return build(arguments).parse_args(arguments)

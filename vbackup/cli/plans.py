@@ -1,4 +1,4 @@
-"""Print the plan of a backup, which QEMU has checked."""
+"""Print the plan of a backup that QEMU has checked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from vbackup.cli import output
 from vbackup.engine.plan import BackupPlan
 
 
-def print_plan(made: BackupPlan) -> None:
-    """For people."""
-    print(output.plain(f"Plan of backup {made.id} of domain {made.domain.name} (checked by QEMU, nothing was kept)"))
+def print_plan(plan: BackupPlan) -> None:
+    """Print the plan as text."""
+    print(output.plain(f"Plan of backup {plan.id} of domain {plan.domain.name} (checked by QEMU; nothing was kept)"))
     output.table(
         ("DISK", "LEVEL", "BASE", "FILE", "NODE", "WHY"),
         [
@@ -23,27 +23,27 @@ def print_plan(made: BackupPlan) -> None:
                 disk.node.top.node_name,
                 disk.choice.reason,
             )
-            for disk in made.disks
+            for disk in plan.disks
         ],
     )
-    for left in made.left_out:
-        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
+    for skipped in plan.left_out:
+        print(output.plain(f"Left out: {skipped.dev} ({skipped.reason})"))
     print("Transaction:")
-    for action in made.transaction():
+    for action in plan.transaction():
         print(f"  {json.dumps(action)}")
-    if made.has_fleecing_area:
-        print("Then, to copy what was put aside and the rest:")
-        for action in made.copies():
+    if plan.has_fleecing_area:
+        print("Then, to copy the disks through the fleecing area:")
+        for action in plan.copies():
             print(f"  {json.dumps(action)}")
 
 
-def document(made: BackupPlan) -> dict[str, Any]:
-    """For programs, without the schema."""
+def document(plan: BackupPlan) -> dict[str, Any]:
+    """Return the members of the plan's JSON document, without ``schema``."""
     return {
-        "id": made.id,
-        "level": made.level.value,
-        "parent": made.parent,
-        "domain": {"name": made.domain.name, "uuid": made.domain.uuid},
+        "id": plan.id,
+        "level": plan.level.value,
+        "parent": plan.parent,
+        "domain": {"name": plan.domain.name, "uuid": plan.domain.uuid},
         "disks": [
             {
                 "dev": disk.dev,
@@ -57,9 +57,9 @@ def document(made: BackupPlan) -> dict[str, Any]:
                 "bitmap": disk.bitmap,
                 "working_bitmap": disk.working_bitmap,
             }
-            for disk in made.disks
+            for disk in plan.disks
         ],
-        "left_out": [{"dev": left.dev, "reason": left.reason} for left in made.left_out],
-        "transaction": made.transaction(),
-        "copies": made.copies(),
+        "left_out": [{"dev": skipped.dev, "reason": skipped.reason} for skipped in plan.left_out],
+        "transaction": plan.transaction(),
+        "copies": plan.copies(),
     }

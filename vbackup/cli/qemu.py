@@ -1,4 +1,4 @@
-"""Open the QEMU that the arguments of vbackup.cli.arguments.add_qemu name."""
+"""Attach to the QEMU that the arguments of vbackup.cli.arguments.add_qemu name."""
 
 from __future__ import annotations
 
@@ -16,47 +16,44 @@ from vbackup.errors import UsageError
 from vbackup.model import ImageFormat
 from vbackup.report import Reporter
 
-#: Begins the name of an image that is raw: a format is never guessed, the guest could have written another's header.
+#: Prefix of a raw image's name. Formats are not probed: a guest can write another format's header to a raw disk.
 RAW_PREFIX = "raw:"
 
 
 def is_without_libvirt(options: argparse.Namespace) -> bool:
-    """True if a socket or images were named in place of a domain."""
+    """True if a socket or images were given instead of a domain."""
     return options.socket is not None or bool(options.image)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise UsageError where not exactly one of domain, socket and images was named."""
+    """Raise UsageError unless exactly one of domain, socket and images was given."""
     if options.socket is not None and options.image:
         raise UsageError("Give --socket or --image, not both.")
     if not is_without_libvirt(options):
         domain_of(options)
     elif options.domain is not None or options.domain_option is not None:
-        raise UsageError("Give a domain, or --socket or --image in its place, not both.")
+        raise UsageError("Give either a domain, or --socket or --image, not both.")
 
 
 @contextmanager
-def opened(options: argparse.Namespace, context: Context, reporter: Reporter) -> Iterator[AttachedQemu]:
-    """The QEMU that the options name. Raises UsageError, see ``check``, and what vbackup.domain.attached raises."""
+def attach(options: argparse.Namespace, context: Context, *, reporter: Reporter) -> Iterator[AttachedQemu]:
+    """Attach to the QEMU for the block. Raises UsageError as ``check`` does, and what vbackup.domain.attached raises."""
     check(options)
-    if is_without_libvirt(options):
-        with _without_libvirt(options, reporter) as attached:
-            yield attached
-        return
-    with Host(context.uri) as host, of_domain(host, domain_of(options), reporter=reporter) as attached:
-        yield attached
-
-
-@contextmanager
-def _without_libvirt(options: argparse.Namespace, reporter: Reporter) -> Iterator[AttachedQemu]:
     if options.socket is not None:
-        with of_socket(options.socket) as made:
-            yield made
-        return
+        with of_socket(options.socket) as attached:
+            yield attached
+    elif options.image:
+        with of_images(_images(options.image), reporter=reporter) as attached:
+            yield attached
+    else:
+        with Host(context.uri) as host, of_domain(host, domain_of(options), reporter=reporter) as attached:
+            yield attached
+
+
+def _images(texts: list[str]) -> list[tuple[str, Path, ImageFormat]]:
     images = []
-    for dev, text in zip(names.disk_devs(), options.image):
+    for dev, text in zip(names.disk_devs(), texts):
         is_raw = text.startswith(RAW_PREFIX)
         path = text[len(RAW_PREFIX) :] if is_raw else text
         images.append((dev, Path(path).absolute(), ImageFormat.RAW if is_raw else ImageFormat.QCOW2))
-    with of_images(images, reporter=reporter) as made:
-        yield made
+    return images

@@ -16,17 +16,17 @@ _UNITS = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgtpe", start=1)
     for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
-#: A year: longer than anybody waits, and no more than the operating system can count.
-MAX_WAIT_S = 365 * 24 * 3600
-#: Of a guest's request; after 30 s guests take their disk for broken.
-MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
-#: Of threads; more only costs memory.
-MAX_COUNT = 1000
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
+#: A year: longer than anybody waits, and within what the operating system can count.
+MAX_WAIT_S = 365 * 24 * 3600
+#: Limits for the latency of a guest's request; after 30 s guests report a failed disk.
+MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
+#: Most threads; more would only cost memory.
+MAX_COUNT = 1000
 
 
 def granularity_bytes(text: str) -> int:
-    """A power of two from 512 bytes to 2 GiB, with units as for rates; what QEMU takes."""
+    """Return the bytes per bit of a bitmap: a power of two from 512 bytes to 2 GiB, as QEMU accepts."""
     size = _size_bytes(text)
     if size is None or size not in [2**power for power in range(9, 32)]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 512 to 2G")
@@ -38,22 +38,22 @@ def _size_bytes(text: str) -> int | None:
     factor = _UNITS.get(match["unit"].lower()) if match else None
     if match is None or factor is None:
         return None
-    # A number too long for a float is infinite, and too much for everybody.
+    # A number too long for a float is infinite, and beyond every limit.
     return int(min(float(match["number"]) * factor, MAX_SIZE_BYTES + 1))
 
 
 def speed_bytes_s(text: str) -> int:
-    """A rate like 50M, 50MiB/s, 1.5GB/s or plain bytes a second, as bytes a second."""
+    """Return a rate such as 50M, 50MiB/s, 1.5GB/s or 1000000 in bytes per second."""
     rate = _size_bytes(text)
     if rate is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 50M, 50MiB/s or 1000000")
     if not 1 <= rate <= MAX_SIZE_BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 byte a second and what QEMU can count")
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to {MAX_SIZE_BYTES} bytes per second")
     return rate
 
 
 def new_speed(text: str) -> int | None:
-    """A rate as ``speed_bytes_s``, or ``unlimited`` for None. Raises UsageError: it is no option's argument."""
+    """Return a rate in bytes per second, or None for ``unlimited``. Raises UsageError."""
     if text == "unlimited":
         return None
     try:
@@ -63,25 +63,25 @@ def new_speed(text: str) -> int | None:
 
 
 def milliseconds(text: str) -> float:
-    """A time like 20, 20ms, 500us or 0.5s, as milliseconds; from 0.1 ms to a minute."""
+    """Return a time such as 20, 20ms, 500us or 0.5s in milliseconds; from 0.1 ms to a minute."""
     match = re.fullmatch(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>us|ms|s|)", text.strip(), re.ASCII)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time like 20ms, 500us or 0.5s")
     value = float(match["number"]) * {"us": 0.001, "ms": 1, "s": 1000, "": 1}[match["unit"]]
     if not MIN_LATENCY_MS <= value <= MAX_LATENCY_MS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0.1ms and 60s")
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0.1ms to 60s")
     return value
 
 
 def count(text: str) -> int:
-    """How many at once, 1 to 1000."""
+    """Return a number of threads, from 1 to 1000."""
     if not re.fullmatch(r"\d{1,4}", text, re.ASCII) or not 1 <= int(text) <= MAX_COUNT:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_COUNT}")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """A time to wait, up to a year."""
+    """Return a time to wait in seconds, up to a year."""
     try:
         value = float(text)
     except ValueError:
@@ -92,7 +92,7 @@ def seconds(text: str) -> float:
 
 
 def timestamp(text: str) -> datetime:
-    """ISO 8601, or as in backup ids (20261123T101500Z); local time where no offset is given."""
+    """Return a time in UTC: ISO 8601, or as in backup ids (20261123T101500Z); local time if it has no offset."""
     text = text.strip()
     compact = re.fullmatch(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(Z?)", text, re.ASCII)
     if compact:

@@ -386,7 +386,7 @@ def test_output_that_cannot_be_written_is_told(filled: Path, arguments: tuple[st
     with Path("/dev/full").open("w") as full:
         done = run_process(*arguments, *([] if "--help" in arguments else ["-r", filled]), stdout=full.fileno())
     assert done.returncode == 1
-    assert "vbackup: The output cannot be written: No space left on device." in done.stderr.splitlines()
+    assert "vbackup: Cannot write the output: No space left on device." in done.stderr.splitlines()
     assert "fault" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

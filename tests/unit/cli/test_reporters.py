@@ -88,8 +88,8 @@ def test_lines_tell_progress_now_and_then(monkeypatch: pytest.MonkeyPatch, capsy
     for done in range(6):
         lines.progress("vda", done * 100, 1000)
     assert capsys.readouterr().err.splitlines() == [
-        "vbackup: Disk vda: 20 % of 1000 bytes.",
-        "vbackup: Disk vda: 40 % of 1000 bytes.",
+        "vbackup: Disk vda: 20% of 1000 bytes.",
+        "vbackup: Disk vda: 40% of 1000 bytes.",
     ]
 
 

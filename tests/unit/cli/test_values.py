@@ -59,7 +59,7 @@ def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
     "text", ["", "0", "601", "-1", "+1", "1.5", "1e2", "10s", " 10", "9" * 5000, "\u0665"], ids=ascii
 )
 def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="no number of seconds from 1 to 600"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of seconds from 1 to 600"):
         backup._freeze_limit_s(text)
 
 

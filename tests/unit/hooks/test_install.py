@@ -210,10 +210,10 @@ def test_state_is_told(command: Command, root: Path, place: Path) -> None:
     assert said == f"{place} is installed.\nlibvirt finds it when it starts there.\n"
     assert state() == f"{place} is installed.\n"
     put(place, OURS_OLD)
-    assert "'vbackup hooks install' brings it up to date" in state()
-    assert command("hooks", "remove", "--root", root).stdout == f"{place} is removed.\n"
+    assert "'vbackup hooks install' updates it" in state()
+    assert command("hooks", "remove", "--root", root).stdout == f"{place} was removed.\n"
     put(place, THEIRS)
-    assert "is somebody else's script" in state()
+    assert "is not a vbackup script" in state()
 
 
 def test_status_changes_nothing(command: Command, root: Path) -> None:
@@ -234,7 +234,7 @@ def here(root: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_script_is_tried_out_before_libvirt_gets_it(command: Command, here: Path) -> None:
-    assert "none runs here now" in command("hooks", "install").stdout
+    assert "no libvirt daemon is running here" in command("hooks", "install").stdout
     assert here.read_bytes() == SCRIPT
 
 
@@ -270,8 +270,8 @@ def test_daemons_are_told_even_if_the_script_was_there(
     found = (Daemon("libvirtd", 10, told=True), Daemon("virtqemud", 11, told=False))
     monkeypatch.setattr(daemons, "reload_all", lambda: found)
     said = command("hooks", "install").stdout
-    assert "libvirtd (process 10) was told to look for it." in said
-    assert "virtqemud (process 11) could not be told: reload it, with 'systemctl reload virtqemud'." in said
+    assert "libvirtd (process 10) was reloaded to find it." in said
+    assert "virtqemud (process 11) could not be reloaded; run 'systemctl reload virtqemud'." in said
     assert command("hooks", "install", "--json").document["daemons"] == [
         {"name": "libvirtd", "pid": 10, "told": True},
         {"name": "virtqemud", "pid": 11, "told": False},

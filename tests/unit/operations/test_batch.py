@@ -176,7 +176,7 @@ def test_exit_status(errors: tuple[VbackupError | None, ...], is_group: bool, st
 def test_document_has_each_domain_with_its_backup_or_its_error() -> None:
     group = Group("0123456789ab", (GroupMember("a", "uuid of a", "id"),), 12.5)
     results = [result("a", group=group), result("b", BusyError("busy"))]
-    document = printed._document(results, [Skipped("c", "uuid of c", "why")], 2.5)
+    document = printed._document(results, [Skipped("c", "uuid of c", "why")], duration_s=2.5)
     assert [one["name"] for one in document["domains"]] == ["a", "b"]
     done, failed = document["domains"]
     assert (done["backup"]["schema"], done["backup"]["domain"]["name"]) == ("vbackup.backup/1", "a")
@@ -192,10 +192,10 @@ def test_document_has_each_domain_with_its_backup_or_its_error() -> None:
 
 def test_table_has_a_line_for_each_domain_whatever_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     results = [result("a\nb"), result("[red]\x1b[31m", BusyError("one\ntwo"))]
-    printed._print(results, [Skipped("käse", "uuid", "why\x07")], 2.5)
+    printed._print(results, [Skipped("käse", "uuid", "why\x07")], duration_s=2.5, dry_run=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["DOMAIN", "LEVEL", "COPIED", "SIZE", "TIME", "RESULT"]
     assert lines[1].startswith(r"a\nb")
     assert r"[red]\x1b[31m" in lines[2]
     assert r"failed: one\ntwo" in lines[2]
-    assert lines[3:] == [r"Left out: käse (why\x07)", "1 of 2 domains; 2.5 s."]
+    assert lines[3:] == [r"Left out: käse (why\x07)", "1 of 2 domains backed up in 2.5 s."]

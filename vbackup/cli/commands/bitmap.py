@@ -1,63 +1,67 @@
-"""``vbackup bitmap``: list the dirty bitmaps of disks, and change them."""
+"""``vbackup bitmap``: its arguments, and those of its own commands."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_qemu
+from vbackup.cli.arguments import add_common, add_disks, add_qemu
 from vbackup.cli.values import granularity_bytes
 
 _CHANGES = {
-    "add": "make an empty bitmap that records from now on",
+    "add": "create an empty bitmap and start recording in it",
     "remove": "remove a bitmap",
-    "clear": "make a bitmap empty",
-    "enable": "have a bitmap record",
-    "disable": "have a bitmap record no more",
-    "merge": "add what is dirty in other bitmaps to a bitmap",
+    "clear": "clear a bitmap",
+    "enable": "start recording in a bitmap",
+    "disable": "stop recording in a bitmap",
+    "merge": "merge other bitmaps into a bitmap",
 }
 
 
 def add(commands: Any) -> None:
-    """The command's arguments; each kind of work is a command of its own."""
+    """Add the command's parser, with a subcommand for each kind of change."""
     parser = commands.add_parser(
         "bitmap",
-        description="List the dirty bitmaps of disks, whose they are, and change them.",
+        description="List the dirty bitmaps of disks with their owners, or change a bitmap.",
         allow_abbrev=False,
     )
-    kinds = parser.add_subparsers(
+    subcommands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, dest="bitmap_command", parser_class=type(parser)
     )
-    listing = kinds.add_parser(
+    listing = subcommands.add_parser(
         "list", help="list bitmaps", description="List the bitmaps of all layers.", allow_abbrev=False
     )
-    _add_place(listing)
-    for name, what in _CHANGES.items():
-        one = kinds.add_parser(
-            name, help=what, description=f"{what.capitalize()}, on all disks at once.", allow_abbrev=False
+    _add_place(listing, "list only the bitmaps of these disks")
+    for name, purpose in _CHANGES.items():
+        change = subcommands.add_parser(
+            name, help=purpose, description=f"{purpose.capitalize()}, on all disks at once.", allow_abbrev=False
         )
-        _add_change(one, name)
+        _add_change(change, name)
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser, disks: str) -> None:
     add_qemu(parser)
     add_common(parser)
-    parser.add_argument("--disk", metavar="DEV", nargs="+", action="extend", default=[], help="only these disks")
+    add_disks(parser, disks)
 
 
 def _add_change(parser: argparse.ArgumentParser, name: str) -> None:
-    _add_place(parser)
-    parser.add_argument("name", metavar="NAME", help="the bitmap")
-    parser.add_argument("--node", metavar="NODE", help="on this layer, not the active one")
+    _add_place(parser, "change only the bitmaps of these disks")
+    parser.add_argument("name", metavar="NAME", help="name of the bitmap")
+    parser.add_argument("--node", metavar="NODE", help="node name of the layer to change (default: the active layer)")
     if name == "add":
         parser.add_argument(
-            "--granularity", metavar="SIZE", type=granularity_bytes, help="what one bit stands for (default: QEMU's)"
+            "--granularity", metavar="SIZE", type=granularity_bytes, help="bytes per bit (default: QEMU's)"
         )
-        parser.add_argument("--persistent", action="store_true", help="store it in the image when QEMU closes that")
-        parser.add_argument("--disabled", action="store_true", help="do not record yet")
+        parser.add_argument(
+            "--persistent", action="store_true", help="store the bitmap in the image when QEMU closes the image"
+        )
+        parser.add_argument("--disabled", action="store_true", help="do not start recording yet")
     if name == "remove":
-        parser.add_argument("--force", action="store_true", help="even if a repository or libvirt relies on it")
+        parser.add_argument(
+            "--force", action="store_true", help="remove it even if a repository or libvirt relies on it"
+        )
     if name == "merge":
         parser.add_argument(
-            "--source", metavar="[NODE:]NAME", nargs="+", action="extend", required=True, help="the bitmaps to add"
+            "--source", metavar="[NODE:]NAME", nargs="+", action="extend", required=True, help="bitmaps to merge"
         )

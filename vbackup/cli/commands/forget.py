@@ -1,4 +1,4 @@
-"""``vbackup forget``: give up a repository's claim on a domain."""
+"""``vbackup forget``: its arguments."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from vbackup.cli.values import seconds
 
 
 def add(commands: Any) -> None:
-    """The command's arguments."""
+    """Add the command's parser."""
     parser = commands.add_parser(
         "forget",
-        description="Remove all bitmaps that a repository has on the disks of a domain, running or off.",
+        description="Remove all bitmaps that a repository has on the disks of a domain, running or shut off.",
         allow_abbrev=False,
     )
     add_domain(parser)
     add_common(parser)
-    parser.add_argument("--repository-id", metavar="ID", help="in place of -r where the repository is gone")
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
+    parser.add_argument("--repository-id", metavar="ID", help="instead of -r: id of a repository that no longer exists")
+    parser.add_argument("--dry-run", action="store_true", help="only report what would be removed")
     parser.add_argument(
-        "--force", action="store_true", help="with --repository-id: end a backup into it that is still in QEMU"
+        "--force", action="store_true", help="with --repository-id: end a backup to it that is still in QEMU"
     )
     parser.add_argument(
         "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"

@@ -1,4 +1,4 @@
-"""``vbackup hooks``: install the script that libvirt calls at each start and end of a domain, or remove it."""
+"""``vbackup hooks``: its arguments."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from vbackup.cli.arguments import add_common
 
 
 def add(commands: Any) -> None:
-    """The command's arguments."""
+    """Add the command's parser."""
     parser = commands.add_parser(
         "hooks",
-        description="Install the script that libvirt calls when domains start and end; remove it; tell if it is there.",
+        description="Install or remove the script that libvirt calls when a domain starts or ends, or show its state.",
         allow_abbrev=False,
     )
-    # One parser for all three: their options are the same, and so may stand on either side of the word.
+    # One parser for all three actions: they have the same options, which may then come before or after the action.
     parser.add_argument(
         "action", metavar="ACTION", choices=("install", "remove", "status"), help="install, remove or status"
     )
     add_common(parser)
     parser.add_argument(
-        "--root", metavar="DIR", type=Path, default=Path("/"), help="of another system, whose libvirt does not run here"
+        "--root",
+        metavar="DIR",
+        type=Path,
+        default=Path("/"),
+        help="root directory of another system, whose libvirt does not run here",
     )

@@ -1,4 +1,4 @@
-"""``vbackup init``: make a repository."""
+"""``vbackup init``: its arguments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from vbackup.cli.arguments import add_common
 
 
 def add(commands: Any) -> None:
-    """The command's arguments."""
-    parser = commands.add_parser("init", description="Make a new, empty repository in DIR.", allow_abbrev=False)
+    """Add the command's parser."""
+    parser = commands.add_parser("init", description="Create a new, empty repository.", allow_abbrev=False)
     add_common(parser)

@@ -1,4 +1,4 @@
-"""``vbackup list``: the backups in a repository, as a table or as the tree they stand on each other in."""
+"""``vbackup list``: its arguments."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vbackup.cli.arguments import add_common, add_domain
 
 
 def add(commands: Any) -> None:
-    """The command's arguments."""
+    """Add the command's parser."""
     parser = commands.add_parser(
         "list", description="List the backups in a repository, oldest first.", allow_abbrev=False
     )
-    add_domain(parser, required=False)
+    add_domain(parser, otherwise=" (default: all)")
     add_common(parser)
-    parser.add_argument("--tree", action="store_true", help="show which backup stands on which")
+    parser.add_argument("--tree", action="store_true", help="show which backup depends on which")

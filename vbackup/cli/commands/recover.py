@@ -1,4 +1,4 @@
-"""``vbackup recover``: finish or undo what a run that has died has left."""
+"""``vbackup recover``: its arguments."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from vbackup.cli.arguments import add_common, add_domain
 
 
 def add(commands: Any) -> None:
-    """The command's arguments."""
+    """Add the command's parser."""
     parser = commands.add_parser(
         "recover",
-        description="Finish the backups whose jobs are still in QEMU, and undo the others that were cut off.",
+        description="Finish the interrupted backups whose jobs are still in QEMU, and undo the others.",
         allow_abbrev=False,
     )
-    add_domain(parser, required=False)
+    add_domain(parser, otherwise=" (or give --all)")
     add_common(parser)
-    parser.add_argument("--all", action="store_true", help="of all domains in the repository")
-    parser.add_argument("--abort", action="store_true", help="finish none, undo all")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--all", action="store_true", help="recover all domains in the repository")
+    parser.add_argument("--abort", action="store_true", help="undo all interrupted backups, finish none")
+    parser.add_argument("--dry-run", action="store_true", help="only report what would be done")

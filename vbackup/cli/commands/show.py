@@ -1,4 +1,4 @@
-"""``vbackup show``: everything that is recorded of one backup."""
+"""``vbackup show``: its arguments."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from vbackup.cli.arguments import add_common, add_domain
 
 
 def add(commands: Any) -> None:
-    """The command's arguments."""
+    """Add the command's parser."""
     parser = commands.add_parser(
         "show",
-        description="Show what is recorded of a backup, and the images each of its disks stands on.",
+        description="Show the record of a backup, and the chain of backups that each of its disks depends on.",
         allow_abbrev=False,
     )
     add_domain(parser)
     add_common(parser)
-    parser.add_argument("--backup", metavar="ID", help="this one (default: the newest)")
+    parser.add_argument("--backup", metavar="ID", help="backup to show (default: the newest)")

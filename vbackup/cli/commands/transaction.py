@@ -1,4 +1,4 @@
-"""``vbackup transaction``: send a QMP transaction of one's own."""
+"""``vbackup transaction``: its arguments."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vbackup.qapi.actions import CompletionMode
 
 
 def add(commands: Any) -> None:
-    """The command's arguments."""
+    """Add the command's parser."""
     parser = commands.add_parser(
         "transaction",
-        description="Check a QMP transaction against the schema of the QEMU it is for, and send it.",
+        description="Check a QMP transaction against the schema of the QEMU that it is for, and send it.",
         allow_abbrev=False,
     )
     add_qemu(parser)
@@ -20,16 +20,16 @@ def add(commands: Any) -> None:
         "file",
         metavar="FILE",
         nargs="?",
-        help="JSON: the arguments of 'transaction', or the list of actions (-: stdin)",
+        help="JSON file with the arguments of 'transaction', or the list of actions (default, or -: stdin)",
     )
     add_common(parser)
     parser.add_argument(
         "--completion-mode",
         choices=[mode.value for mode in CompletionMode],
-        help="how the jobs end: each by itself, or all or none (default: as FILE says, else individual)",
+        help="how the jobs end: individual, or grouped: all or none (default: as FILE says, else individual)",
     )
-    parser.add_argument("--test", action="store_true", help="QEMU prepares everything for real, and undoes it")
-    parser.add_argument("--wait", action="store_true", help="follow the jobs to their end, and report each")
+    parser.add_argument("--test", action="store_true", help="let QEMU prepare everything for real, and undo it")
+    parser.add_argument("--wait", action="store_true", help="follow the jobs until they end, and report each")
     parser.add_argument(
-        "--unsafe", action="store_true", help="send also what changes what libvirt or a repository relies on"
+        "--unsafe", action="store_true", help="also send actions that change what libvirt or a repository relies on"
     )

@@ -1,4 +1,4 @@
-"""``vbackup backup``: back up a domain, running or off, or several of them (vbackup.cli.batch)."""
+"""``vbackup backup``: back up one domain, running or shut off; vbackup.cli.batch does it for more than one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Back up, or plan and check."""
+    """Back up the domains, or plan their backups, and print the result."""
     words = domains_of(options)
     if options.group and options.parallel is not None:
-        raise UsageError("All domains of a group are backed up at once; leave out --parallel, or --group.")
+        raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
     request = backup.BackupRequest(
         domain=words[0] if words else "",
         level=Level(options.level),
@@ -39,22 +39,32 @@ def run(options: argparse.Namespace, context: Context) -> int:
     )
     repository = Repository.open(context.repository_path())
     with Host(context.uri) as host:
-        if len(words) == 1 and not options.group and selection.is_one(words[0], host):
-            return _run_one(request, options, context, host, repository)
-        return batch.run(request, words, options, context, host=host, repository=repository)
-
-
-def _run_one(
-    request: backup.BackupRequest, options: argparse.Namespace, context: Context, host: Host, repository: Repository
-) -> int:
-    if options.dry_run:
-        with context.reporting() as reporter:
-            made = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
-        if context.as_json:
-            context.print_document("vbackup.plan/1", plans.document(made))
+        if options.group or len(words) != 1 or not selection.is_one(words[0], host):
+            return batch.run(request, words, options=options, context=context, host=host, repository=repository)
+        if options.dry_run:
+            _plan(request, context, host=host, repository=repository)
         else:
-            plans.print_plan(made)
-        return Status.DONE
+            _back_up(request, options, context=context, host=host, repository=repository)
+    return Status.DONE
+
+
+def _plan(request: backup.BackupRequest, context: Context, *, host: Host, repository: Repository) -> None:
+    with context.reporting() as reporter:
+        plan = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    if context.as_json:
+        context.print_document("vbackup.plan/1", plans.document(plan))
+    else:
+        plans.print_plan(plan)
+
+
+def _back_up(
+    request: backup.BackupRequest,
+    options: argparse.Namespace,
+    *,
+    context: Context,
+    host: Host,
+    repository: Repository,
+) -> None:
     with context.reporting() as reporter, ExitStack() as stack:
         throttle = None
         if options.total_speed is not None:
@@ -63,14 +73,13 @@ def _run_one(
         done = backup.run(
             request, host=host, repository=repository, reporter=reporter, stop=context.stop, throttle=throttle
         )
-    _print_backup(done, context)
-    return Status.DONE
-
-
-def _print_backup(done: Backup, context: Context) -> None:
     if context.as_json:
         context.print_document("vbackup.backup/1", manifest.document(done))
-        return
+    else:
+        _print(done)
+
+
+def _print(done: Backup) -> None:
     print(output.plain(f"Backup {done.id} of domain {done.domain_name}"))
     output.table(
         ("DISK", "LEVEL", "COPIED", "SIZE", "WHY"),
@@ -85,7 +94,7 @@ def _print_backup(done: Backup, context: Context) -> None:
             for image in done.disks
         ],
     )
-    for left in done.left_out:
-        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
+    for disk in done.left_out:
+        print(output.plain(f"Left out: {disk.dev} ({disk.reason})"))
     frozen = f", frozen for {done.frozen_ms} ms" if done.frozen_ms else ""
     print(f"{done.consistency.value.capitalize()}-consistent{frozen}; {done.duration_s:.1f} s.")

@@ -1,9 +1,9 @@
-"""``vbackup bitmap``: list the dirty bitmaps of disks, and change them."""
+"""``vbackup bitmap``: list the dirty bitmaps of disks, or change one on each of them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vbackup.cli import output, qemu
@@ -14,67 +14,80 @@ from vbackup.qapi.actions import BlockDirtyBitmap
 from vbackup.repository.history import History
 from vbackup.repository.repository import Repository
 
+#: What the result says of each change.
+_DONE = {
+    bitmap.Change.ADD: "added",
+    bitmap.Change.REMOVE: "removed",
+    bitmap.Change.CLEAR: "cleared",
+    bitmap.Change.ENABLE: "enabled",
+    bitmap.Change.DISABLE: "disabled",
+    bitmap.Change.MERGE: "merged into",
+}
+
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """List the bitmaps, or change some."""
-    return _list(options, context) if options.bitmap_command == "list" else _change(options, context)
+    """List the bitmaps, or change some, and print the result."""
+    if options.bitmap_command == "list":
+        _list(options, context)
+    else:
+        _change(bitmap.Change(options.bitmap_command), options, context=context)
+    return Status.DONE
 
 
-def _list(options: argparse.Namespace, context: Context) -> int:
-    """Print the bitmaps."""
-    with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
-        found = bitmap.listing(attached, disks=options.disk)
+def _list(options: argparse.Namespace, context: Context) -> None:
+    with context.reporting() as reporter, qemu.attach(options, context, reporter=reporter) as attached:
+        bitmaps = bitmap.listing(attached, disks=options.disk)
     if context.as_json:
-        context.print_document("vbackup.bitmaps/1", {"bitmaps": [_document(one) for one in found]})
-        return Status.DONE
-    if not found:
-        print("There are no bitmaps.")
-        return Status.DONE
+        context.print_document("vbackup.bitmaps/1", {"bitmaps": [_document(listed) for listed in bitmaps]})
+    elif bitmaps:
+        _print(bitmaps)
+    else:
+        print("No bitmaps.")
+
+
+def _document(listed: bitmap.Listed) -> dict[str, Any]:
+    return {
+        "dev": listed.dev,
+        "node_name": listed.layer.node_name,
+        "layer": listed.depth,
+        "file": listed.layer.filename,
+        "name": listed.bitmap.name,
+        "owner": listed.owner.value,
+        "repository": listed.repository_id,
+        "checkpoint": listed.checkpoint,
+        "state": listed.bitmap.state,
+        "recording": listed.bitmap.recording,
+        "busy": listed.bitmap.busy,
+        "persistent": listed.bitmap.persistent,
+        "inconsistent": listed.bitmap.inconsistent,
+        "granularity_bytes": listed.bitmap.granularity_bytes,
+        "dirty_bytes": listed.bitmap.dirty_bytes,
+    }
+
+
+def _print(bitmaps: Sequence[bitmap.Listed]) -> None:
     output.table(
         ("DISK", "NODE", "STATE", "DIRTY", "OWNER", "BITMAP"),
         [
             (
-                one.dev,
-                one.layer.node_name,
-                one.bitmap.state,
-                output.size(one.bitmap.dirty_bytes),
-                f"vbackup, repository {one.repository_id}" if one.repository_id else one.owner.value,
-                one.bitmap.name,
+                listed.dev,
+                listed.layer.node_name,
+                listed.bitmap.state,
+                output.size(listed.bitmap.dirty_bytes),
+                f"vbackup, repository {listed.repository_id}" if listed.repository_id else listed.owner.value,
+                listed.bitmap.name,
             )
-            for one in found
+            for listed in bitmaps
         ],
     )
-    return Status.DONE
 
 
-def _document(one: bitmap.Listed) -> dict[str, Any]:
-    return {
-        "dev": one.dev,
-        "node_name": one.layer.node_name,
-        "layer": one.depth,
-        "file": one.layer.filename,
-        "name": one.bitmap.name,
-        "owner": one.owner.value,
-        "repository": one.repository_id,
-        "checkpoint": one.checkpoint,
-        "state": one.bitmap.state,
-        "recording": one.bitmap.recording,
-        "busy": one.bitmap.busy,
-        "persistent": one.bitmap.persistent,
-        "inconsistent": one.bitmap.inconsistent,
-        "granularity_bytes": one.bitmap.granularity_bytes,
-        "dirty_bytes": one.bitmap.dirty_bytes,
-    }
-
-
-def _change(options: argparse.Namespace, context: Context) -> int:
-    """Change the bitmap on all disks concerned."""
-    made = bitmap.Change(options.bitmap_command)
+def _change(change: bitmap.Change, options: argparse.Namespace, *, context: Context) -> None:
     if not options.name:
-        raise UsageError("The bitmap's name is empty.")
-    is_add, is_merge = made is bitmap.Change.ADD, made is bitmap.Change.MERGE
+        raise UsageError("The bitmap name is empty.")
+    is_add, is_merge = change is bitmap.Change.ADD, change is bitmap.Change.MERGE
     request = bitmap.ChangeRequest(
-        change=made,
+        change=change,
         name=options.name,
         disks=tuple(options.disk),
         node_name=options.node,
@@ -82,9 +95,9 @@ def _change(options: argparse.Namespace, context: Context) -> int:
         granularity_bytes=options.granularity if is_add else None,
         persistent=is_add and options.persistent,
         disabled=is_add and options.disabled,
-        force=made is bitmap.Change.REMOVE and options.force,
+        force=change is bitmap.Change.REMOVE and options.force,
     )
-    with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
+    with context.reporting() as reporter, qemu.attach(options, context, reporter=reporter) as attached:
         changed = bitmap.change(
             request,
             attached=attached,
@@ -93,22 +106,11 @@ def _change(options: argparse.Namespace, context: Context) -> int:
             stop=context.stop,
         )
     if context.as_json:
-        places = [{"dev": one.dev, "node_name": one.node_name} for one in changed]
-        context.print_document("vbackup.bitmap/1", {"change": made.value, "name": options.name, "disks": places})
+        disks = [{"dev": place.dev, "node_name": place.node_name} for place in changed]
+        context.print_document("vbackup.bitmap/1", {"change": change.value, "name": options.name, "disks": disks})
     else:
-        for one in changed:
-            print(output.plain(f"Disk {one.dev}: {_DONE[made.value]} bitmap {one.name} on {one.node_name}."))
-    return Status.DONE
-
-
-_DONE = {
-    "add": "added",
-    "remove": "removed",
-    "clear": "cleared",
-    "enable": "enabled",
-    "disable": "disabled",
-    "merge": "merged into",
-}
+        for place in changed:
+            print(output.plain(f"Disk {place.dev}: {_DONE[change]} bitmap {place.name} on {place.node_name}."))
 
 
 def _source(text: str) -> Any:
@@ -117,7 +119,7 @@ def _source(text: str) -> Any:
 
 
 def _history(context: Context, uuid: str | None) -> Callable[[str], History | None]:
-    """The domain's backups where the repository that is asked for is the one at hand."""
+    """Return a function from a repository id to the domain's history there, None if it is not the given repository."""
 
     def history(repository_id: str) -> History | None:
         if uuid is None or not context.has_repository:

@@ -1,4 +1,4 @@
-"""``vbackup forget``: give up a repository's claim on a domain."""
+"""``vbackup forget``: remove the bitmaps of a repository from a domain."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Forget, and tell what was removed and what was not."""
+    """Remove the bitmaps and print which; the exit status is 5 if a disk could not be examined."""
     repository, repository_id = _repository(options, context)
     if options.force and options.repository_id is None:
         raise UsageError(
-            "--force goes with --repository-id: with -r the repository's lock tells whether a backup runs."
+            "--force needs --repository-id: with -r, the repository's lock shows whether a backup is running."
         )
     request = forget.ForgetRequest(
         domain=domain_of(options),
@@ -39,19 +39,19 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _repository(options: argparse.Namespace, context: Context) -> tuple[Repository | None, str]:
-    """The repository where it is at hand, and its id."""
+    """Return the repository, None if it cannot be opened, and its id."""
     repository_id: str | None = options.repository_id
     if repository_id is None:
         repository = Repository.open(context.repository_path())
         return repository, repository.id
     if not names.REPOSITORY_ID.fullmatch(repository_id):
-        raise UsageError(f"{repository_id!r} is not the id of a repository; 'vbackup bitmap list' shows the ids.")
+        raise UsageError(f"{repository_id!r} is not the id of a repository; 'vbackup bitmap list' shows ids.")
     try:
-        # The variable may name it, or another one, or one that is gone. If it is there, its lock is to be held.
-        at_hand = Repository.open(context.repository_path()) if context.has_repository else None
+        # VBACKUP_REPOSITORY may name this repository, another, or one that is gone. If it is this one, it gets locked.
+        given = Repository.open(context.repository_path()) if context.has_repository else None
     except StorageError:
-        at_hand = None
-    return (at_hand if at_hand is not None and at_hand.id == repository_id else None), repository_id
+        given = None
+    return (given if given is not None and given.id == repository_id else None), repository_id
 
 
 def _document(done: forget.Forgotten, request: forget.ForgetRequest) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def _document(done: forget.Forgotten, request: forget.ForgetRequest) -> dict[str
         "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
         "repository": request.repository_id,
         "dry_run": request.dry_run,
-        "removed": [_claim(one) for one in done.removed],
-        "kept": [{**_claim(one.claim), "reason": one.reason} for one in done.kept],
+        "removed": [_claim(claim) for claim in done.removed],
+        "kept": [{**_claim(kept.claim), "reason": kept.reason} for kept in done.kept],
         "unopened": [{"dev": dev, "reason": reason} for dev, reason in done.unopened.items()],
     }
 
@@ -85,10 +85,12 @@ def _print(done: forget.Forgotten, request: forget.ForgetRequest) -> None:
 
 
 def _summary(done: forget.Forgotten, request: forget.ForgetRequest) -> str:
-    of = f"of repository {request.repository_id} {'in' if request.dry_run else 'from'} domain {done.domain_name}"
     count = len(done.removed)
     if not count:
-        return f"There is no bitmap {of} that can be removed."
-    what = f"{count} bitmap{'s' * (count > 1)} {of}"
-    then = "the next backup of the domain into it is a full; the backups that are there stay."
-    return f"Would remove {what}; then {then}" if request.dry_run else f"Removed {what}: {then}"
+        return f"No bitmap of repository {request.repository_id} on domain {done.domain_name} can be removed."
+    verb = "Would remove" if request.dry_run else "Removed"
+    bitmaps = f"{count} bitmap{'s' * (count > 1)} of repository {request.repository_id}"
+    return (
+        f"{verb} {bitmaps} from domain {done.domain_name}. The domain's next backup to that repository"
+        f" {'would' if request.dry_run else 'will'} be full; existing backups stay."
+    )

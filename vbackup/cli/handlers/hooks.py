@@ -1,4 +1,4 @@
-"""``vbackup hooks``: install the script that libvirt calls at each start and end of a domain, or remove it."""
+"""``vbackup hooks``: install or remove the script that libvirt calls when a domain starts or ends."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vbackup.hooks.install import Place, State
 
 _STATES = {
     State.INSTALLED: "is installed.",
-    State.OUTDATED: "is not as this vbackup installs it; 'vbackup hooks install' brings it up to date.",
-    State.FOREIGN: "is somebody else's script; vbackup leaves it alone.",
+    State.OUTDATED: "differs from what this vbackup installs; 'vbackup hooks install' updates it.",
+    State.FOREIGN: "is not a vbackup script; vbackup leaves it alone.",
     State.ABSENT: "is not installed.",
 }
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Do it, and tell what is there now. Raises StorageError."""
+    """Install or remove the script, and print its state. Raises StorageError."""
     place = Place(options.root)
     changed = False
-    told: tuple[daemons.Daemon, ...] = ()
+    reloaded: tuple[daemons.Daemon, ...] = ()
     if options.action == "install":
         changed = place.install()
-        # Though it was there already: perhaps a daemon has not seen it yet.
-        told = daemons.reload_all() if place.is_here else ()
+        # Even if the script was there already: a daemon may not have looked for it since.
+        reloaded = daemons.reload_all() if place.is_here else ()
     elif options.action == "remove":
         changed = place.remove()
     state = place.state()
@@ -37,21 +37,21 @@ def run(options: argparse.Namespace, context: Context) -> int:
             "path": str(place.path),
             "state": state.value,
             "changed": changed,
-            "daemons": [{"name": one.name, "pid": one.pid, "told": one.told} for one in told],
+            "daemons": [{"name": daemon.name, "pid": daemon.pid, "told": daemon.told} for daemon in reloaded],
         }
         context.print_document("vbackup.hooks/1", document)
         return Status.DONE
-    print(output.plain(f"{place.path} {'is removed.' if state is State.ABSENT and changed else _STATES[state]}"))
+    print(output.plain(f"{place.path} {'was removed.' if state is State.ABSENT and changed else _STATES[state]}"))
     if options.action == "install":
-        _print_daemons(told, here=place.is_here)
+        _print_daemons(reloaded, here=place.is_here)
     return Status.DONE
 
 
-def _print_daemons(told: Sequence[daemons.Daemon], *, here: bool) -> None:
-    for one in told:
-        if one.told:
-            print(f"{one.name} (process {one.pid}) was told to look for it.")
+def _print_daemons(reloaded: Sequence[daemons.Daemon], *, here: bool) -> None:
+    for daemon in reloaded:
+        if daemon.told:
+            print(f"{daemon.name} (process {daemon.pid}) was reloaded to find it.")
         else:
-            print(f"{one.name} (process {one.pid}) could not be told: reload it, with 'systemctl reload {one.name}'.")
-    if not told:
-        print(f"libvirt finds it when it starts{'; none runs here now' if here else ' there'}.")
+            print(f"{daemon.name} (process {daemon.pid}) could not be reloaded; run 'systemctl reload {daemon.name}'.")
+    if not reloaded:
+        print(f"libvirt finds it when it starts{'; no libvirt daemon is running here' if here else ' there'}.")

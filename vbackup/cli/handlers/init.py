@@ -1,4 +1,4 @@
-"""``vbackup init``: make a repository."""
+"""``vbackup init``: create a repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vbackup.repository.repository import Repository
 
 
 def run(_options: argparse.Namespace, context: Context) -> int:
-    """Make the repository and tell its id."""
+    """Create the repository and print its id."""
     repository = Repository.create(context.repository_path())
     if context.as_json:
         context.print_document("vbackup.init/1", {"path": str(repository.path), "id": repository.id})

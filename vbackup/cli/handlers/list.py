@@ -1,4 +1,4 @@
-"""``vbackup list``: the backups in a repository, as a table or as the tree they stand on each other in."""
+"""``vbackup list``: print the backups in a repository, as a table or as the tree of what depends on what."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Print what there is; a broken backup is shown and makes the exit status 6."""
+    """Print the backups; broken ones are warnings, and make the exit status 6."""
     repository = Repository.open(context.repository_path())
     domain = optional_domain_of(options)
     uuids = repository.uuids() if domain is None else [repository.find(domain)]
-    catalogues = [one for one in map(repository.catalogue, uuids) if one.history.backups or one.broken]
+    catalogues = [
+        catalogue for catalogue in map(repository.catalogue, uuids) if catalogue.history.backups or catalogue.broken
+    ]
     if context.as_json:
         context.print_document("vbackup.list/1", _document(repository, catalogues))
     else:
@@ -31,24 +33,27 @@ def run(options: argparse.Namespace, context: Context) -> int:
             (_print_tree if options.tree else _print_table)(catalogue.history.backups)
         if not catalogues:
             print(f"No backups in {repository.path} yet.")
-    broken = [one for catalogue in catalogues for one in catalogue.broken]
+    broken = [backup for catalogue in catalogues for backup in catalogue.broken]
     with context.reporting() as reporter:
-        for one in broken:
-            reporter.warning(f"Backup {one.id} is broken: {one.reason}")
+        for backup in broken:
+            reporter.warning(f"Backup {backup.id} is broken: {backup.reason}")
     return Status.CHAIN if broken else Status.DONE
 
 
 def _document(repository: Repository, catalogues: Sequence[Catalogue]) -> dict[str, Any]:
-    # A domain's own order is that of its commits, whatever the clock said.
+    # Merged by time; those of one domain stay in the order of their commits, whatever the clock was set to.
     backups = heapq.merge(*(catalogue.history.backups for catalogue in catalogues), key=lambda backup: backup.time)
     return {
         "repository": {"path": str(repository.path), "id": repository.id},
-        "domains": [{"uuid": one.uuid, "name": one.names[-1], "names": list(one.names)} for one in catalogues],
+        "domains": [
+            {"uuid": catalogue.uuid, "name": catalogue.names[-1], "names": list(catalogue.names)}
+            for catalogue in catalogues
+        ],
         "backups": [_row(backup) for backup in backups],
         "broken": [
-            {"domain": {"uuid": catalogue.uuid}, "id": one.id, "reason": one.reason}
+            {"domain": {"uuid": catalogue.uuid}, "id": backup.id, "reason": backup.reason}
             for catalogue in catalogues
-            for one in catalogue.broken
+            for backup in catalogue.broken
         ],
     }
 

@@ -1,9 +1,10 @@
-"""``vbackup recover``: finish or undo what a run that has died has left."""
+"""``vbackup recover``: finish or undo the backups that an interrupted vbackup left unfinished."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vbackup.cli import output
 from vbackup.cli.arguments import optional_domain_of
@@ -13,21 +14,37 @@ from vbackup.errors import InterruptedBySignalError, Status, UsageError, Vbackup
 from vbackup.operations import recovery
 from vbackup.repository.repository import Repository
 
+#: What was done, by the UUID of the domain.
+_Recovered = Mapping[str, Sequence[recovery.Recovered]]
+#: Why nothing could be done, by the UUID of the domain.
+_Failed = Mapping[str, VbackupError]
+
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Recover one domain or all; the exit status is 3 where some of several could not be."""
+    """Recover one domain or all; the exit status is 3 if it failed for some of them only."""
     domain = optional_domain_of(options)
     if options.all and domain is not None:
         raise UsageError("Give a domain or --all, not both.")
     if not options.all and domain is None:
         raise UsageError("Give a domain, or --all.")
+    recovered, failed = _recover(domain, options, context=context)
+    if context.as_json:
+        context.print_document("vbackup.recover/1", _document(recovered, failed, dry_run=options.dry_run))
+    else:
+        _print(recovered, dry_run=options.dry_run)
+    if failed:
+        return Status.SOME_FAILED if recovered else next(iter(failed.values())).status
+    return Status.DONE
+
+
+def _recover(domain: str | None, options: argparse.Namespace, *, context: Context) -> tuple[_Recovered, _Failed]:
     repository = Repository.open(context.repository_path())
-    found: dict[str, Sequence[recovery.Recovered]] = {}
+    recovered: dict[str, Sequence[recovery.Recovered]] = {}
     failed: dict[str, VbackupError] = {}
     with Host(context.uri) as host, context.reporting() as reporter:
-        for uuid in repository.uuids() if domain is None else [recovery.uuid_of(domain, host, repository)]:
+        for uuid in repository.uuids() if domain is None else [recovery.uuid_of(domain, host, repository=repository)]:
             try:
-                found[uuid] = recovery.run(
+                recovered[uuid] = recovery.run(
                     uuid,
                     host=host,
                     repository=repository,
@@ -43,33 +60,25 @@ def run(options: argparse.Namespace, context: Context) -> int:
                     raise
                 failed[uuid] = err
                 reporter.warning(f"Domain {uuid}: {err}")
-    _print(found, failed, context, dry_run=options.dry_run)
-    if failed:
-        return Status.SOME_FAILED if found else next(iter(failed.values())).status
-    return Status.DONE
+    return recovered, failed
 
 
-def _print(
-    found: Mapping[str, Sequence[recovery.Recovered]],
-    failed: Mapping[str, VbackupError],
-    context: Context,
-    *,
-    dry_run: bool,
-) -> None:
-    rows = [(uuid, one) for uuid, of_domain in found.items() for one in of_domain]
-    if context.as_json:
-        document = {
-            "dry_run": dry_run,
-            "backups": [
-                {"domain": {"uuid": uuid}, "id": one.id, "remedy": one.remedy.value, "reason": one.reason}
-                for uuid, one in rows
-            ],
-            "failed": [{"domain": {"uuid": uuid}, "message": str(err)} for uuid, err in failed.items()],
-        }
-        context.print_document("vbackup.recover/1", document)
-        return
-    for uuid, one in rows:
-        verb = f"would be {one.remedy.done}" if dry_run else f"was {one.remedy.done}"
-        print(output.plain(f"Backup {one.id} of domain {uuid} {verb}: {one.reason}."))
-    if not rows:
-        print("Nothing is unfinished.")
+def _document(recovered: _Recovered, failed: _Failed, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "dry_run": dry_run,
+        "backups": [
+            {"domain": {"uuid": uuid}, "id": backup.id, "remedy": backup.remedy.value, "reason": backup.reason}
+            for uuid, backups in recovered.items()
+            for backup in backups
+        ],
+        "failed": [{"domain": {"uuid": uuid}, "message": str(err)} for uuid, err in failed.items()],
+    }
+
+
+def _print(recovered: _Recovered, *, dry_run: bool) -> None:
+    for uuid, backups in recovered.items():
+        for backup in backups:
+            verb = f"would be {backup.remedy.done}" if dry_run else f"was {backup.remedy.done}"
+            print(output.plain(f"Backup {backup.id} of domain {uuid} {verb}: {backup.reason}."))
+    if not any(recovered.values()):
+        print("No unfinished backups.")

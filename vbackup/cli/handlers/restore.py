@@ -1,4 +1,4 @@
-"""``vbackup restore``: write a backup's disks and domain XML into a directory."""
+"""``vbackup restore``: write the disks and the domain XML of a backup to a directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Restore, and tell what was written."""
+    """Restore the backup and print the paths of what was written."""
     request = restore.RestoreRequest(
         domain=domain_of(options),
         output=options.output,

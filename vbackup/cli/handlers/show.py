@@ -1,4 +1,4 @@
-"""``vbackup show``: everything that is recorded of one backup."""
+"""``vbackup show``: print the record of a backup."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Print it. Raises ChainError where the backup is unknown or a link of it is missing."""
+    """Print the record. Raises ChainError for an unknown backup, or if a backup it depends on is missing."""
     repository = Repository.open(context.repository_path())
     uuid = repository.find(domain_of(options))
     catalogue = repository.catalogue(uuid)
@@ -25,11 +25,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
         document = {**manifest.document(backup), "path": str(path), "chains": chains}
         context.print_document("vbackup.show/1", document)
     else:
-        _print(backup, chains, str(path))
+        _print(backup, chains, path=str(path))
     return Status.DONE
 
 
-def _print(backup: Backup, chains: dict[str, list[str]], path: str) -> None:
+def _print(backup: Backup, chains: dict[str, list[str]], *, path: str) -> None:
     facts = {
         "Backup": backup.id,
         "Domain": f"{backup.domain_name} ({backup.domain_uuid})",
@@ -43,11 +43,19 @@ def _print(backup: Backup, chains: dict[str, list[str]], path: str) -> None:
         "Made by": ", ".join(f"{name} {version}" for name, version in backup.versions.items()),
     }
     if backup.group is not None:
-        others = ", ".join(one.domain_name for one in backup.group.members)
-        facts["Group"] = f"{backup.group.id}: {others}; within {backup.group.spread_ms:.1f} ms"
+        members = ", ".join(member.domain_name for member in backup.group.members)
+        facts["Group"] = f"{backup.group.id}: {members}; within {backup.group.spread_ms:.1f} ms"
     for name, value in facts.items():
         print(output.plain(f"{name + ':':<13}{value}"))
     print()
+    _print_disks(backup)
+    for disk in backup.left_out:
+        print(output.plain(f"Left out: {disk.dev} ({disk.reason})"))
+    for dev, ids in chains.items():
+        print(f"Chain of {dev}: {' -> '.join(ids)}")
+
+
+def _print_disks(backup: Backup) -> None:
     output.table(
         ("DISK", "LEVEL", "SIZE", "COPIED", "VIRTUAL", "SOURCE", "WHY"),
         [
@@ -63,7 +71,3 @@ def _print(backup: Backup, chains: dict[str, list[str]], path: str) -> None:
             for image in backup.disks
         ],
     )
-    for left in backup.left_out:
-        print(output.plain(f"Left out: {left.dev} ({left.reason})"))
-    for dev, ids in chains.items():
-        print(f"Chain of {dev}: {' -> '.join(ids)}")

@@ -1,4 +1,4 @@
-"""``vbackup speed``: change how fast a running backup copies."""
+"""``vbackup speed``: change the speed of a running backup."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Change it, and tell of which jobs."""
-    if options.rate is None and options.domain_option is not None:  # the one position is the rate's then
+    """Change the speed and print which jobs it was changed for."""
+    if options.rate is None and options.domain_option is not None:  # then the only positional argument is the rate
         options.rate, options.domain = options.domain, None
     if options.rate is None:
-        raise UsageError("No rate given: bytes a second, such as 50M, or unlimited.")
+        raise UsageError("No rate given: use bytes per second, such as 50M, or unlimited.")
     request = speed.SpeedRequest(
         domain=domain_of(options),
         speed_bytes_s=new_speed(options.rate),
@@ -31,15 +31,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
         done = speed.run(request, host=host)
     if context.as_json:
         context.print_document("vbackup.speed/1", _document(done, request.speed_bytes_s))
-        return Status.DONE
-    output.table(
-        ("DISK", "BACKUP", "REPOSITORY", "WAS", "IS"),
-        [
-            (one.name.dev, one.name.backup_id, one.name.repository_id, _rate(one.before_bytes_s), _rate(now))
-            for now in (request.speed_bytes_s,)
-            for one in done.jobs
-        ],
-    )
+    else:
+        _print(done, request.speed_bytes_s)
     return Status.DONE
 
 
@@ -49,14 +42,30 @@ def _document(done: speed.SpeedChanged, speed_bytes_s: int | None) -> dict[str, 
         "speed_bytes_s": speed_bytes_s,
         "jobs": [
             {
-                "dev": one.name.dev,
-                "backup": one.name.backup_id,
-                "repository": one.name.repository_id,
-                "speed_before_bytes_s": one.before_bytes_s,
+                "dev": job.name.dev,
+                "backup": job.name.backup_id,
+                "repository": job.name.repository_id,
+                "speed_before_bytes_s": job.before_bytes_s,
             }
-            for one in done.jobs
+            for job in done.jobs
         ],
     }
+
+
+def _print(done: speed.SpeedChanged, speed_bytes_s: int | None) -> None:
+    output.table(
+        ("DISK", "BACKUP", "REPOSITORY", "OLD", "NEW"),
+        [
+            (
+                job.name.dev,
+                job.name.backup_id,
+                job.name.repository_id,
+                _rate(job.before_bytes_s),
+                _rate(speed_bytes_s),
+            )
+            for job in done.jobs
+        ],
+    )
 
 
 def _rate(speed_bytes_s: int | None) -> str:

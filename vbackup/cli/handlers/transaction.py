@@ -1,4 +1,4 @@
-"""``vbackup transaction``: send a QMP transaction of one's own."""
+"""``vbackup transaction``: check and send a QMP transaction that the user wrote."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_FILE_BYTES = 16 * 1024 * 1024
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Send it; the exit status is that of the worst job."""
+    """Send the transaction and print what became of it; the exit status is that of the worst job."""
     if qemu.is_without_libvirt(options) and options.file is None:
-        # The one word is the file then.
+        # Then the only positional argument is the file.
         options.file, options.domain = options.domain, None
-    qemu.check(options)  # before standard input is waited for
+    qemu.check(options)  # before it waits for standard input
     mode = options.completion_mode
     request = transaction.TransactionRequest(
         arguments=_read(options.file),
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         wait=options.wait,
         unsafe=options.unsafe,
     )
-    with context.reporting() as reporter, qemu.opened(options, context, reporter) as attached:
+    with context.reporting() as reporter, qemu.attach(options, context, reporter=reporter) as attached:
         done = transaction.run(request, attached=attached, reporter=reporter, stop=context.stop)
     if context.as_json:
         context.print_document("vbackup.transaction/1", _document(done))
@@ -43,19 +43,18 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _read(name: str | None) -> Any:
-    """The JSON in the file, or on standard input. Raises UsageError, TransactionError."""
+    """Return the JSON in the file, or on standard input for None and "-". Raises UsageError, TransactionError."""
     try:
-        if name in (None, "-"):
+        if name is None or name == "-":
             data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         else:
-            assert name is not None
             with Path(name).open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
     except OSError as err:
         raise UsageError(f"Cannot read {name or 'standard input'}: {err.strerror or err}.") from err
     if len(data) > MAX_FILE_BYTES:
         raise TransactionError(
-            "arguments", f"they are larger than {MAX_FILE_BYTES >> 20} MiB, which no transaction is."
+            "arguments", f"they are larger than {MAX_FILE_BYTES >> 20} MiB, the limit for a transaction."
         )
     try:
         return json.loads(data, parse_constant=_no_constant)
@@ -79,7 +78,7 @@ def _document(done: transaction.Done) -> dict[str, Any]:
         "completion": done.completion.value,
         "arguments": done.arguments,
         "warnings": list(done.warnings),
-        "jobs": [_job(one) for one in done.jobs],
+        "jobs": [_job(job) for job in done.jobs],
     }
 
 
@@ -98,11 +97,11 @@ def _print(done: transaction.Done) -> None:
     count = len(done.arguments["actions"])
     actions = f"{count} action{'' if count == 1 else 's'}"
     if done.tested:
-        print(f"QEMU prepared {actions} and undid them; nothing was done.")
+        print(f"QEMU prepared {actions} and undid them; nothing was changed.")
         return
     print(f"QEMU carried out {actions}.")
     if done.jobs:
         output.table(
             ("JOB", "STATUS", "COPIED", "ERROR"),
-            [(one.id, one.status.value, output.size(one.done_bytes), one.error or "-") for one in done.jobs],
+            [(job.id, job.status.value, output.size(job.done_bytes), job.error or "-") for job in done.jobs],
         )
