@@ -16,6 +16,8 @@ import pytest
 
 import vbackup
 from tests.unit.builders import UUID, backup, backup_id, commit, image, incremental
+from vbackup.cli.handlers import recover
+from vbackup.errors import BusyError
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
@@ -317,6 +319,13 @@ def test_events_are_json_lines_on_stderr(command: Command, filled: Path) -> None
     outcome = command("list", "-r", filled, "--progress", "json", status=6)
     events = [json.loads(line) for line in outcome.stderr.splitlines()]
     assert {event["event"] for event in events} == {"warning"}
+
+
+def test_recover_that_failed_does_not_say_that_nothing_is_unfinished(capsys: pytest.CaptureFixture[str]) -> None:
+    recover._print({}, {UUID: BusyError("busy")}, dry_run=False)
+    assert capsys.readouterr().out == ""
+    recover._print({UUID: ()}, {}, dry_run=False)
+    assert capsys.readouterr().out == "No unfinished backups.\n"
 
 
 # a repository that somebody else wrote

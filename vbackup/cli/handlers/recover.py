@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if context.as_json:
         context.print_document("vbackup.recover/1", _document(recovered, failed, dry_run=options.dry_run))
     else:
-        _print(recovered, dry_run=options.dry_run)
+        _print(recovered, failed, dry_run=options.dry_run)
     if failed:
         return Status.SOME_FAILED if recovered else next(iter(failed.values())).status
     return Status.DONE
@@ -75,10 +75,10 @@ def _document(recovered: _Recovered, failed: _Failed, *, dry_run: bool) -> dict[
     }
 
 
-def _print(recovered: _Recovered, *, dry_run: bool) -> None:
+def _print(recovered: _Recovered, failed: _Failed, *, dry_run: bool) -> None:
     for uuid, backups in recovered.items():
         for backup in backups:
             verb = f"would be {backup.remedy.done}" if dry_run else f"was {backup.remedy.done}"
             print(output.plain(f"Backup {backup.id} of domain {uuid} {verb}: {backup.reason}."))
-    if not any(recovered.values()):
+    if not any(recovered.values()) and not failed:
         print("No unfinished backups.")
