@@ -79,7 +79,7 @@ def _wrapped(text: str, room: int | None) -> list[str]:
         return [text]
     import textwrap  # its patterns take longer to compile than a table to be printed
 
-    return textwrap.wrap(text, room)
+    return textwrap.wrap(text, room) or [""]
 
 
 def _aligned(heading: str, text: str, width: int) -> str:

@@ -318,6 +318,12 @@ def test_last_column_is_folded_on_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+def test_blank_text_that_is_too_long_is_an_empty_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdout_on_a_terminal(monkeypatch, columns=40) as lines:
+        output.table(("DISK", "WHY"), [("vda", " " * 100)])
+    assert lines[1:] == ["vda", ""]
+
+
 def test_terminal_that_is_too_narrow_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with stdout_on_a_terminal(monkeypatch, columns=5) as lines:
         output.table(("ID", "WHY"), [("20261123T101500Z-incremental", "as it was asked for by the user")])
