@@ -37,7 +37,7 @@ def check(options: argparse.Namespace) -> None:
 
 @contextmanager
 def attach(options: argparse.Namespace, context: Context, *, reporter: Reporter) -> Iterator[AttachedQemu]:
-    """Attach to the QEMU for the block. Raises UsageError as ``check`` does, and what vbackup.domain.attached raises."""
+    """Attach to the QEMU for the block. Raises as ``check`` does, and as vbackup.domain.attached does."""
     check(options)
     if options.socket is not None:
         with of_socket(options.socket) as attached:

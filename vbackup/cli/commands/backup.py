@@ -37,13 +37,17 @@ def add(commands: Any) -> None:
     _add_quiesce(parser)
     _add_copying(parser)
     parser.add_argument(
-        "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
+        "--wait-lock",
+        metavar="SECONDS",
+        type=seconds,
+        default=0.0,
+        help="wait this long for another vbackup (default: 0)",
     )
     parser.add_argument(
         "--fleecing",
         metavar="DIR",
-        help="save what the guest overwrites in DIR, on a fast local disk, so that the guest does not wait for the"
-        " repository",
+        help="copy data to DIR, on a fast local disk, before the guest overwrites it: the guest does not wait for"
+        " the repository",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and let QEMU check it; keep nothing")
 
@@ -88,7 +92,7 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
 
 
 def _freeze_limit_s(text: str) -> int:
-    """Return whole seconds within the limits of vbackup.freeze."""
+    """Return whole seconds within the limits of vbackup.domain.freeze."""
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not MIN_LIMIT_S <= int(text) <= MAX_LIMIT_S:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a whole number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}"

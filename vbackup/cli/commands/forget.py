@@ -20,8 +20,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--repository-id", metavar="ID", help="instead of -r: id of a repository that no longer exists")
     parser.add_argument("--dry-run", action="store_true", help="only report what would be removed")
     parser.add_argument(
-        "--force", action="store_true", help="with --repository-id: end a backup to it that is still in QEMU"
+        "--force",
+        action="store_true",
+        help="with --repository-id: end a backup to that repository if it is still in QEMU",
     )
     parser.add_argument(
-        "--wait-lock", metavar="SECONDS", type=seconds, default=0.0, help="wait for another vbackup to end (default: 0)"
+        "--wait-lock",
+        metavar="SECONDS",
+        type=seconds,
+        default=0.0,
+        help="wait this long for another vbackup (default: 0)",
     )
