@@ -4,14 +4,14 @@ The package is a house: rooms named by what one looks for, and imports that poin
 drawing (setup.cfg), CONTRIBUTING.md says where new things go.
 
     cli                      parses and prints                               the command (libvirt's door is hooks/qemu)
-    operations               one module a command: backup  batch  recovery  restore  forget  bitmap  transaction
-                             speed
+    operations               one module a command: backup  batch  recovery  restore  forget  bitmap  speed
+                             transaction
     engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  fleecing  preparation  moment
                              group  unfinished  finish  leftovers  foreign_jobs  total_rate  latency  latency_throttle
     images                   target images: creation  targets  tuning  writeback  digests  flatten  denied
     domain | repository
-      domain                 libvirt's side: host  domain_xml  source  attached  passthrough  freeze  watchdog  selection
-                             definition
+      domain                 libvirt's side: host  domain_xml  source  attached  passthrough  freeze  watchdog
+                             selection  definition
       repository             the record: repository  catalogue  history  manifest  journal  lock  verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  backing_chain
                              storage_daemon  qemu_img  qcow2

@@ -74,82 +74,76 @@ def stamp_of(backup: str) -> str:
     return backup.partition("-")[0]
 
 
-def prefix(repository_id: str) -> str:
-    """How everything begins that vbackup makes in QEMU for this repository."""
-    return f"vbackup-{repository_id}-"
-
-
 def is_ours(name: str) -> bool:
     """True for a job, node or bitmap of vbackup's, for whatever repository."""
     return _PREFIX.match(name) is not None
 
 
-def bitmap(repository_id: str, checkpoint: str, dev: str, token: str) -> str:
-    """The bitmap of a checkpoint on disk ``dev``; the token is the backup's own."""
-    return f"{prefix(repository_id)}{checkpoint}-{dev}-{token}"
+@dataclass(frozen=True)
+class Naming:
+    """How a repository's jobs, nodes and bitmaps in QEMU are called: every such name is made here."""
 
+    repository_id: str
 
-def working_bitmap(repository_id: str, backup: str, dev: str) -> str:
-    """The bitmap that drives the copy; it lives as long as the job."""
-    return f"{job(repository_id, backup, dev)}-working"
+    @property
+    def prefix(self) -> str:
+        """How everything begins that vbackup makes in QEMU for this repository."""
+        return f"vbackup-{self.repository_id}-"
 
+    def bitmap(self, checkpoint: str, dev: str, token: str) -> str:
+        """The bitmap of a checkpoint on disk ``dev``; the token is the backup's own."""
+        return f"{self.prefix}{checkpoint}-{dev}-{token}"
 
-def job(repository_id: str, backup: str, dev: str) -> str:
-    """The job that copies disk ``dev``."""
-    return f"{prefix(repository_id)}{backup}-{dev}"
+    def working_bitmap(self, backup: str, dev: str) -> str:
+        """The bitmap that drives the copy; it lives as long as the job."""
+        return f"{self.job(backup, dev)}-working"
 
+    def job(self, backup: str, dev: str) -> str:
+        """The job that copies disk ``dev``."""
+        return f"{self.prefix}{backup}-{dev}"
 
-def target_node(repository_id: str, dev: str) -> str:
-    """The node of the target image of disk ``dev``; at most 31 bytes (QEMU's limit)."""
-    return f"{prefix(repository_id)}{dev}"
+    def target_node(self, dev: str) -> str:
+        """The node of the target image of disk ``dev``; at most 31 bytes (QEMU's limit)."""
+        return f"{self.prefix}{dev}"
 
+    def fleecing_job(self, backup: str, dev: str) -> str:
+        """The job that puts aside what the guest is about to overwrite on disk ``dev``."""
+        return f"{self.job(backup, dev)}-fleecing"
 
-def fleecing_job(repository_id: str, backup: str, dev: str) -> str:
-    """The job that puts aside what the guest is about to overwrite on disk ``dev``."""
-    return f"{job(repository_id, backup, dev)}-fleecing"
+    def fleecing_node(self, index: int) -> str:
+        """The node of the image that this is put into. No disk's name begins with a digit."""
+        return f"{self.prefix}{index}-aside"
 
+    def fleecing_filter(self, index: int) -> str:
+        """The node that QEMU puts above the disk for that job."""
+        return f"{self.prefix}{index}-filter"
 
-def fleecing_node(repository_id: str, index: int) -> str:
-    """The node of the image that this is put into. A digit begins no disk's name, so that of no target is the same."""
-    return f"{prefix(repository_id)}{index}-aside"
+    def fleecing_view(self, index: int) -> str:
+        """The node that shows the disk as it was at the moment of the backup."""
+        return f"{self.prefix}{index}-view"
 
+    def end_mark(self, dev: str, size_bytes: int) -> str:
+        """The bitmap that tells whether disk ``dev``, once of that size, has been smaller since."""
+        return f"{self.prefix}end-{dev}-{size_bytes}"
 
-def fleecing_filter(repository_id: str, index: int) -> str:
-    """The node that QEMU puts above the disk for that job."""
-    return f"{prefix(repository_id)}{index}-filter"
+    def scratch_node(self, number: int) -> str:
+        """The node on which an end mark is made. No ``dev`` has a dot or a dash, so it is no target's."""
+        return f"{self.prefix}end.{number}"
 
+    @property
+    def scratch_source(self) -> str:
+        """The node that is copied onto a scratch node."""
+        return f"{self.prefix}end-source"
 
-def fleecing_view(repository_id: str, index: int) -> str:
-    """The node that shows the disk as it was at the moment of the backup."""
-    return f"{prefix(repository_id)}{index}-view"
+    @property
+    def scratch_window(self) -> str:
+        """The node that stands for the last piece of a scratch node."""
+        return f"{self.prefix}end-window"
 
-
-def end_mark(repository_id: str, dev: str, size_bytes: int) -> str:
-    """The bitmap that tells whether disk ``dev``, once of that size, has been smaller since."""
-    return f"{prefix(repository_id)}end-{dev}-{size_bytes}"
-
-
-def scratch_node(repository_id: str, number: int) -> str:
-    """The node on which an end mark is made. No ``dev`` has a dot or a dash, so it is no target's.
-
-    Nodes are closed in the order of their names: it comes after the two that stand on it or beside it.
-    """
-    return f"{prefix(repository_id)}end.{number}"
-
-
-def scratch_source(repository_id: str) -> str:
-    """The node that is copied onto a scratch node."""
-    return f"{prefix(repository_id)}end-source"
-
-
-def scratch_window(repository_id: str) -> str:
-    """The node that stands for the last piece of a scratch node."""
-    return f"{prefix(repository_id)}end-window"
-
-
-def scratch_job(repository_id: str) -> str:
-    """The job that copies the one onto the other, and also the name of the scratch node's bitmap."""
-    return f"{prefix(repository_id)}end"
+    @property
+    def scratch_job(self) -> str:
+        """The job that copies the one onto the other, and also the name of the scratch node's bitmap."""
+        return f"{self.prefix}end"
 
 
 @dataclass(frozen=True)

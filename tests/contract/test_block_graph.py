@@ -82,9 +82,7 @@ def test_options_of_a_target_are_told_and_kept_when_it_is_flushed(bench: Bench) 
     wanted = NodeOptions(no_flush=True, detect_zeroes=True)
     bench.monitor.execute("blockdev-add", {**targets.node("plain", ""), "file": plain_file(str(bench.image()))})
     with Undo(Recorder()) as undo:
-        targets.open_in_qemu(
-            bench.monitor, [targets.Target(path, "vbackup-x")], repository_id="x", undo=undo, options=wanted
-        )
+        targets.open_in_qemu(bench.monitor, [targets.Target(path, "vbackup-x")], undo=undo, options=wanted)
         assert block_graph(bench.monitor).options("vbackup-x") == wanted
         targets.flush_in_qemu(bench.monitor, ["vbackup-x", "plain"])
         graph = block_graph(bench.monitor)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.contract.conftest import MIB
 from vbackup import names
 from vbackup.engine import scratch
+from vbackup.names import Naming
 from vbackup.qemu.monitor import block_graph
 from vbackup.report import Silent
 from vbackup.stop import Stop
@@ -19,10 +20,12 @@ REPOSITORY = "0123456789ab"
 
 
 def test_only_the_last_granule_of_each_scratch_node_is_set(bench: Bench) -> None:
-    sizes = {names.scratch_node(REPOSITORY, 0): 16 * MIB, names.scratch_node(REPOSITORY, 1): 3 * MIB}
+    sizes = {names.Naming(REPOSITORY).scratch_node(0): 16 * MIB, names.Naming(REPOSITORY).scratch_node(1): 3 * MIB}
     with Undo(Silent()) as undo:
-        scratch.prepare(bench.monitor, sizes, repository_id=REPOSITORY, undo=undo, stop=Stop())
+        scratch.prepare(bench.monitor, sizes, naming=Naming(REPOSITORY), undo=undo, stop=Stop())
         graph = block_graph(bench.monitor)
         for node in sizes:
-            assert graph.bitmaps(node)[names.scratch_job(REPOSITORY)].dirty_bytes == 65536
-    assert not [name for name in block_graph(bench.monitor).node_names() if name.startswith(names.prefix(REPOSITORY))]
+            assert graph.bitmaps(node)[names.Naming(REPOSITORY).scratch_job].dirty_bytes == 65536
+    assert not [
+        name for name in block_graph(bench.monitor).node_names() if name.startswith(names.Naming(REPOSITORY).prefix)
+    ]

@@ -31,6 +31,7 @@ from vbackup.errors import (
 )
 from vbackup.images import targets
 from vbackup.model import Disk, ImageLocation, SecretRef
+from vbackup.names import Naming
 from vbackup.qemu import backing_chain, jobs, storage_daemon
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import socket as socket_
@@ -127,7 +128,7 @@ def test_raw_image_is_locked_while_its_job_runs(tmp_path: Path) -> None:
     with open_images([("vda", str(path), "raw")], reporter=Recorder()) as opened, Undo(Recorder()) as undo:
         (node,) = opened.disk_nodes()
         assert not node.bears_checkpoints
-        targets.open_in_qemu(opened.monitor, [targets.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(opened.monitor, [targets.Target(to, "to")], undo=undo)
         data = {"job-id": "j", "device": node.top.node_name, "target": "to", "sync": "full", "speed": 65536}
         undo.push("end the job", lambda: jobs.cancel(opened.monitor, ["j"]))
         opened.monitor.execute("transaction", {"actions": [{"type": "blockdev-backup", "data": data}]})
@@ -161,7 +162,7 @@ def test_descriptors_are_not_taken_and_not_looked_for(tmp_path: Path) -> None:
         with pytest.raises(QmpError) as caught:
             daemon.execute("query-fdsets")
         assert caught.value.error_class == "CommandNotFound"
-        assert targets.close_in_qemu(daemon, REPOSITORY) == []
+        assert targets.close_all_in_qemu(daemon, Naming(REPOSITORY)) == []
 
 
 @pytest.mark.parametrize("missing", ["setpriv", "qemu-storage-daemon"])
@@ -217,7 +218,7 @@ def test_death_in_the_middle_of_a_job_is_no_lost_connection(tmp_path: Path) -> N
     def back_up() -> None:
         with StorageDaemon(recorder) as daemon, Undo(recorder) as undo:
             daemon.open("vda", [Image(str(path), "qcow2", False, (0, 0))], secret_value=lambda _secret: b"")
-            targets.open_in_qemu(daemon, [targets.Target(to, "to")], repository_id=REPOSITORY, undo=undo)
+            targets.open_in_qemu(daemon, [targets.Target(to, "to")], undo=undo)
             data = {"job-id": "j", "device": daemon.chains["vda"][0], "target": "to", "sync": "full", "speed": 65536}
             data.update({"auto-finalize": False, "auto-dismiss": False})
             undo.push("end the job", lambda: jobs.cancel(daemon, ["j"]))
@@ -372,8 +373,8 @@ def test_what_it_says_of_scratch_nodes_is_no_warning() -> None:
     recorder = Recorder()
     with StorageDaemon(recorder) as daemon:
         with Undo(recorder) as undo:
-            sizes = {names.scratch_node(REPOSITORY, 0): MIB}
-            scratch.prepare(daemon, sizes, repository_id=REPOSITORY, undo=undo, stop=Stop())
+            sizes = {names.Naming(REPOSITORY).scratch_node(0): MIB}
+            scratch.prepare(daemon, sizes, naming=Naming(REPOSITORY), undo=undo, stop=Stop())
         daemon._stderr.seek(0)
         assert b"information about the block size" in daemon._stderr.read()
     assert recorder.warnings == []

@@ -154,8 +154,8 @@ def test_domain_that_is_being_backed_up_is_busy(place: Place, monkeypatch: pytes
         for which in (("-r", str(place.ours)), ("--repository-id", repository.id, "--force")):
             assert "Another vbackup is working" in place.forget(*which, status=8).stderr
     assert machine.state() == before
-    target = names.target_node(repository.id, "vda")
-    job_id = names.job(repository.id, "20200101T000000Z-full", "vda")
+    target = names.Naming(repository.id).target_node("vda")
+    job_id = names.Naming(repository.id).job("20200101T000000Z-full", "vda")
     machine.execute("blockdev-add", driver="null-co", node_name=target, size=8 << 20)
     how = {"sync": "full", "speed": 65536, "auto_dismiss": False, "auto_finalize": False}
     machine.execute("blockdev-backup", job_id=job_id, device=next(iter(machine.bitmaps())), target=target, **how)

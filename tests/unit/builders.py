@@ -63,7 +63,7 @@ def backup(number: int, *images: DiskImage, level: Level = Level.FULL, **changes
     disks = images or (image(level=level),)
     own_id = changes.get("id", backup_id(number, level))
     disks = tuple(
-        replace(one, bitmap=names.bitmap(REPOSITORY, own_id, one.dev, TOKEN)) if one.bitmap == "" else one
+        replace(one, bitmap=names.Naming(REPOSITORY).bitmap(own_id, one.dev, TOKEN)) if one.bitmap == "" else one
         for one in disks
     )
     bases = [one.base for one in disks if one.base is not None]
@@ -131,7 +131,7 @@ def bitmap(name: str, **changes: Any) -> Bitmap:
 
 def end_mark(dev: str = "vda", size_bytes: int = SIZE_BYTES, **changes: Any) -> Bitmap:
     """One that vouches, unless it is changed."""
-    name = names.end_mark(REPOSITORY, dev, size_bytes)
+    name = names.Naming(REPOSITORY).end_mark(dev, size_bytes)
     return bitmap(name, **{"recording": False, "dirty_bytes": 65536, **changes})
 
 

@@ -26,9 +26,9 @@ def test_bitmap_name_round_trip(repository_id: str, time: datetime, level: Level
     backup = names.backup_id(time, level)
     token = None if working else names.new_token()
     name = (
-        names.working_bitmap(repository_id, backup, dev)
+        names.Naming(repository_id).working_bitmap(backup, dev)
         if token is None
-        else names.bitmap(repository_id, backup, dev, token)
+        else names.Naming(repository_id).bitmap(backup, dev, token)
     )
     parsed = names.parse_bitmap(name)
     assert parsed == BitmapName(repository_id, backup, dev, token)
@@ -37,11 +37,11 @@ def test_bitmap_name_round_trip(repository_id: str, time: datetime, level: Level
 
 @given(repository_ids, devs)
 def test_node_name_fits_into_31_bytes(repository_id: str, dev: str) -> None:
-    assert len(names.target_node(repository_id, dev).encode()) <= 31
+    assert len(names.Naming(repository_id).target_node(dev).encode()) <= 31
 
 
 def test_node_name_of_the_longest_dev_has_31_bytes() -> None:
-    assert len(names.target_node("0123456789ab", "vd23456789")) == 31
+    assert len(names.Naming("0123456789ab").target_node("vd23456789")) == 31
     assert names.DEV.fullmatch("vd23456789")
     assert not names.DEV.fullmatch("vd234567890")
 
@@ -65,7 +65,7 @@ def test_backup_id_is_in_utc() -> None:
 @given(st.text())
 def test_any_text_is_taken_apart_or_refused(text: str) -> None:
     parsed = names.parse_bitmap(text)
-    assert parsed is None or text.startswith(names.prefix(parsed.repository_id))
+    assert parsed is None or text.startswith(names.Naming(parsed.repository_id).prefix)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_foreign_bitmap_is_not_ours(foreign: str) -> None:
 
 
 def test_end_mark_is_taken_apart() -> None:
-    name = names.end_mark("0123456789ab", "vda", 8 << 30)
+    name = names.Naming("0123456789ab").end_mark("vda", 8 << 30)
     assert names.parse_end_mark(name) == names.EndMark("0123456789ab", "vda", 8 << 30)
     assert (names.parse_bitmap(name), names.repository_of(name)) == (None, "0123456789ab")
 
@@ -104,9 +104,9 @@ def test_name_without_a_size_is_no_end_mark(size: str) -> None:
 
 def test_scratch_nodes_are_closed_after_what_stands_on_them_and_are_no_targets() -> None:
     repository_id = "0123456789ab"
-    above = [names.scratch_source(repository_id), names.scratch_window(repository_id)]
+    above = [names.Naming(repository_id).scratch_source, names.Naming(repository_id).scratch_window]
     for number in (0, 999999):
-        node = names.scratch_node(repository_id, number)
+        node = names.Naming(repository_id).scratch_node(number)
         assert sorted([node, *above])[-1] == node
         assert len(node) <= 31
     assert all(len(node) <= 31 and not names.DEV.fullmatch(node[len("vbackup-0123456789ab-") :]) for node in above)
@@ -134,6 +134,8 @@ def test_repository_ids_differ() -> None:
 
 
 def test_two_repositories_share_no_prefix() -> None:
-    assert not names.working_bitmap("0123456789ab", "20261123T101500Z-full", "vda").startswith(
-        names.prefix("0123456789ac")
+    assert (
+        not names.Naming("0123456789ab")
+        .working_bitmap("20261123T101500Z-full", "vda")
+        .startswith(names.Naming("0123456789ac").prefix)
     )

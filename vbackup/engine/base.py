@@ -15,7 +15,7 @@ from vbackup import names
 from vbackup.engine import endmark
 from vbackup.errors import BaseError, ChainError
 from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
-from vbackup.names import BitmapName
+from vbackup.names import BitmapName, Naming
 from vbackup.repository.history import History, image_of
 
 
@@ -30,7 +30,7 @@ class Choice:
 
 
 def choose(
-    level: Level, node: DiskNode, history: History, *, repository_id: str, started: datetime | None = None
+    level: Level, node: DiskNode, history: History, *, naming: Naming, started: datetime | None = None
 ) -> Choice:
     """How to back up one disk at the level that was asked for.
 
@@ -48,8 +48,8 @@ def choose(
         if base is None:
             raise _UntrustedError("there is no earlier backup of this disk to start from")
         _check_images(node, base, history)
-        sources = _trusted_sources(node, base, repository_id, started)
-        marks = _end_marks(node, base, repository_id, sources)
+        sources = _trusted_sources(node, base, naming, started)
+        marks = _end_marks(node, base, naming, sources)
         _check_growth(node, base, marks)
     except _UntrustedError as err:
         if level is not Level.AUTO:
@@ -78,12 +78,10 @@ def _change_of_size(node: DiskNode, base: Backup) -> str:
     return f"from {earlier_bytes} to {now_bytes} bytes since {base.id}"
 
 
-def _end_marks(
-    node: DiskNode, base: Backup, repository_id: str, sources: Sequence[NodeBitmap]
-) -> tuple[NodeBitmap, ...]:
+def _end_marks(node: DiskNode, base: Backup, naming: Naming, sources: Sequence[NodeBitmap]) -> tuple[NodeBitmap, ...]:
     """The end marks beside the base's bitmaps. A layer may have none: libvirt takes none along to another."""
     dev = node.disk.dev
-    name = names.end_mark(repository_id, dev, image_of(base, dev).virtual_size_bytes)
+    name = naming.end_mark(dev, image_of(base, dev).virtual_size_bytes)
     beside = {source.node_name for source in sources}
     marks = []
     for layer in node.layers:
@@ -111,13 +109,15 @@ def _check_growth(node: DiskNode, base: Backup, marks: Sequence[NodeBitmap]) -> 
         raise _UntrustedError(f"the disk grew {change}, and has no end mark of that size")
 
 
-def _trusted_sources(
-    node: DiskNode, base: Backup, repository_id: str, started: datetime | None
-) -> tuple[NodeBitmap, ...]:
+def _trusted_sources(node: DiskNode, base: Backup, naming: Naming, started: datetime | None) -> tuple[NodeBitmap, ...]:
     """The bitmaps of the base on the active layer and on all that it was on meanwhile."""
     name = image_of(base, node.disk.dev).bitmap or ""
     ours = names.parse_bitmap(name)
-    if ours is None or (ours.repository_id, ours.checkpoint, ours.dev) != (repository_id, base.id, node.disk.dev):
+    if ours is None or (ours.repository_id, ours.checkpoint, ours.dev) != (
+        naming.repository_id,
+        base.id,
+        node.disk.dev,
+    ):
         raise _UntrustedError(f"the manifest of {base.id} names {name!r} as its bitmap, which is not one of its own")
     having = [layer for layer in node.layers if name in layer.bitmaps]
     if not having:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.model import GRANULARITY_BYTES, Bitmap, DiskNode, NodeBitmap
+from vbackup.names import Naming
 
 if TYPE_CHECKING:
     from vbackup.qapi.actions import Action
@@ -81,20 +82,20 @@ def vouches(mark: Bitmap | None) -> bool:
 
 
 def new_mark(
-    node: DiskNode, *, repository_id: str, scratch_node: str, shrank: bool, trusted: Collection[str]
+    node: DiskNode, *, naming: Naming, scratch_node: str, shrank: bool, trusted: Collection[str]
 ) -> NewMark | None:
     """What a backup that makes a checkpoint does about the mark of the disk's size as it is; None: nothing.
 
     ``shrank`` is true where a base shows that the disk was larger, ``trusted`` has the bitmaps it starts from.
     """
     top = node.top
-    name = names.end_mark(repository_id, node.disk.dev, top.virtual_size_bytes)
+    name = naming.end_mark(node.disk.dev, top.virtual_size_bytes)
     there = top.bitmaps.get(name)
     if vouches(there) or not top.virtual_size_bytes:
         return None
     is_there = there is not None and not there.inconsistent
     distrusted = [
-        bitmap for bitmap in _checkpoints(node, repository_id) if bitmap.name not in trusted and (is_there or shrank)
+        bitmap for bitmap in _checkpoints(node, naming) if bitmap.name not in trusted and (is_there or shrank)
     ]
     if any(bitmap.busy for bitmap in distrusted) or (there is not None and there.busy):
         # They cannot be removed, or it not be changed, now. It goes on distrusting them.
@@ -104,17 +105,17 @@ def new_mark(
     return NewMark(
         mark=NodeBitmap(top.node_name, name),
         persistent=node.keeps_bitmaps,
-        scratch=NodeBitmap(scratch_node, names.scratch_job(repository_id)),
+        scratch=NodeBitmap(scratch_node, naming.scratch_job),
         is_there=is_there,
         distrusted=tuple(bitmap.name for bitmap in distrusted),
     )
 
 
-def _checkpoints(node: DiskNode, repository_id: str) -> list[Bitmap]:
+def _checkpoints(node: DiskNode, naming: Naming) -> list[Bitmap]:
     """The repository's checkpoints on the active layer, whichever backup made them."""
     found = []
     for name, bitmap in sorted(node.top.bitmaps.items()):
         ours = names.parse_bitmap(name)
-        if ours is not None and not ours.working and ours.repository_id == repository_id:
+        if ours is not None and not ours.working and ours.repository_id == naming.repository_id:
             found.append(bitmap)
     return found

@@ -62,7 +62,7 @@ def _close(unfinished: Unfinished, writeback: Writeback) -> Unfinished:
     early = digests.digest_while(writeback.finish, _read_early(unfinished), check=unfinished.stop.check)
     # From here on whoever finds the stage takes the images for complete, even after a power cut.
     unfinished.journal.write(Step.FLUSHED)
-    targets.close_in_qemu(unfinished.monitor, unfinished.repository.id)
+    targets.close_all_in_qemu(unfinished.monitor, unfinished.naming)
     return replace(unfinished, digests=early)
 
 

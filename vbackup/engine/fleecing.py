@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup import names
 from vbackup.engine.plan import DiskPlan, FleecingAbilities, FleecingPlan
 from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QemuText, QmpError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
@@ -66,7 +65,6 @@ def open_images(
     disks: Sequence[DiskPlan],
     directory: Path,
     *,
-    repository_id: str,
     undo: Undo,
     security_labels: Sequence[SecurityLabel] = (),
 ) -> None:
@@ -74,13 +72,14 @@ def open_images(
 
     Raises UnsuitableError where no descriptor can be passed, StorageError, NoSpaceError.
     """
-    undo.push("close the fleecing area in QEMU", lambda: targets.close_in_qemu(monitor, repository_id))
+    nodes = [name for disk in disks if disk.fleecing is not None for name in disk.fleecing.nodes]
+    undo.push("close the fleecing area in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
     for disk in disks:
         assert disk.fleecing is not None
         fd = _nameless(directory)
         try:
             qemu_img.create_in(fd, disk.node.top.virtual_size_bytes, what=f"make a fleecing image in {directory}")
-            filename = targets.pass_fd(monitor, fd, names.prefix(repository_id))
+            filename = targets.pass_fd(monitor, fd, disk.fleecing.node)
             monitor.execute("blockdev-add", targets.node(disk.fleecing.node, filename))
         except FdsNotPassedError as err:
             raise UnsuitableError(

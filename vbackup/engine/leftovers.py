@@ -13,7 +13,7 @@ from vbackup import names
 from vbackup.errors import QmpError
 from vbackup.images import targets
 from vbackup.model import Bitmap, DiskNode, NodeBitmap
-from vbackup.names import BitmapName, EndMark
+from vbackup.names import BitmapName, EndMark, Naming
 from vbackup.qapi.actions import BlockDirtyBitmapRemove
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, block_nodes
@@ -73,17 +73,17 @@ def remove_end_marks(monitor: Monitor, marks: Collection[NodeBitmap]) -> None:
             monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
 
 
-def remove_leftovers(monitor: Monitor, repository_id: str) -> list[str]:
+def remove_leftovers(monitor: Monitor, naming: Naming) -> list[str]:
     """Remove the jobs, nodes and descriptors of this repository that a dead run left; return their names."""
-    prefix = names.prefix(repository_id)
+    prefix = naming.prefix
     job_ids = [job_id for job_id in jobs.query(monitor) if job_id.startswith(prefix)]
     if job_ids:
         jobs.cancel(monitor, job_ids)
-    return [*job_ids, *targets.close_in_qemu(monitor, repository_id)]
+    return [*job_ids, *targets.close_all_in_qemu(monitor, naming)]
 
 
 def remove_uncommitted(
-    monitor: Monitor, disks: Collection[DiskNode], committed: Collection[str], repository_id: str
+    monitor: Monitor, disks: Collection[DiskNode], committed: Collection[str], naming: Naming
 ) -> list[str]:
     """Remove the bitmaps of backups that were never committed, and end marks that are of no use; return their names.
 
@@ -96,10 +96,10 @@ def remove_uncommitted(
             return not bitmap.inconsistent
         return not ours.working and ours.checkpoint in committed
 
-    return _remove(monitor, disks, repository_id, is_committed)
+    return _remove(monitor, disks, naming, is_committed)
 
 
-def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, repository_id: str) -> list[str]:
+def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, naming: Naming) -> list[str]:
     """Remove the bitmaps that no later backup starts from, and the end marks of other sizes; return their names.
 
     Those that drove the copies are among them. Layers below the active one are read-only to QEMU, their persistent
@@ -112,31 +112,33 @@ def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: Hi
     kept: dict[str, frozenset[BitmapName | EndMark]] = {
         node.disk.dev: history.base_bitmaps(node.disk.dev) | history.end_marks(node.disk.dev) for node in disks
     }
-    return _remove(monitor, disks, repository_id, is_base)
+    return _remove(monitor, disks, naming, is_base)
 
 
 def _remove(
     monitor: Monitor,
     disks: Collection[DiskNode],
-    repository_id: str,
+    naming: Naming,
     keep: Callable[[str, BitmapName | EndMark, Bitmap], bool],
 ) -> list[str]:
     """Remove this repository's bitmaps but those to keep. One that QEMU will not remove stays, and costs little.
 
     On layers below the active one only those that drive a copy: they are not persistent, so QEMU lets them go.
     """
-    # In the order of their names end marks come last: a base is never there without the one that it had.
-    wanted = []
+    wanted: list[NodeBitmap] = []
+    marks: list[NodeBitmap] = []
     for node in disks:
         for layer in node.layers:
             for name in sorted(layer.bitmaps):
                 ours = names.parse_bitmap(name) or names.parse_end_mark(name)
-                if ours is None or ours.repository_id != repository_id:
+                if ours is None or ours.repository_id != naming.repository_id:
                     continue
                 if layer is not node.top and not (isinstance(ours, BitmapName) and ours.working):
                     continue
                 if not keep(node.disk.dev, ours, layer.bitmaps[name]):
-                    wanted.append(NodeBitmap(layer.node_name, name))
+                    (marks if isinstance(ours, EndMark) else wanted).append(NodeBitmap(layer.node_name, name))
+    # A base is never there without the end mark that it had.
+    wanted += marks
     refused = dict(_remove_each(monitor, wanted))
     for one, err in refused.items():
         log.warning("Node %s: bitmap %s stays: %s", one.node_name, one.bitmap, err.description)

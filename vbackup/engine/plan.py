@@ -32,6 +32,7 @@ from vbackup.model import (
     NodeBitmap,
     NodeOptions,
 )
+from vbackup.names import Naming
 from vbackup.qapi.actions import (
     Action,
     BackupPerf,
@@ -69,6 +70,11 @@ class FleecingPlan:
     on_cbw_error: OnCbwError | None  #: what becomes of the guest's write where ``node`` takes no more
     tells_zeros: bool  #: the copy may ask the view which places are zeros, and not read them
     max_workers: int  #: requests of the copy at a time
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that are closed when its jobs have ended, in the order in which that can be done."""
+        return self.view, self.node
 
 
 @dataclass(frozen=True)
@@ -309,7 +315,7 @@ def make(
     left_out: Sequence[LeftOut],
     choices: Sequence[tuple[DiskNode, Choice]],
     history: History,
-    repository_id: str,
+    naming: Naming,
     token: str,
     now: datetime,
     taken_ids: Collection[str],
@@ -333,14 +339,12 @@ def make(
             DiskPlan(
                 node=node,
                 choice=choice,
-                job_id=names.job(repository_id, backup_id, dev),
-                target_node=names.target_node(repository_id, dev),
-                bitmap=names.bitmap(repository_id, backup_id, dev, token) if makes_checkpoint else None,
-                working_bitmap=names.working_bitmap(repository_id, backup_id, dev) if choice.base else None,
-                fleecing=_fleecing(repository_id, backup_id, dev, index, fleecing, disks=len(choices))
-                if fleecing
-                else None,
-                new_mark=_new_mark(node, choice, history, repository_id, sizes) if makes_checkpoint else None,
+                job_id=naming.job(backup_id, dev),
+                target_node=naming.target_node(dev),
+                bitmap=naming.bitmap(backup_id, dev, token) if makes_checkpoint else None,
+                working_bitmap=naming.working_bitmap(backup_id, dev) if choice.base else None,
+                fleecing=_fleecing(naming, backup_id, dev, index, fleecing, disks=len(choices)) if fleecing else None,
+                new_mark=_new_mark(node, choice, history, naming, sizes) if makes_checkpoint else None,
             )
         )
     return BackupPlan(
@@ -358,32 +362,30 @@ def make(
     )
 
 
-def _new_mark(
-    node: DiskNode, choice: Choice, history: History, repository_id: str, sizes: Sequence[int]
-) -> NewMark | None:
+def _new_mark(node: DiskNode, choice: Choice, history: History, naming: Naming, sizes: Sequence[int]) -> NewMark | None:
     """Disks of one size, of which ``sizes`` has all, share a scratch node."""
     size_bytes = node.top.virtual_size_bytes
     return endmark.new_mark(
         node,
-        repository_id=repository_id,
-        scratch_node=names.scratch_node(repository_id, sizes.index(size_bytes)),
+        naming=naming,
+        scratch_node=naming.scratch_node(sizes.index(size_bytes)),
         shrank=history.largest_base_bytes(node.disk.dev) > size_bytes,
         trusted=[source.bitmap for source in choice.sources],
     )
 
 
 def _fleecing(
-    repository_id: str, backup_id: str, dev: str, index: int, abilities: FleecingAbilities, *, disks: int
+    naming: Naming, backup_id: str, dev: str, index: int, abilities: FleecingAbilities, *, disks: int
 ) -> FleecingPlan:
     """Of one disk of so many. The error policy only where there is a view: a copy of what is lost there fails.
 
     A job that reads the disk itself ends well all the same, with the guest's new data in its copy: seen on QEMU 11.1.
     """
     return FleecingPlan(
-        job_id=names.fleecing_job(repository_id, backup_id, dev),
-        node=names.fleecing_node(repository_id, index),
-        filter_node=names.fleecing_filter(repository_id, index),
-        view=names.fleecing_view(repository_id, index),
+        job_id=naming.fleecing_job(backup_id, dev),
+        node=naming.fleecing_node(index),
+        filter_node=naming.fleecing_filter(index),
+        view=naming.fleecing_view(index),
         on_cbw_error=OnCbwError.BREAK_SNAPSHOT if abilities.spares_guest else None,
         tells_zeros=abilities.tells_zeros,
         max_workers=max(1, MAX_FLEECING_WORKERS // disks),

@@ -13,6 +13,7 @@ from vbackup.engine.plan import BackupPlan
 from vbackup.images import creation, targets
 from vbackup.images.creation import NewImage
 from vbackup.images.targets import Target
+from vbackup.names import Naming
 from vbackup.qemu.monitor import Monitor
 from vbackup.repository.repository import Stage
 from vbackup.stop import Stop
@@ -33,7 +34,7 @@ def prepare(
     monitor: Monitor,
     *,
     fleecing_area: Path | None,
-    repository_id: str,
+    naming: Naming,
     undo: Undo,
     stop: Stop,
 ) -> None:
@@ -43,12 +44,8 @@ def prepare(
     """
     labels = plan.domain.security_labels
     with creation.made(new_images(plan, stage), options=plan.image_options, stop=stop) as made:
-        targets.open_in_qemu(
-            monitor, made, repository_id=repository_id, undo=undo, options=plan.node_options, security_labels=labels
-        )
+        targets.open_in_qemu(monitor, made, undo=undo, options=plan.node_options, security_labels=labels)
     if plan.has_fleecing_area:
         assert fleecing_area is not None
-        fleecing.open_images(
-            monitor, plan.disks, fleecing_area, repository_id=repository_id, undo=undo, security_labels=labels
-        )
-    scratch.prepare(monitor, plan.scratch_sizes, repository_id=repository_id, undo=undo, stop=stop)
+        fleecing.open_images(monitor, plan.disks, fleecing_area, undo=undo, security_labels=labels)
+    scratch.prepare(monitor, plan.scratch_sizes, naming=naming, undo=undo, stop=stop)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vbackup import names
 from vbackup.errors import UnsuitableError
 from vbackup.images import targets
 from vbackup.model import GRANULARITY_BYTES
+from vbackup.names import Naming
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Silent
@@ -23,24 +23,25 @@ from vbackup.stop import Stop
 from vbackup.undo import Undo
 
 
-def prepare(monitor: Monitor, sizes: Mapping[str, int], *, repository_id: str, undo: Undo, stop: Stop) -> None:
+def prepare(monitor: Monitor, sizes: Mapping[str, int], *, naming: Naming, undo: Undo, stop: Stop) -> None:
     """Make nodes of these sizes in bytes, by name, each with a bitmap whose last granule alone is set.
 
-    The bitmap has the name names.scratch_job(); the nodes are closed with the repository's others
-    (target.close_in_qemu), which ``undo`` gets too. Raises QmpError, UnsuitableError where QEMU cannot do it.
+    The bitmap has the name naming.scratch_job; ``undo`` gets the end of job and nodes. Raises QmpError, and
+    UnsuitableError where QEMU cannot do it.
     """
     if not sizes:
         return
-    job_id = names.scratch_job(repository_id)
-    undo.push("close the scratch nodes in QEMU", lambda: targets.close_in_qemu(monitor, repository_id))
+    job_id = naming.scratch_job
+    nodes = [naming.scratch_window, naming.scratch_source, *sizes]
+    undo.push("close the scratch nodes in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
     undo.push("end the job on a scratch node", lambda: jobs.cancel(monitor, [job_id]))
     for node_name, size_bytes in sizes.items():
-        _make(monitor, node_name, size_bytes, repository_id=repository_id, stop=stop)
+        _make(monitor, node_name, size_bytes, naming=naming, stop=stop)
 
 
-def _make(monitor: Monitor, node_name: str, size_bytes: int, *, repository_id: str, stop: Stop) -> None:
-    job_id = names.scratch_job(repository_id)
-    source, window = names.scratch_source(repository_id), names.scratch_window(repository_id)
+def _make(monitor: Monitor, node_name: str, size_bytes: int, *, naming: Naming, stop: Stop) -> None:
+    job_id = naming.scratch_job
+    source, window = naming.scratch_source, naming.scratch_window
     start_bytes = (size_bytes - 1) // GRANULARITY_BYTES * GRANULARITY_BYTES
     monitor.execute("blockdev-add", _null(node_name, size_bytes))
     bitmap = {"node": node_name, "name": job_id, "granularity": GRANULARITY_BYTES}

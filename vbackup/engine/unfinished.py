@@ -18,6 +18,7 @@ from vbackup.engine import leftovers
 from vbackup.images import targets
 from vbackup.images.digests import EarlyDigest
 from vbackup.model import Backup, NodeBitmap
+from vbackup.names import Naming
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter
@@ -55,9 +56,14 @@ class Unfinished:
         return self.source.monitor
 
     @property
+    def naming(self) -> Naming:
+        """The names of what it has in QEMU."""
+        return self.repository.naming
+
+    @property
     def devs(self) -> Mapping[str, str]:
         """The disk of each job."""
-        return {names.job(self.repository.id, self.draft.id, one.dev): one.dev for one in self.draft.disks}
+        return {self.naming.job(self.draft.id, one.dev): one.dev for one in self.draft.disks}
 
     @property
     def images(self) -> Mapping[str, Path]:
@@ -67,15 +73,14 @@ class Unfinished:
     @property
     def jobs(self) -> Collection[str]:
         """All jobs of the backup that there can be: also those of a fleecing area, which end when they are told to."""
-        fleecing = [names.fleecing_job(self.repository.id, self.draft.id, one.dev) for one in self.draft.disks]
+        fleecing = [self.naming.fleecing_job(self.draft.id, one.dev) for one in self.draft.disks]
         return [*self.devs, *fleecing]
 
     @property
     def targets(self) -> Sequence[targets.Target]:
         """The images that QEMU writes."""
         return [
-            targets.Target(self.stage.path / one.file, names.target_node(self.repository.id, one.dev))
-            for one in self.draft.disks
+            targets.Target(self.stage.path / one.file, self.naming.target_node(one.dev)) for one in self.draft.disks
         ]
 
     @property
@@ -92,7 +97,7 @@ class Unfinished:
     def working_bitmaps(self) -> Sequence[NodeBitmap]:
         """Those that drive the copies."""
         return [
-            NodeBitmap(one.node_name, names.working_bitmap(self.repository.id, self.draft.id, one.dev))
+            NodeBitmap(one.node_name, self.naming.working_bitmap(self.draft.id, one.dev))
             for one in self.draft.disks
             if one.base is not None
         ]
@@ -111,7 +116,7 @@ def push_undo_of_bitmaps(unfinished: Unfinished, undo: Undo) -> None:
 def push_undo_of_targets(unfinished: Unfinished, undo: Undo) -> None:
     """Register that QEMU lets go of the images."""
     undo.push(
-        "close the target images in QEMU", lambda: targets.close_in_qemu(unfinished.monitor, unfinished.repository.id)
+        "close the target images in QEMU", lambda: targets.close_all_in_qemu(unfinished.monitor, unfinished.naming)
     )
 
 

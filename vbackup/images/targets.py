@@ -8,13 +8,12 @@ with our own rights), it is opened by its path.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vbackup import names
 from vbackup.errors import (
     FdsNotNeededError,
     FdsNotPassedError,
@@ -28,6 +27,7 @@ from vbackup.fields import Fields, objects
 from vbackup.files import storage_errors
 from vbackup.images.tuning import TABLES
 from vbackup.model import QEMUS_OWN, NodeOptions, SecurityLabel
+from vbackup.names import Naming
 from vbackup.qemu.block_graph import BlockNodes
 from vbackup.qemu.monitor import Monitor, block_nodes
 from vbackup.undo import Undo
@@ -56,23 +56,24 @@ def open_in_qemu(
     monitor: Monitor,
     targets: Iterable[Target],
     *,
-    repository_id: str,
     undo: Undo,
     options: NodeOptions = QEMUS_OWN,
     security_labels: Sequence[SecurityLabel] = (),
 ) -> None:
-    """Make each qcow2 image a node, in their order; ``undo`` gets ``close_in_qemu``.
+    """Make each qcow2 image a node, in their order; ``undo`` gets their end.
 
     The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
     writes. ``options`` are vbackup.images.tuning's. Raises StorageError where QEMU cannot open an image;
     ``security_labels`` are what confines QEMU, for the message that tells why it may not.
     """
-    undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, repository_id))
+    opened: list[str] = []
+    undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, opened))
     for target in targets:
+        opened.append(target.node_name)
         way = _Way.DESCRIPTOR
         try:
             try:
-                filename = _pass_image(monitor, target.path, names.prefix(repository_id))
+                filename = _pass_image(monitor, target)
             except FdsNotPassedError as err:
                 filename = os.fspath(target.path)
                 way = _Way.OUR_CHILD if isinstance(err, FdsNotNeededError) else _Way.PATH
@@ -113,26 +114,52 @@ def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
     return nodes
 
 
-def close_in_qemu(monitor: Monitor, repository_id: str) -> list[str]:
-    """Close all target images of this repository in QEMU, and take their descriptors back; return the nodes.
+def close_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> list[str]:
+    """Close those of the nodes that are open, and take the descriptors back that they were opened with.
 
-    Raises QmpError, after closing the others, where one is in use.
+    A node has to come before those that it uses: QEMU closes none that is in use. Returns the nodes that were open.
+    Raises QmpError, after closing the others, where QEMU refuses.
     """
-    prefix = names.prefix(repository_id)
-    nodes = sorted(name for name in block_nodes(monitor).node_names() if name.startswith(prefix))
+    known = block_nodes(monitor).node_names()
+    nodes = [name for name in node_names if name in known]
     refusal = None
     for name in nodes:
         try:
             monitor.execute("blockdev-del", {"node-name": name})
         except QmpError as err:
             refusal = refusal or err
-    _remove_fds(monitor, prefix)
+    _remove_fds(monitor, lambda label: label in node_names)
     if refusal is not None:
         raise refusal
     return nodes
 
 
-def _remove_fds(monitor: Monitor, opaque_prefix: str) -> None:
+def close_all_in_qemu(monitor: Monitor, naming: Naming) -> list[str]:
+    """Close all nodes of this repository, and take their descriptors back; returns the nodes.
+
+    Which of them uses which is not known: what QEMU refuses because it is in use is tried again after the others.
+    Raises QmpError where one stays in use.
+    """
+    nodes = sorted(name for name in block_nodes(monitor).node_names() if name.startswith(naming.prefix))
+    refused: dict[str, QmpError] = {}
+    left = nodes
+    while left:
+        refused = {}
+        for name in left:
+            try:
+                monitor.execute("blockdev-del", {"node-name": name})
+            except QmpError as err:
+                refused[name] = err
+        if len(refused) == len(left):
+            break
+        left = list(refused)
+    _remove_fds(monitor, lambda label: label.startswith(naming.prefix))
+    for refusal in refused.values():
+        raise refusal
+    return nodes
+
+
+def _remove_fds(monitor: Monitor, is_ours: Callable[[str], bool]) -> None:
     try:
         reply = monitor.execute("query-fdsets")
     except QmpError as err:
@@ -140,26 +167,28 @@ def _remove_fds(monitor: Monitor, opaque_prefix: str) -> None:
             return  # a storage daemon, which takes none
         raise
     for entry in objects(reply, "query-fdsets", MalformedError):
-        labels = [one.optional_text("opaque") or "" for one in entry.objects("fds")]
-        if any(label.startswith(opaque_prefix) for label in labels):
+        labels = [fd.optional_text("opaque") or "" for fd in entry.objects("fds")]
+        if any(is_ours(label) for label in labels):
             monitor.execute("remove-fd", {"fdset-id": entry.integer("fdset-id")})
 
 
-def _pass_image(monitor: Monitor, path: Path, opaque: str) -> str:
-    with storage_errors(f"open {path}"):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _pass_image(monitor: Monitor, target: Target) -> str:
+    with storage_errors(f"open {target.path}"):
+        fd = os.open(target.path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return pass_fd(monitor, fd, opaque)
+        return pass_fd(monitor, fd, target.node_name)
     finally:
         os.close(fd)
 
 
-def pass_fd(monitor: Monitor, fd: int, opaque: str) -> str:
-    """Hand a descriptor over; returns the file name by which QEMU opens it. ``close_in_qemu`` takes it back.
+def pass_fd(monitor: Monitor, fd: int, node_name: str) -> str:
+    """Hand the descriptor for a node over; returns the file name by which QEMU opens it.
+
+    Closing the node takes it back (``close_in_qemu``).
 
     Raises FdsNotPassedError where the way to QEMU carries none, QmpError.
     """
-    reply: Any = monitor.execute("add-fd", {"opaque": opaque}, fd=fd)
+    reply: Any = monitor.execute("add-fd", {"opaque": node_name}, fd=fd)
     return f"/dev/fdset/{Fields(reply, 'add-fd', MalformedError).integer('fdset-id')}"
 
 

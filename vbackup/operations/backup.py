@@ -130,7 +130,7 @@ def dry_run(
                 stage,
                 session.monitor,
                 fleecing_area=request.fleecing,
-                repository_id=repository.id,
+                naming=repository.naming,
                 undo=undo,
                 stop=stop,
             )
@@ -161,7 +161,7 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     foreign_jobs.refuse_busy(session.monitor, disks)
     nodes = session.source.disk_nodes(disks)
     taken_ids = repository.taken_ids(domain.uuid)
-    removed = leftovers.remove_uncommitted(session.monitor, nodes, taken_ids, repository.id)
+    removed = leftovers.remove_uncommitted(session.monitor, nodes, taken_ids, repository.naming)
     for name in removed:
         reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
     if removed:
@@ -172,7 +172,7 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
     choices = []
     for node in nodes:
         choice = base.choose(
-            request.level, node, catalogue.history, repository_id=repository.id, started=_last_start(session)
+            request.level, node, catalogue.history, naming=repository.naming, started=_last_start(session)
         )
         choices.append((node, choice))
         reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
@@ -184,7 +184,7 @@ def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
         left_out=left_out,
         choices=choices,
         history=catalogue.history,
-        repository_id=repository.id,
+        naming=repository.naming,
         token=names.new_token(),
         now=datetime.now(timezone.utc),
         taken_ids=taken_ids,
@@ -287,7 +287,7 @@ def _copy(made: BackupPlan, request: BackupRequest, work: Unfinished, moment: Mo
             work.stage,
             monitor,
             fleecing_area=request.fleecing,
-            repository_id=work.repository.id,
+            naming=work.repository.naming,
             undo=undo,
             stop=work.stop,
         )
@@ -394,7 +394,7 @@ def _remove_superseded(made: BackupPlan, session: _Session, detached: Collection
     try:
         history = session.repository.catalogue(made.domain.uuid).history
         nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks if disk.dev not in detached])
-        for name in leftovers.remove_superseded(session.monitor, nodes, history, session.repository.id):
+        for name in leftovers.remove_superseded(session.monitor, nodes, history, session.repository.naming):
             log.debug("removed bitmap %s", name)
     except DomainGoneError as err:
         log.debug("%s", err)  # the next backup removes them

@@ -18,6 +18,7 @@ from vbackup.domain.source import Source
 from vbackup.engine import leftovers
 from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.model import Layer
+from vbackup.names import Naming
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
@@ -102,7 +103,7 @@ def run(
 
 def _end_backups(request: ForgetRequest, opened: Source, reporter: Reporter, *, locked: bool) -> None:
     """Clear away what a dead run left in QEMU. Raises BusyError where it may not be dead."""
-    prefix = names.prefix(request.repository_id)
+    prefix = Naming(request.repository_id).prefix
     job_ids = [job_id for job_id in jobs.query(opened.monitor) if job_id.startswith(prefix)]
     if job_ids and not (locked or request.force):
         raise BusyError(
@@ -112,7 +113,7 @@ def _end_backups(request: ForgetRequest, opened: Source, reporter: Reporter, *, 
         )
     if request.dry_run:
         return
-    for name in leftovers.remove_leftovers(opened.monitor, request.repository_id):
+    for name in leftovers.remove_leftovers(opened.monitor, Naming(request.repository_id)):
         reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
 
 

@@ -100,7 +100,7 @@ def _remove_bitmaps(opened: Source, repository: Repository, reporter: Reporter) 
     try:
         nodes = opened.disk_nodes(opened.domain.disks)
         taken_ids = repository.taken_ids(opened.domain.uuid)
-        for name in leftovers.remove_uncommitted(opened.monitor, nodes, taken_ids, repository.id):
+        for name in leftovers.remove_uncommitted(opened.monitor, nodes, taken_ids, repository.naming):
             reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
     except DiskError as err:
         reporter.warning(f"Bitmaps of what was undone may be left, which the next backup removes: {err}")
@@ -139,7 +139,7 @@ def recover(
         found.append(judged)
     if opened is not None and not dry_run:
         # Without a journal, or from a repository that was put back to an earlier state.
-        for name in leftovers.remove_leftovers(opened.monitor, repository.id):
+        for name in leftovers.remove_leftovers(opened.monitor, repository.naming):
             reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
     return found
 
@@ -152,8 +152,8 @@ def _nodes_read(entry: Entry, opened: Source, repository: Repository) -> dict[st
     return {
         image.dev: image.node_name
         for image in entry.draft.disks
-        if names.job(repository.id, entry.draft.id, image.dev) in known
-        or names.target_node(repository.id, image.dev) in nodes.node_names()
+        if repository.naming.job(entry.draft.id, image.dev) in known
+        or repository.naming.target_node(image.dev) in nodes.node_names()
         or image.bitmap in nodes.bitmaps(image.node_name)
     }
 
@@ -190,10 +190,10 @@ def _judge(entry: Entry, opened: Source, repository: Repository, *, abort: bool)
     if entry.step is Step.FLUSHED:
         return Recovered(backup_id, Remedy.FINISH, "its images are complete")
     known = jobs.query(opened.monitor)
-    ours = [known.get(names.job(repository.id, backup_id, image.dev)) for image in entry.draft.disks]
+    ours = [known.get(repository.naming.job(backup_id, image.dev)) for image in entry.draft.disks]
     if entry.step is Step.COPIED:
         nodes = block_nodes(opened.monitor)
-        wanted = {names.target_node(repository.id, image.dev) for image in entry.draft.disks}
+        wanted = {repository.naming.target_node(image.dev) for image in entry.draft.disks}
         if wanted <= nodes.node_names():
             return Recovered(backup_id, Remedy.FINISH, "its jobs have ended well")
     elif all(one is not None and _can_end_well(one) for one in ours):
@@ -277,7 +277,7 @@ def _relied_on_marks(entry: Entry, repository: Repository) -> list[NodeBitmap]:
     made = {one.id: one for one in repository.catalogue(entry.draft.domain_uuid).history.backups}
     bases = ((one, made[one.base].image(one.dev)) for one in entry.draft.disks if one.base in made)
     return [
-        NodeBitmap(one.node_name, names.end_mark(repository.id, one.dev, base.virtual_size_bytes))
+        NodeBitmap(one.node_name, repository.naming.end_mark(one.dev, base.virtual_size_bytes))
         for one, base in bases
         if base is not None
     ]

@@ -30,6 +30,7 @@ from vbackup.files import (
     storage_errors,
 )
 from vbackup.model import Backup
+from vbackup.names import Naming
 from vbackup.repository import catalogue, lock, manifest
 from vbackup.repository.catalogue import Catalogue, read_text
 from vbackup.repository.lock import LockWait
@@ -47,6 +48,7 @@ class Repository:
     def __init__(self, path: Path, repository_id: str) -> None:
         self.path = path
         self.id = repository_id
+        self.naming = Naming(repository_id)
 
     @classmethod
     def create(cls, path: Path) -> Repository:

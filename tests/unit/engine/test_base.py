@@ -27,6 +27,7 @@ from vbackup import names
 from vbackup.engine.base import Choice, choose, level_of, parent_of
 from vbackup.errors import BaseError, ChainError
 from vbackup.model import Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
+from vbackup.names import Naming
 from vbackup.repository.history import History
 
 ONE = backup(1)
@@ -35,7 +36,7 @@ THREE = incremental(3, TWO)
 
 
 def name_of(base: Backup, dev: str = "vda", repository_id: str = REPOSITORY) -> str:
-    return names.bitmap(repository_id, base.id, dev, TOKEN)
+    return names.Naming(repository_id).bitmap(base.id, dev, TOKEN)
 
 
 def having(*bases: Backup, **changes: Any) -> DiskNode:
@@ -48,7 +49,7 @@ def bases(history: History, dev: str) -> set[str]:
 
 
 def auto(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str], ...] = ()) -> Choice:
-    return choose(Level.AUTO, node, History(backups, unusable), repository_id=REPOSITORY)
+    return choose(Level.AUTO, node, History(backups, unusable), naming=Naming(REPOSITORY))
 
 
 # the levels
@@ -56,25 +57,25 @@ def auto(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str], ...]
 
 @pytest.mark.parametrize("level", [Level.FULL, Level.COPY])
 def test_whole_disk_needs_no_base(level: Level) -> None:
-    choice = choose(level, having(ONE), History([ONE]), repository_id=REPOSITORY)
+    choice = choose(level, having(ONE), History([ONE]), naming=Naming(REPOSITORY))
     assert choice == Choice(level, None, (), "asked for")
 
 
 def test_incremental_starts_from_the_newest() -> None:
-    choice = choose(Level.INCREMENTAL, having(ONE, TWO), History([ONE, TWO]), repository_id=REPOSITORY)
+    choice = choose(Level.INCREMENTAL, having(ONE, TWO), History([ONE, TWO]), naming=Naming(REPOSITORY))
     assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)
     assert choice.sources == (NodeBitmap("libvirt-1-format", name_of(TWO)),)
     assert choice.reason == f"changes since {TWO.id}"
 
 
 def test_differential_starts_from_the_last_full() -> None:
-    choice = choose(Level.DIFFERENTIAL, having(ONE, TWO), History([ONE, TWO]), repository_id=REPOSITORY)
+    choice = choose(Level.DIFFERENTIAL, having(ONE, TWO), History([ONE, TWO]), naming=Naming(REPOSITORY))
     assert (choice.level, choice.base) == (Level.DIFFERENTIAL, ONE)
 
 
 def test_differential_after_a_differential_starts_from_the_full() -> None:
     second = backup(2, image(level=Level.DIFFERENTIAL, base=ONE.id), level=Level.DIFFERENTIAL)
-    choice = choose(Level.DIFFERENTIAL, having(ONE, second), History([ONE, second]), repository_id=REPOSITORY)
+    choice = choose(Level.DIFFERENTIAL, having(ONE, second), History([ONE, second]), naming=Naming(REPOSITORY))
     assert choice.base == ONE
 
 
@@ -96,12 +97,12 @@ def test_copy_is_no_base() -> None:
 
 def test_new_full_begins_a_new_chain() -> None:
     full = backup(3)
-    choice = choose(Level.DIFFERENTIAL, having(ONE, TWO, full), History([ONE, TWO, full]), repository_id=REPOSITORY)
+    choice = choose(Level.DIFFERENTIAL, having(ONE, TWO, full), History([ONE, TWO, full]), naming=Naming(REPOSITORY))
     assert choice.base == full
 
 
 def test_new_disk_gets_a_full_beside_incrementals() -> None:
-    choice = choose(Level.AUTO, builders.node(layer(), dev="vdb"), History([ONE, TWO]), repository_id=REPOSITORY)
+    choice = choose(Level.AUTO, builders.node(layer(), dev="vdb"), History([ONE, TWO]), naming=Naming(REPOSITORY))
     assert (choice.level, choice.base) == (Level.FULL, None)
 
 
@@ -127,7 +128,7 @@ def untrusted(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str],
     assert (choice.level, choice.base, choice.sources) == (Level.FULL, None, ())
     for level in (Level.INCREMENTAL, Level.DIFFERENTIAL):
         with pytest.raises(BaseError) as caught:
-            choose(level, node, History(backups, unusable), repository_id=REPOSITORY)
+            choose(level, node, History(backups, unusable), naming=Naming(REPOSITORY))
         evidence = (caught.value.dev, caught.value.level, caught.value.checkpoint)
         assert evidence == (node.disk.dev, level.value, ONE.id)
         assert ONE.id in str(caught.value)
@@ -157,7 +158,7 @@ def test_bitmap_of_another_disk_is_not_taken() -> None:
 
 def test_bitmap_of_another_backup_of_the_same_name_is_not_taken() -> None:
     """Made into a copy of the repository, or on an image that was another domain's, in the same second."""
-    other = layer(bitmap(names.bitmap(REPOSITORY, ONE.id, "vda", builders.OTHER_TOKEN)))
+    other = layer(bitmap(names.Naming(REPOSITORY).bitmap(ONE.id, "vda", builders.OTHER_TOKEN)))
     reason = untrusted(builders.node(other), ONE)
     assert reason.startswith(f"checkpoint {ONE.id} is that of another backup of the same name")
 
@@ -168,9 +169,9 @@ def test_bitmap_of_another_backup_of_the_same_name_is_not_taken() -> None:
         None,
         "libvirt-checkpoint",
         f"vbackup-{REPOSITORY}-{ONE.id}-vda",
-        names.bitmap(builders.FOREIGN, ONE.id, "vda", TOKEN),
-        names.bitmap(REPOSITORY, TWO.id, "vda", TOKEN),
-        names.bitmap(REPOSITORY, ONE.id, "vdb", TOKEN),
+        names.Naming(builders.FOREIGN).bitmap(ONE.id, "vda", TOKEN),
+        names.Naming(REPOSITORY).bitmap(TWO.id, "vda", TOKEN),
+        names.Naming(REPOSITORY).bitmap(ONE.id, "vdb", TOKEN),
     ],
 )
 def test_bitmap_that_a_manifest_names_must_be_its_own(recorded: str | None) -> None:
@@ -182,7 +183,7 @@ def test_bitmap_that_a_manifest_names_must_be_its_own(recorded: str | None) -> N
 
 
 def test_working_bitmap_is_not_taken() -> None:
-    working = bitmap(names.working_bitmap(REPOSITORY, ONE.id, "vda"))
+    working = bitmap(names.Naming(REPOSITORY).working_bitmap(ONE.id, "vda"))
     assert "missing" in untrusted(builders.node(layer(working)), ONE)
 
 
@@ -284,12 +285,12 @@ def test_raw_disk_is_trusted_while_its_bitmap_is_there() -> None:
 )
 def test_start_of_the_domain_tells_why_a_bitmap_is_gone(changes: dict[str, str], said: str) -> None:
     started = builders.NOON + timedelta(hours=2)
-    choice = choose(Level.AUTO, having(**changes), History([ONE]), repository_id=REPOSITORY, started=started)
+    choice = choose(Level.AUTO, having(**changes), History([ONE]), naming=Naming(REPOSITORY), started=started)
     assert choice.reason == f"checkpoint {ONE.id} {said}"
 
 
 def test_start_before_the_backup_tells_nothing() -> None:
-    choice = choose(Level.AUTO, having(), History([ONE]), repository_id=REPOSITORY, started=ONE.time)
+    choice = choose(Level.AUTO, having(), History([ONE]), naming=Naming(REPOSITORY), started=ONE.time)
     assert choice.reason == f"checkpoint {ONE.id} is missing from the image"
 
 
@@ -298,7 +299,7 @@ def test_missing_link_below_the_base_is_not_trusted() -> None:
     assert choice.base is None
     assert f"backup {ONE.id} is missing" in choice.reason
     with pytest.raises(BaseError, match=f"backup {ONE.id} is missing"):
-        choose(Level.INCREMENTAL, having(TWO), History([TWO]), repository_id=REPOSITORY)
+        choose(Level.INCREMENTAL, having(TWO), History([TWO]), naming=Naming(REPOSITORY))
 
 
 def test_unusable_image_below_the_base_is_not_trusted() -> None:

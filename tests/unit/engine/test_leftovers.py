@@ -16,6 +16,7 @@ from vbackup.errors import DomainGoneError, QmpError
 from vbackup.images import targets
 from vbackup.images.targets import Target
 from vbackup.model import DiskNode, NodeBitmap
+from vbackup.names import Naming
 from vbackup.qemu.monitor import block_graph
 from vbackup.repository.history import History
 from vbackup.undo import Undo
@@ -32,7 +33,7 @@ def qemu() -> Iterator[FakeQemu]:
 
 
 def bitmap_of(one: object, dev: str = "vda", repository_id: str = REPOSITORY) -> str:
-    return names.bitmap(repository_id, one.id, dev, TOKEN)  # type: ignore[attr-defined]
+    return names.Naming(repository_id).bitmap(one.id, dev, TOKEN)  # type: ignore[attr-defined]
 
 
 def add(qemu: FakeQemu, *bitmaps: str) -> None:
@@ -56,23 +57,23 @@ def left(qemu: FakeQemu) -> set[str]:
 
 
 def remove_superseded(qemu: FakeQemu, *backups: object) -> list[str]:
-    return leftovers.remove_superseded(qemu, disks(qemu), History(backups), REPOSITORY)  # type: ignore[arg-type]
+    return leftovers.remove_superseded(qemu, disks(qemu), History(backups), Naming(REPOSITORY))  # type: ignore[arg-type]
 
 
 def test_end_marks_of_the_bases_sizes_stay_and_go_last(qemu: FakeQemu) -> None:
     """A base must not be there without the mark that it had."""
-    mine, other = (names.end_mark(REPOSITORY, "vda", size) for size in (builders.SIZE_BYTES, 512))
-    foreign = names.end_mark(FOREIGN, "vda", 512)
+    mine, other = (names.Naming(REPOSITORY).end_mark("vda", size) for size in (builders.SIZE_BYTES, 512))
+    foreign = names.Naming(FOREIGN).end_mark("vda", 512)
     add(qemu, other, mine, foreign, bitmap_of(ONE), bitmap_of(TWO))
     assert remove_superseded(qemu, ONE, TWO, THREE) == [bitmap_of(TWO), other]
     assert left(qemu) == {mine, foreign, bitmap_of(ONE)}
 
 
 def test_end_marks_are_not_uncommitted_unless_they_are_of_no_use(qemu: FakeQemu) -> None:
-    marks = [names.end_mark(REPOSITORY, "vda", size) for size in (512, 1024)]
+    marks = [names.Naming(REPOSITORY).end_mark("vda", size) for size in (512, 1024)]
     add(qemu, *marks)
     qemu.bitmaps(top(qemu))[marks[0]].inconsistent = True
-    assert leftovers.remove_uncommitted(qemu, disks(qemu), [], REPOSITORY) == marks[:1]
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), [], Naming(REPOSITORY)) == marks[:1]
     assert left(qemu) == set(marks[1:])
 
 
@@ -91,14 +92,14 @@ def test_what_others_made_stays(qemu: FakeQemu) -> None:
 
 def test_bitmap_of_another_backup_of_the_same_name_goes(qemu: FakeQemu) -> None:
     """A copy of the repository is written to as well."""
-    other = names.bitmap(REPOSITORY, ONE.id, "vda", OTHER_TOKEN)
+    other = names.Naming(REPOSITORY).bitmap(ONE.id, "vda", OTHER_TOKEN)
     add(qemu, bitmap_of(ONE), other)
     assert remove_superseded(qemu, ONE) == [other]
     assert left(qemu) == {bitmap_of(ONE)}
 
 
 def test_working_bitmap_goes(qemu: FakeQemu) -> None:
-    working = names.working_bitmap(REPOSITORY, TWO.id, "vda")
+    working = names.Naming(REPOSITORY).working_bitmap(TWO.id, "vda")
     add(qemu, bitmap_of(ONE), bitmap_of(TWO), working)
     assert remove_superseded(qemu, ONE, TWO) == [working]
 
@@ -122,19 +123,19 @@ def test_layers_below_are_left_alone(qemu: FakeQemu) -> None:
     below = top(qemu)
     qemu.snapshot("virtio-disk0", "/images/vda.one")
     node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
-    leftovers.remove_superseded(qemu, [node], History([]), REPOSITORY)
+    leftovers.remove_superseded(qemu, [node], History([]), Naming(REPOSITORY))
     assert left(qemu) == set()
     assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
 
 
 def test_what_drove_a_copy_goes_below_too(qemu: FakeQemu) -> None:
     """libvirt has made an external snapshot meanwhile; what is not persistent QEMU lets go on a read-only layer too."""
-    working = names.working_bitmap(REPOSITORY, TWO.id, "vda")
+    working = names.Naming(REPOSITORY).working_bitmap(TWO.id, "vda")
     add(qemu, bitmap_of(ONE), working)
     below = top(qemu)
     qemu.snapshot("virtio-disk0", "/images/vda.one")
     node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
-    leftovers.remove_superseded(qemu, [node], History([]), REPOSITORY)
+    leftovers.remove_superseded(qemu, [node], History([]), Naming(REPOSITORY))
     assert left(qemu) == set()
     assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
 
@@ -144,7 +145,7 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu) -> None:
     nodes = disks(qemu)
     qemu.kill()
     with pytest.raises(DomainGoneError):
-        leftovers.remove_superseded(qemu, nodes, History([]), REPOSITORY)
+        leftovers.remove_superseded(qemu, nodes, History([]), Naming(REPOSITORY))
 
 
 # uncommitted
@@ -152,20 +153,22 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu) -> None:
 
 def test_bitmap_of_a_backup_that_was_never_committed_goes(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(TWO, repository_id=FOREIGN), "libvirt-checkpoint")
-    removed = leftovers.remove_uncommitted(qemu, disks(qemu), {ONE.id, "lock", "domain.json"}, REPOSITORY)
+    removed = leftovers.remove_uncommitted(qemu, disks(qemu), {ONE.id, "lock", "domain.json"}, Naming(REPOSITORY))
     assert removed == [bitmap_of(TWO)]
     assert left(qemu) == {bitmap_of(ONE), bitmap_of(TWO, repository_id=FOREIGN), "libvirt-checkpoint"}
 
 
 def test_half_made_backup_is_not_committed(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE))
-    assert leftovers.remove_uncommitted(qemu, disks(qemu), {f"{ONE.id}.partial"}, REPOSITORY) == [bitmap_of(ONE)]
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), {f"{ONE.id}.partial"}, Naming(REPOSITORY)) == [
+        bitmap_of(ONE)
+    ]
 
 
 def test_working_bitmap_of_a_dead_run_goes(qemu: FakeQemu) -> None:
-    working = names.working_bitmap(REPOSITORY, TWO.id, "vda")
+    working = names.Naming(REPOSITORY).working_bitmap(TWO.id, "vda")
     add(qemu, working)
-    assert leftovers.remove_uncommitted(qemu, disks(qemu), {TWO.id}, REPOSITORY) == [working]
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), {TWO.id}, Naming(REPOSITORY)) == [working]
 
 
 # some bitmaps
@@ -219,11 +222,11 @@ def leave(qemu: FakeQemu, tmp_path: Path, repository_id: str) -> tuple[str, str]
     """The job and the node of a run that was killed while it copied."""
     path = tmp_path / f"{repository_id}.qcow2"
     path.write_bytes(qcow2_header(16 * MIB))
-    one = Target(path, names.target_node(repository_id, "vda"))
+    one = Target(path, names.Naming(repository_id).target_node("vda"))
     with Undo(Recorder()) as undo:
-        targets.open_in_qemu(qemu, [one], repository_id=repository_id, undo=undo)
+        targets.open_in_qemu(qemu, [one], undo=undo)
         undo.release()
-    job_id = names.job(repository_id, ONE.id, "vda")
+    job_id = names.Naming(repository_id).job(ONE.id, "vda")
     data = {"job-id": job_id, "device": top(qemu), "target": one.node_name, "sync": "full"}
     action = {"type": "blockdev-backup", "data": {**data, "auto-finalize": False, "auto-dismiss": False}}
     qemu.execute("transaction", {"actions": [action]})
@@ -232,9 +235,9 @@ def leave(qemu: FakeQemu, tmp_path: Path, repository_id: str) -> tuple[str, str]
 
 def test_jobs_nodes_and_descriptors_of_a_dead_run_go(qemu: FakeQemu, tmp_path: Path) -> None:
     before = qemu.state()
-    assert leftovers.remove_leftovers(qemu, REPOSITORY) == []
+    assert leftovers.remove_leftovers(qemu, Naming(REPOSITORY)) == []
     made = leave(qemu, tmp_path, REPOSITORY)
-    assert leftovers.remove_leftovers(qemu, REPOSITORY) == list(made)
+    assert leftovers.remove_leftovers(qemu, Naming(REPOSITORY)) == list(made)
     assert qemu.state() == before
 
 
@@ -242,7 +245,7 @@ def test_what_another_repository_does_meanwhile_is_left_alone(qemu: FakeQemu, tm
     leave(qemu, tmp_path, FOREIGN)
     before = qemu.state()
     leave(qemu, tmp_path, REPOSITORY)
-    leftovers.remove_leftovers(qemu, REPOSITORY)
+    leftovers.remove_leftovers(qemu, Naming(REPOSITORY))
     assert qemu.state() == before
 
 
@@ -250,9 +253,9 @@ def test_what_another_repository_does_meanwhile_is_left_alone(qemu: FakeQemu, tm
 def test_job_that_ended_meanwhile_goes_too(qemu: FakeQemu, tmp_path: Path, ends: str) -> None:
     before = qemu.state()
     if ends == "failed":
-        qemu.fail_job(names.target_node(REPOSITORY, "vda"), "No space left on device")
+        qemu.fail_job(names.Naming(REPOSITORY).target_node("vda"), "No space left on device")
     leave(qemu, tmp_path, REPOSITORY)
     for _ in range(5):
         qemu.execute("query-jobs")
-    leftovers.remove_leftovers(qemu, REPOSITORY)
+    leftovers.remove_leftovers(qemu, Naming(REPOSITORY))
     assert qemu.state() == before

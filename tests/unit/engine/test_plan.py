@@ -15,6 +15,7 @@ from vbackup.engine import plan
 from vbackup.engine.base import Choice
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import Compression, DiskNode, LeftOut, Level, NodeBitmap
+from vbackup.names import Naming
 from vbackup.repository.history import History
 
 FULL = backup(1)
@@ -34,7 +35,7 @@ def whole(level: Level = Level.FULL) -> Choice:
 
 
 def since(base: Any, *nodes: str, dev: str = "vda") -> Choice:
-    sources = tuple(NodeBitmap(node, names.bitmap(REPOSITORY, base.id, dev, TOKEN)) for node in nodes)
+    sources = tuple(NodeBitmap(node, names.Naming(REPOSITORY).bitmap(base.id, dev, TOKEN)) for node in nodes)
     return Choice(Level.INCREMENTAL, base, sources, f"changes since {base.id}")
 
 
@@ -55,7 +56,7 @@ def make(
         left_out=[LeftOut("hda", "cdrom")],
         choices=choices,
         history=history,
-        repository_id=REPOSITORY,
+        naming=Naming(REPOSITORY),
         token=TOKEN,
         now=now,
         taken_ids=taken,
@@ -227,8 +228,8 @@ def test_all_disks_are_in_one_transaction() -> None:
 
 # end marks
 
-CHECKPOINT = names.bitmap(REPOSITORY, SECOND.id, "vda", TOKEN)
-MARK = names.end_mark(REPOSITORY, "vda", builders.SIZE_BYTES)
+CHECKPOINT = names.Naming(REPOSITORY).bitmap(SECOND.id, "vda", TOKEN)
+MARK = names.Naming(REPOSITORY).end_mark("vda", builders.SIZE_BYTES)
 ADD = ("block-dirty-bitmap-add", MARK)
 MERGE = ("block-dirty-bitmap-merge", MARK)
 ANEW = [("block-dirty-bitmap-disable", MARK), ("block-dirty-bitmap-clear", MARK), MERGE]
@@ -300,7 +301,7 @@ def test_base_that_the_size_distrusts_goes_where_no_mark_tells() -> None:
     """The disk may be as large again before the next backup, and this one may fail."""
     size_bytes = builders.SIZE_BYTES // 2
     node = builders.node(layer(bitmap(CHECKPOINT), virtual_size_bytes=size_bytes))
-    name = names.end_mark(REPOSITORY, "vda", size_bytes)
+    name = names.Naming(REPOSITORY).end_mark("vda", size_bytes)
     assert about_marks(make([(node, whole())])) == [
         REMOVE,
         ("block-dirty-bitmap-add", name),
@@ -314,7 +315,7 @@ def test_empty_mark_stays_while_what_it_distrusts_is_busy() -> None:
 
 
 def test_other_repositories_checkpoints_are_not_removed() -> None:
-    foreign = names.bitmap(builders.FOREIGN, SECOND.id, "vda", TOKEN)
+    foreign = names.Naming(builders.FOREIGN).bitmap(SECOND.id, "vda", TOKEN)
     node = builders.node(layer(bitmap(foreign), end_mark(dirty_bytes=0)))
     assert about_marks(make([(node, whole())])) == ANEW
 
@@ -396,7 +397,7 @@ def test_guest_waits_for_the_fleecing_area_and_the_view_is_copied(spares_guest: 
     assert [(one["sync"], one.get("on-cbw-error"), "speed" in one) for one in aside] == [("none", policy, False)] * 2
     copies = [one["data"] for one in made.copies()]
     assert [(one["sync"], one["device"]) for one in copies] == [
-        ("full", names.fleecing_view(REPOSITORY, index)) for index in (0, 1)
+        ("full", names.Naming(REPOSITORY).fleecing_view(index)) for index in (0, 1)
     ]
     assert [one["speed"] for one in copies] == [1000, 1000]
     assert all("on-cbw-error" not in one for one in copies), "a copy would not notice"

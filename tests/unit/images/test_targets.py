@@ -15,6 +15,7 @@ from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotNeededErr
 from vbackup.images import targets
 from vbackup.images.targets import Target
 from vbackup.model import SecurityLabel
+from vbackup.names import Naming
 from vbackup.undo import Undo
 
 
@@ -26,7 +27,7 @@ def qemu() -> Iterator[FakeQemu]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Target]:
-    made = [Target(tmp_path / f"{dev}.qcow2", names.target_node(REPOSITORY, dev)) for dev in ("vda", "vdb")]
+    made = [Target(tmp_path / f"{dev}.qcow2", names.Naming(REPOSITORY).target_node(dev)) for dev in ("vda", "vdb")]
     for one in made:
         one.path.write_bytes(qcow2_header(16 * MIB, backing=False))
     return made
@@ -35,7 +36,7 @@ def images(tmp_path: Path) -> list[Target]:
 def open_all(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     """Open, and keep open."""
     with Undo(recorder) as undo:
-        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(qemu, images, undo=undo)
         undo.release()
 
 
@@ -52,10 +53,11 @@ def test_images_become_nodes_through_descriptors(qemu: FakeQemu, images: list[Ta
     ]
 
 
-def test_descriptors_carry_the_repositorys_label(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
+def test_descriptors_carry_the_names_of_their_nodes(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     open_all(qemu, images, recorder)
     labels = {fd["opaque"] for fdset in qemu.execute("query-fdsets") for fd in fdset["fds"]}
-    assert labels == {names.prefix(REPOSITORY)}
+    assert labels == {image.node_name for image in images}
+    assert all(label.startswith(Naming(REPOSITORY).prefix) for label in labels)  # so that a dead run's are found
 
 
 def test_backing_file_is_not_opened(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
@@ -71,7 +73,7 @@ def test_own_descriptor_is_closed_at_once(qemu: FakeQemu, images: list[Target], 
     open_all(qemu, images, recorder)
     assert open_fds() == before + len(images)  # the fake's copies
     qemu.lose_connection(command="add-fd")
-    targets.close_in_qemu(qemu, REPOSITORY)
+    targets.close_all_in_qemu(qemu, Naming(REPOSITORY))
     with pytest.raises(ConnectionLostError):
         open_all(qemu, images, recorder)
     assert open_fds() == before
@@ -87,22 +89,22 @@ def test_without_descriptors_the_path_is_used(qemu: FakeQemu, images: list[Targe
 def test_closing_leaves_nothing(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     before = qemu.state()
     open_all(qemu, images, recorder)
-    assert targets.close_in_qemu(qemu, REPOSITORY) == [one.node_name for one in images]
+    assert targets.close_all_in_qemu(qemu, Naming(REPOSITORY)) == [one.node_name for one in images]
     assert qemu.state() == before
-    assert targets.close_in_qemu(qemu, REPOSITORY) == []
+    assert targets.close_all_in_qemu(qemu, Naming(REPOSITORY)) == []
 
 
 def test_nodes_and_descriptors_of_others_stay(
     qemu: FakeQemu, images: list[Target], recorder: Recorder, tmp_path: Path
 ) -> None:
-    foreign = Target(tmp_path / "foreign.qcow2", names.target_node(FOREIGN, "vda"))
+    foreign = Target(tmp_path / "foreign.qcow2", names.Naming(FOREIGN).target_node("vda"))
     foreign.path.write_bytes(qcow2_header(16 * MIB))
     with Undo(recorder) as undo:
-        targets.open_in_qemu(qemu, [foreign], repository_id=FOREIGN, undo=undo)
+        targets.open_in_qemu(qemu, [foreign], undo=undo)
         undo.release()
     before = qemu.state()
     open_all(qemu, images, recorder)
-    targets.close_in_qemu(qemu, REPOSITORY)
+    targets.close_all_in_qemu(qemu, Naming(REPOSITORY))
     assert qemu.state() == before
 
 
@@ -112,14 +114,14 @@ def test_descriptor_without_a_label_stays(qemu: FakeQemu, tmp_path: Path) -> Non
     fd = os.open(tmp_path / "file", os.O_RDWR)
     qemu.execute("add-fd", {}, fd=fd)
     os.close(fd)
-    targets.close_in_qemu(qemu, REPOSITORY)
+    targets.close_all_in_qemu(qemu, Naming(REPOSITORY))
     assert len(qemu.execute("query-fdsets")) == 1
 
 
 def test_undo_closes_what_was_opened(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     before = qemu.state()
     with Undo(recorder) as undo:
-        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(qemu, images, undo=undo)
     assert qemu.state() == before
     assert recorder.warnings == []
 
@@ -133,7 +135,7 @@ def test_half_opened_targets_are_closed(
     before = qemu.state()
     qemu.lose_connection(command=command, nth=nth, carried_out=carried_out)
     with pytest.raises(ConnectionLostError), Undo(recorder) as undo:
-        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo)
+        targets.open_in_qemu(qemu, images, undo=undo)
     assert qemu.state() == before
 
 
@@ -177,7 +179,7 @@ def test_descriptor_that_is_kept_from_qemu_is_told_with_what_confines_it(
         pytest.raises(StorageError, match=r"AppArmor probably refuses it.* profile libvirt-f000"),
         Undo(recorder) as undo,
     ):
-        targets.open_in_qemu(qemu, images, repository_id=REPOSITORY, undo=undo, security_labels=labels)
+        targets.open_in_qemu(qemu, images, undo=undo, security_labels=labels)
 
 
 def test_image_that_is_gone_is_an_error_of_the_target(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
@@ -193,8 +195,35 @@ def test_node_that_qemu_will_not_close_keeps_no_other_open(
     open_all(qemu, images, recorder)
     qemu.refuse("blockdev-del", "Node is busy: block device is in use by block job: backup")
     with pytest.raises(QmpError):
-        targets.close_in_qemu(qemu, REPOSITORY)
+        targets.close_in_qemu(qemu, [image.node_name for image in images])
     assert images[1].node_name not in qemu.state()["nodes"]
+
+
+def test_what_is_in_use_is_closed_after_what_uses_it(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
+    """Whatever the names are: the first refusal is of a node that another one of ours stands on."""
+    before = qemu.state()
+    open_all(qemu, images, recorder)
+    qemu.refuse("blockdev-del", "Node is in use")
+    assert targets.close_all_in_qemu(qemu, Naming(REPOSITORY)) == [image.node_name for image in images]
+    assert qemu.state() == before
+
+
+def test_node_that_stays_in_use_is_an_error_once_all_others_are_closed(
+    qemu: FakeQemu, images: list[Target], recorder: Recorder
+) -> None:
+    open_all(qemu, images, recorder)
+    for nth in (1, 3):
+        qemu.refuse("blockdev-del", "Node is busy: block device is in use by block job: backup", nth=nth)
+    with pytest.raises(QmpError, match="in use by block job"):
+        targets.close_all_in_qemu(qemu, Naming(REPOSITORY))
+    assert [name for name in qemu.state()["nodes"] if name.startswith("vbackup-")] == [images[0].node_name]
+
+
+def test_only_the_nodes_that_are_named_are_closed(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
+    open_all(qemu, images, recorder)
+    assert targets.close_in_qemu(qemu, [images[0].node_name, "vbackup-not-there"]) == [images[0].node_name]
+    assert images[1].node_name in qemu.state()["nodes"]
+    assert len(qemu.execute("query-fdsets")) == 1
 
 
 def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:

@@ -349,11 +349,11 @@ def test_failed_job_leaves_base_bitmap_alone(
     run(domain, repo)
     domain.write()
     before, bitmaps = domain.qemu.state(), domain.bitmaps()
-    domain.qemu.fail_job(names.target_node(repo.id, "vdb"), message)
+    domain.qemu.fail_job(names.Naming(repo.id).target_node("vdb"), message)
     with pytest.raises(error, match="Disk vdb"):
         run(domain, repo, level=level)
     assert (domain.qemu.state(), domain.bitmaps(), partial(repo)) == (before, bitmaps, [])
-    domain.qemu.recover(names.target_node(repo.id, "vdb"))
+    domain.qemu.recover(names.Naming(repo.id).target_node("vdb"))
     assert [disk.copied_bytes for disk in run(domain, repo).disks] == [65536 + END_BYTES] * 2
 
 
@@ -361,10 +361,10 @@ def test_what_is_written_during_a_failed_backup_is_in_the_next(domain: FakeDomai
     run(domain, repo)
     domain.write()
     recorder = Recorder(on_progress=lambda: domain.write(4 * MIB))
-    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Input/output error", after_bytes=1)
+    domain.qemu.fail_job(names.Naming(repo.id).target_node("vda"), "Input/output error", after_bytes=1)
     with pytest.raises(StorageError):
         run(domain, repo, recorder)
-    domain.qemu.recover(names.target_node(repo.id, "vda"))
+    domain.qemu.recover(names.Naming(repo.id).target_node("vda"))
     assert [disk.copied_bytes for disk in run(domain, repo).disks] == [2 * 65536 + END_BYTES] * 2
 
 
@@ -376,7 +376,7 @@ def test_job_cancelled_by_the_end_of_qemu_is_told_as_the_end_of_the_domain(
     def end() -> None:
         domain.is_off = True
 
-    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "Operation canceled", after_bytes=1, operation=None)
+    domain.qemu.fail_job(names.Naming(repo.id).target_node("vda"), "Operation canceled", after_bytes=1, operation=None)
     with pytest.raises(DomainGoneError):
         run(domain, repo, Recorder(on_progress=end))
     assert partial(repo) == []
@@ -387,7 +387,7 @@ def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo
         domain.io_error = True
 
     recorder = Recorder(on_progress=stop_guest)
-    domain.qemu.fail_job(names.target_node(repo.id, "vda"), "No space left on device", after_bytes=1)
+    domain.qemu.fail_job(names.Naming(repo.id).target_node("vda"), "No space left on device", after_bytes=1)
     with pytest.raises(NoSpaceError):
         run(domain, repo, recorder)
     assert not domain.io_error
@@ -429,7 +429,7 @@ def test_large_images_are_digested_once_while_they_are_put_on_the_disk(
 def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
     domain: FakeDomain, repo: Repository, early: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    close = targets.close_in_qemu
+    close = targets.close_all_in_qemu
 
     def close_and_write(*args: Any) -> list[str]:
         closed = close(*args)
@@ -438,7 +438,7 @@ def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
                 file.write(b"at the last moment")
         return closed
 
-    monkeypatch.setattr(targets, "close_in_qemu", close_and_write)
+    monkeypatch.setattr(targets, "close_all_in_qemu", close_and_write)
     done = run(domain, repo)
     assert sorted(path.name for path in early) == ["vda.qcow2", "vda.qcow2", "vdb.qcow2"]
     assert done.disks[0].digest == digest_now(repo, done, "vda")
@@ -479,8 +479,8 @@ def test_image_that_another_host_writes_is_digested_when_that_has_closed_it(
 ) -> None:
     domain.is_local = False
     closed: list[int] = []
-    close = targets.close_in_qemu
-    monkeypatch.setattr(targets, "close_in_qemu", lambda *args: closed.append(len(early)) or close(*args))
+    close = targets.close_all_in_qemu
+    monkeypatch.setattr(targets, "close_all_in_qemu", lambda *args: closed.append(len(early)) or close(*args))
     run(domain, repo)
     assert (closed[-1], len(early)) == (0, 2)
 
@@ -549,7 +549,7 @@ def check_after_strike(
     assert [disk.copied_bytes for disk in again.disks] == [(1 if done else 2) * 65536 + END_BYTES] * 2, where
     state = domain.qemu.state()
     assert (state["jobs"], state["fdsets"]) == ([], []), where
-    ours = {name for of_disk in domain.bitmaps().values() for name in of_disk if names.prefix(repo.id) in name}
+    ours = {name for of_disk in domain.bitmaps().values() for name in of_disk if names.Naming(repo.id).prefix in name}
     bases = {bitmap_of(one, dev) for one in (base, again) for dev in ("vda", "vdb")}
     assert ours == bases, where
 
@@ -705,7 +705,7 @@ def test_shrink_between_the_choice_and_the_transaction_fails_the_backup(domain: 
 
 def test_failed_job_of_an_end_mark_is_told_and_leaves_nothing(domain: FakeDomain, repo: Repository) -> None:
     before = domain.qemu.state()
-    domain.qemu.fail_job(names.scratch_window(repo.id), "Input/output error")
+    domain.qemu.fail_job(names.Naming(repo.id).scratch_window, "Input/output error")
     with pytest.raises(UnsuitableError, match="cannot make the end mark of a disk: its job failed: Input/output error"):
         run(domain, repo)
     assert domain.qemu.state() == before

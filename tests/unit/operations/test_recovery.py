@@ -182,7 +182,7 @@ def test_moment_that_is_not_known_for_certain_is_crash_consistent(
 
 
 def test_failed_job_is_undone(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
-    target = names.target_node(repo.id, "vdb")
+    target = names.Naming(repo.id).target_node("vdb")
     domain.qemu.fail_job(target, "Input/output error")
     killer.at(Step.STARTED, "after")
     for _ in range(3):
@@ -195,7 +195,7 @@ def test_failed_job_is_undone(domain: FakeDomain, repo: Repository, killer: Kill
 
 
 def test_job_that_fails_while_it_is_finished_is_undone(domain: FakeDomain, repo: Repository, killer: Killer) -> None:
-    target = names.target_node(repo.id, "vdb")
+    target = names.Naming(repo.id).target_node("vdb")
     domain.qemu.fail_job(target, "Input/output error", after_bytes=8 * 1024 * 1024)
     killer.at(Step.STARTED, "after")
     recorder = Recorder()

@@ -16,8 +16,8 @@ from vbackup.operations.speed import SpeedRequest
 from vbackup.qemu import jobs
 
 SIZE_BYTES = 16 * MIB
-OURS = {dev: names.job(REPOSITORY, backup_id(1), dev) for dev in ("vda", "vdb")}
-THEIRS = names.job(FOREIGN, backup_id(2), "vda")
+OURS = {dev: names.Naming(REPOSITORY).job(backup_id(1), dev) for dev in ("vda", "vdb")}
+THEIRS = names.Naming(FOREIGN).job(backup_id(2), "vda")
 
 
 @pytest.fixture
@@ -92,5 +92,5 @@ def test_backup_that_ends_meanwhile_is_none(qemu: FakeQemu, monkeypatch: pytest.
 
 def test_names_of_jobs_are_taken_apart() -> None:
     assert names.parse_job(OURS["vda"]) == names.JobName(REPOSITORY, backup_id(1), "vda")
-    for other in ("backup-vda", OURS["vda"] + "-working", names.target_node(REPOSITORY, "vda")):
+    for other in ("backup-vda", OURS["vda"] + "-working", names.Naming(REPOSITORY).target_node("vda")):
         assert names.parse_job(other) is None

@@ -11,7 +11,7 @@ from vbackup import names
 from vbackup.errors import Status, UnsafeError
 from vbackup.qapi import safety
 
-CHECKPOINT = names.bitmap(REPOSITORY, backup_id(1), "vda", TOKEN)
+CHECKPOINT = names.Naming(REPOSITORY).bitmap(backup_id(1), "vda", TOKEN)
 NODES = {"libvirt-1-format": "vda", "libvirt-1-storage": ""}
 
 
@@ -90,7 +90,7 @@ def test_checkpoint_may_be_read_and_other_bitmaps_changed() -> None:
 
 def test_plan_of_a_backup_may_be_sent() -> None:
     """It changes only bitmaps that it adds itself."""
-    new = names.working_bitmap(REPOSITORY, backup_id(2), "vda")
+    new = names.Naming(REPOSITORY).working_bitmap(backup_id(2), "vda")
     check(
         action("block-dirty-bitmap-add", node="libvirt-1-format", name=new),
         action("block-dirty-bitmap-disable", node="libvirt-1-format", name=new),
