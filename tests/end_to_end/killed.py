@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from vbackup.cli import main
@@ -18,7 +19,7 @@ from vbackup.repository.journal import Journal, Step
 
 def arm(step: Step, when: str, victim: str) -> None:
     """Strike at that step, once."""
-    write = Journal.write
+    write = Journal._write
 
     def strike() -> None:
         if victim == "kill":
@@ -28,14 +29,14 @@ def arm(step: Step, when: str, victim: str) -> None:
         else:
             os.kill(int(victim), signal.SIGKILL)
 
-    def write_and_strike(self: Journal, wanted: Step, **members: Any) -> None:
+    def write_and_strike(self: Journal, wanted: Step, members: Mapping[str, Any]) -> None:
         if wanted is step and when == "before":
             strike()
-        write(self, wanted, **members)
+        write(self, wanted, members)
         if wanted is step and when == "after":
             strike()
 
-    Journal.write = write_and_strike  # type: ignore[method-assign]
+    Journal._write = write_and_strike  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

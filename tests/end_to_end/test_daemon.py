@@ -159,7 +159,7 @@ def test_killed_run_is_finished_by_the_next(
     for job in machine.execute("query-jobs"):
         machine.execute("block-job-set-speed", device=job["id"], speed=0)
     again = command("-c", daemon.uri, "backup", machine.name, "-r", repository, "--json")
-    assert "which was cut off: its jobs are still in QEMU" in again.stderr
+    assert "which was interrupted: its jobs are still in QEMU" in again.stderr
     assert {disk["copied_bytes"] for disk in again.document["disks"]} == {END_BYTES}
     listed = command("list", "-r", repository, "--json").document["backups"]
     assert [one["level"] for one in listed] == ["full", "incremental", "incremental"]
@@ -224,7 +224,7 @@ def test_second_backup_waits_for_the_first_if_it_is_told_to(
         machine.execute("block-job-set-speed", device=job["id"], speed=0)
     status, out, err = waiting.wait()
     assert status == 0, err
-    assert "which was cut off: its jobs are still in QEMU" in err
+    assert "which was interrupted: its jobs are still in QEMU" in err
     assert json.loads(out)["level"] == "incremental"
 
 

@@ -211,7 +211,7 @@ def test_disk_detached_while_vbackup_is_dead(stage: Stage, abort: bool) -> None:
     assert left, "the job was too quick for this test"
     options = ("-r", stage.repository, *(("--abort",) if abort else ()))
     done = stage.command("-c", stage.daemon.uri, "recover", "busy", *options)
-    assert "Disk sda was detached during the backup that was cut off." in done.stdout + done.stderr
+    assert "Disk sda was detached during the interrupted backup." in done.stdout + done.stderr
     assert not [name for name in stage.machine.state()["nodes"] if name.startswith("libvirt-1-")]
     stage.expect_nothing_left()
     made = stage.command("-q", "list", "busy", "-r", stage.repository, "--json").document["backups"]

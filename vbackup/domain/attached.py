@@ -63,7 +63,7 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Attached
         def disks() -> dict[str, DiskNode]:
             return {node.disk.dev: node for node in opened.disk_nodes(opened.domain.disks)}
 
-        is_running = isinstance(opened, source.RunningSource)
+        is_running = opened.is_running
         if not is_running:
             disks()  # opens them, so that their nodes can be named
         yield AttachedQemu(

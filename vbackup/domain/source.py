@@ -7,16 +7,17 @@ to either. What differs is here: how disks are found or opened, and what the gue
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
-from vbackup.domain import domain_xml
+from vbackup.domain import detached, domain_xml
 from vbackup.domain.freeze import Freeze, frozen, thaw_leftover
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.watchdog import Watchdog
-from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
+from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError, VbackupError
 from vbackup.hooks.marks import offline_mark
 from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef
 from vbackup.qemu.monitor import Monitor, block_graph
@@ -24,6 +25,8 @@ from vbackup.report import Reporter
 
 if TYPE_CHECKING:
     from vbackup.qemu.storage_daemon import StorageDaemon
+
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -40,6 +43,20 @@ class Source(Protocol):
     @property
     def monitor(self) -> Monitor:
         """The QEMU that has its disks."""
+
+    @property
+    def is_running(self) -> bool:
+        """True if a guest uses the disks: it can be frozen and slowed down, and libvirt can detach a disk."""
+
+    def has_ended(self) -> bool:
+        """Return True if the domain was running and is not any more; False also if libvirt does not answer."""
+
+    def close_detached(self, nodes: Mapping[str, str]) -> list[str]:
+        """Close the disks that were detached while our jobs read them; return their devs.
+
+        ``nodes`` maps dev to the node name of the disk's active layer when the jobs began. The jobs have ended. A QEMU
+        that is gone or cannot be asked has none.
+        """
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """The disks' layers and bitmaps as they are now, in the order of ``disks``.
@@ -118,6 +135,27 @@ class RunningSource:
         """See Source."""
         return self._monitor
 
+    @property
+    def is_running(self) -> bool:
+        """See Source."""
+        return True
+
+    def has_ended(self) -> bool:
+        """See Source."""
+        try:
+            return not self.handle.is_active()
+        except VbackupError as err:
+            log.debug("%s", err)
+            return False
+
+    def close_detached(self, nodes: Mapping[str, str]) -> list[str]:
+        """See Source."""
+        try:
+            return detached.close_detached(self._monitor, nodes)
+        except VbackupError as err:
+            log.debug("%s", err)
+            return []
+
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """See Source."""
         graph = block_graph(self._monitor)
@@ -186,6 +224,19 @@ class OffSource:
     def monitor(self) -> Monitor:
         """See Source."""
         return self._daemon
+
+    @property
+    def is_running(self) -> bool:
+        """See Source."""
+        return False
+
+    def has_ended(self) -> bool:
+        """See Source."""
+        return False
+
+    def close_detached(self, nodes: Mapping[str, str]) -> list[str]:
+        """See Source."""
+        return []
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """See Source. A disk is opened when it is asked for first, so one that is not wanted cannot fail."""

@@ -1,14 +1,15 @@
-"""From running jobs to a committed backup: what backup and recovery have in common.
+"""Bring an unfinished backup to its end: from running jobs to the commit.
 
-vbackup.operations.backup starts the jobs, vbackup.operations.recovery finds those of a run that has died.
+vbackup.operations.backup starts the jobs, vbackup.operations.recovery finds those of a dead run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.engine import endmark
@@ -21,94 +22,119 @@ from vbackup.qemu import jobs
 from vbackup.qemu.block_graph import BlockNodes
 from vbackup.qemu.jobs import Job
 from vbackup.repository import journal
-from vbackup.repository.journal import Step
+from vbackup.repository.journal import Journal
+
+if TYPE_CHECKING:
+    from vbackup.engine.latency_throttle import Backoff
 
 
-def copy(unfinished: Unfinished) -> Unfinished:
-    """Follow the jobs to their common end; when this returns QEMU has let go of complete images."""
+@dataclass(frozen=True)
+class Following:
+    """What is done while the jobs copy."""
+
+    stall_s: float = jobs.STALL_S  #: without progress for this long the jobs are given up
+    throttle: jobs.Throttle | None = None  #: this backup's share of a rate for several
+    backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
+    watch: Callable[[], None] | None = None  #: may raise to end the backup
+
+
+def copy(unfinished: Unfinished, written: Journal, following: Following) -> Unfinished:
+    """Follow the jobs until all have ended well; QEMU has then closed complete images.
+
+    Returns the backup with what was copied and the digests that are known. Raises what vbackup.qemu.jobs.run raises,
+    StorageError and NoSpaceError where an image cannot be written, BusyError where a disk was shrunk.
+    """
+    monitor = unfinished.domain.monitor
     with Writeback(unfinished.images) as writeback:
 
         def on_tick(known: Mapping[str, Job]) -> None:
-            if unfinished.watch is not None:
-                unfinished.watch()
+            if following.watch is not None:
+                following.watch()
             writeback.on_tick(known)
-            if unfinished.throttle is not None:
-                unfinished.throttle.adjust(unfinished.monitor, known.values())
-            if unfinished.backoff is not None:
-                unfinished.backoff.on_tick(known)
+            if following.throttle is not None:
+                following.throttle.adjust(monitor, known.values())
+            if following.backoff is not None:
+                following.backoff.on_tick(known)
 
         copied_bytes = jobs.run(
-            unfinished.monitor,
+            monitor,
             unfinished.devs,
-            reporter=unfinished.reporter,
-            stop=unfinished.stop,
-            stall_s=unfinished.stall_s,
+            reporter=unfinished.domain.reporter,
+            stop=unfinished.domain.stop,
+            stall_s=following.stall_s,
             on_tick=on_tick,
         )
-        unfinished.journal.write(Step.COPIED, copied_bytes=copied_bytes)
-        return _close(replace(unfinished, draft=journal.with_copied(unfinished.draft, copied_bytes)), writeback)
+        written.copied(copied_bytes)
+        copied = replace(unfinished, draft=journal.with_copied(unfinished.draft, copied_bytes))
+        return _close(copied, written, writeback)
 
 
-def close(unfinished: Unfinished) -> Unfinished:
-    """Put the images on the disk, and have QEMU let go of them; all jobs have ended well."""
+def close(unfinished: Unfinished, written: Journal) -> Unfinished:
+    """Store the images and let QEMU close them; all jobs have ended well before. Raises what ``copy`` raises."""
     with Writeback(unfinished.images) as writeback:
-        return _close(unfinished, writeback)
+        return _close(unfinished, written, writeback)
 
 
-def _close(unfinished: Unfinished, writeback: Writeback) -> Unfinished:
-    jobs.cancel(unfinished.monitor, unfinished.jobs)  # the copies have concluded: this dismisses them
-    nodes = targets.flush_in_qemu(unfinished.monitor, [one.node_name for one in unfinished.targets])
+def _close(unfinished: Unfinished, written: Journal, writeback: Writeback) -> Unfinished:
+    domain = unfinished.domain
+    jobs.cancel(domain.monitor, unfinished.job_ids)  # dismisses the copies, which have concluded
+    nodes = targets.flush_in_qemu(domain.monitor, unfinished.target_nodes)
     _refuse_shrunk(unfinished, nodes)
-    early = digests.digest_while(writeback.finish, _read_early(unfinished), check=unfinished.stop.check)
-    # From here on whoever finds the stage takes the images for complete, even after a power cut.
-    unfinished.journal.write(Step.FLUSHED)
-    targets.close_all_in_qemu(unfinished.monitor, unfinished.naming)
+    early = digests.digest_while(writeback.finish, _read_early(unfinished), check=domain.stop.check)
+    # From here on whoever finds the stage takes the images to be complete, even after a power cut.
+    written.flushed()
+    targets.close_all_in_qemu(domain.monitor, domain.naming)
     return replace(unfinished, digests=early)
 
 
 def _read_early(unfinished: Unfinished) -> list[Path]:
-    """Not where QEMU is on another host: what this one then sees of an image before QEMU closes it may be old."""
-    if not unfinished.source.handle.host.is_local:
+    """Return the images to digest before QEMU closes them.
+
+    None if QEMU is on another host: what this host sees of an image that is still open there may be old.
+    """
+    if not unfinished.domain.source.handle.host.is_local:
         return []
     return digests.worth_an_early_digest(unfinished.images.values())
 
 
 def _refuse_shrunk(unfinished: Unfinished, nodes: BlockNodes) -> None:
-    """Raise BusyError where a disk was shrunk and grown between the choice of its base and its job.
+    """Raise BusyError if a disk was shrunk and grown between the choice of its base and its job.
 
-    A job keeps the size of its disk, so that an end mark that is whole after the job was whole when it began.
+    A job keeps the size of its disk, so an end mark that is intact after the job was intact when it began.
     """
-    for one in unfinished.relied_on_marks:
-        mark = nodes.bitmaps(one.node_name).get(one.bitmap)
+    for relied_on in unfinished.relied_on_marks:
+        mark = nodes.bitmaps(relied_on.node_name).get(relied_on.bitmap)
         if mark is not None and not endmark.vouches(mark):
-            ours = names.parse_end_mark(one.bitmap)
+            parsed = names.parse_end_mark(relied_on.bitmap)
             raise BusyError(
-                f"Disk {ours.dev if ours else one.node_name} was made smaller while its backup began or ended. Nothing"
-                " was kept of this backup; run the same command again."
+                f"Disk {parsed.dev if parsed else relied_on.node_name} was made smaller while its backup began or"
+                " ended. Nothing was kept of this backup; run the same command again."
             )
 
 
 def commit(unfinished: Unfinished, *, begun: float | None, ready: Callable[[], None] = lambda: None) -> Backup:
-    """Digest the images and give the backup its name.
+    """Write the manifest and give the backup its name; return it as committed.
 
-    ``begun`` is the monotonic time at which it was begun; None if that is not known. ``ready`` as for Stage.commit.
+    ``begun`` is the monotonic time in seconds at which the backup began, None if that is not known. ``ready`` is called
+    when only the name is missing, and may raise (see Stage.commit). Raises StorageError, NoSpaceError.
     """
+    domain = unfinished.domain
     backup = replace(
         unfinished.draft,
         disks=_described(unfinished),
         duration_s=round(time.monotonic() - begun, 3) if begun is not None else 0.0,
     )
-    unfinished.repository.remember_name(backup.domain_uuid, backup.domain_name)
-    unfinished.stop.check()
+    domain.repository.remember_name(backup.domain_uuid, backup.domain_name)
+    domain.stop.check()
     unfinished.stage.commit(backup, ready=ready)
     return backup
 
 
 def _described(unfinished: Unfinished) -> tuple[DiskImage, ...]:
-    """The images with what only their files tell."""
-    disks = unfinished.draft.disks
-    paths = [unfinished.stage.path / image.file for image in disks]
-    found = digests.digest_all(paths, early=unfinished.digests, check=unfinished.stop.check)
+    """Return the images with the sizes and digests of their files."""
+    images = unfinished.draft.disks
+    paths = [unfinished.stage.path / image.file for image in images]
+    files = digests.digest_all(paths, early=unfinished.digests, check=unfinished.domain.stop.check)
     return tuple(
-        replace(image, file_size_bytes=file.size_bytes, digest=file.digest) for image, file in zip(disks, found)
+        replace(image, file_size_bytes=file.size_bytes, digest=file.digest) for image, file in zip(images, files)
     )

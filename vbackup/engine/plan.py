@@ -6,7 +6,7 @@ Made before anything is touched; vbackup.operations.backup carries it out, ``--d
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -280,12 +280,20 @@ def _new_bitmap(
     return BlockDirtyBitmapAdd(node, name, granularity=GRANULARITY_BYTES, persistent=persistent, disabled=disabled)
 
 
-def select(
-    domain: Domain, wanted: Sequence[str], excluded: Sequence[str]
-) -> tuple[tuple[Disk, ...], tuple[LeftOut, ...]]:
-    """The disks to back up and those left out, with the user's own choice.
+@dataclass(frozen=True)
+class Selection:
+    """Which disks of a domain are backed up, and which are not."""
 
-    Raises DiskError for a name that is no disk of the domain, one that cannot be backed up, or if no disk is left.
+    domain: Domain
+    disks: tuple[Disk, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def select(domain: Domain, wanted: Sequence[str], excluded: Sequence[str]) -> Selection:
+    """Return the disks to back up and those left out, with the user's own choice.
+
+    Raises DiskError for a name that is no disk of the domain or a disk that cannot be backed up, UnsuitableError if no
+    disk is left.
     """
     known = {disk.dev for disk in domain.disks}
     unable = {left.dev: left.reason for left in domain.left_out}
@@ -305,60 +313,76 @@ def select(
     if not disks:
         reasons = "; ".join(f"{left.dev}: {left.reason}" for left in left_out) or "it has no disk"
         raise UnsuitableError(f"Domain {domain.name} has nothing to back up ({reasons}).")
-    return tuple(disks), tuple(left_out)
+    return Selection(domain, tuple(disks), tuple(left_out))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the backup and everything it has in QEMU is named by."""
+
+    naming: Naming
+    now: datetime
+    token: str  #: a new one (names.new_token)
+    taken_ids: Collection[str] = ()  #: of the backups that exist
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for, as this QEMU can do it."""
+
+    level: Level
+    compression: Compression = Compression.NONE
+    speed_bytes_s: int | None = None  #: of each disk's job
+    fleecing: FleecingAbilities | None = None  #: the guest waits for a fleecing area, not for the targets
+    node_options: NodeOptions = QEMUS_OWN
 
 
 def make(
-    asked: Level,
-    *,
-    domain: Domain,
-    left_out: Sequence[LeftOut],
+    selection: Selection,
     choices: Sequence[tuple[DiskNode, Choice]],
+    *,
     history: History,
-    naming: Naming,
-    token: str,
-    now: datetime,
-    taken_ids: Collection[str],
-    compression: Compression,
-    speed_bytes_s: int | None,
-    fleecing: FleecingAbilities | None = None,
-    node_options: NodeOptions = QEMUS_OWN,
+    identity: Identity,
+    wishes: Wishes,
 ) -> BackupPlan:
-    """Name everything and put the plan together; ``token`` is a new one (names.new_token).
-
-    With ``fleecing`` the guest waits for a fleecing area, not for the targets.
-    """
-    level = level_of(asked, [choice for _, choice in choices])
-    backup_id = _free_id(now, level, taken_ids)
+    """Name everything and put the plan together; ``choices`` has the base of each selected disk."""
+    level = level_of(wishes.level, [choice for _, choice in choices])
+    backup_id = _free_id(identity.now, level, identity.taken_ids)
     sizes = sorted({node.top.virtual_size_bytes for node, _ in choices})
     disks = []
     for index, (node, choice) in enumerate(choices):
-        dev = node.disk.dev
-        makes_checkpoint = _makes_checkpoint(node, level)
-        disks.append(
-            DiskPlan(
-                node=node,
-                choice=choice,
-                job_id=naming.job(backup_id, dev),
-                target_node=naming.target_node(dev),
-                bitmap=naming.bitmap(backup_id, dev, token) if makes_checkpoint else None,
-                working_bitmap=naming.working_bitmap(backup_id, dev) if choice.base else None,
-                fleecing=_fleecing(naming, backup_id, dev, index, fleecing, disks=len(choices)) if fleecing else None,
-                new_mark=_new_mark(node, choice, history, naming, sizes) if makes_checkpoint else None,
-            )
-        )
+        disk = _disk(node, choice, backup_id, level, identity)
+        if wishes.fleecing is not None:
+            fleecing = _fleecing(identity.naming, backup_id, node.disk.dev, index, wishes.fleecing, disks=len(choices))
+            disk = replace(disk, fleecing=fleecing)
+        if disk.bitmap is not None:
+            disk = replace(disk, new_mark=_new_mark(node, choice, history, identity.naming, sizes))
+        disks.append(disk)
     return BackupPlan(
         id=backup_id,
         sequence=history.next_sequence,
-        planned_at=now,
+        planned_at=identity.now,
         level=level,
         parent=parent_of([choice for _, choice in choices]),
-        domain=domain,
-        left_out=tuple(left_out),
+        domain=selection.domain,
+        left_out=selection.left_out,
         disks=tuple(disks),
-        compression=compression,
-        speed_bytes_s=speed_bytes_s,
-        node_options=node_options,
+        compression=wishes.compression,
+        speed_bytes_s=wishes.speed_bytes_s,
+        node_options=wishes.node_options,
+    )
+
+
+def _disk(node: DiskNode, choice: Choice, backup_id: str, level: Level, identity: Identity) -> DiskPlan:
+    naming, dev = identity.naming, node.disk.dev
+    makes_checkpoint = _makes_checkpoint(node, level)
+    return DiskPlan(
+        node=node,
+        choice=choice,
+        job_id=naming.job(backup_id, dev),
+        target_node=naming.target_node(dev),
+        bitmap=naming.bitmap(backup_id, dev, identity.token) if makes_checkpoint else None,
+        working_bitmap=naming.working_bitmap(backup_id, dev) if choice.base else None,
     )
 
 

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from vbackup.engine import fleecing, scratch
 from vbackup.engine.plan import BackupPlan
+from vbackup.engine.unfinished import LockedDomain
 from vbackup.images import creation, targets
 from vbackup.images.creation import NewImage
 from vbackup.images.targets import Target
-from vbackup.names import Naming
-from vbackup.qemu.monitor import Monitor
 from vbackup.repository.repository import Stage
-from vbackup.stop import Stop
 from vbackup.undo import Undo
 
 
@@ -28,24 +26,15 @@ def new_images(plan: BackupPlan, stage: Stage) -> Sequence[NewImage]:
     ]
 
 
-def prepare(
-    plan: BackupPlan,
-    stage: Stage,
-    monitor: Monitor,
-    *,
-    fleecing_area: Path | None,
-    naming: Naming,
-    undo: Undo,
-    stop: Stop,
-) -> None:
-    """Make images of the reserved files, hand each to QEMU as soon as it is ready, and prepare what else is planned.
+def prepare(plan: BackupPlan, stage: Stage, domain: LockedDomain, *, fleecing_area: Path | None, undo: Undo) -> None:
+    """Make images of the reserved files, pass each to QEMU as soon as it is ready, and open what else is planned.
 
     ``undo`` gets the end of all nodes. Raises StorageError, NoSpaceError, UnsuitableError, QmpError.
     """
-    labels = plan.domain.security_labels
-    with creation.made(new_images(plan, stage), options=plan.image_options, stop=stop) as made:
-        targets.open_in_qemu(monitor, made, undo=undo, options=plan.node_options, security_labels=labels)
+    monitor, labels = domain.monitor, plan.domain.security_labels
+    with creation.made(new_images(plan, stage), options=plan.image_options, stop=domain.stop) as images:
+        targets.open_in_qemu(monitor, images, undo=undo, options=plan.node_options, security_labels=labels)
     if plan.has_fleecing_area:
         assert fleecing_area is not None
         fleecing.open_images(monitor, plan.disks, fleecing_area, undo=undo, security_labels=labels)
-    scratch.prepare(monitor, plan.scratch_sizes, naming=naming, undo=undo, stop=stop)
+    scratch.prepare(monitor, plan.scratch_sizes, naming=domain.naming, undo=undo, stop=domain.stop)

@@ -1,16 +1,16 @@
-"""Back up one domain, running or off: read, plan, stage, freeze, one transaction, commit.
+"""Back up one domain, running or off. README.md tells the ten steps, and the functions here follow them.
 
-Up to the rename of the stage everything can be undone, and is: the disks' earlier checkpoints have
-not been touched, so the retry is the same command. vbackup.operations.restore is the way back.
+Up to the rename of the stage everything can be undone, and is: the disks' earlier checkpoints have not been touched, so
+the retry is the same command. vbackup.operations.restore is the way back.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,24 +19,26 @@ from vbackup import names
 from vbackup.domain import definition, source
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.domain.source import Source
-from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation, unfinished
+from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation
+from vbackup.engine.base import Choice
+from vbackup.engine.finish import Following
+from vbackup.engine.fleecing import SpaceWatch
 from vbackup.engine.moment import Alone, Moment
-from vbackup.engine.plan import BackupPlan, FleecingAbilities
-from vbackup.engine.unfinished import Unfinished
+from vbackup.engine.plan import BackupPlan, FleecingAbilities, Identity, Selection, Wishes
+from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.hooks.events import Operation, events
 from vbackup.images import creation, tuning
-from vbackup.model import Backup, Compression, GroupMember, Level, Quiesce
+from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
 from vbackup.operations import recovery
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send
 from vbackup.report import Reporter
-from vbackup.repository import journal, manifest
-from vbackup.repository.journal import Journal, Step
+from vbackup.repository.history import History
+from vbackup.repository.journal import Journal
 from vbackup.repository.lock import LockWait
-from vbackup.repository.repository import Repository
+from vbackup.repository.repository import Repository, Stage
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -64,20 +66,23 @@ class BackupRequest:
 
 
 @dataclass(frozen=True)
-class _Session:
-    """What every step works with: the domain's lock is held, the source of its disks is open."""
+class _Run:
+    """One run of the command: what was asked for, where, and what it waits for."""
 
-    handle: DomainHandle
-    source: Source
-    repository: Repository
-    reporter: Reporter
-    stop: Stop
-    moment: Moment = field(default_factory=Alone)
-    throttle: jobs.Throttle | None = None
+    request: BackupRequest
+    domain: LockedDomain
+    moment: Moment
+    throttle: jobs.Throttle | None
 
-    @property
-    def monitor(self) -> Monitor:
-        return self.source.monitor
+    def slowest_bytes_s(self, disks: int) -> int | None:
+        """Return the least speed that each of so many jobs keeps for longer than a moment; None is no limit."""
+        return self.request.speed_bytes_s if self.throttle is None else self.throttle.slowest_bytes_s(disks)
+
+    def throttled(self, backup_plan: BackupPlan) -> BackupPlan:
+        """Return the plan with the speed that its jobs start with."""
+        if self.throttle is None:
+            return backup_plan
+        return replace(backup_plan, speed_bytes_s=self.throttle.first_bytes_s(len(backup_plan.disks)))
 
 
 def run(
@@ -92,24 +97,26 @@ def run(
 ) -> Backup:
     """Make a backup and return it as it was committed.
 
-    ``moment`` has it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request.
-    Raises a VbackupError, whose class says what went wrong; nothing of the backup is left then, and a warning
-    tells what could not be undone because QEMU or libvirt could not be reached.
+    ``moment`` makes it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request.
+    Raises a VbackupError, whose class says what went wrong; nothing of the backup is left then, and a warning reports
+    what could not be undone because QEMU or libvirt could not be reached.
     """
     begun = time.monotonic()
-    with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as opened:
-        session = replace(opened, moment=moment or Alone(), throttle=throttle)
-        session.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
-        made = _plan(request, session)
+    with _locked(request, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
+        domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
+        backup_plan = _plan(request, domain)
         try:
-            backup = _carry_out(made, request, session, begun=begun)
+            backup = _make(backup_plan, _Run(request, domain, moment or Alone(), throttle), begun=begun)
         except JobError as err:
-            if _has_ended(session):  # QEMU cancels its jobs as it ends, which is seen first
-                raise DomainGoneError(session.handle.name) from err
+            if domain.source.has_ended():  # QEMU cancels its jobs as it ends, which is seen first
+                raise DomainGoneError(domain.source.handle.name) from err
             raise
         finally:
-            detached = _close_detached(made, session)
-        _remove_superseded(made, session, detached)
+            nodes = {disk.dev: disk.node.top.node_name for disk in backup_plan.disks}
+            detached = domain.source.close_detached(nodes)
+            for dev in detached:
+                reporter.step(f"Disk {dev} was detached during the backup.")
+        _remove_superseded(backup_plan, domain, detached)
     return backup
 
 
@@ -118,238 +125,195 @@ def dry_run(
 ) -> BackupPlan:
     """Make the plan and let QEMU check every action of it; nothing is copied, frozen or kept.
 
-    The target images are made and the transaction is sent with a trailing abort: QEMU prepares it for
-    real and undoes it. Raises what ``run`` would raise up to that point.
+    The target images are made and the transaction is sent with a trailing abort: QEMU prepares it for real and undoes
+    it. Raises what ``run`` would raise up to that point.
     """
-    with _session(request, host=host, repository=repository, reporter=reporter, stop=stop) as session:
-        made = _plan(request, session)
-        with repository.stage(made.domain.uuid, made.id) as stage, Undo(reporter) as undo:
-            creation.reserve(preparation.new_images(made, stage))
-            preparation.prepare(
-                made,
-                stage,
-                session.monitor,
-                fleecing_area=request.fleecing,
-                naming=repository.naming,
-                undo=undo,
-                stop=stop,
-            )
-            with _locks():
-                prepare_only(session.monitor, made.transaction(), qemu=f"domain {made.domain.name}")
-    return made
+    with _locked(request, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
+        backup_plan = _plan(request, domain)
+        with repository.stage(domain.uuid, backup_plan.id) as stage, Undo(reporter) as undo:
+            creation.reserve(preparation.new_images(backup_plan, stage))
+            preparation.prepare(backup_plan, stage, domain, fleecing_area=request.fleecing, undo=undo)
+            with _refusals_of_lock():
+                prepare_only(domain.monitor, backup_plan.transaction(), qemu=f"domain {backup_plan.domain.name}")
+    return backup_plan
 
 
 @contextmanager
-def _session(
+def _locked(
     request: BackupRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
-) -> Iterator[_Session]:
-    """Lock the domain, open the source of its disks, and finish or clear away what a dead run left."""
+) -> Iterator[LockedDomain]:
+    """Lock the domain, open its disks, and finish or undo what a dead run left."""
     handle = host.domain(request.domain)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop)
     with repository.lock(handle.uuid, wait=wait), source.open_source(handle, reporter=reporter) as opened:
-        recovery.recover(opened, repository, reporter=reporter, stop=stop)
+        domain = LockedDomain(opened, repository, reporter, stop)
+        recovery.recover(domain, abort=False)
         stop.check()
-        yield _Session(handle, opened, repository, reporter, stop)
+        yield domain
 
 
-def _plan(request: BackupRequest, session: _Session) -> BackupPlan:
-    repository, reporter = session.repository, session.reporter
-    domain = session.source.domain
-    disks, left_out = plan.select(domain, request.disks, request.excluded_disks)
+# 1 and 2: what there is, and what each disk starts from
+
+
+def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
+    selection = plan.select(domain.source.domain, request.disks, request.excluded_disks)
     # First: a job may just be changing the disk's nodes.
-    foreign_jobs.refuse_busy(session.monitor, disks)
-    nodes = session.source.disk_nodes(disks)
-    taken_ids = repository.taken_ids(domain.uuid)
-    removed = leftovers.remove_uncommitted(session.monitor, nodes, taken_ids, repository.naming)
-    for name in removed:
-        reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
-    if removed:
-        nodes = session.source.disk_nodes(disks)
-    catalogue = repository.catalogue(domain.uuid)
+    foreign_jobs.refuse_busy(domain.monitor, selection.disks)
+    taken_ids = domain.repository.taken_ids(domain.uuid)
+    nodes = _nodes(selection, domain, taken_ids)
+    catalogue = domain.repository.catalogue(domain.uuid)
     for broken in catalogue.broken:
-        reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
+        domain.reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
+    return plan.make(
+        selection,
+        _choices(request.level, nodes, catalogue.history, domain),
+        history=catalogue.history,
+        identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(), taken_ids),
+        wishes=_wishes(request, domain),
+    )
+
+
+def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str]) -> list[DiskNode]:
+    """Return the disks' layers and bitmaps, without the bitmaps of backups that were never committed."""
+    nodes = domain.source.disk_nodes(selection.disks)
+    removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
+    for name in removed:
+        domain.reporter.step(f"Removed bitmap {name}, left by an interrupted backup or by a QEMU that was killed.")
+    return domain.source.disk_nodes(selection.disks) if removed else nodes
+
+
+def _choices(
+    level: Level, nodes: Sequence[DiskNode], history: History, domain: LockedDomain
+) -> list[tuple[DiskNode, Choice]]:
+    started = _last_start(domain.source.handle)
     choices = []
     for node in nodes:
-        choice = base.choose(
-            request.level, node, catalogue.history, naming=repository.naming, started=_last_start(session)
-        )
+        choice = base.choose(level, node, history, naming=domain.naming, started=started)
         choices.append((node, choice))
-        reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
+        domain.reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
         if node.disk.encrypted:
-            reporter.warning(f"Disk {node.disk.dev} is encrypted on this host; its image in the repository is not.")
-    return plan.make(
+            domain.reporter.warning(
+                f"Disk {node.disk.dev} is encrypted on this host; its image in the repository is not."
+            )
+    return choices
+
+
+def _last_start(handle: DomainHandle) -> datetime | None:
+    """Return when the domain was started last, if the hook script is installed and recorded it."""
+    if not handle.host.is_local:
+        return None
+    starts = [event.time for event in events(handle.uuid) if event.operation is Operation.STARTED]
+    return starts[-1] if starts else None
+
+
+def _wishes(request: BackupRequest, domain: LockedDomain) -> Wishes:
+    return Wishes(
         request.level,
-        domain=domain,
-        left_out=left_out,
-        choices=choices,
-        history=catalogue.history,
-        naming=repository.naming,
-        token=names.new_token(),
-        now=datetime.now(timezone.utc),
-        taken_ids=taken_ids,
-        compression=_compression(request.compression, session.monitor),
+        compression=_compression(request.compression, domain.monitor),
         speed_bytes_s=request.speed_bytes_s,
-        fleecing=_fleecing_abilities(request, session),
-        node_options=tuning.node_options(is_local=session.handle.host.is_local),
+        fleecing=_fleecing_abilities(request, domain),
+        node_options=tuning.node_options(is_local=domain.source.handle.host.is_local),
     )
 
 
 def _compression(asked: Compression, monitor: Monitor) -> Compression:
-    """What is asked for; only for ``auto`` QEMU is asked what it has."""
+    """Return what is asked for; only for ``auto`` QEMU is asked what it has."""
     if asked is not Compression.AUTO:
         return asked
     return tuning.compression(asked, has_zstd="zstd" in schema(monitor).qcow2_compression_types())
 
 
-def _fleecing_abilities(request: BackupRequest, session: _Session) -> FleecingAbilities | None:
+def _fleecing_abilities(request: BackupRequest, domain: LockedDomain) -> FleecingAbilities | None:
     if request.fleecing is None:
         return None
-    if not isinstance(session.source, source.RunningSource):
-        session.reporter.step("The domain is off: nothing can slow it down, and the fleecing area is not used.")
+    if not domain.source.is_running:
+        domain.reporter.step("The domain is off: nothing can slow it down, and the fleecing area is not used.")
         return None
     fleecing.free_bytes(request.fleecing)
-    return fleecing.abilities(session.monitor)
+    return fleecing.abilities(domain.monitor)
 
 
-def _last_start(session: _Session) -> datetime | None:
-    """When the domain was started last, if the hook script is installed and has noted it."""
-    if not session.handle.host.is_local:
-        return None
-    starts = [one.time for one in events(session.handle.uuid) if one.operation is Operation.STARTED]
-    return starts[-1] if starts else None
+# 3 to 8: images, freeze, transaction, copy, commit
 
 
-def _carry_out(made: BackupPlan, request: BackupRequest, session: _Session, *, begun: float) -> Backup:
-    """Stage, copy, commit."""
-    repository = session.repository
+def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
+    domain = this.domain
     with (
-        repository.stage(made.domain.uuid, made.id) as stage,
+        domain.repository.stage(domain.uuid, backup_plan.id) as stage,
         Journal(stage.path) as written,
-        Undo(session.reporter) as undo,
+        Undo(domain.reporter) as undo,
     ):
-        # Asked before the copy: that of a domain that is off does not mind if libvirtd goes away meanwhile.
-        files = definition.files(session.handle, made.domain, session.reporter)
-        draft = made.draft(
-            files={name: stage.write(name, data) for name, data in files.items()},
-            versions=definition.versions(session.handle, session.monitor),
-        )
-        group = session.moment.planned(GroupMember(made.domain.name, made.domain.uuid, made.id))
-        work = Unfinished(
-            replace(draft, group=group),
-            stage,
-            written,
-            session.source,
-            repository,
-            session.reporter,
-            session.stop,
-            stall_s=jobs.stall_limit_s(_slowest_bytes_s(made, session)),
-            throttle=session.throttle,
-            backoff=_backoff(request, session),
-            new_marks=[disk.new_mark.mark for disk in made.disks if disk.new_mark and not disk.new_mark.is_there],
-            relied_on_marks=[mark for disk in made.disks for mark in disk.relied_on_marks],
-        )
-        written.begin(work.draft)
-        creation.reserve(preparation.new_images(made, stage))
-        unfinished.push_undo_of_bitmaps(work, undo)
-        work = _copy(made, request, work, session.moment)
-        backup = finish.commit(work, begun=begun, ready=session.moment.copied)
+        planned = _draft(backup_plan, stage, this)
+        written.begin(planned.draft)
+        creation.reserve(preparation.new_images(backup_plan, stage))
+        planned.push_undo_of_bitmaps(undo)
+        with Undo(domain.reporter) as undo_in_qemu:
+            written.targets([disk.file for disk in backup_plan.disks])
+            preparation.prepare(backup_plan, stage, domain, fleecing_area=this.request.fleecing, undo=undo_in_qemu)
+            guest_was_stopped = domain.source.is_guest_stopped()
+            watch = _space_watch(backup_plan, this, guest_was_stopped=guest_was_stopped)
+            planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
+            backup_plan = this.throttled(backup_plan)
+            started = _start(backup_plan, planned, this, written, guest_was_stopped=guest_was_stopped)
+            copied = _copy(backup_plan, started, this, written, watch)
+            undo_in_qemu.release()
+        backup = finish.commit(copied, begun=begun, ready=this.moment.copied)
         undo.release()
     return backup
 
 
-def _backoff(request: BackupRequest, session: _Session) -> Backoff | None:
-    """What slows the jobs down for the guest's sake; a domain that is off has none."""
-    if request.max_latency_ms is None or not isinstance(session.source, source.RunningSource):
-        return None
-    from vbackup.engine.latency_throttle import Backoff  # which few ask for
-
-    return Backoff(
-        session.monitor,
-        limit_ms=request.max_latency_ms,
-        ceiling_bytes_s=request.speed_bytes_s,
-        reporter=session.reporter,
+def _draft(backup_plan: BackupPlan, stage: Stage, this: _Run) -> Unfinished:
+    """Return the backup as it is planned, with the files that are no images in the stage."""
+    domain, handle = this.domain, this.domain.source.handle
+    # Asked before the copy, so that a domain that is off does not need libvirtd until the end.
+    files = definition.files(handle, backup_plan.domain, domain.reporter)
+    draft = backup_plan.draft(
+        files={name: stage.write(name, data) for name, data in files.items()},
+        versions=definition.versions(handle, domain.monitor),
+    )
+    group = this.moment.planned(GroupMember(draft.domain_name, draft.domain_uuid, draft.id))
+    marks = [disk.new_mark for disk in backup_plan.disks if disk.new_mark is not None]
+    return Unfinished(
+        domain,
+        replace(draft, group=group),
+        stage,
+        new_marks=[mark.mark for mark in marks if not mark.is_there],
+        relied_on_marks=[mark for disk in backup_plan.disks for mark in disk.relied_on_marks],
     )
 
 
-def _slowest_bytes_s(made: BackupPlan, session: _Session) -> int | None:
-    return made.speed_bytes_s if session.throttle is None else session.throttle.slowest_bytes_s(len(made.disks))
-
-
-def _copy(made: BackupPlan, request: BackupRequest, work: Unfinished, moment: Moment) -> Unfinished:
-    """The transaction and its jobs; when this returns QEMU has let go of complete images."""
-    monitor, reporter = work.monitor, work.reporter
-    with Undo(reporter) as undo:
-        identities = {disk.file: journal.identity_of(work.stage.path / disk.file) for disk in made.disks}
-        work.journal.write(Step.TARGETS, images=identities)
-        preparation.prepare(
-            made,
-            work.stage,
-            monitor,
-            fleecing_area=request.fleecing,
-            naming=work.repository.naming,
-            undo=undo,
-            stop=work.stop,
-        )
-        stopped = work.source.is_guest_stopped()
-        space_watch = _space_watch(made, request, work, guest_was_stopped=stopped)
-        unfinished.push_undo_of_jobs(work, undo, guest_was_stopped=stopped)
-        work.stop.check()
-        # Nothing is written to the repository while the guest is frozen: its storage may be slow.
-        work.journal.write(Step.MOMENT, time=manifest.iso(datetime.now(timezone.utc)), guest_was_stopped=stopped)
-        if work.throttle is not None:
-            made = replace(made, speed_bytes_s=work.throttle.first_bytes_s(len(made.disks)))
-        transaction = {"actions": made.transaction()}
-        moment.ready()
-        with work.source.frozen(request.quiesce, reporter, limit_s=request.freeze_limit_s) as freeze, moment.taken():
-            now = datetime.now(timezone.utc)
-            with _locks():
-                send(monitor, transaction)
-        moment.sent()
-        started = replace(
-            work.draft, time=now, consistency=freeze.consistency, frozen_ms=freeze.frozen_ms, group=moment.group
-        )
-        spread = {} if moment.group is None else {"spread_ms": moment.group.spread_ms}
-        work.journal.write(
-            Step.STARTED,
-            time=manifest.iso(now),
-            consistency=freeze.consistency.value,
-            frozen_ms=freeze.frozen_ms,
-            **spread,
-        )
-        if freeze.frozen_ms:
-            reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
-        work = _follow(made, space_watch, replace(work, draft=started))
-        undo.release()
-    return work
-
-
-def _space_watch(
-    made: BackupPlan, request: BackupRequest, work: Unfinished, *, guest_was_stopped: bool
-) -> fleecing.SpaceWatch | None:
-    if not made.has_fleecing_area:
-        return None
-    assert request.fleecing is not None
-    spares_guest = all(disk.fleecing is not None and disk.fleecing.on_cbw_error for disk in made.disks)
-    return fleecing.SpaceWatch.over(
-        request.fleecing, is_guest_stopped=None if guest_was_stopped or spares_guest else work.source.is_guest_stopped
+def _start(
+    backup_plan: BackupPlan, planned: Unfinished, this: _Run, written: Journal, *, guest_was_stopped: bool
+) -> Unfinished:
+    """Freeze, send the transaction, thaw; return the backup with the moment it is of."""
+    domain = this.domain
+    domain.stop.check()
+    # Nothing is written to the repository while the guest is frozen: its storage may be slow.
+    written.moment(datetime.now(timezone.utc), guest_was_stopped=guest_was_stopped)
+    transaction = {"actions": backup_plan.transaction()}
+    this.moment.ready()
+    frozen = domain.source.frozen(this.request.quiesce, domain.reporter, limit_s=this.request.freeze_limit_s)
+    with frozen as freeze, this.moment.taken():
+        now = datetime.now(timezone.utc)
+        with _refusals_of_lock():
+            send(domain.monitor, transaction)
+    this.moment.sent()
+    draft = replace(
+        planned.draft,
+        time=now,
+        consistency=freeze.consistency,
+        frozen_ms=freeze.frozen_ms,
+        group=this.moment.group,
     )
-
-
-def _follow(made: BackupPlan, space_watch: fleecing.SpaceWatch | None, work: Unfinished) -> Unfinished:
-    """The jobs to their end; where there is a fleecing area, their beginning too."""
-    if space_watch is None:
-        return finish.copy(work)
-    fleecing.open_views(work.monitor, made.disks)
-    send(work.monitor, {"actions": made.copies()})
-    try:
-        return finish.copy(replace(work, watch=space_watch.check))
-    except JobError as err:
-        raise space_watch.explain(err) or err from err
+    written.started(draft)
+    if freeze.frozen_ms:
+        domain.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
+    return replace(planned, draft=draft)
 
 
 @contextmanager
-def _locks() -> Iterator[None]:
+def _refusals_of_lock() -> Iterator[None]:
     """Say what it means that another process has an image open: a raw image is locked by its job only."""
     try:
         yield
@@ -362,41 +326,63 @@ def _locks() -> Iterator[None]:
         raise
 
 
-def _has_ended(session: _Session) -> bool:
+def _copy(
+    backup_plan: BackupPlan, started: Unfinished, this: _Run, written: Journal, watch: SpaceWatch | None
+) -> Unfinished:
+    """Follow the jobs until all have ended well; with a fleecing area, start them first."""
+    monitor = this.domain.monitor
+    following = Following(
+        stall_s=jobs.stall_limit_s(this.slowest_bytes_s(len(backup_plan.disks))),
+        throttle=this.throttle,
+        backoff=_backoff(this),
+    )
+    if watch is None:
+        return finish.copy(started, written, following)
+    fleecing.open_views(monitor, backup_plan.disks)
+    send(monitor, {"actions": backup_plan.copies()})
     try:
-        return isinstance(session.source, source.RunningSource) and not session.handle.is_active()
-    except VbackupError as err:
-        log.debug("%s", err)
-        return False
+        return finish.copy(started, written, replace(following, watch=watch.check))
+    except JobError as err:
+        raise watch.explain(err) or err from err
 
 
-def _close_detached(made: BackupPlan, session: _Session) -> list[str]:
-    """When the jobs are gone: let go of disks that the domain has no more. Returns their dev."""
-    if not isinstance(session.source, source.RunningSource):
-        return []
-    try:
-        detached = foreign_jobs.close_detached(
-            session.monitor, {disk.dev: disk.node.top.node_name for disk in made.disks}
-        )
-    except VbackupError as err:
-        log.debug("%s", err)  # QEMU is gone, or cannot be asked; the backup has ended as it has
-        return []
-    for dev in detached:
-        session.reporter.step(f"Disk {dev} was detached during the backup.")
-    return detached
+def _backoff(this: _Run) -> Backoff | None:
+    """Return what slows the jobs down for the guest's sake; a domain that is off has no guest."""
+    if this.request.max_latency_ms is None or not this.domain.source.is_running:
+        return None
+    from vbackup.engine.latency_throttle import Backoff  # which few ask for
+
+    return Backoff(
+        this.domain.monitor,
+        limit_ms=this.request.max_latency_ms,
+        ceiling_bytes_s=this.request.speed_bytes_s,
+        reporter=this.domain.reporter,
+    )
 
 
-def _remove_superseded(made: BackupPlan, session: _Session, detached: Collection[str]) -> None:
-    """After the commit: the bitmaps that drove the copies go, and those that no later backup starts from.
+def _space_watch(backup_plan: BackupPlan, this: _Run, *, guest_was_stopped: bool) -> SpaceWatch | None:
+    if not backup_plan.has_fleecing_area:
+        return None
+    assert this.request.fleecing is not None
+    spares_guest = all(disk.fleecing is not None and disk.fleecing.on_cbw_error for disk in backup_plan.disks)
+    is_guest_stopped = None if guest_was_stopped or spares_guest else this.domain.source.is_guest_stopped
+    return SpaceWatch.over(this.request.fleecing, is_guest_stopped=is_guest_stopped)
+
+
+# 9: what no later backup starts from
+
+
+def _remove_superseded(backup_plan: BackupPlan, domain: LockedDomain, detached: Collection[str]) -> None:
+    """Remove the bitmaps that drove the copies, and those that no later backup starts from.
 
     What stays only costs memory.
     """
     try:
-        history = session.repository.catalogue(made.domain.uuid).history
-        nodes = session.source.disk_nodes([disk.node.disk for disk in made.disks if disk.dev not in detached])
-        for name in leftovers.remove_superseded(session.monitor, nodes, history, session.repository.naming):
+        history = domain.repository.catalogue(domain.uuid).history
+        nodes = domain.source.disk_nodes([disk.node.disk for disk in backup_plan.disks if disk.dev not in detached])
+        for name in leftovers.remove_superseded(domain.monitor, nodes, history, domain.naming):
             log.debug("removed bitmap %s", name)
     except DomainGoneError as err:
         log.debug("%s", err)  # the next backup removes them
     except VbackupError as err:
-        session.reporter.warning(f"The backup is complete, but superseded bitmaps were not removed: {err}")
+        domain.reporter.warning(f"The backup is complete, but superseded bitmaps were not removed: {err}")

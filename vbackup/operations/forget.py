@@ -97,7 +97,7 @@ def run(
         kept = _foresee(claims, opened) if request.dry_run else _remove(claims, opened)
     held = {one.claim.place for one in kept}
     removed = tuple(claim for claim in claims if claim.place not in held)
-    _warn(kept, reporter, is_running=isinstance(opened, source.RunningSource))
+    _warn(kept, reporter, is_running=opened.is_running)
     return Forgotten(handle.name, handle.uuid, removed, tuple(kept), unopened)
 
 
@@ -138,7 +138,7 @@ def _claims(repository_id: str, opened: Source, reporter: Reporter) -> tuple[lis
         for name in sorted(layer.bitmaps)
         if names.repository_of(name) == repository_id
     ]
-    if isinstance(opened, source.RunningSource):
+    if opened.is_running:
         return claims, {}  # all nodes have been seen
     for reason in unopened.values():
         reporter.warning(reason)
@@ -152,7 +152,7 @@ def _foresee(claims: list[Claim], opened: Source) -> list[Kept]:
         bitmap = claim.layer.bitmaps[claim.name]
         if bitmap.busy:
             kept.append(Kept(claim, "it is in use by another operation"))
-        elif claim.layer.read_only and bitmap.persistent and isinstance(opened, source.RunningSource):
+        elif claim.layer.read_only and bitmap.persistent and opened.is_running:
             kept.append(Kept(claim, _READ_ONLY))
     return kept
 

@@ -1,13 +1,12 @@
-"""Finish or undo what a run that died has left: exactly once, however often this is interrupted itself.
+"""Finish, undo or discard the backups that a dead run left: exactly once, however often this is interrupted itself.
 
-A backup whose jobs are still in QEMU is followed to its end and committed; anything else is undone. The journal
-in its stage says how far it had come (vbackup.repository.journal); that all of it is a dead run's is sure because the
-domain's lock is held. ``vbackup recover`` asks for it, and every backup begins with it.
+A backup whose jobs are still in QEMU is followed to its end and committed; any other is undone. The journal in its
+stage says how far it came (vbackup.repository.journal). The domain's lock is held, so the run that began it is dead.
+``vbackup recover`` asks for this, and every backup begins with it.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from enum import Enum
 from vbackup import names
 from vbackup.domain import source
 from vbackup.domain.host import Host
-from vbackup.domain.source import Source
-from vbackup.engine import finish, foreign_jobs, leftovers, unfinished
-from vbackup.engine.unfinished import Unfinished
+from vbackup.engine import finish as engine_finish
+from vbackup.engine import leftovers
+from vbackup.engine.finish import Following
+from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import (
     ChainError,
     DiskError,
@@ -34,11 +34,9 @@ from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository import journal
 from vbackup.repository.journal import Entry, Journal, Step
-from vbackup.repository.repository import Repository, Stage
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 from vbackup.undo import Undo
-
-log = logging.getLogger(__name__)
 
 
 class Remedy(Enum):
@@ -62,8 +60,19 @@ class Recovered:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Case:
+    """An unfinished backup, the verdict on it, and what its journal says; None if there is none that can be used."""
+
+    verdict: Recovered
+    entry: Entry | None
+
+
 def uuid_of(domain: str, host: Host, repository: Repository) -> str:
-    """The UUID of a domain that libvirt or the repository knows by that name or UUID. Raises DomainNotFoundError."""
+    """Return the UUID of a domain that libvirt or the repository knows by that name or UUID.
+
+    Raises DomainNotFoundError.
+    """
     try:
         return host.domain(domain).uuid
     except DomainNotFoundError:
@@ -80,101 +89,127 @@ def run(
     abort: bool = False,
     dry_run: bool = False,
 ) -> list[Recovered]:
-    """Lock a domain and recover it, whether libvirt still has it or not.
+    """Lock a domain and recover its backups, whether libvirt still has the domain or not.
 
-    Raises BusyError where a backup of it is being made, and what ``recover`` raises.
+    With ``abort`` nothing is finished; with ``dry_run`` nothing is done. Raises BusyError if a backup of the domain is
+    being made, and what ``recover`` raises.
     """
     with ExitStack() as stack:
         stack.enter_context(repository.lock(uuid))
-        opened = None
+        domain = None
         with suppress(DomainNotFoundError):
             opened = stack.enter_context(source.open_source(host.domain(uuid), reporter=reporter))
-        found = recover(opened, repository, reporter=reporter, stop=stop, uuid=uuid, abort=abort, dry_run=dry_run)
-        if opened is not None and not dry_run and any(one.remedy is Remedy.UNDO for one in found):
-            _remove_bitmaps(opened, repository, reporter)
-        return found
+            domain = LockedDomain(opened, repository, reporter, stop)
+        if dry_run:
+            ids = repository.unfinished(uuid)
+            return [_assess(repository, uuid, backup_id, domain, abort=abort).verdict for backup_id in ids]
+        if domain is None:
+            return _recover_lost(repository, uuid, reporter)
+        recovered = recover(domain, abort=abort)
+        if any(backup.remedy is Remedy.UNDO for backup in recovered):
+            _remove_bitmaps(domain)
+        return recovered
 
 
-def _remove_bitmaps(opened: Source, repository: Repository, reporter: Reporter) -> None:
-    """Those of backups that were never committed, also in the images of a domain that is off."""
-    try:
-        nodes = opened.disk_nodes(opened.domain.disks)
-        taken_ids = repository.taken_ids(opened.domain.uuid)
-        for name in leftovers.remove_uncommitted(opened.monitor, nodes, taken_ids, repository.naming):
-            reporter.step(f"Removed bitmap {name}, left by a backup that never ended, or by a QEMU that was killed.")
-    except DiskError as err:
-        reporter.warning(f"Bitmaps of what was undone may be left, which the next backup removes: {err}")
+def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
+    """Deal with all unfinished backups of a domain; return what was done.
 
-
-def recover(
-    opened: Source | None,
-    repository: Repository,
-    *,
-    reporter: Reporter,
-    stop: Stop,
-    uuid: str | None = None,
-    abort: bool = False,
-    dry_run: bool = False,
-) -> list[Recovered]:
-    """Deal with all unfinished backups of a domain; its lock must be held.
-
-    ``opened`` is None, and ``uuid`` given, for a domain that libvirt does not have any more. With ``abort``
-    nothing is finished; with ``dry_run`` nothing is done. Raises InterruptedBySignalError, and what the
-    monitor raises; what could not be undone is a warning.
+    With ``abort`` nothing is finished. Raises InterruptedBySignalError, and what the monitor raises; what could not be
+    undone is a warning.
     """
-    uuid = uuid or (opened.domain.uuid if opened is not None else "")
-    found = []
-    for backup_id in repository.unfinished(uuid):
-        entry, reason = _read(repository, uuid, backup_id)
-        if entry is not None and opened is not None:
-            judged = _judge(entry, opened, repository, abort=abort)
-        else:
-            judged = Recovered(backup_id, Remedy.UNDO, reason or "the domain is not there any more")
-        if not dry_run:
-            read = _nodes_read(entry, opened, repository) if entry is not None and opened is not None else {}
-            try:
-                judged = _carry_out(judged, entry, opened, repository, uuid, reporter=reporter, stop=stop)
-            finally:
-                _close_detached(read, opened, reporter)
-        found.append(judged)
-    if opened is not None and not dry_run:
-        # Without a journal, or from a repository that was put back to an earlier state.
-        for name in leftovers.remove_leftovers(opened.monitor, repository.naming):
-            reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
-    return found
+    recovered = []
+    for backup_id in domain.repository.unfinished(domain.uuid):
+        case = _assess(domain.repository, domain.uuid, backup_id, domain, abort=abort)
+        if case.entry is None:
+            recovered.append(discard(case.verdict, domain.repository, domain.uuid, domain.reporter))
+            continue
+        nodes = _nodes_read(case.entry, domain)
+        try:
+            if case.verdict.remedy is Remedy.FINISH:
+                recovered.append(finish(case.verdict, case.entry, domain))
+            else:
+                recovered.append(undo(case.verdict, case.entry, domain))
+        finally:
+            for dev in domain.source.close_detached(nodes) if nodes else ():
+                domain.reporter.step(f"Disk {dev} was detached during the interrupted backup.")
+    # What has no journal, or belongs to a repository that was put back to an earlier state.
+    for name in leftovers.remove_leftovers(domain.monitor, domain.naming):
+        domain.reporter.step(f"Removed {name} from QEMU, left by an interrupted backup.")
+    return recovered
 
 
-def _nodes_read(entry: Entry, opened: Source, repository: Repository) -> dict[str, str]:
-    """The node of each disk, by dev, if the dead run was copying from this very QEMU; else names mean other nodes."""
-    if not isinstance(opened, source.RunningSource):
-        return {}
-    known, nodes = jobs.query(opened.monitor), block_nodes(opened.monitor)
-    return {
-        image.dev: image.node_name
-        for image in entry.draft.disks
-        if repository.naming.job(entry.draft.id, image.dev) in known
-        or repository.naming.target_node(image.dev) in nodes.node_names()
-        or image.bitmap in nodes.bitmaps(image.node_name)
-    }
+def discard(verdict: Recovered, repository: Repository, uuid: str, reporter: Reporter) -> Recovered:
+    """Remove the stage: nothing of the backup is known to be anywhere else."""
+    with repository.stage(uuid, verdict.id, existing=True):
+        reporter.step(f"Removed the rest of backup {verdict.id}: {verdict.reason}.")
+    return verdict
 
 
-def _close_detached(nodes: Mapping[str, str], opened: Source | None, reporter: Reporter) -> None:
-    """Let go of disks that were detached while nobody was there."""
-    if not nodes or opened is None:
-        return
+def finish(verdict: Recovered, entry: Entry, domain: LockedDomain) -> Recovered:
+    """Follow the backup to its end and commit it; if that fails, it is undone, with a warning.
+
+    Raises InterruptedBySignalError and QemuGoneError.
+    """
     try:
-        for dev in foreign_jobs.close_detached(opened.monitor, nodes):
-            reporter.step(f"Disk {dev} was detached during the backup that was cut off.")
+        _finish(entry, domain)
+    except (InterruptedBySignalError, QemuGoneError):
+        raise
     except VbackupError as err:
-        log.debug("%s", err)  # QEMU is gone, or cannot be asked
+        domain.reporter.warning(f"Backup {verdict.id}, which was interrupted, could not be finished and was undone: {err}")
+        return Recovered(verdict.id, Remedy.UNDO, str(err).rstrip("."))
+    domain.reporter.step(f"Finished backup {verdict.id}, which was interrupted: {verdict.reason}.")
+    return verdict
+
+
+def undo(verdict: Recovered, entry: Entry, domain: LockedDomain) -> Recovered:
+    """Undo everything that the backup began, in QEMU and in the repository."""
+    with (
+        domain.repository.stage(domain.uuid, verdict.id, existing=True) as stage,
+        Undo(domain.reporter) as undo_steps,
+    ):
+        _push_undo(Unfinished(domain, entry.draft, stage), entry, undo_steps)
+    domain.reporter.step(f"Undid backup {verdict.id}, which was interrupted: {verdict.reason}.")
+    return verdict
+
+
+def _recover_lost(repository: Repository, uuid: str, reporter: Reporter) -> list[Recovered]:
+    """Discard the backups of a domain that libvirt does not have any more: its QEMU, if any, cannot be asked."""
+    return [
+        discard(_assess(repository, uuid, backup_id, None, abort=False).verdict, repository, uuid, reporter)
+        for backup_id in repository.unfinished(uuid)
+    ]
+
+
+def _remove_bitmaps(domain: LockedDomain) -> None:
+    """Remove the bitmaps of backups that were never committed, also from the images of a domain that is off."""
+    try:
+        nodes = domain.source.disk_nodes(domain.source.domain.disks)
+        taken_ids = domain.repository.taken_ids(domain.uuid)
+        for name in leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming):
+            domain.reporter.step(f"Removed bitmap {name}, left by an interrupted backup or by a QEMU that was killed.")
+    except DiskError as err:
+        domain.reporter.warning(
+            f"Bitmaps of an undone backup may be left; the next backup of the domain removes them: {err}"
+        )
+
+
+def _assess(repository: Repository, uuid: str, backup_id: str, domain: LockedDomain | None, *, abort: bool) -> _Case:
+    """Return what is to be done about an unfinished backup; nothing is changed."""
+    entry, reason = _read(repository, uuid, backup_id)
+    if entry is None:
+        return _Case(Recovered(backup_id, Remedy.UNDO, reason), None)
+    if domain is None:
+        return _Case(Recovered(backup_id, Remedy.UNDO, _why_lost(entry)), entry)
+    return _Case(_judge(entry, domain, abort=abort), entry)
 
 
 def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:
+    """Return the journal's entry, or None and the reason why there is none."""
     if not names.BACKUP_ID.fullmatch(backup_id):
-        return None, "it is none that vbackup has begun"
+        return None, "vbackup did not begin it"
     directory = repository.stage_path(uuid, backup_id)
     if directory.is_symlink() or not directory.is_dir():
-        return None, "its stage is no directory"
+        return None, "its stage is not a directory"
     try:
         entry = journal.read(directory, backup_id=backup_id, domain_uuid=uuid)
     except ChainError as err:
@@ -182,110 +217,112 @@ def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | No
     return entry, "nothing had been begun outside the repository"
 
 
-def _judge(entry: Entry, opened: Source, repository: Repository, *, abort: bool) -> Recovered:
-    backup_id = entry.draft.id
-    reason = "asked for" if abort else _why_not_finished(entry, repository)
+def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
+    backup_id, naming = entry.draft.id, domain.naming
+    reason = "asked for" if abort else _why_not_finished(entry, domain.repository)
     if reason is not None:
         return Recovered(backup_id, Remedy.UNDO, reason)
     if entry.step is Step.FLUSHED:
         return Recovered(backup_id, Remedy.FINISH, "its images are complete")
-    known = jobs.query(opened.monitor)
-    ours = [known.get(repository.naming.job(backup_id, image.dev)) for image in entry.draft.disks]
+    known = jobs.query(domain.monitor)
+    copies = [known.get(naming.job(backup_id, image.dev)) for image in entry.draft.disks]
     if entry.step is Step.COPIED:
-        nodes = block_nodes(opened.monitor)
-        wanted = {repository.naming.target_node(image.dev) for image in entry.draft.disks}
+        nodes = block_nodes(domain.monitor)
+        wanted = {naming.target_node(image.dev) for image in entry.draft.disks}
         if wanted <= nodes.node_names():
             return Recovered(backup_id, Remedy.FINISH, "its jobs have ended well")
-    elif all(one is not None and _can_end_well(one) for one in ours):
+    elif all(job is not None and _can_end_well(job) for job in copies):
         return Recovered(backup_id, Remedy.FINISH, "its jobs are still in QEMU")
-    failed = next((one.error for one in ours if one is not None and one.error is not None), None)
-    return Recovered(backup_id, Remedy.UNDO, f"a job had failed: {failed}" if failed else _why_gone(entry))
+    error = next((job.error for job in copies if job is not None and job.error is not None), None)
+    return Recovered(backup_id, Remedy.UNDO, f"a job had failed: {error}" if error else _why_gone(entry))
 
 
 def _why_not_finished(entry: Entry, repository: Repository) -> str | None:
     if entry.step in (Step.BEGIN, Step.TARGETS):
         return "nothing had been copied"
     if not entry.is_of(repository.stage_path(entry.draft.domain_uuid, entry.draft.id)):
-        # The jobs in QEMU have its name, but write to the other's images.
-        return "its images are copies, as those of a repository that was copied in the middle of a backup"
+        # The jobs in QEMU have these names, but write to the images of the original.
+        return "its images are copies, as in a repository that was copied in the middle of a backup"
     return None
 
 
-def _can_end_well(one: Job) -> bool:
-    return one.error is None and one.status not in (JobStatus.ABORTING, JobStatus.NULL)
+def _can_end_well(job: Job) -> bool:
+    return job.error is None and job.status not in (JobStatus.ABORTING, JobStatus.NULL)
 
 
 def _why_gone(entry: Entry) -> str:
     if not entry.writer.is_of_this_boot:
-        return "its jobs are gone: it was made before this host was started, or on another one"
+        return "its jobs are gone: it was made before this host booted, or on another host"
     return "its jobs are gone: the domain has another QEMU now, or they were never started"
 
 
-def _carry_out(
-    judged: Recovered,
-    entry: Entry | None,
-    opened: Source | None,
-    repository: Repository,
-    uuid: str,
-    *,
-    reporter: Reporter,
-    stop: Stop,
-) -> Recovered:
-    with repository.stage(uuid, judged.id, existing=True) as stage:
-        if entry is None or opened is None:
-            reporter.step(f"Removed what was left of backup {judged.id}: {judged.reason}.")
-            return judged
-        if judged.remedy is Remedy.FINISH:
-            try:
-                _finish(entry, stage, opened, repository, reporter=reporter, stop=stop)
-            except (InterruptedBySignalError, QemuGoneError):
-                raise
-            except VbackupError as err:
-                reporter.warning(f"Backup {judged.id}, which was cut off, could not be finished and was undone: {err}")
-                return Recovered(judged.id, Remedy.UNDO, str(err).rstrip("."))
-            reporter.step(f"Finished backup {judged.id}, which was cut off: {judged.reason}.")
-            return judged
-        with Journal(stage.path) as written, Undo(reporter) as undo:
-            _push_undo(Unfinished(entry.draft, stage, written, opened, repository, reporter, stop), undo, entry)
-        reporter.step(f"Undid backup {judged.id}, which was cut off: {judged.reason}.")
-        return judged
+def _why_lost(entry: Entry) -> str:
+    return f"libvirt does not have the domain any more, and {_SO_FAR[entry.step]}"
 
 
-def _finish(
-    entry: Entry, stage: Stage, opened: Source, repository: Repository, *, reporter: Reporter, stop: Stop
-) -> None:
-    with Journal(stage.path) as written, Undo(reporter) as undo:
-        relied_on_marks = _relied_on_marks(entry, repository)
-        work = Unfinished(
-            entry.draft, stage, written, opened, repository, reporter, stop, relied_on_marks=relied_on_marks
-        )
-        _push_undo(work, undo, entry)
+#: What had happened of a backup that got as far as this step.
+_SO_FAR = {
+    Step.BEGIN: "nothing had been copied",
+    Step.TARGETS: "nothing had been copied",
+    Step.MOMENT: "its jobs may have begun",
+    Step.STARTED: "its jobs were copying",
+    Step.COPIED: "its jobs had ended well, but it was not committed",
+    Step.FLUSHED: "its images were complete, but it was not committed",
+}
+
+
+def _nodes_read(entry: Entry, domain: LockedDomain) -> Mapping[str, str]:
+    """Return the node of each disk, by dev, that the dead run copied from this very QEMU; elsewhere names differ."""
+    if not domain.source.is_running:
+        return {}
+    naming, known, nodes = domain.naming, jobs.query(domain.monitor), block_nodes(domain.monitor)
+    return {
+        image.dev: image.node_name
+        for image in entry.draft.disks
+        if naming.job(entry.draft.id, image.dev) in known
+        or naming.target_node(image.dev) in nodes.node_names()
+        or image.bitmap in nodes.bitmaps(image.node_name)
+    }
+
+
+def _finish(entry: Entry, domain: LockedDomain) -> None:
+    with (
+        domain.repository.stage(domain.uuid, entry.draft.id, existing=True) as stage,
+        Journal(stage.path) as written,
+        Undo(domain.reporter) as undo_steps,
+    ):
+        backup = Unfinished(domain, entry.draft, stage, relied_on_marks=_relied_on_marks(entry, domain))
+        _push_undo(backup, entry, undo_steps)
         if entry.step is Step.MOMENT:
-            opened.thaw(reporter)
+            domain.source.thaw(domain.reporter)
         if entry.step in (Step.MOMENT, Step.STARTED):
-            work = finish.copy(work)
+            backup = engine_finish.copy(backup, written, Following())
         elif entry.step is Step.COPIED:
-            work = finish.close(work)
-        finish.commit(work, begun=None)
-        undo.release()
-        unfinished.push_undo_of_targets(work, undo)
-        undo.push("remove the working bitmaps", lambda: leftovers.remove_bitmaps(work.monitor, work.working_bitmaps))
+            backup = engine_finish.close(backup, written)
+        engine_finish.commit(backup, begun=None)
+        undo_steps.release()
+        # After the commit, too, QEMU keeps nothing that only the copy needed.
+        backup.push_undo_of_nodes(undo_steps)
+        undo_steps.push(
+            "remove the working bitmaps", lambda: leftovers.remove_bitmaps(domain.monitor, backup.working_bitmaps)
+        )
 
 
-def _relied_on_marks(entry: Entry, repository: Repository) -> list[NodeBitmap]:
-    """The end marks that the dead run has relied on, where they are: those of the bases' sizes."""
-    made = {one.id: one for one in repository.catalogue(entry.draft.domain_uuid).history.backups}
-    bases = ((one, made[one.base].image(one.dev)) for one in entry.draft.disks if one.base in made)
+def _relied_on_marks(entry: Entry, domain: LockedDomain) -> list[NodeBitmap]:
+    """Return the end marks that the dead run relied on, where they are: those of the bases' sizes."""
+    history = domain.repository.catalogue(entry.draft.domain_uuid).history
+    committed = {backup.id: backup for backup in history.backups}
+    bases = ((image, committed[image.base].image(image.dev)) for image in entry.draft.disks if image.base in committed)
     return [
-        NodeBitmap(one.node_name, repository.naming.end_mark(one.dev, base.virtual_size_bytes))
-        for one, base in bases
+        NodeBitmap(image.node_name, domain.naming.end_mark(image.dev, base.virtual_size_bytes))
+        for image, base in bases
         if base is not None
     ]
 
 
-def _push_undo(work: Unfinished, undo: Undo, entry: Entry) -> None:
-    unfinished.push_undo_of_bitmaps(work, undo)
-    unfinished.push_undo_of_targets(work, undo)
-    unfinished.push_undo_of_jobs(work, undo, guest_was_stopped=entry.guest_was_stopped)
+def _push_undo(backup: Unfinished, entry: Entry, undo_steps: Undo) -> None:
+    backup.push_undo_of_bitmaps(undo_steps)
+    backup.push_undo_of_nodes(undo_steps)
+    backup.push_undo_of_jobs(undo_steps, guest_was_stopped=entry.guest_was_stopped)
     if entry.step is Step.MOMENT:
-        undo.push("thaw the guest's filesystems", lambda: work.source.thaw(work.reporter))
+        undo_steps.push("thaw the guest's filesystems", lambda: backup.domain.source.thaw(backup.domain.reporter))

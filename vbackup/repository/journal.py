@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from vbackup.files import storage_errors
 from vbackup.model import Backup, Consistency
 from vbackup.process import Process
 from vbackup.repository import manifest
-from vbackup.repository.repository import JOURNAL
 
+#: Its name in the stage.
+JOURNAL = "journal"
 SCHEMA = "vbackup.journal/1"
 #: The first line is as large as a manifest, the others are short.
 MAX_SIZE_BYTES = manifest.MAX_SIZE_BYTES + 65536
@@ -57,7 +59,7 @@ class Entry:
         system may be another after the host was started anew; then no QEMU writes any more.
         """
         try:
-            now = {file: identity_of(directory / file) for file in self.images}
+            now = {file: _identity(directory / file) for file in self.images}
         except OSError:
             return False
         if not self.writer.is_of_this_boot:
@@ -84,12 +86,40 @@ class Journal:
         os.close(self._fd)
 
     def begin(self, draft: Backup) -> None:
-        """The first line."""
-        members = {"schema": SCHEMA, "writer": Process.this().document(), "backup": manifest.document(draft)}
-        self.write(Step.BEGIN, **members)
+        """Record the plan, as the first line."""
+        self._write(
+            Step.BEGIN, {"schema": SCHEMA, "writer": Process.this().document(), "backup": manifest.document(draft)}
+        )
 
-    def write(self, step: Step, **members: Any) -> None:
-        """Have a line on the disk."""
+    def targets(self, files: Sequence[str]) -> None:
+        """Record that QEMU is about to get these images; they are in the journal's directory."""
+        self._write(Step.TARGETS, {"images": {file: _identity(self._path.parent / file) for file in files}})
+
+    def moment(self, time: datetime, *, guest_was_stopped: bool) -> None:
+        """Record that the freeze and the transaction are about to begin."""
+        self._write(Step.MOMENT, {"time": manifest.iso(time), "guest_was_stopped": guest_was_stopped})
+
+    def started(self, draft: Backup) -> None:
+        """Record that the jobs run, and what the moment has made of the draft."""
+        members: dict[str, Any] = {
+            "time": manifest.iso(draft.time),
+            "consistency": draft.consistency.value,
+            "frozen_ms": draft.frozen_ms,
+        }
+        if draft.group is not None:
+            members["spread_ms"] = draft.group.spread_ms
+        self._write(Step.STARTED, members)
+
+    def copied(self, copied_bytes: Mapping[str, int]) -> None:
+        """Record that all jobs have ended well; ``copied_bytes`` by dev."""
+        self._write(Step.COPIED, {"copied_bytes": dict(copied_bytes)})
+
+    def flushed(self) -> None:
+        """Record that the images are complete."""
+        self._write(Step.FLUSHED, {})
+
+    def _write(self, step: Step, members: Mapping[str, Any]) -> None:
+        """Append a line and put it on the disk."""
         # Only ASCII, so that half a character in a name is no reason to fail.
         data = (json.dumps({"step": step.value, **members}) + "\n").encode("ascii")
         with storage_errors(f"write {self._path}"):
@@ -98,7 +128,7 @@ class Journal:
             os.fsync(self._fd)
 
 
-def identity_of(path: Path) -> str:
+def _identity(path: Path) -> str:
     """What tells a file from a copy of it while the host runs."""
     status = path.lstat()
     return f"{status.st_dev}:{status.st_ino}"

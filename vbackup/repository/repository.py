@@ -33,13 +33,12 @@ from vbackup.model import Backup
 from vbackup.names import Naming
 from vbackup.repository import catalogue, lock, manifest
 from vbackup.repository.catalogue import Catalogue, read_text
+from vbackup.repository.journal import JOURNAL
 from vbackup.repository.lock import LockWait
 
 VERSION = 1
 MARKER = "vbackup.json"
 PARTIAL = ".partial"
-#: In a stage; see vbackup.repository.journal.
-JOURNAL = "journal"
 
 
 class Repository:

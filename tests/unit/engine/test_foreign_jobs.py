@@ -1,4 +1,4 @@
-"""Which jobs are in the way of a backup, and which nodes of a detached disk are closed."""
+"""Which jobs are in the way of a backup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, REPOSITORY, fixture_replies
 from vbackup.engine import foreign_jobs
-from vbackup.errors import DiskBusyError, MalformedError, QmpError
+from vbackup.errors import DiskBusyError, QmpError
 from vbackup.model import Disk
 
 
@@ -80,37 +80,3 @@ def test_without_the_graph_libvirt_s_names_tell() -> None:
     foreign_jobs.refuse_busy(qemu, [disk("vda")])
     with pytest.raises(DiskBusyError, match="Disk vdb is busy with libvirt's own backup"):
         foreign_jobs.refuse_busy(qemu, [disk("vdb")])
-
-
-@pytest.mark.parametrize("reply", [[], {"nodes": []}, {"nodes": [{"id": "1"}], "edges": []}])
-def test_graph_that_is_none_is_an_error(reply: Any) -> None:
-    with pytest.raises(MalformedError, match="x-debug-query-block-graph"):
-        foreign_jobs.nodes_of_jobs(reply)
-
-
-def test_disk_that_is_there_is_not_closed() -> None:
-    qemu = Qemu()
-    assert foreign_jobs.close_detached(qemu, {"vda": node_of("vda")}) == []
-    assert "blockdev-del" not in [command for command, _ in qemu.sent]
-
-
-def test_nodes_of_others_are_never_closed() -> None:
-    """Whatever is left of a disk that is gone: only libvirt's own nodes are closed."""
-    nodes = fixture_replies("bitmaps")[2]
-    mine = {**nodes[0], "node-name": "mine"}
-    qemu = Qemu(query_named_block_nodes=[*nodes, mine], blockdev_del={})
-    assert foreign_jobs.close_detached(qemu, {"vdz": "mine"}) == ["vdz"]
-    assert "blockdev-del" not in [command for command, _ in qemu.sent]
-
-
-def test_node_of_a_detached_disk_is_closed_with_what_is_below_it() -> None:
-    nodes = fixture_replies("bitmaps")[2]
-    left = [{**nodes[0], "node-name": f"libvirt-9-{kind}"} for kind in ("format", "storage")]
-    edges = {
-        "nodes": [{"id": number, "type": "block-driver", "name": one["node-name"]} for number, one in enumerate(left)],
-        "edges": [{"parent": 0, "child": 1, "name": "file"}],
-    }
-    qemu = Qemu(query_named_block_nodes=[*nodes, *left], blockdev_del={}, x_debug_query_block_graph=edges)
-    assert foreign_jobs.close_detached(qemu, {"vda": node_of("vda"), "vdz": "libvirt-9-format"}) == ["vdz"]
-    closed = [arguments["node-name"] for command, arguments in qemu.sent if command == "blockdev-del"]
-    assert closed == ["libvirt-9-format", "libvirt-9-storage"]

@@ -50,51 +50,41 @@ def make(
     speed_bytes_s: int | None = None,
     fleecing: plan.FleecingAbilities | None = None,
 ) -> plan.BackupPlan:
-    return plan.make(
-        asked,
-        domain=domain("vda", "vdb"),
-        left_out=[LeftOut("hda", "cdrom")],
-        choices=choices,
-        history=history,
-        naming=Naming(REPOSITORY),
-        token=TOKEN,
-        now=now,
-        taken_ids=taken,
-        compression=compression,
-        speed_bytes_s=speed_bytes_s,
-        fleecing=fleecing,
-    )
+    selection = plan.select(domain("vda", "vdb", left_out=[LeftOut("hda", "cdrom")]), (), ())
+    wishes = plan.Wishes(asked, compression=compression, speed_bytes_s=speed_bytes_s, fleecing=fleecing)
+    identity = plan.Identity(Naming(REPOSITORY), now, TOKEN, taken)
+    return plan.make(selection, choices, history=history, identity=identity, wishes=wishes)
 
 
 # which disks
 
 
 def test_all_disks_unless_told_otherwise() -> None:
-    disks, left_out = plan.select(domain("vda", "vdb", left_out=[LeftOut("hda", "cdrom")]), (), ())
-    assert [disk.dev for disk in disks] == ["vda", "vdb"]
-    assert left_out == (LeftOut("hda", "cdrom"),)
+    selection = plan.select(domain("vda", "vdb", left_out=[LeftOut("hda", "cdrom")]), (), ())
+    assert [disk.dev for disk in selection.disks] == ["vda", "vdb"]
+    assert selection.left_out == (LeftOut("hda", "cdrom"),)
 
 
 def test_only_the_wanted_disks_in_their_own_order() -> None:
-    disks, left_out = plan.select(domain("vda", "vdb", "vdc"), ("vdc", "vda"), ())
-    assert [disk.dev for disk in disks] == ["vda", "vdc"]
-    assert left_out == (LeftOut("vdb", "excluded by the user"),)
+    selection = plan.select(domain("vda", "vdb", "vdc"), ("vdc", "vda"), ())
+    assert [disk.dev for disk in selection.disks] == ["vda", "vdc"]
+    assert selection.left_out == (LeftOut("vdb", "excluded by the user"),)
 
 
 def test_excluded_disks_are_left_out() -> None:
-    disks, left_out = plan.select(domain("vda", "vdb"), (), ("vda",))
-    assert [disk.dev for disk in disks] == ["vdb"]
-    assert left_out == (LeftOut("vda", "excluded by the user"),)
+    selection = plan.select(domain("vda", "vdb"), (), ("vda",))
+    assert [disk.dev for disk in selection.disks] == ["vdb"]
+    assert selection.left_out == (LeftOut("vda", "excluded by the user"),)
 
 
 def test_excluding_beats_wanting() -> None:
-    disks, _ = plan.select(domain("vda", "vdb"), ("vda", "vdb"), ("vdb",))
-    assert [disk.dev for disk in disks] == ["vda"]
+    selection = plan.select(domain("vda", "vdb"), ("vda", "vdb"), ("vdb",))
+    assert [disk.dev for disk in selection.disks] == ["vda"]
 
 
 def test_excluding_what_is_left_out_anyway_is_fine() -> None:
-    disks, _ = plan.select(domain("vda", left_out=[LeftOut("hda", "cdrom")]), (), ("hda",))
-    assert [disk.dev for disk in disks] == ["vda"]
+    selection = plan.select(domain("vda", left_out=[LeftOut("hda", "cdrom")]), (), ("hda",))
+    assert [disk.dev for disk in selection.disks] == ["vda"]
 
 
 @pytest.mark.parametrize(("wanted", "excluded"), [(("vdz",), ()), ((), ("vdz",))])

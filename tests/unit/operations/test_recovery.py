@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vbackup.model import Backup, Consistency, Group, GroupMember, Level
 from vbackup.operations import recovery
 from vbackup.operations.recovery import Recovered, Remedy
 from vbackup.qemu import jobs
-from vbackup.repository import journal, manifest
+from vbackup.repository import journal
 from vbackup.repository.journal import Journal, Step
 from vbackup.repository.repository import Repository, Stage
 from vbackup.stop import Stop
@@ -63,16 +63,16 @@ class Killer:
 
     def at(self, step: Step, when: str, **request: Any) -> None:
         """Die just before a step of the journal is written, or just after."""
-        write = Journal.write
+        write = Journal._write
 
-        def write_and_die(self_: Journal, wanted: Step, **members: Any) -> None:
+        def write_and_die(self_: Journal, wanted: Step, members: Mapping[str, Any]) -> None:
             if wanted is step and when == "before":
                 self.strike()
-            write(self_, wanted, **members)
+            write(self_, wanted, members)
             if wanted is step:
                 self.strike()
 
-        self.kill(lambda patch: patch.setattr(Journal, "write", write_and_die), **request)
+        self.kill(lambda patch: patch.setattr(Journal, "_write", write_and_die), **request)
 
 
 @pytest.fixture
@@ -258,20 +258,40 @@ def test_other_qemu_has_no_jobs_to_finish(domain: FakeDomain, repo: Repository, 
     assert "its jobs are gone" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("step", "so_far"),
+    [
+        (Step.BEGIN, "nothing had been copied"),
+        (Step.TARGETS, "nothing had been copied"),
+        (Step.MOMENT, "its jobs may have begun"),
+        (Step.STARTED, "its jobs were copying"),
+        (Step.COPIED, "its jobs had ended well"),
+        (Step.FLUSHED, "its images were complete"),
+    ],
+    ids=lambda value: value.value if isinstance(value, Step) else "",
+)
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry run", "recover"])
 def test_domain_that_libvirt_does_not_have_any_more(
     domain: FakeDomain,
     repo: Repository,
     killer: Killer,
     monkeypatch: pytest.MonkeyPatch,
+    step: Step,
+    so_far: str,
+    dry_run: bool,
 ) -> None:
-    killer.at(Step.STARTED, "after")
+    """It says how far the backup had come: "nothing had been begun" was untrue of one whose jobs copied."""
+    killer.at(step, "after")
 
     def gone(_name: str) -> FakeDomain:
         raise DomainNotFoundError("web", "here", "x")
 
     monkeypatch.setattr(domain, "domain", gone)
-    assert [one.remedy for one in recover(domain, repo)] == [Remedy.UNDO]
-    assert partial(repo) == []
+    [found] = recover(domain, repo, dry_run=dry_run)
+    assert found.remedy is Remedy.UNDO
+    assert found.reason.startswith("libvirt does not have the domain any more")
+    assert so_far in found.reason
+    assert (partial(repo) == []) == (not dry_run)
 
 
 @pytest.mark.parametrize(
@@ -358,11 +378,9 @@ def test_spread_of_a_group_is_known_from_the_start_of_its_jobs(tmp_path: Path) -
     draft = a_backup(1, group=group)
     with Journal(tmp_path) as written:
         written.begin(draft)
-        written.write(Step.MOMENT, time=manifest.iso(draft.time), guest_was_stopped=False)
+        written.moment(draft.time, guest_was_stopped=False)
         before = journal.read(tmp_path, backup_id=draft.id, domain_uuid=UUID)
-        written.write(
-            Step.STARTED, time=manifest.iso(draft.time), consistency="filesystem", frozen_ms=7, spread_ms=12.5
-        )
+        written.started(replace(draft, frozen_ms=7, group=replace(group, spread_ms=12.5)))
     after = journal.read(tmp_path, backup_id=draft.id, domain_uuid=UUID)
     assert before is not None
     assert after is not None

@@ -1,0 +1,47 @@
+"""Which node is used by which other node or job: x-debug-query-block-graph, for QEMU 4.0 and later.
+
+It is a command for debugging, so whoever asks must do without the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+
+from vbackup.errors import MalformedError, QmpError
+from vbackup.fields import Fields
+from vbackup.qemu.monitor import Monitor
+
+log = logging.getLogger(__name__)
+
+
+def children(monitor: Monitor) -> Mapping[str, Collection[str]]:
+    """Return the nodes that each node uses, by name; empty if QEMU refuses the command."""
+    try:
+        return _held(monitor.execute("x-debug-query-block-graph"), "block-driver")
+    except QmpError as err:
+        log.debug("%s", err)
+        return {}
+
+
+def nodes_of_jobs(reply: object) -> Mapping[str, frozenset[str]]:
+    """The nodes that each job holds, by job id, from the reply to x-debug-query-block-graph (QAPI XDbgBlockGraph).
+
+    Raises MalformedError where it is not what QAPI says it is.
+    """
+    return _held(reply, "block-job")
+
+
+def _held(reply: object, kind: str) -> Mapping[str, frozenset[str]]:
+    """The nodes that the things of that kind (QAPI XDbgBlockGraphNodeType) stand on, by their names."""
+    graph = Fields(reply, "x-debug-query-block-graph", MalformedError)
+    kinds: dict[int, tuple[str, str]] = {}
+    for node in graph.objects("nodes"):
+        kinds[node.integer("id")] = (node.text("type"), node.text("name"))
+    held = defaultdict(set)
+    for edge in graph.objects("edges"):
+        (parent_kind, parent), (_, child) = (kinds.get(edge.integer(end), ("", "")) for end in ("parent", "child"))
+        if parent_kind == kind:
+            held[parent].add(child)
+    return {name: frozenset(nodes) for name, nodes in held.items()}
