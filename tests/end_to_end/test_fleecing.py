@@ -124,7 +124,7 @@ def test_fleecing_area_that_fills_up_ends_the_backup_and_nothing_else(
 def test_no_directory_is_refused_before_anything_is_begun(chain: Chain, tmp_path: Path) -> None:
     before = chain.machine.state()
     failed = chain.run("--fleecing", tmp_path / "nothing", status=7)
-    assert f"{tmp_path / 'nothing'} is no directory" in failed.stderr
+    assert f"{tmp_path / 'nothing'} is not a directory" in failed.stderr
     assert chain.machine.state() == before
 
 

@@ -1,7 +1,6 @@
-"""A QEMU that the user has named: a domain's, one behind a QMP socket, or a storage daemon on image files.
+"""A QEMU that the user named: a domain's, one behind a QMP socket, or a storage daemon with image files.
 
-What ``vbackup transaction`` and ``vbackup bitmap`` work on. How a domain that is off is opened is
-vbackup.domain.source's business, and what is sent vbackup.operations.transaction's and vbackup.operations.bitmap's.
+``vbackup transaction`` and ``vbackup bitmap`` work on it. vbackup.domain.source opens a domain that is off.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from vbackup.report import Reporter
 
 @dataclass(frozen=True)
 class AttachedQemu:
-    """An open monitor, and what is behind it."""
+    """An open monitor, and what is known of the QEMU behind it."""
 
-    name: str  #: for messages: of the domain, the socket, ...
+    name: str  #: for messages: the domain's name, the socket's path, ...
     monitor: Monitor
     find_disks: Callable[[], Mapping[str, DiskNode]]
     uuid: str | None = None  #: of the domain
-    domain: str | None = None  #: its name, while libvirt tracks its graph
+    domain: str | None = None  #: the domain's name while libvirt tracks its block graph, else None
     libvirt_checkpoints: frozenset[str] = frozenset()
-    is_local: bool = True  #: QEMU sees the same files
-    ends_with_us: bool = False  #: a storage daemon of our own: its jobs do not outlive the command
+    is_local: bool = True  #: QEMU has the same files as vbackup
+    ends_with_us: bool = False  #: a storage daemon of this command, whose jobs do not outlive it
 
     def disks(self) -> Mapping[str, DiskNode]:
-        """The disks by name, with their layers and bitmaps as they are now."""
+        """Return the disks by name, with their layers and bitmaps as they are now."""
         return self.find_disks()
 
     def bitmaps(self) -> Mapping[str, frozenset[str]]:
-        """The names of the bitmaps of each node."""
+        """Return the names of the bitmaps of each node."""
         nodes = block_nodes(self.monitor)
         return {name: frozenset(nodes.bitmaps(name)) for name in nodes.node_names()}
 
     def libvirt_nodes(self) -> Mapping[str, str]:
-        """The nodes that libvirt tracks, with their disk where it is one to be backed up; none without libvirt."""
+        """Return the nodes that libvirt tracks, each with its disk's dev ("" for others); empty without libvirt."""
         if self.domain is None:
             return {}
         graph = block_graph(self.monitor)
@@ -53,7 +52,7 @@ class AttachedQemu:
 
 @contextmanager
 def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[AttachedQemu]:
-    """The domain's own QEMU, or a storage daemon on its disks while it is off.
+    """Open the domain's QEMU, or a storage daemon with its disks if it is off.
 
     Raises what vbackup.domain.source.open_source raises.
     """
@@ -80,7 +79,7 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Attached
 
 @contextmanager
 def of_socket(path: str) -> Iterator[AttachedQemu]:
-    """A QEMU without libvirt; its disks are called as their devices. Raises ConnectionLostError."""
+    """Open a QEMU without libvirt; its disks have the names of their devices. Raises ConnectionLostError."""
     from vbackup.qemu.qmp_socket import Socket
 
     with Socket(path) as monitor:
@@ -94,7 +93,7 @@ def of_socket(path: str) -> Iterator[AttachedQemu]:
 
 @contextmanager
 def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter) -> Iterator[AttachedQemu]:
-    """A storage daemon on image files, each with the name that it is to have as a disk.
+    """Open image files in a storage daemon, each with the name that it has as a disk.
 
     Raises what vbackup.domain.source.open_images raises.
     """

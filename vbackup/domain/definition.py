@@ -1,4 +1,4 @@
-"""What belongs to a domain besides its disks: its XML, its NVRAM store, and the versions of what it runs on."""
+"""Read what belongs to a domain apart from its disks: XML, NVRAM store, and the versions of what it runs on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_NVRAM_BYTES = 64 * 1024 * 1024
 
 
 def files(handle: DomainHandle, domain: Domain, reporter: Reporter) -> dict[str, bytes]:
-    """The files of a backup that are no images, by name; what cannot be had is a warning."""
+    """Return the contents of a backup's further files, by name; a warning reports what cannot be read."""
     found = {"domain.xml": handle.definition_xml().encode()}
     nvram = _nvram(handle, domain, reporter)
     if nvram is not None:
@@ -26,7 +26,7 @@ def files(handle: DomainHandle, domain: Domain, reporter: Reporter) -> dict[str,
 
 
 def versions(handle: DomainHandle, monitor: Monitor) -> dict[str, str]:
-    """The versions of vbackup, QEMU and libvirt."""
+    """Return the versions of vbackup, QEMU and libvirt."""
     return {
         "vbackup": vbackup.__version__,
         "qemu": _qemu_version(monitor),
@@ -35,7 +35,7 @@ def versions(handle: DomainHandle, monitor: Monitor) -> dict[str, str]:
 
 
 def _nvram(handle: DomainHandle, domain: Domain, reporter: Reporter) -> bytes | None:
-    """The variables of UEFI firmware, which are no disk; without them a guest may not find its boot loader."""
+    """Return the variables of UEFI firmware: without them a guest may not find its boot loader."""
     path = domain.nvram_path
     if path is None:
         return None

@@ -1,7 +1,8 @@
 """Where a domain's disks are read from: its running QEMU, or a storage daemon while it is off.
 
-The operations work with a Source and do not ask which it is: the same queries, transaction and jobs go
-to either. What differs is here: how disks are found or opened, and what the guest has to do with it.
+The same queries, transactions and jobs go to either. What differs is here: how disks are found or opened, and what the
+guest has to do with it. Operations ask a Source what it is (is_running) only to tell the user so, never to do it in
+another way.
 """
 
 from __future__ import annotations
@@ -59,41 +60,44 @@ class Source(Protocol):
         """
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
-        """The disks' layers and bitmaps as they are now, in the order of ``disks``.
+        """Return the disks' layers and bitmaps as they are now, in the order of ``disks``.
 
-        Raises DiskError for a disk that cannot be found or opened, BusyError where somebody else has its image.
+        Raises DiskError for a disk that cannot be found or opened, BusyError if another program has its image open.
         """
 
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
-        """Have a layer, which may be below the active one, open for writing while the block runs if that can be.
+        """Keep a layer, which may be below the active one, open for writing while the block runs, if that is possible.
 
-        Raises QmpError where it was tried and QEMU refuses.
+        Raises QmpError if QEMU refuses.
         """
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
-        """Start the thawer, so that it gets ready meanwhile; it ends with the source."""
+        """Start what thaws if vbackup cannot (the Thawer), so that it is ready in time; it ends with the source."""
 
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> AbstractContextManager[Freeze]:
-        """Keep the guest's filesystems frozen while the block runs, as far as that is asked for, but not longer.
+        """Keep the guest's filesystems frozen while the block runs, but at most ``limit_s``.
 
-        Raises QuiesceError where it is required and does not work.
+        Raises QuiesceError if freezing is required and fails.
         """
 
     def thaw(self, reporter: Reporter) -> None:
-        """Thaw the guest's filesystems if a run that has died may have left them frozen."""
+        """Thaw the guest's filesystems if a dead run may have left them frozen."""
 
     def is_guest_stopped(self) -> bool:
-        """True if the guest stands still because of an I/O error."""
+        """Return True if an I/O error has stopped the guest."""
 
     def resume(self, reporter: Reporter, *, guest_was_stopped: bool) -> None:
-        """Let the guest go on if our jobs have stopped it; they are gone. ``guest_was_stopped`` before they began."""
+        """Resume the guest if our jobs, which have ended, stopped it.
+
+        ``guest_was_stopped``: an I/O error had stopped it before the jobs began.
+        """
 
 
 @contextmanager
 def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]:
-    """Open the domain as it is: running (or paused), or off.
+    """Open the domain's disks: in its QEMU if it is running or paused, else in a storage daemon.
 
-    Raises UnsuitableError where a domain that is off is on another host, or the storage daemon is missing.
+    Raises UnsuitableError if a domain that is off is on another host, or the storage daemon is not installed.
     """
     if handle.is_active():
         with Passthrough(handle) as monitor:
@@ -117,7 +121,7 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
 
 
 class RunningSource:
-    """A domain that has a QEMU (see Source)."""
+    """The disks of a domain that has a QEMU: running, or paused."""
 
     def __init__(self, handle: DomainHandle, domain: Domain, monitor: Passthrough) -> None:
         self.handle = handle
@@ -126,22 +130,22 @@ class RunningSource:
         self._watchdog: Watchdog | None = None
 
     def close(self) -> None:
-        """Wait for the end of the watchdog, if there is one and nothing is left for it to do."""
+        """Wait for the watchdog to end, if there is one and nothing is left for it to do."""
         if self._watchdog is not None:
             self._watchdog.close()
 
     @property
     def monitor(self) -> Monitor:
-        """See Source."""
+        """The domain's QEMU, through libvirt."""
         return self._monitor
 
     @property
     def is_running(self) -> bool:
-        """See Source."""
+        """Always True."""
         return True
 
     def has_ended(self) -> bool:
-        """See Source."""
+        """Ask libvirt whether the domain still has a QEMU."""
         try:
             return not self.handle.is_active()
         except VbackupError as err:
@@ -149,7 +153,7 @@ class RunningSource:
             return False
 
     def close_detached(self, nodes: Mapping[str, str]) -> list[str]:
-        """See Source."""
+        """Close what libvirt could not close while the jobs ran."""
         try:
             return detached.close_detached(self._monitor, nodes)
         except VbackupError as err:
@@ -157,16 +161,16 @@ class RunningSource:
             return []
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
-        """See Source."""
+        """Find each disk in QEMU's block graph by its device alias."""
         graph = block_graph(self._monitor)
         return [graph.disk_node(disk) for disk in disks]
 
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
-        """See Source. A layer below stays as it is: its file is not QEMU's to write, only libvirt can change that."""
+        """Change nothing: QEMU may not write the file of a layer below, and only libvirt can change that."""
         return nullcontext()
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
-        """See Source. A process, which costs nothing where nothing will be frozen: then there is none."""
+        """Start the watchdog if a freeze is to be tried: with a guest agent, and unless ``quiesce`` is no."""
         if self._watchdog is None and quiesce is not Quiesce.NO and self.domain.agent_connected:
             host = self.handle.host
             self._watchdog = Watchdog(
@@ -175,7 +179,7 @@ class RunningSource:
 
     @contextmanager
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
-        """See Source."""
+        """Freeze through the guest agent, with the watchdog standing by."""
         self.prepare_freeze(quiesce, limit_s=limit_s)
         try:
             with frozen(self._monitor, quiesce, thawer=self._watchdog, reporter=reporter) as freeze:
@@ -185,34 +189,34 @@ class RunningSource:
                 self._watchdog.let_go()  # copying can take hours
 
     def thaw(self, reporter: Reporter) -> None:
-        """See Source."""
+        """Ask the guest agent to thaw, if there is one."""
         if self.domain.agent_connected and thaw_leftover(self._monitor, reporter):
-            reporter.warning("The guest's filesystems were still frozen by a backup that was cut off; they are thawed.")
+            reporter.warning("An interrupted backup had left the guest's filesystems frozen; they are thawed now.")
 
     def is_guest_stopped(self) -> bool:
-        """See Source."""
+        """Ask libvirt why the domain is paused."""
         return self.handle.is_paused_by_io_error()
 
     def resume(self, reporter: Reporter, *, guest_was_stopped: bool) -> None:
-        """See Source.
+        """Resume the domain if it is stopped by an I/O error now and was not before.
 
-        While a job runs, QEMU writes the old data to the target before the guest's own write. If the target is
-        full, that write of the guest fails with "no space" and QEMU stops the guest (werror=enospc, its
-        default). Without the job the write can be tried again, which resuming does.
+        While a job runs, QEMU writes the old data to the target before it carries out the guest's write. If the target
+        is full, the guest's write fails with ENOSPC and QEMU stops the guest (werror=enospc, its default). When the
+        job is gone the write can be retried, which resuming does.
         """
         if not guest_was_stopped and self.is_guest_stopped():
             self.handle.resume()
             reporter.warning(
-                "The guest was stopped because the repository could not take what it was about to overwrite;"
-                " it goes on now, and no write of it was lost."
+                "The guest was stopped because the repository had no room for the data it was about to overwrite. It is"
+                " running again, and none of its writes was lost."
             )
 
 
 class OffSource:
-    """A domain that is off: a storage daemon has its images as the domain's own QEMU would (see Source).
+    """The disks of a domain that is off: a storage daemon opens the images as the domain's QEMU would.
 
-    Its locks on them keep the domain from being started meanwhile, and one that was keeps it out. A raw image
-    is locked by its job only, as there is nothing that the daemon would write to it.
+    Its locks keep the domain from starting; if the domain was started first, QEMU's locks keep the daemon out. A raw
+    image is locked only by its job, because the daemon writes nothing to it.
     """
 
     def __init__(self, handle: DomainHandle, domain: Domain, daemon: StorageDaemon) -> None:
@@ -222,67 +226,67 @@ class OffSource:
 
     @property
     def monitor(self) -> Monitor:
-        """See Source."""
+        """The storage daemon."""
         return self._daemon
 
     @property
     def is_running(self) -> bool:
-        """See Source."""
+        """Always False."""
         return False
 
     def has_ended(self) -> bool:
-        """See Source."""
+        """Return False: it was not running."""
         return False
 
     def close_detached(self, nodes: Mapping[str, str]) -> list[str]:
-        """See Source."""
+        """Return nothing: libvirt detaches no disk from the daemon."""
         return []
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
-        """See Source. A disk is opened when it is asked for first, so one that is not wanted cannot fail."""
+        """Open each disk when it is first asked for, so a disk that is not wanted cannot fail."""
         from vbackup.qemu import backing_chain
 
         host = self.handle.host
         new = [disk for disk in disks if disk.alias not in self._daemon.chains]
         for disk in new:
             images = backing_chain.images_of(disk, volume_path=host.volume_path)
-            with _refusals(disk, f"Domain {self.handle.name} was started meanwhile (or another program"):
+            with _refusals(disk, f"Domain {self.handle.name} has been started (or another program"):
                 self._daemon.open(disk.alias, images, secret_value=host.secret_value)
         if new and self.handle.is_active():  # where files cannot be locked, or are not yet
-            raise BusyError(f"Domain {self.handle.name} was started meanwhile; run the same command again.")
+            raise BusyError(f"Domain {self.handle.name} has been started; run the same command again.")
         return _nodes(self._daemon, disks)
 
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
-        """See Source."""
+        """Reopen a layer below for writing; the active one is writable anyway."""
         return self._daemon.writable(layer.node_name) if layer.read_only else nullcontext()
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
-        """See Source. There is nothing to freeze."""
+        """Do nothing: there is no guest to freeze."""
 
     @contextmanager
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
-        """See Source. Nothing runs, which is all that ``quiesce`` can ask for."""
+        """Freeze nothing: no guest runs, which satisfies every ``quiesce``."""
         saved = self.handle.has_managed_save()
         if saved:
             reporter.warning(
-                "The memory of the domain was saved (managed save) and is not in the backup: what the guest had not"
-                " written to its disks is missing, as after a power cut."
+                "The domain's memory is saved (managed save) and not in the backup: data that the guest had not written"
+                " to its disks is missing, as after a power cut."
             )
         yield Freeze(Consistency.CRASH if saved else Consistency.OFFLINE)
 
     def thaw(self, reporter: Reporter) -> None:
-        """See Source. There is no guest."""
+        """Do nothing: there is no guest."""
 
     def is_guest_stopped(self) -> bool:
-        """See Source. There is no guest."""
+        """Return False: there is no guest."""
         return False
 
     def resume(self, reporter: Reporter, *, guest_was_stopped: bool) -> None:
-        """See Source. There is no guest."""
+        """Do nothing: there is no guest."""
 
 
 class ImageSet:
-    """Image files without a domain, opened in a storage daemon."""
+    """Image files that belong to no domain, opened in a storage daemon."""
 
     def __init__(self, disks: Sequence[Disk], daemon: StorageDaemon) -> None:
         self.disks = tuple(disks)
@@ -290,20 +294,20 @@ class ImageSet:
 
     @property
     def monitor(self) -> Monitor:
-        """The storage daemon that has them."""
+        """The storage daemon that has them open."""
         return self._daemon
 
     def disk_nodes(self, disks: Sequence[Disk] | None = None) -> list[DiskNode]:
-        """The layers and bitmaps of the disks (default: all) as they are now."""
+        """Return the layers and bitmaps of the disks (default: all) as they are now."""
         return _nodes(self._daemon, self.disks if disks is None else disks)
 
 
 @contextmanager
 def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -> Iterator[ImageSet]:
-    """Open image files as disks, each given as (dev, path, format), with the backing files their headers name.
+    """Open image files as disks, each given as (dev, path, format), with the backing files that their headers name.
 
-    Raises DiskError for one that cannot be opened, BusyError where another program has it open,
-    UnsuitableError where the storage daemon is missing.
+    Raises DiskError for an image that cannot be opened, BusyError if another program has it open, UnsuitableError if
+    the storage daemon is not installed.
     """
     from vbackup.qemu import backing_chain
     from vbackup.qemu.storage_daemon import StorageDaemon
@@ -326,7 +330,7 @@ def _nodes(daemon: StorageDaemon, disks: Sequence[Disk]) -> list[DiskNode]:
 
 @contextmanager
 def _refusals(disk: Disk, who: str) -> Iterator[None]:
-    """Turn what QEMU and libvirt say about opening a disk into our errors."""
+    """Translate what QEMU and libvirt say about opening a disk."""
     path = disk.path or f"of disk {disk.dev}"
     try:
         yield
@@ -336,7 +340,7 @@ def _refusals(disk: Disk, who: str) -> Iterator[None]:
         raise DiskError(
             disk.dev,
             f"its image {path} cannot be opened: {err.description}. Leave it out with --exclude-disk {disk.dev}, or"
-            " mend it.",
+            " fix it.",
         ) from err
     except UnsuitableError as err:
         raise DiskError(disk.dev, str(err)) from err

@@ -1,20 +1,20 @@
-"""Keep a slow repository from slowing the guest: put aside, on a local disk, what it is about to overwrite.
+"""Keep a slow repository from slowing the guest: save the data that it is about to overwrite on a local disk first.
 
-While a backup job reads a disk, every write of the guest to a place that was not copied yet waits until the old data
-is in the target, at the target's speed. With a fleecing area that job (sync none) writes to an image there instead, a
-view (QEMU's snapshot-access on the job's filter, since 7.0) shows the disk as it was at that moment, and the copy to
-the repository is made from the view by a second job, for which no guest waits. The transaction is the same but for
-this: all disks are still at one moment. QEMU's own name for it is fleecing.
+While a backup job reads a disk, the guest's first write to a range that has not been copied waits until the old data is
+in the target, at the target's speed. With a fleecing area, that job (sync none) writes to an image there instead. A
+view (QEMU's snapshot-access on the job's filter, since 7.0) shows the disk as it was at the moment of the backup, and
+a second job copies from the view to the repository; no guest waits for it. The rest of the transaction is the same:
+all disks are at one moment. QEMU's documentation calls this fleecing.
 
-The image has no name in any directory: what it holds goes with QEMU's last descriptor of it, whatever happens. It
-grows by what the guest overwrites meanwhile, at most the disk's own size. Tried instead and given up: to copy all into
-the fleecing area and then to the repository, which takes the size of the whole backup there and reads everything twice;
-and an overlay whose backing file is the disk, which QEMU lets no job read while another one writes to it.
+The image has no name in any directory, so it vanishes with QEMU's last descriptor for it, whatever happens. It grows by
+what the guest overwrites during the backup, at most to the size of the disk. Rejected: copying everything to the
+fleecing area first and then to the repository, which needs room for the whole backup and reads everything twice; and
+an overlay with the disk as its backing file, which QEMU lets no job read while another one writes to it.
 
-Where QEMU's view cannot be asked for zeros, the copy reads all of the disk, or all that has changed; its target finds
-the zeros then.
+If QEMU's block status of the view cannot be trusted, the copy reads the whole disk, or everything that has changed; its
+target then detects the zeros.
 
-vbackup.engine.plan names it all, vbackup.engine.finish ends it.
+vbackup.engine.plan names jobs and nodes, vbackup.engine.finish ends them.
 """
 
 from __future__ import annotations
@@ -34,28 +34,31 @@ from vbackup.qemu import qemu_img
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo
 
-#: What is kept free there, so that the backup is ended before a write of the guest fails: what a fast guest writes
-#: between two looks (vbackup.qemu.jobs.TICK_S), but no more than a part of a small area.
+#: Free space that is left in the fleecing area, so that the backup ends before a write of the guest fails: what a fast
+#: guest writes between two checks (vbackup.qemu.jobs.TICK_S), but only a share of a small area.
 RESERVE_BYTES = 1024 * 1024 * 1024
 RESERVE_SHARE = 4
 
 
 def abilities(monitor: Monitor) -> FleecingAbilities:
-    """What this QEMU can do for fleecing. Raises UnsuitableError where it cannot show a disk as it was."""
+    """Return what this QEMU can do for fleecing. Raises UnsuitableError if it has no snapshot-access driver."""
     known = schema(monitor)
     if "snapshot-access" not in known.block_drivers():
-        raise UnsuitableError("This QEMU has no fleecing (it has no snapshot-access, which came with QEMU 7.0).")
-    # QEMU 7.2 tells of a view what the disk is now: a place that the guest has made zero since is copied as zeros
-    # (measured; right on 10.0 and 11.1). Both cannot be asked for; discard-source came with the work on views in 9.1.
+        raise UnsuitableError(
+            "This QEMU cannot use a fleecing area: it lacks snapshot-access, which was added in QEMU 7.0."
+        )
+    # QEMU 7.2 reports the block status of a view from the disk as it is now: a range that the guest has zeroed since
+    # would be copied as zeros (measured; right on 10.0 and 11.1). The schema does not show which it is, but
+    # discard-source was added with the work on views in 9.1.
     members = known.members("blockdev-backup")
     return FleecingAbilities(spares_guest="on-cbw-error" in members, tells_zeros="discard-source" in members)
 
 
 def free_bytes(directory: Path) -> int:
-    """What root may still write there. Raises StorageError where it is no directory."""
+    """Return the free space there in bytes. Raises StorageError if it is not a directory."""
     with storage_errors(f"use {directory} for fleecing"):
         if not directory.is_dir():
-            raise StorageError(f"{directory} is no directory, so it cannot be a fleecing area.")
+            raise StorageError(f"{directory} is not a directory, so it cannot be the fleecing area.")
         found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
 
@@ -68,9 +71,9 @@ def open_images(
     undo: Undo,
     security_labels: Sequence[SecurityLabel] = (),
 ) -> None:
-    """Make the image of each disk and a node of it; ``undo`` gets their end.
+    """Create an image for each disk and open it in QEMU; ``undo`` gets the end of all nodes, views included.
 
-    Raises UnsuitableError where no descriptor can be passed, StorageError, NoSpaceError.
+    Raises UnsuitableError if the connection carries no descriptors, StorageError, NoSpaceError.
     """
     nodes = [name for disk in disks if disk.fleecing is not None for name in disk.fleecing.nodes]
     undo.push("close the fleecing area in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
@@ -83,7 +86,7 @@ def open_images(
             monitor.execute("blockdev-add", targets.node(disk.fleecing.node, filename))
         except FdsNotPassedError as err:
             raise UnsuitableError(
-                f"A fleecing area needs a connection that carries file descriptors, and this one does not ({err}) Run"
+                f"A fleecing area needs a connection that can carry file descriptors, and this one cannot ({err}) Run"
                 " vbackup on the host of the domain."
             ) from err
         except QmpError as err:
@@ -93,7 +96,7 @@ def open_images(
 
 
 def _nameless(directory: Path) -> int:
-    """A file there for reading and writing that has no name, or has it no more (NFS cannot do without at first)."""
+    """Return a descriptor, for reading and writing, of a file without a name (on NFS the name is removed at once)."""
     with storage_errors(f"make a fleecing image in {directory}"):
         try:
             return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -114,9 +117,9 @@ def _refused(directory: Path, description: QemuText, labels: Sequence[SecurityLa
 
 
 def open_views(monitor: Monitor, disks: Sequence[DiskPlan]) -> None:
-    """Make the nodes that show the disks as they were; the jobs whose filters they stand on have begun.
+    """Open the nodes that show the disks as they were; the jobs whose filters they use have started.
 
-    They are closed with the images (``open_images``).
+    ``open_images`` has registered their end.
     """
     for disk in disks:
         assert disk.fleecing is not None
@@ -127,42 +130,42 @@ def _view(fleecing: FleecingPlan) -> targets.BlockdevOptions:
     view = {"driver": "snapshot-access", "file": fleecing.filter_node}
     if fleecing.tells_zeros:
         return view
-    # A backup job that gets an error for an answer takes the place for data and reads it (block_copy_block_status).
+    # On an error a backup job assumes data and reads it (block_copy_block_status in QEMU's block/block-copy.c).
     silence = {"event": "none", "iotype": "block-status", "errno": errno.EIO}
     return {"driver": "blkdebug", "image": view, "inject-error": [silence]}
 
 
 @dataclass(frozen=True)
 class SpaceWatch:
-    """Ends a backup before, or as soon as, its fleecing area takes no more.
+    """Ends a backup before its fleecing area is full, or as soon as it is.
 
-    Where QEMU can fail the backup instead of the guest's write it does so anyway; this gives the reason then. Where it
-    cannot, a write of the guest that finds no room stops the guest (werror=enospc, QEMU's default), which goes on with
-    that write once the backup is undone (vbackup.domain.source).
+    If QEMU can fail the backup instead of the guest's write, it does so anyway, and this gives the reason. If it
+    cannot, a write for which there is no space stops the guest (werror=enospc, QEMU's default); the guest continues
+    with that write when the backup has been undone (vbackup.domain.source).
     """
 
     directory: Path
     reserve_bytes: int
-    is_guest_stopped: Callable[[], bool] | None  #: by an I/O error; None where it was before, or QEMU spares it
+    is_guest_stopped: Callable[[], bool] | None  #: by an I/O error; None if it was stopped before, or if QEMU spares it
 
     @classmethod
     def over(cls, directory: Path, *, is_guest_stopped: Callable[[], bool] | None) -> SpaceWatch:
-        """Guard what is free there now."""
+        """Watch the space that is free there now."""
         return cls(directory, min(RESERVE_BYTES, free_bytes(directory) // RESERVE_SHARE), is_guest_stopped)
 
     def check(self) -> None:
-        """Raises NoSpaceError where the backup has to end."""
+        """Raise NoSpaceError if the backup has to end."""
         if free_bytes(self.directory) < self.reserve_bytes or (self.is_guest_stopped and self.is_guest_stopped()):
             raise self.full()
 
     def full(self) -> NoSpaceError:
-        """What to say of a fleecing area that takes no more."""
+        """Return the error for a full fleecing area."""
         return NoSpaceError(
-            f"The fleecing area {self.directory} cannot take more of what the guest overwrites. Nothing was kept of"
-            " this backup, and no write of the guest was lost; give it more room, or run the same command again when"
-            " the guest writes less."
+            f"The fleecing area {self.directory} is too small for what the guest overwrites. Nothing was kept of this"
+            " backup, and no write of the guest was lost. Give it more space, or run the same command again when the"
+            " guest writes less."
         )
 
     def explain(self, error: JobError) -> NoSpaceError | None:
-        """The reason for the failure of a copy, where it is that the view has lost something."""
+        """Return the error for a failed copy if it failed because the view lost data; else None."""
         return self.full() if error.reason.is_denied else None

@@ -1,6 +1,6 @@
-"""A whole backup as data: what each disk is copied into, from which base, in one transaction.
+"""A whole backup as data: what each disk is copied to, from which base, in one transaction.
 
-Made before anything is touched; vbackup.operations.backup carries it out, ``--dry-run`` shows it.
+The plan is complete before anything is changed. vbackup.operations.backup carries it out, ``--dry-run`` shows it.
 """
 
 from __future__ import annotations
@@ -46,34 +46,34 @@ from vbackup.qapi.actions import (
 )
 from vbackup.repository.history import History
 
-#: QEMU has 64 threads for the requests of all its files, and a job keeps up to 64 busy: where a slow repository has
-#: them all, the guest's own requests wait for one.
+#: QEMU has 64 threads for the requests to all its files, and one job can keep all of them busy: if a slow repository
+#: blocks them, the guest's requests have to wait.
 MAX_FLEECING_WORKERS = 16
 
 
 @dataclass(frozen=True)
 class FleecingAbilities:
-    """What this QEMU has for it besides the jobs."""
+    """What this QEMU can do for fleecing."""
 
     spares_guest: bool  #: can fail the backup instead of the guest's write (on-cbw-error)
-    tells_zeros: bool  #: a view can be believed when it says that a place reads as zeros
+    tells_zeros: bool  #: the block status of a view is right where it says that a range reads as zeros
 
 
 @dataclass(frozen=True)
 class FleecingPlan:
-    """What stands between the disk and its copy where the target must not slow the guest (vbackup.engine.fleecing)."""
+    """The jobs and nodes between a disk and its copy with fleecing (vbackup.engine.fleecing)."""
 
     job_id: str
-    node: str  #: takes what the guest is about to overwrite
-    filter_node: str  #: stands above the disk and sees to that
-    view: str  #: shows the disk as it was; the copy is made from it
-    on_cbw_error: OnCbwError | None  #: what becomes of the guest's write where ``node`` takes no more
-    tells_zeros: bool  #: the copy may ask the view which places are zeros, and not read them
-    max_workers: int  #: requests of the copy at a time
+    node: str  #: receives the data that the guest is about to overwrite
+    filter_node: str  #: the job's filter above the disk, which copies that data
+    view: str  #: shows the disk as it was at the moment of the backup; the copy reads it
+    on_cbw_error: OnCbwError | None  #: what happens to the guest's write if ``node`` is full
+    tells_zeros: bool  #: the copy may skip ranges that the view reports as zeros
+    max_workers: int  #: number of parallel requests of the copy
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The nodes that are closed when its jobs have ended, in the order in which that can be done."""
+        """The nodes to close after the jobs have ended, each before the node that it uses."""
         return self.view, self.node
 
 
@@ -85,24 +85,24 @@ class DiskPlan:
     choice: Choice
     job_id: str
     target_node: str
-    bitmap: str | None  #: the new checkpoint's, None for a copy and for what bears none
-    working_bitmap: str | None  #: drives the copy where there is a base
+    bitmap: str | None  #: of the new checkpoint; None for a copy, and for a disk that cannot have one
+    working_bitmap: str | None  #: selects what is copied; None without a base
     fleecing: FleecingPlan | None = None
-    new_mark: NewMark | None = None  #: an end mark to be made (vbackup.engine.endmark)
+    new_mark: NewMark | None = None  #: an end mark to add or reset (vbackup.engine.endmark)
 
     @property
     def dev(self) -> str:
-        """The disk's name."""
+        """Name of the disk."""
         return self.node.disk.dev
 
     @property
     def file(self) -> str:
-        """The image's name in the backup's directory."""
+        """File name of the image in the backup's directory."""
         return f"{self.dev}.qcow2"
 
     @property
     def backing_rpath(self) -> str | None:
-        """The parent's image as the image's header names it: relative to the backup's directory."""
+        """Path of the base's image in the image's header, relative to the backup's directory; None without a base."""
         return f"../{self.choice.base.id}/{self.file}" if self.choice.base else None
 
     @property
@@ -110,11 +110,13 @@ class DiskPlan:
         """The end marks on the active layer that the choice of the base relies on."""
         top = self.node.top.node_name
         return tuple(
-            one for one in self.choice.sources if one.node_name == top and names.parse_end_mark(one.bitmap) is not None
+            source
+            for source in self.choice.sources
+            if source.node_name == top and names.parse_end_mark(source.bitmap) is not None
         )
 
     def draft(self) -> DiskImage:
-        """The image as it is before a byte was copied."""
+        """Return the image as it is known before anything is copied."""
         return DiskImage(
             dev=self.dev,
             level=self.choice.level,
@@ -133,29 +135,29 @@ class DiskPlan:
         )
 
     def actions(self, *, speed_bytes_s: int | None, compress: bool) -> list[Action]:
-        """The disk's part of the transaction.
+        """Return the disk's part of the transaction.
 
-        The base's bitmap goes on recording, untouched: a failed backup costs nothing, its retry
-        starts from the same base. The copy is driven by the working bitmap, which is disabled so
-        that what the guest writes after this moment is not in it. What QEMU takes for granted is left out: it reads
-        commands byte by byte, 5 us each (measured on 7.2 and 11.1).
+        The base's bitmap keeps recording and is not changed: a failed backup costs nothing, and its retry starts from
+        the same base. The copy is driven by the working bitmap, which is disabled so that it does not contain what the
+        guest writes after this moment. Members with QEMU's default are left out, because QEMU reads commands byte by
+        byte, 5 us each (measured on 7.2 and 11.1).
         """
         node = self.node.top.node_name
         part: list[Action] = self.new_mark.actions() if self.new_mark is not None else []
         if self.bitmap is not None:
             part.append(_new_bitmap(node, self.bitmap, persistent=self.node.keeps_bitmaps or None))
         if self.working_bitmap is not None:
-            sources = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in self.choice.sources)
+            sources = tuple(BlockDirtyBitmap(source.node_name, source.bitmap) for source in self.choice.sources)
             part.append(_new_bitmap(node, self.working_bitmap, disabled=True))
             part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, sources))
         if self.fleecing is None:
             part.append(self._job(node, speed_bytes_s=speed_bytes_s, compress=compress))
         else:
-            part.append(self._put_aside(self.fleecing))
+            part.append(self._fleecing_job(self.fleecing))
         return part
 
     def copy_actions(self, *, speed_bytes_s: int | None, compress: bool) -> list[Action]:
-        """The disk's part of the second transaction where there is fleecing: the copy of what the view shows."""
+        """Return the disk's part of the second transaction, with fleecing: the copy of what the view shows."""
         assert self.fleecing is not None
         view, part = self.fleecing.view, list[Action]()
         if self.working_bitmap is not None:
@@ -165,8 +167,8 @@ class DiskPlan:
         part.append(self._job(view, speed_bytes_s=speed_bytes_s, compress=compress))
         return part
 
-    def _put_aside(self, fleecing: FleecingPlan) -> BlockdevBackup:
-        """From this moment on, what the guest is about to overwrite; it copies nothing by itself, and never ends."""
+    def _fleecing_job(self, fleecing: FleecingPlan) -> BlockdevBackup:
+        """Return the job that saves what the guest is about to overwrite, and nothing else, until it is cancelled."""
         return BlockdevBackup(
             job_id=fleecing.job_id,
             device=self.node.top.node_name,
@@ -179,10 +181,10 @@ class DiskPlan:
         )
 
     def _job(self, device: str, *, speed_bytes_s: int | None, compress: bool) -> BlockdevBackup:
-        """The copy.
+        """Return the job that copies.
 
-        The working bitmap is thrown away, so it is left as it is whatever the outcome. The job neither
-        finalises nor dismisses itself: all jobs of a backup end together (vbackup.qemu.jobs).
+        It leaves the working bitmap as it is (bitmap-mode never), because that is removed afterwards anyway. It neither
+        finalizes nor dismisses itself: all jobs of a backup end together (vbackup.qemu.jobs).
         """
         by_bitmap = self.working_bitmap is not None
         return BlockdevBackup(
@@ -218,16 +220,16 @@ class BackupPlan:
 
     @property
     def image_options(self) -> ImageOptions:
-        """How the images are made."""
+        """Options for creating the images."""
         return tuning.image_options(self.compression)
 
     @property
     def has_fleecing_area(self) -> bool:
-        """True if there is a second transaction, which starts the copies."""
+        """True if the copies are started by a second transaction (``copies``)."""
         return any(disk.fleecing is not None for disk in self.disks)
 
     def copies(self) -> list[dict[str, Any]]:
-        """The actions of that one, sent when the views are there; empty where there is no fleecing area."""
+        """Return the actions to send when the views are open; empty without a fleecing area."""
         compress = self.compression is not Compression.NONE
         return [
             action.document()
@@ -238,7 +240,7 @@ class BackupPlan:
 
     @property
     def scratch_sizes(self) -> Mapping[str, int]:
-        """The nodes, with their sizes in bytes, that new end marks are merged from (vbackup.engine.scratch)."""
+        """Sizes in bytes of the nodes, by name, that new end marks are merged from (vbackup.engine.scratch)."""
         return {
             disk.new_mark.scratch.node_name: disk.node.top.virtual_size_bytes
             for disk in self.disks
@@ -246,7 +248,7 @@ class BackupPlan:
         }
 
     def transaction(self) -> list[dict[str, Any]]:
-        """The actions as JSON-ready data."""
+        """Return the actions as JSON-ready data."""
         compress = self.compression is not Compression.NONE
         return [
             action.document()
@@ -255,7 +257,7 @@ class BackupPlan:
         ]
 
     def draft(self, *, versions: Mapping[str, str], files: Mapping[str, str]) -> Backup:
-        """The backup as it will be committed, with nothing yet where only its end tells."""
+        """Return the backup as it will be committed, without what is known only at its end."""
         return Backup(
             id=self.id,
             sequence=self.sequence,
@@ -387,7 +389,7 @@ def _disk(node: DiskNode, choice: Choice, backup_id: str, level: Level, identity
 
 
 def _new_mark(node: DiskNode, choice: Choice, history: History, naming: Naming, sizes: Sequence[int]) -> NewMark | None:
-    """Disks of one size, of which ``sizes`` has all, share a scratch node."""
+    """Disks of the same size share a scratch node; ``sizes`` lists all sizes."""
     size_bytes = node.top.virtual_size_bytes
     return endmark.new_mark(
         node,
@@ -401,9 +403,10 @@ def _new_mark(node: DiskNode, choice: Choice, history: History, naming: Naming, 
 def _fleecing(
     naming: Naming, backup_id: str, dev: str, index: int, abilities: FleecingAbilities, *, disks: int
 ) -> FleecingPlan:
-    """Of one disk of so many. The error policy only where there is a view: a copy of what is lost there fails.
+    """Return the fleecing of one of ``disks`` disks.
 
-    A job that reads the disk itself ends well all the same, with the guest's new data in its copy: seen on QEMU 11.1.
+    on-cbw-error=break-snapshot is safe only because the copy reads the view, which then fails. A job that reads the
+    disk itself would succeed with the guest's new data in its copy (seen on QEMU 11.1).
     """
     return FleecingPlan(
         job_id=naming.fleecing_job(backup_id, dev),
@@ -417,12 +420,12 @@ def _fleecing(
 
 
 def _makes_checkpoint(node: DiskNode, level: Level) -> bool:
-    """True if a later backup of the disk can start from this one: a copy is none, nor what no bitmap follows."""
+    """Return True if a later backup of the disk can start from this one: not from a copy, nor without a bitmap."""
     return level is not Level.COPY and node.bears_checkpoints
 
 
 def _free_id(now: datetime, level: Level, taken: Collection[str]) -> str:
-    """An id is a name: two backups within a second, or a clock that stepped back, take the next free second."""
+    """Return an unused id: the next free second, if another backup has this one or the clock stepped back."""
     stamps = {names.stamp_of(backup_id) for backup_id in taken}
     while names.stamp(now) in stamps:
         now += timedelta(seconds=1)

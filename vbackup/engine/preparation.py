@@ -1,6 +1,6 @@
-"""All that has to be in QEMU before the moment of a backup: target images, a fleecing area, scratch nodes.
+"""Prepare QEMU for the moment of a backup: target images, a fleecing area, scratch nodes.
 
-vbackup.engine.plan says what that is, vbackup.operations.backup sends the transaction then.
+vbackup.engine.plan decides what is needed; vbackup.operations.backup then sends the transaction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vbackup.undo import Undo
 
 
 def new_images(plan: BackupPlan, stage: Stage) -> Sequence[NewImage]:
-    """The target images that the plan wants in the stage."""
+    """Return the target images to make in the stage."""
     return [
         NewImage(Target(stage.path / disk.file, disk.target_node), disk.node.top.virtual_size_bytes, disk.backing_rpath)
         for disk in plan.disks

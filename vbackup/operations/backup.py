@@ -320,7 +320,7 @@ def _refusals_of_lock() -> Iterator[None]:
     except QmpError as err:
         if err.description.is_of_lock:
             raise BusyError(
-                "The domain was started meanwhile, or another program has the image of one of its disks open; run the"
+                "The domain has been started, or another program has the image of one of its disks open; run the"
                 f" same command again ({err})."
             ) from err
         raise

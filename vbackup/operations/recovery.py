@@ -155,7 +155,9 @@ def finish(verdict: Recovered, entry: Entry, domain: LockedDomain) -> Recovered:
     except (InterruptedBySignalError, QemuGoneError):
         raise
     except VbackupError as err:
-        domain.reporter.warning(f"Backup {verdict.id}, which was interrupted, could not be finished and was undone: {err}")
+        domain.reporter.warning(
+            f"Backup {verdict.id}, which was interrupted, could not be finished and was undone: {err}"
+        )
         return Recovered(verdict.id, Remedy.UNDO, str(err).rstrip("."))
     domain.reporter.step(f"Finished backup {verdict.id}, which was interrupted: {verdict.reason}.")
     return verdict

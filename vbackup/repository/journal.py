@@ -1,8 +1,8 @@
-"""The write-ahead journal of a backup that is being made: what may be left outside vbackup when it dies.
+"""The write-ahead journal of an unfinished backup: what vbackup may leave outside the repository when it dies.
 
-One JSON object a line in the backup's stage; each is on the disk before the step that it names begins.
-vbackup.operations.backup writes it, vbackup.operations.recovery reads it and finishes or undoes what it tells of. A
-committed backup has none.
+One JSON object per line, in the backup's stage; each is on the disk before the step that it names begins. The format is
+known only here. vbackup.operations.backup writes the journal, vbackup.operations.recovery reads it and finishes or
+undoes the backup. A committed backup has none.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MAX_SIZE_BYTES = manifest.MAX_SIZE_BYTES + 65536
 
 
 class Step(Enum):
-    """What is begun, in this order. A step that is named may have been carried out or not."""
+    """What begins, in this order. A step that is recorded may have been carried out or not."""
 
-    BEGIN = "begin"  #: the images in the stage; nothing is outside it
+    BEGIN = "begin"  #: the images in the stage; nothing outside it
     TARGETS = "targets"  #: descriptors and nodes of the ``images`` in QEMU
     MOMENT = "moment"  #: at ``time``: the filesystems are frozen, bitmaps and jobs made, the filesystems thawed
     STARTED = "started"  #: the jobs run; ``time``, ``consistency`` and ``frozen_ms`` are known
@@ -44,19 +44,19 @@ class Step(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a journal tells: the backup as it was planned, and how far it has come for certain."""
+    """What a journal says: the backup as planned, and the last step that is certain."""
 
-    draft: Backup  #: as far as it is known: time, consistency, copied bytes
+    draft: Backup  #: with time, consistency and copied bytes as far as they are known
     writer: Process
     step: Step
-    guest_was_stopped: bool = False  #: by an I/O error, before the jobs began
-    images: Mapping[str, str] = field(default_factory=dict)  #: by file, the identity of those that QEMU was given
+    guest_was_stopped: bool = False  #: an I/O error had stopped the guest before the jobs began
+    images: Mapping[str, str] = field(default_factory=dict)  #: identity, by file, of the images that QEMU got
 
     def is_of(self, directory: Path) -> bool:
-        """True if the images in that stage are those that QEMU was given, and no copies of them.
+        """Return True if the images in that stage are those that QEMU got, not copies.
 
-        One who copies a repository in the middle of a backup copies its journal too. The number of the file
-        system may be another after the host was started anew; then no QEMU writes any more.
+        A repository that is copied in the middle of a backup contains the journal too. The device number of the file
+        system may change when the host reboots; but then no QEMU writes any more.
         """
         try:
             now = {file: _identity(directory / file) for file in self.images}
@@ -71,7 +71,7 @@ class Entry:
 class Journal:
     """The journal of a stage, open for writing. A context manager.
 
-    Raises StorageError and NoSpaceError where the disk does not take it.
+    Raises StorageError and NoSpaceError if it cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -120,7 +120,7 @@ class Journal:
 
     def _write(self, step: Step, members: Mapping[str, Any]) -> None:
         """Append a line and put it on the disk."""
-        # Only ASCII, so that half a character in a name is no reason to fail.
+        # ASCII only, so that a lone surrogate in a name is not an error.
         data = (json.dumps({"step": step.value, **members}) + "\n").encode("ascii")
         with storage_errors(f"write {self._path}"):
             while data:
@@ -129,15 +129,15 @@ class Journal:
 
 
 def _identity(path: Path) -> str:
-    """What tells a file from a copy of it while the host runs."""
+    """Return what distinguishes a file from a copy of it until the host reboots."""
     status = path.lstat()
     return f"{status.st_dev}:{status.st_ino}"
 
 
 def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
-    """What the journal of that stage tells; None where there is none, or its first line was never complete.
+    """Return what the journal of that stage says; None if there is none, or its first line is incomplete.
 
-    A last line that is torn was never acted upon. Raises ChainError where it is no journal of that backup.
+    An incomplete last line is ignored: its step never began. Raises ChainError if it is not a journal of that backup.
     """
     where = f"the journal of backup {backup_id}"
     try:
@@ -146,7 +146,7 @@ def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
         return None
     except OSError as err:
         raise ChainError(f"In {where}: it cannot be read: {err.strerror or err}.") from err
-    lines = data.split(b"\n")[:-1]  # behind the last newline is nothing, or what is torn
+    lines = data.split(b"\n")[:-1]  # what follows the last newline is empty or incomplete
     if not lines:
         return None
     return _read(lines, where, backup_id, domain_uuid)
@@ -187,7 +187,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
 
 
 def with_copied(draft: Backup, copied_bytes: Mapping[str, int]) -> Backup:
-    """The draft with what its jobs have copied, by dev."""
+    """Return the draft with the bytes that its jobs copied, by dev."""
     return replace(draft, disks=tuple(replace(one, copied_bytes=copied_bytes[one.dev]) for one in draft.disks))
 
 

@@ -124,7 +124,7 @@ def test_locked_image_means_that_the_domain_was_started(
     domain: Any, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     refused_to_open(monkeypatch, lock)
-    said = r"Domain web was started meanwhile .* its image /images/vda.qcow2 open.*again"
+    said = r"Domain web has been started .* its image /images/vda.qcow2 open.*again"
     with pytest.raises(BusyError, match=said), open_source(domain, reporter=Recorder()) as opened:
         opened.disk_nodes(opened.domain.disks)
 
@@ -142,7 +142,7 @@ def test_domain_started_while_its_images_are_opened_is_noticed_without_locks(
     domain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Daemon, "opening", lambda: setattr(domain, "active", True))
-    with pytest.raises(BusyError, match="started meanwhile"), open_source(domain, reporter=Recorder()) as opened:
+    with pytest.raises(BusyError, match="been started"), open_source(domain, reporter=Recorder()) as opened:
         opened.disk_nodes(opened.domain.disks)
 
 

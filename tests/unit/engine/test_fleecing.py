@@ -86,7 +86,7 @@ def test_file_loses_its_name_where_it_must_have_one_first(tmp_path: Path, monkey
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "nothing"):
-        with pytest.raises(StorageError, match="is no directory"):
+        with pytest.raises(StorageError, match="is not a directory"):
             fleecing.free_bytes(path)
 
 

@@ -305,7 +305,7 @@ def test_domain_that_is_off_on_another_host_is_unsuitable(domain: FakeDomain, re
 def test_image_that_somebody_locks_before_the_job_is_busy(domain: FakeDomain, repo: Repository) -> None:
     domain.is_off = True
     domain.qemu.refuse("transaction", 'Failed to get shared "write" lock')
-    expect_nothing_done(domain, repo, BusyError, "started meanwhile")
+    expect_nothing_done(domain, repo, BusyError, "been started")
 
 
 def test_incremental_by_name_needs_a_base(domain: FakeDomain, repo: Repository) -> None:
