@@ -33,8 +33,8 @@ from vbackup.images import targets
 from vbackup.model import Disk, ImageLocation, SecretRef
 from vbackup.names import Naming
 from vbackup.qemu import backing_chain, jobs, storage_daemon
+from vbackup.qemu import qmp_socket as socket_
 from vbackup.qemu.backing_chain import Image
-from vbackup.qemu.monitor import socket as socket_
 from vbackup.qemu.qmp_socket import Socket
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.stop import Stop

@@ -391,7 +391,7 @@ def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo
     with pytest.raises(NoSpaceError):
         run(domain, repo, recorder)
     assert not domain.io_error
-    assert any("it goes on now" in warning for warning in recorder.warnings)
+    assert any("It is running again" in warning for warning in recorder.warnings)
 
 
 # the digests
