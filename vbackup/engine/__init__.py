@@ -1,1 +1,1 @@
-"""The parts of a backup in QEMU: its plan, its base, its moment and its end."""
+"""The parts of a backup in QEMU: plan, base, moment, copy and finish."""

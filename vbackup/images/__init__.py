@@ -1,1 +1,1 @@
-"""Target images: made, opened in QEMU, written back, flattened and digested."""
+"""Target images: create them, open them in QEMU, write them back, digest and flatten them."""

@@ -1,7 +1,7 @@
-"""Make the target images of a backup: several at a time, while QEMU is handed those that are ready.
+"""Create the target images of a backup, several at a time, while QEMU opens those that are ready.
 
-Each is made by a process of its own (vbackup.qemu.qemu_img), some 15 ms for one; with many disks that would be a
-tenth of the time of a small backup. vbackup.images.targets hands them to QEMU.
+Each image takes a separate process (vbackup.qemu.qemu_img) and about 15 ms; one after another, the images of many
+disks would take a tenth of the time of a small backup. vbackup.images.targets opens them in QEMU.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from vbackup.model import ImageOptions
 from vbackup.qemu import qemu_img
 from vbackup.stop import Stop
 
-#: How many are made at once.
+#: Number of images created at once.
 MAX_PROCESSES = 8
 
 
 @dataclass(frozen=True)
 class NewImage:
-    """An image to be made."""
+    """A target image that does not exist yet."""
 
     target: Target
     size_bytes: int
-    backing_rpath: str | None  #: its backing file, as its header is to name it
+    backing_rpath: str | None  #: backing file, relative to the image, for the image's header
 
 
 def reserve(images: Sequence[NewImage]) -> None:
-    """Make the files, empty and with mode 0600: from now on they can be told from copies of them.
+    """Create the files, empty and with mode 0600. From now on their inodes distinguish them from copies.
 
     Raises StorageError or NoSpaceError.
     """
     for image in images:
         path = image.target.path
-        with storage_errors(f"make the image {path}"):
+        with storage_errors(f"create the image {path}"):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 @contextmanager
 def made(images: Sequence[NewImage], *, options: ImageOptions, stop: Stop) -> Iterator[Iterable[Target]]:
-    """Make images of the reserved files; the block gets each, in their order, when it is ready.
+    """Make qcow2 images of the reserved files; the block gets each target, in order, as soon as it is ready.
 
-    What the block goes through raises StorageError or NoSpaceError where one could not be made. None is being made any
-    more when the block is left.
+    Iterating raises StorageError or NoSpaceError if an image could not be created. When the block ends, no process is
+    creating an image any longer.
     """
 
-    def make(image: NewImage) -> Target:
+    def create(image: NewImage) -> Target:
         stop.check()
         path = image.target.path
-        with storage_errors(f"make the image {path}"):
+        with storage_errors(f"create the image {path}"):
             qemu_img.create(path, image.size_bytes, backing_rpath=image.backing_rpath, options=options)
         return image.target
 
     with ThreadPoolExecutor(max_workers=MAX_PROCESSES) as pool:
         try:
-            yield pool.map(make, images)
+            yield pool.map(create, images)
         finally:
             pool.shutdown(cancel_futures=True)

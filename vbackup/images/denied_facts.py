@@ -28,7 +28,7 @@ def gather(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) 
     by_model = {label.model: label.label for label in labels}
     return Facts(
         path=os.fspath(path),
-        repository=os.fspath(next((it for it in path.parents if (it / MARKER).exists()), path.parent)),
+        repository=os.fspath(next((parent for parent in path.parents if (parent / MARKER).exists()), path.parent)),
         by_descriptor=by_descriptor,
         places=_places(path),
         user=_user(by_model["dac"]) if "dac" in by_model else None,

@@ -1,4 +1,4 @@
-"""Digest the images of a backup, several at a time; large ones while they are put on the disk.
+"""Digest the images of a backup, several at a time; large ones while they are written back to storage.
 
 vbackup.files digests one file.
 """
@@ -14,10 +14,10 @@ from threading import Event
 from vbackup.errors import StorageError
 from vbackup.files import digest, storage_errors
 
-#: How many images are read at a time.
+#: Number of images read at a time.
 MAX_DIGESTS = 4
-#: The size from which an image is digested before QEMU has closed it. A smaller one is digested so quickly that its
-#: modification time might not tell of a write in between.
+#: Images of at least this size are digested before QEMU has closed them. A smaller one is digested so quickly that its
+#: modification time might not show a write in between.
 EARLY_DIGEST_BYTES = 64 * 1024 * 1024
 
 
@@ -25,44 +25,44 @@ EARLY_DIGEST_BYTES = 64 * 1024 * 1024
 class EarlyDigest:
     """The digest of an image that QEMU still has open."""
 
-    stamp: tuple[int, int]  #: modification time in ns and size in bytes: tell whether it was written to since
+    stamp: tuple[int, int]  #: modification time in ns and size in bytes; a later write changes it
     digest: str
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as it is on the disk."""
+    """The file of an image that is complete."""
 
     size_bytes: int
     digest: str
 
 
 def worth_an_early_digest(paths: Collection[Path]) -> list[Path]:
-    """Large images are read while they are put on the disk: both take long, one the processor, the other the disk."""
-    with storage_errors("look at the images"):
+    """Return the large images: digesting and writing back both take long, but one needs the CPU, the other storage."""
+    with storage_errors("read the size of the images"):
         return [path for path in paths if path.stat().st_size >= EARLY_DIGEST_BYTES]
 
 
 def digest_while(
     store: Callable[[], None], paths: Collection[Path], *, check: Callable[[], None]
 ) -> dict[Path, EarlyDigest]:
-    """Run ``store``, which puts the images on the disk, and digest those at ``paths`` meanwhile.
+    """Run ``store``, which writes the images back to storage, while digesting those at ``paths``; return the digests.
 
     ``check`` is called between pieces and may raise.
     """
     failed = Event()
 
-    def go_on() -> None:
+    def check_both() -> None:
         check()
         if failed.is_set():
-            raise StorageError("The images could not be put on the disk.")  # told by whoever has set it
+            raise StorageError("The images could not be written back.")  # nobody sees it: the error of store is raised
 
     with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
-        digesting = {path: pool.submit(_early, path, go_on) for path in paths}
+        digesting = {path: pool.submit(_early, path, check_both) for path in paths}
         try:
             store()
         except BaseException:
-            failed.set()  # else the error would wait until all has been read
+            failed.set()  # or the error would wait until all images have been read
             raise
         return {path: future.result() for path, future in digesting.items()}
 
@@ -70,15 +70,16 @@ def digest_while(
 def digest_all(
     paths: Sequence[Path], *, early: Mapping[Path, EarlyDigest], check: Callable[[], None]
 ) -> list[ImageFile]:
-    """Size and digest of each image, which nobody writes to any more."""
+    """Return size and digest of each image; nothing may write to them any longer."""
 
     def describe(path: Path) -> ImageFile:
-        known = early.get(path)
+        early_digest = early.get(path)
         with storage_errors(f"read {path}"):
             stamp = _stamp(path)
-        # QEMU writes nothing when it closes what it has flushed. If one ever does, the early digest is of no use.
-        found = known.digest if known is not None and known.stamp == stamp else digest(path, check=check)
-        return ImageFile(stamp[1], found)
+        # QEMU writes nothing when it closes an image that it has flushed. If it ever does, the image is digested again.
+        if early_digest is not None and early_digest.stamp == stamp:
+            return ImageFile(stamp[1], early_digest.digest)
+        return ImageFile(stamp[1], digest(path, check=check))
 
     with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
         return list(pool.map(describe, paths))

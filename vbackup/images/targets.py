@@ -1,8 +1,8 @@
-"""Hand target images to QEMU.
+"""Open target images in QEMU, flush them and close them.
 
-The image goes along as a file descriptor, so that a QEMU without privileges writes into root's own
-repository; where the way to QEMU carries no descriptors, or it is a storage daemon (our own child,
-with our own rights), it is opened by its path.
+QEMU gets each image as a file descriptor, so that a QEMU without privileges can write into root's own repository. It
+opens the image by its path if the connection cannot carry descriptors, or if it is a storage daemon, which is a child
+process of vbackup and has its rights.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ BlockdevOptions = dict[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """An image that becomes a node of QEMU."""
+    """An image that QEMU writes, and the name of its node."""
 
     path: Path
     node_name: str
 
 
 class _Way(Enum):
-    """How QEMU comes to an image."""
+    """How QEMU opens an image."""
 
     DESCRIPTOR = "descriptor"
-    PATH = "path"  #: with the rights of its own user
-    OUR_CHILD = "our child"  #: by the path, with our rights
+    PATH = "path"  #: with the rights of the user that QEMU runs as
+    OUR_CHILD = "our child"  #: by the path, with the rights of vbackup
 
 
 def open_in_qemu(
@@ -60,16 +60,16 @@ def open_in_qemu(
     options: NodeOptions = QEMUS_OWN,
     security_labels: Sequence[SecurityLabel] = (),
 ) -> None:
-    """Make each qcow2 image a node, in their order; ``undo`` gets their end.
+    """Open each qcow2 image as a node, in order. ``undo`` gets a step that closes the nodes.
 
-    The node has no backing file in QEMU, whatever the image's header says: it takes only what a job
-    writes. ``options`` are vbackup.images.tuning's. Raises StorageError where QEMU cannot open an image;
-    ``security_labels`` are what confines QEMU, for the message that tells why it may not.
+    The node has no backing file in QEMU, whatever the image's header says: it only stores what a job writes.
+    ``options`` come from vbackup.images.tuning. Raises StorageError if QEMU cannot open an image; the message uses
+    ``security_labels``, which confine QEMU, to explain why.
     """
-    opened: list[str] = []
-    undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, opened))
+    node_names: list[str] = []
+    undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, node_names))
     for target in targets:
-        opened.append(target.node_name)
+        node_names.append(target.node_name)
         way = _Way.DESCRIPTOR
         try:
             try:
@@ -77,51 +77,52 @@ def open_in_qemu(
             except FdsNotPassedError as err:
                 filename = os.fspath(target.path)
                 way = _Way.OUR_CHILD if isinstance(err, FdsNotNeededError) else _Way.PATH
-            monitor.execute("blockdev-add", node(target.node_name, filename, options))
+            monitor.execute("blockdev-add", node(target.node_name, filename, options=options))
         except QmpError as err:
-            raise StorageError(_refused(target.path, err.description, security_labels, way)) from err
+            message = _refusal(target.path, err.description, labels=security_labels, way=way)
+            raise StorageError(message) from err
 
 
-def node(node_name: str, filename: str, options: NodeOptions = QEMUS_OWN) -> BlockdevOptions:
-    """A qcow2 image without its backing file, as a node."""
+def node(node_name: str, filename: str, *, options: NodeOptions = QEMUS_OWN) -> BlockdevOptions:
+    """Return the node that opens a qcow2 image without its backing file."""
     file = {"driver": "file", "filename": filename}
     return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None, **TABLES, **options.members()}
 
 
 def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
-    """Have QEMU write what it still holds of the images, and tell if that fails; all must be open.
+    """Make QEMU write the tables that it still caches for the images, and report errors. All nodes must be open.
 
-    The qcow2 driver keeps tables in memory until the image is closed, after the job has concluded without
-    an error; and blockdev-del says nothing when they cannot be written. Opening a node anew with the options
-    it has changes nothing, but QEMU flushes it first and reports that. From the page cache to the disk is the caller's
-    way (vbackup.images.writeback), except where QEMU was told to go it. Returns QEMU's nodes, which are asked for
-    anyway. Raises NoSpaceError, StorageError.
+    The qcow2 driver caches tables until the image is closed, which is after the job has concluded without an error, and
+    blockdev-del does not report that it could not write them. blockdev-reopen with the options that the node already
+    has changes nothing, but QEMU flushes the node first and reports errors. The data is then in the page cache, from
+    where the caller brings it to storage (vbackup.images.writeback), unless the node's options leave that to QEMU.
+    Returns QEMU's nodes, which this function queries anyway. Raises NoSpaceError or StorageError.
     """
     nodes = block_nodes(monitor)
     try:
-        options = [node(name, nodes.filename(name), nodes.options(name)) for name in node_names]
+        options = [node(name, nodes.filename(name), options=nodes.options(name)) for name in node_names]
         monitor.execute("blockdev-reopen", {"options": options})
     except QmpError as err:
         if err.description.is_no_space:
             raise NoSpaceError(
-                "No space left in the repository for the last of the images. Nothing was kept of this backup; make room"
-                " and run the same command again."
+                "No space left in the repository for the last parts of the images. Nothing was kept of this backup;"
+                " free some space and run the same command again."
             ) from err
         raise StorageError(
-            f"QEMU could not write the last of the images to the repository: {err.description}. Nothing was kept of"
-            " this backup; mend the repository's storage and run the same command again."
+            f"QEMU could not write the last parts of the images to the repository: {err.description}. Nothing was kept"
+            " of this backup; fix the repository's storage and run the same command again."
         ) from err
     return nodes
 
 
 def close_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> list[str]:
-    """Close those of the nodes that are open, and take the descriptors back that they were opened with.
+    """Close those of the nodes that are open, and remove the descriptors they were opened with.
 
-    A node has to come before those that it uses: QEMU closes none that is in use. Returns the nodes that were open.
-    Raises QmpError, after closing the others, where QEMU refuses.
+    ``node_names`` must have a node before those that it uses: QEMU refuses to close a node that is in use. Returns the
+    nodes that were open. Raises QmpError if QEMU refuses to close a node, after closing the others.
     """
-    known = block_nodes(monitor).node_names()
-    nodes = [name for name in node_names if name in known]
+    open_nodes = block_nodes(monitor).node_names()
+    nodes = [name for name in node_names if name in open_nodes]
     refusal = None
     for name in nodes:
         try:
@@ -135,11 +136,12 @@ def close_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> list[str]:
 
 
 def close_all_in_qemu(monitor: Monitor, naming: Naming) -> list[str]:
-    """Close all nodes of this repository, and take their descriptors back; returns the nodes.
+    """Close all nodes of this repository, remove their descriptors, and return the names of the nodes.
 
-    Which of them uses which is not known: what QEMU refuses because it is in use is tried again after the others.
-    Raises QmpError where one stays in use.
+    It is not known which node uses which: a node that QEMU refuses to close because it is in use is tried again after
+    the others. Raises QmpError if a node remains in use.
     """
+    # Sorted for the same commands at every run only: any order closes them all.
     nodes = sorted(name for name in block_nodes(monitor).node_names() if name.startswith(naming.prefix))
     refused: dict[str, QmpError] = {}
     left = nodes
@@ -164,7 +166,7 @@ def _remove_fds(monitor: Monitor, is_ours: Callable[[str], bool]) -> None:
         reply = monitor.execute("query-fdsets")
     except QmpError as err:
         if err.error_class == "CommandNotFound":
-            return  # a storage daemon, which takes none
+            return  # a storage daemon, which accepts no descriptors
         raise
     for entry in objects(reply, "query-fdsets", MalformedError):
         labels = [fd.optional_text("opaque") or "" for fd in entry.objects("fds")]
@@ -182,36 +184,36 @@ def _pass_image(monitor: Monitor, target: Target) -> str:
 
 
 def pass_fd(monitor: Monitor, fd: int, node_name: str) -> str:
-    """Hand the descriptor for a node over; returns the file name by which QEMU opens it.
+    """Pass the descriptor for a node to QEMU, and return the file name by which QEMU opens it.
 
-    Closing the node takes it back (``close_in_qemu``).
-
-    Raises FdsNotPassedError where the way to QEMU carries none, QmpError.
+    ``close_in_qemu`` removes it from QEMU with the node. Raises FdsNotPassedError if the connection to QEMU cannot
+    carry descriptors, or QmpError.
     """
     reply: Any = monitor.execute("add-fd", {"opaque": node_name}, fd=fd)
     return f"/dev/fdset/{Fields(reply, 'add-fd', MalformedError).integer('fdset-id')}"
 
 
 def denied(path: Path, labels: Sequence[SecurityLabel], *, by_descriptor: bool) -> str:
-    """Why QEMU may not open a file or a directory, and what to do about it; ``labels`` are what confines it."""
-    from vbackup.images import denied, denied_facts  # for this message only
+    """Return why QEMU may not open a file or a directory, and the remedy; ``labels`` are what confines QEMU."""
+    from vbackup.images import denied, denied_facts  # only this message needs them
 
     return denied.explain(denied_facts.gather(path, labels, by_descriptor=by_descriptor))
 
 
-def _refused(path: Path, description: QemuText, labels: Sequence[SecurityLabel], way: _Way) -> str:
+def _refusal(path: Path, description: QemuText, *, labels: Sequence[SecurityLabel], way: _Way) -> str:
     if way is _Way.OUR_CHILD:
         hint = (
-            " It has the rights of vbackup itself, so no mode or owner is in its way; look at the kernel's log for what"
-            " confines it (AppArmor, SELinux), and at the mount options of the repository."
+            " It has the rights of vbackup itself, so file modes and owners are not the cause; check the kernel log for"
+            " what confines it (AppArmor, SELinux), and check the mount options of the repository."
+            if description.is_denied
+            else ""
         )
-        more = hint if description.is_denied else ""
-        return f"The storage daemon cannot open the image {path}: {description.rstrip('.')}.{more}"
+        return f"The storage daemon cannot open the image {path}: {description.rstrip('.')}.{hint}"
     if description.is_denied:
         return denied(path, labels, by_descriptor=way is _Way.DESCRIPTOR)
     if way is _Way.PATH and description.is_not_found:
         return (
-            f"QEMU does not see {path}: over a connection to another host the repository must be on storage"
-            " that both hosts have under the same path. Mount it there, or run vbackup on the host itself."
+            f"QEMU cannot find {path}: over a connection to another host, the repository must be on storage that both"
+            " hosts have at the same path. Mount it there, or run vbackup on the host itself."
         )
     return f"QEMU cannot open the image {path}: {description.rstrip('.')}."

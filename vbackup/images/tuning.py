@@ -1,37 +1,38 @@
-"""Choose how target images are made and how QEMU opens them. Every choice there is, is here.
+"""Choose how target images are created and how QEMU opens them. All these choices are made here.
 
-What was measured for each, and what was tried and lost, is told in vbackup(1), TUNING. Each combination is held against
-a reference byte for byte in tests/end_to_end/test_tuning.py; tests/unit/images/test_tuning.py sees to it that none is
-left out. vbackup.qemu.qemu_img makes the images, vbackup.images.targets opens them.
+vbackup(1), TUNING, has the measurements for each choice, and the alternatives that lost.
+tests/end_to_end/test_tuning.py compares the result of each combination with a reference, byte for byte;
+tests/unit/images/test_tuning.py ensures that no combination is left out. vbackup.qemu.qemu_img creates the images,
+vbackup.images.targets opens them.
 """
 
 from __future__ import annotations
 
 from vbackup.model import CLUSTER_BYTES, Compression, ImageOptions, NodeOptions
 
-#: How much of an image's table QEMU keeps and writes at a time: all of it. By itself it takes pieces of 4 KiB as soon
-#: as not all of the tables fit into its 32 MiB, which is from 256 GiB on; and makes each new table, which stands for
-#: 512 MiB, in sixteen writes, one after the other.
+#: How much of an image's L2 table QEMU caches and writes at a time: a whole table. The default is 4 KiB if the tables
+#: do not all fit into QEMU's cache of 32 MiB, so from 256 GiB on; QEMU then writes each new table, which maps
+#: 512 MiB, in sixteen writes, one after another.
 TABLES = {"l2-cache-entry-size": CLUSTER_BYTES}
 
 
 def image_options(compression: Compression) -> ImageOptions:
-    """For all images of a backup; ``compression`` is none that is still to be chosen."""
+    """Return the options for all images of a backup; ``compression`` must not be AUTO."""
     return ImageOptions(CLUSTER_BYTES, compression)
 
 
 def node_options(*, is_local: bool) -> NodeOptions:
-    """For all disks of a backup. ``is_local``: QEMU writes through the same page cache as vbackup.
+    """Return the options for all target nodes. ``is_local``: QEMU writes through the same page cache as vbackup.
 
-    Then vbackup.images.writeback puts the data on the disk, while the job runs and before the backup counts: QEMU
-    flushes in the middle of a job, for the order of its tables, which no unfinished image needs; and at its end,
-    while the guest stands still.
+    If it does, vbackup.images.writeback writes the data to storage while the job runs and before the commit. QEMU's
+    own flushes cost time for nothing: those in the middle of a job keep its tables in order, which an unfinished image
+    does not need, and the guest stands still during the one at the end.
     """
     return NodeOptions(no_flush=is_local, detect_zeroes=True)
 
 
 def compression(asked: Compression, *, has_zstd: bool) -> Compression:
-    """What is asked for, or the best that QEMU has."""
+    """Return the compression that was asked for; for AUTO the best that QEMU has."""
     if asked is not Compression.AUTO:
         return asked
     return Compression.ZSTD if has_zstd else Compression.ZLIB

@@ -35,7 +35,7 @@ def test_files_are_the_owners_own(tmp_path: Path) -> None:
 
 def test_file_that_is_there_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "vd1").write_text("somebody's")
-    with pytest.raises(StorageError, match=r"make the image .*vd1: File exists"):
+    with pytest.raises(StorageError, match=r"create the image .*vd1: File exists"):
         creation.reserve(new(tmp_path, 2))
     assert (tmp_path / "vd1").read_text() == "somebody's"
 

@@ -234,7 +234,7 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu, images: list[Target],
 
 @pytest.mark.parametrize(
     ("description", "said"),
-    [("Could not open 'x': Permission denied", "look at the kernel's log"), ("Could not open 'x': No such file", "")],
+    [("Could not open 'x': Permission denied", "check the kernel log"), ("Could not open 'x': No such file", "")],
 )
 def test_storage_daemon_that_cannot_open_an_image_is_told_with_whose_rights_it_has(
     qemu: FakeQemu, images: list[Target], recorder: Recorder, description: str, said: str
