@@ -1,8 +1,8 @@
-"""Follow backup jobs in QEMU to their common end: all of them, or none.
+"""Follow the backup jobs in QEMU until all have succeeded, or one has failed.
 
-QEMU refuses completion-mode grouped beside bitmap actions, so the jobs neither finalise nor dismiss
-themselves: when all are pending all are finalised, and the first failure cancels the others. Events
-wake the loop; the verdict is always QEMU's answer to query-jobs, because events get lost.
+QEMU refuses completion-mode grouped in a transaction with bitmap actions, so the jobs neither finalise nor dismiss
+themselves: vbackup finalises all jobs when all are pending, and cancels the others if one fails. Events only wake the
+loop; the outcome is always taken from query-jobs, because events can be lost.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
 
-#: How often progress is asked for, and the longest a request to stop waits to be seen.
+#: Interval between two queries for progress, and the longest delay until a request to stop is noticed.
 TICK_S = 0.25
-#: Without one byte of progress for this long the storage is taken for hung.
+#: The storage is considered hung after this time without a byte of progress.
 STALL_S = 600.0
-#: How long cancelled jobs may take to end: the requests that are in flight have to come back.
+#: How long cancelled jobs may take to end: their requests in flight have to complete.
 CANCEL_S = 30.0
-#: How long the event that tells what a job failed at may be behind the answer that it has failed.
+#: How much later than the answer that a job has failed the event may come that says at which operation.
 BLAME_S = 0.5
-#: How often in a row a connection may be lost before it is given up.
+#: How many times in a row the connection may be lost before vbackup gives up.
 MAX_LOSSES = 3
 
 
@@ -59,7 +59,7 @@ class JobStatus(Enum):
     NULL = "null"
 
 
-#: In which a job copies, or will, and takes another speed (JobVerbTable in QEMU's job.c).
+#: The states in which a job copies, or will copy, and accepts a new speed (JobVerbTable in QEMU's job.c).
 CHANGEABLE = frozenset((JobStatus.CREATED, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.READY, JobStatus.STANDBY))
 
 
@@ -76,60 +76,61 @@ class Job:
 
 
 class Throttle(Protocol):
-    """Sets how fast the jobs of one backup copy while they run. Called by the thread that follows them."""
+    """Sets the speed of the jobs of one backup while they run. Called by the thread that follows the jobs."""
 
     def first_bytes_s(self, jobs: int) -> int:
-        """With how much each of so many jobs begins."""
+        """Return the speed in bytes/s at which each of ``jobs`` jobs starts."""
 
     def slowest_bytes_s(self, jobs: int) -> int:
-        """The least that each of so many jobs gets for longer than a moment."""
+        """Return the lowest speed in bytes/s that each of ``jobs`` jobs gets for longer than a moment."""
 
     def adjust(self, monitor: Monitor, jobs: Collection[Job]) -> None:
-        """Told how the jobs are at every look at them."""
+        """Set the speed of the jobs where it has to change. Called with the state of the jobs after every query."""
 
 
 def stall_limit_s(speed_bytes_s: int | None) -> float:
-    """How long jobs may make no progress."""
+    """Return how many seconds jobs at this speed may make no progress."""
     return max(STALL_S, _pause_s(speed_bytes_s)) if speed_bytes_s else STALL_S
 
 
 def _pause_s(speed_bytes_s: int) -> float:
-    """How long there may be no progress for the speed's sake: a job copies some MiB, and waits for its rate then."""
+    """Return how many seconds the speed limit may keep a job from progress: it copies some MiB, then it waits."""
     largest_piece_bytes = 16 * 1024 * 1024
     return 2 * largest_piece_bytes / speed_bytes_s
 
 
 def set_speed(monitor: Monitor, job_id: str, speed_bytes_s: int | None) -> bool:
-    """Have a job copy no faster than this from now on; None is no limit. False where it has ended, or is not there.
+    """Limit the speed of a job; None removes the limit. Return False if the job has ended or does not exist.
 
-    What the guest's own writes make the job copy is not limited. Raises QmpError where QEMU refuses the rate.
+    QEMU does not limit what the job copies because the guest is about to overwrite it. Raises QmpError if QEMU refuses
+    the speed.
     """
     try:
         monitor.execute("block-job-set-speed", {"device": job_id, "speed": speed_bytes_s or 0})
     except QmpError:
-        known = query(monitor)
-        if job_id in known and known[job_id].status in CHANGEABLE:
+        job = query(monitor).get(job_id)
+        if job is not None and job.status in CHANGEABLE:
             raise
         return False
     return True
 
 
 def speeds(monitor: Monitor) -> dict[str, int | None]:
-    """How fast each job may copy, in bytes/s, by id; None is no limit. Only block jobs that have not ended."""
-    found = {}
+    """Return the speed limit of each block job that has not ended, in bytes/s by job id; None is no limit."""
+    limits = {}
     for entry in objects(monitor.execute("query-block-jobs"), "query-block-jobs", MalformedError):
-        found[entry.text("device")] = entry.integer("speed") or None
-    return found
+        limits[entry.text("device")] = entry.integer("speed") or None
+    return limits
 
 
 def query(monitor: Monitor) -> dict[str, Job]:
-    """All jobs of that QEMU by id, ours and others'."""
+    """Return all jobs in QEMU by id, vbackup's and others."""
     jobs = {}
     for entry in objects(monitor.execute("query-jobs"), "query-jobs", MalformedError):
         try:
             status = JobStatus(entry.text("status"))
         except ValueError as err:
-            raise MalformedError(f"query-jobs has a status that QAPI does not know ({err}).") from err
+            raise MalformedError(f"query-jobs returned an unknown job status ({err}).") from err
         error = entry.optional_text("error")
         job = Job(
             id=entry.text("id"),
@@ -152,25 +153,25 @@ def run(
     stall_s: float = STALL_S,
     on_tick: Callable[[Mapping[str, Job]], None] | None = None,
 ) -> dict[str, int]:
-    """Wait until all jobs are pending, finalise them, and return the bytes each has copied, by dev.
+    """Wait until all jobs are pending, finalise them, and return the number of bytes that each has copied, by dev.
 
-    ``devs`` has the disk of each job id; ``on_tick`` is shown the jobs whenever they were asked for, and what it raises
-    ends the wait. Raises for the first job that fails NoSpaceError, StorageError where it could not write, else
-    JobError; and JobStalledError, InterruptedBySignalError, DomainGoneError. The jobs are then still there: undo with
-    ``cancel``. A connection that breaks is opened anew and the wait goes on.
+    ``devs`` has the disk of each job id. ``on_tick`` gets the jobs after every query; an error that it raises ends the
+    wait. For the first job that fails, raises NoSpaceError, StorageError if it could not write, or else JobError. Also
+    raises JobStalledError, InterruptedBySignalError and DomainGoneError. After an error the jobs still exist: undo with
+    ``cancel``. If the connection is lost, it is reopened and the wait continues.
     """
     blame = _Blame(monitor)
 
     def step(jobs: dict[str, Job]) -> bool:
         for job_id, dev in devs.items():
             if job_id not in jobs:
-                raise JobError(dev, "somebody dismissed the job before it was finalised")
-        _raise_failure(jobs, devs, blame)
+                raise JobError(dev, "another QMP client dismissed the job before it was finalised")
+        _raise_failure(jobs, devs, blame=blame)
         if on_tick is not None:
             on_tick(jobs)
         return _end_together(monitor, jobs)
 
-    jobs = _watch(monitor, devs, step, reporter=reporter, stop=stop, stall_s=stall_s, note=blame.note)
+    jobs = _watch(monitor, devs, step=step, reporter=reporter, stop=stop, stall_s=stall_s, note=blame.note)
     return {devs[job.id]: job.done_bytes for job in jobs.values()}
 
 
@@ -183,12 +184,12 @@ def follow(
     stop: Stop,
     stall_s: float = STALL_S,
 ) -> dict[str, Job]:
-    """Wait for jobs that others have made up, and return how each ended; they are not dismissed.
+    """Wait for jobs of any kind, and return each as it ended; they are not dismissed.
 
-    With ``together`` they end like those of a backup: finalised when all are pending, and when one fails the
-    others are cancelled. Else each goes its own way, and one that waits for its job-finalize has ended too:
-    it was told to wait. A job that is not there any more has the status null. Raises what ``run`` raises,
-    but no job's failure, which is in its ``error``.
+    With ``together`` they end like those of a backup: all are finalised when all are pending, and if one fails the
+    others are cancelled. Otherwise each job ends independently, and one that is pending counts as ended: whoever
+    started it wants to finalise it. A job that no longer exists has the status null. Raises what ``run`` raises, except
+    for the failure of a job, which is in its ``error``.
     """
 
     def step(jobs: dict[str, Job]) -> bool:
@@ -197,30 +198,30 @@ def follow(
         if len(jobs) < len(job_ids) or any(job.error is not None for job in jobs.values()):
             for job in jobs.values():
                 if job.error is None:
-                    _unless_too_late(monitor, "job-cancel", job.id)
+                    _unless_too_late(monitor, "job-cancel", job_id=job.id)
             return all(job.status is JobStatus.CONCLUDED for job in jobs.values())
         return _end_together(monitor, jobs)
 
     labels = {job_id: job_id for job_id in job_ids}
-    jobs = _watch(monitor, labels, step, reporter=reporter, stop=stop, stall_s=stall_s)
+    jobs = _watch(monitor, labels, step=step, reporter=reporter, stop=stop, stall_s=stall_s)
     return {job_id: jobs.get(job_id) or _gone(job_id) for job_id in job_ids}
 
 
 def _watch(
     monitor: Monitor,
     labels: Mapping[str, str],
-    step: Callable[[dict[str, Job]], bool],
     *,
+    step: Callable[[dict[str, Job]], bool],
     reporter: Reporter,
     stop: Stop,
     stall_s: float,
     note: Callable[[Event], None] | None = None,
 ) -> dict[str, Job]:
-    """Ask for the jobs of these ids and hand those that are there to ``step``, until it says that they have ended.
+    """Query the jobs with these ids and pass those that exist to ``step``, until it returns True; return them.
 
-    ``note`` gets the events that come meanwhile.
+    ``labels`` has the name of each job for the progress, by id. ``note`` gets the events that arrive.
     """
-    progress_at, seen = time.monotonic(), dict[str, Job]()
+    progress_at, last_jobs = time.monotonic(), dict[str, Job]()
     losses = 0
     while True:
         stop.check()
@@ -234,16 +235,16 @@ def _watch(
             losses = 0
         except ConnectionLostError as err:
             losses = _count_loss(losses, err)
-            jobs = seen
-        if jobs != seen:
-            progress_at, seen = time.monotonic(), jobs
+            jobs = last_jobs
+        if jobs != last_jobs:
+            progress_at, last_jobs = time.monotonic(), jobs
         elif time.monotonic() - progress_at > stall_s:
-            stall_s = _raise_if_stalled(monitor, labels, stall_s)
+            stall_s = _raise_if_stalled(monitor, labels, limit_s=stall_s)
         _wait_for_change(monitor, note)
 
 
-def _raise_if_stalled(monitor: Monitor, job_ids: Collection[str], limit_s: float) -> float:
-    """Raise JobStalledError, unless the jobs have been slowed down meanwhile; returns how long that lets them take."""
+def _raise_if_stalled(monitor: Monitor, job_ids: Collection[str], *, limit_s: float) -> float:
+    """Raise JobStalledError, unless a new speed limit explains the pause; return the limit in seconds that follows."""
     pauses = [_pause_s(speed) for job_id, speed in speeds(monitor).items() if job_id in job_ids and speed]
     allowed_s = max(pauses, default=0.0)
     if allowed_s <= limit_s:
@@ -252,9 +253,9 @@ def _raise_if_stalled(monitor: Monitor, job_ids: Collection[str], limit_s: float
 
 
 def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CANCEL_S) -> None:
-    """End the jobs, whatever state they are in, and dismiss them. Jobs that are not there are fine.
+    """Cancel the jobs, whatever their state, and dismiss them. Jobs that do not exist are ignored.
 
-    Raises JobStalledError if one does not end in time; it is left to end by itself.
+    Raises JobStalledError if a job does not end in time; it is left to end by itself.
     """
     deadline = time.monotonic() + timeout_s
     losses = 0
@@ -265,7 +266,7 @@ def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CAN
                 return
             for job in jobs:
                 verb = "job-dismiss" if job.status is JobStatus.CONCLUDED else "job-cancel"
-                _unless_too_late(monitor, verb, job.id)
+                _unless_too_late(monitor, verb, job_id=job.id)
             losses = 0
         except ConnectionLostError as err:
             losses = _count_loss(losses, err)
@@ -277,9 +278,9 @@ def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CAN
 
 
 def _count_loss(losses: int, err: ConnectionLostError) -> int:
-    """QEMU and its jobs do not mind a lost connection, and the next question opens a new one if it can.
+    """Return the new number of losses in a row. Jobs survive a lost connection, and the next query opens a new one.
 
-    Raises ``err`` where that has been of no use several times in a row.
+    Raises ``err`` if the connection was lost too many times in a row.
     """
     if losses == MAX_LOSSES:
         raise err
@@ -288,24 +289,24 @@ def _count_loss(losses: int, err: ConnectionLostError) -> int:
 
 
 def _gone(job_id: str) -> Job:
-    error = QemuText("somebody dismissed it before it was seen to end")
+    error = QemuText("another QMP client dismissed the job before vbackup saw it end")
     return Job(job_id, type="", status=JobStatus.NULL, done_bytes=0, total_bytes=0, error=error)
 
 
 class _Blame:
-    """Whether a job failed at a read or a write: query-jobs has only the words of its errno, BLOCK_JOB_ERROR tells."""
+    """Knows at which operation jobs failed: BLOCK_JOB_ERROR says it, query-jobs only has the errno's text."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        self._operations: dict[object, object] = {}  #: the first that failed, by job id
+        self._operations: dict[object, object] = {}  #: the first failed operation, by job id
 
     def note(self, event: Event) -> None:
-        """Remember it if it tells of a failure."""
+        """Remember the failed operation if the event reports one."""
         if event.name == "BLOCK_JOB_ERROR":
             self._operations.setdefault(event.data.get("device"), event.data.get("operation"))
 
     def operation(self, job_id: str) -> object:
-        """QAPI IoOperationType; None where the event was lost, or there was none."""
+        """Return the failed operation (QAPI IoOperationType); None if no event says, or it was lost."""
         deadline = time.monotonic() + BLAME_S
         while job_id not in self._operations:
             event = self._monitor.next_event(max(0.0, deadline - time.monotonic()))
@@ -315,36 +316,36 @@ class _Blame:
         return self._operations[job_id]
 
 
-def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str], blame: _Blame) -> None:
+def _raise_failure(jobs: Mapping[str, Job], devs: Mapping[str, str], *, blame: _Blame) -> None:
     for job in jobs.values():
         if job.error is not None:
             if job.error.is_no_space:
                 raise NoSpaceError(
                     f"Disk {devs[job.id]}: no space left for its image in the repository. Nothing was kept of this"
-                    " backup; make room and run the same command again."
+                    " backup; free some space and run the same command again."
                 )
             operation = blame.operation(job.id)
             if operation == "write":
                 raise StorageError(
                     f"Disk {devs[job.id]}: QEMU could not write its image to the repository: {job.error}. Nothing was"
-                    " kept of this backup; mend the repository's storage and run the same command again."
+                    " kept of this backup; fix the repository's storage and run the same command again."
                 )
-            raise JobError(devs[job.id], f"{job.error} at a read of the disk" if operation == "read" else job.error)
+            raise JobError(devs[job.id], f"{job.error} while reading the disk" if operation == "read" else job.error)
         if job.status is JobStatus.ABORTING:
-            log.debug("job %s is aborting; its error comes when it has concluded", job.id)
+            log.debug("job %s is aborting; query-jobs has its error once it has concluded", job.id)
 
 
 def _end_together(monitor: Monitor, jobs: Mapping[str, Job]) -> bool:
-    """Finalise the jobs once all are pending; true when all have concluded."""
+    """Finalise the jobs if all are pending; return True if all have concluded."""
     if all(job.status in (JobStatus.PENDING, JobStatus.CONCLUDED) for job in jobs.values()):
         for job in jobs.values():
             if job.status is JobStatus.PENDING:
-                _unless_too_late(monitor, "job-finalize", job.id)
+                _unless_too_late(monitor, "job-finalize", job_id=job.id)
     return all(job.status is JobStatus.CONCLUDED for job in jobs.values())
 
 
-def _unless_too_late(monitor: Monitor, command: str, job_id: str) -> None:
-    """A job may reach its end between query-jobs and the command; query-jobs then tells how."""
+def _unless_too_late(monitor: Monitor, command: str, *, job_id: str) -> None:
+    """Execute the command, ignoring errors: the job may end first, and the next query-jobs then shows how."""
     try:
         monitor.execute(command, {"id": job_id})
     except QmpError as err:
@@ -352,7 +353,7 @@ def _unless_too_late(monitor: Monitor, command: str, job_id: str) -> None:
 
 
 def _wait_for_change(monitor: Monitor, note: Callable[[Event], None] | None = None) -> None:
-    """Until a job event comes or it is time to ask again; a burst of events counts as one."""
+    """Wait until a job event comes or the next query is due; a burst of events counts as one."""
     event = monitor.next_event(TICK_S)
     while event is not None:
         if note is not None:

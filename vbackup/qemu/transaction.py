@@ -1,6 +1,6 @@
-"""Send a transaction to QEMU: all of its actions or none, or none for a test.
+"""Send a transaction to QEMU, or only let QEMU check it.
 
-vbackup.engine.plan makes a backup's transaction, vbackup.operations.transaction has a user's.
+vbackup.engine.plan makes the transaction of a backup, vbackup.operations.transaction reads a user's.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from vbackup.qemu.monitor import Monitor
 
 
 def send(monitor: Monitor, arguments: Mapping[str, Any]) -> None:
-    """All actions or none: ``arguments`` are those of QMP's transaction.
+    """Send a transaction with these arguments: QEMU executes all its actions or none.
 
-    Raises BusyError where another block job has a node, QmpError for all else.
+    Raises BusyError if another block job uses a node, and QmpError for all other errors.
     """
     try:
         monitor.execute("transaction", arguments)
@@ -27,10 +27,10 @@ def send(monitor: Monitor, arguments: Mapping[str, Any]) -> None:
 
 
 def prepare_only(monitor: Monitor, actions: Sequence[Mapping[str, Any]], *, qemu: str) -> None:
-    """Let QEMU prepare the actions for real and undo them: a trailing abort is refused when all others were prepared.
+    """Let QEMU prepare the actions for real and undo them: QEMU fails a trailing abort after preparing all others.
 
-    ``qemu`` says whose QEMU it is, for the message. Without completion-mode, which only matters when something was
-    carried out: abort is not for every mode. Raises what ``send`` raises.
+    ``qemu`` names the QEMU in the message. completion-mode is left out: it only matters for actions that are carried
+    out, and abort does not support every mode. Raises what ``send`` raises.
     """
     try:
         send(monitor, {"actions": [*actions, Abort().document()]})

@@ -152,7 +152,7 @@ def test_burst_of_events_is_one_reason_to_ask(qemu: FakeQemu) -> None:
 def test_failure_of_one_is_the_failure_of_all(qemu: FakeQemu) -> None:
     qemu.fail_job("target-vdb", "Input/output error", after_bytes=4096, operation="read")
     with pytest.raises(
-        JobError, match=r"Disk vdb: the backup job failed: Input/output error at a read of the disk\."
+        JobError, match=r"Disk vdb: the backup job failed: Input/output error while reading the disk\."
     ) as caught:
         run(qemu)
     assert caught.value.dev == "vdb"
@@ -208,7 +208,7 @@ def test_job_that_somebody_cancelled_is_a_failure(qemu: FakeQemu) -> None:
 
 def test_job_that_somebody_dismissed_is_a_failure(qemu: FakeQemu) -> None:
     jobs.cancel(qemu, ["job-vda"])
-    with pytest.raises(JobError, match=r"Disk vda.*somebody dismissed the job"):
+    with pytest.raises(JobError, match=r"Disk vda.*another QMP client dismissed the job"):
         run(qemu)
 
 
