@@ -115,7 +115,7 @@ def test_shrunk_disk_costs_a_full(chain: Chain) -> None:
     chain.machine = chain.lab.start(chain.xml())
     done = chain.backup()
     assert levels(done)["vda"] == "full"
-    assert reasons(done)["vda"] == f"the disk shrank from 8388608 to 4194304 bytes since {full['id']}"
+    assert reasons(done)["vda"] == f"the disk has shrunk from 8388608 to 4194304 bytes since {full['id']}"
 
 
 def test_image_missing_from_the_repository_costs_a_full(chain: Chain) -> None:
@@ -379,7 +379,7 @@ def test_raw_disk_is_incremental_in_the_same_qemu_only(
     chain.machine.write("sda", "write -P 3 2M 64k")
     done = chain.backup()
     assert levels(done) == {"vda": "incremental", "sda": "full"}
-    assert "the disk attached anew" in reasons(done)["sda"]
+    assert "the disk was attached again" in reasons(done)["sda"]
     chain.restart()
     chain.machine.write("sda", "write -P 4 3M 64k")
     assert "the domain was restarted" in chain.run("--level", "incremental", status=6).stderr
@@ -443,6 +443,6 @@ def test_log_of_the_hook_tells_why_a_bitmap_is_gone(
     monkeypatch.setattr("vbackup.hooks.events.DIRECTORY", tmp_path)
     reason = reasons(chain.backup())["vda"]
     assert reason == (
-        f"checkpoint {full['id']} is missing from the image (the domain was started anew at"
+        f"checkpoint {full['id']} is missing from the image (the domain was started again at"
         f" {started:%Y-%m-%d %H:%M:%S}Z)"
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.conftest import Command
 
 MIB = 1 << 20
-SHRUNK = "the disk was shrunk meanwhile, and has grown again"
+SHRUNK = "the disk has been shrunk and grown again"
 SIZES = [8 * MIB, 8 * MIB + 512, 8 * MIB + 65024]
 
 

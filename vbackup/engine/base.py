@@ -1,8 +1,8 @@
 """Choose the checkpoint a backup starts from.
 
-plan.BackupPlan says what is done with the choice. A base is trusted only if its bitmap is there, on
-every layer it must be on, recording and consistent, if its name says that it was made by that very backup,
-if no end mark gives away that the disk was smaller meanwhile, and if every image below it is in the repository.
+vbackup.engine.plan says what follows from the choice. A base is trusted only if its bitmap exists on every layer where
+it is needed, is recording and is consistent; if the bitmap's name shows that this very backup made it; if no end mark
+shows that the disk has been smaller since; and if every image below the base is in the repository.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Choice:
 
     level: Level  #: full, incremental, differential or copy
     base: Backup | None
-    sources: tuple[NodeBitmap, ...]  #: bitmaps that together hold the changes since the base, end marks included
+    sources: tuple[NodeBitmap, ...]  #: bitmaps, including end marks, that together record the changes since the base
     reason: str
 
 
 def choose(
     level: Level, node: DiskNode, history: History, *, naming: Naming, started: datetime | None = None
 ) -> Choice:
-    """How to back up one disk at the level that was asked for.
+    """Choose how to back up one disk at the requested level.
 
-    ``started`` is when the domain was last seen to start, if that is known: it tells why a bitmap may be gone.
-    Raises BaseError where incremental or differential was asked for by name and no base can be trusted.
+    ``started`` is the last known start of the domain, or None: it can explain why a bitmap is missing. Raises BaseError
+    if no base can be trusted and the requested level is incremental or differential.
     """
     dev = node.disk.dev
     if level in (Level.FULL, Level.COPY):
@@ -48,9 +48,9 @@ def choose(
         if base is None:
             raise _UntrustedError("there is no earlier backup of this disk to start from")
         _check_images(node, base, history)
-        sources = _trusted_sources(node, base, naming, started)
-        marks = _end_marks(node, base, naming, sources)
-        _check_growth(node, base, marks)
+        sources = _trusted_sources(node, base, naming=naming, started=started)
+        marks = _end_marks(node, base, naming=naming, sources=sources)
+        _check_growth(node, base, marks=marks)
     except _UntrustedError as err:
         if level is not Level.AUTO:
             raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
@@ -63,14 +63,14 @@ class _UntrustedError(Exception):
 
 
 def _check_images(node: DiskNode, base: Backup, history: History) -> None:
-    """What is in the repository, and whether the disk is smaller than it was."""
+    """Check that the images of the base are in the repository, and that the disk is not smaller than it was then."""
     dev = node.disk.dev
     try:
         history.links(base.id, dev)
     except ChainError as err:
         raise _UntrustedError(str(err).rstrip(".")) from err
     if node.top.virtual_size_bytes < image_of(base, dev).virtual_size_bytes:
-        raise _UntrustedError(f"the disk shrank {_change_of_size(node, base)}")
+        raise _UntrustedError(f"the disk has shrunk {_change_of_size(node, base)}")
 
 
 def _change_of_size(node: DiskNode, base: Backup) -> str:
@@ -78,14 +78,16 @@ def _change_of_size(node: DiskNode, base: Backup) -> str:
     return f"from {earlier_bytes} to {now_bytes} bytes since {base.id}"
 
 
-def _end_marks(node: DiskNode, base: Backup, naming: Naming, sources: Sequence[NodeBitmap]) -> tuple[NodeBitmap, ...]:
-    """The end marks beside the base's bitmaps. A layer may have none: libvirt takes none along to another."""
+def _end_marks(
+    node: DiskNode, base: Backup, *, naming: Naming, sources: Sequence[NodeBitmap]
+) -> tuple[NodeBitmap, ...]:
+    """Return the end marks on the layers of the base's bitmaps. A layer may lack one: libvirt does not copy them."""
     dev = node.disk.dev
     name = naming.end_mark(dev, image_of(base, dev).virtual_size_bytes)
-    beside = {source.node_name for source in sources}
+    node_names = {source.node_name for source in sources}
     marks = []
     for layer in node.layers:
-        mark = layer.bitmaps.get(name) if layer.node_name in beside else None
+        mark = layer.bitmaps.get(name) if layer.node_name in node_names else None
         if mark is None or mark.inconsistent:
             continue
         flaw = endmark.flaw(mark)
@@ -95,36 +97,40 @@ def _end_marks(node: DiskNode, base: Backup, naming: Naming, sources: Sequence[N
     return tuple(marks)
 
 
-def _check_growth(node: DiskNode, base: Backup, marks: Sequence[NodeBitmap]) -> None:
-    """Growing is fine where all that the disk has grown by is zero, and no bitmap has to tell of it."""
+def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) -> None:
+    """Check that a disk that has grown is all zeros beyond its earlier end: no bitmap need then record that part."""
     top = node.top
     if top.virtual_size_bytes == image_of(base, node.disk.dev).virtual_size_bytes:
         return
     change = _change_of_size(node, base)
     if top.driver != "qcow2":
-        # What a raw image or block device has grown by may hold anything.
-        raise _UntrustedError(f"the {top.driver} disk grew {change}")
+        # The new part of a raw image or block device may contain anything.
+        raise _UntrustedError(f"the {top.driver} disk has grown {change}")
     if top.node_name not in {mark.node_name for mark in marks}:
-        # It may be of a larger layer that came back when a smaller one above it was committed.
-        raise _UntrustedError(f"the disk grew {change}, and has no end mark of that size")
+        # The new part may belong to a larger layer that came back when a smaller overlay was committed.
+        raise _UntrustedError(f"the disk has grown {change}, and has no end mark of the earlier size")
 
 
-def _trusted_sources(node: DiskNode, base: Backup, naming: Naming, started: datetime | None) -> tuple[NodeBitmap, ...]:
-    """The bitmaps of the base on the active layer and on all that it was on meanwhile."""
+def _trusted_sources(
+    node: DiskNode, base: Backup, *, naming: Naming, started: datetime | None
+) -> tuple[NodeBitmap, ...]:
+    """Return the base's bitmaps: on the active layer, and on the layers below that have been active since the base."""
     name = image_of(base, node.disk.dev).bitmap or ""
-    ours = names.parse_bitmap(name)
-    if ours is None or (ours.repository_id, ours.checkpoint, ours.dev) != (
+    parsed = names.parse_bitmap(name)
+    if parsed is None or (parsed.repository_id, parsed.checkpoint, parsed.dev) != (
         naming.repository_id,
         base.id,
         node.disk.dev,
     ):
-        raise _UntrustedError(f"the manifest of {base.id} names {name!r} as its bitmap, which is not one of its own")
-    having = [layer for layer in node.layers if name in layer.bitmaps]
-    if not having:
-        raise _UntrustedError(f"checkpoint {base.id} is {_lost(node, base, ours, started)}")
-    if having != list(node.layers[: len(having)]):
-        raise _UntrustedError(f"checkpoint {base.id} is not on every layer above {having[-1].node_name}")
-    for layer in having:
+        raise _UntrustedError(
+            f"the manifest of {base.id} names the bitmap {name!r}, which does not belong to that backup"
+        )
+    layers = [layer for layer in node.layers if name in layer.bitmaps]
+    if not layers:
+        raise _UntrustedError(f"checkpoint {base.id} is {_lost(node, base, parsed=parsed, started=started)}")
+    if layers != list(node.layers[: len(layers)]):
+        raise _UntrustedError(f"checkpoint {base.id} is not on every layer above {layers[-1].node_name}")
+    for layer in layers:
         flaw = _flaw(layer.bitmaps[name])
         if flaw is not None:
             raise _UntrustedError(f"checkpoint {base.id} {flaw}")
@@ -134,35 +140,38 @@ def _trusted_sources(node: DiskNode, base: Backup, naming: Naming, started: date
                 f"the disk was resized from {layer.virtual_size_bytes} to {node.top.virtual_size_bytes} bytes above the"
                 f" layer {layer.node_name}, and QEMU does not merge the bitmaps of layers of different sizes"
             )
-    if not having[0].bitmaps[name].recording:
+    if not layers[0].bitmaps[name].recording:
         raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
-    return tuple(NodeBitmap(layer.node_name, name) for layer in having)
+    return tuple(NodeBitmap(layer.node_name, name) for layer in layers)
 
 
-def _lost(node: DiskNode, base: Backup, ours: BitmapName, started: datetime | None) -> str:
-    """Where a bitmap is that is on no layer."""
-    if any(_is_namesake(layer, ours) for layer in node.layers):
+def _lost(node: DiskNode, base: Backup, *, parsed: BitmapName, started: datetime | None) -> str:
+    """Return what has become of a checkpoint that is on no layer."""
+    if any(_is_namesake(layer, parsed) for layer in node.layers):
         return (
-            "that of another backup of the same name: into a copy of this repository, or of another domain that had"
-            " this image"
+            "that of another backup of the same name, made into a copy of this repository or of another domain that"
+            " had this image"
         )
     since = "the domain was restarted or migrated"
     if started is not None and started > base.time:
-        since = f"the domain was started anew at {started.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+        since = f"the domain was started again at {started.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}Z"
     elif node.keeps_bitmaps:
         return "missing from the image"
     if node.keeps_bitmaps:
         return f"missing from the image ({since})"
-    return f"gone: {since}, or the disk attached anew"
+    return f"gone: {since}, or the disk was attached again"
 
 
-def _is_namesake(layer: Layer, ours: BitmapName) -> bool:
+def _is_namesake(layer: Layer, parsed: BitmapName) -> bool:
+    """Return True if the layer has a checkpoint's bitmap that differs from this name only in the token."""
     others = (names.parse_bitmap(name) for name in layer.bitmaps)
-    return any(one is not None and not one.working and replace(one, token=ours.token) == ours for one in others)
+    return any(
+        other is not None and not other.working and replace(other, token=parsed.token) == parsed for other in others
+    )
 
 
 def _flaw(bitmap: Bitmap) -> str | None:
-    """Why a bitmap does not tell what has changed; None if it does."""
+    """Return why a bitmap does not show all changes, or None if it does."""
     if bitmap.inconsistent:
         return "is inconsistent (QEMU did not close the image)"
     if bitmap.busy:
@@ -178,13 +187,13 @@ def _no_bitmap(node: DiskNode) -> str:
 
 
 def parent_of(choices: Sequence[Choice]) -> str | None:
-    """The newest backup that one of the disks stands on, None if all are whole."""
+    """Return the id of the newest base of the disks, or None if no disk has a base."""
     bases = [choice.base for choice in choices if choice.base is not None]
     return max(bases, key=lambda backup: backup.sequence).id if bases else None
 
 
-def level_of(asked: Level, choices: Sequence[Choice]) -> Level:
-    """The level of the backup as a whole: full only if every disk is whole."""
-    if asked is not Level.AUTO:
-        return asked
+def level_of(requested: Level, choices: Sequence[Choice]) -> Level:
+    """Return the level of the backup as a whole: for AUTO, full only if no disk has a base."""
+    if requested is not Level.AUTO:
+        return requested
     return Level.INCREMENTAL if any(choice.base is not None for choice in choices) else Level.FULL

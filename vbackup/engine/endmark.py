@@ -1,14 +1,14 @@
-"""The end mark of a disk: it tells that the disk has been smaller, though it is as large again by now.
+"""The end mark of a disk shows that the disk has been smaller, even if it has its earlier size again.
 
-QEMU cuts the bitmaps of a disk that shrinks, and has none of them note what the disk then grows by: a backup by
-bitmap alone would miss that the old data is gone. An end mark is one more bitmap, disabled, in which only the last
-granule of the disk is set. It is cut like the others, and what was cut is clear for good, so an empty one
-distrusts every base that was made at its size. A shrink that stays within the last granule leaves the mark as it
-is, which is why that granule is copied whatever the other bitmaps say.
+QEMU truncates the bitmaps of a disk that shrinks, and when the disk grows again none of them records the new part: a
+backup that relied on the bitmaps alone would miss that the old data is gone. An end mark is an additional bitmap,
+disabled, in which only the last granule of the disk is set. It is truncated like the others, and truncated bits stay
+clear, so an empty end mark means that no base made at its size can be trusted. A shrink within the last granule does
+not change the mark, which is why that granule is copied whatever the other bitmaps say.
 
-There is one for each size that a base of the disk has, which is one nearly always. vbackup.engine.base asks
-them, vbackup.engine.plan has missing ones made in the transaction of a backup, from what vbackup.engine.scratch
-prepares: there a bit can be set, as nothing but a write sets one.
+A disk has one end mark for each size of its bases, so nearly always one. vbackup.engine.base reads them.
+vbackup.engine.plan adds missing ones in the transaction of a backup, merged from bitmaps that vbackup.engine.scratch
+prepares, because only a write sets a bit.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NewMark:
-    """An end mark to be made, or to be made anew."""
+    """An end mark to add, or to set again."""
 
     mark: NodeBitmap
     persistent: bool
-    scratch: NodeBitmap  #: of a node as large as the disk, with the last granule set
-    is_there: bool  #: and does not vouch
-    distrusted: tuple[str, ...]  #: bitmaps that it, or the disk's size, has given away; it must not vouch for them
+    scratch: NodeBitmap  #: on a node as large as the disk, with the last granule set
+    is_there: bool  #: it exists, but does not vouch
+    distrusted: tuple[str, ...]  #: bitmaps to remove: the mark or the size shows that they miss a shrink
 
     def actions(self) -> list[Action]:
-        """Its part of the transaction."""
-        from vbackup.qapi.actions import (  # which chains do without, and so does what lists them
+        """Return its actions for the transaction."""
+        from vbackup.qapi.actions import (  # commands that only read the repository do not need them
             BlockDirtyBitmap,
             BlockDirtyBitmapAdd,
             BlockDirtyBitmapClear,
@@ -61,44 +61,44 @@ class NewMark:
 
 
 def flaw(mark: Bitmap) -> str | None:
-    """Why a base made at the mark's size is not to be trusted; None where it may be.
+    """Return why a base made at the mark's size cannot be trusted, or None.
 
-    An inconsistent one says nothing, as if there were none.
+    An inconsistent mark shows nothing, like a missing one.
     """
     if mark.inconsistent:
         return None
     if mark.busy:
         return "the disk's end mark is busy with another operation"
     if mark.recording:
-        return "the disk's end mark was enabled, so it may not tell that the disk was shrunk"
+        return "the disk's end mark was enabled, so it may not show that the disk was shrunk"
     if not mark.dirty_bytes:
-        return "the disk was shrunk meanwhile, and has grown again"
+        return "the disk has been shrunk and grown again"
     return None
 
 
 def vouches(mark: Bitmap | None) -> bool:
-    """True if the disk has had the mark's size, or a larger one, ever since it was made."""
+    """Return True if the mark proves that the disk has never been smaller than the mark's size since it was made."""
     return mark is not None and not mark.inconsistent and flaw(mark) is None
 
 
 def new_mark(
     node: DiskNode, *, naming: Naming, scratch_node: str, shrank: bool, trusted: Collection[str]
 ) -> NewMark | None:
-    """What a backup that makes a checkpoint does about the mark of the disk's size as it is; None: nothing.
+    """Return the end mark of the disk's present size that a backup with a checkpoint has to make, or None.
 
-    ``shrank`` is true where a base shows that the disk was larger, ``trusted`` has the bitmaps it starts from.
+    ``shrank`` is True if a base shows that the disk was larger. ``trusted`` has the bitmaps that this backup uses.
     """
     top = node.top
     name = naming.end_mark(node.disk.dev, top.virtual_size_bytes)
-    there = top.bitmaps.get(name)
-    if vouches(there) or not top.virtual_size_bytes:
+    present = top.bitmaps.get(name)
+    if vouches(present) or not top.virtual_size_bytes:
         return None
-    is_there = there is not None and not there.inconsistent
+    is_there = present is not None and not present.inconsistent
     distrusted = [
         bitmap for bitmap in _checkpoints(node, naming) if bitmap.name not in trusted and (is_there or shrank)
     ]
-    if any(bitmap.busy for bitmap in distrusted) or (there is not None and there.busy):
-        # They cannot be removed, or it not be changed, now. It goes on distrusting them.
+    if any(bitmap.busy for bitmap in distrusted) or (present is not None and present.busy):
+        # QEMU cannot remove these bitmaps now, or cannot change the mark. The mark goes on distrusting them.
         if is_there:
             return None
         distrusted = [bitmap for bitmap in distrusted if not bitmap.busy]
@@ -112,10 +112,10 @@ def new_mark(
 
 
 def _checkpoints(node: DiskNode, naming: Naming) -> list[Bitmap]:
-    """The repository's checkpoints on the active layer, whichever backup made them."""
-    found = []
-    for name, bitmap in sorted(node.top.bitmaps.items()):
-        ours = names.parse_bitmap(name)
-        if ours is not None and not ours.working and ours.repository_id == naming.repository_id:
-            found.append(bitmap)
-    return found
+    """Return the bitmaps of the repository's checkpoints on the active layer, whichever backup made them."""
+    checkpoints = []
+    for name, bitmap in sorted(node.top.bitmaps.items()):  # sorted only to print equal plans alike
+        parsed = names.parse_bitmap(name)
+        if parsed is not None and not parsed.working and parsed.repository_id == naming.repository_id:
+            checkpoints.append(bitmap)
+    return checkpoints

@@ -1,10 +1,10 @@
-"""Set the last bit of a bitmap in QEMU, which nothing but a write does: what end marks are merged from.
+"""Prepare bitmaps whose last bit is set, from which end marks (vbackup.engine.endmark) are merged.
 
-No disk is written to. A node without storage (null-co) that is as large as the disk has a bitmap; a second one
-stands for its last granule only (raw with ``offset``), and a backup job copies zeros onto that. (A mirror job writes
-none to where there are zeros already, from QEMU 11.1 on at the latest. QEMU warns on stderr that the node does not
-tell its cluster size, which is of no matter here.) It is the same in a running
-QEMU and in a storage daemon, and takes some milliseconds. vbackup.engine.endmark says what it is for.
+Only a write sets a bit, but no disk is written to. The bitmap is on a node without storage (null-co) that is as large
+as the disk. A second node (raw with ``offset``) maps only the last granule of the first, and a backup job copies zeros
+to it. (A mirror job does not write zeros over zeros, from QEMU 11.1 on at the latest. QEMU warns on stderr that the
+target has no cluster size, which does no harm here.) This works in a running QEMU and in a storage daemon, and takes a
+few milliseconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from vbackup.undo import Undo
 
 
 def prepare(monitor: Monitor, sizes: Mapping[str, int], *, naming: Naming, undo: Undo, stop: Stop) -> None:
-    """Make nodes of these sizes in bytes, by name, each with a bitmap whose last granule alone is set.
+    """Add nodes with these sizes in bytes, by name, each with a bitmap in which only the last granule is set.
 
-    The bitmap has the name naming.scratch_job; ``undo`` gets the end of job and nodes. Raises QmpError, and
-    UnsuitableError where QEMU cannot do it.
+    The name of each bitmap is naming.scratch_job. ``undo`` gets steps that cancel the job and close the nodes. Raises
+    QmpError, and UnsuitableError if the job fails.
     """
     if not sizes:
         return
@@ -36,10 +36,10 @@ def prepare(monitor: Monitor, sizes: Mapping[str, int], *, naming: Naming, undo:
     undo.push("close the scratch nodes in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
     undo.push("end the job on a scratch node", lambda: jobs.cancel(monitor, [job_id]))
     for node_name, size_bytes in sizes.items():
-        _make(monitor, node_name, size_bytes, naming=naming, stop=stop)
+        _make(monitor, node_name, size_bytes=size_bytes, naming=naming, stop=stop)
 
 
-def _make(monitor: Monitor, node_name: str, size_bytes: int, *, naming: Naming, stop: Stop) -> None:
+def _make(monitor: Monitor, node_name: str, *, size_bytes: int, naming: Naming, stop: Stop) -> None:
     job_id = naming.scratch_job
     source, window = naming.scratch_source, naming.scratch_window
     start_bytes = (size_bytes - 1) // GRANULARITY_BYTES * GRANULARITY_BYTES
@@ -51,9 +51,9 @@ def _make(monitor: Monitor, node_name: str, size_bytes: int, *, naming: Naming, 
     monitor.execute("blockdev-add", {**part, "offset": start_bytes, "size": size_bytes - start_bytes})
     copy = {"job-id": job_id, "device": source, "target": window, "sync": "full", "auto-dismiss": False}
     monitor.execute("blockdev-backup", copy)
-    ended = jobs.follow(monitor, [job_id], together=False, reporter=Silent(), stop=stop)[job_id]
-    if ended.error is not None:
-        raise UnsuitableError(f"QEMU cannot make the end mark of a disk: its job failed: {ended.error}.")
+    job = jobs.follow(monitor, [job_id], together=False, reporter=Silent(), stop=stop)[job_id]
+    if job.error is not None:
+        raise UnsuitableError(f"QEMU cannot make the end mark of a disk: its job failed: {job.error}.")
     jobs.cancel(monitor, [job_id])
     for name in (window, source):
         monitor.execute("blockdev-del", {"node-name": name})

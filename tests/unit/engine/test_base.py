@@ -179,7 +179,7 @@ def test_bitmap_that_a_manifest_names_must_be_its_own(recorded: str | None) -> N
     node = builders.node(layer(bitmap(recorded or "")))
     choice = auto(node, one)
     assert choice.base is None
-    assert ("no earlier backup" if recorded is None else "which is not one of its own") in choice.reason
+    assert ("no earlier backup" if recorded is None else "does not belong to that backup") in choice.reason
 
 
 def test_working_bitmap_is_not_taken() -> None:
@@ -211,12 +211,12 @@ def test_bitmap_in_a_bad_state_is_not_trusted(change: dict[str, bool], said: str
 
 def test_shrunk_disk_is_not_trusted() -> None:
     reason = untrusted(having(ONE, virtual_size_bytes=SIZE_BYTES - 512), ONE)
-    assert reason == f"the disk shrank from {SIZE_BYTES} to {SIZE_BYTES - 512} bytes since {ONE.id}"
+    assert reason == f"the disk has shrunk from {SIZE_BYTES} to {SIZE_BYTES - 512} bytes since {ONE.id}"
 
 
 def test_grown_raw_disk_is_not_trusted() -> None:
     reason = untrusted(having(ONE, driver="raw", virtual_size_bytes=SIZE_BYTES + MIB), ONE)
-    assert reason == f"the raw disk grew from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
+    assert reason == f"the raw disk has grown from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
 
 
 def test_grown_qcow2_disk_is_trusted_beside_the_mark_of_its_old_end() -> None:
@@ -229,15 +229,15 @@ def test_grown_disk_without_a_mark_of_its_old_end_is_not_trusted() -> None:
     mark = end_mark(size_bytes=SIZE_BYTES + MIB)
     grown = builders.node(layer(bitmap(name_of(ONE)), mark, virtual_size_bytes=SIZE_BYTES + MIB))
     change = f"from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
-    assert untrusted(grown, ONE) == f"the disk grew {change}, and has no end mark of that size"
+    assert untrusted(grown, ONE) == f"the disk has grown {change}, and has no end mark of the earlier size"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dirty_bytes": 0}, "the disk was shrunk meanwhile, and has grown again"),
+        ({"dirty_bytes": 0}, "the disk has been shrunk and grown again"),
         ({"busy": True}, "the disk's end mark is busy with another operation"),
-        ({"recording": True}, "the disk's end mark was enabled, so it may not tell that the disk was shrunk"),
+        ({"recording": True}, "the disk's end mark was enabled, so it may not show that the disk was shrunk"),
     ],
 )
 @pytest.mark.parametrize("grown_bytes", [0, MIB])
@@ -262,7 +262,7 @@ def test_base_without_an_end_mark_is_trusted(mark: Bitmap | None) -> None:
 
 def test_end_mark_below_an_overlay_distrusts_a_base_that_is_there_too() -> None:
     below = layer(bitmap(name_of(ONE)), end_mark(dirty_bytes=0), node_name="libvirt-2-format", read_only=True)
-    assert "shrunk meanwhile" in untrusted(builders.node(layer(bitmap(name_of(ONE))), below), ONE)
+    assert "shrunk and grown again" in untrusted(builders.node(layer(bitmap(name_of(ONE))), below), ONE)
     assert auto(builders.node(layer(bitmap(name_of(ONE)), end_mark()), replace_bitmaps(below)), ONE).base == ONE
 
 
@@ -279,8 +279,11 @@ def test_raw_disk_is_trusted_while_its_bitmap_is_there() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "is missing from the image (the domain was started anew at 2026-11-23 14:00:00Z)"),
-        ({"driver": "raw"}, "is gone: the domain was started anew at 2026-11-23 14:00:00Z, or the disk attached anew"),
+        ({}, "is missing from the image (the domain was started again at 2026-11-23 14:00:00Z)"),
+        (
+            {"driver": "raw"},
+            "is gone: the domain was started again at 2026-11-23 14:00:00Z, or the disk was attached again",
+        ),
     ],
 )
 def test_start_of_the_domain_tells_why_a_bitmap_is_gone(changes: dict[str, str], said: str) -> None:

@@ -617,7 +617,7 @@ def test_disk_that_was_shrunk_meanwhile_gets_a_full(domain: FakeDomain, repo: Re
     expected = {dev: [(SIZE_BYTES, [SIZE_BYTES // 65536 - 1])] for dev in ("vda", "vdb")}
     assert domain.end_marks() == expected
     shrink_and_grow(domain)
-    with pytest.raises(BaseError, match=r"Disk vda: no incremental backup since .*: the disk was shrunk meanwhile"):
+    with pytest.raises(BaseError, match=r"Disk vda: no incremental backup since .*: the disk has been shrunk"):
         run(domain, repo, level=Level.INCREMENTAL)
     two = run(domain, repo)
     assert [disk.level for disk in two.disks] == [Level.FULL, Level.INCREMENTAL]
