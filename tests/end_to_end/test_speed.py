@@ -88,7 +88,7 @@ def test_guest_that_waits_makes_its_backup_slower(lab: Lab, command: Command, re
     finally:
         ended.set()
         writer.join()
-    assert "more than 50: copying slower" in done.stderr
+    assert "more than 50 ms: copying more slowly" in done.stderr
     assert 4 * MIB in seen
     assert len(seen - {None}) > 1
     assert min(one for one in seen if one) >= MIB

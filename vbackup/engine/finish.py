@@ -25,7 +25,7 @@ from vbackup.repository import journal
 from vbackup.repository.journal import Journal
 
 if TYPE_CHECKING:
-    from vbackup.engine.latency_throttle import Backoff
+    from vbackup.engine.latency_throttle import LatencyThrottle
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Following:
 
     stall_s: float = jobs.STALL_S  #: without progress for this long the jobs are given up
     throttle: jobs.Throttle | None = None  #: this backup's share of a rate for several
-    backoff: Backoff | None = None  #: slows the jobs down for the guest's sake
+    backoff: LatencyThrottle | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: may raise to end the backup
 
 

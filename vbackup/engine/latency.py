@@ -1,7 +1,7 @@
-"""How fast a backup may copy so that the guest's own requests do not take too long: a decision once a second.
+"""Decide once a second how fast a backup may copy, so that the guest's own requests do not take too long.
 
-Additive increase, multiplicative decrease: half the speed where the guest waits too long, a small step up where it
-does not. vbackup.engine.latency_throttle measures, and sets what is decided here.
+Additive increase, multiplicative decrease: half the speed if the guest waits too long, a small step up if it does not.
+vbackup.engine.latency_throttle measures the latency, and sets the speed.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
-#: A job is never made slower than this, so that the backup ends.
+#: No job is made slower than this, so that the backup ends.
 FLOOR_BYTES_S = 1 * MIB
-#: The first cut begins at no more than this: a job that seems faster is passing over what is empty.
+#: The first cut starts from this speed at most: a job that seems faster is skipping empty parts of the disk.
 FIRST_BYTES_S = 256 * MIB
-#: From the floor to the fastest that was copied in so many steps.
+#: Number of steps from the floor to the highest speed seen.
 STEPS = 32
-#: Only well below the limit it gets faster, so that it does not swing around it.
+#: The speed only rises if the latency is below this part of the limit, so that it does not oscillate around it.
 CALM = 0.8
-#: One slow request is no slow disk: the mean is taken as if there had been at least so many.
+#: One slow request does not make a slow disk: the mean is calculated as if there were at least this many requests.
 MIN_OPERATIONS = 4
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What the guest has read and written of one disk since it was opened (QAPI BlockDeviceStats)."""
+    """The guest's reads and writes of one disk since it was opened (QAPI BlockDeviceStats)."""
 
     operations: int
-    time_ns: int  #: that they took, all together
+    time_ns: int  #: sum of the times they took
 
 
 @dataclass(frozen=True)
 class Window:
-    """What was measured since the last decision."""
+    """The measurements since the last decision."""
 
     latency_ms: float | None  #: mean time of the guest's requests; None if there were none
     copied_bytes_s: int  #: by the fastest job
@@ -40,45 +40,44 @@ class Window:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast each job may copy."""
+    """The speed limit of each job, and what the next decision needs to know."""
 
     speed_bytes_s: int | None = None  #: None: no limit
-    peak_bytes_s: int = FLOOR_BYTES_S  #: the fastest that a job was seen to copy
+    peak_bytes_s: int = FLOOR_BYTES_S  #: the highest speed seen, of any job
 
 
 def latency_ms(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> float | None:
-    """The mean time of the requests between two readings, of the disk where it was longest.
+    """Return the mean time of the guest's requests between two readings in ms, of the disk with the longest.
 
-    None where there were none. A disk that was attached or opened anew meanwhile does not count. A request counts when
-    it has ended.
+    None if no request has ended between them. A disk that was attached or reopened between them does not count.
     """
     means = []
-    for disk, now in after.items():
-        then = before.get(disk)
-        operations = now.operations - then.operations if then is not None else 0
-        if then is not None and operations > 0 and now.time_ns >= then.time_ns:
-            means.append((now.time_ns - then.time_ns) / max(operations, MIN_OPERATIONS) / 1e6)
+    for disk, new in after.items():
+        old = before.get(disk)
+        operations = new.operations - old.operations if old is not None else 0
+        if old is not None and operations > 0 and new.time_ns >= old.time_ns:
+            means.append((new.time_ns - old.time_ns) / max(operations, MIN_OPERATIONS) / 1e6)
     return max(means, default=None)
 
 
 def decide(before: Speed, window: Window, *, limit_ms: float, ceiling_bytes_s: int | None) -> Speed:
-    """The speed from now on; ``ceiling_bytes_s`` is what the user allows, None for no limit."""
+    """Return the new speed. ``ceiling_bytes_s`` is the user's own limit, or None."""
     seen = min(window.copied_bytes_s, FIRST_BYTES_S)
     peak = max(before.peak_bytes_s, seen)
     speed = _lower(before.speed_bytes_s, ceiling_bytes_s)
     waits_ms = window.latency_ms or 0.0
     if waits_ms > limit_ms:
-        begins_at = _lower(speed, max(seen, FLOOR_BYTES_S))
-        assert begins_at is not None
-        speed = _lower(max(begins_at // 2, FLOOR_BYTES_S), ceiling_bytes_s)
+        cut_from = _lower(speed, max(seen, FLOOR_BYTES_S))
+        assert cut_from is not None
+        speed = _lower(max(cut_from // 2, FLOOR_BYTES_S), ceiling_bytes_s)
     elif speed is not None and waits_ms <= CALM * limit_ms and 2 * window.copied_bytes_s >= speed:
-        # Where less is copied than allowed, something else is what holds it up.
+        # If the jobs copy much less than they may, something else slows them down, and a higher limit would not help.
         speed = _lower(speed + max(peak // STEPS, FLOOR_BYTES_S), ceiling_bytes_s)
     return Speed(speed, peak)
 
 
-def _lower(one_bytes_s: int | None, other_bytes_s: int | None) -> int | None:
-    """The lower of two limits, None being none."""
-    if one_bytes_s is None or other_bytes_s is None:
-        return one_bytes_s if other_bytes_s is None else other_bytes_s
-    return min(one_bytes_s, other_bytes_s)
+def _lower(a_bytes_s: int | None, b_bytes_s: int | None) -> int | None:
+    """Return the lower of two limits; None is no limit."""
+    if a_bytes_s is None or b_bytes_s is None:
+        return a_bytes_s if b_bytes_s is None else b_bytes_s
+    return min(a_bytes_s, b_bytes_s)

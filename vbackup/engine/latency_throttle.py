@@ -1,7 +1,8 @@
-"""Have a backup copy slower while the guest's own requests take too long: ``--max-latency``.
+"""Slow a backup down while the guest's own requests take too long: ``--max-latency``.
 
-While the jobs run the guest's first write to a place waits until that was copied, and its reads and writes share the
-storage with the copy. What speed follows from that is vbackup.engine.latency's decision; here it is measured and set.
+While the jobs run, the guest's first write to a place waits until that place has been copied, and all its reads and
+writes share the storage with the copy. This module measures the latency and sets the speed of the jobs;
+vbackup.engine.latency decides which speed.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ from vbackup.report import Reporter
 
 log = logging.getLogger(__name__)
 
-#: How often it is decided anew. A mean over less is not one.
+#: Interval between two decisions. A mean over less time is not meaningful.
 INTERVAL_S = 1.0
 
 
 def counters(monitor: Monitor) -> dict[str, Counters]:
-    """What the guest has read and written of each disk, by its device (QAPI BlockStats)."""
-    found = {}
+    """Return the counters of the guest's reads and writes of each disk, by device (QAPI BlockStats)."""
+    by_qdev = {}
     for entry in objects(monitor.execute("query-blockstats"), "query-blockstats", MalformedError):
         qdev = entry.optional_text("qdev")
         if qdev:
             stats = entry.object("stats")
-            found[qdev] = Counters(
+            by_qdev[qdev] = Counters(
                 operations=stats.integer("rd_operations") + stats.integer("wr_operations"),
                 time_ns=stats.integer("rd_total_time_ns") + stats.integer("wr_total_time_ns"),
             )
-    return found
+    return by_qdev
 
 
-class Backoff:
-    """Sets the speed of the jobs it is shown (vbackup.qemu.jobs.run's ``on_tick``).
+class LatencyThrottle:
+    """Sets the speed of running jobs by the latency of the guest's requests; ``on_tick`` is for vbackup.qemu.jobs.run.
 
-    ``limit_ms`` is the longest mean time of the guest's requests, ``ceiling_bytes_s`` the user's own limit of each
-    job, None for none. Where somebody else sets the speed of a job meanwhile (``vbackup speed``), that is the ceiling
-    from then on.
+    ``limit_ms`` is the highest acceptable mean time of the guest's requests. ``ceiling_bytes_s`` is the user's own
+    limit of each job, or None. If something else sets the speed of a job (``vbackup speed``, or the backup's share of a
+    total rate), that is the ceiling from then on.
     """
 
     def __init__(
@@ -61,35 +62,35 @@ class Backoff:
         self._reporter = reporter
         self._clock = clock
         self._speed = Speed(ceiling_bytes_s)
-        self._begun_with_bytes_s = ceiling_bytes_s
-        self._known: dict[str, int | None] = {}
+        self._first_bytes_s = ceiling_bytes_s
+        self._expected: dict[str, int | None] = {}
         self._read_at: float | None = None
         self._counters: Mapping[str, Counters] = {}
         self._done_bytes: Mapping[str, int] = {}
-        self._told = False
+        self._reported = False
 
     def on_tick(self, known: Mapping[str, Job]) -> None:
-        """Measure and set, if it is time to."""
+        """Measure the latency and set the speed of the jobs, if the interval has passed."""
         now = self._clock()
         if self._read_at is not None and now - self._read_at < INTERVAL_S:
             return
-        running = {job_id: one for job_id, one in known.items() if one.status is JobStatus.RUNNING}
+        running = {job_id: job for job_id, job in known.items() if job.status is JobStatus.RUNNING}
         window = self._measure(running, now)
         if window is None or not running:
             return
-        actual = self._heed_others(running)
+        actual = self._take_ceiling(running)
         before = self._speed
         self._speed = decide(before, window, limit_ms=self._limit_ms, ceiling_bytes_s=self._ceiling_bytes_s)
-        self._tell(before, window)
+        self._report(before, window)
         wanted = self._speed.speed_bytes_s
         for job_id, speed_bytes_s in actual.items():
             if speed_bytes_s != wanted and jobs.set_speed(self._monitor, job_id, wanted):
-                self._known[job_id] = wanted
+                self._expected[job_id] = wanted
 
     def _measure(self, running: Mapping[str, Job], now: float) -> Window | None:
-        """What has happened since this was last asked; None the first time."""
+        """Return the measurements since the last call; None the first time."""
         read = counters(self._monitor)
-        done_bytes = {job_id: one.done_bytes for job_id, one in running.items()}
+        done_bytes = {job_id: job.done_bytes for job_id, job in running.items()}
         window = None
         if self._read_at is not None:
             copied = [done_bytes[job_id] - self._done_bytes.get(job_id, done_bytes[job_id]) for job_id in done_bytes]
@@ -98,22 +99,22 @@ class Backoff:
         self._read_at, self._counters, self._done_bytes = now, read, done_bytes
         return window
 
-    def _heed_others(self, running: Mapping[str, Job]) -> Mapping[str, int | None]:
-        """The speeds the jobs have. One that was not set here is somebody's who had a reason: it is the ceiling now."""
+    def _take_ceiling(self, running: Mapping[str, Job]) -> Mapping[str, int | None]:
+        """Return the present speeds of the jobs. One that was not set here is the new ceiling."""
         actual = {job_id: speed for job_id, speed in jobs.speeds(self._monitor).items() if job_id in running}
         for job_id, speed_bytes_s in actual.items():
-            if speed_bytes_s != self._known.get(job_id, self._begun_with_bytes_s):
-                log.debug("job %s: somebody set the speed %s", job_id, speed_bytes_s)
+            if speed_bytes_s != self._expected.get(job_id, self._first_bytes_s):
+                log.debug("job %s: something else has set the speed %s", job_id, speed_bytes_s)
                 self._ceiling_bytes_s = speed_bytes_s
-        self._known = dict(actual)
+        self._expected = dict(actual)
         return actual
 
-    def _tell(self, before: Speed, window: Window) -> None:
-        log.debug("guest's requests: %s ms, %s; %s", window.latency_ms, window, self._speed)
+    def _report(self, before: Speed, window: Window) -> None:
+        log.debug("guest's requests: %s; %s", window, self._speed)
         slower = self._speed.speed_bytes_s is not None and self._speed.speed_bytes_s < (before.speed_bytes_s or 2**63)
-        if slower and not self._told:
-            self._told = True
+        if slower and not self._reported:
+            self._reported = True
             self._reporter.step(
-                f"The guest's requests take {window.latency_ms or 0:.0f} ms, more than {self._limit_ms:g}: copying"
-                " slower for as long as they do."
+                f"The guest's requests take {window.latency_ms or 0:.0f} ms on average, more than"
+                f" {self._limit_ms:g} ms: copying more slowly until they take less."
             )

@@ -43,7 +43,7 @@ from vbackup.stop import Stop
 from vbackup.undo import Undo
 
 if TYPE_CHECKING:
-    from vbackup.engine.latency_throttle import Backoff
+    from vbackup.engine.latency_throttle import LatencyThrottle
 
 log = logging.getLogger(__name__)
 
@@ -346,13 +346,13 @@ def _copy(
         raise watch.explain(err) or err from err
 
 
-def _backoff(this: _Run) -> Backoff | None:
+def _backoff(this: _Run) -> LatencyThrottle | None:
     """Return what slows the jobs down for the guest's sake; a domain that is off has no guest."""
     if this.request.max_latency_ms is None or not this.domain.source.is_running:
         return None
-    from vbackup.engine.latency_throttle import Backoff  # which few ask for
+    from vbackup.engine.latency_throttle import LatencyThrottle  # which few ask for
 
-    return Backoff(
+    return LatencyThrottle(
         this.domain.monitor,
         limit_ms=this.request.max_latency_ms,
         ceiling_bytes_s=this.request.speed_bytes_s,

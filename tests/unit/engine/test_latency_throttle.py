@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import Recorder
-from vbackup.engine.latency_throttle import Backoff
+from vbackup.engine.latency_throttle import LatencyThrottle
 from vbackup.errors import MalformedError
 from vbackup.qemu import jobs
 
@@ -22,7 +22,7 @@ class World:
 
     def __init__(self, qemu: FakeQemu, recorder: Recorder, *, ceiling: int | None = None) -> None:
         self.qemu, self.now = qemu, 100.0
-        self.backoff = Backoff(
+        self.throttle = LatencyThrottle(
             qemu, limit_ms=LIMIT_MS, ceiling_bytes_s=ceiling, reporter=recorder, clock=lambda: self.now
         )
 
@@ -32,7 +32,7 @@ class World:
         io = self.qemu.guest_io["virtio-disk0"]
         io["wr_operations"] += 10
         io["wr_total_time_ns"] += int(10 * latency_ms * 1e6)
-        self.backoff.on_tick(jobs.query(self.qemu))
+        self.throttle.on_tick(jobs.query(self.qemu))
         return self.speed
 
     @property
@@ -68,7 +68,7 @@ def test_guest_that_waits_makes_the_job_slower_and_one_that_does_not_faster_agai
         9 * MIB,
         10 * MIB,
     ]
-    assert [one for one in recorder.steps if "more than 20: copying slower" in one] == recorder.steps
+    assert [one for one in recorder.steps if "more than 20 ms: copying more slowly" in one] == recorder.steps
     assert len(recorder.steps) == 1
 
 
@@ -78,7 +78,7 @@ def test_less_than_a_second_is_not_measured(qemu: FakeQemu, recorder: Recorder) 
     world.second()
     sent = len(qemu.sent)
     world.now += 0.9
-    world.backoff.on_tick(jobs.query(qemu))
+    world.throttle.on_tick(jobs.query(qemu))
     assert len(qemu.sent) == sent + 1  # the query of this test
 
 
@@ -116,9 +116,9 @@ def test_job_that_has_ended_is_let_go(qemu: FakeQemu, recorder: Recorder) -> Non
     world.now += 1
     qemu.guest_io["virtio-disk0"]["wr_operations"] += 10
     qemu.guest_io["virtio-disk0"]["wr_total_time_ns"] += 10**10
-    world.backoff.on_tick(known)
+    world.throttle.on_tick(known)
     world.now += 1
-    world.backoff.on_tick({})
+    world.throttle.on_tick({})
     assert "block-job-set-speed" not in [one.command for one in qemu.sent]
 
 
