@@ -1,9 +1,9 @@
-"""Share one rate out among the backups of a command, and again whenever jobs begin or end.
+"""Share one total rate among the backups of a command, and share it again whenever jobs begin or end.
 
-Each running domain gets the same, and each of its running jobs the same of that; what a domain cannot use, because its
-disks have a limit of their own, goes to the others. Nothing here waits or has a thread: each domain's own thread tells
-how its jobs are (vbackup.qemu.jobs.Throttle), and sets their speed (block-job-set-speed of QEMU's QAPI) when its
-part has changed. A part grows only by what others have already given back, so the sum is kept at every moment.
+Each running domain gets an equal share, and each of its running jobs an equal part of that. What a domain cannot use,
+because its jobs have their own limit, goes to the others. Nothing here waits or has a thread: the thread of each domain
+reports the state of its jobs (vbackup.qemu.jobs.Throttle) and sets their speed (QAPI block-job-set-speed) when the
+share has changed. A share only grows by what others have given back already, so the sum never exceeds the total.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vbackup.qemu.monitor import Monitor
 
 
 class TotalRate:
-    """A rate for all; ``at_once`` is how many domains are backed up at the same time at most."""
+    """The total rate in bytes/s; ``at_once`` is the maximum number of domains that are backed up at the same time."""
 
     def __init__(self, total_bytes_s: int, *, at_once: int) -> None:
         self.total_bytes_s = total_bytes_s
@@ -29,7 +29,7 @@ class TotalRate:
 
     @contextmanager
     def share(self, *, job_limit_bytes_s: int | None = None) -> Iterator[Share]:
-        """One domain's part while the block runs; ``job_limit_bytes_s`` is what each of its jobs may have at most."""
+        """Give one domain a share while the block runs; ``job_limit_bytes_s`` is the limit of each of its jobs."""
         share = Share(self, MAX_SIZE_BYTES if job_limit_bytes_s is None else job_limit_bytes_s)
         try:
             yield share
@@ -37,7 +37,7 @@ class TotalRate:
             self.ask(share, 0)
 
     def ask(self, share: Share, wanted_bytes_s: int) -> int:
-        """How much of the ``wanted_bytes_s`` a domain gets now; more may be had later."""
+        """Return how much of ``wanted_bytes_s`` the domain gets now; it may get more later."""
         with self._lock:
             if wanted_bytes_s == 0:
                 self._wanted.pop(share, None)
@@ -45,13 +45,13 @@ class TotalRate:
                 return 0
             self._wanted[share] = wanted_bytes_s
             fair = fair_parts(self.total_bytes_s, self._wanted)[share]
-            others = sum(granted for one, granted in self._granted.items() if one is not share)
+            others = sum(granted for other, granted in self._granted.items() if other is not share)
             self._granted[share] = max(0, min(fair, self.total_bytes_s - others))
             return self._granted[share]
 
 
 class Share:
-    """One domain's part (see vbackup.qemu.jobs.Throttle)."""
+    """The share of one domain, divided equally among its running jobs. A vbackup.qemu.jobs.Throttle."""
 
     def __init__(self, rate: TotalRate, job_limit_bytes_s: int) -> None:
         self._rate = rate
@@ -59,16 +59,16 @@ class Share:
         self._set: dict[str, int] = {}
 
     def first_bytes_s(self, jobs: int) -> int:
-        """See Throttle."""
+        """Return the part of the present share for each job."""
         return self._part(jobs)
 
     def slowest_bytes_s(self, jobs: int) -> int:
-        """See Throttle."""
+        """Return the part for each job while the maximum number of domains is backed up."""
         fair = self._rate.total_bytes_s // self._rate.at_once // jobs
         return max(1, min(fair, self._job_limit_bytes_s))
 
     def adjust(self, monitor: Monitor, jobs: Collection[Job]) -> None:
-        """See Throttle."""
+        """Ask for the share that the running jobs can use, and set the speed of those whose part has changed."""
         running = [job for job in jobs if job.status in CHANGEABLE]
         if not running:
             self._rate.ask(self, 0)
@@ -81,13 +81,14 @@ class Share:
 
     def _part(self, jobs: int) -> int:
         wanted = min(self._job_limit_bytes_s * jobs, MAX_SIZE_BYTES)
-        return max(1, self._rate.ask(self, wanted) // jobs)  # to QEMU 0 is no limit
+        return max(1, self._rate.ask(self, wanted) // jobs)  # for QEMU, 0 is no limit
 
 
 def fair_parts(total: int, wanted: Mapping[Share, int]) -> dict[Share, int]:
-    """Nobody gets more than he wants, and whoever gets less than that gets as much as any other."""
+    """Return the parts of ``total``: nobody gets more than they want; those who get less all get the same."""
     parts = {}
     left = total
+    # The smallest wish first: what it leaves of an equal part goes to the larger ones.
     for count, (share, want) in enumerate(sorted(wanted.items(), key=lambda item: item[1])):
         parts[share] = min(want, left // (len(wanted) - count))
         left -= parts[share]
