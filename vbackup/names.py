@@ -1,12 +1,12 @@
-"""The names vbackup gives to things, in the repository and inside QEMU.
+"""The names that vbackup gives to things in the repository and in QEMU.
 
-All that vbackup makes in QEMU carries ``vbackup-`` and the repository's id, so that two repositories
-never meet, libvirt's own checkpoints are never touched, and what a killed run left behind is known
-for ours. A checkpoint's bitmap carries its disk's ``dev`` as well, and a token that only the manifest of
-its backup repeats: bitmaps travel with images, and one that another disk, another domain or a copy of
-the repository has got in the same second would otherwise be taken for it, and the incremental be wrong.
+The name of every object that vbackup makes in QEMU starts with ``vbackup-`` and the repository's id. So repositories do
+not interfere with each other, libvirt's own checkpoints are never touched, and what a killed run left behind can be
+recognised. The name of a checkpoint's bitmap also has the ``dev`` of the disk, and a token that is recorded only in the
+manifest of its backup. Bitmaps travel with images: without these, a bitmap that another disk, another domain or a copy
+of the repository got in the same second would be mistaken for it, and the incremental would be wrong.
 
-An end mark (vbackup.engine.endmark) carries the disk's size: it tells of that end only.
+The name of an end mark (vbackup.engine.endmark) has the size of the disk, because it only watches that end.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ REPOSITORY_ID = re.compile(r"[0-9a-f]{12}")
 TOKEN = re.compile(r"[0-9a-f]{12}")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-#: Disk names that libvirt accepts, so short that a node name (QEMU: 31 bytes) can bear them.
+#: Disk names that libvirt accepts, and that are short enough for a node name (QEMU: 31 bytes).
 DEV = re.compile(r"[a-z][a-z0-9_]{0,9}")
 
 _PREFIX = re.compile(rf"vbackup-{REPOSITORY_ID.pattern}-")
-_OURS = re.compile(
+_BITMAP = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
     rf"-(?:(?P<token>{TOKEN.pattern})|working)"
 )
-_END = re.compile(
+_END_MARK = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-end-(?P<dev>{DEV.pattern})-(?P<size>[1-9][0-9]{{0,18}})"
 )
 
@@ -43,112 +43,112 @@ _JOB = re.compile(
 
 
 def new_repository_id() -> str:
-    """Twelve random hexadecimal digits."""
-    import secrets  # what it imports takes a tenth of the start of a command that makes no names
+    """Return twelve random hexadecimal digits."""
+    import secrets  # its imports take a tenth of the start-up time of a command that needs no new names
 
     return secrets.token_hex(6)
 
 
 def new_token() -> str:
-    """Twelve random hexadecimal digits, anew for every backup."""
+    """Return twelve random hexadecimal digits, new for every backup."""
     return new_repository_id()
 
 
 def new_group_id() -> str:
-    """Twelve random hexadecimal digits."""
+    """Return twelve random hexadecimal digits."""
     return new_repository_id()
 
 
 def stamp(time: datetime) -> str:
-    """The moment in UTC as backup ids begin: 20261123T101500Z."""
+    """Return the moment in UTC in the format with which backup ids start: 20261123T101500Z."""
     return time.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
 
 
 def backup_id(time: datetime, level: Level) -> str:
-    """The id of a backup, which is also the name of its checkpoint."""
+    """Return the id of a backup, which is also the name of its checkpoint."""
     return f"{stamp(time)}-{level.value}"
 
 
 def stamp_of(backup: str) -> str:
-    """The moment that a backup's id begins with."""
+    """Return the stamp with which the id of a backup starts."""
     return backup.partition("-")[0]
 
 
 def is_ours(name: str) -> bool:
-    """True for a job, node or bitmap of vbackup's, for whatever repository."""
+    """Return True for a job, node or bitmap of vbackup, of any repository."""
     return _PREFIX.match(name) is not None
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How a repository's jobs, nodes and bitmaps in QEMU are called: every such name is made here."""
+    """Makes the names of a repository's jobs, nodes and bitmaps in QEMU; no other code does."""
 
     repository_id: str
 
     @property
     def prefix(self) -> str:
-        """How everything begins that vbackup makes in QEMU for this repository."""
+        """The start of all names that vbackup gives in QEMU for this repository."""
         return f"vbackup-{self.repository_id}-"
 
     def bitmap(self, checkpoint: str, dev: str, token: str) -> str:
-        """The bitmap of a checkpoint on disk ``dev``; the token is the backup's own."""
+        """Return the name of a checkpoint's bitmap on disk ``dev``, with the token of its backup."""
         return f"{self.prefix}{checkpoint}-{dev}-{token}"
 
     def working_bitmap(self, backup: str, dev: str) -> str:
-        """The bitmap that drives the copy; it lives as long as the job."""
+        """Return the name of the working bitmap, which drives the copy and exists as long as the job."""
         return f"{self.job(backup, dev)}-working"
 
     def job(self, backup: str, dev: str) -> str:
-        """The job that copies disk ``dev``."""
+        """Return the id of the job that copies disk ``dev``."""
         return f"{self.prefix}{backup}-{dev}"
 
     def target_node(self, dev: str) -> str:
-        """The node of the target image of disk ``dev``; at most 31 bytes (QEMU's limit)."""
+        """Return the name of the target node of disk ``dev``; at most 31 bytes (QEMU's limit)."""
         return f"{self.prefix}{dev}"
 
     def fleecing_job(self, backup: str, dev: str) -> str:
-        """The job that puts aside what the guest is about to overwrite on disk ``dev``."""
+        """Return the id of the job that saves what the guest is about to overwrite on disk ``dev``."""
         return f"{self.job(backup, dev)}-fleecing"
 
     def fleecing_node(self, index: int) -> str:
-        """The node of the image that this is put into. No disk's name begins with a digit."""
+        """Return the name of the fleecing image's node. It cannot be a target's: no disk's name starts with a digit."""
         return f"{self.prefix}{index}-aside"
 
     def fleecing_filter(self, index: int) -> str:
-        """The node that QEMU puts above the disk for that job."""
+        """Return the name of the filter node that QEMU inserts above the disk for the fleecing job."""
         return f"{self.prefix}{index}-filter"
 
     def fleecing_view(self, index: int) -> str:
-        """The node that shows the disk as it was at the moment of the backup."""
+        """Return the name of the node that shows the disk as it was at the moment of the backup."""
         return f"{self.prefix}{index}-view"
 
     def end_mark(self, dev: str, size_bytes: int) -> str:
-        """The bitmap that tells whether disk ``dev``, once of that size, has been smaller since."""
+        """Return the name of the bitmap that shows whether disk ``dev`` has been smaller since it had this size."""
         return f"{self.prefix}end-{dev}-{size_bytes}"
 
     def scratch_node(self, number: int) -> str:
-        """The node on which an end mark is made. No ``dev`` has a dot or a dash, so it is no target's."""
+        """Return the name of a node on which an end mark is prepared. No target's: no ``dev`` has a dot or a dash."""
         return f"{self.prefix}end.{number}"
 
     @property
     def scratch_source(self) -> str:
-        """The node that is copied onto a scratch node."""
+        """The name of the node that is copied to a scratch node."""
         return f"{self.prefix}end-source"
 
     @property
     def scratch_window(self) -> str:
-        """The node that stands for the last piece of a scratch node."""
+        """The name of the node that maps the last granule of a scratch node."""
         return f"{self.prefix}end-window"
 
     @property
     def scratch_job(self) -> str:
-        """The job that copies the one onto the other, and also the name of the scratch node's bitmap."""
+        """The id of the job that copies the source to the window, and the name of the scratch node's bitmap."""
         return f"{self.prefix}end"
 
 
 @dataclass(frozen=True)
 class EndMark:
-    """The name of an end mark, taken apart."""
+    """The parts of an end mark's name."""
 
     repository_id: str
     dev: str
@@ -157,7 +157,7 @@ class EndMark:
 
 @dataclass(frozen=True)
 class BitmapName:
-    """A bitmap name of ours, taken apart."""
+    """The parts of the name of a checkpoint's bitmap or a working bitmap."""
 
     repository_id: str
     checkpoint: str
@@ -166,13 +166,13 @@ class BitmapName:
 
     @property
     def working(self) -> bool:
-        """True if it drives a copy and is no checkpoint's."""
+        """True for a working bitmap, False for a checkpoint's."""
         return self.token is None
 
 
 def parse_bitmap(name: str) -> BitmapName | None:
-    """Take the name of a checkpoint's or a working bitmap apart; None if vbackup did not give it."""
-    match = _OURS.fullmatch(name)
+    """Return the parts of the name of a checkpoint's bitmap or a working bitmap; None for any other name."""
+    match = _BITMAP.fullmatch(name)
     if match is None:
         return None
     return BitmapName(match["repository"], match["backup"], match["dev"], match["token"])
@@ -180,7 +180,7 @@ def parse_bitmap(name: str) -> BitmapName | None:
 
 @dataclass(frozen=True)
 class JobName:
-    """The id of a job of ours, taken apart."""
+    """The parts of the id of a job that copies a disk."""
 
     repository_id: str
     backup_id: str
@@ -188,7 +188,7 @@ class JobName:
 
 
 def parse_job(name: str) -> JobName | None:
-    """Take a job's id apart; None if it is none that copies a disk for vbackup."""
+    """Return the parts of the id of a job that copies a disk for vbackup; None for any other id."""
     match = _JOB.fullmatch(name)
     if match is None:
         return None
@@ -196,19 +196,19 @@ def parse_job(name: str) -> JobName | None:
 
 
 def parse_end_mark(name: str) -> EndMark | None:
-    """Take an end mark's name apart; None if it is none."""
-    match = _END.fullmatch(name)
+    """Return the parts of an end mark's name; None for any other name."""
+    match = _END_MARK.fullmatch(name)
     return None if match is None else EndMark(match["repository"], match["dev"], int(match["size"]))
 
 
 def repository_of(bitmap_name: str) -> str | None:
-    """The id of the repository that a bitmap belongs to, whatever it is for; None if vbackup did not make it."""
-    ours = parse_bitmap(bitmap_name) or parse_end_mark(bitmap_name)
-    return ours.repository_id if ours is not None else None
+    """Return the id of the repository that a bitmap of any kind belongs to; None if vbackup did not make it."""
+    parsed = parse_bitmap(bitmap_name) or parse_end_mark(bitmap_name)
+    return parsed.repository_id if parsed is not None else None
 
 
 def disk_devs() -> Iterator[str]:
-    """Names for disks that have none: vda ... vdz, vdaa, ... as the kernel counts (sd_format_disk_name)."""
+    """Yield names for disks without one: vda ... vdz, vdaa, ... as the kernel counts (sd_format_disk_name)."""
     for length in itertools.count(1):
         for letters in itertools.product(string.ascii_lowercase, repeat=length):
             yield "vd" + "".join(letters)
