@@ -13,29 +13,29 @@ log = logging.getLogger(__name__)
 
 
 def close_detached(monitor: Monitor, nodes: Mapping[str, str]) -> list[str]:
-    """Close the nodes of disks that were detached while our jobs read them; returns their dev.
+    """Close the nodes of disks that were detached while vbackup's jobs read them, and return the devs of these disks.
 
-    ``nodes`` has the node, by dev, of each disk's active layer when the jobs began, in this very QEMU.
+    ``nodes`` has the node of each disk's active layer when the jobs began, by dev, in this same QEMU process.
 
-    libvirt has told QEMU to close them when it detached the disk, which QEMU refused because of the job, and has
-    forgotten them since. Left alone they hold the image's lock, so that it cannot be attached again, and the
-    bitmaps are not stored. QEMU refuses to close a node that anything uses.
+    When libvirt detached the disk it asked QEMU to close them; QEMU refused because of the job, and libvirt no longer
+    knows them. If they stayed open, the image would stay locked and could not be attached again, and the bitmaps would
+    not be stored. QEMU refuses to close a node that is in use.
     """
     in_use = {name for chain in block_chains(monitor).values() for name in chain}
     detached = {dev: name for dev, name in nodes.items() if name not in in_use}
-    known = block_nodes(monitor).node_names() if detached else frozenset()
-    for name in detached.values():
-        left = [name]
+    open_nodes = block_nodes(monitor).node_names() if detached else frozenset()
+    for top in detached.values():
+        left = [top]
         while left:
-            # Those below are asked for first: they are not there to be asked about afterwards.
-            below = debug_graph.children(monitor)
-            one = left.pop(0)
-            if not one.startswith("libvirt-") or one not in known:
+            # Queried before the node is closed: afterwards QEMU no longer knows what was below it.
+            children = debug_graph.children(monitor)
+            name = left.pop(0)
+            if not name.startswith("libvirt-") or name not in open_nodes:
                 continue
             try:
-                monitor.execute("blockdev-del", {"node-name": one})
+                monitor.execute("blockdev-del", {"node-name": name})
             except QmpError as err:
                 log.debug("%s", err)
             else:
-                left.extend(below.get(one, ()))
+                left.extend(children.get(name, ()))
     return list(detached)

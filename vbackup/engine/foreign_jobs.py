@@ -1,8 +1,8 @@
-"""Block jobs that others run on the disks of a backup. vbackup.qemu.jobs follows our own.
+"""Block jobs that other programs run on the disks of a backup. vbackup.qemu.jobs follows vbackup's own jobs.
 
-A commit, a mirror, a stream, or libvirt's own backup: QEMU would refuse the transaction, or the disk would be
-another one when the job ends. query-jobs tells which jobs there are, x-debug-query-block-graph which nodes
-they hold (on QEMU 4.0 and later; where it is missing, the names that libvirt gives tell).
+With a commit, a mirror, a stream or libvirt's own backup on a disk, QEMU would refuse the transaction, or the disk
+would be a different one when that job ends. query-jobs lists the jobs, x-debug-query-block-graph the nodes that they
+hold (on QEMU 4.0 and later; without it, the names that libvirt gives its jobs have to do).
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _LIBVIRT_JOB = re.compile(r"(?P<kind>[a-z]+)-(?P<dev>[^-]+)-.+")
 
 
 def refuse_busy(monitor: Monitor, disks: Sequence[Disk]) -> None:
-    """Raise DiskBusyError for the first of the disks that a job of somebody else works on.
+    """Raise DiskBusyError for the first disk on which a job that is not vbackup's works.
 
-    vbackup's own jobs are in nobody's way: those of this repository belong to the holder of the domain's lock, and
-    QEMU makes any number of backups of a disk at once.
+    vbackup's own jobs do no harm: those of this repository belong to the holder of the domain's lock, and QEMU can run
+    any number of backups of a disk at once.
     """
     foreign = [
-        one
-        for one in jobs.query(monitor).values()
-        if not names.is_ours(one.id) and one.status not in (JobStatus.CONCLUDED, JobStatus.NULL)
+        job
+        for job in jobs.query(monitor).values()
+        if not names.is_ours(job.id) and job.status not in (JobStatus.CONCLUDED, JobStatus.NULL)
     ]
     if not foreign:
         return
-    busy = _by_graph(monitor, disks, foreign)
+    busy = _by_graph(monitor, disks, foreign=foreign)
     for disk in disks:
-        for one in foreign:
-            if one.id in busy.get(disk.dev, ()):
-                raise DiskBusyError(disk.dev, one.type, one.id, by_libvirt=_is_libvirts_backup(one))
+        for job in foreign:
+            if job.id in busy.get(disk.dev, ()):
+                raise DiskBusyError(disk.dev, job.type, job.id, by_libvirt=_is_libvirts_backup(job))
 
 
-def _by_graph(monitor: Monitor, disks: Sequence[Disk], foreign: Sequence[Job]) -> Mapping[str, Collection[str]]:
-    """The ids of the jobs on each disk, by dev."""
+def _by_graph(monitor: Monitor, disks: Sequence[Disk], *, foreign: Sequence[Job]) -> Mapping[str, Collection[str]]:
+    """Return the ids of the jobs on each disk, by dev."""
     try:
         reply = monitor.execute("x-debug-query-block-graph")
     except QmpError as err:
@@ -55,20 +55,21 @@ def _by_graph(monitor: Monitor, disks: Sequence[Disk], foreign: Sequence[Job]) -
     held = debug_graph.nodes_of_jobs(reply)
     chains = block_chains(monitor)
     return {
-        disk.dev: [one.id for one in foreign if held.get(one.id, frozenset()) & set(chains.get(disk.alias, ()))]
+        disk.dev: [job.id for job in foreign if held.get(job.id, frozenset()) & set(chains.get(disk.alias, ()))]
         for disk in disks
     }
 
 
 def _by_name(foreign: Sequence[Job]) -> Mapping[str, Collection[str]]:
+    """Return the ids of libvirt's jobs on each disk, by dev: a job of anybody else cannot be assigned."""
     busy = defaultdict(list)
-    for one in foreign:
-        match = _LIBVIRT_JOB.fullmatch(one.id)
+    for job in foreign:
+        match = _LIBVIRT_JOB.fullmatch(job.id)
         if match is not None:
-            busy[match["dev"]].append(one.id)
+            busy[match["dev"]].append(job.id)
     return busy
 
 
-def _is_libvirts_backup(one: Job) -> bool:
-    match = _LIBVIRT_JOB.fullmatch(one.id)
-    return one.type == "backup" and match is not None and match["kind"] == "backup"
+def _is_libvirts_backup(job: Job) -> bool:
+    match = _LIBVIRT_JOB.fullmatch(job.id)
+    return job.type == "backup" and match is not None and match["kind"] == "backup"

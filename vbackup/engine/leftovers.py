@@ -1,7 +1,7 @@
-"""The bitmaps, jobs and nodes of ours in a running QEMU: what is superseded or was left behind.
+"""Remove vbackup's bitmaps, jobs and nodes from QEMU when they are superseded or were left behind.
 
-Everything of ours is known by its name (vbackup.names). The domain's lock in the repository is held
-while this runs, so what no committed backup accounts for belongs to a run that is dead.
+vbackup's objects are recognised by their names (vbackup.names). The caller holds the domain's lock in the repository,
+so everything that belongs to no committed backup is from a run that is dead.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ log = logging.getLogger(__name__)
 
 
 def remove_bitmaps(monitor: Monitor, bitmaps: Collection[NodeBitmap]) -> None:
-    """Remove those of the bitmaps that are there.
+    """Remove those of the bitmaps that exist.
 
-    If somebody has made an external snapshot since, libvirt has repeated them in the overlay: they go there too. On
-    the layer below, which is read-only now, QEMU lets no persistent one go; its name is in no manifest, so it is no
-    base, and it goes once the layer is committed. Raises QmpError, when all have been tried, for any other refusal.
+    If an external snapshot was made since, libvirt has created bitmaps of the same names in the overlay: these are
+    removed too. QEMU refuses to remove persistent bitmaps from the layer below, which is read-only now; no manifest
+    names them, so they are not a base, and they are removed once the layer is committed. Raises QmpError for any other
+    refusal, after trying all.
     """
     nodes = block_nodes(monitor)
-    wanted = {one.bitmap for one in bitmaps}
-    found = [
+    wanted = {bitmap.bitmap for bitmap in bitmaps}
+    # Sorted for the same commands at every run only: any order removes them all.
+    present = [
         NodeBitmap(node_name, name)
         for node_name in sorted(nodes.node_names())
         for name in sorted(wanted & nodes.bitmaps(node_name).keys())
     ]
     refusal: QmpError | None = None
-    for one, err in _remove_each(monitor, found):
-        if nodes.is_read_only(one.node_name):
-            log.debug("bitmap %s stays below an overlay: %s", one.bitmap, err)
+    for bitmap, err in _remove_each(monitor, present):
+        if nodes.is_read_only(bitmap.node_name):
+            log.debug("bitmap %s stays below an overlay: %s", bitmap.bitmap, err)
         else:
             refusal = err
     if refusal is not None:
@@ -47,9 +49,9 @@ def remove_bitmaps(monitor: Monitor, bitmaps: Collection[NodeBitmap]) -> None:
 
 
 def _remove_each(monitor: Monitor, bitmaps: Sequence[NodeBitmap]) -> list[tuple[NodeBitmap, QmpError]]:
-    """Remove all that QEMU lets go, and return the others: at once, for commands take time, or else one by one."""
+    """Remove the bitmaps in one transaction, which saves time, or else one by one; return what QEMU refused."""
     if len(bitmaps) > 1:
-        together = [BlockDirtyBitmapRemove(one.node_name, one.bitmap).document() for one in bitmaps]
+        together = [BlockDirtyBitmapRemove(bitmap.node_name, bitmap.bitmap).document() for bitmap in bitmaps]
         try:
             monitor.execute("transaction", {"actions": together})
         except QmpError as err:
@@ -57,24 +59,24 @@ def _remove_each(monitor: Monitor, bitmaps: Sequence[NodeBitmap]) -> list[tuple[
         else:
             return []
     refused = []
-    for one in bitmaps:
+    for bitmap in bitmaps:
         try:
-            monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
+            monitor.execute("block-dirty-bitmap-remove", {"node": bitmap.node_name, "name": bitmap.bitmap})
         except QmpError as err:
-            refused.append((one, err))
+            refused.append((bitmap, err))
     return refused
 
 
 def remove_end_marks(monitor: Monitor, marks: Collection[NodeBitmap]) -> None:
-    """Remove end marks that were just added, where they are there: others of that name may be on other layers."""
+    """Remove those of the new end marks that exist; marks of the same name on other layers stay."""
     nodes = block_nodes(monitor)
-    for one in marks:
-        if one.bitmap in nodes.bitmaps(one.node_name) and not nodes.is_read_only(one.node_name):
-            monitor.execute("block-dirty-bitmap-remove", {"node": one.node_name, "name": one.bitmap})
+    for mark in marks:
+        if mark.bitmap in nodes.bitmaps(mark.node_name) and not nodes.is_read_only(mark.node_name):
+            monitor.execute("block-dirty-bitmap-remove", {"node": mark.node_name, "name": mark.bitmap})
 
 
 def remove_leftovers(monitor: Monitor, naming: Naming) -> list[str]:
-    """Remove the jobs, nodes and descriptors of this repository that a dead run left; return their names."""
+    """Remove the jobs, then the nodes and descriptors, of this repository that a dead run left; return their names."""
     prefix = naming.prefix
     job_ids = [job_id for job_id in jobs.query(monitor) if job_id.startswith(prefix)]
     if job_ids:
@@ -85,61 +87,62 @@ def remove_leftovers(monitor: Monitor, naming: Naming) -> list[str]:
 def remove_uncommitted(
     monitor: Monitor, disks: Collection[DiskNode], committed: Collection[str], naming: Naming
 ) -> list[str]:
-    """Remove the bitmaps of backups that were never committed, and end marks that are of no use; return their names.
+    """Remove the bitmaps of backups that were never committed, and inconsistent end marks; return their names.
 
-    ``committed`` has the ids of all backups that the repository has, also of those that cannot be read
-    just now: their bitmaps stay.
+    ``committed`` has the ids of all backups in the repository, including those that cannot be read at the moment: their
+    bitmaps stay.
     """
 
-    def is_committed(_dev: str, ours: BitmapName | EndMark, bitmap: Bitmap) -> bool:
-        if isinstance(ours, EndMark):
+    def is_committed(_dev: str, parsed: BitmapName | EndMark, bitmap: Bitmap) -> bool:
+        if isinstance(parsed, EndMark):
             return not bitmap.inconsistent
-        return not ours.working and ours.checkpoint in committed
+        return not parsed.working and parsed.checkpoint in committed
 
-    return _remove(monitor, disks, naming, is_committed)
+    return _remove(monitor, disks, naming=naming, keep=is_committed)
 
 
 def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, naming: Naming) -> list[str]:
-    """Remove the bitmaps that no later backup starts from, and the end marks of other sizes; return their names.
+    """Remove the bitmaps that no later backup can start from, and the end marks of other sizes; return their names.
 
-    Those that drove the copies are among them. Layers below the active one are read-only to QEMU, their persistent
-    bitmaps cannot be removed: they go once the layers are committed.
+    The working bitmaps are among them. QEMU has the layers below the active one open read-only, so persistent bitmaps
+    there cannot be removed until the layers are committed.
     """
 
-    def is_base(dev: str, ours: BitmapName | EndMark, _bitmap: Bitmap) -> bool:
-        return ours in kept[dev]
+    def is_base(dev: str, parsed: BitmapName | EndMark, _bitmap: Bitmap) -> bool:
+        return parsed in kept[dev]
 
     kept: dict[str, frozenset[BitmapName | EndMark]] = {
         node.disk.dev: history.base_bitmaps(node.disk.dev) | history.end_marks(node.disk.dev) for node in disks
     }
-    return _remove(monitor, disks, naming, is_base)
+    return _remove(monitor, disks, naming=naming, keep=is_base)
 
 
 def _remove(
     monitor: Monitor,
     disks: Collection[DiskNode],
+    *,
     naming: Naming,
     keep: Callable[[str, BitmapName | EndMark, Bitmap], bool],
 ) -> list[str]:
-    """Remove this repository's bitmaps but those to keep. One that QEMU will not remove stays, and costs little.
+    """Remove the repository's bitmaps except those to keep. One that QEMU refuses to remove stays, and costs little.
 
-    On layers below the active one only those that drive a copy: they are not persistent, so QEMU lets them go.
+    On layers below the active one, only working bitmaps are removed: they are not persistent, so QEMU allows it.
     """
-    wanted: list[NodeBitmap] = []
+    removable: list[NodeBitmap] = []
     marks: list[NodeBitmap] = []
     for node in disks:
         for layer in node.layers:
             for name in sorted(layer.bitmaps):
-                ours = names.parse_bitmap(name) or names.parse_end_mark(name)
-                if ours is None or ours.repository_id != naming.repository_id:
+                parsed = names.parse_bitmap(name) or names.parse_end_mark(name)
+                if parsed is None or parsed.repository_id != naming.repository_id:
                     continue
-                if layer is not node.top and not (isinstance(ours, BitmapName) and ours.working):
+                if layer is not node.top and not (isinstance(parsed, BitmapName) and parsed.working):
                     continue
-                if not keep(node.disk.dev, ours, layer.bitmaps[name]):
-                    (marks if isinstance(ours, EndMark) else wanted).append(NodeBitmap(layer.node_name, name))
-    # A base is never there without the end mark that it had.
-    wanted += marks
-    refused = dict(_remove_each(monitor, wanted))
-    for one, err in refused.items():
-        log.warning("Node %s: bitmap %s stays: %s", one.node_name, one.bitmap, err.description)
-    return [one.bitmap for one in wanted if one not in refused]
+                if not keep(node.disk.dev, parsed, layer.bitmaps[name]):
+                    (marks if isinstance(parsed, EndMark) else removable).append(NodeBitmap(layer.node_name, name))
+    # The end marks last: a base must never be without the end mark that it had.
+    removable += marks
+    refused = dict(_remove_each(monitor, removable))
+    for bitmap, err in refused.items():
+        log.warning("Node %s: bitmap %s could not be removed: %s", bitmap.node_name, bitmap.bitmap, err.description)
+    return [bitmap.bitmap for bitmap in removable if bitmap not in refused]

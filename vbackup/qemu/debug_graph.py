@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def children(monitor: Monitor) -> Mapping[str, Collection[str]]:
-    """Return the nodes that each node uses, by name; empty if QEMU refuses the command."""
+    """Return the nodes directly below each node; empty if QEMU cannot list them."""
     try:
         return _held(monitor.execute("x-debug-query-block-graph"), "block-driver")
     except QmpError as err:
@@ -26,15 +26,15 @@ def children(monitor: Monitor) -> Mapping[str, Collection[str]]:
 
 
 def nodes_of_jobs(reply: object) -> Mapping[str, frozenset[str]]:
-    """The nodes that each job holds, by job id, from the reply to x-debug-query-block-graph (QAPI XDbgBlockGraph).
+    """Return the nodes that each job holds, by job id, from a reply to x-debug-query-block-graph (QAPI XDbgBlockGraph).
 
-    Raises MalformedError where it is not what QAPI says it is.
+    Raises MalformedError if the reply is not as QAPI defines it.
     """
     return _held(reply, "block-job")
 
 
 def _held(reply: object, kind: str) -> Mapping[str, frozenset[str]]:
-    """The nodes that the things of that kind (QAPI XDbgBlockGraphNodeType) stand on, by their names."""
+    """Return the children of all graph nodes of that kind (QAPI XDbgBlockGraphNodeType), by the name of the parent."""
     graph = Fields(reply, "x-debug-query-block-graph", MalformedError)
     kinds: dict[int, tuple[str, str]] = {}
     for node in graph.objects("nodes"):
