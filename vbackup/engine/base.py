@@ -149,8 +149,8 @@ def _lost(node: DiskNode, base: Backup, *, parsed: BitmapName, started: datetime
     """Return what has become of a checkpoint that is on no layer."""
     if any(_is_namesake(layer, parsed) for layer in node.layers):
         return (
-            "that of another backup of the same name, made into a copy of this repository or of another domain that"
-            " had this image"
+            "that of another backup of the same name: from a copy of this repository, or from another domain that had"
+            " this image"
         )
     since = "the domain was restarted or migrated"
     if started is not None and started > base.time:
