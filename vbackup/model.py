@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 #: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
 GRANULARITY_BYTES = 65536
@@ -64,6 +64,24 @@ class ImageFormat(Enum):
 
 
 @dataclass(frozen=True)
+class SourceType:
+    """Where an image is stored, by libvirt's name: type of a <disk> or <backingStore> (file, block, network, ...).
+
+    Not an Enum: a newer libvirt may have more types, and messages show the name that the XML has.
+    """
+
+    name: str
+
+    FILE: ClassVar[SourceType]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SourceType.FILE = SourceType("file")
+
+
+@dataclass(frozen=True)
 class SecretRef:
     """A secret of libvirt's as an XML names it: by its UUID or by its usage."""
 
@@ -78,7 +96,7 @@ class SecretRef:
 class ImageLocation:
     """One image of a disk as the XML describes it: where it is, and how it is opened."""
 
-    source_type: str  #: file, block, volume, network, ... as libvirt says it
+    source_type: SourceType
     format: str | None  #: qcow2, raw; None where the XML does not say it of a backing image
     path: str | None = None
     pool: str | None = None
@@ -93,7 +111,6 @@ class Disk:
 
     dev: str
     alias: str  #: of the device; ``dev`` where the domain is off and the user gave none
-    source_type: str  #: file, block, volume, network, ... as libvirt says it
     path: str | None  #: of the image or block device where the XML names one
     format: str  #: qcow2, raw
     encrypted: bool = False

@@ -13,7 +13,7 @@ from vbackup.undo import Undo
 
 
 def disk(bench: Bench) -> Disk:
-    return Disk("vda", DISK, "file", str(bench.machine.disk_path), "qcow2")
+    return Disk("vda", DISK, str(bench.machine.disk_path), "qcow2")
 
 
 def device(bench: Bench, query: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.images import targets
-from vbackup.model import Disk, ImageLocation, SecretRef
+from vbackup.model import Disk, ImageLocation, SecretRef, SourceType
 from vbackup.names import Naming
 from vbackup.qemu import backing_chain, jobs, storage_daemon
 from vbackup.qemu import qmp_socket as socket_
@@ -307,9 +307,9 @@ def passphrase(tmp_path: Path) -> Path:
 
 
 def encrypted(path: Path, image_format: str) -> Image:
-    source_ = ImageLocation("file", image_format, str(path), secret=SECRET)
+    source_ = ImageLocation(SourceType.FILE, image_format, str(path), secret=SECRET)
     (image,) = backing_chain.images_of(
-        Disk("vda", "vda", "file", str(path), image_format, images=(source_,)), volume_path=lambda _pool, _volume: ""
+        Disk("vda", "vda", str(path), image_format, images=(source_,)), volume_path=lambda _pool, _volume: ""
     )
     return image
 

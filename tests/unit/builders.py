@@ -109,7 +109,6 @@ def disk(dev: str = "vda", **changes: Any) -> Disk:
     values: dict[str, Any] = {
         "dev": dev,
         "alias": f"virtio-disk{number}",
-        "source_type": "file",
         "path": f"/images/{dev}.qcow2",
         "format": "qcow2",
     }

@@ -107,4 +107,4 @@ def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Repo
 
 
 def _device(alias: str) -> Disk:
-    return Disk(dev=alias, alias=alias, source_type="file", path=None, format="raw")
+    return Disk(dev=alias, alias=alias, path=None, format="raw")

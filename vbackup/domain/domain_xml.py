@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from lxml import etree
 
 from vbackup.errors import MalformedError, UsageError
-from vbackup.model import Disk, Domain, ImageFormat, ImageLocation, LeftOut, SecretRef, SecurityLabel
+from vbackup.model import Disk, Domain, ImageFormat, ImageLocation, LeftOut, SecretRef, SecurityLabel, SourceType
 from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -20,7 +20,7 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 #: Domain types that run in QEMU.
 OF_QEMU = ("qemu", "kvm", "hvf")
 #: Disk sources whose data does not pass through QEMU's block layer.
-OUTSIDE_QEMU = ("vhostuser", "vhostvdpa", "dir")
+OUTSIDE_QEMU = frozenset(map(SourceType, ("vhostuser", "vhostvdpa", "dir")))
 
 
 def parse(xml: str) -> Domain:
@@ -154,8 +154,8 @@ def _reason_to_leave_out(element: etree._Element) -> str | None:
     ):
         if element.find(flag) is not None:
             return reason
-    kind = element.get("type", "")
-    return f"{kind}: its data does not pass through QEMU" if kind in OUTSIDE_QEMU else None
+    source_type = _source_type(element)
+    return f"{source_type}: its data does not pass through QEMU" if source_type in OUTSIDE_QEMU else None
 
 
 def _disk(element: etree._Element, dev: str) -> Disk:
@@ -167,7 +167,6 @@ def _disk(element: etree._Element, dev: str) -> Disk:
     return Disk(
         dev=dev,
         alias=(alias.get("name") if alias is not None else None) or dev,
-        source_type=top.source_type,
         path=top.path,
         format=image_format,
         encrypted=element.find("encryption") is not None or element.find("source/encryption") is not None,
@@ -202,7 +201,7 @@ def _image_source(element: etree._Element, image_format: str | None) -> ImageLoc
     if encryption is None:
         encryption = source.find("encryption")
     return ImageLocation(
-        source_type=element.get("type", "file"),
+        source_type=_source_type(element),
         format=image_format,
         path=source.get("file") or source.get("dev"),
         pool=source.get("pool"),
@@ -210,6 +209,11 @@ def _image_source(element: etree._Element, image_format: str | None) -> ImageLoc
         secret=_secret(encryption),
         oddity=_oddity(source, encryption),
     )
+
+
+def _source_type(element: etree._Element) -> SourceType:
+    """Return the type of a <disk> or <backingStore> element; as in libvirt, it is "file" if the XML does not say it."""
+    return SourceType(element.get("type", SourceType.FILE.name))
 
 
 def _secret(encryption: etree._Element | None) -> SecretRef | None:

@@ -20,7 +20,7 @@ from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.watchdog import Watchdog
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError, VbackupError
 from vbackup.hooks.marks import offline_mark
-from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef
+from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef, SourceType
 from vbackup.qemu.monitor import Monitor, block_graph
 from vbackup.report import Reporter
 
@@ -313,7 +313,7 @@ def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -
     from vbackup.qemu.storage_daemon import StorageDaemon
 
     disks = [
-        Disk(dev, dev, "file", path, image_format, images=(ImageLocation("file", image_format, path),))
+        Disk(dev, dev, path, image_format, images=(ImageLocation(SourceType.FILE, image_format, path),))
         for dev, path, image_format in images
     ]
     with StorageDaemon(reporter) as daemon:

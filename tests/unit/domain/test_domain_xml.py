@@ -16,7 +16,7 @@ from lxml import etree
 from tests.unit.builders import FIXTURES, UUID, fixture_xml
 from vbackup.domain import domain_xml
 from vbackup.errors import MalformedError, VbackupError
-from vbackup.model import Disk, ImageFormat, SecretRef
+from vbackup.model import Disk, ImageFormat, SecretRef, SourceType
 
 DISK = "<disk type='file'><source file='/images/vda.qcow2'/><target dev='vda'/><alias name='virtio-disk0'/></disk>"
 AGENT = "<channel><target type='virtio' name='org.qemu.guest_agent.0' {}/></channel>"
@@ -42,15 +42,15 @@ def test_rich_domain_has_the_disks_that_can_be_backed_up() -> None:
     assert domain.name == "käse & brot"
     assert domain.uuid == UUID
     expected = [
-        Disk("vda", "virtio-disk0", "file", "/capture/zwei Wörter & <mehr>/dïsk 'a'.qcow2", "qcow2"),
-        Disk("vdb", "ua-my_own-alias", "file", "/capture/disk.qcow2", "qcow2"),
-        Disk("vdc", "virtio-disk2", "file", "/capture/other/disk.qcow2", "qcow2"),
-        Disk("vdd", "virtio-disk3", "file", "/capture/plain.raw", "raw"),
-        Disk("vdi", "virtio-disk8", "file", "/capture/both.qcow2", "qcow2"),
-        Disk("vdj", "virtio-disk9", "network", None, "raw"),
-        Disk("sda", "scsi0-0-0-0", "file", "/capture/scsi.qcow2", "qcow2"),
-        Disk("sdb", "sata0-0-1", "file", "/capture/sata.raw", "raw"),
-        Disk("hda", "ide0-0-0", "file", "/capture/ide.qcow2", "qcow2"),
+        Disk("vda", "virtio-disk0", "/capture/zwei Wörter & <mehr>/dïsk 'a'.qcow2", "qcow2"),
+        Disk("vdb", "ua-my_own-alias", "/capture/disk.qcow2", "qcow2"),
+        Disk("vdc", "virtio-disk2", "/capture/other/disk.qcow2", "qcow2"),
+        Disk("vdd", "virtio-disk3", "/capture/plain.raw", "raw"),
+        Disk("vdi", "virtio-disk8", "/capture/both.qcow2", "qcow2"),
+        Disk("vdj", "virtio-disk9", None, "raw"),
+        Disk("sda", "scsi0-0-0-0", "/capture/scsi.qcow2", "qcow2"),
+        Disk("sdb", "sata0-0-1", "/capture/sata.raw", "raw"),
+        Disk("hda", "ide0-0-0", "/capture/ide.qcow2", "qcow2"),
     ]
     found = [replace(disk, images=(), chain_ends=False) for disk in domain.disks if disk.dev != "vdh"]
     assert found == expected
@@ -95,7 +95,7 @@ def test_volume_has_no_path_but_a_pool() -> None:
 
 def test_network_disk_has_no_path() -> None:
     (vdg,) = (disk for disk in domain_xml.parse(fixture_xml("off")).disks if disk.dev == "vdg")
-    assert (vdg.source_type, vdg.path) == ("network", None)
+    assert (vdg.images[0].source_type, vdg.path) == (SourceType("network"), None)
 
 
 def test_slice_of_an_image_cannot_be_opened() -> None:
@@ -125,7 +125,7 @@ def test_encryption_that_is_not_plain_luks_is_reported(encryption: str, oddity: 
 
 def test_block_device_is_a_disk() -> None:
     vdh = next(disk for disk in domain_xml.parse(fixture_xml("rich")).disks if disk.dev == "vdh")
-    assert (vdh.source_type, vdh.format) == ("block", "raw")
+    assert (vdh.images[0].source_type, vdh.format) == (SourceType("block"), "raw")
     assert vdh.path is not None
     assert vdh.path.startswith("/dev/")
 
@@ -179,15 +179,16 @@ def test_disk_is_left_out_with_its_reason(disk: str, reason: str) -> None:
     assert [(left.dev, left.reason) for left in domain.left_out] == [("vda", reason)]
 
 
-@pytest.mark.parametrize("kind", ["file", "block", "network", "volume", "nvme"])
+@pytest.mark.parametrize("kind", ["file", "block", "network", "volume", "nvme", "one-of-a-newer-libvirt"])
 def test_source_type_is_read(kind: str) -> None:
-    assert domain_xml.parse(xml(disk_xml(attributes=f"type='{kind}'"))).disks[0].source_type == kind
+    (disk,) = domain_xml.parse(xml(disk_xml(attributes=f"type='{kind}'"))).disks
+    assert disk.images[0].source_type == SourceType(kind)
 
 
 def test_volume_of_a_pool_has_no_path() -> None:
     disk = "<disk type='volume'><source pool='p' volume='v'/><target dev='vda'/><alias name='a'/></disk>"
     found = domain_xml.parse(xml(disk)).disks[0]
-    assert (found.source_type, found.path) == ("volume", None)
+    assert (found.images[0].source_type, found.path) == (SourceType("volume"), None)
 
 
 def test_device_is_a_disk_unless_said_otherwise() -> None:
@@ -369,8 +370,8 @@ def test_restored_disks_are_where_they_were_written() -> None:
     }
     before = {disk.dev: disk for disk in domain_xml.parse(fixture_xml("rich")).disks}
     after = {disk.dev: disk for disk in domain_xml.parse(domain_xml.with_disks(fixture_xml("rich"), images)).disks}
-    assert {dev: (after[dev].source_type, after[dev].path, after[dev].format) for dev in images} == {
-        dev: ("file", path, image_format.value) for dev, (path, image_format) in images.items()
+    assert {dev: (after[dev].images[0].source_type, after[dev].path, after[dev].format) for dev in images} == {
+        dev: (SourceType.FILE, path, image_format.value) for dev, (path, image_format) in images.items()
     }
     untouched = before.keys() - images.keys()
     assert {dev: after[dev] for dev in untouched} == {dev: before[dev] for dev in untouched}

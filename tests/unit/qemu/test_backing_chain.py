@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vbackup.errors import DiskError, MonitorError
-from vbackup.model import Disk, ImageLocation, SecretRef
+from vbackup.model import Disk, ImageLocation, SecretRef, SourceType
 from vbackup.qemu import backing_chain
 from vbackup.qemu.backing_chain import Image, blockdevs, images_of
 
@@ -23,8 +23,10 @@ def create(path: Path, *options: str, image_format: str = "qcow2") -> Path:
 
 
 def disk(*sources: ImageLocation | Path, ends: bool = False) -> Disk:
-    images = tuple(ImageLocation("file", "qcow2", str(one)) if isinstance(one, Path) else one for one in sources)
-    return Disk("vda", "vda", "file", images[0].path, "qcow2", images=images, chain_ends=ends)
+    images = tuple(
+        ImageLocation(SourceType.FILE, "qcow2", str(one)) if isinstance(one, Path) else one for one in sources
+    )
+    return Disk("vda", "vda", images[0].path, "qcow2", images=images, chain_ends=ends)
 
 
 def found(one: Disk) -> list[tuple[str, str]]:
@@ -75,7 +77,7 @@ def test_header_goes_on_where_the_xml_stops(tmp_path: Path) -> None:
 def test_guest_cannot_make_a_raw_image_look_like_qcow2(tmp_path: Path) -> None:
     create(tmp_path / "secret.qcow2")
     top = create(tmp_path / "vda.raw", "-u", "-b", str(tmp_path / "secret.qcow2"), "-F", "qcow2")
-    assert found(disk(ImageLocation("file", "raw", str(top)))) == [(str(top), "raw")]
+    assert found(disk(ImageLocation(SourceType.FILE, "raw", str(top)))) == [(str(top), "raw")]
 
 
 def refused(one: Disk, said: str) -> None:
@@ -126,19 +128,19 @@ def test_image_of_another_format_is_named(tmp_path: Path) -> None:
 def test_image_that_only_a_running_domain_can_open_is_refused(tmp_path: Path) -> None:
     top = create(tmp_path / "top.qcow2")
     for source, said in (
-        (ImageLocation("network", "raw"), "its type is network"),
-        (ImageLocation("volume", "qcow2", pool="p", volume="v"), "volume v of pool p: no such pool"),
-        (ImageLocation("file", "raw", str(top), oddity="it is a slice of a larger image"), "it is a slice"),
-        (ImageLocation("dir", "raw", str(tmp_path)), "neither a file nor a block device"),
-        (ImageLocation("volume", "raw", "pool/volume"), "its type is volume"),
+        (ImageLocation(SourceType("network"), "raw"), "its type is network"),
+        (ImageLocation(SourceType("volume"), "qcow2", pool="p", volume="v"), "volume v of pool p: no such pool"),
+        (ImageLocation(SourceType.FILE, "raw", str(top), oddity="it is a slice of a larger image"), "it is a slice"),
+        (ImageLocation(SourceType("dir"), "raw", str(tmp_path)), "neither a file nor a block device"),
+        (ImageLocation(SourceType("volume"), "raw", "pool/volume"), "its type is volume"),
     ):
         refused(disk(source), said)
-    refused(disk(top, ImageLocation("file", None, str(top))), "does not give the format")
+    refused(disk(top, ImageLocation(SourceType.FILE, None, str(top))), "does not give the format")
 
 
 def test_volume_is_where_its_pool_says(tmp_path: Path) -> None:
     top = create(tmp_path / "v.qcow2")
-    volume = disk(ImageLocation("volume", "qcow2", pool="images", volume="v.qcow2"))
+    volume = disk(ImageLocation(SourceType("volume"), "qcow2", pool="images", volume="v.qcow2"))
     (image,) = images_of(volume, volume_path=lambda pool, name: str(tmp_path / name) if pool == "images" else "")
     assert image.path == str(top)
 

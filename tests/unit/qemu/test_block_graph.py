@@ -142,7 +142,7 @@ def test_unknown_alias_names_the_disk_and_the_devices_there_are() -> None:
 
 def test_device_without_a_medium_is_not_found() -> None:
     with pytest.raises(DiskError, match="Disk hdc"):
-        fixture_graph("rich").disk_node(Disk("hdc", "ide0-1-0", "file", None, "raw"))
+        fixture_graph("rich").disk_node(Disk("hdc", "ide0-1-0", None, "raw"))
 
 
 def test_qemu_without_devices_is_an_error() -> None:
@@ -174,7 +174,7 @@ def test_other_image_than_libvirts_is_refused() -> None:
 def test_other_format_than_libvirts_is_refused() -> None:
     with pytest.raises(DiskError, match="format is qcow2, but QEMU opened it as raw"):
         fixture_graph("rich").disk_node(
-            Disk("vdd", "virtio-disk3", "file", "/capture/plain.raw", "qcow2"),
+            Disk("vdd", "virtio-disk3", "/capture/plain.raw", "qcow2"),
         )
 
 
