@@ -67,7 +67,7 @@ class ImageFormat(Enum):
 class SourceType:
     """Where an image is stored, by libvirt's name: type of a <disk> or <backingStore> (file, block, network, ...).
 
-    Not an Enum: a newer libvirt may have more types, and messages show the name that the XML has.
+    Not an Enum: a newer libvirt may have more types, and messages show the name that was read.
     """
 
     name: str
@@ -79,6 +79,27 @@ class SourceType:
 
 
 SourceType.FILE = SourceType("file")
+
+
+@dataclass(frozen=True)
+class BlockDriver:
+    """A block driver by QEMU's name (QAPI BlockdevDriver): an image format, a protocol or a filter.
+
+    Image formats have the same names in libvirt. Not an Enum: QEMU has many more drivers than the few that vbackup
+    treats specially, and messages show the name that was read.
+    """
+
+    name: str
+
+    QCOW2: ClassVar[BlockDriver]
+    RAW: ClassVar[BlockDriver]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+BlockDriver.QCOW2 = BlockDriver("qcow2")
+BlockDriver.RAW = BlockDriver("raw")
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ class ImageLocation:
     """One image of a disk as the XML describes it: where it is, and how it is opened."""
 
     source_type: SourceType
-    format: str | None  #: qcow2, raw; None where the XML does not say it of a backing image
+    format: BlockDriver | None  #: None where the XML does not say it of a backing image
     path: str | None = None
     pool: str | None = None
     volume: str | None = None
@@ -112,7 +133,7 @@ class Disk:
     dev: str
     alias: str  #: of the device; ``dev`` where the domain is off and the user gave none
     path: str | None  #: of the image or block device where the XML names one
-    format: str  #: qcow2, raw
+    format: BlockDriver
     encrypted: bool = False
     images: tuple[ImageLocation, ...] = ()  #: its backing chain as far as the XML has it, the active image first
     chain_ends: bool = False  #: the XML says that the last of them has no backing file
@@ -177,7 +198,7 @@ class Layer:
     """One image of a disk's backing chain: a format node, its bitmaps by name."""
 
     node_name: str
-    driver: str
+    driver: BlockDriver
     read_only: bool
     virtual_size_bytes: int
     filename: str
@@ -270,7 +291,7 @@ class DiskImage:
     bitmap: str | None  #: the checkpoint's bitmap on the disk, None for a copy
     node_name: str
     source: str | None  #: path of the disk on the host
-    source_format: str
+    source_format: BlockDriver
     encrypted: bool = False  #: the disk was encrypted on the host; the image is not
 
 

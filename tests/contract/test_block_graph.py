@@ -7,13 +7,13 @@ from typing import Any
 from tests.contract.conftest import DISK, QDEV, SIZE_BYTES, Bench, add_bitmap, backup, plain_file
 from tests.unit.builders import Recorder
 from vbackup.images import targets
-from vbackup.model import QEMUS_OWN, Disk, NodeOptions
+from vbackup.model import QEMUS_OWN, BlockDriver, Disk, NodeOptions
 from vbackup.qemu.monitor import block_graph, schema
 from vbackup.undo import Undo
 
 
 def disk(bench: Bench) -> Disk:
-    return Disk("vda", DISK, str(bench.machine.disk_path), "qcow2")
+    return Disk("vda", DISK, str(bench.machine.disk_path), BlockDriver.QCOW2)
 
 
 def device(bench: Bench, query: str) -> dict[str, Any]:

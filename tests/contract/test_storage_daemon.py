@@ -30,7 +30,7 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.images import targets
-from vbackup.model import Disk, ImageLocation, SecretRef, SourceType
+from vbackup.model import BlockDriver, Disk, ImageLocation, SecretRef, SourceType
 from vbackup.names import Naming
 from vbackup.qemu import backing_chain, jobs, storage_daemon
 from vbackup.qemu import qmp_socket as socket_
@@ -83,9 +83,9 @@ def write_outside(path: Path) -> int:
 def test_bitmaps_are_stored_at_the_end_and_the_images_let_go(tmp_path: Path) -> None:
     path = create(tmp_path / "vda.qcow2")
     recorder = Recorder()
-    with open_images([("vda", str(path), "qcow2")], reporter=recorder) as opened:
+    with open_images([("vda", str(path), BlockDriver.QCOW2)], reporter=recorder) as opened:
         (node,) = opened.disk_nodes()
-        assert (node.top.driver, node.top.read_only, node.keeps_bitmaps) == ("qcow2", False, True)
+        assert (node.top.driver, node.top.read_only, node.keeps_bitmaps) == (BlockDriver.QCOW2, False, True)
         add_bitmap(opened.monitor, node.top.node_name)
         assert list(opened.disk_nodes()[0].top.bitmaps) == ["b"]
         assert write_outside(path) != 0
@@ -109,9 +109,9 @@ def test_chain_is_opened_down_to_its_end_and_only_its_top_for_writing(tmp_path: 
     middle = create(tmp_path / "middle.qcow2", "-b", str(base), "-F", "raw")
     subprocess.run(["qemu-img", "bitmap", "--add", str(middle), "b"], check=True)
     top = create(tmp_path / "top.qcow2", "-b", "middle.qcow2", "-F", "qcow2")
-    with open_images([("vda", str(top), "qcow2")], reporter=Recorder()) as opened:
+    with open_images([("vda", str(top), BlockDriver.QCOW2)], reporter=Recorder()) as opened:
         (node,) = opened.disk_nodes()
-        assert [(layer.driver, layer.read_only, list(layer.bitmaps)) for layer in node.layers] == [
+        assert [(layer.driver.name, layer.read_only, list(layer.bitmaps)) for layer in node.layers] == [
             ("qcow2", False, []),
             ("qcow2", True, ["b"]),
             ("raw", True, []),
@@ -125,7 +125,7 @@ def test_raw_image_is_locked_while_its_job_runs(tmp_path: Path) -> None:
     path = create(tmp_path / "vda.raw", image_format="raw")
     to = create(tmp_path / "target.qcow2")
     write = ["qemu-io", "-f", "raw", "-c", "write 0 64k", str(path)]
-    with open_images([("vda", str(path), "raw")], reporter=Recorder()) as opened, Undo(Recorder()) as undo:
+    with open_images([("vda", str(path), BlockDriver.RAW)], reporter=Recorder()) as opened, Undo(Recorder()) as undo:
         (node,) = opened.disk_nodes()
         assert not node.bears_checkpoints
         targets.open_in_qemu(opened.monitor, [targets.Target(to, "to")], undo=undo)
@@ -139,8 +139,11 @@ def test_raw_image_is_locked_while_its_job_runs(tmp_path: Path) -> None:
 
 def test_image_that_another_program_writes_is_busy(tmp_path: Path) -> None:
     path = create(tmp_path / "vda.qcow2")
-    with open_images([("vda", str(path), "qcow2")], reporter=Recorder()):
-        with pytest.raises(BusyError, match=str(path)), open_images([("vdb", str(path), "qcow2")], reporter=Recorder()):
+    with open_images([("vda", str(path), BlockDriver.QCOW2)], reporter=Recorder()):
+        with (
+            pytest.raises(BusyError, match=str(path)),
+            open_images([("vdb", str(path), BlockDriver.QCOW2)], reporter=Recorder()),
+        ):
             pass
         assert is_running(os.getpid())
 
@@ -148,7 +151,10 @@ def test_image_that_another_program_writes_is_busy(tmp_path: Path) -> None:
 def test_image_that_cannot_be_opened_ends_the_daemon(tmp_path: Path) -> None:
     path = tmp_path / "vda.qcow2"
     path.write_bytes(bytes(MIB))
-    with pytest.raises(DiskError, match=r"vda\.qcow2"), open_images([("vda", str(path), "qcow2")], reporter=Recorder()):
+    with (
+        pytest.raises(DiskError, match=r"vda\.qcow2"),
+        open_images([("vda", str(path), BlockDriver.QCOW2)], reporter=Recorder()),
+    ):
         pass
 
 
@@ -217,7 +223,7 @@ def test_death_in_the_middle_of_a_job_is_no_lost_connection(tmp_path: Path) -> N
 
     def back_up() -> None:
         with StorageDaemon(recorder) as daemon, Undo(recorder) as undo:
-            daemon.open("vda", [Image(str(path), "qcow2", False, (0, 0))], secret_value=lambda _secret: b"")
+            daemon.open("vda", [Image(str(path), BlockDriver.QCOW2, False, (0, 0))], secret_value=lambda _secret: b"")
             targets.open_in_qemu(daemon, [targets.Target(to, "to")], undo=undo)
             data = {"job-id": "j", "device": daemon.chains["vda"][0], "target": "to", "sync": "full", "speed": 65536}
             data.update({"auto-finalize": False, "auto-dismiss": False})
@@ -268,7 +274,8 @@ def test_daemon_closes_the_images_when_its_parent_dies_in_whatever_way(tmp_path:
         import sys, time
         from tests.unit.builders import Recorder
         from vbackup.domain.source import open_images
-        with open_images([("vda", sys.argv[1], "qcow2")], reporter=Recorder()) as opened:
+        from vbackup.model import BlockDriver
+        with open_images([("vda", sys.argv[1], BlockDriver.QCOW2)], reporter=Recorder()) as opened:
             node = opened.disk_nodes()[0].top.node_name
             opened.monitor.execute("block-dirty-bitmap-add", {"node": node, "name": "b", "persistent": True})
             print(opened.monitor.pid, flush=True)
@@ -306,7 +313,7 @@ def passphrase(tmp_path: Path) -> Path:
     return path
 
 
-def encrypted(path: Path, image_format: str) -> Image:
+def encrypted(path: Path, image_format: BlockDriver) -> Image:
     source_ = ImageLocation(SourceType.FILE, image_format, str(path), secret=SECRET)
     (image,) = backing_chain.images_of(
         Disk("vda", "vda", str(path), image_format, images=(source_,)), volume_path=lambda _pool, _volume: ""
@@ -331,8 +338,8 @@ def test_secret_opens_both_kinds_of_luks_and_is_in_no_argument_log_or_file(
 
     recorder = Recorder()
     with StorageDaemon(recorder) as daemon:
-        daemon.open("vda", [encrypted(qcow2, "qcow2")], secret_value=value)
-        daemon.open("vdb", [encrypted(raw, "raw")], secret_value=value)
+        daemon.open("vda", [encrypted(qcow2, BlockDriver.QCOW2)], secret_value=value)
+        daemon.open("vdb", [encrypted(raw, BlockDriver.RAW)], secret_value=value)
         nodes = {node["node-name"]: node for node in daemon.execute("query-named-block-nodes", {"flat": True})}
         assert [nodes[daemon.chains[dev][0]]["drv"] for dev in ("vda", "vdb")] == ["qcow2", "luks"]
         argv, environment = (Path(f"/proc/{daemon.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
@@ -353,14 +360,14 @@ def open_files(pid: int) -> str:
 def test_wrong_secret_is_refused_by_qemu(tmp_path: Path, passphrase: Path) -> None:
     path = luks(tmp_path / "luks.qcow2", passphrase)
     with StorageDaemon(Recorder()) as daemon, pytest.raises(QmpError, match="Invalid password"):
-        daemon.open("vda", [encrypted(path, "qcow2")], secret_value=lambda _secret: b"wrong")
+        daemon.open("vda", [encrypted(path, BlockDriver.QCOW2)], secret_value=lambda _secret: b"wrong")
 
 
 def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
     """The words that vbackup.errors.QmpError knows."""
     path = create(tmp_path / "vda.qcow2")
     with StorageDaemon(Recorder()) as one, StorageDaemon(Recorder()) as other:
-        image = Image(str(path), "qcow2", False, (0, 0))
+        image = Image(str(path), BlockDriver.QCOW2, False, (0, 0))
         one.open("vda", [image], secret_value=lambda _secret: b"")
         with pytest.raises(QmpError) as caught:
             other.open("vda", [image], secret_value=lambda _secret: b"")

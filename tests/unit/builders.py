@@ -13,6 +13,7 @@ from vbackup import names
 from vbackup.model import (
     Backup,
     Bitmap,
+    BlockDriver,
     Consistency,
     Disk,
     DiskImage,
@@ -53,7 +54,7 @@ def image(dev: str = "vda", *, level: Level = Level.FULL, base: str | None = Non
         "bitmap": "",  # filled in by backup()
         "node_name": "libvirt-1-format",
         "source": f"/images/{dev}.qcow2",
-        "source_format": "qcow2",
+        "source_format": BlockDriver.QCOW2,
     }
     return DiskImage(**{**values, **changes})
 
@@ -110,7 +111,7 @@ def disk(dev: str = "vda", **changes: Any) -> Disk:
         "dev": dev,
         "alias": f"virtio-disk{number}",
         "path": f"/images/{dev}.qcow2",
-        "format": "qcow2",
+        "format": BlockDriver.QCOW2,
     }
     return Disk(**{**values, **changes})
 
@@ -137,11 +138,11 @@ def end_mark(dev: str = "vda", size_bytes: int = SIZE_BYTES, **changes: Any) -> 
 def layer(*bitmaps: Bitmap, **changes: Any) -> Layer:
     values: dict[str, Any] = {
         "node_name": "libvirt-1-format",
-        "driver": "qcow2",
+        "driver": BlockDriver.QCOW2,
         "read_only": False,
         "virtual_size_bytes": SIZE_BYTES,
         "filename": "/images/vda.qcow2",
-        "stores_bitmaps": changes.get("driver", "qcow2") == "qcow2",
+        "stores_bitmaps": changes.get("driver", BlockDriver.QCOW2) == BlockDriver.QCOW2,
         "bitmaps": {one.name: one for one in bitmaps},
     }
     return Layer(**{**values, **changes})

@@ -438,7 +438,8 @@ def test_header_is_read_as_qemu_reads_it(tmp_path: Path, monkeypatch: pytest.Mon
     header = qcow2.header(path)
     assert header.virtual_size_bytes == info["virtual-size"]
     assert header.backing_file == info.get("backing-filename")
-    assert header.backing_format == info.get("backing-filename-format")
+    backing_format = header.backing_format.name if header.backing_format is not None else None
+    assert backing_format == info.get("backing-filename-format")
     assert header.has_data_file == ("data-file" in info["format-specific"]["data"])
     assert not header.encrypted
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vbackup.domain import source
 from vbackup.domain.host import Host
-from vbackup.model import Disk, DiskNode, ImageFormat
+from vbackup.model import BlockDriver, Disk, DiskNode, ImageFormat
 from vbackup.qemu.monitor import Monitor, block_graph, block_nodes
 from vbackup.report import Reporter
 
@@ -97,7 +97,7 @@ def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Repo
 
     Raises what vbackup.domain.source.open_images raises.
     """
-    described = [(dev, str(path), image_format.value) for dev, path, image_format in images]
+    described = [(dev, str(path), BlockDriver(image_format.value)) for dev, path, image_format in images]
     with source.open_images(described, reporter=reporter) as opened:
 
         def disks() -> dict[str, DiskNode]:
@@ -107,4 +107,4 @@ def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Repo
 
 
 def _device(alias: str) -> Disk:
-    return Disk(dev=alias, alias=alias, path=None, format="raw")
+    return Disk(dev=alias, alias=alias, path=None, format=BlockDriver.RAW)

@@ -12,7 +12,17 @@ from collections.abc import Iterator, Mapping
 from lxml import etree
 
 from vbackup.errors import MalformedError, UsageError
-from vbackup.model import Disk, Domain, ImageFormat, ImageLocation, LeftOut, SecretRef, SecurityLabel, SourceType
+from vbackup.model import (
+    BlockDriver,
+    Disk,
+    Domain,
+    ImageFormat,
+    ImageLocation,
+    LeftOut,
+    SecretRef,
+    SecurityLabel,
+    SourceType,
+)
 from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -160,8 +170,7 @@ def _reason_to_leave_out(element: etree._Element) -> str | None:
 
 def _disk(element: etree._Element, dev: str) -> Disk:
     alias = element.find("alias")
-    driver = element.find("driver")
-    image_format = (driver.get("type") if driver is not None else None) or "raw"
+    image_format = _format(element.find("driver")) or BlockDriver.RAW
     top = _image_source(element, image_format)
     images, ends = _chain(element, top)
     return Disk(
@@ -186,13 +195,12 @@ def _chain(element: etree._Element, top: ImageLocation) -> tuple[tuple[ImageLoca
     while below is not None:
         if below.find("source") is None:
             return tuple(images), True
-        backing_format = below.find("format")
-        images.append(_image_source(below, backing_format.get("type") if backing_format is not None else None))
+        images.append(_image_source(below, _format(below.find("format"))))
         below = below.find("backingStore")
     return tuple(images), False
 
 
-def _image_source(element: etree._Element, image_format: str | None) -> ImageLocation:
+def _image_source(element: etree._Element, image_format: BlockDriver | None) -> ImageLocation:
     """Return the location of the image that a <disk> or <backingStore> element describes, without its chain."""
     source = element.find("source")
     encryption = element.find("encryption")
@@ -212,8 +220,15 @@ def _image_source(element: etree._Element, image_format: str | None) -> ImageLoc
 
 
 def _source_type(element: etree._Element) -> SourceType:
-    """Return the type of a <disk> or <backingStore> element; as in libvirt, it is "file" if the XML does not say it."""
-    return SourceType(element.get("type", SourceType.FILE.name))
+    """Return the type of a <disk> or <backingStore> element, which is file if the XML does not give one."""
+    source_type = element.get("type")
+    return SourceType.FILE if source_type is None else SourceType(source_type)
+
+
+def _format(element: etree._Element | None) -> BlockDriver | None:
+    """Return the image format that a <driver> or <format> element gives, or None."""
+    image_format = element.get("type") if element is not None else None
+    return BlockDriver(image_format) if image_format else None
 
 
 def _secret(encryption: etree._Element | None) -> SecretRef | None:

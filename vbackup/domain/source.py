@@ -20,7 +20,18 @@ from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.watchdog import Watchdog
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError, VbackupError
 from vbackup.hooks.marks import offline_mark
-from vbackup.model import Consistency, Disk, DiskNode, Domain, ImageLocation, Layer, Quiesce, SecretRef, SourceType
+from vbackup.model import (
+    BlockDriver,
+    Consistency,
+    Disk,
+    DiskNode,
+    Domain,
+    ImageLocation,
+    Layer,
+    Quiesce,
+    SecretRef,
+    SourceType,
+)
 from vbackup.qemu.monitor import Monitor, block_graph
 from vbackup.report import Reporter
 
@@ -303,7 +314,7 @@ class ImageSet:
 
 
 @contextmanager
-def open_images(images: Sequence[tuple[str, str, str]], *, reporter: Reporter) -> Iterator[ImageSet]:
+def open_images(images: Sequence[tuple[str, str, BlockDriver]], *, reporter: Reporter) -> Iterator[ImageSet]:
     """Open image files as disks, each given as (dev, path, format), with the backing files that their headers name.
 
     Raises DiskError for an image that cannot be opened, BusyError if another program has it open, UnsuitableError if

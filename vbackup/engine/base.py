@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from vbackup import names
 from vbackup.engine import endmark
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
+from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName, Naming
 from vbackup.repository.history import History, image_of
 
@@ -103,7 +103,7 @@ def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) 
     if top.virtual_size_bytes == image_of(base, node.disk.dev).virtual_size_bytes:
         return
     change = _change_of_size(node, base)
-    if top.driver != "qcow2":
+    if top.driver != BlockDriver.QCOW2:
         # The new part of a raw image or block device may contain anything.
         raise _UntrustedError(f"the {top.driver} disk has grown {change}")
     if top.node_name not in {mark.node_name for mark in marks}:
@@ -182,7 +182,7 @@ def _flaw(bitmap: Bitmap) -> str | None:
 
 
 def _no_bitmap(node: DiskNode) -> str:
-    kind = "a qcow2 image of version 2" if node.top.driver == "qcow2" else f"a {node.top.driver} image"
+    kind = "a qcow2 image of version 2" if node.top.driver == BlockDriver.QCOW2 else f"a {node.top.driver} image"
     return f"QEMU keeps no bitmap in {kind} while the domain is off"
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import ChainError, DiskError, MonitorError
-from vbackup.model import Disk, ImageLocation, SecretRef
+from vbackup.model import BlockDriver, Disk, ImageLocation, SecretRef
 from vbackup.qemu import qemu_img
 
 #: Formats that can have a backing file (QAPI BlockdevOptionsGenericCOWFormat).
-BACKED_FORMATS = frozenset(("qcow2", "qcow", "qed", "vmdk"))
+BACKED_FORMATS = frozenset(map(BlockDriver, ("qcow2", "qcow", "qed", "vmdk")))
 
 #: The longest chain accepted; libvirt does not start a domain with a longer one.
 MAX_IMAGES = 200
@@ -30,7 +30,7 @@ class Image:
     """An existing image: a file or a block device of this host."""
 
     path: str
-    format: str
+    format: BlockDriver
     is_block_device: bool
     identity: tuple[int, int]  #: the same for all names of one file or device
     secret: SecretRef | None = None  #: of its LUKS encryption
@@ -90,11 +90,11 @@ def blockdevs(
 
 def _format_options(image: Image, secret_ids: Mapping[SecretRef, str]) -> dict[str, Any]:
     if image.secret is None:
-        return {"driver": image.format}
+        return {"driver": image.format.name}
     key_secret = {"key-secret": secret_ids[image.secret]}
-    if image.format == "raw":
+    if image.format == BlockDriver.RAW:
         return {"driver": "luks", **key_secret}
-    return {"driver": image.format, "encrypt": {"format": "luks", **key_secret}}
+    return {"driver": image.format.name, "encrypt": {"format": "luks", **key_secret}}
 
 
 def _append(disk: Disk, images: list[Image], image: Image) -> None:
@@ -148,7 +148,7 @@ def _from_header(disk: Disk, image: Image) -> Image | None:
     return _image(disk, path, header.backing_format, None)
 
 
-def _image(disk: Disk, path: str, image_format: str, secret: SecretRef | None) -> Image:
+def _image(disk: Disk, path: str, image_format: BlockDriver, secret: SecretRef | None) -> Image:
     try:
         status = Path(path).stat()
     except OSError as err:

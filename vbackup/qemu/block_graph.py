@@ -14,10 +14,11 @@ from typing import Any
 
 from vbackup.errors import DiskError, MalformedError
 from vbackup.fields import Fields, objects
-from vbackup.model import QEMUS_OWN, Bitmap, Disk, DiskNode, Layer, NodeOptions
+from vbackup.model import QEMUS_OWN, Bitmap, BlockDriver, Disk, DiskNode, Layer, NodeOptions
 
 #: Drivers that pass everything on to the node below; a disk's data and bitmaps are never in them.
 FILTERS = frozenset(
+    BlockDriver(name) for name in
     ("copy-on-read", "throttle", "copy-before-write", "preallocate", "compress", "blkdebug", "blklogwrites",
      "blkreplay", "snapshot-access", "mirror_top", "commit_top", "backup-top")
 )  # fmt: skip
@@ -31,7 +32,6 @@ MAX_LAYERS = 1000
 
 @dataclass(frozen=True)
 class _Node:
-    driver: str
     layer: Layer
     options: NodeOptions
 
@@ -114,7 +114,7 @@ class BlockGraph(BlockNodes):
             node = self._nodes.get(node_name)
             if node is None:
                 raise DiskError(disk.dev, f"QEMU uses node {node_name} for it but does not list the node; try again.")
-            if node.driver not in FILTERS:
+            if node.layer.driver not in FILTERS:
                 layers.append(node.layer)
         if not layers:
             raise DiskError(disk.dev, f"QEMU shows only filter nodes from {root} down; is a block job just starting?")
@@ -130,7 +130,7 @@ def _check_against_xml(disk: Disk, top: Layer) -> None:
             disk.dev,
             f"libvirt says that its image is {disk.path}, but QEMU has {path} open; was it changed without libvirt?",
         )
-    if disk.format == "qcow2" and top.driver != "qcow2":
+    if disk.format == BlockDriver.QCOW2 and top.driver != BlockDriver.QCOW2:
         raise DiskError(disk.dev, f"libvirt says that its format is qcow2, but QEMU opened it as {top.driver}.")
 
 
@@ -195,17 +195,17 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
         name = entry.text("node-name")
         image = entry.object("image")
         bitmaps = map(_bitmap, entry.objects("dirty-bitmaps") if "dirty-bitmaps" in entry else ())
-        driver = entry.text("drv")
+        driver = BlockDriver(entry.text("drv"))
         layer = Layer(
             node_name=name,
             driver=driver,
             read_only=entry.boolean("ro"),
             virtual_size_bytes=image.integer("virtual-size"),
             filename=entry.text("file"),
-            stores_bitmaps=driver == "qcow2" and _compat(image) != QCOW2_V2,
+            stores_bitmaps=driver == BlockDriver.QCOW2 and _compat(image) != QCOW2_V2,
             bitmaps={bitmap.name: bitmap for bitmap in bitmaps if bitmap.name},
         )
-        yield name, _Node(driver, layer, _options(entry))
+        yield name, _Node(layer, _options(entry))
 
 
 def _options(entry: Fields) -> NodeOptions:

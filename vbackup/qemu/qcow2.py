@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vbackup.errors import ChainError
 from vbackup.files import open_regular
+from vbackup.model import BlockDriver
 
 _MAGIC = b"QFI\xfb"
 _V2, _V3 = 2, 3
@@ -36,7 +37,7 @@ class Header:
 
     virtual_size_bytes: int
     backing_file: str | None
-    backing_format: str | None
+    backing_format: BlockDriver | None
     has_data_file: bool
     encrypted: bool
 
@@ -73,7 +74,7 @@ def _parse(data: bytes) -> Header:
     return Header(
         virtual_size_bytes=size_bytes,
         backing_file=_name(data, name_offset, name_length) if name_offset else None,
-        backing_format=_text(extensions[_BACKING_FORMAT]) if _BACKING_FORMAT in extensions else None,
+        backing_format=BlockDriver(_text(extensions[_BACKING_FORMAT])) if _BACKING_FORMAT in extensions else None,
         has_data_file=bool(incompatible & _DATA_FILE_BIT) or _DATA_FILE in extensions,
         encrypted=encryption != 0,
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from vbackup.errors import ChainError, NoSpaceError, QemuText, StorageError
 from vbackup.fields import Fields
-from vbackup.model import Compression, ImageFormat, ImageOptions
+from vbackup.model import BlockDriver, Compression, ImageFormat, ImageOptions
 from vbackup.stop import Stop
 
 _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
@@ -28,7 +28,7 @@ class Header:
     """The backing file that the header of an image names (QAPI ImageInfo)."""
 
     backing_file: str | None
-    backing_format: str | None
+    backing_format: BlockDriver | None
 
 
 def create(path: Path, size_bytes: int, *, backing_rpath: str | None, options: ImageOptions) -> None:
@@ -54,19 +54,20 @@ def create_in(fd: int, size_bytes: int, *, what: str) -> None:
     _run(argv, what, pass_fds=(fd,))
 
 
-def header(path: Path, *, image_format: str) -> Header:
+def header(path: Path, *, image_format: BlockDriver) -> Header:
     """Read the header of an image that another process may be writing. Its backing file is not opened.
 
     Raises ChainError if the image cannot be read as ``image_format``.
     """
-    argv = ["qemu-img", "info", "-f", image_format, "--output=json", "-U", os.fspath(path.absolute())]
+    argv = ["qemu-img", "info", "-f", image_format.name, "--output=json", "-U", os.fspath(path.absolute())]
     result = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if result.returncode != 0:
         raise ChainError(f"The image {path} cannot be read: {_last_line(result.stderr)}.")
     fields = Fields(json.loads(result.stdout), f"qemu-img info {path}", ChainError)
+    backing_format = fields.optional_text("backing-filename-format")
     return Header(
         backing_file=fields.optional_text("backing-filename"),
-        backing_format=fields.optional_text("backing-filename-format"),
+        backing_format=None if backing_format is None else BlockDriver(backing_format),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
-from vbackup.model import Backup, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
+from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
 
 SCHEMA = "vbackup.manifest/1"
 #: A manifest of a thousand disks is under 1 MiB.
@@ -139,7 +139,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
         "bitmap": image.bitmap,
         "node_name": image.node_name,
         "source": image.source,
-        "source_format": image.source_format,
+        "source_format": image.source_format.name,
         "encrypted": image.encrypted,
     }
 
@@ -161,7 +161,7 @@ def _image(fields: Fields, where: str) -> DiskImage:
         bitmap=fields.optional_text("bitmap"),
         node_name=fields.text("node_name"),
         source=fields.optional_text("source"),
-        source_format=fields.text("source_format"),
+        source_format=BlockDriver(fields.text("source_format")),
         encrypted=fields.boolean("encrypted"),
     )
 

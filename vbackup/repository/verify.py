@@ -10,7 +10,7 @@ from pathlib import Path
 from vbackup import files
 from vbackup.errors import ChainError
 from vbackup.files import read_regular
-from vbackup.model import Backup
+from vbackup.model import Backup, BlockDriver
 from vbackup.qemu import qcow2
 from vbackup.report import Reporter
 from vbackup.repository.history import Link
@@ -106,7 +106,7 @@ class _Progress:
 def _check_header(path: Path, link: Link) -> None:
     header = qcow2.header(path)
     backing = f"../{link.image.base}/{link.image.file}" if link.image.base else None
-    if header.backing_file != backing or (backing is not None and header.backing_format != "qcow2"):
+    if header.backing_file != backing or (backing is not None and header.backing_format != BlockDriver.QCOW2):
         raise ChainError(
             f"Disk {link.image.dev}: the header of {path} names the backing file {header.backing_file!r}, its manifest"
             f" {backing!r}; somebody changed it, and nothing was opened."

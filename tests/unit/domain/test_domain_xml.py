@@ -16,7 +16,7 @@ from lxml import etree
 from tests.unit.builders import FIXTURES, UUID, fixture_xml
 from vbackup.domain import domain_xml
 from vbackup.errors import MalformedError, VbackupError
-from vbackup.model import Disk, ImageFormat, SecretRef, SourceType
+from vbackup.model import BlockDriver, Disk, ImageFormat, SecretRef, SourceType
 
 DISK = "<disk type='file'><source file='/images/vda.qcow2'/><target dev='vda'/><alias name='virtio-disk0'/></disk>"
 AGENT = "<channel><target type='virtio' name='org.qemu.guest_agent.0' {}/></channel>"
@@ -42,15 +42,15 @@ def test_rich_domain_has_the_disks_that_can_be_backed_up() -> None:
     assert domain.name == "käse & brot"
     assert domain.uuid == UUID
     expected = [
-        Disk("vda", "virtio-disk0", "/capture/zwei Wörter & <mehr>/dïsk 'a'.qcow2", "qcow2"),
-        Disk("vdb", "ua-my_own-alias", "/capture/disk.qcow2", "qcow2"),
-        Disk("vdc", "virtio-disk2", "/capture/other/disk.qcow2", "qcow2"),
-        Disk("vdd", "virtio-disk3", "/capture/plain.raw", "raw"),
-        Disk("vdi", "virtio-disk8", "/capture/both.qcow2", "qcow2"),
-        Disk("vdj", "virtio-disk9", None, "raw"),
-        Disk("sda", "scsi0-0-0-0", "/capture/scsi.qcow2", "qcow2"),
-        Disk("sdb", "sata0-0-1", "/capture/sata.raw", "raw"),
-        Disk("hda", "ide0-0-0", "/capture/ide.qcow2", "qcow2"),
+        Disk("vda", "virtio-disk0", "/capture/zwei Wörter & <mehr>/dïsk 'a'.qcow2", BlockDriver.QCOW2),
+        Disk("vdb", "ua-my_own-alias", "/capture/disk.qcow2", BlockDriver.QCOW2),
+        Disk("vdc", "virtio-disk2", "/capture/other/disk.qcow2", BlockDriver.QCOW2),
+        Disk("vdd", "virtio-disk3", "/capture/plain.raw", BlockDriver.RAW),
+        Disk("vdi", "virtio-disk8", "/capture/both.qcow2", BlockDriver.QCOW2),
+        Disk("vdj", "virtio-disk9", None, BlockDriver.RAW),
+        Disk("sda", "scsi0-0-0-0", "/capture/scsi.qcow2", BlockDriver.QCOW2),
+        Disk("sdb", "sata0-0-1", "/capture/sata.raw", BlockDriver.RAW),
+        Disk("hda", "ide0-0-0", "/capture/ide.qcow2", BlockDriver.QCOW2),
     ]
     found = [replace(disk, images=(), chain_ends=False) for disk in domain.disks if disk.dev != "vdh"]
     assert found == expected
@@ -74,7 +74,7 @@ def test_domain_that_is_off_is_read_as_it_would_start() -> None:
     assert not domain.agent_connected
     # What the user did not define is missing: the image headers count.
     assert (len(disks["vda"].images), disks["vda"].chain_ends) == (1, False)
-    assert [(image.path, image.format) for image in disks["vdb"].images] == [
+    assert [(image.path, str(image.format)) for image in disks["vdb"].images] == [
         ("/capture/overlay.qcow2", "qcow2"),
         ("/capture/base.qcow2", "qcow2"),
     ]
@@ -125,7 +125,7 @@ def test_encryption_that_is_not_plain_luks_is_reported(encryption: str, oddity: 
 
 def test_block_device_is_a_disk() -> None:
     vdh = next(disk for disk in domain_xml.parse(fixture_xml("rich")).disks if disk.dev == "vdh")
-    assert (vdh.images[0].source_type, vdh.format) == (SourceType("block"), "raw")
+    assert (vdh.images[0].source_type, vdh.format) == (SourceType("block"), BlockDriver.RAW)
     assert vdh.path is not None
     assert vdh.path.startswith("/dev/")
 
@@ -150,7 +150,7 @@ def test_many_disks_keep_their_order() -> None:
 
 def test_after_an_external_snapshot_the_overlay_is_the_disk() -> None:
     domain = domain_xml.parse(fixture_xml("snapshot"))
-    assert [(disk.dev, disk.path, disk.format) for disk in domain.disks] == [
+    assert [(disk.dev, disk.path, disk.format.name) for disk in domain.disks] == [
         ("vda", "/capture/vda.one", "qcow2"),
         ("vdb", "/capture/vdb.qcow2", "qcow2"),
         ("vdc", "/capture/vdc.one", "qcow2"),
@@ -196,8 +196,13 @@ def test_device_is_a_disk_unless_said_otherwise() -> None:
 
 
 def test_format_is_raw_unless_said_otherwise() -> None:
-    assert domain_xml.parse(xml()).disks[0].format == "raw"
-    assert domain_xml.parse(xml(disk_xml("<driver name='qemu' type='qcow2'/>"))).disks[0].format == "qcow2"
+    assert domain_xml.parse(xml()).disks[0].format == BlockDriver.RAW
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2", "vmdk", "one-of-a-newer-libvirt"])
+def test_format_is_read(image_format: str) -> None:
+    (disk,) = domain_xml.parse(xml(disk_xml(f"<driver name='qemu' type='{image_format}'/>"))).disks
+    assert disk.format == disk.images[0].format == BlockDriver(image_format)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +375,7 @@ def test_restored_disks_are_where_they_were_written() -> None:
     }
     before = {disk.dev: disk for disk in domain_xml.parse(fixture_xml("rich")).disks}
     after = {disk.dev: disk for disk in domain_xml.parse(domain_xml.with_disks(fixture_xml("rich"), images)).disks}
-    assert {dev: (after[dev].images[0].source_type, after[dev].path, after[dev].format) for dev in images} == {
+    assert {dev: (after[dev].images[0].source_type, after[dev].path, after[dev].format.name) for dev in images} == {
         dev: (SourceType.FILE, path, image_format.value) for dev, (path, image_format) in images.items()
     }
     untouched = before.keys() - images.keys()

@@ -12,7 +12,7 @@ from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
 from vbackup.domain.source import open_images, open_source
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
-from vbackup.model import SecretRef
+from vbackup.model import BlockDriver, SecretRef
 from vbackup.qemu import backing_chain, storage_daemon
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import Event
@@ -147,7 +147,7 @@ def test_domain_started_while_its_images_are_opened_is_noticed_without_locks(
 
 
 def test_secret_that_libvirt_does_not_give_is_told_with_its_disk(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    encrypted = (Image("/images/vda.qcow2", "qcow2", False, (1, 1), SECRET),)
+    encrypted = (Image("/images/vda.qcow2", BlockDriver.QCOW2, False, (1, 1), SECRET),)
     monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: encrypted)
     said = f"Disk vda: .*{SECRET.uuid}.*virsh secret-set-value"
     with pytest.raises(DiskError, match=said), open_source(domain, reporter=Recorder()) as opened:
@@ -161,7 +161,7 @@ def test_domain_on_another_host_is_not_opened_here(domain: Any) -> None:
 
 
 def test_plain_images_are_disks_too(domain: Any, tmp_path: Path) -> None:
-    images = [("vda", "/images/vda.qcow2", "qcow2"), ("vdb", "/images/vdb.qcow2", "qcow2")]
+    images = [("vda", "/images/vda.qcow2", BlockDriver.QCOW2), ("vdb", "/images/vdb.qcow2", BlockDriver.QCOW2)]
     with open_images(images, reporter=Recorder()) as opened:
         assert [(node.disk.dev, node.disk.path) for node in opened.disk_nodes()] == [one[:2] for one in images]
         assert [node.disk.dev for node in opened.disk_nodes(opened.disks[1:])] == ["vdb"]
@@ -171,6 +171,6 @@ def test_plain_image_that_another_program_has_open_is_busy(domain: Any, monkeypa
     refused_to_open(monkeypatch, 'Failed to get "write" lock')
     with (
         pytest.raises(BusyError, match=r"A program .* /images/vda.qcow2 open"),
-        open_images([("vda", "/images/vda.qcow2", "qcow2")], reporter=Recorder()),
+        open_images([("vda", "/images/vda.qcow2", BlockDriver.QCOW2)], reporter=Recorder()),
     ):
         pass

@@ -26,7 +26,7 @@ from tests.unit.builders import (
 from vbackup import names
 from vbackup.engine.base import Choice, choose, level_of, parent_of
 from vbackup.errors import BaseError, ChainError
-from vbackup.model import Backup, Bitmap, DiskNode, Layer, Level, NodeBitmap
+from vbackup.model import Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import Naming
 from vbackup.repository.history import History
 
@@ -142,7 +142,7 @@ def test_missing_bitmap_is_not_trusted() -> None:
 
 
 def test_bitmap_of_a_raw_disk_goes_with_qemu() -> None:
-    assert "gone: the domain was restarted" in untrusted(having(driver="raw"), ONE)
+    assert "gone: the domain was restarted" in untrusted(having(driver=BlockDriver.RAW), ONE)
 
 
 def test_bitmap_of_another_repository_is_not_taken() -> None:
@@ -214,9 +214,10 @@ def test_shrunk_disk_is_not_trusted() -> None:
     assert reason == f"the disk has shrunk from {SIZE_BYTES} to {SIZE_BYTES - 512} bytes since {ONE.id}"
 
 
-def test_grown_raw_disk_is_not_trusted() -> None:
-    reason = untrusted(having(ONE, driver="raw", virtual_size_bytes=SIZE_BYTES + MIB), ONE)
-    assert reason == f"the raw disk has grown from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
+@pytest.mark.parametrize("driver", ["raw", "luks", "one-of-a-newer-qemu"])
+def test_grown_disk_that_is_not_qcow2_is_not_trusted(driver: str) -> None:
+    reason = untrusted(having(ONE, driver=BlockDriver(driver), virtual_size_bytes=SIZE_BYTES + MIB), ONE)
+    assert reason == f"the {driver} disk has grown from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes since {ONE.id}"
 
 
 def test_grown_qcow2_disk_is_trusted_beside_the_mark_of_its_old_end() -> None:
@@ -272,7 +273,7 @@ def replace_bitmaps(below: Layer) -> Layer:
 
 
 def test_raw_disk_is_trusted_while_its_bitmap_is_there() -> None:
-    node = builders.node(layer(bitmap(name_of(ONE), persistent=False), driver="raw"))
+    node = builders.node(layer(bitmap(name_of(ONE), persistent=False), driver=BlockDriver.RAW))
     assert auto(node, ONE).base == ONE
 
 
@@ -281,7 +282,7 @@ def test_raw_disk_is_trusted_while_its_bitmap_is_there() -> None:
     [
         ({}, "is missing from the image (the domain was started again at 2026-11-23 14:00:00Z)"),
         (
-            {"driver": "raw"},
+            {"driver": BlockDriver.RAW},
             "is gone: the domain was started again at 2026-11-23 14:00:00Z, or the disk was attached again",
         ),
     ],

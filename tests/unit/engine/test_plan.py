@@ -14,7 +14,7 @@ from vbackup import names
 from vbackup.engine import plan
 from vbackup.engine.base import Choice
 from vbackup.errors import DiskError, UnsuitableError
-from vbackup.model import Compression, DiskNode, LeftOut, Level, NodeBitmap
+from vbackup.model import BlockDriver, Compression, DiskNode, LeftOut, Level, NodeBitmap
 from vbackup.names import Naming
 from vbackup.repository.history import History
 
@@ -188,7 +188,7 @@ def test_copy_touches_no_bitmap() -> None:
     assert (made.disks[0].bitmap, made.disks[0].working_bitmap) == (None, None)
 
 
-@pytest.mark.parametrize("changes", [{"driver": "raw"}, {"stores_bitmaps": False}])
+@pytest.mark.parametrize("changes", [{"driver": BlockDriver.RAW}, {"stores_bitmaps": False}])
 def test_image_that_stores_no_bitmaps_gets_one_for_as_long_as_qemu_lives(changes: dict[str, Any]) -> None:
     add = make([(vda(**changes), whole())], Level.FULL).transaction()[0]
     assert "persistent" not in add["data"]
@@ -312,13 +312,13 @@ def test_other_repositories_checkpoints_are_not_removed() -> None:
 
 def test_copy_and_disks_without_checkpoints_need_no_mark() -> None:
     assert about_marks(make([(builders.node(layer()), whole(Level.COPY))], Level.COPY)) == []
-    raw = DiskNode(builders.disk(), (layer(driver="raw"),), lasting=False)
+    raw = DiskNode(builders.disk(), (layer(driver=BlockDriver.RAW),), lasting=False)
     assert about_marks(make([(raw, whole())], Level.FULL)) == []
     assert about_marks(make([(builders.node(layer(virtual_size_bytes=0)), whole())], Level.FULL)) == []
 
 
 def test_mark_of_a_raw_disk_is_not_stored() -> None:
-    made = make([(builders.node(layer(driver="raw")), whole())], Level.FULL)
+    made = make([(builders.node(layer(driver=BlockDriver.RAW)), whole())], Level.FULL)
     assert made.transaction()[0]["data"]["persistent"] is False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vbackup.errors import DiskError, MonitorError
-from vbackup.model import Disk, ImageLocation, SecretRef, SourceType
+from vbackup.model import BlockDriver, Disk, ImageLocation, SecretRef, SourceType
 from vbackup.qemu import backing_chain
 from vbackup.qemu.backing_chain import Image, blockdevs, images_of
 
@@ -24,13 +24,13 @@ def create(path: Path, *options: str, image_format: str = "qcow2") -> Path:
 
 def disk(*sources: ImageLocation | Path, ends: bool = False) -> Disk:
     images = tuple(
-        ImageLocation(SourceType.FILE, "qcow2", str(one)) if isinstance(one, Path) else one for one in sources
+        ImageLocation(SourceType.FILE, BlockDriver.QCOW2, str(one)) if isinstance(one, Path) else one for one in sources
     )
-    return Disk("vda", "vda", images[0].path, "qcow2", images=images, chain_ends=ends)
+    return Disk("vda", "vda", images[0].path, BlockDriver.QCOW2, images=images, chain_ends=ends)
 
 
 def found(one: Disk) -> list[tuple[str, str]]:
-    return [(image.path, image.format) for image in images_of(one, volume_path=volume_path)]
+    return [(image.path, image.format.name) for image in images_of(one, volume_path=volume_path)]
 
 
 def volume_path(pool: str, volume: str) -> str:
@@ -77,7 +77,7 @@ def test_header_goes_on_where_the_xml_stops(tmp_path: Path) -> None:
 def test_guest_cannot_make_a_raw_image_look_like_qcow2(tmp_path: Path) -> None:
     create(tmp_path / "secret.qcow2")
     top = create(tmp_path / "vda.raw", "-u", "-b", str(tmp_path / "secret.qcow2"), "-F", "qcow2")
-    assert found(disk(ImageLocation(SourceType.FILE, "raw", str(top)))) == [(str(top), "raw")]
+    assert found(disk(ImageLocation(SourceType.FILE, BlockDriver.RAW, str(top)))) == [(str(top), "raw")]
 
 
 def refused(one: Disk, said: str) -> None:
@@ -128,11 +128,17 @@ def test_image_of_another_format_is_named(tmp_path: Path) -> None:
 def test_image_that_only_a_running_domain_can_open_is_refused(tmp_path: Path) -> None:
     top = create(tmp_path / "top.qcow2")
     for source, said in (
-        (ImageLocation(SourceType("network"), "raw"), "its type is network"),
-        (ImageLocation(SourceType("volume"), "qcow2", pool="p", volume="v"), "volume v of pool p: no such pool"),
-        (ImageLocation(SourceType.FILE, "raw", str(top), oddity="it is a slice of a larger image"), "it is a slice"),
-        (ImageLocation(SourceType("dir"), "raw", str(tmp_path)), "neither a file nor a block device"),
-        (ImageLocation(SourceType("volume"), "raw", "pool/volume"), "its type is volume"),
+        (ImageLocation(SourceType("network"), BlockDriver.RAW), "its type is network"),
+        (
+            ImageLocation(SourceType("volume"), BlockDriver.QCOW2, pool="p", volume="v"),
+            "volume v of pool p: no such pool",
+        ),
+        (
+            ImageLocation(SourceType.FILE, BlockDriver.RAW, str(top), oddity="it is a slice of a larger image"),
+            "it is a slice",
+        ),
+        (ImageLocation(SourceType("dir"), BlockDriver.RAW, str(tmp_path)), "neither a file nor a block device"),
+        (ImageLocation(SourceType("volume"), BlockDriver.RAW, "pool/volume"), "its type is volume"),
     ):
         refused(disk(source), said)
     refused(disk(top, ImageLocation(SourceType.FILE, None, str(top))), "does not give the format")
@@ -140,7 +146,7 @@ def test_image_that_only_a_running_domain_can_open_is_refused(tmp_path: Path) ->
 
 def test_volume_is_where_its_pool_says(tmp_path: Path) -> None:
     top = create(tmp_path / "v.qcow2")
-    volume = disk(ImageLocation(SourceType("volume"), "qcow2", pool="images", volume="v.qcow2"))
+    volume = disk(ImageLocation(SourceType("volume"), BlockDriver.QCOW2, pool="images", volume="v.qcow2"))
     (image,) = images_of(volume, volume_path=lambda pool, name: str(tmp_path / name) if pool == "images" else "")
     assert image.path == str(top)
 
@@ -154,7 +160,7 @@ def nodes(*images: Image) -> list[dict[str, Any]]:
 
 
 def image(name: str, image_format: str = "qcow2", *, block: bool = False, secret: SecretRef | None = None) -> Image:
-    return Image(f"/images/{name}", image_format, block, (1, hash(name)), secret)
+    return Image(f"/images/{name}", BlockDriver(image_format), block, (1, hash(name)), secret)
 
 
 def by_name(options: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -180,6 +186,10 @@ def test_image_without_a_backing_file_is_opened_without_one_whatever_its_header_
 
 def test_block_device_is_opened_as_one() -> None:
     assert [one["driver"] for one in nodes(image("volume", "raw", block=True))] == ["host_device", "raw"]
+
+
+def test_image_of_another_format_is_opened_by_its_name() -> None:
+    assert [one["driver"] for one in nodes(image("x", "vdi"))] == ["file", "vdi"]
 
 
 def test_both_kinds_of_luks_take_their_secret() -> None:

@@ -16,7 +16,7 @@ from tests.unit import builders
 from tests.unit.builders import FOREIGN, REPOSITORY, fixture_graph, fixture_replies, fixture_xml
 from vbackup.domain import domain_xml
 from vbackup.errors import DiskError, MalformedError
-from vbackup.model import Disk, DiskNode
+from vbackup.model import BlockDriver, Disk, DiskNode
 from vbackup.qemu.block_graph import MAX_LAYERS, BlockGraph
 from vbackup.qemu.monitor import block_graph
 
@@ -43,7 +43,9 @@ def vda(**changes: Any) -> Disk:
 
 
 def test_every_disk_of_the_rich_domain_is_found_with_its_image() -> None:
-    found = {dev: [(layer.driver, layer.filename) for layer in node.layers] for dev, node in disk_nodes("rich").items()}
+    found = {
+        dev: [(layer.driver.name, layer.filename) for layer in node.layers] for dev, node in disk_nodes("rich").items()
+    }
     loop = found.pop("vdh")
     assert [driver for driver, _ in loop] == ["raw"]
     assert found == {
@@ -93,7 +95,7 @@ def test_layers_below_a_snapshot_are_shown_with_their_bitmaps() -> None:
     name = f"vbackup-{REPOSITORY}-{FULL}-vda"
     assert [layer.bitmaps[name].dirty_bytes for layer in nodes["vda"].layers] == [65536, 65536]
     assert [len(node.layers) for node in nodes.values()] == [2, 1, 2]
-    assert [layer.driver for layer in nodes["vdc"].layers] == ["qcow2", "raw"]
+    assert [layer.driver.name for layer in nodes["vdc"].layers] == ["qcow2", "raw"]
 
 
 def test_bitmaps_are_read_in_every_state() -> None:
@@ -118,7 +120,7 @@ def test_bitmap_without_a_name_is_left_out() -> None:
 
 def test_disk_is_found_below_the_filter_of_a_running_job() -> None:
     node = disk_nodes("bitmaps")["vda"]
-    assert (node.top.driver, len(node.layers)) == ("qcow2", 1)
+    assert (node.top.driver, len(node.layers)) == (BlockDriver.QCOW2, 1)
 
 
 def test_node_names_are_those_of_all_nodes() -> None:
@@ -142,7 +144,7 @@ def test_unknown_alias_names_the_disk_and_the_devices_there_are() -> None:
 
 def test_device_without_a_medium_is_not_found() -> None:
     with pytest.raises(DiskError, match="Disk hdc"):
-        fixture_graph("rich").disk_node(Disk("hdc", "ide0-1-0", None, "raw"))
+        fixture_graph("rich").disk_node(Disk("hdc", "ide0-1-0", None, BlockDriver.RAW))
 
 
 def test_qemu_without_devices_is_an_error() -> None:
@@ -174,7 +176,7 @@ def test_other_image_than_libvirts_is_refused() -> None:
 def test_other_format_than_libvirts_is_refused() -> None:
     with pytest.raises(DiskError, match="format is qcow2, but QEMU opened it as raw"):
         fixture_graph("rich").disk_node(
-            Disk("vdd", "virtio-disk3", "/capture/plain.raw", "qcow2"),
+            Disk("vdd", "virtio-disk3", "/capture/plain.raw", BlockDriver.QCOW2),
         )
 
 

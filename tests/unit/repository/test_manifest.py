@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import UUID, backup, backup_id, image, incremental
 from vbackup.errors import ChainError
-from vbackup.model import Backup, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
+from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
 from vbackup.repository import manifest
 
 SIMPLE = incremental(2, backup(1), "vda", "vdb")
@@ -36,7 +36,7 @@ def images(draw: st.DrawFn, dev: str) -> DiskImage:
         copied_bytes=draw(sizes),
         bitmap=draw(st.none() | texts),
         source=draw(st.none() | texts),
-        source_format=draw(texts),
+        source_format=BlockDriver(draw(texts)),
         node_name=draw(texts),
         encrypted=draw(st.booleans()),
     )
@@ -86,6 +86,11 @@ def test_backing_file_is_the_image_of_the_base_by_relative_path() -> None:
     disks = manifest.document(SIMPLE)["disks"]
     assert [disk["backing_file"] for disk in disks] == [f"../{backup_id(1)}/{dev}.qcow2" for dev in ("vda", "vdb")]
     assert manifest.document(backup(1))["disks"][0]["backing_file"] is None
+
+
+def test_format_of_the_disk_is_written_by_its_name() -> None:
+    disks = (image(source_format=BlockDriver("vmdk")), image("vdb"))
+    assert [disk["source_format"] for disk in manifest.document(backup(1, *disks))["disks"]] == ["vmdk", "qcow2"]
 
 
 def test_text_is_json_that_people_can_read() -> None:
