@@ -240,7 +240,7 @@ def test_death_in_the_middle_of_a_job_is_no_lost_connection(tmp_path: Path) -> N
 def test_daemon_that_hangs_is_killed_and_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_daemon, "END_S", 0.1)
     monkeypatch.setattr(storage_daemon, "TERMINATE_S", 0.1)
-    monkeypatch.setattr(socket_, "Socket", impatient)
+    monkeypatch.setattr(qmp_socket, "Socket", impatient)
     recorder = Recorder()
     with StorageDaemon(recorder) as daemon:
         os.kill(daemon.pid, signal.SIGSTOP)
@@ -255,7 +255,7 @@ def impatient(address: Any, *, name: str) -> Socket:
 
 def test_answer_that_comes_too_late_does_not_break_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage that hangs for a while: what job.run takes for a lost connection goes on over the same one."""
-    monkeypatch.setattr(socket_, "Socket", impatient)
+    monkeypatch.setattr(qmp_socket, "Socket", impatient)
     monkeypatch.setattr(storage_daemon, "ENDING_S", 0.1)
     with StorageDaemon(Recorder()) as daemon:
         os.kill(daemon.pid, signal.SIGSTOP)
