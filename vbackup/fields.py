@@ -1,6 +1,6 @@
 """Read typed members of untrusted JSON.
 
-QMP replies and manifests are checked here, once, when they come in; the rest of vbackup works with dataclasses.
+QMP replies and manifests are checked here, once, as they are read; the rest of vbackup works with dataclasses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MAX_DIGITS = 1000
 class Fields:
     """A JSON object whose members are read by type; unknown members are ignored.
 
-    ``where`` names the object in messages ("query-block[2]"). ``error`` is raised, with one sentence, if the value is
-    not an object, and by every method below if the member is missing or has another type.
+    ``where`` names the object in messages ("query-block[2]"). ``error`` is raised, with a one-sentence message, if the
+    value is not an object, and by every method below if the member is missing or has another type.
     """
 
     def __init__(self, value: Any, where: str, error: type[VbackupError]) -> None:
@@ -57,7 +57,7 @@ class Fields:
         return number
 
     def number(self, name: str) -> float:
-        """Return a required number that is not negative."""
+        """Return a required number from 0 to MAX_SIZE_BYTES."""
         value = self._get(name, (int, float))
         if isinstance(value, bool) or not 0 <= value <= MAX_SIZE_BYTES:
             raise self._error(f"{self._where}.{name} should be a number that is not negative, but is {value}.")
@@ -111,7 +111,7 @@ def _kind(value: Any) -> str:
     return "missing" if value is None else _NAMES.get(type(value), f"a {type(value).__name__}")
 
 
-#: JSON's names of the types that are read here.
+#: JSON's names for the types that are read here.
 _NAMES: dict[Any, str] = {
     str: "a string",
     bool: "a boolean",

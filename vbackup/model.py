@@ -1,6 +1,6 @@
-"""The words of vbackup as types: disks, bitmaps, levels, backups. Standard library only.
+"""The terms of vbackup as types: disks, bitmaps, levels, backups. Imports only the standard library.
 
-All are frozen: facts are found once and handed on, answers are returned, nothing is written back.
+All are frozen: facts are read once and passed on, answers are returned, nothing is changed in place.
 """
 
 from __future__ import annotations
@@ -11,50 +11,50 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar
 
-#: 64 KiB: QEMU's own default for images with clusters of 64 KiB or more, and the smallest piece a backup job copies.
+#: 64 KiB: QEMU's default for images with clusters of 64 KiB or more, and the smallest unit that a backup job copies.
 GRANULARITY_BYTES = 65536
-#: qcow2's own default, and what one bit of a checkpoint's bitmap stands for: QEMU copies whole clusters of the target,
-#: so with larger ones an incremental would copy more than what changed. It compresses four of them at a time.
+#: The default of qcow2, and what one bit of a checkpoint's bitmap covers. QEMU copies whole clusters of the target, so
+#: with larger ones an incremental would copy more than what changed. It compresses four clusters at a time.
 CLUSTER_BYTES = 64 * 1024
 
 
 class Level(Enum):
     """How much a backup copies."""
 
-    AUTO = "auto"  #: asked for only: vbackup decides for each disk
-    FULL = "full"  #: the whole disk; begins a chain
+    AUTO = "auto"  #: only in a request: vbackup decides for each disk
+    FULL = "full"  #: the whole disk; starts a chain
     INCREMENTAL = "incremental"  #: what changed since the newest backup
     DIFFERENTIAL = "differential"  #: what changed since the last full
-    COPY = "copy"  #: the whole disk, beside the chain and without touching a bitmap
+    COPY = "copy"  #: the whole disk; is not part of a chain and changes no bitmap
 
 
 class Quiesce(Enum):
     """Whether the guest's filesystems are frozen at the moment of the backup."""
 
-    AUTO = "auto"  #: when a guest agent answers
-    REQUIRED = "required"  #: fail without
+    AUTO = "auto"  #: if a guest agent answers
+    REQUIRED = "required"  #: the backup fails if they cannot be frozen
     NO = "no"
 
 
 class Consistency(Enum):
-    """What the guest would find when it boots from a backup."""
+    """The state that a guest finds when it boots from a backup."""
 
-    FILESYSTEM = "filesystem"  #: filesystems were frozen: clean
-    CRASH = "crash"  #: as after a power cut: journals are replayed
+    FILESYSTEM = "filesystem"  #: clean: the filesystems were frozen
+    CRASH = "crash"  #: as after a power failure: journals are replayed
     OFFLINE = "offline"  #: the domain was shut off
 
 
 class Compression(Enum):
-    """How the clusters of a target image are compressed (qcow2's compression_type)."""
+    """Compression type of a target image (compression_type of qcow2)."""
 
     NONE = "none"
-    AUTO = "auto"  #: asked for only: the best that QEMU has
+    AUTO = "auto"  #: only in a request: the best that QEMU has
     ZSTD = "zstd"
     ZLIB = "zlib"
 
 
 class ImageFormat(Enum):
-    """Formats that a disk is restored to."""
+    """Format of an image that the user names: of a restored disk, or of an image file to work on."""
 
     QCOW2 = "qcow2"
     RAW = "raw"
@@ -104,7 +104,7 @@ BlockDriver.RAW = BlockDriver("raw")
 
 @dataclass(frozen=True)
 class SecretRef:
-    """A secret of libvirt's as an XML names it: by its UUID or by its usage."""
+    """A libvirt secret as the XML names it: by its UUID or by its usage."""
 
     uuid: str | None = None
     usage: str | None = None
@@ -115,33 +115,33 @@ class SecretRef:
 
 @dataclass(frozen=True)
 class ImageLocation:
-    """One image of a disk as the XML describes it: where it is, and how it is opened."""
+    """An image of a disk as the XML describes it: where it is, and how it is opened."""
 
     source_type: SourceType
-    format: BlockDriver | None  #: None where the XML does not say it of a backing image
+    format: BlockDriver | None  #: None if the XML does not give the format of a backing image
     path: str | None = None
     pool: str | None = None
     volume: str | None = None
-    secret: SecretRef | None = None  #: of its LUKS encryption
-    oddity: str | None = None  #: what nobody but the domain's own QEMU can make of it
+    secret: SecretRef | None = None  #: for its LUKS encryption
+    oddity: str | None = None  #: the reason why only the domain's own QEMU can open it
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of the domain XML that is to be backed up."""
+    """A disk of the domain XML that can be backed up."""
 
     dev: str
-    alias: str  #: of the device; ``dev`` where the domain is off and the user gave none
-    path: str | None  #: of the image or block device where the XML names one
+    alias: str  #: of the device; ``dev`` if the XML has none, as while the domain is off unless the user set one
+    path: str | None  #: of the image or block device, if the XML names one
     format: BlockDriver
     encrypted: bool = False
-    images: tuple[ImageLocation, ...] = ()  #: its backing chain as far as the XML has it, the active image first
-    chain_ends: bool = False  #: the XML says that the last of them has no backing file
+    images: tuple[ImageLocation, ...] = ()  #: its backing chain as far as the XML lists it, the active image first
+    chain_ends: bool = False  #: True if the XML says that the last of them has no backing file
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A disk that no backup of this domain contains."""
+    """A disk that is not backed up, and why."""
 
     dev: str
     reason: str
@@ -149,7 +149,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class SecurityLabel:
-    """What confines the domain's QEMU process, by libvirt's security driver."""
+    """The label of a libvirt security driver that confines the domain's QEMU process."""
 
     model: str  #: dac, apparmor, selinux
     label: str  #: "+64055:+109", a profile, a context
@@ -157,7 +157,7 @@ class SecurityLabel:
 
 @dataclass(frozen=True)
 class Domain:
-    """What the domain XML says, as far as a backup is concerned."""
+    """The parts of the domain XML that concern a backup."""
 
     name: str
     uuid: str
@@ -165,7 +165,7 @@ class Domain:
     left_out: tuple[LeftOut, ...]
     agent_connected: bool
     nvram_path: str | None = None
-    security_labels: tuple[SecurityLabel, ...] = ()  #: libvirt tells them while the domain runs
+    security_labels: tuple[SecurityLabel, ...] = ()  #: in the XML only while the domain runs
 
 
 # QEMU's block graph
@@ -173,7 +173,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Bitmap:
-    """A dirty bitmap of a node, as query-named-block-nodes shows it (QAPI BlockDirtyInfo)."""
+    """A dirty bitmap of a node, from query-named-block-nodes (QAPI BlockDirtyInfo)."""
 
     name: str
     recording: bool
@@ -185,7 +185,7 @@ class Bitmap:
 
     @property
     def state(self) -> str:
-        """In one word: inconsistent, busy, recording or disabled."""
+        """State in one word: inconsistent, busy, recording or disabled."""
         if self.inconsistent:
             return "inconsistent"
         if self.busy:
@@ -195,38 +195,38 @@ class Bitmap:
 
 @dataclass(frozen=True)
 class Layer:
-    """One image of a disk's backing chain: a format node, its bitmaps by name."""
+    """An image of a disk's backing chain: a format node with its bitmaps by name."""
 
     node_name: str
     driver: BlockDriver
     read_only: bool
     virtual_size_bytes: int
     filename: str
-    stores_bitmaps: bool = False  #: qcow2 of version 3 does; version 2 (compat=0.10) and raw do not
+    stores_bitmaps: bool = False  #: as qcow2 version 3 can; version 2 (compat=0.10) and raw cannot
     bitmaps: Mapping[str, Bitmap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DiskNode:
-    """A disk and its layers in QEMU, the active one first. Filter nodes on top are left aside."""
+    """A disk and its layers in QEMU, the active one first, without filter nodes."""
 
     disk: Disk
     layers: tuple[Layer, ...]
-    lasting: bool = True  #: False in a storage daemon: what it does not store in an image ends with the backup
+    lasting: bool = True  #: False in a storage daemon: bitmaps that it does not store in an image end with the backup
 
     @property
     def top(self) -> Layer:
-        """The layer the guest writes to: it is backed up, and bears the bitmaps."""
+        """The layer that the guest writes to: it is backed up, and has the bitmaps."""
         return self.layers[0]
 
     @property
     def keeps_bitmaps(self) -> bool:
-        """True if bitmaps are stored in the image and so outlive the QEMU process."""
+        """True if bitmaps are stored in the image, so that they outlive the QEMU process."""
         return self.top.stores_bitmaps
 
     @property
     def bears_checkpoints(self) -> bool:
-        """True if a bitmap made now can be there at the next backup."""
+        """True if a bitmap that is added now can still exist at the next backup."""
         return self.lasting or self.keeps_bitmaps
 
 
@@ -243,7 +243,7 @@ class NodeBitmap:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How an image is made: options of qemu-img create for qcow2."""
+    """Options of qemu-img create for a qcow2 image."""
 
     cluster_bytes: int = CLUSTER_BYTES
     compression: Compression = Compression.NONE
@@ -251,16 +251,13 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """How QEMU has an image open: members of QAPI's BlockdevOptions.
+    """Options with which QEMU opens an image (members of QAPI BlockdevOptions). The defaults are QEMU's."""
 
-    The defaults are QEMU's own.
-    """
-
-    no_flush: bool = False  #: QEMU leaves it to others that data gets from the page cache to the disk
-    detect_zeroes: bool = False  #: zeros that the guest has written take no room
+    no_flush: bool = False  #: QEMU leaves it to others to flush the page cache
+    detect_zeroes: bool = False  #: zeros that the guest has written use no space
 
     def members(self) -> dict[str, Any]:
-        """As blockdev-add and blockdev-reopen take them, without what is the default."""
+        """Return the members for blockdev-add and blockdev-reopen, without defaults."""
         given: dict[str, Any] = {}
         if self.no_flush:
             given["cache"] = {"no-flush": True}
@@ -277,22 +274,22 @@ QEMUS_OWN = NodeOptions()
 
 @dataclass(frozen=True)
 class DiskImage:
-    """One disk of one backup: the image file, and what it stands on."""
+    """The image of one disk in a backup, and the base it depends on."""
 
     dev: str
     level: Level
-    base: str | None  #: id of the backup whose checkpoint it starts from and whose image backs it
-    reason: str  #: why this level
-    file: str  #: name within the backup's directory
+    base: str | None  #: id of the backup whose checkpoint it starts from and whose image is its backing file
+    reason: str  #: why it has this level
+    file: str  #: name in the backup's directory
     virtual_size_bytes: int
     file_size_bytes: int
     copied_bytes: int
-    digest: str  #: "sha256:..." of the image file
-    bitmap: str | None  #: the checkpoint's bitmap on the disk, None for a copy
+    digest: str  #: of the image file: "sha256:..."
+    bitmap: str | None  #: the checkpoint's bitmap on the disk; None without one, as for a copy
     node_name: str
     source: str | None  #: path of the disk on the host
     source_format: BlockDriver
-    encrypted: bool = False  #: the disk was encrypted on the host; the image is not
+    encrypted: bool = False  #: True if the disk was encrypted on the host; the image is not
 
 
 @dataclass(frozen=True)
@@ -306,11 +303,11 @@ class GroupMember:
 
 @dataclass(frozen=True)
 class Group:
-    """Backups of several domains that were made at one point in time."""
+    """Backups of several domains at the same point in time."""
 
     id: str
     members: tuple[GroupMember, ...]
-    spread_ms: float = 0.0  #: from the first transaction's sending to the last one's return; 0 before them
+    spread_ms: float = 0.0  #: from sending the first transaction to the return of the last; 0 before that
 
 
 @dataclass(frozen=True)
@@ -318,9 +315,9 @@ class Backup:
     """A committed backup. Its id is also the name of its checkpoint."""
 
     id: str
-    sequence: int  #: order of the commits of one domain; clocks may step back
+    sequence: int  #: order in which the domain's backups were committed; clocks may step back
     level: Level
-    parent: str | None  #: newest backup that one of its disks stands on
+    parent: str | None  #: newest backup that one of its disks depends on
     time: datetime
     domain_name: str
     domain_uuid: str
@@ -329,15 +326,15 @@ class Backup:
     consistency: Consistency
     frozen_ms: int
     duration_s: float
-    files: Mapping[str, str]  #: further files by name with their digest: domain.xml, nvram
+    files: Mapping[str, str]  #: digests of its other files by name: domain.xml, nvram
     versions: Mapping[str, str]  #: of vbackup, qemu and libvirt
-    group: Group | None = None  #: None where it was made for itself
+    group: Group | None = None  #: None if it was not made in a group
 
     @property
     def size_bytes(self) -> int:
-        """Of its image files together."""
+        """Total size of its image files."""
         return sum(image.file_size_bytes for image in self.disks)
 
     def image(self, dev: str) -> DiskImage | None:
-        """The image of disk ``dev``, None if this backup has none."""
+        """Return the image of disk ``dev``, or None if this backup has none."""
         return next((image for image in self.disks if image.dev == dev), None)
