@@ -33,7 +33,6 @@ from vbackup.images import targets
 from vbackup.model import BlockDriver, Disk, ImageLocation, SecretRef, SourceType
 from vbackup.names import Naming
 from vbackup.qemu import backing_chain, jobs, storage_daemon
-from vbackup.qemu import qmp_socket as socket_
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.qmp_socket import Socket
 from vbackup.qemu.storage_daemon import StorageDaemon
