@@ -32,7 +32,7 @@ from vbackup.errors import (
 from vbackup.images import targets
 from vbackup.model import BlockDriver, Disk, ImageLocation, SecretRef, SourceType
 from vbackup.names import Naming
-from vbackup.qemu import backing_chain, jobs, storage_daemon
+from vbackup.qemu import backing_chain, jobs, qmp_socket, storage_daemon
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.qmp_socket import Socket
 from vbackup.qemu.storage_daemon import StorageDaemon

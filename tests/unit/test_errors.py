@@ -17,7 +17,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.MalformedError("x"), 1),
     (errors.HostUnreachableError("qemu:///system", "refused"), 4),
     (errors.ConnectionLostError("x"), 4),
-    (errors.DomainNotFoundError("web", "in /r", "'vbackup list' shows those there are"), 4),
+    (errors.DomainNotFoundError("web", "in /r", "'vbackup list' lists them"), 4),
     (errors.NoBackupRunningError("web"), 4),
     (errors.QemuGoneError("x"), 1),
     (errors.DomainGoneError("web"), 1),

@@ -1,1 +1,1 @@
-"""The record: what backups there are, their manifests, journals and locks."""
+"""The record of all backups: the repository on disk, its manifests, journals and locks."""

@@ -1,13 +1,14 @@
-"""The directory that holds the backups: find them, lock a domain, stage and commit a new one.
+"""The directory that holds the backups: find a domain, lock it, stage a new backup and commit it.
 
-    REPO/vbackup.json                  format version, repository id
-    REPO/<domain uuid>/domain.json     names the domain has had
-    REPO/<domain uuid>/lock            held while a backup of the domain runs
-    REPO/<domain uuid>/<backup id>/    manifest.json  domain.xml  nvram  vda.qcow2 ...
-    REPO/<domain uuid>/<backup id>.partial/    one that is being made, or that was cut off; with a journal
+    REPO/vbackup.json                          format version, repository id
+    REPO/<domain uuid>/domain.json             the names that the domain has had
+    REPO/<domain uuid>/lock                    locked while a backup of the domain runs
+    REPO/<domain uuid>/<backup id>/            manifest.json  domain.xml  nvram  vda.qcow2 ...
+    REPO/<domain uuid>/<backup id>.partial/    the stage of a running or interrupted backup; also has a journal
 
-A backup is there once its directory has its name: that rename is the commit. The format is described
-in vbackup-repository(5), manifests are read and written by vbackup.repository.manifest.
+A backup exists once its directory has its final name: that rename is the commit. vbackup-repository(5) describes the
+format. vbackup.repository.catalogue reads what was committed, vbackup.repository.manifest reads and writes manifests,
+vbackup.repository.journal records what a running backup does in QEMU.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PARTIAL = ".partial"
 
 
 class Repository:
-    """A repository that was found to be one."""
+    """A repository whose marker file has been read or written."""
 
     def __init__(self, path: Path, repository_id: str) -> None:
         self.path = path
@@ -51,13 +52,13 @@ class Repository:
 
     @classmethod
     def create(cls, path: Path) -> Repository:
-        """Make a repository of a directory that is empty or not there yet. Raises StorageError."""
-        with storage_errors(f"make a repository in {path}"):
+        """Create a repository in a directory that is empty or does not exist. Raises StorageError."""
+        with storage_errors(f"create a repository in {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if (path / MARKER).exists():
-                raise StorageError(f"{path} is a vbackup repository already; nothing was changed.")
+                raise StorageError(f"{path} is already a vbackup repository; nothing was changed.")
             if any(path.iterdir()):
-                raise StorageError(f"{path} is not empty; give a new or an empty directory.")
+                raise StorageError(f"{path} is not empty; give a new or empty directory.")
             path.chmod(0o700)
             repository_id = names.new_repository_id()
             marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": repository_id}
@@ -66,13 +67,13 @@ class Repository:
 
     @classmethod
     def open(cls, path: Path) -> Repository:
-        """Open an existing one. Raises StorageError where it is none, or of a newer format."""
+        """Open an existing repository. Raises StorageError if there is none at this path, or if its format is newer."""
         with storage_errors(f"read {path / MARKER}"):
             try:
                 fields = Fields(parse_json(read_text(path / MARKER)), os.fspath(path / MARKER), StorageError)
             except (FileNotFoundError, NotADirectoryError):
                 raise StorageError(
-                    f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' makes a new one."
+                    f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' creates a new one."
                 ) from None
             except (ValueError, RecursionError) as err:
                 raise StorageError(
@@ -81,55 +82,58 @@ class Repository:
         version = fields.integer("version")
         if version > VERSION:
             raise StorageError(
-                f"{path} has repository format {version}, this vbackup knows {VERSION}; use a newer one."
+                f"{path} has repository format {version}, but this vbackup only knows {VERSION}; use a newer vbackup."
             )
         repository_id = fields.text("id")
         if not names.REPOSITORY_ID.fullmatch(repository_id):
-            raise StorageError(f"{path / MARKER} has the id {repository_id[:50]!r}, which vbackup never gives.")
+            raise StorageError(f"{path / MARKER} has the id {repository_id[:50]!r}, which vbackup never assigns.")
         return cls(path.resolve(), repository_id)
 
     # reading
 
     def uuids(self) -> list[str]:
-        """Of the domains that have backups."""
+        """Return the UUIDs of the domains that have backups, sorted for display."""
         with storage_errors(f"read {self.path}"):
             return sorted(
                 entry.name for entry in self.path.iterdir() if names.UUID.fullmatch(entry.name) and is_directory(entry)
             )
 
     def find(self, domain: str) -> str:
-        """The UUID of the domain of that UUID or name. Raises DomainNotFoundError."""
+        """Return the UUID of a domain, given by UUID or name; current names come before former ones.
+
+        Raises DomainNotFoundError, also if the name could mean several domains.
+        """
         uuids = self.uuids()
         if domain.lower() in uuids:
             return domain.lower()
-        found = [uuid for uuid in uuids if domain in catalogue.domain_names(self.path / uuid)]
-        current = [uuid for uuid in found if catalogue.domain_names(self.path / uuid)[-1] == domain] or found
-        if len(current) > 1:
+        bearers = [uuid for uuid in uuids if domain in catalogue.domain_names(self.path / uuid)]
+        matches = [uuid for uuid in bearers if catalogue.domain_names(self.path / uuid)[-1] == domain] or bearers
+        if len(matches) > 1:
             raise DomainNotFoundError(
                 domain,
-                f"that is only one in {self.path}",
-                f"several domains have had that name; give the UUID: {', '.join(current)}",
+                f"with a unique name in {self.path}",
+                f"several domains have had this name; give the UUID: {', '.join(matches)}",
             )
-        if not current:
-            raise DomainNotFoundError(domain, f"in {self.path}", "'vbackup list' shows those there are")
-        return current[0]
+        if not matches:
+            raise DomainNotFoundError(domain, f"in {self.path}", "'vbackup list' lists them")
+        return matches[0]
 
     def catalogue(self, uuid: str) -> Catalogue:
-        """The domain's backups (vbackup.repository.catalogue)."""
+        """Return the domain's backups (vbackup.repository.catalogue)."""
         return catalogue.read(self.path / uuid, uuid)
 
     def directory(self, uuid: str, backup_id: str) -> Path:
-        """Where that backup is."""
+        """Return the path of a committed backup."""
         return self.path / uuid / backup_id
 
     # writing
 
     @contextmanager
     def lock(self, uuid: str, *, wait: LockWait | None = None) -> Iterator[None]:
-        """Hold the domain: no other vbackup writes to it.
+        """Lock the domain during the block, so that no other vbackup writes to its directory.
 
-        Raises BusyError if another one does, at once or when ``wait`` is over, and InterruptedBySignalError
-        where a signal ends the wait. A lock ends with its process, however that ends.
+        Raises BusyError if another vbackup has the lock, at once or at the end of ``wait``, and
+        InterruptedBySignalError if a signal ends the wait. The lock ends with its process, however that ends.
         """
         directory = self.path / uuid
         with storage_errors(f"write to {self.path}"):
@@ -137,19 +141,22 @@ class Repository:
         try:
             yield
         finally:
-            # A first backup that failed leaves nothing; the lock is ours until the descriptor is closed.
+            # A first backup that failed leaves nothing. The lock is held until the descriptor is closed.
             with suppress(OSError):
                 if not any(entry.is_dir() for entry in directory.iterdir()):
                     _remove_tree(directory)
             os.close(fd)
 
     def taken_ids(self, uuid: str) -> frozenset[str]:
-        """Ids that a new backup cannot have: of all backups that are there, readable or not."""
+        """Return the names of all entries of the domain's directory: a new backup cannot have such an id.
+
+        They include the ids of backups whose manifest cannot be read.
+        """
         with storage_errors(f"read {self.path / uuid}"):
             return frozenset(entry.name for entry in (self.path / uuid).iterdir())
 
     def unfinished(self, uuid: str) -> list[str]:
-        """The ids of backups that are being made or were cut off."""
+        """Return the ids of running and interrupted backups, oldest first: an id begins with its time."""
         try:
             entries = sorted(entry.name for entry in (self.path / uuid).iterdir() if entry.name.endswith(PARTIAL))
         except FileNotFoundError:
@@ -157,14 +164,14 @@ class Repository:
         return [name[: -len(PARTIAL)] for name in entries]
 
     def stage_path(self, uuid: str, backup_id: str) -> Path:
-        """Where that backup is while it is being made."""
+        """Return the path of a backup until its commit."""
         return self.path / uuid / (backup_id + PARTIAL)
 
     @contextmanager
     def stage(self, uuid: str, backup_id: str, *, existing: bool = False) -> Iterator[Stage]:
-        """A directory for a new backup, or an ``existing`` one that a dead run left; the lock must be held.
+        """Yield the stage of a new backup, or the ``existing`` one of an interrupted backup; needs the domain's lock.
 
-        It is removed when the block is left without a commit. Raises StorageError, NoSpaceError.
+        Without a commit, its directory is removed at the end of the block. Raises StorageError, NoSpaceError.
         """
         stage = Stage(self.stage_path(uuid, backup_id), self.directory(uuid, backup_id))
         if not existing:
@@ -177,16 +184,16 @@ class Repository:
                 _remove(stage.path)
 
     def remember_name(self, uuid: str, name: str) -> None:
-        """Note the name the domain has now."""
-        known = [other for other in catalogue.domain_names(self.path / uuid) if other not in (name, uuid)]
+        """Record the current name of the domain."""
+        former = [other for other in catalogue.domain_names(self.path / uuid) if other not in (name, uuid)]
         with storage_errors(f"write to {self.path}"):
             replace_text(
-                self.path / uuid / "domain.json", json.dumps({"names": [*known, name]}, ensure_ascii=False) + "\n"
+                self.path / uuid / "domain.json", json.dumps({"names": [*former, name]}, ensure_ascii=False) + "\n"
             )
 
 
 class Stage:
-    """A backup that is being made."""
+    """The directory of a backup until its commit."""
 
     def __init__(self, path: Path, final: Path) -> None:
         self.path = path
@@ -194,7 +201,7 @@ class Stage:
         self.committed = False
 
     def write(self, name: str, data: bytes) -> str:
-        """Write a further file and return its digest."""
+        """Write a new file and return its digest."""
         with storage_errors(f"write {self.path / name}"):
             fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
@@ -202,16 +209,16 @@ class Stage:
         return digest_of(data)
 
     def commit(self, backup: Backup, *, ready: Callable[[], None] = lambda: None) -> None:
-        """Write the manifest, put everything on the disk, and give the backup its name.
+        """Write the manifest, sync everything to disk, and rename the directory to the backup's final name.
 
-        ``ready`` is called when all but the name is on the disk, and may raise: then it is no backup.
-        The journal goes last: until then the backup can be finished by whoever finds it.
+        ``ready`` is called when everything except the rename is done; if it raises, the backup is not committed. The
+        journal is removed last, because until then another vbackup can finish an interrupted commit.
         """
         with storage_errors(f"write to {self.path}"):
-            (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in here
+            (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in this function
         self.write("manifest.json", manifest.dump(backup).encode())
         with storage_errors(f"write to {self._final.parent}"):
-            from concurrent.futures import ThreadPoolExecutor  # which reading a repository does without
+            from concurrent.futures import ThreadPoolExecutor  # costs start-up time; reading does not need it
 
             with ThreadPoolExecutor(max_workers=MAX_FSYNCS) as pool:
                 for _ in pool.map(fsync, self.path.iterdir()):
@@ -226,7 +233,7 @@ class Stage:
 
 
 def _remove(path: Path) -> None:
-    """Remove a stage, or what somebody has put in its place. What cannot be removed stays, and costs room."""
+    """Remove a stage, or what was put in its place. What cannot be removed stays and takes up space."""
     if path.is_symlink() or not path.is_dir():
         with suppress(OSError):
             path.unlink()
@@ -235,6 +242,6 @@ def _remove(path: Path) -> None:
 
 
 def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
-    import shutil  # which a backup that goes well does without: all kinds of compression come with it
+    import shutil  # imports all compression modules; a backup that succeeds does not need it
 
     shutil.rmtree(path, ignore_errors=ignore_errors)

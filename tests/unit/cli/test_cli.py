@@ -168,7 +168,7 @@ def test_repository_that_cannot_be_used_is_status_seven(
 
 
 def test_init_of_a_repository_is_status_seven(command: Command, filled: Path) -> None:
-    assert "already; nothing was changed" in command("init", "-r", filled, status=7).stderr
+    assert "is already a vbackup repository; nothing was changed" in command("init", "-r", filled, status=7).stderr
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_empty_directory_becomes_a_repository_of_the_owner_alone(tmp_path: Path)
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (Repository.create, "is a vbackup repository already; nothing was changed"),
+        (Repository.create, "is already a vbackup repository; nothing was changed"),
         (lambda path: (path.mkdir(), (path / "file").touch()), "is not empty"),
         (lambda path: path.touch(), "File exists"),
     ],
@@ -125,7 +125,7 @@ def test_what_is_no_repository_is_told_with_the_way_out(tmp_path: Path, where: s
 
 def test_newer_format_is_refused(repo: Repository) -> None:
     (repo.path / "vbackup.json").write_text(json.dumps({"version": 2, "id": repo.id, "new": True}))
-    with pytest.raises(StorageError, match="has repository format 2, this vbackup knows 1"):
+    with pytest.raises(StorageError, match="has repository format 2, but this vbackup only knows 1"):
         Repository.open(repo.path)
 
 
