@@ -142,7 +142,7 @@ def test_point_in_time(made: Made, command: Command, tmp_path: Path) -> None:
     refused = command(
         "restore", "réstore", "-r", made.path, "--at", "2001-01-01T00:00:00Z", "--output", tmp_path / "no", status=6
     )
-    assert "There is no backup of this domain made at 2001-01-01T00:00:00.000000Z or before" in refused.stderr
+    assert "No backup of this domain was made at 2001-01-01T00:00:00.000000Z or before" in refused.stderr
     assert not (tmp_path / "no").exists()
 
 
@@ -183,7 +183,7 @@ def restore_refused(copy: Made, command: Command, tmp_path: Path, *options: str)
 def test_missing_link_is_named(copy: Made, command: Command, tmp_path: Path) -> None:
     shutil.rmtree(copy.path / copy.uuid / copy.ids[1])
     said = restore_refused(copy, command, tmp_path, "--backup", copy.ids[2])
-    assert f"backup {copy.ids[1]} is missing from the repository; backup {copy.ids[2]} stands on it" in said
+    assert f"backup {copy.ids[1]} is missing from the repository; backup {copy.ids[2]} depends on it" in said
     # The differential does not need it.
     command("-q", "restore", "réstore", "-r", copy.path, "--output", tmp_path / "fine")
 
@@ -289,7 +289,7 @@ def test_hostile_manifest_is_refused(copy: Made, command: Command, tmp_path: Pat
 def test_chain_that_turns_in_a_circle_is_refused(copy: Made, command: Command, tmp_path: Path) -> None:
     edit_manifest(copy, 0, lambda document: [disk.update(base=copy.ids[2]) for disk in document["disks"]])
     said = restore_refused(copy, command, tmp_path, "--backup", copy.ids[2])
-    assert "claims to stand on a later one" in said
+    assert "claims to depend on a later one" in said
 
 
 def test_altered_domain_xml_is_found(copy: Made, command: Command, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""The backups of one domain in a repository: those that can be used, and those that are broken, with the reason."""
+"""Read the committed backups of one domain: which can be restored, which are broken, and why.
+
+Reads manifests and the sizes of images, not their contents (vbackup.repository.verify does that). Nothing is written
+and no lock is needed: a committed backup does not change. vbackup.repository.history follows the chains.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from vbackup.repository.history import History
 
 @dataclass(frozen=True)
 class Broken:
-    """A backup that cannot be used, and why."""
+    """A backup that cannot be restored, and why."""
 
     id: str
     reason: str
@@ -29,44 +33,44 @@ class Catalogue:
     """The backups of one domain."""
 
     uuid: str
-    names: tuple[str, ...]  #: the domain has had, the newest last
+    names: tuple[str, ...]  #: that the domain has had, the newest last
     history: History
-    unreadable: tuple[Broken, ...]  #: their manifests cannot be read, so they are not in the history
-    incomplete: tuple[Broken, ...]  #: a link that they stand on is missing
+    unreadable: tuple[Broken, ...]  #: not in the history, because their manifests cannot be read
+    incomplete: tuple[Broken, ...]  #: an image of their chain is missing or unusable
 
     @property
     def broken(self) -> tuple[Broken, ...]:
-        """All that cannot be restored."""
+        """All backups that cannot be restored."""
         return self.unreadable + self.incomplete
 
     def find(self, backup_id: str | None = None, at: datetime | None = None) -> Backup:
-        """The backup of that id, the newest made at that time or before, or the newest of all.
+        """Return the backup with that id, else the newest made at that time or before, else the newest of all.
 
-        Raises ChainError if there is none, or if it could be one whose manifest cannot be read: an older
-        one is never given out for it.
+        Raises ChainError if there is no such backup, or if it could be one whose manifest cannot be read: an older
+        backup never takes its place.
         """
         for broken in self.unreadable:
             if broken.id == backup_id:
                 raise ChainError(f"Backup {backup_id} is broken: {broken.reason}")
         if backup_id is not None:
             return self.history.get(backup_id)
-        fitting = [backup for backup in self.history.backups if at is None or backup.time <= at]
-        found = fitting[-1].id if fitting else ""
+        candidates = [backup for backup in self.history.backups if at is None or backup.time <= at]
+        newest_id = candidates[-1].id if candidates else ""
         for broken in self.unreadable:
-            made_at = names.stamp_of(broken.id)
-            if made_at >= names.stamp_of(found) and (at is None or made_at <= names.stamp(at)):
-                instead = f" The newest before it is {found}; restore that with --backup." if found else ""
+            stamp = names.stamp_of(broken.id)
+            if stamp >= names.stamp_of(newest_id) and (at is None or stamp <= names.stamp(at)):
+                instead = f" The newest before it is {newest_id}; restore that with --backup." if newest_id else ""
                 raise ChainError(f"Backup {broken.id}, the newest by its name, is broken: {broken.reason}{instead}")
-        if not fitting:
-            when = f" made at {manifest.iso(at)} or before" if at is not None else ""
-            raise ChainError(f"There is no backup of this domain{when}; 'vbackup list' shows those there are.")
-        return fitting[-1]
+        if not candidates:
+            when = f" was made at {manifest.iso(at)} or before" if at is not None else ""
+            raise ChainError(f"No backup of this domain{when}; 'vbackup list' lists them.")
+        return candidates[-1]
 
 
 def read(directory: Path, uuid: str) -> Catalogue:
-    """Read all manifests of a domain from its directory; those that cannot be read are in ``broken``.
+    """Read all manifests in a domain's directory; backups whose manifest cannot be read are in ``unreadable``.
 
-    Raises StorageError where the directory cannot be read.
+    Raises StorageError if the directory cannot be read.
     """
     backups: list[Backup] = []
     unreadable: list[Broken] = []
@@ -80,24 +84,30 @@ def read(directory: Path, uuid: str) -> Catalogue:
         backups.append(backup)
         unusable.update((backup_id, image.dev) for image in backup.disks if not _is_whole(directory / backup_id, image))
     history = History(backups, unusable)
-    return Catalogue(uuid, tuple(domain_names(directory)), history, tuple(unreadable), tuple(_incomplete(history)))
+    return Catalogue(
+        uuid,
+        tuple(domain_names(directory)),
+        history=history,
+        unreadable=tuple(unreadable),
+        incomplete=tuple(_incomplete(history)),
+    )
 
 
 def domain_names(directory: Path) -> list[str]:
-    """The names the domain has had, from domain.json; the newest last.
+    """Return the names that the domain has had, from domain.json; the newest last.
 
-    The file is a help for people, so a damaged one costs only the name.
+    If the file is missing or damaged, the UUID takes the place of the name: only people use these names.
     """
     try:
         value = parse_json(read_text(directory / "domain.json"))
-        found = [name for name in value["names"] if isinstance(name, str)]
+        recorded = [name for name in value["names"] if isinstance(name, str)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = []
-    return found or [directory.name]
+        recorded = []
+    return recorded or [directory.name]
 
 
 def read_text(path: Path) -> str:
-    """A file of the record. Raises OSError, and ValueError where it is not UTF-8."""
+    """Return the text of a regular file. Raises OSError, and ValueError if it is too large or not UTF-8."""
     return read_regular(path, max_bytes=manifest.MAX_SIZE_BYTES).decode()
 
 
@@ -130,13 +140,13 @@ def _is_whole(directory: Path, image: DiskImage) -> bool:
 
 
 def _shortened(text: str) -> str:
-    """A sentence that quotes what a manifest says, which can be of any length."""
+    """Return the text, cut after 500 characters: an error message can quote a manifest at any length."""
     limit = 500
     return text if len(text) <= limit else f"{text[:limit]}... (the rest of {len(text)} characters is left out)"
 
 
 def _incomplete(history: History) -> Iterator[Broken]:
-    # Backups come in the order they stand on each other, so no link is followed twice.
+    # In the order of sequence numbers, a base comes before the backups that depend on it: no link is followed twice.
     whole: set[tuple[str, str]] = set()
     for backup in history.backups:
         for image in backup.disks:

@@ -389,12 +389,12 @@ def test_full_and_copy_stand_alone() -> None:
 
 
 def test_missing_link_is_named_with_who_needs_it() -> None:
-    with pytest.raises(ChainError, match=rf"Disk vda: backup {ONE.id} is missing.*backup {TWO.id} stands on it"):
+    with pytest.raises(ChainError, match=rf"Disk vda: backup {ONE.id} is missing.*backup {TWO.id} depends on it"):
         History([TWO, THREE]).links(THREE.id, "vda")
 
 
 def test_link_without_the_disk_is_named() -> None:
-    with pytest.raises(ChainError, match=rf"Disk vdb: backup {ONE.id} has no image of it"):
+    with pytest.raises(ChainError, match=rf"Disk vdb: backup {ONE.id} has no image of this disk"):
         History([ONE, incremental(2, ONE, "vdb")]).links(backup_id(2, Level.INCREMENTAL), "vdb")
 
 
@@ -405,27 +405,27 @@ def test_unusable_link_is_named() -> None:
 
 def test_image_that_stands_on_itself_is_refused() -> None:
     itself = backup(1, image(base=backup_id(1)))
-    with pytest.raises(ChainError, match="claims to stand on a later one"):
+    with pytest.raises(ChainError, match="claims to depend on a later one"):
         History([itself]).links(itself.id, "vda")
 
 
 def test_circle_is_refused() -> None:
     one = backup(1, image(base=backup_id(2)))
     two = backup(2, image(base=backup_id(1)))
-    with pytest.raises(ChainError, match="claims to stand on a later one"):
+    with pytest.raises(ChainError, match="claims to depend on a later one"):
         History([one, two]).links(two.id, "vda")
 
 
 def test_image_that_stands_on_a_later_one_is_refused() -> None:
     one = backup(1, image(base=backup_id(2)))
-    with pytest.raises(ChainError, match=rf"backup {one.id} claims to stand on a later one, {backup_id(2)}"):
+    with pytest.raises(ChainError, match=rf"backup {one.id} claims to depend on a later one, {backup_id(2)}"):
         History([one, backup(2)]).links(one.id, "vda")
 
 
 def test_image_that_stands_on_a_larger_one_is_refused() -> None:
     """A disk that was made smaller gets a full; restored over a larger image it would keep the size of that."""
     smaller = backup(2, image(level=Level.INCREMENTAL, base=ONE.id, virtual_size_bytes=builders.SIZE_BYTES // 2))
-    with pytest.raises(ChainError, match=rf"backup {smaller.id} claims to stand on a larger one, {ONE.id}"):
+    with pytest.raises(ChainError, match=rf"backup {smaller.id} claims to depend on a larger one, {ONE.id}"):
         History([ONE, smaller]).links(smaller.id, "vda")
 
 

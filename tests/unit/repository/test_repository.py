@@ -540,9 +540,9 @@ def test_unknown_backup_is_an_error(repo: Repository) -> None:
     catalogue = repo.catalogue(UUID)
     with pytest.raises(ChainError, match="No backup 'x'"):
         catalogue.find("x")
-    with pytest.raises(ChainError, match="no backup of this domain made at"):
+    with pytest.raises(ChainError, match="No backup of this domain was made at"):
         catalogue.find(at=backup(0).time)
-    with pytest.raises(ChainError, match="no backup of this domain; "):
+    with pytest.raises(ChainError, match="No backup of this domain; "):
         repo.catalogue(OTHER).find()
 
 
