@@ -185,7 +185,7 @@ def test_backup_whose_contents_were_lost_after_the_rename_is_no_base(
     at = ("-r", chain.repository)
     listed = chain.command("list", *at, "--json", status=6).document
     assert [one["id"] for one in listed["backups"]] == kept
-    assert [(one["id"], "is it torn?" in one["reason"]) for one in listed["broken"]] == [(lost, True)]
+    assert [(one["id"], "is it truncated?" in one["reason"]) for one in listed["broken"]] == [(lost, True)]
     output = ("--output", chain.tmp_path / "out")
     assert lost in chain.command("-q", "restore", "bases", *at, "--backup", lost, *output, status=6).stderr
     chain.command("-q", "restore", "bases", *at, "--backup", kept[1], "--output", chain.tmp_path / "kept")

@@ -1,7 +1,7 @@
-"""Write a backup down as manifest.json, and read one that somebody may have damaged.
+"""Write the manifest of a backup (manifest.json), and read it back, checking every member.
 
-The members are listed in vbackup-repository(5). A manifest is data from a possibly broken or hostile
-disk: every name in it that becomes part of a path is checked here, before any image is opened.
+vbackup-repository(5) lists the members. The disk that a manifest comes from may be broken or hostile, so every name in
+it that becomes part of a path is checked here, before any image is opened.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, Gr
 SCHEMA = "vbackup.manifest/1"
 #: A manifest of a thousand disks is under 1 MiB.
 MAX_SIZE_BYTES = 16 * 1024 * 1024
-#: Files a backup may have besides its images.
+#: Files that a backup can have in addition to its images.
 FURTHER_FILES = ("domain.xml", "nvram")
 
-#: What can be shown in every time zone.
+#: Times in this range can be converted to every time zone.
 _EARLIEST, _LATEST = (datetime(*day, tzinfo=timezone.utc) for day in ((1, 1, 2), (9999, 12, 31)))
 
 E = TypeVar("E", bound=Enum)
 
 
 def document(backup: Backup) -> dict[str, Any]:
-    """The backup as a JSON object, without its schema member."""
-    made = {
+    """Return the backup as a JSON object, without the schema member."""
+    members: dict[str, Any] = {
         "id": backup.id,
         "sequence": backup.sequence,
         "level": backup.level.value,
@@ -38,7 +38,7 @@ def document(backup: Backup) -> dict[str, Any]:
         "time": iso(backup.time),
         "domain": {"name": backup.domain_name, "uuid": backup.domain_uuid},
         "disks": [_image_document(image) for image in backup.disks],
-        "left_out": [{"dev": left.dev, "reason": left.reason} for left in backup.left_out],
+        "left_out": [{"dev": disk.dev, "reason": disk.reason} for disk in backup.left_out],
         "consistency": backup.consistency.value,
         "frozen_ms": backup.frozen_ms,
         "duration_s": backup.duration_s,
@@ -47,46 +47,49 @@ def document(backup: Backup) -> dict[str, Any]:
         "versions": dict(backup.versions),
     }
     if backup.group is not None:
-        made["group"] = group_document(backup.group)
-    return made
+        members["group"] = group_document(backup.group)
+    return members
 
 
 def dump(backup: Backup) -> str:
-    """The text of manifest.json."""
+    """Return the text of manifest.json."""
     return json.dumps({"schema": SCHEMA, **document(backup)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def iso(time: datetime) -> str:
-    """The moment in UTC as ISO 8601: 2026-11-23T10:15:00.250000Z."""
+    """Return the time in UTC in the form 2026-11-23T10:15:00.250000Z (ISO 8601)."""
     return time.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
-    """Read the manifest found in the directory of that backup of that domain.
+    """Return the backup that a manifest describes; the id and the domain have to be those of its directory.
 
-    Raises ChainError, saying which member is wrong.
+    Raises ChainError, which names the member that is wrong.
     """
     where = f"the manifest of backup {backup_id}"
     try:
         value = parse_json(text)
     except (ValueError, RecursionError) as err:
-        raise ChainError(f"In {where}: not JSON ({err}); is it torn?") from err
+        raise ChainError(f"In {where}: not JSON ({err}); is it truncated?") from err
     fields = Fields(value, where, ChainError)
     if fields.text("schema") != SCHEMA:
-        raise ChainError(f"In {where}: schema {fields.text('schema')} is not one this vbackup reads ({SCHEMA}).")
+        raise ChainError(f"In {where}: schema {fields.text('schema')} is unknown; this vbackup reads {SCHEMA}.")
     return parse(fields, where, backup_id=backup_id, domain_uuid=domain_uuid)
 
 
 def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Backup:
-    """The backup of that id in what ``document`` gave. Raises ChainError, saying which member is wrong."""
+    """Return the backup that ``document`` made the object of; ``where`` names it in errors.
+
+    Raises ChainError, which names the member that is wrong.
+    """
     domain = fields.object("domain")
     if fields.text("id") != backup_id or domain.text("uuid") != domain_uuid:
         raise ChainError(f"In {where}: it belongs to backup {fields.text('id')} of domain {domain.text('uuid')}.")
     files = {name: fields.object("files").text(name) for name in FURTHER_FILES if name in fields.object("files")}
     versions = fields.object("versions")
-    disks = tuple(_image(one, where) for one in fields.objects("disks"))
+    disks = tuple(_image(disk, where) for disk in fields.objects("disks"))
     if len({image.dev for image in disks}) != len(disks):
-        raise ChainError(f"In {where}: it has a disk twice.")
+        raise ChainError(f"In {where}: it lists a disk twice.")
     return Backup(
         id=backup_id,
         sequence=fields.integer("sequence"),
@@ -96,7 +99,7 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
         domain_name=domain.text("name"),
         domain_uuid=domain_uuid,
         disks=disks,
-        left_out=tuple(LeftOut(one.text("dev"), one.text("reason")) for one in fields.objects("left_out")),
+        left_out=tuple(LeftOut(disk.text("dev"), disk.text("reason")) for disk in fields.objects("left_out")),
         consistency=_enum(Consistency, fields.text("consistency"), where),
         frozen_ms=fields.integer("frozen_ms"),
         duration_s=fields.number("duration_s"),
@@ -107,19 +110,22 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
 
 
 def group_document(group: Group) -> dict[str, Any]:
-    """The group as a JSON object."""
+    """Return the group as a JSON object."""
     members = [
-        {"domain": {"name": one.domain_name, "uuid": one.domain_uuid}, "id": one.backup_id} for one in group.members
+        {"domain": {"name": member.domain_name, "uuid": member.domain_uuid}, "id": member.backup_id}
+        for member in group.members
     ]
     return {"id": group.id, "members": members, "spread_ms": group.spread_ms}
 
 
 def _group(fields: Fields) -> Group:
-    """Told to people only: nothing is looked up by what it says."""
-    members = ((one.object("domain"), one.text("id")) for one in fields.objects("members"))
+    """Return the group. Its names and ids are only displayed, so they are not checked: nothing is looked up by them."""
+    members = ((member.object("domain"), member.text("id")) for member in fields.objects("members"))
     return Group(
         id=fields.text("id"),
-        members=tuple(GroupMember(domain.text("name"), domain.text("uuid"), made) for domain, made in members),
+        members=tuple(
+            GroupMember(domain.text("name"), domain.text("uuid"), backup_id) for domain, backup_id in members
+        ),
         spread_ms=fields.number("spread_ms"),
     )
 
@@ -147,7 +153,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
 def _image(fields: Fields, where: str) -> DiskImage:
     dev = fields.text("dev")
     if not names.DEV.fullmatch(dev) or fields.text("file") != f"{dev}.qcow2":
-        raise ChainError(f"In {where}: disk {dev!r} with the file {fields.text('file')!r} is none that vbackup writes.")
+        raise ChainError(f"In {where}: vbackup never writes a disk {dev!r} to a file {fields.text('file')!r}.")
     return DiskImage(
         dev=dev,
         level=_enum(Level, fields.text("level"), where),
@@ -180,11 +186,11 @@ def _enum(kind: type[E], text: str, where: str) -> E:
 
 
 def time(text: str, where: str) -> datetime:
-    """The moment that ``iso`` has written; ``where`` names the place in the error."""
+    """Return the time that ``iso`` wrote; ``where`` names its origin in the error. Raises ChainError."""
     try:
-        time = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
     except (ValueError, OverflowError) as err:
         raise ChainError(f"In {where}: {text!r} is not a time.") from err
-    if not _EARLIEST <= time < _LATEST:
-        raise ChainError(f"In {where}: {text!r} is no time that a backup was made at.")
-    return time
+    if not _EARLIEST <= moment < _LATEST:
+        raise ChainError(f"In {where}: {text!r} cannot be the time of a backup.")
+    return moment

@@ -429,8 +429,8 @@ def broken(repo: Repository) -> dict[str, str]:
     [
         (lambda path: (path / "manifest.json").unlink(), "cannot be read"),
         (lambda path: (path / "manifest.json").write_text("{"), "not JSON"),
-        (lambda path: os.truncate(path / "manifest.json", 0), "is it torn"),
-        (lambda path: os.truncate(path / "manifest.json", 4096), "is it torn"),
+        (lambda path: os.truncate(path / "manifest.json", 0), "is it truncated"),
+        (lambda path: os.truncate(path / "manifest.json", 4096), "is it truncated"),
         (lambda path: [entry.unlink() for entry in path.iterdir()], "No such file"),
         (lambda path: (path / "manifest.json").write_bytes(b"\xff"), "cannot be read"),
         (lambda path: ((path / "manifest.json").unlink(), (path / "manifest.json").mkdir()), "cannot be read"),
