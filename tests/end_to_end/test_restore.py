@@ -150,7 +150,7 @@ def test_point_in_time(made: Made, command: Command, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(made: Made, command: Command, tmp_path: Path, existing: str) -> None:
     (tmp_path / existing).write_text("mine")
     refused = command("restore", "réstore", "-r", made.path, "--output", tmp_path, status=7)
-    assert f"{tmp_path / existing} exists already and vbackup never overwrites" in refused.stderr
+    assert f"{tmp_path / existing} already exists, and vbackup never overwrites" in refused.stderr
     assert (tmp_path / existing).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [existing]
 

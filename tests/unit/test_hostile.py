@@ -316,14 +316,14 @@ def test_domain_xml_that_is_none_is_refused(place: Path, xml: str) -> None:
     seal(path, TWO)
     status, said = check(place)["restore"]
     assert status == 6
-    assert f"The domain.xml of backup {TWO.id} is none" in said
+    assert f"The domain.xml of backup {TWO.id} is not valid" in said
 
 
 def test_backup_without_a_domain_xml_is_refused(place: Path) -> None:
     path = place / UUID / TWO.id / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
     status, said = check(place)["restore"]
-    assert (status, "knows no domain.xml" in said) == (6, True)
+    assert (status, "lists no domain.xml" in said) == (6, True)
 
 
 @pytest.mark.parametrize("name", ["a\x01b", "a\udcffb"], ids=ascii)

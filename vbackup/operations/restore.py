@@ -1,7 +1,8 @@
-"""Write the disks of a backup out as images of their own, and the domain XML that points to them.
+"""Restore a backup to a directory: an independent image of each disk, and a domain XML that uses these images.
 
-Every image that is needed is checked first: its header, its digest, the file it stands on. Nothing
-that exists is overwritten, and what was begun is removed when it fails.
+vbackup.repository.verify checks every image of the chains before anything is written; vbackup.images.flatten merges a
+chain into one image. Existing files are never overwritten. Files get their names when all are complete; if the restore
+fails, it leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from vbackup.stop import Stop
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """What is asked for; the fields are the options of ``vbackup restore``."""
+    """The options of ``vbackup restore``."""
 
     domain: str  #: name or UUID
     output: Path
-    backup_id: str | None = None  #: this backup; else
-    at: datetime | None = None  #: the newest made at this time or before; else the newest of all
-    disks: tuple[str, ...] = ()  #: only these, if any
+    backup_id: str | None = None  #: None: chosen by ``at``
+    at: datetime | None = None  #: the newest backup made at this time or before; None: the newest of all
+    disks: tuple[str, ...] = ()  #: only these; empty: all
     image_format: ImageFormat = ImageFormat.QCOW2
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What was written."""
+    """The backup that was restored, and the files that were written."""
 
     backup: Backup
     images: Mapping[str, Path]  #: by dev
@@ -50,10 +51,10 @@ class Restored:
 
 
 def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Restored:
-    """Restore, and return what was written.
+    """Restore the backup, and return what was written.
 
-    Raises DomainNotFoundError, ChainError (unknown backup; a link missing, foreign or altered),
-    DiskError, StorageError (the output exists or cannot be written), NoSpaceError.
+    Raises DomainNotFoundError, ChainError (the backup is unknown, or an image of its chain is missing, foreign or
+    altered), DiskError, StorageError (the output exists or cannot be written), NoSpaceError.
     """
     catalogue = repository.catalogue(repository.find(request.domain))
     backup = catalogue.find(request.backup_id, request.at)
@@ -61,71 +62,79 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     output = request.output.absolute()
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
     _refuse_existing([*images.values(), *(output / name for name in backup.files)])
-    verify.check_chains(chains, repository, reporter, stop)
+    verify.check_chains(chains, repository, reporter=reporter, stop=stop)
     texts = {name: verify.read_file(repository, backup, name) for name in backup.files}
-    texts["domain.xml"] = _definition(backup, texts, output, images, request.image_format)
+    texts["domain.xml"] = _definition(backup, texts, output=output, images=images, image_format=request.image_format)
 
-    with _stage(output) as stage:
+    with _temporary_directory(output) as temporary:
         for dev, path in images.items():
             _convert(
                 chains[dev],
-                stage / path.name,
+                temporary / path.name,
                 image_format=request.image_format,
                 repository=repository,
                 reporter=reporter,
                 stop=stop,
             )
         for name, data in texts.items():
-            _write(stage / name, data)
+            _write(temporary / name, data)
         stop.check()
-        _move_out(stage, output)
+        _move_out(temporary, output)
     return Restored(backup, images, output / "domain.xml")
 
 
 def _select(backup: Backup, wanted: Sequence[str]) -> list[str]:
-    has = [image.dev for image in backup.disks]
+    devs = [image.dev for image in backup.disks]
     for dev in wanted:
-        if dev not in has:
-            raise DiskError(dev, f"backup {backup.id} has no such disk; it has {', '.join(has)}.")
-    return [dev for dev in has if not wanted or dev in wanted]
+        if dev not in devs:
+            raise DiskError(dev, f"backup {backup.id} has no such disk; it has {', '.join(devs)}.")
+    return [dev for dev in devs if not wanted or dev in wanted]
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:
-    with storage_errors("look into the output directory"):
+    with storage_errors("read the output directory"):
         existing = [os.fspath(path) for path in paths if os.path.lexists(path)]
     if existing:
         raise StorageError(
-            f"{existing[0]} exists already and vbackup never overwrites; give another directory with --output."
+            f"{existing[0]} already exists, and vbackup never overwrites files; give another directory with --output."
         )
 
 
 def _definition(
-    backup: Backup, texts: Mapping[str, bytes], output: Path, images: Mapping[str, Path], image_format: ImageFormat
+    backup: Backup,
+    texts: Mapping[str, bytes],
+    *,
+    output: Path,
+    images: Mapping[str, Path],
+    image_format: ImageFormat,
 ) -> bytes:
-    """The domain XML that points to the restored files."""
+    """Return the backup's domain XML with the paths of the restored files."""
     if "domain.xml" not in texts:
-        raise ChainError(f"The manifest of backup {backup.id} knows no domain.xml, which every backup has.")
+        raise ChainError(f"The manifest of backup {backup.id} lists no domain.xml, but every backup has one.")
     nvram = os.fspath(output / "nvram") if "nvram" in texts else None
     paths = {dev: (os.fspath(path), image_format) for dev, path in images.items()}
     try:
         xml = domain_xml.with_disks(texts["domain.xml"].decode(errors="replace"), paths, nvram_path=nvram)
     except MalformedError as err:
-        raise ChainError(f"The domain.xml of backup {backup.id} is none: {err}") from err
+        raise ChainError(f"The domain.xml of backup {backup.id} is not valid: {err}") from err
     return xml.encode()
 
 
 @contextmanager
-def _stage(output: Path) -> Iterator[Path]:
-    """A directory in the output directory that goes when the block is left; so does the output if it was made here."""
+def _temporary_directory(output: Path) -> Iterator[Path]:
+    """Yield a temporary directory in the output directory.
+
+    It is removed at the end of the block, and so is an output directory that was created here and is still empty.
+    """
     with storage_errors(f"write to {output}"):
-        made = not output.exists()
+        is_new = not output.exists()
         output.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
+        directory = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
     try:
-        yield stage
+        yield directory
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if made and not any(output.iterdir()):
+        shutil.rmtree(directory, ignore_errors=True)
+        if is_new and not any(output.iterdir()):
             output.rmdir()
 
 
@@ -158,12 +167,12 @@ def _write(path: Path, data: bytes) -> None:
         files.fsync(path)
 
 
-def _move_out(stage: Path, output: Path) -> None:
-    """Give the files their names: all or none."""
+def _move_out(temporary: Path, output: Path) -> None:
+    """Move the files to the output directory: all or none."""
     moved: list[Path] = []
     try:
         with storage_errors(f"write to {output}"):
-            for path in sorted(stage.iterdir()):
+            for path in sorted(temporary.iterdir()):
                 _refuse_existing([output / path.name])
                 path.rename(output / path.name)
                 moved.append(output / path.name)

@@ -1,4 +1,9 @@
-"""Check what a repository holds against its manifests: headers and digests of a chain of images, further files."""
+"""Compare the files of backups with their manifests: the headers and digests of images, and the domain's other files.
+
+Reads every byte of the images and writes nothing. A chain has to be checked before qemu-img reads it, because qemu-img
+opens whatever file a header names. vbackup.repository.catalogue has already checked that the images exist, with the
+recorded sizes.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +22,30 @@ from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
-#: How many images are read at a time.
+#: How many images of a chain are read at the same time.
 MAX_DIGESTS = 4
-#: What vbackup.operations.backup takes of an NVRAM store; a domain XML is far smaller.
+#: The largest NVRAM file that vbackup.operations.backup stores; a domain XML is far smaller.
 MAX_FURTHER_BYTES = 64 * 1024 * 1024
 
 
-def check_chains(chains: Mapping[str, Sequence[Link]], repository: Repository, reporter: Reporter, stop: Stop) -> None:
-    """Raise ChainError unless every image is the one its manifest tells of.
+def check_chains(
+    chains: Mapping[str, Sequence[Link]], repository: Repository, *, reporter: Reporter, stop: Stop
+) -> None:
+    """Check the chain of each disk (``chains`` by dev); raise ChainError if an image does not match its manifest.
 
-    qemu-img will open what a header names, so the headers are compared with the manifests before
-    anything follows them.
+    All headers are checked before the first digest: a wrong one is found at once, while digests read every image.
     """
     for links in chains.values():
         for link in links:
             _check_header(image_path(repository, link), link)
     for dev, links in chains.items():
         progress = _Progress(reporter, dev, sum(link.image.file_size_bytes for link in links))
-        _check_digests(dev, links, repository, progress, stop)
+        _check_digests(dev, links, repository=repository, progress=progress, stop=stop)
         reporter.step(f"Disk {dev}: {len(links)} image{'s' * (len(links) > 1)} checked.")
 
 
 def read_file(repository: Repository, backup: Backup, name: str) -> bytes:
-    """The content of a backup's further file. Raises ChainError where it is missing, unreadable or altered."""
+    """Return a backup's domain.xml or nvram. Raises ChainError if the file is missing, unreadable or altered."""
     path = repository.directory(backup.domain_uuid, backup.id) / name
     try:
         data = read_regular(path, max_bytes=MAX_FURTHER_BYTES)
@@ -48,23 +54,25 @@ def read_file(repository: Repository, backup: Backup, name: str) -> bytes:
     except OSError as err:
         raise ChainError(f"{path} of backup {backup.id} cannot be read: {err.strerror or err}.") from err
     if files.digest_of(data) != backup.files[name]:
-        raise ChainError(f"{path} of backup {backup.id} was altered or is damaged: its digest is not the one recorded.")
+        raise ChainError(
+            f"{path} of backup {backup.id} was altered or is damaged: its digest differs from the recorded one."
+        )
     return data
 
 
 def image_path(repository: Repository, link: Link) -> Path:
-    """Where the image of that link is."""
+    """Return the path of the image of a link."""
     return repository.directory(link.backup.domain_uuid, link.backup.id) / link.image.file
 
 
-def _check_digests(dev: str, links: Sequence[Link], repository: Repository, progress: _Progress, stop: Stop) -> None:
-    """Read the images, several at a time."""
+def _check_digests(dev: str, links: Sequence[Link], *, repository: Repository, progress: _Progress, stop: Stop) -> None:
+    """Read the images of a disk, MAX_DIGESTS at a time; the first one that does not match ends all reading."""
     given_up = threading.Event()
 
     def check() -> None:
         stop.check()
         if given_up.is_set():
-            raise ChainError(f"Disk {dev}: another image cannot be used.")  # nobody asks for this one any more
+            raise ChainError(f"Disk {dev}: another image cannot be used.")  # only ends this thread; nobody sees it
 
     with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
         paths = [image_path(repository, link) for link in links]
@@ -74,7 +82,8 @@ def _check_digests(dev: str, links: Sequence[Link], repository: Repository, prog
                 if future.result() != link.image.digest:
                     raise ChainError(
                         f"Disk {dev}: the image {path} of backup {link.backup.id} was altered or is damaged: its digest"
-                        " is not the one recorded. Take it from a copy of the repository, or restore an older backup."
+                        " differs from the recorded one. Restore the file from a copy of the repository, or restore an"
+                        " older backup."
                     )
         except BaseException:
             given_up.set()
@@ -82,7 +91,7 @@ def _check_digests(dev: str, links: Sequence[Link], repository: Repository, prog
 
 
 class _Progress:
-    """Tells how far a disk is from how far its images are, which are read by several threads."""
+    """Adds up the progress of a disk's images, which several threads read, and reports the sum."""
 
     def __init__(self, reporter: Reporter, dev: str, total_bytes: int) -> None:
         self._reporter, self._dev, self._total_bytes = reporter, dev, total_bytes
@@ -90,14 +99,14 @@ class _Progress:
         self._lock = threading.Lock()
 
     def of_file(self) -> Callable[[int], None]:
-        """To be called with how much of one file was read."""
-        before_bytes = 0
+        """Return a function to call with the number of bytes that were read of one file so far."""
+        previous_bytes = 0
 
         def progress(done_bytes: int) -> None:
-            nonlocal before_bytes
+            nonlocal previous_bytes
             with self._lock:
-                self._done_bytes += done_bytes - before_bytes
-                before_bytes = done_bytes
+                self._done_bytes += done_bytes - previous_bytes
+                previous_bytes = done_bytes
                 self._reporter.progress(self._dev, self._done_bytes, self._total_bytes)
 
         return progress
@@ -109,14 +118,16 @@ def _check_header(path: Path, link: Link) -> None:
     if header.backing_file != backing or (backing is not None and header.backing_format != BlockDriver.QCOW2):
         raise ChainError(
             f"Disk {link.image.dev}: the header of {path} names the backing file {header.backing_file!r}, its manifest"
-            f" {backing!r}; somebody changed it, and nothing was opened."
+            f" {backing!r}; one of them was changed after the backup, so nothing was opened."
         )
     if header.has_data_file:
-        raise ChainError(f"Disk {link.image.dev}: {path} keeps its data in another file, which vbackup never writes.")
+        raise ChainError(
+            f"Disk {link.image.dev}: {path} keeps its data in another file, but vbackup never writes such images."
+        )
     if header.encrypted:
-        raise ChainError(f"Disk {link.image.dev}: {path} is encrypted, which vbackup never does.")
+        raise ChainError(f"Disk {link.image.dev}: {path} is encrypted, but vbackup writes no encrypted images.")
     if header.virtual_size_bytes != link.image.virtual_size_bytes:
         raise ChainError(
-            f"Disk {link.image.dev}: {path} is an image of {header.virtual_size_bytes} bytes, its manifest says"
+            f"Disk {link.image.dev}: {path} is an image of {header.virtual_size_bytes} bytes, but its manifest says"
             f" {link.image.virtual_size_bytes}."
         )
