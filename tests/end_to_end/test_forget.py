@@ -122,7 +122,7 @@ def test_layers_below_go_when_the_domain_is_off(place: Place, lab: Lab, tmp_path
     assert {one["dev"] for one in done.document["removed"]} == {"vdb"}
     assert {one["dev"] for one in done.document["kept"]} == {"vda"}
     assert "lock" in done.document["kept"][0]["reason"]
-    assert "run the same command again when nothing else uses it" in done.stderr
+    assert "run the same command again when nothing else uses the image" in done.stderr
     assert place.stored("vda") == stored
     other.destroy()
     again = place.forget("-r", place.ours)
@@ -182,7 +182,7 @@ def test_raw_disks_bitmap_goes_too(command: Command, lab: Lab, repository: Path,
     command("-c", lab.uri, "-q", "backup", "raw", "-r", repository)
     said = command("-c", lab.uri, "forget", "raw", "-r", repository).stdout
     assert "Removed 2 bitmaps of repository" in said
-    assert "the next backup of the domain into it is a full" in said
+    assert "next backup to that repository will be full" in said
     assert command("-c", lab.uri, "bitmap", "list", "raw").stdout == "No bitmaps.\n"
     said = command("-c", lab.uri, "forget", "raw", "-r", repository).stdout
     assert said.startswith("No bitmap of repository")

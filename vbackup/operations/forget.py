@@ -1,8 +1,7 @@
-"""Give up a repository's claim on a domain: remove its bitmaps from all layers of all disks.
+"""Remove the bitmaps of one repository from all layers of a domain's disks.
 
-What a backup of the domain into that repository starts from is gone then, so the next one is a full; the
-backups that are there stay. Other repositories', libvirt's and foreign bitmaps are not touched (vbackup.names
-tells whose one is).
+Without them, the domain's next backup to that repository is a full; existing backups stay. The bitmaps of other
+repositories, of libvirt and of other programs are not touched: the name of a bitmap says who made it (vbackup.names).
 """
 
 from __future__ import annotations
@@ -29,38 +28,38 @@ from vbackup.stop import Stop
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """What is asked for; the fields are the options of ``vbackup forget``."""
+    """The options of ``vbackup forget``."""
 
     domain: str  #: name or UUID
     repository_id: str
     dry_run: bool = False
-    force: bool = False  #: without the repository's lock: end a backup into it that is still in QEMU
-    wait_lock_s: float = 0.0
+    force: bool = False  #: without the repository's lock: cancel a backup to it that is still in QEMU
+    wait_lock_s: float = 0.0  #: how long to wait for that lock
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A bitmap of the repository's, and where it is."""
+    """A bitmap of the repository, and where it is."""
 
-    dev: str | None  #: None on a node that belongs to no disk that is backed up
+    dev: str | None  #: None on a node of no disk that can be backed up
     layer: Layer
     name: str
 
     @property
     def place(self) -> tuple[str, str]:
-        """Node and name."""
+        """The names of the node and of the bitmap."""
         return self.layer.node_name, self.name
 
     @property
     def checkpoint(self) -> str | None:
-        """The backup that made it; None for an end mark, which is of no single one."""
-        ours = names.parse_bitmap(self.name)
-        return ours.checkpoint if ours is not None else None
+        """The id of the backup that made it; None for an end mark, which several backups can share."""
+        parsed = names.parse_bitmap(self.name)
+        return parsed.checkpoint if parsed is not None else None
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A bitmap that is still there, and why."""
+    """A bitmap that was not removed, and why."""
 
     claim: Claim
     reason: str
@@ -68,113 +67,113 @@ class Kept:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was removed, or would be, and what was not."""
+    """The bitmaps that were removed (or would be, in a dry run), and those that were not."""
 
     domain_name: str
     domain_uuid: str
     removed: tuple[Claim, ...]
     kept: tuple[Kept, ...]
-    unopened: Mapping[str, str]  #: disks of a domain that is off which could not be looked at, with the reason
+    unopened: Mapping[str, str]  #: reason by dev: disks of a domain that is off which could not be examined
 
 
 def run(
     request: ForgetRequest, *, host: Host, repository: Repository | None, reporter: Reporter, stop: Stop
 ) -> Forgotten:
-    """Remove the bitmaps, or only look for them in a dry run.
+    """Remove the bitmaps, or only list them in a dry run.
 
-    ``repository`` is the one of that id where it is at hand: then its lock on the domain is held. Raises BusyError
-    where a backup into it is being made, DomainNotFoundError, and what vbackup.domain.source.open_source raises. A
-    bitmap that QEMU will not remove keeps none of the others.
+    ``repository`` is the one with that id, or None if it cannot be opened; its lock on the domain is held. If QEMU
+    refuses to remove a bitmap, the others are removed anyway. Raises BusyError if a backup to the repository may be
+    running, DomainNotFoundError, and what vbackup.domain.source.open_source raises.
     """
     handle = host.domain(request.domain)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop)
     lock = nullcontext() if repository is None else repository.lock(handle.uuid, wait=wait)
-    with lock, source.open_source(handle, reporter=reporter) as opened:
-        _end_backups(request, opened, reporter, locked=repository is not None)
-        claims, unopened = _claims(request.repository_id, opened, reporter)
+    with lock, source.open_source(handle, reporter=reporter) as domain_source:
+        _end_backups(request, domain_source, reporter, locked=repository is not None)
+        claims, unopened = _claims(request.repository_id, domain_source, reporter)
         stop.check()
-        kept = _foresee(claims, opened) if request.dry_run else _remove(claims, opened)
-    held = {one.claim.place for one in kept}
-    removed = tuple(claim for claim in claims if claim.place not in held)
-    _warn(kept, reporter, is_running=opened.is_running)
-    return Forgotten(handle.name, handle.uuid, removed, tuple(kept), unopened)
+        kept = _foresee(claims, domain_source) if request.dry_run else _remove(claims, domain_source)
+    kept_places = {bitmap.claim.place for bitmap in kept}
+    removed = tuple(claim for claim in claims if claim.place not in kept_places)
+    _warn(kept, reporter, is_running=domain_source.is_running)
+    return Forgotten(handle.name, handle.uuid, removed=removed, kept=tuple(kept), unopened=unopened)
 
 
-def _end_backups(request: ForgetRequest, opened: Source, reporter: Reporter, *, locked: bool) -> None:
-    """Clear away what a dead run left in QEMU. Raises BusyError where it may not be dead."""
+def _end_backups(request: ForgetRequest, domain_source: Source, reporter: Reporter, *, locked: bool) -> None:
+    """Remove what an interrupted backup left in QEMU. Raises BusyError if that backup may still be running."""
     prefix = Naming(request.repository_id).prefix
-    job_ids = [job_id for job_id in jobs.query(opened.monitor) if job_id.startswith(prefix)]
+    job_ids = [job_id for job_id in jobs.query(domain_source.monitor) if job_id.startswith(prefix)]
     if job_ids and not (locked or request.force):
         raise BusyError(
-            f"A backup of domain {opened.handle.name} into repository {request.repository_id} is being made, or was"
-            f" cut off: its job {job_ids[0]} is in QEMU. Wait for it to end; if no vbackup runs any more, --force"
-            " ends it."
+            f"A backup of domain {domain_source.handle.name} to repository {request.repository_id} is running or was"
+            f" interrupted: its job {job_ids[0]} is in QEMU. Wait for it to end; if no vbackup is running any longer,"
+            " --force cancels it."
         )
     if request.dry_run:
         return
-    for name in leftovers.remove_leftovers(opened.monitor, Naming(request.repository_id)):
+    for name in leftovers.remove_leftovers(domain_source.monitor, Naming(request.repository_id)):
         reporter.step(f"Removed {name} from QEMU, left by a backup that never ended.")
 
 
-def _claims(repository_id: str, opened: Source, reporter: Reporter) -> tuple[list[Claim], Mapping[str, str]]:
-    """The repository's bitmaps, disk by disk and the active layer's first; and disks that could not be opened."""
+def _claims(repository_id: str, domain_source: Source, reporter: Reporter) -> tuple[list[Claim], Mapping[str, str]]:
+    """Return the repository's bitmaps, by disk and from the active layer down, and the disks that cannot be opened."""
     devs: dict[str, str] = {}
-    order: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     unopened: dict[str, str] = {}
-    for disk in opened.domain.disks:
+    for disk in domain_source.domain.disks:
         try:
-            (node,) = opened.disk_nodes([disk])
+            (node,) = domain_source.disk_nodes([disk])
         except DiskError as err:
             unopened[disk.dev] = str(err)
             continue
         devs.update((layer.node_name, disk.dev) for layer in node.layers)
-        order.update((layer.node_name, layer) for layer in node.layers)
-    # In a running QEMU also what belongs to no disk that is backed up, such as one that has been made shareable.
-    order.update(block_nodes(opened.monitor).nodes())
+        layers.update((layer.node_name, layer) for layer in node.layers)
+    # A running QEMU also has nodes of disks that cannot be backed up, such as one that has been made shareable.
+    layers.update(block_nodes(domain_source.monitor).nodes())
     claims = [
         Claim(devs.get(node_name), layer, name)
-        for node_name, layer in order.items()
+        for node_name, layer in layers.items()
         for name in sorted(layer.bitmaps)
         if names.repository_of(name) == repository_id
     ]
-    if opened.is_running:
-        return claims, {}  # all nodes have been seen
+    if domain_source.is_running:
+        return claims, {}  # QEMU listed all nodes
     for reason in unopened.values():
         reporter.warning(reason)
     return claims, unopened
 
 
-def _foresee(claims: list[Claim], opened: Source) -> list[Kept]:
-    """What QEMU would not remove, as far as can be told without trying."""
+def _foresee(claims: list[Claim], domain_source: Source) -> list[Kept]:
+    """Return the bitmaps that QEMU would not remove, as far as its replies show."""
     kept = []
     for claim in claims:
         bitmap = claim.layer.bitmaps[claim.name]
         if bitmap.busy:
             kept.append(Kept(claim, "it is in use by another operation"))
-        elif claim.layer.read_only and bitmap.persistent and opened.is_running:
+        elif claim.layer.read_only and bitmap.persistent and domain_source.is_running:
             kept.append(Kept(claim, _READ_ONLY))
     return kept
 
 
-def _remove(claims: list[Claim], opened: Source) -> list[Kept]:
+def _remove(claims: list[Claim], domain_source: Source) -> list[Kept]:
     kept: list[Kept] = []
     for layer in {claim.layer.node_name: claim.layer for claim in claims}.values():
-        on_it = [claim for claim in claims if claim.layer.node_name == layer.node_name]
+        on_layer = [claim for claim in claims if claim.layer.node_name == layer.node_name]
         try:
-            with opened.writable(layer):
-                kept += _remove_from_layer(on_it, opened)
+            with domain_source.writable(layer):
+                kept += _remove_from_layer(on_layer, domain_source)
         except QmpError as err:
-            told = {one.claim.place for one in kept}
-            kept += [Kept(claim, err.description.rstrip(".")) for claim in on_it if claim.place not in told]
+            known = {bitmap.claim.place for bitmap in kept}
+            kept += [Kept(claim, err.description.rstrip(".")) for claim in on_layer if claim.place not in known]
     return kept
 
 
-def _remove_from_layer(claims: list[Claim], opened: Source) -> Iterator[Kept]:
+def _remove_from_layer(claims: list[Claim], domain_source: Source) -> Iterator[Kept]:
     for claim in claims:
         node = claim.layer.node_name
         try:
-            opened.monitor.execute("block-dirty-bitmap-remove", {"node": node, "name": claim.name})
+            domain_source.monitor.execute("block-dirty-bitmap-remove", {"node": node, "name": claim.name})
         except QmpError as err:
             yield Kept(claim, _READ_ONLY if claim.layer.read_only else err.description.rstrip("."))
 
@@ -183,18 +182,19 @@ _READ_ONLY = "its layer is read-only"
 
 
 def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
-    """One warning for each layer and reason, with the way out."""
+    """Warn once for each layer and reason, and say how to remove the bitmaps."""
     groups: dict[tuple[str, str], list[Claim]] = {}
-    for one in kept:
-        groups.setdefault((one.claim.layer.node_name, one.reason), []).append(one.claim)
+    for bitmap in kept:
+        groups.setdefault((bitmap.claim.layer.node_name, bitmap.reason), []).append(bitmap.claim)
     for (node_name, reason), claims in groups.items():
         many = len(claims) > 1
         where = f"Disk {claims[0].dev}" if claims[0].dev else f"Node {node_name}"
-        out = "when nothing else uses it"
+        when = "when nothing else uses the image"
         if reason == _READ_ONLY and is_running:
-            out = "when the domain is off, or when the layers above are committed (virsh blockcommit)"
+            when = "when the domain is off, or when the layers above are committed (virsh blockcommit)"
         reporter.warning(
             f"{where}: {'bitmaps' if many else 'bitmap'} {', '.join(claim.name for claim in claims)} on"
-            f" {claims[0].layer.filename} {'stay' if many else 'stays'}: {reason}. That is in nobody's way; to be rid"
-            f" of {'them' if many else 'it'}, run the same command again {out}."
+            f" {claims[0].layer.filename} {'stay' if many else 'stays'}: {reason}."
+            f" {'They do' if many else 'It does'} no harm; to remove {'them' if many else 'it'}, run the same command"
+            f" again {when}."
         )
