@@ -117,7 +117,11 @@ def _end_backups(request: ForgetRequest, domain_source: Source, reporter: Report
 
 
 def _claims(repository_id: str, domain_source: Source, reporter: Reporter) -> tuple[list[Claim], Mapping[str, str]]:
-    """Return the repository's bitmaps, by disk and from the active layer down, and the disks that cannot be opened."""
+    """Return the repository's bitmaps in the order of their removal, and the disks that cannot be opened.
+
+    The order is by disk, from the active layer down, since a base that is left on the lower layers alone is never
+    trusted. On a layer, end marks come last: a base without its end mark is trusted even if the disk was shrunk.
+    """
     devs: dict[str, str] = {}
     layers: dict[str, Layer] = {}
     unopened: dict[str, str] = {}
@@ -134,7 +138,7 @@ def _claims(repository_id: str, domain_source: Source, reporter: Reporter) -> tu
     claims = [
         Claim(devs.get(node_name), layer, name)
         for node_name, layer in layers.items()
-        for name in sorted(layer.bitmaps)
+        for name in sorted(layer.bitmaps, key=lambda name: (names.parse_end_mark(name) is not None, name))
         if names.repository_of(name) == repository_id
     ]
     if domain_source.is_running:
