@@ -79,7 +79,9 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
         for name, data in texts.items():
             _write(temporary / name, data)
         stop.check()
-        _move_out(temporary, output)
+        # The domain XML last: where it is, all that it names is there.
+        others = [name for name in texts if name != "domain.xml"]
+        _move_out(temporary, output, [*(path.name for path in images.values()), *others, "domain.xml"])
     return Restored(backup, images, output / "domain.xml")
 
 
@@ -167,17 +169,17 @@ def _write(path: Path, data: bytes) -> None:
         files.fsync(path)
 
 
-def _move_out(temporary: Path, output: Path) -> None:
-    """Move the files to the output directory: all or none."""
+def _move_out(temporary: Path, output: Path, names: Sequence[str]) -> None:
+    """Move these files to the output directory, in this order: all or none."""
     moved: list[Path] = []
     try:
         with storage_errors(f"write to {output}"):
-            for path in sorted(temporary.iterdir()):
-                _refuse_existing([output / path.name])
-                path.rename(output / path.name)
-                moved.append(output / path.name)
+            for name in names:
+                _refuse_existing([output / name])
+                (temporary / name).rename(output / name)
+                moved.append(output / name)
             files.fsync(output)
     except BaseException:
-        for path in moved:
+        for path in reversed(moved):
             path.unlink()
         raise
