@@ -278,7 +278,7 @@ def test_hostile_manifest_is_refused(copy: Made, command: Command, tmp_path: Pat
     edit_manifest(copy, 3, edit)
     said = restore_refused(copy, command, tmp_path)
     assert f"Backup {copy.ids[3]}, the newest by its name, is broken" in said
-    assert f"The newest before it is {copy.ids[2]}" in said
+    assert f"The newest readable one before it is {copy.ids[2]}" in said
     restore_refused(copy, command, tmp_path, "--backup", copy.ids[3])
     command("-q", "restore", "réstore", "-r", copy.path, "--backup", copy.ids[2], "--output", tmp_path / "older")
     listed = command("list", "-r", copy.path, "--json", status=6).document

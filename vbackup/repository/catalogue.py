@@ -56,11 +56,18 @@ class Catalogue:
             return self.history.get(backup_id)
         candidates = [backup for backup in self.history.backups if at is None or backup.time <= at]
         newest_id = candidates[-1].id if candidates else ""
-        for broken in self.unreadable:
-            stamp = names.stamp_of(broken.id)
-            if stamp >= names.stamp_of(newest_id) and (at is None or stamp <= names.stamp(at)):
-                instead = f" The newest before it is {newest_id}; restore that with --backup." if newest_id else ""
-                raise ChainError(f"Backup {broken.id}, the newest by its name, is broken: {broken.reason}{instead}")
+        newer = [
+            broken
+            for broken in self.unreadable
+            if names.stamp_of(broken.id) >= names.stamp_of(newest_id)
+            and (at is None or names.stamp_of(broken.id) <= names.stamp(at))
+        ]
+        if newer:
+            newest = max(newer, key=lambda broken: names.stamp_of(broken.id))
+            instead = (
+                f" The newest readable one before it is {newest_id}; restore that with --backup." if newest_id else ""
+            )
+            raise ChainError(f"Backup {newest.id}, the newest by its name, is broken: {newest.reason}{instead}")
         if not candidates:
             when = f" was made at {manifest.iso(at)} or before" if at is not None else ""
             raise ChainError(f"No backup of this domain{when}; 'vbackup list' lists them.")

@@ -558,6 +558,17 @@ def test_older_backup_is_never_given_out_for_one_that_cannot_be_read(repo: Repos
     assert catalogue.find(at=ONE.time) == ONE
 
 
+def test_newest_of_several_that_cannot_be_read_is_named(repo: Repository) -> None:
+    commit(repo, ONE)
+    three = incremental(3, TWO)
+    for one in (TWO, three):
+        (commit(repo, one) / "manifest.json").write_text("{")
+    with pytest.raises(ChainError, match=rf"Backup {three.id}, the newest .*is broken.*one before it is {ONE.id}"):
+        repo.catalogue(UUID).find()
+    with pytest.raises(ChainError, match=rf"Backup {TWO.id}, the newest"):
+        repo.catalogue(UUID).find(at=TWO.time)
+
+
 # domains
 
 
