@@ -1,7 +1,7 @@
-"""Look at the dirty bitmaps of disks, and change them, in one transaction for all disks.
+"""List the dirty bitmaps of disks, or change one on several disks in a single transaction: ``vbackup bitmap``.
 
-Whose a bitmap is decides what may be done to it: changing one that a repository or libvirt starts its next
-backup from would make that backup wrong, removing it makes it a full. ``vbackup bitmap`` is the door.
+The owner of a bitmap decides what is allowed. If a repository or libvirt starts its next backup from a bitmap, changing
+it would make that backup wrong, so this is refused; removing it makes that backup a full, so this has to be forced.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from vbackup.stop import Stop
 
 
 class Owner(Enum):
-    """Who made a bitmap and counts on it."""
+    """The program that made a bitmap and relies on it."""
 
-    VBACKUP = "vbackup"  #: a checkpoint of a repository, or what a backup is being copied by
-    LIBVIRT = "libvirt"  #: of the same name as a checkpoint of libvirt's
+    VBACKUP = "vbackup"  #: a checkpoint, working bitmap or end mark of a repository
+    LIBVIRT = "libvirt"  #: has the name of a libvirt checkpoint
     OTHER = "other"
 
 
 class Change(Enum):
-    """What can be done to a bitmap."""
+    """The possible changes to a bitmap."""
 
     ADD = "add"
     REMOVE = "remove"
@@ -52,25 +52,25 @@ class Change(Enum):
 
 @dataclass(frozen=True)
 class Listed:
-    """A bitmap, where it is and whose."""
+    """A bitmap, its place and its owner."""
 
     dev: str
     layer: Layer
     depth: int  #: 0 is the active layer
     bitmap: Bitmap
     owner: Owner
-    repository_id: str | None = None  #: where it is vbackup's
-    checkpoint: str | None = None  #: where it is vbackup's; None for an end mark
+    repository_id: str | None = None  #: if the owner is vbackup
+    checkpoint: str | None = None  #: if the owner is vbackup; None for an end mark
 
 
 @dataclass(frozen=True)
 class ChangeRequest:
-    """What is asked for; the fields are the options of ``vbackup bitmap``."""
+    """The options of ``vbackup bitmap``."""
 
     change: Change
     name: str
-    disks: tuple[str, ...] = ()  #: none: all disks (add), or all that have it
-    node_name: str | None = None  #: another layer than the active one
+    disks: tuple[str, ...] = ()  #: empty: all disks (add), or all disks that have the bitmap
+    node_name: str | None = None  #: None: the active layer
     sources: tuple[BlockDirtyBitmap | str, ...] = ()  #: to merge
     granularity_bytes: int | None = None
     persistent: bool = False
@@ -88,25 +88,25 @@ class Changed:
 
 
 def listing(attached: AttachedQemu, *, disks: Sequence[str] = ()) -> list[Listed]:
-    """The bitmaps of all layers, those of the active one first. Raises DiskError for a disk that is not there."""
-    found = []
+    """Return the bitmaps of all layers, from the active one down. Raises DiskError for a disk that does not exist."""
+    bitmaps = []
     for dev, node in _select(attached.disks(), disks).items():
         for depth, layer in enumerate(node.layers):
             for name in sorted(layer.bitmaps):
-                ours, repository_id = names.parse_bitmap(name), names.repository_of(name)
-                owner = Owner.LIBVIRT if name in attached.libvirt_checkpoints else Owner.OTHER
-                found.append(
+                parsed, repository_id = names.parse_bitmap(name), names.repository_of(name)
+                other = Owner.LIBVIRT if name in attached.libvirt_checkpoints else Owner.OTHER
+                bitmaps.append(
                     Listed(
                         dev,
                         layer,
-                        depth,
-                        layer.bitmaps[name],
-                        Owner.VBACKUP if repository_id else owner,
-                        repository_id,
-                        ours.checkpoint if ours else None,
+                        depth=depth,
+                        bitmap=layer.bitmaps[name],
+                        owner=Owner.VBACKUP if repository_id else other,
+                        repository_id=repository_id,
+                        checkpoint=parsed.checkpoint if parsed else None,
                     )
                 )
-    return found
+    return bitmaps
 
 
 def change(
@@ -117,36 +117,39 @@ def change(
     reporter: Reporter,
     stop: Stop,
 ) -> list[Changed]:
-    """Make the change on all disks concerned, or on none.
+    """Make the change on all selected disks, or on none.
 
-    ``history`` gives the domain's backups in the repository of that id, None for one that is not at hand.
-    Raises DiskError, UnsafeError (somebody counts on the bitmap), and what vbackup.operations.transaction.run raises.
+    ``history`` returns the domain's backups in the repository with that id, None if it cannot be opened. Raises
+    DiskError, UnsuitableError, UnsafeError (a repository or libvirt relies on the bitmap), and what
+    vbackup.operations.transaction.run raises.
     """
     places = _places(request, attached.disks())
     if request.change is not Change.ADD:
         for dev, layer in places.items():
-            consequence = _guard(request, dev, layer, attached.libvirt_checkpoints, history)
+            consequence = _consequence_if_allowed(
+                request, dev, layer=layer, libvirt_checkpoints=attached.libvirt_checkpoints, history=history
+            )
             if consequence is not None:
                 reporter.warning(f"Disk {dev}: {consequence}.")
-    done = transaction.run(
+    result = transaction.run(
         TransactionRequest([_action(request, layer.node_name).document() for layer in places.values()], unsafe=True),
         attached=attached,
         reporter=reporter,
         stop=stop,
     )
-    assert not done.jobs  # no bitmap action starts one
+    assert not result.jobs  # no bitmap action starts one
     return [Changed(dev, layer.node_name, request.name) for dev, layer in places.items()]
 
 
 def _select(disks: Mapping[str, DiskNode], wanted: Sequence[str]) -> Mapping[str, DiskNode]:
     for dev in wanted:
         if dev not in disks:
-            raise DiskError(dev, f"there is no such disk; there are {', '.join(disks) or 'none'}.")
+            raise DiskError(dev, f"no such disk; the disks are: {', '.join(disks) or 'none'}.")
     return {dev: node for dev, node in disks.items() if not wanted or dev in wanted}
 
 
 def _places(request: ChangeRequest, disks: Mapping[str, DiskNode]) -> dict[str, Layer]:
-    """The layer of each disk that the change is made on."""
+    """Return the layer of each disk on which the change is made, by dev."""
     places = {}
     for dev, node in _select(disks, request.disks).items():
         for layer in node.layers:
@@ -156,12 +159,12 @@ def _places(request: ChangeRequest, disks: Mapping[str, DiskNode]) -> dict[str, 
         raise UnsuitableError(f"No disk has the node {request.node_name}; 'vbackup bitmap list' shows the layers.")
     if request.change is Change.ADD or request.disks:
         return places
-    having = {dev: layer for dev, layer in places.items() if request.name in layer.bitmaps}
-    if not having:
+    matching = {dev: layer for dev, layer in places.items() if request.name in layer.bitmaps}
+    if not matching:
         raise UnsuitableError(
-            f"No disk has a bitmap {request.name} on its active layer; 'vbackup bitmap list' shows those there are."
+            f"No disk has a bitmap {request.name} on its active layer; 'vbackup bitmap list' lists all bitmaps."
         )
-    return having
+    return matching
 
 
 def _action(request: ChangeRequest, node_name: str) -> Action:
@@ -184,26 +187,27 @@ def _action(request: ChangeRequest, node_name: str) -> Action:
     return simple[request.change](node=node_name, name=request.name)
 
 
-def _guard(
+def _consequence_if_allowed(
     request: ChangeRequest,
     dev: str,
+    *,
     layer: Layer,
     libvirt_checkpoints: Collection[str],
     history: Callable[[str], History | None],
 ) -> str | None:
-    """Keep what somebody counts on; where its removal is forced, return what follows."""
+    """Return what a forced removal leads to, None if nobody relies on the bitmap. Raises UnsafeError if not allowed."""
     if request.name not in layer.bitmaps:
-        return None  # QEMU says so
-    ours, mark = names.parse_bitmap(request.name), names.parse_end_mark(request.name)
+        return None  # QEMU refuses the change
+    checkpoint, mark = names.parse_bitmap(request.name), names.parse_end_mark(request.name)
     if mark is not None:
         consequence = _consequence_of_mark(mark, dev, history(mark.repository_id))
-        what = f"it tells repository {mark.repository_id} whether disk {mark.dev} was shrunk"
-    elif ours is not None:
-        consequence = _consequence(ours, dev, history(ours.repository_id))
-        what = f"it is the checkpoint {ours.checkpoint} of repository {ours.repository_id}"
+        what = f"it shows repository {mark.repository_id} whether disk {mark.dev} was shrunk"
+    elif checkpoint is not None:
+        consequence = _consequence(checkpoint, dev, history(checkpoint.repository_id))
+        what = f"it is checkpoint {checkpoint.checkpoint} of repository {checkpoint.repository_id}"
     elif request.name in libvirt_checkpoints:
-        consequence = "libvirt's checkpoint of that name is of no use any more"
-        what = "it belongs to a checkpoint of libvirt's, which 'virsh checkpoint-delete' removes"
+        consequence = "libvirt can no longer use its checkpoint of that name"
+        what = "it belongs to a libvirt checkpoint, which 'virsh checkpoint-delete' removes"
     else:
         return None
     if consequence is None:
@@ -211,40 +215,40 @@ def _guard(
     if request.change is not Change.REMOVE:
         raise UnsafeError(
             f"Disk {dev}, bitmap {request.name}",
-            f"{what}; to {request.change.value} it would make the next backup wrong, so that is refused",
+            f"{what}; to {request.change.value} it would make the next backup wrong, so this is refused",
             instead="it can only be removed",
         )
     if not request.force:
         raise UnsafeError(
             f"Disk {dev}, bitmap {request.name}",
-            f"{what}; without it {consequence}",
-            instead="--force removes it all the same",
+            f"{what}; without it, {consequence}",
+            instead="--force removes it anyway",
         )
     return consequence
 
 
 def _consequence_of_mark(mark: names.EndMark, dev: str, history: History | None) -> str | None:
-    """What the removal of an end mark means; None if no base is of its size."""
+    """Return the consequence of removing an end mark, None if no base has its size."""
     if history is not None and mark not in history.end_marks(dev):
         return None
     return (
-        f"a shrink of disk {dev} that was made undone before the next backup into repository {mark.repository_id} is"
-        " not noticed, and that backup wrong"
+        f"the next backup to repository {mark.repository_id} does not notice if disk {dev} was shrunk and has grown"
+        " again, and is then wrong"
     )
 
 
-def _consequence(ours: names.BitmapName, dev: str, history: History | None) -> str | None:
-    """What the removal means for the next backup; None if nothing starts from this bitmap any more."""
-    if ours.working:
-        return f"a backup into repository {ours.repository_id} that is being made fails"
-    into = f"of disk {dev} into repository {ours.repository_id}"
+def _consequence(bitmap: names.BitmapName, dev: str, history: History | None) -> str | None:
+    """Return the consequence of removing the bitmap for the next backup, None if none can start from it."""
+    if bitmap.working:
+        return f"the running backup to repository {bitmap.repository_id} fails"
+    backups = f"of disk {dev} to repository {bitmap.repository_id}"
     if history is None:
-        return f"the next backup {into} is a full if it would have started from {ours.checkpoint}"
-    if ours.checkpoint not in {backup.id for backup in history.backups}:
-        return f"the backup {ours.checkpoint}, which is being made or cannot be read, is the base of none"
-    if ours not in history.base_bitmaps(dev):
+        return f"the next backup {backups} is a full if it would have started from {bitmap.checkpoint}"
+    if bitmap.checkpoint not in {backup.id for backup in history.backups}:
+        return f"backup {bitmap.checkpoint}, which is still running or cannot be read, cannot be a base"
+    if bitmap not in history.base_bitmaps(dev):
         return None
     newest = history.newest(dev)
-    if newest is not None and newest.id == ours.checkpoint:
-        return f"the next backup {into} is a full"
-    return f"the next differential {into} is not possible until there is a new full"
+    if newest is not None and newest.id == bitmap.checkpoint:
+        return f"the next backup {backups} is a full"
+    return f"a differential {backups} is not possible until the next full"
