@@ -73,13 +73,13 @@ def test_limit_is_taken_away(qemu: FakeQemu) -> None:
 
 
 def test_disk_that_is_not_being_copied_changes_nothing(qemu: FakeQemu) -> None:
-    with pytest.raises(DiskError, match=r"vdc: no backup is copying it; being copied: vda, vdb"):
+    with pytest.raises(DiskError, match=r"vdc: no backup is copying it; disks being copied: vda, vdb"):
         change(qemu, disks=("vda", "vdc"))
     assert set(jobs.speeds(qemu).values()) == {1024}
 
 
 def test_no_backup_is_told(qemu: FakeQemu) -> None:
-    with pytest.raises(NoBackupRunningError, match="into repository 000000000000 is running") as caught:
+    with pytest.raises(NoBackupRunningError, match="to repository 000000000000 is running") as caught:
         change(qemu, repository_id="0" * 12)
     assert caught.value.status == Status.NOT_FOUND
 
