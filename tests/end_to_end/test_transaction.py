@@ -157,7 +157,7 @@ def test_existing_file_is_not_emptied(send: Sender, tmp_path: Path) -> None:
         ({"actions": 5}, "actions", ""),
         ([{"type": "block-dirty-bitmap-ad", "data": {}}], "actions[0].type", "block-dirty-bitmap-add"),
         ([{"type": "x-block-dirty-bitmap-merge", "data": {}}], "actions[0].type", "use 'block-dirty-bitmap-merge'"),
-        ([add_bitmap("$disk:vdz", "b")], "actions[0].data.node", "there are vda, vdb"),
+        ([add_bitmap("$disk:vdz", "b")], "actions[0].data.node", "the disks are: vda, vdb"),
         ([add_bitmap("$disk:vda", "b", granularity="64k")], "actions[0].data.granularity", ""),
         ([*both("b"), add_bitmap("$disk:vda", "b")], "actions[2].data.name", "already"),
     ],

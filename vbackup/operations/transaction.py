@@ -31,7 +31,7 @@ from vbackup.undo import Undo
 #: Actions that start a job.
 JOBS = frozenset(kind for kind, action in actions.TYPES.items() if action.GROUPED)
 
-#: Begins a disk name that stands for the name of its node.
+#: A string with this prefix and a disk name stands for the name of the disk's active node.
 DISK_PREFIX = "$disk:"
 
 
@@ -137,7 +137,7 @@ def _resolve(value: Any, disks: Callable[[], Mapping[str, DiskNode]], *, path: s
     if isinstance(value, str) and value.startswith(DISK_PREFIX):
         dev = value[len(DISK_PREFIX) :]
         if dev not in disks():
-            raise TransactionError(path, f"there is no disk {dev!r}; there are {', '.join(disks()) or 'none'}.")
+            raise TransactionError(path, f"there is no disk {dev!r}; the disks are: {', '.join(disks()) or 'none'}.")
         return disks()[dev].top.node_name
     return value
 

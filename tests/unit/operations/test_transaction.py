@@ -33,7 +33,11 @@ def deep() -> list[Any]:
         (None, "arguments", "this is null, but must be an object with 'actions', or a list of actions"),
         (5, "arguments", "this is an integer"),
         (deep(), "arguments", "nested more deeply than any transaction"),
-        ([{"type": "abort", "data": {"x": ["$disk:vda"]}}], "actions[0].data.x[0]", "no disk 'vda'; there are none"),
+        (
+            [{"type": "abort", "data": {"x": ["$disk:vda"]}}],
+            "actions[0].data.x[0]",
+            "no disk 'vda'; the disks are: none",
+        ),
     ],
     ids=["null", "number", "deep", "disk"],
 )
