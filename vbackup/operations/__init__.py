@@ -1,1 +1,1 @@
-"""What vbackup does: one module a command."""
+"""What the commands do: one module for each command, without parsing and printing."""

@@ -1,8 +1,8 @@
-"""Back up several domains with one command: some at a time, or all at one moment. Each has a result of its own.
+"""Back up several domains with one command: some at a time, or all at one moment. Each domain has a separate result.
 
-QEMU does the work, so a few threads are enough: one a domain, which runs vbackup.operations.backup from its beginning
-to its end and has a connection to libvirt of its own. Which domains is vbackup.domain.selection's business, the
-moment that they share vbackup.engine.group's.
+QEMU does the work, so one thread for each domain is enough; it runs the whole of vbackup.operations.backup, with its
+own connection to libvirt. vbackup.domain.selection selects the domains, vbackup.engine.group lets a group share its
+moment.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
 
-#: How many domains are backed up at the same time by default. Measured with 20 small ones on two processors: two at a
-#: time take 0.6 of the time of one, four 0.45, eight 0.4; and each more has the storage work in one more place.
+#: How many domains are backed up at the same time by default. Measured with 20 small domains on two processors: two at
+#: a time take 0.6 of the time of one at a time, four 0.45, eight 0.4. Each further one makes the storage work in one
+#: more place.
 PARALLEL = 4
 
 T = TypeVar("T", Backup, BackupPlan)
@@ -39,41 +40,41 @@ T = TypeVar("T", Backup, BackupPlan)
 
 @dataclass(frozen=True)
 class Result(Generic[T]):
-    """How it went with one domain."""
+    """The backup or plan of one domain, or the error."""
 
     domain: Chosen
     duration_s: float
-    made: T | None  #: None where it failed
-    error: VbackupError | None  #: None where it did not
+    made: T | None  #: None if it failed
+    error: VbackupError | None  #: None if it succeeded
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the domains have in common."""
+    """What the backups of all domains have in common."""
 
-    request: BackupRequest  #: for each of them; its ``domain`` is left aside
+    request: BackupRequest  #: for each domain; its ``domain`` is not used
     host: Host
     repository: Repository
     reporter: Labelling
     stop: Stop
-    total_bytes_s: int | None = None  #: of all jobs together; the request's speed is still that of each
+    total_bytes_s: int | None = None  #: limit of all jobs together; the request's speed still limits each job
 
     def of(self, domain: Chosen) -> BackupRequest:
-        """The request for one domain."""
+        """Return the request for one domain."""
         return replace(self.request, domain=domain.name)
 
 
 def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[Backup]]:
-    """Back up each, at most ``parallel`` at once; the results are in the order of ``domains``.
+    """Back up the domains, at most ``parallel`` at once; return the results in the order of ``domains``.
 
-    Whatever fails is in the result of its domain. After a request to stop no more are begun.
+    An error is in the result of its domain. After a request to stop, no further backup is started.
     """
     rate = _rate(batch, at_once=min(parallel, len(domains)))
 
-    def one(domain: Chosen, reporter: Reporter) -> Backup:
+    def back_up(domain: Chosen, reporter: Reporter) -> Backup:
         with ExitStack() as stack:
             host = stack.enter_context(batch.host.another())
-            done = backup.run(
+            committed = backup.run(
                 batch.of(domain),
                 host=host,
                 repository=batch.repository,
@@ -81,40 +82,41 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
                 stop=batch.stop,
                 throttle=_share(rate, batch, stack),
             )
-        return _told(done, reporter)
+        return _reported(committed, reporter)
 
-    return _in_threads(batch, domains, one, threads=parallel)
+    return _in_threads(batch, domains, back_up, threads=parallel)
 
 
 def dry_run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[BackupPlan]]:
-    """Plan each and have QEMU check it; as ``run``, but nothing is copied, frozen or kept."""
+    """Like ``run``, but only plan the backups and let QEMU check them; nothing is copied, frozen or kept."""
 
-    def one(domain: Chosen, reporter: Reporter) -> BackupPlan:
+    def plan(domain: Chosen, reporter: Reporter) -> BackupPlan:
         with batch.host.another() as host:
             return backup.dry_run(
                 batch.of(domain), host=host, repository=batch.repository, reporter=reporter, stop=batch.stop
             )
 
-    return _in_threads(batch, domains, one, threads=parallel)
+    return _in_threads(batch, domains, plan, threads=parallel)
 
 
 def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
-    """Back up all at one moment, all or none; the results are in the order of ``domains``.
+    """Back up all domains at one moment, all or none; return the results in the order of ``domains``.
 
-    Before the moment all are planned and ready; a failure by then means that nothing of any was begun. One that comes
-    later undoes all. The error of whoever failed is his own, the others have GroupError. Raises DomainNotFoundError
-    for a domain that libvirt does not have.
+    All are planned and prepared before the moment; if one fails by then, no backup is started. A later failure undoes
+    all backups. The domain that failed has its own error, the others have GroupError. Raises DomainNotFoundError for
+    a domain that libvirt does not have.
     """
     for domain in domains:
         if domain.uuid is None:
-            batch.host.domain(domain.name)  # says what there is instead
-            raise DomainNotFoundError(domain.name, "a moment ago", "run the same command again")
-    members = [domain.name for domain in sorted(domains, key=lambda one: one.uuid or "")]
+            batch.host.domain(domain.name)  # its error has a hint
+            raise DomainNotFoundError(domain.name, "existed a moment ago", "run the same command again")
+    # By UUID, the order in which Turns lets them lock: it has to be the same in every group that shares domains.
+    members = [domain.name for domain in sorted(domains, key=lambda domain: domain.uuid or "")]
     moments = Moments(members, stop=batch.stop, freeze_limit_s=batch.request.freeze_limit_s)
     turns = Turns(members)
     rate = _rate(batch, at_once=len(domains))
 
-    def one(domain: Chosen, reporter: Reporter) -> Backup:
+    def back_up(domain: Chosen, reporter: Reporter) -> Backup:
         stop = MemberStop(moments.meeting, domain.name)
         repository = MemberRepository(
             batch.repository, member=domain.name, turns=turns, meeting=moments.meeting, stop=stop
@@ -122,7 +124,7 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
         try:
             with ExitStack() as stack:
                 host = stack.enter_context(batch.host.another())
-                done = backup.run(
+                committed = backup.run(
                     batch.of(domain),
                     host=host,
                     repository=repository,
@@ -131,44 +133,44 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
                     moment=moments.member(domain.name),
                     throttle=_share(rate, batch, stack),
                 )
-            return _told(done, reporter)
+            return _reported(committed, reporter)
         except Exception as err:
             moments.meeting.fail(domain.name, _known(err))
             raise
 
-    return _in_threads(batch, domains, one, threads=len(domains))
+    return _in_threads(batch, domains, back_up, threads=len(domains))
 
 
 def _in_threads(
     batch: Batch, domains: Sequence[Chosen], work: Callable[[Chosen, Reporter], T], *, threads: int
 ) -> list[Result[T]]:
-    def one(domain: Chosen) -> Result[T]:
-        begun = time.monotonic()
+    def run_one(domain: Chosen) -> Result[T]:
+        started = time.monotonic()
         reporter = batch.reporter.labelled(domain.name)
         try:
             batch.stop.check()
-            made, error = work(domain, reporter), None
-        except Exception as err:  # noqa: BLE001 - a fault in one thread is the result of that domain, and no other's
-            made, error = None, _known(err)
-            # The cause of these is told once for all.
+            outcome, error = work(domain, reporter), None
+        except Exception as err:  # noqa: BLE001 - a bug that shows in one thread must not end the other backups
+            outcome, error = None, _known(err)
+            # The cause of these errors is reported once for all domains.
             if not isinstance(error, (GroupError, InterruptedBySignalError)):
                 reporter.warning(str(error))
-        return Result(domain, round(time.monotonic() - begun, 3), made, error)
+        return Result(domain, round(time.monotonic() - started, 3), made=outcome, error=error)
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="domain") as pool:
-        return list(pool.map(one, domains))
+        return list(pool.map(run_one, domains))
 
 
-def _told(done: Backup, reporter: Reporter) -> Backup:
-    reporter.step(f"Backup {done.id} is complete.")
-    return done
+def _reported(committed: Backup, reporter: Reporter) -> Backup:
+    reporter.step(f"Backup {committed.id} is complete.")
+    return committed
 
 
 def _known(err: Exception) -> VbackupError:
     if isinstance(err, VbackupError):
         return err
     log.debug("unexpected", exc_info=err)
-    return VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a fault in vbackup; -v shows where.")
+    return VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")
 
 
 def _rate(batch: Batch, *, at_once: int) -> TotalRate | None:

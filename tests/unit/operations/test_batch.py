@@ -91,7 +91,7 @@ def test_failure_is_that_of_its_domain(work: Batch, behaviour: dict[str, Any]) -
 def test_fault_of_ours_in_one_thread_is_told_and_ends_no_other(work: Batch, behaviour: dict[str, Any]) -> None:
     behaviour.update(a=KeyError("x"))
     results = batch.run(work, domains(*NAMES), parallel=1)
-    assert "fault in vbackup" in str(results[0].error)
+    assert "bug in vbackup" in str(results[0].error)
     assert [one.error for one in results[1:]] == [None, None]
 
 
