@@ -1,8 +1,8 @@
-"""Backups of several domains at one moment, all or none: where their threads meet, and who is to blame if they do not.
+"""Backups of several domains at one moment, all or none: how their threads wait for each other and fail together.
 
-Each domain's backup runs in a thread of its own and is vbackup.operations.backup's; here are only the points at which
-it waits for the others (see vbackup.engine.moment). What fails anywhere ends all: the others see it where they wait,
-or, while they copy, at their next look at their request to stop.
+Each backup runs vbackup.operations.backup in a separate thread; this module has only the points at which it waits for
+the others (vbackup.engine.moment). The first failure ends all backups: the others notice it when they wait, or, while
+they copy, the next time they check for a request to stop.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
-#: How long the others are waited for once guests are frozen, beside what the freeze may take: an agent is asked
-#: whether it is there, a watchdog starts, libvirt may be slow.
+#: How long a frozen guest waits for the others, in addition to the time limit of a freeze: an agent is pinged, a
+#: watchdog starts, libvirt may be slow.
 SLACK_S = 30.0
-#: The longest that a request to stop waits to be seen.
+#: The longest delay until a request to stop is noticed.
 TICK_S = 0.25
 
 
 class Meeting:
-    """A fixed number of threads that wait for each other, again and again, until one of them fails.
+    """A barrier that a fixed set of threads can pass any number of times, until one of them fails.
 
-    Once all have come nothing can keep any of them from going on, not even a request to stop: what follows the last
-    meeting is done by all or by none.
+    When all have arrived, nothing can hold up any of them, not even a request to stop: so what follows the last meeting
+    (the commits) is done by all or by none.
     """
 
     def __init__(self, members: Sequence[str], *, stop: Stop, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,31 +39,26 @@ class Meeting:
         self._stop = stop
         self._clock = clock
         self._changed = threading.Condition()
-        self._here: set[str] = set()
-        self._held = 0
+        self._arrived: set[str] = set()
+        self._past_meetings = 0
         self._failure: tuple[str, VbackupError] | None = None
 
-    @property
-    def culprit(self) -> tuple[str, VbackupError] | None:
-        """Who failed first, and of what."""
-        return self._failure
-
     def wait(self, member: str, *, timeout_s: float | None = None) -> None:
-        """Return when all have come.
+        """Wait until all members have called this.
 
-        Raises GroupError if one has failed, or, naming who has not come, when the time is over; and
-        InterruptedBySignalError.
+        Raises GroupError if another member has failed, or has not arrived at the end of the timeout, the member's own
+        error if it failed itself, and InterruptedBySignalError.
         """
         deadline = None if timeout_s is None else self._clock() + timeout_s
         with self._changed:
             self._check(member)
-            meeting = self._held
-            self._here.add(member)
-            if len(self._here) == len(self._members):
-                self._here.clear()
-                self._held += 1
+            meeting = self._past_meetings
+            self._arrived.add(member)
+            if len(self._arrived) == len(self._members):
+                self._arrived.clear()
+                self._past_meetings += 1
                 self._changed.notify_all()
-            while self._held == meeting:
+            while self._past_meetings == meeting:
                 self._check(member)
                 if deadline is not None and self._clock() >= deadline:
                     self._fail_for_absence(timeout_s or 0)
@@ -71,38 +66,36 @@ class Meeting:
                 self._changed.wait(TICK_S)
 
     def fail(self, member: str, cause: VbackupError) -> None:
-        """Have all others end; what fails later is a consequence, or does not matter any more."""
+        """Make all other members fail. Only the first failure counts: later ones follow from it or no longer matter."""
         with self._changed:
             if self._failure is None and not isinstance(cause, GroupError):
                 self._failure = (member, cause)
             self._changed.notify_all()
 
     def check(self, member: str) -> None:
-        """Raise GroupError if another one has failed, InterruptedBySignalError after a request to stop."""
+        """Raise GroupError if another member has failed, InterruptedBySignalError after a request to stop."""
         with self._changed:
             self._check(member)
 
     def _check(self, member: str) -> None:
         self._stop.check()
         if self._failure is not None:
-            who, cause = self._failure
-            if who == member:
+            culprit, cause = self._failure
+            if culprit == member:
                 raise cause
-            raise GroupError(who, cause)
+            raise GroupError(culprit, cause)
 
     def _fail_for_absence(self, timeout_s: float) -> None:
-        who = next(one for one in self._members if one not in self._here)
+        absent = next(member for member in self._members if member not in self._arrived)
         self._failure = (
-            who,
-            VbackupError(
-                f"It did not come to the moment of the backup within {timeout_s:.0f} s; is its libvirt hanging?"
-            ),
+            absent,
+            VbackupError(f"Domain {absent} was not ready within {timeout_s:.0f} s; is its libvirt hanging?"),
         )
         self._changed.notify_all()
 
 
 class Moments:
-    """The moment of a group: hands each member its own side of it (see ``member``)."""
+    """The shared state of a group's moment; ``member`` returns the Moment of each member."""
 
     def __init__(
         self,
@@ -122,18 +115,18 @@ class Moments:
         self._returned: list[float] = []
 
     def member(self, name: str) -> MemberMoment:
-        """Of the member called so."""
+        """Return the Moment of the member with that name."""
         return MemberMoment(self, name)
 
     def add(self, name: str, member: GroupMember) -> None:
-        """A member has its plan."""
+        """Record that a member has its plan."""
         with self._lock:
             self._planned[name] = member
-            members = sorted(self._planned.values(), key=lambda one: (one.domain_name, one.domain_uuid))
+            members = sorted(self._planned.values(), key=lambda planned: (planned.domain_name, planned.domain_uuid))
             self.group = replace(self.group, members=tuple(members))
 
     def add_times(self, sent: float, returned: float) -> None:
-        """A transaction was carried out between these two, which is all that can be known of its moment."""
+        """Record that QEMU carried out a transaction between these two times; its exact moment cannot be known."""
         with self._lock:
             self._sent.append(sent)
             self._returned.append(returned)
@@ -142,7 +135,7 @@ class Moments:
 
 
 class MemberMoment:
-    """One member's side (see vbackup.engine.moment.Moment)."""
+    """The Moment of one member: each method waits for all members of the group."""
 
     def __init__(self, moments: Moments, name: str) -> None:
         self._moments = moments
@@ -151,25 +144,25 @@ class MemberMoment:
 
     @property
     def group(self) -> Group:
-        """See Moment."""
+        """The members that are planned so far, and the spread of the transactions that were sent so far."""
         return self._moments.group
 
     def planned(self, member: GroupMember) -> Group:
-        """See Moment."""
+        """Add this member to the group, wait until all are added, and return the group."""
         self._moments.add(self._name, member)
         self._wait(self._name)
         return self.group
 
     def ready(self) -> None:
-        """See Moment."""
+        """Wait until all members are prepared."""
         self._wait(self._name)
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """See Moment.
+        """Wait until the guests of all members are frozen, run the block, and note its time.
 
-        What is frozen when all are does not change until its own transaction, so each is thawed right after that and
-        does not wait for the others'. A failure is told at once, not when all of it is undone.
+        A frozen guest does not change before its own transaction. So each guest is thawed right after its transaction,
+        without waiting for those of the others. A failure is reported to the others at once, before it is undone.
         """
         clock, timeout_s = self._moments.clock, self._moments.timeout_s
         self._wait(self._name, timeout_s=timeout_s)
@@ -182,16 +175,16 @@ class MemberMoment:
         self._moments.add_times(sent, clock())
 
     def sent(self) -> None:
-        """See Moment."""
+        """Wait until the transactions of all members were carried out."""
         self._wait(self._name, timeout_s=self._moments.timeout_s)
 
     def copied(self) -> None:
-        """See Moment."""
+        """Wait until the backups of all members are complete except for their final names."""
         self._wait(self._name)
 
 
 class MemberStop(Stop):
-    """A member's request to stop: the one of all, or that another member has failed."""
+    """A member's request to stop: that of the whole command, or the failure of another member."""
 
     def __init__(self, meeting: Meeting, name: str) -> None:
         super().__init__()
@@ -199,36 +192,37 @@ class MemberStop(Stop):
         self._name = name
 
     def check(self) -> None:
-        """Raise InterruptedBySignalError or GroupError if the member is to end."""
+        """Raise InterruptedBySignalError or GroupError if the member has to stop."""
         super().check()
         self._meeting.check(self._name)
 
 
 class Turns:
-    """Has the members lock their domains one after the other, in the order of their UUIDs.
+    """Makes the members lock their domains one after the other, in the order of ``members``.
 
-    Two groups with --wait-lock that share domains would otherwise each hold what the other waits for.
+    That has to be the order of the domains' UUIDs: otherwise, two groups with --wait-lock that share domains could each
+    hold the lock that the other waits for.
     """
 
     def __init__(self, members: Sequence[str]) -> None:
-        self._left = list(members)
+        self._pending = list(members)
         self._changed = threading.Condition()
 
     @contextmanager
     def turn(self, member: str, stop: Stop) -> Iterator[None]:
-        """Run the block when all before have left theirs."""
+        """Run the block when all earlier members have completed theirs."""
         with self._changed:
-            while self._left[0] != member:
+            while self._pending[0] != member:
                 stop.check()
                 self._changed.wait(TICK_S)
         yield
         with self._changed:
-            self._left.remove(member)
+            self._pending.remove(member)
             self._changed.notify_all()
 
 
 class MemberRepository(Repository):
-    """The repository as a member of a group sees it: no domain is opened before all are locked."""
+    """The repository for one member of a group: ``lock`` returns when the domains of all members are locked."""
 
     def __init__(self, repository: Repository, *, member: str, turns: Turns, meeting: Meeting, stop: Stop) -> None:
         super().__init__(repository.path, repository.id)
@@ -239,7 +233,7 @@ class MemberRepository(Repository):
 
     @contextmanager
     def lock(self, uuid: str, *, wait: LockWait | None = None) -> Iterator[None]:
-        """See Repository."""
+        """Lock the domain in this member's turn, and wait until all members have locked theirs."""
         with ExitStack() as stack:
             with self._turns.turn(self._member, self._stop):
                 stack.enter_context(super().lock(uuid, wait=wait))

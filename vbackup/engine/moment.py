@@ -1,6 +1,6 @@
-"""The points at which a backup waits for others that are to be of the same moment; alone it waits for nobody.
+"""The points at which a backup waits for the other backups of its group; a backup of one domain does not wait.
 
-vbackup.operations.backup calls them in this order, vbackup.engine.group has those of several domains.
+vbackup.operations.backup calls them in the order of Moment. vbackup.engine.group implements them for several domains.
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ from vbackup.model import Group, GroupMember
 
 
 class Moment(Protocol):
-    """What one backup asks. Whatever waits raises instead where the backup is not to go on."""
+    """What one backup calls. Each method returns when all members may continue, or raises if this one must stop."""
 
     def planned(self, member: GroupMember) -> Group | None:
-        """Nothing has been begun. Returns the group that it is to be recorded with, once all are planned."""
+        """Wait until all backups are planned, before anything is started; return the group to record in the manifest."""
 
     def ready(self) -> None:
-        """All is ready: return when the guests are to be frozen."""
+        """Wait until all are prepared, so that the guests can be frozen."""
 
     def taken(self) -> AbstractContextManager[None]:
-        """The filesystems are frozen: run the block, which sends the transaction, when those of all are."""
+        """Wait until the filesystems of all are frozen; the block then sends the transaction."""
 
     def sent(self) -> None:
-        """The filesystems are thawed: return when the transactions of all were carried out."""
+        """Wait until the transactions of all were carried out; the filesystems of this guest are thawed."""
 
     @property
     def group(self) -> Group | None:
-        """What ``planned`` returned, with the spread once all have ``sent``."""
+        """The group that ``planned`` returned; after ``sent`` with the spread of the moments."""
 
     def copied(self) -> None:
-        """The backup is complete but for its name: return when it may have that."""
+        """Wait until all backups are complete except for their final names."""
 
 
 class Alone:
-    """One domain for itself."""
+    """The moment of a backup of one domain: nothing waits, and there is no group."""
 
     group: Group | None = None
 
     def planned(self, member: GroupMember) -> Group | None:
-        """See Moment."""
+        """Return None: there is no group to record."""
         return None
 
     def ready(self) -> None:
-        """See Moment."""
+        """Return at once."""
 
     def taken(self) -> AbstractContextManager[None]:
-        """See Moment."""
+        """Return a context that runs its block at once."""
         return nullcontext()
 
     def sent(self) -> None:
-        """See Moment."""
+        """Return at once."""
 
     def copied(self) -> None:
-        """See Moment."""
+        """Return at once."""

@@ -64,10 +64,14 @@ def test_first_failure_counts_and_a_consequence_is_none() -> None:
     meeting = Meeting("ab", stop=Stop())
     first = VbackupError("first")
     meeting.fail("a", GroupError("c", VbackupError("of another group")))
-    assert meeting.culprit is None
+    meeting.check("a")
     meeting.fail("b", first)
     meeting.fail("a", VbackupError("second"))
-    assert meeting.culprit == ("b", first)
+    with pytest.raises(GroupError, match=r"Domain b .*: first"):
+        meeting.check("a")
+    with pytest.raises(VbackupError) as caught:
+        meeting.check("b")
+    assert caught.value is first
 
 
 def test_who_does_not_come_in_time_is_to_blame() -> None:
@@ -75,7 +79,7 @@ def test_who_does_not_come_in_time_is_to_blame() -> None:
     ended = each("ac", lambda member: meeting.wait(member, timeout_s=0.1))
     assert {type(error) for error in ended.values()} == {GroupError}
     assert all("Domain b" in str(error) and "within 0 s" in str(error) for error in ended.values())
-    with pytest.raises(VbackupError, match="did not come to the moment"):
+    with pytest.raises(VbackupError, match="Domain b was not ready within"):
         meeting.wait("b")  # when it comes at last
 
 
