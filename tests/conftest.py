@@ -17,6 +17,7 @@ import pytest
 # libvirt reads it when it is first imported, which a test may do before vbackup.domain.host does.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
+from tests import namespaces
 from vbackup.cli import main
 
 
@@ -36,6 +37,20 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """What a run starts and mounts ends with it, see tests.namespaces; where there are none, with its fixtures."""
+    if hasattr(config, "workerinput") or namespaces.reason_not_to_enter():
+        return
+    namespaces.enter()
+
+
+def pytest_configure() -> None:
+    """Each process has a libvirt of its own."""
+    if namespaces.reason_not_to_enter() is None:
+        namespaces.hide_system()
 
 
 def needs_libvirtd(nodeid: str) -> bool:
@@ -62,7 +77,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "libvirtd" if needs_libvirtd(nodeid) else nodeid.split("::", maxsplit=1)[0]
+            if needs_libvirtd(nodeid) and namespaces.reason_not_to_enter():
+                return "libvirtd"
+            return nodeid.split("::", maxsplit=1)[0]
 
     return Scheduling(config, log)
 

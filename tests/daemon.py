@@ -75,37 +75,13 @@ class Daemon:
     def _start(self) -> subprocess.Popen[bytes]:
         conf = f"{self.directory}/libvirtd.conf"
         process = subprocess.Popen(
-            [
-                *self._without_kvm(),
-                "libvirtd",
-                "--listen",
-                "--config",
-                conf,
-                "--pid-file",
-                f"{self.directory}/libvirtd.pid",
-            ],
+            ["libvirtd", "--listen", "--config", conf, "--pid-file", f"{self.directory}/libvirtd.pid"],
             stderr=subprocess.DEVNULL,
             env=_environment(),
         )
         wait_for(lambda: self._answers() or process.poll() is not None, "libvirtd's start")
         assert process.poll() is None, (self.directory / "libvirtd.log").read_text()
         return process
-
-    def _without_kvm(self) -> list[str]:
-        """Begin a command in a mount namespace in which nobody can use /dev/kvm.
-
-        Where /dev/kvm is there but not for the user libvirt-qemu, libvirt 9.0 probes QEMU with it (as root),
-        then finds the answer outdated (as libvirt-qemu), and does so a dozen times for each start: 45 s.
-        """
-        if not Path("/dev/kvm").exists():
-            return []
-        cover = self.directory / "no-kvm"
-        cover.touch(mode=0o600)
-        # A namespace that libvirt makes for each QEMU has no place for what is mounted on a device.
-        conf = self.directory / "qemu.conf"
-        conf.write_text("namespaces = []\n")
-        script = 'mount --bind "$0" /dev/kvm && mount --bind "$1" /etc/libvirt/qemu.conf && shift && exec "$@"'
-        return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, str(cover), str(conf)]
 
     def _answers(self) -> bool:
         try:
