@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tests import namespaces
 from tests.bench import isolation, machine, report
 from tests.bench.bench import Bench, Record
 from tests.bench.works import WORKS, Work
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     # libvirt and QEMU have a working directory of their own.
     options.directory = options.directory.resolve()
     if isolation.is_inside():
-        return isolation.as_init(lambda: _measure(options))
+        namespaces.as_init()
+        return _measure(options)
     if options.report_only:
         _report(options)
         return 0

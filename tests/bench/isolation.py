@@ -14,12 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import libvirt
 
+from tests import namespaces
 from tests.daemon import wait_for
 from vbackup.domain.host import Host
 from vbackup.errors import HostUnreachableError
@@ -84,24 +85,6 @@ def is_inside() -> bool:
     return INSIDE in os.environ and os.getpid() == 1
 
 
-def as_init(work: Callable[[], int]) -> int:
-    """Do the work in a child, and be what the first process of a namespace has to be: the parent of all orphans.
-
-    libvirt waits for a QEMU to be gone, which a process is only when its parent has taken note.
-    """
-    pid = os.fork()
-    if pid == 0:
-        return work()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # With the first process of the namespace the kernel ends all others.
-    signal.signal(signal.SIGTERM, lambda signum, _frame: os._exit(128 + signum))
-    while True:
-        ended, status = os.wait()
-        if ended == pid:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-
-
 @contextmanager
 def libvirtd(directory: Path) -> Iterator[libvirt.virConnect]:
     """A libvirtd with everything of its own below ``directory``; the connection to it, with its events."""
@@ -141,7 +124,11 @@ def _cover(directory: Path) -> None:
         private = directory / "private" / place.replace("/", "-").strip("-")
         private.mkdir(parents=True, exist_ok=True)
         Path(place).mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "--bind", str(private), place], check=True)
+        with namespaces.reachable(place) as before:
+            subprocess.run(["mount", "--bind", str(private), place], check=True)
+            if place == "/var/tmp":
+                # This program may be there, or the directory for its results.
+                namespaces.show(before, place)
     Path("/etc/libvirt/qemu.conf").write_text(_QEMU_CONF)
     Path("/var/tmp").chmod(0o1777)
     if Path("/dev/kvm").exists():
