@@ -1,17 +1,48 @@
-"""A filesystem of the tests' own that can be lost at any moment: unplugged, or with the power."""
+"""Block devices and filesystems for tests: a loop device, and an ext4 that can be lost at any moment."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 #: EXT4_IOC_SHUTDOWN. From then on every read, write and fsync ends with EIO; what is not on the disk yet is lost.
 _SHUTDOWN, _NO_FLUSH = 0x8004587D, 2
+#: linux/loop.h
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LO_FLAGS_AUTOCLEAR = 0x4C82, 0x4C0A, 4
+_LOOP_CONFIG = struct.Struct("=II 5Q 3I I 128x 32x 2Q 64x")
+
+
+@contextmanager
+def loop_device(backing: Path) -> Iterator[Path]:
+    """The block device of a file. The kernel frees it when nobody has it open, so also when this process is killed."""
+    try:
+        with backing.open("r+b") as file, Path("/dev/loop-control").open("rb") as control:
+            while True:
+                path = Path(f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}")
+                device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    config = (file.fileno(), 0, *[0] * 5, *[0] * 3, _LO_FLAGS_AUTOCLEAR, 0, 0)
+                    fcntl.ioctl(device, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(*config))
+                except OSError as err:
+                    os.close(device)
+                    if err.errno != errno.EBUSY:  # another process was quicker
+                        raise
+                else:
+                    break
+    except OSError as err:
+        pytest.skip(f"no loop device here: {err}")
+    try:
+        yield path
+    finally:
+        os.close(device)
 
 
 class Ext4:

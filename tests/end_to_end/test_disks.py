@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import filesystem
 from tests.end_to_end.chains import END_BYTES
 from tests.lab import DiskSpec, Lab, Machine, References, compare, domain_xml
 
@@ -40,17 +42,13 @@ class Round:
 
 
 @pytest.fixture
-def loop_device(tmp_path: Path) -> Any:
+def loop_device(tmp_path: Path) -> Iterator[Path]:
     """A block device of the host."""
     backing = tmp_path / "loop.raw"
     with backing.open("wb") as file:
         file.truncate(16 * 1024 * 1024)
-    made = subprocess.run(["losetup", "--find", "--show", str(backing)], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no loop device here: {made.stderr.strip()}")
-    device = Path(made.stdout.strip())
-    yield device
-    subprocess.run(["losetup", "--detach", str(device)], check=True)
+    with filesystem.loop_device(backing) as device:
+        yield device
 
 
 def test_all_buses_and_kinds(

@@ -18,6 +18,7 @@ from tests.daemon import Daemon, wait_for
 from tests.end_to_end.chains import END_BYTES
 from tests.end_to_end.test_daemon import Running
 from tests.end_to_end.test_faults import break_target
+from tests.filesystem import loop_device
 from tests.lab import DiskSpec, Lab, Machine, References, compare, create_luks, domain_xml, qemu_img_info
 from vbackup.qemu import backing_chain, jobs, qemu_img
 from vbackup.qemu.storage_daemon import StorageDaemon
@@ -289,18 +290,13 @@ def test_block_device_of_the_host(lab: Lab, command: Command, repository: Path, 
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(backing), "16M"], check=True)
     with backing.open("r+b") as file:
         file.truncate(32 << 20)  # room for the image to grow in
-    made = subprocess.run(["losetup", "--find", "--show", str(backing)], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no loop device here: {made.stderr.strip()}")
-    try:
-        spec = DiskSpec(Path(made.stdout.strip()), kind="block")
+    with loop_device(backing) as device:
+        spec = DiskSpec(device, kind="block")
         machine = define_off(lab, "block", [spec])
         backups = Backups(lab.uri, command, machine, repository, tmp_path)
         full = backups.off(spec)
         write(spec.path, "write -P 1 1M 64k")
         assert facts(backups.off(spec)) == [("incremental", full["id"], 65536)]
-    finally:
-        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
 def test_what_is_no_disk_of_the_backup_is_not_opened(
