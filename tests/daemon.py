@@ -45,6 +45,22 @@ def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = 30.
             subprocess.run(["sleep", "0.05"], timeout=1, check=False)
 
 
+def end_domains(connection: Any) -> None:
+    """End all domains, also one that is on its way to its end or to another host at this moment."""
+    active = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+
+    def are_ended() -> bool:
+        for domain in connection.listAllDomains(active):
+            try:
+                domain.destroy()
+            except libvirt.libvirtError as err:
+                if err.get_error_code() not in {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN}:
+                    raise
+        return not connection.listAllDomains(active)
+
+    wait_for(are_ended, "the end of all domains")
+
+
 def _environment() -> dict[str, str]:
     """Without what vbackup.domain.host sets for its own process: the daemons shall log as they are configured."""
     return {name: value for name, value in os.environ.items() if name != "LIBVIRT_LOG_OUTPUTS"}
@@ -158,9 +174,7 @@ class Daemon:
             if domain.isActive():
                 domain.destroy()
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
-        for domain in connection.listAllDomains():
-            with contextlib.suppress(libvirt.libvirtError):
-                domain.destroy()
+        end_domains(connection)
         for pool in connection.listAllStoragePools():
             pool.destroy()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
-from tests.daemon import wait_for
+from tests.daemon import end_domains, wait_for
 from tests.end_to_end.chains import END_BYTES, levels, reasons
 from tests.end_to_end.test_daemon import Running
 from tests.lab import DiskSpec, Machine, domain_xml
@@ -118,10 +118,10 @@ class Move:
         self.write(1, 0, SIZE_BYTES)
 
     def close(self) -> None:
-        for host in self.hosts.values():
-            for domain in host.connection.listAllDomains():
-                domain.destroy()
-            host.close()
+        with ExitStack() as stack:
+            for host in self.hosts.values():
+                stack.callback(host.close)
+                stack.callback(end_domains, host.connection)
 
     def write(self, pattern: int, offset: int, length: int = 65536) -> None:
         """To both disks."""
