@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -109,18 +108,15 @@ def test_without_descriptors_an_open_repository_is_written_by_path(
         path.chmod(0o666)
         path.parent.chmod(0o755)
 
-    repository = Path("/tmp") / f"vbackup-open-{os.getpid()}"
+    repository = images / "repository"
     command("init", "-r", repository)
-    try:
-        repository.chmod(0o755)
-        (repository / machine.handle.uuid).mkdir(mode=0o755)
-        monkeypatch.setattr(qemu_img, "create", create_open)
-        done = command("-c", daemon.tcp_uri, "-q", "backup", machine.name, "-r", repository, "--json").document
-        assert done["level"] == "full"
-        command("-q", "restore", machine.name, "-r", repository, "--output", tmp_path / "out", "--format", "raw")
-        assert (tmp_path / "out" / "vdb.raw").read_bytes()[: 16 << 20] == b"\1" * (16 << 20)
-    finally:
-        subprocess.run(["rm", "-r", str(repository)], check=True)
+    repository.chmod(0o755)
+    (repository / machine.handle.uuid).mkdir(mode=0o755)
+    monkeypatch.setattr(qemu_img, "create", create_open)
+    done = command("-c", daemon.tcp_uri, "-q", "backup", machine.name, "-r", repository, "--json").document
+    assert done["level"] == "full"
+    command("-q", "restore", machine.name, "-r", repository, "--output", tmp_path / "out", "--format", "raw")
+    assert (tmp_path / "out" / "vdb.raw").read_bytes()[: 16 << 20] == b"\1" * (16 << 20)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,21 +85,17 @@ class Stage:
 
 
 @pytest.fixture
-def stage(daemon: Daemon, command: Command, repository: Path, tmp_path: Path) -> Iterator[Stage]:
-    directory = Path("/tmp") / f"vbackup-busy-{os.getpid()}"  # pytest's own are closed to QEMU
-    directory.mkdir(mode=0o755)
+def stage(daemon: Daemon, command: Command, repository: Path, images: Path, tmp_path: Path) -> Iterator[Stage]:
     # The second on SCSI: that one is detached without the help of a guest.
     specs = [
-        DiskSpec(directory / "vda.qcow2", size="8M"),
-        DiskSpec(directory / "sda.qcow2", dev="sda", bus="scsi", size="8M"),
+        DiskSpec(images / "vda.qcow2", size="8M"),
+        DiskSpec(images / "sda.qcow2", dev="sda", bus="scsi", size="8M"),
     ]
     for spec in specs:
         spec.create()
     machine = daemon.define(domain_xml("busy", [spec.xml() for spec in specs]))
     machine.handle.domain.create()
-    made = Stage(
-        machine, daemon, command, repository, directory, tmp_path, {s.dev: bytearray(SIZE_BYTES) for s in specs}
-    )
+    made = Stage(machine, daemon, command, repository, images, tmp_path, {s.dev: bytearray(SIZE_BYTES) for s in specs})
     for number, spec in enumerate(specs, 1):
         made.write(spec.dev, number, 0, SIZE_BYTES)
     yield made
@@ -109,7 +103,6 @@ def stage(daemon: Daemon, command: Command, repository: Path, tmp_path: Path) ->
         running.process.kill()
         running.process.communicate()
     daemon.clear()
-    shutil.rmtree(directory)
 
 
 def finish(running: Running) -> dict[str, Any]:

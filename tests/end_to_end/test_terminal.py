@@ -16,20 +16,15 @@ from tests.daemon import Daemon
 from tests.lab import DiskSpec, Machine, domain_xml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 
 @pytest.fixture
-def machine(daemon: Daemon) -> Iterator[Machine]:
-    images = Path("/tmp") / f"vbackup-terminal-{os.getpid()}"
-    images.mkdir(mode=0o755)
+def machine(daemon: Daemon, images: Path) -> Machine:
     specs = [DiskSpec(images / "vda.qcow2"), DiskSpec(images / "vdb.qcow2", dev="vdb")]
     for spec in specs:
         spec.create()
-    yield daemon.start(domain_xml("terminal", [spec.xml() for spec in specs]))
-    for entry in images.iterdir():
-        entry.unlink()
-    images.rmdir()
+    return daemon.start(domain_xml("terminal", [spec.xml() for spec in specs]))
 
 
 def on_a_terminal(*arguments: str, columns: int = 80, environment: dict[str, str] | None = None) -> tuple[str, str]:
