@@ -161,11 +161,13 @@ def another_user() -> Iterator[None]:
 
 
 @pytest.fixture
-def open_root() -> Iterator[Path]:
-    """A system that every user may read."""
+def open_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A system that every user may read, and so is vbackup's own script, wherever this project is."""
     path = Path(tempfile.mkdtemp(prefix="vbackup-root-", dir="/tmp"))
     path.chmod(0o755)
     (path / "etc" / "libvirt").mkdir(parents=True)
+    (path / "script").write_bytes(SCRIPT)
+    monkeypatch.setattr(install, "SCRIPT", path / "script")
     yield path
     shutil.rmtree(path)
 
