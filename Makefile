@@ -6,8 +6,8 @@ DESTDIR =
 # Where check-stacks keeps the other Debians; not below build, for it takes minutes to make them.
 STACKS = /var/cache/vbackup-stacks
 
-# How many processes make check runs tests in: most of the time a test waits for a QEMU.
-JOBS = 2
+# How many processes make check runs tests in: a test often waits for a QEMU or a disk, so it is one more than cores.
+JOBS := $(shell expr $$(nproc) + 1)
 
 # For make soak.
 STEPS = 300
@@ -32,12 +32,16 @@ MAN_DIRECTORY = $(PREFIX)/share/man
 # The section of a page: what its name ends in.
 section = $(patsubst .%,%,$(suffix $(1)))
 
+# When make is killed, the tests end as well. Not the script pytest: its first line names the interpreter, which it may
+# not do where the path is long or has a space in it.
+PYTEST = setpriv --pdeathsig TERM $(BIN)/python -m pytest --numprocesses=$(JOBS) --no-loadscope-reorder --durations=10
+
 # What somebody has set for a Python of his own shall not change what is tested.
 unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-stacks bench soak lint man man-lint install uninstall clean packages
+.PHONY: help demo check check-all check-stacks bench soak lint man man-lint install uninstall clean packages
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,14 +51,17 @@ demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's 
 	$(BIN)/python -m tests.demo
 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
-	$(BIN)/pytest --numprocesses=$(JOBS) --no-loadscope-reorder --cov --cov-report=term $(SUITES)
+	$(PYTEST) $(SUITES)
+
+check-all: lint man-lint ## The same, with the coverage of lines and branches, which takes a third longer
+	$(PYTEST) --cov --cov-report=term $(SUITES)
 
 bench: $(VENV_READY) ## As root: measure vbackup beside its peers (20 minutes), and write tests/bench/results
 	.ci/install-packages bench-packages
 	$(BIN)/python -m tests.bench --rounds $(ROUNDS) --readme README.md $(BENCH)
 
 soak: $(VENV_READY) ## STEPS steps of the random test with the seed SEED; not part of check
-	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/pytest tests/end_to_end/test_soak.py
+	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/end_to_end/test_soak.py
 
 check-stacks: ## As root: run the tests on the QEMU, libvirt and Python of other Debians
 	STACKS='$(STACKS)' .ci/check-stacks
