@@ -16,7 +16,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.lab import Machine, domain_xml
 from vbackup.cli import main
-from vbackup.hooks import events, marks
+from vbackup.hooks import daemons, events, marks
 from vbackup.hooks.events import Operation
 from vbackup.hooks.install import Place, State
 
@@ -47,7 +47,23 @@ def remove_if_empty(*directories: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def _installed(_daemon: Daemon) -> Iterator[None]:
+def _alone(_daemon: Daemon) -> Iterator[None]:
+    """The libvirtds of the other processes with tests, in mount namespaces of their own, are left alone.
+
+    SIGHUP would also end what they fork at that moment, and with it the start of a domain.
+    """
+    find, this = daemons._find, Path("/proc/self/ns/mnt").readlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            daemons,
+            "_find",
+            lambda: ((name, pid) for name, pid in find() if Path(f"/proc/{pid}/ns/mnt").readlink() == this),
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def _installed(_daemon: Daemon, _alone: None) -> Iterator[None]:
     """A libvirtd that ran without hooks before has seen the script."""
     place = Place()
     if place.state() is not State.ABSENT:
