@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,12 +54,15 @@ def _alone(_daemon: Daemon) -> Iterator[None]:
     SIGHUP would also end what they fork at that moment, and with it the start of a domain.
     """
     find, this = daemons._find, Path("/proc/self/ns/mnt").readlink()
+
+    def find_here() -> Iterator[tuple[str, int]]:
+        for name, pid in find():
+            with contextlib.suppress(FileNotFoundError):  # it has ended
+                if Path(f"/proc/{pid}/ns/mnt").readlink() == this:
+                    yield name, pid
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            daemons,
-            "_find",
-            lambda: ((name, pid) for name, pid in find() if Path(f"/proc/{pid}/ns/mnt").readlink() == this),
-        )
+        patch.setattr(daemons, "_find", find_here)
         yield
 
 
