@@ -1,9 +1,9 @@
 """A libvirtd of the tests' own for qemu:///system, where a daemon is the subject: QEMU without
 privileges, two clients at once, the daemon restarted, another host's connection, storage pools.
 
-It uses the system's own directories (libvirt has no way to move them all), so it is only started where no
-other libvirtd runs. Domains and pools in it are transient where that will do; those that have to be defined,
-and secrets, are taken away after each test, and nobody else's are touched.
+libvirt has no way to move all its directories, so it uses the system's paths. tests.namespaces covers them with empty
+directories; where no namespaces can be made, it is only started if no other libvirtd runs. Domains and pools in it are
+transient where that will do; those that have to be defined, and secrets, are removed after each test.
 """
 
 from __future__ import annotations
