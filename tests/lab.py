@@ -36,10 +36,10 @@ dynamic_ownership = 0
 HEEDING_SIGNALS = ("env", "--default-signal")
 
 
-def write_qemu_conf(root: Path, *, user: str = "root", group: str = "root") -> None:
-    """The driver's configuration: no virtlogd, no namespaces, so that it works in a container too."""
+def write_qemu_conf(root: Path) -> None:
+    """The driver's configuration: this user's QEMU, no virtlogd, no namespaces, so that it works in a container too."""
     (root / "etc").mkdir(parents=True, exist_ok=True)
-    (root / "etc" / "qemu.conf").write_text(QEMU_CONF.format(user=user, group=group))
+    (root / "etc" / "qemu.conf").write_text(QEMU_CONF.format(user=f"+{os.getuid()}", group=f"+{os.getgid()}"))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ DIR is the root of the embedded driver (see tests.lab), CONSOLE below it the gue
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ def uri(root: Path) -> str:
 
 def prepare(root: Path) -> None:
     """Make the driver's configuration."""
-    write_qemu_conf(root, user=f"+{os.getuid()}", group=f"+{os.getgid()}")
+    write_qemu_conf(root)
     with (root / "etc" / "qemu.conf").open("a") as file:
         # Files belong to who made them, and libvirt need not remember their owners in extended attributes.
         file.write("dynamic_ownership = 0\n")
