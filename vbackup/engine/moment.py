@@ -15,7 +15,7 @@ class Moment(Protocol):
     """What one backup calls. Each method returns when all members may continue, or raises if this one must stop."""
 
     def planned(self, member: GroupMember) -> Group | None:
-        """Wait until all backups are planned, before anything is started; return the group to record in the manifest."""
+        """Wait until all are planned, before anything is started; return the group to record in the manifest."""
 
     def ready(self) -> None:
         """Wait until all are prepared, so that the guests can be frozen."""

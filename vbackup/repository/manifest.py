@@ -78,7 +78,7 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
 
 
 def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Backup:
-    """Return the backup that ``document`` made the object of; ``where`` names it in errors.
+    """Return the backup described by an object in the form of ``document``; ``where`` names it in errors.
 
     Raises ChainError, which names the member that is wrong.
     """
