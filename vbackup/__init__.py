@@ -3,18 +3,19 @@
 The package is a house: rooms named by what one looks for, and imports that point down only. import-linter checks this
 drawing (setup.cfg), CONTRIBUTING.md says where new things go.
 
-    cli                      parses and prints                               the command (libvirt's door is hooks/qemu)
+    cli                      parses and prints: commands (arguments), handlers (work)    (libvirt's door is hooks/qemu)
     operations               one module a command: backup  batch  recovery  restore  forget  bitmap  speed
                              transaction
     engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  fleecing  preparation  moment
                              group  unfinished  finish  leftovers  foreign_jobs  total_rate  latency  latency_throttle
     images                   target images: creation  targets  tuning  writeback  digests  flatten  denied
+                             denied_facts
     domain | repository
-      domain                 libvirt's side: host  domain_xml  source  attached  passthrough  freeze  watchdog
-                             selection  definition
+      domain                 libvirt's side: host  domain_xml  selection  definition  source  offline  attached
+                             passthrough  detached  freeze  watchdog
       repository             the record: repository  catalogue  history  manifest  journal  lock  verify
-    qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  backing_chain
-                             storage_daemon  qemu_img  qcow2
+    qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
+                             backing_chain  storage_daemon  qemu_img  qcow2
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events

@@ -18,7 +18,7 @@ from tests.daemon import wait_for
 from tests.lab import create_luks
 from tests.unit.builders import Recorder
 from vbackup import names
-from vbackup.domain.source import open_images
+from vbackup.domain.offline import open_images
 from vbackup.engine import scratch
 from vbackup.errors import (
     BusyError,
@@ -272,7 +272,7 @@ def test_daemon_closes_the_images_when_its_parent_dies_in_whatever_way(tmp_path:
         """
         import sys, time
         from tests.unit.builders import Recorder
-        from vbackup.domain.source import open_images
+        from vbackup.domain.offline import open_images
         from vbackup.model import BlockDriver
         with open_images([("vda", sys.argv[1], BlockDriver.QCOW2)], reporter=Recorder()) as opened:
             node = opened.disk_nodes()[0].top.node_name

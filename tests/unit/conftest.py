@@ -14,10 +14,10 @@ from hypothesis import settings
 from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
-from vbackup.domain import source
+from vbackup.domain import offline, source
 from vbackup.hooks import marks
 from vbackup.model import ImageOptions
-from vbackup.qemu import backing_chain, qemu_img, storage_daemon
+from vbackup.qemu import backing_chain, qemu_img
 from vbackup.repository.repository import Repository
 
 settings.register_profile("unit", max_examples=50, deadline=None)
@@ -57,7 +57,7 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -
     # Marks are the host's own, and tests in other processes have the same domain.
     monkeypatch.setattr(marks, "DIRECTORY", tmp_path / "run" / "offline")
     monkeypatch.setattr(source, "Passthrough", FakePassthrough)
-    monkeypatch.setattr(storage_daemon, "StorageDaemon", FakeDaemon)
+    monkeypatch.setattr(offline, "StorageDaemon", FakeDaemon)
     monkeypatch.setattr(source, "Watchdog", FakeWatchdog)
     monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: ())
     made = FakeDaemon.domain = FakeWatchdog.domain = FakeDomain()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.domain import source
+from vbackup.domain import offline, source
 from vbackup.domain.host import Host
 from vbackup.model import BlockDriver, Disk, DiskNode, ImageFormat
 from vbackup.qemu.monitor import Monitor, block_graph, block_nodes
@@ -95,10 +95,10 @@ def of_socket(path: str) -> Iterator[AttachedQemu]:
 def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter) -> Iterator[AttachedQemu]:
     """Open image files in a storage daemon, each with the name that it has as a disk.
 
-    Raises what vbackup.domain.source.open_images raises.
+    Raises what vbackup.domain.offline.open_images raises.
     """
     described = [(dev, str(path), BlockDriver(image_format.value)) for dev, path, image_format in images]
-    with source.open_images(described, reporter=reporter) as opened:
+    with offline.open_images(described, reporter=reporter) as opened:
 
         def disks() -> dict[str, DiskNode]:
             return {node.disk.dev: node for node in opened.disk_nodes()}

@@ -15,14 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.model import GRANULARITY_BYTES, Bitmap, DiskNode, NodeBitmap
 from vbackup.names import Naming
-
-if TYPE_CHECKING:
-    from vbackup.qapi.actions import Action
+from vbackup.qapi.actions import (
+    Action,
+    BlockDirtyBitmap,
+    BlockDirtyBitmapAdd,
+    BlockDirtyBitmapClear,
+    BlockDirtyBitmapDisable,
+    BlockDirtyBitmapMerge,
+    BlockDirtyBitmapRemove,
+)
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,6 @@ class NewMark:
 
     def actions(self) -> list[Action]:
         """Return its actions for the transaction."""
-        from vbackup.qapi.actions import (  # commands that only read the repository do not need them
-            BlockDirtyBitmap,
-            BlockDirtyBitmapAdd,
-            BlockDirtyBitmapClear,
-            BlockDirtyBitmapDisable,
-            BlockDirtyBitmapMerge,
-            BlockDirtyBitmapRemove,
-        )
-
         node, name = self.mark.node_name, self.mark.bitmap
         part: list[Action] = [BlockDirtyBitmapRemove(node, bitmap) for bitmap in self.distrusted]
         if self.is_there:

@@ -10,10 +10,12 @@ import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
-from vbackup.domain.source import open_images, open_source
+from vbackup.domain import offline
+from vbackup.domain.offline import open_images
+from vbackup.domain.source import open_source
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.model import BlockDriver, SecretRef
-from vbackup.qemu import backing_chain, storage_daemon
+from vbackup.qemu import backing_chain
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import Event
 
@@ -82,7 +84,7 @@ class Domain:
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Daemon, "opening", lambda: None, raising=False)
-    monkeypatch.setattr(storage_daemon, "StorageDaemon", Daemon)
+    monkeypatch.setattr(offline, "StorageDaemon", Daemon)
     monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: ())
     return Domain()
 

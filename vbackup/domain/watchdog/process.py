@@ -122,10 +122,9 @@ _RESULTS = {
 
 def _connect(uri: str, uuid: str) -> Agent:
     # Imported here: vbackup.domain.watchdog imports this module and does not need libvirt.
-    from vbackup.domain.host import Host
-    from vbackup.domain.passthrough import Passthrough
+    from vbackup.domain import host, passthrough
 
-    return Passthrough(Host(uri).domain(uuid))
+    return passthrough.Passthrough(host.Host(uri).domain(uuid))
 
 
 def _tell(line: str) -> None:
