@@ -34,7 +34,7 @@ class Following:
 
     stall_s: float = jobs.STALL_S  #: without progress for this long the jobs are given up
     throttle: jobs.Throttle | None = None  #: this backup's share of a rate for several
-    backoff: LatencyThrottle | None = None  #: slows the jobs down for the guest's sake
+    latency_throttle: LatencyThrottle | None = None  #: slows the jobs down for the guest's sake
     watch: Callable[[], None] | None = None  #: may raise to end the backup
 
 
@@ -53,8 +53,8 @@ def copy(unfinished: Unfinished, written: Journal, following: Following) -> Unfi
             writeback.on_tick(known)
             if following.throttle is not None:
                 following.throttle.adjust(monitor, known.values())
-            if following.backoff is not None:
-                following.backoff.on_tick(known)
+            if following.latency_throttle is not None:
+                following.latency_throttle.on_tick(known)
 
         copied_bytes = jobs.run(
             monitor,

@@ -334,7 +334,7 @@ def _copy(
     following = Following(
         stall_s=jobs.stall_limit_s(this.slowest_bytes_s(len(backup_plan.disks))),
         throttle=this.throttle,
-        backoff=_backoff(this),
+        latency_throttle=_latency_throttle(this),
     )
     if watch is None:
         return finish.copy(started, written, following)
@@ -346,7 +346,7 @@ def _copy(
         raise watch.explain(err) or err from err
 
 
-def _backoff(this: _Run) -> LatencyThrottle | None:
+def _latency_throttle(this: _Run) -> LatencyThrottle | None:
     """Return what slows the jobs down for the guest's sake; a domain that is off has no guest."""
     if this.request.max_latency_ms is None or not this.domain.source.is_running:
         return None
