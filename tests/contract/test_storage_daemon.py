@@ -211,7 +211,7 @@ def test_daemon_that_was_killed_at_the_end_is_warned_of(tmp_path: Path) -> None:
         wait_for(lambda: not is_running(daemon.pid), "its end")
     (warning,) = recorder.warnings
     assert "SIGKILL" in warning
-    assert "the next backup of each is a full" in warning
+    assert "the next backup of each disk is a full" in warning
 
 
 def test_death_in_the_middle_of_a_job_is_no_lost_connection(tmp_path: Path) -> None:

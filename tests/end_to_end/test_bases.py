@@ -280,7 +280,7 @@ def test_image_of_another_domain_is_not_taken_for_its_own(chain: Chain) -> None:
     chain.restart()
     done = chain.backup()
     assert levels(done) == {"vda": "full", "vdb": "incremental"}
-    assert "or of another domain that had this image" in reasons(done)["vda"]
+    assert "or from another domain that had this image" in reasons(done)["vda"]
 
 
 def test_repository_rolled_back_to_an_older_copy(chain: Chain) -> None:

@@ -115,7 +115,7 @@ def test_fleecing_area_that_fills_up_ends_the_backup_and_nothing_else(
             "-c", chain.lab.uri, "backup", "bases", "-r", chain.repository, *options, status=7
         )  # fmt: skip
     references.finish(chain.machine)
-    assert f"The fleecing area {small_filesystem} cannot take more" in failed.stderr
+    assert f"The fleecing area {small_filesystem} is too small" in failed.stderr
     assert chain.machine.state() == before
     assert [path.name for path in small_filesystem.iterdir()] == ["ballast"]
     assert levels(chain.backup()) == {"vda": "full", "vdb": "full"}

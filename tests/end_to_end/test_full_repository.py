@@ -52,7 +52,7 @@ def test_guest_stopped_by_a_full_repository_goes_on(
     )  # fmt: skip
 
     assert "no space left" in failed.stderr
-    assert "The guest was stopped because the repository could not take" in failed.stderr
+    assert "The guest was stopped because the repository had no room" in failed.stderr
     assert domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert guest.machine.state() == before
     count = int(guest.agent.read("/log/counter"))
@@ -78,7 +78,7 @@ def test_guest_whose_fleecing_area_runs_full_goes_on(
     options = ("--quiesce", "no", "--speed", "256K", "--fleecing", small_filesystem)
     failed = command("-c", lab.uri, "backup", "full", "-r", repository, *options, status=7)
 
-    assert f"The fleecing area {small_filesystem} cannot take more" in failed.stderr
+    assert f"The fleecing area {small_filesystem} is too small" in failed.stderr
     assert domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert guest.machine.state() == before
     count = int(guest.agent.read("/log/counter"))

@@ -224,7 +224,7 @@ def test_start_during_an_offline_backup_is_refused(daemon: Daemon) -> None:
         start(daemon, OTHER_UUID)
     assert "vbackup has the disks of domain 'hook-01' open in an offline backup" in str(refusal.value)
     assert f"(process {os.getpid()}, since 20" in str(refusal.value)
-    assert "start the domain when that has ended." in str(refusal.value)
+    assert "start the domain when the backup has ended." in str(refusal.value)
     assert operations() == [Operation.PREPARE, *END]
     assert events.events(UUID)[0].refused
     start(daemon)
