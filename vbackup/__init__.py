@@ -1,9 +1,10 @@
 """vbackup: incremental image backups of libvirt/QEMU virtual machines, running or shut off.
 
 The package is a house: rooms named by what one looks for, and imports that point down only. import-linter checks this
-drawing (setup.cfg), CONTRIBUTING.md says where new things go.
+drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a separate door, the script hooks/qemu.
 
-    cli                      parses and prints: commands (arguments), handlers (work)    (libvirt's door is hooks/qemu)
+    cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
+                             values  context  output  terminal  reporters  batch  plans  qemu
     operations               one module a command: backup  batch  recovery  restore  forget  bitmap  speed
                              transaction
     engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  fleecing  preparation  moment
@@ -21,7 +22,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go.
       hooks                  libvirt's hook script: install  daemons  marks  events
     (root)                   words and tools: errors  model  fields  names  report  files  process  stop  undo
 
-No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, endmark and latency,
+No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, endmark, moment and latency,
 repository.history, qemu.block_graph, domain.domain_xml, images.tuning and denied.
 """
 

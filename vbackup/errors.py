@@ -190,7 +190,7 @@ class QemuText(str):
     @property
     def is_abort(self) -> bool:
         """True if all other actions of the transaction were prepared: Transaction aborted using Abort action."""
-        return "Abort action" in self
+        return self.rstrip(".") == "Transaction aborted using Abort action"
 
 
 class QmpError(VbackupError):

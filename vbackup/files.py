@@ -82,25 +82,32 @@ def _check(mode: int) -> None:
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn the operating system's errors into ours; ``what`` completes "cannot ..."."""
+    """Translate OSError into StorageError, and ENOSPC and EDQUOT into NoSpaceError; ``what`` completes "Cannot ..."."""
     try:
         yield
     except OSError as err:
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(
-                f"Cannot {what}: no space left there. Make room and run the same command again."
+                f"Cannot {what}: no space left. Free some space and run the same command again."
             ) from err
-        hint = {errno.EACCES: " Run vbackup as a user who may.", errno.EROFS: " It is mounted read-only."}
+        hint = {
+            errno.EACCES: " Run vbackup as a user with permission to do this.",
+            errno.EROFS: " It is mounted read-only.",
+        }
         raise StorageError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
 
 
 def digest_of(data: bytes) -> str:
-    """The digest of a file's content as manifests have it."""
+    """Return the digest of a file's content in the form that manifests have."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], None] | None = None) -> str:
-    """The digest of a file as manifests have it; ``check`` is called between pieces and may raise."""
+    """Return the digest of a file in the form that manifests have.
+
+    ``check`` is called between pieces and may raise; ``progress`` gets the number of bytes read so far. Raises
+    StorageError.
+    """
     sha256 = hashlib.sha256()
     done_bytes = 0
     with storage_errors(f"read {path}"), os.fdopen(open_regular(path), "rb", buffering=0) as file:
@@ -114,9 +121,9 @@ def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], N
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one."""
+    """Write a small file so that a reader sees either the old or the new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # of a dead run, or somebody's trap
+    temporary.unlink(missing_ok=True)  # left by a dead run, or planted by another user
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
@@ -131,7 +138,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Have the kernel write a file or a directory to the disk now."""
+    """Flush a file or a directory to storage (fsync)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -81,7 +81,7 @@ def _status(arguments: Sequence[str]) -> int:
         if isinstance(err, OSError):
             sys.stdout.flush()  # raises again if the error was about the output
         log.debug("unexpected", exc_info=True)
-        wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a fault in vbackup; -v shows where.")
+        wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")
         return _fail(wrapped, as_json=as_json)
 
 

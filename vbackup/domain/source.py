@@ -1,8 +1,8 @@
 """Where a domain's disks are read from: its running QEMU, or a storage daemon while it is off.
 
 The same queries, transactions and jobs go to either. What differs is here: how disks are found or opened, and what the
-guest has to do with it. Operations ask a Source what it is (is_running) only to tell the user so, never to do it in
-another way.
+guest has to do with it. Operations do not ask which class a Source is. They ask is_running where the user is told
+something else, or where something makes sense only with a guest: a fleecing area, a limit on latency, detached disks.
 """
 
 from __future__ import annotations

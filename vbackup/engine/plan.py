@@ -353,12 +353,19 @@ def make(
     sizes = sorted({node.top.virtual_size_bytes for node, _ in choices})
     disks = []
     for index, (node, choice) in enumerate(choices):
-        disk = _disk(node, choice, backup_id, level, identity)
+        disk = _disk(node, choice, backup_id=backup_id, level=level, identity=identity)
         if wishes.fleecing is not None:
-            fleecing = _fleecing(identity.naming, backup_id, node.disk.dev, index, wishes.fleecing, disks=len(choices))
+            fleecing = _fleecing(
+                wishes.fleecing,
+                identity.naming,
+                backup_id=backup_id,
+                dev=node.disk.dev,
+                index=index,
+                disks=len(choices),
+            )
             disk = replace(disk, fleecing=fleecing)
         if disk.bitmap is not None:
-            disk = replace(disk, new_mark=_new_mark(node, choice, history, identity.naming, sizes))
+            disk = replace(disk, new_mark=_new_mark(node, choice, history=history, naming=identity.naming, sizes=sizes))
         disks.append(disk)
     return BackupPlan(
         id=backup_id,
@@ -375,7 +382,7 @@ def make(
     )
 
 
-def _disk(node: DiskNode, choice: Choice, backup_id: str, level: Level, identity: Identity) -> DiskPlan:
+def _disk(node: DiskNode, choice: Choice, *, backup_id: str, level: Level, identity: Identity) -> DiskPlan:
     naming, dev = identity.naming, node.disk.dev
     makes_checkpoint = _makes_checkpoint(node, level)
     return DiskPlan(
@@ -388,7 +395,9 @@ def _disk(node: DiskNode, choice: Choice, backup_id: str, level: Level, identity
     )
 
 
-def _new_mark(node: DiskNode, choice: Choice, history: History, naming: Naming, sizes: Sequence[int]) -> NewMark | None:
+def _new_mark(
+    node: DiskNode, choice: Choice, *, history: History, naming: Naming, sizes: Sequence[int]
+) -> NewMark | None:
     """Disks of the same size share a scratch node; ``sizes`` lists all sizes."""
     size_bytes = node.top.virtual_size_bytes
     return endmark.new_mark(
@@ -401,7 +410,7 @@ def _new_mark(node: DiskNode, choice: Choice, history: History, naming: Naming, 
 
 
 def _fleecing(
-    naming: Naming, backup_id: str, dev: str, index: int, abilities: FleecingAbilities, *, disks: int
+    abilities: FleecingAbilities, naming: Naming, *, backup_id: str, dev: str, index: int, disks: int
 ) -> FleecingPlan:
     """Return the fleecing of one of ``disks`` disks.
 

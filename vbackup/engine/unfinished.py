@@ -118,11 +118,11 @@ class Unfinished:
     def push_undo_of_nodes(self, undo: Undo) -> None:
         """Register that QEMU closes every node of the repository, whichever step of a dead run opened it."""
         monitor, naming = self.domain.monitor, self.domain.naming
-        undo.push("close the target images in QEMU", lambda: targets.close_all_in_qemu(monitor, naming))
+        undo.push("close the repository's nodes in QEMU", lambda: targets.close_all_in_qemu(monitor, naming))
 
     def push_undo_of_jobs(self, undo: Undo, *, guest_was_stopped: bool) -> None:
         """Register the end of the jobs, and that the guest goes on if they stopped it."""
         source, reporter = self.domain.source, self.domain.reporter
         # This has to run before the nodes are closed: a QEMU 7.2 that is stopped keeps the descriptors.
-        undo.push("let the guest go on", lambda: source.resume(reporter, guest_was_stopped=guest_was_stopped))
+        undo.push("resume the guest", lambda: source.resume(reporter, guest_was_stopped=guest_was_stopped))
         undo.push("end the backup jobs", lambda: jobs.cancel(self.domain.monitor, self.job_ids))

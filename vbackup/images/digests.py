@@ -39,8 +39,7 @@ class ImageFile:
 
 def worth_an_early_digest(paths: Collection[Path]) -> list[Path]:
     """Return the large images: digesting and writing back both take long, but one needs the CPU, the other storage."""
-    with storage_errors("read the size of the images"):
-        return [path for path in paths if path.stat().st_size >= EARLY_DIGEST_BYTES]
+    return [path for path in paths if _size_bytes(path) >= EARLY_DIGEST_BYTES]
 
 
 def digest_while(
@@ -89,6 +88,11 @@ def _early(path: Path, check: Callable[[], None]) -> EarlyDigest:
     with storage_errors(f"read {path}"):
         stamp = _stamp(path)
     return EarlyDigest(stamp, digest(path, check=check))
+
+
+def _size_bytes(path: Path) -> int:
+    with storage_errors(f"read {path}"):
+        return path.stat().st_size
 
 
 def _stamp(path: Path) -> tuple[int, int]:

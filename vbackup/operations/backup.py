@@ -1,4 +1,4 @@
-"""Back up one domain, running or off. README.md tells the ten steps, and the functions here follow them.
+"""Back up one domain, running or off. The functions here follow the ten steps in README.md (How it works).
 
 Up to the rename of the stage everything can be undone, and is: the disks' earlier checkpoints have not been touched, so
 the retry is the same command. vbackup.operations.restore is the way back.
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BackupRequest:
-    """What is asked for; the fields are the options of ``vbackup backup``."""
+    """The options of ``vbackup backup``."""
 
     domain: str  #: name or UUID
     level: Level = Level.AUTO
@@ -62,7 +62,7 @@ class BackupRequest:
     max_latency_ms: float | None = None  #: copy slower while the guest's own requests take longer
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
-    fleecing: Path | None = None  #: a directory for what the guest overwrites meanwhile (vbackup.engine.fleecing)
+    fleecing: Path | None = None  #: the fleecing area: a directory (vbackup.engine.fleecing)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _Run:
     throttle: jobs.Throttle | None
 
     def slowest_bytes_s(self, disks: int) -> int | None:
-        """Return the least speed that each of so many jobs keeps for longer than a moment; None is no limit."""
+        """Return the lowest lasting speed of each of ``disks`` jobs, in bytes per second; None is no limit."""
         return self.request.speed_bytes_s if self.throttle is None else self.throttle.slowest_bytes_s(disks)
 
     def throttled(self, backup_plan: BackupPlan) -> BackupPlan:
@@ -339,7 +339,8 @@ def _copy(
     if watch is None:
         return finish.copy(started, written, following)
     fleecing.open_views(monitor, backup_plan.disks)
-    send(monitor, {"actions": backup_plan.copies()})
+    with _refusals_of_lock():
+        send(monitor, {"actions": backup_plan.copies()})
     try:
         return finish.copy(started, written, replace(following, watch=watch.check))
     except JobError as err:

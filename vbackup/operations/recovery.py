@@ -15,9 +15,8 @@ from enum import Enum
 from vbackup import names
 from vbackup.domain import source
 from vbackup.domain.host import Host
-from vbackup.engine import finish as engine_finish
 from vbackup.engine import leftovers
-from vbackup.engine.finish import Following
+from vbackup.engine.finish import Following, close, commit, copy
 from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import (
     ChainError,
@@ -100,11 +99,11 @@ def run(
         with suppress(DomainNotFoundError):
             opened = stack.enter_context(source.open_source(host.domain(uuid), reporter=reporter))
             domain = LockedDomain(opened, repository, reporter, stop)
-        if dry_run:
-            ids = repository.unfinished(uuid)
-            return [_assess(repository, uuid, backup_id, domain, abort=abort).verdict for backup_id in ids]
         if domain is None:
-            return _recover_lost(repository, uuid, reporter)
+            lost = [_assess_lost(repository, uuid, backup_id) for backup_id in repository.unfinished(uuid)]
+            return lost if dry_run else [discard(verdict, repository, uuid=uuid, reporter=reporter) for verdict in lost]
+        if dry_run:
+            return [_assess(domain, backup_id, abort=abort).verdict for backup_id in repository.unfinished(uuid)]
         recovered = recover(domain, abort=abort)
         if any(backup.remedy is Remedy.UNDO for backup in recovered):
             _remove_bitmaps(domain)
@@ -119,9 +118,9 @@ def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
     """
     recovered = []
     for backup_id in domain.repository.unfinished(domain.uuid):
-        case = _assess(domain.repository, domain.uuid, backup_id, domain, abort=abort)
+        case = _assess(domain, backup_id, abort=abort)
         if case.entry is None:
-            recovered.append(discard(case.verdict, domain.repository, domain.uuid, domain.reporter))
+            recovered.append(discard(case.verdict, domain.repository, uuid=domain.uuid, reporter=domain.reporter))
             continue
         nodes = _nodes_read(case.entry, domain)
         try:
@@ -138,7 +137,7 @@ def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
     return recovered
 
 
-def discard(verdict: Recovered, repository: Repository, uuid: str, reporter: Reporter) -> Recovered:
+def discard(verdict: Recovered, repository: Repository, *, uuid: str, reporter: Reporter) -> Recovered:
     """Remove the stage: nothing of the backup is known to be anywhere else."""
     with repository.stage(uuid, verdict.id, existing=True):
         reporter.step(f"Removed the rest of backup {verdict.id}: {verdict.reason}.")
@@ -174,14 +173,6 @@ def undo(verdict: Recovered, entry: Entry, domain: LockedDomain) -> Recovered:
     return verdict
 
 
-def _recover_lost(repository: Repository, uuid: str, reporter: Reporter) -> list[Recovered]:
-    """Discard the backups of a domain that libvirt does not have any more: its QEMU, if any, cannot be asked."""
-    return [
-        discard(_assess(repository, uuid, backup_id, None, abort=False).verdict, repository, uuid, reporter)
-        for backup_id in repository.unfinished(uuid)
-    ]
-
-
 def _remove_bitmaps(domain: LockedDomain) -> None:
     """Remove the bitmaps of backups that were never committed, also from the images of a domain that is off."""
     try:
@@ -195,20 +186,24 @@ def _remove_bitmaps(domain: LockedDomain) -> None:
         )
 
 
-def _assess(repository: Repository, uuid: str, backup_id: str, domain: LockedDomain | None, *, abort: bool) -> _Case:
-    """Return what is to be done about an unfinished backup; nothing is changed."""
-    entry, reason = _read(repository, uuid, backup_id)
+def _assess(domain: LockedDomain, backup_id: str, *, abort: bool) -> _Case:
+    """Return what should be done about an unfinished backup; nothing is changed."""
+    entry, reason = _read(domain.repository, domain.uuid, backup_id)
     if entry is None:
         return _Case(Recovered(backup_id, Remedy.UNDO, reason), None)
-    if domain is None:
-        return _Case(Recovered(backup_id, Remedy.UNDO, _why_lost(entry)), entry)
     return _Case(_judge(entry, domain, abort=abort), entry)
+
+
+def _assess_lost(repository: Repository, uuid: str, backup_id: str) -> Recovered:
+    """Return the verdict if libvirt no longer has the domain: there is no QEMU to finish or undo anything in."""
+    entry, reason = _read(repository, uuid, backup_id)
+    return Recovered(backup_id, Remedy.UNDO, reason if entry is None else _why_lost(entry))
 
 
 def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:
     """Return the journal's entry, or None and the reason why there is none."""
     if not names.BACKUP_ID.fullmatch(backup_id):
-        return None, "vbackup did not begin it"
+        return None, "vbackup did not create it"
     directory = repository.stage_path(uuid, backup_id)
     if directory.is_symlink() or not directory.is_dir():
         return None, "its stage is not a directory"
@@ -298,10 +293,10 @@ def _finish(entry: Entry, domain: LockedDomain) -> None:
         if entry.step is Step.MOMENT:
             domain.source.thaw(domain.reporter)
         if entry.step in (Step.MOMENT, Step.STARTED):
-            backup = engine_finish.copy(backup, written, Following())
+            backup = copy(backup, written, Following())
         elif entry.step is Step.COPIED:
-            backup = engine_finish.close(backup, written)
-        engine_finish.commit(backup, begun=None)
+            backup = close(backup, written)
+        commit(backup, begun=None)
         undo_steps.release()
         # After the commit, too, QEMU keeps nothing that only the copy needed.
         backup.push_undo_of_nodes(undo_steps)

@@ -1,6 +1,6 @@
 """Which node is used by which other node or job: x-debug-query-block-graph, for QEMU 4.0 and later.
 
-It is a command for debugging, so whoever asks must do without the answer.
+It is a command for debugging, so callers have to work without its answer too.
 """
 
 from __future__ import annotations

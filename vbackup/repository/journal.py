@@ -63,7 +63,9 @@ class Entry:
         except OSError:
             return False
         if not self.writer.is_of_this_boot:
-            now, given = ({file: one.rpartition(":")[2] for file, one in each.items()} for each in (now, self.images))
+            now, given = (
+                {file: identity.rpartition(":")[2] for file, identity in found.items()} for found in (now, self.images)
+            )
             return now == given
         return now == self.images
 
@@ -164,7 +166,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
         try:
             step = Step(fields.text("step"))
             if step is Step.TARGETS:
-                images = {one.file: fields.object("images").text(one.file) for one in draft.disks}
+                images = {image.file: fields.object("images").text(image.file) for image in draft.disks}
             elif step is Step.MOMENT:
                 draft = replace(draft, time=manifest.time(fields.text("time"), where))
                 guest_was_stopped = fields.boolean("guest_was_stopped")
@@ -179,7 +181,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
                     draft = replace(draft, group=replace(draft.group, spread_ms=fields.number("spread_ms")))
             elif step is Step.COPIED:
                 draft = with_copied(
-                    draft, {one.dev: fields.object("copied_bytes").integer(one.dev) for one in draft.disks}
+                    draft, {image.dev: fields.object("copied_bytes").integer(image.dev) for image in draft.disks}
                 )
         except ValueError as err:
             raise ChainError(f"In {where}: {err}.") from err
@@ -188,7 +190,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
 
 def with_copied(draft: Backup, copied_bytes: Mapping[str, int]) -> Backup:
     """Return the draft with the bytes that its jobs copied, by dev."""
-    return replace(draft, disks=tuple(replace(one, copied_bytes=copied_bytes[one.dev]) for one in draft.disks))
+    return replace(draft, disks=tuple(replace(image, copied_bytes=copied_bytes[image.dev]) for image in draft.disks))
 
 
 def _line(line: bytes, where: str) -> Fields:

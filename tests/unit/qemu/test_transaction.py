@@ -53,6 +53,13 @@ def test_block_job_of_another_is_busy(qemu: FakeQemu) -> None:
             send(add(qemu))
 
 
+def test_refusal_that_quotes_a_path_is_no_abort(qemu: FakeQemu) -> None:
+    """QEMU's words about the abort are the whole message; a path of the user's can contain any words."""
+    qemu.refuse("transaction", "Could not create '/srv/Abort action/x.qcow2': No such file or directory")
+    with pytest.raises(QmpError, match="Could not create"):
+        transaction.prepare_only(qemu, add(qemu), qemu="domain web")
+
+
 def test_any_other_refusal_is_qemus(qemu: FakeQemu) -> None:
     qemu.refuse("transaction", "Bitmap already exists: mine")
     with pytest.raises(QmpError, match="Bitmap already exists"):

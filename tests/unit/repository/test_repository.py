@@ -689,7 +689,7 @@ def test_digest_of_a_missing_file_is_an_error_of_the_target(tmp_path: Path) -> N
     [
         (errno.ENOSPC, NoSpaceError, "no space left"),
         (errno.EDQUOT, NoSpaceError, "no space left"),
-        (errno.EACCES, StorageError, "as a user who may"),
+        (errno.EACCES, StorageError, "as a user with permission to do this"),
         (errno.EROFS, StorageError, "mounted read-only"),
         (errno.EIO, StorageError, "Input/output error"),
     ],
