@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "backup",
         description="Back up all disks of one or more domains, running or shut off. All disks of a domain are backed up"
-        " as they are at one moment.",
+        " as of one moment.",
         allow_abbrev=False,
     )
     add_domains(parser)
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         "--level",
         choices=[level.value for level in Level],
         default=Level.AUTO.value,
-        help="auto (default): incremental for each disk that has a trustworthy base, else full",
+        help="how much to copy; auto (default): incremental for each disk that has a trustworthy base, otherwise full",
     )
     add_disks(parser, "back up only these disks")
     parser.add_argument(
@@ -41,13 +41,13 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         type=seconds,
         default=0.0,
-        help="wait this long for another vbackup (default: 0)",
+        help="wait up to this time for another vbackup that is working on the domain (default: 0)",
     )
     parser.add_argument(
         "--fleecing",
         metavar="DIR",
-        help="copy data to DIR, on a fast local disk, before the guest overwrites it: the guest does not wait for"
-        " the repository",
+        help="save data in DIR, on a fast disk of the domain's host, before the guest overwrites it: the guest does not"
+        " wait for the repository",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and let QEMU check it; keep nothing")
 
@@ -57,7 +57,8 @@ def _add_quiesce(parser: argparse.ArgumentParser) -> None:
         "--quiesce",
         choices=[quiesce.value for quiesce in Quiesce],
         default=Quiesce.AUTO.value,
-        help="freeze the guest's filesystems; auto (default): if its agent answers; required: fail if it does not",
+        help="freeze the guest's filesystems; auto (default): if its agent answers; required: fail if it does not;"
+        " no: never",
     )
     parser.add_argument(
         "--freeze-limit",
@@ -70,16 +71,19 @@ def _add_quiesce(parser: argparse.ArgumentParser) -> None:
 
 def _add_copying(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--speed", metavar="BYTES/S", type=speed_bytes_s, help="limit the copying of each disk (50M, 50MiB/s, 1GB)"
+        "--speed", metavar="BYTES/S", type=speed_bytes_s, help="limit the copy speed of each disk (50M, 50MiB/s, 1GB)"
     )
     parser.add_argument(
         "--max-latency",
         metavar="MS",
         type=milliseconds,
-        help="slow down while the guest's own requests take longer than this on average (20, 20ms, 0.5s)",
+        help="copy more slowly while the guest's own requests take longer than this on average (20, 20ms, 0.5s)",
     )
     parser.add_argument(
-        "--total-speed", metavar="BYTES/S", type=speed_bytes_s, help="limit the copying of all disks together"
+        "--total-speed",
+        metavar="BYTES/S",
+        type=speed_bytes_s,
+        help="limit the copy speed of all disks of all domains together",
     )
     parser.add_argument(
         "--compress",
@@ -87,7 +91,7 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
         choices=[compression.value for compression in Compression],
         default=Compression.NONE.value,
         const=Compression.AUTO.value,
-        help="compress the images (default: none; auto, or no value: zstd if QEMU has it, else zlib)",
+        help="compress the images (default: none; auto, or no value: zstd if QEMU has it, otherwise zlib)",
     )
 
 

@@ -29,7 +29,10 @@ def add(commands: Any) -> None:
         title="commands", metavar="COMMAND", required=True, dest="bitmap_command", parser_class=type(parser)
     )
     listing = subcommands.add_parser(
-        "list", help="list bitmaps", description="List the bitmaps of all layers.", allow_abbrev=False
+        "list",
+        help="list bitmaps",
+        description="List the bitmaps of all layers of the disks, with their owners.",
+        allow_abbrev=False,
     )
     _add_place(listing, "list only the bitmaps of these disks")
     for name, purpose in _CHANGES.items():
@@ -51,17 +54,25 @@ def _add_change(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--node", metavar="NODE", help="node name of the layer to change (default: the active layer)")
     if name == "add":
         parser.add_argument(
-            "--granularity", metavar="SIZE", type=granularity_bytes, help="bytes per bit (default: QEMU's)"
+            "--granularity",
+            metavar="SIZE",
+            type=granularity_bytes,
+            help="bytes per bit, a power of two (default: chosen by QEMU)",
         )
         parser.add_argument(
             "--persistent", action="store_true", help="store the bitmap in the image when QEMU closes the image"
         )
-        parser.add_argument("--disabled", action="store_true", help="do not start recording yet")
+        parser.add_argument("--disabled", action="store_true", help="do not let the new bitmap record yet")
     if name == "remove":
         parser.add_argument(
             "--force", action="store_true", help="remove it even if a repository or libvirt relies on it"
         )
     if name == "merge":
         parser.add_argument(
-            "--source", metavar="[NODE:]NAME", nargs="+", action="extend", required=True, help="bitmaps to merge"
+            "--source",
+            metavar="[NODE:]NAME",
+            nargs="+",
+            action="extend",
+            required=True,
+            help="bitmaps to merge into NAME",
         )

@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     add_domain(parser)
     add_common(parser)
     parser.add_argument("--repository-id", metavar="ID", help="instead of -r: id of a repository that no longer exists")
-    parser.add_argument("--dry-run", action="store_true", help="only report what would be removed")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     parser.add_argument(
         "--force",
         action="store_true",
@@ -29,5 +29,5 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         type=seconds,
         default=0.0,
-        help="wait this long for another vbackup (default: 0)",
+        help="wait up to this time for another vbackup that is working on the domain (default: 0)",
     )

@@ -25,5 +25,5 @@ def add(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         default=Path("/"),
-        help="root directory of another system, whose libvirt does not run here",
+        help="root directory of another system, such as an image that is being built (default: /)",
     )

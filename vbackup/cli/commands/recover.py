@@ -11,11 +11,12 @@ def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "recover",
-        description="Finish the interrupted backups whose jobs are still in QEMU, and undo the others.",
+        description="Finish interrupted backups whose jobs are still in QEMU or whose images are complete, and undo"
+        " the others.",
         allow_abbrev=False,
     )
     add_domain(parser, otherwise=" (or give --all)")
     add_common(parser)
     parser.add_argument("--all", action="store_true", help="recover all domains in the repository")
     parser.add_argument("--abort", action="store_true", help="undo all interrupted backups, finish none")
-    parser.add_argument("--dry-run", action="store_true", help="only report what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be done")

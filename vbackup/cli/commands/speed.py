@@ -11,7 +11,7 @@ def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "speed",
-        description="Change the speed of a backup that another vbackup is making of a running domain.",
+        description="Change the copy speed of a backup of a running domain while it is in progress.",
         allow_abbrev=False,
     )
     add_domain(parser)

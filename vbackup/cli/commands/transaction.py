@@ -26,7 +26,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--completion-mode",
         choices=[mode.value for mode in CompletionMode],
-        help="jobs complete each by itself, or grouped: all or none (default: as in FILE, else individual)",
+        help="individual: each job ends by itself; grouped: all succeed or none does (default: as in FILE,"
+        " otherwise individual)",
     )
     parser.add_argument("--test", action="store_true", help="let QEMU prepare everything for real, and undo it")
     parser.add_argument("--wait", action="store_true", help="follow the jobs until they end, and report each")
