@@ -1,19 +1,19 @@
-# Demo, checks, man pages and installation of vbackup; "make help" lists what there is.
+# Demo, checks, man pages and installation of vbackup; "make help" lists the targets.
 
 PYTHON = /usr/bin/python3
 PREFIX = /usr/local
 DESTDIR =
-# Where check-stacks keeps the other Debians; not below build, for it takes minutes to make them.
+# Where check-stacks keeps the other Debians; not below build, because building them takes minutes.
 STACKS = /var/cache/vbackup-stacks
 
-# How many processes make check runs tests in: a test often waits for a QEMU or a disk, so it is one more than cores.
+# Number of processes that make check runs tests in: one more than cores, because tests often wait for QEMU or a disk.
 JOBS := $(shell expr $$(nproc) + 1)
 
 # For make soak.
 STEPS = 300
 SEED := $(shell date +%s)
 
-# For make bench: how often each contender runs, and further options, such as BENCH='--only full'.
+# For make bench: rounds per contender, and further options, such as BENCH='--only full'.
 ROUNDS = 3
 BENCH =
 
@@ -25,18 +25,18 @@ MAN_PAGES := $(addprefix build/man/,vbackup.1 vbackup-repository.5 vbackup-trans
 QUICK := tests/unit tests/contract
 SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py)))))
 
-# Where an installed vbackup lives: all it imports in a directory of its own, apart from the system's Python packages.
+# Where make install puts vbackup and everything it imports, separate from the system's Python packages.
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
-# The section of a page: what its name ends in.
+# The section of a man page: the suffix of its name.
 section = $(patsubst .%,%,$(suffix $(1)))
 
-# When make is killed, the tests end as well. Not the script pytest: its first line names the interpreter, which it may
-# not do where the path is long or has a space in it.
+# The tests end when make is killed. "python -m pytest" instead of the script pytest, because the first line of a script
+# cannot name an interpreter with a long path or a space in it.
 PYTEST = setpriv --pdeathsig TERM $(BIN)/python -m pytest --numprocesses=$(JOBS) --no-loadscope-reorder --durations=10
 
-# What somebody has set for a Python of his own shall not change what is tested.
+# The user's Python settings must not change what is tested.
 unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
@@ -47,26 +47,26 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) STACKS=$(STACKS)'
 
-demo: $(VENV_READY) ## Back up and restore a real virtual machine of the demo's own
+demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
 check: lint man-lint ## Lint, type-check, build the man pages and run all tests
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint ## The same, with the coverage of lines and branches, which takes a third longer
+check-all: lint man-lint ## The same with coverage of lines and branches; .ci/run runs this
 	$(PYTEST) --cov --cov-report=term $(SUITES)
 
 bench: $(VENV_READY) ## As root: measure vbackup beside its peers (20 minutes), and write tests/bench/results
 	.ci/install-packages bench-packages
 	$(BIN)/python -m tests.bench --rounds $(ROUNDS) --readme README.md $(BENCH)
 
-soak: $(VENV_READY) ## STEPS steps of the random test with the seed SEED; not part of check
+soak: $(VENV_READY) ## Run STEPS steps of the random test with seed SEED
 	VBACKUP_SOAK_STEPS=$(STEPS) VBACKUP_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/end_to_end/test_soak.py
 
 check-stacks: ## As root: run the tests on the QEMU, libvirt and Python of other Debians
 	STACKS='$(STACKS)' .ci/check-stacks
 
-lint: $(VENV_READY) ## Only the linters and the type checker
+lint: $(VENV_READY) ## Run only the linters and the type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -94,16 +94,16 @@ install: $(VENV_READY) $(MAN_PAGES) ## Install the command and the man pages bel
 	chmod 755 '$(DESTDIR)$(COMMAND)'
 	for page in $(MAN_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 
-uninstall: ## Remove what install has put there
+uninstall: ## Remove what install has installed
 	rm -rf '$(DESTDIR)$(LIBRARY)'
 	rm -f '$(DESTDIR)$(COMMAND)' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))')
 
-clean: ## Remove all that make has made here, the virtual environment too
+clean: ## Remove everything that make has created here, with the virtual environment
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
 	    .hypothesis
 	find vbackup tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The system packages are asked for at every run, which is quick; they make nothing older than it was.
+# Checking the system packages takes no time, and does not make other targets out of date.
 packages:
 	@.ci/install-packages
 

@@ -155,7 +155,7 @@ def test_killed_run_is_finished_by_the_next(
     for job in machine.execute("query-jobs"):
         machine.execute("block-job-set-speed", device=job["id"], speed=0)
     again = command("-c", daemon.uri, "backup", machine.name, "-r", repository, "--json")
-    assert "which was interrupted: its jobs are still in QEMU" in again.stderr
+    assert "which was interrupted: its jobs survived in QEMU" in again.stderr
     assert {disk["copied_bytes"] for disk in again.document["disks"]} == {END_BYTES}
     listed = command("list", "-r", repository, "--json").document["backups"]
     assert [one["level"] for one in listed] == ["full", "incremental", "incremental"]
@@ -175,7 +175,7 @@ def test_killed_run_is_undone_on_request(machine: Machine, daemon: Daemon, comma
     running.process.kill()
     running.wait()
     planned = command("-c", daemon.uri, "recover", "--all", "--dry-run", "-r", repository)
-    assert "would be finished: its jobs are still in QEMU" in planned.stdout
+    assert "would be finished: its jobs survived in QEMU" in planned.stdout
     done = command("-c", daemon.uri, "recover", machine.name, "--abort", "-r", repository, "--json").document
     assert [(one["remedy"], one["reason"]) for one in done["backups"]] == [("undo", "asked for")]
     assert machine.state() == before
@@ -220,7 +220,7 @@ def test_second_backup_waits_for_the_first_if_it_is_told_to(
         machine.execute("block-job-set-speed", device=job["id"], speed=0)
     status, out, err = waiting.wait()
     assert status == 0, err
-    assert "which was interrupted: its jobs are still in QEMU" in err
+    assert "which was interrupted: its jobs survived in QEMU" in err
     assert json.loads(out)["level"] == "incremental"
 
 

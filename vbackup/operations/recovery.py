@@ -229,7 +229,7 @@ def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
         if wanted <= nodes.node_names():
             return Recovered(backup_id, Remedy.FINISH, "its jobs have ended well")
     elif all(job is not None and _can_end_well(job) for job in copies):
-        return Recovered(backup_id, Remedy.FINISH, "its jobs are still in QEMU")
+        return Recovered(backup_id, Remedy.FINISH, "its jobs survived in QEMU")
     error = next((job.error for job in copies if job is not None and job.error is not None), None)
     return Recovered(backup_id, Remedy.UNDO, f"a job had failed: {error}" if error else _why_gone(entry))
 

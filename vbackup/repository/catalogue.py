@@ -65,7 +65,7 @@ class Catalogue:
         if newer:
             newest = max(newer, key=lambda broken: names.stamp_of(broken.id))
             instead = (
-                f" The newest readable one before it is {newest_id}; restore that with --backup." if newest_id else ""
+                f" The newest readable one before it is {newest_id}; select it with --backup." if newest_id else ""
             )
             raise ChainError(f"Backup {newest.id}, the newest by its name, is broken: {newest.reason}{instead}")
         if not candidates:

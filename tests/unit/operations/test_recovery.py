@@ -222,7 +222,7 @@ def test_recover_on_request(domain: FakeDomain, repo: Repository, killer: Killer
     killer.at(Step.STARTED, "after")
     before = domain.qemu.state()
     planned = recover(domain, repo, dry_run=True)
-    assert [(one.remedy, one.reason) for one in planned] == [(Remedy.FINISH, "its jobs are still in QEMU")]
+    assert [(one.remedy, one.reason) for one in planned] == [(Remedy.FINISH, "its jobs survived in QEMU")]
     assert (domain.qemu.state(), len(partial(repo))) == (before, 1)
     assert recover(domain, repo) == planned
     assert len(backups(repo)) == 1

@@ -97,7 +97,7 @@ def _print(done: transaction.Done) -> None:
     count = len(done.arguments["actions"])
     actions = f"{count} action{'' if count == 1 else 's'}"
     if done.tested:
-        print(f"QEMU prepared {actions} and undid them; nothing was changed.")
+        print(f"QEMU prepared {actions} and undid {'it' if count == 1 else 'them'}; nothing was changed.")
         return
     print(f"QEMU carried out {actions}.")
     if done.jobs:
