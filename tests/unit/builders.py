@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+import pytest
 
 from vbackup import names
 from vbackup.model import (
@@ -24,6 +30,7 @@ from vbackup.model import (
     Level,
 )
 from vbackup.qemu.block_graph import BlockGraph
+from vbackup.report import Reporter
 from vbackup.repository.repository import Repository
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -33,6 +40,8 @@ UUID = "f0000000-0000-4000-8000-000000000001"
 MIB = 1024 * 1024
 SIZE_BYTES = 16 * MIB
 NOON = datetime(2026, 11, 23, 12, 0, 0, tzinfo=timezone.utc)
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def backup_id(number: int, level: Level = Level.FULL) -> str:
@@ -194,6 +203,17 @@ def fixture_graph(name: str) -> BlockGraph:
     return BlockGraph(*fixture_replies(name))
 
 
+def tell(reporter: Reporter) -> None:
+    """One of everything, over two disks and two stages."""
+    reporter.step("Disk vda: full, asked for.")
+    reporter.warning("The disk [bold]vdb[/bold] is käse.")
+    for done in (0, 512, 1024):
+        reporter.progress("vda", done, 1024)
+        reporter.progress("vdb", done, 2048)
+    reporter.step("Disk vda: 1 image checked.")
+    reporter.progress("vda", 7, 7)
+
+
 class Recorder:
     """A Reporter that remembers what it was told; ``on_progress`` may do something meanwhile."""
 
@@ -212,3 +232,23 @@ class Recorder:
     def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
         self.told.setdefault(dev, []).append((done_bytes, total_bytes))
         self._on_progress()
+
+
+#: Longer than any command takes; one that waits for a FIFO never ends.
+PATIENCE_S = 30
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Fail if the block still waits for something after PATIENCE_S seconds."""
+
+    def lose(_signum: int, _frame: FrameType | None) -> None:
+        raise AssertionError(f"it still waits after {PATIENCE_S} s")
+
+    before = signal.signal(signal.SIGALRM, lose)
+    signal.alarm(PATIENCE_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

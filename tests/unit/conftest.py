@@ -7,15 +7,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.fake_qemu import FakeQemu
-from tests.unit.builders import Recorder
+from tests.unit.builders import Recorder, backup, commit, incremental
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup.domain import offline, source
 from vbackup.hooks import marks
+from vbackup.images import digests
 from vbackup.model import ImageOptions
 from vbackup.qemu import backing_chain, qemu_img
 from vbackup.repository.repository import Repository
@@ -68,3 +70,27 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -
 @pytest.fixture
 def repo(tmp_path: Path) -> Repository:
     return Repository.create(tmp_path / "repo")
+
+
+@pytest.fixture
+def filled(repository: Path) -> Path:
+    """A repository with a full and an incremental of domain web."""
+    one = backup(1)
+    for made in (one, incremental(2, one)):
+        commit(Repository.open(repository), made)
+    return repository
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """All images are large; what is digested, in that order."""
+    monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", 0)
+    digested: list[Path] = []
+    really = digests.digest
+
+    def digest(path: Path, **more: Any) -> str:
+        digested.append(path)
+        return really(path, **more)
+
+    monkeypatch.setattr(digests, "digest", digest)
+    return digested

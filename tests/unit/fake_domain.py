@@ -191,3 +191,9 @@ def run(
 
 def partial(repo: Repository) -> list[str]:
     return [path.name for path in repo.path.glob("*/*.partial")]
+
+
+def shrink_and_grow(domain: FakeDomain) -> None:
+    node = domain.qemu.top("virtio-disk0")
+    domain.qemu.resize(node, SIZE_BYTES // 2)
+    domain.qemu.resize(node, SIZE_BYTES)
