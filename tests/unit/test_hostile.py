@@ -12,27 +12,24 @@ import io
 import json
 import os
 import shutil
-import signal
 import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental
+from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental, patience
 from vbackup.cli import main
 from vbackup.domain import domain_xml
 from vbackup.errors import ChainError, StorageError, VbackupError
 from vbackup.fields import parse_json
-from vbackup.files import open_regular
 from vbackup.model import Backup, ImageOptions
 from vbackup.qemu import qcow2, qemu_img
 from vbackup.repository import manifest
@@ -40,8 +37,6 @@ from vbackup.repository.repository import Repository
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
-#: Longer than any of these commands takes; a command that waits for a FIFO never ends.
-PATIENCE_S = 30
 
 
 def digest(data: bytes) -> str:
@@ -106,20 +101,6 @@ def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes]]:
 def begin(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(1 << 20)
-
-
-@contextlib.contextmanager
-def patience() -> Iterator[None]:
-    def lose(_signum: int, _frame: FrameType | None) -> None:
-        raise AssertionError(f"it still waits after {PATIENCE_S} s")
-
-    before = signal.signal(signal.SIGALRM, lose)
-    signal.alarm(PATIENCE_S)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
@@ -282,17 +263,6 @@ def test_trap_for_the_new_name_is_stepped_over(place: Path, trap: Callable[[Path
     assert (place.parent / "canary").read_text() == "the secret"
 
 
-def test_file_replaced_after_the_look_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    seen = path.lstat()
-    path.unlink()
-    os.mkfifo(path)
-    monkeypatch.setattr(Path, "lstat", lambda _path: seen)
-    with patience(), pytest.raises(OSError, match="a FIFO"):
-        open_regular(path)
-
-
 # domain.xml
 
 
@@ -420,28 +390,6 @@ def test_header_is_refused_before_qemu_sees_it(
     monkeypatch.setattr(subprocess, "Popen", no_process)
     status, told = check(place)["restore"]
     assert (status, said in told) == (6, True), told
-
-
-@pytest.mark.parametrize(
-    "options",
-    [[], ["-o", "compat=0.10"], ["-o", "cluster_size=512"], ["-o", "cluster_size=2M"], ["-o", "compression_type=zstd"],
-     ["-b", "../käse/x.qcow2", "-F", "qcow2", "-u"], ["-b", "x" * 1000, "-F", "raw", "-u"],
-     ["-o", "compat=0.10", "-b", "x", "-F", "raw", "-u"], ["-o", "data_file=data.raw"]],
-    ids=lambda options: " ".join(options)[:40],
-)  # fmt: skip
-def test_header_is_read_as_qemu_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "image.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "8M"], check=True)
-    argv = ["qemu-img", "info", "-f", "qcow2", "--output=json", str(path)]
-    info = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
-    header = qcow2.header(path)
-    assert header.virtual_size_bytes == info["virtual-size"]
-    assert header.backing_file == info.get("backing-filename")
-    backing_format = header.backing_format.name if header.backing_format is not None else None
-    assert backing_format == info.get("backing-filename-format")
-    assert header.has_data_file == ("data-file" in info["format-specific"]["data"])
-    assert not header.encrypted
 
 
 # damage that hypothesis generates

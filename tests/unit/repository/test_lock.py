@@ -1,0 +1,148 @@
+"""One process works on a domain at a time; another one is refused or waits, and no lock outlives its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.unit.builders import UUID, Recorder
+from vbackup.errors import BusyError, InterruptedBySignalError
+from vbackup.repository.lock import LockWait
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop, on_signals
+
+OTHER = "f0000000-0000-4000-8000-000000000002"
+
+
+def test_lock_keeps_others_out(repo: Repository) -> None:
+    with repo.lock(UUID):
+        with pytest.raises(BusyError, match=f"Another vbackup is working on domain {UUID}"), repo.lock(UUID):
+            pass
+        with repo.lock(OTHER):
+            pass
+
+
+def test_lock_is_free_again_after_its_block(repo: Repository) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="inside"):
+            fail_inside(repo)
+
+
+def fail_inside(repo: Repository) -> None:
+    with repo.lock(UUID):
+        raise ValueError("inside")
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from vbackup.repository.repository import Repository
+
+OTHER = "f0000000-0000-4000-8000-000000000002"
+with Repository.open(Path(sys.argv[1])).lock(sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_lock_of_another_process_is_respected_and_ends_with_its_death(repo: Repository) -> None:
+    argv = [sys.executable, "-c", HOLDER, os.fspath(repo.path), UUID]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError):
+            fail_inside(repo)
+        holder.kill()
+        holder.wait()
+        with pytest.raises(ValueError, match="inside"):
+            fail_inside(repo)
+
+
+def test_lock_ends_in_no_child(repo: Repository) -> None:
+    """qemu-img and the like must not hold it on."""
+    with repo.lock(UUID):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with pytest.raises(ValueError, match="inside"):
+        fail_inside(repo)
+    child.communicate(b"\n")
+
+
+def take(repo: Repository, wait: LockWait) -> None:
+    with repo.lock(UUID, wait=wait):
+        pass
+
+
+@contextmanager
+def holder(repo: Repository) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the domain's lock."""
+    argv = [sys.executable, "-c", HOLDER, os.fspath(repo.path), UUID]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+class Acting(Recorder):
+    """A reporter that does something when it is told of the wait."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self._act = act
+
+    def step(self, message: str) -> None:
+        super().step(message)
+        self._act()
+
+
+def test_free_lock_is_taken_without_a_word(repo: Repository) -> None:
+    recorder = Recorder()
+    take(repo, LockWait(60.0, recorder, Stop()))
+    assert recorder.steps == []
+
+
+@pytest.mark.parametrize("limit_s", [0.0, 0.1])
+def test_wait_that_is_over_is_busy(repo: Repository, limit_s: float) -> None:
+    recorder = Recorder()
+    with repo.lock(UUID), pytest.raises(BusyError, match="Another vbackup is working"):
+        take(repo, LockWait(limit_s, recorder, Stop()))
+    told = f"waiting up to {limit_s:g} s for it to end"
+    assert [told in step for step in recorder.steps] == ([True] if limit_s else [])
+
+
+def test_wait_ends_when_the_holder_dies(repo: Repository) -> None:
+    """However it dies, its lock goes with it."""
+    with holder(repo) as process:
+        reporter = Acting(process.kill)
+        take(repo, LockWait(60.0, reporter, Stop()))
+        assert process.wait() < 0
+    assert len(reporter.steps) == 1
+
+
+def test_wait_ends_when_a_first_backup_failed_and_took_the_directory_along(repo: Repository) -> None:
+    with holder(repo) as process:
+        assert process.stdin is not None
+        take(repo, LockWait(60.0, Acting(process.stdin.close), Stop()))
+        assert process.wait() == 0
+    assert repo.uuids() == []
+
+
+def test_signal_ends_the_wait_within_a_second(repo: Repository) -> None:
+    with repo.lock(UUID), on_signals(Stop()) as stop:
+        begun = time.monotonic()
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        with pytest.raises(InterruptedBySignalError):
+            take(repo, LockWait(60.0, Recorder(), stop))
+        timer.join()
+        assert time.monotonic() - begun < 1.1
