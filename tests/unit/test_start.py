@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import backup, commit, incremental
 from vbackup.cli import handlers, parser
-from vbackup.repository.repository import Repository
 
 #: libvirt, XML, bars, QMP sockets, and what they are built on.
 HEAVY = {"libvirt", "libvirt_qemu", "lxml", "rich", "qemu", "asyncio", "concurrent", "subprocess", "ssl", "socket"}
@@ -53,14 +51,6 @@ def imported_by(*arguments: str | Path) -> set[str]:
 def commands_in(modules: set[str]) -> set[str]:
     """The modules of commands and their handlers among these."""
     return {name for name in modules if name.startswith(("vbackup.cli.commands.", "vbackup.cli.handlers."))}
-
-
-@pytest.fixture
-def filled(repository: Path) -> Path:
-    one = backup(1)
-    for made in (one, incremental(2, one)):
-        commit(Repository.open(repository), made)
-    return repository
 
 
 def test_help_imports_no_command() -> None:

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vbackup.cli import values
-from vbackup.cli.commands import backup
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 
@@ -48,19 +47,6 @@ if TYPE_CHECKING:
 )
 def test_rate_has_the_units_of_virsh(text: str, expected: int) -> None:
     assert values.speed_bytes_s(text) == expected
-
-
-@pytest.mark.parametrize(("text", "expected"), [("1", 1), ("10", 10), ("010", 10), ("600", 600)])
-def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
-    assert backup._freeze_limit_s(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", "0", "601", "-1", "+1", "1.5", "1e2", "10s", " 10", "9" * 5000, "\u0665"], ids=ascii
-)
-def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of seconds from 1 to 600"):
-        backup._freeze_limit_s(text)
 
 
 BAD_RATES = [

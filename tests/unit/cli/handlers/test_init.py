@@ -1,0 +1,27 @@
+"""``vbackup init`` makes a repository and prints its id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vbackup.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+
+def test_init_of_a_repository_is_status_seven(command: Command, filled: Path) -> None:
+    assert "is already a vbackup repository; nothing was changed" in command("init", "-r", filled, status=7).stderr
+
+
+def test_init_tells_the_id(command: Command, tmp_path: Path) -> None:
+    outcome = command("init", "-r", tmp_path / "r")
+    assert Repository.open(tmp_path / "r").id in outcome.stdout
+
+
+def test_init_as_a_document(command: Command, tmp_path: Path) -> None:
+    made = command("init", "-r", tmp_path / "r", "--json").document
+    opened = Repository.open(tmp_path / "r")
+    assert made == {"schema": "vbackup.init/1", "path": os.fspath(opened.path), "id": opened.id}

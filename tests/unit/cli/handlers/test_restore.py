@@ -1,0 +1,38 @@
+"""``vbackup restore`` refuses what it cannot restore, each with its own exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.unit.builders import UUID, backup
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+
+ONE = backup(1)
+
+
+def test_time_before_all_backups_is_status_six(command: Command, filled: Path, tmp_path: Path) -> None:
+    command("restore", "web", "-r", filled, "--output", tmp_path / "out", "--at", "2001-01-01", status=6)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_disk_of_a_backup_is_status_five(command: Command, filled: Path, tmp_path: Path) -> None:
+    outcome = command("restore", "web", "-r", filled, "--output", tmp_path / "out", "--disk", "vdz", status=5)
+    assert "Disk vdz" in outcome.stderr
+    assert "it has vda" in outcome.stderr
+
+
+def test_existing_output_is_status_seven(command: Command, filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "vda.qcow2").touch()
+    outcome = command("restore", "web", "-r", filled, "--output", tmp_path, status=7)
+    assert "vbackup never overwrites" in outcome.stderr
+    assert (tmp_path / "vda.qcow2").stat().st_size == 0
+
+
+def test_missing_link_is_status_six(command: Command, filled: Path, tmp_path: Path) -> None:
+    (filled / UUID / ONE.id / "vda.qcow2").unlink()
+    outcome = command("restore", "web", "-r", filled, "--output", tmp_path / "out", status=6)
+    assert f"the image of backup {ONE.id} is missing" in outcome.stderr

@@ -1,0 +1,45 @@
+"""``vbackup show`` prints the record of a backup and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.unit.builders import UUID, backup, commit, image, incremental
+from vbackup.repository import manifest
+from vbackup.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+
+ONE = backup(1)
+TWO = incremental(2, ONE)
+
+
+def test_show_tells_what_is_recorded(command: Command, filled: Path) -> None:
+    text = command("show", "web", "-r", filled).stdout
+    for part in (TWO.id, UUID, "incremental", "crash", "libvirt 9.0.0", "hda (cdrom)", f"{TWO.id} -> {ONE.id}"):
+        assert part in text
+
+
+def test_show_as_a_document_is_the_manifest_and_more(command: Command, filled: Path) -> None:
+    document = command("show", "web", "-r", filled, "--backup", ONE.id, "--json").document
+    assert document.pop("schema") == "vbackup.show/1"
+    assert document.pop("chains") == {"vda": [ONE.id]}
+    assert document.pop("path") == os.fspath(filled / UUID / ONE.id)
+    assert document == manifest.document(ONE)
+
+
+def test_markup_of_the_table_is_not_taken_from_names(command: Command, repository: Path) -> None:
+    commit(Repository.open(repository), backup(1, image(reason="[red]why[/]", source="/[bold]x")))
+    text = command("show", UUID, "-r", repository).stdout
+    assert "[red]why[/]" in text
+    assert "/[bold]x" in text
+
+
+def test_symlinked_domain_directory_gives_nothing_else_out(command: Command, filled: Path, tmp_path: Path) -> None:
+    """show prints what manifests say, whatever else is beside them."""
+    (filled / UUID / ONE.id / "secret").write_text("the secret")
+    assert "the secret" not in command("show", UUID, "-r", filled, "--json").stdout

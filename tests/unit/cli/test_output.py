@@ -1,0 +1,104 @@
+"""Sizes, tables and trees for people: nothing is cut, and names do not steer the terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+
+import pytest
+
+from vbackup.cli import output
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1024**2, "1.0 MiB"),
+        (5 * 1024**3, "5.0 GiB"),
+        (1024**4, "1.0 TiB"),
+        (5000 * 1024**4, "5000.0 TiB"),
+    ],
+)
+def test_size_is_for_people(size_bytes: int, text: str) -> None:
+    assert output.size(size_bytes) == text
+
+
+def test_table_has_no_escape_codes_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "checkpoint 20261123T101500Z-full is inconsistent (QEMU did not close the image) " * 2
+    output.table(("DISK", "SIZE", "WHY"), [("vda", "1 B", reason), ("[red]vdb", "100 B", "[/]")])
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert reason.strip() in text
+    assert "[red]vdb" in text
+    assert "[/]" in text
+
+
+@contextmanager
+def stdout_on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, columns: int) -> Iterator[list[str]]:
+    """What is printed in the block goes to a terminal; its lines are in the list afterwards."""
+    controller, terminal = pty.openpty()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines: list[str] = []
+    with os.fdopen(terminal, "w") as stream, redirect_stdout(stream):
+        yield lines
+    pieces = []
+    # The terminal is closed by now; what it was given comes in pieces.
+    with suppress(OSError):
+        while piece := os.read(controller, 65536):
+            pieces.append(piece)
+    os.close(controller)
+    lines += b"".join(pieces).decode().split("\r\n")
+
+
+def test_last_column_is_folded_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdout_on_a_terminal(monkeypatch, columns=40) as lines:
+        output.table(("DISK", "SIZE", "WHY"), [("vda", "1 B", "word " * 12), ("vdb", "100 B", "short")])
+    assert lines[0] == "\x1b[1mDISK   SIZE  WHY\x1b[0m"
+    assert lines[1:] == [
+        "vda     1 B  word word word word word",
+        "             word word word word word",
+        "             word word",
+        "vdb   100 B  short",
+        "",
+    ]
+
+
+def test_blank_text_that_is_too_long_is_an_empty_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdout_on_a_terminal(monkeypatch, columns=40) as lines:
+        output.table(("DISK", "WHY"), [("vda", " " * 100)])
+    assert lines[1:] == ["vda", ""]
+
+
+def test_terminal_that_is_too_narrow_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdout_on_a_terminal(monkeypatch, columns=5) as lines:
+        output.table(("ID", "WHY"), [("20261123T101500Z-incremental", "as it was asked for by the user")])
+    assert "".join(lines[1:]).replace(" ", "") == "20261123T101500Z-incrementalasitwasaskedforbytheuser"
+
+
+def test_columns_stay_in_line_beside_wide_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("NAME", "WHY"), [("\u5099\u4efd", "x"), ("e\u0301te", "y"), ("web", "z")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["NAME  WHY", "\u5099\u4efd  x", "e\u0301te   y", "web   z"]
+
+
+def test_tree_draws_branches_and_a_chain_of_any_length(capsys: pytest.CaptureFixture[str]) -> None:
+    output.tree([("a", None, "A"), ("b", "a", "B"), ("c", "b", "C"), ("d", "a", "D"), ("e", "gone", "E")])
+    assert capsys.readouterr().out.splitlines() == ["A", "├── B", "│   └── C", "└── D", "E"]
+    long = [(str(number), str(number - 1), "one") for number in range(1, 1500)]
+    output.tree(long)
+    assert len(capsys.readouterr().out.splitlines()) == len(long)
+
+
+def test_tree_without_unicode_has_plain_guides(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    output.tree([("a", None, "A"), ("b", "a", "B"), ("c", "a", "C")])
+    assert raw.getvalue().decode().splitlines() == ["A", "+-- B", "`-- C"]
