@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from tests.unit import builders
-from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, backup, bitmap, domain, end_mark, incremental, layer
+from tests.unit.builders import NOON, REPOSITORY, TOKEN, UUID, domain, end_mark, layer
+from tests.unit.engine.plans import FULL, SECOND, make, whole
 from vbackup import names
 from vbackup.engine import plan
 from vbackup.engine.base import Choice
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.model import BlockDriver, Compression, DiskNode, LeftOut, Level, NodeBitmap
-from vbackup.names import Naming
 from vbackup.repository.history import History
-
-FULL = backup(1)
-SECOND = incremental(2, FULL)
 
 
 def vda(**changes: Any) -> DiskNode:
@@ -30,30 +26,9 @@ def vdb(**changes: Any) -> DiskNode:
     return builders.node(layer(end_mark("vdb"), node_name="libvirt-1-format", **changes), dev="vdb")
 
 
-def whole(level: Level = Level.FULL) -> Choice:
-    return Choice(level, None, (), "asked for")
-
-
 def since(base: Any, *nodes: str, dev: str = "vda") -> Choice:
     sources = tuple(NodeBitmap(node, names.Naming(REPOSITORY).bitmap(base.id, dev, TOKEN)) for node in nodes)
     return Choice(Level.INCREMENTAL, base, sources, f"changes since {base.id}")
-
-
-def make(
-    choices: Sequence[tuple[DiskNode, Choice]],
-    asked: Level = Level.AUTO,
-    *,
-    now: datetime = NOON,
-    taken: Collection[str] = (),
-    history: History = History([FULL, SECOND]),  # noqa: B008  (frozen)
-    compression: Compression = Compression.NONE,
-    speed_bytes_s: int | None = None,
-    fleecing: plan.FleecingAbilities | None = None,
-) -> plan.BackupPlan:
-    selection = plan.select(domain("vda", "vdb", left_out=[LeftOut("hda", "cdrom")]), (), ())
-    wishes = plan.Wishes(asked, compression=compression, speed_bytes_s=speed_bytes_s, fleecing=fleecing)
-    identity = plan.Identity(Naming(REPOSITORY), now, TOKEN, taken)
-    return plan.make(selection, choices, history=history, identity=identity, wishes=wishes)
 
 
 # which disks
@@ -218,47 +193,6 @@ def test_all_disks_are_in_one_transaction() -> None:
 
 # end marks
 
-CHECKPOINT = names.Naming(REPOSITORY).bitmap(SECOND.id, "vda", TOKEN)
-MARK = names.Naming(REPOSITORY).end_mark("vda", builders.SIZE_BYTES)
-ADD = ("block-dirty-bitmap-add", MARK)
-MERGE = ("block-dirty-bitmap-merge", MARK)
-ANEW = [("block-dirty-bitmap-disable", MARK), ("block-dirty-bitmap-clear", MARK), MERGE]
-REMOVE = ("block-dirty-bitmap-remove", CHECKPOINT)
-
-
-def about_marks(made: plan.BackupPlan) -> list[tuple[str, str]]:
-    """What is done to end marks and to the bitmaps that they distrust."""
-    named = [
-        (action["type"], action["data"].get("name", action["data"].get("target", ""))) for action in made.transaction()
-    ]
-    return [one for one in named if names.parse_end_mark(one[1]) or one[0] == "block-dirty-bitmap-remove"]
-
-
-def test_mark_is_merged_from_a_scratch_node_of_the_disks_size() -> None:
-    made = make([(builders.node(layer(node_name="libvirt-2-format")), whole())], Level.FULL)
-    scratch = f"vbackup-{REPOSITORY}-end.0"
-    assert made.scratch_sizes == {scratch: builders.SIZE_BYTES}
-    assert made.transaction()[:2] == [
-        {
-            "type": "block-dirty-bitmap-add",
-            "data": {
-                "node": "libvirt-2-format",
-                "name": MARK,
-                "granularity": 65536,
-                "persistent": True,
-                "disabled": True,
-            },
-        },
-        {
-            "type": "block-dirty-bitmap-merge",
-            "data": {
-                "node": "libvirt-2-format",
-                "target": MARK,
-                "bitmaps": [{"node": scratch, "name": f"vbackup-{REPOSITORY}-end"}],
-            },
-        },
-    ]
-
 
 def test_disks_of_one_size_share_a_scratch_node() -> None:
     other_bytes = 2 * builders.SIZE_BYTES
@@ -266,60 +200,6 @@ def test_disks_of_one_size_share_a_scratch_node() -> None:
     nodes.append(builders.node(layer(virtual_size_bytes=other_bytes), dev="vdc"))
     made = make([(node, whole()) for node in nodes], Level.FULL)
     assert list(made.scratch_sizes.values()) == [builders.SIZE_BYTES, other_bytes]
-
-
-@pytest.mark.parametrize(
-    ("there", "done"),
-    [
-        ({}, []),
-        ({"dirty_bytes": 2 * 65536}, []),
-        (None, [ADD, MERGE]),
-        ({"inconsistent": True}, [ADD, MERGE]),  # checkpoint.remove_uncommitted has removed it
-        ({"dirty_bytes": 0}, [REMOVE, *ANEW]),
-        ({"recording": True}, [REMOVE, *ANEW]),
-        ({"busy": True}, []),
-    ],
-)
-def test_mark_is_made_where_none_vouches(there: dict[str, Any] | None, done: list[tuple[str, str]]) -> None:
-    """One made anew must vouch for no base that the old one distrusts, whether this backup succeeds or not."""
-    marks = [] if there is None else [end_mark(**there)]
-    node = builders.node(layer(bitmap(CHECKPOINT), *marks))
-    assert about_marks(make([(node, whole())])) == done
-
-
-def test_base_that_the_size_distrusts_goes_where_no_mark_tells() -> None:
-    """The disk may be as large again before the next backup, and this one may fail."""
-    size_bytes = builders.SIZE_BYTES // 2
-    node = builders.node(layer(bitmap(CHECKPOINT), virtual_size_bytes=size_bytes))
-    name = names.Naming(REPOSITORY).end_mark("vda", size_bytes)
-    assert about_marks(make([(node, whole())])) == [
-        REMOVE,
-        ("block-dirty-bitmap-add", name),
-        ("block-dirty-bitmap-merge", name),
-    ]
-
-
-def test_empty_mark_stays_while_what_it_distrusts_is_busy() -> None:
-    node = builders.node(layer(bitmap(CHECKPOINT, busy=True), end_mark(dirty_bytes=0)))
-    assert about_marks(make([(node, whole())])) == []
-
-
-def test_other_repositories_checkpoints_are_not_removed() -> None:
-    foreign = names.Naming(builders.FOREIGN).bitmap(SECOND.id, "vda", TOKEN)
-    node = builders.node(layer(bitmap(foreign), end_mark(dirty_bytes=0)))
-    assert about_marks(make([(node, whole())])) == ANEW
-
-
-def test_copy_and_disks_without_checkpoints_need_no_mark() -> None:
-    assert about_marks(make([(builders.node(layer()), whole(Level.COPY))], Level.COPY)) == []
-    raw = DiskNode(builders.disk(), (layer(driver=BlockDriver.RAW),), lasting=False)
-    assert about_marks(make([(raw, whole())], Level.FULL)) == []
-    assert about_marks(make([(builders.node(layer(virtual_size_bytes=0)), whole())], Level.FULL)) == []
-
-
-def test_mark_of_a_raw_disk_is_not_stored() -> None:
-    made = make([(builders.node(layer(driver=BlockDriver.RAW)), whole())], Level.FULL)
-    assert made.transaction()[0]["data"]["persistent"] is False
 
 
 def test_speed_and_compression_are_of_every_job() -> None:

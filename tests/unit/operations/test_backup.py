@@ -7,8 +7,6 @@ once; after that the earlier checkpoints must be as they were, and the same comm
 from __future__ import annotations
 
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone, tzinfo
@@ -19,7 +17,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
-from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run
+from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run, shrink_and_grow
 from vbackup import names
 from vbackup.errors import (
     BaseError,
@@ -34,9 +32,6 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
-from vbackup.files import digest_of
-from vbackup.images import digests, targets
-from vbackup.images.writeback import Writeback
 from vbackup.model import Backup, Consistency, Level, Quiesce
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
@@ -394,97 +389,6 @@ def test_guest_that_the_full_repository_stopped_goes_on(domain: FakeDomain, repo
     assert any("It is running again" in warning for warning in recorder.warnings)
 
 
-# the digests
-
-
-@pytest.fixture
-def early(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """All images are large; what is digested, in that order."""
-    monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", 0)
-    digested: list[Path] = []
-    really = digests.digest
-
-    def digest(path: Path, **more: Any) -> str:
-        digested.append(path)
-        return really(path, **more)
-
-    monkeypatch.setattr(digests, "digest", digest)
-    return digested
-
-
-def digest_now(repo: Repository, one: Backup, dev: str) -> str:
-    image = one.image(dev)
-    assert image is not None
-    return digest_of((repo.directory(UUID, one.id) / image.file).read_bytes())
-
-
-def test_large_images_are_digested_once_while_they_are_put_on_the_disk(
-    domain: FakeDomain, repo: Repository, early: list[Path]
-) -> None:
-    done = run(domain, repo)
-    assert sorted(path.name for path in early) == ["vda.qcow2", "vdb.qcow2"]
-    assert [image.digest for image in done.disks] == [digest_now(repo, done, dev) for dev in ("vda", "vdb")]
-
-
-def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
-    domain: FakeDomain, repo: Repository, early: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    close = targets.close_all_in_qemu
-
-    def close_and_write(*args: Any) -> list[str]:
-        closed = close(*args)
-        for path in repo.path.glob("*/*.partial/vda.qcow2"):
-            with path.open("ab") as file:
-                file.write(b"at the last moment")
-        return closed
-
-    monkeypatch.setattr(targets, "close_all_in_qemu", close_and_write)
-    done = run(domain, repo)
-    assert sorted(path.name for path in early) == ["vda.qcow2", "vda.qcow2", "vdb.qcow2"]
-    assert done.disks[0].digest == digest_now(repo, done, "vda")
-
-
-def test_flush_that_fails_does_not_wait_for_the_digests(
-    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A digest of a large image takes minutes, and is of no use then."""
-    monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", 0)
-    digesting, gave_up = threading.Event(), threading.Event()
-
-    def digest(_path: Path, *, check: Callable[[], None]) -> str:
-        digesting.set()
-        deadline = time.monotonic() + 20
-        try:
-            while time.monotonic() < deadline:
-                check()
-        except StorageError:
-            gave_up.set()
-            raise
-        return "sha256:"
-
-    def finish(_writeback: Writeback) -> None:
-        assert digesting.wait(20)
-        raise NoSpaceError("No room for the last of the images.")
-
-    monkeypatch.setattr(digests, "digest", digest)
-    monkeypatch.setattr(Writeback, "finish", finish)
-    with pytest.raises(NoSpaceError, match="No room for the last"):
-        run(domain, repo)
-    assert gave_up.is_set()
-    assert partial(repo) == []
-
-
-def test_image_that_another_host_writes_is_digested_when_that_has_closed_it(
-    domain: FakeDomain, repo: Repository, early: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    domain.is_local = False
-    closed: list[int] = []
-    close = targets.close_all_in_qemu
-    monkeypatch.setattr(targets, "close_all_in_qemu", lambda *args: closed.append(len(early)) or close(*args))
-    run(domain, repo)
-    assert (closed[-1], len(early)) == (0, 2)
-
-
 # every command is struck once
 
 
@@ -625,12 +529,6 @@ def test_disk_that_was_shrunk_meanwhile_gets_a_full(domain: FakeDomain, repo: Re
     assert run(domain, repo).level is Level.INCREMENTAL
 
 
-def shrink_and_grow(domain: FakeDomain) -> None:
-    node = domain.qemu.top("virtio-disk0")
-    domain.qemu.resize(node, SIZE_BYTES // 2)
-    domain.qemu.resize(node, SIZE_BYTES)
-
-
 def test_unchanged_disk_costs_no_command_for_its_end(domain: FakeDomain, repo: Repository) -> None:
     run(domain, repo)
     domain.qemu.sent.clear()
@@ -685,27 +583,3 @@ def strike(domain: FakeDomain, how: str, nth: int) -> Stop:
     else:
         domain.qemu.lose_connection(nth=nth, carried_out=how == "reply lost")
     return stop
-
-
-def test_shrink_between_the_choice_and_the_transaction_fails_the_backup(domain: FakeDomain, repo: Repository) -> None:
-    base, execute = run(domain, repo), domain.qemu.execute
-
-    def execute_and_shrink(command: str, *args: Any, **kwargs: Any) -> Any:
-        if command == "transaction":
-            shrink_and_grow(domain)
-        return execute(command, *args, **kwargs)
-
-    domain.qemu.execute = execute_and_shrink  # type: ignore[method-assign]
-    with pytest.raises(BusyError, match="Disk vda was made smaller while its backup began or ended"):
-        run(domain, repo)
-    domain.qemu.execute = execute  # type: ignore[method-assign]
-    assert repo.catalogue(UUID).history.backups == (base,)
-    assert [disk.level for disk in run(domain, repo).disks] == [Level.FULL, Level.INCREMENTAL]
-
-
-def test_failed_job_of_an_end_mark_is_told_and_leaves_nothing(domain: FakeDomain, repo: Repository) -> None:
-    before = domain.qemu.state()
-    domain.qemu.fail_job(names.Naming(repo.id).scratch_window, "Input/output error")
-    with pytest.raises(UnsuitableError, match="cannot make the end mark of a disk: its job failed: Input/output error"):
-        run(domain, repo)
-    assert domain.qemu.state() == before
