@@ -7,33 +7,13 @@ from typing import Any
 import pytest
 
 from tests import qapi
-from tests.transactions import (
-    ACCEPTED,
-    EXISTING,
-    MISSING,
-    REFUSED,
-    SNAPSHOTS,
-    Refused,
-    backup,
-    bitmap,
-    by_bitmap,
-    merge,
-)
+from tests.transactions import ACCEPTED, EXISTING, MISSING, REFUSED, SNAPSHOTS, Refused, backup, bitmap
+from tests.unit.qapi.checking import check, refusal
 from vbackup.errors import TransactionError
 from vbackup.qapi import checker, rules
 from vbackup.qapi.schema import Schema
 
 SCHEMA = Schema(qapi.schema())
-
-
-def check(*actions: dict[str, Any], existing: rules.Existing = EXISTING) -> tuple[str, ...]:
-    return checker.check({"actions": list(actions)}, SCHEMA, existing=existing)
-
-
-def refusal(*actions: dict[str, Any], existing: rules.Existing = EXISTING) -> TransactionError:
-    with pytest.raises(TransactionError) as caught:
-        check(*actions, existing=existing)
-    return caught.value
 
 
 @pytest.mark.parametrize("case", [*REFUSED, *SNAPSHOTS], ids=lambda case: case.name)
@@ -142,18 +122,6 @@ def test_enabling_what_is_not_known_is_warned_of() -> None:
 # the checker
 
 
-def test_all_warnings_are_told() -> None:
-    warnings = check(
-        backup(x_perf={}), {"type": "drive-backup", "data": {"device": "two", "target": "/t", "sync": "full"}}
-    )
-    assert [warning.split(":")[0] for warning in warnings] == ["actions[0].data.x-perf", "actions[1].type"]
-
-
-def test_schema_speaks_before_the_rules() -> None:
-    error = refusal(bitmap("add", "one", ""), bitmap("add", "one", "x", nope=1))
-    assert error.path == "actions[1].data.nope"
-
-
 @pytest.mark.parametrize("size", [3, 2**63 + 1])
 def test_min_cluster_size_is_a_power_of_two(size: int) -> None:
     """QEMU 9.2 introduced it; the captured schema is older."""
@@ -165,20 +133,6 @@ def test_min_cluster_size_is_a_power_of_two(size: int) -> None:
 @pytest.mark.parametrize("chunk", [2**63, -1])
 def test_max_chunk_fits_63_bits(chunk: int) -> None:
     assert refusal(backup(x_perf={"max-chunk": chunk})).path == "actions[0].data.x-perf.max-chunk"
-
-
-def test_plan_of_vbackup_is_accepted() -> None:
-    plan = [
-        bitmap("add", "one", "next", granularity=65536, persistent=True),
-        bitmap("add", "one", "working", granularity=65536, persistent=False),
-        bitmap("disable", "one", "working"),
-        merge("one", "working", ("one", "old")),
-        by_bitmap("working", auto_finalize=False, auto_dismiss=False),
-        bitmap("add", "two", "next"),
-        backup("two", "target-two", job_id="k"),
-        {"type": "abort", "data": {}},
-    ]
-    assert check(*plan) == ()
 
 
 @pytest.mark.parametrize(("sync", "warned"), [("full", True), ("none", False)])

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from tests import qapi
-from tests.strategies import JSON, Names, Transaction, mutated, transaction
-from vbackup.errors import MalformedError, Status, TransactionError
-from vbackup.qapi import checker, wording
+from tests.strategies import Transaction, mutated, transaction
+from tests.unit.qapi.schemas import members, schema
+from vbackup.errors import Status, TransactionError
+from vbackup.qapi import wording
 from vbackup.qapi.schema import MAX_DEPTH, Schema
 
 QEMU = Schema(qapi.schema())
@@ -221,29 +221,6 @@ def test_what_may_go_away_is_warned_of(arguments: Any, warning: str | None) -> N
 # other shapes that QAPI has
 
 
-def schema(**types: Any) -> Schema:
-    """A command ``c`` whose arguments are of type ``a``."""
-    entries = [
-        {"name": "c", "meta-type": "command", "arg-type": "a", "ret-type": "0"},
-        *(
-            {"name": json_type, "meta-type": "builtin", "json-type": json_type}
-            for json_type in ("string", "number", "int", "boolean", "null", "value")
-        ),
-        {"name": "[a]", "meta-type": "array", "element-type": "a"},
-        *({"name": name, **entry} for name, entry in types.items()),
-    ]
-    return Schema(entries)
-
-
-def members(*pairs: str, **more: Any) -> dict[str, Any]:
-    """An object type from name:type pairs; a ? after the name makes a member optional."""
-    listed = []
-    for pair in pairs:
-        name, _, kind = pair.partition(":")
-        listed.append({"name": name.rstrip("?"), "type": kind, **({"default": None} if name.endswith("?") else {})})
-    return {"meta-type": "object", "members": listed, **more}
-
-
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
@@ -307,78 +284,6 @@ def test_endless_arguments_come_to_an_end() -> None:
     endless: list[Any] = []
     endless.append(endless)
     assert "levels deep" in str(refusal({"m": endless}, schema(a=members("m:value")), "c"))
-
-
-@pytest.mark.parametrize(
-    "types",
-    [
-        {},
-        {"a": members("m:nothing")},
-        {"a": members("m:c")},
-        {"a": {"meta-type": "object"}},
-        {"a": {"meta-type": "object", "members": [{}]}},
-        {"a": {"meta-type": "object", "members": [{"name": "m"}]}},
-        {"a": {"meta-type": "object", "members": "x"}},
-        {"a": {"meta-type": "surprise"}},
-        {"a": members("m:b"), "b": {"meta-type": "builtin", "json-type": "surprise"}},
-        {"a": members("m:b"), "b": {"meta-type": "enum"}},
-        {"a": members("m:b"), "b": {"meta-type": "enum", "values": [1]}},
-        {"a": members("m:b"), "b": {"meta-type": "array"}},
-        {"a": members("m:b"), "b": {"meta-type": "alternate"}},
-        {"a": members("m:b"), "b": {"meta-type": "alternate", "members": [{"type": "b"}]}},
-        {"a": members("m:string", tag="x", variants=[])},
-        {"a": members("m:string", tag="m", variants=[])},
-        {"a": members("m:string", tag="m")},
-        {
-            "a": members("m:e", tag="m", variants=[{"case": "x", "type": "a"}]),
-            "e": {"meta-type": "enum", "values": ["x"]},
-        },
-        {
-            "a": members("m:e", tag="m", variants=[{"case": "x", "type": "e"}]),
-            "e": {"meta-type": "enum", "values": ["x"]},
-        },
-        {"a": members("m:string", features="x")},
-    ],
-    ids=str,
-)
-def test_broken_schema_is_malformed(types: Any) -> None:
-    broken = schema(**types)
-    with pytest.raises(MalformedError):
-        broken.check("c", {"m": "x"})
-
-
-@pytest.mark.parametrize("reply", [None, {}, [1], [{}], [{"name": 1}], [{"name": "x", "meta-type": "enum"}] * 2])
-def test_reply_that_is_no_schema_is_malformed(reply: Any) -> None:
-    with pytest.raises(MalformedError):
-        Schema(reply)
-
-
-@given(mutated(st.builds(lambda: copy.deepcopy(qapi.schema()))), transaction(max_size=2))
-def test_damaged_schema_raises_nothing_unexpected(reply: Any, example: Transaction) -> None:
-    try:
-        damaged = Schema(reply)
-        checker.check(example.document(), damaged, existing={})
-    except (MalformedError, TransactionError):
-        pass
-
-
-@given(JSON)
-def test_any_arguments_raise_nothing_unexpected(arguments: Any) -> None:
-    try:
-        checker.check(arguments, QEMU, existing={})
-    except TransactionError as err:
-        str(err).encode()
-
-
-NAMES = Names(*[st.sampled_from(["n", "m", ""])] * 9)
-
-
-@given(mutated(transaction(NAMES, max_size=4).map(lambda example: example.document())))
-def test_damaged_arguments_raise_nothing_unexpected(arguments: Any) -> None:
-    try:
-        checker.check(arguments, QEMU, existing={"n": ("m",)})
-    except TransactionError as err:
-        str(err).encode()
 
 
 def images(**qcow2: Any) -> Schema:
