@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,69 @@ def test_file_replaced_after_the_look_is_noticed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "lstat", lambda _path: seen)
     with patience(), pytest.raises(OSError, match="a FIFO"):
         open_regular(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Path.mkdir, "a directory"),
+        (os.mkfifo, "a FIFO"),
+        (lambda path: path.symlink_to("/dev/zero"), "a symbolic link"),
+        (lambda path: path.symlink_to("nothing"), "a symbolic link"),
+    ],
+    ids=["directory", "FIFO", "link", "dangling link"],
+)
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_CREAT], ids=["read", "create"])
+def test_only_a_regular_file_is_opened(tmp_path: Path, make: Callable[[Path], object], said: str, flags: int) -> None:
+    make(tmp_path / "file")
+    with patience(), pytest.raises(OSError, match=f"it is {said}, not a regular file"):
+        files.open_regular(tmp_path / "file", flags)
+    assert not files.is_regular(tmp_path / "file")
+
+
+def test_file_that_is_created_is_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError):
+        files.open_regular(path)
+    os.close(files.open_regular(path, os.O_WRONLY | os.O_CREAT))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert files.is_regular(path)
+
+
+def test_file_larger_than_the_limit_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    assert files.read_regular(path, max_bytes=3) == b"abc"
+    with pytest.raises(OSError, match="larger than any file that vbackup writes"):
+        files.read_regular(path, max_bytes=2)
+
+
+def test_link_to_a_directory_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert files.is_directory(tmp_path)
+    assert not files.is_directory(tmp_path / "link")
+    assert not files.is_directory(tmp_path / "none")
+
+
+def test_digest_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 20_000  # more than one piece
+    (tmp_path / "f").write_bytes(data)
+    assert files.digest(tmp_path / "f", check=lambda: None) == files.digest_of(data)
+
+
+def test_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails, the old text stays and nothing is beside it."""
+    path = tmp_path / "domain.json"
+    files.replace_text(path, "old")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.replace_text(path, "new")
+    monkeypatch.undo()
+    assert (path.read_text(), [one.name for one in tmp_path.iterdir()]) == ("old", [path.name])
+    files.replace_text(path, "new")
+    assert (path.read_text(), [one.name for one in tmp_path.iterdir()]) == ("new", [path.name])

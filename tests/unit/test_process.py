@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from vbackup.errors import ChainError
+from vbackup.fields import Fields
 from vbackup.hooks.marks import Process
 
 
@@ -31,3 +37,36 @@ def test_process_that_has_ended_lives_no_more() -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not found.lives  # nobody has waited for it yet
     assert not found.lives
+
+
+def test_identity_is_read_as_it_was_written() -> None:
+    this = Process.this()
+    document = json.loads(json.dumps(this.document()))
+    assert Process.read(Fields(document, "test", ChainError)) == this
+    assert (this.pid, this.lives, this.is_of_this_boot) == (os.getpid(), True, True)
+
+
+@pytest.mark.parametrize("member", ["pid", "start_ticks", "boot_id"])
+def test_damaged_identity_is_refused(member: str) -> None:
+    document = {**Process.this().document(), member: None}
+    with pytest.raises(ChainError, match=member):
+        Process.read(Fields(document, "test", ChainError))
+
+
+def test_reused_pid_is_another_process() -> None:
+    this = Process.this()
+    earlier = replace(this, start_ticks=this.start_ticks - 1)
+    assert not earlier.lives
+    assert earlier.is_of_this_boot
+
+
+def test_process_of_another_boot_does_not_live() -> None:
+    other = replace(Process.this(), boot_id="00000000-0000-4000-8000-000000000000")
+    assert not other.lives
+    assert not other.is_of_this_boot
+
+
+def test_pid_without_a_process_has_no_identity() -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    assert Process.of(process.pid) is None

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.builders import UUID, backup
+from vbackup.cli import parser
+from vbackup.cli.context import Context
+from vbackup.stop import Stop
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -40,3 +43,12 @@ def test_events_are_json_lines_on_stderr(command: Command, filled: Path) -> None
     outcome = command("list", "-r", filled, "--progress", "json", status=6)
     events = [json.loads(line) for line in outcome.stderr.splitlines()]
     assert {event["event"] for event in events} == {"warning"}
+
+
+def test_document_begins_with_its_schema_and_keeps_every_character(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parser.parse(["list", "--json"])
+    Context(options, Stop()).print_document("vbackup.test/1", {"name": "käse", "path": Path("/x")})
+    text = capsys.readouterr().out
+    assert text.splitlines()[1] == '  "schema": "vbackup.test/1",'
+    assert "käse" in text
+    assert json.loads(text) == {"schema": "vbackup.test/1", "name": "käse", "path": "/x"}

@@ -1,0 +1,51 @@
+"""The plan of a backup is printed as text and as a document, with all that QEMU would be asked to do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.unit import builders
+from tests.unit.builders import TOKEN, end_mark, layer
+from tests.unit.engine.plans import make, whole
+from vbackup.cli import plans
+from vbackup.engine.plan import BackupPlan, FleecingAbilities
+
+
+def made(*, fleecing: FleecingAbilities | None = None) -> BackupPlan:
+    disks = [(builders.node(layer(end_mark(dev)), dev=dev), whole()) for dev in ("vda", "vdb")]
+    return make(disks, fleecing=fleecing)
+
+
+def test_plan_has_a_line_for_each_disk_and_each_action(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = made()
+    plans.print_plan(plan)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"Plan of backup {plan.id} of domain web (checked by QEMU; nothing was kept)"
+    assert [line.split()[:4] for line in lines[2:4]] == [[dev, "full", "-", f"{dev}.qcow2"] for dev in ("vda", "vdb")]
+    assert lines[4:6] == ["Left out: hda (cdrom)", "Transaction:"]
+    assert [json.loads(line) for line in lines[6:]] == plan.transaction()
+
+
+def test_copies_through_a_fleecing_area_come_after_the_transaction(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = made(fleecing=FleecingAbilities(spares_guest=False, tells_zeros=False))
+    plans.print_plan(plan)
+    lines = capsys.readouterr().out.splitlines()
+    begin = lines.index("Then, to copy the disks through the fleecing area:")
+    assert [json.loads(line) for line in lines[begin + 1 :]] == plan.copies()
+    assert len(plan.copies()) == 2
+
+
+def test_document_has_the_names_that_the_backup_would_have() -> None:
+    plan = made()
+    document = json.loads(json.dumps(plans.document(plan)))
+    assert (document["id"], document["level"], document["parent"]) == (plan.id, "full", None)
+    assert document["domain"] == {"name": "web", "uuid": builders.UUID}
+    assert [(disk["dev"], disk["file"], disk["backing_file"]) for disk in document["disks"]] == [
+        ("vda", "vda.qcow2", None),
+        ("vdb", "vdb.qcow2", None),
+    ]
+    assert all(disk["bitmap"].endswith(f"{disk['dev']}-{TOKEN}") for disk in document["disks"])
+    assert document["left_out"] == [{"dev": "hda", "reason": "cdrom"}]
+    assert (document["transaction"], document["copies"]) == (plan.transaction(), [])
