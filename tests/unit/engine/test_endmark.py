@@ -10,7 +10,7 @@ from tests.unit import builders
 from tests.unit.builders import REPOSITORY, TOKEN, bitmap, end_mark, layer
 from tests.unit.engine.plans import SECOND, make, whole
 from vbackup import names
-from vbackup.engine import plan
+from vbackup.engine import endmark, plan
 from vbackup.model import BlockDriver, DiskNode, Level
 
 CHECKPOINT = names.Naming(REPOSITORY).bitmap(SECOND.id, "vda", TOKEN)
@@ -107,3 +107,26 @@ def test_copy_and_disks_without_checkpoints_need_no_mark() -> None:
 def test_mark_of_a_raw_disk_is_not_stored() -> None:
     made = make([(builders.node(layer(driver=BlockDriver.RAW)), whole())], Level.FULL)
     assert made.transaction()[0]["data"]["persistent"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "flaw", "vouches"),
+    [
+        ({}, None, True),
+        ({"dirty_bytes": 0}, "shrunk and grown again", False),
+        ({"busy": True}, "busy", False),
+        ({"recording": True}, "was enabled", False),
+        ({"inconsistent": True}, None, False),
+    ],
+    ids=str,
+)
+def test_only_a_whole_mark_vouches(changes: dict[str, Any], flaw: str | None, vouches: bool) -> None:
+    """An inconsistent mark distrusts no base, but proves nothing."""
+    mark = end_mark(**changes)
+    said = endmark.flaw(mark)
+    assert said is None if flaw is None else flaw in str(said)
+    assert endmark.vouches(mark) == vouches
+
+
+def test_missing_mark_does_not_vouch() -> None:
+    assert not endmark.vouches(None)
