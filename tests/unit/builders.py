@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -181,6 +182,22 @@ def commit(repository: Repository, one: Backup, *, name: str | None = None) -> P
         repository.remember_name(one.domain_uuid, name or one.domain_name)
         stage.commit(one)
     return repository.directory(one.domain_uuid, one.id)
+
+
+def qcow2_image(size_bytes: int, *, backing: str | None = None, **changes: bytes) -> bytes:
+    """A qcow2 image (version 3, clusters of 64 KiB) without data. ``offset_N``: what is at that offset instead."""
+    data = bytearray(65536)
+    struct.pack_into(">4sIQIIQI", data, 0, b"QFI\xfb", 3, 0, 0, 16, size_bytes, 0)
+    struct.pack_into(">I", data, 100, 104)
+    if backing is not None:
+        name = backing.encode()
+        struct.pack_into(">QI", data, 8, 1024, len(name))
+        data[1024 : 1024 + len(name)] = name
+        struct.pack_into(">II5s", data, 104, 0xE2792ACA, 5, b"qcow2")
+    for where, piece in changes.items():
+        offset = int(where.removeprefix("offset_"))
+        data[offset : offset + len(piece)] = piece
+    return bytes(data)
 
 
 # fixtures captured by tests.capture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import MIB
+from tests.unit.builders import MIB, qcow2_image
 from vbackup.errors import ChainError
 from vbackup.qemu import qcow2
 
@@ -36,69 +36,62 @@ def test_header_is_read_as_qemu_reads_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert not header.encrypted
 
 
-def image(**changes: bytes) -> bytes:
-    """A header of version 3 with 64 KiB clusters, 8 MiB; ``changes`` by offset (at_OFFSET)."""
-    data = bytearray(65536)
-    struct.pack_into(">4sIQIIQI", data, 0, b"QFI\xfb", 3, 0, 0, 16, 8 * MIB, 0)
-    struct.pack_into(">I", data, 100, 104)
-    for name, piece in changes.items():
-        offset = int(name.partition("_")[2])
-        data[offset : offset + len(piece)] = piece
-    return bytes(data)
-
-
 def header_of(tmp_path: Path, data: bytes) -> qcow2.Header:
     (tmp_path / "i.qcow2").write_bytes(data)
     return qcow2.header(tmp_path / "i.qcow2")
 
 
 def test_plain_header_has_no_other_file(tmp_path: Path) -> None:
-    assert header_of(tmp_path, image()) == qcow2.Header(8 * MIB, None, None, has_data_file=False, encrypted=False)
+    assert header_of(tmp_path, qcow2_image(8 * MIB)) == qcow2.Header(
+        8 * MIB, None, None, has_data_file=False, encrypted=False
+    )
 
 
 @pytest.mark.parametrize("method", [1, 2], ids=["AES", "LUKS"])
 def test_encrypted_image_is_noticed(tmp_path: Path, method: int) -> None:
-    assert header_of(tmp_path, image(at_32=struct.pack(">I", method))).encrypted
+    assert header_of(tmp_path, qcow2_image(8 * MIB, offset_32=struct.pack(">I", method))).encrypted
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"at_72": struct.pack(">Q", 1 << 2)}, {"at_104": struct.pack(">II", 0x44415441, 4) + b"file"}],
+    [{"offset_72": struct.pack(">Q", 1 << 2)}, {"offset_104": struct.pack(">II", 0x44415441, 4) + b"file"}],
     ids=["feature bit", "name"],
 )
 def test_data_file_is_noticed_by_its_bit_or_its_name(tmp_path: Path, changes: dict[str, bytes]) -> None:
     """CVE-2024-4467: qemu-img info opens it."""
-    assert header_of(tmp_path, image(**changes)).has_data_file
+    assert header_of(tmp_path, qcow2_image(8 * MIB, **changes)).has_data_file
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"at_0": b"QFI\xfa"}, "not a qcow2 header"),
-        ({"at_4": struct.pack(">I", 4)}, "not a qcow2 header"),
-        ({"at_20": struct.pack(">I", 8)}, "not a qcow2 header"),
-        ({"at_20": struct.pack(">I", 22)}, "not a qcow2 header"),
-        ({"at_100": struct.pack(">I", 103)}, "the header length is 103 bytes"),
-        ({"at_104": struct.pack(">II", 1, 1 << 20)}, "a header extension is too long"),
-        ({"at_8": struct.pack(">QI", 1 << 20, 4)}, "not in the first cluster"),
-        ({"at_8": struct.pack(">QI", 0x3F0, 1024)}, "the backing file name is too long"),
-        ({"at_8": struct.pack(">QI", 65530, 10)}, "the backing file name is too long"),
+        ({"offset_0": b"QFI\xfa"}, "not a qcow2 header"),
+        ({"offset_4": struct.pack(">I", 4)}, "not a qcow2 header"),
+        ({"offset_20": struct.pack(">I", 8)}, "not a qcow2 header"),
+        ({"offset_20": struct.pack(">I", 22)}, "not a qcow2 header"),
+        ({"offset_100": struct.pack(">I", 103)}, "the header length is 103 bytes"),
+        ({"offset_104": struct.pack(">II", 1, 1 << 20)}, "a header extension is too long"),
+        ({"offset_8": struct.pack(">QI", 1 << 20, 4)}, "not in the first cluster"),
+        ({"offset_8": struct.pack(">QI", 0x3F0, 1024)}, "the backing file name is too long"),
+        ({"offset_8": struct.pack(">QI", 65530, 10)}, "the backing file name is too long"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_header_that_qemu_would_not_accept_is_refused(tmp_path: Path, changes: dict[str, bytes], said: str) -> None:
+def test_header_thoffset_qemu_would_not_accept_is_refused(tmp_path: Path, changes: dict[str, bytes], said: str) -> None:
     with pytest.raises(ChainError, match=f"it is not a qcow2 image .*{said}"):
-        header_of(tmp_path, image(**changes))
+        header_of(tmp_path, qcow2_image(8 * MIB, **changes))
 
 
 @pytest.mark.parametrize("length", [0, 3, 71, 103])
 def test_truncated_header_is_refused(tmp_path: Path, length: int) -> None:
     with pytest.raises(ChainError, match="it is not a qcow2 image"):
-        header_of(tmp_path, image()[:length])
+        header_of(tmp_path, qcow2_image(8 * MIB)[:length])
 
 
-def test_name_that_is_no_text_equals_no_other(tmp_path: Path) -> None:
-    found = header_of(tmp_path, image(at_8=struct.pack(">QI", 0x3F0, 3), at_1008=b"a\xff/")).backing_file
+def test_name_thoffset_is_no_text_equals_no_other(tmp_path: Path) -> None:
+    found = header_of(
+        tmp_path, qcow2_image(8 * MIB, offset_8=struct.pack(">QI", 0x3F0, 3), offset_1008=b"a\xff/")
+    ).backing_file
     assert found == "a\udcff/"
 
 

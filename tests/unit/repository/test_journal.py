@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import UUID
+from tests.unit.builders import NOON, UUID, image
 from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import FakeDomain, run
-from vbackup.errors import NoSpaceError
-from vbackup.model import Group, GroupMember
+from vbackup.errors import ChainError, NoSpaceError
+from vbackup.model import Consistency, Group, GroupMember
+from vbackup.process import Process
 from vbackup.repository import journal
-from vbackup.repository.journal import Journal
+from vbackup.repository.journal import Entry, Journal, Step
 from vbackup.repository.repository import Repository
 
 
@@ -46,3 +51,127 @@ def test_spread_of_a_group_is_known_from_the_start_of_its_jobs(tmp_path: Path) -
     assert before is not None
     assert after is not None
     assert (before.draft.group, after.draft.group) == (group, replace(group, spread_ms=12.5))
+
+
+DRAFT = a_backup(1, image("vda"), image("vdb"))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    for one in DRAFT.disks:
+        (tmp_path / one.file).touch()
+    return tmp_path
+
+
+def read(stage: Path) -> Entry:
+    entry = journal.read(stage, backup_id=DRAFT.id, domain_uuid=UUID)
+    assert entry is not None
+    return entry
+
+
+def write(stage: Path, last: Step) -> None:
+    """Write all steps up to that one."""
+    started = replace(DRAFT, time=NOON, consistency=Consistency.FILESYSTEM, frozen_ms=7)
+    with Journal(stage) as written:
+        steps: dict[Step, Callable[[], None]] = {
+            Step.BEGIN: lambda: written.begin(DRAFT),
+            Step.TARGETS: lambda: written.targets([one.file for one in DRAFT.disks]),
+            Step.MOMENT: lambda: written.moment(NOON, guest_was_stopped=True),
+            Step.STARTED: lambda: written.started(started),
+            Step.COPIED: lambda: written.copied({"vda": 1, "vdb": 2}),
+            Step.FLUSHED: written.flushed,
+        }
+        for step in Step:
+            steps[step]()
+            if step is last:
+                break
+
+
+@pytest.mark.parametrize("last", Step)
+def test_each_step_is_read_back_with_all_that_is_known_by_then(stage: Path, last: Step) -> None:
+    write(stage, last)
+    entry = read(stage)
+    reached = list(Step)[: list(Step).index(last) + 1]
+    assert (entry.step, entry.writer) == (last, Process.this())
+    assert list(entry.images) == ([one.file for one in DRAFT.disks] if Step.TARGETS in reached else [])
+    assert entry.guest_was_stopped == (Step.MOMENT in reached)
+    assert entry.draft.time == (NOON if Step.MOMENT in reached else DRAFT.time)
+    is_started = Step.STARTED in reached
+    assert (entry.draft.consistency, entry.draft.frozen_ms) == (
+        (Consistency.FILESYSTEM, 7) if is_started else (DRAFT.consistency, 0)
+    )
+    assert [one.copied_bytes for one in entry.draft.disks] == (
+        [1, 2] if Step.COPIED in reached else [one.copied_bytes for one in DRAFT.disks]
+    )
+
+
+def test_incomplete_last_line_is_a_step_that_never_began(stage: Path) -> None:
+    write(stage, Step.COPIED)
+    text = (stage / "journal").read_text()
+    begin = text.rindex('{"step": "copied"')
+    for end in range(begin, len(text)):
+        (stage / "journal").write_text(text[:end])
+        assert read(stage).step is Step.STARTED
+
+
+def test_incomplete_first_line_is_no_journal(stage: Path) -> None:
+    write(stage, Step.BEGIN)
+    text = (stage / "journal").read_text()
+    for end in (0, 1, len(text) - 1):
+        (stage / "journal").write_text(text[:end])
+        assert journal.read(stage, backup_id=DRAFT.id, domain_uuid=UUID) is None
+    (stage / "journal").unlink()
+    assert journal.read(stage, backup_id=DRAFT.id, domain_uuid=UUID) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("vbackup.journal/1", "vbackup.journal/2", r"does not begin as a journal that this vbackup reads"),
+        ('"step": "started"', '"step": "ended"', "'ended' is not a valid Step"),
+        ('"consistency": "filesystem"', '"consistency": "perfect"', "perfect"),
+        ('"frozen_ms": 7', '"frozen_ms": -7', "frozen_ms"),
+        ('"vdb": 2', '"vdc": 2', "vdb"),
+        (DRAFT.id, "20261201T120000Z-full", "20261201T120000Z-full"),
+        (UUID, "f0000000-0000-4000-8000-000000000009", "f0000000-0000-4000-8000-000000000009"),
+        ('{"step": "moment"', "{", "line cannot be read"),
+    ],
+    ids=["newer", "step", "consistency", "frozen", "disk", "backup", "domain", "JSON"],
+)
+def test_damaged_journal_is_refused(stage: Path, old: str, new: str, said: str) -> None:
+    write(stage, Step.FLUSHED)
+    text = (stage / "journal").read_text()
+    assert old in text
+    (stage / "journal").write_text(text.replace(old, new))
+    with pytest.raises(ChainError, match=said):
+        read(stage)
+
+
+def test_journal_is_for_its_owner_only_and_on_the_disk_before_the_step(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    with Journal(stage) as written:
+        written.begin(DRAFT)
+        assert synced == [(stage / "journal").stat().st_size]
+    assert stat.S_IMODE((stage / "journal").stat().st_mode) == 0o600
+
+
+def test_images_of_a_copied_stage_are_not_those_of_qemu(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    write(stage, Step.STARTED)
+    copy = tmp_path_factory.mktemp("copy") / "stage"
+    shutil.copytree(stage, copy)
+    assert read(stage).is_of(stage)
+    assert not read(copy).is_of(copy)
+    (stage / "vdb.qcow2").unlink()
+    assert not read(stage).is_of(stage)
+
+
+def test_device_number_may_change_when_the_host_reboots(stage: Path) -> None:
+    write(stage, Step.STARTED)
+    entry = read(stage)
+    moved = replace(entry, images={file: f"9{identity}" for file, identity in entry.images.items()})
+    assert not moved.is_of(stage)
+    writer = replace(entry.writer, boot_id="00000000-0000-4000-8000-000000000000")
+    assert replace(moved, writer=writer).is_of(stage)

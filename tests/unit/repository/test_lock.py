@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.unit.builders import UUID, Recorder
-from vbackup.errors import BusyError, InterruptedBySignalError
+from vbackup.errors import BusyError, InterruptedBySignalError, StorageError
+from vbackup.repository import lock
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop, on_signals
@@ -146,3 +149,30 @@ def test_signal_ends_the_wait_within_a_second(repo: Repository) -> None:
             take(repo, LockWait(60.0, Recorder(), stop))
         timer.join()
         assert time.monotonic() - begun < 1.1
+
+
+def test_directory_that_is_a_link_is_not_locked(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "domain").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="is a symbolic link, which could lead out of the repository"):
+        lock.take(tmp_path / "domain", UUID)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_lock_file_that_was_replaced_is_locked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes the directory between opening and locking its file."""
+    flock, attempts = fcntl.flock, 0
+
+    def replace_and_lock(fd: int, operation: int) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            (tmp_path / "domain" / "lock").unlink()
+            (tmp_path / "domain" / "lock").touch()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_and_lock)
+    fd = lock.take(tmp_path / "domain", UUID)
+    assert attempts == 2
+    assert os.path.samestat(os.fstat(fd), (tmp_path / "domain" / "lock").stat())
+    os.close(fd)
