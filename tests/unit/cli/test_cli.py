@@ -1,4 +1,4 @@
-"""The command's own errors and answers: statuses, documents, nothing that escapes. No libvirt is needed here."""
+"""What every command has in common: exit statuses, errors as documents, output that nobody reads."""
 
 from __future__ import annotations
 
@@ -116,6 +116,7 @@ def test_names_from_a_repository_do_not_steer_the_terminal(
 
 
 def run_process(*arguments: str | Path, stdout: int) -> subprocess.CompletedProcess[str]:
+    """Run vbackup/__main__.py."""
     argv = [sys.executable, "-m", "vbackup", *(os.fspath(one) for one in arguments)]
     # Buffered as for a user: unbuffered, other places notice first that a reader has gone.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

@@ -1,4 +1,4 @@
-"""What the work tells comes as bars, lines or JSON, always on stderr, with escape codes on terminals only."""
+"""Steps, warnings and progress are printed as lines or JSON, always on stderr and without escape codes."""
 
 from __future__ import annotations
 

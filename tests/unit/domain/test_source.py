@@ -1,4 +1,4 @@
-"""A domain is opened as it is, and what keeps a disk from being opened is told with the way out."""
+"""Disks are read from the domain's QEMU while it runs; test_offline.py tests the disks of a domain that is off."""
 
 from __future__ import annotations
 

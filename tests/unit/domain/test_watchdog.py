@@ -1,6 +1,6 @@
-"""The process that thaws when vbackup cannot: when it thaws, when it does not, and that it ends.
+"""The watchdog's process (watchdog/__main__.py) as vbackup starts and ends it.
 
-The guest is a fake here; tests/end_to_end/test_watchdog.py has a real one.
+watchdog/test_process.py tests what it does; tests/end_to_end/test_watchdog.py has a real guest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A base is trusted only with every reason to; a chain is followed to its end or refused by name."""
+"""A base is trusted only if every check passes; otherwise the disk gets a full backup, and the reason is reported."""
 
 from __future__ import annotations
 

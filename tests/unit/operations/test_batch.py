@@ -1,4 +1,4 @@
-"""Each domain has a result of its own, whatever happens to it, and one exit status stands for all."""
+"""Each of several domains has its own result, whatever happens to the others."""
 
 from __future__ import annotations
 

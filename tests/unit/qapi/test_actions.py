@@ -1,4 +1,4 @@
-"""Every action is written as QAPI defines it, and each error of QEMU is blamed on the right one."""
+"""Every action (of the modules backups, bitmaps and snapshots, and their base) is written as QAPI defines it."""
 
 from __future__ import annotations
 

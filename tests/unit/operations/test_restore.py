@@ -1,0 +1,216 @@
+"""A restore writes everything or nothing, beside what is there, and only after its whole chain was checked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.builders import MIB, SIZE_BYTES, UUID, Recorder, backup, fixture_xml, image, incremental
+from vbackup import files
+from vbackup.domain import domain_xml
+from vbackup.errors import ChainError, DiskError, InterruptedBySignalError, NoSpaceError, StorageError
+from vbackup.model import Backup, ImageFormat, ImageOptions
+from vbackup.operations import restore
+from vbackup.operations.restore import Restored, RestoreRequest
+from vbackup.qemu import qemu_img
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+ONE = backup(1, image("vda"), image("vdb"))
+TWO = incremental(2, ONE, "vda", "vdb")
+XML = fixture_xml("bitmaps").encode()
+FURTHER = {"domain.xml": XML, "nvram": b"variables"}
+
+
+def commit(repo: Repository, one: Backup, further: dict[str, bytes]) -> Backup:
+    """Commit a backup with empty images that match its manifest."""
+    with repo.lock(UUID), repo.stage(UUID, one.id) as stage:
+        disks = []
+        for disk in one.disks:
+            backing = None if disk.base is None else f"../{disk.base}/{disk.file}"
+            (stage.path / disk.file).touch(mode=0o600)
+            qemu_img.create(stage.path / disk.file, SIZE_BYTES, backing_rpath=backing, options=ImageOptions())
+            data = (stage.path / disk.file).read_bytes()
+            disks.append(replace(disk, file_size_bytes=len(data), digest=files.digest_of(data)))
+        recorded = {name: stage.write(name, data) for name, data in further.items()}
+        repo.remember_name(UUID, "web")
+        made = replace(one, disks=tuple(disks), files=recorded)
+        stage.commit(made)
+    return made
+
+
+@pytest.fixture
+def filled(repo: Repository) -> Repository:
+    for one in (ONE, TWO):
+        commit(repo, one, FURTHER)
+    return repo
+
+
+def run(
+    repo: Repository, output: Path, *, recorder: Recorder | None = None, stop: Stop | None = None, **more: Any
+) -> Restored:
+    request = RestoreRequest("web", output, **more)
+    return restore.run(request, repository=repo, reporter=recorder or Recorder(), stop=stop or Stop())
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def names_in(output: Path) -> list[str]:
+    return sorted(path.name for path in output.iterdir())
+
+
+@pytest.mark.parametrize("image_format", ImageFormat)
+def test_restored_files_are_the_owners_alone_and_the_xml_names_them(
+    filled: Repository, tmp_path: Path, image_format: ImageFormat
+) -> None:
+    output = tmp_path / "new" / "output"
+    done = run(filled, output, image_format=image_format)
+    assert names_in(output) == sorted(["domain.xml", "nvram", f"vda.{image_format.value}", f"vdb.{image_format.value}"])
+    assert {stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()} == {0o600}
+    assert done.images == {dev: output / f"{dev}.{image_format.value}" for dev in ("vda", "vdb")}
+    assert done.backup.id == TWO.id
+    assert (output / "nvram").read_bytes() == FURTHER["nvram"]
+    paths = {disk.dev: disk.path for disk in domain_xml.parse(done.domain_xml.read_text()).disks}
+    assert {dev: paths[dev] for dev in done.images} == {dev: os.fspath(path) for dev, path in done.images.items()}
+    if image_format is ImageFormat.RAW:
+        assert {path.stat().st_size for path in done.images.values()} == {SIZE_BYTES}
+
+
+def test_chain_is_checked_before_anything_is_written(filled: Repository, tmp_path: Path) -> None:
+    flip_a_bit(filled.directory(UUID, ONE.id) / "vdb.qcow2")
+    with pytest.raises(ChainError, match="altered or is damaged"):
+        run(filled, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_only_the_wanted_disks_are_checked_and_written(filled: Repository, tmp_path: Path) -> None:
+    flip_a_bit(filled.directory(UUID, ONE.id) / "vdb.qcow2")
+    run(filled, tmp_path / "output", disks=("vda",))
+    assert names_in(tmp_path / "output") == ["domain.xml", "nvram", "vda.qcow2"]
+    with pytest.raises(DiskError, match=f"backup {TWO.id} has no such disk; it has vda, vdb"):
+        run(filled, tmp_path / "other", disks=("vdz",))
+
+
+@pytest.mark.parametrize("name", ["vdb.qcow2", "domain.xml", "nvram"])
+@pytest.mark.parametrize("dangling", [False, True], ids=["file", "dangling link"])
+def test_nothing_that_is_there_is_overwritten(filled: Repository, tmp_path: Path, name: str, dangling: bool) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / name).symlink_to("nowhere") if dangling else (output / name).write_text("precious")
+    with pytest.raises(StorageError, match=f"{output / name} already exists"):
+        run(filled, output)
+    assert names_in(output) == [name]
+    assert dangling or (output / name).read_text() == "precious"
+
+
+def test_file_that_appears_meanwhile_undoes_what_was_moved(
+    filled: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "output"
+    rename = Path.rename
+
+    def rename_and_meddle(path: Path, target: Path) -> Path:
+        if target == output / "vdb.qcow2":
+            (output / "domain.xml").write_text("somebody else's")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_and_meddle)
+    with pytest.raises(StorageError, match="already exists"):
+        run(filled, output)
+    assert names_in(output) == ["domain.xml"]
+    assert (output / "domain.xml").read_text() == "somebody else's"
+
+
+def test_domain_xml_gets_its_name_last(filled: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: (moved.append(target.name), rename(path, target))[1])
+    run(filled, tmp_path / "output")
+    assert moved == ["vda.qcow2", "vdb.qcow2", "nvram", "domain.xml"]
+
+
+def full_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(count))
+    fsync = files.fsync
+
+    def maybe(path: Path) -> None:
+        if next(calls, None) is None:
+            raise OSError(28, "No space left on device")
+        fsync(path)
+
+    monkeypatch.setattr(files, "fsync", maybe)
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["new directory", "existing directory"])
+@pytest.mark.parametrize("count", range(5))
+def test_full_filesystem_leaves_nothing(
+    filled: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, is_new: bool
+) -> None:
+    """At each image, each further file, and at last the directory."""
+    output = tmp_path / "output"
+    if not is_new:
+        output.mkdir()
+    full_at(count, monkeypatch)
+    with pytest.raises(NoSpaceError):
+        run(filled, output)
+    assert output.exists() == (not is_new)
+    assert is_new or names_in(output) == []
+
+
+def test_request_to_stop_leaves_nothing(filled: Repository, tmp_path: Path) -> None:
+    class Stopping(Recorder):
+        def step(self, message: str) -> None:
+            if "vdb: restored" in message:
+                stop.request(signal.SIGTERM)
+
+    stop = Stop()
+    with pytest.raises(InterruptedBySignalError):
+        run(filled, tmp_path / "output", recorder=Stopping(), stop=stop)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("further", "said"),
+    [({"nvram": b"x"}, "lists no domain.xml"), ({"domain.xml": b"<domain>"}, "domain.xml of backup .* is not valid")],
+    ids=["missing", "not valid"],
+)
+def test_backup_without_a_valid_domain_xml_is_refused(
+    repo: Repository, tmp_path: Path, further: dict[str, bytes], said: str
+) -> None:
+    commit(repo, ONE, further)
+    with pytest.raises(ChainError, match=said):
+        run(repo, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("choose", "restored"),
+    [(dict, TWO.id), (lambda: {"backup_id": ONE.id}, ONE.id), (lambda: {"at": ONE.time}, ONE.id)],
+    ids=["newest", "by id", "by time"],
+)
+def test_backup_is_chosen_by_its_id_or_a_time(
+    filled: Repository, tmp_path: Path, choose: Callable[[], dict[str, Any]], restored: str
+) -> None:
+    assert run(filled, tmp_path / "output", **choose()).backup.id == restored
+
+
+def test_progress_is_told_for_each_disk(filled: Repository, tmp_path: Path, recorder: Recorder) -> None:
+    run(filled, tmp_path / "output", recorder=recorder)
+    assert recorder.steps == [
+        "Disk vda: 2 images checked.",
+        "Disk vdb: 2 images checked.",
+        "Disk vda: restored.",
+        "Disk vdb: restored.",
+    ]
+    assert {dev: told[-1] for dev, told in recorder.told.items()} == dict.fromkeys(("vda", "vdb"), (16 * MIB, 16 * MIB))
