@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +12,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import pytest
 
 from vbackup import names
 from vbackup.model import (
@@ -41,8 +38,6 @@ UUID = "f0000000-0000-4000-8000-000000000001"
 MIB = 1024 * 1024
 SIZE_BYTES = 16 * MIB
 NOON = datetime(2026, 11, 23, 12, 0, 0, tzinfo=timezone.utc)
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def backup_id(number: int, level: Level = Level.FULL) -> str:

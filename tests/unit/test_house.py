@@ -1,16 +1,45 @@
-"""The drawing in vbackup/__init__.py is the package as it is: every room, every module."""
+"""The drawing in vbackup/__init__.py is the package as it is, and tests/unit mirrors it: every room, every module."""
 
 from __future__ import annotations
 
+import ast
 import configparser
 import re
 from pathlib import Path
 
+import pytest
+
 import vbackup
 
 TOP = Path(vbackup.__file__).parent
+TESTS = Path(__file__).parents[1]
+UNIT = TESTS / "unit"
 ROOMS = sorted(path.parent.name for path in TOP.glob("*/__init__.py"))
 WORDS = re.compile(r"\w+")
+
+#: Modules that have no file of their name in tests/unit: the file in tests that tests each, and names or imports it.
+ELSEWHERE = {
+    "__main__": "unit/cli/test_cli.py",  # runs it as a process
+    "cli.handlers.hooks": "unit/hooks/test_install.py",  # which runs ``vbackup hooks``
+    "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
+    "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
+    "qapi.actions.backups": "unit/qapi/test_actions.py",  # one table has an example of every action
+    "qapi.actions.base": "unit/qapi/test_actions.py",
+    "qapi.actions.bitmaps": "unit/qapi/test_actions.py",
+    "qapi.actions.snapshots": "unit/qapi/test_actions.py",
+    "qemu.qmp_socket": "contract/test_end_of_qemu.py",  # and all contract tests run over it
+    "qemu.storage_daemon": "contract/test_storage_daemon.py",  # needs the program
+}
+#: Files in tests/unit that belong to no module.
+NO_MODULE = {
+    "test_house.py": "the package as a whole",
+    "test_man.py": "the man pages and this package's options, statuses and documents",
+    "test_start.py": "what every command imports",
+    "test_hostile.py": "all commands that read a repository",
+    "test_bench.py": "the package tests.bench",
+    "cli/test_cli.py": "vbackup/cli/__init__.py, which is the room itself",
+    "hooks/test_script.py": "the script hooks/qemu, which imports nothing from vbackup",
+}
 
 
 def drawn(room: str) -> set[str]:
@@ -41,3 +70,53 @@ def test_drawing_and_contract_have_the_rooms_in_one_order() -> None:
     doc = vbackup.__doc__ or ""
     assert sorted(contract, key=lambda room: doc.index(f" {room}  ")) == contract
     assert sorted(contract) == ROOMS
+
+
+def module_files() -> dict[str, Path]:
+    """Every module with code, by its name without ``vbackup.``: its path in the package, without __init__.py.
+
+    A package with code is a module. A command's arguments and its handler are one: commands only parse.
+    """
+    found = {}
+    for path in TOP.rglob("*.py"):
+        rpath = path.relative_to(TOP).parent if path.name == "__init__.py" else path.relative_to(TOP).with_suffix("")
+        if rpath.parts[:2] == ("cli", "commands") or rpath.parts == ("cli",) or not has_code(path):
+            continue
+        found[".".join(rpath.parts)] = rpath
+    return found
+
+
+def has_code(path: Path) -> bool:
+    """True if the file has more than a docstring and assignments."""
+    body = ast.parse(path.read_text()).body
+    return any(not isinstance(statement, (ast.Expr, ast.Assign)) for statement in body)
+
+
+def mirror_of(rpath: Path) -> Path:
+    return UNIT / rpath.parent / f"test_{rpath.name}.py"
+
+
+def test_every_module_has_its_test_file_or_is_tested_elsewhere() -> None:
+    missing = {name for name, rpath in module_files().items() if not mirror_of(rpath).exists()}
+    assert missing == ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize(("module", "file"), ELSEWHERE.items())
+def test_file_that_tests_a_module_of_another_name_mentions_it(module: str, file: str) -> None:
+    name = module.rpartition(".")[2]
+    assert module in module_files()
+    assert name in WORDS.findall((TESTS / file).read_text())
+
+
+def test_every_test_file_belongs_to_a_module_of_its_room() -> None:
+    belonging = {mirror_of(rpath) for rpath in module_files().values()}
+    others = {path.relative_to(UNIT).as_posix() for path in UNIT.rglob("test_*.py") if path not in belonging}
+    assert others == NO_MODULE.keys()
+
+
+def test_every_command_is_tested_with_its_handler() -> None:
+    commands = modules(TOP / "cli" / "commands")
+    assert commands == modules(TOP / "cli" / "handlers")
+    tested = {path.stem.removeprefix("test_") for path in (UNIT / "cli" / "handlers").glob("test_*.py")}
+    elsewhere = {name.rpartition(".")[2] for name in ELSEWHERE if name.startswith("cli.handlers.")}
+    assert commands == tested | elsewhere

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import needs_root
+from tests.unit.hooks.conftest import needs_root
 from vbackup.hooks import daemons
 from vbackup.hooks.daemons import Daemon
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.builders import needs_root
+from tests.unit.hooks.conftest import needs_root
 from vbackup.hooks import daemons, install
 from vbackup.hooks.daemons import Daemon
 from vbackup.hooks.install import MARKER, RPATH, Place
