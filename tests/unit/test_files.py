@@ -132,3 +132,12 @@ def test_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (path.read_text(), [one.name for one in tmp_path.iterdir()]) == ("old", [path.name])
     files.replace_text(path, "new")
     assert (path.read_text(), [one.name for one in tmp_path.iterdir()]) == ("new", [path.name])
+
+
+def test_link_put_there_after_the_look_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "precious").touch()
+    seen = (tmp_path / "precious").lstat()
+    (tmp_path / "file").symlink_to("precious")
+    monkeypatch.setattr(Path, "lstat", lambda _path: seen)
+    with pytest.raises(OSError, match="symbolic link"):
+        files.open_regular(tmp_path / "file")

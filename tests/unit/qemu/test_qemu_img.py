@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_conversion_that_fails_names_both_files(tmp_path: Path) -> None:
 
 def test_signal_ends_a_conversion_and_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, monkeypatch, f"echo $$ >{tmp_path / 'pid'}; echo '    (50.00/100%)'; exec sleep 60")
-    stop = Stop()
+    stop, begun = Stop(), time.monotonic()
     with pytest.raises(InterruptedBySignalError):
         qemu_img.convert(
             [tmp_path / "i.qcow2"],
@@ -142,6 +143,7 @@ def test_signal_ends_a_conversion_and_its_process(tmp_path: Path, monkeypatch: p
             stop=stop,
             progress=lambda _percent: stop.request(signal.SIGTERM),
         )
+    assert time.monotonic() - begun < 30
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
