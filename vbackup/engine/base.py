@@ -25,7 +25,7 @@ class Choice:
 
     level: Level  #: full, incremental, differential or copy
     base: Backup | None
-    sources: tuple[NodeBitmap, ...]  #: bitmaps, including end marks, that together record the changes since the base
+    bitmaps: tuple[NodeBitmap, ...]  #: bitmaps, including end marks, that together record the changes since the base
     reason: str
 
 
@@ -48,14 +48,14 @@ def choose(
         if base is None:
             raise _UntrustedError("there is no earlier backup of this disk to start from")
         _check_images(node, base, history)
-        sources = _trusted_sources(node, base, naming=naming, started=started)
-        marks = _end_marks(node, base, naming=naming, sources=sources)
+        bitmaps = _trusted_bitmaps(node, base, naming=naming, started=started)
+        marks = _end_marks(node, base, naming=naming, bitmaps=bitmaps)
         _check_growth(node, base, marks=marks)
     except _UntrustedError as err:
         if level is not Level.AUTO:
             raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
         return Choice(Level.FULL, None, (), str(err))
-    return Choice(wanted, base, (*sources, *marks), f"changes since {base.id}")
+    return Choice(wanted, base, (*bitmaps, *marks), f"changes since {base.id}")
 
 
 class _UntrustedError(Exception):
@@ -79,12 +79,12 @@ def _change_of_size(node: DiskNode, base: Backup) -> str:
 
 
 def _end_marks(
-    node: DiskNode, base: Backup, *, naming: Naming, sources: Sequence[NodeBitmap]
+    node: DiskNode, base: Backup, *, naming: Naming, bitmaps: Sequence[NodeBitmap]
 ) -> tuple[NodeBitmap, ...]:
     """Return the end marks on the layers of the base's bitmaps. A layer may lack one: libvirt does not copy them."""
     dev = node.disk.dev
     name = naming.end_mark(dev, image_of(base, dev).virtual_size_bytes)
-    node_names = {source.node_name for source in sources}
+    node_names = {bitmap.node_name for bitmap in bitmaps}
     marks = []
     for layer in node.layers:
         mark = layer.bitmaps.get(name) if layer.node_name in node_names else None
@@ -111,7 +111,7 @@ def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) 
         raise _UntrustedError(f"the disk has grown {change}, and has no end mark of the earlier size")
 
 
-def _trusted_sources(
+def _trusted_bitmaps(
     node: DiskNode, base: Backup, *, naming: Naming, started: datetime | None
 ) -> tuple[NodeBitmap, ...]:
     """Return the base's bitmaps: on the active layer, and on the layers below that have been active since the base."""

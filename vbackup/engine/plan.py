@@ -110,9 +110,7 @@ class DiskPlan:
         """The end marks on the active layer that the choice of the base relies on."""
         top = self.node.top.node_name
         return tuple(
-            source
-            for source in self.choice.sources
-            if source.node_name == top and names.parse_end_mark(source.bitmap) is not None
+            one for one in self.choice.bitmaps if one.node_name == top and names.parse_end_mark(one.bitmap) is not None
         )
 
     def draft(self) -> DiskImage:
@@ -147,9 +145,9 @@ class DiskPlan:
         if self.bitmap is not None:
             part.append(_new_bitmap(node, self.bitmap, persistent=self.node.keeps_bitmaps or None))
         if self.working_bitmap is not None:
-            sources = tuple(BlockDirtyBitmap(source.node_name, source.bitmap) for source in self.choice.sources)
+            merged = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in self.choice.bitmaps)
             part.append(_new_bitmap(node, self.working_bitmap, disabled=True))
-            part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, sources))
+            part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, merged))
         if self.fleecing is None:
             part.append(self._job(node, speed_bytes_s=speed_bytes_s, compress=compress))
         else:
@@ -405,7 +403,7 @@ def _new_mark(
         naming=naming,
         scratch_node=naming.scratch_node(sizes.index(size_bytes)),
         shrank=history.largest_base_bytes(node.disk.dev) > size_bytes,
-        trusted=[source.bitmap for source in choice.sources],
+        trusted=[bitmap.bitmap for bitmap in choice.bitmaps],
     )
 
 

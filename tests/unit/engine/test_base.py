@@ -59,7 +59,7 @@ def test_whole_disk_needs_no_base(level: Level) -> None:
 def test_incremental_starts_from_the_newest() -> None:
     choice = choose(Level.INCREMENTAL, having(ONE, TWO), History([ONE, TWO]), naming=Naming(REPOSITORY))
     assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)
-    assert choice.sources == (NodeBitmap("libvirt-1-format", name_of(TWO)),)
+    assert choice.bitmaps == (NodeBitmap("libvirt-1-format", name_of(TWO)),)
     assert choice.reason == f"changes since {TWO.id}"
 
 
@@ -81,7 +81,7 @@ def test_auto_is_incremental_where_it_can_be() -> None:
 
 def test_first_backup_is_a_full() -> None:
     choice = auto(having())
-    assert (choice.level, choice.base, choice.sources) == (Level.FULL, None, ())
+    assert (choice.level, choice.base, choice.bitmaps) == (Level.FULL, None, ())
     assert "no earlier backup of this disk" in choice.reason
 
 
@@ -107,7 +107,7 @@ def test_new_disk_gets_a_full_beside_incrementals() -> None:
 def untrusted(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str], ...] = ()) -> str:
     """The reason why ``auto`` takes a full; by name the same reason is an error."""
     choice = auto(node, *backups, unusable=unusable)
-    assert (choice.level, choice.base, choice.sources) == (Level.FULL, None, ())
+    assert (choice.level, choice.base, choice.bitmaps) == (Level.FULL, None, ())
     for level in (Level.INCREMENTAL, Level.DIFFERENTIAL):
         with pytest.raises(BaseError) as caught:
             choose(level, node, History(backups, unusable), naming=Naming(REPOSITORY))
@@ -232,7 +232,7 @@ def test_end_mark_that_does_not_vouch_distrusts_the_base(change: dict[str, Any],
 
 def test_end_mark_is_a_source_so_that_the_last_granule_is_copied() -> None:
     choice = auto(builders.node(layer(bitmap(name_of(ONE)), end_mark())), ONE)
-    assert [source.bitmap for source in choice.sources] == [name_of(ONE), end_mark().name]
+    assert [source.bitmap for source in choice.bitmaps] == [name_of(ONE), end_mark().name]
 
 
 @pytest.mark.parametrize("mark", [None, end_mark(inconsistent=True), end_mark("vdb"), end_mark(size_bytes=512)])
@@ -240,7 +240,7 @@ def test_base_without_an_end_mark_is_trusted(mark: Bitmap | None) -> None:
     """libvirt takes none along to an overlay or a copy."""
     bitmaps = [] if mark is None else [mark]
     choice = auto(builders.node(layer(bitmap(name_of(ONE)), *bitmaps)), ONE)
-    assert (choice.base, [source.bitmap for source in choice.sources]) == (ONE, [name_of(ONE)])
+    assert (choice.base, [source.bitmap for source in choice.bitmaps]) == (ONE, [name_of(ONE)])
 
 
 def test_end_mark_below_an_overlay_distrusts_a_base_that_is_there_too() -> None:
@@ -319,7 +319,7 @@ def test_changes_are_the_union_over_the_layers_above_the_base(recording: bool) -
     """An external snapshot was made since: libvirt repeats the bitmap in the overlay and may disable the old one."""
     choice = auto(layers_with({}, {"recording": recording}, None), ONE)
     assert choice.base == ONE
-    assert [source.node_name for source in choice.sources] == ["libvirt-0-format", "libvirt-1-format"]
+    assert [source.node_name for source in choice.bitmaps] == ["libvirt-0-format", "libvirt-1-format"]
 
 
 def test_overlay_without_the_bitmap_is_not_trusted() -> None:

@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "backup",
         description="Back up all disks of one or more domains, running or shut off. All disks of a domain are backed up"
-        " as of one moment.",
+        " at the same moment.",
         allow_abbrev=False,
     )
     add_domains(parser)
