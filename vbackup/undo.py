@@ -45,4 +45,6 @@ class Undo:
             except QemuGoneError:
                 continue  # it disappeared with QEMU
             except Exception as err:  # noqa: BLE001 - a fault in one undo must not prevent the others
-                self._reporter.warning(f"Could not {what}: {err} The next backup of this domain tries again.")
+                self._reporter.warning(
+                    f"Could not {what}: {str(err).rstrip('.')}. The next backup of this domain tries again."
+                )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.builders import Recorder
-from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError
+from vbackup.errors import ConnectionLostError, DomainGoneError, QmpError, VbackupError
 from vbackup.undo import Undo
 
 
@@ -97,3 +97,16 @@ def test_each_step_runs_once(done: list[str]) -> None:
     with undo:
         pass
     assert done == ["one"]
+
+
+@pytest.mark.parametrize("said", ["QEMU refused it", "QEMU refused it."])
+def test_warning_is_two_sentences(said: str) -> None:
+    def fail() -> None:
+        raise VbackupError(said)
+
+    recorder = Recorder()
+    with Undo(recorder) as undo:
+        undo.push("close the door", fail)
+    assert recorder.warnings == [
+        "Could not close the door: QEMU refused it. The next backup of this domain tries again."
+    ]

@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from datetime import datetime, timezone
+from pathlib import Path
 
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
@@ -23,6 +24,13 @@ MAX_WAIT_S = 365 * 24 * 3600
 MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 #: Most threads; more would only cost memory.
 MAX_COUNT = 1000
+
+
+def directory(text: str) -> Path:
+    """Return the path of a directory. An empty text, such as an unset variable, is not the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def granularity_bytes(text: str) -> int:

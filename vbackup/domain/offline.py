@@ -78,7 +78,7 @@ class OffSource:
         new = [disk for disk in disks if disk.alias not in self._daemon.chains]
         for disk in new:
             images = backing_chain.images_of(disk, volume_path=host.volume_path)
-            with _refusals(disk, f"Domain {self.handle.name} has been started (or another program"):
+            with _refusals(disk, f"Domain {self.handle.name} has been started, or another program has"):
                 self._daemon.open(disk.alias, images, secret_value=host.secret_value)
         if new and self.handle.is_active():  # where files cannot be locked, or are not yet
             raise BusyError(f"Domain {self.handle.name} has been started; run the same command again.")
@@ -143,7 +143,7 @@ def open_images(images: Sequence[tuple[str, str, BlockDriver]], *, reporter: Rep
     ]
     with StorageDaemon(reporter) as daemon:
         for disk in disks:
-            with _refusals(disk, "A program (a running domain, perhaps"):
+            with _refusals(disk, "Another program, perhaps a running domain, has"):
                 daemon.open(disk.alias, backing_chain.images_of(disk, volume_path=_no_volume), secret_value=_no_secret)
         yield ImageSet(disks, daemon)
 
@@ -154,19 +154,21 @@ def _nodes(daemon: StorageDaemon, disks: Sequence[Disk]) -> list[DiskNode]:
 
 
 @contextmanager
-def _refusals(disk: Disk, who: str) -> Iterator[None]:
+def _refusals(disk: Disk, somebody_has: str) -> Iterator[None]:
     """Translate what QEMU and libvirt say about opening a disk."""
     path = disk.path or f"of disk {disk.dev}"
     try:
         yield
     except QmpError as err:
         if err.description.is_of_lock:
-            raise BusyError(f"{who} has its image {path} open); run the same command again.") from err
+            raise BusyError(f"{somebody_has} its image {path} open; run the same command again.") from err
         raise DiskError(
             disk.dev,
             f"its image {path} cannot be opened: {err.description}. Leave it out with --exclude-disk {disk.dev}, or"
             " fix it.",
         ) from err
+    except DiskError:
+        raise  # it names the disk already
     except UnsuitableError as err:
         raise DiskError(disk.dev, str(err)) from err
 

@@ -211,7 +211,7 @@ def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | No
         entry = journal.read(directory, backup_id=backup_id, domain_uuid=uuid)
     except ChainError as err:
         return None, str(err).rstrip(".")
-    return entry, "nothing had been begun outside the repository"
+    return entry, "its journal is missing or incomplete"
 
 
 def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:

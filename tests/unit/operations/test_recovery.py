@@ -295,8 +295,8 @@ def test_domain_that_libvirt_does_not_have_any_more(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "nothing had been begun"),
-        ('{"step": "begin", "sch', "nothing had been begun"),
+        ("", "its journal is missing or incomplete"),
+        ('{"step": "begin", "sch', "its journal is missing or incomplete"),
         ("{}\n", "missing"),
         ('{"step": "begin", "schema": "vbackup.journal/9"}\n', "does not begin as a journal that this vbackup reads"),
         ("[]\n", "should be an object"),

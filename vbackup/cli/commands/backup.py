@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_disks, add_domains
-from vbackup.cli.values import count, milliseconds, seconds, speed_bytes_s
+from vbackup.cli.values import count, directory, milliseconds, seconds, speed_bytes_s
 from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
 from vbackup.model import Compression, Level, Quiesce
 
@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--fleecing",
         metavar="DIR",
+        type=directory,
         help="save data in DIR, on a fast disk of the domain's host, before the guest overwrites it: the guest does not"
         " wait for the repository",
     )

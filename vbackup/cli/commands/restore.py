@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_disks, add_domain
-from vbackup.cli.values import timestamp
+from vbackup.cli.values import directory, timestamp
 from vbackup.model import ImageFormat
 
 
@@ -24,7 +23,7 @@ def add(commands: Any) -> None:
     which.add_argument("--at", metavar="TIME", type=timestamp, help="restore the newest backup made at TIME or before")
     add_disks(parser, "restore only these disks")
     parser.add_argument(
-        "--output", metavar="DIR", required=True, type=Path, help="directory to write to; nothing is overwritten"
+        "--output", metavar="DIR", required=True, type=directory, help="directory to write to; nothing is overwritten"
     )
     parser.add_argument(
         "--format",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from pathlib import Path
 
 from vbackup.cli import batch, output, plans
 from vbackup.cli.arguments import domains_of
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         max_latency_ms=options.max_latency,
         compression=Compression(options.compress),
         wait_lock_s=options.wait_lock,
-        fleecing=Path(options.fleecing) if options.fleecing else None,
+        fleecing=options.fleecing,
     )
     repository = Repository.open(context.repository_path())
     with Host(context.uri) as host:

@@ -38,3 +38,8 @@ def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
 def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of seconds from 1 to 600"):
         backup._freeze_limit_s(text)
+
+
+def test_empty_fleecing_area_is_not_the_working_directory(command: Command, repository: Path) -> None:
+    said = command("backup", "web", "-r", repository, "--fleecing", "", status=2).stderr
+    assert "the path is empty" in said

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.unit.builders import UUID, backup
 
 if TYPE_CHECKING:
@@ -36,3 +38,13 @@ def test_missing_link_is_status_six(command: Command, filled: Path, tmp_path: Pa
     (filled / UUID / ONE.id / "vda.qcow2").unlink()
     outcome = command("restore", "web", "-r", filled, "--output", tmp_path / "out", status=6)
     assert f"the image of backup {ONE.id} is missing" in outcome.stderr
+
+
+def test_empty_output_is_not_the_working_directory(
+    command: Command, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a script passes whose variable is not set."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "the path is empty" in command("restore", "web", "-r", filled, "--output", "", status=2).stderr
+    assert not list(Path().iterdir())
