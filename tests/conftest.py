@@ -48,7 +48,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_configure() -> None:
-    """Each process has a libvirt of its own."""
+    """Each process has a separate libvirt."""
     if namespaces.reason_not_to_enter() is None:
         namespaces.hide_system()
 

@@ -303,6 +303,13 @@ def test_image_that_somebody_locks_before_the_job_is_busy(domain: FakeDomain, re
     expect_nothing_done(domain, repo, BusyError, "been started")
 
 
+def test_image_that_somebody_locks_before_the_copy_from_the_fleecing_area_is_busy(
+    domain: FakeDomain, repo: Repository, tmp_path: Path
+) -> None:
+    domain.qemu.refuse("transaction", 'Failed to get shared "write" lock', nth=2)
+    expect_nothing_done(domain, repo, BusyError, "been started", fleecing=tmp_path)
+
+
 def test_incremental_by_name_needs_a_base(domain: FakeDomain, repo: Repository) -> None:
     expect_nothing_done(domain, repo, BaseError, "no earlier backup", level=Level.INCREMENTAL)
     assert repo.uuids() == []
