@@ -41,7 +41,7 @@ Command = Callable[..., Outcome]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """What a run starts and mounts ends with it, see tests.namespaces; where there are none, with its fixtures."""
+    """What a run starts and mounts ends with it (tests.namespaces), or with its fixtures without namespaces."""
     if hasattr(config, "workerinput") or namespaces.reason_not_to_enter():
         return
     namespaces.enter()

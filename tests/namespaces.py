@@ -4,7 +4,7 @@
 them outside, however that ends; the kernel then kills every process of the namespace, and with the last one its mounts
 and the loop devices below them are gone. No clean-up has to run, so none can be missed.
 
-``hide_system`` gives a process mounts and a network of its own, in which libvirt's directories are new and empty: a
+``hide_system`` gives a process separate mounts and network, in which libvirt's directories are new and empty: a
 libvirtd has its usual paths there, and the system's is neither seen nor touched. Each process that runs tests has one.
 """
 
@@ -99,7 +99,7 @@ def _end(first: int, signum: int) -> None:
 
 
 def hide_system() -> None:
-    """Move this process to mounts and a network of its own, where libvirt has no state, control group or KVM."""
+    """Move this process to separate mounts and network, where libvirt has no state, control group or KVM."""
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET))
     _bring_up_loopback()
     _mount("none", "/", flags=_MS_REC | _MS_SLAVE)

@@ -227,7 +227,7 @@ def test_status_changes_nothing(command: Command, root: Path) -> None:
 
 @pytest.fixture
 def here(root: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install this system's script in a directory of the test; no daemon is told."""
+    """Install this system's script in a directory of the test; no daemon is notified."""
     monkeypatch.setattr(install, "RPATH", str(place.relative_to("/")))
     monkeypatch.setattr(daemons, "NAMES", ())
     assert Place().path == place
