@@ -252,7 +252,9 @@ def test_end_of_the_domain(stage: Stage, how: str) -> None:
         stage.virsh("destroy", "busy", "--graceful")
     else:
         # The guest itself: S5 in the PM1a control register, whose place the firmware has chosen.
-        stage.virsh("qemu-monitor-command", "busy", "--hmp", "o /h 0x604 0x2000")
+        # QEMU may be gone before it has answered, so that virsh's own status says nothing.
+        argv = ["virsh", "-q", "-c", stage.daemon.uri, "qemu-monitor-command", "busy", "--hmp"]
+        subprocess.run([*argv, "o /h 0x604 0x2000"], capture_output=True, check=False, timeout=60)
     status, _out, err = running.wait()
     assert (status, "Domain busy stopped while it was being backed up" in err) == (1, True)
     wait_for(lambda: not stage.machine.handle.is_active(), "the end of the domain")
