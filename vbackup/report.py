@@ -5,7 +5,16 @@ The reporters of the command line are in vbackup.cli.reporters and vbackup.cli.t
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Protocol
+
+
+class Phase(Enum):
+    """What is done with a disk while its progress is reported."""
+
+    COPY = "copy"  #: QEMU copies the blocks of the disk to its target
+    CHECK = "check"  #: images are read, to digest them or to compare them with their digests
+    WRITE = "write"  #: a restored image is written
 
 
 class Reporter(Protocol):
@@ -17,8 +26,8 @@ class Reporter(Protocol):
     def warning(self, message: str) -> None:
         """Receive something that the administrator should know, although the operation goes on."""
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
-        """Receive how far the work on disk ``dev`` is. The total may grow."""
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
+        """Receive how far this phase of the work on disk ``dev`` is. The total may grow."""
 
 
 class Labelling(Reporter, Protocol):
@@ -43,9 +52,9 @@ class Labelled:
         """Pass the warning on as "DOMAIN: message"."""
         self._reporter.warning(f"{self._domain}: {message}")
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         """Pass the progress on as that of disk "DOMAIN/DEV"."""
-        self._reporter.progress(f"{self._domain}/{dev}", done_bytes, total_bytes)
+        self._reporter.progress(f"{self._domain}/{dev}", phase, done_bytes, total_bytes)
 
 
 class Silent:
@@ -57,5 +66,5 @@ class Silent:
     def warning(self, message: str) -> None:
         """Ignore the warning."""
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         """Ignore the progress."""

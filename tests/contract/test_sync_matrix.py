@@ -30,7 +30,7 @@ from vbackup.operations.transaction import Done, TransactionRequest
 from vbackup.qapi.actions import CompletionMode
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import JobStatus
-from vbackup.report import Silent
+from vbackup.report import Phase, Silent
 from vbackup.stop import Stop
 
 GRANULE = 65536
@@ -107,7 +107,7 @@ class Director(Silent):
     def __init__(self) -> None:
         self.cues: dict[str, tuple[int, Callable[[int], None]]] = {}  #: by job: at so many bytes, what to do
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         when_bytes, act = self.cues.get(dev, (total_bytes + 1, None))
         if act is not None and done_bytes >= when_bytes:
             del self.cues[dev]

@@ -28,7 +28,7 @@ from vbackup.model import (
     Level,
 )
 from vbackup.qemu.block_graph import BlockGraph
-from vbackup.report import Reporter
+from vbackup.report import Phase, Reporter
 from vbackup.repository.repository import Repository
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -220,10 +220,10 @@ def tell(reporter: Reporter) -> None:
     reporter.step("Disk vda: full, asked for.")
     reporter.warning("The disk [bold]vdb[/bold] is käse.")
     for done in (0, 512, 1024):
-        reporter.progress("vda", done, 1024)
-        reporter.progress("vdb", done, 2048)
+        reporter.progress("vda", Phase.COPY, done, 1024)
+        reporter.progress("vdb", Phase.COPY, done, 2048)
     reporter.step("Disk vda: 1 image checked.")
-    reporter.progress("vda", 7, 7)
+    reporter.progress("vda", Phase.CHECK, 7, 7)
 
 
 class Recorder:
@@ -233,6 +233,7 @@ class Recorder:
         self.steps: list[str] = []
         self.warnings: list[str] = []
         self.told: dict[str, list[tuple[int, int]]] = {}
+        self.phases: set[Phase] = set()
         self._on_progress = on_progress
 
     def step(self, message: str) -> None:
@@ -241,8 +242,9 @@ class Recorder:
     def warning(self, message: str) -> None:
         self.warnings.append(message)
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         self.told.setdefault(dev, []).append((done_bytes, total_bytes))
+        self.phases.add(phase)
         self._on_progress()
 
 

@@ -120,7 +120,7 @@ def check(repository: Path) -> dict[str, tuple[int, str]]:
     directory = repository.parent
     before = snapshot(directory)
     answers = {
-        "list": run("list", "-r", repository),
+        "list": run("list", "--all", "-r", repository),
         "list --json": run("list", "-r", repository, "--json"),
         "tree": run("list", "-r", repository, "--tree"),
         "show": run("show", "web", "-r", repository),

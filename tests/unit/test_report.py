@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.builders import Recorder, tell
-from vbackup.report import Labelled, Silent
+from vbackup.report import Labelled, Phase, Silent
 
 
 def test_nobody_is_told_anything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +17,6 @@ def test_domain_stands_before_every_message_and_disk(recorder: Recorder) -> None
     part = Labelled(recorder, "web")
     part.step("Disk vda: full.")
     part.warning("It is slow.")
-    part.progress("vda", 1, 2)
+    part.progress("vda", Phase.COPY, 1, 2)
     assert (recorder.steps, recorder.warnings) == (["web: Disk vda: full."], ["web: It is slow."])
     assert recorder.told == {"web/vda": [(1, 2)]}

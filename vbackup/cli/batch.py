@@ -49,7 +49,7 @@ def run(
     duration_s = round(time.monotonic() - started, 3)
     if context.as_json:
         context.print_document("vbackup.backups/1", _document(results, selected.skipped, duration_s=duration_s))
-    else:
+    elif options.dry_run or not context.is_quiet or any(result.error for result in results):
         _print(results, selected.skipped, duration_s=duration_s, dry_run=options.dry_run)
     if any(result.error for result in results):
         print(f"vbackup: {_failure(results, is_group=options.group)}", file=sys.stderr)

@@ -23,11 +23,15 @@ class Context:
         self.as_json: bool = options.json
         self._repository: str | None = options.repository
         self._progress: str = options.progress
-        self._quiet: bool = options.quiet
+        self.is_quiet: bool = options.quiet
 
-    def reporting(self) -> AbstractContextManager[Labelling]:
-        """Return a context manager that yields a reporter; print results after its block."""
-        return reporters.choose(self._progress, quiet=self._quiet)
+    def reporting(self, domain: str | None = None, *, steps: bool = True) -> AbstractContextManager[Labelling]:
+        """Return a context manager that yields a reporter; print results after its block.
+
+        ``domain`` is the only domain that the command works on. A command without steps only has warnings to report:
+        they are messages to its user, not the lines of a log.
+        """
+        return reporters.choose(self._progress, quiet=self.is_quiet or not steps, domain=domain)
 
     @property
     def has_repository(self) -> bool:

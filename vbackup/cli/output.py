@@ -13,20 +13,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from vbackup.errors import VbackupError
 
 #: Headings of the columns that are aligned to the right.
-_RIGHT_ALIGNED = ("SIZE", "COPIED")
+_RIGHT_ALIGNED = ("SIZE", "COPIED", "VIRTUAL SIZE", "AGE", "BACKUPS", "DIRTY", "OLD", "NEW")
 _GAP = "  "
 #: Least width of a table's last column, however narrow the terminal.
 _MIN_COLUMNS = 16
 #: Width of a terminal that does not report one, such as a serial line.
 _UNKNOWN_COLUMNS = 80
-#: Prefix of a branch, of the last branch, and of what is below each of them.
-_GUIDES = ("├── ", "└── ", "│   ", "    ")
-_PLAIN_GUIDES = ("+-- ", "`-- ", "|   ", "    ")
+#: Indentation of a cell that has a line of its own.
+_OWN_LINE = "    "
+#: Prefix of a branch, of the last branch, of what is below each of them, and of what depends on the line above.
+_GUIDES = ("├─ ", "└─ ", "│  ", "   ", "↑ ")
+_PLAIN_GUIDES = ("+- ", "`- ", "|  ", "   ", "^ ")
 
 
 def size(size_bytes: int) -> str:
@@ -37,6 +39,20 @@ def size(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= step
     return f"{value:.1f} TiB"
+
+
+def rate(bytes_s: float | None) -> str:
+    """Return a number of bytes per second in the units of --speed, such as "50.0 MiB/s"; None is "unlimited"."""
+    return "unlimited" if bytes_s is None else f"{size(int(bytes_s))}/s"
+
+
+def age(elapsed: timedelta) -> str:
+    """Return 90 minutes as "1 h": the largest unit that is at least once in it. A time in the future is "0 s"."""
+    elapsed_s = max(int(elapsed.total_seconds()), 0)
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if elapsed_s >= unit_s:
+            return f"{elapsed_s // unit_s} {unit}"
+    return f"{elapsed_s} s"
 
 
 def plain(text: str) -> str:
@@ -60,26 +76,45 @@ def local_time(time: datetime) -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def local_minute(time: datetime) -> str:
+    """Return the time in the user's time zone, to the minute."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns under headings; on a terminal the last column is wrapped if it is too wide."""
+    """Print columns under headings.
+
+    On a terminal the last column is wrapped if it is too wide. Text without spaces that does not fit, such as a path or
+    the name of a bitmap, gets the next line, so that it can be copied.
+    """
     lines = [list(headings), *([plain(cell) for cell in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*lines)]
     before = sum(widths[:-1]) + len(_GAP) * len(widths[:-1])
     room = max(_columns() - before, _MIN_COLUMNS) if sys.stdout.isatty() else None
     for number, row in enumerate(lines):
-        first, *more = _wrapped(row[-1], room)
+        first, *more = ("", row[-1]) if _needs_a_line(row[-1], room) else wrapped(row[-1], room)
         line = _GAP.join(map(_aligned, headings, [*row[:-1], first], widths)).rstrip()
         print(f"\x1b[1m{line}\x1b[0m" if number == 0 and _is_bold() else line)
         for text in more:
-            print(" " * before + text)
+            print((" " * before if first else _OWN_LINE) + text)
 
 
-def _wrapped(text: str, room: int | None) -> list[str]:
+def _needs_a_line(text: str, room: int | None) -> bool:
+    return room is not None and any(_width(word) > room for word in text.split())
+
+
+def columns() -> int | None:
+    """Return the width of the terminal that stdout is, or None: output that is no terminal has no width."""
+    return max(_columns(), _MIN_COLUMNS) if sys.stdout.isatty() else None
+
+
+def wrapped(text: str, room: int | None) -> list[str]:
+    """Return the lines of a text that has this many columns of room; None is no limit. Only spaces are broken at."""
     if room is None or _width(text) <= room:
         return [text]
     import textwrap  # its patterns take longer to compile than a table to be printed
 
-    return textwrap.wrap(text, room) or [""]
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _aligned(heading: str, text: str, width: int) -> str:
@@ -111,18 +146,24 @@ def _is_bold() -> bool:
 def tree(entries: Sequence[tuple[str, str | None, str]]) -> None:
     """Print a tree: each entry is a key, the key of its parent, and its text.
 
-    An entry whose parent is missing is a root.
+    An entry whose parent is missing is a root. The only entry that depends on another is printed below it, with an
+    arrow but no further indentation, so that a chain of any length fits; branches are only drawn where there are two.
     """
     known = {key for key, _, _ in entries}
     children: dict[str | None, list[tuple[str, str]]] = {}
     for key, parent, text in entries:
         children.setdefault(parent if parent in known else None, []).append((key, plain(text)))
-    branch, last, line, blank = _GUIDES if "utf" in (sys.stdout.encoding or "").lower() else _PLAIN_GUIDES
+    is_unicode = "utf" in (sys.stdout.encoding or "").lower()
+    branch, last, line, blank, only = _GUIDES if is_unicode else _PLAIN_GUIDES
     # Not by recursion: a chain may be longer than Python's stack.
     waiting = [(text, key, "", "") for key, text in reversed(children.get(None, []))]
     while waiting:
         text, key, guide, indent = waiting.pop()
         print(guide + text)
         below = children.get(key, [])
+        if len(below) == 1:
+            [(key, text)] = below
+            waiting.append((text, key, indent + only, indent))
+            continue
         guides = itertools.chain(itertools.repeat((branch, line), len(below) - 1), [(last, blank)])
         waiting += reversed([(t, k, indent + here, indent + under) for (k, t), (here, under) in zip(below, guides)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vbackup.cli import output
@@ -13,13 +14,11 @@ def print_plan(plan: BackupPlan) -> None:
     """Print the plan as text."""
     print(output.plain(f"Plan of backup {plan.id} of domain {plan.domain.name} (checked by QEMU; nothing was kept)"))
     output.table(
-        ("DISK", "LEVEL", "BASE", "FILE", "NODE", "WHY"),
+        ("DISK", "LEVEL", "NODE", "WHY"),
         [
             (
                 disk.dev,
                 disk.choice.level.value,
-                disk.choice.base.id if disk.choice.base else "-",
-                disk.file,
                 disk.node.top.node_name,
                 disk.choice.reason,
             )
@@ -29,12 +28,19 @@ def print_plan(plan: BackupPlan) -> None:
     for skipped in plan.left_out:
         print(output.plain(f"Left out: {skipped.dev} ({skipped.reason})"))
     print("Transaction:")
-    for action in plan.transaction():
-        print(f"  {json.dumps(action)}")
+    _print_actions(plan.transaction())
     if plan.has_fleecing_area:
         print("Then, to copy the disks through the fleecing area:")
-        for action in plan.copies():
-            print(f"  {json.dumps(action)}")
+        _print_actions(plan.copies())
+
+
+def _print_actions(actions: Sequence[Mapping[str, Any]]) -> None:
+    """Print one JSON object per line for programs; on a terminal a long one is continued below, indented."""
+    columns = output.columns()
+    for action in actions:
+        text = json.dumps(action)
+        for number, line in enumerate(output.wrapped(text, columns and columns - 6)):
+            print(("      " if number else "  ") + line)
 
 
 def document(plan: BackupPlan) -> dict[str, Any]:

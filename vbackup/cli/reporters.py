@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vbackup.cli.output import plain
+from vbackup.cli.output import plain, size
 from vbackup.cli.terminal import Terminal
-from vbackup.report import Labelled, Labelling, Reporter
+from vbackup.report import Labelled, Labelling, Phase, Reporter
 
 #: Seconds between two progress lines of a disk.
 LINE_INTERVAL_S = 10.0
 
 
 @contextmanager
-def choose(progress: str, *, quiet: bool) -> Iterator[Labelling]:
-    """Yield the reporter for ``--progress`` and ``--quiet``; its bars stop at the end of the block."""
+def choose(progress: str, *, quiet: bool, domain: str | None = None) -> Iterator[Labelling]:
+    """Yield the reporter for ``--progress`` and ``--quiet``; its bars stop at the end of the block.
+
+    ``domain`` is the only domain that the command works on, for log lines.
+    """
     if progress == "json":
         yield JsonLines()
     elif progress == "none" or quiet:
@@ -28,7 +31,7 @@ def choose(progress: str, *, quiet: bool) -> Iterator[Labelling]:
         with Terminal() as terminal:
             yield terminal
     else:
-        yield Lines()
+        yield Lines(domain)
 
 
 class Warnings:
@@ -41,7 +44,7 @@ class Warnings:
         """Print a line."""
         _print_line(f"vbackup: warning: {plain(message)}")
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         """Ignore the progress."""
 
     def labelled(self, domain: str) -> Reporter:
@@ -50,21 +53,33 @@ class Warnings:
 
 
 class Lines(Warnings):
-    """Prints log lines."""
+    """Prints log lines with the local time and the domain."""
 
-    def __init__(self) -> None:
-        self._printed_at_s: dict[str, float] = {}
+    def __init__(self, domain: str | None = None) -> None:
+        self._domain = domain
+        self._printed_at_s: dict[tuple[str, Phase], float] = {}
 
     def step(self, message: str) -> None:
         """Print a line."""
-        _print_line(f"vbackup: {plain(message)}")
+        self._log(message)
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+    def warning(self, message: str) -> None:
+        """Print a line."""
+        self._log(message, "warning: ")
+
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         """Print a line every 10 seconds."""
         now_s = time.monotonic()
-        if now_s - self._printed_at_s.setdefault(dev, now_s) >= LINE_INTERVAL_S and total_bytes:
-            self._printed_at_s[dev] = now_s
-            self.step(f"Disk {dev}: {100 * done_bytes // total_bytes}% of {total_bytes} bytes.")
+        if now_s - self._printed_at_s.setdefault((dev, phase), now_s) >= LINE_INTERVAL_S and total_bytes:
+            self._printed_at_s[dev, phase] = now_s
+            # Labelled puts a domain of several in front of the disk.
+            domain, slash, name = dev.rpartition("/")
+            share = f"{phase.value} {100 * done_bytes // total_bytes}% of {size(total_bytes)}"
+            self._log(f"{domain}: Disk {name}: {share}." if slash else f"Disk {name}: {share}.")
+
+    def _log(self, message: str, kind: str = "") -> None:
+        domain = f"{self._domain}: " if self._domain is not None else ""
+        _print_line(f"{time.strftime('%Y-%m-%d %H:%M:%S')} vbackup: {kind}{plain(domain + message)}")
 
 
 class JsonLines:
@@ -85,9 +100,9 @@ class JsonLines:
         """Print a ``warning`` event."""
         self._event("warning", message=message)
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         """Print a ``progress`` event."""
-        self._event("progress", dev=dev, done_bytes=done_bytes, total_bytes=total_bytes)
+        self._event("progress", dev=dev, phase=phase.value, done_bytes=done_bytes, total_bytes=total_bytes)
 
     def _event(self, event: str, **members: Any) -> None:
         line = {"event": event, "time": round(time.time(), 3), **self._members, **members}

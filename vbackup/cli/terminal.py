@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from vbackup.cli.output import plain
-from vbackup.report import Reporter
+from vbackup.cli.output import plain, rate
+from vbackup.report import Phase, Reporter
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,7 +18,7 @@ class Terminal:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._lock = threading.Lock()
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[tuple[str, Phase], TaskID] = {}
 
     def __enter__(self) -> Terminal:
         return self
@@ -30,18 +30,17 @@ class Terminal:
     def step(self, message: str) -> None:
         """Print the step above the bars."""
         self.print(message, style="dim")
-        # What comes after a step is other work on the disk: it gets a new bar instead of resetting a full one.
-        self._tasks = {dev: task for dev, task in self._tasks.items() if not self._is_finished(task)}
 
     def warning(self, message: str) -> None:
         """Print the warning above the bars."""
         self.print(f"warning: {message}", style="yellow")
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
-        """Move the disk's bar."""
-        if dev not in self._tasks:
-            self._tasks[dev] = self.bars().add_task(plain(dev), total=None)
-        self.bars().update(self._tasks[dev], completed=done_bytes, total=total_bytes)
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
+        """Move the bar of this phase of the disk."""
+        key = (dev, phase)
+        if key not in self._tasks:
+            self._tasks[key] = self.bars().add_task(_title(dev, phase), total=None)
+        self.bars().update(self._tasks[key], completed=done_bytes, total=total_bytes)
 
     def labelled(self, domain: str) -> Reporter:
         """Return a reporter for one domain on this terminal."""
@@ -59,9 +58,6 @@ class Terminal:
                 self._progress.start()
             return self._progress
 
-    def _is_finished(self, task: TaskID) -> bool:
-        return any(shown.finished for shown in self.bars().tasks if shown.id == task)
-
 
 class TerminalPart:
     """Shows one domain of several. Full bars are hidden, which leaves room for those that move."""
@@ -69,7 +65,7 @@ class TerminalPart:
     def __init__(self, terminal: Terminal, domain: str) -> None:
         self._terminal = terminal
         self._domain = domain
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[tuple[str, Phase], TaskID] = {}
 
     def step(self, message: str) -> None:
         """Print the step, with the domain in front, above the bars."""
@@ -79,27 +75,40 @@ class TerminalPart:
         """Print the warning, with the domain in front, above the bars."""
         self._terminal.print(f"warning: {self._domain}: {message}", style="yellow")
 
-    def progress(self, dev: str, done_bytes: int, total_bytes: int) -> None:
-        """Move the disk's bar, and hide it when it is full."""
-        bars = self._terminal.bars()
-        if dev not in self._tasks:
-            self._tasks[dev] = bars.add_task(plain(f"{self._domain}/{dev}"), total=None)
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
+        """Move the bar of this phase of the disk, and hide it when it is full."""
+        bars, key = self._terminal.bars(), (dev, phase)
+        if key not in self._tasks:
+            self._tasks[key] = bars.add_task(_title(f"{self._domain}/{dev}", phase), total=None)
         is_full = 0 < total_bytes <= done_bytes
-        bars.update(self._tasks[dev], completed=done_bytes, total=total_bytes, visible=not is_full)
+        bars.update(self._tasks[key], completed=done_bytes, total=total_bytes, visible=not is_full)
+
+
+def _title(disk: str, phase: Phase) -> str:
+    return plain(f"{disk} {phase.value}")
 
 
 def _new_bars() -> Progress:
     # Imported when there is something to show: rich takes longer to import than a repository to be listed.
     from rich import console, progress
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        """The speed in the units of --speed; rich's own column counts in powers of ten."""
+
+        def render(self, task: progress.Task) -> Text:
+            speed_bytes_s = task.finished_speed or task.speed
+            return Text("" if speed_bytes_s is None else rate(speed_bytes_s))
 
     return progress.Progress(
-        progress.TextColumn("{task.description:<6}", markup=False),
-        progress.BarColumn(),
+        progress.TextColumn("{task.description:<9}", markup=False),
+        progress.BarColumn(bar_width=None),
         progress.TaskProgressColumn(),
         progress.DownloadColumn(binary_units=True),
-        progress.TransferSpeedColumn(),
+        Rate(),
         progress.TimeRemainingColumn(),
         console=console.Console(stderr=True),
+        expand=True,
         redirect_stdout=False,  # rich would send it to stderr, with the bars
         redirect_stderr=False,
     )

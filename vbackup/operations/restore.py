@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
 from vbackup.files import storage_errors
 from vbackup.images.flatten import Layer, flatten
 from vbackup.model import Backup, ImageFormat
-from vbackup.report import Reporter
+from vbackup.report import Phase, Reporter
 from vbackup.repository import verify
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
@@ -48,6 +49,11 @@ class Restored:
     backup: Backup
     images: Mapping[str, Path]  #: by dev
     domain_xml: Path
+    closed: Path | None  #: a directory on the way to them that only its owner can enter
+
+
+#: Mode of the directories that a restore makes: others can reach a file that they may read, but list nothing.
+_DIRECTORY_MODE = 0o711
 
 
 def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Restored:
@@ -82,7 +88,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
         # The domain XML last: where it is, all that it names is there.
         others = [name for name in texts if name != "domain.xml"]
         _move_out(temporary, output, [*(path.name for path in images.values()), *others, "domain.xml"])
-    return Restored(backup, images, output / "domain.xml")
+    return Restored(backup, images, output / "domain.xml", closed=_closed_directory(output))
 
 
 def _select(backup: Backup, wanted: Sequence[str]) -> list[str]:
@@ -122,6 +128,22 @@ def _definition(
     return xml.encode()
 
 
+def _make(output: Path) -> None:
+    """Create a directory, and its parents, through which QEMU can reach the images; they keep mode 0600.
+
+    libvirt gives images to the user that QEMU runs as (dynamic_ownership), but it changes no directory.
+    """
+    missing = [path for path in (output, *output.parents) if not path.exists()]
+    output.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        path.chmod(_DIRECTORY_MODE)
+
+
+def _closed_directory(output: Path) -> Path | None:
+    """Return the outermost directory on the path that only its owner can enter, or None."""
+    return next((path for path in reversed((output, *output.parents)) if not path.stat().st_mode & stat.S_IXOTH), None)
+
+
 @contextmanager
 def _temporary_directory(output: Path) -> Iterator[Path]:
     """Yield a temporary directory in the output directory.
@@ -130,7 +152,7 @@ def _temporary_directory(output: Path) -> Iterator[Path]:
     """
     with storage_errors(f"write to {output}"):
         is_new = not output.exists()
-        output.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(output)
         directory = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
     try:
         yield directory
@@ -153,7 +175,7 @@ def _convert(
     layers = [Layer(verify.image_path(repository, link), link.image.virtual_size_bytes) for link in reversed(links)]
 
     def progress(percent: float) -> None:
-        reporter.progress(dev, int(size_bytes * percent / 100), size_bytes)
+        reporter.progress(dev, Phase.WRITE, int(size_bytes * percent / 100), size_bytes)
 
     with storage_errors(f"write {path}"):
         flatten(layers, path, image_format, reporter=reporter, stop=stop, progress=progress)

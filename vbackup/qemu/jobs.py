@@ -26,7 +26,7 @@ from vbackup.errors import (
 )
 from vbackup.fields import objects
 from vbackup.qemu.monitor import Event, Monitor
-from vbackup.report import Reporter
+from vbackup.report import Phase, Reporter
 from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def _watch(
             known = query(monitor)
             jobs = {job_id: known[job_id] for job_id in labels if job_id in known}
             for job in jobs.values():
-                reporter.progress(labels[job.id], job.done_bytes, job.total_bytes)
+                reporter.progress(labels[job.id], Phase.COPY, job.done_bytes, job.total_bytes)
             if step(jobs):
                 return jobs
             losses = 0

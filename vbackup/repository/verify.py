@@ -17,7 +17,7 @@ from vbackup.errors import ChainError
 from vbackup.files import read_regular
 from vbackup.model import Backup, BlockDriver
 from vbackup.qemu import qcow2
-from vbackup.report import Reporter
+from vbackup.report import Phase, Reporter
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -107,7 +107,7 @@ class _Progress:
             with self._lock:
                 self._done_bytes += done_bytes - previous_bytes
                 previous_bytes = done_bytes
-                self._reporter.progress(self._dev, self._done_bytes, self._total_bytes)
+                self._reporter.progress(self._dev, Phase.CHECK, self._done_bytes, self._total_bytes)
 
         return progress
 

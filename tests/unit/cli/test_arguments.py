@@ -26,7 +26,7 @@ ONE = backup(1)
 def test_common_options_stand_before_or_behind_the_command(
     command: Command, filled: Path, arguments: tuple[str, ...]
 ) -> None:
-    assert ONE.id in command(*arguments, "-r", filled).stdout
+    assert "web" in command(*arguments, "-r", filled).stdout
 
 
 def parsed(*arguments: str) -> argparse.Namespace:

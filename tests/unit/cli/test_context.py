@@ -34,7 +34,7 @@ def test_repository_of_the_environment_is_taken(
     command: Command, monkeypatch: pytest.MonkeyPatch, filled: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VBACKUP_REPOSITORY", os.fspath(filled))
-    assert ONE.id in command("list").stdout
+    assert ONE.id in command("list", "--all").stdout
     command("list", "-r", tmp_path, status=7)
 
 

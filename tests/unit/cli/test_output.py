@@ -8,6 +8,7 @@ import pty
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from datetime import timedelta
 
 import pytest
 
@@ -83,6 +84,21 @@ def test_terminal_that_is_too_narrow_cuts_nothing(monkeypatch: pytest.MonkeyPatc
     assert "".join(lines[1:]).replace(" ", "") == "20261123T101500Z-incrementalasitwasaskedforbytheuser"
 
 
+def test_word_that_does_not_fit_gets_a_line_to_copy_it_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "vbackup-0123456789ab-20261123T101500Z-incremental-vda-0123456789ab"
+    with stdout_on_a_terminal(monkeypatch, columns=80) as lines:
+        output.table(("DISK", "OWNER", "BITMAP"), [("vda", "vbackup", name), ("vdb", "foreign", "short")])
+    assert lines[1:] == ["vda   vbackup", f"    {name}", "vdb   foreign  short", ""]
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "text"),
+    [(-5, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h"), (86399, "23 h"), (864000, "10 d")],
+)
+def test_age_has_one_unit(elapsed_s: int, text: str) -> None:
+    assert output.age(timedelta(seconds=elapsed_s)) == text
+
+
 def test_columns_stay_in_line_beside_wide_characters(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(("NAME", "WHY"), [("\u5099\u4efd", "x"), ("e\u0301te", "y"), ("web", "z")])
     lines = capsys.readouterr().out.splitlines()
@@ -91,14 +107,24 @@ def test_columns_stay_in_line_beside_wide_characters(capsys: pytest.CaptureFixtu
 
 def test_tree_draws_branches_and_a_chain_of_any_length(capsys: pytest.CaptureFixture[str]) -> None:
     output.tree([("a", None, "A"), ("b", "a", "B"), ("c", "b", "C"), ("d", "a", "D"), ("e", "gone", "E")])
-    assert capsys.readouterr().out.splitlines() == ["A", "├── B", "│   └── C", "└── D", "E"]
+    assert capsys.readouterr().out.splitlines() == ["A", "├─ B", "│  ↑ C", "└─ D", "E"]
     long = [(str(number), str(number - 1), "one") for number in range(1, 1500)]
     output.tree(long)
-    assert len(capsys.readouterr().out.splitlines()) == len(long)
+    assert capsys.readouterr().out.splitlines() == ["one"] + ["↑ one"] * (len(long) - 1)
+
+
+def test_branches_inside_a_branch_keep_their_guides(capsys: pytest.CaptureFixture[str]) -> None:
+    output.tree(
+        [
+            (key, parent, key)
+            for key, parent in [("a", None), ("b", "a"), ("c", "b"), ("d", "c"), ("e", "c"), ("f", "a")]
+        ]
+    )
+    assert capsys.readouterr().out.splitlines() == ["a", "├─ b", "│  ↑ c", "│  ├─ d", "│  └─ e", "└─ f"]
 
 
 def test_tree_without_unicode_has_plain_guides(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     output.tree([("a", None, "A"), ("b", "a", "B"), ("c", "a", "C")])
-    assert raw.getvalue().decode().splitlines() == ["A", "+-- B", "`-- C"]
+    assert raw.getvalue().decode().splitlines() == ["A", "+- B", "`- C"]

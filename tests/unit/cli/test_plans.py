@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit import builders
 from tests.unit.builders import TOKEN, end_mark, layer
+from tests.unit.cli.test_output import stdout_on_a_terminal
 from tests.unit.engine.plans import make, whole
 from vbackup.cli import plans
 from vbackup.engine.plan import BackupPlan, FleecingAbilities
@@ -23,9 +24,19 @@ def test_plan_has_a_line_for_each_disk_and_each_action(capsys: pytest.CaptureFix
     plans.print_plan(plan)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Plan of backup {plan.id} of domain web (checked by QEMU; nothing was kept)"
-    assert [line.split()[:4] for line in lines[2:4]] == [[dev, "full", "-", f"{dev}.qcow2"] for dev in ("vda", "vdb")]
+    assert [line.split()[:3] for line in lines[2:4]] == [[dev, "full", "libvirt-1-format"] for dev in ("vda", "vdb")]
     assert lines[4:6] == ["Left out: hda (cdrom)", "Transaction:"]
     assert [json.loads(line) for line in lines[6:]] == plan.transaction()
+
+
+def test_actions_are_folded_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = made()
+    with stdout_on_a_terminal(monkeypatch, columns=80) as lines:
+        plans.print_plan(plan)
+    assert [line for line in lines if len(line) > 90] == []  # escape codes, and names that no line can hold
+    begin = lines.index("Transaction:")
+    text = " ".join(line.strip() for line in lines[begin + 1 :])
+    assert text.split() == " ".join(map(json.dumps, plan.transaction())).split()
 
 
 def test_copies_through_a_fleecing_area_come_after_the_transaction(capsys: pytest.CaptureFixture[str]) -> None:

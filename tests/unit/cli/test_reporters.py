@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from tests.unit.builders import tell
 from vbackup.cli import reporters
 from vbackup.cli.reporters import JsonLines, Lines, Terminal, Warnings
-from vbackup.report import Reporter
+from vbackup.report import Phase, Reporter
 
 # which one
 
@@ -57,13 +59,30 @@ def test_warnings_are_all_that_is_told_quietly(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "vbackup: warning: The disk [bold]vdb[/bold] is käse.\n"
 
 
+def log_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines that were logged, without their times."""
+    lines = capsys.readouterr().err.splitlines()
+    times = [re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines]
+    assert all(times)
+    return [line[20:] for line in lines]
+
+
 def test_lines_tell_steps_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     tell(Lines())
-    assert capsys.readouterr().err.splitlines() == [
+    assert log_lines(capsys) == [
         "vbackup: Disk vda: full, asked for.",
         "vbackup: warning: The disk [bold]vdb[/bold] is käse.",
         "vbackup: Disk vda: 1 image checked.",
     ]
+
+
+def test_lines_have_the_time_and_the_only_domain(capsys: pytest.CaptureFixture[str]) -> None:
+    before = datetime.now().astimezone().replace(microsecond=0)
+    with reporters.choose("auto", quiet=False, domain="web\n") as reporter:
+        reporter.step("Copied.")
+    [line] = capsys.readouterr().err.splitlines()
+    assert before <= datetime.fromisoformat(line[:19]).astimezone() <= datetime.now().astimezone()
+    assert line[19:] == r" vbackup: web\n: Copied."
 
 
 def test_lines_tell_progress_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,11 +90,22 @@ def test_lines_tell_progress_now_and_then(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
     lines = Lines()
     for done in range(6):
-        lines.progress("vda", done * 100, 1000)
-    assert capsys.readouterr().err.splitlines() == [
-        "vbackup: Disk vda: 20% of 1000 bytes.",
-        "vbackup: Disk vda: 40% of 1000 bytes.",
+        lines.progress("vda", Phase.COPY, done << 30, 10 << 30)
+    assert log_lines(capsys) == [
+        "vbackup: Disk vda: copy 20% of 10.0 GiB.",
+        "vbackup: Disk vda: copy 40% of 10.0 GiB.",
     ]
+
+
+def test_progress_of_several_domains_names_the_domain(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    part = Lines().labelled("a/b")
+    for done in range(2):
+        part.progress("vda", Phase.CHECK, done, 2)
+    assert log_lines(capsys) == ["vbackup: a/b: Disk vda: check 50% of 2 B."]
 
 
 def test_lines_of_an_empty_disk_divide_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +113,7 @@ def test_lines_of_an_empty_disk_divide_by_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
     lines = Lines()
     for _ in range(3):
-        lines.progress("vda", 0, 0)
+        lines.progress("vda", Phase.COPY, 0, 0)
 
 
 # JSON lines
@@ -95,8 +125,9 @@ def test_each_event_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> N
     assert [event["event"] for event in events] == ["step", "warning", *["progress"] * 6, "step", "progress"]
     assert all(event["time"] > 1_700_000_000 for event in events)
     assert events[1]["message"] == "The disk [bold]vdb[/bold] is käse."
-    assert {key: events[4][key] for key in ("dev", "done_bytes", "total_bytes")} == {
+    assert {key: events[4][key] for key in ("dev", "phase", "done_bytes", "total_bytes")} == {
         "dev": "vda",
+        "phase": "copy",
         "done_bytes": 512,
         "total_bytes": 1024,
     }
@@ -118,7 +149,7 @@ def test_line_names_the_domain(make: type[Warnings], capsys: pytest.CaptureFixtu
     part = make().labelled("[x]\n")
     part.step("Copied.")
     part.warning("It is käse.")
-    told = capsys.readouterr().err.splitlines()
+    told = log_lines(capsys) if make is Lines else capsys.readouterr().err.splitlines()
     assert told[-1] == r"vbackup: warning: [x]\n: It is käse."
     assert told[:-1] == ([] if make is Warnings else [r"vbackup: [x]\n: Copied."])
 
@@ -127,7 +158,7 @@ def test_event_has_the_domain_as_a_member(capsys: pytest.CaptureFixture[str]) ->
     reporter = JsonLines()
     part = reporter.labelled("[x]\n")
     part.step("Copied.")
-    part.progress("vda", 1, 2)
+    part.progress("vda", Phase.COPY, 1, 2)
     reporter.step("All.")
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [event.get("domain") for event in events] == ["[x]\n", "[x]\n", None]
@@ -144,5 +175,5 @@ def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> 
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         list(pool.map(tell_many, "abcdefgh"))
-    told = capfd.readouterr().err.splitlines()
+    told = log_lines(capfd)
     assert sorted(told) == sorted(f"vbackup: {name}: {'x' * 100}" for name in "abcdefgh" for _ in range(200))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 
@@ -11,6 +13,7 @@ import pytest
 
 from tests.unit.builders import tell
 from vbackup.cli.reporters import Terminal
+from vbackup.report import Phase
 
 SHOW_CURSOR = "\x1b[?25h"
 COLOURS = ("\x1b[3", "\x1b[9")
@@ -59,7 +62,7 @@ def test_terminal_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_terminal_is_left_as_it_was() -> None:
     def work() -> None:
         with Terminal() as terminal:
-            terminal.progress("vda", 1, 2)
+            terminal.progress("vda", Phase.COPY, 1, 2)
             raise ValueError("inside")
 
     with a_terminal() as shown, pytest.raises(ValueError, match="inside"):
@@ -73,27 +76,40 @@ def test_terminal_that_is_told_nothing_shows_nothing() -> None:
     assert shown == [""]
 
 
-def test_next_stage_has_bars_of_its_own() -> None:
-    """The digest of a disk is not the copying of it."""
+def test_each_phase_has_a_bar_that_names_it() -> None:
     with a_terminal() as shown, Terminal() as terminal:
-        terminal.progress("vda", 10, 10)
+        terminal.progress("vda", Phase.COPY, 10, 10)
         terminal.step("Copied.")
-        terminal.progress("vda", 1, 20)
+        terminal.progress("vda", Phase.CHECK, 1, 20)
     last = shown[0][shown[0].rindex("Copied.") :]
-    assert "100%" in last
-    assert "  5%" in last
+    bars = [line for line in last.splitlines() if "vda" in line][-2:]
+    assert ["vda copy" in bars[0], "100%" in bars[0], "vda check" in bars[1], "  5%" in bars[1]] == [True] * 4
+
+
+def test_rates_are_in_the_units_of_speed_and_a_bar_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    now_s = itertools.count()
+    with a_terminal() as shown, Terminal() as terminal:
+        monkeypatch.setattr(terminal.bars(), "get_time", lambda: float(next(now_s)))
+        for done in range(5):
+            terminal.progress("vda", Phase.COPY, done << 33, 40 << 33)
+        terminal.bars().refresh()
+    lines = [line for line in re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", shown[0]) if "vda copy" in line]
+    assert any(re.search(r"\d GiB/s", line) for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_terminal_has_a_bar_a_disk_that_goes_when_it_is_full() -> None:
     with a_terminal() as shown, Terminal() as terminal:
         one, two = terminal.labelled("[x]"), terminal.labelled("käse")
-        one.progress("vda", 1, 2)
-        two.progress("vda", 1, 4)
-        one.progress("vda", 2, 2)
+        one.progress("vda", Phase.COPY, 1, 2)
+        two.progress("vda", Phase.COPY, 1, 4)
+        one.progress("vda", Phase.COPY, 2, 2)
         two.step("Copied.")  # ends no bar of the other domain
-        two.progress("vda", 2, 4)
+        two.progress("vda", Phase.COPY, 2, 4)
         two.warning("It is late.")
         tasks = {task.description: task.visible for task in terminal.bars().tasks}
-    assert tasks == {"[x]/vda": False, "käse/vda": True}
+    assert tasks == {"[x]/vda copy": False, "käse/vda copy": True}
     for part in ("käse/vda", "käse: Copied.", "warning: käse: It is late."):
         assert part in shown[0]

@@ -10,8 +10,11 @@ from vbackup.cli.arguments import add_common, add_domain
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
-        "list", description="List the backups in a repository, oldest first.", allow_abbrev=False
+        "list",
+        description="Summarize the domains in a repository, or list the backups of a domain, oldest first.",
+        allow_abbrev=False,
     )
-    add_domain(parser, otherwise=" (default: all)")
+    add_domain(parser, otherwise=" (default: a summary of all)")
     add_common(parser)
+    parser.add_argument("--all", action="store_true", help="list the backups of all domains")
     parser.add_argument("--tree", action="store_true", help="show which backup depends on which")

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _plan(request: backup.BackupRequest, context: Context, *, host: Host, repository: Repository) -> None:
-    with context.reporting() as reporter:
+    with context.reporting(request.domain) as reporter:
         plan = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
     if context.as_json:
         context.print_document("vbackup.plan/1", plans.document(plan))
@@ -64,7 +64,7 @@ def _back_up(
     host: Host,
     repository: Repository,
 ) -> None:
-    with context.reporting() as reporter, ExitStack() as stack:
+    with context.reporting(request.domain) as reporter, ExitStack() as stack:
         throttle = None
         if options.total_speed is not None:
             total = total_rate.TotalRate(options.total_speed, at_once=1)
@@ -74,7 +74,7 @@ def _back_up(
         )
     if context.as_json:
         context.print_document("vbackup.backup/1", manifest.document(done))
-    else:
+    elif not context.is_quiet:
         _print(done)
 
 

@@ -74,7 +74,7 @@ def _print(bitmaps: Sequence[bitmap.Listed]) -> None:
                 listed.layer.node_name,
                 listed.bitmap.state,
                 output.size(listed.bitmap.dirty_bytes),
-                f"vbackup, repository {listed.repository_id}" if listed.repository_id else listed.owner.value,
+                f"vbackup {listed.repository_id}" if listed.repository_id else listed.owner.value,
                 listed.bitmap.name,
             )
             for listed in bitmaps
@@ -108,7 +108,7 @@ def _change(change: bitmap.Change, options: argparse.Namespace, *, context: Cont
     if context.as_json:
         disks = [{"dev": place.dev, "node_name": place.node_name} for place in changed]
         context.print_document("vbackup.bitmap/1", {"change": change.value, "name": options.name, "disks": disks})
-    else:
+    elif not context.is_quiet:
         for place in changed:
             print(output.plain(f"Disk {place.dev}: {_DONE[change]} bitmap {place.name} on {place.node_name}."))
 

@@ -29,11 +29,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
         force=options.force,
         wait_lock_s=options.wait_lock,
     )
-    with Host(context.uri) as host, context.reporting() as reporter:
+    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
         done = forget.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
     if context.as_json:
         context.print_document("vbackup.forget/1", _document(done, request))
-    else:
+    elif request.dry_run or not context.is_quiet:
         _print(done, request)
     return Status.UNSUITABLE if done.unopened else Status.DONE
 

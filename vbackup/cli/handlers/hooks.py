@@ -41,6 +41,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
         }
         context.print_document("vbackup.hooks/1", document)
         return Status.DONE
+    if context.is_quiet and options.action != "status":
+        return Status.DONE
     print(output.plain(f"{place.path} {'was removed.' if state is State.ABSENT and changed else _STATES[state]}"))
     if options.action == "install":
         _print_daemons(reloaded, here=place.is_here)

@@ -14,6 +14,6 @@ def run(_options: argparse.Namespace, context: Context) -> int:
     repository = Repository.create(context.repository_path())
     if context.as_json:
         context.print_document("vbackup.init/1", {"path": str(repository.path), "id": repository.id})
-    else:
+    elif not context.is_quiet:
         print(f"Repository {repository.id} in {repository.path}")
     return Status.DONE

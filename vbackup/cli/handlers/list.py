@@ -1,16 +1,18 @@
-"""``vbackup list``: print the backups in a repository, as a table or as the tree of what depends on what."""
+"""``vbackup list``: print a line per domain, or the backups of one domain or of all, as a table or a tree."""
 
 from __future__ import annotations
 
 import argparse
 import heapq
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from vbackup.cli import output
 from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
-from vbackup.errors import Status
+from vbackup.errors import Status, UsageError
 from vbackup.model import Backup
 from vbackup.repository import manifest
 from vbackup.repository.catalogue import Catalogue
@@ -21,32 +23,49 @@ def run(options: argparse.Namespace, context: Context) -> int:
     """Print the backups; broken ones are warnings, and make the exit status 6."""
     repository = Repository.open(context.repository_path())
     domain = optional_domain_of(options)
+    if options.all and domain is not None:
+        raise UsageError("Give a domain or --all, not both.")
     uuids = repository.uuids() if domain is None else [repository.find(domain)]
+    unfinished = {uuid: repository.unfinished(uuid) for uuid in uuids}
     catalogues = [
-        catalogue for catalogue in map(repository.catalogue, uuids) if catalogue.history.backups or catalogue.broken
+        catalogue
+        for catalogue in map(repository.catalogue, uuids)
+        if catalogue.history.backups or catalogue.broken or unfinished[catalogue.uuid]
     ]
+    catalogues.sort(key=lambda catalogue: (catalogue.names[-1], catalogue.uuid))
     if context.as_json:
-        context.print_document("vbackup.list/1", _document(repository, catalogues))
+        context.print_document("vbackup.list/1", _document(repository, catalogues, unfinished))
+    elif not catalogues:
+        print(f"No backups in {repository.path} yet.")
+    elif domain is None and not options.all and not options.tree:
+        _print_summary(catalogues, unfinished)
     else:
-        for catalogue in catalogues:
-            print(output.plain(f"Domain {catalogue.names[-1]} ({catalogue.uuid})"))
-            (_print_tree if options.tree else _print_table)(catalogue.history.backups)
-        if not catalogues:
-            print(f"No backups in {repository.path} yet.")
+        _print_backups(catalogues, as_tree=options.tree)
     broken = [backup for catalogue in catalogues for backup in catalogue.broken]
-    with context.reporting() as reporter:
+    with context.reporting(steps=False) as reporter:
         for backup in broken:
             reporter.warning(f"Backup {backup.id} is broken: {backup.reason}")
     return Status.CHAIN if broken else Status.DONE
 
 
-def _document(repository: Repository, catalogues: Sequence[Catalogue]) -> dict[str, Any]:
+def _document(
+    repository: Repository, catalogues: Sequence[Catalogue], unfinished: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     # Merged by time; those of one domain stay in the order of their commits, whatever the clock was set to.
     backups = heapq.merge(*(catalogue.history.backups for catalogue in catalogues), key=lambda backup: backup.time)
     return {
         "repository": {"path": str(repository.path), "id": repository.id},
         "domains": [
-            {"uuid": catalogue.uuid, "name": catalogue.names[-1], "names": list(catalogue.names)}
+            {
+                "uuid": catalogue.uuid,
+                "name": catalogue.names[-1],
+                "names": list(catalogue.names),
+                "newest": catalogue.history.backups[-1].id if catalogue.history.backups else None,
+                "backups": len(catalogue.history.backups),
+                "size_bytes": _size_bytes(catalogue),
+                "broken": len(catalogue.broken),
+                "unfinished": list(unfinished[catalogue.uuid]),
+            }
             for catalogue in catalogues
         ],
         "backups": [_row(backup) for backup in backups],
@@ -71,14 +90,53 @@ def _row(backup: Backup) -> dict[str, Any]:
     }
 
 
+def _size_bytes(catalogue: Catalogue) -> int:
+    return sum(backup.size_bytes for backup in catalogue.history.backups)
+
+
+def _print_summary(catalogues: Sequence[Catalogue], unfinished: Mapping[str, Sequence[str]]) -> None:
+    """Print one line per domain."""
+    now = datetime.now(timezone.utc)
+    namesakes = Counter(catalogue.names[-1] for catalogue in catalogues)
+    rows = []
+    for catalogue in catalogues:
+        name, backups = catalogue.names[-1], catalogue.history.backups
+        newest = backups[-1].time if backups else None
+        rows.append(
+            (
+                f"{name} ({catalogue.uuid})" if namesakes[name] > 1 else name,
+                output.local_minute(newest) if newest else "-",
+                output.age(now - newest) if newest else "-",
+                str(len(backups)),
+                output.size(_size_bytes(catalogue)),
+                _state(catalogue, unfinished[catalogue.uuid]),
+            )
+        )
+    output.table(("DOMAIN", "NEWEST", "AGE", "BACKUPS", "SIZE", "STATE"), rows)
+
+
+def _state(catalogue: Catalogue, unfinished: Sequence[str]) -> str:
+    remarks = [f"{len(catalogue.broken)} broken"] if catalogue.broken else []
+    remarks += ["running or unfinished"] if unfinished else []
+    return ", ".join(remarks) or "ok"
+
+
+def _print_backups(catalogues: Sequence[Catalogue], *, as_tree: bool) -> None:
+    """Print all backups below the name of their domain."""
+    for number, catalogue in enumerate(catalogues):
+        if number:
+            print()
+        print(output.plain(f"Domain {catalogue.names[-1]} ({catalogue.uuid})"))
+        (_print_tree if as_tree else _print_table)(catalogue.history.backups)
+
+
 def _print_table(backups: Sequence[Backup]) -> None:
     output.table(
-        ("ID", "LEVEL", "TIME", "SIZE", "CONSISTENCY", "DISKS"),
+        ("ID", "TIME", "SIZE", "CONSISTENCY", "DISKS"),
         [
             (
                 backup.id,
-                backup.level.value,
-                output.local_time(backup.time),
+                output.local_minute(backup.time),
                 output.size(backup.size_bytes),
                 backup.consistency.value,
                 " ".join(image.dev for image in backup.disks),
@@ -94,7 +152,7 @@ def _print_tree(backups: Sequence[Backup]) -> None:
             (
                 backup.id,
                 backup.parent,
-                f"{backup.id}  {output.local_time(backup.time)}  {output.size(backup.size_bytes)}",
+                f"{backup.id}  {output.local_minute(backup.time)}  {output.size(backup.size_bytes)}",
             )
             for backup in backups
         ]

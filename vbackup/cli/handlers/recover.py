@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     recovered, failed = _recover(domain, options, context=context)
     if context.as_json:
         context.print_document("vbackup.recover/1", _document(recovered, failed, dry_run=options.dry_run))
-    else:
+    elif options.dry_run or not context.is_quiet:
         _print(recovered, failed, dry_run=options.dry_run)
     if failed:
         return Status.SOME_FAILED if recovered else next(iter(failed.values())).status
@@ -41,7 +41,7 @@ def _recover(domain: str | None, options: argparse.Namespace, *, context: Contex
     repository = Repository.open(context.repository_path())
     recovered: dict[str, Sequence[recovery.Recovered]] = {}
     failed: dict[str, VbackupError] = {}
-    with Host(context.uri) as host, context.reporting() as reporter:
+    with Host(context.uri) as host, context.reporting(domain) as reporter:
         for uuid in repository.uuids() if domain is None else [recovery.uuid_of(domain, host, repository=repository)]:
             try:
                 recovered[uuid] = recovery.run(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of
@@ -24,7 +26,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         image_format=ImageFormat(options.format),
     )
     repository = Repository.open(context.repository_path())
-    with context.reporting() as reporter:
+    with context.reporting(request.domain) as reporter:
         done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop)
     if context.as_json:
         document = {
@@ -35,7 +37,19 @@ def run(options: argparse.Namespace, context: Context) -> int:
         }
         context.print_document("vbackup.restore/1", document)
         return Status.DONE
+    if not context.is_quiet:
+        _print(done, context)
+    return Status.DONE
+
+
+def _print(done: restore.Restored, context: Context) -> None:
+    """Print what was written, and the commands that start the domain from it."""
     print(output.plain(f"Restored backup {done.backup.id} of domain {done.backup.domain_name}:"))
     for path in (*done.images.values(), done.domain_xml):
-        print(f"  {path}")
-    return Status.DONE
+        print(output.plain(f"  {path}"))
+    virsh = ["virsh"] if context.uri is None else ["virsh", "-c", context.uri]
+    print("To run it:")
+    if done.closed is not None and os.geteuid() == 0:
+        print(output.plain(f"  chmod o+x {shlex.quote(str(done.closed))}  # or QEMU, as another user, cannot enter it"))
+    for command in (("define", str(done.domain_xml)), ("start", done.backup.domain_name)):
+        print(output.plain(f"  {shlex.join([*virsh, *command])}"))

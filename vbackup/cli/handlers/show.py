@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of
@@ -11,6 +12,9 @@ from vbackup.errors import Status
 from vbackup.model import Backup
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
+
+#: How many backups at each end of a long chain are printed.
+_CHAIN_ENDS = 5
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -51,13 +55,24 @@ def _print(backup: Backup, chains: dict[str, list[str]], *, path: str) -> None:
     _print_disks(backup)
     for disk in backup.left_out:
         print(output.plain(f"Left out: {disk.dev} ({disk.reason})"))
+    for image in backup.disks:
+        print(output.plain(f"Source of {image.dev}: {image.source or 'unknown'}"))
     for dev, ids in chains.items():
-        print(f"Chain of {dev}: {' -> '.join(ids)}")
+        _print_chain(dev, ids)
+
+
+def _print_chain(dev: str, ids: Sequence[str]) -> None:
+    """Print the backups that hold the disk, one per line, the middle of a long chain as a number."""
+    print(f"Chain of {dev}:")
+    omitted = len(ids) - 2 * _CHAIN_ENDS
+    lines = [*ids] if omitted <= 1 else [*ids[:_CHAIN_ENDS], f"... {omitted} more", *ids[-_CHAIN_ENDS:]]
+    for line in lines:
+        print(f"  {line}")
 
 
 def _print_disks(backup: Backup) -> None:
     output.table(
-        ("DISK", "LEVEL", "SIZE", "COPIED", "VIRTUAL", "SOURCE", "WHY"),
+        ("DISK", "LEVEL", "SIZE", "COPIED", "VIRTUAL SIZE", "WHY"),
         [
             (
                 image.dev,
@@ -65,7 +80,6 @@ def _print_disks(backup: Backup) -> None:
                 output.size(image.file_size_bytes),
                 output.size(image.copied_bytes),
                 output.size(image.virtual_size_bytes),
-                image.source or "-",
                 image.reason,
             )
             for image in backup.disks

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         done = speed.run(request, host=host)
     if context.as_json:
         context.print_document("vbackup.speed/1", _document(done, request.speed_bytes_s))
-    else:
+    elif not context.is_quiet:
         _print(done, request.speed_bytes_s)
     return Status.DONE
 
@@ -60,13 +60,9 @@ def _print(done: speed.SpeedChanged, speed_bytes_s: int | None) -> None:
                 job.name.dev,
                 job.name.backup_id,
                 job.name.repository_id,
-                _rate(job.before_bytes_s),
-                _rate(speed_bytes_s),
+                output.rate(job.before_bytes_s),
+                output.rate(speed_bytes_s),
             )
             for job in done.jobs
         ],
     )
-
-
-def _rate(speed_bytes_s: int | None) -> str:
-    return "unlimited" if speed_bytes_s is None else f"{output.size(speed_bytes_s)}/s"

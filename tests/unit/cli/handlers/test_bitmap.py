@@ -27,7 +27,7 @@ def test_bitmaps_are_listed_with_state_and_owner(command: Command, attached: Fak
     lines = command("bitmap", "list", "web").stdout.splitlines()
     assert lines[0].split() == ["DISK", "NODE", "STATE", "DIRTY", "OWNER", "BITMAP"]
     assert lines[1].split() == ["vda", top, "disabled", "128.0", "KiB", "other", "mine"]
-    assert f"vbackup, repository {REPOSITORY}" in lines[2]
+    assert f"vbackup {REPOSITORY}" in lines[2]
     first, second = command("bitmap", "list", "web", "--json").document["bitmaps"]
     assert first == {
         "dev": "vda",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.unit.builders import UUID, backup, commit, incremental
+from vbackup.cli import output
 from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
+THREE_ID = "20261124T101500Z-incremental"
 
 
 def test_empty_repository_is_told(command: Command, repository: Path) -> None:
@@ -23,22 +28,57 @@ def test_empty_repository_is_told(command: Command, repository: Path) -> None:
     assert (document["schema"], document["domains"], document["backups"]) == ("vbackup.list/1", [], [])
 
 
-def test_list_has_a_line_for_each_backup(command: Command, filled: Path) -> None:
-    lines = command("list", "-r", filled).stdout.splitlines()
+@pytest.mark.parametrize("which", ["web", "--all"])
+def test_list_has_a_line_for_each_backup(command: Command, filled: Path, which: str) -> None:
+    lines = command("list", "-r", filled, which).stdout.splitlines()
     assert lines[0] == f"Domain web ({UUID})"
-    assert [line.split()[:2] for line in lines[2:]] == [[ONE.id, "full"], [TWO.id, "incremental"]]
+    assert [line.split()[0] for line in lines[2:]] == [ONE.id, TWO.id]
     assert "\x1b" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_domain_and_all_are_a_contradiction(command: Command, filled: Path) -> None:
+    assert "not both" in command("list", "-r", filled, "web", "--all", status=2).stderr
+
+
+def test_without_a_domain_there_is_a_line_for_each_sorted_by_name(command: Command, filled: Path) -> None:
+    repository = Repository.open(filled)
+    for number, name in enumerate(("zoo", "ant"), start=2):
+        commit(repository, replace(ONE, domain_uuid=f"f0000000-0000-4000-8000-00000000000{number}", domain_name=name))
+    (filled / UUID / f"{THREE_ID}.partial").mkdir()
+    (filled / "f0000000-0000-4000-8000-000000000003" / ONE.id / "manifest.json").write_text("{")
+    outcome = command("list", "-r", filled, status=6)
+    heading, *lines = outcome.stdout.splitlines()
+    assert heading.split() == ["DOMAIN", "NEWEST", "AGE", "BACKUPS", "SIZE", "STATE"]
+    assert [line.split()[0] for line in lines] == ["ant", "web", "zoo"]
+    assert [line.endswith(end) for line, end in zip(lines, ("1 broken", "running or unfinished", "ok"))] == [True] * 3
+    newest = TWO.time.astimezone().strftime("%Y-%m-%d %H:%M")
+    assert re.search(rf"{newest} +\d+ d +2 +{output.size(ONE.size_bytes + TWO.size_bytes)} ", lines[1])
+    domains = command("list", "-r", filled, "--json", status=6).document["domains"]
+    assert [(one["name"], one["newest"], one["backups"], one["broken"], one["unfinished"]) for one in domains] == [
+        ("ant", None, 0, 1, []),
+        ("web", TWO.id, 2, 0, [THREE_ID]),
+        ("zoo", ONE.id, 1, 0, []),
+    ]
+
+
+def test_namesakes_have_their_uuids_in_the_summary(command: Command, filled: Path) -> None:
+    other = "f0000000-0000-4000-8000-000000000002"
+    commit(Repository.open(filled), replace(ONE, domain_uuid=other))
+    lines = command("list", "-r", filled).stdout.splitlines()[1:]
+    assert {line.split("  ")[0] for line in lines} == {f"web ({UUID})", f"web ({other})"}
 
 
 def test_tree_shows_what_stands_on_what(command: Command, filled: Path) -> None:
     lines = command("list", "-r", filled, "--tree").stdout.splitlines()
     assert lines[1].startswith(ONE.id)
-    assert lines[2].index(TWO.id) > 0
+    assert lines[2].startswith(f"↑ {TWO.id}")
 
 
 def test_list_as_a_document(command: Command, filled: Path) -> None:
     document = command("list", "-r", filled, "web", "--json").document
-    assert document["domains"] == [{"uuid": UUID, "name": "web", "names": ["web"]}]
+    [domain] = document["domains"]
+    assert (domain["uuid"], domain["name"], domain["names"]) == (UUID, "web", ["web"])
     assert document["broken"] == []
     assert [(one["id"], one["level"], one["parent"], one["disks"]) for one in document["backups"]] == [
         (ONE.id, "full", None, ["vda"]),
@@ -48,7 +88,7 @@ def test_list_as_a_document(command: Command, filled: Path) -> None:
 
 def test_broken_backup_is_listed_and_is_status_six(command: Command, filled: Path) -> None:
     (filled / UUID / ONE.id / "manifest.json").write_text("{")
-    outcome = command("list", "-r", filled, status=6)
+    outcome = command("list", "-r", filled, "--all", status=6)
     assert TWO.id in outcome.stdout
     assert f"vbackup: warning: Backup {ONE.id} is broken" in outcome.stderr
     broken = command("list", "-r", filled, "--json", status=6).document["broken"]

@@ -20,8 +20,28 @@ TWO = incremental(2, ONE)
 
 def test_show_tells_what_is_recorded(command: Command, filled: Path) -> None:
     text = command("show", "web", "-r", filled).stdout
-    for part in (TWO.id, UUID, "incremental", "crash", "libvirt 9.0.0", "hda (cdrom)", f"{TWO.id} -> {ONE.id}"):
+    for part in (
+        TWO.id,
+        UUID,
+        "incremental",
+        "crash",
+        "libvirt 9.0.0",
+        "hda (cdrom)",
+        f"Chain of vda:\n  {TWO.id}\n  {ONE.id}\n",
+    ):
         assert part in text
+
+
+def test_long_chain_is_shortened_and_lines_fit(command: Command, repository: Path) -> None:
+    chain = [backup(1)]
+    for number in range(2, 31):
+        chain.append(incremental(number, chain[-1]))
+    for link in chain:
+        commit(Repository.open(repository), link)
+    lines = command("show", "web", "-r", repository).stdout.splitlines()
+    begin = lines.index("Chain of vda:")
+    ids = [link.id for link in reversed(chain)]
+    assert [line.strip() for line in lines[begin + 1 :]] == [*ids[:5], "... 20 more", *ids[-5:]]
 
 
 def test_show_as_a_document_is_the_manifest_and_more(command: Command, filled: Path) -> None:
