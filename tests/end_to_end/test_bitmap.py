@@ -92,7 +92,7 @@ def test_owners_are_told_apart(
         ours: ("vbackup", ours.split("-")[1], full["id"]),
     }
     text = command("-c", lab.uri, "bitmap", "list", machine.name).stdout
-    assert f"vbackup, repository {ours.split('-')[1]}" in text
+    assert f"vbackup {ours.split('-')[1]}" in text
     assert "libvirt" in text
 
 

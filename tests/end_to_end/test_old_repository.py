@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,7 +37,16 @@ def repository(tmp_path: Path) -> Path:
 def test_list_prints_what_it_printed_then(command: Command, repository: Path) -> None:
     expected = json.loads((OLD / "list.json").read_text())
     expected["repository"]["path"] = str(repository)
-    assert command("list", "-r", repository, "--json").document == expected
+    assert without_new_members(command("list", "-r", repository, "--json").document, expected) == expected
+
+
+def without_new_members(value: Any, expected: Any) -> Any:
+    """Return the document with only those members that it had then: there may be more now, but not other values."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return {name: without_new_members(value[name], inner) for name, inner in expected.items() if name in value}
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        return [without_new_members(*pair) for pair in zip(value, expected)]
+    return value
 
 
 @pytest.mark.parametrize("backup_id", CONTENTS)
