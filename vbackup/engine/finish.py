@@ -112,12 +112,20 @@ def _refuse_shrunk(unfinished: Unfinished, nodes: BlockNodes) -> None:
             )
 
 
-def commit(unfinished: Unfinished, *, begun: float | None, ready: Callable[[], None] = lambda: None) -> Backup:
+def commit(
+    unfinished: Unfinished, written: Journal, *, begun: float | None, ready: Callable[[], None] = lambda: None
+) -> Backup:
     """Write the manifest and give the backup its name; return it as committed.
 
     ``begun`` is the monotonic time in seconds at which the backup began, None if that is not known. ``ready`` is called
-    when only the name is missing, and may raise (see Stage.commit). Raises StorageError, NoSpaceError.
+    when only the name is missing, and may raise (see Stage.commit). The journal is closed then: the stage is renamed
+    when nothing in it is open. Raises StorageError, NoSpaceError.
     """
+
+    def close_journal() -> None:
+        ready()
+        written.close()
+
     domain = unfinished.domain
     backup = replace(
         unfinished.draft,
@@ -126,7 +134,7 @@ def commit(unfinished: Unfinished, *, begun: float | None, ready: Callable[[], N
     )
     domain.repository.remember_name(backup.domain_uuid, backup.domain_name)
     domain.stop.check()
-    unfinished.stage.commit(backup, ready=ready)
+    unfinished.stage.commit(backup, ready=close_journal)
     return backup
 
 

@@ -20,6 +20,9 @@ from vbackup.qemu.jobs import Job
 
 log = logging.getLogger(__name__)
 
+#: How long, after an error, to wait for syncs that are running. The images are about to be removed, which NFS and SMB
+#: only do with files that are closed; but storage that hangs must not hold up the rest of the undo.
+CLOSING_S = 10.0
 #: How much a job copies between two syncs. Smaller backups are synced once, at their end.
 PIECE_BYTES = 64 * 1024 * 1024
 
@@ -40,6 +43,7 @@ class Writeback:
         self._pending: set[str] = set()
         self._errors: dict[str, OSError] = {}
         self._thread: threading.Thread | None = None
+        self._is_abandoned = False
 
     def __enter__(self) -> Writeback:
         try:
@@ -55,10 +59,10 @@ class Writeback:
         if self._thread is None:
             self._close()
             return
-        # After an error, do not wait for storage that may hang: the thread closes the files when it can.
+        # After an error, do not wait for long: storage may hang. The thread closes the files when it can.
+        self._is_abandoned = kind is not None
         self._queue.put(None)
-        if kind is None:
-            self._thread.join()
+        self._thread.join(CLOSING_S if self._is_abandoned else None)
 
     def on_tick(self, jobs: Mapping[str, Job]) -> None:
         """Start a sync of each image whose job has copied PIECE_BYTES since the last one.
@@ -100,7 +104,8 @@ class Writeback:
 
     def _work(self) -> None:
         while (work := self._queue.get()) is not None:
-            work()
+            if not self._is_abandoned:
+                work()
         self._close()
 
     def _sync(self, job_id: str) -> None:

@@ -258,7 +258,7 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
             started = _start(backup_plan, planned, this, written, guest_was_stopped=guest_was_stopped)
             copied = _copy(backup_plan, started, this, written, watch)
             undo_in_qemu.release()
-        backup = finish.commit(copied, begun=begun, ready=this.moment.copied)
+        backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
         undo.release()
     return backup
 

@@ -296,7 +296,7 @@ def _finish(entry: Entry, domain: LockedDomain) -> None:
             backup = copy(backup, written, Following())
         elif entry.step is Step.COPIED:
             backup = close(backup, written)
-        commit(backup, begun=None)
+        commit(backup, written, begun=None)
         undo_steps.release()
         # After the commit, too, QEMU keeps nothing that only the copy needed.
         backup.push_undo_of_nodes(undo_steps)

@@ -82,10 +82,21 @@ class Journal:
     def __enter__(self) -> Journal:
         with storage_errors(f"write {self._path}"):
             self._fd = files.open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._is_open = True
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        os.close(self._fd)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, so that its directory can be renamed or removed; closing twice is fine.
+
+        An SMB server renames no directory in which a file is open. Every step is on the disk already: closing changes
+        nothing that a recovery would read.
+        """
+        if self._is_open:
+            self._is_open = False
+            os.close(self._fd)
 
     def begin(self, draft: Backup) -> None:
         """Record the plan, as the first line."""

@@ -17,6 +17,8 @@ from vbackup.files import open_regular
 from vbackup.report import Reporter
 from vbackup.stop import Stop
 
+#: Name of the lock's file in a domain's directory.
+LOCK = "lock"
 #: Pause between two attempts to lock, and so the longest delay until a request to stop is noticed.
 TICK_S = 0.25
 
@@ -43,12 +45,12 @@ def take(directory: Path, uuid: str) -> int:
                 f"{directory} is a symbolic link, which could lead out of the repository; vbackup does not follow it."
             )
         try:
-            fd = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
+            fd = open_regular(directory / LOCK, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             continue  # a failed first backup has just removed its directory, and with it the lock
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), (directory / "lock").stat()):
+            if os.path.samestat(os.fstat(fd), (directory / LOCK).stat()):
                 return fd
         except FileNotFoundError:
             pass

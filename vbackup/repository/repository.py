@@ -141,11 +141,19 @@ class Repository:
         try:
             yield
         finally:
-            # A first backup that failed leaves nothing. The lock is held until the descriptor is closed.
+            # A first backup that failed leaves nothing. The file of the lock has to be removed last and while the lock is
+            # held, or another process could lock it in between. The directory is removed only when nothing in it is open:
+            # NFS and SMB keep a removed file in it until it is closed. rmdir spares what another process put there.
+            is_unused = False
             with suppress(OSError):
-                if not any(entry.is_dir() for entry in directory.iterdir()):
-                    _remove_tree(directory)
+                is_unused = not any(entry.is_dir() for entry in directory.iterdir())
+                if is_unused:
+                    for entry in sorted(directory.iterdir(), key=lambda entry: entry.name == lock.LOCK):
+                        entry.unlink()
             os.close(fd)
+            if is_unused:
+                with suppress(OSError):
+                    directory.rmdir()
 
     def taken_ids(self, uuid: str) -> frozenset[str]:
         """Return the names of all entries of the domain's directory: a new backup cannot have such an id.
@@ -211,8 +219,9 @@ class Stage:
     def commit(self, backup: Backup, *, ready: Callable[[], None] = lambda: None) -> None:
         """Write the manifest, sync everything to disk, and rename the directory to the backup's final name.
 
-        ``ready`` is called when everything except the rename is done; if it raises, the backup is not committed. The
-        journal is removed last, because until then another vbackup can finish an interrupted commit.
+        ``ready`` is called when everything except the rename is done; if it raises, the backup is not committed. When
+        it returns, no file in the stage may be open any more: an SMB server does not rename the directory otherwise.
+        The journal is removed last, because until then another vbackup can finish an interrupted commit.
         """
         with storage_errors(f"write to {self.path}"):
             (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in this function

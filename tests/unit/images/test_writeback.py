@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vbackup.errors import NoSpaceError, StorageError
+from vbackup.images import writeback as writeback_module
 from vbackup.images.writeback import PIECE_BYTES, Writeback
 from vbackup.qemu.jobs import Job, JobStatus
 
@@ -166,7 +167,28 @@ def test_error_at_the_end_is_raised(paths: dict[str, Path], disk: Disk) -> None:
         writeback.finish()
 
 
-def test_hanging_storage_does_not_block_an_error(paths: dict[str, Path], disk: Disk) -> None:
+def test_images_are_closed_before_an_error_undoes_them(paths: dict[str, Path], disk: Disk) -> None:
+    """Also by a sync that runs: NFS and SMB do not remove a file that is open."""
+    is_syncing, may_go_on = threading.Event(), threading.Event()
+
+    def sync(_how: str, _name: str) -> None:
+        is_syncing.set()
+        assert_(may_go_on.wait(WAIT_S))
+
+    disk.fails = sync
+    before = open_fds()
+    with contextlib.suppress(KeyboardInterrupt), Writeback(paths) as writeback:
+        writeback.on_tick(at(one=PIECE_BYTES))
+        assert is_syncing.wait(WAIT_S)
+        threading.Timer(0.05, may_go_on.set).start()
+        raise KeyboardInterrupt
+    assert open_fds() == before
+
+
+def test_hanging_storage_does_not_block_an_error(
+    paths: dict[str, Path], disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback_module, "CLOSING_S", 0.05)
     may_go_on = threading.Event()
     disk.fails = lambda _how, _name: assert_(may_go_on.wait(WAIT_S))
     before = open_fds()
