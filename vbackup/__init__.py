@@ -4,7 +4,7 @@ The package is a house: rooms named by what one looks for, and imports that poin
 drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a separate door, the script hooks/qemu.
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
-                             values  context  output  terminal  reporters  batch  plans  qemu
+                             values  context  output  streams  terminal  reporters  batch  plans  qemu
     operations               one module a command: backup  batch  recovery  restore  forget  bitmap  speed
                              transaction
     engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  fleecing  preparation  moment

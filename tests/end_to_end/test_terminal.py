@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.daemon import Daemon
-from tests.lab import DiskSpec, Machine, domain_xml
+from tests.lab import DiskSpec, Machine, compare, domain_xml
+from tests.streams import run_with_broken
 
 if TYPE_CHECKING:
     pass
@@ -75,3 +76,40 @@ def test_narrow_terminal_keeps_every_disk_and_level(machine: Machine, daemon: Da
     out, _ = on_a_terminal("-c", daemon.uri, "backup", machine.name, "-r", str(repository), columns=60)
     for word in ("vda", "vdb", "full", "64.0 MiB"):
         assert word in out
+
+
+# output that cannot be written
+
+
+@pytest.mark.parametrize("is_on", [True, False], ids=["running", "off"])
+def test_backup_counts_whatever_becomes_of_its_words(
+    daemon: Daemon, images: Path, repository: Path, is_on: bool
+) -> None:
+    spec = DiskSpec(images / "vda.qcow2")
+    spec.create()
+    (daemon.start if is_on else daemon.define)(domain_xml("words", [spec.xml()]))
+    arguments = ["-m", "vbackup", "-c", daemon.uri, "backup", "words", "-r", str(repository)]
+    runs: list[tuple[dict[int, str], list[str], bool]] = [
+        ({1: "full"}, ["--json"], False),
+        ({1: "gone", 2: "gone"}, ["-v"], True),
+        ({0: "closed", 1: "closed", 2: "closed"}, [], False),
+        ({2: "full"}, ["--progress", "json"], True),
+    ]
+    for count, (broken, options, unbuffered) in enumerate(runs, start=1):
+        done = run_with_broken([*arguments, *options], broken, unbuffered=unbuffered)
+        assert done.returncode == 0, (broken, options, done.stderr)
+        assert "Traceback" not in done.stderr, (broken, options, done.stderr)
+        assert len(list(repository.glob("*/*/manifest.json"))) == count, (broken, options)
+    shown = run_with_broken(
+        ["-m", "vbackup", "restore", "words", "-r", str(repository), "--output", str(images / "out")],
+        {0: "closed", 1: "closed", 2: "full"},
+    )
+    assert shown.returncode == 0
+    if not is_on:
+        compare(images / "out" / "vda.qcow2", spec.path)
+    assert len((images / "out" / "domain.xml").read_text()) > 100
+
+
+def test_plan_that_cannot_be_written_is_told(machine: Machine, daemon: Daemon, repository: Path) -> None:
+    arguments = ["-m", "vbackup", "-c", daemon.uri, "backup", machine.name, "-r", str(repository), "--dry-run"]
+    assert run_with_broken(arguments, {1: "full"}).returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -9,18 +10,33 @@ from importlib import import_module
 
 from vbackup.cli import parser
 from vbackup.cli.context import Context
+from vbackup.cli.streams import Result
 from vbackup.stop import Stop, on_signals
 
+#: The commands that only print.
+_ONLY_PRINT = frozenset(("list", "show", "bitmap list", "hooks status"))
 
-def run(arguments: Sequence[str]) -> int:
-    """Return the exit status of the command. Raises what its handler raises."""
+
+def run(arguments: Sequence[str], result: Result | None = None) -> int:
+    """Return the exit status of the command, and note in ``result`` what its output means.
+
+    Raises what the command's handler raises.
+    """
     options = parser.parse(arguments)
+    if result is not None:
+        result.is_the_work = _only_prints(options)
     _set_up_logging(verbose=options.verbose)
     with on_signals(Stop()) as stop:
         # The only import of a handler: each brings what its command works with, and a command waits for no other's.
         handler = import_module(f"vbackup.cli.handlers.{options.command}")
         status: int = handler.run(options, Context(options, stop))
     return status
+
+
+def _only_prints(options: argparse.Namespace) -> bool:
+    inner = getattr(options, "bitmap_command", None) or getattr(options, "action", None)
+    command = f"{options.command} {inner}" if inner else options.command
+    return command in _ONLY_PRINT or getattr(options, "dry_run", False) or getattr(options, "test", False)
 
 
 def _set_up_logging(*, verbose: bool) -> None:
