@@ -7,8 +7,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
     operations               one module a command: backup  batch  recovery  restore  forget  bitmap  speed
                              transaction
-    engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  fleecing  preparation  moment
-                             group  unfinished  finish  leftovers  foreign_jobs  total_rate  latency  latency_throttle
+    engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  allocation  allocation_jobs
+                             fleecing  preparation  moment  group  unfinished  finish  leftovers  foreign_jobs
+                             total_rate  latency  latency_throttle
     images                   target images: creation  targets  tuning  writeback  digests  flatten  denied
                              denied_facts
     domain | repository
@@ -22,8 +23,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       hooks                  libvirt's hook script: install  daemons  marks  events
     (root)                   words and tools: errors  model  fields  names  report  files  process  stop  undo
 
-No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, endmark, moment and latency,
-repository.history, qemu.block_graph, domain.domain_xml, images.tuning and denied.
+No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, endmark, allocation, moment and
+latency, repository.history, qemu.block_graph, domain.domain_xml, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

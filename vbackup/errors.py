@@ -175,6 +175,16 @@ class QemuText(str):
         return "No space left on device" in self
 
     @property
+    def is_io_error(self) -> bool:
+        """True for EIO."""
+        return "Input/output error" in self
+
+    @property
+    def is_of_performance(self) -> bool:
+        """True if QEMU does not take x-perf as it is: Parameter 'actions[1].data.x-perf' is unexpected."""
+        return "x-perf" in self or "max-chunk" in self or "max-workers" in self
+
+    @property
     def is_denied(self) -> bool:
         """True if QEMU may not open a file.
 

@@ -202,6 +202,7 @@ class Layer:
     read_only: bool
     virtual_size_bytes: int
     filename: str
+    allocated_bytes: int | None = None  #: storage that its file takes (actual-size); None if QEMU does not say
     stores_bitmaps: bool = False  #: as qcow2 version 3 can; version 2 (compat=0.10) and raw cannot
     bitmaps: Mapping[str, Bitmap] = field(default_factory=dict)
 

@@ -31,7 +31,7 @@ DEV = re.compile(r"[a-z][a-z0-9_]{0,9}")
 _PREFIX = re.compile(rf"vbackup-{REPOSITORY_ID.pattern}-")
 _BITMAP = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
-    rf"-(?:(?P<token>{TOKEN.pattern})|working)"
+    rf"-(?:(?P<token>{TOKEN.pattern})|working|allocated)"
 )
 _END_MARK = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-end-(?P<dev>{DEV.pattern})-(?P<size>[1-9][0-9]{{0,18}})"
@@ -98,6 +98,14 @@ class Naming:
         """Return the name of the working bitmap, which drives the copy and exists as long as the job."""
         return f"{self.job(backup, dev)}-working"
 
+    def allocation_bitmap(self, backup: str, dev: str) -> str:
+        """Return the name of the bitmaps, on all layers of disk ``dev``, of what the layers have allocated."""
+        return f"{self.job(backup, dev)}-allocated"
+
+    def allocation_job(self, backup: str, dev: str) -> str:
+        """Return the id of the job that finds out what a layer of disk ``dev`` has allocated."""
+        return f"{self.job(backup, dev)}-allocation"
+
     def job(self, backup: str, dev: str) -> str:
         """Return the id of the job that copies disk ``dev``."""
         return f"{self.prefix}{backup}-{dev}"
@@ -129,6 +137,25 @@ class Naming:
     def scratch_node(self, number: int) -> str:
         """Return the name of a node on which an end mark is prepared. No target's: no ``dev`` has a dot or a dash."""
         return f"{self.prefix}end.{number}"
+
+    def allocation_node(self, index: int) -> str:
+        """Return the name of a node as large as a disk that has smaller layers (vbackup.engine.allocation)."""
+        return f"{self.prefix}alloc.{index}"
+
+    @property
+    def allocation_sink(self) -> str:
+        """The name of the node that fails every write of a job that asks what a layer has allocated."""
+        return f"{self.prefix}alloc-sink"
+
+    @property
+    def allocation_source(self) -> str:
+        """The name of a node as large as a layer that is smaller than its disk."""
+        return f"{self.prefix}alloc-src"
+
+    @property
+    def allocation_window(self) -> str:
+        """The name of the node that maps as much of an ``allocation_node``."""
+        return f"{self.prefix}alloc-win"
 
     @property
     def scratch_source(self) -> str:
@@ -162,11 +189,11 @@ class BitmapName:
     repository_id: str
     checkpoint: str
     dev: str
-    token: str | None  #: None for a working bitmap
+    token: str | None  #: None for a bitmap that only its own backup needs
 
     @property
     def working(self) -> bool:
-        """True for a working bitmap, False for a checkpoint's."""
+        """True for a bitmap that drives a copy, or that such a one is merged from; False for a checkpoint's."""
         return self.token is None
 
 

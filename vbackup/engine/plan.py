@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from vbackup import names
-from vbackup.engine import endmark
+from vbackup.engine import allocation, endmark
+from vbackup.engine.allocation import ALL, Allocation
 from vbackup.engine.base import Choice, level_of, parent_of
 from vbackup.engine.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
@@ -35,12 +36,12 @@ from vbackup.model import (
 from vbackup.names import Naming
 from vbackup.qapi.actions import (
     Action,
-    BackupPerf,
     BitmapSyncMode,
     BlockdevBackup,
     BlockDirtyBitmap,
     BlockDirtyBitmapAdd,
     BlockDirtyBitmapMerge,
+    BlockDirtyBitmapRemove,
     MirrorSyncMode,
     OnCbwError,
 )
@@ -86,8 +87,9 @@ class DiskPlan:
     job_id: str
     target_node: str
     bitmap: str | None  #: of the new checkpoint; None for a copy, and for a disk that cannot have one
-    working_bitmap: str | None  #: selects what is copied; None without a base
+    working_name: str  #: of the bitmap that selects what is copied, if there is one
     fleecing: FleecingPlan | None = None
+    allocation: Allocation = ALL  #: how a full finds what to copy
     new_mark: NewMark | None = None  #: an end mark to add or reset (vbackup.engine.endmark)
 
     @property
@@ -99,6 +101,11 @@ class DiskPlan:
     def file(self) -> str:
         """File name of the image in the backup's directory."""
         return f"{self.dev}.qcow2"
+
+    @property
+    def working_bitmap(self) -> str | None:
+        """The bitmap that selects what is copied; None for a full without bitmaps of what is allocated."""
+        return self.working_name if self.choice.base is not None or self.allocation.layers else None
 
     @property
     def backing_rpath(self) -> str | None:
@@ -145,9 +152,12 @@ class DiskPlan:
         if self.bitmap is not None:
             part.append(_new_bitmap(node, self.bitmap, persistent=self.node.keeps_bitmaps or None))
         if self.working_bitmap is not None:
-            merged = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in self.choice.bitmaps)
+            sources = self.choice.bitmaps if self.choice.base is not None else self.allocation.bitmaps
+            merged = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in sources)
             part.append(_new_bitmap(node, self.working_bitmap, disabled=True))
             part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, merged))
+        asked = [layer.bitmap for layer in self.allocation.layers]
+        part += [BlockDirtyBitmapRemove(one.node_name, one.bitmap) for one in asked]
         if self.fleecing is None:
             part.append(self._job(node, speed_bytes_s=speed_bytes_s, compress=compress))
         else:
@@ -189,14 +199,14 @@ class DiskPlan:
             job_id=self.job_id,
             device=device,
             target=self.target_node,
-            sync=MirrorSyncMode.BITMAP if by_bitmap else MirrorSyncMode.FULL,
+            sync=MirrorSyncMode.BITMAP if by_bitmap else self.allocation.sync,
             bitmap=self.working_bitmap,
             bitmap_mode=BitmapSyncMode.NEVER if by_bitmap else None,
             speed=speed_bytes_s,
             compress=compress or None,
             auto_finalize=False,
             auto_dismiss=False,
-            x_perf=BackupPerf(max_workers=self.fleecing.max_workers) if self.fleecing else None,
+            x_perf=tuning.performance(max_workers=self.fleecing.max_workers if self.fleecing else None),
         )
 
 
@@ -362,6 +372,8 @@ def make(
                 disks=len(choices),
             )
             disk = replace(disk, fleecing=fleecing)
+        if choice.base is None:
+            disk = replace(disk, allocation=_allocation(disk, identity.naming, backup_id=backup_id, index=index))
         if disk.bitmap is not None:
             disk = replace(disk, new_mark=_new_mark(node, choice, history=history, naming=identity.naming, sizes=sizes))
         disks.append(disk)
@@ -389,7 +401,18 @@ def _disk(node: DiskNode, choice: Choice, *, backup_id: str, level: Level, ident
         job_id=naming.job(backup_id, dev),
         target_node=naming.target_node(dev),
         bitmap=naming.bitmap(backup_id, dev, identity.token) if makes_checkpoint else None,
-        working_bitmap=naming.working_bitmap(backup_id, dev) if choice.base else None,
+        working_name=naming.working_bitmap(backup_id, dev),
+    )
+
+
+def _allocation(disk: DiskPlan, naming: Naming, *, backup_id: str, index: int) -> Allocation:
+    return allocation.of_full(
+        disk.node,
+        backup_id=backup_id,
+        naming=naming,
+        index=index,
+        has_view=disk.fleecing is not None,
+        tells_zeros=disk.fleecing is None or disk.fleecing.tells_zeros,
     )
 
 

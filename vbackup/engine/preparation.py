@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vbackup.engine import fleecing, scratch
+from vbackup.engine import allocation_jobs, fleecing, scratch
 from vbackup.engine.plan import BackupPlan
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.images import creation, targets
@@ -26,10 +26,13 @@ def new_images(plan: BackupPlan, stage: Stage) -> Sequence[NewImage]:
     ]
 
 
-def prepare(plan: BackupPlan, stage: Stage, domain: LockedDomain, *, fleecing_area: Path | None, undo: Undo) -> None:
+def prepare(
+    plan: BackupPlan, stage: Stage, domain: LockedDomain, *, fleecing_area: Path | None, undo: Undo
+) -> BackupPlan:
     """Make images of the reserved files, pass each to QEMU as soon as it is ready, and open what else is planned.
 
-    ``undo`` gets the end of all nodes. Raises StorageError, NoSpaceError, UnsuitableError, QmpError.
+    Returns the plan as QEMU can carry it out. ``undo`` gets the end of all nodes. Raises JobError,
+    StorageError, NoSpaceError, UnsuitableError, QmpError.
     """
     monitor, labels = domain.monitor, plan.domain.security_labels
     with creation.made(new_images(plan, stage), options=plan.image_options, stop=domain.stop) as images:
@@ -38,3 +41,4 @@ def prepare(plan: BackupPlan, stage: Stage, domain: LockedDomain, *, fleecing_ar
         assert fleecing_area is not None
         fleecing.open_images(monitor, plan.disks, fleecing_area, undo=undo, security_labels=labels)
     scratch.prepare(monitor, plan.scratch_sizes, naming=domain.naming, undo=undo, stop=domain.stop)
+    return allocation_jobs.ask(plan, domain, undo=undo)

@@ -100,12 +100,12 @@ class Unfinished:
 
     @property
     def working_bitmaps(self) -> Sequence[NodeBitmap]:
-        """The bitmaps that drive the copies."""
+        """The bitmaps that drive the copies, and those that such a one is merged from in a full."""
         naming = self.domain.naming
         return [
-            NodeBitmap(image.node_name, naming.working_bitmap(self.draft.id, image.dev))
+            NodeBitmap(image.node_name, name(self.draft.id, image.dev))
             for image in self.draft.disks
-            if image.base is not None
+            for name in (naming.working_bitmap, *(() if image.base else (naming.allocation_bitmap,)))
         ]
 
     def push_undo_of_bitmaps(self, undo: Undo) -> None:

@@ -9,11 +9,22 @@ vbackup.images.targets opens them.
 from __future__ import annotations
 
 from vbackup.model import CLUSTER_BYTES, Compression, ImageOptions, NodeOptions
+from vbackup.qapi.actions import BackupPerf
 
 #: How much of an image's L2 table QEMU caches and writes at a time: a whole table. The default is 4 KiB if the tables
 #: do not all fit into QEMU's cache of 32 MiB, so from 256 GiB on; QEMU then writes each new table, which maps
 #: 512 MiB, in sixteen writes, one after another.
 TABLES = {"l2-cache-entry-size": CLUSTER_BYTES}
+
+#: How much of the disk a job reads and writes at a time, and how many such pieces at once. QEMU's defaults are 1 MiB
+#: and 64: it gets the memory for each piece from the kernel and gives it back.
+MAX_CHUNK_BYTES = 512 * 1024
+MAX_WORKERS = 16
+
+
+def performance(*, max_workers: int | None = None) -> BackupPerf:
+    """Return the performance options of a job that copies; ``max_workers`` if it has to be less demanding."""
+    return BackupPerf(max_workers=max_workers or MAX_WORKERS, max_chunk=MAX_CHUNK_BYTES)
 
 
 def image_options(compression: Compression) -> ImageOptions:

@@ -33,7 +33,7 @@ from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Qui
 from vbackup.operations import recovery
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
-from vbackup.qemu.transaction import prepare_only, send
+from vbackup.qemu.transaction import prepare_only, send, tuned
 from vbackup.report import Reporter
 from vbackup.repository.history import History
 from vbackup.repository.journal import Journal
@@ -132,9 +132,12 @@ def dry_run(
         backup_plan = _plan(request, domain)
         with repository.stage(domain.uuid, backup_plan.id) as stage, Undo(reporter) as undo:
             creation.reserve(preparation.new_images(backup_plan, stage))
-            preparation.prepare(backup_plan, stage, domain, fleecing_area=request.fleecing, undo=undo)
+            backup_plan = preparation.prepare(backup_plan, stage, domain, fleecing_area=request.fleecing, undo=undo)
             with _refusals_of_lock():
-                prepare_only(domain.monitor, backup_plan.transaction(), qemu=f"domain {backup_plan.domain.name}")
+                tuned(
+                    lambda actions: prepare_only(domain.monitor, actions, qemu=f"domain {backup_plan.domain.name}"),
+                    backup_plan.transaction(),
+                )
     return backup_plan
 
 
@@ -250,7 +253,9 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
         planned.push_undo_of_bitmaps(undo)
         with Undo(domain.reporter) as undo_in_qemu:
             written.targets([disk.file for disk in backup_plan.disks])
-            preparation.prepare(backup_plan, stage, domain, fleecing_area=this.request.fleecing, undo=undo_in_qemu)
+            backup_plan = preparation.prepare(
+                backup_plan, stage, domain, fleecing_area=this.request.fleecing, undo=undo_in_qemu
+            )
             guest_was_stopped = domain.source.is_guest_stopped()
             watch = _space_watch(backup_plan, this, guest_was_stopped=guest_was_stopped)
             planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
@@ -291,13 +296,13 @@ def _start(
     domain.stop.check()
     # Nothing is written to the repository while the guest is frozen: its storage may be slow.
     written.moment(datetime.now(timezone.utc), guest_was_stopped=guest_was_stopped)
-    transaction = {"actions": backup_plan.transaction()}
+    transaction = backup_plan.transaction()
     this.moment.ready()
     frozen = domain.source.frozen(this.request.quiesce, domain.reporter, limit_s=this.request.freeze_limit_s)
     with frozen as freeze, this.moment.taken():
         now = datetime.now(timezone.utc)
         with _refusals_of_lock():
-            send(domain.monitor, transaction)
+            tuned(lambda actions: send(domain.monitor, {"actions": actions}), transaction)
     this.moment.sent()
     draft = replace(
         planned.draft,
@@ -340,7 +345,7 @@ def _copy(
         return finish.copy(started, written, following)
     fleecing.open_views(monitor, backup_plan.disks)
     with _refusals_of_lock():
-        send(monitor, {"actions": backup_plan.copies()})
+        tuned(lambda actions: send(monitor, {"actions": actions}), backup_plan.copies())
     try:
         return finish.copy(started, written, replace(following, watch=watch.check))
     except JobError as err:

@@ -202,6 +202,7 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
             read_only=entry.boolean("ro"),
             virtual_size_bytes=image.integer("virtual-size"),
             filename=entry.text("file"),
+            allocated_bytes=image.integer("actual-size") if "actual-size" in image else None,
             stores_bitmaps=driver == BlockDriver.QCOW2 and _compat(image) != QCOW2_V2,
             bitmaps={bitmap.name: bitmap for bitmap in bitmaps if bitmap.name},
         )

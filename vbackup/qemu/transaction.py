@@ -5,12 +5,15 @@ vbackup.engine.plan makes the transaction of a backup, vbackup.operations.transa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vbackup.errors import BusyError, MalformedError, QmpError
 from vbackup.qapi.actions import Abort
 from vbackup.qemu.monitor import Monitor
+
+log = logging.getLogger(__name__)
 
 
 def send(monitor: Monitor, arguments: Mapping[str, Any]) -> None:
@@ -24,6 +27,24 @@ def send(monitor: Monitor, arguments: Mapping[str, Any]) -> None:
         if err.description.is_busy:
             raise BusyError(f"A block node is busy with another block job; try again when it is done ({err}).") from err
         raise
+
+
+def tuned(attempt: Callable[[list[dict[str, Any]]], None], actions: list[dict[str, Any]]) -> None:
+    """Call ``attempt``, which sends or checks the actions; again without x-perf if QEMU does not take it.
+
+    x-perf is unstable: any QEMU may have changed it, and a copy without it is only slower. Only for vbackup's own
+    actions. Raises what ``attempt`` raises.
+    """
+    try:
+        attempt(actions)
+    except QmpError as err:
+        if not err.description.is_of_performance:
+            raise
+        log.debug("%s", err)
+        plain = [
+            {**one, "data": {name: value for name, value in one["data"].items() if name != "x-perf"}} for one in actions
+        ]
+        attempt(plain)
 
 
 def prepare_only(monitor: Monitor, actions: Sequence[Mapping[str, Any]], *, qemu: str) -> None:

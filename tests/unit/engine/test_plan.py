@@ -102,9 +102,10 @@ def test_full_adds_the_checkpoint_and_copies_all() -> None:
                 "job-id": job,
                 "device": "libvirt-2-format",
                 "target": f"vbackup-{REPOSITORY}-vda",
-                "sync": "full",
+                "sync": "top",
                 "auto-finalize": False,
                 "auto-dismiss": False,
+                "x-perf": {"max-workers": 16, "max-chunk": 524288},
             },
         },
     ]
@@ -152,6 +153,7 @@ def test_incremental_copies_what_a_frozen_union_of_the_changes_tells() -> None:
                 "bitmap-mode": "never",
                 "auto-finalize": False,
                 "auto-dismiss": False,
+                "x-perf": {"max-workers": 16, "max-chunk": 524288},
             },
         },
     ]
@@ -277,10 +279,33 @@ def test_guest_waits_for_the_fleecing_area_and_the_view_is_copied(spares_guest: 
 def test_copies_leave_threads_of_qemu_to_the_guest(count: int, workers: int) -> None:
     abilities = plan.FleecingAbilities(spares_guest=False, tells_zeros=False)
     made = make([(builders.node(layer(), dev=f"vd{number}"), whole()) for number in range(count)], fleecing=abilities)
-    assert [one["data"]["x-perf"] for one in made.copies()] == [{"max-workers": workers}] * count
+    assert [one["data"]["x-perf"] for one in made.copies()] == [{"max-workers": workers, "max-chunk": 524288}] * count
 
 
 def test_without_a_fleecing_area_there_is_one_transaction() -> None:
     made = make([(vda(), whole())])
     assert made.copies() == []
-    assert [one["data"]["sync"] for one in made.transaction() if one["type"] == "blockdev-backup"] == ["full"]
+    assert [one["data"]["sync"] for one in made.transaction() if one["type"] == "blockdev-backup"] == ["top"]
+
+
+# what a full copies by
+
+
+def test_full_of_a_chain_is_copied_by_what_its_layers_had_before_and_the_guest_wrote_since() -> None:
+    """The bitmaps on the layers have served when the working bitmap is merged from them."""
+    huge: dict[str, Any] = {"virtual_size_bytes": 40 << 40, "allocated_bytes": 1 << 20}
+    base = layer(node_name="libvirt-3-format", **{**huge, "virtual_size_bytes": 3 << 40})
+    node = builders.node(layer(end_mark("vda", 40 << 40), node_name="libvirt-2-format", **huge), base)
+    made = make([(node, whole())], Level.FULL)
+    job = f"vbackup-{REPOSITORY}-20261123T120000Z-full-vda"
+    kinds = [one["type"].removeprefix("block-dirty-") for one in made.transaction()]
+    assert kinds == ["bitmap-add", "bitmap-add", "bitmap-merge", "bitmap-remove", "bitmap-remove", "blockdev-backup"]
+    merged, removed, removed_below, copy = (one["data"] for one in made.transaction()[2:])
+    assert merged["bitmaps"] == [
+        {"node": "libvirt-2-format", "name": f"{job}-allocated"},
+        {"node": f"vbackup-{REPOSITORY}-alloc.0", "name": f"{job}-allocation"},
+    ]
+    assert removed == {"node": "libvirt-2-format", "name": f"{job}-allocated"}
+    assert removed_below == {"node": "libvirt-3-format", "name": f"{job}-allocated"}
+    assert (copy["sync"], copy["bitmap"], copy["bitmap-mode"]) == ("bitmap", f"{job}-working", "never")
+    assert made.disks[0].draft().level is Level.FULL

@@ -72,9 +72,14 @@ def test_names_follow_from_the_draft(repo: Repository, qemu: FakeQemu, tmp_path:
     assert one.target_nodes == [naming.target_node("vda"), naming.target_node("vdb")]
 
 
-def test_only_a_disk_with_a_base_has_a_working_bitmap(repo: Repository, qemu: FakeQemu, tmp_path: Path) -> None:
-    working = Naming(repo.id).working_bitmap(ID, "vda")
-    assert unfinished(repo, qemu, tmp_path).working_bitmaps == [NodeBitmap(qemu.top("virtio-disk0"), working)]
+def test_bitmaps_that_only_this_backup_needs(repo: Repository, qemu: FakeQemu, tmp_path: Path) -> None:
+    """A full may have some too: of what is allocated (vbackup.engine.allocation)."""
+    naming = Naming(repo.id)
+    assert unfinished(repo, qemu, tmp_path).working_bitmaps == [
+        NodeBitmap(qemu.top("virtio-disk0"), naming.working_bitmap(ID, "vda")),
+        NodeBitmap(qemu.top("virtio-disk1"), naming.working_bitmap(ID, "vdb")),
+        NodeBitmap(qemu.top("virtio-disk1"), naming.allocation_bitmap(ID, "vdb")),
+    ]
 
 
 @pytest.mark.parametrize("foreign", ["theirs", "of another repository", "of another backup", None])

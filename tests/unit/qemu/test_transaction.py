@@ -64,3 +64,42 @@ def test_any_other_refusal_is_qemus(qemu: FakeQemu) -> None:
     qemu.refuse("transaction", "Bitmap already exists: mine")
     with pytest.raises(QmpError, match="Bitmap already exists"):
         transaction.send(qemu, {"actions": add(qemu)})
+
+
+def copy_with_performance() -> list[dict[str, object]]:
+    data = {"job-id": "j", "device": "n", "target": "t", "sync": "top", "x-perf": {"max-chunk": 524288}}
+    return [{"type": "abort", "data": {}}, {"type": "blockdev-backup", "data": data}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Parameter 'actions[1].data.x-perf' is unexpected",
+        "Parameter 'actions[1].data.x-perf.max-chunk' is unexpected",
+        "Required max-chunk (524288) is less than backup cluster size (1048576)",
+    ],
+)
+def test_qemu_that_does_not_take_the_performance_options_copies_without_them(words: str) -> None:
+    tried = []
+
+    def attempt(actions: list[dict[str, object]]) -> None:
+        tried.append(actions)
+        if len(tried) == 1:
+            raise QmpError("transaction", "GenericError", words)
+
+    transaction.tuned(attempt, copy_with_performance())
+    with_them, without = copy_with_performance(), copy_with_performance()
+    del without[1]["data"]["x-perf"]  # type: ignore[attr-defined]
+    assert tried == [with_them, without]
+
+
+def test_any_other_refusal_stands() -> None:
+    tried = []
+
+    def attempt(actions: list[dict[str, object]]) -> None:
+        tried.append(actions)
+        raise QmpError("transaction", "GenericError", "Node not found")
+
+    with pytest.raises(QmpError, match="Node not found"):
+        transaction.tuned(attempt, copy_with_performance())
+    assert len(tried) == 1
