@@ -193,7 +193,9 @@ class Lab:
         machine.destroy()
         if machine.handle.domain.isPersistent():
             machine.handle.domain.undefineFlags(
-                libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             )
         self.machines.remove(machine)
 

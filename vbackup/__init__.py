@@ -17,7 +17,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              passthrough  detached  freeze  watchdog
       repository             the record: repository  catalogue  history  manifest  journal  lock  verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
-                             backing_chain  storage_daemon  qemu_img  qcow2
+                             activity  backing_chain  storage_daemon  qemu_img  qcow2
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Collection
 from enum import IntEnum
 
 _ACTION = re.compile(r"actions\[([0-9]+)\]")
@@ -140,6 +141,19 @@ class QuiesceError(UnsuitableError):
 
 class MonitorError(VbackupError):
     """A command did not reach QEMU or libvirt refused it; the text has libvirt's message."""
+
+
+class StateLockedError(MonitorError):
+    """libvirt did not let the command through: another operation has held the domain's lock for half a minute."""
+
+    status = Status.BUSY
+
+    def __init__(self, domain: str, message: str) -> None:
+        self.domain = domain
+        super().__init__(
+            f"Domain {domain} is busy with another operation of libvirt ({message}); run the same command again when"
+            " that has ended."
+        )
 
 
 class FdsNotPassedError(MonitorError):
@@ -326,6 +340,56 @@ class DiskBusyError(BusyError):
         self.job_id = job_id
         what = "libvirt's own backup" if by_libvirt else f"a {job_type} job"
         super().__init__(f"Disk {dev} is busy with {what} ({job_id}); try again when it is done.")
+
+
+class MigratingError(BusyError):
+    """The domain is on its way from or to another host; detected before anything was sent to QEMU."""
+
+    def __init__(self, domain: str, *, incoming: bool) -> None:
+        self.domain = domain
+        self.incoming = incoming
+        super().__init__(
+            f"Domain {domain} is being migrated {'from' if incoming else 'to'} another host. Run the same command again"
+            f" when the migration has ended{'' if incoming else ', on the host where the domain is then'}."
+        )
+
+
+class InactiveError(BusyError):
+    """QEMU has handed its images over, or not yet taken them over: they are not its own to write bitmaps to.
+
+    ``run_state`` is QEMU's (QAPI RunState), "" if that is not known.
+    """
+
+    def __init__(self, qemu: str, run_state: str, *, resume: str) -> None:
+        self.run_state = run_state
+        remedy = f"Resume the guest ({resume}), and run the same command again."
+        if run_state in ("inmigrate", "finish-migrate"):
+            why, remedy = "it is being migrated", "Run the same command again when the migration has ended."
+        elif run_state == "postmigrate":
+            why = (
+                "its memory was migrated, or was saved in a dump or snapshot while it was paused, and it has not run"
+                " since"
+            )
+            remedy = f"If it runs on another host now, run vbackup there. Otherwise, {remedy[0].lower()}{remedy[1:]}"
+        else:
+            why = "it arrived paused, by a migration or from saved memory, and has not run since"
+        super().__init__(
+            f"{qemu} does not have its images to itself: {why}. QEMU shows no stored bitmaps then, and a bitmap added"
+            f" now could keep the guest from resuming. Nothing was changed. {remedy}"
+        )
+
+
+class NotLoadedError(BusyError):
+    """QEMU has not loaded the bitmaps that an image stores, so a new one could collide with one of them."""
+
+    def __init__(self, dev: str, filename: str, names: Collection[str]) -> None:
+        self.dev = dev
+        self.names = sorted(names)
+        stored = f" has bitmaps that QEMU has not loaded ({', '.join(self.names)})" if names else " is inactive in QEMU"
+        super().__init__(
+            f"Disk {dev}: its image {filename}{stored}. Nothing was changed. If the guest is paused, resume it;"
+            " otherwise, shut it off and start it again; then run the same command again."
+        )
 
 
 class GroupError(VbackupError):

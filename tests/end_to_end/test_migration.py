@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ import pytest
 from tests.daemon import end_domains, wait_for
 from tests.end_to_end.chains import END_BYTES, levels, reasons
 from tests.end_to_end.test_daemon import Running
-from tests.lab import DiskSpec, Machine, domain_xml
+from tests.lab import DiskSpec, Machine, domain_xml, qemu_img_info
 from vbackup.domain.host import Host
 
 if TYPE_CHECKING:
@@ -83,6 +85,17 @@ def a_host(directory: Path) -> Iterator[str]:
             process.terminate()
 
 
+def waiting() -> list[int]:
+    """The processes of those QEMUs that wait for a migration."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            argv = path.read_bytes().split(b"\0")
+            if b"qemu-system" in argv[0] and b"-incoming" in argv:
+                pids.append(int(path.parent.name))
+    return pids
+
+
 @dataclass
 class Move:
     """A domain with a qcow2 and a raw disk, and two hosts for it."""
@@ -130,15 +143,47 @@ class Move:
             machine.write(dev, f"write -P {pattern} {offset} {length}")
             data[offset : offset + length] = bytes([pattern]) * length
 
-    def migrate(self) -> subprocess.CompletedProcess[str]:
-        """To the other host; ``--unsafe`` as /tmp is none of the filesystems that libvirt knows to be shared."""
-        to = "there" if self.at == "here" else "here"
-        argv = ["virsh", "-c", self.uri, "migrate", "--live", "--p2p", "--unsafe", NAME, self.uris[to]]
+    @property
+    def elsewhere(self) -> str:
+        """The host where it is not."""
+        return "there" if self.at == "here" else "here"
+
+    def migrate(self, *options: str, meanwhile: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+        """To the other host; ``--unsafe`` as /tmp is none of the filesystems that libvirt knows to be shared.
+
+        ``meanwhile`` is called while the QEMU that it comes to is stopped.
+        """
+        to = self.elsewhere
+        argv = ["virsh", "-c", self.uri, "migrate", "--live", "--p2p", "--unsafe", *options, NAME, self.uris[to]]
         argv.append(f"unix://{self.directory}/migration")
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            if meanwhile is not None:
+                with self._held_up(process):
+                    meanwhile()
+            out, err = process.communicate(timeout=120)
+        done = subprocess.CompletedProcess(argv, process.returncode, out, err)
         if done.returncode == 0:
             self.at = to
         return done
+
+    @contextmanager
+    def _held_up(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        """Stop the QEMU that waits for the migration, so that it is certainly under way."""
+        arriving = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
+
+        def state() -> tuple[int, ...]:
+            try:
+                return tuple(self.hosts[self.elsewhere].connection.lookupByName(NAME).state())
+            except libvirt.libvirtError:
+                return ()
+
+        wait_for(lambda: process.poll() is not None or (state() == arriving and bool(waiting())), "the migration")
+        (pid,) = waiting()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def backup(self) -> dict[str, Any]:
         """A backup of where it is now, checked."""
@@ -208,3 +253,51 @@ def test_migrated_domain_stays_incremental_where_its_bitmaps_came_along(move: Mo
     assert "restarted or migrated" in reasons(done)["vdb"]
     move.write(7, 4 << 20)
     assert set(levels(move.backup()).values()) == {"incremental"}
+
+
+def test_migration_that_is_under_way_is_told_at_both_ends(move: Move) -> None:
+    first = move.backup()
+    move.write(2, 1 << 20)
+    refusals: list[tuple[int, float, str]] = []
+
+    def ask() -> None:
+        for host in (move.elsewhere, move.at):
+            for arguments in (("backup", NAME, "-r", move.repository), ("bitmap", "list", NAME)):
+                begun = time.monotonic()
+                said = Running("-c", move.uris[host], "-q", *arguments).wait()
+                refusals.append((said[0], time.monotonic() - begun, said[2]))
+
+    done = move.migrate(meanwhile=ask)
+    assert done.returncode == 0, done
+    assert [status for status, _, _ in refusals] == [8, 8, 8, 8], refusals
+    assert max(lasted_s for _, lasted_s, _ in refusals) < 15, refusals  # libvirt waits for its lock for 30 s
+    where = ["is being migrated from another host"] * 2 + ["is being migrated to another host"] * 2
+    assert all(words in said for words, (_, _, said) in zip(where, refusals)), refusals
+    assert [path.name for path in (move.repository / UUID).iterdir() if path.is_dir()] == [first["id"]]
+    assert levels(move.backup()) == {"vda": "incremental", "vdb": "full"}
+
+
+def test_domain_that_arrived_paused_is_not_written_to_before_it_runs(move: Move) -> None:
+    move.backup()
+    move.write(2, 1 << 20)
+    assert move.migrate("--suspend").returncode == 0
+    vda = move.directory / "vda.qcow2"
+    before = (move.machine.state(), qemu_img_info(vda)["format-specific"]["data"]["bitmaps"])
+    # libvirt 9.0 leaves QEMU's nodes inactive; libvirt 11.3 activates them, and QEMU then lists the stored bitmaps.
+    if not move.machine.bitmaps():
+        for arguments in (("backup", NAME), ("recover", NAME), ("forget", NAME)):
+            refused = move.command("-c", move.uri, "-q", *arguments, "-r", move.repository, status=8)
+            assert f"Domain {NAME} does not have its images to itself: it arrived paused" in refused.stderr
+        for arguments in (("bitmap", "list", NAME), ("bitmap", "add", NAME, "x", "--persistent")):
+            refused = move.command("-c", move.uri, "-q", *arguments, status=8)
+            assert refused.stdout == ""
+            assert f"'virsh resume {NAME}'" in refused.stderr
+        assert (move.machine.state(), qemu_img_info(vda)["format-specific"]["data"]["bitmaps"]) == before
+    else:
+        assert levels(move.backup()) == {"vda": "incremental", "vdb": "full"}
+
+    move.machine.handle.resume()
+    assert move.machine.execute("query-status")["status"] == "running"
+    move.write(3, 2 << 20)
+    move.machine.write("vda", f"read -P 3 {2 << 20} 64k", f"read -P 2 {1 << 20} 64k")
+    assert levels(move.backup())["vda"] == "incremental"

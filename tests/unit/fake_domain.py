@@ -8,7 +8,7 @@ from typing import Any
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu
 from tests.unit.builders import UUID, Recorder
 from vbackup import names
-from vbackup.errors import VbackupError
+from vbackup.errors import MigratingError, VbackupError
 from vbackup.model import Backup
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
@@ -45,6 +45,7 @@ class FakeDomain:
         self.is_off = False
         self.has_saved_memory = False
         self.io_error = False
+        self.migration: str | None = None
         self.paths = dict(PATHS)
 
     # Host
@@ -59,6 +60,10 @@ class FakeDomain:
 
     def is_active(self) -> bool:
         return not self.is_off
+
+    def refuse_migration(self) -> None:
+        if self.migration is not None:
+            raise MigratingError(self.name, incoming=self.migration == "in")
 
     def has_managed_save(self) -> bool:
         return self.has_saved_memory

@@ -13,6 +13,7 @@ from pathlib import Path
 from vbackup.domain import offline, source
 from vbackup.domain.host import Host
 from vbackup.model import BlockDriver, Disk, DiskNode, ImageFormat
+from vbackup.qemu.activity import refuse_inactive
 from vbackup.qemu.monitor import Monitor, block_graph, block_nodes
 from vbackup.report import Reporter
 
@@ -79,10 +80,14 @@ def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[Attached
 
 @contextmanager
 def of_socket(path: str) -> Iterator[AttachedQemu]:
-    """Open a QEMU without libvirt; its disks have the names of their devices. Raises ConnectionLostError."""
+    """Open a QEMU without libvirt; its disks have the names of their devices.
+
+    Raises ConnectionLostError, InactiveError.
+    """
     from vbackup.qemu.qmp_socket import Socket
 
     with Socket(path) as monitor:
+        refuse_inactive(monitor, f"The QEMU at {path}", resume="the QMP command cont")
 
         def disks() -> dict[str, DiskNode]:
             graph = block_graph(monitor)

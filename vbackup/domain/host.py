@@ -27,6 +27,7 @@ from vbackup.errors import (
     DomainGoneError,
     DomainNotFoundError,
     HostUnreachableError,
+    MigratingError,
     MonitorError,
     UnsuitableError,
 )
@@ -335,6 +336,32 @@ class DomainHandle:
             state, reason = self._domain.state()
         return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 
+    def refuse_migration(self) -> None:
+        """Raise MigratingError if the domain is just migrating, here or away.
+
+        Where it arrives, libvirt lets no monitor command through: it would wait 30 s for the lock, in vain. From where
+        it leaves, a migration fails while a job has a disk. Both calls answer at once, whoever holds the lock.
+        """
+        try:
+            operation = self._domain.jobStats().get(libvirt.VIR_DOMAIN_JOB_OPERATION)
+        except libvirt.libvirtError as err:
+            # "migration statistics are available only on the source host"
+            incoming = err.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED and self._waits_for_migration()
+            if not incoming:
+                log.debug("no job statistics of %s: %s", self.name, err)
+                return
+            operation = libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN
+        if operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN:
+            raise MigratingError(self.name, incoming=True)
+        if operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT:
+            raise MigratingError(self.name, incoming=False)
+
+    def _waits_for_migration(self) -> bool:
+        """Return True if it is paused for a migration, as it is also after ``virsh restore --paused``."""
+        with self.host.errors(f"read the state of domain {self.name}"):
+            state, reason = self._domain.state()
+        return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
+
     def resume(self) -> None:
         """Resume the guest; QEMU retries a write that had failed (virDomainResume)."""
         with self.host.errors(f"resume domain {self.name}"):
@@ -353,6 +380,9 @@ FDS_NOT_PASSED = frozenset((int(libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED), NO_SUPPOR
 
 #: The guest agent replied with an error; an agent that does not answer has other numbers.
 INTERNAL_ERROR = int(libvirt.VIR_ERR_INTERNAL_ERROR)
+
+#: Another operation had the domain's lock for 30 s (QEMU_JOB_WAIT_TIME): "cannot acquire state change lock".
+OPERATION_TIMEOUT = int(libvirt.VIR_ERR_OPERATION_TIMEOUT)
 
 #: The operating system reported an error, such as on the socket to a QEMU that ends.
 SYSTEM_ERROR = int(libvirt.VIR_ERR_SYSTEM_ERROR)

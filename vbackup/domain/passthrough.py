@@ -17,7 +17,15 @@ from typing import Any
 
 import libvirt_qemu
 
-from vbackup.domain.host import FDS_NOT_PASSED, INTERNAL_ERROR, NO_SUPPORT, SYSTEM_ERROR, DomainHandle, error_code
+from vbackup.domain.host import (
+    FDS_NOT_PASSED,
+    INTERNAL_ERROR,
+    NO_SUPPORT,
+    OPERATION_TIMEOUT,
+    SYSTEM_ERROR,
+    DomainHandle,
+    error_code,
+)
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
@@ -26,6 +34,7 @@ from vbackup.errors import (
     MalformedError,
     MonitorError,
     QmpError,
+    StateLockedError,
     UnsuitableError,
 )
 from vbackup.fields import Fields
@@ -187,6 +196,8 @@ class Passthrough:
         except FdsNotPassedError:
             raise
         except MonitorError as err:
+            if error_code(err.__cause__) == OPERATION_TIMEOUT:
+                raise StateLockedError(self._handle.name, str(err.__cause__)) from err
             broke_off = ending_s > 0 and error_code(err.__cause__) == SYSTEM_ERROR
             if self._has_ended(within_s=BROKEN_OFF_S if broke_off else ending_s):
                 raise DomainGoneError(self._handle.name) from err

@@ -25,6 +25,7 @@ from vbackup.model import (
     Layer,
     Quiesce,
 )
+from vbackup.qemu.activity import refuse_inactive
 from vbackup.qemu.monitor import Monitor, block_graph
 from vbackup.report import Reporter
 
@@ -98,10 +99,13 @@ class Source(Protocol):
 def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]:
     """Open the domain's disks: in its QEMU if it is running or paused, else in a storage daemon.
 
-    Raises UnsuitableError if a domain that is off is on another host, or the storage daemon is not installed.
+    Raises UnsuitableError if a domain that is off is on another host, or the storage daemon is not installed;
+    MigratingError while the domain is migrated, InactiveError if QEMU does not have its images to itself.
     """
     if handle.is_active():
+        handle.refuse_migration()
         with Passthrough(handle) as monitor:
+            refuse_inactive(monitor, f"Domain {handle.name}", resume=f"'virsh resume {handle.name}'")
             running = RunningSource(handle, domain_xml.parse(handle.live_xml()), monitor)
             try:
                 yield running

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vbackup.errors import DiskError, MalformedError
+from vbackup.errors import DiskError, MalformedError, NotLoadedError
 from vbackup.fields import Fields, objects
 from vbackup.model import QEMUS_OWN, Bitmap, BlockDriver, Disk, DiskNode, Layer, NodeOptions
 
@@ -34,6 +34,8 @@ MAX_LAYERS = 1000
 class _Node:
     layer: Layer
     options: NodeOptions
+    active: bool  #: False while another QEMU may have the image (see vbackup.qemu.activity)
+    unloaded: frozenset[str]  #: bitmaps that the image stores and QEMU does not list
 
 
 class BlockNodes:
@@ -100,7 +102,8 @@ class BlockGraph(BlockNodes):
     def disk_node(self, disk: Disk) -> DiskNode:
         """Return the disk's layers in QEMU, found by the disk's alias and checked against its XML.
 
-        Raises DiskError if QEMU has no such device, no medium in it, or another image open.
+        Raises DiskError if QEMU has no such device, no medium in it, or another image open; NotLoadedError if QEMU
+        does not list all bitmaps that are stored in a layer.
         """
         root = self._roots.get(disk.alias)
         if root is None:
@@ -114,6 +117,8 @@ class BlockGraph(BlockNodes):
             node = self._nodes.get(node_name)
             if node is None:
                 raise DiskError(disk.dev, f"QEMU uses node {node_name} for it but does not list the node; try again.")
+            if node.unloaded or not node.active:
+                raise NotLoadedError(disk.dev, _innermost(node.layer.filename), node.unloaded)
             if node.layer.driver not in FILTERS:
                 layers.append(node.layer)
         if not layers:
@@ -206,7 +211,8 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
             stores_bitmaps=driver == BlockDriver.QCOW2 and _compat(image) != QCOW2_V2,
             bitmaps={bitmap.name: bitmap for bitmap in bitmaps if bitmap.name},
         )
-        yield name, _Node(layer, _options(entry))
+        active = "active" not in entry or entry.boolean("active")  # since QEMU 10.0
+        yield name, _Node(layer, _options(entry), active, frozenset(_stored_bitmaps(image)) - layer.bitmaps.keys())
 
 
 def _options(entry: Fields) -> NodeOptions:
@@ -224,6 +230,15 @@ def _compat(image: Fields) -> str | None:
     if specific is None or "data" not in specific:
         return None
     return specific.object("data").optional_text("compat")
+
+
+def _stored_bitmaps(image: Fields) -> Iterable[str]:
+    """Return the names in ``bitmaps`` of QAPI ImageInfoSpecificQCow2: what the image's own directory lists."""
+    specific = image.object("format-specific") if "format-specific" in image else None
+    if specific is None or "data" not in specific:
+        return ()
+    data = specific.object("data")
+    return [bitmap.text("name") for bitmap in data.objects("bitmaps")] if "bitmaps" in data else ()
 
 
 def _bitmap(entry: Fields) -> Bitmap:

@@ -33,8 +33,19 @@ def nodes_of_jobs(reply: object) -> Mapping[str, frozenset[str]]:
     return _held(reply, "block-job")
 
 
-def _held(reply: object, kind: str) -> Mapping[str, frozenset[str]]:
-    """Return the children of all graph nodes of that kind (QAPI XDbgBlockGraphNodeType), by the name of the parent."""
+def devices_without_rights(reply: object) -> Mapping[str, Collection[str]]:
+    """Return the devices that may not even read their node, and these nodes, by device, from the same kind of reply.
+
+    QEMU takes the rights of all devices away while its block nodes are inactive. Raises MalformedError likewise.
+    """
+    return _held(reply, "block-backend", without_rights=True)
+
+
+def _held(reply: object, kind: str, *, without_rights: bool = False) -> Mapping[str, frozenset[str]]:
+    """Return the children of all graph nodes of that kind (QAPI XDbgBlockGraphNodeType), by the name of the parent.
+
+    ``without_rights`` leaves only edges without any permission, whose parent has a name.
+    """
     graph = Fields(reply, "x-debug-query-block-graph", MalformedError)
     kinds: dict[int, tuple[str, str]] = {}
     for node in graph.objects("nodes"):
@@ -42,6 +53,8 @@ def _held(reply: object, kind: str) -> Mapping[str, frozenset[str]]:
     held = defaultdict(set)
     for edge in graph.objects("edges"):
         (parent_kind, parent), (_, child) = (kinds.get(edge.integer(end), ("", "")) for end in ("parent", "child"))
+        if without_rights and (not parent or edge.strings("perm")):
+            continue
         if parent_kind == kind:
             held[parent].add(child)
     return {name: frozenset(nodes) for name, nodes in held.items()}

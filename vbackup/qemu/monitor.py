@@ -30,7 +30,7 @@ class Monitor(Protocol):
     """A QEMU that answers QMP commands and reports job events.
 
     Every call can raise ConnectionLostError (whether QEMU executed the command is unknown; the next call tries to
-    reconnect), QemuGoneError (QEMU has ended) or MonitorError.
+    reconnect), QemuGoneError (QEMU has ended) or MonitorError (StateLockedError while libvirt is busy with the domain).
     """
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from vbackup.domain.host import DomainHandle, Host
@@ -12,7 +13,9 @@ from vbackup.errors import (
     ConnectionLostError,
     DomainNotFoundError,
     HostUnreachableError,
+    MigratingError,
     MonitorError,
+    Status,
     UnsuitableError,
 )
 from vbackup.model import SecretRef
@@ -55,6 +58,65 @@ def test_unknown_domain_is_an_error_that_says_where(host: Host, name: str) -> No
 def test_running_domain_is_active_and_one_that_is_off_is_not(host: Host) -> None:
     assert host.domain("web").is_active()
     assert not off(host).is_active()
+
+
+class Migrating:
+    """A domain of libvirt that has this state, and this operation or error for an answer to jobStats."""
+
+    def __init__(self, state: tuple[int, int], answer: int | None) -> None:
+        self._state, self._answer = state, answer
+
+    def name(self) -> str:
+        return "web"
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return WEB
+
+    def state(self) -> tuple[int, int]:
+        return self._state
+
+    def jobStats(self) -> dict[str, int]:  # noqa: N802
+        if self._answer is None:
+            error = libvirt.libvirtError("migration statistics are available only on the source host")
+            error.err = (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, 0, "", libvirt.VIR_ERR_ERROR, "", None, None, 0, 0)
+            raise error
+        return {libvirt.VIR_DOMAIN_JOB_OPERATION: self._answer} if self._answer else {}
+
+
+RUNS = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED)
+PAUSED = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
+ARRIVING = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
+
+
+@pytest.mark.parametrize(
+    ("state", "answer", "where"),
+    [
+        (ARRIVING, None, "from another host"),
+        (ARRIVING, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN, "from another host"),
+        (RUNS, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, "to another host.*on the host where"),
+        (PAUSED, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, "to another host"),
+    ],
+    ids=["arrives, libvirt 9.0 to 12.8", "arrives", "leaves", "leaves paused"],
+)
+def test_domain_that_migrates_is_busy(host: Host, state: tuple[int, int], answer: int | None, where: str) -> None:
+    with pytest.raises(MigratingError, match=where) as caught:
+        DomainHandle(host, Migrating(state, answer)).refuse_migration()
+    assert caught.value.status == Status.BUSY
+
+
+@pytest.mark.parametrize(
+    ("state", "answer"),
+    [
+        (RUNS, 0),
+        (PAUSED, 0),
+        (ARRIVING, 0),  # restored paused
+        (RUNS, libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP),
+        (RUNS, None),
+        (PAUSED, None),
+    ],
+)
+def test_domain_that_stays_is_not_refused(host: Host, state: tuple[int, int], answer: int | None) -> None:
+    DomainHandle(host, Migrating(state, answer)).refuse_migration()
 
 
 def test_managed_save_is_reported(host: Host) -> None:

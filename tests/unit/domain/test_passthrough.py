@@ -23,6 +23,8 @@ from vbackup.errors import (
     MalformedError,
     MonitorError,
     QmpError,
+    StateLockedError,
+    Status,
 )
 
 EVENT = "JOB_STATUS_CHANGE"
@@ -150,12 +152,19 @@ def test_remote_host_is_not_even_asked_for_descriptors(
 
 
 def test_failure_of_libvirt_has_its_message(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
-    qemu.error = libvirt_error(libvirt.VIR_ERR_OPERATION_TIMEOUT, "Timed out during operation: cannot acquire lock")
-    with pytest.raises(
-        MonitorError, match="libvirt could not execute query-jobs: Timed out during operation"
-    ) as caught:
+    qemu.error = libvirt_error(libvirt.VIR_ERR_OPERATION_FAILED, "Operation failed: no")
+    with pytest.raises(MonitorError, match="libvirt could not execute query-jobs: Operation failed: no") as caught:
         monitor.execute("query-jobs")
     assert type(caught.value) is MonitorError
+
+
+def test_lock_that_another_operation_holds_is_busy(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
+    qemu.error = libvirt_error(libvirt.VIR_ERR_OPERATION_TIMEOUT, "cannot acquire state change lock (held by dump)")
+    with pytest.raises(
+        StateLockedError, match=r"Domain web is busy .* \(cannot acquire .* \(held by dump\)\)"
+    ) as caught:
+        monitor.execute("query-jobs")
+    assert caught.value.status == Status.BUSY
 
 
 def test_stopped_domain_is_gone(monitor: Passthrough, qemu: FakeLibvirtQemu, handle: DomainHandle) -> None:

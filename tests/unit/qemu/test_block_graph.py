@@ -15,7 +15,7 @@ from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, REPOSITORY, fixture_graph, fixture_replies, fixture_xml
 from vbackup.domain import domain_xml
-from vbackup.errors import DiskError, MalformedError
+from vbackup.errors import DiskError, MalformedError, NotLoadedError, Status
 from vbackup.model import BlockDriver, Disk, DiskNode
 from vbackup.qemu.block_graph import MAX_LAYERS, BlockGraph
 from vbackup.qemu.monitor import block_graph
@@ -323,6 +323,40 @@ def test_reply_that_is_not_what_qapi_says_is_malformed(which: int, reply: Any) -
         BlockGraph(*replies)
 
 
+@pytest.mark.parametrize(
+    ("stored", "listed", "active", "missing"),
+    [
+        ((), (), True, None),
+        (("a", "b"), ("a", "b"), None, None),
+        (("a",), ("a", "working"), True, None),
+        (("a", "b"), ("b",), None, r"\(a\)"),
+        (("a", "b"), (), True, r"\(a, b\)"),
+        ((), (), False, "is inactive"),
+    ],
+)
+def test_disk_whose_stored_bitmaps_are_not_loaded_is_refused(
+    stored: tuple[str, ...], listed: tuple[str, ...], active: bool | None, missing: str | None
+) -> None:
+    state = {"recording": True, "busy": False, "persistent": True, "granularity": 65536, "count": 0}
+    data = {"compat": "1.1", "bitmaps": [{"name": name, "granularity": 65536, "flags": ["auto"]} for name in stored]}
+    node = {
+        "node-name": "n",
+        "drv": "qcow2",
+        "ro": False,
+        "file": "/capture/vda.one",
+        "image": {"virtual-size": 65536, "format-specific": {"type": "qcow2", "data": data}},
+        "dirty-bitmaps": [{"name": name, **state} for name in listed],
+        **({} if active is None else {"active": active}),
+    }
+    graph = BlockGraph([], [], [node], chains={"virtio-disk0": ["n"]})
+    if missing is None:
+        assert set(graph.disk_node(vda()).top.bitmaps) == set(listed)
+        return
+    with pytest.raises(NotLoadedError, match=missing) as caught:
+        graph.disk_node(vda())
+    assert (caught.value.dev, caught.value.status) == ("vda", Status.BUSY)
+
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("json:{")
 
 
@@ -352,9 +386,9 @@ def damaged_replies(draw: st.DrawFn) -> list[Any]:
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=100)
 @given(damaged_replies())
 def test_any_damage_to_real_replies_is_malformed(replies: list[Any]) -> None:
-    with suppress(MalformedError, DiskError):
+    with suppress(MalformedError, DiskError, NotLoadedError):
         graph = BlockGraph(*replies)
         for name in ("snapshot", "bitmaps"):
             for disk in domain_xml.parse(fixture_xml(name)).disks:
-                with suppress(DiskError):
+                with suppress(DiskError, NotLoadedError):
                     graph.disk_node(disk)
