@@ -39,7 +39,7 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
     lab = Lab(directory / "lab")
     try:
-        for capture in (rich, many, snapshot, bitmaps, off, schema):
+        for capture in (rich, many, snapshot, bitmaps, off, differing, efi, state, schema):
             work = directory / capture.__name__
             work.mkdir()
             capture(lab, work)
@@ -197,7 +197,100 @@ def off(lab: Lab, work: Path) -> None:
     domain.undefine()
 
 
+def differing(lab: Lab, work: Path) -> None:
+    """A running domain whose definition has other disks: attached only there, or only to the running one."""
+    specs = [DiskSpec(work / f"{dev}.qcow2", dev=dev, size="1M") for dev in ("vda", "vdb")]
+    machine = lab.boot("differing", specs, top=uuid(6))
+    domain = machine.handle.domain
+    running, defined = 1, 2  # VIR_DOMAIN_AFFECT_LIVE, VIR_DOMAIN_AFFECT_CONFIG
+    both = DiskSpec(work / "new.qcow2", dev="vdd", size="1M", inside="<serial>new</serial>")
+    scsi = DiskSpec(work / "live-sdb.qcow2", dev="sdb", bus="scsi", size="1M")
+    for spec in (both, scsi):
+        spec.create()
+    domain.attachDeviceFlags(both.xml(), running | defined)
+    domain.attachDeviceFlags(scsi.xml(), running)
+    # vdb: another image in the definition. sdb: a cdrom there. vde: only there.
+    domain.detachDeviceFlags(specs[1].xml(), defined)
+    domain.attachDeviceFlags(DiskSpec(work / "other-vdb.qcow2", dev="vdb").xml(), defined)
+    domain.attachDeviceFlags(special(work / "cd.iso", "sdb", "<readonly/>", device="cdrom", bus="scsi"), defined)
+    domain.attachDeviceFlags(DiskSpec(work / "defined.qcow2", dev="vde").xml(), defined)
+    record("differing", machine, work)
+    write_xml("differing", machine.handle.definition_xml(), work, "inactive.xml")
+
+
+def efi(lab: Lab, work: Path) -> None:
+    """UEFI firmware that libvirt chooses: running, and its definition (package ovmf)."""
+    spec = DiskSpec(work / "vda.qcow2", size="1M")
+    spec.create()
+    xml = domain_xml("efi", [spec.xml()], top=uuid(7)).replace("<os>", "<os firmware='efi'>").replace("'pc'", "'q35'")
+    machine = lab.start(xml)
+    record("efi", machine, lab.root)
+    write_xml("efi", machine.handle.definition_xml(), lab.root, "inactive.xml")
+    machine.destroy()
+    machine.handle.domain.undefineFlags(4)  # VIR_DOMAIN_UNDEFINE_NVRAM
+    lab.machines.remove(machine)
+
+
+def state(lab: Lab, work: Path) -> None:
+    """A domain that is only defined, with everything that keeps data on the host apart from disks."""
+    devices = [
+        "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>",
+        folder(work / "share", "<driver type='virtiofs'/>"),
+        folder(work / "docs", "", inside="<readonly/>"),
+        "<shmem name='window'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>",
+        memory("nvdimm", work, "<node>0</node><label><size unit='K'>256</size></label>"),
+        memory("virtio-pmem", work, ""),
+        host_device("pci", "<address domain='0' bus='1' slot='0' function='0'/>"),
+        host_device("usb", "<vendor id='0x0951'/><product id='0x1666'/>"),
+        host_device("scsi", "<adapter name='scsi_host0'/><address bus='0' target='0' unit='1'/>"),
+        host_device("mdev", "<address uuid='5ec4e700-0000-4000-8000-000000000002'/>", "model='vfio-pci'"),
+        f"<serial type='file'><source path='{work}/serial.txt' append='on'/><log file='{work}/serial.log'/></serial>",
+        f"<parallel type='file'><source path='{work}/parallel.txt'/></parallel>",
+        f"<lease><lockspace>space</lockspace><key>disk</key><target path='{work}/lease' offset='1048576'/></lease>",
+    ]
+    sdz = "<driver name='qemu' type='raw'/><source dev='/dev/sdz'/><target dev='sda' bus='scsi'/>"
+    vhost = f"<driver name='qemu' type='raw'/><source type='unix' path='{work}/vhost.sock'/>"
+    disks = [
+        DiskSpec(work / "vda.qcow2").xml(),
+        f"<disk type='file' device='disk'><source file='{work}/shared.raw'/><target dev='vdb'/><shareable/></disk>",
+        f"<disk type='file' device='disk'><source file='{work}/read.raw'/><target dev='vdc'/><readonly/></disk>",
+        f"<disk type='file' device='disk'><source file='{work}/base.raw'/><target dev='vdd'/><transient/></disk>",
+        f"<disk type='block' device='lun'>{sdz}</disk>",
+        f"<disk type='vhostuser'>{vhost}<target dev='vde' bus='virtio'/></disk>",
+        f"<disk type='file' device='cdrom'><source file='{work}/cd.iso'/><target dev='sdb' bus='sata'/></disk>",
+        f"<disk type='file' device='floppy'><source file='{work}/floppy.img'/><target dev='fda' bus='fdc'/></disk>",
+    ]
+    nvram = f"<loader readonly='yes' type='pflash'>{work}/CODE.fd</loader><nvram type='block'><source dev='/dev/vg/n'/>"
+    arguments = "".join(f"<qemu:arg value='{word}'/>" for word in ("-drive", f"file={work}/hidden.raw,if=none,id=x"))
+    xml = domain_xml("state", disks, devices="".join(devices), top=uuid(8) + MEMORY).replace("'pc'", "'q35'")
+    xml = xml.replace("<controller type='usb' model='none'/>", "").replace("hvm</type>", f"hvm</type>{nvram}</nvram>")
+    xml = xml.replace("</domain>", f"<qemu:commandline>{arguments}</qemu:commandline></domain>")
+    domain = lab.host.connection.defineXML(xml)
+    write_xml("state", domain.XMLDesc(0), work)
+    write_versions("state", {"libvirt": lab.host.libvirt_version})
+    domain.undefineFlags(8)  # VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+
+
+MEMORY = (
+    "<maxMemory slots='4' unit='MiB'>2048</maxMemory><memoryBacking><source type='memfd'/><access mode='shared'/>"
+    "</memoryBacking><cpu><numa><cell id='0' cpus='0' memory='64' unit='MiB' memAccess='shared'/></numa></cpu>"
+)
+
+
 # how
+
+
+def folder(path: Path, driver: str, *, inside: str = "") -> str:
+    return f"<filesystem>{driver}<source dir='{path}'/><target dir='{path.name}'/>{inside}</filesystem>"
+
+
+def memory(model: str, work: Path, inside: str) -> str:
+    source = f"<source><path>{work}/{model}</path></source>"
+    return f"<memory model='{model}'>{source}<target><size unit='M'>256</size>{inside}</target></memory>"
+
+
+def host_device(kind: str, source: str, attributes: str = "") -> str:
+    return f"<hostdev mode='subsystem' type='{kind}' {attributes}><source>{source}</source></hostdev>"
 
 
 def uuid(number: int) -> str:
@@ -219,9 +312,9 @@ def record(name: str, machine: Machine, work: Path) -> None:
     write_versions(name, versions)
 
 
-def write_xml(name: str, xml: str, work: Path) -> None:
+def write_xml(name: str, xml: str, work: Path, file: str = "domain.xml") -> None:
     (FIXTURES / name).mkdir(parents=True, exist_ok=True)
-    (FIXTURES / name / "domain.xml").write_text(scrub(xml, work))
+    (FIXTURES / name / file).write_text(scrub(xml, work))
 
 
 def write_versions(name: str, versions: dict[str, Any]) -> None:

@@ -13,18 +13,20 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     images                   target images: creation  targets  tuning  writeback  digests  flatten  denied
                              denied_facts
     domain | repository
-      domain                 libvirt's side: host  domain_xml  selection  definition  source  offline  attached
-                             passthrough  detached  freeze  watchdog
-      repository             the record: repository  catalogue  history  manifest  journal  lock  verify
+      domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
+                             definition  nvram  source  offline  attached  passthrough  detached  freeze  watchdog
+      repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  lock
+                             verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              activity  backing_chain  storage_daemon  qemu_img  qcow2
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events
-    (root)                   words and tools: errors  model  fields  names  report  files  process  stop  undo
+    (root)                   words and tools: errors  model  fields  names  report  files  machine  process  stop  undo
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, endmark, allocation, moment and
-latency, repository.history, qemu.block_graph, domain.domain_xml, images.tuning and denied.
+latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml, host_state and qemu_arguments,
+images.tuning and denied.
 """
 
 __version__ = "0.1.0"

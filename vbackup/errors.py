@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 
 _ACTION = re.compile(r"actions\[([0-9]+)\]")
@@ -312,6 +312,39 @@ class BaseError(ChainError):
         super().__init__(
             f"Disk {dev}: no {level} backup{since} is possible: {reason}. Take a full backup, or use --level auto,"
             " which takes a full backup of only those disks that need one."
+        )
+
+
+class PartialBackupError(UnsuitableError):
+    """The newest backup leaves out disks of the domain, so that it is not the whole machine."""
+
+    def __init__(self, backup: str, missing: Sequence[str], *, complete: str | None) -> None:
+        self.backup = backup
+        self.missing = list(missing)
+        self.complete = complete  #: id of the newest backup with all disks, or None
+        disks = f"disk{'s' if len(self.missing) > 1 else ''} {', '.join(self.missing)}"
+        whole = (
+            f"The newest backup with all disks is {complete}: restore it with --backup {complete}."
+            if complete is not None
+            else "No backup has all disks."
+        )
+        super().__init__(
+            f"Backup {backup} was made without {disks}, so it is not the whole domain. {whole} Or restore each disk"
+            f" from its newest backup with --mixed (the disks are then of different moments), only some disks with"
+            f" --disk, or this backup without {disks} with --backup {backup}."
+        )
+
+
+class AmbiguousHostError(UnsuitableError):
+    """Several hosts have backups of this UUID that do not continue each other: they can be different machines."""
+
+    def __init__(self, newest: Mapping[str, str], first: str) -> None:
+        self.newest = dict(newest)  #: for each host the id of its newest backup
+        self.first = first  #: id of the first backup that does not continue the other host's
+        each = ", ".join(f"{host} (newest: {backup})" for host, backup in self.newest.items())
+        super().__init__(
+            "Several hosts have backups of a domain with this UUID that do not continue each other, as of two copies of"
+            f" one machine: {each}. Choose one with --host, or a backup with --backup."
         )
 
 

@@ -139,12 +139,35 @@ class Disk:
     chain_ends: bool = False  #: True if the XML says that the last of them has no backing file
 
 
+#: File of a backup with the XML of the domain as it ran, which can differ from its definition (domain.xml).
+LIVE_XML = "live.xml"
+#: The reason for leaving out a disk that could be backed up: a backup without it is not complete.
+EXCLUDED = "excluded by the user"
+
+
 @dataclass(frozen=True)
 class LeftOut:
-    """A disk that is not backed up, and why."""
+    """A disk that is not backed up, or something else that the domain has on its host, and why."""
 
-    dev: str
+    dev: str  #: target of a disk, else a name for people
     reason: str
+    kind: str = "disk"  #: the element of the domain XML: disk, nvram, tpm, filesystem, ...
+
+    @property
+    def is_excluded(self) -> bool:
+        """True for a disk that can be backed up and that this backup was told to leave out."""
+        return self.kind == "disk" and self.reason == EXCLUDED
+
+
+@dataclass(frozen=True)
+class HostIdentity:
+    """The host that a domain was on when it was backed up."""
+
+    name: str
+    machine_id: str | None  #: of /etc/machine-id; None if libvirt was on another host than vbackup
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -162,10 +185,13 @@ class Domain:
     name: str
     uuid: str
     disks: tuple[Disk, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOut, ...]  #: disks that cannot be backed up
     agent_connected: bool
     nvram_path: str | None = None
+    nvram_trouble: str | None = None  #: why the NVRAM that it has is in no file that the XML names
     security_labels: tuple[SecurityLabel, ...] = ()  #: in the XML only while the domain runs
+    host_state: tuple[LeftOut, ...] = ()  #: what else it has on the host, which no backup contains
+    xml: str = field(default="", compare=False, repr=False)  #: the text that all this was read from
 
 
 # QEMU's block graph
@@ -330,6 +356,12 @@ class Backup:
     files: Mapping[str, str]  #: digests of its other files by name: domain.xml, nvram
     versions: Mapping[str, str]  #: of vbackup, qemu and libvirt
     group: Group | None = None  #: None if it was not made in a group
+    host: HostIdentity | None = None  #: None in a backup of a version that did not record it
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The disks (dev) that it was told to leave out; with them it would be complete."""
+        return tuple(left.dev for left in self.left_out if left.is_excluded)
 
     @property
     def size_bytes(self) -> int:

@@ -39,6 +39,7 @@ class FakeDomain:
         self.host = self
         self.is_local = True
         self.libvirt_version = "9.0.0"
+        self.hostname = "elsewhere"
         self.real_uri, self.is_embedded = "qemu:///system", False
         self.agent_connected = False
         self.agent_error: VbackupError | None = None

@@ -75,6 +75,11 @@ def add_disks(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument("--disk", metavar="DEV", nargs="+", action="extend", default=[], help=purpose)
 
 
+def add_host(parser: argparse.ArgumentParser) -> None:
+    """Add --host, which selects among the backups of one domain."""
+    parser.add_argument("--host", metavar="HOST", help="only backups made on this host: its name or machine id")
+
+
 def add_qemu(parser: argparse.ArgumentParser) -> None:
     """Add the QEMU to work on: a domain's, one with a QMP socket, or a storage daemon on image files."""
     add_domain(parser)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vbackup.cli import output
 from vbackup.engine.plan import BackupPlan
+from vbackup.repository import manifest
 
 
 def print_plan(plan: BackupPlan) -> None:
@@ -65,7 +66,7 @@ def document(plan: BackupPlan) -> dict[str, Any]:
             }
             for disk in plan.disks
         ],
-        "left_out": [{"dev": skipped.dev, "reason": skipped.reason} for skipped in plan.left_out],
+        "left_out": [manifest.left_out_document(left) for left in plan.left_out],
         "transaction": plan.transaction(),
         "copies": plan.copies(),
     }

@@ -1,4 +1,4 @@
-"""Read a libvirt domain XML, and rewrite one for restored disks. The only importer of lxml.
+"""Read a libvirt domain XML, and rewrite one for restored disks. Imports lxml, as only its neighbours do.
 
 The XML may come from a repository and is not trusted: entities are not expanded, nothing is fetched, and
 every name that becomes part of a path is checked.
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from lxml import etree
 
+from vbackup.domain import host_state
 from vbackup.errors import MalformedError, UsageError
 from vbackup.model import (
     BlockDriver,
@@ -27,6 +28,9 @@ from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
+#: libvirt before 9.2 chooses the file when it starts the domain, and names it only while the domain runs.
+NVRAM_UNNAMED = "the domain XML does not name the file of its UEFI variables"
+
 #: Domain types that run in QEMU.
 OF_QEMU = ("qemu", "kvm", "hvf")
 #: Disk sources whose data does not pass through QEMU's block layer.
@@ -38,7 +42,7 @@ def parse(xml: str) -> Domain:
 
     Raises MalformedError if the text is not a domain XML; there is nothing that the caller can do about it.
     """
-    root = _root(xml)
+    root = root_of(xml)
     uuid = _text(root, "uuid").lower()
     if not UUID.fullmatch(uuid):
         raise MalformedError(f"The domain XML has the uuid {uuid!r}, which is not valid.")
@@ -46,7 +50,7 @@ def parse(xml: str) -> Domain:
     left_out: list[LeftOut] = []
     seen: set[str] = set()
     for element in root.iterfind("devices/disk"):
-        dev = _dev(element)
+        dev = dev_of(element)
         if dev in seen:
             raise MalformedError(f"The domain XML has two disks named {dev}.")
         seen.add(dev)
@@ -56,14 +60,18 @@ def parse(xml: str) -> Domain:
         else:
             left_out.append(LeftOut(dev, reason))
     agent = root.find(f"devices/channel/target[@name='{AGENT_CHANNEL}']")
+    nvram_path, nvram_trouble = _nvram(root)
     return Domain(
         name=_text(root, "name"),
         uuid=uuid,
         disks=tuple(disks),
         left_out=tuple(left_out),
         agent_connected=agent is not None and agent.get("state") == "connected",
-        nvram_path=_nvram_path(root),
+        nvram_path=nvram_path,
+        nvram_trouble=nvram_trouble,
         security_labels=tuple(_security_labels(root)),
+        host_state=tuple(state.left_out for state in host_state.find(root)),
+        xml=xml,
     )
 
 
@@ -72,22 +80,29 @@ def hypervisor(xml: str) -> str:
 
     Raises MalformedError if the text is not a domain XML.
     """
-    return _root(xml).get("type", "")
+    return root_of(xml).get("type", "")
 
 
-def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram_path: str | None = None) -> str:
+def with_disks(
+    xml: str,
+    images: Mapping[str, tuple[str, ImageFormat]],
+    *,
+    nvram_path: str | None = None,
+    nvram_format: ImageFormat | None = None,
+) -> str:
     """Return the XML with the disks in ``images`` (by dev) pointing at the given path and format.
 
-    What described the old image (backing chain, encryption, slices, startup policy) is removed. ``nvram_path``
-    replaces the path of an NVRAM file that the XML names. Raises MalformedError if the text is not a domain XML,
+    What described the old image (backing chain, encryption, slices, startup policy) is removed. ``nvram_path`` is where
+    the NVRAM is then, wherever the XML had it; None changes nothing. ``nvram_format``: None keeps the format that the
+    XML gives. Raises MalformedError if the text is not a domain XML,
     UsageError if a path cannot be written in XML; the caller can choose another directory.
     """
-    root = _root(xml)
+    root = root_of(xml)
     for path in (*(path for path, _ in images.values()), nvram_path or ""):
-        _check_path(path)
+        check_path(path)
     for element in root.iterfind("devices/disk"):
-        dev = _dev(element)
-        if dev not in images:
+        dev = dev_of(element)
+        if dev not in images or element.get("device", "disk") != "disk":
             continue
         path, image_format = images[dev]
         element.set("type", "file")
@@ -97,7 +112,7 @@ def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram
         source = etree.Element("source")
         source.set("file", path)
         target = element.find("target")
-        assert target is not None  # _dev has read it
+        assert target is not None  # dev_of has read it
         target.addprevious(source)
         driver = element.find("driver")
         if driver is None:
@@ -105,17 +120,37 @@ def with_disks(xml: str, images: Mapping[str, tuple[str, ImageFormat]], *, nvram
             driver.set("name", "qemu")
             element.insert(0, driver)
         driver.set("type", image_format.value)
-    nvram = root.find("os/nvram")
-    if nvram is not None and nvram_path is not None:
-        for source in nvram.findall("source"):
-            nvram.remove(source)
-        nvram.attrib.pop("type", None)
-        nvram.text = nvram_path
+    if nvram_path is not None:
+        _point_nvram(root, nvram_path, nvram_format)
+    return text_of(root)
+
+
+def _point_nvram(root: etree._Element, path: str, image_format: ImageFormat | None) -> None:
+    system = root.find("os")
+    if system is None:
+        return
+    nvram = system.find("nvram")
+    if nvram is None:
+        # Where libvirt chooses the firmware, the XML need not name a store; its own choice is the original's.
+        nvram = etree.SubElement(system, "nvram")
+    for source in nvram.findall("source"):
+        nvram.remove(source)
+    nvram.attrib.pop("type", None)
+    if image_format is ImageFormat.QCOW2:
+        nvram.set("format", image_format.value)
+    elif image_format is not None:
+        nvram.attrib.pop("format", None)
+    nvram.text = path
+
+
+def text_of(root: etree._Element) -> str:
+    """Return the text of a domain XML."""
     text: str = etree.tostring(root, encoding="unicode")
     return text + "\n"
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
+    """Raise UsageError if the path cannot be written in XML."""
     try:
         etree.Element("source").set("file", path)
     except ValueError:
@@ -125,7 +160,8 @@ def _check_path(path: str) -> None:
         ) from None
 
 
-def _root(xml: str) -> etree._Element:
+def root_of(xml: str) -> etree._Element:
+    """Return the root element of an untrusted domain XML. Raises MalformedError."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
     try:
         root = etree.fromstring(xml.encode(), parser)
@@ -145,7 +181,8 @@ def _text(root: etree._Element, tag: str) -> str:
     return text
 
 
-def _dev(element: etree._Element) -> str:
+def dev_of(element: etree._Element) -> str:
+    """Return the target of a <disk>, which can be a part of a path. Raises MalformedError."""
     target = element.find("target")
     dev = target.get("dev", "") if target is not None else ""
     if not DEV.fullmatch(dev):
@@ -248,12 +285,21 @@ def _oddity(source: etree._Element, encryption: etree._Element | None) -> str | 
     return None
 
 
-def _nvram_path(root: etree._Element) -> str | None:
+def _nvram(root: etree._Element) -> tuple[str | None, str | None]:
+    """Return the path of the NVRAM file, or why there is none although the domain has NVRAM."""
+    if not host_state.needs_nvram(root):
+        return None, None
     nvram = root.find("os/nvram")
     if nvram is None:
-        return None
-    source = nvram.find("source")
-    return (source.get("file") if source is not None else None) or (nvram.text or "").strip() or None
+        return None, NVRAM_UNNAMED
+    source, kind = nvram.find("source"), nvram.get("type", "file")
+    path = (source.get("file") if source is not None else None) or (nvram.text or "").strip()
+    if kind == "file" and path:
+        return path, None
+    if kind == "file":
+        return None, NVRAM_UNNAMED if root.find("os").get("firmware") == "efi" else None  # type: ignore[union-attr]
+    where = source.get("dev") or source.get("volume") or source.get("protocol") if source is not None else None
+    return None, f"UEFI variables on a source of type {kind} ({where or 'unnamed'}), which vbackup does not read"
 
 
 def _security_labels(root: etree._Element) -> Iterator[SecurityLabel]:

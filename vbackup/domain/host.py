@@ -147,6 +147,13 @@ class Host:
         return not urlsplit(self.real_uri).hostname
 
     @property
+    def hostname(self) -> str:
+        """Name of the host that libvirt runs on (virConnectGetHostname)."""
+        with self.errors("get the host's name"):
+            name: str = self._connection.getHostname()
+        return name
+
+    @property
     def is_embedded(self) -> bool:
         """True if the driver runs in this process (qemu:///embed); no other process can use it at the same time."""
         return urlsplit(self.real_uri).path == "/embed"

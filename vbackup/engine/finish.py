@@ -132,7 +132,7 @@ def commit(
         disks=_described(unfinished),
         duration_s=round(time.monotonic() - begun, 3) if begun is not None else 0.0,
     )
-    domain.repository.remember_name(backup.domain_uuid, backup.domain_name)
+    domain.repository.remember_name(backup.domain_uuid, backup.domain_name, backup.host)
     domain.stop.check()
     unfinished.stage.commit(backup, ready=close_journal)
     return backup

@@ -18,6 +18,7 @@ from vbackup.engine.endmark import NewMark
 from vbackup.errors import DiskError, UnsuitableError
 from vbackup.images import tuning
 from vbackup.model import (
+    EXCLUDED,
     GRANULARITY_BYTES,
     QEMUS_OWN,
     Backup,
@@ -292,7 +293,7 @@ def _new_bitmap(
 
 @dataclass(frozen=True)
 class Selection:
-    """Which disks of a domain are backed up, and which are not."""
+    """Which disks of a domain are backed up, and which are not, nor anything else that it has on its host."""
 
     domain: Domain
     disks: tuple[Disk, ...]
@@ -317,13 +318,13 @@ def select(domain: Domain, wanted: Sequence[str], excluded: Sequence[str]) -> Se
     disks = []
     for disk in domain.disks:
         if disk.dev in excluded or (wanted and disk.dev not in wanted):
-            left_out.append(LeftOut(disk.dev, "excluded by the user"))
+            left_out.append(LeftOut(disk.dev, EXCLUDED))
         else:
             disks.append(disk)
     if not disks:
         reasons = "; ".join(f"{left.dev}: {left.reason}" for left in left_out) or "it has no disk"
         raise UnsuitableError(f"Domain {domain.name} has nothing to back up ({reasons}).")
-    return Selection(domain, tuple(disks), tuple(left_out))
+    return Selection(domain, tuple(disks), (*left_out, *domain.host_state))
 
 
 @dataclass(frozen=True)

@@ -168,13 +168,29 @@ def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
     catalogue = domain.repository.catalogue(domain.uuid)
     for broken in catalogue.broken:
         domain.reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
-    return plan.make(
+    backup_plan = plan.make(
         selection,
         _choices(request.level, nodes, catalogue.history, domain),
         history=catalogue.history,
         identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(), taken_ids),
         wishes=_wishes(request, domain),
     )
+    _warn_of_another_host(backup_plan, catalogue.history, domain)
+    return backup_plan
+
+
+def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: LockedDomain) -> None:
+    """Warn if the newest backup is of another host and this one does not start from it: it may be another machine."""
+    newest = next((backup for backup in reversed(history.backups) if backup.host is not None), None)
+    bases = [disk.choice.base for disk in backup_plan.disks if disk.choice.base is not None]
+    if newest is None or newest.host == definition.host_of(domain.source.handle):
+        return
+    if all(base.host != newest.host for base in bases):
+        domain.reporter.warning(
+            f"The newest backup of this domain, {newest.id}, was made on host {newest.host}, and this one does not"
+            " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a UUID"
+            " of its own; 'vbackup restore' then needs --host."
+        )
 
 
 def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str]) -> list[DiskNode]:
@@ -272,11 +288,14 @@ def _draft(backup_plan: BackupPlan, stage: Stage, this: _Run) -> Unfinished:
     """Return the backup as it is planned, with the files that are no images in the stage."""
     domain, handle = this.domain, this.domain.source.handle
     # Asked before the copy, so that a domain that is off does not need libvirtd until the end.
-    files = definition.files(handle, backup_plan.domain, domain.reporter)
+    further = definition.further(
+        handle, backup_plan.domain, domain.monitor, is_running=domain.source.is_running, reporter=domain.reporter
+    )
     draft = backup_plan.draft(
-        files={name: stage.write(name, data) for name, data in files.items()},
+        files={name: stage.write(name, data) for name, data in further.files.items()},
         versions=definition.versions(handle, domain.monitor),
     )
+    draft = replace(draft, left_out=(*draft.left_out, *further.left_out), host=definition.host_of(handle))
     group = this.moment.planned(GroupMember(draft.domain_name, draft.domain_uuid, draft.id))
     marks = [disk.new_mark for disk in backup_plan.disks if disk.new_mark is not None]
     return Unfinished(

@@ -13,18 +13,21 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from vbackup import files
-from vbackup.domain import domain_xml
-from vbackup.errors import ChainError, DiskError, MalformedError, StorageError
+from vbackup.domain import domain_xml, restored_xml
+from vbackup.domain.restored_xml import RestoredXml
+from vbackup.errors import ChainError, MalformedError, StorageError
 from vbackup.files import storage_errors
 from vbackup.images.flatten import Layer, flatten
-from vbackup.model import Backup, ImageFormat
+from vbackup.model import LIVE_XML, Backup, ImageFormat, LeftOut
+from vbackup.qemu import qcow2
 from vbackup.report import Phase, Reporter
-from vbackup.repository import verify
+from vbackup.repository import choice, history, verify
+from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -38,7 +41,9 @@ class RestoreRequest:
     output: Path
     backup_id: str | None = None  #: None: chosen by ``at``
     at: datetime | None = None  #: the newest backup made at this time or before; None: the newest of all
+    host: str | None = None  #: only backups of the host with this name or machine id
     disks: tuple[str, ...] = ()  #: only these; empty: all
+    is_mixed: bool = False  #: each disk from its newest backup
     image_format: ImageFormat = ImageFormat.QCOW2
 
 
@@ -48,8 +53,11 @@ class Restored:
 
     backup: Backup
     images: Mapping[str, Path]  #: by dev
+    backups: Mapping[str, str]  #: id of the backup that each disk is of, by dev
     domain_xml: Path
     closed: Path | None  #: a directory on the way to them that only its owner can enter
+    left_out: tuple[LeftOut, ...]  #: what the original has and the restored domain.xml has not
+    shared: tuple[LeftOut, ...]  #: what the restored domain.xml still has of the original's
 
 
 #: Mode of the directories that a restore makes: others can reach a file that they may read, but list nothing.
@@ -57,20 +65,27 @@ _DIRECTORY_MODE = 0o711
 
 
 def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Restored:
-    """Restore the backup, and return what was written.
+    """Restore the backup, and return what was written. Warnings say what the restored domain lacks or shares.
 
     Raises DomainNotFoundError, ChainError (the backup is unknown, or an image of its chain is missing, foreign or
-    altered), DiskError, StorageError (the output exists or cannot be written), NoSpaceError.
+    altered), AmbiguousHostError, PartialBackupError, DiskError, StorageError (the output exists or cannot be written),
+    NoSpaceError.
     """
     catalogue = repository.catalogue(repository.find(request.domain))
-    backup = catalogue.find(request.backup_id, request.at)
-    chains = {dev: catalogue.history.links(backup.id, dev) for dev in _select(backup, request.disks)}
+    chosen = choice.choose(
+        catalogue,
+        Wanted(request.backup_id, request.at, host=request.host, disks=request.disks, is_mixed=request.is_mixed),
+    )
+    backup = chosen.backup
+    chains = {dev: catalogue.history.links(one.id, dev) for dev, one in chosen.disks.items()}
     output = request.output.absolute()
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
-    _refuse_existing([*images.values(), *(output / name for name in backup.files)])
+    further = [name for name in backup.files if name != LIVE_XML]
+    _refuse_existing([*images.values(), *(output / name for name in further)])
     verify.check_chains(chains, repository, reporter=reporter, stop=stop)
     texts = {name: verify.read_file(repository, backup, name) for name in backup.files}
-    texts["domain.xml"] = _definition(backup, texts, output=output, images=images, image_format=request.image_format)
+    definition = _definition(chosen, texts, request=request, images=images)
+    texts = {name: texts[name] for name in further} | {"domain.xml": definition.text.encode()}
 
     with _temporary_directory(output) as temporary:
         for dev, path in images.items():
@@ -88,15 +103,16 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
         # The domain XML last: where it is, all that it names is there.
         others = [name for name in texts if name != "domain.xml"]
         _move_out(temporary, output, [*(path.name for path in images.values()), *others, "domain.xml"])
-    return Restored(backup, images, output / "domain.xml", closed=_closed_directory(output))
-
-
-def _select(backup: Backup, wanted: Sequence[str]) -> list[str]:
-    devs = [image.dev for image in backup.disks]
-    for dev in wanted:
-        if dev not in devs:
-            raise DiskError(dev, f"backup {backup.id} has no such disk; it has {', '.join(devs)}.")
-    return [dev for dev in devs if not wanted or dev in wanted]
+    _warn(chosen, definition, reporter)
+    return Restored(
+        backup,
+        images,
+        {dev: one.id for dev, one in chosen.disks.items()},
+        output / "domain.xml",
+        closed=_closed_directory(output),
+        left_out=definition.left_out,
+        shared=definition.shared,
+    )
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:
@@ -109,23 +125,59 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
 
 
 def _definition(
-    backup: Backup,
-    texts: Mapping[str, bytes],
-    *,
-    output: Path,
-    images: Mapping[str, Path],
-    image_format: ImageFormat,
-) -> bytes:
-    """Return the backup's domain XML with the paths of the restored files."""
+    chosen: Choice, texts: Mapping[str, bytes], *, request: RestoreRequest, images: Mapping[str, Path]
+) -> RestoredXml:
+    """Return the backup's domain XML with the paths of the restored files, and without what is the original's."""
+    backup, output = chosen.backup, request.output.absolute()
     if "domain.xml" not in texts:
         raise ChainError(f"The manifest of backup {backup.id} lists no domain.xml, but every backup has one.")
-    nvram = os.fspath(output / "nvram") if "nvram" in texts else None
-    paths = {dev: (os.fspath(path), image_format) for dev, path in images.items()}
+    devs = {dev: history.image_of(one, dev).source for dev, one in chosen.disks.items()}
+    paths = {dev: (os.fspath(path), request.image_format) for dev, path in images.items()}
     try:
-        xml = domain_xml.with_disks(texts["domain.xml"].decode(errors="replace"), paths, nvram_path=nvram)
+        xml = restored_xml.rework(
+            texts["domain.xml"].decode(errors="replace"),
+            texts[LIVE_XML].decode(errors="replace") if LIVE_XML in texts else None,
+            devs,
+            output=os.fspath(output),
+            keep_others=bool(request.disks),
+        )
+        is_qcow2 = texts.get("nvram", b"").startswith(qcow2.MAGIC)
+        text = domain_xml.with_disks(
+            xml.text,
+            paths,
+            # Also without one in the backup: libvirt then makes a new one there, and leaves the original's alone.
+            nvram_path=os.fspath(output / "nvram") if "nvram" in texts or xml.has_nvram else None,
+            nvram_format=(ImageFormat.QCOW2 if is_qcow2 else ImageFormat.RAW) if "nvram" in texts else None,
+        )
     except MalformedError as err:
         raise ChainError(f"The domain.xml of backup {backup.id} is not valid: {err}") from err
-    return xml.encode()
+    left_out = list(xml.left_out)
+    if xml.has_nvram and "nvram" not in texts:
+        reason = "UEFI variables: they are not in the backup, and libvirt makes new ones when the domain starts"
+        left_out.append(LeftOut("nvram", reason, kind="nvram"))
+    return replace(xml, text=text, left_out=tuple(left_out))
+
+
+def _warn(chosen: Choice, definition: RestoredXml, reporter: Reporter) -> None:
+    """Say loudly what the restored domain is not."""
+    backup = chosen.backup
+    if chosen.missing:
+        reporter.warning(
+            f"Backup {backup.id} was made without {', '.join(chosen.missing)}: the restored domain does not have"
+            " these disks."
+        )
+    if not chosen.is_of_one_moment:
+        of = ", ".join(f"{dev} of {one.id}" for dev, one in chosen.disks.items())
+        reporter.warning(f"The disks are of different moments ({of}): what spans them may not fit together.")
+    if chosen.other_hosts:
+        reporter.warning(
+            f"Backup {backup.id} was made on host {backup.host}; the repository also has backups of this domain from"
+            f" {', '.join(chosen.other_hosts)}."
+        )
+    for left in definition.left_out:
+        reporter.warning(f"Not in the restored domain.xml: {left.dev} ({left.reason}).")
+    for left in definition.shared:
+        reporter.warning(f"The restored domain.xml still names the original's {left.dev} ({left.reason}).")
 
 
 def _make(output: Path) -> None:

@@ -16,7 +16,8 @@ from vbackup.errors import ChainError
 from vbackup.files import open_regular
 from vbackup.model import BlockDriver
 
-_MAGIC = b"QFI\xfb"
+#: The first bytes of every qcow2 image.
+MAGIC = b"QFI\xfb"
 _V2, _V3 = 2, 3
 #: Version 2: magic, version, backing file (offset, size), cluster bits, size, encryption method; length of the header.
 _FIXED = struct.Struct(">4sIQIIQI")
@@ -60,7 +61,7 @@ def header(path: Path) -> Header:
 
 def _parse(data: bytes) -> Header:
     magic, version, name_offset, name_length, cluster_bits, size_bytes, encryption = _FIXED.unpack_from(data)
-    if magic != _MAGIC or version not in (_V2, _V3) or cluster_bits not in _CLUSTER_BITS:
+    if magic != MAGIC or version not in (_V2, _V3) or cluster_bits not in _CLUSTER_BITS:
         raise ValueError("the header is not a qcow2 header")
     data = data[: 1 << cluster_bits]
     incompatible, length = 0, _LENGTH_V2

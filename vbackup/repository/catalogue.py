@@ -13,9 +13,9 @@ from pathlib import Path
 
 from vbackup import names
 from vbackup.errors import ChainError
-from vbackup.fields import parse_json
+from vbackup.fields import Fields, parse_json
 from vbackup.files import is_directory, is_regular, read_regular, storage_errors
-from vbackup.model import Backup, DiskImage
+from vbackup.model import Backup, DiskImage, HostIdentity
 from vbackup.repository import manifest
 from vbackup.repository.history import History
 
@@ -111,6 +111,18 @@ def domain_names(directory: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         recorded = []
     return recorded or [directory.name]
+
+
+def domain_hosts(directory: Path) -> list[HostIdentity]:
+    """Return the hosts that the domain has been on, from domain.json; the newest last.
+
+    Those that cannot be read are missing: every manifest has its own.
+    """
+    try:
+        value = Fields(parse_json(read_text(directory / "domain.json")), "domain.json", ChainError)
+        return [manifest.host(entry) for entry in value.objects("hosts")] if "hosts" in value else []
+    except (OSError, ValueError, RecursionError, ChainError):
+        return []
 
 
 def read_text(path: Path) -> str:

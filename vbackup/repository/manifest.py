@@ -14,13 +14,24 @@ from typing import Any, TypeVar
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
-from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
+from vbackup.model import (
+    LIVE_XML,
+    Backup,
+    BlockDriver,
+    Consistency,
+    DiskImage,
+    Group,
+    GroupMember,
+    HostIdentity,
+    LeftOut,
+    Level,
+)
 
 SCHEMA = "vbackup.manifest/1"
 #: A manifest of a thousand disks is under 1 MiB.
 MAX_SIZE_BYTES = 16 * 1024 * 1024
 #: Files that a backup can have in addition to its images.
-FURTHER_FILES = ("domain.xml", "nvram")
+FURTHER_FILES = ("domain.xml", LIVE_XML, "nvram")
 
 #: Times in this range can be converted to every time zone.
 _EARLIEST, _LATEST = (datetime(*day, tzinfo=timezone.utc) for day in ((1, 1, 2), (9999, 12, 31)))
@@ -38,7 +49,7 @@ def document(backup: Backup) -> dict[str, Any]:
         "time": iso(backup.time),
         "domain": {"name": backup.domain_name, "uuid": backup.domain_uuid},
         "disks": [_image_document(image) for image in backup.disks],
-        "left_out": [{"dev": disk.dev, "reason": disk.reason} for disk in backup.left_out],
+        "left_out": [left_out_document(left) for left in backup.left_out],
         "consistency": backup.consistency.value,
         "frozen_ms": backup.frozen_ms,
         "duration_s": backup.duration_s,
@@ -46,6 +57,8 @@ def document(backup: Backup) -> dict[str, Any]:
         "files": dict(backup.files),
         "versions": dict(backup.versions),
     }
+    if backup.host is not None:
+        members["host"] = host_document(backup.host)
     if backup.group is not None:
         members["group"] = group_document(backup.group)
     return members
@@ -99,14 +112,35 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
         domain_name=domain.text("name"),
         domain_uuid=domain_uuid,
         disks=disks,
-        left_out=tuple(LeftOut(disk.text("dev"), disk.text("reason")) for disk in fields.objects("left_out")),
+        left_out=tuple(_left_out(left) for left in fields.objects("left_out")),
         consistency=_enum(Consistency, fields.text("consistency"), where),
         frozen_ms=fields.integer("frozen_ms"),
         duration_s=fields.number("duration_s"),
         files=files,
         versions={name: versions.text(name) for name in ("vbackup", "qemu", "libvirt") if name in versions},
         group=_group(fields.object("group")) if "group" in fields else None,
+        host=host(fields.object("host")) if "host" in fields else None,
     )
+
+
+def left_out_document(left: LeftOut) -> dict[str, str]:
+    """Return what is left out, and why, as a JSON object."""
+    return {"kind": left.kind, "dev": left.dev, "reason": left.reason}
+
+
+def _left_out(fields: Fields) -> LeftOut:
+    """Return what is left out; before there was ``kind``, it was always a disk."""
+    return LeftOut(fields.text("dev"), fields.text("reason"), kind=fields.optional_text("kind") or "disk")
+
+
+def host_document(identity: HostIdentity) -> dict[str, str | None]:
+    """Return the host as a JSON object."""
+    return {"name": identity.name, "machine_id": identity.machine_id}
+
+
+def host(fields: Fields) -> HostIdentity:
+    """Return the host that ``host_document`` wrote. Raises the error of ``fields``."""
+    return HostIdentity(fields.text("name"), fields.optional_text("machine_id"))
 
 
 def group_document(group: Group) -> dict[str, Any]:

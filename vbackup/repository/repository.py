@@ -1,7 +1,7 @@
 """The directory that holds the backups: find a domain, lock it, stage a new backup and commit it.
 
     REPO/vbackup.json                          format version, repository id
-    REPO/<domain uuid>/domain.json             the names that the domain has had
+    REPO/<domain uuid>/domain.json             the names and hosts that the domain has had
     REPO/<domain uuid>/lock                    locked while a backup of the domain runs
     REPO/<domain uuid>/<backup id>/            manifest.json  domain.xml  nvram  vda.qcow2 ...
     REPO/<domain uuid>/<backup id>.partial/    the stage of a running or interrupted backup; also has a journal
@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from vbackup import names
 from vbackup.errors import DomainNotFoundError, StorageError
@@ -30,7 +31,7 @@ from vbackup.files import (
     replace_text,
     storage_errors,
 )
-from vbackup.model import Backup
+from vbackup.model import Backup, HostIdentity
 from vbackup.names import Naming
 from vbackup.repository import catalogue, lock, manifest
 from vbackup.repository.catalogue import Catalogue, read_text
@@ -141,9 +142,10 @@ class Repository:
         try:
             yield
         finally:
-            # A first backup that failed leaves nothing. The file of the lock has to be removed last and while the lock is
-            # held, or another process could lock it in between. The directory is removed only when nothing in it is open:
-            # NFS and SMB keep a removed file in it until it is closed. rmdir spares what another process put there.
+            # A first backup that failed leaves nothing. The file of the lock has to be removed last and while the lock
+            # is held, or another process could lock it in between. The directory is removed only when nothing in it is
+            # open: NFS and SMB keep a removed file in it until it is closed. rmdir spares what another process put
+            # there.
             is_unused = False
             with suppress(OSError):
                 is_unused = not any(entry.is_dir() for entry in directory.iterdir())
@@ -191,13 +193,17 @@ class Repository:
             if not stage.committed:
                 _remove(stage.path)
 
-    def remember_name(self, uuid: str, name: str) -> None:
-        """Record the current name of the domain."""
-        former = [other for other in catalogue.domain_names(self.path / uuid) if other not in (name, uuid)]
+    def remember_name(self, uuid: str, name: str, host: HostIdentity | None = None) -> None:
+        """Record the current name of the domain, and the host that it is on."""
+        directory = self.path / uuid
+        former = [other for other in catalogue.domain_names(directory) if other not in (name, uuid)]
+        hosts = [other for other in catalogue.domain_hosts(directory) if other != host]
+        hosts += [host] if host is not None else []
+        document: dict[str, Any] = {"names": [*former, name]}
+        if hosts:
+            document["hosts"] = [manifest.host_document(other) for other in hosts]
         with storage_errors(f"write to {self.path}"):
-            replace_text(
-                self.path / uuid / "domain.json", json.dumps({"names": [*former, name]}, ensure_ascii=False) + "\n"
-            )
+            replace_text(directory / "domain.json", json.dumps(document, ensure_ascii=False) + "\n")
 
 
 class Stage:

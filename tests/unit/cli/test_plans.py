@@ -58,5 +58,5 @@ def test_document_has_the_names_that_the_backup_would_have() -> None:
         ("vdb", "vdb.qcow2", None),
     ]
     assert all(disk["bitmap"].endswith(f"{disk['dev']}-{TOKEN}") for disk in document["disks"])
-    assert document["left_out"] == [{"dev": "hda", "reason": "cdrom"}]
+    assert document["left_out"] == [{"kind": "disk", "dev": "hda", "reason": "cdrom"}]
     assert (document["transaction"], document["copies"]) == (plan.transaction(), [])

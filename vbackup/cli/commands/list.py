@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain
+from vbackup.cli.arguments import add_common, add_domain, add_host
 
 
 def add(commands: Any) -> None:
@@ -17,4 +17,5 @@ def add(commands: Any) -> None:
     add_domain(parser, otherwise=" (default: a summary of all)")
     add_common(parser)
     parser.add_argument("--all", action="store_true", help="list the backups of all domains")
+    add_host(parser)
     parser.add_argument("--tree", action="store_true", help="show which backup depends on which")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_disks, add_domain
+from vbackup.cli.arguments import add_common, add_disks, add_domain, add_host
 from vbackup.cli.values import directory, timestamp
 from vbackup.model import ImageFormat
 
@@ -21,7 +21,11 @@ def add(commands: Any) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--backup", metavar="ID", help="backup to restore (default: the newest)")
     which.add_argument("--at", metavar="TIME", type=timestamp, help="restore the newest backup made at TIME or before")
+    add_host(parser)
     add_disks(parser, "restore only these disks")
+    parser.add_argument(
+        "--mixed", action="store_true", help="restore each disk from its newest backup, whatever moment that is of"
+    )
     parser.add_argument(
         "--output", metavar="DIR", required=True, type=directory, help="directory to write to; nothing is overwritten"
     )

@@ -6,6 +6,7 @@ import argparse
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,8 +15,9 @@ from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
 from vbackup.model import Backup
-from vbackup.repository import manifest
+from vbackup.repository import hosts, manifest
 from vbackup.repository.catalogue import Catalogue
+from vbackup.repository.history import History
 from vbackup.repository.repository import Repository
 
 
@@ -33,6 +35,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
         if catalogue.history.backups or catalogue.broken or unfinished[catalogue.uuid]
     ]
     catalogues.sort(key=lambda catalogue: (catalogue.names[-1], catalogue.uuid))
+    if options.host is not None:
+        catalogues = [_of_host(catalogue, options.host) for catalogue in catalogues]
+        catalogues = [catalogue for catalogue in catalogues if catalogue.history.backups]
     if context.as_json:
         context.print_document("vbackup.list/1", _document(repository, catalogues, unfinished))
     elif not catalogues:
@@ -46,6 +51,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
         for backup in broken:
             reporter.warning(f"Backup {backup.id} is broken: {backup.reason}")
     return Status.CHAIN if broken else Status.DONE
+
+
+def _of_host(catalogue: Catalogue, host: str) -> Catalogue:
+    """Return the catalogue without the backups of other hosts; broken ones stay, because theirs may be unknown."""
+    return replace(catalogue, history=History(hosts.of_host(catalogue.history.backups, host)))
 
 
 def _document(
@@ -65,6 +75,7 @@ def _document(
                 "size_bytes": _size_bytes(catalogue),
                 "broken": len(catalogue.broken),
                 "unfinished": list(unfinished[catalogue.uuid]),
+                "hosts": [manifest.host_document(host) for host in hosts.hosts(catalogue.history.backups)],
             }
             for catalogue in catalogues
         ],
@@ -85,7 +96,9 @@ def _row(backup: Backup) -> dict[str, Any]:
         "time": manifest.iso(backup.time),
         "size_bytes": backup.size_bytes,
         "domain": {"name": backup.domain_name, "uuid": backup.domain_uuid},
+        "host": None if backup.host is None else manifest.host_document(backup.host),
         "disks": [image.dev for image in backup.disks],
+        "excluded": list(backup.excluded),
         "consistency": backup.consistency.value,
     }
 
@@ -131,28 +144,37 @@ def _print_backups(catalogues: Sequence[Catalogue], *, as_tree: bool) -> None:
 
 
 def _print_table(backups: Sequence[Backup]) -> None:
+    has_hosts = len(hosts.hosts(backups)) > 1
     output.table(
-        ("ID", "TIME", "SIZE", "CONSISTENCY", "DISKS"),
+        ("ID", "TIME", "SIZE", "CONSISTENCY", *(["HOST"] if has_hosts else []), "DISKS"),
         [
             (
                 backup.id,
                 output.local_minute(backup.time),
                 output.size(backup.size_bytes),
                 backup.consistency.value,
-                " ".join(image.dev for image in backup.disks),
+                *([str(backup.host or "-")] if has_hosts else []),
+                _disks(backup),
             )
             for backup in backups
         ],
     )
 
 
+def _disks(backup: Backup) -> str:
+    without = f" (without {' '.join(backup.excluded)})" if backup.excluded else ""
+    return " ".join(image.dev for image in backup.disks) + without
+
+
 def _print_tree(backups: Sequence[Backup]) -> None:
+    has_hosts = len(hosts.hosts(backups)) > 1
     output.tree(
         [
             (
                 backup.id,
                 backup.parent,
-                f"{backup.id}  {output.local_minute(backup.time)}  {output.size(backup.size_bytes)}",
+                f"{backup.id}  {output.local_minute(backup.time)}  {output.size(backup.size_bytes)}"
+                + (f"  {backup.host or '-'}" if has_hosts else ""),
             )
             for backup in backups
         ]

@@ -12,6 +12,7 @@ from vbackup.cli.context import Context
 from vbackup.errors import Status
 from vbackup.model import ImageFormat
 from vbackup.operations import restore
+from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
 
@@ -22,7 +23,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
         output=options.output,
         backup_id=options.backup,
         at=options.at,
+        host=options.host,
         disks=tuple(options.disk),
+        is_mixed=options.mixed,
         image_format=ImageFormat(options.format),
     )
     repository = Repository.open(context.repository_path())
@@ -32,8 +35,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
         document = {
             "id": done.backup.id,
             "domain": {"name": done.backup.domain_name, "uuid": done.backup.domain_uuid},
-            "disks": [{"dev": dev, "file": str(path), "format": options.format} for dev, path in done.images.items()],
+            "host": None if done.backup.host is None else manifest.host_document(done.backup.host),
+            "disks": [
+                {"dev": dev, "file": str(path), "format": options.format, "backup": done.backups[dev]}
+                for dev, path in done.images.items()
+            ],
             "domain_xml": str(done.domain_xml),
+            "left_out": [manifest.left_out_document(left) for left in done.left_out],
+            "shared": [manifest.left_out_document(left) for left in done.shared],
         }
         context.print_document("vbackup.restore/1", document)
         return Status.DONE

@@ -46,6 +46,8 @@ def _print(backup: Backup, chains: dict[str, list[str]], *, path: str) -> None:
         "Directory": path,
         "Made by": ", ".join(f"{name} {version}" for name, version in backup.versions.items()),
     }
+    if backup.host is not None:
+        facts["Host"] = str(backup.host) + (f" (machine id {backup.host.machine_id})" if backup.host.machine_id else "")
     if backup.group is not None:
         members = ", ".join(member.domain_name for member in backup.group.members)
         facts["Group"] = f"{backup.group.id}: {members}; within {backup.group.spread_ms:.1f} ms"

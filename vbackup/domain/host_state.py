@@ -1,0 +1,180 @@
+"""What else of the host a domain uses to keep data, beside its disks: TPM, NVDIMM, shared folders, devices and more.
+
+vbackup does not back these up, so each is named in the result of a backup (``left_out``), and restored domains do not
+get them (vbackup.domain.restored_xml), because they would write to what belongs to the original.
+
+The list is that of libvirt's schema (domaincommon.rng, every element that can name a file, a directory or a device),
+without what is only read: kernels, ROM images, ACPI tables, templates. Files that a domain only writes as output are no
+state of it: see restored_xml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vbackup.domain import qemu_arguments
+from vbackup.model import LeftOut
+
+if TYPE_CHECKING:
+    from lxml import etree
+
+QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+NOT_IN_BACKUP = "not in the backup"
+
+
+@dataclass(frozen=True)
+class HostState:
+    """An element of the domain XML that stands for data on the host."""
+
+    element: etree._Element
+    name: str  #: unique enough for a person: "tpm", "filesystem share"
+    reason: str  #: what it is and where, and that it is not in the backup
+    is_only_read: bool = False  #: the guest cannot write to it, or it is no place at all
+
+    @property
+    def left_out(self) -> LeftOut:
+        """The entry for the result."""
+        return LeftOut(self.name, self.reason, kind=_tag(self.element))
+
+
+def find(root: etree._Element) -> list[HostState]:
+    """Return all that the domain uses of the host to keep data, apart from disks and NVRAM, in a fixed order."""
+    finders = (_firmware, _tpm, _memory, _filesystems, _shared_memory, _host_devices, _pstore, _arguments, _secure)
+    return [state for finder in finders for state in finder(root)]
+
+
+def needs_nvram(root: etree._Element) -> bool:
+    """Return True if the domain's UEFI firmware stores variables in an NVRAM file, named in the XML or not."""
+    if root.find("os/varstore") is not None:
+        return False
+    loader = root.find("os/loader")
+    if loader is not None and loader.get("stateless") == "yes":
+        return False
+    system = root.find("os")
+    return root.find("os/nvram") is not None or (system is not None and system.get("firmware") == "efi")
+
+
+def _firmware(root: etree._Element) -> Iterator[HostState]:
+    loader = root.find("os/loader")
+    # QEMU opens a pflash for writing unless the XML says readonly='yes'.
+    if loader is not None and loader.get("type") == "pflash" and loader.get("readonly") != "yes" and _words(loader):
+        yield HostState(
+            loader, "loader", f"firmware that the guest can write to ({_words(loader)}): it is {NOT_IN_BACKUP}"
+        )
+    for store in root.iterfind("os/varstore"):
+        where = f" ({store.get('path')})" if store.get("path") else ""
+        yield HostState(store, "varstore", f"UEFI variables in a varstore{where}: they are {NOT_IN_BACKUP}")
+
+
+def _tpm(root: etree._Element) -> Iterator[HostState]:
+    for tpm in root.iterfind("devices/tpm"):
+        backend = tpm.find("backend")
+        kind = backend.get("type", "") if backend is not None else ""
+        if kind == "emulator":
+            reason = f"emulated TPM: its state, such as keys of encrypted guest disks, is {NOT_IN_BACKUP}"
+        else:
+            reason = f"TPM of type {kind or 'unknown'}: its state is {NOT_IN_BACKUP}"
+        yield HostState(tpm, "tpm", reason)
+
+
+def _memory(root: etree._Element) -> Iterator[HostState]:
+    for memory in root.iterfind("devices/memory"):
+        path = memory.findtext("source/path")
+        if path:
+            yield HostState(
+                memory,
+                f"memory {path}",
+                f"{memory.get('model')} device: its data is {NOT_IN_BACKUP}",
+                is_only_read=memory.find("target/readonly") is not None,
+            )
+
+
+def _filesystems(root: etree._Element) -> Iterator[HostState]:
+    for filesystem in root.iterfind("devices/filesystem"):
+        kind, target = filesystem.get("type", "mount"), filesystem.find("target")
+        if kind == "ram":
+            continue
+        tag = target.get("dir") if target is not None else None
+        yield HostState(
+            filesystem,
+            f"filesystem {tag or '?'}",
+            f"shared folder of the host ({_where(filesystem) or kind}): its files are {NOT_IN_BACKUP}",
+            is_only_read=filesystem.find("readonly") is not None,
+        )
+
+
+def _shared_memory(root: etree._Element) -> Iterator[HostState]:
+    for shmem in root.iterfind("devices/shmem"):
+        yield HostState(
+            shmem, f"shmem {shmem.get('name')}", f"memory shared with other programs: it is {NOT_IN_BACKUP}"
+        )
+
+
+def _host_devices(root: etree._Element) -> Iterator[HostState]:
+    for device in root.iterfind("devices/hostdev"):
+        kind = device.get("type", "")
+        if kind == "mdev" and device.get("model") in ("vfio-pci", "vfio-ap"):
+            continue  # a part of a graphics or cryptography adapter; vfio-ccw is a disk
+        yield HostState(
+            device,
+            " ".join(["hostdev", kind, *_source_words(device)]),
+            f"device of the host that is passed through to the guest: data on it is {NOT_IN_BACKUP}",
+            is_only_read=kind == "scsi" and device.find("readonly") is not None,
+        )
+
+
+def _source_words(device: etree._Element) -> list[str]:
+    """Return what tells a host device from others: its path, name, ids or address."""
+    source = device.find("source")
+    if source is None:
+        return []
+    values = [value for name, value in source.items() if name not in ("startupPolicy", "type", "mode")]
+    for part in source.iterfind("*"):
+        found = [value for name, value in part.items() if name not in ("type", "guestReset")]
+        values += [":".join(map(str, found))] if found else []
+    return [str(value) for value in values]
+
+
+def _pstore(root: etree._Element) -> Iterator[HostState]:
+    for pstore in root.iterfind("devices/pstore"):
+        yield HostState(pstore, "pstore", f"store for the guest's crash records: it is {NOT_IN_BACKUP}")
+
+
+def _arguments(root: etree._Element) -> Iterator[HostState]:
+    for commandline in root.iterfind(f"{QEMU}commandline"):
+        arguments = [argument.get("value", "") for argument in commandline.iterfind(f"{QEMU}arg")]
+        options = qemu_arguments.storage(arguments)
+        if options:
+            reason = f"arguments for QEMU that libvirt does not know ({', '.join(options)}): what they name on the host"
+            yield HostState(commandline, "qemu:commandline", f"{reason} is {NOT_IN_BACKUP}")
+
+
+def _secure(root: etree._Element) -> Iterator[HostState]:
+    for security in root.iterfind("launchSecurity"):
+        reason = "launch security: its keys can be bound to the processor of this host, and they are"
+        yield HostState(
+            security,
+            f"launchSecurity {security.get('type', '')}".rstrip(),
+            f"{reason} {NOT_IN_BACKUP}",
+            is_only_read=True,
+        )
+
+
+def _where(element: etree._Element) -> str | None:
+    """Return the place that its <source> names, in the words of the XML, or None."""
+    source = element.find("source")
+    if source is None:
+        return None
+    names = ("dir", "file", "dev", "socket", "volume", "name", "wwpn", "protocol")
+    return next((source.get(name) for name in names if source.get(name)), None)
+
+
+def _words(element: etree._Element) -> str:
+    return (element.text or "").strip()
+
+
+def _tag(element: etree._Element) -> str:
+    """Return the name of the element as it stands in the XML, with the prefix of QEMU's own."""
+    return str(element.tag).replace(QEMU, "qemu:")

@@ -1,0 +1,105 @@
+"""Choose the backup that is restored, and for each disk the backup that it is restored from.
+
+A backup that was told to leave out a disk is not the whole machine: it is never taken silently for one. Neither is the
+newest backup of another machine with the same UUID. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from vbackup.errors import AmbiguousHostError, ChainError, DiskError, PartialBackupError
+from vbackup.model import Backup
+from vbackup.repository import hosts
+from vbackup.repository.catalogue import Catalogue
+from vbackup.repository.history import History
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for."""
+
+    backup_id: str | None = None  #: None: chosen by ``at``
+    at: datetime | None = None  #: the newest made at this time or before; None: the newest of all
+    host: str | None = None  #: only backups of the host with this name or machine id
+    disks: tuple[str, ...] = ()  #: only these; empty: all
+    is_mixed: bool = False  #: each disk from its newest backup
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is restored."""
+
+    backup: Backup  #: gives the definition and everything but the disks
+    disks: Mapping[str, Backup]  #: for each disk (dev) the backup that it is restored from
+    missing: tuple[str, ...]  #: disks of the machine that the backup leaves out and nothing is restored for
+    other_hosts: tuple[str, ...]  #: names of the further hosts that have backups of this UUID
+
+    @property
+    def is_of_one_moment(self) -> bool:
+        """True if all disks are of one backup."""
+        return all(backup.id == self.backup.id for backup in self.disks.values())
+
+
+def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
+    """Return what is restored.
+
+    Raises ChainError if there is no such backup, AmbiguousHostError if backups of several machines could be meant,
+    PartialBackupError if the chosen backup leaves out disks and the user asked neither for it nor for its disks,
+    DiskError for a disk that it does not have. The messages name what the user can ask for.
+    """
+    everything = catalogue.history.backups
+    seen = _of_host(catalogue, wanted.host)
+    backup = seen.find(wanted.backup_id, wanted.at)
+    if wanted.backup_id is None and wanted.host is None:
+        _refuse_ambiguous(everything)
+    candidates = [one for one in seen.history.backups if one.sequence <= backup.sequence]
+    disks = _disks(backup, candidates, wanted)
+    missing = tuple(dev for dev in backup.excluded if dev not in disks) if not wanted.disks else ()
+    if missing and not wanted.is_mixed and wanted.backup_id is None:
+        raise PartialBackupError(backup.id, missing, complete=_newest_complete(candidates, backup, missing))
+    others = tuple(host.name for host in hosts.hosts(everything) if host != backup.host) if backup.host else ()
+    return Choice(backup, disks, missing, others)
+
+
+def _of_host(catalogue: Catalogue, host: str | None) -> Catalogue:
+    """Return the catalogue with the backups of that host only."""
+    if host is None:
+        return catalogue
+    backups = hosts.of_host(catalogue.history.backups, host)
+    if not backups:
+        known = ", ".join(str(one) for one in hosts.hosts(catalogue.history.backups)) or "no backup names one"
+        raise ChainError(f"No backup of this domain is of a host {host!r}; its hosts: {known}.")
+    return replace(catalogue, history=History(backups))
+
+
+def _refuse_ambiguous(backups: Sequence[Backup]) -> None:
+    change = hosts.break_of(backups)
+    if change is not None:
+        newest = {str(backup.host): backup.id for backup in backups if backup.host is not None}
+        raise AmbiguousHostError(newest, change.after.id)
+
+
+def _disks(backup: Backup, candidates: Sequence[Backup], wanted: Wanted) -> dict[str, Backup]:
+    devs = [image.dev for image in backup.disks]
+    of_machine = [*devs, *(dev for dev in backup.excluded if dev not in devs)]
+    found: dict[str, Backup] = {}
+    for dev in wanted.disks or (of_machine if wanted.is_mixed else devs):
+        having = [one for one in candidates if one.image(dev) is not None]
+        if dev in devs:
+            found[dev] = backup
+        elif wanted.is_mixed and having:
+            found[dev] = having[-1]
+        elif wanted.disks:
+            other = f" The newest backup before it that has this disk is {having[-1].id}." if having else ""
+            raise DiskError(dev, f"backup {backup.id} has no such disk; it has {', '.join(devs)}.{other}")
+    return {dev: found[dev] for dev in sorted(found, key=of_machine.index)} if not wanted.disks else found
+
+
+def _newest_complete(candidates: Sequence[Backup], backup: Backup, missing: Sequence[str]) -> str | None:
+    """Return the newest backup that has all disks of this one and those that it leaves out."""
+    devs = {*missing, *(image.dev for image in backup.disks)}
+    complete = (one.id for one in reversed(candidates) if devs <= {image.dev for image in one.disks})
+    return next(complete, None)

@@ -1,0 +1,55 @@
+"""The hosts that a domain's backups were made on, and whether they can all be of one machine.
+
+A domain that migrates takes its UUID and its bitmaps with it, so its next backup starts from one of the host before. A
+copy of a machine that was not given a UUID of its own has backups in between that start from nothing of the other's:
+then the newest backup may be of either machine. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vbackup.model import Backup, HostIdentity
+
+
+def hosts(backups: Sequence[Backup]) -> list[HostIdentity]:
+    """Return the hosts that the backups name, each once, in the order of their first backup."""
+    return list(dict.fromkeys(backup.host for backup in backups if backup.host is not None))
+
+
+def of_host(backups: Sequence[Backup], word: str) -> list[Backup]:
+    """Return the backups of the host with this name or machine id."""
+    return [
+        backup for backup in backups if backup.host is not None and word in (backup.host.name, backup.host.machine_id)
+    ]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A backup of another host than the one before, which starts from none of that host's."""
+
+    before: Backup
+    after: Backup
+
+
+def break_of(backups: Sequence[Backup]) -> Change | None:
+    """Return the first change of host after which the chain does not go on, or None.
+
+    ``backups`` are in the order of their commits. Backups that name no host prove nothing, and are passed over.
+    """
+    by_id = {backup.id: backup for backup in backups}
+    before: Backup | None = None
+    for backup in backups:
+        if backup.host is None:
+            continue
+        if before is not None and backup.host != before.host and not _goes_on(backup, before.host, by_id):
+            return Change(before, backup)
+        before = backup
+    return None
+
+
+def _goes_on(backup: Backup, host: HostIdentity | None, by_id: dict[str, Backup]) -> bool:
+    """Return True if one of the disks starts from a backup of that host."""
+    bases = (by_id.get(image.base) for image in backup.disks if image.base is not None)
+    return any(base is not None and base.host == host for base in bases)
