@@ -10,15 +10,15 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  allocation  allocation_jobs
                              fleecing  preparation  moment  group  unfinished  finish  leftovers  foreign_jobs
                              total_rate  latency  latency_throttle
-    images                   target images: creation  targets  tuning  writeback  digests  flatten  denied
-                             denied_facts
+    images                   target images: creation  targets  tuning  writeback  digests  flatten  raw_data
+                             denied  denied_facts
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  offline  attached  passthrough  detached  freeze  watchdog
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  lock
                              verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
-                             activity  backing_chain  storage_daemon  qemu_img  qcow2
+                             activity  backing_chain  storage_daemon  qemu_img  qcow2  qcow2_bitmap
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events

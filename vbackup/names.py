@@ -138,9 +138,13 @@ class Naming:
         """Return the name of a node on which an end mark is prepared. No target's: no ``dev`` has a dot or a dash."""
         return f"{self.prefix}end.{number}"
 
-    def allocation_node(self, index: int) -> str:
+    def extended_node(self, index: int) -> str:
         """Return the name of a node as large as a disk that has smaller layers (vbackup.engine.allocation)."""
         return f"{self.prefix}alloc.{index}"
+
+    def file_data_node(self, index: int) -> str:
+        """Return the name of the node whose bitmap shows where a raw image has data."""
+        return f"{self.prefix}alloc-{index}"
 
     @property
     def allocation_sink(self) -> str:
@@ -154,7 +158,7 @@ class Naming:
 
     @property
     def allocation_window(self) -> str:
-        """The name of the node that maps as much of an ``allocation_node``."""
+        """The name of the node that maps as much of an ``extended_node``."""
         return f"{self.prefix}alloc-win"
 
     @property

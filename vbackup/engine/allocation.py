@@ -11,14 +11,15 @@ alone what no layer has allocated, which reads as zeros:
   incremental. It may contain too much, which is then copied as zeros, but never too little: a layer below does not
   change, and what is written to the active one is recorded.
 
-A raw image has no such notion: in a chain it counts as allocated up to its size.
+A raw image has no such notion. The file system knows where its file has data (vbackup.images.raw_data); where that
+cannot be asked, the image counts as allocated up to its size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vbackup.model import BlockDriver, DiskNode, NodeBitmap
+from vbackup.model import BlockDriver, DiskNode, Layer, NodeBitmap
 from vbackup.names import Naming
 from vbackup.qapi.actions import MirrorSyncMode
 
@@ -28,6 +29,8 @@ WORTH_BYTES = 128 * 1024**3
 #: The same for a view whose block status QEMU does not tell: all that is not allocated would be read.
 WORTH_UNTOLD_BYTES = 1024**3
 
+_NONE = NodeBitmap("", "")
+
 
 @dataclass(frozen=True)
 class LayerAllocation:
@@ -35,6 +38,7 @@ class LayerAllocation:
 
     bitmap: NodeBitmap
     size_bytes: int
+    raw_path: str | None = None  #: of a raw image, if it is a file
 
 
 @dataclass(frozen=True)
@@ -44,29 +48,14 @@ class Allocation:
     sync: MirrorSyncMode = MirrorSyncMode.FULL
     layers: tuple[LayerAllocation, ...] = ()  #: those that are asked, the active one first; none unless by bitmaps
     job_id: str = ""  #: of the jobs that ask them, one after the other
-    extended_node: str = ""  #: as large as the disk, for what smaller layers have: QEMU merges only bitmaps of one size
+    extended: NodeBitmap = _NONE  #: on a node as large as the disk, of what smaller layers have
+    file_data: NodeBitmap = _NONE  #: on a node as large as the disk, of where a raw image has data
+    sources: tuple[NodeBitmap, ...] = ()  #: those that drive the copy, once they have been set
 
     @property
-    def smaller(self) -> tuple[LayerAllocation, ...]:
-        """The layers that are smaller than the disk."""
-        return tuple(layer for layer in self.layers if layer.size_bytes < self.layers[0].size_bytes)
-
-    @property
-    def on_layers(self) -> tuple[NodeBitmap, ...]:
-        """The bitmaps on layers that drive the copy."""
-        return tuple(layer.bitmap for layer in self.layers if layer not in self.smaller)
-
-    @property
-    def extended(self) -> NodeBitmap:
-        """The bitmap of what the smaller layers have allocated. Its name differs from those on the layers."""
-        return NodeBitmap(self.extended_node, self.job_id)
-
-    @property
-    def bitmaps(self) -> tuple[NodeBitmap, ...]:
-        """All bitmaps that together drive the copy."""
-        if not self.smaller:
-            return self.on_layers
-        return *self.on_layers, self.extended
+    def size_bytes(self) -> int:
+        """Size of the disk."""
+        return self.layers[0].size_bytes
 
 
 #: The whole disk is read.
@@ -95,20 +84,34 @@ def of_full(
         return ALL
     if any(layer.virtual_size_bytes > size_bytes for layer in node.layers):
         return ALL
-    name = naming.allocation_bitmap(backup_id, node.disk.dev)
+    name, job_id = naming.allocation_bitmap(backup_id, node.disk.dev), naming.allocation_job(backup_id, node.disk.dev)
+    layers = [
+        LayerAllocation(
+            NodeBitmap(one.node_name, name), one.virtual_size_bytes, one.filename if _is_file(one) else None
+        )
+        for one in node.layers
+    ]
+    # The names of the bitmaps differ: bitmaps are removed by their names.
     return Allocation(
         MirrorSyncMode.BITMAP,
-        tuple(LayerAllocation(NodeBitmap(one.node_name, name), one.virtual_size_bytes) for one in node.layers),
-        job_id=naming.allocation_job(backup_id, node.disk.dev),
-        extended_node=naming.allocation_node(index),
+        tuple(layers),
+        job_id,
+        NodeBitmap(naming.extended_node(index), job_id),
+        NodeBitmap(naming.file_data_node(index), job_id),
     )
+
+
+def _is_file(layer: Layer) -> bool:
+    """Return True for a raw image that may be a file and is used as a whole: QEMU shows one with an offset as json."""
+    return layer.driver == BlockDriver.RAW and layer.filename.startswith("/")
 
 
 def _allocated_bytes(node: DiskNode) -> int:
     """Return how much of the disk its layers may have allocated, at most."""
     return sum(
-        layer.virtual_size_bytes
-        if layer.driver != BlockDriver.QCOW2 or layer.allocated_bytes is None
-        else layer.allocated_bytes
+        # A block device takes no storage, as far as QEMU says.
+        layer.allocated_bytes
+        if (layer.driver == BlockDriver.QCOW2 or _is_file(layer)) and layer.allocated_bytes
+        else layer.virtual_size_bytes
         for layer in node.layers
     )

@@ -14,8 +14,10 @@ QEMU warns on stderr that the target has no cluster size, which does no harm her
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vbackup.engine import leftovers
@@ -23,8 +25,10 @@ from vbackup.engine.allocation import ALL, LayerAllocation
 from vbackup.engine.plan import BackupPlan, DiskPlan
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import JobError, QemuText, QmpError
-from vbackup.images import targets
-from vbackup.model import GRANULARITY_BYTES
+from vbackup.files import storage_errors
+from vbackup.images import raw_data, targets
+from vbackup.images.targets import Target
+from vbackup.model import GRANULARITY_BYTES, NodeBitmap
 from vbackup.qapi.actions import (
     Action,
     BackupPerf,
@@ -35,15 +39,17 @@ from vbackup.qapi.actions import (
     BlockDirtyBitmapMerge,
     MirrorSyncMode,
 )
-from vbackup.qemu import jobs
+from vbackup.qemu import jobs, qcow2_bitmap
 from vbackup.report import Silent
+from vbackup.repository.repository import Stage
 from vbackup.undo import Undo
 
 
-def ask(plan: BackupPlan, domain: LockedDomain, *, undo: Undo) -> BackupPlan:
-    """Add the bitmaps that the plan's fulls are copied by. Return the plan, which copies all of a disk if QEMU refuses.
+def ask(plan: BackupPlan, stage: Stage, domain: LockedDomain, *, undo: Undo) -> BackupPlan:
+    """Add the bitmaps that the plan's fulls are copied by. Return the plan with them; without, if QEMU refuses.
 
-    ``undo`` gets steps that end the jobs and remove nodes and bitmaps. Raises JobError if somebody ends such a job.
+    ``undo`` gets steps that end the jobs and remove nodes and bitmaps. Raises JobError if somebody ends such a job,
+    StorageError or NoSpaceError if the stage has no room for a bitmap.
     """
     asked = [disk for disk in plan.disks if disk.allocation.layers]
     if not asked:
@@ -52,10 +58,8 @@ def ask(plan: BackupPlan, domain: LockedDomain, *, undo: Undo) -> BackupPlan:
     disks = list(plan.disks)
     for number, disk in enumerate(plan.disks):
         try:
-            for layer in disk.allocation.layers:
-                _set(domain, disk, layer)
-            if disk.allocation.smaller:
-                _extend(domain, disk)
+            sources = _sources(disk, stage, domain, undo=undo) if disk in asked else ()
+            disks[number] = replace(disk, allocation=replace(disk.allocation, sources=sources))
         except QmpError as err:
             domain.reporter.step(f"Disk {disk.dev}: all of it is read, because what it contains is not known ({err}).")
             _remove(domain, [disk])
@@ -66,11 +70,59 @@ def ask(plan: BackupPlan, domain: LockedDomain, *, undo: Undo) -> BackupPlan:
 def _remove(domain: LockedDomain, disks: Sequence[DiskPlan]) -> None:
     """End the jobs, and remove the nodes and the bitmaps on the disks."""
     monitor, naming = domain.monitor, domain.naming
-    jobs.cancel(monitor, [disk.allocation.job_id for disk in disks])
-    extended = [disk.allocation.extended_node for disk in disks]
-    ours = [naming.allocation_sink, naming.allocation_window, naming.allocation_source, *extended]
-    targets.close_in_qemu(monitor, ours)
-    leftovers.remove_bitmaps(monitor, [layer.bitmap for disk in disks for layer in disk.allocation.layers])
+    plans = [disk.allocation for disk in disks]
+    jobs.cancel(monitor, [one.job_id for one in plans])
+    nodes = [bitmap.node_name for one in plans for bitmap in (one.extended, one.file_data)]
+    nodes = [naming.allocation_sink, naming.allocation_window, naming.allocation_source, *nodes]
+    targets.close_in_qemu(monitor, nodes)
+    leftovers.remove_bitmaps(monitor, [layer.bitmap for one in plans for layer in one.layers])
+
+
+def _sources(disk: DiskPlan, stage: Stage, domain: LockedDomain, *, undo: Undo) -> tuple[NodeBitmap, ...]:
+    """Set a bitmap for each layer of the disk, and return those that together cover it."""
+    allocation, sources, smaller = disk.allocation, list[NodeBitmap](), list[LayerAllocation]()
+    for layer in allocation.layers:
+        if layer.raw_path is not None and _set_by_file(domain, disk, layer, stage, undo=undo):
+            sources.append(allocation.file_data)
+            if layer is not allocation.layers[0]:
+                continue  # nobody writes to it
+        else:
+            _set(domain, disk, layer)
+        if layer.size_bytes == allocation.size_bytes:
+            sources.append(layer.bitmap)
+        else:
+            smaller.append(layer)
+    if smaller:
+        _extend(domain, disk, smaller)
+        sources.append(allocation.extended)
+    return tuple(sources)
+
+
+def _set_by_file(domain: LockedDomain, disk: DiskPlan, layer: LayerAllocation, stage: Stage, *, undo: Undo) -> bool:
+    """Give QEMU a bitmap of where the layer's file has data; return False if it cannot be known for certain.
+
+    The layer's own bitmap is added first, empty, and records what is written from then on.
+    """
+    handle, monitor, data = domain.source.handle, domain.monitor, disk.allocation.file_data
+    assert layer.raw_path is not None
+    if not handle.host.is_local:
+        return False
+    fd = raw_data.open_held(Path(layer.raw_path), size_bytes=layer.size_bytes, uuid=handle.uuid)
+    if fd is None:
+        return False
+    path = stage.path / f".{disk.dev}.bitmap"
+    try:
+        # In a transaction, which waits for the requests in flight (bdrv_drain_all_begin in qmp_transaction).
+        add = BlockDirtyBitmapAdd(layer.bitmap.node_name, layer.bitmap.bitmap, granularity=GRANULARITY_BYTES)
+        monitor.execute("transaction", {"actions": [add.document()]})
+        with storage_errors(f"write {path}"), path.open("xb") as file:
+            found = raw_data.extents(fd, check=domain.stop.check)
+            qcow2_bitmap.write(file, disk.allocation.size_bytes, name=data.bitmap, extents=found)
+        targets.open_in_qemu(monitor, [Target(path, data.node_name)], undo=undo)
+    finally:
+        os.close(fd)
+        path.unlink(missing_ok=True)  # QEMU has it open
+    return True
 
 
 def _set(domain: LockedDomain, disk: DiskPlan, layer: LayerAllocation) -> None:
@@ -94,15 +146,14 @@ def _set(domain: LockedDomain, disk: DiskPlan, layer: LayerAllocation) -> None:
     domain.monitor.execute("blockdev-del", {"node-name": sink})
 
 
-def _extend(domain: LockedDomain, disk: DiskPlan) -> None:
+def _extend(domain: LockedDomain, disk: DiskPlan, smaller: Sequence[LayerAllocation]) -> None:
     """Bring what the smaller layers have to the bitmap of a node as large as the disk."""
     monitor, naming, allocation = domain.monitor, domain.naming, disk.allocation
     extended, name = allocation.extended.node_name, allocation.extended.bitmap
     source, window = naming.allocation_source, naming.allocation_window
-    monitor.execute("blockdev-add", {**_null(allocation.layers[0].size_bytes), "node-name": extended})
+    monitor.execute("blockdev-add", {**_null(allocation.size_bytes), "node-name": extended})
     monitor.execute("block-dirty-bitmap-add", {"node": extended, "name": name, "granularity": GRANULARITY_BYTES})
-    for size_bytes in sorted({layer.size_bytes for layer in allocation.smaller}):
-        bitmaps = [layer.bitmap for layer in allocation.smaller if layer.size_bytes == size_bytes]
+    for size_bytes in sorted({layer.size_bytes for layer in smaller}):
         monitor.execute("blockdev-add", {**_null(size_bytes), "node-name": source})
         part = {"driver": "raw", "node-name": window, "file": extended, "offset": 0, "size": size_bytes}
         monitor.execute("blockdev-add", part)
@@ -115,6 +166,7 @@ def _extend(domain: LockedDomain, disk: DiskPlan) -> None:
             bitmap_mode=BitmapSyncMode.NEVER,
             auto_dismiss=False,
         )
+        bitmaps = [layer.bitmap for layer in smaller if layer.size_bytes == size_bytes]
         merged = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in bitmaps)
         add = BlockDirtyBitmapAdd(source, name, granularity=GRANULARITY_BYTES, disabled=True)
         error = _run(domain, disk, [add, BlockDirtyBitmapMerge(source, name, merged), job])

@@ -153,7 +153,7 @@ class DiskPlan:
         if self.bitmap is not None:
             part.append(_new_bitmap(node, self.bitmap, persistent=self.node.keeps_bitmaps or None))
         if self.working_bitmap is not None:
-            sources = self.choice.bitmaps if self.choice.base is not None else self.allocation.bitmaps
+            sources = self.choice.bitmaps if self.choice.base is not None else self.allocation.sources
             merged = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in sources)
             part.append(_new_bitmap(node, self.working_bitmap, disabled=True))
             part.append(BlockDirtyBitmapMerge(node, self.working_bitmap, merged))

@@ -41,4 +41,4 @@ def prepare(
         assert fleecing_area is not None
         fleecing.open_images(monitor, plan.disks, fleecing_area, undo=undo, security_labels=labels)
     scratch.prepare(monitor, plan.scratch_sizes, naming=domain.naming, undo=undo, stop=domain.stop)
-    return allocation_jobs.ask(plan, domain, undo=undo)
+    return allocation_jobs.ask(plan, stage, domain, undo=undo)

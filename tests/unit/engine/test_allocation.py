@@ -33,16 +33,17 @@ def test_image_without_a_backing_file_is_copied_as_far_as_it_is_allocated(size_b
 def test_chain_is_copied_by_bitmaps_of_its_layers() -> None:
     found = of(one(node_name="a"), one(node_name="b"))
     assert found.sync is MirrorSyncMode.BITMAP
-    assert [(bitmap.node_name, bitmap.bitmap) for bitmap in found.bitmaps] == [
+    assert [(one.bitmap.node_name, one.bitmap.bitmap) for one in found.layers] == [
         (name, Naming(REPOSITORY).allocation_bitmap(backup_id(1), "vda")) for name in ("a", "b")
     ]
 
 
-def test_layers_that_are_smaller_have_a_bitmap_together_on_a_node_as_large_as_the_disk() -> None:
-    found = of(one(node_name="a"), one(TIB, node_name="b"), one(2 * TIB, node_name="c"), index=3)
-    assert [bitmap.node_name for bitmap in found.bitmaps] == ["a", Naming(REPOSITORY).allocation_node(3)]
-    assert [smaller.bitmap.node_name for smaller in found.smaller] == ["b", "c"]
-    assert len({bitmap.bitmap for bitmap in found.bitmaps}) == 2, "removing one by its name must leave the other"
+def test_removing_a_bitmap_of_a_layer_by_its_name_leaves_those_on_nodes_of_ours() -> None:
+    found = of(one(node_name="a"), one(TIB, node_name="b"), index=3)
+    assert [(layer.bitmap.node_name, layer.size_bytes) for layer in found.layers] == [("a", 40 * TIB), ("b", TIB)]
+    naming = Naming(REPOSITORY)
+    assert [found.extended.node_name, found.file_data.node_name] == [naming.extended_node(3), naming.file_data_node(3)]
+    assert not {found.extended.bitmap, found.file_data.bitmap} & {layer.bitmap.bitmap for layer in found.layers}
 
 
 def test_layer_below_that_is_larger_is_not_asked() -> None:
@@ -51,15 +52,26 @@ def test_layer_below_that_is_larger_is_not_asked() -> None:
 
 def test_it_has_to_be_worth_the_commands() -> None:
     size_bytes = WORTH_BYTES + (2 << 20)
-    assert of(one(size_bytes), one(size_bytes)).bitmaps
+    assert of(one(size_bytes), one(size_bytes)).layers
     assert of(one(size_bytes - 1), one(size_bytes - 1)) == ALL
     assert of(one(size_bytes), one(size_bytes, allocated_bytes=size_bytes // 2)) == ALL
 
 
-def test_raw_image_below_counts_up_to_its_size() -> None:
-    assert of(one(), one(TIB, driver=BlockDriver.RAW)).bitmaps
-    assert of(one(), one(40 * TIB, driver=BlockDriver.RAW)) == ALL
-    assert of(one(), one(allocated_bytes=None)) == ALL
+def test_raw_image_counts_as_far_as_its_file_takes_storage() -> None:
+    raw = one(driver=BlockDriver.RAW, filename="/images/vda.raw")
+    assert [layer.raw_path for layer in of(raw).layers] == ["/images/vda.raw"]
+    assert [layer.raw_path for layer in of(one(), raw).layers] == [None, "/images/vda.raw"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"filename": 'json:{"driver":"raw","offset":512}'}, {"allocated_bytes": 0}, {"allocated_bytes": None}],
+    ids=["part of a file", "block device", "unknown"],
+)
+def test_other_raw_images_count_up_to_their_size(changes: dict[str, Any]) -> None:
+    assert of(one(driver=BlockDriver.RAW, **changes)) == ALL
+    assert of(one(), one(driver=BlockDriver.RAW, **changes)) == ALL
+    assert of(one(), one(TIB, driver=BlockDriver.RAW, **changes)).layers
 
 
 def test_view_is_copied_by_bitmaps_even_of_one_layer() -> None:
@@ -69,7 +81,7 @@ def test_view_is_copied_by_bitmaps_even_of_one_layer() -> None:
     assert of(small, has_view=True, tells_zeros=False).sync is MirrorSyncMode.BITMAP
 
 
-@pytest.mark.parametrize("driver", [BlockDriver.RAW, BlockDriver("vmdk")])
+@pytest.mark.parametrize("driver", [BlockDriver("luks"), BlockDriver("vmdk")])
 def test_other_formats_are_read_as_a_whole(driver: BlockDriver) -> None:
     assert of(one(driver=driver)) == ALL
     assert of(one(), one(driver=BlockDriver("qed"))) == ALL

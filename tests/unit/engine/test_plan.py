@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -298,6 +299,9 @@ def test_full_of_a_chain_is_copied_by_what_its_layers_had_before_and_the_guest_w
     node = builders.node(layer(end_mark("vda", 40 << 40), node_name="libvirt-2-format", **huge), base)
     made = make([(node, whole())], Level.FULL)
     job = f"vbackup-{REPOSITORY}-20261123T120000Z-full-vda"
+    allocation = made.disks[0].allocation
+    asked = replace(allocation, sources=(allocation.layers[0].bitmap, allocation.extended))
+    made = replace(made, disks=(replace(made.disks[0], allocation=asked),))
     kinds = [one["type"].removeprefix("block-dirty-") for one in made.transaction()]
     assert kinds == ["bitmap-add", "bitmap-add", "bitmap-merge", "bitmap-remove", "bitmap-remove", "blockdev-backup"]
     merged, removed, removed_below, copy = (one["data"] for one in made.transaction()[2:])
