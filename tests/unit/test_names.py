@@ -35,6 +35,25 @@ def test_bitmap_name_round_trip(repository_id: str, time: datetime, level: Level
     assert parsed.working == working
 
 
+@given(repository_ids, times, levels, devs)
+def test_bitmap_of_what_is_allocated_is_one_that_only_its_backup_needs(
+    repository_id: str, time: datetime, level: Level, dev: str
+) -> None:
+    """So a dead run's is removed by the next backup."""
+    backup = names.backup_id(time, level)
+    name = names.Naming(repository_id).allocation_bitmap(backup, dev)
+    assert names.parse_bitmap(name) == BitmapName(repository_id, backup, dev, None)
+
+
+def test_names_of_nodes_for_allocation_fit_too() -> None:
+    naming = names.Naming("0123456789ab")
+    made = [naming.allocation_sink, naming.allocation_source, naming.allocation_window]
+    made += [name(index) for name in (naming.extended_node, naming.file_data_node) for index in (0, 999)]
+    assert len(set(made)) == 7
+    assert max(map(len, made)) <= 31
+    assert not any(names.DEV.fullmatch(name.removeprefix(naming.prefix)) for name in made), "no target's"
+
+
 @given(repository_ids, devs)
 def test_node_name_fits_into_31_bytes(repository_id: str, dev: str) -> None:
     assert len(names.Naming(repository_id).target_node(dev).encode()) <= 31
