@@ -90,11 +90,69 @@ def storage_errors(what: str) -> Iterator[None]:
             raise NoSpaceError(
                 f"Cannot {what}: no space left. Free some space and run the same command again."
             ) from err
-        hint = {
-            errno.EACCES: " Run vbackup as a user with permission to do this.",
-            errno.EROFS: " It is mounted read-only.",
-        }
-        raise StorageError(f"Cannot {what}: {err.strerror or err}.{hint.get(err.errno or 0, '')}") from err
+        raise StorageError(f"Cannot {what}: {err.strerror or err}.{_hint(err)}") from err
+
+
+def _hint(err: OSError) -> str:
+    """Return what can be done about the error, with a blank in front; "" if nothing is known."""
+    if err.errno == errno.EACCES and isinstance(err.filename, str):
+        return f" {why_denied(Path(err.filename))}"
+    return {
+        errno.EACCES: " Run vbackup as a user with permission to do this.",
+        errno.EPERM: " The filesystem may not allow it, or the file is immutable: see 'lsattr'.",
+        errno.EROFS: " It is mounted read-only.",
+        errno.EEXIST: " Give another path, or move away what is there.",
+        errno.ENOTDIR: " A part of the path is not a directory: check it.",
+        errno.EIO: " Its storage may be failing: look into the kernel log.",
+        errno.ESTALE: " The network filesystem has lost it: mount it again.",
+    }.get(err.errno or 0, "")
+
+
+#: The bits of the rights, and what they are called.
+_ACCESS = {"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}
+_RIGHTS = {"x": "enter the directory", "wx": "write to the directory", "r": "read", "rw": "read and write"}
+
+
+def why_denied(path: Path, wanted: str = "rw") -> str:
+    """Return who is denied which right on what, and the command that gives it, as sentences.
+
+    ``wanted``: the rights that this process wants on the file at ``path``. The kernel is asked (faccessat), so access
+    control lists and servers of network filesystems are heeded.
+    """
+    import shlex
+
+    uid = os.geteuid()
+    user = _user_name(uid)
+    path = path.absolute()
+    for place in (*reversed(path.parents), path):
+        missing = not os.path.lexists(place)  # it was to be made there
+        barrier, right = (place.parent, "wx") if missing else (place, wanted if place == path else "x")
+        if os.access(barrier, sum(_ACCESS[one] for one in right), effective_ids=True):
+            if missing:
+                break
+            continue
+        status = barrier.stat()
+        owner = _user_name(status.st_uid)
+        denied = (
+            f"vbackup runs as {user}, who may not {_RIGHTS[right]} {barrier} (owner {owner}, mode"
+            f" {stat.S_IMODE(status.st_mode):04o})."
+        )
+        if uid == 0:
+            return (
+                f"{denied} Its storage does not let root in, as NFS with root_squash does: export it with"
+                f" no_root_squash, or run vbackup as {owner}."
+            )
+        return f"{denied} Run vbackup as root, or as root run: setfacl -m u:{user}:{right} {shlex.quote(str(barrier))}."
+    return f"vbackup runs as {user}, whom no file mode stops; the kernel log shows whether AppArmor or SELinux does."
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def digest_of(data: bytes) -> str:

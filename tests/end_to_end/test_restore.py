@@ -128,6 +128,24 @@ def test_restored_domain_can_be_defined_and_started(made: Made, lab: Lab, comman
         lab.remove(machine)
 
 
+@pytest.mark.parametrize("image_format", ["qcow2", "raw"])
+def test_libvirt_takes_the_definition_in_either_format(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path, image_format: str
+) -> None:
+    """With what libvirt allows for qcow2 only, and what belongs to a login that is not there any more."""
+    cache = "<metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache>"
+    spec = DiskSpec(tmp_path / "vda.qcow2", driver="cache='none' io='native' discard='unmap' detect_zeroes='unmap'")
+    spec.create()
+    machine = lab.start(domain_xml("formats", [spec.xml().replace("/><source", f">{cache}</driver><source", 1)]))
+    command("-c", lab.uri, "-q", "backup", "formats", "-r", repository)
+    lab.remove(machine)
+    command("-q", "restore", "formats", "-r", repository, "--output", tmp_path / "out", "--format", image_format)
+    text = (tmp_path / "out" / "domain.xml").read_text()
+    assert ("metadata_cache" in text) == (image_format == "qcow2")
+    again = lab.host.connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    again.undefine()
+
+
 def test_one_disk_and_uuid_for_a_name(made: Made, command: Command, tmp_path: Path) -> None:
     command("-q", "restore", made.uuid.upper(), "-r", made.path, "--disk", "vdb", "--output", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["domain.xml", "vdb.qcow2"]

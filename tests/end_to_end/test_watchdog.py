@@ -144,6 +144,20 @@ def test_guest_of_a_killed_vbackup_is_thawed_at_once(
     assert watchdogs() == []
 
 
+def test_agent_of_a_paused_guest_is_not_waited_for(uri: str, guest: Guest, command: Command, repository: Path) -> None:
+    guest.machine.handle.domain.suspend()
+    try:
+        arguments = backup_arguments(uri, guest, repository)
+        refused = command(*arguments, "--quiesce", "required", status=5)
+        assert "the domain is paused, so its guest agent cannot answer" in refused.stderr
+        done = command(*arguments)
+    finally:
+        guest.machine.handle.domain.resume()
+    assert "The domain is paused, so its guest agent cannot freeze the filesystems" in done.stderr
+    assert "does not answer" not in done.stderr
+    assert (done.document["consistency"], done.document["frozen_ms"]) == ("crash", 0)
+
+
 @pytest.mark.parametrize("quiesce", ["auto", "required"])
 def test_limit_is_kept_while_vbackup_hangs(
     uri: str, guest: Guest, command: Command, repository: Path, quiesce: str

@@ -86,6 +86,9 @@ class FakeDomain:
     def is_paused_by_io_error(self) -> bool:
         return self.io_error
 
+    def halted(self) -> str | None:
+        return None
+
     def resume(self) -> None:
         self.io_error = False
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import shutil
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,67 @@ def test_link_put_there_after_the_look_is_not_followed(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "lstat", lambda _path: seen)
     with pytest.raises(OSError, match="symbolic link"):
         files.open_regular(tmp_path / "file")
+
+
+# permission
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """This process has the rights of nobody."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    groups, gid = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(65534)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+    os.setegid(gid)
+    os.setgroups(groups)
+
+
+@pytest.fixture
+def shut() -> Iterator[Path]:
+    """A directory of root's that others may only enter, with a file and a closed directory."""
+    path = Path(tempfile.mkdtemp(prefix="vbackup-shut-", dir="/tmp"))
+    path.chmod(0o711)
+    (path / "file").touch(mode=0o600)
+    (path / "closed dir").mkdir(mode=0o700)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "barrier", "what", "right"),
+    [
+        ("file", "file", "read and write", "rw"),
+        ("closed dir/file", "closed dir", "enter the directory", "x"),
+        ("new", "", "write to the directory", "wx"),
+        ("new/file", "", "write to the directory", "wx"),
+    ],
+)
+def test_denied_right_is_told_with_who_what_and_how_to_mend_it(
+    shut: Path, nobody: None, name: str, barrier: str, what: str, right: str
+) -> None:
+    assert files.why_denied(shut / name) == (
+        f"vbackup runs as nobody, who may not {what} {shut / barrier} (owner root, mode"
+        f" {(shut / barrier).stat().st_mode & 0o7777:04o}). Run vbackup as root, or as root run: setfacl -m"
+        f" u:nobody:{right} {shlex.quote(str(shut / barrier))}."
+    )
+
+
+def test_right_that_root_is_denied_is_the_storage_s(shut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "access", lambda place, *_more, **_options: Path(place) != shut)
+    assert "export it with no_root_squash, or run vbackup as root" in files.why_denied(shut / "file")
+
+
+def test_right_that_no_mode_denies_is_looked_for_elsewhere(shut: Path) -> None:
+    assert "whether AppArmor or SELinux does" in files.why_denied(shut / "file")
+
+
+def test_directory_that_may_not_be_written_is_told_with_the_remedy(shut: Path, nobody: None) -> None:
+    with pytest.raises(StorageError, match=f"Cannot write: Permission denied. .* setfacl -m u:nobody:wx {shut}"):  # noqa: SIM117
+        with files.storage_errors("write"):
+            (shut / "new").mkdir()

@@ -92,10 +92,10 @@ def with_disks(
 ) -> str:
     """Return the XML with the disks in ``images`` (by dev) pointing at the given path and format.
 
-    What described the old image (backing chain, encryption, slices, startup policy) is removed. ``nvram_path`` is where
-    the NVRAM is then, wherever the XML had it; None changes nothing. ``nvram_format``: None keeps the format that the
-    XML gives. Raises MalformedError if the text is not a domain XML,
-    UsageError if a path cannot be written in XML; the caller can choose another directory.
+    What described the old image (backing chain, encryption, slices, startup policy, login) is removed, and what libvirt
+    refuses for the new format. ``nvram_path`` is where the NVRAM is then, wherever the XML had it; None changes
+    nothing. ``nvram_format``: None keeps the format that the XML gives. Raises MalformedError if the text is not a
+    domain XML, UsageError if a path cannot be written in XML; the caller can choose another directory.
     """
     root = root_of(xml)
     for path in (*(path for path, _ in images.values()), nvram_path or ""):
@@ -106,7 +106,7 @@ def with_disks(
             continue
         path, image_format = images[dev]
         element.set("type", "file")
-        for name in ("source", "backingStore", "mirror", "encryption"):
+        for name in ("source", "backingStore", "mirror", "encryption", "auth"):
             for old in element.findall(name):
                 element.remove(old)
         source = etree.Element("source")
@@ -120,6 +120,8 @@ def with_disks(
             driver.set("name", "qemu")
             element.insert(0, driver)
         driver.set("type", image_format.value)
+        if image_format is ImageFormat.RAW:
+            _drop_what_only_qcow2_has(driver)
     if nvram_path is not None:
         _point_nvram(root, nvram_path, nvram_format)
     return text_of(root)
@@ -147,6 +149,13 @@ def text_of(root: etree._Element) -> str:
     """Return the text of a domain XML."""
     text: str = etree.tostring(root, encoding="unicode")
     return text + "\n"
+
+
+def _drop_what_only_qcow2_has(driver: etree._Element) -> None:
+    """Remove what libvirt refuses for a raw image (virDomainDiskDefDriverSourceLUNValidate and its neighbours)."""
+    driver.attrib.pop("discard_no_unref", None)
+    for element in driver.findall("metadata_cache"):
+        driver.remove(element)
 
 
 def check_path(path: str) -> None:

@@ -133,6 +133,22 @@ def frozen(
     freeze.consistency = Consistency.FILESYSTEM
 
 
+def without_freeze(quiesce: Quiesce, reporter: Reporter, *, halted: str) -> Freeze:
+    """Report that the guest does not run, and is not asked to freeze; ``halted`` completes "the domain is ...".
+
+    Raises QuiesceError if freezing is required: let the domain run, or do without.
+    """
+    if quiesce is Quiesce.REQUIRED:
+        raise QuiesceError(
+            f"The guest's filesystems cannot be frozen: the domain is {halted}, so its guest agent cannot answer. Let"
+            " it run ('virsh resume'), or use --quiesce auto for a crash-consistent backup."
+        )
+    reporter.warning(
+        f"The domain is {halted}, so its guest agent cannot freeze the filesystems: the backup is crash-consistent."
+    )
+    return Freeze()
+
+
 class _Attempt:
     """One freeze and its thaw."""
 

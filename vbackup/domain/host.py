@@ -369,6 +369,12 @@ class DomainHandle:
             state, reason = self._domain.state()
         return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
 
+    def halted(self) -> str | None:
+        """Return why no code of the guest runs, as in "the domain is paused"; None if it runs."""
+        with self.host.errors(f"read the state of domain {self.name}"):
+            state, _reason = self._domain.state()
+        return _HALTED.get(state)
+
     def resume(self) -> None:
         """Resume the guest; QEMU retries a write that had failed (virDomainResume)."""
         with self.host.errors(f"resume domain {self.name}"):
@@ -393,6 +399,14 @@ OPERATION_TIMEOUT = int(libvirt.VIR_ERR_OPERATION_TIMEOUT)
 
 #: The operating system reported an error, such as on the socket to a QEMU that ends.
 SYSTEM_ERROR = int(libvirt.VIR_ERR_SYSTEM_ERROR)
+
+
+#: The states in which a domain has a QEMU and its guest, with the agent in it, does not run.
+_HALTED = {
+    int(libvirt.VIR_DOMAIN_PAUSED): "paused",
+    int(libvirt.VIR_DOMAIN_PMSUSPENDED): "suspended by its guest",
+    int(libvirt.VIR_DOMAIN_CRASHED): "crashed",
+}
 
 
 def error_code(err: BaseException | None) -> int:

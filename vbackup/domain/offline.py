@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from vbackup.domain import domain_xml
 from vbackup.domain.freeze import Freeze
 from vbackup.domain.host import DomainHandle
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
+from vbackup.files import why_denied
 from vbackup.hooks.marks import offline_mark
 from vbackup.model import (
     BlockDriver,
@@ -162,6 +164,12 @@ def _refusals(disk: Disk, somebody_has: str) -> Iterator[None]:
     except QmpError as err:
         if err.description.is_of_lock:
             raise BusyError(f"{somebody_has} its image {path} open; run the same command again.") from err
+        if err.description.is_denied and disk.path is not None:
+            raise DiskError(
+                disk.dev,
+                f"its image {path} cannot be opened: {err.description.rstrip('.')}. {why_denied(Path(disk.path))} Or"
+                f" leave the disk out with --exclude-disk {disk.dev}.",
+            ) from err
         raise DiskError(
             disk.dev,
             f"its image {path} cannot be opened: {err.description}. Leave it out with --exclude-disk {disk.dev}, or"

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from vbackup.domain import detached, domain_xml
-from vbackup.domain.freeze import Freeze, frozen, thaw_leftover
+from vbackup.domain.freeze import Freeze, frozen, thaw_leftover, without_freeze
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.watchdog import Watchdog
@@ -173,8 +173,10 @@ class RunningSource:
         return nullcontext()
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
-        """Start the watchdog if a freeze is to be tried: with a guest agent, and unless ``quiesce`` is no."""
-        if self._watchdog is None and quiesce is not Quiesce.NO and self.domain.agent_connected:
+        """Start the watchdog if a freeze is to be tried: with an agent that can answer, unless ``quiesce`` is no."""
+        if self._watchdog is not None or quiesce is Quiesce.NO:
+            return
+        if self.domain.agent_connected and self.handle.halted() is None:
             host = self.handle.host
             self._watchdog = Watchdog(
                 uri=host.real_uri, uuid=self.handle.uuid, limit_s=limit_s, is_blind=host.is_embedded
@@ -182,7 +184,11 @@ class RunningSource:
 
     @contextmanager
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
-        """Freeze through the guest agent, with the watchdog standing by."""
+        """Freeze through the guest agent, with the watchdog standing by; not if the guest cannot run."""
+        halted = self.handle.halted() if self.domain.agent_connected and quiesce is not Quiesce.NO else None
+        if halted is not None:
+            yield without_freeze(quiesce, reporter, halted=halted)
+            return
         self.prepare_freeze(quiesce, limit_s=limit_s)
         try:
             with frozen(self._monitor, quiesce, thawer=self._watchdog, reporter=reporter) as freeze:
@@ -192,8 +198,16 @@ class RunningSource:
                 self._watchdog.let_go()  # copying can take hours
 
     def thaw(self, reporter: Reporter) -> None:
-        """Ask the guest agent to thaw, if there is one."""
-        if self.domain.agent_connected and thaw_leftover(self._monitor, reporter):
+        """Ask the guest agent to thaw, if there is one that can answer."""
+        if not self.domain.agent_connected:
+            return
+        halted = self.handle.halted()
+        if halted is not None:
+            reporter.warning(
+                f"The domain is {halted}, so its guest agent cannot tell whether an interrupted backup left filesystems"
+                " frozen. When the domain runs again, 'virsh domfsthaw' thaws them."
+            )
+        elif thaw_leftover(self._monitor, reporter):
             reporter.warning("An interrupted backup had left the guest's filesystems frozen; they are thawed now.")
 
     def is_guest_stopped(self) -> bool:

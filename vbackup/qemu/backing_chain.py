@@ -7,6 +7,7 @@ vbackup.qemu.storage_daemon opens the nodes; a running domain's QEMU already has
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import ChainError, DiskError, MonitorError
+from vbackup.files import why_denied
 from vbackup.model import BlockDriver, Disk, ImageLocation, SecretRef
 from vbackup.qemu import qemu_img
 
@@ -151,6 +153,14 @@ def _from_header(disk: Disk, image: Image) -> Image | None:
 def _image(disk: Disk, path: str, image_format: BlockDriver, secret: SecretRef | None) -> Image:
     try:
         status = Path(path).stat()
+        if not os.access(path, os.R_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except PermissionError as err:
+        raise DiskError(
+            disk.dev,
+            f"its image {path} cannot be opened: {err.strerror}. {why_denied(Path(path))} Or leave the disk out with"
+            f" --exclude-disk {disk.dev}.",
+        ) from err
     except OSError as err:
         raise _unopenable(disk, f"the image {path} cannot be accessed: {err.strerror}") from err
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):

@@ -406,11 +406,23 @@ def restored(disk: str, *, image_format: ImageFormat = ImageFormat.QCOW2) -> etr
     return element
 
 
+@pytest.mark.parametrize("image_format", ImageFormat)
+def test_what_only_qcow2_has_does_not_stay_with_raw(image_format: ImageFormat) -> None:
+    cache = "<metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache>"
+    driver = f"<driver name='qemu' type='qcow2' discard='unmap' discard_no_unref='on'>{cache}</driver>"
+    old = f"<disk type='file' device='disk'>{driver}<source file='/old'/><target dev='vda' bus='virtio'/></disk>"
+    after = restored(old, image_format=image_format).find("driver")
+    assert after is not None
+    assert after.get("discard") == "unmap"
+    is_raw = image_format is ImageFormat.RAW
+    assert (after.get("discard_no_unref"), len(after)) == ((None, 0) if is_raw else ("on", 1))
+
+
 def test_what_described_the_old_image_goes() -> None:
     old = (
         "<disk type='network' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/>"
         "<source protocol='rbd' name='p/i' startupPolicy='optional'><host name='h'/><auth username='u'/>"
-        "<encryption format='luks'/><slices/></source>"
+        "<encryption format='luks'/><slices/></source><auth username='u'/>"
         "<backingStore type='file'><source file='/base'/></backingStore><mirror/>"
         "<target dev='vda' bus='virtio'/><encryption format='luks'/><alias name='virtio-disk0'/></disk>"
     )

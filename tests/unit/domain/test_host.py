@@ -119,6 +119,13 @@ def test_domain_that_stays_is_not_refused(host: Host, state: tuple[int, int], an
     DomainHandle(host, Migrating(state, answer)).refuse_migration()
 
 
+def test_guest_that_does_not_run_is_told(host: Host) -> None:
+    handle = host.domain("web")
+    assert handle.halted() is None
+    handle.domain.suspend()
+    assert handle.halted() == "paused"
+
+
 def test_managed_save_is_reported(host: Host) -> None:
     handle = host.domain("web")
     assert not handle.has_managed_save()

@@ -70,6 +70,13 @@ def test_image_that_qemu_refuses_is_named(domain: Any, monkeypatch: pytest.Monke
         opened.disk_nodes(opened.domain.disks)
 
 
+def test_image_that_may_not_be_opened_is_told_with_both_remedies(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused_to_open(monkeypatch, "Could not open '/images/vda.qcow2': Permission denied")
+    said = r"Disk vda: its image .*Permission denied\. vbackup runs as .*leave the disk out with --exclude-disk vda\."
+    with pytest.raises(DiskError, match=said), open_source(domain, reporter=Recorder()) as opened:
+        opened.disk_nodes(opened.domain.disks)
+
+
 def test_domain_started_while_its_images_are_opened_is_noticed_without_locks(
     domain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit import builders
 from tests.unit.builders import Recorder
+from vbackup.domain.freeze import Freeze
 from vbackup.domain.source import RunningSource, open_source
-from vbackup.errors import HostUnreachableError, UnsuitableError, VbackupError
+from vbackup.errors import HostUnreachableError, QuiesceError, UnsuitableError, VbackupError
+from vbackup.model import Consistency, Quiesce
 
 
 def test_domain_on_another_host_is_not_opened_here(domain: Any) -> None:
@@ -25,6 +28,7 @@ class Handle:
     def __init__(self) -> None:
         self.active: bool | VbackupError = True
         self.io_error = False
+        self.is_halted: str | None = None
         self.resumed = 0
 
     def is_active(self) -> bool:
@@ -34,6 +38,9 @@ class Handle:
 
     def is_paused_by_io_error(self) -> bool:
         return self.io_error
+
+    def halted(self) -> str | None:
+        return self.is_halted
 
     def resume(self) -> None:
         self.resumed += 1
@@ -77,3 +84,53 @@ def test_disks_of_a_running_domain_are_found_in_its_qemu() -> None:
         source = running(Handle(), qemu)
         (node,) = source.disk_nodes(source.domain.disks)
         assert (node.top.node_name, node.lasting) == (qemu.top("virtio-disk0"), True)
+
+
+# a guest that does not run
+
+
+class Agent:
+    """One that nobody may ask."""
+
+    def agent(self, command: str, *, timeout_s: int) -> Any:
+        raise AssertionError(f"{command} within {timeout_s} s")
+
+
+def halted(how: str) -> RunningSource:
+    handle = Handle()
+    handle.is_halted = how
+    source = running(handle, Agent())
+    source.domain = replace(source.domain, agent_connected=True)
+    return source
+
+
+def test_agent_of_a_paused_domain_is_not_asked() -> None:
+    recorder, source = Recorder(), halted("paused")
+    source.prepare_freeze(Quiesce.AUTO, limit_s=10)
+    with source.frozen(Quiesce.AUTO, recorder, limit_s=10) as freeze:
+        pass
+    assert freeze == Freeze(Consistency.CRASH)
+    assert recorder.warnings == [
+        "The domain is paused, so its guest agent cannot freeze the filesystems: the backup is crash-consistent."
+    ]
+    source.close()
+
+
+def test_paused_domain_cannot_be_frozen_if_that_is_required() -> None:
+    said = r"the domain is paused, so its guest agent cannot answer\. Let it run \('virsh resume'\)"
+    source, recorder = halted("paused"), Recorder()
+    with pytest.raises(QuiesceError, match=said), source.frozen(Quiesce.REQUIRED, recorder, limit_s=10):
+        raise AssertionError("the transaction would be sent")
+
+
+def test_guest_that_shall_not_be_frozen_is_not_asked_whether_it_runs() -> None:
+    source, recorder = halted("paused"), Recorder()
+    with source.frozen(Quiesce.NO, recorder, limit_s=10):
+        pass
+    assert recorder.warnings == []
+
+
+def test_paused_guest_of_a_dead_run_is_left_with_the_command_that_thaws_it() -> None:
+    recorder = Recorder()
+    halted("crashed").thaw(recorder)
+    assert "virsh domfsthaw" in recorder.warnings[0]

@@ -175,7 +175,8 @@ def open_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_user_who_may_not_is_status_seven(command: Command, open_root: Path) -> None:
     with another_user():
         said = command("hooks", "install", "--root", open_root, status=7).stderr
-        assert "Permission denied. Run vbackup as a user with permission" in said
+        assert "Permission denied. vbackup runs as" in said
+        assert f"may not write to the directory {open_root / 'etc' / 'libvirt'}" in said
         assert "is not installed" in command("hooks", "status", "--root", open_root).stdout
     command("hooks", "install", "--root", open_root)
     with another_user():

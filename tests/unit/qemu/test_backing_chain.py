@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,25 @@ def test_path_is_not_changed_on_the_way(tmp_path: Path) -> None:
     odd = create(tmp_path / "zwei Wörter, & 'a'.qcow2")
     (one,) = images_of(disk(odd), volume_path=volume_path)
     assert os.fspath(odd) == nodes(one)[0]["filename"]
+
+
+@pytest.mark.parametrize("closed", ["directory", "image"])
+def test_image_that_may_not_be_read_is_told_with_both_remedies(closed: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with tempfile.TemporaryDirectory(prefix="vbackup-closed-", dir="/tmp") as name:
+        top = create(Path(name) / "top.qcow2")
+        top.chmod(0o600 if closed == "image" else 0o644)
+        Path(name).chmod(0o755 if closed == "image" else 0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(DiskError) as caught:
+                images_of(disk(top), volume_path=volume_path)
+        finally:
+            os.seteuid(0)
+    barrier = str(top) if closed == "image" else name
+    assert f"vbackup runs as nobody, who may not {'read' if closed == 'image' else 'enter the directory'}" in str(
+        caught.value
+    )
+    assert barrier in str(caught.value)
+    assert str(caught.value).endswith("Or leave the disk out with --exclude-disk vda.")
