@@ -41,9 +41,18 @@ class VbackupError(Exception):
 
 
 class UsageError(VbackupError):
-    """An invalid argument; correct the command line."""
+    """An invalid argument; correct the command line. ``help_of``: the command whose --help has what is valid."""
 
     status = Status.USAGE
+
+    def __init__(self, message: str, *, help_of: str | None = None) -> None:
+        self._help_of = help_of
+        super().__init__(message)
+
+    @property
+    def help_of(self) -> str | None:
+        """The command whose --help has what is valid, if that is known."""
+        return self._help_of
 
 
 class MalformedError(VbackupError):
@@ -80,6 +89,18 @@ class DomainNotFoundError(VbackupError):
     def __init__(self, domain: str, where: str, hint: str) -> None:
         self.domain = domain
         super().__init__(f"No domain {domain!r} {where}; {hint}.")
+
+
+class AmbiguousNameError(DomainNotFoundError):
+    """Several domains of the repository have this name; give a UUID."""
+
+    def __init__(self, domain: str, repository: str, uuids: list[str]) -> None:
+        self.uuids = uuids
+        super().__init__(
+            domain,
+            f"with a unique name in {repository}",
+            f"several domains have had this name, as 'vbackup list {domain}' shows; give the UUID: {', '.join(uuids)}",
+        )
 
 
 class NoBackupRunningError(VbackupError):
@@ -238,21 +259,29 @@ class TransactionError(VbackupError):
 
     def __init__(self, path: str, message: str) -> None:
         self.path = path
+        self._reason = message
         match = _ACTION.match(path)
         self.action = int(match[1]) if match else None
         super().__init__(f"{path}: {message}")
+
+    @property
+    def reason(self) -> str:
+        """The message without the path."""
+        return self._reason
 
 
 class TransactionRefusedError(VbackupError):
     """QEMU refused a user's transaction, which therefore had no effect.
 
-    ``index`` is the index of the action that QEMU's message is about, or None if it does not say.
+    ``index`` is the index of the action that QEMU's message is about, or None if it does not say. ``at`` is what the
+    user calls that action, if the transaction is not the user's own.
     """
 
-    def __init__(self, description: str, index: int | None, kind: str | None) -> None:
+    def __init__(self, description: str, index: int | None, kind: str | None, *, at: str | None = None) -> None:
         self.description = description
         self.index = index
-        at = "the transaction" if index is None else f"actions[{index}] ({kind})"
+        if at is None:
+            at = "the transaction" if index is None else f"actions[{index}] ({kind})"
         super().__init__(f"QEMU refused {at}: {description.rstrip('.')}. The transaction had no effect.")
 
 

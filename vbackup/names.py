@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -57,6 +57,14 @@ def new_token() -> str:
 def new_group_id() -> str:
     """Return twelve random hexadecimal digits."""
     return new_repository_id()
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return what to add to an error about an unknown word: "; the closest is 'X'", or "" if nothing is like it."""
+    import difflib  # which only an error needs
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; the closest is {close[0]!r}" if close and close[0] != word else ""
 
 
 def stamp(time: datetime) -> str:

@@ -161,11 +161,14 @@ def test_one_name_is_as_ever_also_if_it_looks_like_a_pattern(fleet: Fleet) -> No
 
 def test_pattern_without_a_domain_is_told_before_anything_is_begun(fleet: Fleet) -> None:
     fleet.boot("web-1")
-    outcome = fleet.backup("web-1", "w?b", status=4)
+    outcome = fleet.backup("w?b", status=4)
     assert outcome.document["schema"] == "vbackup.error/1"
     assert "No domain 'w?b'" in outcome.stderr
     assert fleet.entries() == []
     assert fleet.backup("--all", "--exclude", "*", status=4).document["status"] == 4
+    beside = fleet.backup("web-1", "w?b")
+    assert "warning: The pattern w?b matches no domain" in beside.stderr
+    assert (beside.document["done"], beside.document["unmatched"]) == (1, ["w?b"])
 
 
 def test_domain_that_is_gone_when_its_turn_comes(fleet: Fleet) -> None:

@@ -71,6 +71,8 @@ def test_change_that_fails_on_one_disk_is_made_on_none(bitmaps: Bitmaps, machine
     refused = bitmaps("add", "mine", status=2)
     assert "bitmap 'mine' of node" in refused.stderr
     assert "already exists" in refused.stderr
+    assert refused.stderr.startswith("vbackup: Disk vdb: ")
+    assert "actions[" not in refused.stderr
     assert machine.state() == before
 
 

@@ -160,7 +160,7 @@ def test_point_in_time(made: Made, command: Command, tmp_path: Path) -> None:
     refused = command(
         "restore", "réstore", "-r", made.path, "--at", "2001-01-01T00:00:00Z", "--output", tmp_path / "no", status=6
     )
-    assert "No backup of this domain was made at 2001-01-01T00:00:00.000000Z or before" in refused.stderr
+    assert "No backup of this domain was made at 2001-01-01 00:00:00Z or before; the oldest" in refused.stderr
     assert not (tmp_path / "no").exists()
 
 

@@ -18,6 +18,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.HostUnreachableError("qemu:///system", "refused"), 4),
     (errors.ConnectionLostError("x"), 4),
     (errors.DomainNotFoundError("web", "in /r", "'vbackup list' lists them"), 4),
+    (errors.AmbiguousNameError("web", "/r", ["u1", "u2"]), 4),
     (errors.NoBackupRunningError("web"), 4),
     (errors.QemuGoneError("x"), 1),
     (errors.DomainGoneError("web"), 1),

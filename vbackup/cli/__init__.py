@@ -69,7 +69,7 @@ def _status(arguments: Sequence[str], result: streams.Result) -> int:
 
         return dispatch.run(arguments, result)
     except VbackupError as err:
-        return _fail(err, as_json=as_json)
+        return _fail(err, as_json=as_json, command=result.command)
     except SystemExit as end:  # argparse printed the help or the version
         return int(end.code or 0)
     except KeyboardInterrupt:
@@ -80,8 +80,8 @@ def _status(arguments: Sequence[str], result: streams.Result) -> int:
         return _fail(wrapped, as_json=as_json)
 
 
-def _fail(err: VbackupError, *, as_json: bool) -> int:
-    hint = " See 'vbackup --help'." if isinstance(err, UsageError) else ""
+def _fail(err: VbackupError, *, as_json: bool, command: str = "vbackup") -> int:
+    hint = f" See '{err.help_of or command} --help'." if isinstance(err, UsageError) else ""
     if as_json:
         print(json.dumps(error_document(err), default=str))
     print(f"vbackup: {plain(str(err))}{hint}", file=sys.stderr)

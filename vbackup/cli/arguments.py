@@ -9,8 +9,12 @@ from typing import Any
 from vbackup.errors import UsageError
 
 
-def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False) -> None:
-    """Add the options of every command; ``at_top``: those that may also come before the command's name."""
+def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True) -> None:
+    """Add the options of every command, which may stand before or after its name.
+
+    ``at_top``: before it, where they get their defaults. Without ``asks_libvirt`` the help does not offer -c, which is
+    accepted and ignored: a script can give all commands the same options.
+    """
 
     def default(value: Any) -> Any:
         return value if at_top else argparse.SUPPRESS
@@ -20,7 +24,9 @@ def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False) -> None
         "--connect",
         metavar="URI",
         default=default(None),
-        help="libvirt connection URI (default: LIBVIRT_DEFAULT_URI, or what libvirt finds)",
+        help="libvirt connection URI (default: LIBVIRT_DEFAULT_URI, or what libvirt finds)"
+        if asks_libvirt
+        else argparse.SUPPRESS,
     )
     verbosity = parser.add_mutually_exclusive_group()
     verbosity.add_argument(
@@ -33,20 +39,20 @@ def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False) -> None
         default=default(False),
         help="log all QMP commands and replies on stderr",
     )
-    if at_top:
-        return
     parser.add_argument(
         "-r",
         "--repository",
         metavar="DIR",
-        default=os.environ.get("VBACKUP_REPOSITORY"),
+        default=default(os.environ.get("VBACKUP_REPOSITORY")),
         help="repository directory (default: VBACKUP_REPOSITORY)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument(
+        "--json", action="store_true", default=default(False), help="print the result as one JSON document"
+    )
     parser.add_argument(
         "--progress",
         choices=("auto", "json", "none"),
-        default="auto",
+        default=default("auto"),
         help="auto (default): bars on a terminal, log lines elsewhere; json: one JSON event per line on stderr;"
         " none: no progress output",
     )
@@ -54,8 +60,62 @@ def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False) -> None
 
 def add_domain(parser: argparse.ArgumentParser, *, otherwise: str = "") -> None:
     """Add the domain, positional or as --domain as in virsh; ``otherwise``: what the help says of leaving it out."""
-    parser.add_argument("domain", metavar="DOMAIN", nargs="?", help=f"name or UUID of the domain{otherwise}")
+    add_positional(
+        parser, "domain", "DOMAIN", f"name or UUID of the domain{otherwise}", shown_as_required=not otherwise
+    )
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
+
+
+class ShownAsRequired(argparse.Action):
+    """Stores an argument that vbackup.cli.parser.Formatter shows as required."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Store the value."""
+        setattr(namespace, self.dest, values)
+
+
+def add_positional(
+    parser: argparse.ArgumentParser, name: str, metavar: str, purpose: str, *, shown_as_required: bool
+) -> None:
+    """Add an argument that argparse takes for optional, as an option can be given in its place."""
+    action = ShownAsRequired if shown_as_required else "store"
+    parser.add_argument(name, metavar=metavar, nargs="?", help=purpose, action=action)
+
+
+def add_backup(parser: argparse.ArgumentParser, which: Any, purpose: str) -> None:
+    """Add the backup, positional or as --backup, the latter to the group ``which``."""
+    add_positional(parser, "backup_id", "ID", "the same as --backup ID", shown_as_required=False)
+    which.add_argument("--backup", metavar="ID", help=purpose)
+
+
+def backup_of(options: argparse.Namespace) -> str | None:
+    """Return the id of the backup that add_backup's arguments name, or None; clear what --domain has shifted.
+
+    Raises UsageError.
+    """
+    named: str | None = options.backup
+    is_alone = options.domain is not None and options.backup_id is None
+    if is_alone and named is None and options.domain_option not in (None, options.domain):
+        # The domain is in --domain, and the only positional argument is the id.
+        options.backup_id, options.domain = options.domain, None
+    positional: str | None = options.backup_id
+    if named is not None and positional is not None and named != positional:
+        raise UsageError(f"Two backups given: {positional} and {named}.")
+    return positional if named is None else named
+
+
+class _Devs(argparse.Action):
+    """Collects names of disks: words, and lists such as vda,vdb."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        devs = [dev for word in values for dev in word.split(",")]
+        if "" in devs:
+            parser.error(f"argument {option}: {' '.join(values)!r} has an empty name of a disk")
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *devs])
 
 
 def add_domains(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +132,12 @@ def add_domains(parser: argparse.ArgumentParser) -> None:
 
 def add_disks(parser: argparse.ArgumentParser, purpose: str) -> None:
     """Add --disk; ``purpose``: its help."""
-    parser.add_argument("--disk", metavar="DEV", nargs="+", action="extend", default=[], help=purpose)
+    add_devs(parser, "--disk", purpose)
+
+
+def add_devs(parser: argparse.ArgumentParser, option: str, purpose: str) -> None:
+    """Add an option that takes names of disks: vda vdb, or vda,vdb."""
+    parser.add_argument(option, metavar="DEV", nargs="+", action=_Devs, default=[], help=purpose)
 
 
 def add_host(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +147,7 @@ def add_host(parser: argparse.ArgumentParser) -> None:
 
 def add_qemu(parser: argparse.ArgumentParser) -> None:
     """Add the QEMU to work on: a domain's, one with a QMP socket, or a storage daemon on image files."""
-    add_domain(parser)
+    add_domain(parser, otherwise=" (or give --socket or --image)")
     parser.add_argument("--socket", metavar="PATH", help="instead of a domain: QMP socket of a QEMU without libvirt")
     parser.add_argument(
         "--image",

@@ -37,6 +37,9 @@ def run(
     started = time.monotonic()
     selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)
     with context.reporting() as reporter:
+        for word in selected.unmatched:
+            option = f"--exclude {word}" if options.all else f"The pattern {word}"
+            reporter.warning(f"{option} matches no domain; 'virsh list --all' lists all domains.")
         work = Batch(
             request,
             host,
@@ -48,7 +51,7 @@ def run(
         results = _run(work, selected, options=options)
     duration_s = round(time.monotonic() - started, 3)
     if context.as_json:
-        context.print_document("vbackup.backups/1", _document(results, selected.skipped, duration_s=duration_s))
+        context.print_document("vbackup.backups/1", _document(results, selected, duration_s=duration_s))
     elif options.dry_run or not context.is_quiet or any(result.error for result in results):
         _print(results, selected.skipped, duration_s=duration_s, dry_run=options.dry_run)
     if any(result.error for result in results):
@@ -100,12 +103,13 @@ def _group(results: Sequence[Result[Any]]) -> Group | None:
     return next((result.made.group for result in results if isinstance(result.made, Backup)), None)
 
 
-def _document(results: Sequence[Result[Any]], skipped: Sequence[Skipped], *, duration_s: float) -> dict[str, Any]:
+def _document(results: Sequence[Result[Any]], selected: Selection, *, duration_s: float) -> dict[str, Any]:
     group = _group(results)
     failed = sum(result.error is not None for result in results)
     return {
         "domains": [_entry(result) for result in results],
-        "left_out": [{"name": domain.name, "uuid": domain.uuid, "reason": domain.reason} for domain in skipped],
+        "left_out": [{"name": one.name, "uuid": one.uuid, "reason": one.reason} for one in selected.skipped],
+        "unmatched": list(selected.unmatched),
         "done": len(results) - failed,
         "failed": failed,
         "group": None if group is None else manifest.group_document(group),

@@ -6,12 +6,15 @@ import argparse
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbackup.cli import reporters
-from vbackup.errors import UsageError
+from vbackup.errors import AmbiguousNameError, UsageError, VbackupError
 from vbackup.report import Labelling
 from vbackup.stop import Stop
+
+if TYPE_CHECKING:
+    from vbackup.repository.repository import Repository
 
 
 class Context:
@@ -43,6 +46,32 @@ class Context:
         if not self._repository:
             raise UsageError("No repository given: use -r DIR, or set VBACKUP_REPOSITORY.")
         return Path(self._repository)
+
+    def uuid_of(self, repository: Repository, domain: str) -> str:
+        """Return the UUID of a domain of the repository, given by name or UUID.
+
+        Of several domains that have had the name, it is the one that libvirt has under this name now, which a warning
+        says. Raises DomainNotFoundError; AmbiguousNameError if libvirt has none of them, or cannot be reached.
+        """
+        try:
+            return repository.find(domain)
+        except AmbiguousNameError as err:
+            from vbackup.domain.host import Host  # reading a repository does without libvirt
+
+            try:
+                with Host(self.uri) as host:
+                    uuid = host.domain(domain).uuid
+            except VbackupError:
+                raise err from None
+            if uuid not in err.uuids:
+                raise
+            others = ", ".join(other for other in err.uuids if other != uuid)
+            with self.reporting() as reporter:
+                reporter.warning(
+                    f"Several domains have had the name {domain}. This is {uuid}, which libvirt has now; give the UUID"
+                    f" for another: {others}."
+                )
+            return uuid
 
     def print_document(self, schema: str, document: dict[str, Any]) -> None:
         """Print the JSON document that is the command's result."""

@@ -24,7 +24,9 @@ def run(arguments: Sequence[str], result: Result | None = None) -> int:
     """
     options = parser.parse(arguments)
     if result is not None:
-        result.is_the_work = _only_prints(options)
+        command = _command(options)
+        result.command = f"vbackup {command}"
+        result.is_the_work = command in _ONLY_PRINT or _is_trial(options)
     _set_up_logging(verbose=options.verbose)
     with on_signals(Stop()) as stop:
         # The only import of a handler: each brings what its command works with, and a command waits for no other's.
@@ -33,10 +35,13 @@ def run(arguments: Sequence[str], result: Result | None = None) -> int:
     return status
 
 
-def _only_prints(options: argparse.Namespace) -> bool:
+def _command(options: argparse.Namespace) -> str:
     inner = getattr(options, "bitmap_command", None) or getattr(options, "action", None)
-    command = f"{options.command} {inner}" if inner else options.command
-    return command in _ONLY_PRINT or getattr(options, "dry_run", False) or getattr(options, "test", False)
+    return f"{options.command} {inner}" if inner else str(options.command)
+
+
+def _is_trial(options: argparse.Namespace) -> bool:
+    return bool(getattr(options, "dry_run", False) or getattr(options, "test", False))
 
 
 def _set_up_logging(*, verbose: bool) -> None:

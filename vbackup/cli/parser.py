@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import vbackup
-from vbackup.cli.arguments import add_common
+from vbackup.cli.arguments import ShownAsRequired, add_common
 from vbackup.errors import UsageError
 
 #: The commands, with their help in ``vbackup --help``.
@@ -27,12 +27,53 @@ COMMANDS = {
 }
 
 
+class Formatter(argparse.HelpFormatter):
+    """Shows DOMAIN as required where it is, although argparse has it as optional for the sake of --domain."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if isinstance(action, ShownAsRequired):
+            return str(action.metavar)
+        return super()._format_args(action, default_metavar)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that raises UsageError instead of printing and exiting."""
+    """A parser that raises UsageError instead of printing and exiting, and knows what was meant."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": Formatter, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with argparse's message as a sentence."""
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.")
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", help_of=self.prog)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = list(action.choices)
+        if isinstance(action, argparse._SubParsersAction):
+            hint = _closest(value, choices) or f"; the commands are: {', '.join(choices)}"
+            raise UsageError(f"No command {value!r}{hint}.", help_of=self.prog)
+        one_of = ", ".join(map(repr, choices))
+        hint = _closest(value, choices)
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {one_of}){hint}")
+
+    def unknown(self, words: Sequence[str]) -> UsageError:
+        """Return the error for words that are no arguments of this command."""
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        what = " ".join(words)
+        if not words[0].startswith("-"):
+            return UsageError(
+                f"Unrecognized arguments: {what}; the words that belong to no option must stand together.",
+                help_of=self.prog,
+            )
+        hint = _closest(words[0].partition("=")[0], options)
+        return UsageError(f"Unrecognized arguments: {what}{hint}.", help_of=self.prog)
+
+
+def _closest(word: str, known: Sequence[str]) -> str:
+    from vbackup import names  # which --help does without
+
+    return names.closest(word, known)
 
 
 class _Commands:
@@ -72,4 +113,17 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options. Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0)."""
-    return build(arguments).parse_args(arguments)
+    parser = build(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise _parser_of(parser, options).unknown(unknown)
+    return options
+
+
+def _parser_of(parser: Parser, options: argparse.Namespace) -> Parser:
+    """Return the parser of the command that was given."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below: Parser = action.choices[getattr(options, action.dest)]
+            return _parser_of(below, options)
+    return parser

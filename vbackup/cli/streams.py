@@ -24,6 +24,7 @@ _STDIN, _STDOUT, _STDERR = range(3)
 class Result:
     """What the output of a command means."""
 
+    command: str = "vbackup"  #: as it is called, as far as it is known
     is_the_work: bool = True  #: False for a command that changes something: it is done, whatever becomes of its words
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -70,12 +69,30 @@ def new_speed(text: str) -> int | None:
         raise UsageError(f"{err}, nor 'unlimited'.") from err
 
 
+#: Units of a duration, in seconds.
+_DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s|min|m|h|d)\s*", re.ASCII)
+
+
+def duration_s(text: str, *, unit_s: float = 1) -> float | None:
+    """Return a time such as 90s, 5m, 1h30m or 500ms in seconds, None if it is none.
+
+    ``unit_s``: what a number without a unit counts, in seconds.
+    """
+    text = text.strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+        return float(text) * unit_s
+    if re.fullmatch(f"({_DURATION.pattern})+", text, re.ASCII) is None:
+        return None
+    return sum(float(number) * _DURATION_UNITS[unit] for number, unit in _DURATION.findall(text))
+
+
 def milliseconds(text: str) -> float:
     """Return a time such as 20, 20ms, 500us or 0.5s in milliseconds; from 0.1 ms to a minute."""
-    match = re.fullmatch(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>us|ms|s|)", text.strip(), re.ASCII)
-    if match is None:
+    value_s = duration_s(text, unit_s=1e-3)
+    if value_s is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time like 20ms, 500us or 0.5s")
-    value = float(match["number"]) * {"us": 0.001, "ms": 1, "s": 1000, "": 1}[match["unit"]]
+    value = round(value_s * 1000, 6)
     if not MIN_LATENCY_MS <= value <= MAX_LATENCY_MS:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0.1ms to 60s")
     return value
@@ -89,26 +106,47 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Return a time to wait in seconds, up to a year."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= MAX_WAIT_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_WAIT_S}")
+    """Return a time to wait in seconds, up to a year: 90, 90s, 5m, 1h30m."""
+    value = duration_s(text)
+    if value is None or value > MAX_WAIT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 90, 90s, 5m or 1h30m, up to a year")
     return value
 
 
 def timestamp(text: str) -> datetime:
-    """Return a time in UTC: ISO 8601, or as in backup ids (20261123T101500Z); local time if it has no offset."""
+    """Return a time: ISO 8601, or as in backup ids (20261123T101500Z); local time if it has no offset.
+
+    It is in the time zone in which it was given. A local time that the change of a clock skips or repeats is refused.
+    """
     text = text.strip()
     compact = re.fullmatch(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(Z?)", text, re.ASCII)
+    iso = text
     if compact:
         year, month, day, hour, minute, second, zone = compact.groups()
-        text = f"{year}-{month}-{day}T{hour}:{minute}:{second}{zone}"
+        iso = f"{year}-{month}-{day}T{hour}:{minute}:{second}{zone}"
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+        time = datetime.fromisoformat(iso.replace("Z", "+00:00"))
+        time.astimezone(timezone.utc)
+        return time if time.tzinfo is not None else _local(time, text)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a time like 2026-11-23T10:15:00Z, '2026-11-23 10:15' or 20261123T101500Z"
         ) from None
+
+
+def _local(time: datetime, text: str) -> datetime:
+    """Return a local time with its offset. Raises ArgumentTypeError if it exists not exactly once."""
+    first, second = (time.replace(fold=fold).astimezone() for fold in (0, 1))
+    if first.utcoffset() == second.utcoffset():
+        return first
+    offsets = [
+        f"{time.isoformat(timespec='seconds')}{one.strftime('%z')[:3]}:{one.strftime('%z')[3:]}"
+        for one in (first, second)
+    ]
+    if first.replace(tzinfo=None) != time.replace(fold=0):  # astimezone() has moved it out of the gap
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not exist: the clocks were put forward over it; give the time in UTC, with a Z at its end"
+        )
+    raise argparse.ArgumentTypeError(
+        f"{text!r} was there twice, as the clocks were put back; say which: {offsets[0]} or {offsets[1]}"
+    )

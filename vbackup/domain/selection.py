@@ -5,7 +5,7 @@ libvirt is asked once. A domain that has disappeared when its turn comes fails b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -40,6 +40,7 @@ class Selection:
 
     chosen: tuple[Chosen, ...]
     skipped: tuple[Skipped, ...] = ()
+    unmatched: tuple[str, ...] = ()  #: words of the user, patterns or exclusions, that match no domain
 
 
 def is_pattern(word: str) -> bool:
@@ -64,25 +65,28 @@ def is_one(word: str, host: Host) -> bool:
 def by_words(words: Sequence[str], host: Host) -> Selection:
     """Return the domains that the words select, each once, in the order of the words; matches of a pattern by name.
 
-    A name that libvirt does not have is selected too, and fails later by itself. Raises DomainNotFoundError if a
-    pattern matches no domain, ConnectionLostError, MonitorError.
+    A name that libvirt does not have is selected too, and fails later by itself; a pattern that matches nothing is
+    ``unmatched``. Raises DomainNotFoundError if nothing is selected, ConnectionLostError, MonitorError.
     """
     handles = host.domains()
     chosen: dict[str, Chosen] = {}
+    unmatched = []
     for word in words:
-        for domain in _matches(word, handles, host):
+        matching = _matches(word, handles)
+        if not matching:
+            unmatched.append(word)
+        for domain in matching:
             chosen.setdefault(domain.uuid or f"name {domain.name}", domain)
-    return Selection(tuple(chosen.values()))
+    if not chosen:
+        raise DomainNotFoundError(" ".join(unmatched), f"at {host.real_uri}", "'virsh list --all' lists all domains")
+    return Selection(tuple(chosen.values()), unmatched=tuple(unmatched))
 
 
-def _matches(word: str, handles: Sequence[DomainHandle], host: Host) -> Iterable[Chosen]:
+def _matches(word: str, handles: Sequence[DomainHandle]) -> list[Chosen]:
     exact = [it for it in handles if it.name == word] or [it for it in handles if it.uuid == word.lower()]
     if exact or not is_pattern(word):
         return [_chosen(handle) for handle in exact] or [Chosen(word, None)]
-    matching = [_chosen(handle) for handle in handles if fnmatchcase(handle.name, word)]
-    if not matching:
-        raise DomainNotFoundError(word, f"at {host.real_uri}", "'virsh list --all' lists all domains")
-    return matching
+    return [_chosen(handle) for handle in handles if fnmatchcase(handle.name, word)]
 
 
 def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
@@ -91,7 +95,8 @@ def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
     Raises DomainNotFoundError if none is left, ConnectionLostError, MonitorError.
     """
     chosen, skipped = [], []
-    for handle in host.domains():
+    handles = host.domains()
+    for handle in handles:
         reason = "excluded by the user" if _is_excluded(handle, excluded) else _reason_to_skip(handle)
         if reason is None:
             chosen.append(_chosen(handle))
@@ -100,7 +105,8 @@ def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
     if not chosen:
         reasons = "; ".join(f"{domain.name}: {domain.reason}" for domain in skipped) or "libvirt has no domains"
         raise DomainNotFoundError("--all", f"at {host.real_uri} can be backed up", f"left out: {reasons}")
-    return Selection(tuple(chosen), tuple(skipped))
+    unmatched = [word for word in excluded if not any(_is_excluded(handle, [word]) for handle in handles)]
+    return Selection(tuple(chosen), tuple(skipped), tuple(unmatched))
 
 
 def _is_excluded(handle: DomainHandle, excluded: Sequence[str]) -> bool:

@@ -59,8 +59,12 @@ class Place:
         return self.root == Path("/")
 
     def state(self) -> State:
-        """Return what is at the path. Raises StorageError."""
+        """Return what is at the path. Raises StorageError, also if there is no system below the root directory."""
         with storage_errors(f"read {self.path}"):
+            if not self.root.is_dir():
+                raise StorageError(
+                    f"Cannot read {self.path}: the root directory {self.root} does not exist; check --root."
+                )
             try:
                 entry = self.path.lstat()
                 if not stat.S_ISREG(entry.st_mode):

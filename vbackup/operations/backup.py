@@ -148,7 +148,7 @@ def _locked(
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
     handle = host.domain(request.domain)
     stop.check()
-    wait = LockWait(request.wait_lock_s, reporter, stop)
+    wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     with repository.lock(handle.uuid, wait=wait), source.open_source(handle, reporter=reporter) as opened:
         domain = LockedDomain(opened, repository, reporter, stop)
         recovery.recover(domain, abort=False)
@@ -167,7 +167,7 @@ def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
     nodes = _nodes(selection, domain, taken_ids)
     catalogue = domain.repository.catalogue(domain.uuid)
     for broken in catalogue.broken:
-        domain.reporter.warning(f"Backup {broken.id} is broken: {broken.reason}")
+        domain.reporter.warning(broken.sentence)
     backup_plan = plan.make(
         selection,
         _choices(request.level, nodes, catalogue.history, domain),

@@ -6,13 +6,14 @@ it would make that backup wrong, so this is refused; removing it makes that back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
 from vbackup import names
 from vbackup.domain.attached import AttachedQemu
-from vbackup.errors import DiskError, UnsafeError, UnsuitableError
+from vbackup.errors import DiskError, TransactionError, TransactionRefusedError, UnsafeError, UnsuitableError
 from vbackup.model import Bitmap, DiskNode, Layer
 from vbackup.operations import transaction
 from vbackup.operations.transaction import TransactionRequest
@@ -131,14 +132,34 @@ def change(
             )
             if consequence is not None:
                 reporter.warning(f"Disk {dev}: {consequence}.")
-    result = transaction.run(
-        TransactionRequest([_action(request, layer.node_name).document() for layer in places.values()], unsafe=True),
-        attached=attached,
-        reporter=reporter,
-        stop=stop,
-    )
+    with _refusals(list(places)):
+        result = transaction.run(
+            TransactionRequest(
+                [_action(request, layer.node_name).document() for layer in places.values()], unsafe=True
+            ),
+            attached=attached,
+            reporter=reporter,
+            stop=stop,
+        )
     assert not result.jobs  # no bitmap action starts one
     return [Changed(dev, layer.node_name, request.name) for dev, layer in places.items()]
+
+
+@contextmanager
+def _refusals(devs: Sequence[str]) -> Iterator[None]:
+    """Say which disk a refusal is about: the user knows nothing of the actions, of which each disk has one."""
+    try:
+        yield
+    except TransactionError as err:
+        if err.action is None:
+            raise
+        raise TransactionError(f"Disk {devs[err.action]}", f"{err.reason} Nothing was changed.") from err
+    except TransactionRefusedError as err:
+        if err.index is None:
+            raise
+        raise TransactionRefusedError(
+            err.description, err.index, None, at=f"the change of disk {devs[err.index]}"
+        ) from err
 
 
 def _select(disks: Mapping[str, DiskNode], wanted: Sequence[str]) -> Mapping[str, DiskNode]:

@@ -87,7 +87,7 @@ def run(
     """
     handle = host.domain(request.domain)
     stop.check()
-    wait = LockWait(request.wait_lock_s, reporter, stop)
+    wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     lock = nullcontext() if repository is None else repository.lock(handle.uuid, wait=wait)
     with lock, source.open_source(handle, reporter=reporter) as domain_source:
         _end_backups(request, domain_source, reporter, locked=repository is not None)

@@ -27,6 +27,16 @@ class Broken:
     id: str
     reason: str
 
+    @property
+    def sentence(self) -> str:
+        """What is broken and why, each word once: the reason by itself names the backup too."""
+        return f"Backup {self.id} is broken: {self.reason_alone}"
+
+    @property
+    def reason_alone(self) -> str:
+        """The reason after a mention of the backup."""
+        return self.reason.replace(f" of backup {self.id}", "")
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -51,7 +61,7 @@ class Catalogue:
         """
         for broken in self.unreadable:
             if broken.id == backup_id:
-                raise ChainError(f"Backup {backup_id} is broken: {broken.reason}")
+                raise ChainError(broken.sentence)
         if backup_id is not None:
             return self.history.get(backup_id)
         candidates = [backup for backup in self.history.backups if at is None or backup.time <= at]
@@ -67,11 +77,22 @@ class Catalogue:
             instead = (
                 f" The newest readable one before it is {newest_id}; select it with --backup." if newest_id else ""
             )
-            raise ChainError(f"Backup {newest.id}, the newest by its name, is broken: {newest.reason}{instead}")
+            raise ChainError(f"Backup {newest.id}, the newest by its name, is broken: {newest.reason_alone}{instead}")
         if not candidates:
-            when = f" was made at {manifest.iso(at)} or before" if at is not None else ""
-            raise ChainError(f"No backup of this domain{when}; 'vbackup list' lists them.")
+            raise ChainError(self._none(at))
         return candidates[-1]
+
+    def _none(self, at: datetime | None) -> str:
+        if at is None or not self.history.backups:
+            return "No backup of this domain; 'vbackup list' lists the backups of the repository."
+        oldest = self.history.backups[0]
+        when = _as_given(oldest.time.astimezone(at.tzinfo))
+        return f"No backup of this domain was made at {_as_given(at)} or before; the oldest, {oldest.id}, is of {when}."
+
+
+def _as_given(time: datetime) -> str:
+    """Return the time in its own zone, as in 2026-11-23 10:15:00+01:00."""
+    return time.isoformat(" ", "seconds").replace("+00:00", "Z")
 
 
 def read(directory: Path, uuid: str) -> Catalogue:

@@ -30,12 +30,13 @@ class LockWait:
     limit_s: float  #: the longest wait; 0 tries once
     reporter: Reporter  #: is informed when a wait starts
     stop: Stop  #: ends the wait
+    name: str | None = None  #: of the domain, for messages; None: as the repository has it
 
 
-def take(directory: Path, uuid: str) -> int:
+def take(directory: Path, name: str) -> int:
     """Create ``directory`` and a lock file in it if necessary; lock the file and return its descriptor.
 
-    ``uuid`` is the domain's, for messages. Closing the descriptor releases the lock. Raises BusyError if another
+    ``name`` is the domain's, for messages. Closing the descriptor releases the lock. Raises BusyError if another
     process has the lock, StorageError if the directory is a symbolic link, OSError.
     """
     while True:
@@ -57,7 +58,7 @@ def take(directory: Path, uuid: str) -> int:
         except BlockingIOError as err:
             os.close(fd)
             raise BusyError(
-                f"Another vbackup is working on domain {uuid} in this repository; wait for it to end."
+                f"Another vbackup is working on domain {name} in this repository; wait for it to end."
             ) from err
         except BaseException:
             os.close(fd)
@@ -65,7 +66,7 @@ def take(directory: Path, uuid: str) -> int:
         os.close(fd)
 
 
-def wait_for(directory: Path, uuid: str, wait: LockWait) -> int:
+def wait_for(directory: Path, name: str, wait: LockWait) -> int:
     """Like ``take``, but retry until the lock is free or ``wait.limit_s`` seconds have passed.
 
     Raises as ``take``, and InterruptedBySignalError if a signal ends the wait.
@@ -80,14 +81,14 @@ def wait_for(directory: Path, uuid: str, wait: LockWait) -> int:
     while True:
         wait.stop.check()
         try:
-            return take(directory, uuid)
+            return take(directory, name)
         except BusyError:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise
         if not reported:
             wait.reporter.step(
-                f"Another vbackup is working on domain {uuid} in this repository; waiting up to {wait.limit_s:g} s for"
+                f"Another vbackup is working on domain {name} in this repository; waiting up to {wait.limit_s:g} s for"
                 " it to end."
             )
             reported = True

@@ -13,6 +13,7 @@ vbackup.repository.journal records what a running backup does in QEMU.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import names
-from vbackup.errors import DomainNotFoundError, StorageError
+from vbackup.errors import AmbiguousNameError, DomainNotFoundError, StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import (
     MAX_FSYNCS,
@@ -104,20 +105,32 @@ class Repository:
 
         Raises DomainNotFoundError, also if the name could mean several domains.
         """
+        bearers = self.find_all(domain)
+        matches = [uuid for uuid in bearers if self.name_of(uuid) == domain] or bearers
+        if len(matches) > 1:
+            raise AmbiguousNameError(domain, os.fspath(self.path), matches)
+        return matches[0]
+
+    def find_all(self, domain: str) -> list[str]:
+        """Return the UUIDs of all domains that have, or have had, this name; or the one with this UUID.
+
+        Raises DomainNotFoundError if there is none.
+        """
         uuids = self.uuids()
         if domain.lower() in uuids:
-            return domain.lower()
-        bearers = [uuid for uuid in uuids if domain in catalogue.domain_names(self.path / uuid)]
-        matches = [uuid for uuid in bearers if catalogue.domain_names(self.path / uuid)[-1] == domain] or bearers
-        if len(matches) > 1:
+            return [domain.lower()]
+        names_of = {uuid: catalogue.domain_names(self.path / uuid) for uuid in uuids}
+        bearers = [uuid for uuid, had in names_of.items() if domain in had]
+        if not bearers:
+            known = itertools.chain.from_iterable(names_of.values())
             raise DomainNotFoundError(
-                domain,
-                f"with a unique name in {self.path}",
-                f"several domains have had this name; give the UUID: {', '.join(matches)}",
+                domain, f"in {self.path}{names.closest(domain, known)}", f"'vbackup list -r {self.path}' lists them"
             )
-        if not matches:
-            raise DomainNotFoundError(domain, f"in {self.path}", "'vbackup list' lists them")
-        return matches[0]
+        return bearers
+
+    def name_of(self, uuid: str) -> str:
+        """Return the name that the domain had last, its UUID if none is recorded."""
+        return catalogue.domain_names(self.path / uuid)[-1]
 
     def catalogue(self, uuid: str) -> Catalogue:
         """Return the domain's backups (vbackup.repository.catalogue)."""
@@ -138,7 +151,8 @@ class Repository:
         """
         directory = self.path / uuid
         with storage_errors(f"write to {self.path}"):
-            fd = lock.take(directory, uuid) if wait is None else lock.wait_for(directory, uuid, wait)
+            name = (wait.name if wait is not None else None) or self.name_of(uuid)
+            fd = lock.take(directory, name) if wait is None else lock.wait_for(directory, name, wait)
         try:
             yield
         finally:

@@ -89,3 +89,42 @@ def test_option_before_the_command_is_not_reset_behind_it(given: list[str], uri:
     """The command's parser has the same options, whose defaults would win."""
     options = parse([*given, "list"])
     assert (options.connect, options.quiet, options.verbose) == (uri, quiet, False)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_repository_and_json_stand_before_or_after_the_command(command: Command, filled: Path, before: bool) -> None:
+    options = ("-r", filled, "--json", "--progress", "none")
+    done = command(*options, "list") if before else command("list", *options)
+    assert done.document["schema"] == "vbackup.list/1"
+
+
+def test_option_after_the_command_is_the_one_that_counts(command: Command, filled: Path) -> None:
+    assert ONE.id in command("-r", "/nonexistent", "list", "-r", filled).stdout
+
+
+@pytest.mark.parametrize("words", [("vda,vdb", "vdc"), ("vda", "vdb,vdc"), ("vda,vdb,vdc",)], ids=" ".join)
+@pytest.mark.parametrize("option", ["--disk", "--exclude-disk"])
+def test_disks_are_words_or_lists(option: str, words: tuple[str, ...]) -> None:
+    options = parse(["backup", "web", option, *words])
+    assert vars(options)[option[2:].replace("-", "_")] == ["vda", "vdb", "vdc"]
+    assert parse(["backup", "web"]).disk == []
+
+
+@pytest.mark.parametrize("word", ["vda,", ",", "vda,,vdb", ""])
+def test_empty_name_of_a_disk_is_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="has an empty name of a disk"):
+        parse(["backup", "web", "--disk", word])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("web", ONE.id), ("web", "--backup", ONE.id), ("--domain", "web", ONE.id), ("web", ONE.id, "--backup", ONE.id)],
+    ids=" ".join,
+)
+def test_backup_is_a_word_or_an_option(command: Command, filled: Path, arguments: tuple[str, ...]) -> None:
+    assert command("show", *arguments, "-r", filled, "--json").document["id"] == ONE.id
+
+
+def test_two_different_backups_are_refused(command: Command, filled: Path) -> None:
+    said = command("show", "web", ONE.id, "--backup", "x", "-r", filled, status=2).stderr
+    assert f"Two backups given: {ONE.id} and x" in said

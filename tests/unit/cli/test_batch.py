@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.builders import backup as a_backup
 from vbackup.cli import batch as printed
-from vbackup.domain.selection import Chosen, Skipped
+from vbackup.domain.selection import Chosen, Selection, Skipped
 from vbackup.errors import BusyError, GroupError, InterruptedBySignalError, VbackupError
 from vbackup.model import Group, GroupMember
 from vbackup.operations.batch import Result
@@ -40,7 +40,8 @@ def test_exit_status(errors: tuple[VbackupError | None, ...], is_group: bool, st
 def test_document_has_each_domain_with_its_backup_or_its_error() -> None:
     group = Group("0123456789ab", (GroupMember("a", "uuid of a", "id"),), 12.5)
     results = [result("a", group=group), result("b", BusyError("busy"))]
-    document = printed._document(results, [Skipped("c", "uuid of c", "why")], duration_s=2.5)
+    document = printed._document(results, Selection((), (Skipped("c", "uuid of c", "why"),), ("d*",)), duration_s=2.5)
+    assert document["unmatched"] == ["d*"]
     assert [one["name"] for one in document["domains"]] == ["a", "b"]
     done, failed = document["domains"]
     assert (done["backup"]["schema"], done["backup"]["domain"]["name"]) == ("vbackup.backup/1", "a")

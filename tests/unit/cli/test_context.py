@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.builders import UUID, backup
+from tests.unit.builders import UUID, backup, commit
 from vbackup.cli import parser
 from vbackup.cli.context import Context
+from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
@@ -52,3 +53,35 @@ def test_document_begins_with_its_schema_and_keeps_every_character(capsys: pytes
     assert text.splitlines()[1] == '  "schema": "vbackup.test/1",'
     assert "käse" in text
     assert json.loads(text) == {"schema": "vbackup.test/1", "name": "käse", "path": "/x"}
+
+
+# a name that several domains have had
+
+OTHER = "f0000000-0000-4000-8000-000000000002"
+DOMAIN = "<domain type='test'><name>web</name><uuid>{}</uuid><memory>1024</memory><os><type>hvm</type></os></domain>"
+
+
+@pytest.fixture
+def twice(filled: Path) -> Path:
+    """A repository with two domains that have the name web."""
+    commit(Repository.open(filled), backup(3, domain_uuid=OTHER))
+    return filled
+
+
+@pytest.mark.parametrize("uuid", [UUID, OTHER])
+def test_domain_that_libvirt_has_now_is_taken(command: Command, twice: Path, tmp_path: Path, uuid: str) -> None:
+    (tmp_path / "node.xml").write_text(f"<node>{DOMAIN.format(uuid)}</node>")
+    shown = command("-c", f"test://{tmp_path}/node.xml", "show", "web", "-r", twice, "--json")
+    assert shown.document["domain"]["uuid"] == uuid
+    assert f"Several domains have had the name web. This is {uuid}, which libvirt has now" in shown.stderr
+
+
+@pytest.mark.parametrize("uuid", ["f0000000-0000-4000-8000-000000000003", None], ids=["another", "no libvirt"])
+def test_name_that_libvirt_does_not_decide_is_refused(
+    command: Command, twice: Path, tmp_path: Path, uuid: str | None
+) -> None:
+    if uuid is not None:
+        (tmp_path / "node.xml").write_text(f"<node>{DOMAIN.format(uuid)}</node>")
+    for arguments in (("show", "web"), ("restore", "web", "--output", tmp_path / "out")):
+        refused = command("-c", f"test://{tmp_path}/node.xml", *arguments, "-r", twice, status=4)
+        assert f"give the UUID: {UUID}, {OTHER}" in refused.stderr

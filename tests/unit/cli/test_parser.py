@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import vbackup
+from vbackup.cli import parser
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -78,7 +80,7 @@ def test_wrong_usage_is_status_two_and_one_sentence(
     outcome = command(*arguments, status=2)
     assert outcome.stdout == ""
     assert outcome.stderr.startswith("vbackup: ")
-    assert outcome.stderr.endswith(". See 'vbackup --help'.\n")
+    assert re.search(r"\. See 'vbackup[a-z ]* --help'\.\n$", outcome.stderr)
     assert len(outcome.stderr.splitlines()) == 1
 
 
@@ -89,3 +91,50 @@ def test_help_is_no_error(command: Command, arguments: tuple[str, ...]) -> None:
 
 def test_version_is_told(command: Command) -> None:
     assert command("--version").stdout == f"vbackup {vbackup.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("lst",), "No command 'lst'; the closest is 'list'. See 'vbackup --help'."),
+        (("qqq",), "No command 'qqq'; the commands are: init, backup,"),
+        (("bitmap", "ad", "web", "b"), "No command 'ad'; the closest is 'add'. See 'vbackup bitmap --help'."),
+        (("backup", "web", "--exlude", "a"), "Unrecognized arguments: --exlude a; the closest is '--exclude'."),
+        (("backup", "web", "--level", "ful"), "; the closest is 'full'. See 'vbackup backup --help'."),
+        (("show", "web", "-q", "id"), "the words that belong to no option must stand together"),
+        (("list", "wbe"), "; the closest is 'web'"),
+        (
+            ("show", "web", "--backup", "a", "--domain", "db"),
+            "Two domains given: web and db. See 'vbackup show --help'",
+        ),
+        (("bitmap", "list"), "See 'vbackup bitmap list --help'."),
+    ],
+    ids=str,
+)
+def test_what_was_meant_and_whose_help_has_it_are_told(
+    command: Command, monkeypatch: pytest.MonkeyPatch, filled: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("VBACKUP_REPOSITORY", os.fspath(filled))
+    assert said in command(*arguments, status=None).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "usage"),
+    [
+        ("show", " DOMAIN [ID]"),
+        ("restore", " DOMAIN [ID]"),
+        ("forget", " DOMAIN\n"),
+        ("speed", " DOMAIN RATE\n"),
+        ("list", " [DOMAIN]\n"),
+        ("recover", " [DOMAIN]\n"),
+    ],
+)
+def test_usage_shows_what_is_required(command: Command, name: str, usage: str) -> None:
+    help_text = command(name, "--help").stdout.partition("\n\n")[0] + "\n"
+    assert usage in help_text
+
+
+@pytest.mark.parametrize("name", parser.COMMANDS)
+def test_connection_is_offered_by_the_commands_that_use_it(command: Command, name: str) -> None:
+    offered = "--connect" in command(name, *(["list"] if name == "bitmap" else []), "--help").stdout
+    assert offered == (name not in ("init", "list", "hooks"))

@@ -101,9 +101,20 @@ def test_name_that_is_not_there_is_chosen_and_fails_by_itself() -> None:
     assert found == (Chosen("b", None), Chosen("a", uuid(0)))
 
 
-def test_pattern_that_matches_nothing_is_an_error() -> None:
-    with pytest.raises(DomainNotFoundError, match=r"No domain 'c\*'"):
-        chosen(FakeHost("a"), "a", "c*")
+def test_pattern_that_matches_nothing_is_told_and_the_others_go_on() -> None:
+    host: Any = FakeHost("a")
+    selected = selection.by_words(["a", "c*"], host)
+    assert ([one.name for one in selected.chosen], selected.unmatched) == (["a"], ("c*",))
+
+
+def test_patterns_that_all_match_nothing_are_an_error() -> None:
+    with pytest.raises(DomainNotFoundError, match=r"No domain 'c\* d\*'"):
+        chosen(FakeHost("a"), "c*", "d*")
+
+
+def test_exclusion_that_matches_nothing_is_told() -> None:
+    host: Any = FakeHost("web", "test-1")
+    assert selection.all_domains(host, ["tset*", "test*"]).unmatched == ("tset*",)
 
 
 # all

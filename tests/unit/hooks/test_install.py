@@ -144,6 +144,12 @@ def test_without_libvirt_nothing_is_made(command: Command, tmp_path: Path) -> No
     assert "is not installed" in command("hooks", "status", "--root", tmp_path).stdout
 
 
+@pytest.mark.parametrize("action", ["status", "install", "remove"])
+def test_root_that_is_not_there_is_no_system_without_the_script(command: Command, tmp_path: Path, action: str) -> None:
+    said = command("hooks", action, "--root", tmp_path / "none", status=7).stderr
+    assert f"the root directory {tmp_path / 'none'} does not exist; check --root." in said
+
+
 def test_directory_that_is_none_is_status_seven(command: Command, root: Path) -> None:
     (root / "etc" / "libvirt" / "hooks").touch()
     assert "Cannot install" in command("hooks", "install", "--root", root, status=7).stderr

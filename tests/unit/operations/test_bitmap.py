@@ -10,10 +10,10 @@ from tests.fake_qemu import FakeBitmap, FakeDisk, FakeQemu
 from tests.unit import builders
 from tests.unit.builders import FOREIGN, MIB, REPOSITORY, TOKEN, Recorder, backup, bitmap_of, incremental
 from vbackup.domain.attached import AttachedQemu
-from vbackup.errors import DiskError, TransactionError, UnsafeError, UnsuitableError
+from vbackup.errors import DiskError, TransactionError, TransactionRefusedError, UnsafeError, UnsuitableError
 from vbackup.model import DiskNode
 from vbackup.names import Naming
-from vbackup.operations import bitmap
+from vbackup.operations import bitmap, transaction
 from vbackup.operations.bitmap import Change, ChangeRequest, Owner
 from vbackup.qemu.monitor import block_graph
 from vbackup.repository.history import History
@@ -125,9 +125,23 @@ def test_change_is_made_where_the_bitmap_is(qemu: FakeQemu, attached: AttachedQe
 
 def test_bitmap_that_one_wanted_disk_lacks_is_changed_on_none(qemu: FakeQemu, attached: AttachedQemu) -> None:
     add(qemu, "b")
-    with pytest.raises(TransactionError, match="b"):
+    with pytest.raises(TransactionError, match=r"^Disk vdb: .*'b'.*Nothing was changed\.$"):
         change(attached, ChangeRequest(Change.REMOVE, "b", disks=("vda", "vdb")))
     assert names_on(qemu) == {"b"}
+
+
+def test_refusal_of_qemu_names_the_disk(
+    qemu: FakeQemu, attached: AttachedQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_more: object) -> None:
+        raise TransactionRefusedError("No bitmap for you.", 1, "block-dirty-bitmap-add")
+
+    monkeypatch.setattr(transaction, "run", refuse)
+    with pytest.raises(TransactionRefusedError) as caught:
+        change(attached, ChangeRequest(Change.ADD, "b"))
+    assert str(caught.value) == (
+        "QEMU refused the change of disk vdb: No bitmap for you. The transaction had no effect."
+    )
 
 
 def test_layer_below_is_named_by_its_node(qemu: FakeQemu, attached: AttachedQemu) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -174,6 +174,25 @@ def test_older_backup_is_never_given_out_for_one_that_cannot_be_read(repo: Repos
         catalogue.find(TWO.id)
     assert catalogue.find(ONE.id) == ONE
     assert catalogue.find(at=ONE.time) == ONE
+
+
+def test_broken_backup_is_told_with_each_word_once(repo: Repository) -> None:
+    commit(repo, ONE)
+    (commit(repo, TWO) / "manifest.json").write_text("{}")
+    (broken,) = repo.catalogue(UUID).unreadable
+    assert broken.sentence.count(TWO.id) == 1
+    assert broken.sentence.startswith(f"Backup {TWO.id} is broken: ")
+
+
+def test_time_before_all_backups_is_told_in_the_zone_it_was_given_in(repo: Repository) -> None:
+    commit(repo, ONE)
+    at = datetime(2026, 11, 23, 9, 0, tzinfo=timezone(timedelta(hours=1)))
+    with pytest.raises(ChainError) as caught:
+        repo.catalogue(UUID).find(at=at)
+    assert str(caught.value) == (
+        f"No backup of this domain was made at 2026-11-23 09:00:00+01:00 or before; the oldest, {ONE.id}, is of"
+        " 2026-11-23 14:00:00+01:00."
+    )
 
 
 def test_newest_of_several_that_cannot_be_read_is_named(repo: Repository) -> None:

@@ -33,6 +33,17 @@ def test_lock_keeps_others_out(repo: Repository) -> None:
             pass
 
 
+def test_domain_that_is_locked_is_told_by_its_name(repo: Repository, recorder: Recorder) -> None:
+    (repo.path / UUID).mkdir()
+    repo.remember_name(UUID, "web")
+    with repo.lock(UUID):
+        with pytest.raises(BusyError, match="Another vbackup is working on domain web in"), repo.lock(UUID):
+            pass
+        wait = LockWait(0, recorder, Stop(), name="new name")
+        with pytest.raises(BusyError, match="on domain new name in"), repo.lock(UUID, wait=wait):
+            pass
+
+
 def test_lock_is_free_again_after_its_block(repo: Repository) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="inside"):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_disks, add_domains
-from vbackup.cli.values import count, directory, milliseconds, seconds, speed_bytes_s
+from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains
+from vbackup.cli.values import count, directory, duration_s, milliseconds, seconds, speed_bytes_s
 from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
 from vbackup.model import Compression, Level, Quiesce
 
@@ -28,20 +27,20 @@ def add(commands: Any) -> None:
         "--level",
         choices=[level.value for level in Level],
         default=Level.AUTO.value,
-        help="how much to copy; auto (default): incremental for each disk that has a trustworthy base, otherwise full",
+        help="how much to copy; auto (default): incremental for each disk that has a trustworthy base, otherwise full;"
+        " incremental: what changed since the newest backup; differential: what changed since the last full; full: the"
+        " whole disk; copy: the whole disk, outside the chain",
     )
     add_disks(parser, "back up only these disks")
-    parser.add_argument(
-        "--exclude-disk", metavar="DEV", nargs="+", action="extend", default=[], help="do not back up these disks"
-    )
+    add_devs(parser, "--exclude-disk", "do not back up these disks")
     _add_quiesce(parser)
     _add_copying(parser)
     parser.add_argument(
         "--wait-lock",
-        metavar="SECONDS",
+        metavar="TIME",
         type=seconds,
         default=0.0,
-        help="wait up to this time for another vbackup that is working on the domain (default: 0)",
+        help="wait up to this time (90, 90s, 5m) for another vbackup that is working on the domain (default: 0)",
     )
     parser.add_argument(
         "--fleecing",
@@ -63,10 +62,10 @@ def _add_quiesce(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--freeze-limit",
-        metavar="SECONDS",
+        metavar="TIME",
         type=_freeze_limit_s,
         default=DEFAULT_LIMIT_S,
-        help=f"thaw the filesystems after this time in any case (default: {DEFAULT_LIMIT_S})",
+        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_LIMIT_S}s)",
     )
 
 
@@ -76,7 +75,7 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-latency",
-        metavar="MS",
+        metavar="TIME",
         type=milliseconds,
         help="copy more slowly while the guest's own requests take longer than this on average (20, 20ms, 0.5s)",
     )
@@ -98,8 +97,9 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
 
 def _freeze_limit_s(text: str) -> int:
     """Return whole seconds within the limits of vbackup.domain.freeze."""
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not MIN_LIMIT_S <= int(text) <= MAX_LIMIT_S:
+    limit_s = duration_s(text)
+    if limit_s is None or not MIN_LIMIT_S <= limit_s <= MAX_LIMIT_S or limit_s != int(limit_s):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}"
+            f"{text!r} is not a whole number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}, like 20, 20s or 1m"
         )
-    return int(text)
+    return int(limit_s)

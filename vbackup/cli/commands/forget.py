@@ -26,8 +26,8 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--wait-lock",
-        metavar="SECONDS",
+        metavar="TIME",
         type=seconds,
         default=0.0,
-        help="wait up to this time for another vbackup that is working on the domain (default: 0)",
+        help="wait up to this time (90, 90s, 5m) for another vbackup that is working on the domain (default: 0)",
     )

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "action", metavar="ACTION", choices=("install", "remove", "status"), help="install, remove or status"
     )
-    add_common(parser)
+    add_common(parser, asks_libvirt=False)
     parser.add_argument(
         "--root",
         metavar="DIR",

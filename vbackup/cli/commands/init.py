@@ -10,4 +10,4 @@ from vbackup.cli.arguments import add_common
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser("init", description="Create a new, empty repository.", allow_abbrev=False)
-    add_common(parser)
+    add_common(parser, asks_libvirt=False)

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_domain(parser, otherwise=" (default: a summary of all)")
-    add_common(parser)
+    add_common(parser, asks_libvirt=False)
     parser.add_argument("--all", action="store_true", help="list the backups of all domains")
     add_host(parser)
     parser.add_argument("--tree", action="store_true", help="show which backup depends on which")

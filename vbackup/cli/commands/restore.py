@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_disks, add_domain, add_host
+from vbackup.cli.arguments import add_backup, add_common, add_disks, add_domain, add_host
 from vbackup.cli.values import directory, timestamp
 from vbackup.model import ImageFormat
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     add_domain(parser)
     add_common(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--backup", metavar="ID", help="backup to restore (default: the newest)")
+    add_backup(parser, which, "backup to restore (default: the newest)")
     which.add_argument("--at", metavar="TIME", type=timestamp, help="restore the newest backup made at TIME or before")
     add_host(parser)
     add_disks(parser, "restore only these disks")

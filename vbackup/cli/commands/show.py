@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain
+from vbackup.cli.arguments import add_backup, add_common, add_domain
 
 
 def add(commands: Any) -> None:
@@ -16,4 +16,4 @@ def add(commands: Any) -> None:
     )
     add_domain(parser)
     add_common(parser)
-    parser.add_argument("--backup", metavar="ID", help="backup to show (default: the newest)")
+    add_backup(parser, parser, "backup to show (default: the newest)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_disks, add_domain
+from vbackup.cli.arguments import add_common, add_disks, add_domain, add_positional
 
 
 def add(commands: Any) -> None:
@@ -15,8 +15,12 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_domain(parser)
-    parser.add_argument(
-        "rate", metavar="RATE", nargs="?", help="bytes per second for each disk (50M, 50MiB/s, 1GB), or unlimited"
+    add_positional(
+        parser,
+        "rate",
+        "RATE",
+        "bytes per second for each disk (50M, 50MiB/s, 1GB), or unlimited",
+        shown_as_required=True,
     )
     add_common(parser)
     add_disks(parser, "change only these disks")

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     domain = optional_domain_of(options)
     if options.all and domain is not None:
         raise UsageError("Give a domain or --all, not both.")
-    uuids = repository.uuids() if domain is None else [repository.find(domain)]
+    uuids = repository.uuids() if domain is None else repository.find_all(domain)
     unfinished = {uuid: repository.unfinished(uuid) for uuid in uuids}
     catalogues = [
         catalogue
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     broken = [backup for catalogue in catalogues for backup in catalogue.broken]
     with context.reporting(steps=False) as reporter:
         for backup in broken:
-            reporter.warning(f"Backup {backup.id} is broken: {backup.reason}")
+            reporter.warning(backup.sentence)
     return Status.CHAIN if broken else Status.DONE
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vbackup.cli import output
@@ -27,18 +27,20 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("Give a domain or --all, not both.")
     if not options.all and domain is None:
         raise UsageError("Give a domain, or --all.")
-    recovered, failed = _recover(domain, options, context=context)
+    repository = Repository.open(context.repository_path())
+    recovered, failed = _recover(domain, options, context=context, repository=repository)
     if context.as_json:
         context.print_document("vbackup.recover/1", _document(recovered, failed, dry_run=options.dry_run))
     elif options.dry_run or not context.is_quiet:
-        _print(recovered, failed, dry_run=options.dry_run)
+        _print(recovered, failed, dry_run=options.dry_run, name_of=lambda uuid: domain or repository.name_of(uuid))
     if failed:
         return Status.SOME_FAILED if recovered else next(iter(failed.values())).status
     return Status.DONE
 
 
-def _recover(domain: str | None, options: argparse.Namespace, *, context: Context) -> tuple[_Recovered, _Failed]:
-    repository = Repository.open(context.repository_path())
+def _recover(
+    domain: str | None, options: argparse.Namespace, *, context: Context, repository: Repository
+) -> tuple[_Recovered, _Failed]:
     recovered: dict[str, Sequence[recovery.Recovered]] = {}
     failed: dict[str, VbackupError] = {}
     with Host(context.uri) as host, context.reporting(domain) as reporter:
@@ -59,7 +61,7 @@ def _recover(domain: str | None, options: argparse.Namespace, *, context: Contex
                 if domain is not None:
                     raise
                 failed[uuid] = err
-                reporter.warning(f"Domain {uuid}: {err}")
+                reporter.warning(f"Domain {repository.name_of(uuid)}: {err}")
     return recovered, failed
 
 
@@ -75,10 +77,10 @@ def _document(recovered: _Recovered, failed: _Failed, *, dry_run: bool) -> dict[
     }
 
 
-def _print(recovered: _Recovered, failed: _Failed, *, dry_run: bool) -> None:
+def _print(recovered: _Recovered, failed: _Failed, *, dry_run: bool, name_of: Callable[[str], str]) -> None:
     for uuid, backups in recovered.items():
         for backup in backups:
             verb = f"would be {backup.remedy.done}" if dry_run else f"was {backup.remedy.done}"
-            print(output.plain(f"Backup {backup.id} of domain {uuid} {verb}: {backup.reason}."))
+            print(output.plain(f"Backup {backup.id} of domain {name_of(uuid)} {verb}: {backup.reason}."))
     if not any(recovered.values()) and not failed:
         print("No unfinished backups.")

@@ -7,7 +7,7 @@ import os
 import shlex
 
 from vbackup.cli import output
-from vbackup.cli.arguments import domain_of
+from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
 from vbackup.model import ImageFormat
@@ -18,18 +18,19 @@ from vbackup.repository.repository import Repository
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore the backup and print the paths of what was written."""
+    backup_id = backup_of(options)
+    repository = Repository.open(context.repository_path())
     request = restore.RestoreRequest(
-        domain=domain_of(options),
+        domain=context.uuid_of(repository, domain_of(options)),
         output=options.output,
-        backup_id=options.backup,
+        backup_id=backup_id,
         at=options.at,
         host=options.host,
         disks=tuple(options.disk),
         is_mixed=options.mixed,
         image_format=ImageFormat(options.format),
     )
-    repository = Repository.open(context.repository_path())
-    with context.reporting(request.domain) as reporter:
+    with context.reporting(domain_of(options)) as reporter:
         done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop)
     if context.as_json:
         document = {

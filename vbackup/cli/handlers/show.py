@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vbackup.cli import output
-from vbackup.cli.arguments import domain_of
+from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
 from vbackup.model import Backup
@@ -20,9 +20,10 @@ _CHAIN_ENDS = 5
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the record. Raises ChainError for an unknown backup, or if a backup it depends on is missing."""
     repository = Repository.open(context.repository_path())
-    uuid = repository.find(domain_of(options))
+    backup_id = backup_of(options)
+    uuid = context.uuid_of(repository, domain_of(options))
     catalogue = repository.catalogue(uuid)
-    history, backup = catalogue.history, catalogue.find(options.backup)
+    history, backup = catalogue.history, catalogue.find(backup_id)
     chains = {image.dev: [link.backup.id for link in history.links(backup.id, image.dev)] for image in backup.disks}
     path = repository.directory(uuid, backup.id)
     if context.as_json:

@@ -27,13 +27,15 @@ def test_libvirt_out_of_reach_is_status_four(command: Command, filled: Path, tmp
     assert f"Cannot reach libvirt at {uri}" in outcome.stderr
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1", 1), ("10", 10), ("010", 10), ("600", 600)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", 1), ("10", 10), ("010", 10), ("600", 600), ("10s", 10), (" 1m ", 60)]
+)
 def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
     assert backup._freeze_limit_s(text) == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "601", "-1", "+1", "1.5", "1e2", "10s", " 10", "9" * 5000, "\u0665"], ids=ascii
+    "text", ["", "0", "601", "-1", "+1", "1.5", "1e2", "10x", "11m", "500ms", "9" * 5000, "\u0665"], ids=ascii
 )
 def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of seconds from 1 to 600"):

@@ -10,7 +10,7 @@ from vbackup.errors import BusyError
 
 
 def test_recover_that_failed_does_not_say_that_nothing_is_unfinished(capsys: pytest.CaptureFixture[str]) -> None:
-    recover._print({}, {UUID: BusyError("busy")}, dry_run=False)
+    recover._print({}, {UUID: BusyError("busy")}, dry_run=False, name_of=str)
     assert capsys.readouterr().out == ""
-    recover._print({UUID: ()}, {}, dry_run=False)
+    recover._print({UUID: ()}, {}, dry_run=False, name_of=str)
     assert capsys.readouterr().out == "No unfinished backups.\n"
