@@ -70,6 +70,8 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("job-cancel", "id", ""),
         ("job-finalize", "id", ""),
         ("job-dismiss", "id", ""),
+        ("block-latency-histogram-set", "id", "boundaries-flush"),
+        ("query-cpus-fast", "", ""),
     )
 }
 
@@ -203,6 +205,7 @@ class FakeQemu:
         self._nodes: dict[str, _Node] = {}
         self._devices: list[tuple[FakeDisk, str]] = []  #: with the name of the root node
         self._jobs: dict[str, _Job] = {}
+        self._histograms: dict[str, list[int]] = {}  #: boundaries by qdev
         self._plights: dict[str, _Plight] = {}
         self._flush_errors: dict[str, str] = {}
         self._fdsets: dict[int, dict[int, str | None]] = {}
@@ -246,6 +249,7 @@ class FakeQemu:
         """Unplug a disk and close its nodes."""
         for device in [one for one in self._devices if one[0].alias == alias]:
             self._devices.remove(device)
+            self._histograms.pop(device[0].qdev, None)
             for name in list(self._chain(device[1])):
                 node = self._nodes.pop(name)
                 self._nodes.pop(node.storage or "", None)
@@ -439,9 +443,16 @@ class FakeQemu:
 
     def _query_blockstats(self, _given: dict[str, Any]) -> Any:
         return [
-            {"device": "", "qdev": disk.qdev, **self._stats(root), "stats": self.guest_io[disk.alias]}
+            {"device": "", "qdev": disk.qdev, **self._stats(root), "stats": self._device_stats(disk)}
             for disk, root in self._devices
         ]
+
+    def _device_stats(self, disk: FakeDisk) -> dict[str, Any]:
+        stats: dict[str, Any] = dict(self.guest_io[disk.alias])
+        boundaries = self._histograms.get(disk.qdev)
+        if boundaries is not None:
+            stats["flush_latency_histogram"] = {"boundaries": boundaries, "bins": [0] * (len(boundaries) + 1)}
+        return stats
 
     def _stats(self, name: str) -> dict[str, Any]:
         node = self._nodes[name]
@@ -928,6 +939,14 @@ class FakeQemu:
         if job.status not in VERBS[verb]:
             raise _RefusedError(f"Job '{job.id}' in state '{job.status}' cannot accept command verb '{verb}'")
         return job
+
+    def _block_latency_histogram_set(self, given: dict[str, Any]) -> None:
+        if given["id"] not in {disk.qdev for disk, _ in self._devices}:
+            raise _RefusedError(f"Device '{given['id']}' not found", "DeviceNotFound")
+        self._histograms[given["id"]] = given["boundaries-flush"]
+
+    def _query_cpus_fast(self, _given: dict[str, Any]) -> Any:
+        return []
 
     def _query_block_jobs(self, _given: dict[str, Any]) -> Any:
         return [

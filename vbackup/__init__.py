@@ -7,26 +7,29 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
     operations               one module a command: backup  batch  recovery  restore  forget  bitmap  speed
                              transaction
-    engine                   the parts of a backup in QEMU: plan  base  endmark  scratch  allocation  allocation_jobs
-                             fleecing  preparation  moment  group  unfinished  finish  leftovers  foreign_jobs
-                             total_rate  latency  latency_throttle
+    engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
+                             allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
+                             foreign_jobs  total_rate  latency  latency_throttle
     images                   target images: creation  targets  tuning  writeback  digests  flatten  raw_data
                              denied  denied_facts
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  offline  attached  passthrough  detached  freeze  watchdog
+                             chain_states
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  lock
                              verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
-                             activity  backing_chain  storage_daemon  qemu_img  qcow2  qcow2_bitmap
+                             activity  backing_chain  probing  storage_daemon  device_mark  qemu_img  qcow2
+                             qcow2_bitmap
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events
-    (root)                   words and tools: errors  model  fields  names  report  files  machine  process  stop  undo
+    (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
+                             stop  undo
 
-No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, endmark, allocation, moment and
-latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml, host_state and qemu_arguments,
-images.tuning and denied.
+No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, underlay, endmark, allocation,
+moment and latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml, host_state and
+qemu_arguments, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

@@ -71,6 +71,11 @@ class Fields:
         """Return the objects in a required list."""
         return objects(self._get(name, list), f"{self._where}.{name}", self._error)
 
+    def integers(self, name: str) -> list[int]:
+        """Return the integers, from 0 to MAX_SIZE_BYTES, in a required list."""
+        values = enumerate(self._get(name, list))
+        return [Fields({name: value}, f"{self._where}[{index}]", self._error).integer(name) for index, value in values]
+
     def strings(self, name: str) -> frozenset[str]:
         """Return the strings in a list; empty if it is missing or null."""
         values = self._get(name, list) if name in self else []

@@ -1,4 +1,4 @@
-"""The terms of vbackup as types: disks, bitmaps, levels, backups. Imports only the standard library.
+"""The terms of vbackup as types: disks, bitmaps, levels, backups.
 
 All are frozen: facts are read once and passed on, answers are returned, nothing is changed in place.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar
+
+from vbackup.layers import ChainState, FileState, LayerState
 
 #: 64 KiB: QEMU's default for images with clusters of 64 KiB or more, and the smallest unit that a backup job copies.
 GRANULARITY_BYTES = 65536
@@ -230,6 +232,7 @@ class Layer:
     filename: str
     allocated_bytes: int | None = None  #: storage that its file takes (actual-size); None if QEMU does not say
     stores_bitmaps: bool = False  #: as qcow2 version 3 can; version 2 (compat=0.10) and raw cannot
+    data_file: str | None = None  #: qcow2: the external data file, as the header names it
     bitmaps: Mapping[str, Bitmap] = field(default_factory=dict)
 
 
@@ -240,6 +243,23 @@ class DiskNode:
     disk: Disk
     layers: tuple[Layer, ...]
     lasting: bool = True  #: False in a storage daemon: bitmaps that it does not store in an image end with the backup
+    looked_at: ChainState | None = None  #: what is known of its files, if that was asked for (Source.chain_states)
+
+    @property
+    def chain(self) -> ChainState:
+        """What is known of the files of its layers; nothing is proven if that was not asked for."""
+        if self.looked_at is not None:
+            return self.looked_at
+        return ChainState(
+            tuple(
+                LayerState(
+                    layer.node_name,
+                    FileState(layer.filename),
+                    FileState(layer.data_file) if layer.data_file is not None else None,
+                )
+                for layer in self.layers
+            )
+        )
 
     @property
     def top(self) -> Layer:
@@ -317,6 +337,7 @@ class DiskImage:
     source: str | None  #: path of the disk on the host
     source_format: BlockDriver
     encrypted: bool = False  #: True if the disk was encrypted on the host; the image is not
+    chain: ChainState | None = None  #: the disk's layers at that moment; None if it was not recorded
 
 
 @dataclass(frozen=True)

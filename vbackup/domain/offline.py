@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from vbackup.domain import domain_xml
+from vbackup.domain import chain_states, domain_xml
 from vbackup.domain.freeze import Freeze
 from vbackup.domain.host import DomainHandle
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
@@ -85,6 +85,19 @@ class OffSource:
         if new and self.handle.is_active():  # where files cannot be locked, or are not yet
             raise BusyError(f"Domain {self.handle.name} has been started; run the same command again.")
         return _nodes(self._daemon, disks)
+
+    def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
+        """Look at the files that the daemon has open."""
+        files = None
+        if any(chain_states.needs_open_files(one) for one in nodes):
+            files = chain_states.open_files(self._daemon.pid)
+        return [
+            dataclasses.replace(one, looked_at=chain_states.of_this_host(one, mark=None, open_files=files))
+            for one in nodes
+        ]
+
+    def mark_devices(self, disks: Sequence[Disk]) -> None:
+        """Do nothing: there are no devices."""
 
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
         """Reopen a layer below for writing; the active one is writable anyway."""

@@ -7,12 +7,13 @@ something else, or where something makes sense only with a guest: a fleecing are
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-from vbackup.domain import detached, domain_xml
+from vbackup.domain import chain_states, detached, domain_xml
 from vbackup.domain.freeze import Freeze, frozen, thaw_leftover, without_freeze
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
@@ -25,6 +26,7 @@ from vbackup.model import (
     Layer,
     Quiesce,
 )
+from vbackup.qemu import device_mark
 from vbackup.qemu.activity import refuse_inactive
 from vbackup.qemu.monitor import Monitor, block_graph
 from vbackup.report import Reporter
@@ -66,6 +68,12 @@ class Source(Protocol):
 
         Raises DiskError for a disk that cannot be found or opened, BusyError if another program has its image open.
         """
+
+    def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
+        """Return the disks with what is known of the files of their layers now (``DiskNode.looked_at``)."""
+
+    def mark_devices(self, disks: Sequence[Disk]) -> None:
+        """Mark the disks' devices, so that a later ``look_at`` shows whether they have been there all the time."""
 
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
         """Keep a layer, which may be below the active one, open for writing while the block runs, if that is possible.
@@ -167,6 +175,27 @@ class RunningSource:
         """Find each disk in QEMU's block graph by its device alias."""
         graph = block_graph(self._monitor)
         return [graph.disk_node(disk) for disk in disks]
+
+    def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
+        """Look at the files, if they are on this host; what QEMU has open is asked for only where it counts."""
+        marks, is_local = device_mark.read(self._monitor), self.handle.host.is_local
+        files = None
+        if is_local and any(chain_states.needs_open_files(one) for one in nodes):
+            pid = chain_states.pid_of(self._monitor, self.handle.uuid)
+            files = None if pid is None else chain_states.open_files(pid)
+        looked_at = []
+        for one in nodes:
+            mark = marks.get(one.disk.alias)
+            if is_local:
+                chain = chain_states.of_this_host(one, mark=mark, open_files=files)
+            else:
+                chain = chain_states.of_other_host(one, mark=mark)
+            looked_at.append(dataclasses.replace(one, looked_at=chain))
+        return looked_at
+
+    def mark_devices(self, disks: Sequence[Disk]) -> None:
+        """Mark those that have no mark yet."""
+        device_mark.ensure(self._monitor, [disk.alias for disk in disks])
 
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
         """Change nothing: QEMU may not write the file of a layer below, and only libvirt can change that."""

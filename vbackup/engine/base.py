@@ -2,7 +2,8 @@
 
 vbackup.engine.plan says what follows from the choice. A base is trusted only if its bitmap exists on every layer where
 it is needed, is recording and is consistent; if the bitmap's name shows that this very backup made it; if no end mark
-shows that the disk has been smaller since; and if every image below the base is in the repository.
+shows that the disk has been smaller since; if what no bitmap covers is unchanged (vbackup.engine.underlay); and if
+every image below the base is in the repository.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from vbackup import names
-from vbackup.engine import endmark
+from vbackup.engine import endmark, underlay
 from vbackup.errors import BaseError, ChainError
 from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName, Naming
@@ -51,6 +52,7 @@ def choose(
         bitmaps = _trusted_bitmaps(node, base, naming=naming, started=started)
         marks = _end_marks(node, base, naming=naming, bitmaps=bitmaps)
         _check_growth(node, base, marks=marks)
+        _check_underlay(node, base, history, marks=marks, bitmaps=bitmaps)
     except _UntrustedError as err:
         if level is not Level.AUTO:
             raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
@@ -109,6 +111,25 @@ def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) 
     if top.node_name not in {mark.node_name for mark in marks}:
         # The new part may belong to a larger layer that came back when a smaller overlay was committed.
         raise _UntrustedError(f"the disk has grown {change}, and has no end mark of the earlier size")
+
+
+def _check_underlay(
+    node: DiskNode, base: Backup, history: History, *, marks: Sequence[NodeBitmap], bitmaps: Sequence[NodeBitmap]
+) -> None:
+    """Check that what lies below the bitmaps, and every external data file, is what it was at the base.
+
+    libvirt copies no end mark, so a mark of the newest backup on the active layer shows that the image is that of this
+    backup, or a copy of its file.
+    """
+    dev = node.disk.dev
+    flaw = underlay.flaw(
+        image_of(base, dev).chain,
+        node.chain,
+        with_bitmap=[bitmap.node_name for bitmap in bitmaps],
+        is_known_image=base is history.newest(dev) and node.top.node_name in {mark.node_name for mark in marks},
+    )
+    if flaw is not None:
+        raise _UntrustedError(f"backup {base.id} {flaw}")
 
 
 def _trusted_bitmaps(

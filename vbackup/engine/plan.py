@@ -138,6 +138,7 @@ class DiskPlan:
             source=self.node.disk.path,
             source_format=self.node.disk.format,
             encrypted=self.node.disk.encrypted,
+            chain=self.node.looked_at if self.bitmap is not None else None,
         )
 
     def actions(self, *, speed_bytes_s: int | None, compress: bool) -> list[Action]:

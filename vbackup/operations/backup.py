@@ -19,7 +19,7 @@ from vbackup import names
 from vbackup.domain import definition, source
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation
+from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
@@ -199,7 +199,8 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
     removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
     for name in removed:
         domain.reporter.step(f"Removed bitmap {name}, left by an interrupted backup or by a QEMU that was killed.")
-    return domain.source.disk_nodes(selection.disks) if removed else nodes
+    nodes = domain.source.disk_nodes(selection.disks) if removed else nodes
+    return domain.source.look_at(nodes)
 
 
 def _choices(
@@ -276,7 +277,9 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
             watch = _space_watch(backup_plan, this, guest_was_stopped=guest_was_stopped)
             planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
             backup_plan = this.throttled(backup_plan)
+            domain.source.mark_devices([disk.node.disk for disk in backup_plan.disks])
             started = _start(backup_plan, planned, this, written, guest_was_stopped=guest_was_stopped)
+            started = _with_chains(backup_plan, started)
             copied = _copy(backup_plan, started, this, written, watch)
             undo_in_qemu.release()
         backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
@@ -334,6 +337,25 @@ def _start(
     if freeze.frozen_ms:
         domain.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
     return replace(planned, draft=draft)
+
+
+def _with_chains(backup_plan: BackupPlan, started: Unfinished) -> Unfinished:
+    """Return the backup with the state of the disks' files at the moment.
+
+    They are looked at before and after it. Raises BusyError if a file that no bitmap covers was changed in between.
+    """
+    domain = started.domain
+    nodes = domain.source.look_at([disk.node for disk in backup_plan.disks])
+    images = []
+    for image, disk, node in zip(started.draft.disks, backup_plan.disks, nodes):
+        path = underlay.changed(disk.node.chain, node.chain)
+        if path is not None:
+            raise BusyError(
+                f"Disk {disk.dev}: {path} was changed while the backup began. Nothing was kept of this backup; run the"
+                " same command again."
+            )
+        images.append(replace(image, chain=None if image.chain is None else node.chain))
+    return replace(started, draft=replace(started.draft, disks=tuple(images)))
 
 
 @contextmanager

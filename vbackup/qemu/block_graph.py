@@ -56,7 +56,7 @@ class BlockNodes:
         node = self._nodes.get(node_name)
         if node is None:
             raise MalformedError(f"QEMU no longer lists node {node_name}; did another program close it?")
-        return _innermost(node.layer.filename)
+        return innermost(node.layer.filename)
 
     def options(self, node_name: str) -> NodeOptions:
         """Return those options of the node that vbackup may set; QEMU's defaults if there is no such node."""
@@ -118,7 +118,7 @@ class BlockGraph(BlockNodes):
             if node is None:
                 raise DiskError(disk.dev, f"QEMU uses node {node_name} for it but does not list the node; try again.")
             if node.unloaded or not node.active:
-                raise NotLoadedError(disk.dev, _innermost(node.layer.filename), node.unloaded)
+                raise NotLoadedError(disk.dev, innermost(node.layer.filename), node.unloaded)
             if node.layer.driver not in FILTERS:
                 layers.append(node.layer)
         if not layers:
@@ -141,11 +141,11 @@ def _check_against_xml(disk: Disk, top: Layer) -> None:
 
 def _plain_path(filename: str) -> str | None:
     """Return the path in QEMU's file name, or None if it is a descriptor or not a local file."""
-    filename = _innermost(filename)
+    filename = innermost(filename)
     return filename if filename.startswith("/") and not filename.startswith("/dev/fdset/") else None
 
 
-def _innermost(filename: str) -> str:
+def innermost(filename: str) -> str:
     """Return the file name of the protocol node; QEMU shows a node with options as ``json:`` and these options."""
     if not filename.startswith("json:"):
         return filename
@@ -159,7 +159,7 @@ def _innermost(filename: str) -> str:
     return inner if isinstance(inner, str) else ""
 
 
-def _alias(qdev: str) -> str:
+def alias_of(qdev: str) -> str:
     """Return the alias: ``/machine/peripheral/ALIAS/virtio-backend``, or the alias itself (SCSI, SATA, IDE)."""
     marker = "/machine/peripheral/"
     return qdev[len(marker) :].split("/", 1)[0] if qdev.startswith(marker) else qdev
@@ -169,7 +169,7 @@ def _roots(reply: Any) -> Iterable[tuple[str, str]]:
     for entry in objects(reply, "query-block", MalformedError):
         qdev = entry.optional_text("qdev")
         if qdev and "inserted" in entry:
-            yield _alias(qdev), entry.object("inserted").text("node-name")
+            yield alias_of(qdev), entry.object("inserted").text("node-name")
 
 
 def chains_of(reply: Any) -> dict[str, tuple[str, ...]]:
@@ -191,7 +191,7 @@ def chains_of(reply: Any) -> dict[str, tuple[str, ...]]:
                 raise MalformedError(
                     f"query-blockstats shows a backing chain of more than {MAX_LAYERS} nodes for {qdev}."
                 )
-        chains[_alias(qdev)] = tuple(chain)
+        chains[alias_of(qdev)] = tuple(chain)
     return chains
 
 
@@ -208,7 +208,8 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
             virtual_size_bytes=image.integer("virtual-size"),
             filename=entry.text("file"),
             allocated_bytes=image.integer("actual-size") if "actual-size" in image else None,
-            stores_bitmaps=driver == BlockDriver.QCOW2 and _compat(image) != QCOW2_V2,
+            stores_bitmaps=driver == BlockDriver.QCOW2 and _of_qcow2(image, "compat") != QCOW2_V2,
+            data_file=_of_qcow2(image, "data-file"),
             bitmaps={bitmap.name: bitmap for bitmap in bitmaps if bitmap.name},
         )
         active = "active" not in entry or entry.boolean("active")  # since QEMU 10.0
@@ -224,12 +225,15 @@ def _options(entry: Fields) -> NodeOptions:
     )
 
 
-def _compat(image: Fields) -> str | None:
-    """Return ``compat`` of QAPI ImageInfoSpecificQCow2; libvirt's storage pools still create "0.10" (version 2)."""
+def _of_qcow2(image: Fields, member: str) -> str | None:
+    """Return a member of QAPI ImageInfoSpecificQCow2, such as ``compat`` and ``data-file``; None if it has none.
+
+    libvirt's storage pools still create images whose ``compat`` is "0.10" (version 2).
+    """
     specific = image.object("format-specific") if "format-specific" in image else None
     if specific is None or "data" not in specific:
         return None
-    return specific.object("data").optional_text("compat")
+    return specific.object("data").optional_text(member)
 
 
 def _stored_bitmaps(image: Fields) -> Iterable[str]:

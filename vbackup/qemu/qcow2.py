@@ -1,14 +1,15 @@
 """Read the header of a qcow2 image without QEMU.
 
 Even qemu-img info opens the data file that a header names (CVE-2024-4467), so images from a repository are checked here
-first. Format: QEMU's docs/interop/qcow2.rst.
+first. The images of a disk are read here too, because qemu-img looks for a relative data file in its working directory.
+Format: QEMU's docs/interop/qcow2.rst.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Header:
     backing_file: str | None
     backing_format: BlockDriver | None
     has_data_file: bool
+    data_file: str | None  #: its name, if the header has one
     encrypted: bool
 
 
@@ -48,8 +50,17 @@ def header(path: Path) -> Header:
 
     Raises ChainError if it cannot be read, or is not a qcow2 header that QEMU accepts.
     """
+    return _header(path, open_regular)
+
+
+def header_of_source(path: Path) -> Header:
+    """Read the header of a disk's image, which may be a block device or behind a symbolic link. As ``header``."""
+    return _header(path, lambda path: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+def _header(path: Path, opened: Callable[[Path], int]) -> Header:
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with os.fdopen(opened(path), "rb") as file:
             data = file.read(1 << _CLUSTER_BITS[-1])  # header, extensions and names are in the first cluster
     except OSError as err:
         raise ChainError(f"The image {path} cannot be read: {err.strerror or err}.") from err
@@ -77,6 +88,7 @@ def _parse(data: bytes) -> Header:
         backing_file=_name(data, name_offset, name_length) if name_offset else None,
         backing_format=BlockDriver(_text(extensions[_BACKING_FORMAT])) if _BACKING_FORMAT in extensions else None,
         has_data_file=bool(incompatible & _DATA_FILE_BIT) or _DATA_FILE in extensions,
+        data_file=_text(extensions[_DATA_FILE]) if _DATA_FILE in extensions else None,
         encrypted=encryption != 0,
     )
 

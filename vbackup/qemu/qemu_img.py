@@ -1,6 +1,7 @@
 """Run qemu-img: create target images, read headers, convert a backing chain into one image.
 
-Formats are always given, so nothing is probed. Paths are absolute, so no part of a name is taken for a protocol.
+Formats are always given, so nothing is probed. Paths are absolute, so no part of a name is taken for a protocol. The
+working directory is "/": QEMU looks there for a relative data file.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def header(path: Path, *, image_format: BlockDriver) -> Header:
     Raises ChainError if the image cannot be read as ``image_format``.
     """
     argv = ["qemu-img", "info", "-f", image_format.name, "--output=json", "-U", os.fspath(path.absolute())]
-    result = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    result = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False, cwd="/")
     if result.returncode != 0:
         raise ChainError(f"The image {path} cannot be read: {_last_line(result.stderr)}.")
     fields = Fields(json.loads(result.stdout), f"qemu-img info {path}", ChainError)
@@ -83,7 +84,12 @@ def convert(
     argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
     argv += [_chain(layers), os.fspath(output.absolute())]
     with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        cwd="/",
     ) as process:
         try:
             errors = _follow(process, stop, progress)
@@ -126,7 +132,7 @@ def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[fl
 
 def _run(argv: Sequence[str], what: str, *, pass_fds: Sequence[int] = ()) -> None:
     result = subprocess.run(
-        ["qemu-img", *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds
+        ["qemu-img", *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds, cwd="/"
     )
     if result.returncode != 0:
         _raise(result.stderr, what)

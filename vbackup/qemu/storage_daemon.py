@@ -27,7 +27,7 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.model import SecretRef
-from vbackup.qemu.backing_chain import Image, blockdevs
+from vbackup.qemu.backing_chain import Image, blockdevs, is_format_node, reopened
 from vbackup.qemu.monitor import Event
 from vbackup.report import Reporter
 
@@ -98,6 +98,7 @@ class StorageDaemon:
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
             pass_fds=(fd,),
+            cwd="/",  # no name that an image has depends on where vbackup was started
             start_new_session=True,  # Ctrl-C goes to vbackup only; the daemon ends after the undo
         )
 
@@ -146,7 +147,7 @@ class StorageDaemon:
         for node in nodes:
             self.execute("blockdev-add", node)
             self._nodes[node["node-name"]] = node
-        self._chains[alias] = tuple(node["node-name"] for node in nodes[::-2])
+        self._chains[alias] = tuple(node["node-name"] for node in reversed(nodes) if is_format_node(node))
 
     @contextlib.contextmanager
     def writable(self, node_name: str) -> Iterator[None]:
@@ -156,7 +157,7 @@ class StorageDaemon:
         because the image also belongs to another domain's disk, or its file system is read-only.
         """
         node = self._nodes[node_name]
-        nodes = [self._nodes[node["file"]], node]
+        nodes = [*(self._nodes[name] for name in reopened(node)), node]
         self.execute("blockdev-reopen", {"options": [{**options, "read-only": False} for options in nodes]})
         try:
             yield

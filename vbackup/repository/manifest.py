@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
+from vbackup.layers import ChainState
 from vbackup.model import (
     LIVE_XML,
     Backup,
@@ -165,6 +166,7 @@ def _group(fields: Fields) -> Group:
 
 
 def _image_document(image: DiskImage) -> dict[str, Any]:
+    chain = {} if image.chain is None else {"chain": image.chain.document()}
     return {
         "dev": image.dev,
         "level": image.level.value,
@@ -181,6 +183,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
         "source": image.source,
         "source_format": image.source_format.name,
         "encrypted": image.encrypted,
+        **chain,
     }
 
 
@@ -203,6 +206,7 @@ def _image(fields: Fields, where: str) -> DiskImage:
         source=fields.optional_text("source"),
         source_format=BlockDriver(fields.text("source_format")),
         encrypted=fields.boolean("encrypted"),
+        chain=ChainState.read(fields.object("chain")) if "chain" in fields else None,
     )
 
 

@@ -1,0 +1,341 @@
+"""What no bitmap covers: layers below those with bitmaps, and external data files. A change there is never missed.
+
+Every backup is restored and compared. Changes that QEMU makes itself cost no full.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.daemon import wait_for
+from tests.end_to_end.chains import END_BYTES, Chain, levels, reasons
+from tests.end_to_end.test_bases import commit
+from tests.end_to_end.test_block_jobs import pull_all, snapshot, wait_until_idle
+from tests.filesystem import loop_device
+from tests.lab import DiskSpec, Lab, compare
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+FULL, INCREMENTAL = {"vda": "full"}, {"vda": "incremental"}
+
+
+def image(path: Path, *commands: str, backing: Path | None = None, options: tuple[str, ...] = ()) -> Path:
+    """A qcow2 image of 8 MiB in which qemu-io has carried out the commands."""
+    more = () if backing is None else ("-b", str(backing), "-F", "qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *more, *options, str(path), "8M"], check=True)
+    write(path, *commands)
+    return path
+
+
+def write(path: Path, *commands: str, image_format: str = "qcow2") -> None:
+    argv = ["qemu-io", "-f", image_format]
+    for one in commands:
+        argv += ["-c", one]
+    subprocess.run([*argv, str(path)], check=True, capture_output=True)
+
+
+@dataclass(frozen=True)
+class Made(DiskSpec):
+    """A disk whose image is there already."""
+
+    def create(self) -> None:
+        """Leave it."""
+
+
+class Off:
+    """Backups of a chain's machine while it is off, each restored and compared with the images."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        chain.stop()
+        chain.machine = chain.lab.define(chain.xml())
+
+    def backup(self, *options: str) -> dict[str, Any]:
+        chain = self.chain
+        chain.count += 1
+        done = chain.run(*options).document
+        output = chain.tmp_path / f"out{chain.count}"
+        chain.command("-q", "restore", "bases", "-r", chain.repository, "--output", output)
+        compare(output / "vda.qcow2", chain.specs[0].path)
+        return done
+
+
+@pytest.fixture
+def layered(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
+    """A disk of three layers, each with something of its own; somebody else made the two below."""
+    base = image(tmp_path / "base.qcow2", "write -P 1 0 4M")
+    middle = image(tmp_path / "middle.qcow2", "write -P 2 1M 1M", backing=base)
+    image(tmp_path / "vda.qcow2", "write -P 3 2M 64k", backing=middle)
+    return Chain(lab, command, repository, tmp_path, [Made(tmp_path / "vda.qcow2", size="8M")])
+
+
+def rebase_to_another(directory: Path) -> None:
+    other = image(directory / "other.qcow2", "write -P 9 0 4M")
+    rebase(directory / "vda.qcow2", other)
+
+
+def rebase(path: Path, backing: Path) -> None:
+    subprocess.run(["qemu-img", "rebase", "-u", "-b", str(backing), "-F", "qcow2", str(path)], check=True)
+
+
+def move_another_to_its_name(directory: Path) -> None:
+    image(directory / "other.qcow2", "write -P 9 1M 1M", backing=directory / "base.qcow2")
+    (directory / "other.qcow2").replace(directory / "middle.qcow2")
+
+
+def drop_the_middle(directory: Path) -> None:
+    rebase(directory / "vda.qcow2", directory / "base.qcow2")
+
+
+def write_to_the_middle(directory: Path) -> None:
+    write(directory / "middle.qcow2", "write -P 9 3M 64k")
+
+
+def write_to_the_lowest(directory: Path) -> None:
+    write(directory / "base.qcow2", "write -P 9 3M 64k")
+
+
+CHANGES = (rebase_to_another, move_another_to_its_name, drop_the_middle, write_to_the_middle, write_to_the_lowest)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_below_the_bitmaps_costs_a_full(layered: Chain, change: Callable[[Path], None]) -> None:
+    """While the domain is off; the next backup is made off, and a change after that is noticed by a running one."""
+    full = layered.backup()
+    off = Off(layered)
+    change(layered.tmp_path)
+    refused = layered.run("--level", "incremental", status=6)
+    assert f"Disk vda: no incremental backup is possible: backup {full['id']} had " in refused.stderr
+    assert levels(off.backup()) == FULL
+    write(layered.specs[0].path, "write -P 4 5M 64k")
+    assert levels(off.backup()) == INCREMENTAL
+
+    lowest = layered.tmp_path / "base.qcow2"
+    if change is rebase_to_another:
+        lowest = layered.tmp_path / "other.qcow2"
+    write(lowest, "write -P 8 3584k 64k")
+    layered.machine.handle.domain.create()
+    done = layered.backup()
+    assert levels(done) == FULL
+    assert reasons(done)["vda"].endswith(f"had {lowest} below, which was written to since")
+    assert levels(layered.backup()) == INCREMENTAL
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_below_the_bitmaps_before_a_start_costs_a_full(layered: Chain, change: Callable[[Path], None]) -> None:
+    layered.backup()
+    layered.stop()
+    change(layered.tmp_path)
+    layered.machine = layered.lab.start(layered.xml())
+    layered.machine.write("vda", "write -P 4 5M 64k")
+    assert levels(layered.backup()) == FULL
+    layered.machine.write("vda", "write -P 5 6M 64k")
+    assert levels(layered.backup()) == INCREMENTAL
+
+
+def test_file_that_was_moved_to_the_name_of_a_layer_while_qemu_runs_is_noticed_after_it(layered: Chain) -> None:
+    """QEMU goes on with the file that it has open, and the backup too; what lies under the name proves nothing."""
+    layered.backup()
+    move_another_to_its_name(layered.tmp_path)
+    layered.machine.write("vda", "write -P 4 5M 64k")
+    assert levels(layered.backup()) == INCREMENTAL
+    layered.restart()
+    done = layered.backup()
+    assert levels(done) == FULL
+    assert "middle.qcow2 below, and nothing proves that this was not changed since" in reasons(done)["vda"]
+
+
+def test_disk_that_was_detached_while_a_layer_changed_gets_a_full(layered: Chain) -> None:
+    """The same QEMU process, but not the same device."""
+    spec = Made(image(layered.tmp_path / "sda.qcow2", backing=layered.tmp_path / "base.qcow2"), dev="sda", bus="scsi")
+    domain = layered.machine.handle.domain
+    domain.attachDevice(spec.xml())
+    layered.backup()
+    domain.detachDevice(spec.xml())
+    wait_for_detach(layered)
+    other = image(layered.tmp_path / "other.qcow2", "write -P 9 0 4M")
+    rebase(spec.path, other)
+    domain.attachDevice(spec.xml())
+    assert levels(layered.backup()) == {"vda": "incremental", "sda": "full"}
+
+
+def wait_for_detach(chain: Chain) -> None:
+    wait_for(lambda: "sda" not in chain.machine.handle.live_xml(), "the detach")
+
+
+def test_overlay_whose_lower_layers_were_dropped_costs_a_full(chain: Chain) -> None:
+    """libvirt gave the overlay the bitmap of the layer that had it at the backup; that layer is gone."""
+    chain.specs = chain.specs[:1]
+    chain.restart()
+    chain.backup()
+    overlay = snapshot(chain, "one")
+    chain.specs[0] = Made(overlay, size="8M")
+    chain.stop()
+    subprocess.run(["qemu-img", "rebase", "-u", "-b", "", str(overlay)], check=True)
+    chain.machine = chain.lab.start(chain.xml())
+    chain.machine.write("vda", "write -P 4 5M 64k")
+    done = chain.backup()
+    assert levels(done) == FULL
+    assert "nothing proves that" in reasons(done)["vda"]
+
+
+# what is legitimate
+
+
+def test_restarts_and_backups_while_off_stay_incremental(layered: Chain) -> None:
+    """Layers below are untouched, whoever opens them."""
+    layered.backup()
+    for night in range(3):
+        layered.machine.write("vda", f"write -P {night} 5M 64k")
+        layered.restart()
+        assert levels(layered.backup()) == INCREMENTAL
+    off = Off(layered)
+    for night in range(3):
+        write(layered.specs[0].path, f"write -P 1{night} 6M 64k")
+        done = off.backup()
+        assert (levels(done), done["disks"][0]["copied_bytes"]) == (INCREMENTAL, 65536 + END_BYTES)
+    layered.machine.handle.domain.create()
+    done = layered.backup("--level", "differential")
+    assert levels(done) == {"vda": "differential"}
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("between", [False, True])
+def test_overlay_that_is_committed_each_night_costs_no_full(layered: Chain, *, restarts: bool, between: bool) -> None:
+    layered.backup()
+    for night in range(3):
+        snapshot(layered, f"night{night}")
+        layered.machine.write("vda", f"write -P {night} 5M 64k", "write -z 1M 64k")
+        if between:
+            assert levels(layered.backup()) == INCREMENTAL
+        commit(layered)
+        if restarts:
+            layered.restart()
+        layered.machine.write("vda", f"write -P 1{night} 6M 64k")
+        assert levels(layered.backup()) == INCREMENTAL
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_overlay_that_is_pulled_each_night_costs_no_full(layered: Chain, *, between: bool) -> None:
+    """The layers below are gone then, all at once the first time."""
+    layered.backup()
+    for night in range(3):
+        overlay = snapshot(layered, f"night{night}")
+        layered.machine.write("vda", f"write -P {night} 5M 64k", "write -z 1M 64k")
+        if between:
+            assert levels(layered.backup()) == INCREMENTAL
+        pull_all(layered)
+        layered.machine.write("vda", f"write -P 1{night} 6M 64k")
+        assert levels(layered.backup()) == INCREMENTAL
+        layered.specs[0] = Made(overlay, size="8M")
+        layered.restart()
+        layered.machine.write("vda", f"write -P 2{night} 6M 64k")
+        assert levels(layered.backup()) == INCREMENTAL
+
+
+def test_layer_that_is_committed_into_a_shared_one_costs_no_full_while_qemu_runs(layered: Chain) -> None:
+    """The middle into the lowest: QEMU writes to a layer that has no bitmap."""
+    layered.backup()
+    middle, base = (str(layered.tmp_path / name) for name in ("middle.qcow2", "base.qcow2"))
+    layered.machine.handle.domain.blockCommit("vda", base, middle, 0, 0)
+    wait_until_idle(layered)
+    layered.machine.write("vda", "write -P 4 5M 64k")
+    assert levels(layered.backup()) == INCREMENTAL
+    layered.restart()
+    assert levels(layered.backup()) == INCREMENTAL
+
+
+def test_moved_image_stays_incremental(chain: Chain) -> None:
+    """A copy of the whole image has its end mark, which libvirt gives to no overlay."""
+    chain.backup()
+    chain.stop()
+    for spec in chain.specs:
+        subprocess.run(["cp", str(spec.path), f"{spec.path}.moved"], check=True)
+        spec.path.unlink()
+    chain.specs = [Made(Path(f"{spec.path}.moved"), dev=spec.dev, size="8M") for spec in chain.specs]
+    chain.machine = chain.lab.start(chain.xml())
+    chain.machine.write("vda", "write -P 4 5M 64k")
+    assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
+
+
+def test_block_device_below_is_trusted_while_qemu_has_it_open(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path
+) -> None:
+    """Nothing proves that nobody wrote to it in the meantime: the kernel's counters miss other ways to it."""
+    base = image(tmp_path / "loop.img", "write -P 1 0 4M")
+    os.truncate(base, 16 << 20)
+    with loop_device(base) as device:
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(device), "-F", "qcow2", str(tmp_path / "vda.qcow2")],
+            check=True,
+        )
+        chain = Chain(lab, command, repository, tmp_path, [Made(tmp_path / "vda.qcow2", size="8M")])
+        chain.backup()
+        chain.machine.write("vda", "write -P 4 5M 64k")
+        assert levels(chain.backup()) == INCREMENTAL
+        chain.restart()
+        done = chain.backup()
+        assert levels(done) == FULL
+        assert f"had {device} below, and nothing proves" in reasons(done)["vda"]
+        lab.clear()
+
+
+# external data files
+
+
+def put_back(copy: Path, data: Path) -> None:
+    data.write_bytes(copy.read_bytes())
+
+
+@pytest.fixture
+def with_data_file(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
+    """A qcow2 disk whose content is in a raw file."""
+    image(tmp_path / "vda.qcow2", "write -P 1 0 4M", options=("-o", f"data_file={tmp_path}/vda.raw,data_file_raw=on"))
+    return Chain(lab, command, repository, tmp_path, [Made(tmp_path / "vda.qcow2", size="8M")])
+
+
+def test_data_file_that_was_put_back_costs_a_full(with_data_file: Chain) -> None:
+    """Running, then off: nothing in the qcow2 image shows it."""
+    chain, data, earlier = with_data_file, with_data_file.tmp_path / "vda.raw", with_data_file.tmp_path / "earlier"
+    put_back(data, earlier)
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    chain.backup()
+    chain.machine.write("vda", "write -P 3 2M 64k")
+    assert levels(chain.backup()) == INCREMENTAL
+    off = Off(chain)
+    put_back(earlier, data)
+    assert levels(off.backup()) == FULL
+    write(chain.specs[0].path, "write -P 4 3M 64k")
+    off.backup()
+    put_back(earlier, data)
+    done = off.backup()
+    assert levels(done) == FULL
+    assert f"had the data file {data}: " in reasons(done)["vda"]
+    assert levels(off.backup()) == INCREMENTAL  # nothing was written in between
+    put_back(earlier, data)
+    chain.machine.handle.domain.create()
+    assert levels(chain.backup()) == FULL
+
+
+def test_data_file_below_an_overlay_stays_incremental_until_it_is_changed(with_data_file: Chain) -> None:
+    chain, data = with_data_file, with_data_file.tmp_path / "vda.raw"
+    chain.stop()
+    chain.specs = [Made(image(chain.tmp_path / "top.qcow2", backing=chain.tmp_path / "vda.qcow2"), size="8M")]
+    chain.machine = chain.lab.start(chain.xml())
+    chain.backup()
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    chain.restart()
+    assert levels(chain.backup()) == INCREMENTAL
+    off = Off(chain)
+    write(chain.specs[0].path, "write -P 3 2M 64k")
+    assert levels(off.backup()) == INCREMENTAL
+    write(data, "write -P 9 3M 64k", image_format="raw")
+    assert levels(off.backup()) == FULL
