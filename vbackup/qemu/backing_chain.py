@@ -26,6 +26,9 @@ from vbackup.qemu import probing, qcow2, qemu_img
 #: Formats that can have a backing file (QAPI BlockdevOptionsGenericCOWFormat).
 BACKED_FORMATS = frozenset(map(BlockDriver, ("qcow2", "qcow", "qed", "vmdk")))
 
+#: The working directory of a QEMU that libvirt starts.
+QEMU_DIRECTORY = Path("/")
+
 #: The longest chain accepted; libvirt does not start a domain with a longer one.
 MAX_IMAGES = 200
 
@@ -191,7 +194,7 @@ def _unrecorded_format(disk: Disk, image: Image, *, backing: str, path: str) -> 
     raise DiskError(
         disk.dev,
         f"the image {image.path} does not record the format of its backing file {path}. That looks like {found.format}"
-        " and names other files, which a guest can also have written into a raw disk, so it is not opened. If it is"
+        " and may name other files, which a guest can also have written into a raw disk, so it is not opened. If it is"
         f" {found.format}, record that: {command}",
     )
 
@@ -240,7 +243,7 @@ def _data_file(disk: Disk, path: str) -> str | None:
         raise _unopenable(disk, f"the image {path} has an external data file and does not name it")
     data_file = _path_in(disk, path, header.data_file, what="data file")
     _, identity = _file(disk, data_file)
-    in_root = Path("/") / header.data_file
+    in_root = QEMU_DIRECTORY / header.data_file
     if in_root.exists() and _file(disk, os.fspath(in_root))[1] != identity:
         raise DiskError(
             disk.dev,

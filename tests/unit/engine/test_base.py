@@ -25,11 +25,14 @@ from tests.unit.builders import (
 from vbackup import names
 from vbackup.engine.base import Choice, choose, level_of, parent_of
 from vbackup.errors import BaseError
+from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import Naming
 from vbackup.repository.history import History
 
-ONE = backup(1)
+#: The device that had the disk at the first backup.
+DEVICE = ChainState((LayerState("libvirt-1-format", FileState("/images/vda.qcow2")),), device_mark="mark")
+ONE = backup(1, image(chain=DEVICE))
 TWO = incremental(2, ONE)
 THREE = incremental(3, TWO)
 
@@ -45,6 +48,12 @@ def having(*bases: Backup, **changes: Any) -> DiskNode:
 
 def auto(node: DiskNode, *backups: Backup, unusable: tuple[tuple[str, str], ...] = ()) -> Choice:
     return choose(Level.AUTO, node, History(backups, unusable), naming=Naming(REPOSITORY))
+
+
+def of_one_device(*layers: Layer) -> DiskNode:
+    """A disk whose device has been there since the first backup."""
+    node = builders.node(*layers)
+    return replace(node, looked_at=replace(node.chain, device_mark="mark"))
 
 
 # the levels
@@ -246,7 +255,7 @@ def test_base_without_an_end_mark_is_trusted(mark: Bitmap | None) -> None:
 def test_end_mark_below_an_overlay_distrusts_a_base_that_is_there_too() -> None:
     below = layer(bitmap(name_of(ONE)), end_mark(dirty_bytes=0), node_name="libvirt-2-format", read_only=True)
     assert "shrunk and grown again" in untrusted(builders.node(layer(bitmap(name_of(ONE))), below), ONE)
-    assert auto(builders.node(layer(bitmap(name_of(ONE)), end_mark()), replace_bitmaps(below)), ONE).base == ONE
+    assert auto(of_one_device(layer(bitmap(name_of(ONE)), end_mark()), replace_bitmaps(below)), ONE).base == ONE
 
 
 def replace_bitmaps(below: Layer) -> Layer:
@@ -311,7 +320,7 @@ def layers_with(*states: dict[str, Any] | None) -> DiskNode:
         )
         for number, state in enumerate(states)
     ]
-    return builders.node(*layers)
+    return of_one_device(*layers)
 
 
 @pytest.mark.parametrize("recording", [False, True], ids=["libvirt 9.0", "libvirt 11.3"])
@@ -341,7 +350,39 @@ def test_disk_resized_over_an_overlay_is_not_trusted() -> None:
 
 def test_disk_resized_over_a_layer_that_does_not_count_is_trusted() -> None:
     top = layer(bitmap(name_of(ONE)), end_mark(), virtual_size_bytes=SIZE_BYTES + MIB)
-    assert auto(builders.node(top, layer(node_name="libvirt-2-format", read_only=True)), ONE).base == ONE
+    assert auto(of_one_device(top, layer(node_name="libvirt-2-format", read_only=True)), ONE).base == ONE
+
+
+# what no bitmap covers
+
+
+def test_layer_below_that_is_not_proven_to_be_unchanged_is_not_trusted() -> None:
+    node = builders.node(layer(bitmap(name_of(ONE))), layer(node_name="libvirt-2-format", filename="/images/base"))
+    assert untrusted(node, ONE) == f"backup {ONE.id} had 0 images below, and now there is 1 image"
+    old = backup(1, image(chain=None))
+    assert untrusted(node, old).startswith(f"backup {old.id} was made by a version of vbackup that did not record")
+
+
+def test_data_file_that_is_not_proven_to_be_unchanged_is_not_trusted() -> None:
+    node = builders.node(layer(bitmap(name_of(ONE)), data_file="/images/data"))
+    assert "had the data file /images/data" in untrusted(node, ONE)
+
+
+def test_base_without_a_record_is_trusted_where_nothing_is_below() -> None:
+    """Earlier versions made it."""
+    old = backup(1, image(chain=None))
+    assert auto(having(old), old).base == old
+
+
+def test_image_of_another_name_is_known_by_the_end_mark_of_the_newest_backup() -> None:
+    moved = layer(bitmap(name_of(ONE)), bitmap(name_of(TWO)), end_mark(), filename="/images/moved.qcow2")
+    assert auto(builders.node(moved), ONE).base == ONE
+    assert "nothing proves that /images/moved.qcow2 has the content" in untrusted(
+        builders.node(layer(bitmap(name_of(ONE)), filename="/images/moved.qcow2")), ONE
+    )
+    # Since the full, libvirt may have made the image as an overlay, and the second backup its end mark.
+    with pytest.raises(BaseError, match="nothing proves"):
+        choose(Level.DIFFERENTIAL, builders.node(moved), History([ONE, TWO]), naming=Naming(REPOSITORY))
 
 
 def test_disabled_bitmap_on_the_active_layer_is_not_trusted() -> None:

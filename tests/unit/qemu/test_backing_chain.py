@@ -87,12 +87,92 @@ def refused(one: Disk, said: str) -> None:
     assert caught.value.dev == "vda"
 
 
-def test_backing_file_without_a_format_is_refused(tmp_path: Path) -> None:
+def test_backing_file_without_a_format_is_what_it_looks_like(tmp_path: Path) -> None:
     create(tmp_path / "base.qcow2")
     top = create(tmp_path / "top.qcow2", "-b", "base.qcow2", "-F", "qcow2")
-    # qemu-img insists on a format since 6.1. Older images may lack that header extension; here it becomes unknown.
-    top.write_bytes(top.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x11\x22\x33\x44", 1))
-    refused(disk(top), "does not record the format of its backing file .*rebase -u -b base.qcow2 -F qcow2")
+    assert found(disk(without_backing_format(top))) == [(str(top), "qcow2"), (f"{tmp_path}/base.qcow2", "qcow2")]
+
+
+def without_backing_format(image: Path) -> Path:
+    """qemu-img insists on a format since 6.1. Older images may lack that header extension; here it becomes unknown."""
+    image.write_bytes(image.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x11\x22\x33\x44", 1))
+    return image
+
+
+def test_raw_backing_file_without_a_format_is_raw(tmp_path: Path) -> None:
+    raw = create(tmp_path / "base.raw", image_format="raw")
+    top = create(tmp_path / "top.qcow2", "-b", "base.raw", "-F", "raw")
+    assert found(disk(without_backing_format(top))) == [(str(top), "qcow2"), (str(raw), "raw")]
+
+
+def test_backing_file_without_a_format_that_names_files_is_refused(tmp_path: Path) -> None:
+    """libvirt refuses it too; a guest that had the raw disk could have written the header."""
+    create(tmp_path / "secret")
+    create(tmp_path / "base", "-u", "-b", str(tmp_path / "secret"), "-F", "raw")
+    top = without_backing_format(create(tmp_path / "top of it", "-u", "-b", "base", "-F", "qcow2"))
+    command = rf"qemu-img rebase -u -b base -F qcow2 '{tmp_path}/top of it'"
+    refused(
+        disk(top), f"does not record the format of its backing file .*may name other files.* record that: {command}"
+    )
+
+
+def test_command_of_the_advice_names_the_format_that_was_found(tmp_path: Path) -> None:
+    create(tmp_path / "base", image_format="vmdk")
+    top = without_backing_format(create(tmp_path / "top", "-u", "-b", "base", "-F", "vmdk"))
+    refused(disk(top), "looks like vmdk .*-F vmdk")
+
+
+# data files
+
+
+def with_data_file(path: Path, name: str, *, content: bytes = b"\1" * 65536) -> Path:
+    """An image that names its data file so; QEMU makes it where it says, or else beside the image."""
+    data = path.parent / name
+    made = subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={name}", path.name, "64k"],
+        cwd=path.parent,
+        check=False,
+    )
+    assert made.returncode == 0
+    data.write_bytes(content)
+    return path
+
+
+def test_relative_data_file_is_beside_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never in the directory where vbackup was started, even if there is a file of that name."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "decoy").mkdir()
+    (tmp_path / "decoy" / "data.raw").write_bytes(b"decoy")
+    top = with_data_file(tmp_path / "images" / "top.qcow2", "data.raw")
+    monkeypatch.chdir(tmp_path / "decoy")
+    (one,) = images_of(disk(top), volume_path=volume_path)
+    assert one.data_file == f"{tmp_path}/images/data.raw"
+    storage, data, node = nodes(one)
+    assert (storage["filename"], data["filename"]) == (str(top), one.data_file)
+    assert (node["file"], node["data-file"]) == (storage["node-name"], data["node-name"])
+    assert [backing_chain.is_format_node(entry) for entry in (storage, data, node)] == [False, False, True]
+    assert backing_chain.reopened(node) == [storage["node-name"], data["node-name"]]
+
+
+def test_data_file_that_is_missing_or_elsewhere_is_refused(tmp_path: Path) -> None:
+    top = with_data_file(tmp_path / "top.qcow2", "data.raw")
+    (tmp_path / "data.raw").unlink()
+    refused(disk(top), r"data\.raw cannot be accessed: No such file")
+    top.write_bytes(top.read_bytes().replace(b"data.raw", b"nbd:h:10"))
+    refused(disk(top), "the data file of .* is nbd:h:10, which is not a file of this host")
+
+
+def test_data_file_of_which_there_are_two_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU that libvirt before 10.10 starts takes the one below its working directory."""
+    top = with_data_file(tmp_path / "top.qcow2", "data.raw")
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(backing_chain, "QEMU_DIRECTORY", tmp_path / "root")
+    assert len(found(disk(top))) == 1
+    (tmp_path / "root" / "data.raw").write_bytes(b"2")
+    refused(disk(top), f"there are two: {tmp_path}/data.raw, and {tmp_path}/root/data.raw, which QEMU opens")
+    (tmp_path / "root" / "data.raw").unlink()
+    (tmp_path / "root" / "data.raw").symlink_to(tmp_path / "data.raw")
+    assert len(found(disk(top))) == 1
 
 
 def test_backing_file_over_a_network_is_refused(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_header_is_read_as_qemu_reads_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert header.backing_file == info.get("backing-filename")
     backing_format = header.backing_format.name if header.backing_format is not None else None
     assert backing_format == info.get("backing-filename-format")
-    assert header.has_data_file == ("data-file" in info["format-specific"]["data"])
+    assert header.data_file == info["format-specific"]["data"].get("data-file")
+    assert header.has_data_file == (header.data_file is not None)
     assert not header.encrypted
 
 
@@ -43,7 +44,7 @@ def header_of(tmp_path: Path, data: bytes) -> qcow2.Header:
 
 def test_plain_header_has_no_other_file(tmp_path: Path) -> None:
     assert header_of(tmp_path, qcow2_image(8 * MIB)) == qcow2.Header(
-        8 * MIB, None, None, has_data_file=False, encrypted=False
+        8 * MIB, None, None, has_data_file=False, data_file=None, encrypted=False
     )
 
 

@@ -1,0 +1,149 @@
+"""The files of a chain, as a process has them open."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.fake_qemu import FakeQemu
+from tests.unit import builders
+from vbackup.domain import chain_states
+from vbackup.layers import FileState
+from vbackup.model import DiskNode
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """An overlay and its backing file, written long ago."""
+    paths = tmp_path / "top", tmp_path / "base"
+    for path in paths:
+        path.write_bytes(b"x" * 10)
+        os.utime(path, ns=(10, 10))
+    return paths
+
+
+def node(*paths: Path | str, data_file: str | None = None) -> DiskNode:
+    layers = [
+        builders.layer(node_name=f"node-{number}", filename=str(path), data_file=data_file)
+        for number, path in enumerate(paths)
+    ]
+    return builders.node(*layers)
+
+
+def opened(*paths: Path) -> set[tuple[int, int]]:
+    return {(path.stat().st_dev, path.stat().st_ino) for path in paths}
+
+
+def test_open_files_are_proven_by_what_stat_says(files: tuple[Path, Path]) -> None:
+    chain = chain_states.of_this_host(node(*files), mark="m", open_files=opened(*files))
+    assert chain.device_mark == "m"
+    assert chain.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    for layer, path in zip(chain.layers, files):
+        status = path.stat()
+        assert layer.file == FileState(
+            str(path), status.st_dev, status.st_ino, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns
+        )
+
+
+def test_file_that_was_replaced_under_its_name_is_not_proven(files: tuple[Path, Path]) -> None:
+    before = opened(*files)
+    other = files[1].with_name("other")
+    other.write_bytes(b"y")
+    os.utime(other, ns=(10, 10))
+    other.replace(files[1])
+    chain = chain_states.of_this_host(node(*files), mark=None, open_files=before)
+    assert [layer.file.is_proven for layer in chain.layers] == [True, False]
+    assert chain.layers[1].file.path == str(files[1])
+
+
+def test_without_the_list_of_open_files_only_the_active_image_is_proven(files: tuple[Path, Path]) -> None:
+    chain = chain_states.of_this_host(node(*files, data_file="data"), mark=None, open_files=None)
+    assert [layer.file.is_proven for layer in chain.layers] == [True, False]
+    assert [layer.data_file for layer in chain.layers] == [FileState("data")] * 2
+
+
+def test_file_that_is_just_being_written_is_not_proven(files: tuple[Path, Path]) -> None:
+    """A second write in the same tick of the clock would leave no trace."""
+    for path in files:
+        os.utime(path, ns=(2**62, 2**62))  # the clock was set back since: as good as now
+    chain = chain_states.of_this_host(node(*files), mark=None, open_files=opened(*files))
+    assert [layer.file.is_proven for layer in chain.layers] == [True, False]
+
+
+def test_what_is_no_regular_file_is_not_proven(files: tuple[Path, Path], tmp_path: Path) -> None:
+    chain = chain_states.of_this_host(
+        node(files[0], tmp_path, "/no/such", "nbd://user:secret@host/x"), mark=None, open_files=opened(files[0])
+    )
+    assert [layer.file for layer in chain.layers[1:]] == [
+        FileState(str(tmp_path)),
+        FileState("/no/such"),
+        FileState("nbd://host/x"),
+    ]
+
+
+def test_options_of_a_network_image_are_not_written_down() -> None:
+    (layer,) = chain_states.of_other_host(node('json:{"driver": "https", "cookie": "secret"}'), mark="m").layers
+    assert layer.file.path.startswith("image ")
+    assert "secret" not in str(layer)
+
+
+def test_image_on_another_host_has_only_its_name(files: tuple[Path, Path]) -> None:
+    chain = chain_states.of_other_host(node(*files, data_file="/x"), mark="m")
+    assert (chain.device_mark, chain.boot_id) == ("m", None)
+    assert [one.is_proven for layer in chain.layers for one in layer.files] == [False] * 4
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_data_file_is_that_which_is_open(files: tuple[Path, Path], *, absolute: bool) -> None:
+    data = files[0].with_name("data")
+    data.write_bytes(b"z")
+    os.utime(data, ns=(10, 10))
+    name = str(data) if absolute else "data"
+    for is_open in (True, False):
+        known = opened(files[0], data) if is_open else opened(files[0])
+        (layer,) = chain_states.of_this_host(node(files[0], data_file=name), mark=None, open_files=known).layers
+        assert layer.data_file is not None
+        assert layer.data_file.is_proven == is_open
+        assert layer.data_file.path == (str(data) if is_open or absolute else "data")
+
+
+def test_data_file_over_a_network_is_not_proven(files: tuple[Path, Path]) -> None:
+    one = node(files[0], data_file="nbd://me@host/x")
+    (layer,) = chain_states.of_this_host(one, mark=None, open_files=opened(*files)).layers
+    assert layer.data_file == FileState("nbd://host/x")
+
+
+def test_open_files_of_a_process(files: tuple[Path, Path]) -> None:
+    with files[0].open():
+        found = chain_states.open_files(os.getpid())
+        assert found is not None
+        assert opened(files[0]) <= set(found)
+        assert not opened(files[1]) & set(found)
+    assert chain_states.open_files(2**22 + 1) is None
+
+
+def test_only_layers_below_and_data_files_need_the_list_of_open_files(files: tuple[Path, Path]) -> None:
+    assert not chain_states.needs_open_files(node(files[0]))
+    assert chain_states.needs_open_files(node(*files))
+    assert chain_states.needs_open_files(node(files[0], data_file="x"))
+
+
+def test_process_is_found_by_a_thread_and_must_name_the_domain(qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chain_states.pid_of(qemu, "uuid") is None  # the fake has no processor
+    monkeypatch.setattr(qemu, "_query_cpus_fast", lambda _given: [{"thread-id": os.getpid()}])
+    assert chain_states.pid_of(qemu, "no argument of this process") is None
+    argument = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()
+    assert chain_states.pid_of(qemu, argument) == os.getpid()
+    monkeypatch.setattr(qemu, "_query_cpus_fast", lambda _given: [{"thread-id": 2**22 + 1}])
+    assert chain_states.pid_of(qemu, argument) is None
+
+
+def test_state_is_replaced_not_changed(files: tuple[Path, Path]) -> None:
+    """A disk that nobody looked at has a chain in which nothing is proven."""
+    one = node(*files, data_file="data")
+    assert [layer.file for layer in one.chain.layers] == [FileState(str(path)) for path in files]
+    looked_at = chain_states.of_this_host(one, mark=None, open_files=opened(*files))
+    assert replace(one, looked_at=looked_at).chain == looked_at

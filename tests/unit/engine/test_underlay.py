@@ -1,0 +1,182 @@
+"""What no bitmap covers is trusted if it is proven to be unchanged, and only then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vbackup.engine import underlay
+from vbackup.layers import ChainState, FileState, LayerState
+
+TOP, MIDDLE, BASE, OVER, OTHER = (
+    LayerState(f"node-{name}", FileState(f"/images/{name}", 1, number, size_bytes=100, mtime_ns=1000 + number))
+    for number, name in enumerate(("top", "middle", "base", "over", "other"))
+)
+DATA = FileState("/images/data.raw", 1, 50, size_bytes=200, mtime_ns=5)
+
+
+def chain(*layers: LayerState, mark: str | None = None, boot: str = "boot") -> ChainState:
+    return ChainState(layers, device_mark=mark, boot_id=boot)
+
+
+def flaw(then: ChainState | None, now: ChainState, covered: int = 1, *, known: bool = False) -> str | None:
+    """``covered`` layers from the top down have the bitmap."""
+    with_bitmap = [layer.node_name for layer in now.layers[:covered]]
+    return underlay.flaw(then, now, with_bitmap=with_bitmap, is_known_image=known)
+
+
+def written(layer: LayerState) -> LayerState:
+    return replace(layer, file=replace(layer.file, mtime_ns=9999))
+
+
+def unproven(layer: LayerState) -> LayerState:
+    return replace(layer, file=layer.file.unproven())
+
+
+def of_another_name(layer: LayerState) -> LayerState:
+    return replace(layer, node_name=f"{layer.node_name}-again")
+
+
+THREE = chain(TOP, MIDDLE, BASE)
+
+
+@pytest.mark.parametrize(
+    ("now", "covered"),
+    [
+        (THREE, 1),
+        (chain(written(TOP), MIDDLE, BASE), 1),
+        (chain(*map(of_another_name, (TOP, MIDDLE, BASE))), 1),
+        (chain(OVER, TOP, MIDDLE, BASE), 2),
+        (chain(written(MIDDLE), BASE), 1),  # the top was committed into it, and with it the bitmap
+        (chain(OVER, written(MIDDLE), BASE), 2),
+        (chain(written(BASE)), 1),
+    ],
+)
+def test_chain_whose_lower_files_are_unchanged_is_trusted(now: ChainState, covered: int) -> None:
+    assert flaw(THREE, now, covered) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "covered", "said"),
+    [
+        (chain(TOP, OTHER, BASE), 1, "had /images/middle below, and now /images/other is there"),
+        (
+            chain(TOP, replace(MIDDLE, file=replace(MIDDLE.file, inode=77)), BASE),
+            1,
+            "had /images/middle below, and now another file of that name is there",
+        ),
+        (chain(TOP, written(MIDDLE), BASE), 1, "had /images/middle below, which was written to since"),
+        (chain(TOP, MIDDLE, written(BASE)), 1, "had /images/base below, which was written to since"),
+        (chain(TOP, BASE), 1, "had /images/middle below, and now /images/base is there"),
+        (chain(TOP, MIDDLE), 1, "had 2 images below, and now there is 1 image"),
+        (chain(TOP), 1, "had 2 images below, and now there are 0 images"),
+        (chain(TOP, MIDDLE, BASE, OTHER), 1, "had 2 images below, and now there are 3 images"),
+        (chain(TOP, unproven(MIDDLE), BASE), 1, "nothing proves that this was not changed since"),
+        (chain(OVER, MIDDLE, BASE), 1, "was of /images/top, and nothing proves that /images/over has the content"),
+        (chain(OVER, TOP, MIDDLE, BASE), 1, "was of /images/top, and nothing proves"),
+        (chain(OVER, BASE), 1, "was of /images/top, and nothing proves"),
+    ],
+)
+def test_change_below_is_told(now: ChainState, covered: int, said: str) -> None:
+    found = flaw(THREE, now, covered)
+    assert found is not None
+    assert said in found
+
+
+def test_unproven_at_the_base_is_not_trusted_later() -> None:
+    assert "nothing proves" in (flaw(chain(TOP, unproven(MIDDLE), BASE), THREE) or "")
+
+
+# the device
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        chain(TOP, written(MIDDLE), unproven(BASE), mark="m"),
+        chain(TOP, mark="m"),
+        chain(OVER, mark="m"),
+        chain(OVER, OTHER, mark="m"),
+    ],
+)
+def test_chain_of_one_device_is_trusted_whatever_became_of_it(now: ChainState) -> None:
+    """Block jobs commit, pull and copy it, also away from all of its files."""
+    assert flaw(chain(TOP, MIDDLE, BASE, mark="m"), now) is None
+
+
+def test_active_layer_that_lost_its_bitmap_is_not_trusted() -> None:
+    said = flaw(chain(TOP, BASE, mark="m"), chain(OVER, TOP, BASE, mark="m"))
+    assert said == "had /images/top as its active layer, which has lost the bitmap"
+
+
+@pytest.mark.parametrize(("then", "now"), [("m", "n"), (None, None), ("m", None), (None, "m")])
+def test_another_device_proves_nothing(then: str | None, now: str | None) -> None:
+    assert flaw(chain(TOP, BASE, mark=then), chain(TOP, written(BASE), mark=now)) is not None
+
+
+# the active image
+
+
+def test_image_that_is_known_may_be_another_file() -> None:
+    assert flaw(chain(TOP, BASE), chain(OTHER, BASE), known=True) is None
+    assert flaw(chain(TOP, BASE), chain(OTHER, written(BASE)), known=True) is not None
+    assert flaw(chain(TOP), chain(OTHER), known=True) is None
+
+
+def test_image_that_cannot_be_looked_at_is_known_by_its_name() -> None:
+    """A block device, or a file of another host; it has the bitmap."""
+    assert flaw(chain(unproven(TOP)), chain(unproven(TOP))) is None
+    assert flaw(chain(unproven(TOP)), chain(unproven(OTHER))) is not None
+
+
+def test_files_keep_their_inodes_over_a_reboot() -> None:
+    moved = [replace(layer, file=replace(layer.file, device=9)) for layer in (TOP, BASE)]
+    assert flaw(chain(TOP, BASE), chain(*moved, boot="another")) is None
+    assert flaw(chain(TOP, BASE), chain(*moved)) is not None
+
+
+# manifests of earlier versions
+
+
+def test_base_without_a_record_is_trusted_where_nothing_is_below() -> None:
+    assert flaw(None, chain(TOP)) is None
+    assert flaw(None, chain(OVER, TOP), 2) is None
+    assert flaw(None, chain(TOP, BASE)) == underlay.UNRECORDED
+    assert flaw(None, chain(replace(TOP, data_file=DATA))) == underlay.UNRECORDED
+
+
+# data files
+
+
+def test_data_file_is_trusted_while_nothing_has_written_to_it() -> None:
+    then = chain(replace(TOP, data_file=DATA), BASE)
+    assert flaw(then, then) is None
+    for data_file in (replace(DATA, mtime_ns=6), replace(DATA, inode=51), DATA.unproven()):
+        said = flaw(then, chain(replace(TOP, data_file=data_file), BASE))
+        assert said is not None
+        assert said.startswith(
+            "had the data file /images/data.raw: unless the domain runs all the time, nothing proves"
+        )
+    assert flaw(chain(TOP, BASE), then) is not None
+
+
+def test_data_file_of_a_lower_layer_counts_as_the_layer_does() -> None:
+    then = chain(TOP, replace(BASE, data_file=DATA))
+    assert flaw(then, then) is None
+    assert "data.raw below, which was written to" in (
+        flaw(then, chain(TOP, replace(BASE, data_file=replace(DATA, mtime_ns=6)))) or ""
+    )
+    for one, other in ((then, chain(TOP, BASE)), (chain(TOP, BASE), then)):
+        assert flaw(one, other) == "had /images/base below, whose data file is another now"
+
+
+# between two looks
+
+
+def test_change_between_two_looks_is_found() -> None:
+    assert underlay.changed(THREE, chain(written(TOP), MIDDLE, BASE)) is None
+    assert underlay.changed(THREE, chain(TOP, MIDDLE, written(BASE))) == "/images/base"
+    assert underlay.changed(chain(TOP, unproven(BASE)), chain(TOP, BASE)) is None
+    assert underlay.changed(chain(TOP, BASE), chain(TOP, unproven(BASE))) == "/images/base"
+    assert underlay.changed(THREE, chain(TOP)) == "/images/base"
