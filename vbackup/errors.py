@@ -228,6 +228,11 @@ class QemuText(str):
         return "Permission denied" in self or "No file descriptor supplied via SCM_RIGHTS" in self
 
     @property
+    def is_unwritable(self) -> bool:
+        """True if a file cannot be opened for writing: EACCES, EROFS, or EPERM (chattr +i)."""
+        return any(text in self for text in ("Permission denied", "Read-only file system", "Operation not permitted"))
+
+    @property
     def is_not_found(self) -> bool:
         """True for ENOENT."""
         return "No such file" in self

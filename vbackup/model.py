@@ -243,6 +243,7 @@ class DiskNode:
     disk: Disk
     layers: tuple[Layer, ...]
     lasting: bool = True  #: False in a storage daemon: bitmaps that it does not store in an image end with the backup
+    read_only_reason: str | None = None  #: why the active layer is only read, so that it gets no bitmap
     looked_at: ChainState | None = None  #: what is known of its files, if that was asked for (Source.chain_states)
 
     @property
@@ -269,12 +270,12 @@ class DiskNode:
     @property
     def keeps_bitmaps(self) -> bool:
         """True if bitmaps are stored in the image, so that they outlive the QEMU process."""
-        return self.top.stores_bitmaps
+        return self.top.stores_bitmaps and self.read_only_reason is None
 
     @property
     def bears_checkpoints(self) -> bool:
         """True if a bitmap that is added now can still exist at the next backup."""
-        return self.lasting or self.keeps_bitmaps
+        return self.keeps_bitmaps or (self.lasting and self.read_only_reason is None)
 
 
 @dataclass(frozen=True)

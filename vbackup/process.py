@@ -6,6 +6,7 @@ vbackup.repository.journal records the process that writes it, vbackup.hooks the
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,3 +61,24 @@ class Process:
         """False if the host has rebooted since, or the process was on another host."""
         this = Process.of(os.getpid())
         return this is not None and this.boot_id == self.boot_id
+
+
+def users_of(path: str) -> list[str]:
+    """Return the processes that have a file or device open, as "qemu-system-x86 (pid 4711)", as far as /proc shows it.
+
+    It reads only names in /proc, never the file itself, whose storage may hang.
+    """
+    real_path = os.path.realpath(path)
+    users = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if real_path in map(_target, (process / "fd").iterdir()):
+                users.append(f"{(process / 'comm').read_text(errors='replace').strip()} (pid {process.name})")
+    return users
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)  # noqa: PTH115 - thousands of them
+    except OSError:
+        return ""  # it has just been closed

@@ -294,9 +294,9 @@ def test_block_device_of_the_host(lab: Lab, command: Command, repository: Path, 
         spec = DiskSpec(device, kind="block")
         machine = define_off(lab, "block", [spec])
         backups = Backups(lab.uri, command, machine, repository, tmp_path)
-        full = backups.off(spec)
+        full = backups.off(spec, options=("--exclusive",))
         write(spec.path, "write -P 1 1M 64k")
-        assert facts(backups.off(spec)) == [("incremental", full["id"], 65536)]
+        assert facts(backups.off(spec, options=("--exclusive",))) == [("incremental", full["id"], 65536)]
 
 
 def test_what_is_no_disk_of_the_backup_is_not_opened(

@@ -27,6 +27,7 @@ from vbackup.model import (
     LeftOut,
     Level,
 )
+from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.block_graph import BlockGraph
 from vbackup.report import Phase, Reporter
 from vbackup.repository.repository import Repository
@@ -155,6 +156,12 @@ def layer(*bitmaps: Bitmap, **changes: Any) -> Layer:
 
 def node(*layers: Layer, dev: str = "vda") -> DiskNode:
     return DiskNode(disk(dev), layers or (layer(),))
+
+
+def image_file(disk: Disk) -> Image:
+    """The image of a disk as vbackup.qemu.backing_chain finds it."""
+    assert disk.path is not None
+    return Image(disk.path, disk.format, is_block_device=False, identity=(1, sum(disk.path.encode())))
 
 
 def domain(*devs: str, left_out: Iterable[LeftOut] = (), **changes: Any) -> Domain:

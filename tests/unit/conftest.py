@@ -13,9 +13,9 @@ import pytest
 from hypothesis import settings
 
 from tests.fake_qemu import FakeQemu
-from tests.unit.builders import Recorder, backup, commit, incremental
+from tests.unit.builders import Recorder, backup, commit, image_file, incremental
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
-from vbackup.domain import offline, source
+from vbackup.domain import offline, opening, source
 from vbackup.hooks import marks
 from vbackup.images import digests
 from vbackup.model import ImageOptions
@@ -61,7 +61,8 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -
     monkeypatch.setattr(source, "Passthrough", FakePassthrough)
     monkeypatch.setattr(offline, "StorageDaemon", FakeDaemon)
     monkeypatch.setattr(source, "Watchdog", FakeWatchdog)
-    monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: ())
+    monkeypatch.setattr(backing_chain, "images_of", lambda disk, *, volume_path: (image_file(disk),))
+    monkeypatch.setattr(opening, "doubt", lambda _image: None)
     made = FakeDaemon.domain = FakeWatchdog.domain = FakeDomain()
     with made.qemu:
         yield made

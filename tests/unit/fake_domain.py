@@ -152,7 +152,9 @@ class FakeDaemon(FakePassthrough):
         super().__init__(self.domain)
         self.chains: dict[str, list[str]] = {}
 
-    def open(self, alias: str, images: Sequence[Image], *, secret_value: object) -> None:
+    pid = 1
+
+    def open(self, alias: str, images: Sequence[Image], *, secret_value: object, read_only: bool = False) -> None:
         self.chains[alias] = [self.domain.qemu.top(alias)]
 
 

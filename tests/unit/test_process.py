@@ -13,6 +13,7 @@ import pytest
 from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.hooks.marks import Process
+from vbackup.process import users_of
 
 
 def test_process_with_an_odd_name_is_known(tmp_path: Path) -> None:
@@ -70,3 +71,13 @@ def test_pid_without_a_process_has_no_identity() -> None:
     with subprocess.Popen(["true"]) as process:
         pass
     assert Process.of(process.pid) is None
+
+
+def test_users_of_a_file_are_named_by_program_and_pid(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.touch()
+    assert users_of(str(path)) == []
+    (tmp_path / "link").symlink_to(path)
+    with path.open():
+        (user,) = users_of(str(tmp_path / "link"))
+    assert user.endswith(f" (pid {os.getpid()})")

@@ -145,6 +145,16 @@ def add_host(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="HOST", help="only backups made on this host: its name or machine id")
 
 
+def add_exclusive(parser: argparse.ArgumentParser) -> None:
+    """Add --exclusive, for commands that can write to the images of a domain that is off."""
+    parser.add_argument(
+        "--exclusive",
+        action="store_true",
+        help="no other host uses the images: bitmaps may be written to block devices and network file systems, too,"
+        " while the domain is off",
+    )
+
+
 def add_qemu(parser: argparse.ArgumentParser) -> None:
     """Add the QEMU to work on: a domain's, one with a QMP socket, or a storage daemon on image files."""
     add_domain(parser, otherwise=" (or give --socket or --image)")
@@ -157,6 +167,7 @@ def add_qemu(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="instead of a domain: image files that no process has open, named vda, vdb, ... in this order",
     )
+    add_exclusive(parser)
 
 
 def domain_of(options: argparse.Namespace) -> str:

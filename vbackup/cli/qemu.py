@@ -10,6 +10,7 @@ from pathlib import Path
 from vbackup import names
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
+from vbackup.domain.access import Access
 from vbackup.domain.attached import AttachedQemu, of_domain, of_images, of_socket
 from vbackup.domain.host import Host
 from vbackup.errors import UsageError
@@ -39,14 +40,16 @@ def check(options: argparse.Namespace) -> None:
 def attach(options: argparse.Namespace, context: Context, *, reporter: Reporter) -> Iterator[AttachedQemu]:
     """Attach to the QEMU for the block. Raises as ``check`` does, and as vbackup.domain.attached does."""
     check(options)
+    access = Access(options.exclusive)
     if options.socket is not None:
         with of_socket(options.socket) as attached:
             yield attached
     elif options.image:
-        with of_images(_images(options.image), reporter=reporter) as attached:
+        with of_images(_images(options.image), reporter=reporter, access=access) as attached:
             yield attached
     else:
-        with Host(context.uri) as host, of_domain(host, domain_of(options), reporter=reporter) as attached:
+        domain = domain_of(options)
+        with Host(context.uri) as host, of_domain(host, domain, reporter=reporter, access=access) as attached:
             yield attached
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.domain import offline, source
+from vbackup.domain.access import Access
 from vbackup.domain.host import Host
 from vbackup.model import BlockDriver, Disk, DiskNode, ImageFormat
 from vbackup.qemu.activity import refuse_inactive
@@ -52,13 +53,13 @@ class AttachedQemu:
 
 
 @contextmanager
-def of_domain(host: Host, name: str, *, reporter: Reporter) -> Iterator[AttachedQemu]:
+def of_domain(host: Host, name: str, *, reporter: Reporter, access: Access | None = None) -> Iterator[AttachedQemu]:
     """Open the domain's QEMU, or a storage daemon with its disks if it is off.
 
     Raises what vbackup.domain.source.open_source raises.
     """
     handle = host.domain(name)
-    with source.open_source(handle, reporter=reporter) as opened:
+    with source.open_source(handle, reporter=reporter, access=access) as opened:
 
         def disks() -> dict[str, DiskNode]:
             return {node.disk.dev: node for node in opened.disk_nodes(opened.domain.disks)}
@@ -97,13 +98,15 @@ def of_socket(path: str) -> Iterator[AttachedQemu]:
 
 
 @contextmanager
-def of_images(images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter) -> Iterator[AttachedQemu]:
+def of_images(
+    images: Sequence[tuple[str, Path, ImageFormat]], *, reporter: Reporter, access: Access | None = None
+) -> Iterator[AttachedQemu]:
     """Open image files in a storage daemon, each with the name that it has as a disk.
 
     Raises what vbackup.domain.offline.open_images raises.
     """
     described = [(dev, str(path), BlockDriver(image_format.value)) for dev, path, image_format in images]
-    with offline.open_images(described, reporter=reporter) as opened:
+    with offline.open_images(described, reporter=reporter, access=access) as opened:
 
         def disks() -> dict[str, DiskNode]:
             return {node.disk.dev: node for node in opened.disk_nodes()}

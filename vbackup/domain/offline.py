@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from vbackup.domain import chain_states, domain_xml
+from vbackup.domain.access import Access, Identity
 from vbackup.domain.freeze import Freeze
 from vbackup.domain.host import DomainHandle
-from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
-from vbackup.files import why_denied
+from vbackup.domain.opening import OpenImages
+from vbackup.errors import BusyError, UnsuitableError, VbackupError
 from vbackup.hooks.marks import offline_mark
 from vbackup.model import (
     BlockDriver,
@@ -29,19 +29,41 @@ from vbackup.model import (
     SourceType,
 )
 from vbackup.qemu import backing_chain
-from vbackup.qemu.monitor import Monitor, block_graph
+from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter
 
 
 @contextmanager
-def open_off(handle: DomainHandle, *, reporter: Reporter) -> Iterator[OffSource]:
+def open_off(handle: DomainHandle, *, reporter: Reporter, access: Access) -> Iterator[OffSource]:
     """Open a domain that is off. Raises UnsuitableError if the storage daemon is not installed."""
     # The mark is for the hook script. A start that comes before it is noticed by disk_nodes.
-    with offline_mark(handle.uuid):
+    with offline_mark(handle.uuid), access.images_in_use.claims(handle.name):
         domain = domain_xml.parse(handle.live_xml())
         with StorageDaemon(reporter) as daemon:
-            yield OffSource(handle, domain, daemon)
+            images = OpenImages(
+                daemon,
+                access,
+                owner=handle.name,
+                volume_path=handle.host.volume_path,
+                secret_value=handle.host.secret_value,
+                reporter=reporter,
+            )
+            yield OffSource(handle, domain, images)
+
+
+def identities(handle: DomainHandle) -> frozenset[Identity]:
+    """Return all images of a domain that is off, as far as they can be found: what cannot be is told when it is opened.
+
+    Empty for a domain that is running or on another host. Raises ConnectionLostError, MonitorError.
+    """
+    found: set[Identity] = set()
+    if handle.host.is_local and not handle.is_active():
+        for disk in domain_xml.parse(handle.live_xml()).disks:
+            with suppress(VbackupError):
+                images = backing_chain.images_of(disk, volume_path=handle.host.volume_path)
+                found.update(image.identity for image in images)
+    return frozenset(found)
 
 
 class OffSource:
@@ -51,15 +73,15 @@ class OffSource:
     image is locked only by its job, because the daemon writes nothing to it.
     """
 
-    def __init__(self, handle: DomainHandle, domain: Domain, daemon: StorageDaemon) -> None:
+    def __init__(self, handle: DomainHandle, domain: Domain, images: OpenImages) -> None:
         self.handle = handle
         self.domain = domain
-        self._daemon = daemon
+        self._images = images
 
     @property
     def monitor(self) -> Monitor:
         """The storage daemon."""
-        return self._daemon
+        return self._images.daemon
 
     @property
     def is_running(self) -> bool:
@@ -76,21 +98,34 @@ class OffSource:
 
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """Open each disk when it is first asked for, so a disk that is not wanted cannot fail."""
-        host = self.handle.host
-        new = [disk for disk in disks if disk.alias not in self._daemon.chains]
-        for disk in new:
-            images = backing_chain.images_of(disk, volume_path=host.volume_path)
-            with _refusals(disk, f"Domain {self.handle.name} has been started, or another program has"):
-                self._daemon.open(disk.alias, images, secret_value=host.secret_value)
-        if new and self.handle.is_active():  # where files cannot be locked, or are not yet
-            raise BusyError(f"Domain {self.handle.name} has been started; run the same command again.")
-        return _nodes(self._daemon, disks)
+        try:
+            opened = self._images.open(disks)
+        except BusyError as err:
+            raise self._started() or err from err
+        if opened:  # where files cannot be locked, or are not yet
+            started = self._started()
+            if started is not None:
+                raise started
+        return self._images.nodes(disks)
+
+    def _started(self) -> BusyError | None:
+        if not self.handle.is_active():
+            return None
+        return BusyError(f"Domain {self.handle.name} has been started; run the same command again.")
+
+    def locked_out(self) -> BusyError:
+        """Say whether the domain has been started, or who else has one of its images open."""
+        return self._started() or self._images.busy()
+
+    def reason_not_to_write(self, layer: Layer) -> str | None:
+        """Return why the layer is only read: what keeps bitmaps from being removed from it."""
+        return self._images.reason_not_to_write(layer.node_name)
 
     def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
         """Look at the files that the daemon has open."""
         files = None
         if any(chain_states.needs_open_files(one) for one in nodes):
-            files = chain_states.open_files(self._daemon.pid)
+            files = chain_states.open_files(self._images.daemon.pid)
         return [
             dataclasses.replace(one, looked_at=chain_states.of_this_host(one, mark=None, open_files=files))
             for one in nodes
@@ -100,8 +135,11 @@ class OffSource:
         """Do nothing: there are no devices."""
 
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
-        """Reopen a layer below for writing; the active one is writable anyway."""
-        return self._daemon.writable(layer.node_name) if layer.read_only else nullcontext()
+        """Reopen a layer below for writing; the active one is open for writing if it may be written."""
+        reason = self.reason_not_to_write(layer)
+        if reason is not None:
+            raise UnsuitableError(f"{reason}.")
+        return self._images.daemon.writable(layer.node_name) if layer.read_only else nullcontext()
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Do nothing: there is no guest to freeze."""
@@ -131,22 +169,24 @@ class OffSource:
 class ImageSet:
     """Image files that belong to no domain, opened in a storage daemon."""
 
-    def __init__(self, disks: Sequence[Disk], daemon: StorageDaemon) -> None:
+    def __init__(self, disks: Sequence[Disk], images: OpenImages) -> None:
         self.disks = tuple(disks)
-        self._daemon = daemon
+        self._images = images
 
     @property
     def monitor(self) -> Monitor:
         """The storage daemon that has them open."""
-        return self._daemon
+        return self._images.daemon
 
     def disk_nodes(self, disks: Sequence[Disk] | None = None) -> list[DiskNode]:
         """Return the layers and bitmaps of the disks (default: all) as they are now."""
-        return _nodes(self._daemon, self.disks if disks is None else disks)
+        return self._images.nodes(self.disks if disks is None else disks)
 
 
 @contextmanager
-def open_images(images: Sequence[tuple[str, str, BlockDriver]], *, reporter: Reporter) -> Iterator[ImageSet]:
+def open_images(
+    images: Sequence[tuple[str, str, BlockDriver]], *, reporter: Reporter, access: Access | None = None
+) -> Iterator[ImageSet]:
     """Open image files as disks, each given as (dev, path, format), with the backing files that their headers name.
 
     Raises DiskError for an image that cannot be opened, BusyError if another program has it open, UnsuitableError if
@@ -157,41 +197,16 @@ def open_images(images: Sequence[tuple[str, str, BlockDriver]], *, reporter: Rep
         for dev, path, image_format in images
     ]
     with StorageDaemon(reporter) as daemon:
-        for disk in disks:
-            with _refusals(disk, "Another program, perhaps a running domain, has"):
-                daemon.open(disk.alias, backing_chain.images_of(disk, volume_path=_no_volume), secret_value=_no_secret)
-        yield ImageSet(disks, daemon)
-
-
-def _nodes(daemon: StorageDaemon, disks: Sequence[Disk]) -> list[DiskNode]:
-    graph = block_graph(daemon, chains=daemon.chains)
-    return [dataclasses.replace(graph.disk_node(disk), lasting=False) for disk in disks]
-
-
-@contextmanager
-def _refusals(disk: Disk, somebody_has: str) -> Iterator[None]:
-    """Translate what QEMU and libvirt say about opening a disk."""
-    path = disk.path or f"of disk {disk.dev}"
-    try:
-        yield
-    except QmpError as err:
-        if err.description.is_of_lock:
-            raise BusyError(f"{somebody_has} its image {path} open; run the same command again.") from err
-        if err.description.is_denied and disk.path is not None:
-            raise DiskError(
-                disk.dev,
-                f"its image {path} cannot be opened: {err.description.rstrip('.')}. {why_denied(Path(disk.path))} Or"
-                f" leave the disk out with --exclude-disk {disk.dev}.",
-            ) from err
-        raise DiskError(
-            disk.dev,
-            f"its image {path} cannot be opened: {err.description}. Leave it out with --exclude-disk {disk.dev}, or"
-            " fix it.",
-        ) from err
-    except DiskError:
-        raise  # it names the disk already
-    except UnsuitableError as err:
-        raise DiskError(disk.dev, str(err)) from err
+        opened = OpenImages(
+            daemon,
+            access or Access(),
+            owner="",
+            volume_path=_no_volume,
+            secret_value=_no_secret,
+            reporter=reporter,
+        )
+        opened.open(disks)
+        yield ImageSet(disks, opened)
 
 
 def _no_volume(pool: str, volume: str) -> str:

@@ -14,11 +14,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from vbackup.domain import chain_states, detached, domain_xml
+from vbackup.domain.access import Access
 from vbackup.domain.freeze import Freeze, frozen, thaw_leftover, without_freeze
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.watchdog import Watchdog
-from vbackup.errors import UnsuitableError, VbackupError
+from vbackup.errors import BusyError, UnsuitableError, VbackupError
 from vbackup.model import (
     Disk,
     DiskNode,
@@ -78,8 +79,14 @@ class Source(Protocol):
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
         """Keep a layer, which may be below the active one, open for writing while the block runs, if that is possible.
 
-        Raises QmpError if QEMU refuses.
+        Raises QmpError if QEMU refuses, UnsuitableError if it may not be written (``reason_not_to_write``).
         """
+
+    def reason_not_to_write(self, layer: Layer) -> str | None:
+        """Return why the image of a layer may not be written, although QEMU might: somebody else may have it open."""
+
+    def locked_out(self) -> BusyError:
+        """Return the error that says why an image is locked: the domain was started, or who has it open."""
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Start what thaws if vbackup cannot (the Thawer), so that it is ready in time; it ends with the source."""
@@ -104,8 +111,8 @@ class Source(Protocol):
 
 
 @contextmanager
-def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]:
-    """Open the domain's disks: in its QEMU if it is running or paused, else in a storage daemon.
+def open_source(handle: DomainHandle, *, reporter: Reporter, access: Access | None = None) -> Iterator[Source]:
+    """Open the domain's disks: in its QEMU if it is running or paused, else in a storage daemon, as ``access`` allows.
 
     Raises UnsuitableError if a domain that is off is on another host, or the storage daemon is not installed;
     MigratingError while the domain is migrated, InactiveError if QEMU does not have its images to itself.
@@ -127,7 +134,7 @@ def open_source(handle: DomainHandle, *, reporter: Reporter) -> Iterator[Source]
         )
     from vbackup.domain import offline  # a running domain does without a storage daemon
 
-    with offline.open_off(handle, reporter=reporter) as off:
+    with offline.open_off(handle, reporter=reporter, access=access or Access()) as off:
         yield off
 
 
@@ -200,6 +207,14 @@ class RunningSource:
     def writable(self, layer: Layer) -> AbstractContextManager[None]:
         """Change nothing: QEMU may not write the file of a layer below, and only libvirt can change that."""
         return nullcontext()
+
+    def reason_not_to_write(self, layer: Layer) -> str | None:
+        """Return None: QEMU has the images, and writes what it has open for writing."""
+        return None
+
+    def locked_out(self) -> BusyError:
+        """Say what little is known: QEMU does not say which image it is."""
+        return BusyError("Another process has an image open that QEMU needs; run the same command again.")
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Start the watchdog if a freeze is to be tried: with an agent that can answer, unless ``quiesce`` is no."""

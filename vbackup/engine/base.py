@@ -39,8 +39,10 @@ def choose(
     if no base can be trusted and the requested level is incremental or differential.
     """
     dev = node.disk.dev
-    if level in (Level.FULL, Level.COPY):
+    if level is Level.COPY or (level is Level.FULL and node.read_only_reason is None):
         return Choice(level, None, (), "asked for")
+    if level is Level.FULL:
+        return Choice(level, None, (), f"asked for; {_without_bitmap(node)}")
     wanted = Level.INCREMENTAL if level is Level.AUTO else level
     base = history.last_full(dev) if wanted is Level.DIFFERENTIAL else history.newest(dev)
     try:
@@ -56,7 +58,7 @@ def choose(
     except _UntrustedError as err:
         if level is not Level.AUTO:
             raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
-        return Choice(Level.FULL, None, (), str(err))
+        return Choice(Level.FULL, None, (), str(err) if node.read_only_reason is None else _without_bitmap(node))
     return Choice(wanted, base, (*bitmaps, *marks), f"changes since {base.id}")
 
 
@@ -202,7 +204,13 @@ def _flaw(bitmap: Bitmap) -> str | None:
     return None
 
 
+def _without_bitmap(node: DiskNode) -> str:
+    return f"without a bitmap, so no incremental can start from it: {node.read_only_reason}"
+
+
 def _no_bitmap(node: DiskNode) -> str:
+    if node.read_only_reason is not None:
+        return node.read_only_reason
     kind = "a qcow2 image of version 2" if node.top.driver == BlockDriver.QCOW2 else f"a {node.top.driver} image"
     return f"QEMU keeps no bitmap in {kind} while the domain is off"
 

@@ -126,7 +126,8 @@ def _remove(
 ) -> list[str]:
     """Remove the repository's bitmaps except those to keep. One that QEMU refuses to remove stays, and costs little.
 
-    On layers below the active one, only working bitmaps are removed: they are not persistent, so QEMU allows it.
+    On layers that are open read-only, as those below the active one, only working bitmaps are removed: they are not
+    persistent, so QEMU allows it.
     """
     removable: list[NodeBitmap] = []
     marks: list[NodeBitmap] = []
@@ -136,7 +137,9 @@ def _remove(
                 parsed = names.parse_bitmap(name) or names.parse_end_mark(name)
                 if parsed is None or parsed.repository_id != naming.repository_id:
                     continue
-                if layer is not node.top and not (isinstance(parsed, BitmapName) and parsed.working):
+                if (layer is not node.top or layer.read_only) and not (
+                    isinstance(parsed, BitmapName) and parsed.working
+                ):
                     continue
                 if not keep(node.disk.dev, parsed, layer.bitmaps[name]):
                     (marks if isinstance(parsed, EndMark) else removable).append(NodeBitmap(layer.node_name, name))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.domain import definition, source
+from vbackup.domain.access import Access, ImagesInUse
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation, underlay
@@ -63,6 +64,7 @@ class BackupRequest:
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
     fleecing: Path | None = None  #: the fleecing area: a directory (vbackup.engine.fleecing)
+    exclusive: bool = False  #: no other host uses the images of the domain while it is off
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,18 @@ def run(
     stop: Stop,
     moment: Moment | None = None,
     throttle: jobs.Throttle | None = None,
+    images_in_use: ImagesInUse | None = None,
 ) -> Backup:
     """Make a backup and return it as it was committed.
 
-    ``moment`` makes it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request.
+    ``moment`` makes it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request;
+    ``images_in_use`` has what other backups of the same command have open.
     Raises a VbackupError, whose class says what went wrong; nothing of the backup is left then, and a warning reports
     what could not be undone because QEMU or libvirt could not be reached.
     """
     begun = time.monotonic()
-    with _locked(request, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
+    access = _access(request, images_in_use, stop)
+    with _locked(request, access, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
         domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
         backup_plan = _plan(request, domain)
         try:
@@ -121,19 +126,26 @@ def run(
 
 
 def dry_run(
-    request: BackupRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+    request: BackupRequest,
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    images_in_use: ImagesInUse | None = None,
 ) -> BackupPlan:
     """Make the plan and let QEMU check every action of it; nothing is copied, frozen or kept.
 
     The target images are made and the transaction is sent with a trailing abort: QEMU prepares it for real and undoes
     it. Raises what ``run`` would raise up to that point.
     """
-    with _locked(request, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
+    access = _access(request, images_in_use, stop)
+    with _locked(request, access, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
         backup_plan = _plan(request, domain)
         with repository.stage(domain.uuid, backup_plan.id) as stage, Undo(reporter) as undo:
             creation.reserve(preparation.new_images(backup_plan, stage))
             backup_plan = preparation.prepare(backup_plan, stage, domain, fleecing_area=request.fleecing, undo=undo)
-            with _refusals_of_lock():
+            with _refusals_of_lock(domain):
                 tuned(
                     lambda actions: prepare_only(domain.monitor, actions, qemu=f"domain {backup_plan.domain.name}"),
                     backup_plan.transaction(),
@@ -141,15 +153,22 @@ def dry_run(
     return backup_plan
 
 
+def _access(request: BackupRequest, images_in_use: ImagesInUse | None, stop: Stop) -> Access:
+    return Access(request.exclusive, images_in_use or ImagesInUse(), stop.check)
+
+
 @contextmanager
 def _locked(
-    request: BackupRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+    request: BackupRequest, access: Access, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
 ) -> Iterator[LockedDomain]:
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
     handle = host.domain(request.domain)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
-    with repository.lock(handle.uuid, wait=wait), source.open_source(handle, reporter=reporter) as opened:
+    with (
+        repository.lock(handle.uuid, wait=wait),
+        source.open_source(handle, reporter=reporter, access=access) as opened,
+    ):
         domain = LockedDomain(opened, repository, reporter, stop)
         recovery.recover(domain, abort=False)
         stop.check()
@@ -188,7 +207,8 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
     if all(base.host != newest.host for base in bases):
         domain.reporter.warning(
             f"The newest backup of this domain, {newest.id}, was made on host {newest.host}, and this one does not"
-            " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a UUID"
+            " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a"
+            " UUID"
             " of its own; 'vbackup restore' then needs --host."
         )
 
@@ -323,7 +343,7 @@ def _start(
     frozen = domain.source.frozen(this.request.quiesce, domain.reporter, limit_s=this.request.freeze_limit_s)
     with frozen as freeze, this.moment.taken():
         now = datetime.now(timezone.utc)
-        with _refusals_of_lock():
+        with _refusals_of_lock(domain):
             tuned(lambda actions: send(domain.monitor, {"actions": actions}), transaction)
     this.moment.sent()
     draft = replace(
@@ -359,16 +379,13 @@ def _with_chains(backup_plan: BackupPlan, started: Unfinished) -> Unfinished:
 
 
 @contextmanager
-def _refusals_of_lock() -> Iterator[None]:
+def _refusals_of_lock(domain: LockedDomain) -> Iterator[None]:
     """Say what it means that another process has an image open: a raw image is locked by its job only."""
     try:
         yield
     except QmpError as err:
         if err.description.is_of_lock:
-            raise BusyError(
-                "The domain has been started, or another program has the image of one of its disks open; run the"
-                f" same command again ({err})."
-            ) from err
+            raise domain.source.locked_out() from err
         raise
 
 
@@ -385,7 +402,7 @@ def _copy(
     if watch is None:
         return finish.copy(started, written, following)
     fleecing.open_views(monitor, backup_plan.disks)
-    with _refusals_of_lock():
+    with _refusals_of_lock(this.domain):
         tuned(lambda actions: send(monitor, {"actions": actions}), backup_plan.copies())
     try:
         return finish.copy(started, written, replace(following, watch=watch.check))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from vbackup.domain.access import Identity, ImagesInUse
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Chosen
 from vbackup.engine.group import MemberRepository, MemberStop, Moments, Turns
@@ -70,6 +71,7 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
     An error is in the result of its domain. After a request to stop, no further backup is started.
     """
     rate = _rate(batch, at_once=min(parallel, len(domains)))
+    images_in_use = ImagesInUse()
 
     def back_up(domain: Chosen, reporter: Reporter) -> Backup:
         with ExitStack() as stack:
@@ -81,6 +83,7 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
                 reporter=reporter,
                 stop=batch.stop,
                 throttle=_share(rate, batch, stack),
+                images_in_use=images_in_use,
             )
         return _reported(committed, reporter)
 
@@ -89,11 +92,17 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
 
 def dry_run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[BackupPlan]]:
     """Like ``run``, but only plan the backups and let QEMU check them; nothing is copied, frozen or kept."""
+    images_in_use = ImagesInUse()
 
     def plan(domain: Chosen, reporter: Reporter) -> BackupPlan:
         with batch.host.another() as host:
             return backup.dry_run(
-                batch.of(domain), host=host, repository=batch.repository, reporter=reporter, stop=batch.stop
+                batch.of(domain),
+                host=host,
+                repository=batch.repository,
+                reporter=reporter,
+                stop=batch.stop,
+                images_in_use=images_in_use,
             )
 
     return _in_threads(batch, domains, plan, threads=parallel)
@@ -114,6 +123,7 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
     members = [domain.name for domain in sorted(domains, key=lambda domain: domain.uuid or "")]
     moments = Moments(members, stop=batch.stop, freeze_limit_s=batch.request.freeze_limit_s)
     turns = Turns(members)
+    images_in_use = ImagesInUse(_shared(batch.host, members))
     rate = _rate(batch, at_once=len(domains))
 
     def back_up(domain: Chosen, reporter: Reporter) -> Backup:
@@ -132,6 +142,7 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
                     stop=stop,
                     moment=moments.member(domain.name),
                     throttle=_share(rate, batch, stack),
+                    images_in_use=images_in_use,
                 )
             return _reported(committed, reporter)
         except Exception as err:
@@ -139,6 +150,22 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
             raise
 
     return _in_threads(batch, domains, back_up, threads=len(domains))
+
+
+def _shared(host: Host, members: Sequence[str]) -> Mapping[Identity, Collection[str]]:
+    """Return the members that have each image, of the images that several members have that are off.
+
+    Known before the first of them opens any, since all of them are open at the same time.
+    """
+    from vbackup.domain import offline  # a running domain does without a storage daemon
+
+    users: dict[Identity, set[str]] = {}
+    for name in members:
+        with suppress(VbackupError):  # it is told when the domain is backed up
+            handle = host.domain(name)
+            for identity in offline.identities(handle):
+                users.setdefault(identity, set()).add(handle.name)
+    return {identity: names for identity, names in users.items() if len(names) > 1}
 
 
 def _in_threads(

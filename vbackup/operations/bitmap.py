@@ -124,7 +124,12 @@ def change(
     DiskError, UnsuitableError, UnsafeError (a repository or libvirt relies on the bitmap), and what
     vbackup.operations.transaction.run raises.
     """
-    places = _places(request, attached.disks())
+    disks = attached.disks()
+    places = _places(request, disks)
+    for dev in places:
+        reason = disks[dev].read_only_reason
+        if reason is not None:
+            raise DiskError(dev, f"its bitmaps cannot be changed now: {reason}.")
     if request.change is not Change.ADD:
         for dev, layer in places.items():
             consequence = _consequence_if_allowed(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from vbackup import names
 from vbackup.domain import source
+from vbackup.domain.access import Access
 from vbackup.domain.host import Host
 from vbackup.domain.source import Source
 from vbackup.engine import leftovers
-from vbackup.errors import BusyError, DiskError, QmpError
+from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.model import Layer
 from vbackup.names import Naming
 from vbackup.qemu import jobs
@@ -35,6 +36,7 @@ class ForgetRequest:
     dry_run: bool = False
     force: bool = False  #: without the repository's lock: cancel a backup to it that is still in QEMU
     wait_lock_s: float = 0.0  #: how long to wait for that lock
+    exclusive: bool = False  #: no other host uses the images of the domain while it is off
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def run(
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     lock = nullcontext() if repository is None else repository.lock(handle.uuid, wait=wait)
-    with lock, source.open_source(handle, reporter=reporter) as domain_source:
+    access = Access(request.exclusive)
+    with lock, source.open_source(handle, reporter=reporter, access=access) as domain_source:
         _end_backups(request, domain_source, reporter, locked=repository is not None)
         claims, unopened = _claims(request.repository_id, domain_source, reporter)
         stop.check()
@@ -153,7 +156,10 @@ def _foresee(claims: list[Claim], domain_source: Source) -> list[Kept]:
     kept = []
     for claim in claims:
         bitmap = claim.layer.bitmaps[claim.name]
-        if bitmap.busy:
+        reason = domain_source.reason_not_to_write(claim.layer)
+        if reason is not None:
+            kept.append(Kept(claim, reason))
+        elif bitmap.busy:
             kept.append(Kept(claim, "it is in use by another operation"))
         elif claim.layer.read_only and bitmap.persistent and domain_source.is_running:
             kept.append(Kept(claim, _READ_ONLY))
@@ -167,9 +173,10 @@ def _remove(claims: list[Claim], domain_source: Source) -> list[Kept]:
         try:
             with domain_source.writable(layer):
                 kept += _remove_from_layer(on_layer, domain_source)
-        except QmpError as err:
+        except (QmpError, UnsuitableError) as err:
+            reason = err.description if isinstance(err, QmpError) else str(err)
             known = {bitmap.claim.place for bitmap in kept}
-            kept += [Kept(claim, err.description.rstrip(".")) for claim in on_layer if claim.place not in known]
+            kept += [Kept(claim, reason.rstrip(".")) for claim in on_layer if claim.place not in known]
     return kept
 
 

@@ -14,6 +14,7 @@ from enum import Enum
 
 from vbackup import names
 from vbackup.domain import source
+from vbackup.domain.access import Access
 from vbackup.domain.host import Host
 from vbackup.engine import leftovers
 from vbackup.engine.finish import Following, close, commit, copy
@@ -87,17 +88,20 @@ def run(
     stop: Stop,
     abort: bool = False,
     dry_run: bool = False,
+    exclusive: bool = False,
 ) -> list[Recovered]:
     """Lock a domain and recover its backups, whether libvirt still has the domain or not.
 
-    With ``abort`` nothing is finished; with ``dry_run`` nothing is done. Raises BusyError if a backup of the domain is
+    With ``abort`` nothing is finished; with ``dry_run`` nothing is done. ``exclusive``: no other host uses the images
+    of the domain while it is off. Raises BusyError if a backup of the domain is
     being made, and what ``recover`` raises.
     """
     with ExitStack() as stack:
         stack.enter_context(repository.lock(uuid))
         domain = None
         with suppress(DomainNotFoundError):
-            opened = stack.enter_context(source.open_source(host.domain(uuid), reporter=reporter))
+            access = Access(exclusive)
+            opened = stack.enter_context(source.open_source(host.domain(uuid), reporter=reporter, access=access))
             domain = LockedDomain(opened, repository, reporter, stop)
         if domain is None:
             lost = [_assess_lost(repository, uuid, backup_id) for backup_id in repository.unfinished(uuid)]

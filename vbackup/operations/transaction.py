@@ -78,6 +78,9 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
     that fails raises nothing; Done.failed_jobs has it.
     """
     arguments = _arguments(request, attached)
+    for dev, disk in attached.disks().items() if attached.ends_with_us else ():
+        if disk.read_only_reason is not None:
+            reporter.warning(f"Disk {dev}: bitmaps that are changed now are not stored: {disk.read_only_reason}.")
     wait = (request.wait or attached.ends_with_us) and not request.test
     arguments, completion = _completion(arguments, wait=wait)
     warnings = checker.check(arguments, schema(attached.monitor), existing=attached.bitmaps())

@@ -64,30 +64,31 @@ def images_of(disk: Disk, *, volume_path: Callable[[str, str], str]) -> tuple[Im
 
 
 def blockdevs(
-    images: Sequence[Image], *, numbers: Iterator[int], secret_ids: Mapping[SecretRef, str]
+    images: Sequence[Image], *, numbers: Iterator[int], secret_ids: Mapping[SecretRef, str], read_only: bool = False
 ) -> list[dict[str, Any]]:
     """Return the BlockdevOptions (QAPI) of the nodes that open the chain, to be added in this order, the top last.
 
     Names and structure are those of libvirt: ``libvirt-N-format`` on ``libvirt-N-storage``, N from ``numbers``.
     ``secret_ids`` has the ids of QEMU's secret objects. Files are locked as the domain's QEMU does, so that only one
-    of the two can open them. Only the active image is opened for writing, to store bitmaps.
+    of the two can open them. Only the active image is opened for writing, to store bitmaps, unless ``read_only``.
+    (QEMU's auto-read-only is off by default: it would write wherever it can.)
     """
     nodes: list[dict[str, Any]] = []
     below = None
     for image in reversed(images):
         number = next(numbers)
-        read_only = image is not images[0]
+        is_read_only = read_only or image is not images[0]
         storage = {
             "driver": "host_device" if image.is_block_device else "file",
             "node-name": f"libvirt-{number}-storage",
             "filename": image.path,
             "locking": "on",
-            "read-only": read_only,
+            "read-only": is_read_only,
         }
         node = {
             **_format_options(image, secret_ids),
             "node-name": f"libvirt-{number}-format",
-            "read-only": read_only,
+            "read-only": is_read_only,
             "file": storage["node-name"],
         }
         if image.format in BACKED_FORMATS:

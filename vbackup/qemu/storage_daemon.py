@@ -22,6 +22,7 @@ from typing import Any
 from vbackup.errors import (
     ConnectionLostError,
     FdsNotNeededError,
+    QmpError,
     StorageDaemonGoneError,
     UnsuitableError,
     VbackupError,
@@ -134,18 +135,32 @@ class StorageDaemon:
         """Return the next job event of the daemon."""
         return self._socket.next_event(timeout_s)
 
-    def open(self, alias: str, images: Sequence[Image], *, secret_value: Callable[[SecretRef], bytes]) -> None:
-        """Open a backing chain, the active image for writing, and add its nodes to ``chains``.
+    def open(
+        self,
+        alias: str,
+        images: Sequence[Image],
+        *,
+        secret_value: Callable[[SecretRef], bytes],
+        read_only: bool = False,
+    ) -> None:
+        """Open a backing chain, the active image for writing unless ``read_only``, and add its nodes to ``chains``.
 
-        ``secret_value`` returns the passphrase of a secret. Raises QmpError if QEMU refuses to open an image; images
-        opened before that stay open until the daemon ends.
+        ``secret_value`` returns the passphrase of a secret. Raises QmpError if QEMU refuses to open an image; nothing
+        of the chain is open then.
         """
         for image in images:
             if image.secret is not None and image.secret not in self._secret_ids:
                 self._add_secret(image.secret, secret_value(image.secret))
-        nodes = blockdevs(images, numbers=self._numbers, secret_ids=self._secret_ids)
+        nodes = blockdevs(images, numbers=self._numbers, secret_ids=self._secret_ids, read_only=read_only)
+        opened: list[str] = []
         for node in nodes:
-            self.execute("blockdev-add", node)
+            try:
+                self.execute("blockdev-add", node)
+            except QmpError:
+                for name in reversed(opened):
+                    self.execute("blockdev-del", {"node-name": name})
+                raise
+            opened.append(node["node-name"])
             self._nodes[node["node-name"]] = node
         self._chains[alias] = tuple(node["node-name"] for node in reversed(nodes) if is_format_node(node))
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
-from tests.unit.builders import UUID
-from vbackup.domain import offline
+from tests.unit.builders import UUID, image_file
+from vbackup.domain import offline, opening
 from vbackup.errors import UnsuitableError
 from vbackup.model import SecretRef
 from vbackup.qemu import backing_chain
@@ -21,11 +21,13 @@ class Daemon:
     """A storage daemon; opening does what the test wants."""
 
     opening: Callable[[], None]
+    writing: Callable[[], None]  #: is called only where an image is opened for writing
 
     def __init__(self, _reporter: object) -> None:
         self.qemu = FakeQemu([FakeDisk(dev, path=f"/images/{dev}.qcow2") for dev in ("vda", "vdb")])
         self.chains: dict[str, list[str]] = {}
         self.opened: list[str] = []
+        self.read_only: dict[str, bool] = {}
 
     def __enter__(self) -> Daemon:
         return self
@@ -39,12 +41,24 @@ class Daemon:
     def next_event(self, timeout_s: float) -> Event | None:
         return self.qemu.next_event(timeout_s)
 
-    def open(self, alias: str, images: Sequence[Image], *, secret_value: Callable[[SecretRef], bytes]) -> None:
+    pid = 1
+
+    def open(
+        self,
+        alias: str,
+        images: Sequence[Image],
+        *,
+        secret_value: Callable[[SecretRef], bytes],
+        read_only: bool = False,
+    ) -> None:
         type(self).opening()
+        if not read_only:
+            type(self).writing()
         for image in images:
             if image.secret is not None:
                 secret_value(image.secret)
         self.opened.append(alias)
+        self.read_only[alias] = read_only
         self.chains[alias] = [self.qemu.top(alias)]
 
 
@@ -79,6 +93,10 @@ class Domain:
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Daemon, "opening", lambda: None, raising=False)
+    monkeypatch.setattr(Daemon, "writing", lambda: None, raising=False)
     monkeypatch.setattr(offline, "StorageDaemon", Daemon)
-    monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: ())
+    monkeypatch.setattr(backing_chain, "images_of", lambda disk, *, volume_path: (image_file(disk),))
+    monkeypatch.setattr(opening, "doubt", lambda _image: None)
+    monkeypatch.setattr(opening, "PAUSE_S", 0.01)
+    monkeypatch.setattr(opening, "READER_S", 0.02)
     return Domain()

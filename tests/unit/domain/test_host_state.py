@@ -1,4 +1,4 @@
-"""Everything that keeps a domain's data on the host, apart from its disks, is found in a definition that libvirt wrote."""
+"""All that keeps a domain's data on the host, apart from its disks, is found in a definition that libvirt wrote."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import Recorder
+from tests.unit.builders import Recorder, image_file
 from tests.unit.domain.conftest import Daemon
-from vbackup.domain.offline import open_images
+from vbackup.domain.offline import identities, open_images
 from vbackup.domain.source import open_source
 from vbackup.errors import BusyError, DiskError, QmpError
 from vbackup.model import BlockDriver, SecretRef
@@ -52,11 +52,19 @@ def refused_to_open(monkeypatch: pytest.MonkeyPatch, description: str) -> None:
 
 
 @pytest.mark.parametrize("lock", ['Failed to get "write" lock', 'Failed to get shared "write" lock'])
-def test_locked_image_means_that_the_domain_was_started(
-    domain: Any, monkeypatch: pytest.MonkeyPatch, lock: str
+@pytest.mark.parametrize("is_started", [True, False])
+def test_locked_image_means_that_the_domain_was_started_only_if_it_was(
+    domain: Any, monkeypatch: pytest.MonkeyPatch, lock: str, is_started: bool
 ) -> None:
-    refused_to_open(monkeypatch, lock)
-    said = r"Domain web has been started, or .* its image /images/vda.qcow2 open.*again"
+    said = "Domain web has been started; run the same command again"
+    if not is_started:
+        said = r"Another process, perhaps on another host, has the image /images/vda.qcow2 open; run .* again"
+
+    def refuse() -> None:
+        domain.active = is_started
+        raise QmpError("blockdev-add", "GenericError", lock)
+
+    monkeypatch.setattr(Daemon, "opening", refuse)
     with pytest.raises(BusyError, match=said), open_source(domain, reporter=Recorder()) as opened:
         opened.disk_nodes(opened.domain.disks)
 
@@ -103,7 +111,23 @@ def test_plain_images_are_disks_too(domain: Any, tmp_path: Path) -> None:
 def test_plain_image_that_another_program_has_open_is_busy(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     refused_to_open(monkeypatch, 'Failed to get "write" lock')
     with (
-        pytest.raises(BusyError, match=r"Another program, perhaps .* /images/vda.qcow2 open"),
+        pytest.raises(BusyError, match=r"Another process, perhaps .* /images/vda.qcow2 open"),
         open_images([("vda", "/images/vda.qcow2", BlockDriver.QCOW2)], reporter=Recorder()),
     ):
         pass
+
+
+def test_images_of_a_domain_that_is_running_are_not_looked_for(domain: Any) -> None:
+    assert len(identities(domain)) == 2
+    domain.active = True
+    assert identities(domain) == frozenset()
+
+
+def test_image_that_cannot_be_found_hides_no_other(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(disk: Any, *, volume_path: object) -> Any:
+        if disk.dev == "vda":
+            raise DiskError("vda", "it is gone")
+        return (image_file(disk),)
+
+    monkeypatch.setattr(backing_chain, "images_of", found)
+    assert len(identities(domain)) == 1

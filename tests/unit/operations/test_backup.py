@@ -300,14 +300,14 @@ def test_domain_that_is_off_on_another_host_is_unsuitable(domain: FakeDomain, re
 def test_image_that_somebody_locks_before_the_job_is_busy(domain: FakeDomain, repo: Repository) -> None:
     domain.is_off = True
     domain.qemu.refuse("transaction", 'Failed to get shared "write" lock')
-    expect_nothing_done(domain, repo, BusyError, "been started")
+    expect_nothing_done(domain, repo, BusyError, "Another process.* has the image of one of the disks open.*again")
 
 
 def test_image_that_somebody_locks_before_the_copy_from_the_fleecing_area_is_busy(
     domain: FakeDomain, repo: Repository, tmp_path: Path
 ) -> None:
     domain.qemu.refuse("transaction", 'Failed to get shared "write" lock', nth=2)
-    expect_nothing_done(domain, repo, BusyError, "been started", fleecing=tmp_path)
+    expect_nothing_done(domain, repo, BusyError, "Another process has an image open.*again", fleecing=tmp_path)
 
 
 def test_incremental_by_name_needs_a_base(domain: FakeDomain, repo: Repository) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains
+from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains, add_exclusive
 from vbackup.cli.values import count, directory, duration_s, milliseconds, seconds, speed_bytes_s
 from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
 from vbackup.model import Compression, Level, Quiesce
@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
     )
     add_disks(parser, "back up only these disks")
     add_devs(parser, "--exclude-disk", "do not back up these disks")
+    add_exclusive(parser)
     _add_quiesce(parser)
     _add_copying(parser)
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain
+from vbackup.cli.arguments import add_common, add_domain, add_exclusive
 from vbackup.cli.values import seconds
 
 
@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
     add_domain(parser)
     add_common(parser)
     parser.add_argument("--repository-id", metavar="ID", help="instead of -r: id of a repository that no longer exists")
+    add_exclusive(parser)
     parser.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     parser.add_argument(
         "--force",

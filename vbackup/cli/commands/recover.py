@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain
+from vbackup.cli.arguments import add_common, add_domain, add_exclusive
 
 
 def add(commands: Any) -> None:
@@ -19,4 +19,5 @@ def add(commands: Any) -> None:
     add_common(parser)
     parser.add_argument("--all", action="store_true", help="recover all domains in the repository")
     parser.add_argument("--abort", action="store_true", help="undo all interrupted backups, finish none")
+    add_exclusive(parser)
     parser.add_argument("--dry-run", action="store_true", help="only show what would be done")

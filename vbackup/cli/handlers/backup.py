@@ -35,6 +35,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         compression=Compression(options.compress),
         wait_lock_s=options.wait_lock,
         fleecing=options.fleecing,
+        exclusive=options.exclusive,
     )
     repository = Repository.open(context.repository_path())
     with Host(context.uri) as host:

@@ -28,6 +28,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         dry_run=options.dry_run,
         force=options.force,
         wait_lock_s=options.wait_lock,
+        exclusive=options.exclusive,
     )
     with Host(context.uri) as host, context.reporting(request.domain) as reporter:
         done = forget.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)

@@ -54,6 +54,7 @@ def _recover(
                     stop=context.stop,
                     abort=options.abort,
                     dry_run=options.dry_run,
+                    exclusive=options.exclusive,
                 )
             except InterruptedBySignalError:
                 raise
