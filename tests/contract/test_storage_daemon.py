@@ -374,6 +374,29 @@ def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
     assert not QmpError("x", "GenericError", "Permission denied").description.is_of_lock
 
 
+@pytest.mark.parametrize("said", ["Read-only file system", "Operation not permitted", "Permission denied"])
+def test_refusal_to_write_is_known_by_its_words(said: str) -> None:
+    assert QmpError("x", "GenericError", f"Could not open '/x': {said}").description.is_unwritable
+    assert not QmpError("x", "GenericError", 'Failed to get "write" lock').description.is_unwritable
+
+
+def test_chain_that_cannot_be_opened_for_writing_leaves_nothing_open_and_can_be_read(tmp_path: Path) -> None:
+    """A reader has the active image, so only a second reader is let in. The layer below was opened before."""
+    base, top = create(tmp_path / "base.qcow2"), tmp_path / "top.qcow2"
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(top)]
+    subprocess.run(argv, check=True)
+    images = [Image(str(path), BlockDriver.QCOW2, False, (0, number)) for number, path in enumerate((top, base))]
+    with StorageDaemon(Recorder()) as reader, StorageDaemon(Recorder()) as daemon:
+        reader.open("vda", images, secret_value=lambda _secret: b"", read_only=True)
+        with pytest.raises(QmpError) as caught:
+            daemon.open("vda", images, secret_value=lambda _secret: b"")
+        assert caught.value.description.is_of_lock
+        assert daemon.execute("query-named-block-nodes") == []
+        assert dict(daemon.chains) == {}
+        daemon.open("vda", images, secret_value=lambda _secret: b"", read_only=True)
+        assert {node["ro"] for node in daemon.execute("query-named-block-nodes", {"flat": True})} == {True}
+
+
 def test_what_it_says_of_scratch_nodes_is_no_warning() -> None:
     """QEMU does: a node without storage does not tell its cluster size."""
     recorder = Recorder()

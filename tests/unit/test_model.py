@@ -37,6 +37,11 @@ def test_raw_disk_of_a_storage_daemon_bears_no_checkpoint(driver: str, lasting: 
     assert node.keeps_bitmaps == (driver == "qcow2")
 
 
+def test_disk_that_is_only_read_bears_no_checkpoint() -> None:
+    node = replace(builders.node(), read_only_reason="its image cannot be written")
+    assert (node.keeps_bitmaps, node.bears_checkpoints) == (False, False)
+
+
 def test_guest_writes_to_the_first_layer() -> None:
     node = builders.node(layer(node_name="overlay"), layer(node_name="below", read_only=True))
     assert node.top.node_name == "overlay"

@@ -65,6 +65,30 @@ def test_whole_disk_needs_no_base(level: Level) -> None:
     assert choice == Choice(level, None, (), "asked for")
 
 
+WHY = "its image /x is open in qemu-system-x86 (pid 7), so it is only read"
+
+
+@pytest.mark.parametrize(
+    ("level", "reason"),
+    [
+        (Level.AUTO, f"without a bitmap, so no incremental can start from it: {WHY}"),
+        (Level.FULL, f"asked for; without a bitmap, so no incremental can start from it: {WHY}"),
+        (Level.COPY, "asked for"),
+    ],
+)
+def test_disk_that_is_only_read_is_copied_whole_whatever_base_it_has(level: Level, reason: str) -> None:
+    node = replace(having(ONE), lasting=False, read_only_reason=WHY)
+    choice = choose(level, node, History([ONE]), naming=Naming(REPOSITORY))
+    assert choice == Choice(Level.COPY if level is Level.COPY else Level.FULL, None, (), reason)
+
+
+@pytest.mark.parametrize("level", [Level.INCREMENTAL, Level.DIFFERENTIAL])
+def test_no_increment_of_a_disk_that_is_only_read(level: Level) -> None:
+    node = replace(having(ONE), lasting=False, read_only_reason=WHY)
+    with pytest.raises(BaseError, match="is open in qemu-system-x86"):
+        choose(level, node, History([ONE]), naming=Naming(REPOSITORY))
+
+
 def test_incremental_starts_from_the_newest() -> None:
     choice = choose(Level.INCREMENTAL, having(ONE, TWO), History([ONE, TWO]), naming=Naming(REPOSITORY))
     assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)

@@ -261,6 +261,12 @@ def test_only_the_active_image_is_opened_for_writing_and_all_are_locked() -> Non
     assert "backing" not in named["libvirt-1-format"]
 
 
+def test_nothing_is_opened_for_writing_where_it_may_not_be() -> None:
+    images = [image("top"), image("base", "raw")]
+    made = blockdevs(images, numbers=itertools.count(1), secret_ids={}, read_only=True)
+    assert [one["read-only"] for one in made] == [True] * 4
+
+
 def test_image_without_a_backing_file_is_opened_without_one_whatever_its_header_says() -> None:
     assert nodes(image("top"))[-1]["backing"] is None
 
