@@ -18,7 +18,9 @@ from tests.daemon import wait_for
 from tests.end_to_end.chains import END_BYTES
 from tests.filesystem import loop_device
 from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml, qemu_img_info
+from vbackup.domain import opening
 from vbackup.domain.access import file_system_of
+from vbackup.qemu import jobs
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome
@@ -305,6 +307,30 @@ def test_layer_below_on_shared_storage_keeps_its_bitmaps(
     assert (bitmaps(overlay.path), bitmaps(shared.path)) == ([], below)
     assert len(command(*forget, "--exclusive").document["removed"]) == len(below)
     assert bitmaps(shared.path) == []
+
+
+def test_image_that_another_host_writes_while_it_is_read_is_no_backup(
+    lab: Lab, backups: Backups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as its modification time shows it: that of a block device does not, and that of a FUSE export is "now"."""
+    spec = DiskSpec(tmp_path / "vda.qcow2")
+    spec.create()
+    machine = lab.define(domain_xml("written", [spec.xml()]))
+    monkeypatch.setattr(opening, "doubt", lambda _image: "is on NFS")
+    original = jobs.run
+
+    def write_and_run(*args: Any, **kwargs: Any) -> Any:
+        options = f"driver=qcow2,file.driver=file,file.filename={spec.path},file.locking=off"
+        argv = ["qemu-io", "--image-opts", "-c", "write -P 1 1M 64k", options]
+        subprocess.run(argv, check=True, capture_output=True)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "run", write_and_run)
+        refused = backups("written", status=8)
+    assert f"The image {spec.path} was changed while it was read: another host has it open" in refused.stderr
+    assert not (backups.repository / machine.handle.uuid).exists()
+    assert only_disk(backups("written").document)["level"] == "full"
 
 
 def test_what_another_host_writes_meanwhile_is_not_damaged(lab: Lab, backups: Backups, shared: DiskSpec) -> None:

@@ -44,6 +44,15 @@ def doubt(image: Image) -> str | None:
     return f"is on a file system that other hosts may share ({file_system or 'of an unknown type'})"
 
 
+def has_times(image: Image) -> bool:
+    """Return True if the image's modification time shows that it was written to.
+
+    Not that of a block device, nor of a FUSE file system without a name: that of QEMU's own export is always "now"
+    (fuse_getattr in block/export/fuse.c).
+    """
+    return not image.is_block_device and file_system_of(image.path) != "fuse"
+
+
 def file_system_of(path: str) -> str | None:
     """Return the type of the file system that has the file, as in /proc/self/mountinfo; None if it cannot be found.
 

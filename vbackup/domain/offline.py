@@ -117,6 +117,10 @@ class OffSource:
         """Say whether the domain has been started, or who else has one of its images open."""
         return self._started() or self._images.busy()
 
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Look at the modification times, which show what another host wrote where locks do not reach."""
+        return self._images.unchanged()
+
     def reason_not_to_write(self, layer: Layer) -> str | None:
         """Return why the layer is only read: what keeps bitmaps from being removed from it."""
         return self._images.reason_not_to_write(layer.node_name)

@@ -8,6 +8,7 @@ vbackup.domain.offline which disks are asked for.
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from vbackup import process
-from vbackup.domain.access import Access, doubt
+from vbackup.domain.access import Access, doubt, has_times
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.files import why_denied
 from vbackup.model import BlockDriver, Disk, DiskNode, SecretRef
@@ -51,6 +52,7 @@ class OpenImages:
         self._secret_value = secret_value
         self._reporter = reporter
         self._images: dict[str, Image] = {}  #: by node name
+        self._tops: dict[str, Image] = {}  #: the active images, by the disk's alias
         self._reasons: dict[str, str] = {}  #: why an active image is only read, by the disk's alias
 
     def open(self, disks: Sequence[Disk]) -> bool:
@@ -63,6 +65,7 @@ class OpenImages:
         for disk in new:
             with _refusals(disk):
                 chains[disk.alias] = backing_chain.images_of(disk, volume_path=self._volume_path)
+        self._tops.update((alias, images[0]) for alias, images in chains.items())
         for disk in new:
             reason = self._reason_to_read_only(chains[disk.alias][0])
             if reason is not None:
@@ -105,10 +108,27 @@ class OpenImages:
         which = f"the image {images[0].path}" if images else "the image of one of the disks"
         return BusyError(f"Another process, perhaps on another host, has {which} open; run the same command again.")
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Raise BusyError at the end of the block if a file that is only read was written to meanwhile.
+
+        QEMU's locks prevent that, where they reach. A block device or a FUSE mount does not show it.
+        """
+        written = {names[0] for alias, names in self.daemon.chains.items() if self._may_write(alias)}
+        files = [image for name, image in self._images.items() if name not in written and has_times(image)]
+        before = [_stamp(image.path) for image in files]
+        yield
+        for image, stamp in zip(files, before):
+            if _stamp(image.path) != stamp:
+                raise BusyError(
+                    f"The image {image.path} was changed while it was read: another host has it open. Nothing was kept"
+                    " of this backup; back up the domain where it runs."
+                )
+
     def _claim(self, chains: Mapping[str, Sequence[Image]]) -> None:
         """Wait until no other backup of this command has one of the images open in a way that excludes this one."""
         wanted = {image.identity: False for image in chain.from_iterable(chains.values())}
-        wanted.update((images[0].identity, True) for alias, images in chains.items() if self._may_write(alias, images))
+        wanted.update((images[0].identity, True) for alias, images in chains.items() if self._may_write(alias))
         if wanted:
             self._access.images_in_use.claim(
                 self._owner,
@@ -119,12 +139,12 @@ class OpenImages:
                 check=self._access.check,
             )
 
-    def _may_write(self, alias: str, images: Sequence[Image]) -> bool:
+    def _may_write(self, alias: str) -> bool:
         # Bitmaps are all that is written, and only qcow2 has them.
-        return alias not in self._reasons and images[0].format == BlockDriver.QCOW2
+        return alias not in self._reasons and self._tops[alias].format == BlockDriver.QCOW2
 
     def _open(self, disk: Disk, images: Sequence[Image]) -> None:
-        if not self._may_write(disk.alias, images) or not self._open_for_writing(disk, images):
+        if not self._may_write(disk.alias) or not self._open_for_writing(disk, images):
             try:
                 self.daemon.open(disk.alias, images, secret_value=self._secret_value, read_only=True)
             except QmpError as err:
@@ -166,6 +186,22 @@ class OpenImages:
             f"its image {image.path} {why}, so it is only read; if this host alone uses it, --exclusive lets vbackup"
             " write bitmaps to it"
         )
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Return the modification time in ns and the size in bytes; None if the file is gone.
+
+    Opening makes NFS ask its server (close-to-open consistency).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return status.st_mtime_ns, status.st_size
 
 
 def _why_not_written(image: Image, err: QmpError) -> str | None:

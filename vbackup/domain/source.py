@@ -88,6 +88,12 @@ class Source(Protocol):
     def locked_out(self) -> BusyError:
         """Return the error that says why an image is locked: the domain was started, or who has it open."""
 
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Notice at the end of the block that an image which is only read was changed by others: raises BusyError.
+
+        The disk would be of no one moment. A running domain's QEMU has its images, and keeps others out.
+        """
+
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Start what thaws if vbackup cannot (the Thawer), so that it is ready in time; it ends with the source."""
 
@@ -211,6 +217,10 @@ class RunningSource:
     def reason_not_to_write(self, layer: Layer) -> str | None:
         """Return None: QEMU has the images, and writes what it has open for writing."""
         return None
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Look at nothing."""
+        return nullcontext()
 
     def locked_out(self) -> BusyError:
         """Say what little is known: QEMU does not say which image it is."""

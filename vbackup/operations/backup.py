@@ -298,9 +298,10 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
             planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
             backup_plan = this.throttled(backup_plan)
             domain.source.mark_devices([disk.node.disk for disk in backup_plan.disks])
-            started = _start(backup_plan, planned, this, written, guest_was_stopped=guest_was_stopped)
-            started = _with_chains(backup_plan, started)
-            copied = _copy(backup_plan, started, this, written, watch)
+            with domain.source.unchanged():
+                started = _start(backup_plan, planned, this, written, guest_was_stopped=guest_was_stopped)
+                started = _with_chains(backup_plan, started)
+                copied = _copy(backup_plan, started, this, written, watch)
             undo_in_qemu.release()
         backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
         undo.release()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vbackup.domain import access
-from vbackup.domain.access import LOCAL_FILE_SYSTEMS, ImagesInUse, doubt, file_system_of
+from vbackup.domain.access import LOCAL_FILE_SYSTEMS, ImagesInUse, doubt, file_system_of, has_times
 from vbackup.errors import InterruptedBySignalError
 from vbackup.model import BlockDriver
 from vbackup.qemu.backing_chain import Image
@@ -49,6 +49,17 @@ def test_file_system_of_one_host_is_trusted(monkeypatch: pytest.MonkeyPatch, nam
 def test_file_system_that_is_not_known_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "file_system_of", lambda _path: None)
     assert "of an unknown type" in (doubt(image("/x")) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "known"),
+    [("nfs4", False, True), ("fuse.sshfs", False, True), ("fuse", False, False), ("x", True, False)],
+)
+def test_times_that_are_made_up_show_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, block: bool, known: bool
+) -> None:
+    monkeypatch.setattr(access, "file_system_of", lambda _path: name)
+    assert has_times(image("/x", block=block)) is known
 
 
 def claim(images: ImagesInUse, domain: str, wanted: dict[tuple[int, int], bool], waits: list[str], stop: Stop) -> None:
