@@ -49,6 +49,8 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("query-version", "", ""),
         ("query-commands", "", ""),
         ("query-qmp-schema", "", ""),
+        ("query-iothreads", "", ""),
+        ("qom-get", "path property", ""),
         ("add-fd", "", "fdset-id opaque"),
         ("remove-fd", "fdset-id", "fd"),
         (
@@ -56,7 +58,7 @@ COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
             "driver",
             (
                 "node-name file backing read-only cache discard detect-zeroes auto-read-only l2-cache-entry-size"
-                " image inject-error size offset read-zeroes"
+                " image inject-error size offset read-zeroes children vote-threshold read-pattern"
             ),
         ),
         ("blockdev-backup", "device target sync", "job-id auto-finalize auto-dismiss"),
@@ -201,6 +203,7 @@ class FakeQemu:
         self.loses_events = False
         self.passes_fds = True
         self.sent: list[Sent] = []
+        self.links: dict[tuple[str, str], str] = {}  #: between devices and objects (QOM), by path and property
         self.guest_io: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(GUEST_IO, 0))
         self._nodes: dict[str, _Node] = {}
         self._devices: list[tuple[FakeDisk, str]] = []  #: with the name of the root node
@@ -427,6 +430,17 @@ class FakeQemu:
     def _query_qmp_schema(self, _given: dict[str, Any]) -> Any:
         return qapi.schema()
 
+    def _query_iothreads(self, _given: dict[str, Any]) -> Any:
+        return [
+            {"id": link.rpartition("/")[2]} for (_, name), link in self.links.items() if name == "iothread" and link
+        ]
+
+    def _qom_get(self, given: dict[str, Any]) -> Any:
+        try:
+            return self.links[given["path"], given["property"]]
+        except KeyError:
+            raise _RefusedError(f"Property '{given['property']}' not found") from None
+
     def _query_block(self, _given: dict[str, Any]) -> Any:
         return [
             {
@@ -561,6 +575,9 @@ class FakeQemu:
         name = given.get("node-name", "")
         self._check_node_name(name)
         driver, file = given["driver"], given.get("file")
+        if driver == "quorum":  # of a fleecing area: the image, and a node that keeps nothing
+            given = {"node-name": name, **given["children"][0]}
+            driver, file = given["driver"], given["file"]
         if driver in ("snapshot-access", "blkdebug"):
             self._nodes[name] = self._view(given)
             return

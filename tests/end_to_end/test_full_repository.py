@@ -52,7 +52,7 @@ def test_guest_stopped_by_a_full_repository_goes_on(
     )  # fmt: skip
 
     assert "no space left" in failed.stderr
-    assert "The guest was stopped because the repository had no room" in failed.stderr
+    assert "The guest was stopped because QEMU could not save in the repository" in failed.stderr
     assert domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert guest.machine.state() == before
     count = int(guest.agent.read("/log/counter"))

@@ -271,13 +271,14 @@ class RunningSource:
     def resume(self, reporter: Reporter, *, guest_was_stopped: bool) -> None:
         """Resume the domain if it is stopped by an I/O error now and was not before.
 
-        While a job runs, QEMU writes the old data to the target before it carries out the guest's write. If the target
-        is full, the guest's write fails with ENOSPC and QEMU stops the guest (werror=enospc, its default). When the
-        job is gone the write can be retried, which resuming does.
+        While a job runs, QEMU writes the old data to the target before it carries out the guest's write. If it cannot,
+        the guest's write fails with the target's errno. QEMU stops the guest then if that is ENOSPC (werror=enospc, its
+        default) or if the disk has error_policy='stop'. When the job is gone the write can be retried, which resuming
+        does. Under every other policy the guest has seen the error.
         """
         if not guest_was_stopped and self.is_guest_stopped():
             self.handle.resume()
             reporter.warning(
-                "The guest was stopped because the repository had no room for the data it was about to overwrite. It is"
-                " running again, and none of its writes was lost."
+                "The guest was stopped because QEMU could not save in the repository what it was about to overwrite. It"
+                " is running again, and none of its writes was lost."
             )

@@ -14,6 +14,13 @@ an overlay with the disk as its backing file, which QEMU lets no job read while 
 If QEMU's block status of the view cannot be trusted, the copy reads the whole disk, or everything that has changed; its
 target then detects the zeros.
 
+No error of the fleecing area may reach the guest, whatever its errno. QEMU from 10.1 on is told so (on-cbw-error).
+Before, the area is a quorum that takes a write when one of its two members does: the image, or a node that keeps
+nothing. What only the second one took can be read from neither, so that the copy fails if it needs that. Either way
+QEMU says that permission is denied: EACCES is what on-cbw-error=break-snapshot makes of a read, and what is injected
+here. Nothing has to be noticed in time, and no event can be missed. (A second member that fails every write with ENOSPC
+would stop the guest instead, but only under libvirt's default error_policy.)
+
 vbackup.engine.plan names jobs and nodes, vbackup.engine.finish ends them.
 """
 
@@ -21,12 +28,20 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.engine.plan import DiskPlan, FleecingAbilities, FleecingPlan
-from vbackup.errors import FdsNotPassedError, JobError, NoSpaceError, QemuText, QmpError, StorageError, UnsuitableError
+from vbackup.errors import (
+    FdsNotPassedError,
+    JobError,
+    NoSpaceError,
+    QemuText,
+    QmpError,
+    StorageError,
+    UnsuitableError,
+)
 from vbackup.files import storage_errors
 from vbackup.images import targets
 from vbackup.model import SecurityLabel
@@ -34,16 +49,21 @@ from vbackup.qemu import qemu_img
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo
 
-#: Free space that is left in the fleecing area, so that the backup ends before a write of the guest fails: what a fast
-#: guest writes between two checks (vbackup.qemu.jobs.TICK_S), but only a share of a small area.
+#: Free space that is left in the fleecing area for whatever else writes there: what a fast guest writes between two
+#: checks (vbackup.qemu.jobs.TICK_S), but only a share of a small area.
 RESERVE_BYTES = 1024 * 1024 * 1024
 RESERVE_SHARE = 4
 
 
+#: What keeps errors of the fleecing area from the guest where QEMU cannot do it by itself.
+_KEEPERS = frozenset(("quorum", "blkdebug", "null-co"))
+
+
 def abilities(monitor: Monitor) -> FleecingAbilities:
-    """Return what this QEMU can do for fleecing. Raises UnsuitableError if it has no snapshot-access driver."""
+    """Return what this QEMU can do for fleecing. Raises UnsuitableError if it lacks a driver that is needed."""
     known = schema(monitor)
-    if "snapshot-access" not in known.block_drivers():
+    drivers = known.block_drivers()
+    if "snapshot-access" not in drivers:
         raise UnsuitableError(
             "This QEMU cannot use a fleecing area: it lacks snapshot-access, which was added in QEMU 7.0."
         )
@@ -51,7 +71,15 @@ def abilities(monitor: Monitor) -> FleecingAbilities:
     # would be copied as zeros (measured; right on 10.0 and 11.1). The schema does not show which it is, but
     # discard-source was added with the work on views in 9.1.
     members = known.members("blockdev-backup")
-    return FleecingAbilities(spares_guest="on-cbw-error" in members, tells_zeros="discard-source" in members)
+    can = FleecingAbilities(spares_guest="on-cbw-error" in members, tells_zeros="discard-source" in members)
+    missing = sorted(_KEEPERS - drivers)
+    if missing and not can.spares_guest:
+        raise UnsuitableError(
+            "This QEMU cannot use a fleecing area: it could not keep an error there from the guest, because it has"
+            f" neither on-cbw-error, which was added in QEMU 10.1, nor the block driver {missing[0]}. Back up without"
+            " --fleecing."
+        )
+    return can
 
 
 def free_bytes(directory: Path) -> int:
@@ -79,11 +107,12 @@ def open_images(
     undo.push("close the fleecing area in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
     for disk in disks:
         assert disk.fleecing is not None
-        fd = _nameless(directory)
+        with storage_errors(f"make a fleecing image in {directory}"):
+            fd = _nameless(directory)
         try:
             qemu_img.create_in(fd, disk.node.top.virtual_size_bytes, what=f"make a fleecing image in {directory}")
             filename = targets.pass_fd(monitor, fd, disk.fleecing.node)
-            monitor.execute("blockdev-add", targets.node(disk.fleecing.node, filename))
+            monitor.execute("blockdev-add", _area(disk.fleecing, filename, disk.node.top.virtual_size_bytes))
         except FdsNotPassedError as err:
             raise UnsuitableError(
                 f"A fleecing area needs a connection that can carry file descriptors, and this one cannot ({err}) Run"
@@ -97,17 +126,43 @@ def open_images(
 
 def _nameless(directory: Path) -> int:
     """Return a descriptor, for reading and writing, of a file without a name (on NFS the name is removed at once)."""
-    with storage_errors(f"make a fleecing image in {directory}"):
-        try:
-            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as err:
-            if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-        import tempfile
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    import tempfile
 
-        fd, path = tempfile.mkstemp(prefix="vbackup-", dir=directory)
-        os.unlink(path)  # noqa: PTH108 - the name is mkstemp's own
-        return fd
+    fd, path = tempfile.mkstemp(prefix="vbackup-", dir=directory)
+    os.unlink(path)  # noqa: PTH108 - the name is mkstemp's own
+    return fd
+
+
+def _area(fleecing: FleecingPlan, filename: str, size_bytes: int) -> targets.BlockdevOptions:
+    """Return the node that the fleecing job writes to; no write to it fails."""
+    image = targets.node(fleecing.node, filename)
+    if fleecing.on_cbw_error is not None:
+        return image
+    del image["node-name"]
+    # In QEMU's log stands that the target does not tell its cluster size: a quorum cannot. It is the default, 64 KiB.
+    members = [{**image, "backing": _unreadable(size_bytes)}, _unreadable(size_bytes)]
+    return {
+        "driver": "quorum",
+        "node-name": fleecing.node,
+        "children": members,
+        "vote-threshold": 1,
+        "read-pattern": "fifo",
+    }
+
+
+def _unreadable(size_bytes: int) -> targets.BlockdevOptions:
+    """Return a node that takes every write, keeps nothing, and lets nothing be read.
+
+    Nor does it say that anything reads as zeros, which would then be copied as zeros, unread.
+    """
+    nothing = {"driver": "null-co", "size": size_bytes, "read-zeroes": False}
+    refusal = {"event": "none", "iotype": "read", "errno": errno.EACCES}
+    return {"driver": "blkdebug", "image": nothing, "inject-error": [refusal]}
 
 
 def _refused(directory: Path, description: QemuText, labels: Sequence[SecurityLabel]) -> str:
@@ -137,25 +192,19 @@ def _view(fleecing: FleecingPlan) -> targets.BlockdevOptions:
 
 @dataclass(frozen=True)
 class SpaceWatch:
-    """Ends a backup before its fleecing area is full, or as soon as it is.
-
-    If QEMU can fail the backup instead of the guest's write, it does so anyway, and this gives the reason. If it
-    cannot, a write for which there is no space stops the guest (werror=enospc, QEMU's default); the guest continues
-    with that write when the backup has been undone (vbackup.domain.source).
-    """
+    """Ends a backup before its fleecing area is full, and says that the area is to blame if a copy failed for it."""
 
     directory: Path
     reserve_bytes: int
-    is_guest_stopped: Callable[[], bool] | None  #: by an I/O error; None if it was stopped before, or if QEMU spares it
 
     @classmethod
-    def over(cls, directory: Path, *, is_guest_stopped: Callable[[], bool] | None) -> SpaceWatch:
+    def over(cls, directory: Path) -> SpaceWatch:
         """Watch the space that is free there now."""
-        return cls(directory, min(RESERVE_BYTES, free_bytes(directory) // RESERVE_SHARE), is_guest_stopped)
+        return cls(directory, min(RESERVE_BYTES, free_bytes(directory) // RESERVE_SHARE))
 
     def check(self) -> None:
-        """Raise NoSpaceError if the backup has to end."""
-        if free_bytes(self.directory) < self.reserve_bytes or (self.is_guest_stopped and self.is_guest_stopped()):
+        """Raise NoSpaceError if the backup has to end, StorageError if the area cannot be asked."""
+        if free_bytes(self.directory) < self.reserve_bytes:
             raise self.full()
 
     def full(self) -> NoSpaceError:
@@ -166,6 +215,30 @@ class SpaceWatch:
             " guest writes less."
         )
 
-    def explain(self, error: JobError) -> NoSpaceError | None:
-        """Return the error for a failed copy if it failed because the view lost data; else None."""
-        return self.full() if error.reason.is_denied else None
+    def explain(self, error: JobError) -> StorageError | None:
+        """Return the error for a failed copy if the fleecing area lost data or cannot be read; else None."""
+        fault = _fault(self.directory)
+        if fault is None and not error.reason.is_denied:
+            return None
+        if fault is not None and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self.full()
+        why = f": {fault.strerror}" if fault is not None else ""
+        return StorageError(
+            f"QEMU could not save in the fleecing area {self.directory} what the guest was about to overwrite{why}."
+            " Nothing was kept of this backup, and no write of the guest was lost. Look for a quota or a limit on the"
+            " size of a file there, and for errors of its storage in the kernel log, or use another directory."
+        )
+
+
+def _fault(directory: Path) -> OSError | None:
+    """Return why nothing can be written there now, as far as that shows in this process; None if it can."""
+    try:
+        fd = _nameless(directory)
+        try:
+            os.write(fd, bytes(1 << 16))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as err:
+        return err
+    return None

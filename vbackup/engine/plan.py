@@ -57,7 +57,7 @@ MAX_FLEECING_WORKERS = 16
 class FleecingAbilities:
     """What this QEMU can do for fleecing."""
 
-    spares_guest: bool  #: can fail the backup instead of the guest's write (on-cbw-error)
+    spares_guest: bool  #: can fail the backup instead of the guest's write by itself (on-cbw-error)
     tells_zeros: bool  #: the block status of a view is right where it says that a range reads as zeros
 
 
@@ -69,7 +69,7 @@ class FleecingPlan:
     node: str  #: receives the data that the guest is about to overwrite
     filter_node: str  #: the job's filter above the disk, which copies that data
     view: str  #: shows the disk as it was at the moment of the backup; the copy reads it
-    on_cbw_error: OnCbwError | None  #: what happens to the guest's write if ``node`` is full
+    on_cbw_error: OnCbwError | None  #: what an error of ``node`` does; None: it has none (vbackup.engine.fleecing)
     tells_zeros: bool  #: the copy may skip ranges that the view reports as zeros
     max_workers: int  #: number of parallel requests of the copy
 

@@ -182,6 +182,7 @@ def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
     selection = plan.select(domain.source.domain, request.disks, request.excluded_disks)
     # First: a job may just be changing the disk's nodes.
     foreign_jobs.refuse_busy(domain.monitor, selection.disks)
+    abilities = _fleecing_abilities(request, selection, domain)
     taken_ids = domain.repository.taken_ids(domain.uuid)
     nodes = _nodes(selection, domain, taken_ids)
     catalogue = domain.repository.catalogue(domain.uuid)
@@ -192,7 +193,7 @@ def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
         _choices(request.level, nodes, catalogue.history, domain),
         history=catalogue.history,
         identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(), taken_ids),
-        wishes=_wishes(request, domain),
+        wishes=_wishes(request, abilities, domain),
     )
     _warn_of_another_host(backup_plan, catalogue.history, domain)
     return backup_plan
@@ -247,12 +248,12 @@ def _last_start(handle: DomainHandle) -> datetime | None:
     return starts[-1] if starts else None
 
 
-def _wishes(request: BackupRequest, domain: LockedDomain) -> Wishes:
+def _wishes(request: BackupRequest, abilities: FleecingAbilities | None, domain: LockedDomain) -> Wishes:
     return Wishes(
         request.level,
         compression=_compression(request.compression, domain.monitor),
         speed_bytes_s=request.speed_bytes_s,
-        fleecing=_fleecing_abilities(request, domain),
+        fleecing=abilities,
         node_options=tuning.node_options(is_local=domain.source.handle.host.is_local),
     )
 
@@ -264,14 +265,16 @@ def _compression(asked: Compression, monitor: Monitor) -> Compression:
     return tuning.compression(asked, has_zstd="zstd" in schema(monitor).qcow2_compression_types())
 
 
-def _fleecing_abilities(request: BackupRequest, domain: LockedDomain) -> FleecingAbilities | None:
+def _fleecing_abilities(request: BackupRequest, selection: Selection, domain: LockedDomain) -> FleecingAbilities | None:
+    """Return what QEMU can do for the fleecing that is asked for, if any; refuse what it would not survive."""
     if request.fleecing is None:
         return None
     if not domain.source.is_running:
         domain.reporter.step("The domain is off: nothing can slow it down, and the fleecing area is not used.")
         return None
     fleecing.free_bytes(request.fleecing)
-    return fleecing.abilities(domain.monitor)
+    abilities = fleecing.abilities(domain.monitor)
+    return abilities
 
 
 # 3 to 8: images, freeze, transaction, copy, commit
@@ -294,7 +297,7 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
                 backup_plan, stage, domain, fleecing_area=this.request.fleecing, undo=undo_in_qemu
             )
             guest_was_stopped = domain.source.is_guest_stopped()
-            watch = _space_watch(backup_plan, this, guest_was_stopped=guest_was_stopped)
+            watch = _space_watch(backup_plan, this)
             planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
             backup_plan = this.throttled(backup_plan)
             domain.source.mark_devices([disk.node.disk for disk in backup_plan.disks])
@@ -425,13 +428,11 @@ def _latency_throttle(this: _Run) -> LatencyThrottle | None:
     )
 
 
-def _space_watch(backup_plan: BackupPlan, this: _Run, *, guest_was_stopped: bool) -> SpaceWatch | None:
+def _space_watch(backup_plan: BackupPlan, this: _Run) -> SpaceWatch | None:
     if not backup_plan.has_fleecing_area:
         return None
     assert this.request.fleecing is not None
-    spares_guest = all(disk.fleecing is not None and disk.fleecing.on_cbw_error for disk in backup_plan.disks)
-    is_guest_stopped = None if guest_was_stopped or spares_guest else this.domain.source.is_guest_stopped
-    return SpaceWatch.over(this.request.fleecing, is_guest_stopped=is_guest_stopped)
+    return SpaceWatch.over(this.request.fleecing)
 
 
 # 9: what no later backup starts from

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from tests import qapi
 from tests.fake_qemu import FakeQemu
 from vbackup.engine import fleecing
-from vbackup.engine.plan import FleecingAbilities
+from vbackup.engine.plan import FleecingAbilities, FleecingPlan
 from vbackup.errors import JobError, NoSpaceError, StorageError, UnsuitableError
+from vbackup.qapi.actions import OnCbwError
 
 
 class Asked(FakeQemu):
@@ -90,10 +92,41 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
             fleecing.free_bytes(path)
 
 
+def test_qemu_that_cannot_keep_errors_from_the_guest_is_unsuitable() -> None:
+    def without_quorum(schema: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        drivers = next(one for one in schema if "quorum" in one.get("values", ()))
+        drivers["values"] = [one for one in drivers["values"] if one != "quorum"]
+        drivers["members"] = [one for one in drivers["members"] if one["name"] != "quorum"]
+        return schema
+
+    with pytest.raises(UnsuitableError, match=r"neither on-cbw-error.* nor the block driver quorum"):
+        fleecing.abilities(Asked(without_quorum(with_members())))
+    assert fleecing.abilities(Asked(without_quorum(with_members("on-cbw-error")))).spares_guest
+
+
+def planned(on_cbw_error: OnCbwError | None) -> FleecingPlan:
+    return FleecingPlan("job", "area", "filter", "view", on_cbw_error, tells_zeros=True, max_workers=1)
+
+
+def test_area_is_a_plain_image_where_qemu_spares_the_guest() -> None:
+    area = fleecing._area(planned(OnCbwError.BREAK_SNAPSHOT), "/dev/fdset/1", 1 << 20)
+    assert (area["driver"], area["node-name"], area["backing"]) == ("qcow2", "area", None)
+
+
+def test_area_takes_every_write_and_gives_back_only_what_it_has() -> None:
+    area = fleecing._area(planned(None), "/dev/fdset/1", 1 << 20)
+    assert (area["driver"], area["node-name"], area["vote-threshold"]) == ("quorum", "area", 1)
+    image, nothing = area["children"]
+    assert "node-name" not in image
+    assert image["backing"] == nothing
+    assert nothing["image"] == {"driver": "null-co", "size": 1 << 20, "read-zeroes": False}
+    assert nothing["inject-error"] == [{"event": "none", "iotype": "read", "errno": errno.EACCES}]
+
+
 def test_area_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [4000]
     monkeypatch.setattr(fleecing, "free_bytes", lambda _directory: free[0])
-    watch = fleecing.SpaceWatch.over(tmp_path, is_guest_stopped=None)
+    watch = fleecing.SpaceWatch.over(tmp_path)
     free[0] = 1000
     watch.check()
     free[0] = 999
@@ -101,16 +134,30 @@ def test_area_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         watch.check()
 
 
-def test_guest_that_stands_still_ends_the_backup(tmp_path: Path) -> None:
-    stopped = [False]
-    watch = fleecing.SpaceWatch(tmp_path, 0, lambda: stopped[0])
-    watch.check()
-    stopped[0] = True
-    with pytest.raises(NoSpaceError):
-        watch.check()
-
-
 def test_only_a_view_that_broke_is_the_areas_fault(tmp_path: Path) -> None:
-    watch = fleecing.SpaceWatch(tmp_path, 0, None)
+    watch = fleecing.SpaceWatch(tmp_path, 0)
     assert watch.explain(JobError("vda", "Input/output error")) is None
-    assert watch.explain(JobError("vda", "Permission denied")) is not None
+    broken = watch.explain(JobError("vda", "Permission denied"))
+    assert f"could not save in the fleecing area {tmp_path} what the guest was about to overwrite. " in str(broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "is too small for what the guest overwrites"),
+        (errno.EDQUOT, "is too small for what the guest overwrites"),
+        (errno.EIO, "about to overwrite: Input/output error"),
+        (errno.EROFS, "about to overwrite: Read-only file system"),
+    ],
+)
+@pytest.mark.parametrize("reason", ["Permission denied", "Input/output error while reading the disk"])
+def test_area_that_fails_here_too_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str, reason: str
+) -> None:
+    def fail(_fd: int, _data: bytes) -> int:
+        raise OSError(number, os.strerror(number))
+
+    watch = fleecing.SpaceWatch(tmp_path, 0)
+    monkeypatch.setattr(os, "write", fail)
+    assert message in str(watch.explain(JobError("vda", reason)))
