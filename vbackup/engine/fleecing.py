@@ -21,6 +21,12 @@ QEMU says that permission is denied: EACCES is what on-cbw-error=break-snapshot 
 here. Nothing has to be noticed in time, and no event can be missed. (A second member that fails every write with ENOSPC
 would stop the guest instead, but only under libvirt's default error_policy.)
 
+A disk whose iothread is in use has its nodes in another AioContext. QEMU before 9.0 aborts there as it opens the view:
+bdrv_open probes its child with a BlockBackend of its own and drains that without the lock of that AioContext, which
+ends in "qemu_mutex_unlock_impl: Operation not permitted" while a request of the guest is in flight (block.c, blk_unref
+in bdrv_open_inherit; 7.2, always with a guest that does I/O). Nothing opens the view in another way: blockdev-reopen
+does not know snapshot-access, and a job cannot read an overlay of the disk while another one writes to it.
+
 vbackup.engine.plan names jobs and nodes, vbackup.engine.finish ends them.
 """
 
@@ -34,6 +40,7 @@ from pathlib import Path
 
 from vbackup.engine.plan import DiskPlan, FleecingAbilities, FleecingPlan
 from vbackup.errors import (
+    DiskError,
     FdsNotPassedError,
     JobError,
     NoSpaceError,
@@ -44,8 +51,8 @@ from vbackup.errors import (
 )
 from vbackup.files import storage_errors
 from vbackup.images import targets
-from vbackup.model import SecurityLabel
-from vbackup.qemu import qemu_img
+from vbackup.model import Disk, SecurityLabel
+from vbackup.qemu import iothreads, qemu_img
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo
 
@@ -80,6 +87,24 @@ def abilities(monitor: Monitor) -> FleecingAbilities:
             " --fleecing."
         )
     return can
+
+
+def refuse_iothreads(monitor: Monitor, disks: Sequence[Disk], can: FleecingAbilities) -> None:
+    """Raise DiskError for a disk with an iothread if this QEMU could abort, and the guest with it.
+
+    Whether the iothread is in use does not count: that changes when the guest's driver starts.
+    """
+    if can.tells_zeros:
+        return  # from QEMU 9.1 on; the lock that the abort is about is gone since 9.0
+    for disk in disks:
+        iothread = iothreads.iothread_of(monitor, disk.alias)
+        if iothread is not None:
+            raise DiskError(
+                disk.dev,
+                f"it has an iothread ({iothread}), and a QEMU before 9.1 can crash, and the guest with it, when such a"
+                " disk is backed up through a fleecing area. Back it up without --fleecing: --max-latency also spares"
+                " the guest.",
+            )
 
 
 def free_bytes(directory: Path) -> int:

@@ -274,6 +274,7 @@ def _fleecing_abilities(request: BackupRequest, selection: Selection, domain: Lo
         return None
     fleecing.free_bytes(request.fleecing)
     abilities = fleecing.abilities(domain.monitor)
+    fleecing.refuse_iothreads(domain.monitor, selection.disks, abilities)
     return abilities
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from tests import qapi
 from tests.fake_qemu import FakeQemu
+from tests.unit import builders
 from vbackup.engine import fleecing
 from vbackup.engine.plan import FleecingAbilities, FleecingPlan
-from vbackup.errors import JobError, NoSpaceError, StorageError, UnsuitableError
+from vbackup.errors import DiskError, JobError, NoSpaceError, StorageError, UnsuitableError
 from vbackup.qapi.actions import OnCbwError
 
 
@@ -121,6 +122,20 @@ def test_area_takes_every_write_and_gives_back_only_what_it_has() -> None:
     assert image["backing"] == nothing
     assert nothing["image"] == {"driver": "null-co", "size": 1 << 20, "read-zeroes": False}
     assert nothing["inject-error"] == [{"event": "none", "iotype": "read", "errno": errno.EACCES}]
+
+
+@pytest.mark.parametrize(("tells_zeros", "refused"), [(False, True), (True, False)])
+def test_disk_with_an_iothread_is_refused_where_qemu_would_abort(tells_zeros: bool, refused: bool) -> None:
+    qemu = FakeQemu()
+    qemu.links["/machine/peripheral/virtio-disk1", "iothread"] = "/objects/iothread1"
+    disks = [builders.disk("vda", alias="virtio-disk0"), builders.disk("vdb", alias="virtio-disk1")]
+    can = FleecingAbilities(spares_guest=False, tells_zeros=tells_zeros)
+    if not refused:
+        fleecing.refuse_iothreads(qemu, disks, can)
+        return
+    with pytest.raises(DiskError, match=r"Disk vdb: it has an iothread \(iothread1\).*without --fleecing"):
+        fleecing.refuse_iothreads(qemu, disks, can)
+    fleecing.refuse_iothreads(qemu, disks[:1], can)
 
 
 def test_area_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
