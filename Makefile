@@ -29,6 +29,11 @@ SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard 
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
+# What installs Debian packages; "true" where another way has installed them.
+INSTALL_PACKAGES = .ci/install-packages
+STAGE := build/install
+STAGE_READY := $(STAGE)/.ready
+STAGED_PAGES := $(patsubst build/man/%,$(STAGE)/man/%,$(MAN_PAGES))
 # The section of a man page: the suffix of its name.
 section = $(patsubst .%,%,$(suffix $(1)))
 
@@ -41,7 +46,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-all check-stacks bench soak lint man man-lint install uninstall clean packages
+.PHONY: help demo check check-all check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -79,20 +84,46 @@ man-lint: $(MAN_PAGES)
 	mandoc -T lint -W warning $(MAN_PAGES)
 
 # docutils writes an empty line under each heading and a font that terminals do not have; mandoc warns of both.
-build/man/%: man/%.rst $(VENV_READY)
+define man_page
 	@mkdir -p $(@D)
-	$(BIN)/python -m docutils --writer=manpage --halt=warning $< $@
+	$(1) -m docutils --writer=manpage --halt=warning $< $@
 	@sed -i -e '/^\.S[HS] /{:a;n;/^\.S[HS] /ba;/^\.sp$$/d;}' -e '/^\.ft [CP]$$/d' $@
+endef
 
-install: $(VENV_READY) $(MAN_PAGES) ## Install the command and the man pages below DESTDIR/PREFIX
-	rm -rf '$(DESTDIR)$(LIBRARY)' build/lib
-	$(BIN)/pip install --quiet --use-pep517 --target '$(DESTDIR)$(LIBRARY)' .
-	rm -rf '$(DESTDIR)$(LIBRARY)/bin' build/lib
-	install -d '$(DESTDIR)$(PREFIX)/bin' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))')
+build/man/%: man/%.rst $(VENV_READY)
+	$(call man_page,$(BIN)/python)
+
+$(STAGE)/man/%: man/%.rst $(STAGE_READY)
+	$(call man_page,$(PYTHON))
+
+# What is installed is made in STAGE first: until all of it is there, an earlier installation stays as it is.
+# Only what this Python lacks comes from PyPI; the environment is there for its pip.
+$(STAGE_READY): FORCE
+	@$(INSTALL_PACKAGES) run-time-packages
+	rm -rf $(STAGE)
+	mkdir -p $(STAGE)/lib
+	cp -RL vbackup $(STAGE)/lib
+	find $(STAGE)/lib -name __pycache__ -type d -prune -exec rm -rf {} +
+	missing=$$($(PYTHON) -I .ci/missing-requirements) && \
+	    { [ -z "$$missing" ] || { $(PYTHON) -m venv $(STAGE)/venv && \
+	    $(STAGE)/venv/bin/pip install --quiet --target $(STAGE)/lib $$missing; }; }
+	rm -rf $(STAGE)/lib/bin
+	$(PYTHON) -I -m compileall -q -s $(STAGE)/lib -p '$(LIBRARY)' $(STAGE)/lib
+	@touch $@
+
+# All modes are set: they must not depend on the umask of who installs.
+install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages below DESTDIR/PREFIX
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(LIBRARY)")' \
-	    'from vbackup.cli import command' 'command()' > '$(DESTDIR)$(COMMAND)'
-	chmod 755 '$(DESTDIR)$(COMMAND)'
-	for page in $(MAN_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
+	    'from vbackup.cli import command' 'command()' > $(STAGE)/vbackup
+	install -d -m 755 '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' \
+	    $(foreach page,$(STAGED_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))')
+	rm -rf '$(DESTDIR)$(LIBRARY).new'
+	cp -R $(STAGE)/lib '$(DESTDIR)$(LIBRARY).new'
+	chmod -R u=rwX,go=rX '$(DESTDIR)$(LIBRARY).new'
+	rm -rf '$(DESTDIR)$(LIBRARY)'
+	mv '$(DESTDIR)$(LIBRARY).new' '$(DESTDIR)$(LIBRARY)'
+	install -m 755 $(STAGE)/vbackup '$(DESTDIR)$(COMMAND)'
+	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 
 uninstall: ## Remove what install has installed
 	rm -rf '$(DESTDIR)$(LIBRARY)'
@@ -102,6 +133,8 @@ clean: ## Remove everything that make has created here, with the virtual environ
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
 	    .hypothesis
 	find vbackup tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+FORCE:
 
 # Checking the system packages takes no time, and does not make other targets out of date.
 packages:

@@ -7,6 +7,7 @@ to do; the attributes are for programs. Only vbackup.cli prints and exits.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
@@ -59,6 +60,18 @@ class MalformedError(VbackupError):
     """Data from outside (domain XML, QMP reply) does not match its specification."""
 
 
+class InstallationError(VbackupError):
+    """A module that vbackup needs cannot be loaded: Python was upgraded, or a package is gone. Install it again."""
+
+    def __init__(self, module: str, python: str, reason: str) -> None:
+        self.module = module
+        super().__init__(
+            f"Python {python} cannot load {module}, which vbackup needs ({reason.rstrip('.')}). Was Python upgraded or"
+            " a package removed? Run 'make install' in the sources of vbackup again; on Debian, it needs the packages"
+            " python3-libvirt and python3-lxml."
+        )
+
+
 # libvirt and the domain
 
 
@@ -69,7 +82,20 @@ class HostUnreachableError(VbackupError):
 
     def __init__(self, uri: str | None, message: str) -> None:
         self.uri = uri
-        super().__init__(f"Cannot reach libvirt at {uri or 'the default URI'}: {message}")
+        where = uri or "the default URI"
+        super().__init__(f"Cannot reach libvirt at {where}: {message.rstrip('.')}. {_remedy(uri, message)}")
+
+
+def _remedy(uri: str | None, message: str) -> str:
+    """Return what to do about libvirt's message, which the user does not choose the words of."""
+    virsh = f"virsh -c {shlex.quote(uri)} list" if uri else "virsh list"
+    if "authentication" in message or "ermission denied" in message or "access denied" in message:
+        return "Run vbackup as root, or as a member of the group libvirt."
+    if "no connection driver available" in message or "could not parse" in message:
+        return "Give a URI such as qemu:///system with -c."
+    if "ailed to connect socket" in message:
+        return "Is the URI right, and libvirtd (or virtqemud) running there? 'systemctl start libvirtd' starts it."
+    return f"'{virsh}' has to work first."
 
 
 class ConnectionLostError(VbackupError):

@@ -122,7 +122,7 @@ def why_denied(path: Path, wanted: str = "rw") -> str:
     import shlex
 
     uid = os.geteuid()
-    user = _user_name(uid)
+    user = user_name(uid)
     path = path.absolute()
     for place in (*reversed(path.parents), path):
         missing = not os.path.lexists(place)  # it was to be made there
@@ -132,7 +132,7 @@ def why_denied(path: Path, wanted: str = "rw") -> str:
                 break
             continue
         status = barrier.stat()
-        owner = _user_name(status.st_uid)
+        owner = user_name(status.st_uid)
         denied = (
             f"vbackup runs as {user}, who may not {_RIGHTS[right]} {barrier} (owner {owner}, mode"
             f" {stat.S_IMODE(status.st_mode):04o})."
@@ -146,7 +146,8 @@ def why_denied(path: Path, wanted: str = "rw") -> str:
     return f"vbackup runs as {user}, whom no file mode stops; the kernel log shows whether AppArmor or SELinux does."
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user, the number of one that has none."""
     import pwd
 
     try:

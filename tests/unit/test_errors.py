@@ -17,6 +17,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.MalformedError("x"), 1),
     (errors.HostUnreachableError("qemu:///system", "refused"), 4),
     (errors.ConnectionLostError("x"), 4),
+    (errors.InstallationError("lxml.etree", "3.13.1", "cannot import name 'etree'"), 1),
     (errors.DomainNotFoundError("web", "in /r", "'vbackup list' lists them"), 4),
     (errors.AmbiguousNameError("web", "/r", ["u1", "u2"]), 4),
     (errors.NoBackupRunningError("web"), 4),
@@ -121,3 +122,17 @@ def test_base_error_names_the_remedy() -> None:
     assert "Disk vda" in text
     assert "checkpoint X is inconsistent" in text
     assert "full" in text
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("authentication unavailable: no polkit agent", "Run vbackup as root, or as a member of the group libvirt."),
+        ("Failed to connect socket to '/x': Permission denied", "Run vbackup as root"),
+        ("Failed to connect socket to '/x': No such file or directory", "'systemctl start libvirtd' starts it"),
+        ("no connection driver available for foo:///", "Give a URI such as qemu:///system"),
+        ("Cannot recv data: Host key verification failed", "'virsh -c u:///x list' has to work first."),
+    ],
+)
+def test_unreachable_libvirt_has_its_remedy(message: str, remedy: str) -> None:
+    assert remedy in str(errors.HostUnreachableError("u:///x", message))

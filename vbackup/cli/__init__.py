@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from vbackup.cli import streams
 from vbackup.cli.output import error_document, plain
-from vbackup.errors import Status, UsageError, VbackupError
+from vbackup.errors import InstallationError, Status, UsageError, VbackupError
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,10 @@ def _status(arguments: Sequence[str], result: streams.Result) -> int:
         return int(end.code or 0)
     except KeyboardInterrupt:
         return Status.SIGNAL + signal.SIGINT
+    except ImportError as err:
+        log.debug("unexpected", exc_info=True)
+        python = ".".join(map(str, sys.version_info[:3]))
+        return _fail(InstallationError(err.name or "a module", python, str(err)), as_json=as_json)
     except Exception as err:
         log.debug("unexpected", exc_info=True)
         wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")

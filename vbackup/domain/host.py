@@ -22,6 +22,7 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
 import libvirt
 
+from vbackup import names
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
@@ -30,7 +31,9 @@ from vbackup.errors import (
     MigratingError,
     MonitorError,
     UnsuitableError,
+    VbackupError,
 )
+from vbackup.files import user_name
 from vbackup.model import SecretRef
 
 log = logging.getLogger(__name__)
@@ -125,7 +128,23 @@ class Host:
                     raise HostUnreachableError(self.uri, _message(err)) from err
                 if err.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
                     raise MonitorError(f"libvirt could not look up domain {name}: {_message(err)}.") from err
-        raise DomainNotFoundError(name, f"at {self.real_uri}", "'virsh list --all' lists all domains")
+        raise DomainNotFoundError(name, f"at {self.real_uri}{self._closest(name)}", self.elsewhere())
+
+    def _closest(self, name: str) -> str:
+        try:
+            return names.closest(name, (handle.name for handle in self.domains()))
+        except VbackupError:
+            return ""
+
+    def elsewhere(self) -> str:
+        """Return where the domain may be instead: each user has a libvirt that knows nothing of the system's."""
+        uri = self.real_uri
+        if urlsplit(uri).path != "/session":
+            return f"'virsh -c {uri} list --all' lists all domains"
+        return (
+            f"that is the libvirt of the user {user_name(os.geteuid())} alone. The domains of the system are at"
+            " qemu:///system: run vbackup as root, or with -c qemu:///system as a member of the group libvirt"
+        )
 
     @property
     def connection(self) -> Any:

@@ -78,7 +78,7 @@ def by_words(words: Sequence[str], host: Host) -> Selection:
         for domain in matching:
             chosen.setdefault(domain.uuid or f"name {domain.name}", domain)
     if not chosen:
-        raise DomainNotFoundError(" ".join(unmatched), f"at {host.real_uri}", "'virsh list --all' lists all domains")
+        raise DomainNotFoundError(" ".join(unmatched), f"at {host.real_uri}", host.elsewhere())
     return Selection(tuple(chosen.values()), unmatched=tuple(unmatched))
 
 
@@ -103,8 +103,9 @@ def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
         else:
             skipped.append(Skipped(handle.name, handle.uuid, reason))
     if not chosen:
-        reasons = "; ".join(f"{domain.name}: {domain.reason}" for domain in skipped) or "libvirt has no domains"
-        raise DomainNotFoundError("--all", f"at {host.real_uri} can be backed up", f"left out: {reasons}")
+        reasons = "; ".join(f"{domain.name}: {domain.reason}" for domain in skipped)
+        hint = f"left out: {reasons}" if reasons else f"libvirt has no domains there; {host.elsewhere()}"
+        raise DomainNotFoundError("--all", f"at {host.real_uri} can be backed up", hint)
     unmatched = [word for word in excluded if not any(_is_excluded(handle, [word]) for handle in handles)]
     return Selection(tuple(chosen), tuple(skipped), tuple(unmatched))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -167,3 +168,34 @@ def test_text_that_is_no_unicode_can_be_shown(repository: Path, arguments: tuple
 
 def test_status_is_the_process_s(tmp_path: Path) -> None:
     assert run_process("list", "-r", tmp_path, stdout=subprocess.DEVNULL).returncode == 7
+
+
+# a Python that was upgraded
+
+
+BROKEN = {
+    "lxml/etree.cpython-39-x86_64-linux-gnu.so": ("lxml/__init__.py", ""),
+    "libvirtmod.cpython-39-x86_64-linux-gnu.so": ("libvirt.py", "import libvirtmod\n"),
+}
+
+
+@pytest.mark.parametrize("module", BROKEN)
+def test_module_that_this_python_cannot_load_is_told_with_what_to_run(
+    repository: Path, tmp_path: Path, module: str
+) -> None:
+    """What make install left there for another Python comes first on the path."""
+    other = tmp_path / "lib"
+    source, text = BROKEN[module]
+    for name in (module, source):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_text(text if name == source else "")
+    start = f"import sys; sys.path[:0] = [{os.fspath(other)!r}]; from vbackup.cli import command; command()"
+    # Without what is compiled for this Python, which is there in the tests' environment.
+    start = f"import sys; sys.modules['libvirtmod'] = None; {start}" if source == "libvirt.py" else start
+    argv = [sys.executable, "-c", start, "backup", "web", "-r", os.fspath(repository), "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 1
+    assert f"Python {sys.version_info[0]}.{sys.version_info[1]}" in done.stderr
+    assert "Run 'make install' in the sources of vbackup again" in done.stderr
+    assert "bug" not in done.stderr
+    assert json.loads(done.stdout)["error"] == "InstallationError"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,38 @@ def test_unknown_domain_is_an_error_that_says_where(host: Host, name: str) -> No
     with pytest.raises(DomainNotFoundError, match="at test:///") as caught:
         host.domain(name)
     assert caught.value.domain == name
+
+
+def test_name_that_is_like_an_unknown_one_is_told(host: Host) -> None:
+    with pytest.raises(
+        DomainNotFoundError, match=r"No domain 'wbe' at test:///.*; the closest is 'web'; 'virsh -c test:"
+    ):
+        host.domain("wbe")
+
+
+def test_libvirt_of_one_user_is_told_with_where_the_system_s_domains_are(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Host, "real_uri", "qemu:///session")
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(DomainNotFoundError) as caught:
+        host.domain("other")
+    assert str(caught.value) == (
+        "No domain 'other' at qemu:///session; that is the libvirt of the user nobody alone. The domains of the system"
+        " are at qemu:///system: run vbackup as root, or with -c qemu:///system as a member of the group libvirt."
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "remedy"),
+    [
+        ("foo:///system", "Is the URI right"),
+        ("qemu+unix:///system?socket=/nonexistent", "libvirtd (or virtqemud) running there?"),
+    ],
+)
+def test_unreachable_libvirt_is_told_with_a_remedy(uri: str, remedy: str) -> None:
+    with pytest.raises(HostUnreachableError, match=f"Cannot reach libvirt at {re.escape(uri)}: .*{re.escape(remedy)}"):
+        Host(uri)
 
 
 def test_running_domain_is_active_and_one_that_is_off_is_not(host: Host) -> None:

@@ -45,6 +45,9 @@ class FakeHandle:
 class FakeHost:
     real_uri = "qemu:///system"
 
+    def elsewhere(self) -> str:
+        return "look elsewhere"
+
     def __init__(self, *names: str, is_local: bool = True) -> None:
         self.is_local = is_local
         self.handles = [FakeHandle(self, name, uuid(number)) for number, name in enumerate(names)]

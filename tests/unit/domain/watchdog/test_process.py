@@ -151,4 +151,4 @@ def test_driver_that_stays_held_is_given_up() -> None:
 def test_one_that_cannot_connect_says_why_in_one_line() -> None:
     watched = Watched(FakeAgent(), connect_fails=[HostUnreachableError("x:///", "no\nroute")])
     assert watched.wait() == []
-    assert watched.told == ["Cannot reach libvirt at x:///: no route"]
+    assert watched.told == ["Cannot reach libvirt at x:///: no route. 'virsh -c x:/// list' has to work first."]
