@@ -138,7 +138,8 @@ def check(repository: Path) -> dict[str, tuple[int, str]]:
         assert len(said) < 10_000, what
         errors = [line for line in said.splitlines() if not line.startswith("vbackup: warning:")]
         assert len(errors) <= 1, said
-        assert bool(errors) is bool(status)
+        assert said or not status, what
+        assert status or not errors, (what, said)
     return answers
 
 
