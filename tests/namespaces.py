@@ -145,6 +145,23 @@ def _covered(directory: str) -> Iterator[Path]:
 
 
 @contextmanager
+def covered_firmware() -> Iterator[Path]:
+    """Hide the descriptions of firmware that libvirt can choose, in the block and from this process's children only.
+
+    Gives an empty directory for others in their place.
+    """
+    directory = "/usr/share/qemu"
+    with _covered(directory) as before:
+        try:
+            ignore = shutil.ignore_patterns("firmware")
+            shutil.copytree(before, directory, symlinks=True, ignore=ignore, dirs_exist_ok=True)
+            Path(directory, "firmware").mkdir()
+            yield Path(directory, "firmware")
+        finally:
+            _check(_libc.umount2(os.fsencode(directory), _MNT_DETACH))
+
+
+@contextmanager
 def reachable(directory: str) -> Iterator[Path]:
     """Give a path to the directory that is valid in the block, also when something is mounted on it meanwhile."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)

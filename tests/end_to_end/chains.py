@@ -73,7 +73,7 @@ class Chain:
             done = self.run(*options).document
         images = references.finish(self.machine)
         output = self.tmp_path / f"out{self.count}"
-        self.command("-q", "restore", "bases", "-r", self.repository, "--output", output)
+        self.command("-q", "restore", "bases", "-r", self.repository, "--backup", done["id"], "--output", output)
         for disk in done["disks"]:
             compare(output / disk["file"], images[disk["node_name"]])
         return done

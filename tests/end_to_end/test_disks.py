@@ -137,7 +137,7 @@ def test_disks_are_chosen_by_name(lab: Lab, command: Command, repository: Path, 
     base = ("-c", lab.uri, "-q", "backup", machine.name, "-r", repository, "--json")
     only = command(*base, "--disk", "vda", "vdc").document
     assert [disk["dev"] for disk in only["disks"]] == ["vda", "vdc"]
-    assert only["left_out"] == [{"dev": "vdb", "reason": "excluded by the user"}]
+    assert only["left_out"] == [{"kind": "disk", "dev": "vdb", "reason": "excluded by the user"}]
     rest = command(*base, "--exclude-disk", "vda", "--exclude-disk", "vdc").document
     assert [(disk["dev"], disk["level"]) for disk in rest["disks"]] == [("vdb", "full")]
     both = command(*base).document

@@ -83,10 +83,10 @@ class Backups:
         argv = ["-c", self.uri, "-q", "backup", self.machine.name, "-r", self.repository, "--json", *options]
         return self.command(*argv, status=status)
 
-    def restore(self) -> Path:
+    def restore(self, *options: str) -> Path:
         self._count += 1
         output = self._tmp_path / f"restored-{self._count}"
-        self.command("-q", "restore", self.machine.name, "-r", self.repository, "--output", output)
+        self.command("-q", "restore", self.machine.name, "-r", self.repository, "--output", output, *options)
         return output
 
     def off(self, *specs: DiskSpec, options: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Backups:
         before = {spec.dev: self._reference(spec) for spec in specs}
         done = self(*options).document
         assert (done["consistency"], done["frozen_ms"]) == ("offline", 0)
-        restored = self.restore()
+        restored = self.restore("--backup", done["id"])
         for spec in specs:
             compare(restored / f"{spec.dev}.qcow2", before[spec.dev])
             compare(self._reference(spec), before[spec.dev])

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import UUID, backup, backup_id, image, incremental
 from vbackup.errors import ChainError
-from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, GroupMember, LeftOut, Level
+from vbackup.model import (
+    EXCLUDED,
+    Backup,
+    BlockDriver,
+    Consistency,
+    DiskImage,
+    Group,
+    GroupMember,
+    HostIdentity,
+    LeftOut,
+    Level,
+)
 from vbackup.repository import manifest
 
 SIMPLE = incremental(2, backup(1), "vda", "vdb")
@@ -55,12 +66,13 @@ def backups(draw: st.DrawFn) -> Backup:
         domain_name=draw(texts),
         domain_uuid=UUID,
         disks=tuple(draw(images(dev)) for dev in devs),
-        left_out=tuple(draw(st.lists(st.builds(LeftOut, texts, texts), max_size=2))),
+        left_out=tuple(draw(st.lists(st.builds(LeftOut, texts, texts, texts.filter(bool)), max_size=2))),
         consistency=draw(st.sampled_from(Consistency)),
         frozen_ms=draw(sizes),
         duration_s=draw(st.floats(0, 1e9)),
         files=draw(st.dictionaries(st.sampled_from(manifest.FURTHER_FILES), texts)),
         versions=draw(st.dictionaries(st.sampled_from(["vbackup", "qemu", "libvirt"]), texts)),
+        host=draw(st.none() | st.builds(HostIdentity, texts, st.none() | texts)),
     )
 
 
@@ -286,3 +298,28 @@ def test_group_that_is_none_is_told(group: object) -> None:
     document = {**json.loads(manifest.dump(one)), "group": group}
     with pytest.raises(ChainError, match="group"):
         manifest.load(json.dumps(document), backup_id=one.id, domain_uuid=UUID)
+
+
+# what older versions did not write
+
+
+def test_manifest_without_kinds_and_host_is_read() -> None:
+    one = backup(1, host=HostIdentity("h", None), left_out=(LeftOut("vdb", EXCLUDED), LeftOut("tpm", "x", kind="tpm")))
+    document = json.loads(manifest.dump(one))
+    assert document["host"] == {"name": "h", "machine_id": None}
+    assert [left["kind"] for left in document["left_out"]] == ["disk", "tpm"]
+    del document["host"]
+    for left in document["left_out"]:
+        del left["kind"]
+    found = load(json.dumps(document), one)
+    assert found.host is None
+    assert [left.kind for left in found.left_out] == ["disk", "disk"]
+    assert found.excluded == one.excluded == ("vdb",)
+
+
+@pytest.mark.parametrize("host", [7, {}, {"name": None}, {"name": "h", "machine_id": 7}])
+def test_host_that_is_none_is_told(host: object) -> None:
+    document = json.loads(manifest.dump(SIMPLE))
+    document["host"] = host
+    with pytest.raises(ChainError, match="host"):
+        load(json.dumps(document))

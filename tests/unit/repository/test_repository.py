@@ -16,6 +16,7 @@ import pytest
 
 from tests.unit.builders import UUID, backup, commit, incremental
 from vbackup.errors import BusyError, DomainNotFoundError, NoSpaceError, StorageError
+from vbackup.model import HostIdentity
 from vbackup.repository import manifest, repository
 from vbackup.repository.repository import Repository
 
@@ -399,6 +400,25 @@ def test_damaged_list_of_names_costs_only_the_name(repo: Repository, content: by
         repo.find("web")
     repo.remember_name(UUID, "web")
     assert repo.find("web") == UUID
+
+
+def test_hosts_of_a_domain_are_recorded_beside_its_names(repo: Repository) -> None:
+    commit(repo, ONE)
+    first, second = HostIdentity("a", "1" * 32), HostIdentity("b", None)
+    for host in (first, second, first):
+        repo.remember_name(UUID, "new", host)
+    document = json.loads((repo.path / UUID / "domain.json").read_text())
+    assert document["names"] == ["web", "new"]
+    assert document["hosts"] == [{"name": "b", "machine_id": None}, {"name": "a", "machine_id": "1" * 32}]
+    repo.remember_name(UUID, "other")
+    assert json.loads((repo.path / UUID / "domain.json").read_text())["hosts"] == document["hosts"]
+
+
+def test_damaged_list_of_hosts_costs_only_the_hosts(repo: Repository) -> None:
+    commit(repo, ONE)
+    (repo.path / UUID / "domain.json").write_text('{"names": ["web"], "hosts": [7]}')
+    repo.remember_name(UUID, "web", HostIdentity("a", None))
+    assert json.loads((repo.path / UUID / "domain.json").read_text())["hosts"] == [{"name": "a", "machine_id": None}]
 
 
 def test_reader_sees_the_old_or_the_new_names(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,67 @@
+"""A domain that migrated has one chain over its hosts; two machines with one UUID have chains that break off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.builders import backup, image, incremental
+from vbackup.model import Backup, HostIdentity
+from vbackup.repository import hosts
+
+A, B = HostIdentity("a", "1" * 32), HostIdentity("b", "2" * 32)
+
+
+def on(host: HostIdentity | None, one: Backup) -> Backup:
+    return replace(one, host=host)
+
+
+FULL = on(A, backup(1))
+
+
+@pytest.mark.parametrize(
+    "backups",
+    [
+        [],
+        [FULL],
+        [FULL, on(A, backup(2)), on(A, incremental(3, backup(2)))],
+        [FULL, on(B, incremental(2, FULL)), on(B, backup(3))],
+        [FULL, on(B, incremental(2, FULL)), on(A, incremental(3, on(B, incremental(2, FULL))))],
+        [on(None, backup(1)), on(B, backup(2)), on(None, backup(3))],
+        # One of two disks cannot store bitmaps, and gets a full on the other host.
+        [FULL, on(B, backup(2, image("vda", base=FULL.id), image("vdb")))],
+    ],
+    ids=["none", "one", "one host", "migrated", "there and back", "not recorded", "one disk goes on"],
+)
+def test_chain_that_goes_on_is_of_one_machine(backups: list[Backup]) -> None:
+    assert hosts.break_of(backups) is None
+
+
+@pytest.mark.parametrize(
+    "backups",
+    [
+        [FULL, on(B, backup(2))],
+        [FULL, on(A, incremental(2, FULL)), on(B, backup(3)), on(B, incremental(4, backup(3)))],
+        # A copy of the machine had the original's bitmaps.
+        [FULL, on(B, incremental(2, FULL)), on(A, backup(3))],
+        [FULL, on(None, backup(2)), on(B, backup(3))],
+        [FULL, on(B, incremental(2, backup(9)))],
+    ],
+    ids=["a full each", "two chains", "copied with its bitmaps", "not recorded in between", "base is gone"],
+)
+def test_chain_that_breaks_off_can_be_of_two_machines(backups: list[Backup]) -> None:
+    change = hosts.break_of(backups)
+    assert change is not None
+    assert change.before.host != change.after.host
+
+
+def test_hosts_are_in_the_order_of_their_first_backup() -> None:
+    backups = [on(B, backup(1)), on(None, backup(2)), on(A, backup(3)), on(B, backup(4))]
+    assert hosts.hosts(backups) == [B, A]
+
+
+@pytest.mark.parametrize(("word", "numbers"), [("a", [3]), ("1" * 32, [3]), ("b", [1, 4]), ("c", []), ("", [])])
+def test_host_is_named_by_its_name_or_machine_id(word: str, numbers: list[int]) -> None:
+    backups = [on(B, backup(1)), on(None, backup(2)), on(A, backup(3)), on(B, backup(4))]
+    assert [one.sequence for one in hosts.of_host(backups, word)] == numbers
