@@ -209,8 +209,7 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
         domain.reporter.warning(
             f"The newest backup of this domain, {newest.id}, was made on host {newest.host}, and this one does not"
             " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a"
-            " UUID"
-            " of its own; 'vbackup restore' then needs --host."
+            " UUID of its own; 'vbackup restore' then needs --host."
         )
 
 

@@ -1,4 +1,4 @@
-"""All that keeps a domain's data on the host, apart from its disks, is found in a definition that libvirt wrote."""
+"""What keeps a domain's data on the host, apart from its disks, is found in a definition that libvirt wrote."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import MIB, SIZE_BYTES, UUID, Recorder, backup, fixture_xml, image, incremental
+from tests.unit.builders import FIXTURES, MIB, SIZE_BYTES, UUID, Recorder, backup, fixture_xml, image, incremental
 from vbackup import files
 from vbackup.domain import domain_xml
 from vbackup.errors import ChainError, DiskError, InterruptedBySignalError, NoSpaceError, StorageError
@@ -23,8 +23,9 @@ from vbackup.qemu import qemu_img
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
-ONE = backup(1, image("vda"), image("vdb"))
+ONE = backup(1, *(image(dev, source=f"/capture/{dev}.qcow2") for dev in ("vda", "vdb")))
 TWO = incremental(2, ONE, "vda", "vdb")
+TWO = replace(TWO, disks=tuple(replace(disk, source=f"/capture/{disk.dev}.qcow2") for disk in TWO.disks))
 XML = fixture_xml("bitmaps").encode()
 FURTHER = {"domain.xml": XML, "nvram": b"variables"}
 
@@ -203,6 +204,41 @@ def test_backup_is_chosen_by_its_id_or_a_time(
     filled: Repository, tmp_path: Path, choose: Callable[[], dict[str, Any]], restored: str
 ) -> None:
     assert run(filled, tmp_path / "output", **choose()).backup.id == restored
+
+
+def test_xml_of_the_running_domain_is_read_and_not_restored(repo: Repository, tmp_path: Path) -> None:
+    """Its vdb is restored under that name; the definition's is another image."""
+    inactive = (FIXTURES / "differing" / "inactive.xml").read_bytes()
+    further = {"domain.xml": inactive, "live.xml": fixture_xml("differing").encode()}
+    commit(repo, backup(1, image("vda"), image("vdb"), image("vdd"), image("sdb")), further)
+    done = run(repo, tmp_path / "output")
+    assert names_in(tmp_path / "output") == ["domain.xml", *(f"{dev}.qcow2" for dev in ("sdb", "vda", "vdb", "vdd"))]
+    assert [disk.dev for disk in domain_xml.parse(done.domain_xml.read_text()).disks] == ["vda", "vdb", "vdd", "sdb"]
+
+
+def test_what_is_missing_and_what_is_shared_is_warned_of(
+    filled: Repository, tmp_path: Path, recorder: Recorder
+) -> None:
+    """The definition has a third disk."""
+    done = run(filled, tmp_path / "one", recorder=recorder)
+    assert [left.dev for left in done.left_out] == ["vdc"]
+    assert recorder.warnings == [
+        "Not in the restored domain.xml: vdc (disk /capture/vdc.raw: it is not in the backup)."
+    ]
+    done = run(filled, tmp_path / "two", recorder=recorder, disks=("vda",))
+    assert [left.dev for left in done.shared] == ["vdb", "vdc"]
+    assert "The restored domain.xml still names the original's vdb" in recorder.warnings[-2]
+
+
+@pytest.mark.parametrize(("data", "image_format"), [(b"QFI\xfb...", "qcow2"), (b"variables", None)])
+def test_nvram_has_the_format_that_it_was_saved_in(
+    repo: Repository, tmp_path: Path, data: bytes, image_format: str | None
+) -> None:
+    xml = XML.replace(b"</os>", b"<nvram format='one'>/old</nvram></os>")
+    commit(repo, ONE, {"domain.xml": xml, "nvram": data})
+    text = run(repo, tmp_path / "output").domain_xml.read_text()
+    attribute = "" if image_format is None else f' format="{image_format}"'
+    assert f"<nvram{attribute}>{tmp_path}/output/nvram</nvram>" in text
 
 
 def test_progress_is_told_for_each_disk(filled: Repository, tmp_path: Path, recorder: Recorder) -> None:

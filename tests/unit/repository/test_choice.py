@@ -88,7 +88,7 @@ def test_disks_that_were_asked_for_are_enough() -> None:
 def test_disk_that_the_newest_backup_does_not_have_is_not_replaced_by_an_older_one() -> None:
     with pytest.raises(DiskError, match=f"it has vda. The newest backup before it that has this disk is {WHOLE.id}"):
         choose(WHOLE, PART, disks=("vdb",))
-    with pytest.raises(DiskError, match="it has vda.$"):
+    with pytest.raises(DiskError, match=r"it has vda\.$"):
         choose(WHOLE, PART, disks=("vdz",))
 
 

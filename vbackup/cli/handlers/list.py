@@ -41,7 +41,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if context.as_json:
         context.print_document("vbackup.list/1", _document(repository, catalogues, unfinished))
     elif not catalogues:
-        print(f"No backups in {repository.path} yet.")
+        of_host = f" of host {options.host}" if options.host is not None else ""
+        print(output.plain(f"No backups{of_host} in {repository.path}{'' if of_host else ' yet'}."))
     elif domain is None and not options.all and not options.tree:
         _print_summary(catalogues, unfinished)
     else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.unit.builders import UUID, backup, commit, incremental
 from vbackup.cli import output
+from vbackup.model import EXCLUDED, Backup, HostIdentity, LeftOut
 from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -78,12 +79,40 @@ def test_tree_shows_what_stands_on_what(command: Command, filled: Path) -> None:
 def test_list_as_a_document(command: Command, filled: Path) -> None:
     document = command("list", "-r", filled, "web", "--json").document
     [domain] = document["domains"]
-    assert (domain["uuid"], domain["name"], domain["names"]) == (UUID, "web", ["web"])
+    assert (domain["uuid"], domain["name"], domain["names"], domain["hosts"]) == (UUID, "web", ["web"], [])
     assert document["broken"] == []
     assert [(one["id"], one["level"], one["parent"], one["disks"]) for one in document["backups"]] == [
         (ONE.id, "full", None, ["vda"]),
         (TWO.id, "incremental", ONE.id, ["vda"]),
     ]
+
+
+def hosted(filled: Path, number: int, host: HostIdentity, **changes: Any) -> Backup:
+    one = backup(number, host=host, **changes)
+    commit(Repository.open(filled), one)
+    return one
+
+
+def test_host_is_shown_where_there_are_several(command: Command, filled: Path) -> None:
+    one = hosted(filled, 3, HostIdentity("one", "1" * 32))
+    assert "HOST" not in command("list", "-r", filled).stdout
+    two = hosted(filled, 4, HostIdentity("two", None))
+    lines = command("list", "-r", filled).stdout.splitlines()
+    assert [line.split()[-2] for line in lines[1:]] == ["HOST", "-", "-", "one", "two"]
+    tree = command("list", "-r", filled, "--tree").stdout.splitlines()
+    assert [line.split()[-1] for line in tree[1:]] == ["-", "-", "one", "two"]
+    document = command("list", "-r", filled, "--host", "1" * 32, "--json").document
+    assert [entry["id"] for entry in document["backups"]] == [one.id]
+    assert document["backups"][0]["host"] == {"name": "one", "machine_id": "1" * 32}
+    assert two.id not in command("list", "-r", filled, "--host", "one").stdout
+    assert "No backups of host three" in command("list", "-r", filled, "--host", "three").stdout
+
+
+def test_disks_that_a_backup_leaves_out_are_shown(command: Command, filled: Path) -> None:
+    commit(Repository.open(filled), backup(3, left_out=(LeftOut("vdb", EXCLUDED), LeftOut("hda", "cdrom"))))
+    assert command("list", "-r", filled).stdout.splitlines()[-1].endswith("vda (without vdb)")
+    document = command("list", "-r", filled, "--json").document
+    assert [entry["excluded"] for entry in document["backups"]] == [[], [], ["vdb"]]
 
 
 def test_broken_backup_is_listed_and_is_status_six(command: Command, filled: Path) -> None:

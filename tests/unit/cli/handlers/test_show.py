@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.unit.builders import UUID, backup, commit, image, incremental
+from vbackup.model import HostIdentity
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
@@ -63,3 +64,10 @@ def test_symlinked_domain_directory_gives_nothing_else_out(command: Command, fil
     """show prints what manifests say, whatever else is beside them."""
     (filled / UUID / ONE.id / "secret").write_text("the secret")
     assert "the secret" not in command("show", UUID, "-r", filled, "--json").stdout
+
+
+def test_host_is_shown_if_it_is_recorded(command: Command, repository: Path) -> None:
+    commit(Repository.open(repository), backup(1, host=HostIdentity("here", "1" * 32)))
+    assert f"Host:        here (machine id {'1' * 32})" in command("show", UUID, "-r", repository).stdout
+    commit(Repository.open(repository), backup(2))
+    assert "Host:" not in command("show", UUID, "-r", repository).stdout
