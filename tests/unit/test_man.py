@@ -15,7 +15,7 @@ from docutils.core import publish_doctree
 import vbackup
 from vbackup.cli import parser
 from vbackup.errors import Status
-from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, Level
+from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, HostIdentity, Level
 from vbackup.repository import manifest, repository
 
 TOP = Path(__file__).resolve().parents[2]
@@ -155,6 +155,7 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
         files={},
         versions={},
         group=Group("0123456789ab", ()),
+        host=HostIdentity("host", None),
     )
     document = manifest.document(backup)
     told = [strong(term)[0] for term in terms(section(REPOSITORY_PAGE, "MANIFEST"))]
