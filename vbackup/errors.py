@@ -404,7 +404,7 @@ class AmbiguousHostError(UnsuitableError):
         each = ", ".join(f"{host} (newest: {backup})" for host, backup in self.newest.items())
         super().__init__(
             "Several hosts have backups of a domain with this UUID that do not continue each other, as of two copies of"
-            f" one machine: {each}. Choose one with --host, or a backup with --backup."
+            f" one machine: {each}. Choose one with --host (name or machine id), or a backup with --backup."
         )
 
 

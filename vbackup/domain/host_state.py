@@ -47,13 +47,14 @@ def find(root: etree._Element) -> list[HostState]:
 
 def needs_nvram(root: etree._Element) -> bool:
     """Return True if the domain's UEFI firmware stores variables in an NVRAM file, named in the XML or not."""
-    if root.find("os/varstore") is not None:
+    system, loader = root.find("os"), root.find("os/loader")
+    if system is None or system.find("varstore") is not None:
         return False
-    loader = root.find("os/loader")
-    if loader is not None and loader.get("stateless") == "yes":
-        return False
-    system = root.find("os")
-    return root.find("os/nvram") is not None or (system is not None and system.get("firmware") == "efi")
+    if system.find("nvram") is not None:
+        return True
+    # libvirt chooses both together: firmware that it has chosen and that has no store needs none.
+    has_chosen = loader is not None and (loader.get("stateless") == "yes" or bool(_words(loader)))
+    return system.get("firmware") == "efi" and not has_chosen
 
 
 def _firmware(root: etree._Element) -> Iterator[HostState]:

@@ -37,6 +37,7 @@ class RestoredXml:
     left_out: tuple[LeftOut, ...]  #: what the original has and this domain has not
     shared: tuple[LeftOut, ...]  #: what this domain still has of the original's
     has_nvram: bool  #: its UEFI firmware stores variables in a file
+    new_files: tuple[str, ...] = ()  #: paths in the output directory where libvirt or QEMU makes files when it starts
 
 
 def rework(
@@ -59,7 +60,13 @@ def rework(
     if not keep_others:
         _remove_leases(root, report)
         _move_output(root, output, report)
-    return RestoredXml(text_of(root), tuple(report.left_out), tuple(report.shared), host_state.needs_nvram(root))
+    return RestoredXml(
+        text_of(root),
+        tuple(report.left_out),
+        tuple(report.shared),
+        has_nvram=host_state.needs_nvram(root),
+        new_files=tuple(report.new_files),
+    )
 
 
 class _Report:
@@ -68,6 +75,7 @@ class _Report:
     def __init__(self) -> None:
         self.left_out: list[LeftOut] = []
         self.shared: list[LeftOut] = []
+        self.new_files: list[str] = []
 
 
 # the disks of the backup
@@ -211,6 +219,8 @@ def _detach(state: host_state.HostState, output: str, report: _Report, *, keep_o
         report.shared.append(entry)
         return
     report.left_out.append(entry)
+    if entry.kind in _MOVED:
+        report.new_files.append(f"{output}/{_MOVED[entry.kind]}")
     if entry.kind == "varstore":
         # Without a path libvirt takes one with the domain's name, which is the original's.
         element.set("path", f"{output}/{_MOVED[entry.kind]}")
@@ -242,6 +252,7 @@ def _move_output(root: etree._Element, output: str, report: _Report) -> None:
             owner = element if element.tag in ("audio", "backend") or parent is None else parent
             tag = str(owner.tag)
             new[old] = f"{output}/{tag}{len(new)}.log"
+            report.new_files.append(new[old])
             report.left_out.append(LeftOut(f"{tag} {old}", f"output file, now {new[old]}", kind=tag))
         element.set(attribute, new[old])
 

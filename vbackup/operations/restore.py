@@ -85,6 +85,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     verify.check_chains(chains, repository, reporter=reporter, stop=stop)
     texts = {name: verify.read_file(repository, backup, name) for name in backup.files}
     definition = _definition(chosen, texts, request=request, images=images)
+    _refuse_existing([Path(name) for name in definition.new_files])
     texts = {name: texts[name] for name in further} | {"domain.xml": definition.text.encode()}
 
     with _temporary_directory(output) as temporary:
@@ -151,11 +152,12 @@ def _definition(
         )
     except MalformedError as err:
         raise ChainError(f"The domain.xml of backup {backup.id} is not valid: {err}") from err
-    left_out = list(xml.left_out)
+    left_out, new_files = list(xml.left_out), list(xml.new_files)
     if xml.has_nvram and "nvram" not in texts:
+        new_files.append(os.fspath(output / "nvram"))
         reason = "UEFI variables: they are not in the backup, and libvirt makes new ones when the domain starts"
         left_out.append(LeftOut("nvram", reason, kind="nvram"))
-    return replace(xml, text=text, left_out=tuple(left_out))
+    return replace(xml, text=text, left_out=tuple(left_out), new_files=tuple(new_files))
 
 
 def _warn(chosen: Choice, definition: RestoredXml, reporter: Reporter) -> None:

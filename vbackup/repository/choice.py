@@ -53,14 +53,15 @@ def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
     everything = catalogue.history.backups
     seen = _of_host(catalogue, wanted.host)
     backup = seen.find(wanted.backup_id, wanted.at)
-    if wanted.backup_id is None and wanted.host is None:
-        _refuse_ambiguous(everything)
+    if wanted.backup_id is None or wanted.is_mixed:
+        _refuse_ambiguous(seen.history.backups)
     candidates = [one for one in seen.history.backups if one.sequence <= backup.sequence]
     disks = _disks(backup, candidates, wanted)
     missing = tuple(dev for dev in backup.excluded if dev not in disks) if not wanted.disks else ()
     if missing and not wanted.is_mixed and wanted.backup_id is None:
         raise PartialBackupError(backup.id, missing, complete=_newest_complete(candidates, backup, missing))
-    others = tuple(host.name for host in hosts.hosts(everything) if host != backup.host) if backup.host else ()
+    labels = hosts.labels(everything)
+    others = tuple(labels[host] for host in labels if host != backup.host) if backup.host is not None else ()
     return Choice(backup, disks, missing, others)
 
 
@@ -70,7 +71,7 @@ def _of_host(catalogue: Catalogue, host: str | None) -> Catalogue:
         return catalogue
     backups = hosts.of_host(catalogue.history.backups, host)
     if not backups:
-        known = ", ".join(str(one) for one in hosts.hosts(catalogue.history.backups)) or "no backup names one"
+        known = ", ".join(hosts.labels(catalogue.history.backups).values()) or "no backup names one"
         raise ChainError(f"No backup of this domain is of a host {host!r}; its hosts: {known}.")
     return replace(catalogue, history=History(backups))
 
@@ -78,7 +79,8 @@ def _of_host(catalogue: Catalogue, host: str | None) -> Catalogue:
 def _refuse_ambiguous(backups: Sequence[Backup]) -> None:
     change = hosts.break_of(backups)
     if change is not None:
-        newest = {str(backup.host): backup.id for backup in backups if backup.host is not None}
+        labels = hosts.labels(backups)
+        newest = {labels[backup.host]: backup.id for backup in backups if backup.host is not None}
         raise AmbiguousHostError(newest, change.after.id)
 
 

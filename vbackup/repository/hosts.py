@@ -18,6 +18,16 @@ def hosts(backups: Sequence[Backup]) -> list[HostIdentity]:
     return list(dict.fromkeys(backup.host for backup in backups if backup.host is not None))
 
 
+def labels(backups: Sequence[Backup]) -> dict[HostIdentity, str]:
+    """Return what tells the hosts of the backups apart for people: the name, with the machine id if names are equal."""
+    found = hosts(backups)
+    names = [host.name for host in found]
+    return {
+        host: host.name if names.count(host.name) == 1 else f"{host.name} (machine id {host.machine_id})"
+        for host in found
+    }
+
+
 def of_host(backups: Sequence[Backup], word: str) -> list[Backup]:
     """Return the backups of the host with this name or machine id."""
     return [

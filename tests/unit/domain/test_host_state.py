@@ -74,6 +74,8 @@ def test_other_elements_of_the_schema(xml: str, expected: list[tuple[str, str]])
         ("<os firmware='efi'/>", True),
         ("<os firmware='efi'><loader stateless='yes'/></os>", False),
         ("<os firmware='efi'><varstore/></os>", False),
+        ("<os firmware='efi'><loader type='rom'>/c</loader></os>", False),
+        ("<os firmware='efi'><loader secure='yes'/></os>", True),
         ("<os><nvram>/x</nvram></os>", True),
     ],
 )

@@ -241,6 +241,19 @@ def test_nvram_has_the_format_that_it_was_saved_in(
     assert f"<nvram{attribute}>{tmp_path}/output/nvram</nvram>" in text
 
 
+def test_file_that_qemu_would_write_to_is_not_overwritten_either(repo: Repository, tmp_path: Path) -> None:
+    """The restored domain would have it for its serial port, or for its variables."""
+    serial = b"<serial type='file'><source path='/old.log'/></serial></devices>"
+    xml = XML.replace(b"</devices>", serial).replace(b"<os>", b"<os firmware='efi'>")
+    commit(repo, ONE, {"domain.xml": xml})
+    for name in ("serial0.log", "nvram"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(StorageError, match=f"{name} already exists"):
+            run(repo, tmp_path)
+        (tmp_path / name).unlink()
+    assert not (tmp_path / "domain.xml").exists()
+
+
 def test_progress_is_told_for_each_disk(filled: Repository, tmp_path: Path, recorder: Recorder) -> None:
     run(filled, tmp_path / "output", recorder=recorder)
     assert recorder.steps == [

@@ -162,3 +162,18 @@ def test_newest_backup_that_cannot_be_read_is_not_passed_over() -> None:
     broken = Broken("20991231T000000Z-full", "x")
     with pytest.raises(VbackupError, match="is broken"):
         choice.choose(catalogue(*TWO_MACHINES, unreadable=(broken,)), Wanted(host="a"))
+
+
+def test_hosts_of_one_name_are_told_apart_by_their_machine_ids() -> None:
+    twins = [on(HostIdentity("debian", digit * 32), backup(number)) for number, digit in enumerate("12", start=1)]
+    with pytest.raises(AmbiguousHostError, match=f"debian \\(machine id {'1' * 32}\\)"):
+        choose(*twins, host="debian")
+    assert choose(*twins, host="1" * 32).backup == twins[0]
+
+
+def test_disks_of_two_machines_are_not_mixed() -> None:
+    """Also not below a backup that was asked for."""
+    part = replace(on(B, backup(5, image("vda"))), left_out=(LeftOut("vdb", EXCLUDED),))
+    with pytest.raises(AmbiguousHostError):
+        choose(*TWO_MACHINES, part, backup_id=part.id, is_mixed=True)
+    assert choose(*TWO_MACHINES, part, backup_id=part.id, is_mixed=True, host="b").missing == ("vdb",)

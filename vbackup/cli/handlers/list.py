@@ -145,7 +145,8 @@ def _print_backups(catalogues: Sequence[Catalogue], *, as_tree: bool) -> None:
 
 
 def _print_table(backups: Sequence[Backup]) -> None:
-    has_hosts = len(hosts.hosts(backups)) > 1
+    labels = hosts.labels(backups)
+    has_hosts = len(labels) > 1
     output.table(
         ("ID", "TIME", "SIZE", "CONSISTENCY", *(["HOST"] if has_hosts else []), "DISKS"),
         [
@@ -154,7 +155,7 @@ def _print_table(backups: Sequence[Backup]) -> None:
                 output.local_minute(backup.time),
                 output.size(backup.size_bytes),
                 backup.consistency.value,
-                *([str(backup.host or "-")] if has_hosts else []),
+                *([labels[backup.host] if backup.host is not None else "-"] if has_hosts else []),
                 _disks(backup),
             )
             for backup in backups
@@ -168,14 +169,15 @@ def _disks(backup: Backup) -> str:
 
 
 def _print_tree(backups: Sequence[Backup]) -> None:
-    has_hosts = len(hosts.hosts(backups)) > 1
+    labels = hosts.labels(backups)
+    has_hosts = len(labels) > 1
     output.tree(
         [
             (
                 backup.id,
                 backup.parent,
                 f"{backup.id}  {output.local_minute(backup.time)}  {output.size(backup.size_bytes)}"
-                + (f"  {backup.host or '-'}" if has_hosts else ""),
+                + (f"  {labels[backup.host] if backup.host is not None else '-'}" if has_hosts else ""),
             )
             for backup in backups
         ]
