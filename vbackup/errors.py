@@ -264,6 +264,15 @@ class QemuText(str):
         return "No such file" in self
 
     @property
+    def is_of_disabled_command(self) -> bool:
+        """True if the guest agent did not carry out the command at all: its owner, or a freeze, has disabled it.
+
+        Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state (qga/main.c; without the reason
+        before QEMU 6.0).
+        """
+        return "has been disabled" in self
+
+    @property
     def is_abort(self) -> bool:
         """True if all other actions of the transaction were prepared: Transaction aborted using Abort action."""
         return self.rstrip(".") == "Transaction aborted using Abort action"

@@ -38,6 +38,14 @@ class Quiesce(Enum):
     NO = "no"
 
 
+class FreezeMark(Enum):
+    """How a later run can tell whether a backup that was killed had frozen the guest (vbackup.domain.freeze_turn)."""
+
+    NONE = "none"  #: it froze nothing
+    MARKED = "marked"  #: only if the host's mark of the freeze says so
+    UNMARKED = "unmarked"  #: it cannot: nothing is marked; what is frozen is taken for its own
+
+
 class Consistency(Enum):
     """The state that a guest finds when it boots from a backup."""
 

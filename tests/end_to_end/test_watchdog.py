@@ -51,6 +51,8 @@ def execute(monitor, command, arguments=None, *, fd=None):
 def agent(monitor, command, *, timeout_s):
     if command == "guest-fsfreeze-freeze" and moment == "freeze sent":
         threading.Timer(0.01, strike).start()
+    if command == "guest-ping" and moment == "ping":
+        print("ping", flush=True)
     answer = really_agent(monitor, command, timeout_s=timeout_s)
     if command == "guest-fsfreeze-freeze" and moment == "freeze answered":
         print(really_agent(monitor, "guest-fsfreeze-status", timeout_s=10), flush=True)
@@ -226,6 +228,83 @@ def test_backup_that_succeeds_or_fails_leaves_no_watchdog(
     assert watchdogs() == []
     command(*backup_arguments(uri, guest, repository, "--disk", "vdz"), status=5)
     assert watchdogs() == []
+
+
+@contextlib.contextmanager
+def frozen_by_virsh(guest: Guest) -> Iterator[None]:
+    """Somebody else has the guest frozen: what vbackup does in the block may not thaw it."""
+    assert guest.machine.handle.domain.fsFreeze() > 0
+    try:
+        yield
+        assert guest.agent.filesystem_status() == "frozen"
+    finally:
+        guest.machine.handle.domain.fsThaw()
+
+
+@pytest.mark.parametrize("quiesce", ["auto", "required"])
+def test_guest_that_somebody_else_froze_is_backed_up_and_stays_frozen(
+    uri: str, guest: Guest, command: Command, repository: Path, quiesce: str
+) -> None:
+    with frozen_by_virsh(guest):
+        done = command(*backup_arguments(uri, guest, repository, "--quiesce", quiesce))
+    assert (done.document["consistency"], done.document["frozen_ms"]) == ("filesystem", 0)
+    assert "Another program had frozen the guest's filesystems" in done.stderr
+    assert watchdogs() == []
+
+
+def test_killed_vbackup_and_its_recovery_leave_a_freeze_of_somebody_else(
+    uri: str, guest: Guest, command: Command, repository: Path
+) -> None:
+    with frozen_by_virsh(guest):
+        arguments = backup_arguments(uri, guest, repository)
+        process = wounded("transaction", signal.SIGKILL, *arguments)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (-signal.SIGKILL, "frozen\n"), err
+        wait_for(lambda: not watchdogs(), "the end of the watchdog")
+        assert guest.agent.filesystem_status() == "frozen"
+        again = command(*arguments)
+    assert again.document["consistency"] == "filesystem"
+    assert "frozen, but not by vbackup, which leaves them so" in again.stderr
+
+
+def test_guest_is_thawed_by_the_next_backup_if_the_watchdog_was_killed_too(
+    uri: str, guest: Guest, command: Command, repository: Path
+) -> None:
+    arguments = backup_arguments(uri, guest, repository, "--freeze-limit", "600")
+    process = wounded("transaction", signal.SIGSTOP, *arguments)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    for pid in (*watchdogs(), process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert guest.agent.filesystem_status() == "frozen"
+    again = command(*arguments)
+    assert again.document["consistency"] == "filesystem"
+    assert "An interrupted backup had left the guest's filesystems frozen" in again.stderr
+    assert guest.agent.filesystem_status() == "thawed"
+
+
+def test_backups_into_two_repositories_at_once_take_turns_at_freezing(
+    uri: str, guest: Guest, command: Command, repository: Path, tmp_path: Path
+) -> None:
+    command("init", "-r", tmp_path / "other")
+    options = ("--quiesce", "required", "--freeze-limit", "60")
+    first = wounded("transaction", signal.SIGSTOP, *backup_arguments(uri, guest, repository, *options))
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+    second = wounded("ping", signal.SIGCONT, *backup_arguments(uri, guest, tmp_path / "other", *options))
+    try:
+        assert second.stdout is not None
+        assert second.stdout.readline() == "ping\n"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            second.wait(1)  # it fails if it does not wait
+        assert guest.agent.filesystem_status() == "frozen"
+    finally:
+        first.send_signal(signal.SIGCONT)
+    for process in (first, second):
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert json.loads(out.removeprefix("frozen\n"))["consistency"] == "filesystem"
+        assert "frozen" not in err.lower().replace("filesystems were frozen for", "")
+    assert guest.agent.filesystem_status() == "thawed"
 
 
 EMBEDDED_BOOT = """

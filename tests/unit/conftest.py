@@ -15,7 +15,7 @@ from hypothesis import settings
 from tests.fake_qemu import FakeQemu
 from tests.unit.builders import Recorder, backup, commit, image_file, incremental
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
-from vbackup.domain import offline, opening, source
+from vbackup.domain import freeze_turn, offline, opening, source
 from vbackup.hooks import marks
 from vbackup.images import digests
 from vbackup.model import ImageOptions
@@ -58,6 +58,7 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # hundreds of backups are made here
     # Marks are the host's own, and tests in other processes have the same domain.
     monkeypatch.setattr(marks, "DIRECTORY", tmp_path / "run" / "offline")
+    monkeypatch.setattr(freeze_turn, "directory", lambda: tmp_path / "run" / "freeze")
     monkeypatch.setattr(source, "Passthrough", FakePassthrough)
     monkeypatch.setattr(offline, "StorageDaemon", FakeDaemon)
     monkeypatch.setattr(source, "Watchdog", FakeWatchdog)

@@ -140,7 +140,7 @@ class FakePassthrough:
         if self._domain.agent_error is not None:
             raise self._domain.agent_error
         self._domain.qemu.sent.append(type(self._domain.qemu.sent[0])(command, {}))
-        return {} if command == "guest-ping" else 1
+        return {"guest-ping": {}, "guest-fsfreeze-status": "thawed"}.get(command, 1)
 
 
 class FakeDaemon(FakePassthrough):
@@ -172,8 +172,16 @@ class FakeWatchdog:
     def _note(self, what: str) -> None:
         self.domain.qemu.sent.append(type(self.domain.qemu.sent[0])(f"watchdog: {what}", {}))
 
+    marks = True
+
     def reason_not_to_freeze(self) -> str | None:
         return None
+
+    def may_be_left_frozen(self) -> bool:
+        return False
+
+    def has_thawed(self) -> bool:
+        return False
 
     def freezing(self) -> None:
         self._note(f"freezing, {self.limit_s} s")

@@ -3,6 +3,7 @@
 A guest must never stay frozen: the thaw is registered before the freeze is sent, and it is retried until the
 agent answers or the thaw's own deadline expires. The Thawer (vbackup.domain.watchdog) thaws when this process cannot,
 or takes longer than the limit.
+Who freezes owns the thaw: a guest that somebody else has frozen is neither frozen nor thawed here.
 Commands: guest-ping, guest-fsfreeze-freeze, guest-fsfreeze-thaw, guest-fsfreeze-status (qga/qapi-schema.json).
 """
 
@@ -55,13 +56,19 @@ class Thawer(Protocol):
         """True if it cannot reach the guest before this process ends; this process then enforces the limit."""
 
     def reason_not_to_freeze(self) -> str | None:
-        """Return why it could not thaw the guest, or None if it is ready."""
+        """Return why it could not thaw the guest, or None if it is ready and it is this vbackup's turn to freeze."""
+
+    def may_be_left_frozen(self) -> bool:
+        """Return True if a vbackup that is dead may have left the guest frozen. Call before ``freezing``."""
 
     def freezing(self) -> None:
         """Note that the guest may be frozen from now on. Call before the freeze is sent."""
 
     def thawed(self) -> None:
         """Note that the guest is no longer frozen. Call once that is certain."""
+
+    def has_thawed(self) -> bool:
+        """Return True if it has thawed the guest itself; whoever may have frozen it since is somebody else."""
 
 
 @dataclass
@@ -104,7 +111,8 @@ def frozen(
 
     ``thawer`` is None if libvirt reports no connected agent. If the freeze fails, or does not last until the end of
     the block, ``Quiesce.AUTO`` reports it and the backup is crash-consistent, and ``Quiesce.REQUIRED`` raises
-    QuiesceError: fix the agent, or do without. Raises DomainGoneError if the domain ends.
+    QuiesceError: fix the agent, or do without. A guest that somebody else has frozen counts as frozen if it is so
+    before and after the block, and stays frozen. Raises DomainGoneError if the domain ends.
     """
     freeze = Freeze()
     if quiesce is Quiesce.NO:
@@ -115,15 +123,22 @@ def frozen(
         _do_without(quiesce, reason or "", reporter, quiet=thawer is None)
         yield freeze
         return
+    if _is_frozen_by_another(agent, thawer, reporter):
+        yield freeze
+        _look_after_another(agent, quiesce, freeze, reporter)
+        return
     attempt = _Attempt(agent, thawer, reporter, clock)
     try:
         reason = attempt.freeze()
-        if reason is not None:
+        if reason is not None and not attempt.was_too_late:
             _do_without(quiesce, reason, reporter)
         yield freeze
     finally:
         attempt.thaw()
         freeze.frozen_ms = attempt.frozen_ms
+    if attempt.was_too_late:
+        _look_after_another(agent, quiesce, freeze, reporter)
+        return
     if reason is not None:
         return
     reason = attempt.reason_not_to_trust()
@@ -157,6 +172,8 @@ class _Attempt:
         self._begun = clock()
         self._answered = False
         self._refused = False
+        self._was_thawed_blindly = False
+        self.was_too_late = False  #: somebody else froze between the look and the freeze, which did nothing
         self._count = 0
         self._late = False
         self._thaw: Thawed | None = None
@@ -176,6 +193,7 @@ class _Attempt:
             raise
         except VbackupError as err:
             self._answered = self._refused = isinstance(err, QmpError)
+            self._look_for_another(err)
             return f"the guest agent could not freeze the filesystems: {err}"
         self._answered = True
         if not self._count:
@@ -184,11 +202,28 @@ class _Attempt:
             return f"the guest agent took all of the {limit_s} s that --freeze-limit allows"
         return None
 
+    def _look_for_another(self, err: VbackupError) -> None:
+        """Find out whether the agent froze nothing because somebody else had frozen the guest since it was asked."""
+        if isinstance(err, QmpError) and err.description.is_of_disabled_command:
+            with contextlib.suppress(VbackupError):
+                self.was_too_late = _is_frozen(self._agent)
+        if self.was_too_late:  # whoever would thaw for this process must not
+            if self._timer is not None:
+                self._timer.cancel()
+            self._thawer.thawed()
+
     def thaw(self) -> None:
         """Thaw, and report whatever the administrator should know about it."""
         self._late = self._is_over()
         if self._timer is not None:
             self._timer.cancel()
+        if self.was_too_late:
+            return
+        if self._late and self._answered and (self._was_thawed_blindly or self._thawer.has_thawed()):
+            self._thawer.thawed()
+            self._thaw = Thawed(Thaw.NOTHING_FROZEN)
+            self.frozen_ms = max(1, round((self._clock() - self._begun) * 1000))
+            return
         thawed = self._thaw = thaw(self._agent, sure=self._answered, deadline_s=THAW_DEADLINE_S, clock=self._clock)
         if thawed.how is Thaw.NO_ANSWER:
             self._reporter.warning(
@@ -229,22 +264,75 @@ class _Attempt:
     def _thaw_blindly(self) -> None:
         with contextlib.suppress(VbackupError):  # the thaw at the end of the block reports errors
             self._agent.agent("guest-fsfreeze-thaw", timeout_s=THAW_S)
+            self._was_thawed_blindly = True
 
 
-def thaw_leftover(agent: Agent, reporter: Reporter) -> bool:
-    """Thaw what a killed run may have left frozen; return True if the agent reports that it was.
+def thaw_leftover(agent: Agent, reporter: Reporter, *, is_ours: bool) -> bool:
+    """Thaw what a killed run may have left frozen; return False if the guest may still be frozen by it.
 
-    If the agent does not answer, that is reported and nothing else is tried. Raises DomainGoneError.
+    ``is_ours`` is False if the killed run cannot have frozen what is frozen now: that is reported, and stays. If the
+    agent does not answer, that is reported and nothing else is tried. Raises DomainGoneError.
     """
     try:
-        if agent.agent("guest-fsfreeze-status", timeout_s=PING_S) != "frozen":
-            return False
+        if not _is_frozen(agent):
+            return True
     except DomainGoneError:
         raise
     except VbackupError as err:
         reporter.warning(f"Cannot tell whether the guest's filesystems are frozen: {err}")
         return False
-    return thaw(agent, sure=True, deadline_s=THAW_DEADLINE_S).how is Thaw.DONE
+    if not is_ours:
+        reporter.warning(
+            f"The guest's filesystems are frozen, but not by vbackup, which leaves them so. {_HOW_TO_THAW}"
+        )
+        return True
+    if thaw(agent, sure=True, deadline_s=THAW_DEADLINE_S).how is Thaw.NO_ANSWER:
+        reporter.warning(f"The guest agent did not answer the thaw; the guest may still be frozen. {_HOW_TO_THAW}")
+        return False
+    reporter.warning("An interrupted backup had left the guest's filesystems frozen; they are thawed now.")
+    return True
+
+
+_HOW_TO_THAW = "If nothing else is at work on this guest, 'virsh domfsthaw' thaws them."
+
+
+def _is_frozen(agent: Agent) -> bool:
+    """Return what the agent says; False if it does not tell its state. Raises a VbackupError if it does not answer."""
+    try:
+        return bool(agent.agent("guest-fsfreeze-status", timeout_s=PING_S) == "frozen")
+    except QmpError:
+        return False  # as configured in the guest (block-rpcs)
+
+
+def _is_frozen_by_another(agent: Agent, thawer: Thawer, reporter: Reporter) -> bool:
+    """Return True if the guest is frozen, but by no vbackup; what a dead vbackup left frozen is thawed."""
+    try:
+        if not _is_frozen(agent):
+            return False
+    except DomainGoneError:
+        raise
+    except VbackupError:
+        return False  # it has just answered a ping; the freeze will tell
+    return not (thawer.may_be_left_frozen() and thaw_leftover(agent, reporter, is_ours=True))
+
+
+def _look_after_another(agent: Agent, quiesce: Quiesce, freeze: Freeze, reporter: Reporter) -> None:
+    """Look whether the guest that somebody else had frozen before the moment still is: nobody was asked to wait."""
+    try:
+        is_frozen = _is_frozen(agent)
+        reason = "another program had frozen them, and had thawed them before QEMU had started the backup"
+    except DomainGoneError:
+        raise
+    except VbackupError as err:
+        is_frozen, reason = False, f"another program had frozen them, and nobody can tell whether they stayed so: {err}"
+    if not is_frozen:
+        _do_without(quiesce, reason, reporter)
+        return
+    freeze.consistency = Consistency.FILESYSTEM
+    reporter.warning(
+        "Another program had frozen the guest's filesystems before; they were frozen at the moment of the backup, and"
+        f" vbackup leaves them so. {_HOW_TO_THAW}"
+    )
 
 
 def _reason_not_to_freeze(agent: Agent, thawer: Thawer) -> str | None:

@@ -22,6 +22,7 @@ from vbackup.model import (
     Disk,
     DiskNode,
     Domain,
+    FreezeMark,
     ImageLocation,
     Layer,
     Quiesce,
@@ -148,6 +149,11 @@ class OffSource:
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Do nothing: there is no guest to freeze."""
 
+    @property
+    def freeze_mark(self) -> FreezeMark:
+        """Nothing is frozen."""
+        return FreezeMark.NONE
+
     @contextmanager
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
         """Freeze nothing: no guest runs, which satisfies every ``quiesce``."""
@@ -159,7 +165,7 @@ class OffSource:
             )
         yield Freeze(Consistency.CRASH if saved else Consistency.OFFLINE)
 
-    def thaw(self, reporter: Reporter) -> None:
+    def thaw(self, reporter: Reporter, *, mark: FreezeMark) -> None:
         """Do nothing: there is no guest."""
 
     def is_guest_stopped(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Protocol
 from vbackup.domain import chain_states, detached, domain_xml
 from vbackup.domain.access import Access
 from vbackup.domain.freeze import Freeze, frozen, thaw_leftover, without_freeze
+from vbackup.domain.freeze_turn import FreezeTurn
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.watchdog import Watchdog
@@ -24,6 +25,7 @@ from vbackup.model import (
     Disk,
     DiskNode,
     Domain,
+    FreezeMark,
     Layer,
     Quiesce,
 )
@@ -97,14 +99,18 @@ class Source(Protocol):
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Start what thaws if vbackup cannot (the Thawer), so that it is ready in time; it ends with the source."""
 
+    @property
+    def freeze_mark(self) -> FreezeMark:
+        """How a later run can tell whether the freeze that is prepared has been carried out."""
+
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> AbstractContextManager[Freeze]:
         """Keep the guest's filesystems frozen while the block runs, but at most ``limit_s``.
 
         Raises QuiesceError if freezing is required and fails.
         """
 
-    def thaw(self, reporter: Reporter) -> None:
-        """Thaw the guest's filesystems if a dead run may have left them frozen."""
+    def thaw(self, reporter: Reporter, *, mark: FreezeMark) -> None:
+        """Thaw the guest's filesystems if a dead run may have left them frozen; ``mark`` is what it recorded."""
 
     def is_guest_stopped(self) -> bool:
         """Return True if an I/O error has stopped the guest."""
@@ -236,6 +242,13 @@ class RunningSource:
                 uri=host.real_uri, uuid=self.handle.uuid, limit_s=limit_s, is_blind=host.is_embedded
             )
 
+    @property
+    def freeze_mark(self) -> FreezeMark:
+        """With a watchdog, what it remembers."""
+        if self._watchdog is None:
+            return FreezeMark.NONE
+        return FreezeMark.MARKED if self._watchdog.marks else FreezeMark.UNMARKED
+
     @contextmanager
     def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
         """Freeze through the guest agent, with the watchdog standing by; not if the guest cannot run."""
@@ -251,18 +264,29 @@ class RunningSource:
             if self._watchdog is not None:
                 self._watchdog.let_go()  # copying can take hours
 
-    def thaw(self, reporter: Reporter) -> None:
-        """Ask the guest agent to thaw, if there is one that can answer."""
-        if not self.domain.agent_connected:
+    def thaw(self, reporter: Reporter, *, mark: FreezeMark) -> None:
+        """Ask the guest agent to thaw, if there is one that can answer and it was a vbackup that froze."""
+        if mark is FreezeMark.NONE or not self.domain.agent_connected:
             return
-        halted = self.handle.halted()
-        if halted is not None:
-            reporter.warning(
-                f"The domain is {halted}, so its guest agent cannot tell whether an interrupted backup left filesystems"
-                " frozen. When the domain runs again, 'virsh domfsthaw' thaws them."
-            )
-        elif thaw_leftover(self._monitor, reporter):
-            reporter.warning("An interrupted backup had left the guest's filesystems frozen; they are thawed now.")
+        turn = FreezeTurn(self.handle.uuid)
+        try:
+            if not turn.take():
+                reporter.step(
+                    "Another vbackup is freezing the guest, or the watchdog of one that was killed is thawing it; the"
+                    " guest's freeze is left to it."
+                )
+                return
+            is_ours = turn.may_be_left_frozen() if mark is FreezeMark.MARKED and turn.marks else True
+            halted = self.handle.halted() if is_ours else None
+            if halted is not None:
+                reporter.warning(
+                    f"The domain is {halted}, so its guest agent cannot tell whether an interrupted backup left"
+                    " filesystems frozen. When the domain runs again, 'virsh domfsthaw' thaws them."
+                )
+            elif thaw_leftover(self._monitor, reporter, is_ours=is_ours):
+                turn.thawed()
+        finally:
+            turn.close()
 
     def is_guest_stopped(self) -> bool:
         """Ask libvirt why the domain is paused."""

@@ -341,7 +341,9 @@ def _start(
     domain = this.domain
     domain.stop.check()
     # Nothing is written to the repository while the guest is frozen: its storage may be slow.
-    written.moment(datetime.now(timezone.utc), guest_was_stopped=guest_was_stopped)
+    written.moment(
+        datetime.now(timezone.utc), guest_was_stopped=guest_was_stopped, freeze_mark=domain.source.freeze_mark
+    )
     transaction = backup_plan.transaction()
     this.moment.ready()
     frozen = domain.source.frozen(this.request.quiesce, domain.reporter, limit_s=this.request.freeze_limit_s)

@@ -27,7 +27,7 @@ from vbackup.errors import (
     QemuGoneError,
     VbackupError,
 )
-from vbackup.model import NodeBitmap
+from vbackup.model import FreezeMark, NodeBitmap
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import Job, JobStatus
 from vbackup.qemu.monitor import block_nodes
@@ -295,7 +295,7 @@ def _finish(entry: Entry, domain: LockedDomain) -> None:
         backup = Unfinished(domain, entry.draft, stage, relied_on_marks=_relied_on_marks(entry, domain))
         _push_undo(backup, entry, undo_steps)
         if entry.step is Step.MOMENT:
-            domain.source.thaw(domain.reporter)
+            domain.source.thaw(domain.reporter, mark=_freeze_mark(entry))
         if entry.step in (Step.MOMENT, Step.STARTED):
             backup = copy(backup, written, Following())
         elif entry.step is Step.COPIED:
@@ -326,4 +326,12 @@ def _push_undo(backup: Unfinished, entry: Entry, undo_steps: Undo) -> None:
     backup.push_undo_of_nodes(undo_steps)
     backup.push_undo_of_jobs(undo_steps, guest_was_stopped=entry.guest_was_stopped)
     if entry.step is Step.MOMENT:
-        undo_steps.push("thaw the guest's filesystems", lambda: backup.domain.source.thaw(backup.domain.reporter))
+        source, reporter, mark = backup.domain.source, backup.domain.reporter, _freeze_mark(entry)
+        undo_steps.push("thaw the guest's filesystems", lambda: source.thaw(reporter, mark=mark))
+
+
+def _freeze_mark(entry: Entry) -> FreezeMark:
+    """Return how to tell whether the dead run froze the guest: its mark ended with the boot of its host."""
+    if entry.freeze_mark is FreezeMark.MARKED and not entry.writer.is_of_this_boot:
+        return FreezeMark.UNMARKED
+    return entry.freeze_mark

@@ -20,7 +20,7 @@ from vbackup import files
 from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.files import storage_errors
-from vbackup.model import Backup, Consistency
+from vbackup.model import Backup, Consistency, FreezeMark
 from vbackup.process import Process
 from vbackup.repository import manifest
 
@@ -50,6 +50,7 @@ class Entry:
     writer: Process
     step: Step
     guest_was_stopped: bool = False  #: an I/O error had stopped the guest before the jobs began
+    freeze_mark: FreezeMark = FreezeMark.UNMARKED  #: how to tell whether the guest was frozen
     images: Mapping[str, str] = field(default_factory=dict)  #: identity, by file, of the images that QEMU got
 
     def is_of(self, directory: Path) -> bool:
@@ -108,9 +109,12 @@ class Journal:
         """Record that QEMU is about to get these images; they are in the journal's directory."""
         self._write(Step.TARGETS, {"images": {file: _identity(self._path.parent / file) for file in files}})
 
-    def moment(self, time: datetime, *, guest_was_stopped: bool) -> None:
+    def moment(self, time: datetime, *, guest_was_stopped: bool, freeze_mark: FreezeMark = FreezeMark.UNMARKED) -> None:
         """Record that the freeze and the transaction are about to begin."""
-        self._write(Step.MOMENT, {"time": manifest.iso(time), "guest_was_stopped": guest_was_stopped})
+        self._write(
+            Step.MOMENT,
+            {"time": manifest.iso(time), "guest_was_stopped": guest_was_stopped, "freeze": freeze_mark.value},
+        )
 
     def started(self, draft: Backup) -> None:
         """Record that the jobs run, and what the moment has made of the draft."""
@@ -170,7 +174,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
     if first.text("step") != Step.BEGIN.value or first.text("schema") != SCHEMA:
         raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
     draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)
-    step, guest_was_stopped = Step.BEGIN, False
+    step, guest_was_stopped, freeze_mark = Step.BEGIN, False, FreezeMark.UNMARKED
     images: Mapping[str, str] = {}
     for line in lines[1:]:
         fields = _line(line, where)
@@ -181,6 +185,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
             elif step is Step.MOMENT:
                 draft = replace(draft, time=manifest.time(fields.text("time"), where))
                 guest_was_stopped = fields.boolean("guest_was_stopped")
+                freeze_mark = FreezeMark(fields.optional_text("freeze") or FreezeMark.UNMARKED.value)
             elif step is Step.STARTED:
                 draft = replace(
                     draft,
@@ -196,7 +201,14 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
                 )
         except ValueError as err:
             raise ChainError(f"In {where}: {err}.") from err
-    return Entry(draft, Process.read(first.object("writer")), step, guest_was_stopped, images)
+    return Entry(
+        draft,
+        Process.read(first.object("writer")),
+        step,
+        guest_was_stopped=guest_was_stopped,
+        freeze_mark=freeze_mark,
+        images=images,
+    )
 
 
 def with_copied(draft: Backup, copied_bytes: Mapping[str, int]) -> Backup:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import Recorder
-from vbackup.domain.freeze import DEFAULT_LIMIT_S, THAW_DEADLINE_S, Freeze, Thaw, Thawed, frozen, thaw
+from vbackup.domain.freeze import (
+    DEFAULT_LIMIT_S,
+    THAW_DEADLINE_S,
+    Freeze,
+    Thaw,
+    Thawed,
+    frozen,
+    thaw,
+    thaw_leftover,
+)
 from vbackup.errors import ConnectionLostError, DomainGoneError, MonitorError, QmpError, QuiesceError
 from vbackup.model import Consistency, Quiesce
 
@@ -35,10 +44,18 @@ class FakeThawer:
         self.limit_s = limit_s
         self.is_blind = False
         self.told: list[str] = []
+        self.is_left_frozen = False
+        self.did_thaw = False
         self._reason = reason
 
     def reason_not_to_freeze(self) -> str | None:
         return self._reason
+
+    def may_be_left_frozen(self) -> bool:
+        return self.is_left_frozen
+
+    def has_thawed(self) -> bool:
+        return self.did_thaw
 
     def freezing(self) -> None:
         self.told.append("freezing")
@@ -115,7 +132,7 @@ def test_filesystems_are_frozen_at_the_moment_and_thawed_after_it(recorder: Reco
     made, at_the_moment = moment(agent, recorder, quiesce)
     assert at_the_moment
     assert not agent.is_frozen
-    assert agent.asked == [PING, FREEZE, THAW]
+    assert agent.asked == [PING, STATUS, FREEZE, THAW]
     assert made.consistency is Consistency.FILESYSTEM
     assert made.frozen_ms > 0
     assert recorder.warnings == []
@@ -158,7 +175,7 @@ def test_guest_that_may_have_frozen_is_thawed(recorder: Recorder, error: Excepti
     """The answer to the freeze was lost, or came late."""
     agent = FakeAgent(freeze=error)
     made, _ = moment(agent, recorder)
-    assert agent.asked[:3] == [PING, FREEZE, THAW]
+    assert agent.asked[:4] == [PING, STATUS, FREEZE, THAW]
     assert made.consistency is Consistency.CRASH
     assert "could not freeze" in recorder.warnings[0]
 
@@ -261,7 +278,7 @@ def test_thaw_that_is_refused_is_told_once(recorder: Recorder) -> None:
 
 
 def test_thaw_that_is_refused_while_something_is_frozen_is_tried_again(recorder: Recorder) -> None:
-    agent = FakeAgent(thaw=[QmpError(THAW, "GenericError", "not now"), 2], status=["frozen", "thawed"])
+    agent = FakeAgent(thaw=[QmpError(THAW, "GenericError", "not now"), 2], status=["thawed", "frozen", "thawed"])
     made, _ = moment(agent, recorder)
     assert agent.asked.count(THAW) == 2
     assert made.consistency is Consistency.FILESYSTEM
@@ -270,7 +287,7 @@ def test_thaw_that_is_refused_while_something_is_frozen_is_tried_again(recorder:
 def test_half_a_freeze_is_thawed_and_told(recorder: Recorder) -> None:
     agent = FakeAgent(freeze=QmpError(FREEZE, "GenericError", "failed to freeze /log: Input/output error"), thaw=1)
     made, _ = moment(agent, recorder)
-    assert agent.asked == [PING, FREEZE, THAW]
+    assert agent.asked == [PING, STATUS, FREEZE, THAW]
     assert made.consistency is Consistency.CRASH
     assert made.frozen_ms > 0
     assert "failed to freeze /log" in recorder.warnings[0]
@@ -279,9 +296,9 @@ def test_half_a_freeze_is_thawed_and_told(recorder: Recorder) -> None:
 
 def test_agent_that_freezes_after_the_thaw_is_thawed_again(recorder: Recorder) -> None:
     """It did not answer the freeze in time, so when it freezes is unknown."""
-    agent = FakeAgent(freeze=NO_ANSWER, thaw=[0, 2], status=["frozen", "thawed"])
+    agent = FakeAgent(freeze=NO_ANSWER, thaw=[0, 2], status=["thawed", "frozen", "thawed"])
     made, _ = moment(agent, recorder)
-    assert agent.asked == [PING, FREEZE, THAW, STATUS, THAW, STATUS]
+    assert agent.asked == [PING, STATUS, FREEZE, THAW, STATUS, THAW, STATUS]
     assert made.consistency is Consistency.CRASH
 
 
@@ -417,3 +434,94 @@ def test_end_of_the_domain_needs_no_thaw(recorder: Recorder) -> None:
     moment(agent, recorder)
     assert agent.asked.count(THAW) == 1
     assert recorder.warnings == []
+
+
+# somebody else has frozen the guest
+
+DISABLED = QmpError(
+    FREEZE, "GenericError", "Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state"
+)
+
+
+@pytest.mark.parametrize("quiesce", [Quiesce.AUTO, Quiesce.REQUIRED])
+def test_guest_that_somebody_else_froze_is_neither_frozen_nor_thawed(recorder: Recorder, quiesce: Quiesce) -> None:
+    agent, thawer = FakeAgent(status="frozen"), FakeThawer()
+    made, _ = moment(agent, recorder, quiesce, thawer=thawer)
+    assert agent.asked == [PING, STATUS, STATUS]
+    assert thawer.told == []
+    assert made == Freeze(Consistency.FILESYSTEM, 0)
+    [warning] = recorder.warnings
+    assert "Another program had frozen" in warning
+    assert "virsh domfsthaw" in warning
+
+
+@pytest.mark.parametrize("after", ["thawed", NO_ANSWER], ids=["thawed", "no answer"])
+def test_freeze_of_somebody_else_counts_only_if_it_lasts(recorder: Recorder, after: Any) -> None:
+    made, _ = moment(FakeAgent(status=["frozen", after]), recorder)
+    assert made == Freeze(Consistency.CRASH, 0)
+    assert "another program had frozen them" in recorder.warnings[-1]
+    with pytest.raises(QuiesceError, match="another program had frozen them"):
+        moment(FakeAgent(status=["frozen", after]), recorder, Quiesce.REQUIRED)
+
+
+@pytest.mark.parametrize("consistency", [Consistency.FILESYSTEM, Consistency.CRASH], ids=lambda value: value.value)
+def test_freeze_of_somebody_else_between_the_look_and_the_freeze_is_theirs(
+    recorder: Recorder, consistency: Consistency
+) -> None:
+    """The agent disables the command while the guest is frozen, so ours did nothing, and nobody thaws for us."""
+    after = "frozen" if consistency is Consistency.FILESYSTEM else "thawed"
+    agent, thawer = FakeAgent(status=["thawed", "frozen", after], freeze=DISABLED), FakeThawer()
+    made, _ = moment(agent, recorder, thawer=thawer)
+    assert agent.asked == [PING, STATUS, FREEZE, STATUS, STATUS]
+    assert thawer.told == ["freezing", "thawed"]
+    assert made == Freeze(consistency, 0)
+    assert len(recorder.warnings) == 1
+
+
+def test_freeze_that_the_owner_of_the_agent_has_disabled_is_no_freeze_of_somebody_else(recorder: Recorder) -> None:
+    made, _ = moment(
+        FakeAgent(freeze=QmpError(FREEZE, "GenericError", "Command x has been disabled"), thaw=0), recorder
+    )
+    assert made == Freeze(Consistency.CRASH, 0)
+    assert ["could not freeze" in warning for warning in recorder.warnings] == [True]
+
+
+def test_agent_that_does_not_tell_its_state_is_asked_to_freeze(recorder: Recorder) -> None:
+    agent = FakeAgent(status=QmpError(STATUS, "CommandNotFound", "disabled"))
+    made, _ = moment(agent, recorder)
+    assert agent.asked == [PING, STATUS, FREEZE, THAW]
+    assert made.consistency is Consistency.FILESYSTEM
+
+
+def test_what_a_dead_vbackup_left_frozen_is_thawed_and_frozen_again(recorder: Recorder) -> None:
+    agent, thawer = FakeAgent(status=["frozen"]), FakeThawer()
+    thawer.is_left_frozen = True
+    made, at_the_moment = moment(agent, recorder, thawer=thawer)
+    assert agent.asked == [PING, STATUS, STATUS, THAW, FREEZE, THAW]
+    assert (made.consistency, at_the_moment) == (Consistency.FILESYSTEM, True)
+    assert "An interrupted backup had left" in recorder.warnings[0]
+
+
+def test_guest_that_the_thawer_has_thawed_is_not_thawed_again(recorder: Recorder) -> None:
+    """This process hung; meanwhile somebody else may have frozen the guest."""
+    agent, thawer = FakeAgent(), FakeThawer(limit_s=20)
+    thawer.did_thaw = True
+    made, _ = moment(agent, recorder, thawer=thawer, transaction_s=20)
+    assert agent.asked == [PING, STATUS, FREEZE]
+    assert made.consistency is Consistency.CRASH
+    assert made.frozen_ms > 20_000
+    assert "20 s of --freeze-limit expired" in recorder.warnings[-1]
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "theirs"])
+def test_leftover_is_thawed_only_if_a_vbackup_froze_it(recorder: Recorder, is_ours: bool) -> None:
+    agent = FakeAgent(status="frozen")
+    assert thaw_leftover(agent, recorder, is_ours=is_ours)
+    assert (THAW in agent.asked) == is_ours
+    assert ["they are thawed now" in warning for warning in recorder.warnings] == [is_ours]
+
+
+def test_leftover_that_cannot_be_thawed_is_told(recorder: Recorder) -> None:
+    assert not thaw_leftover(FakeAgent(status="frozen", thaw=NO_ANSWER), recorder, is_ours=True)
+    assert not thaw_leftover(FakeAgent(status=NO_ANSWER), recorder, is_ours=True)
+    assert len(recorder.warnings) == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,12 @@ import pytest
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit import builders
 from tests.unit.builders import Recorder
+from vbackup.domain import freeze_turn
 from vbackup.domain.freeze import Freeze
+from vbackup.domain.freeze_turn import FreezeTurn
 from vbackup.domain.source import RunningSource, open_source
 from vbackup.errors import HostUnreachableError, QuiesceError, UnsuitableError, VbackupError
-from vbackup.model import Consistency, Quiesce
+from vbackup.model import Consistency, FreezeMark, Quiesce
 
 
 def test_domain_on_another_host_is_not_opened_here(domain: Any) -> None:
@@ -30,6 +34,7 @@ class Handle:
         self.io_error = False
         self.is_halted: str | None = None
         self.resumed = 0
+        self.uuid = ""
 
     def is_active(self) -> bool:
         if isinstance(self.active, VbackupError):
@@ -132,5 +137,76 @@ def test_guest_that_shall_not_be_frozen_is_not_asked_whether_it_runs() -> None:
 
 def test_paused_guest_of_a_dead_run_is_left_with_the_command_that_thaws_it() -> None:
     recorder = Recorder()
-    halted("crashed").thaw(recorder)
+    halted("crashed").thaw(recorder, mark=FreezeMark.UNMARKED)
     assert "virsh domfsthaw" in recorder.warnings[0]
+
+
+# the freeze of a dead run
+
+FROZEN, THAW = "guest-fsfreeze-status", "guest-fsfreeze-thaw"
+
+
+class FrozenGuest:
+    """The agent of a guest that is frozen."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def agent(self, command: str, *, timeout_s: int) -> Any:
+        assert timeout_s > 0
+        self.asked.append(command)
+        return "frozen" if command == FROZEN else 1
+
+
+@pytest.fixture
+def turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FreezeTurn]:
+    """That of another process."""
+    monkeypatch.setattr(freeze_turn, "directory", lambda: tmp_path / "run" / "freeze")
+    made = FreezeTurn(builders.UUID)
+    yield made
+    made.close()
+
+
+def thaw(mark: FreezeMark, *, is_connected: bool = True) -> tuple[list[str], Recorder]:
+    guest, recorder, handle = FrozenGuest(), Recorder(), Handle()
+    handle.uuid = builders.UUID
+    domain = builders.domain("vda", agent_connected=is_connected)
+    RunningSource(handle, domain, guest).thaw(recorder, mark=mark)  # type: ignore[arg-type]
+    return guest.asked, recorder
+
+
+def test_run_that_froze_nothing_left_nothing_frozen(turn: FreezeTurn) -> None:
+    turn.frozen()
+    assert thaw(FreezeMark.NONE)[0] == []
+    assert thaw(FreezeMark.MARKED, is_connected=False)[0] == []
+
+
+def test_marked_freeze_is_thawed_once_and_one_without_a_mark_is_somebody_else_s(turn: FreezeTurn) -> None:
+    turn.frozen()
+    asked, recorder = thaw(FreezeMark.MARKED)
+    assert asked == [FROZEN, THAW]
+    assert "they are thawed now" in recorder.warnings[0]
+    assert not turn.may_be_left_frozen()
+    asked, recorder = thaw(FreezeMark.MARKED)
+    assert asked == [FROZEN]
+    assert "but not by vbackup, which leaves them so" in recorder.warnings[0]
+
+
+@pytest.mark.parametrize("mark", [FreezeMark.UNMARKED, FreezeMark.MARKED])
+def test_freeze_is_thawed_if_nobody_could_mark_it(
+    turn: FreezeTurn, monkeypatch: pytest.MonkeyPatch, mark: FreezeMark
+) -> None:
+    if mark is FreezeMark.MARKED:
+        monkeypatch.setattr(freeze_turn, "directory", lambda: None)
+    assert turn.marks
+    assert thaw(mark)[0] == [FROZEN, THAW]
+
+
+def test_freeze_that_another_process_deals_with_is_left_to_it(
+    turn: FreezeTurn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FreezeTurn.take, "__defaults__", (0.1,))
+    assert turn.take()
+    asked, recorder = thaw(FreezeMark.UNMARKED)
+    assert asked == []
+    assert "the guest's freeze is left to it" in recorder.steps[0]

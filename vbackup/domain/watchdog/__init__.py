@@ -7,7 +7,8 @@
 
 vbackup and the process share two pipes. vbackup sends one JSON line (the orders), then FREEZING and THAWED. The
 process sends one line: READY, BLIND, or why it cannot thaw. A pipe keeps its data after the writer was killed, so
-FREEZING arrives even if vbackup dies right after it; end of file means that vbackup has ended.
+FREEZING arrives even if vbackup dies right after it; end of file means that vbackup has ended. They also share the
+file of vbackup's turn to freeze (vbackup.domain.freeze_turn).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import sys
 import time
 from pathlib import Path
 
-from vbackup.domain.watchdog.process import BLIND, FREEZING, READY, THAWED
+from vbackup.domain import freeze_turn
+from vbackup.domain.freeze_turn import FreezeTurn
+from vbackup.domain.watchdog.process import BLIND, FREEZING, READY, THAWED, THAWED_STATUS
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +50,14 @@ class Watchdog:
         self._is_ready = False
         self._may_be_frozen = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._turn = FreezeTurn(uuid)
         orders = {
             "sys_path": [os.fspath(Path(path).absolute()) for path in sys.path],
             "uri": uri,
             "uuid": uuid,
             "limit_s": limit_s,
             "is_blind": is_blind,
+            "turn_fd": self._turn.fd,
         }
         try:
             self._process = subprocess.Popen(
@@ -62,6 +67,7 @@ class Watchdog:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # it may outlive vbackup, whose stderr would then stay open
                 bufsize=0,
+                pass_fds=() if self._turn.fd is None else (self._turn.fd,),
                 start_new_session=True,  # a signal to vbackup's process group must not end it
             )
         except OSError as err:
@@ -75,7 +81,7 @@ class Watchdog:
         return None if self._process is None else self._process.pid
 
     def reason_not_to_freeze(self) -> str | None:
-        """Wait until the process is ready, at most READY_S seconds; return why it is not, or None."""
+        """Wait until the process is ready, at most READY_S seconds, and for the turn; return why not, or None."""
         if self._reason is None and not self._is_ready:
             answer = self._answer(READY_S)
             self._is_ready = answer in (READY, BLIND)
@@ -83,23 +89,44 @@ class Watchdog:
                 self._reason = answer or "it ended too early"
         if self._reason is None and (self._process is None or self._process.poll() is not None):
             self._reason = "it was killed"
+        if self._reason is None and not self._turn.take():
+            return f"another vbackup has been freezing this guest for more than {freeze_turn.WAIT_S:.0f} s"
         return f"the watchdog that would thaw them is not ready: {self._reason}" if self._reason else None
+
+    @property
+    def marks(self) -> bool:
+        """True if it is remembered on this host that this vbackup has the guest frozen."""
+        return self._turn.marks
+
+    def may_be_left_frozen(self) -> bool:
+        """Return True if a vbackup that died with its watchdog did not thaw the guest."""
+        return self._turn.may_be_left_frozen()
 
     def freezing(self) -> None:
         """Tell the process that the guest may be frozen from now on."""
         self._may_be_frozen = True
+        self._turn.frozen()
         self._send(FREEZING)
 
     def thawed(self) -> None:
         """Tell the process that the guest is not frozen; it ends by itself."""
         self._send(THAWED)
         self._may_be_frozen = False
+        self._turn.thawed()
+        self._turn.end()
+
+    def has_thawed(self) -> bool:
+        """Return True if the process has ended after it had thawed the guest."""
+        return self._process is not None and self._process.poll() == THAWED_STATUS
 
     def let_go(self) -> None:
         """Release the process without waiting: it ends, after a thaw if the guest may still be frozen."""
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
+        if not self._may_be_frozen:
+            self._turn.end()
+        self._turn.close()
 
     def close(self) -> None:
         """Release the process and wait until it ends; closing twice is fine.
@@ -107,9 +134,9 @@ class Watchdog:
         If the guest may still be frozen, there is no wait: the process goes on thawing alone and ends by itself.
         """
         process = self._process
+        self.let_go()
         if process is None:
             return
-        self.let_go()
         assert process.stdout is not None
         process.stdout.close()
         self._process = None

@@ -9,12 +9,14 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import syslog
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vbackup.domain import freeze_turn
 from vbackup.domain.freeze import Thaw, Thawed, thaw
 from vbackup.errors import DomainGoneError, DomainNotFoundError, VbackupError
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 FREEZING, THAWED = "freezing", "thawed"
 #: What the process sends: it can thaw at any time, or only after vbackup has ended.
 READY, BLIND = "ready", "blind"
+#: The exit status of a process that has thawed the guest.
+THAWED_STATUS = 10
 #: How long to retry an agent that does not answer: a guest may hang for minutes, and freeze when it continues.
 GIVE_UP_S = 300.0
 #: Pause between two attempts to connect: the first and the longest. Each attempt makes libvirt register the embedded
@@ -50,12 +54,19 @@ class Pipe:
         return self._file.readline().decode().strip()  # lines are never split: they are shorter than PIPE_BUF
 
 
-def main(*, uri: str, uuid: str, limit_s: int, is_blind: bool) -> None:
-    """Run the watchdog on stdin and stdout; the parameters are the orders (see vbackup.domain.watchdog.Watchdog)."""
+def main(*, uri: str, uuid: str, limit_s: int, is_blind: bool, turn_fd: int | None) -> None:
+    """Run the watchdog on stdin and stdout; the parameters are the orders (see vbackup.domain.watchdog.Watchdog).
+
+    ``turn_fd`` is the file of vbackup's turn to freeze, which lasts until this process ends.
+    """
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # vbackup may have got it too, and then ends the pipe
     os.chdir("/")
-    watch(Pipe(0), lambda: _connect(uri, uuid), _tell, _log, limit_s=limit_s, is_blind=is_blind)
+    thawed = watch(Pipe(0), lambda: _connect(uri, uuid), _tell, _log, limit_s=limit_s, is_blind=is_blind)
+    if thawed:
+        if turn_fd is not None:
+            freeze_turn.forget(turn_fd)
+        sys.exit(THAWED_STATUS)
 
 
 def watch(
@@ -67,12 +78,12 @@ def watch(
     limit_s: float,
     is_blind: bool,
     give_up_s: float = GIVE_UP_S,
-) -> None:
+) -> bool:
     """Connect, wait, and thaw if ``vbackup`` does not end the freeze within ``limit_s`` seconds, or dies.
 
     ``connect`` returns the guest agent and raises VbackupError; ``tell`` sends a line to vbackup; ``log`` records what
     the process did. With ``is_blind`` it connects only after vbackup has ended. It gives up ``give_up_s`` seconds
-    after the thaw was due.
+    after the thaw was due. Returns True if it had to thaw, and the guest is not frozen any longer.
     """
     agent: Agent | None = None
     if not is_blind:
@@ -80,18 +91,19 @@ def watch(
             agent = connect()
         except VbackupError as err:
             tell(" ".join(str(err).split()))
-            return
+            return False
     tell(BLIND if is_blind else READY)
     if vbackup.next_line() != FREEZING:
-        return  # nothing was frozen
+        return False  # nothing was frozen
     line = vbackup.next_line(limit_s)
     reason = "was not thawed within the limit" if line is None else "was left frozen by a vbackup process that ended"
     if line is None and is_blind:
         line = vbackup.next_line()
     if line == THAWED:
-        return
+        return False
     thawed = _thaw(agent, connect, give_up_s)
     log(f"{reason}: {_RESULTS[thawed.how]}")
+    return thawed.how is not Thaw.NO_ANSWER
 
 
 def _thaw(agent: Agent | None, connect: Callable[[], Agent], give_up_s: float) -> Thawed:
