@@ -4,13 +4,15 @@ The name of every object that vbackup makes in QEMU starts with ``vbackup-`` and
 not interfere with each other, libvirt's own checkpoints are never touched, and what a killed run left behind can be
 recognised. The name of a checkpoint's bitmap also has the ``dev`` of the disk, and a token that is recorded only in the
 manifest of its backup. Bitmaps travel with images: without these, a bitmap that another disk, another domain or a copy
-of the repository got in the same second would be mistaken for it, and the incremental would be wrong.
+of the repository got in the same second would be mistaken for it, and the incremental would be wrong. The last four
+digits of a token tell the path of the repository: a copy, which has the same id, does not remove what the original has.
 
 The name of an end mark (vbackup.engine.endmark) has the size of the disk, because it only watches that end.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import string
@@ -22,7 +24,7 @@ from vbackup.model import Level
 
 BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-(full|incremental|differential|copy)")
 REPOSITORY_ID = re.compile(r"[0-9a-f]{12}")
-TOKEN = re.compile(r"[0-9a-f]{12}")
+TOKEN = re.compile(r"[0-9a-f]{12}(?:[0-9a-f]{4})?")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 #: Disk names that libvirt accepts, and that are short enough for a node name (QEMU: 31 bytes).
@@ -49,9 +51,14 @@ def new_repository_id() -> str:
     return secrets.token_hex(6)
 
 
-def new_token() -> str:
-    """Return twelve random hexadecimal digits, new for every backup."""
-    return new_repository_id()
+def new_token(place: str = "") -> str:
+    """Return twelve random hexadecimal digits, new for every backup, and those of the place (Naming.place)."""
+    return new_repository_id() + place
+
+
+def place_of(path: str) -> str:
+    """Return four hexadecimal digits that tell the path of a repository from those of its copies."""
+    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:4]
 
 
 def new_group_id() -> str:
@@ -92,6 +99,7 @@ class Naming:
     """Makes the names of a repository's jobs, nodes and bitmaps in QEMU; no other code does."""
 
     repository_id: str
+    place: str = ""  #: of the repository (place_of); "" if it does not matter
 
     @property
     def prefix(self) -> str:
@@ -121,6 +129,10 @@ class Naming:
     def target_node(self, dev: str) -> str:
         """Return the name of the target node of disk ``dev``; at most 31 bytes (QEMU's limit)."""
         return f"{self.prefix}{dev}"
+
+    def is_target_node(self, name: str) -> bool:
+        """Return True for the name of a target node of this repository."""
+        return name.startswith(self.prefix) and DEV.fullmatch(name[len(self.prefix) :]) is not None
 
     def fleecing_job(self, backup: str, dev: str) -> str:
         """Return the id of the job that saves what the guest is about to overwrite on disk ``dev``."""
@@ -207,6 +219,11 @@ class BitmapName:
     def working(self) -> bool:
         """True for a bitmap that drives a copy, or that such a one is merged from; False for a checkpoint's."""
         return self.token is None
+
+    def is_of_other_place(self, naming: Naming) -> bool:
+        """Return True if a copy of the repository made it, or this one before it was moved."""
+        place = (self.token or "")[12:]
+        return self.repository_id == naming.repository_id and "" not in (place, naming.place) and place != naming.place
 
 
 def parse_bitmap(name: str) -> BitmapName | None:

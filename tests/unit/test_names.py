@@ -54,6 +54,33 @@ def test_names_of_nodes_for_allocation_fit_too() -> None:
     assert not any(names.DEV.fullmatch(name.removeprefix(naming.prefix)) for name in made), "no target's"
 
 
+def test_token_tells_the_place_of_the_repository() -> None:
+    here, there = (names.Naming("0123456789ab", names.place_of(path)) for path in ("/srv/backups", "/srv/copy"))
+    assert here.place != there.place
+    token = names.new_token(here.place)
+    parsed = names.parse_bitmap(here.bitmap("20261123T120000Z-full", "vda", token))
+    assert parsed is not None
+    assert parsed.token == token
+    assert not parsed.is_of_other_place(here)
+    assert parsed.is_of_other_place(there)
+    assert not parsed.is_of_other_place(names.Naming("0123456789ab"))
+    assert not parsed.is_of_other_place(names.Naming("0123456789ac", there.place))
+
+
+def test_token_of_an_older_version_tells_no_place() -> None:
+    naming = names.Naming("0123456789ab", "ffff")
+    parsed = names.parse_bitmap(naming.bitmap("20261123T120000Z-full", "vda", names.new_token()))
+    assert parsed is not None
+    assert not parsed.is_of_other_place(naming)
+
+
+def test_target_nodes_are_told_from_the_others() -> None:
+    naming = names.Naming("0123456789ab")
+    assert naming.is_target_node(naming.target_node("vda"))
+    for other in (naming.fleecing_node(0), naming.scratch_source, names.Naming("0123456789ac").target_node("vda")):
+        assert not naming.is_target_node(other)
+
+
 @given(repository_ids, devs)
 def test_node_name_fits_into_31_bytes(repository_id: str, dev: str) -> None:
     assert len(names.Naming(repository_id).target_node(dev).encode()) <= 31

@@ -1,7 +1,8 @@
 """Remove vbackup's bitmaps, jobs and nodes from QEMU when they are superseded or were left behind.
 
 vbackup's objects are recognised by their names (vbackup.names). The caller holds the domain's lock in the repository,
-so everything that belongs to no committed backup is from a run that is dead.
+so everything that belongs to no committed backup is from a run that is dead, or from a copy of the repository, which
+has the same id: its checkpoints are told by their tokens, and vbackup.operations.recovery refuses its jobs and nodes.
 """
 
 from __future__ import annotations
@@ -117,6 +118,17 @@ def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: Hi
     return _remove(monitor, disks, naming=naming, keep=is_base)
 
 
+def of_other_places(disks: Collection[DiskNode], naming: Naming) -> dict[str, BitmapName]:
+    """Return the checkpoints' bitmaps that a copy of the repository made, or this one before it was moved, by name."""
+    return {
+        name: parsed
+        for node in disks
+        for layer in node.layers
+        for name in layer.bitmaps
+        if (parsed := names.parse_bitmap(name)) is not None and parsed.is_of_other_place(naming)
+    }
+
+
 def _remove(
     monitor: Monitor,
     disks: Collection[DiskNode],
@@ -127,11 +139,13 @@ def _remove(
     """Remove the repository's bitmaps except those to keep. One that QEMU refuses to remove stays, and costs little.
 
     On layers that are open read-only, as those below the active one, only working bitmaps are removed: they are not
-    persistent, so QEMU allows it.
+    persistent, so QEMU allows it. The checkpoints of a copy of the repository stay, and with them the end marks, which
+    it shares: a base of the copy would be trusted without its mark.
     """
     removable: list[NodeBitmap] = []
     marks: list[NodeBitmap] = []
     for node in disks:
+        has_others = bool(of_other_places([node], naming))
         for layer in node.layers:
             for name in sorted(layer.bitmaps):
                 parsed = names.parse_bitmap(name) or names.parse_end_mark(name)
@@ -140,6 +154,10 @@ def _remove(
                 if (layer is not node.top or layer.read_only) and not (
                     isinstance(parsed, BitmapName) and parsed.working
                 ):
+                    continue
+                if isinstance(parsed, BitmapName) and parsed.is_of_other_place(naming):
+                    continue
+                if isinstance(parsed, EndMark) and has_others and not layer.bitmaps[name].inconsistent:
                     continue
                 if not keep(node.disk.dev, parsed, layer.bitmaps[name]):
                     (marks if isinstance(parsed, EndMark) else removable).append(NodeBitmap(layer.node_name, name))

@@ -129,7 +129,7 @@ def close_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> list[str]:
             monitor.execute("blockdev-del", {"node-name": name})
         except QmpError as err:
             refusal = refusal or err
-    _remove_fds(monitor, lambda label: label in node_names)
+    _remove_fds(monitor, lambda label: label.partition(" ")[0] in node_names)
     if refusal is not None:
         raise refusal
     return nodes
@@ -161,35 +161,84 @@ def close_all_in_qemu(monitor: Monitor, naming: Naming) -> list[str]:
     return nodes
 
 
-def _remove_fds(monitor: Monitor, is_ours: Callable[[str], bool]) -> None:
+def open_elsewhere(monitor: Monitor, naming: Naming, directory: Path) -> str | None:
+    """Return a node by which QEMU has an image of a copy of this repository open, None if there is none.
+
+    The copy has the same id, and so the same names in QEMU. ``directory`` is this repository's: the label of a
+    descriptor has the identity of the directory of its repository, and an image that was opened by its path shows it
+    there. What an older version opened counts as this repository's.
+    """
+    place = _place(directory)
+    for labels in _fd_labels(monitor).values():
+        for node_name, _, given in (label.partition(" ") for label in labels):
+            if node_name.startswith(naming.prefix) and given not in ("", place):
+                return node_name
+    nodes = block_nodes(monitor)
+    for name in sorted(nodes.node_names()):
+        if naming.is_target_node(name):
+            path = Path(nodes.filename(name))
+            if path.is_absolute() and path.parts[:3] != ("/", "dev", "fdset") and not _is_below(path, directory):
+                return name
+    return None
+
+
+def _place(directory: Path) -> str:
+    """Return what distinguishes a directory from its copies as long as QEMU has a file in it open."""
+    with storage_errors(f"read {directory}"):
+        status = directory.stat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _is_below(image: Path, directory: Path) -> bool:
+    """Return True if that is the directory of the image's repository."""
+    repository = _repository_of(image)
+    try:
+        return repository == directory or repository.samefile(directory)
+    except OSError:
+        return False
+
+
+def _repository_of(image: Path) -> Path:
+    """Return the directory that the directory of the domain and of the backup are in."""
+    return image.parent.parent.parent
+
+
+def _fd_labels(monitor: Monitor) -> dict[int, list[str]]:
+    """Return the labels of the descriptors in QEMU, by the id of their set."""
     try:
         reply = monitor.execute("query-fdsets")
     except QmpError as err:
         if err.error_class == "CommandNotFound":
-            return  # a storage daemon, which accepts no descriptors
+            return {}  # a storage daemon, which accepts no descriptors
         raise
-    for entry in objects(reply, "query-fdsets", MalformedError):
-        labels = [fd.optional_text("opaque") or "" for fd in entry.objects("fds")]
+    return {
+        entry.integer("fdset-id"): [fd.optional_text("opaque") or "" for fd in entry.objects("fds")]
+        for entry in objects(reply, "query-fdsets", MalformedError)
+    }
+
+
+def _remove_fds(monitor: Monitor, is_ours: Callable[[str], bool]) -> None:
+    for fdset_id, labels in _fd_labels(monitor).items():
         if any(is_ours(label) for label in labels):
-            monitor.execute("remove-fd", {"fdset-id": entry.integer("fdset-id")})
+            monitor.execute("remove-fd", {"fdset-id": fdset_id})
 
 
 def _pass_image(monitor: Monitor, target: Target) -> str:
     with storage_errors(f"open {target.path}"):
         fd = os.open(target.path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return pass_fd(monitor, fd, target.node_name)
+        return pass_fd(monitor, fd, target.node_name, place=_place(_repository_of(target.path)))
     finally:
         os.close(fd)
 
 
-def pass_fd(monitor: Monitor, fd: int, node_name: str) -> str:
+def pass_fd(monitor: Monitor, fd: int, node_name: str, *, place: str = "") -> str:
     """Pass the descriptor for a node to QEMU, and return the file name by which QEMU opens it.
 
-    ``close_in_qemu`` removes it from QEMU with the node. Raises FdsNotPassedError if the connection to QEMU cannot
-    carry descriptors, or QmpError.
+    ``place`` is added to its label (see ``open_elsewhere``). ``close_in_qemu`` removes it from QEMU with the node.
+    Raises FdsNotPassedError if the connection to QEMU cannot carry descriptors, or QmpError.
     """
-    reply: Any = monitor.execute("add-fd", {"opaque": node_name}, fd=fd)
+    reply: Any = monitor.execute("add-fd", {"opaque": f"{node_name} {place}".rstrip()}, fd=fd)
     return f"/dev/fdset/{Fields(reply, 'add-fd', MalformedError).integer('fdset-id')}"
 
 

@@ -171,6 +171,24 @@ def test_working_bitmap_of_a_dead_run_goes(qemu: FakeQemu) -> None:
     assert leftovers.remove_uncommitted(qemu, disks(qemu), {TWO.id}, Naming(REPOSITORY)) == [working]
 
 
+# copies of the repository
+
+HERE, THERE = Naming(REPOSITORY, "aaaa"), "bbbb"
+
+
+def test_checkpoints_that_a_copy_of_the_repository_made_stay_with_the_end_marks(qemu: FakeQemu) -> None:
+    """An original's base would be trusted without its end mark."""
+    theirs = [HERE.bitmap(one.id, "vda", TOKEN + THERE) for one in (ONE, TWO)]
+    marks = [HERE.end_mark("vda", 512), HERE.end_mark("vda", 1024)]
+    own = [HERE.bitmap(TWO.id, "vda", OTHER_TOKEN + HERE.place), HERE.bitmap(THREE.id, "vda", OTHER_TOKEN)]
+    add(qemu, *theirs, *own, *marks)
+    qemu.bitmaps(top(qemu))[marks[1]].inconsistent = True
+    assert list(leftovers.of_other_places(disks(qemu), HERE)) == sorted(theirs)
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), {THREE.id}, HERE) == [own[0], marks[1]]
+    assert leftovers.remove_superseded(qemu, disks(qemu), History([]), HERE) == [own[1]]
+    assert left(qemu) == {*theirs, marks[0]}
+
+
 # some bitmaps
 
 

@@ -56,8 +56,35 @@ def test_images_become_nodes_through_descriptors(qemu: FakeQemu, images: list[Ta
 def test_descriptors_carry_the_names_of_their_nodes(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
     open_all(qemu, images, recorder)
     labels = {fd["opaque"] for fdset in qemu.execute("query-fdsets") for fd in fdset["fds"]}
-    assert labels == {image.node_name for image in images}
+    assert {label.partition(" ")[0] for label in labels} == {image.node_name for image in images}
     assert all(label.startswith(Naming(REPOSITORY).prefix) for label in labels)  # so that a dead run's are found
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    """A stage in a repository, with the image of one disk."""
+    stage = tmp_path / "repo" / "uuid" / "id.partial"
+    stage.mkdir(parents=True)
+    (stage / "vda.qcow2").write_bytes(qcow2_header(16 * MIB))
+    return stage
+
+
+@pytest.mark.parametrize("fds", [True, False], ids=["descriptor", "path"])
+def test_images_of_a_copy_of_the_repository_are_told_from_its_own(
+    qemu: FakeQemu, stage: Path, tmp_path: Path, recorder: Recorder, fds: bool
+) -> None:
+    """Both have the same id, and so the same names in QEMU."""
+    naming, node_name = Naming(REPOSITORY), Naming(REPOSITORY).target_node("vda")
+    repo, copy = tmp_path / "repo", tmp_path / "copy"
+    copy.mkdir()
+    assert targets.open_elsewhere(qemu, naming, copy) is None
+    qemu.passes_fds = fds
+    open_all(qemu, [Target(stage / "vda.qcow2", node_name)], recorder)
+    assert targets.open_elsewhere(qemu, naming, repo) is None
+    assert targets.open_elsewhere(qemu, naming, copy) == node_name
+    assert targets.open_elsewhere(qemu, Naming(FOREIGN), copy) is None
+    repo.rename(tmp_path / "renamed")
+    assert (targets.open_elsewhere(qemu, naming, tmp_path / "renamed") is None) == fds
 
 
 def test_backing_file_is_not_opened(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
