@@ -5,7 +5,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
-    operations               one module a command: backup  batch  recovery  restore  forget  bitmap  speed
+    operations               one module a command: backup  batch  recovery  adopt  restore  forget  bitmap  speed
                              transaction
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -16,8 +16,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states
-      repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  lock
-                             verify
+      repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
+                             liveness  lock  verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              activity  backing_chain  probing  storage_daemon  device_mark  iothreads  qemu_img
                              qcow2  qcow2_bitmap

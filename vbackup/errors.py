@@ -369,6 +369,22 @@ class ChainError(VbackupError):
     status = Status.CHAIN
 
 
+class CopiedError(ChainError):
+    """A backup in the repository is a copy of one that is, or was, being made elsewhere; nothing was changed."""
+
+    def __init__(self, repository: str, backup_id: str, domain_uuid: str) -> None:
+        self.repository = repository
+        self.backup_id = backup_id
+        self.domain_uuid = domain_uuid
+        super().__init__(
+            f"The unfinished backup {backup_id} of domain {domain_uuid} in {repository} is a copy: the repository was"
+            " copied in the middle of that backup, or has been moved or restored since. What QEMU has of it belongs to"
+            f" the original, so nothing was changed. If there is an original, 'vbackup recover -r {repository} --adopt'"
+            f" makes this copy a repository of its own; if not, 'vbackup recover -r {repository} {domain_uuid} --abort'"
+            " discards the unfinished backup. Then run the same command again."
+        )
+
+
 class BaseError(ChainError):
     """The requested level has no usable base on a disk (``auto`` would take a full backup)."""
 

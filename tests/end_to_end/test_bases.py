@@ -255,6 +255,24 @@ def test_copies_of_a_repository_do_not_take_each_other_s_bitmaps(chain: Chain) -
     chain.repository = other
     assert levels(at_one_second(chain)) == ALL_INCREMENTAL
     chain.machine.write("vda", "write -P 4 3M 64k")
+    for repository in (one, other, one):
+        chain.repository = repository
+        assert levels(chain.backup("--level", "incremental")) == ALL_INCREMENTAL
+        chain.machine.write("vda", "write -P 5 4M 64k")
+
+
+def test_bitmap_of_another_backup_of_the_same_name_costs_a_full(chain: Chain) -> None:
+    """Of a copy of the repository; the own one is gone."""
+    chain.backup()
+    one, other = chain.repository, chain.tmp_path / "copy"
+    shutil.copytree(one, other)
+    own = {name for bitmaps in chain.machine.bitmaps().values() for name in bitmaps}
+    done = at_one_second(chain)
+    chain.repository = other
+    at_one_second(chain)
+    for disk in done["disks"]:
+        assert disk["bitmap"] not in own
+        chain.machine.execute("block-dirty-bitmap-remove", node=disk["node_name"], name=disk["bitmap"])
     chain.repository = one
     refused = chain.run("--level", "incremental", status=6)
     said = "checkpoint 20261124T000000Z-incremental is that of another backup of the same name"

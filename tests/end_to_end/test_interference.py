@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -241,6 +243,53 @@ def test_backup_into_another_repository_in_the_middle(stage: Stage) -> None:
     stage.repository = here
     stage.check(stage.finish(running), moment)
     assert set(levels(stage.backup()).values()) == {"incremental"}
+
+
+def test_second_backup_where_locks_do_nothing_leaves_the_first_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network and FUSE file systems: the second has the lock too. It used to undo the first."""
+    moment = stage.moment()
+    running = stage.slow_backup()
+    before = stage.machine.state()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda _fd, _operation: None)
+        for arguments in (("backup", "busy"), ("recover", "busy", "--abort", "--force"), ("forget", "busy")):
+            refused = stage.command("-c", stage.daemon.uri, *arguments, "-r", stage.repository, status=8)
+            assert f"is being made by process {running.process.pid} of this host; wait for it to end" in refused.stderr
+    assert [one["id"] for one in stage.machine.execute("query-jobs")] == [one["id"] for one in before["jobs"]]
+    stage.check(stage.finish(running), moment)
+    assert set(levels(stage.backup()).values()) == {"incremental"}
+
+
+def test_copy_made_in_the_middle_of_a_backup_leaves_the_original_alone(stage: Stage) -> None:
+    stage.backup()
+    stage.write("vda", 4, 0, 8 * MIB)
+    moment = stage.moment()
+    running = stage.slow_backup()
+    here, copy, without = stage.repository, stage.tmp_path / "copy", stage.tmp_path / "without"
+    subprocess.run(["cp", "-a", here, copy], check=True)
+    shutil.copytree(here, without, ignore=shutil.ignore_patterns("*.partial"))
+    for arguments in (("backup", "busy"), ("recover", "busy"), ("recover", "--all"), ("recover", "busy", "--dry-run")):
+        refused = stage.command("-c", stage.daemon.uri, *arguments, "-r", copy, status=6)
+        assert "is a copy: the repository was copied in the middle of that backup" in refused.stderr
+    for arguments, repository in (
+        (("backup", "busy"), without),
+        (("forget", "busy"), without),
+        (("forget", "busy"), copy),
+    ):
+        refused = stage.command("-c", stage.daemon.uri, *arguments, "-r", repository, status=8)
+        assert "Another copy of repository" in refused.stderr
+    stage.check(stage.finish(running), moment)
+    bitmaps = stage.machine.bitmaps()
+    adopted = stage.command("recover", "-r", copy, "--adopt", "--json").document
+    assert len(adopted["discarded"]) == 1
+    assert stage.machine.bitmaps() == bitmaps
+    for repository, level in ((copy, "full"), (without, "incremental"), (here, "incremental"), (copy, "incremental")):
+        stage.write("vda", 5 + len(stage.machine.bitmaps()), MIB)
+        stage.repository = repository
+        done = stage.backup()
+        assert set(levels(done).values()) == {level}, (repository, done)
 
 
 @pytest.mark.parametrize("how", ["destroy", "poweroff"])

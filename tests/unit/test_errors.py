@@ -40,6 +40,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.JobStalledError(600.0), 1),
     (errors.ChainError("x"), 6),
     (errors.BaseError("vda", "incremental", "X", "x"), 6),
+    (errors.CopiedError("/srv/copy", "X-full", "f0000000"), 6),
     (errors.StorageError("x"), 7),
     (errors.NoSpaceError("x"), 7),
     (errors.BusyError("x"), 8),
@@ -115,6 +116,18 @@ def test_text_is_a_sentence_about_what_happened(error: VbackupError) -> None:
     for value in error.evidence().values():
         if isinstance(value, str):
             assert value in text or value == "GenericError"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_disabled"),
+    [
+        ("Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state", True),
+        ("The command guest-fsfreeze-freeze has been disabled for this instance", True),
+        ("failed to freeze /log: Input/output error", False),
+    ],
+)
+def test_command_that_the_agent_did_not_carry_out_is_recognised(text: str, is_disabled: bool) -> None:
+    assert errors.QemuText(text).is_of_disabled_command is is_disabled
 
 
 def test_base_error_names_the_remedy() -> None:

@@ -140,6 +140,11 @@ def _trusted_bitmaps(
     """Return the base's bitmaps: on the active layer, and on the layers below that have been active since the base."""
     name = image_of(base, node.disk.dev).bitmap or ""
     parsed = names.parse_bitmap(name)
+    own = (base.id, node.disk.dev)
+    if parsed is not None and parsed.repository_id != naming.repository_id and (parsed.checkpoint, parsed.dev) == own:
+        raise _UntrustedError(
+            f"checkpoint {base.id} belongs to repository {parsed.repository_id}, of which this one was a copy"
+        )
     if parsed is None or (parsed.repository_id, parsed.checkpoint, parsed.dev) != (
         naming.repository_id,
         base.id,

@@ -232,10 +232,10 @@ class MemberRepository(Repository):
         self._stop = stop
 
     @contextmanager
-    def lock(self, uuid: str, *, wait: LockWait | None = None) -> Iterator[None]:
+    def lock(self, uuid: str, *, wait: LockWait | None = None, presume_dead: bool = False) -> Iterator[None]:
         """Lock the domain in this member's turn, and wait until all members have locked theirs."""
         with ExitStack() as stack:
             with self._turns.turn(self._member, self._stop):
-                stack.enter_context(super().lock(uuid, wait=wait))
+                stack.enter_context(super().lock(uuid, wait=wait, presume_dead=presume_dead))
             self._meeting.wait(self._member)
             yield

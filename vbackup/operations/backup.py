@@ -170,6 +170,11 @@ def _locked(
         source.open_source(handle, reporter=reporter, access=access) as opened,
     ):
         domain = LockedDomain(opened, repository, reporter, stop)
+        if not repository.locks(handle.uuid):
+            reporter.warning(
+                f"The file system of {repository.path} does not lock files (flock), so vbackup tells by their journals"
+                " whether other backups are being made. Do not start two backups of one domain at the same time."
+            )
         recovery.recover(domain, abort=False)
         stop.check()
         yield domain
@@ -192,7 +197,7 @@ def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
         selection,
         _choices(request.level, nodes, catalogue.history, domain),
         history=catalogue.history,
-        identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(), taken_ids),
+        identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(domain.naming.place), taken_ids),
         wishes=_wishes(request, abilities, domain),
     )
     _warn_of_another_host(backup_plan, catalogue.history, domain)
@@ -289,6 +294,7 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
     ):
         planned = _draft(backup_plan, stage, this)
         written.begin(planned.draft)
+        domain.repository.refuse_live_writers(domain.uuid, but=backup_plan.id)  # begun meanwhile, past a lock
         creation.reserve(preparation.new_images(backup_plan, stage))
         planned.push_undo_of_bitmaps(undo)
         with Undo(domain.reporter) as undo_in_qemu:
@@ -450,7 +456,18 @@ def _remove_superseded(backup_plan: BackupPlan, domain: LockedDomain, detached: 
         nodes = domain.source.disk_nodes([disk.node.disk for disk in backup_plan.disks if disk.dev not in detached])
         for name in leftovers.remove_superseded(domain.monitor, nodes, history, domain.naming):
             log.debug("removed bitmap %s", name)
+        _report_other_places(nodes, history, domain)
     except DomainGoneError as err:
         log.debug("%s", err)  # the next backup removes them
     except VbackupError as err:
         domain.reporter.warning(f"The backup is complete, but superseded bitmaps were not removed: {err}")
+
+
+def _report_other_places(nodes: Sequence[DiskNode], history: History, domain: LockedDomain) -> None:
+    bases = {bitmap for node in nodes for bitmap in history.base_bitmaps(node.disk.dev)}
+    others = [name for name, parsed in leftovers.of_other_places(nodes, domain.naming).items() if parsed not in bases]
+    if others:
+        domain.reporter.step(
+            f"Bitmaps of a copy of this repository stay, or of this one before it was moved: {', '.join(others)}. If"
+            " there is no copy, 'vbackup bitmap remove' removes them."
+        )

@@ -17,6 +17,7 @@ from vbackup.domain.host import Host
 from vbackup.domain.source import Source
 from vbackup.engine import leftovers
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
+from vbackup.images import targets
 from vbackup.model import Layer
 from vbackup.names import Naming
 from vbackup.qemu import jobs
@@ -33,6 +34,7 @@ class ForgetRequest:
 
     domain: str  #: name or UUID
     repository_id: str
+    is_by_id: bool = False  #: also what a copy of the repository made, not only what the one that is given did
     dry_run: bool = False
     force: bool = False  #: without the repository's lock: cancel a backup to it that is still in QEMU
     wait_lock_s: float = 0.0  #: how long to wait for that lock
@@ -93,14 +95,45 @@ def run(
     lock = nullcontext() if repository is None else repository.lock(handle.uuid, wait=wait)
     access = Access(request.exclusive)
     with lock, source.open_source(handle, reporter=reporter, access=access) as domain_source:
+        if repository is not None and domain_source.is_running and not request.force:
+            _refuse_original_in_qemu(repository, domain_source)
         _end_backups(request, domain_source, reporter, locked=repository is not None)
         claims, unopened = _claims(request.repository_id, domain_source, reporter)
+        kept = [] if repository is None or request.is_by_id else _of_a_copy(claims, repository.naming)
+        removable = _without(claims, kept)
         stop.check()
-        kept = _foresee(claims, domain_source) if request.dry_run else _remove(claims, domain_source)
-    kept_places = {bitmap.claim.place for bitmap in kept}
-    removed = tuple(claim for claim in claims if claim.place not in kept_places)
+        kept += _foresee(removable, domain_source) if request.dry_run else _remove(removable, domain_source)
+    removed = tuple(_without(claims, kept))
     _warn(kept, reporter, is_running=domain_source.is_running)
     return Forgotten(handle.name, handle.uuid, removed=removed, kept=tuple(kept), unopened=unopened)
+
+
+def _refuse_original_in_qemu(repository: Repository, domain_source: Source) -> None:
+    """Raise BusyError if a copy of this repository has images open: what has its names in QEMU is not this one's."""
+    node = targets.open_elsewhere(domain_source.monitor, repository.naming, repository.path)
+    if node is not None:
+        raise BusyError(
+            f"Another copy of repository {repository.id} is backing up domain {domain_source.handle.name}, or was"
+            f" interrupted: QEMU has its image open (node {node}). Nothing was changed; use the repository that the"
+            " backup is in, or wait for it to end."
+        )
+
+
+def _of_a_copy(claims: list[Claim], naming: Naming) -> list[Kept]:
+    """Return what another copy of the repository relies on: its checkpoints, and the end marks on the same disk."""
+    parsed = {claim.place: names.parse_bitmap(claim.name) for claim in claims}
+    theirs = {place for place, bitmap in parsed.items() if bitmap and bitmap.is_of_other_place(naming)}
+    devs = {claim.dev for claim in claims if claim.place in theirs}
+    return [
+        Kept(claim, _OF_A_COPY)
+        for claim in claims
+        if claim.place in theirs or (parsed[claim.place] is None and claim.dev in devs)
+    ]
+
+
+def _without(claims: list[Claim], kept: list[Kept]) -> list[Claim]:
+    places = {bitmap.claim.place for bitmap in kept}
+    return [claim for claim in claims if claim.place not in places]
 
 
 def _end_backups(request: ForgetRequest, domain_source: Source, reporter: Reporter, *, locked: bool) -> None:
@@ -190,6 +223,7 @@ def _remove_from_layer(claims: list[Claim], domain_source: Source) -> Iterator[K
 
 
 _READ_ONLY = "its layer is read-only"
+_OF_A_COPY = "another copy of this repository made it, or this one before it was moved"
 
 
 def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
@@ -201,7 +235,9 @@ def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
         many = len(claims) > 1
         where = f"Disk {claims[0].dev}" if claims[0].dev else f"Node {node_name}"
         when = "when nothing else uses the image"
-        if reason == _READ_ONLY and is_running:
+        if reason == _OF_A_COPY:
+            when = "with --repository-id instead of -r, if that copy is given up too"
+        elif reason == _READ_ONLY and is_running:
             when = "when the domain is off, or when the layers above are committed (virsh blockcommit)"
         reporter.warning(
             f"{where}: {'bitmaps' if many else 'bitmap'} {', '.join(claim.name for claim in claims)} on"

@@ -7,6 +7,7 @@ stage says how far it came (vbackup.repository.journal). The domain's lock is he
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -20,13 +21,16 @@ from vbackup.engine import leftovers
 from vbackup.engine.finish import Following, close, commit, copy
 from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import (
+    BusyError,
     ChainError,
+    CopiedError,
     DiskError,
     DomainNotFoundError,
     InterruptedBySignalError,
     QemuGoneError,
     VbackupError,
 )
+from vbackup.images import targets
 from vbackup.model import FreezeMark, NodeBitmap
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import Job, JobStatus
@@ -37,6 +41,9 @@ from vbackup.repository.journal import Entry, Journal, Step
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 from vbackup.undo import Undo
+
+#: The reason why a backup is undone if its stage is not the one that was begun (Entry.is_of).
+COPIES = "its images are copies, as in a repository that was copied in the middle of a backup"
 
 
 class Remedy(Enum):
@@ -88,16 +95,17 @@ def run(
     stop: Stop,
     abort: bool = False,
     dry_run: bool = False,
+    presume_dead: bool = False,
     exclusive: bool = False,
 ) -> list[Recovered]:
     """Lock a domain and recover its backups, whether libvirt still has the domain or not.
 
-    With ``abort`` nothing is finished; with ``dry_run`` nothing is done. ``exclusive``: no other host uses the images
-    of the domain while it is off. Raises BusyError if a backup of the domain is
-    being made, and what ``recover`` raises.
+    With ``abort`` nothing is finished; with ``dry_run`` nothing is done; with ``presume_dead`` a vbackup on another
+    host that may live counts as dead. ``exclusive``: no other host uses the images of the domain while it is off.
+    Raises BusyError if a backup of the domain is being made, and what ``recover`` raises.
     """
     with ExitStack() as stack:
-        stack.enter_context(repository.lock(uuid))
+        stack.enter_context(repository.lock(uuid, presume_dead=presume_dead))
         domain = None
         with suppress(DomainNotFoundError):
             access = Access(exclusive)
@@ -107,6 +115,7 @@ def run(
             lost = [_assess_lost(repository, uuid, backup_id) for backup_id in repository.unfinished(uuid)]
             return lost if dry_run else [discard(verdict, repository, uuid=uuid, reporter=reporter) for verdict in lost]
         if dry_run:
+            _refuse_copies(domain, abort=abort)
             return [_assess(domain, backup_id, abort=abort).verdict for backup_id in repository.unfinished(uuid)]
         recovered = recover(domain, abort=abort)
         if any(backup.remedy is Remedy.UNDO for backup in recovered):
@@ -117,9 +126,11 @@ def run(
 def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
     """Deal with all unfinished backups of a domain; return what was done.
 
-    With ``abort`` nothing is finished. Raises InterruptedBySignalError, and what the monitor raises; what could not be
-    undone is a warning.
+    With ``abort`` nothing is finished. Raises CopiedError if an unfinished backup is a copy, unless ``abort`` discards
+    it, BusyError if QEMU has images of a copy of this repository open, InterruptedBySignalError, and what the monitor
+    raises; what could not be undone is a warning.
     """
+    _refuse_copies(domain, abort=abort)
     recovered = []
     for backup_id in domain.repository.unfinished(domain.uuid):
         case = _assess(domain, backup_id, abort=abort)
@@ -135,10 +146,35 @@ def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
         finally:
             for dev in domain.source.close_detached(nodes) if nodes else ():
                 domain.reporter.step(f"Disk {dev} was detached during the interrupted backup.")
-    # What has no journal, or belongs to a repository that was put back to an earlier state.
+    # What has no journal, or belongs to a repository that was put back to an earlier state. Where locks do not lock,
+    # another vbackup may have begun a backup since.
+    domain.repository.refuse_live_writers(domain.uuid)
     for name in leftovers.remove_leftovers(domain.monitor, domain.naming):
         domain.reporter.step(f"Removed {name} from QEMU, left by an interrupted backup.")
     return recovered
+
+
+def _refuse_copies(domain: LockedDomain, *, abort: bool) -> None:
+    """Raise CopiedError if an unfinished backup is a copy, BusyError if QEMU has images of the original open.
+
+    A copy of a repository has the same names in QEMU, so nothing there is known to be this one's.
+    """
+    for backup_id in domain.repository.unfinished(domain.uuid):
+        entry, _ = read(domain.repository, domain.uuid, backup_id)
+        if entry is not None:
+            _is_copy(entry, domain, abort=abort)
+    if not domain.source.is_running:
+        return  # a storage daemon is this process's own
+    repository = domain.repository
+    node = targets.open_elsewhere(domain.monitor, domain.naming, repository.path)
+    if node is not None:
+        raise BusyError(
+            f"Another copy of repository {repository.id} is backing up domain {domain.source.domain.name}, or was"
+            f" interrupted: QEMU has its image open (node {node}). Nothing was changed. Wait for it to end, or run"
+            f" 'vbackup recover' with that copy; if it is gone, 'vbackup forget {domain.source.domain.name}"
+            f" --repository-id {repository.id} --force' ends what it has in QEMU. 'vbackup recover -r {repository.path}"
+            " --adopt' makes this copy a repository of its own, with a new id."
+        )
 
 
 def discard(verdict: Recovered, repository: Repository, *, uuid: str, reporter: Reporter) -> Recovered:
@@ -192,19 +228,35 @@ def _remove_bitmaps(domain: LockedDomain) -> None:
 
 def _assess(domain: LockedDomain, backup_id: str, *, abort: bool) -> _Case:
     """Return what should be done about an unfinished backup; nothing is changed."""
-    entry, reason = _read(domain.repository, domain.uuid, backup_id)
+    entry, reason = read(domain.repository, domain.uuid, backup_id)
     if entry is None:
         return _Case(Recovered(backup_id, Remedy.UNDO, reason), None)
+    if _is_copy(entry, domain, abort=abort):
+        return _Case(Recovered(backup_id, Remedy.UNDO, COPIES), None)
     return _Case(_judge(entry, domain, abort=abort), entry)
+
+
+def _is_copy(entry: Entry, domain: LockedDomain, *, abort: bool) -> bool:
+    """Return True for a copy that can be discarded, False for no copy. Raises CopiedError if the user has to decide.
+
+    The jobs in QEMU have the names of a copy, but write to the images of the original. A stage of this host, which has
+    booted since, can also be on a file system that numbers its files anew at every mount; QEMU has nothing of it any
+    more.
+    """
+    if entry.is_of(domain.repository.stage_path(domain.uuid, entry.draft.id)):
+        return False
+    if not abort and (entry.writer.is_of_this_boot or not entry.writer.is_of_this_host):
+        raise CopiedError(os.fspath(domain.repository.path), entry.draft.id, domain.uuid)
+    return True
 
 
 def _assess_lost(repository: Repository, uuid: str, backup_id: str) -> Recovered:
     """Return the verdict if libvirt no longer has the domain: there is no QEMU to finish or undo anything in."""
-    entry, reason = _read(repository, uuid, backup_id)
+    entry, reason = read(repository, uuid, backup_id)
     return Recovered(backup_id, Remedy.UNDO, reason if entry is None else _why_lost(entry))
 
 
-def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:
+def read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:
     """Return the journal's entry, or None and the reason why there is none."""
     if not names.BACKUP_ID.fullmatch(backup_id):
         return None, "vbackup did not create it"
@@ -220,9 +272,10 @@ def _read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | No
 
 def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
     backup_id, naming = entry.draft.id, domain.naming
-    reason = "asked for" if abort else _why_not_finished(entry, domain.repository)
-    if reason is not None:
-        return Recovered(backup_id, Remedy.UNDO, reason)
+    if abort:
+        return Recovered(backup_id, Remedy.UNDO, "asked for")
+    if entry.step in (Step.BEGIN, Step.TARGETS):
+        return Recovered(backup_id, Remedy.UNDO, "nothing had been copied")
     if entry.step is Step.FLUSHED:
         return Recovered(backup_id, Remedy.FINISH, "its images are complete")
     known = jobs.query(domain.monitor)
@@ -236,15 +289,6 @@ def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
         return Recovered(backup_id, Remedy.FINISH, "its jobs survived in QEMU")
     error = next((job.error for job in copies if job is not None and job.error is not None), None)
     return Recovered(backup_id, Remedy.UNDO, f"a job had failed: {error}" if error else _why_gone(entry))
-
-
-def _why_not_finished(entry: Entry, repository: Repository) -> str | None:
-    if entry.step in (Step.BEGIN, Step.TARGETS):
-        return "nothing had been copied"
-    if not entry.is_of(repository.stage_path(entry.draft.domain_uuid, entry.draft.id)):
-        # The jobs in QEMU have these names, but write to the images of the original.
-        return "its images are copies, as in a repository that was copied in the middle of a backup"
-    return None
 
 
 def _can_end_well(job: Job) -> bool:
@@ -294,6 +338,7 @@ def _finish(entry: Entry, domain: LockedDomain) -> None:
     ):
         backup = Unfinished(domain, entry.draft, stage, relied_on_marks=_relied_on_marks(entry, domain))
         _push_undo(backup, entry, undo_steps)
+        written.take_over()
         if entry.step is Step.MOMENT:
             domain.source.thaw(domain.reporter, mark=_freeze_mark(entry))
         if entry.step in (Step.MOMENT, Step.STARTED):

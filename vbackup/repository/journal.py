@@ -21,12 +21,14 @@ from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.files import storage_errors
 from vbackup.model import Backup, Consistency, FreezeMark
-from vbackup.process import Process
 from vbackup.repository import manifest
+from vbackup.repository.writer import Pulse, Writer
 
 #: Its name in the stage.
 JOURNAL = "journal"
 SCHEMA = "vbackup.journal/1"
+#: The step of a line that only names another writer: the run that finishes the backup of a dead one.
+TAKEN_OVER = "taken over"
 #: The first line is as large as a manifest, the others are short.
 MAX_SIZE_BYTES = manifest.MAX_SIZE_BYTES + 65536
 
@@ -47,28 +49,30 @@ class Entry:
     """What a journal says: the backup as planned, and the last step that is certain."""
 
     draft: Backup  #: with time, consistency and copied bytes as far as they are known
-    writer: Process
+    writer: Writer
     step: Step
     guest_was_stopped: bool = False  #: an I/O error had stopped the guest before the jobs began
     freeze_mark: FreezeMark = FreezeMark.UNMARKED  #: how to tell whether the guest was frozen
     images: Mapping[str, str] = field(default_factory=dict)  #: identity, by file, of the images that QEMU got
+    stage: str | None = None  #: the same of the stage; None in a journal of an older version
+    directory: str | None = None  #: path of the stage when it was begun
 
     def is_of(self, directory: Path) -> bool:
-        """Return True if the images in that stage are those that QEMU got, not copies.
+        """Return True if the stage and its images are those that were begun, not copies.
 
-        A repository that is copied in the middle of a backup contains the journal too. The device number of the file
-        system may change when the host reboots; but then no QEMU writes any more.
+        A repository that is copied in the middle of a backup contains the journal too; if files are copied as hard
+        links, the directory still is another. The device number of the file system may change when the host reboots, or
+        when a network file system is mounted again at the same path.
         """
+        given = {**self.images, **({".": self.stage} if self.stage is not None else {})}
         try:
-            now = {file: _identity(directory / file) for file in self.images}
+            now = {file: _identity(directory / file) for file in given}
         except OSError:
             return False
-        if not self.writer.is_of_this_boot:
-            now, given = (
-                {file: identity.rpartition(":")[2] for file, identity in found.items()} for found in (now, self.images)
-            )
-            return now == given
-        return now == self.images
+        if now == given:
+            return True
+        is_same_path = self.directory == os.fspath(directory)
+        return (not self.writer.is_of_this_boot or is_same_path) and _inodes(now) == _inodes(given)
 
 
 class Journal:
@@ -84,6 +88,7 @@ class Journal:
         with storage_errors(f"write {self._path}"):
             self._fd = files.open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._is_open = True
+        self._pulse = Pulse(self._fd)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -97,13 +102,20 @@ class Journal:
         """
         if self._is_open:
             self._is_open = False
+            self._pulse.stop()
             os.close(self._fd)
 
     def begin(self, draft: Backup) -> None:
         """Record the plan, as the first line."""
+        where = {"identity": _identity(self._path.parent), "directory": os.fspath(self._path.parent)}
         self._write(
-            Step.BEGIN, {"schema": SCHEMA, "writer": Process.this().document(), "backup": manifest.document(draft)}
+            Step.BEGIN,
+            {"schema": SCHEMA, "writer": Writer.this().document(), **where, "backup": manifest.document(draft)},
         )
+
+    def take_over(self) -> None:
+        """Record that this process goes on with the backup of a dead one."""
+        self._append({"step": TAKEN_OVER, "writer": Writer.this().document()})
 
     def targets(self, files: Sequence[str]) -> None:
         """Record that QEMU is about to get these images; they are in the journal's directory."""
@@ -136,9 +148,12 @@ class Journal:
         self._write(Step.FLUSHED, {})
 
     def _write(self, step: Step, members: Mapping[str, Any]) -> None:
-        """Append a line and put it on the disk."""
+        """Append the line of a step and put it on the disk."""
+        self._append({"step": step.value, **members})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
         # ASCII only, so that a lone surrogate in a name is not an error.
-        data = (json.dumps({"step": step.value, **members}) + "\n").encode("ascii")
+        data = (json.dumps(line) + "\n").encode("ascii")
         with storage_errors(f"write {self._path}"):
             while data:
                 data = data[os.write(self._fd, data) :]
@@ -149,6 +164,25 @@ def _identity(path: Path) -> str:
     """Return what distinguishes a file from a copy of it until the host reboots."""
     status = path.lstat()
     return f"{status.st_dev}:{status.st_ino}"
+
+
+def _inodes(identities: Mapping[str, str]) -> Mapping[str, str]:
+    return {file: identity.rpartition(":")[2] for file, identity in identities.items()}
+
+
+def touched(directory: Path) -> float | None:
+    """Return the time of the file system's clock at which the stage's journal was last touched; None without one.
+
+    The file is opened for it, which makes a client of NFS ask the server.
+    """
+    try:
+        fd = files.open_regular(directory / JOURNAL)
+    except OSError:
+        return None
+    try:
+        return os.fstat(fd).st_mtime
+    finally:
+        os.close(fd)
 
 
 def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
@@ -176,8 +210,12 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
     draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)
     step, guest_was_stopped, freeze_mark = Step.BEGIN, False, FreezeMark.UNMARKED
     images: Mapping[str, str] = {}
+    writer = Writer.read(first.object("writer"))
     for line in lines[1:]:
         fields = _line(line, where)
+        if fields.text("step") == TAKEN_OVER:
+            writer = Writer.read(fields.object("writer"))
+            continue
         try:
             step = Step(fields.text("step"))
             if step is Step.TARGETS:
@@ -203,11 +241,13 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
             raise ChainError(f"In {where}: {err}.") from err
     return Entry(
         draft,
-        Process.read(first.object("writer")),
+        writer,
         step,
         guest_was_stopped=guest_was_stopped,
         freeze_mark=freeze_mark,
         images=images,
+        stage=first.optional_text("identity"),
+        directory=first.optional_text("directory"),
     )
 
 

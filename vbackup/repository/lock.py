@@ -1,6 +1,7 @@
 """Lock a domain in a repository, or wait for its lock. vbackup.repository.repository holds the lock during a backup.
 
-The lock is the kernel's, on an open file (flock), so it ends with its process, however that ends.
+The lock is the kernel's, on an open file (flock), so it ends with its process, however that ends. Some file systems do
+not lock (``works``); the journals of unfinished backups then tell who is at work (vbackup.repository.liveness).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +35,31 @@ class LockWait:
     name: str | None = None  #: of the domain, for messages; None: as the repository has it
 
 
-def take(directory: Path, name: str) -> int:
+def works(path: Path) -> bool:
+    """Return False if the file system lets two have the lock of a file at once; the lock may be held or not.
+
+    Only this host is asked: where every host has locks of its own (NFS mounted with nolock), they do work on each.
+    Raises OSError.
+    """
+    fds: list[int] = []
+    try:
+        for _ in range(2):
+            fds.append(open_regular(path, os.O_RDWR))
+            fcntl.flock(fds[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return False
+
+
+def take(directory: Path, name: str, *, check: Callable[[], None] = lambda: None) -> int:
     """Create ``directory`` and a lock file in it if necessary; lock the file and return its descriptor.
 
-    ``name`` is the domain's, for messages. Closing the descriptor releases the lock. Raises BusyError if another
-    process has the lock, StorageError if the directory is a symbolic link, OSError.
+    ``name`` is the domain's, for messages. ``check`` is called with the lock held, and may raise BusyError as well.
+    Closing the descriptor releases the lock. Raises BusyError if another process has the lock, StorageError if the
+    directory is a symbolic link, OSError.
     """
     while True:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -52,6 +74,7 @@ def take(directory: Path, name: str) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), (directory / LOCK).stat()):
+                check()
                 return fd
         except FileNotFoundError:
             pass
@@ -66,7 +89,7 @@ def take(directory: Path, name: str) -> int:
         os.close(fd)
 
 
-def wait_for(directory: Path, name: str, wait: LockWait) -> int:
+def wait_for(directory: Path, name: str, wait: LockWait, *, check: Callable[[], None] = lambda: None) -> int:
     """Like ``take``, but retry until the lock is free or ``wait.limit_s`` seconds have passed.
 
     Raises as ``take``, and InterruptedBySignalError if a signal ends the wait.
@@ -81,7 +104,7 @@ def wait_for(directory: Path, name: str, wait: LockWait) -> int:
     while True:
         wait.stop.check()
         try:
-            return take(directory, name)
+            return take(directory, name, check=check)
         except BusyError:
             left_s = deadline - time.monotonic()
             if left_s <= 0:

@@ -13,6 +13,7 @@ vbackup.repository.journal records what a running backup does in QEMU.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -34,7 +35,7 @@ from vbackup.files import (
 )
 from vbackup.model import Backup, HostIdentity
 from vbackup.names import Naming
-from vbackup.repository import catalogue, lock, manifest
+from vbackup.repository import catalogue, liveness, lock, manifest
 from vbackup.repository.catalogue import Catalogue, read_text
 from vbackup.repository.journal import JOURNAL
 from vbackup.repository.lock import LockWait
@@ -50,7 +51,7 @@ class Repository:
     def __init__(self, path: Path, repository_id: str) -> None:
         self.path = path
         self.id = repository_id
-        self.naming = Naming(repository_id)
+        self.naming = Naming(repository_id, names.place_of(os.fspath(path)))
 
     @classmethod
     def create(cls, path: Path) -> Repository:
@@ -62,6 +63,7 @@ class Repository:
             if any(path.iterdir()):
                 raise StorageError(f"{path} is not empty; give a new or empty directory.")
             path.chmod(0o700)
+            _refuse_without_locks(path)
             repository_id = names.new_repository_id()
             marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": repository_id}
             replace_text(path / MARKER, json.dumps(marker, indent=2) + "\n")
@@ -143,16 +145,24 @@ class Repository:
     # writing
 
     @contextmanager
-    def lock(self, uuid: str, *, wait: LockWait | None = None) -> Iterator[None]:
+    def lock(self, uuid: str, *, wait: LockWait | None = None, presume_dead: bool = False) -> Iterator[None]:
         """Lock the domain during the block, so that no other vbackup writes to its directory.
 
-        Raises BusyError if another vbackup has the lock, at once or at the end of ``wait``, and
-        InterruptedBySignalError if a signal ends the wait. The lock ends with its process, however that ends.
+        Raises BusyError if another vbackup has the lock, or makes a backup of the domain without one that locks, at
+        once or at the end of ``wait``; and InterruptedBySignalError if a signal ends the wait. ``presume_dead``: see
+        vbackup.repository.liveness. The lock ends with its process, however that ends.
         """
         directory = self.path / uuid
+
+        def check() -> None:
+            self.refuse_live_writers(uuid, presume_dead=presume_dead)
+
         with storage_errors(f"write to {self.path}"):
             name = (wait.name if wait is not None else None) or self.name_of(uuid)
-            fd = lock.take(directory, name) if wait is None else lock.wait_for(directory, name, wait)
+            if wait is None:
+                fd = lock.take(directory, name, check=check)
+            else:
+                fd = lock.wait_for(directory, name, wait, check=check)
         try:
             yield
         finally:
@@ -170,6 +180,36 @@ class Repository:
             if is_unused:
                 with suppress(OSError):
                     directory.rmdir()
+
+    def locks(self, uuid: str | None = None) -> bool:
+        """Return False if the file system does not lock files, in the directory of a domain or of the repository."""
+        path = self.path / MARKER if uuid is None else self.path / uuid / "lock"
+        with storage_errors(f"lock {path}"):
+            return lock.works(path)
+
+    def refuse_live_writers(self, uuid: str, *, but: str | None = None, presume_dead: bool = False) -> None:
+        """Raise BusyError if another process makes a backup of the domain, other than the one with the id ``but``."""
+        for backup_id in self.unfinished(uuid):
+            if backup_id != but and names.BACKUP_ID.fullmatch(backup_id):
+                with storage_errors(f"read {self.path}"):
+                    liveness.refuse_live_writer(
+                        self.stage_path(uuid, backup_id),
+                        backup_id=backup_id,
+                        domain_uuid=uuid,
+                        presume_dead=presume_dead,
+                    )
+
+    def adopt(self) -> Repository:
+        """Give a copy of a repository an id of its own, and return it: it has no claim to anything in QEMU any more.
+
+        Raises StorageError. The caller has the locks of all domains.
+        """
+        with storage_errors(f"write {self.path / MARKER}"):
+            marker = parse_json(read_text(self.path / MARKER))
+            former = [each for each in marker.get("former_ids") or [] if isinstance(each, str)]
+            marker = {**marker, "id": names.new_repository_id(), "former_ids": [*former, self.id]}
+            replace_text(self.path / MARKER, json.dumps(marker, indent=2) + "\n")
+        return Repository(self.path, marker["id"])
 
     def taken_ids(self, uuid: str) -> frozenset[str]:
         """Return the names of all entries of the domain's directory: a new backup cannot have such an id.
@@ -259,6 +299,23 @@ class Stage:
             self.committed = True
             fsync(self._final.parent)
             (self._final / JOURNAL).unlink(missing_ok=True)
+
+
+def _refuse_without_locks(path: Path) -> None:
+    """Raise StorageError if files cannot be locked in that directory; a lock that does nothing is not refused."""
+    probe = path / f".{MARKER}.{os.getpid()}"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        lock.works(probe)
+    except OSError as err:
+        if err.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise StorageError(
+            f"The file system of {path} cannot lock files (flock: {err.strerror}), so two backups of a domain could"
+            " damage each other; put the repository on another file system, or mount this one with locks."
+        ) from err
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

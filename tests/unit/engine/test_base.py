@@ -184,7 +184,7 @@ def test_bitmap_of_another_backup_of_the_same_name_is_not_taken() -> None:
         None,
         "libvirt-checkpoint",
         f"vbackup-{REPOSITORY}-{ONE.id}-vda",
-        names.Naming(builders.FOREIGN).bitmap(ONE.id, "vda", TOKEN),
+        names.Naming(builders.FOREIGN).bitmap(ONE.id, "vdb", TOKEN),
         names.Naming(REPOSITORY).bitmap(TWO.id, "vda", TOKEN),
         names.Naming(REPOSITORY).bitmap(ONE.id, "vdb", TOKEN),
     ],
@@ -195,6 +195,16 @@ def test_bitmap_that_a_manifest_names_must_be_its_own(recorded: str | None) -> N
     choice = auto(node, one)
     assert choice.base is None
     assert ("no earlier backup" if recorded is None else "does not belong to that backup") in choice.reason
+
+
+def test_checkpoint_of_the_original_is_no_base_in_a_copy_that_was_adopted() -> None:
+    """The manifests of a copy have the names of the original's bitmaps."""
+    name = names.Naming(builders.FOREIGN).bitmap(ONE.id, "vda", TOKEN)
+    choice = auto(builders.node(layer(bitmap(name))), backup(1, image(bitmap=name)))
+    assert choice.base is None
+    assert choice.reason == (
+        f"checkpoint {ONE.id} belongs to repository {builders.FOREIGN}, of which this one was a copy"
+    )
 
 
 def test_working_bitmap_is_not_taken() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ import pytest
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
 from vbackup import names
-from vbackup.errors import DomainNotFoundError, HostUnreachableError
+from vbackup.errors import BusyError, CopiedError, DomainNotFoundError, HostUnreachableError
 from vbackup.model import Backup, Consistency, Level
-from vbackup.operations import recovery
+from vbackup.operations import forget, recovery
 from vbackup.operations.recovery import Recovered, Remedy
+from vbackup.process import Process
 from vbackup.qemu import jobs
-from vbackup.repository import journal
+from vbackup.repository import journal, writer
 from vbackup.repository.journal import Journal, Step
 from vbackup.repository.repository import Repository, Stage
+from vbackup.repository.writer import Writer
 from vbackup.stop import Stop
 
 
@@ -36,8 +40,9 @@ class Killer:
 
     def strike(self) -> None:
         for stage in self._repo.path.glob("*/*.partial"):
-            # Linked, as a copy of an image is none that QEMU writes to.
-            shutil.copytree(stage, self._saved / stage.name, copy_function=os.link)
+            # Moved, as a copy is none that QEMU writes to.
+            self._saved.mkdir(exist_ok=True)
+            stage.rename(self._saved / stage.name)
 
         def dead(*_args: Any, **_kwargs: Any) -> Any:
             raise HostUnreachableError("qemu:///system", "its process is dead, so it undoes nothing")
@@ -228,17 +233,185 @@ def test_recover_on_request(domain: FakeDomain, repo: Repository, killer: Killer
     assert_clean(domain, repo)
 
 
-@pytest.mark.parametrize("step", [Step.STARTED, Step.COPIED, Step.FLUSHED])
-def test_copy_of_a_repository_does_not_finish_the_backup_of_the_other(
+def copy_of(repo: Repository, tmp_path: Path, *, stages: bool = True) -> Repository:
+    ignore = None if stages else shutil.ignore_patterns("*.partial")
+    shutil.copytree(repo.path, tmp_path / "copy", ignore=ignore)
+    return Repository.open(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("step", [Step.BEGIN, Step.TARGETS, Step.STARTED, Step.COPIED, Step.FLUSHED])
+def test_copy_of_a_repository_does_not_touch_the_backup_of_the_other(
     domain: FakeDomain, repo: Repository, killer: Killer, tmp_path: Path, step: Step
 ) -> None:
     """Job and journal have the same names, but QEMU writes to the images of the first."""
+    base = run(domain, repo)
+    domain.write()
     killer.at(step, "after")
-    shutil.copytree(repo.path, tmp_path / "copy")
-    other = Repository.open(tmp_path / "copy")
-    [found] = recover(domain, other)
+    other, before = copy_of(repo, tmp_path), domain.qemu.state()
+    for dry_run in (True, False):
+        with pytest.raises(CopiedError, match="--adopt"):
+            recover(domain, other, dry_run=dry_run)
+    with pytest.raises(CopiedError, match="--adopt"):
+        run(domain, other)
+    assert (domain.qemu.state(), len(partial(other))) == (before, 1)
+    run(domain, repo)
+    assert_clean(domain, repo)
+    assert backups(repo)[0] == base
+    bitmaps = domain.bitmaps()
+    with pytest.raises(CopiedError, match="is a copy: the repository was copied in the middle"):
+        run(domain, other)
+    [found] = recover(domain, other, abort=True)
     assert (found.remedy, "its images are copies" in found.reason) == (Remedy.UNDO, True)
-    assert (backups(other), partial(other)) == ((), [])
+    assert (domain.bitmaps(), partial(other)) == (bitmaps, [])
+    assert run(domain, other).level is Level.INCREMENTAL
+    assert bitmaps["vda"].keys() <= domain.bitmaps()["vda"].keys()
+    assert run(domain, repo).level is Level.INCREMENTAL
+
+
+def test_copy_without_the_stage_is_refused_while_qemu_has_images_of_the_original_open(
+    domain: FakeDomain, repo: Repository, killer: Killer, tmp_path: Path
+) -> None:
+    killer.at(Step.STARTED, "after")
+    other, before = copy_of(repo, tmp_path, stages=False), domain.qemu.state()
+    for act in (run, recover):
+        with pytest.raises(BusyError, match=r"Another copy of repository .* is backing up domain web"):
+            act(domain, other)
+    request = forget.ForgetRequest("web", other.id)
+    with pytest.raises(BusyError, match="Another copy of repository"):
+        forget.run(request, host=domain, repository=other, reporter=Recorder(), stop=Stop())  # type: ignore[arg-type]
+    assert domain.qemu.state() == before
+    [found] = recover(domain, repo)
+    assert found.remedy is Remedy.FINISH
+
+
+def test_copies_of_a_repository_go_on_side_by_side(domain: FakeDomain, repo: Repository, tmp_path: Path) -> None:
+    """Neither removes what the other starts from."""
+    run(domain, repo)
+    other = copy_of(repo, tmp_path)
+    for one in (repo, other, repo, other, other, repo, repo):
+        domain.write()
+        made = run(domain, one)
+        assert made.level is Level.INCREMENTAL
+        assert {disk.copied_bytes for disk in made.disks if disk.dev == "vda"} == {65536 + END_BYTES}
+    (_, *_, newest), (_, *_, others_newest) = backups(repo), backups(other)
+    recorder = Recorder()
+
+    def forget_all(*, by_id: bool) -> forget.Forgotten:
+        request = forget.ForgetRequest("web", other.id, is_by_id=by_id)
+        return forget.run(request, host=domain, repository=other, reporter=recorder, stop=Stop())  # type: ignore[arg-type]
+
+    done = forget_all(by_id=False)
+    assert {claim.checkpoint for claim in done.removed} == {others_newest.id}
+    assert {kept.reason for kept in done.kept} == {
+        "another copy of this repository made it, or this one before it was moved"
+    }
+    assert all("with --repository-id instead of -r" in warning for warning in recorder.warnings)
+    assert run(domain, repo).parent == newest.id
+    forget_all(by_id=True)
+    assert domain.bitmaps() == {"vda": {}, "vdb": {}}
+
+
+def test_stage_of_an_earlier_boot_of_this_host_is_discarded_if_its_files_have_other_numbers(
+    domain: FakeDomain, repo: Repository, killer: Killer, tmp_path: Path
+) -> None:
+    """Some file systems number their files anew at every mount; QEMU has nothing of that time any more."""
+    killer.at(Step.STARTED, "after")
+    other = copy_of(repo, tmp_path)
+    recover(domain, repo)
+    [stage] = other.path.glob("*/*.partial")
+    boot_id = Process.this().boot_id
+    text = (stage / "journal").read_text().replace(boot_id, "00000000-0000-4000-8000-000000000000")
+    (stage / "journal").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "_machine_id", lambda: "another")
+        with pytest.raises(CopiedError):
+            recover(domain, other, presume_dead=True)
+        patch.setattr(writer, "_machine_id", lambda: read(stage).writer.machine_id or "none")
+        [found] = recover(domain, other)
+    assert (found.remedy, partial(other)) == (Remedy.UNDO, [])
+
+
+def read(stage: Path) -> journal.Entry:
+    entry = journal.read(stage, backup_id=stage.name[: -len(".partial")], domain_uuid=UUID)
+    assert entry is not None
+    return entry
+
+
+def test_run_that_finishes_a_backup_is_its_writer_from_then_on(
+    domain: FakeDomain, repo: Repository, killer: Killer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killer.at(Step.STARTED, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    dead = replace(read(stage).writer, host="dead")
+    (stage / "journal").write_text((stage / "journal").read_text().replace(f'"{os.uname().nodename}"', '"dead"'))
+    assert read(stage).writer == dead
+    seen: list[Writer] = []
+    copied = Journal.copied
+
+    def look(self: Journal, given: Mapping[str, int]) -> None:
+        seen.append(read(stage).writer)
+        copied(self, given)
+
+    monkeypatch.setattr(Journal, "copied", look)
+    recover(domain, repo)
+    assert seen == [Writer.this()]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["there", "libvirt has not the domain"])
+def test_backup_that_a_living_process_makes_is_not_recovered(
+    domain: FakeDomain, repo: Repository, killer: Killer, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """The lock does nothing there, or is another host's own."""
+    killer.at(Step.STARTED, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    text = (stage / "journal").read_text().replace(Process.this().boot_id, "00000000-0000-4000-8000-000000000000")
+    (stage / "journal").write_text(text.replace(f'"{os.uname().nodename}"', '"other"'))
+    before = domain.qemu.state()
+    with pytest.MonkeyPatch.context() as patch:
+        if lost:
+            patch.setattr(domain, "domain", lambda _name: (_ for _ in ()).throw(DomainNotFoundError("web", "x", "y")))
+        for abort in (False, True):
+            with pytest.raises(
+                BusyError, match=r"is being made by process .* on host other, which was last seen at work"
+            ):
+                recover(domain, repo, abort=abort)
+    with pytest.raises(BusyError, match="on host other"):
+        run(domain, repo)
+    assert (domain.qemu.state(), stage.exists()) == (before, True)
+    [found] = recover(domain, repo, presume_dead=True)
+    assert found.remedy is Remedy.FINISH
+
+
+def test_backup_that_another_process_began_meanwhile_is_not_disturbed(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both came past a lock that does nothing, and both look again when each has said that it is there."""
+    begin = Journal.begin
+
+    def begin_both(self: Journal, draft: Backup) -> None:
+        begin(self, draft)
+        other = repo.stage_path(UUID, "20200101T000000Z-full")
+        other.mkdir()
+        with monkeypatch.context() as patch, Journal(other) as written:
+            writer = Writer.this()
+            process = replace(writer.process, boot_id="00000000-0000-4000-8000-000000000000")
+            patch.setattr(Writer, "this", lambda: replace(writer, process=process, host="other"))
+            begin(written, replace(draft, id="20200101T000000Z-full"))
+
+    monkeypatch.setattr(Journal, "begin", begin_both)
+    before = domain.qemu.state()
+    with pytest.raises(BusyError, match=r"20200101T000000Z-full .* is being made by process .* on host other"):
+        run(domain, repo)
+    assert (domain.qemu.state(), partial(repo)) == (before, ["20200101T000000Z-full.partial"])
+
+
+def test_lock_that_does_not_lock_is_told(domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    run(domain, repo, recorder)
+    assert recorder.warnings == []
+    monkeypatch.setattr(fcntl, "flock", lambda _fd, _operation: None)
+    run(domain, repo, recorder)
+    assert ["does not lock files" in warning for warning in recorder.warnings] == [True]
 
 
 def test_abort_undoes_what_could_be_finished(domain: FakeDomain, repo: Repository, killer: Killer) -> None:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon import wait_for
 from tests.unit.builders import NOON, UUID, image
 from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import FakeDomain, run
 from vbackup.errors import ChainError, NoSpaceError
-from vbackup.model import Consistency, Group, GroupMember
-from vbackup.process import Process
-from vbackup.repository import journal
+from vbackup.model import Consistency, FreezeMark, Group, GroupMember
+from vbackup.repository import journal, writer
 from vbackup.repository.journal import Entry, Journal, Step
 from vbackup.repository.repository import Repository
+from vbackup.repository.writer import Writer
 
 
 def test_journal_of_a_full_disk_stops_the_backup_before_anything_is_begun(
@@ -92,7 +93,7 @@ def test_each_step_is_read_back_with_all_that_is_known_by_then(stage: Path, last
     write(stage, last)
     entry = read(stage)
     reached = list(Step)[: list(Step).index(last) + 1]
-    assert (entry.step, entry.writer) == (last, Process.this())
+    assert (entry.step, entry.writer) == (last, Writer.this())
     assert list(entry.images) == ([one.file for one in DRAFT.disks] if Step.TARGETS in reached else [])
     assert entry.guest_was_stopped == (Step.MOMENT in reached)
     assert entry.draft.time == (NOON if Step.MOMENT in reached else DRAFT.time)
@@ -168,10 +169,75 @@ def test_images_of_a_copied_stage_are_not_those_of_qemu(stage: Path, tmp_path_fa
     assert not read(stage).is_of(stage)
 
 
-def test_device_number_may_change_when_the_host_reboots(stage: Path) -> None:
+def test_stage_of_hard_links_is_a_copy_too(stage: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As rsnapshot makes them: the files are the same, the directory is not."""
+    write(stage, Step.STARTED)
+    copy = tmp_path_factory.mktemp("copy") / "stage"
+    shutil.copytree(stage, copy, copy_function=os.link)
+    assert not read(copy).is_of(copy)
+
+
+@pytest.mark.parametrize("step", [Step.BEGIN, Step.STARTED])
+def test_stage_is_a_copy_from_its_first_step_on_and_not_if_it_was_renamed(
+    stage: Path, tmp_path_factory: pytest.TempPathFactory, step: Step
+) -> None:
+    write(stage, step)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "stage"
+    shutil.copytree(stage, elsewhere)
+    assert not read(elsewhere).is_of(elsewhere)
+    shutil.rmtree(elsewhere)
+    stage.rename(elsewhere)
+    assert read(elsewhere).is_of(elsewhere)
+
+
+def test_device_number_may_change_when_the_host_reboots_or_the_file_system_is_mounted_again(stage: Path) -> None:
     write(stage, Step.STARTED)
     entry = read(stage)
-    moved = replace(entry, images={file: f"9{identity}" for file, identity in entry.images.items()})
-    assert not moved.is_of(stage)
-    writer = replace(entry.writer, boot_id="00000000-0000-4000-8000-000000000000")
-    assert replace(moved, writer=writer).is_of(stage)
+    images = {file: f"9{identity}" for file, identity in entry.images.items()}
+    moved = replace(entry, images=images, stage=f"9{entry.stage}")
+    assert moved.is_of(stage)
+    elsewhere = replace(moved, directory="/elsewhere")
+    assert not elsewhere.is_of(stage)
+    process = replace(entry.writer.process, boot_id="00000000-0000-4000-8000-000000000000")
+    assert replace(elsewhere, writer=replace(entry.writer, process=process)).is_of(stage)
+
+
+def test_journal_of_an_older_version_knows_its_images_only(stage: Path) -> None:
+    write(stage, Step.STARTED)
+    entry = replace(read(stage), stage=None, directory=None)
+    assert entry.is_of(stage)
+    assert not replace(entry, images={"vda.qcow2": "1:2"}).is_of(stage)
+
+
+def test_run_that_goes_on_with_a_backup_is_its_writer(stage: Path) -> None:
+    write(stage, Step.STARTED)
+    text = (stage / "journal").read_text()
+    this = Writer.this()
+    (stage / "journal").write_text(text.replace(f'"pid": {this.process.pid},', '"pid": 4194305,'))
+    assert read(stage).writer != this
+    with Journal(stage) as written:
+        written.take_over()
+    assert (read(stage).writer, read(stage).step) == (this, Step.STARTED)
+
+
+def test_open_journal_is_touched(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BEAT_S", 0.01)
+    with Journal(stage) as written:
+        written.begin(DRAFT)
+        os.utime(stage / "journal", (0, 0))
+        wait_for(lambda: (journal.touched(stage) or 0) > 0, "a sign of life")
+    os.utime(stage / "journal", (0, 0))
+    assert journal.touched(stage) == 0
+    (stage / "journal").unlink()
+    assert journal.touched(stage) is None
+
+
+@pytest.mark.parametrize("mark", FreezeMark)
+def test_journal_tells_whether_the_freeze_was_marked(stage: Path, mark: FreezeMark) -> None:
+    with Journal(stage) as written:
+        written.begin(DRAFT)
+        written.moment(NOON, guest_was_stopped=False, freeze_mark=mark)
+    assert read(stage).freeze_mark is mark
+    text = (stage / "journal").read_text()
+    (stage / "journal").write_text(text.replace(f', "freeze": "{mark.value}"', ""))
+    assert read(stage).freeze_mark is FreezeMark.UNMARKED  # of an older version

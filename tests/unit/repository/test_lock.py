@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -187,3 +188,23 @@ def test_lock_file_that_was_replaced_is_locked_again(tmp_path: Path, monkeypatch
     assert attempts == 2
     assert os.path.samestat(os.fstat(fd), (tmp_path / "domain" / "lock").stat())
     os.close(fd)
+
+
+def test_lock_that_works_is_told_from_one_that_does_nothing(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert repo.locks()
+    with repo.lock(UUID):
+        assert repo.locks(UUID)
+        monkeypatch.setattr(fcntl, "flock", lambda _fd, _operation: None)
+        assert not repo.locks(UUID)
+    assert not repo.locks()
+
+
+def test_repository_is_not_made_where_files_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(StorageError, match=r"cannot lock files \(flock: No locks available\)"):
+        Repository.create(tmp_path / "repo")
+    assert list((tmp_path / "repo").iterdir()) == []

@@ -20,4 +20,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--all", action="store_true", help="recover all domains in the repository")
     parser.add_argument("--abort", action="store_true", help="undo all interrupted backups, finish none")
     add_exclusive(parser)
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="give a copy of a repository an id of its own, and discard the unfinished backups that were copied",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="recover backups of a vbackup on another host that was at work a moment ago: it is dead",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only show what would be done")

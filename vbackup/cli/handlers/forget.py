@@ -25,6 +25,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     request = forget.ForgetRequest(
         domain=domain_of(options),
         repository_id=repository_id,
+        is_by_id=options.repository_id is not None,
         dry_run=options.dry_run,
         force=options.force,
         wait_lock_s=options.wait_lock,

@@ -11,7 +11,7 @@ from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
 from vbackup.domain.host import Host
 from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
-from vbackup.operations import recovery
+from vbackup.operations import adopt, recovery
 from vbackup.repository.repository import Repository
 
 #: What was done, by the UUID of the domain.
@@ -23,6 +23,8 @@ _Failed = Mapping[str, VbackupError]
 def run(options: argparse.Namespace, context: Context) -> int:
     """Recover one domain or all; the exit status is 3 if it failed for some of them only."""
     domain = optional_domain_of(options)
+    if options.adopt:
+        return _adopt(domain, options, context)
     if options.all and domain is not None:
         raise UsageError("Give a domain or --all, not both.")
     if not options.all and domain is None:
@@ -35,6 +37,26 @@ def run(options: argparse.Namespace, context: Context) -> int:
         _print(recovered, failed, dry_run=options.dry_run, name_of=lambda uuid: domain or repository.name_of(uuid))
     if failed:
         return Status.SOME_FAILED if recovered else next(iter(failed.values())).status
+    return Status.DONE
+
+
+def _adopt(domain: str | None, options: argparse.Namespace, context: Context) -> int:
+    if domain is not None or options.all or options.abort or options.force or options.dry_run:
+        raise UsageError("--adopt is about the whole repository; give it alone.")
+    repository = Repository.open(context.repository_path())
+    with context.reporting() as reporter:
+        adopted = adopt.run(repository, reporter=reporter)
+    if context.as_json:
+        discarded = [{"domain": {"uuid": uuid}, "id": backup_id} for uuid, backup_id in adopted.discarded]
+        document = {"id": adopted.repository_id, "former_id": adopted.former_id, "discarded": discarded}
+        context.print_document("vbackup.adopt/1", document)
+    elif not context.is_quiet:
+        print(
+            output.plain(
+                f"The repository in {repository.path} is {adopted.repository_id} now; it was a copy of"
+                f" {adopted.former_id}. The next backup of each disk is a full."
+            )
+        )
     return Status.DONE
 
 
@@ -55,6 +77,7 @@ def _recover(
                     abort=options.abort,
                     dry_run=options.dry_run,
                     exclusive=options.exclusive,
+                    presume_dead=options.force,
                 )
             except InterruptedBySignalError:
                 raise

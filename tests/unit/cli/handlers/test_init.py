@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from vbackup.repository.repository import Repository
 
@@ -19,6 +22,14 @@ def test_init_of_a_repository_is_status_seven(command: Command, filled: Path) ->
 def test_init_tells_the_id(command: Command, tmp_path: Path) -> None:
     outcome = command("init", "-r", tmp_path / "r")
     assert Repository.open(tmp_path / "r").id in outcome.stdout
+
+
+def test_init_tells_that_files_are_not_locked(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("init", "-r", tmp_path / "locks").stderr == ""
+    monkeypatch.setattr(fcntl, "flock", lambda _fd, _operation: None)
+    assert "does not lock files (flock)" in command("init", "-r", tmp_path / "does-not").stderr
 
 
 def test_init_as_a_document(command: Command, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Refuse to touch a backup that another vbackup is making, also where the lock of its domain does not lock.
+
+vbackup.repository.journal has the writer of each unfinished backup, vbackup.repository.writer says whether it lives.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vbackup.errors import BusyError, ChainError
+from vbackup.repository import journal, lock
+from vbackup.repository.writer import DEAD_S
+
+
+def refuse_live_writer(stage: Path, *, backup_id: str, domain_uuid: str, presume_dead: bool) -> None:
+    """Raise BusyError if another process is making the backup in that stage. The domain's lock is held, if it locks.
+
+    ``presume_dead``: a writer on another host or in a container counts as dead however recently it was seen; a process
+    of this host is looked up all the same. Raises OSError.
+    """
+    if stage.is_symlink() or not stage.is_dir():
+        return
+    try:
+        entry = journal.read(stage, backup_id=backup_id, domain_uuid=domain_uuid)
+    except ChainError:
+        return
+    lock_path = stage.parent / "lock"
+    has_lock = lock.works(lock_path)
+    touched = journal.touched(stage) if entry is not None else stage.stat().st_mtime
+    silent_s = now(lock_path) - (touched or 0.0)
+    if entry is None:  # it may have just been made
+        is_alive = not (has_lock or presume_dead) and silent_s < DEAD_S
+        sign = "a vbackup that has not written its journal yet" if is_alive else None
+    elif not entry.is_of(stage):
+        return  # a copy: its writer works on the original
+    else:
+        sign = entry.writer.sign_of_life(silent_s, has_lock=has_lock, presume_dead=presume_dead)
+    if sign is None:
+        return
+    raise BusyError(f"Backup {backup_id} of domain {domain_uuid} is being made by {sign}; wait for it to end.")
+
+
+def now(lock_path: Path) -> float:
+    """Return the time of the file system's clock, which may differ from this host's. Raises OSError."""
+    os.utime(lock_path)
+    return lock_path.stat().st_mtime
