@@ -252,6 +252,28 @@ def test_guest_that_somebody_else_froze_is_backed_up_and_stays_frozen(
     assert watchdogs() == []
 
 
+def test_guest_that_somebody_froze_between_the_look_and_the_freeze_stays_frozen(
+    uri: str, guest: Guest, command: Command, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent refuses ours in its own words, which differ from version to version."""
+    really = Passthrough.agent
+
+    def agent(monitor: Passthrough, name: str, *, timeout_s: int) -> Any:
+        if name == "guest-fsfreeze-freeze":
+            assert guest.machine.handle.domain.fsFreeze() > 0
+        return really(monitor, name, timeout_s=timeout_s)
+
+    monkeypatch.setattr(Passthrough, "agent", agent)
+    try:
+        done = command(*backup_arguments(uri, guest, repository, "--quiesce", "required"))
+        assert guest.agent.filesystem_status() == "frozen"
+    finally:
+        guest.machine.handle.domain.fsThaw()
+    assert done.document["consistency"] == "filesystem"
+    assert "Another program had frozen the guest's filesystems" in done.stderr
+    assert watchdogs() == []
+
+
 def test_killed_vbackup_and_its_recovery_leave_a_freeze_of_somebody_else(
     uri: str, guest: Guest, command: Command, repository: Path
 ) -> None:
