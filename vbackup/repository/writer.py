@@ -78,10 +78,11 @@ class Writer:
         be looked up.
         """
         this = Writer.this()
-        if self.process == this.process:
+        is_of_this_namespace = self.pid_namespace in (None, this.pid_namespace)
+        if self.process == this.process and is_of_this_namespace:
             return None  # an earlier attempt of this process, which has the lock again
         if self.is_of_this_boot:
-            if self.pid_namespace in (None, this.pid_namespace):
+            if is_of_this_namespace:
                 return f"process {self.process.pid} of this host" if self.process.lives else None
             if has_lock:
                 return None
