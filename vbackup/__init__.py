@@ -19,8 +19,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
-                             activity  backing_chain  probing  storage_daemon  device_mark  iothreads  qemu_img
-                             qcow2  qcow2_bitmap
+                             partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
+                             qemu_img  qcow2  qcow2_bitmap
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events

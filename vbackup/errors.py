@@ -179,6 +179,19 @@ class DiskError(UnsuitableError):
         super().__init__(f"Disk {dev}: {message}")
 
 
+class CorruptImageError(DiskError):
+    """QEMU found a disk's image corrupt while it had it open, and has closed it."""
+
+    def __init__(self, dev: str, filename: str | None) -> None:
+        self.filename = filename
+        super().__init__(
+            dev,
+            f"QEMU found its image{f' {filename}' if filename else ''} corrupt and closed it, so nothing can be read"
+            f" from it or written to it. Shut the domain off, and run 'qemu-img check -r all {filename or 'IMAGE'}'; if"
+            f" that does not mend it, restore the disk. Until then, --exclude-disk {dev} backs up the other disks.",
+        )
+
+
 class QuiesceError(UnsuitableError):
     """The guest's filesystems could not be frozen, although ``--quiesce required`` was given."""
 
@@ -271,6 +284,17 @@ class QemuText(str):
         before QEMU 6.0).
         """
         return "has been disabled" in self
+
+    @property
+    def is_no_bitmap(self) -> bool:
+        """True if the bitmap does not exist: Dirty bitmap 'X' not found."""
+        return self.startswith("Dirty bitmap '") and self.rstrip(".").endswith("' not found")
+
+    @property
+    def ejected_node(self) -> str | None:
+        """The node whose image QEMU found corrupt and closed: Block device X is ejected."""
+        match = re.fullmatch(r"Block device (.+) is ejected\.?", self)
+        return match[1] if match else None
 
     @property
     def is_abort(self) -> bool:

@@ -34,6 +34,10 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self._members.get(name) is not None
 
+    def raw(self, name: str) -> Any:
+        """Return a member of any kind as it is, or None if it is missing or null."""
+        return self._members.get(name)
+
     def text(self, name: str) -> str:
         """Return a required string."""
         value: str = self._get(name, str)

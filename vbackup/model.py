@@ -239,6 +239,7 @@ class Layer:
     virtual_size_bytes: int
     filename: str
     allocated_bytes: int | None = None  #: storage that its file takes (actual-size); None if QEMU does not say
+    lists_bitmaps: bool = True  #: False if QEMU could not be asked for them (vbackup.qemu.partial_graph)
     stores_bitmaps: bool = False  #: as qcow2 version 3 can; version 2 (compat=0.10) and raw cannot
     data_file: str | None = None  #: qcow2: the external data file, as the header names it
     bitmaps: Mapping[str, Bitmap] = field(default_factory=dict)
@@ -279,6 +280,11 @@ class DiskNode:
     def keeps_bitmaps(self) -> bool:
         """True if bitmaps are stored in the image, so that they outlive the QEMU process."""
         return self.top.stores_bitmaps and self.read_only_reason is None
+
+    @property
+    def lists_bitmaps(self) -> bool:
+        """True if the bitmaps of all layers are known."""
+        return all(layer.lists_bitmaps for layer in self.layers)
 
     @property
     def bears_checkpoints(self) -> bool:

@@ -13,8 +13,11 @@ from pathlib import Path
 from vbackup.domain import offline, source
 from vbackup.domain.access import Access
 from vbackup.domain.host import Host
+from vbackup.domain.source import Source
+from vbackup.errors import CorruptImageError
 from vbackup.model import BlockDriver, Disk, DiskNode, ImageFormat
 from vbackup.qemu.activity import refuse_inactive
+from vbackup.qemu.block_graph import LAYERS_NOT_LISTED
 from vbackup.qemu.monitor import Monitor, block_graph, block_nodes
 from vbackup.report import Reporter
 
@@ -60,9 +63,15 @@ def of_domain(host: Host, name: str, *, reporter: Reporter, access: Access | Non
     """
     handle = host.domain(name)
     with source.open_source(handle, reporter=reporter, access=access) as opened:
+        warned: set[str] = set()
+
+        def warn(message: str) -> None:
+            if message not in warned:
+                warned.add(message)
+                reporter.warning(message)
 
         def disks() -> dict[str, DiskNode]:
-            return {node.disk.dev: node for node in opened.disk_nodes(opened.domain.disks)}
+            return {node.disk.dev: node for node in _healthy(opened, warn)}
 
         is_running = opened.is_running
         if not is_running:
@@ -77,6 +86,23 @@ def of_domain(host: Host, name: str, *, reporter: Reporter, access: Access | Non
             is_local=host.is_local,
             ends_with_us=not is_running,
         )
+
+
+def _healthy(opened: Source, warn: Callable[[str], None]) -> Iterator[DiskNode]:
+    """Yield the domain's disks, except those whose images were found corrupt; ``warn`` is told what is missing."""
+    try:
+        nodes = opened.disk_nodes(opened.domain.disks)
+    except CorruptImageError:
+        nodes = []
+        for disk in opened.domain.disks:
+            try:
+                nodes += opened.disk_nodes([disk])
+            except CorruptImageError as err:
+                warn(str(err))
+    for node in nodes:
+        if not node.lists_bitmaps:
+            warn(f"Disk {node.disk.dev}: {LAYERS_NOT_LISTED}.")
+        yield node
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from vbackup.engine import endmark, underlay
 from vbackup.errors import BaseError, ChainError
 from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName, Naming
+from vbackup.qemu.block_graph import LAYERS_NOT_LISTED
 from vbackup.repository.history import History, image_of
 
 
@@ -153,6 +154,8 @@ def _trusted_bitmaps(
         raise _UntrustedError(
             f"the manifest of {base.id} names the bitmap {name!r}, which does not belong to that backup"
         )
+    if not node.lists_bitmaps:
+        raise _UntrustedError(LAYERS_NOT_LISTED)
     layers = [layer for layer in node.layers if name in layer.bitmaps]
     if not layers:
         raise _UntrustedError(f"checkpoint {base.id} is {_lost(node, base, parsed=parsed, started=started)}")

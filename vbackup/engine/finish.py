@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from vbackup import names
 from vbackup.engine import endmark
 from vbackup.engine.unfinished import Unfinished
-from vbackup.errors import BusyError
-from vbackup.images import digests, targets
+from vbackup.errors import BusyError, DiskError
+from vbackup.images import digests, targets, tuning
 from vbackup.images.writeback import Writeback
 from vbackup.model import Backup, DiskImage
 from vbackup.qemu import jobs
@@ -78,7 +78,8 @@ def close(unfinished: Unfinished, written: Journal) -> Unfinished:
 def _close(unfinished: Unfinished, written: Journal, writeback: Writeback) -> Unfinished:
     domain = unfinished.domain
     jobs.cancel(domain.monitor, unfinished.job_ids)  # dismisses the copies, which have concluded
-    nodes = targets.flush_in_qemu(domain.monitor, unfinished.target_nodes)
+    options = tuning.node_options(is_local=domain.source.handle.host.is_local)
+    nodes = targets.flush_in_qemu(domain.monitor, unfinished.target_nodes, options=options)
     _refuse_shrunk(unfinished, nodes)
     early = digests.digest_while(writeback.finish, _read_early(unfinished), check=domain.stop.check)
     # From here on whoever finds the stage takes the images to be complete, even after a power cut.
@@ -103,12 +104,19 @@ def _refuse_shrunk(unfinished: Unfinished, nodes: BlockNodes) -> None:
     A job keeps the size of its disk, so an end mark that is intact after the job was intact when it began.
     """
     for relied_on in unfinished.relied_on_marks:
+        parsed = names.parse_end_mark(relied_on.bitmap)
+        dev = parsed.dev if parsed else relied_on.node_name
+        if nodes.refusal is not None and not nodes.is_described(relied_on.node_name):
+            raise DiskError(
+                dev,
+                f"whether it was made smaller during its backup is not known: {nodes.refusal.description.rstrip('.')}."
+                " Nothing was kept of this backup; leave out the disk whose image is corrupt.",
+            )
         mark = nodes.bitmaps(relied_on.node_name).get(relied_on.bitmap)
         if mark is not None and not endmark.vouches(mark):
-            parsed = names.parse_end_mark(relied_on.bitmap)
             raise BusyError(
-                f"Disk {parsed.dev if parsed else relied_on.node_name} was made smaller while its backup began or"
-                " ended. Nothing was kept of this backup; run the same command again."
+                f"Disk {dev} was made smaller while its backup began or ended. Nothing was kept of this backup; run the"
+                " same command again."
             )
 
 

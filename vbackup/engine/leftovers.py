@@ -17,6 +17,7 @@ from vbackup.model import Bitmap, DiskNode, NodeBitmap
 from vbackup.names import BitmapName, EndMark, Naming
 from vbackup.qapi.actions import BlockDirtyBitmapRemove
 from vbackup.qemu import jobs
+from vbackup.qemu.block_graph import BlockNodes
 from vbackup.qemu.monitor import Monitor, block_nodes
 from vbackup.repository.history import History
 
@@ -39,14 +40,23 @@ def remove_bitmaps(monitor: Monitor, bitmaps: Collection[NodeBitmap]) -> None:
         for node_name in sorted(nodes.node_names())
         for name in sorted(wanted & nodes.bitmaps(node_name).keys())
     ]
+    # One that may be there: QEMU removes bitmaps also from a node that it cannot describe.
+    present += [bitmap for bitmap in bitmaps if _may_have(nodes, bitmap)]
     refusal: QmpError | None = None
     for bitmap, err in _remove_each(monitor, present):
+        if err.description.is_no_bitmap:
+            continue
         if nodes.is_read_only(bitmap.node_name):
             log.debug("bitmap %s stays below an overlay: %s", bitmap.bitmap, err)
         else:
             refusal = err
     if refusal is not None:
         raise refusal
+
+
+def _may_have(nodes: BlockNodes, bitmap: NodeBitmap) -> bool:
+    """Return True if QEMU has the node but does not describe it, as when its image was found corrupt."""
+    return bitmap.node_name in nodes.node_names() and not nodes.is_described(bitmap.node_name)
 
 
 def _remove_each(monitor: Monitor, bitmaps: Sequence[NodeBitmap]) -> list[tuple[NodeBitmap, QmpError]]:
@@ -74,6 +84,9 @@ def remove_end_marks(monitor: Monitor, marks: Collection[NodeBitmap]) -> None:
     for mark in marks:
         if mark.bitmap in nodes.bitmaps(mark.node_name) and not nodes.is_read_only(mark.node_name):
             monitor.execute("block-dirty-bitmap-remove", {"node": mark.node_name, "name": mark.bitmap})
+        elif _may_have(nodes, mark):
+            for _, err in _remove_each(monitor, [mark]):
+                log.debug("%s", err)
 
 
 def remove_leftovers(monitor: Monitor, naming: Naming) -> list[str]:

@@ -89,19 +89,27 @@ def node(node_name: str, filename: str, *, options: NodeOptions = QEMUS_OWN) -> 
     return {"driver": "qcow2", "node-name": node_name, "file": file, "backing": None, **TABLES, **options.members()}
 
 
-def flush_in_qemu(monitor: Monitor, node_names: Sequence[str]) -> BlockNodes:
+def flush_in_qemu(monitor: Monitor, node_names: Sequence[str], *, options: NodeOptions = QEMUS_OWN) -> BlockNodes:
     """Make QEMU write the tables that it still caches for the images, and report errors. All nodes must be open.
 
     The qcow2 driver caches tables until the image is closed, which is after the job has concluded without an error, and
     blockdev-del does not report that it could not write them. blockdev-reopen with the options that the node already
     has changes nothing, but QEMU flushes the node first and reports errors. The data is then in the page cache, from
     where the caller brings it to storage (vbackup.images.writeback), unless the node's options leave that to QEMU.
-    Returns QEMU's nodes, which this function queries anyway. Raises NoSpaceError or StorageError.
+    QEMU does not describe the nodes while the image of some disk is corrupt: they get ``options`` then, and the names
+    of the descriptors that were passed for them. Returns QEMU's nodes, which this function queries anyway. Raises
+    NoSpaceError or StorageError.
     """
     nodes = block_nodes(monitor)
+    filenames = {} if nodes.refusal is None else _filenames_by_node(monitor)
+    reopened = [
+        node(name, filenames[name], options=options)
+        if name in filenames
+        else node(name, nodes.filename(name), options=nodes.options(name))
+        for name in node_names
+    ]
     try:
-        options = [node(name, nodes.filename(name), options=nodes.options(name)) for name in node_names]
-        monitor.execute("blockdev-reopen", {"options": options})
+        monitor.execute("blockdev-reopen", {"options": reopened})
     except QmpError as err:
         if err.description.is_no_space:
             raise NoSpaceError(
@@ -214,6 +222,15 @@ def _fd_labels(monitor: Monitor) -> dict[int, list[str]]:
     return {
         entry.integer("fdset-id"): [fd.optional_text("opaque") or "" for fd in entry.objects("fds")]
         for entry in objects(reply, "query-fdsets", MalformedError)
+    }
+
+
+def _filenames_by_node(monitor: Monitor) -> dict[str, str]:
+    """Return the file name of each descriptor by the name of the node that it was passed for."""
+    return {
+        label.partition(" ")[0]: f"/dev/fdset/{fdset_id}"
+        for fdset_id, labels in _fd_labels(monitor).items()
+        for label in labels
     }
 
 

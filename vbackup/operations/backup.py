@@ -27,7 +27,7 @@ from vbackup.engine.fleecing import SpaceWatch
 from vbackup.engine.moment import Alone, Moment
 from vbackup.engine.plan import BackupPlan, FleecingAbilities, Identity, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
-from vbackup.errors import BusyError, DomainGoneError, JobError, QmpError, VbackupError
+from vbackup.errors import BusyError, CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.hooks.events import Operation, events
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
@@ -112,9 +112,11 @@ def run(
         backup_plan = _plan(request, domain)
         try:
             backup = _make(backup_plan, _Run(request, domain, moment or Alone(), throttle), begun=begun)
-        except JobError as err:
-            if domain.source.has_ended():  # QEMU cancels its jobs as it ends, which is seen first
+        except (JobError, QmpError) as err:
+            # QEMU cancels its jobs as it ends, which is seen first.
+            if isinstance(err, JobError) and domain.source.has_ended():
                 raise DomainGoneError(domain.source.handle.name) from err
+            _refuse_corrupt(err, backup_plan, domain)
             raise
         finally:
             nodes = {disk.dev: disk.node.top.node_name for disk in backup_plan.disks}
@@ -123,6 +125,17 @@ def run(
                 reporter.step(f"Disk {dev} was detached during the backup.")
         _remove_superseded(backup_plan, domain, detached)
     return backup
+
+
+def _refuse_corrupt(failed: JobError | QmpError, backup_plan: BackupPlan, domain: LockedDomain) -> None:
+    """Raise CorruptImageError if QEMU found the image of the disk, or of one of the disks, corrupt meanwhile."""
+    devs = {failed.dev} if isinstance(failed, JobError) else {disk.dev for disk in backup_plan.disks}
+    try:
+        domain.source.disk_nodes([disk.node.disk for disk in backup_plan.disks if disk.dev in devs])
+    except CorruptImageError as err:
+        raise err from failed
+    except VbackupError as err:
+        log.debug("%s", err)
 
 
 def dry_run(

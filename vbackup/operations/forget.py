@@ -21,6 +21,7 @@ from vbackup.images import targets
 from vbackup.model import Layer
 from vbackup.names import Naming
 from vbackup.qemu import jobs
+from vbackup.qemu.block_graph import LAYERS_NOT_LISTED
 from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
 from vbackup.repository.lock import LockWait
@@ -77,7 +78,7 @@ class Forgotten:
     domain_uuid: str
     removed: tuple[Claim, ...]
     kept: tuple[Kept, ...]
-    unopened: Mapping[str, str]  #: reason by dev: disks of a domain that is off which could not be examined
+    unopened: Mapping[str, str]  #: reason by dev: disks that could not be examined, or not completely
 
 
 def run(
@@ -167,17 +168,20 @@ def _claims(repository_id: str, domain_source: Source, reporter: Reporter) -> tu
         except DiskError as err:
             unopened[disk.dev] = str(err)
             continue
+        if not node.lists_bitmaps:
+            unopened[disk.dev] = f"Disk {disk.dev}: {LAYERS_NOT_LISTED}."
         devs.update((layer.node_name, disk.dev) for layer in node.layers)
         layers.update((layer.node_name, layer) for layer in node.layers)
     # A running QEMU also has nodes of disks that cannot be backed up, such as one that has been made shareable.
-    layers.update(block_nodes(domain_source.monitor).nodes())
+    nodes = block_nodes(domain_source.monitor)
+    layers.update(nodes.nodes())
     claims = [
         Claim(devs.get(node_name), layer, name)
         for node_name, layer in layers.items()
         for name in sorted(layer.bitmaps, key=lambda name: (names.parse_end_mark(name) is not None, name))
         if names.repository_of(name) == repository_id
     ]
-    if domain_source.is_running:
+    if domain_source.is_running and nodes.refusal is None:
         return claims, {}  # QEMU listed all nodes
     for reason in unopened.values():
         reporter.warning(reason)

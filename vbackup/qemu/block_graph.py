@@ -8,13 +8,14 @@ sizes and bitmaps, also below filters.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vbackup.errors import DiskError, MalformedError, NotLoadedError
+from vbackup.errors import CorruptImageError, DiskError, MalformedError, NotLoadedError, QmpError
 from vbackup.fields import Fields, objects
 from vbackup.model import QEMUS_OWN, Bitmap, BlockDriver, Disk, DiskNode, Layer, NodeOptions
+from vbackup.qemu.partial_graph import Partial
 
 #: Drivers that pass everything on to the node below; a disk's data and bitmaps are never in them.
 FILTERS = frozenset(
@@ -25,6 +26,9 @@ FILTERS = frozenset(
 
 #: The compat value of qcow2 version 2. "Cannot store dirty bitmaps in qcow2 v2 files" (block/qcow2-bitmap.c).
 QCOW2_V2 = "0.10"
+
+#: Completes "Disk X: ..." where ``DiskNode.lists_bitmaps`` is False.
+LAYERS_NOT_LISTED = "QEMU does not list the bitmaps of its lower layers, because the image of another disk is corrupt"
 
 #: A longer backing chain counts as a reply without an end (QEMU itself cannot open more than about 500 images).
 MAX_LAYERS = 1000
@@ -44,16 +48,29 @@ class BlockNodes:
     Raises MalformedError if the reply does not match QAPI.
     """
 
-    def __init__(self, query_named_block_nodes: Any) -> None:
-        self._nodes = dict(_nodes(query_named_block_nodes))
+    def __init__(self, query_named_block_nodes: Any, *, partial: Partial | None = None) -> None:
+        """``partial`` takes the place of the reply if QEMU refused it."""
+        self._partial = partial
+        self._nodes = dict(_nodes(query_named_block_nodes if partial is None else partial.entries()))
 
     def node_names(self) -> frozenset[str]:
         """Return the names of all nodes."""
-        return frozenset(self._nodes)
+        return frozenset(self._nodes) | (self._partial.names if self._partial else frozenset())
+
+    @property
+    def refusal(self) -> QmpError | None:
+        """Why QEMU did not describe all nodes; None if it did."""
+        return self._partial.refusal if self._partial else None
+
+    def is_described(self, node_name: str) -> bool:
+        """Return False if nothing but the node's name is known: it can have bitmaps that ``bitmaps`` does not have."""
+        return self._partial is None or node_name in self._nodes
 
     def filename(self, node_name: str) -> str:
         """Return the file name that the node was opened with. Raises MalformedError if there is no such node."""
         node = self._nodes.get(node_name)
+        if node is None and self._partial is not None:
+            raise MalformedError(f"QEMU cannot describe node {node_name}: {self._partial.refusal.description}")
         if node is None:
             raise MalformedError(f"QEMU no longer lists node {node_name}; did another program close it?")
         return innermost(node.layer.filename)
@@ -90,10 +107,11 @@ class BlockGraph(BlockNodes):
         query_blockstats: Any,
         query_named_block_nodes: Any,
         *,
+        partial: Partial | None = None,
         chains: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """``chains`` adds nodes without a device that the caller opened: disk alias to node names, the top first."""
-        super().__init__(query_named_block_nodes)
+        super().__init__(query_named_block_nodes, partial=partial)
         own_chains = {alias: tuple(nodes) for alias, nodes in (chains or {}).items()}
         #: Node names from the root down, filters included, by device alias.
         self.chains: Mapping[str, tuple[str, ...]] = {**chains_of(query_blockstats), **own_chains}
@@ -102,10 +120,13 @@ class BlockGraph(BlockNodes):
     def disk_node(self, disk: Disk) -> DiskNode:
         """Return the disk's layers in QEMU, found by the disk's alias and checked against its XML.
 
-        Raises DiskError if QEMU has no such device, no medium in it, or another image open; NotLoadedError if QEMU
+        Raises DiskError if QEMU has no such device, no medium in it, or another image open, CorruptImageError if QEMU
+        found its image corrupt and closed it; NotLoadedError if QEMU
         does not list all bitmaps that are stored in a layer.
         """
         root = self._roots.get(disk.alias)
+        if self._partial is not None:
+            self._nodes.update(self._below(disk, root, self._partial))
         if root is None:
             known = ", ".join(sorted(self._roots)) or "none"
             raise DiskError(
@@ -125,6 +146,46 @@ class BlockGraph(BlockNodes):
             raise DiskError(disk.dev, f"QEMU shows only filter nodes from {root} down; is a block job just starting?")
         _check_against_xml(disk, layers[0])
         return DiskNode(disk, tuple(layers))
+
+    def _below(self, disk: Disk, root: str | None, partial: Partial) -> Iterator[tuple[str, _Node]]:
+        """Yield the disk's layers below the active one, which only the root's BlockDeviceInfo describes.
+
+        Raises CorruptImageError if QEMU has closed the image, DiskError if the disk cannot be examined otherwise.
+        """
+        chain = self.chains.get(disk.alias, ())
+        if chain and (partial.refusal.description.ejected_node in chain or (root is None and partial.query_block)):
+            raise CorruptImageError(disk.dev, disk.path)
+        top = self._nodes.get(root or "")
+        images = list(_backing_images(partial.query_block, root))
+        if top is None or top.layer.driver in FILTERS or len(images) != len(chain) - 1:
+            raise DiskError(
+                disk.dev,
+                f"QEMU cannot describe its nodes at the moment ({partial.refusal.description.rstrip('.')}). If the"
+                " image of another disk is corrupt, shut the domain off and repair it; otherwise, try again.",
+            )
+        for node_name, image in zip(chain[1:], images):
+            driver = BlockDriver(image.text("format"))
+            layer = Layer(
+                node_name=node_name,
+                driver=driver,
+                read_only=True,
+                virtual_size_bytes=image.integer("virtual-size"),
+                filename=image.text("filename"),
+                lists_bitmaps=driver != BlockDriver.QCOW2,
+                stores_bitmaps=_stores_bitmaps(driver, image),
+            )
+            yield node_name, _Node(layer, QEMUS_OWN, active=True, unloaded=frozenset())
+
+
+def _backing_images(query_block: Any, root: str | None) -> Iterator[Fields]:
+    """Yield the QAPI ImageInfo of the layers below the root node of a disk."""
+    for entry in objects(query_block, "query-block", MalformedError):
+        if "inserted" not in entry or entry.object("inserted").text("node-name") != root:
+            continue
+        image = entry.object("inserted").object("image")
+        while "backing-image" in image:
+            image = image.object("backing-image")
+            yield image
 
 
 def _check_against_xml(disk: Disk, top: Layer) -> None:
@@ -208,7 +269,7 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
             virtual_size_bytes=image.integer("virtual-size"),
             filename=entry.text("file"),
             allocated_bytes=image.integer("actual-size") if "actual-size" in image else None,
-            stores_bitmaps=driver == BlockDriver.QCOW2 and _of_qcow2(image, "compat") != QCOW2_V2,
+            stores_bitmaps=_stores_bitmaps(driver, image),
             data_file=_of_qcow2(image, "data-file"),
             bitmaps={bitmap.name: bitmap for bitmap in bitmaps if bitmap.name},
         )
@@ -223,6 +284,10 @@ def _options(entry: Fields) -> NodeOptions:
         no_flush=cache is not None and cache.boolean("no-flush"),
         detect_zeroes=entry.optional_text("detect_zeroes") == "on",
     )
+
+
+def _stores_bitmaps(driver: BlockDriver, image: Fields) -> bool:
+    return driver == BlockDriver.QCOW2 and _of_qcow2(image, "compat") != QCOW2_V2
 
 
 def _of_qcow2(image: Fields, member: str) -> str | None:

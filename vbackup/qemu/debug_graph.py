@@ -8,15 +8,22 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 from vbackup.errors import MalformedError, QmpError
 from vbackup.fields import Fields
-from vbackup.qemu.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
 
-def children(monitor: Monitor) -> Mapping[str, Collection[str]]:
+class Executes(Protocol):
+    """A vbackup.qemu.monitor.Monitor, which itself needs this module."""
+
+    def execute(self, command: str) -> Any:
+        """Execute a command without arguments. Raises QmpError."""
+
+
+def children(monitor: Executes) -> Mapping[str, Collection[str]]:
     """Return the nodes directly below each node; empty if QEMU cannot list them."""
     try:
         return _held(monitor.execute("x-debug-query-block-graph"), "block-driver")
@@ -31,6 +38,17 @@ def nodes_of_jobs(reply: object) -> Mapping[str, frozenset[str]]:
     Raises MalformedError if the reply is not as QAPI defines it.
     """
     return _held(reply, "block-job")
+
+
+def node_names(reply: object) -> frozenset[str]:
+    """Return the names of all block nodes. Raises MalformedError likewise."""
+    nodes = Fields(reply, "x-debug-query-block-graph", MalformedError).objects("nodes")
+    return frozenset(node.text("name") for node in nodes if node.text("type") == "block-driver")
+
+
+def nodes_of_nodes(reply: object) -> Mapping[str, frozenset[str]]:
+    """Return the nodes directly below each node, by its name. Raises MalformedError likewise."""
+    return _held(reply, "block-driver")
 
 
 def devices_without_rights(reply: object) -> Mapping[str, Collection[str]]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vbackup.errors import QmpError
+from vbackup.qemu import partial_graph
 from vbackup.qemu.block_graph import BlockGraph, BlockNodes, chains_of
 
 if TYPE_CHECKING:
@@ -50,17 +52,21 @@ class Monitor(Protocol):
 
 def block_graph(monitor: Monitor, *, chains: Mapping[str, Sequence[str]] | None = None) -> BlockGraph:
     """Query QEMU's current block graph. ``chains`` and errors as for BlockGraph."""
-    return BlockGraph(
-        monitor.execute("query-block"),
-        monitor.execute("query-blockstats"),
-        monitor.execute("query-named-block-nodes", {"flat": True}),
-        chains=chains,
-    )
+    try:
+        # First: where it fails, query-block can be dangerous.
+        named = monitor.execute("query-named-block-nodes", {"flat": True})
+    except QmpError as err:
+        partial = partial_graph.query(monitor, err)
+        return BlockGraph(partial.query_block, monitor.execute("query-blockstats"), [], partial=partial, chains=chains)
+    return BlockGraph(monitor.execute("query-block"), monitor.execute("query-blockstats"), named, chains=chains)
 
 
 def block_nodes(monitor: Monitor) -> BlockNodes:
     """Query QEMU's current nodes, in a third of the time of ``block_graph``. Errors as for BlockNodes."""
-    return BlockNodes(monitor.execute("query-named-block-nodes", {"flat": True}))
+    try:
+        return BlockNodes(monitor.execute("query-named-block-nodes", {"flat": True}))
+    except QmpError as err:
+        return BlockNodes([], partial=partial_graph.query(monitor, err))
 
 
 def block_chains(monitor: Monitor) -> dict[str, tuple[str, ...]]:

@@ -56,6 +56,14 @@ def of_one_device(*layers: Layer) -> DiskNode:
     return replace(node, looked_at=replace(node.chain, device_mark="mark"))
 
 
+def test_bitmaps_of_lower_layers_that_qemu_does_not_list_cost_a_full() -> None:
+    top, below = layer(bitmap(name_of(ONE))), layer(node_name="below", lists_bitmaps=False)
+    choice = auto(of_one_device(top, below), ONE)
+    assert choice.level is Level.FULL
+    assert choice.reason.startswith("QEMU does not list the bitmaps of its lower layers")
+    assert auto(of_one_device(top, replace(below, lists_bitmaps=True)), ONE).level is Level.INCREMENTAL
+
+
 # the levels
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
 from tests.unit import builders
+from tests.unit.blind_qemu import BlindQemu
 from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
 from vbackup import names
 from vbackup.engine import leftovers
@@ -277,3 +278,26 @@ def test_job_that_ended_meanwhile_goes_too(qemu: FakeQemu, tmp_path: Path, ends:
         qemu.execute("query-jobs")
     leftovers.remove_leftovers(qemu, Naming(REPOSITORY))
     assert qemu.state() == before
+
+
+def test_bitmaps_go_from_a_node_that_qemu_cannot_describe(caplog: pytest.LogCaptureFixture) -> None:
+    """Its image was found corrupt: QEMU does not list its bitmaps, but removes them."""
+    mark = Naming(REPOSITORY).end_mark("vda", 65536)
+    with BlindQemu([FakeDisk(path="/images/vda.qcow2"), FakeDisk("virtio-disk1", path="/images/vdb.qcow2")]) as qemu:
+        corrupt, healthy = qemu.eject("virtio-disk0"), qemu.top("virtio-disk1")
+        for name in (bitmap_of(ONE), bitmap_of(TWO), mark):
+            qemu.bitmaps(corrupt)[name] = FakeBitmap(name)
+        qemu.bitmaps(healthy)[bitmap_of(TWO, "vdb")] = FakeBitmap(bitmap_of(TWO, "vdb"))
+        new = [(corrupt, bitmap_of(TWO)), (corrupt, bitmap_of(THREE)), (healthy, bitmap_of(TWO, "vdb"))]
+        leftovers.remove_bitmaps(qemu, [NodeBitmap(*place) for place in [*new, ("gone", bitmap_of(TWO))]])
+        leftovers.remove_end_marks(qemu, [NodeBitmap(corrupt, mark), NodeBitmap(corrupt, f"{mark}0")])
+        assert (set(qemu.bitmaps(corrupt)), set(qemu.bitmaps(healthy))) == ({bitmap_of(ONE)}, set())
+    assert not caplog.messages
+
+
+def test_other_refusal_on_a_node_that_qemu_cannot_describe_is_told() -> None:
+    with BlindQemu([FakeDisk(path="/images/vda.qcow2")]) as qemu:
+        bitmap = NodeBitmap(qemu.eject("virtio-disk0"), bitmap_of(TWO))
+        qemu.refuse("block-dirty-bitmap-remove", "Bitmap is currently in use by another operation")
+        with pytest.raises(QmpError, match="in use"):
+            leftovers.remove_bitmaps(qemu, [bitmap])
