@@ -30,10 +30,11 @@ COPIED = 1 << 63
 NAME, UUID = "damaged", "66666666-2222-3333-4444-555555555555"
 
 
-def damage(path: Path, offset: int) -> bytes:
+def damage(path: Path, offset: int, *, unreadable: bool = False) -> bytes:
     """Let the L2 entry of the cluster at ``offset`` point to the image's own L1 table, and return what is there.
 
-    QEMU refuses to write there. (qcow2 version 3, see QEMU's docs/interop/qcow2.txt.)
+    QEMU refuses to write there. With ``unreadable`` it points to no cluster's beginning, and QEMU refuses to read too.
+    (qcow2 version 3, see QEMU's docs/interop/qcow2.txt.)
     """
     with path.open("r+b") as file:
 
@@ -47,7 +48,7 @@ def damage(path: Path, offset: int) -> bytes:
         position = l2_table + cluster % per_table * 8
         assert number_at(position), "nothing is allocated there"
         file.seek(position)
-        file.write((l1_table | COPIED).to_bytes(8, "big"))
+        file.write((l1_table | COPIED | (512 if unreadable else 0)).to_bytes(8, "big"))
         file.seek(l1_table)
         return file.read(cluster_bytes)
 
@@ -246,3 +247,15 @@ def test_disk_that_was_copied_before_its_image_was_found_corrupt_is_in_the_backu
         done = damaged.backup("--speed", "4M")
     assert broken
     assert set(damaged.check(done.document)) == {"vda", "vdb", "vdc"}
+
+
+def test_image_found_corrupt_by_the_backup_of_a_domain_that_is_off(damaged: Damaged) -> None:
+    full = damaged.backup().document
+    damaged.machine.destroy()
+    damage(damaged.directory / "vda.qcow2", BAD_OFFSET, unreadable=True)
+    failed = damaged.backup("--level", "full", status=5)
+    assert_told(failed.stderr, damaged)
+    assert "Could not" not in failed.stderr
+    assert damaged.entries() == [full["id"]]
+    done = damaged.backup("--exclude-disk", "vda").document
+    assert damaged.check(done) == {"vdb": "incremental", "vdc": "incremental"}

@@ -121,8 +121,7 @@ class BlockGraph(BlockNodes):
         """Return the disk's layers in QEMU, found by the disk's alias and checked against its XML.
 
         Raises DiskError if QEMU has no such device, no medium in it, or another image open, CorruptImageError if QEMU
-        found its image corrupt and closed it; NotLoadedError if QEMU
-        does not list all bitmaps that are stored in a layer.
+        found its image corrupt and closed it, NotLoadedError if QEMU does not list all bitmaps that a layer stores.
         """
         root = self._roots.get(disk.alias)
         if self._partial is not None:
@@ -171,7 +170,7 @@ class BlockGraph(BlockNodes):
                 read_only=True,
                 virtual_size_bytes=image.integer("virtual-size"),
                 filename=image.text("filename"),
-                lists_bitmaps=driver != BlockDriver.QCOW2,
+                lists_bitmaps=False,  # also a raw layer has some, while QEMU lives
                 stores_bitmaps=_stores_bitmaps(driver, image),
             )
             yield node_name, _Node(layer, QEMUS_OWN, active=True, unloaded=frozenset())
