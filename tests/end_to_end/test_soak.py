@@ -61,6 +61,7 @@ class Soak:
             (2, self.backup_that_is_killed),
             (1, self.restart),
             (1, self.kill_qemu),
+            (1, self.dump_while_paused),
             (1, self.grow),
             (1, self.shrink_and_grow_again),
             (1, self.attach_or_detach),
@@ -153,6 +154,20 @@ class Soak:
         os.kill(int(Path(f"/run/libvirt/qemu/{NAME}.pid").read_text()), signal.SIGKILL)
         wait_for(lambda: not self.machine.handle.is_active(), "libvirt noticing QEMU's death")
         self.start()
+
+    def dump_while_paused(self) -> str | None:
+        """QEMU does not have its images to itself then, until the guest runs again: as after a migration."""
+        if self._is_busy():
+            return None
+        domain, path = self.machine.handle.domain, self.directory / "dump"
+        domain.suspend()
+        domain.coreDump(str(path), 0)
+        path.unlink()
+        repository = self.dice.choice(self.repositories)
+        refused = self.command("-c", self.daemon.uri, "-q", "backup", NAME, "-r", repository, status=8)
+        assert "does not have its images to itself" in refused.stderr
+        domain.resume()
+        return "a backup was refused"
 
     def grow(self) -> str | None:
         dev = self.dice.choice(list(self.disks))
