@@ -61,7 +61,6 @@ from vbackup.undo import Undo
 RESERVE_BYTES = 1024 * 1024 * 1024
 RESERVE_SHARE = 4
 
-
 #: What keeps errors of the fleecing area from the guest where QEMU cannot do it by itself.
 _KEEPERS = frozenset(("quorum", "blkdebug", "null-co"))
 
@@ -245,7 +244,9 @@ class SpaceWatch:
         fault = _fault(self.directory)
         if fault is None and not error.reason.is_denied:
             return None
-        if fault is not None and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        # The rest of the space may be there for vbackup only, which is root.
+        is_short = fault is None and free_bytes(self.directory) < self.reserve_bytes
+        if is_short or (fault is not None and fault.errno in (errno.ENOSPC, errno.EDQUOT)):
             return self.full()
         why = f": {fault.strerror}" if fault is not None else ""
         return StorageError(

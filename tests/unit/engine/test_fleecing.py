@@ -157,6 +157,12 @@ def test_only_a_view_that_broke_is_the_areas_fault(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_area_that_only_root_has_space_in_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleecing, "free_bytes", lambda _directory: 0)
+    broken = fleecing.SpaceWatch(tmp_path, 1).explain(JobError("vda", "Permission denied"))
+    assert isinstance(broken, NoSpaceError)
+
+
 @pytest.mark.parametrize(
     ("number", "message"),
     [
