@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import libvirt
 import pytest
 
 from tests.daemon import wait_for
@@ -19,7 +20,8 @@ from tests.end_to_end.chains import END_BYTES, Chain, levels, reasons
 from tests.end_to_end.test_bases import commit
 from tests.end_to_end.test_block_jobs import pull_all, snapshot, wait_until_idle
 from tests.filesystem import loop_device
-from tests.lab import DiskSpec, Lab, compare
+from tests.lab import DiskSpec, Lab, compare, domain_xml
+from vbackup.operations import backup
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -108,19 +110,22 @@ CHANGES = (rebase_to_another, move_another_to_its_name, drop_the_middle, write_t
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_change_below_the_bitmaps_costs_a_full(layered: Chain, change: Callable[[Path], None]) -> None:
-    """While the domain is off; the next backup is made off, and a change after that is noticed by a running one."""
+    """While the domain is off, and the next backup is made off too."""
     full = layered.backup()
     off = Off(layered)
     change(layered.tmp_path)
     refused = layered.run("--level", "incremental", status=6)
     assert f"Disk vda: no incremental backup is possible: backup {full['id']} had " in refused.stderr
     assert levels(off.backup()) == FULL
+
+
+def test_change_between_two_backups_while_off_and_before_a_start_costs_fulls(layered: Chain) -> None:
+    off, lowest = Off(layered), layered.tmp_path / "base.qcow2"
+    off.backup()
     write(layered.specs[0].path, "write -P 4 5M 64k")
     assert levels(off.backup()) == INCREMENTAL
-
-    lowest = layered.tmp_path / "base.qcow2"
-    if change is rebase_to_another:
-        lowest = layered.tmp_path / "other.qcow2"
+    write(lowest, "write -P 7 3M 64k")
+    assert levels(off.backup()) == FULL
     write(lowest, "write -P 8 3584k 64k")
     layered.machine.handle.domain.create()
     done = layered.backup()
@@ -137,7 +142,22 @@ def test_change_below_the_bitmaps_before_a_start_costs_a_full(layered: Chain, ch
     layered.machine = layered.lab.start(layered.xml())
     layered.machine.write("vda", "write -P 4 5M 64k")
     assert levels(layered.backup()) == FULL
-    layered.machine.write("vda", "write -P 5 6M 64k")
+
+
+def test_layer_that_changes_at_the_moment_ends_the_backup(layered: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    layered.backup()
+    before = layered.machine.state()
+
+    def send(*arguments: Any) -> None:
+        os.utime(layered.tmp_path / "base.qcow2")  # as a program does that does not heed QEMU's locks
+        really_send(*arguments)
+
+    really_send = backup.send
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "send", send)
+        refused = layered.run(status=8)
+    assert f"Disk vda: {layered.tmp_path}/base.qcow2 was changed while the backup began" in refused.stderr
+    assert layered.machine.state() == before
     assert levels(layered.backup()) == INCREMENTAL
 
 
@@ -193,12 +213,12 @@ def test_overlay_whose_lower_layers_were_dropped_costs_a_full(chain: Chain) -> N
 def test_restarts_and_backups_while_off_stay_incremental(layered: Chain) -> None:
     """Layers below are untouched, whoever opens them."""
     layered.backup()
-    for night in range(3):
+    for night in range(2):
         layered.machine.write("vda", f"write -P {night} 5M 64k")
         layered.restart()
         assert levels(layered.backup()) == INCREMENTAL
     off = Off(layered)
-    for night in range(3):
+    for night in range(2):
         write(layered.specs[0].path, f"write -P 1{night} 6M 64k")
         done = off.backup()
         assert (levels(done), done["disks"][0]["copied_bytes"]) == (INCREMENTAL, 65536 + END_BYTES)
@@ -211,7 +231,7 @@ def test_restarts_and_backups_while_off_stay_incremental(layered: Chain) -> None
 @pytest.mark.parametrize("between", [False, True])
 def test_overlay_that_is_committed_each_night_costs_no_full(layered: Chain, *, restarts: bool, between: bool) -> None:
     layered.backup()
-    for night in range(3):
+    for night in range(2):
         snapshot(layered, f"night{night}")
         layered.machine.write("vda", f"write -P {night} 5M 64k", "write -z 1M 64k")
         if between:
@@ -227,7 +247,7 @@ def test_overlay_that_is_committed_each_night_costs_no_full(layered: Chain, *, r
 def test_overlay_that_is_pulled_each_night_costs_no_full(layered: Chain, *, between: bool) -> None:
     """The layers below are gone then, all at once the first time."""
     layered.backup()
-    for night in range(3):
+    for night in range(2):
         overlay = snapshot(layered, f"night{night}")
         layered.machine.write("vda", f"write -P {night} 5M 64k", "write -z 1M 64k")
         if between:
@@ -286,6 +306,63 @@ def test_block_device_below_is_trusted_while_qemu_has_it_open(
         assert levels(done) == FULL
         assert f"had {device} below, and nothing proves" in reasons(done)["vda"]
         lab.clear()
+
+
+def test_overlay_that_was_made_while_off_costs_a_full(layered: Chain) -> None:
+    """``virsh snapshot-create-as --disk-only`` of a domain that is off runs qemu-img, which carries no bitmap over."""
+    layered.backup()
+    off = Off(layered)
+    overlay = layered.tmp_path / "over.qcow2"
+    domain = layered.machine.handle.domain
+    domain.snapshotCreateXML(
+        f"<domainsnapshot><disks><disk name='vda' snapshot='external'><source file='{overlay}'/></disk></disks>"
+        "</domainsnapshot>",
+        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA,
+    )
+    layered.specs[0] = Made(overlay, size="8M")
+    write(overlay, "write -P 4 5M 64k")
+    done = off.backup()
+    assert levels(done) == FULL
+    assert "made while the domain was off" in reasons(done)["vda"]
+    assert levels(off.backup()) == INCREMENTAL
+
+
+# formats and names that an image gives
+
+
+def test_raw_backing_file_whose_format_is_not_recorded_is_backed_up_off(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path
+) -> None:
+    """libvirt probes it and starts the domain, so it can be backed up in both states."""
+    raw, vda = tmp_path / "base.raw", tmp_path / "vda.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", str(raw), "8M"], check=True)
+    write(raw, "write -P 1 0 2M", image_format="raw")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(raw), "-F", "raw", str(vda)], check=True)
+    vda.write_bytes(vda.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x11\x22\x33\x44", 1))
+    chain = Chain(lab, command, repository, tmp_path, [Made(vda, size="8M")])
+    chain.machine.write("vda", "write -P 2 1M 64k")
+    chain.backup()
+    off = Off(chain)
+    write(vda, "write -P 3 3M 64k")
+    assert levels(off.backup()) == INCREMENTAL
+
+
+def test_relative_data_file_is_not_looked_up_in_the_working_directory(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off. There is a file of that name too where vbackup was started."""
+    directory, decoy = tmp_path / "images", tmp_path / "decoy"
+    for number, path in enumerate((directory, decoy)):
+        path.mkdir()
+        monkeypatch.chdir(path)
+        image(path / "vda.qcow2", f"write -P {number} 0 8M", options=("-o", "data_file=vda.raw,data_file_raw=on"))
+    lab.define(domain_xml("bases", [Made(directory / "vda.qcow2").xml()]))
+    argv = ("-c", lab.uri, "-q", "backup", "bases", "-r", repository, "--json")
+    for number, level in enumerate(("full", "incremental")):
+        assert levels(command(*argv).document) == {"vda": level}
+        output = tmp_path / f"out{number}"
+        command("-q", "restore", "bases", "-r", repository, "--output", output)
+        compare(output / "vda.qcow2", directory / "vda.raw")
 
 
 # external data files

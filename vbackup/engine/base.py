@@ -160,7 +160,10 @@ def _trusted_bitmaps(
     if not layers:
         raise _UntrustedError(f"checkpoint {base.id} is {_lost(node, base, parsed=parsed, started=started)}")
     if layers != list(node.layers[: len(layers)]):
-        raise _UntrustedError(f"checkpoint {base.id} is not on every layer above {layers[-1].node_name}")
+        raise _UntrustedError(
+            f"checkpoint {base.id} is not on every layer above {layers[-1].node_name}, as after an external snapshot"
+            " that was made while the domain was off, or without libvirt"
+        )
     for layer in layers:
         flaw = _flaw(layer.bitmaps[name])
         if flaw is not None:
