@@ -15,6 +15,7 @@ from docutils.core import publish_doctree
 import vbackup
 from vbackup.cli import parser
 from vbackup.errors import Status
+from vbackup.layers import ChainState
 from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, HostIdentity, Level
 from vbackup.repository import manifest, repository
 
@@ -137,7 +138,8 @@ def test_kinds_of_json_are_those_of_the_code() -> None:
 
 def test_members_of_a_manifest_are_those_of_the_code() -> None:
     image = DiskImage(
-        "vda", Level.FULL, None, "asked for", "vda.qcow2", 0, 0, 0, "sha256:", None, "node", None, BlockDriver.RAW
+        *("vda", Level.FULL, None, "asked for", "vda.qcow2", 0, 0, 0, "sha256:", None, "node", None, BlockDriver.RAW),
+        chain=ChainState(()),
     )
     backup = Backup(
         id="20261123T101500Z-full",
