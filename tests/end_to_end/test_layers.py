@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
-from tests.daemon import wait_for
+from tests.daemon import Daemon, wait_for
 from tests.end_to_end.chains import END_BYTES, Chain, levels, reasons
 from tests.end_to_end.test_bases import commit
 from tests.end_to_end.test_block_jobs import pull_all, snapshot, wait_until_idle
@@ -26,6 +26,7 @@ from vbackup.operations import backup
 if TYPE_CHECKING:
     from tests.conftest import Command
 
+PROVEN = {"path", "device", "inode", "size_bytes", "mtime_ns"}
 FULL, INCREMENTAL = {"vda": "full"}, {"vda": "incremental"}
 
 
@@ -225,6 +226,30 @@ def test_restarts_and_backups_while_off_stay_incremental(layered: Chain) -> None
     layered.machine.handle.domain.create()
     done = layered.backup("--level", "differential")
     assert levels(done) == {"vda": "differential"}
+
+
+def test_layers_whose_owner_libvirt_changes_at_each_start_cost_no_full(
+    daemon: Daemon, command: Command, repository: Path, images: Path, tmp_path: Path
+) -> None:
+    """libvirtd gives the images to QEMU's user, which is not root, in a mount namespace of its own."""
+    base = image(images / "base.qcow2", "write -P 1 0 4M")
+    spec = Made(image(images / "vda.qcow2", backing=base))
+    machine = daemon.define(domain_xml("owners", [spec.xml()]))
+
+    def backup() -> dict[str, Any]:
+        done = command("-c", daemon.uri, "-q", "backup", "owners", "-r", repository, "--json").document
+        assert [layer["file"].keys() for layer in done["disks"][0]["chain"]["layers"]] == [PROVEN] * 2
+        return levels(done)
+
+    assert backup() == FULL
+    for night in range(2):
+        machine.handle.domain.create()
+        machine.write("vda", f"write -P {night} 5M 64k")
+        assert backup() == INCREMENTAL
+        machine.handle.domain.destroy()
+        assert backup() == INCREMENTAL
+    command("-q", "restore", "owners", "-r", repository, "--output", tmp_path / "out")
+    compare(tmp_path / "out" / "vda.qcow2", spec.path)
 
 
 @pytest.mark.parametrize("restarts", [False, True])

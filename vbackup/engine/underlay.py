@@ -28,7 +28,7 @@ def flaw(
     """
     recorded, below = now.layers[: len(with_bitmap)], now.layers[len(with_bitmap) :]
     data_files = [layer for layer in recorded if layer.data_file is not None]
-    if then is None:
+    if then is None or not then.layers:
         return UNRECORDED if below or data_files else None
     if then.device_mark is not None and then.device_mark == now.device_mark:
         if then.layers[0].node_name in {layer.node_name for layer in below}:

@@ -196,7 +196,7 @@ def _unrecorded_format(disk: Disk, image: Image, *, backing: str, path: str) -> 
         disk.dev,
         f"the image {image.path} does not record the format of its backing file {path}. That looks like {found.format}"
         " and may name other files, which a guest can also have written into a raw disk, so it is not opened. If it is"
-        f" {found.format}, record that: {command}",
+        f" {found.format}, record that: {command} (with -F raw if it is raw)",
     )
 
 

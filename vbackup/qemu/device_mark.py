@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Collection, Mapping
 
 from vbackup.errors import MalformedError, QmpError
-from vbackup.fields import objects
+from vbackup.fields import Fields, objects
 from vbackup.qemu.block_graph import alias_of
 from vbackup.qemu.monitor import Monitor
 
@@ -53,7 +53,15 @@ def _boundaries(monitor: Monitor) -> dict[str, tuple[str, int]]:
         stats = entry.object("stats")
         boundary = 0
         if "flush_latency_histogram" in stats:
-            boundaries = stats.object("flush_latency_histogram").integers("boundaries")
-            boundary = boundaries[0] if len(boundaries) == 1 else 1
+            boundary = _boundary(stats.object("flush_latency_histogram"))
         found[alias_of(qdev)] = qdev, boundary
     return found
+
+
+def _boundary(histogram: Fields) -> int:
+    """Return its boundary, 1 if it has several or one that vbackup never sets (QAPI's uint64 can be larger)."""
+    try:
+        boundaries = histogram.integers("boundaries")
+    except MalformedError:
+        return 1
+    return boundaries[0] if len(boundaries) == 1 else 1

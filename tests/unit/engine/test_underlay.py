@@ -143,6 +143,7 @@ def test_base_without_a_record_is_trusted_where_nothing_is_below() -> None:
     assert flaw(None, chain(TOP)) is None
     assert flaw(None, chain(OVER, TOP), 2) is None
     assert flaw(None, chain(TOP, BASE)) == underlay.UNRECORDED
+    assert flaw(chain(), chain(TOP, BASE)) == underlay.UNRECORDED  # somebody emptied it
     assert flaw(None, chain(replace(TOP, data_file=DATA))) == underlay.UNRECORDED
 
 
