@@ -20,7 +20,7 @@ from tests.end_to_end.chains import END_BYTES, Chain, levels, reasons
 from tests.end_to_end.test_bases import commit
 from tests.end_to_end.test_block_jobs import pull_all, snapshot, wait_until_idle
 from tests.filesystem import loop_device
-from tests.lab import DiskSpec, Lab, compare, domain_xml
+from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info
 from vbackup.operations import backup
 
 if TYPE_CHECKING:
@@ -429,6 +429,7 @@ def test_data_file_that_was_put_back_costs_a_full(with_data_file: Chain) -> None
 
 def test_data_file_below_an_overlay_stays_incremental_until_it_is_changed(with_data_file: Chain) -> None:
     chain, data = with_data_file, with_data_file.tmp_path / "vda.raw"
+    chain.backup()  # leaves bitmaps on what is a layer below from now on
     chain.stop()
     chain.specs = [Made(image(chain.tmp_path / "top.qcow2", backing=chain.tmp_path / "vda.qcow2"), size="8M")]
     chain.machine = chain.lab.start(chain.xml())
@@ -441,3 +442,7 @@ def test_data_file_below_an_overlay_stays_incremental_until_it_is_changed(with_d
     assert levels(off.backup()) == INCREMENTAL
     write(data, "write -P 9 3M 64k", image_format="raw")
     assert levels(off.backup()) == FULL
+    forgotten = chain.command("-c", chain.lab.uri, "forget", "bases", "-r", chain.repository, "--json").document
+    assert forgotten["kept"] == []
+    lower = qemu_img_info(chain.tmp_path / "vda.qcow2")
+    assert "bitmaps" not in lower["format-specific"]["data"]

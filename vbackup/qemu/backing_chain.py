@@ -182,7 +182,7 @@ def _path_in(disk: Disk, image_path: str, name: str, *, what: str) -> str:
 def _unrecorded_format(disk: Disk, image: Image, *, backing: str, path: str) -> BlockDriver:
     """Return the format of a backing file that ``image`` does not record, as libvirt finds it.
 
-    libvirt 9.0 to 12.8 probes, and starts the domain unless what it finds has a backing file. Raises DiskError, with
+    libvirt 9.0 probes, and starts the domain unless what it finds has a backing file. Raises DiskError, with
     the command that records the format.
     """
     try:
