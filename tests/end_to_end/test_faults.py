@@ -232,7 +232,10 @@ def test_speed_is_qemus_limit(backups: Backups, machine: Machine) -> None:
 
 def test_unknown_domain(lab: Lab, command: Command, repository: Path) -> None:
     refused = command("-c", lab.uri, "backup", "nobody", "-r", repository, status=4)
-    assert refused.stderr == f"vbackup: No domain 'nobody' at {lab.uri}; 'virsh list --all' lists all domains.\n"
+    assert (
+        refused.stderr
+        == f"vbackup: No domain 'nobody' at {lab.uri}; 'virsh -c {lab.uri} list --all' lists all domains.\n"
+    )
 
 
 def test_libvirt_that_is_not_there(command: Command, repository: Path) -> None:

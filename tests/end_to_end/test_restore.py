@@ -134,7 +134,10 @@ def test_libvirt_takes_the_definition_in_either_format(
 ) -> None:
     """With what libvirt allows for qcow2 only, and what belongs to a login that is not there any more."""
     cache = "<metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache>"
-    spec = DiskSpec(tmp_path / "vda.qcow2", driver="cache='none' io='native' discard='unmap' detect_zeroes='unmap'")
+    driver = "cache='none' io='native' discard='unmap' detect_zeroes='unmap'"
+    if lab.host.connection.getLibVersion() >= 9_005_000:
+        driver += " discard_no_unref='on'"
+    spec = DiskSpec(tmp_path / "vda.qcow2", driver=driver)
     spec.create()
     machine = lab.start(domain_xml("formats", [spec.xml().replace("/><source", f">{cache}</driver><source", 1)]))
     command("-c", lab.uri, "-q", "backup", "formats", "-r", repository)
