@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         what = " ".join(words)
         if not words[0].startswith("-"):
             return UsageError(
-                f"Unrecognized arguments: {what}; the words that belong to no option must stand together.",
+                f"Unrecognized arguments: {what}; the words that belong to no option stand together, as in the usage.",
                 help_of=self.prog,
             )
         hint = _closest(words[0].partition("=")[0], options)

@@ -101,7 +101,7 @@ def test_version_is_told(command: Command) -> None:
         (("bitmap", "ad", "web", "b"), "No command 'ad'; the closest is 'add'. See 'vbackup bitmap --help'."),
         (("backup", "web", "--exlude", "a"), "Unrecognized arguments: --exlude a; the closest is '--exclude'."),
         (("backup", "web", "--level", "ful"), "; the closest is 'full'. See 'vbackup backup --help'."),
-        (("show", "web", "-q", "id"), "the words that belong to no option must stand together"),
+        (("list", "web", "-q", "two"), "the words that belong to no option stand together, as in the usage"),
         (("list", "wbe"), "; the closest is 'web'"),
         (
             ("show", "web", "--backup", "a", "--domain", "db"),
