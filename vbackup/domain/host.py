@@ -410,8 +410,9 @@ NO_SUPPORT = int(libvirt.VIR_ERR_NO_SUPPORT)
 #: Descriptors were sent over a connection that cannot carry them, or to a daemon before 8.2.
 FDS_NOT_PASSED = frozenset((int(libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED), NO_SUPPORT))
 
-#: The guest agent replied with an error; an agent that does not answer has other numbers.
-INTERNAL_ERROR = int(libvirt.VIR_ERR_INTERNAL_ERROR)
+#: The guest agent replied with an error; an agent that does not answer has other numbers. VIR_ERR_AGENT_COMMAND_FAILED
+#: (113) is libvirt's since 11.2; the daemon can be newer than the library, which has no name for it then.
+AGENT_REPLIED = frozenset((int(libvirt.VIR_ERR_INTERNAL_ERROR), 113))
 
 #: Another operation had the domain's lock for 30 s (QEMU_JOB_WAIT_TIME): "cannot acquire state change lock".
 OPERATION_TIMEOUT = int(libvirt.VIR_ERR_OPERATION_TIMEOUT)

@@ -18,8 +18,8 @@ from typing import Any
 import libvirt_qemu
 
 from vbackup.domain.host import (
+    AGENT_REPLIED,
     FDS_NOT_PASSED,
-    INTERNAL_ERROR,
     NO_SUPPORT,
     OPERATION_TIMEOUT,
     SYSTEM_ERROR,
@@ -106,7 +106,7 @@ class Passthrough:
             with self._errors(f"run guest agent command {command}"):
                 text = libvirt_qemu.qemuAgentCommand(self._handle.domain, request, timeout_s, 0)
         except MonitorError as err:
-            if error_code(err.__cause__) == INTERNAL_ERROR:
+            if error_code(err.__cause__) in AGENT_REPLIED:
                 raise QmpError(command, "GenericError", str(err)) from err
             raise
         return parse(command, text)

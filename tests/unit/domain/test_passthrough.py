@@ -296,8 +296,10 @@ def test_agent_is_asked_with_its_own_time_limit(monitor: Passthrough, qemu: Fake
     assert qemu.asked == [({"execute": "guest-fsfreeze-freeze"}, 10)]
 
 
-def test_error_of_the_agent_differs_from_its_silence(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
-    qemu.error = libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR, "unable to execute QEMU agent command: disabled")
+@pytest.mark.parametrize("code", [libvirt.VIR_ERR_INTERNAL_ERROR, 113], ids=["9.0", "11.2"])
+def test_error_of_the_agent_differs_from_its_silence(monitor: Passthrough, qemu: FakeLibvirtQemu, code: int) -> None:
+    """Since libvirt 11.2 it is VIR_ERR_AGENT_COMMAND_FAILED."""
+    qemu.error = libvirt_error(code, "unable to execute QEMU agent command: disabled")
     with pytest.raises(QmpError, match="disabled"):
         monitor.agent("guest-fsfreeze-freeze", timeout_s=10)
     qemu.error = libvirt_error(libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding")
