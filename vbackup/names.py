@@ -172,16 +172,6 @@ class Naming:
         return f"{self.prefix}alloc-sink"
 
     @property
-    def allocation_source(self) -> str:
-        """The name of a node as large as a layer that is smaller than its disk."""
-        return f"{self.prefix}alloc-src"
-
-    @property
-    def allocation_window(self) -> str:
-        """The name of the node that maps as much of an ``extended_node``."""
-        return f"{self.prefix}alloc-win"
-
-    @property
     def scratch_source(self) -> str:
         """The name of the node that is copied to a scratch node."""
         return f"{self.prefix}end-source"

@@ -61,6 +61,10 @@ class Allocation:
 #: The whole disk is read.
 ALL = Allocation()
 
+#: QEMU takes 25 ms a TiB to look at what a layer has allocated, and does nothing else meanwhile. From this size on it
+#: does so before the moment of the backup, at which the guest may be frozen.
+LONG_BYTES = 8 * 1024**4
+
 
 def of_full(
     node: DiskNode,
@@ -77,11 +81,12 @@ def of_full(
     """
     if any(layer.driver not in (BlockDriver.QCOW2, BlockDriver.RAW) for layer in node.layers):
         return ALL
-    if len(node.layers) == 1 and node.top.driver == BlockDriver.QCOW2 and not has_view:
-        return Allocation(MirrorSyncMode.TOP)
     size_bytes = node.top.virtual_size_bytes
+    is_one_image = len(node.layers) == 1 and node.top.driver == BlockDriver.QCOW2 and not has_view
+    if is_one_image and size_bytes < LONG_BYTES:
+        return Allocation(MirrorSyncMode.TOP)
     if size_bytes - _allocated_bytes(node) < (WORTH_BYTES if tells_zeros else WORTH_UNTOLD_BYTES):
-        return ALL
+        return Allocation(MirrorSyncMode.TOP) if is_one_image else ALL
     if any(layer.virtual_size_bytes > size_bytes for layer in node.layers):
         return ALL
     name, job_id = naming.allocation_bitmap(backup_id, node.disk.dev), naming.allocation_job(backup_id, node.disk.dev)

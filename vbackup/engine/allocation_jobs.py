@@ -6,8 +6,9 @@ it ends with the first piece it reads, and the bitmap has all that the layer has
 since the job began. 40 TiB take a second; QEMU goes through the tables of an image, not through its data. (QEMU has no
 command that does this: block-dirty-bitmap-populate was never merged.)
 
-The bitmap of a layer that is smaller than the disk cannot be merged with one of the disk. It drives a job that copies
-zeros from one node without storage to another, which is as large as the disk: that one's bitmap then has the same.
+The bitmap of a layer that is smaller than the disk cannot be merged with one of the disk. It is merged into that of an
+empty image of the same size, which then grows, and its bitmap with it. (A job from one node without storage to another
+would do too, but it never waits for anything, and the guest stands still meanwhile.)
 
 QEMU warns on stderr that the target has no cluster size, which does no harm here.
 """
@@ -28,7 +29,7 @@ from vbackup.errors import JobError, QemuText, QmpError
 from vbackup.files import storage_errors
 from vbackup.images import raw_data, targets
 from vbackup.images.targets import Target
-from vbackup.model import GRANULARITY_BYTES, NodeBitmap
+from vbackup.model import GRANULARITY_BYTES, ImageOptions, NodeBitmap
 from vbackup.qapi.actions import (
     Action,
     BackupPerf,
@@ -39,7 +40,7 @@ from vbackup.qapi.actions import (
     BlockDirtyBitmapMerge,
     MirrorSyncMode,
 )
-from vbackup.qemu import jobs, qcow2_bitmap
+from vbackup.qemu import jobs, qcow2_bitmap, qemu_img
 from vbackup.report import Silent
 from vbackup.repository.repository import Stage
 from vbackup.undo import Undo
@@ -73,8 +74,7 @@ def _remove(domain: LockedDomain, disks: Sequence[DiskPlan]) -> None:
     plans = [disk.allocation for disk in disks]
     jobs.cancel(monitor, [one.job_id for one in plans])
     nodes = [bitmap.node_name for one in plans for bitmap in (one.extended, one.file_data)]
-    nodes = [naming.allocation_sink, naming.allocation_window, naming.allocation_source, *nodes]
-    targets.close_in_qemu(monitor, nodes)
+    targets.close_in_qemu(monitor, [naming.allocation_sink, *nodes])
     leftovers.remove_bitmaps(monitor, [layer.bitmap for one in plans for layer in one.layers])
 
 
@@ -93,7 +93,7 @@ def _sources(disk: DiskPlan, stage: Stage, domain: LockedDomain, *, undo: Undo) 
         else:
             smaller.append(layer)
     if smaller:
-        _extend(domain, disk, smaller)
+        _extend(domain, disk, smaller, stage, undo=undo)
         sources.append(allocation.extended)
     return tuple(sources)
 
@@ -146,34 +146,27 @@ def _set(domain: LockedDomain, disk: DiskPlan, layer: LayerAllocation) -> None:
     domain.monitor.execute("blockdev-del", {"node-name": sink})
 
 
-def _extend(domain: LockedDomain, disk: DiskPlan, smaller: Sequence[LayerAllocation]) -> None:
-    """Bring what the smaller layers have to the bitmap of a node as large as the disk."""
-    monitor, naming, allocation = domain.monitor, domain.naming, disk.allocation
-    extended, name = allocation.extended.node_name, allocation.extended.bitmap
-    source, window = naming.allocation_source, naming.allocation_window
-    monitor.execute("blockdev-add", {**_null(allocation.size_bytes), "node-name": extended})
-    monitor.execute("block-dirty-bitmap-add", {"node": extended, "name": name, "granularity": GRANULARITY_BYTES})
-    for size_bytes in sorted({layer.size_bytes for layer in smaller}):
-        monitor.execute("blockdev-add", {**_null(size_bytes), "node-name": source})
-        part = {"driver": "raw", "node-name": window, "file": extended, "offset": 0, "size": size_bytes}
-        monitor.execute("blockdev-add", part)
-        job = BlockdevBackup(
-            job_id=allocation.job_id,
-            device=source,
-            target=window,
-            sync=MirrorSyncMode.BITMAP,
-            bitmap=name,
-            bitmap_mode=BitmapSyncMode.NEVER,
-            auto_dismiss=False,
-        )
-        bitmaps = [layer.bitmap for layer in smaller if layer.size_bytes == size_bytes]
-        merged = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in bitmaps)
-        add = BlockDirtyBitmapAdd(source, name, granularity=GRANULARITY_BYTES, disabled=True)
-        error = _run(domain, disk, [add, BlockDirtyBitmapMerge(source, name, merged), job])
-        if error is not None:
-            raise JobError(disk.dev, f"{error} while asking what it contains")
-        for node in (window, source):
-            monitor.execute("blockdev-del", {"node-name": node})
+def _extend(
+    domain: LockedDomain, disk: DiskPlan, smaller: Sequence[LayerAllocation], stage: Stage, *, undo: Undo
+) -> None:
+    """Bring what the smaller layers have to a bitmap as large as the disk: that of an empty image, which grows."""
+    monitor, allocation = domain.monitor, disk.allocation
+    node, name = allocation.extended.node_name, allocation.extended.bitmap
+    sizes = sorted({layer.size_bytes for layer in smaller})
+    path = stage.path / f".{disk.dev}.bitmap"
+    try:
+        with storage_errors(f"write {path}"):
+            path.touch(mode=0o600)
+        qemu_img.create(path, sizes[0], backing_rpath=None, options=ImageOptions())
+        targets.open_in_qemu(monitor, [Target(path, node)], undo=undo)
+    finally:
+        path.unlink(missing_ok=True)  # QEMU has it open
+    monitor.execute("block-dirty-bitmap-add", {"node": node, "name": name, "granularity": GRANULARITY_BYTES})
+    for size_bytes, next_bytes in zip(sizes, (*sizes[1:], allocation.size_bytes)):
+        sources = [layer.bitmap for layer in smaller if layer.size_bytes == size_bytes]
+        merged = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in sources)
+        monitor.execute("transaction", {"actions": [BlockDirtyBitmapMerge(node, name, merged).document()]})
+        monitor.execute("block_resize", {"node-name": node, "size": next_bytes})
 
 
 def _run(domain: LockedDomain, disk: DiskPlan, actions: Sequence[Action]) -> QemuText | None:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit import builders
 from tests.unit.builders import REPOSITORY, backup_id, layer
 from vbackup.engine import allocation
-from vbackup.engine.allocation import ALL, WORTH_BYTES, WORTH_UNTOLD_BYTES, Allocation
+from vbackup.engine.allocation import ALL, LONG_BYTES, WORTH_BYTES, WORTH_UNTOLD_BYTES, Allocation
 from vbackup.model import BlockDriver, Layer
 from vbackup.names import Naming
 from vbackup.qapi.actions import MirrorSyncMode
@@ -25,9 +25,14 @@ def one(size_bytes: int = 40 * TIB, allocated_bytes: int | None = 1 << 20, **cha
     return layer(virtual_size_bytes=size_bytes, allocated_bytes=allocated_bytes, **changes)
 
 
-@pytest.mark.parametrize("size_bytes", [1 << 20, 40 * TIB])
+@pytest.mark.parametrize("size_bytes", [1 << 20, LONG_BYTES - 1])
 def test_image_without_a_backing_file_is_copied_as_far_as_it_is_allocated(size_bytes: int) -> None:
     assert of(one(size_bytes)) == Allocation(MirrorSyncMode.TOP)
+
+
+def test_looking_at_a_very_large_one_is_not_left_to_the_moment_of_the_backup() -> None:
+    assert [layer.bitmap.node_name for layer in of(one(LONG_BYTES, node_name="a")).layers] == ["a"]
+    assert of(one(LONG_BYTES, LONG_BYTES - 1)) == Allocation(MirrorSyncMode.TOP)
 
 
 def test_chain_is_copied_by_bitmaps_of_its_layers() -> None:
