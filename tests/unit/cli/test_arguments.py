@@ -99,7 +99,7 @@ def test_repository_and_json_stand_before_or_after_the_command(command: Command,
 
 
 def test_option_after_the_command_is_the_one_that_counts(command: Command, filled: Path) -> None:
-    assert ONE.id in command("-r", "/nonexistent", "list", "-r", filled).stdout
+    assert ONE.id in command("-r", "/nonexistent", "list", "--all", "-r", filled).stdout
 
 
 @pytest.mark.parametrize("words", [("vda,vdb", "vdc"), ("vda", "vdb,vdc"), ("vda,vdb,vdc",)], ids=" ".join)

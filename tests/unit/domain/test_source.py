@@ -135,12 +135,6 @@ def test_guest_that_shall_not_be_frozen_is_not_asked_whether_it_runs() -> None:
     assert recorder.warnings == []
 
 
-def test_paused_guest_of_a_dead_run_is_left_with_the_command_that_thaws_it() -> None:
-    recorder = Recorder()
-    halted("crashed").thaw(recorder, mark=FreezeMark.UNMARKED)
-    assert "virsh domfsthaw" in recorder.warnings[0]
-
-
 # the freeze of a dead run
 
 FROZEN, THAW = "guest-fsfreeze-status", "guest-fsfreeze-thaw"
@@ -173,6 +167,17 @@ def thaw(mark: FreezeMark, *, is_connected: bool = True) -> tuple[list[str], Rec
     domain = builders.domain("vda", agent_connected=is_connected)
     RunningSource(handle, domain, guest).thaw(recorder, mark=mark)  # type: ignore[arg-type]
     return guest.asked, recorder
+
+
+def test_paused_guest_of_a_dead_run_is_left_with_the_command_that_thaws_it(turn: FreezeTurn) -> None:
+    recorder, source = Recorder(), halted("crashed")
+    source.handle.uuid = builders.UUID  # type: ignore[misc]
+    source.thaw(recorder, mark=FreezeMark.UNMARKED)
+    assert "virsh domfsthaw" in recorder.warnings[0]
+    turn.frozen()
+    source.thaw(recorder, mark=FreezeMark.MARKED)
+    assert "virsh domfsthaw" in recorder.warnings[1]
+    assert turn.may_be_left_frozen(), "the next backup asks again"
 
 
 def test_run_that_froze_nothing_left_nothing_frozen(turn: FreezeTurn) -> None:

@@ -95,9 +95,9 @@ def hosted(filled: Path, number: int, host: HostIdentity, **changes: Any) -> Bac
 
 def test_host_is_shown_where_there_are_several(command: Command, filled: Path) -> None:
     one = hosted(filled, 3, HostIdentity("one", "1" * 32))
-    assert "HOST" not in command("list", "-r", filled).stdout
+    assert "HOST" not in command("list", "--all", "-r", filled).stdout
     two = hosted(filled, 4, HostIdentity("two", None))
-    lines = command("list", "-r", filled).stdout.splitlines()
+    lines = command("list", "--all", "-r", filled).stdout.splitlines()
     assert [line.split()[-2] for line in lines[1:]] == ["HOST", "-", "-", "one", "two"]
     tree = command("list", "-r", filled, "--tree").stdout.splitlines()
     assert [line.split()[-1] for line in tree[1:]] == ["-", "-", "one", "two"]
@@ -110,7 +110,7 @@ def test_host_is_shown_where_there_are_several(command: Command, filled: Path) -
 
 def test_disks_that_a_backup_leaves_out_are_shown(command: Command, filled: Path) -> None:
     commit(Repository.open(filled), backup(3, left_out=(LeftOut("vdb", EXCLUDED), LeftOut("hda", "cdrom"))))
-    assert command("list", "-r", filled).stdout.splitlines()[-1].endswith("vda (without vdb)")
+    assert command("list", "web", "-r", filled).stdout.splitlines()[-1].endswith("vda (without vdb)")
     document = command("list", "-r", filled, "--json").document
     assert [entry["excluded"] for entry in document["backups"]] == [[], [], ["vdb"]]
 
