@@ -148,6 +148,12 @@ class Machine:
             "fdsets": self.execute("query-fdsets"),
         }
 
+    def is_active(self) -> bool:
+        """Whether QEMU has its images to itself: the devices may use their nodes."""
+        graph = self.execute("x-debug-query-block-graph")
+        devices = {node["id"] for node in graph["nodes"] if node["type"] == "block-backend" and node["name"]}
+        return all(edge["perm"] for edge in graph["edges"] if edge["parent"] in devices)
+
     def destroy(self) -> None:
         """End the domain, as virsh destroy does."""
         if self.handle.is_active():

@@ -56,13 +56,6 @@ def start_paused(chain: Chain) -> None:
     chain.machine.handle.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
 
-def is_active(chain: Chain) -> bool:
-    """Whether the devices may use their nodes."""
-    graph = chain.machine.execute("x-debug-query-block-graph")
-    devices = {node["id"] for node in graph["nodes"] if node["type"] == "block-backend" and node["name"]}
-    return all(edge["perm"] for edge in graph["edges"] if edge["parent"] in devices)
-
-
 def bitmaps_in_files(chain: Chain) -> dict[str, Any]:
     """What the images store, whatever QEMU says."""
     return {
@@ -96,7 +89,7 @@ def test_domain_whose_nodes_are_inactive_is_not_written_to_until_it_runs(
     chain.backup()
     chain.machine.write("vda", "write -P 2 1M 64k")
     become_inactive(chain)
-    active = is_active(chain)
+    active = chain.machine.is_active()
     assert not active or become_inactive is restore_paused  # which depends on the version (vbackup.qemu.activity)
     before = (chain.machine.state(), bitmaps_in_files(chain), sorted(chain.repository.glob("*/*")))
     for arguments in () if active else writing_commands(chain):

@@ -6,7 +6,8 @@ activates them, and "cont" fails if somebody has added a bitmap of the same name
 the guest's I/O is dead then. The same holds where the memory went: after a migration, and after a dump or snapshot with
 memory of a domain that was paused. Whether it holds for a domain that arrived paused depends on the versions:
 
-- ``virsh migrate --suspend``: inactive with libvirt 9.0; libvirt 11.3 activates the nodes (blockdev-set-active).
+- ``virsh migrate --suspend``: inactive with libvirt 9.0 and 12.8 (where QEMU lists the bitmaps that came with the
+  migration, and no others); libvirt 11.3 activates the nodes (blockdev-set-active).
 - ``virsh restore --paused``: active on QEMU 7.2, inactive on QEMU 10.0.
 - ``virsh dump`` and ``snapshot-create-as --memspec`` of a paused domain: inactive with all.
 
