@@ -11,6 +11,7 @@ external data files are proven in one of two ways:
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from vbackup.layers import ChainState, FileState, LayerState
 
@@ -76,6 +77,28 @@ def changed(before: ChainState, after: ChainState) -> str | None:
             if first.is_proven and not first.is_unchanged(second, same_boot=True):
                 return first.path
     return None
+
+
+def agreed(before: ChainState, after: ChainState) -> ChainState:
+    """Return the state between two looks that found no change: the later one, as far as the earlier one proves it.
+
+    A file that was only proven at the second look may have been written between the moment and that look.
+    """
+    below = [
+        replace(
+            other,
+            file=other.file if one.file.is_proven else other.file.unproven(),
+            data_file=_agreed_data_file(one, other),
+        )
+        for one, other in zip(before.layers[1:], after.layers[1:])
+    ]
+    return replace(after, layers=(*after.layers[:1], *below))
+
+
+def _agreed_data_file(before: LayerState, after: LayerState) -> FileState | None:
+    if after.data_file is None or before.data_file is None:
+        return None if after.data_file is None else after.data_file.unproven()
+    return after.data_file if before.data_file.is_proven else after.data_file.unproven()
 
 
 def _place(then: ChainState, recorded: Collection[LayerState], *, same_boot: bool) -> int | None:

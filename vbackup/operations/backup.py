@@ -399,7 +399,8 @@ def _with_chains(backup_plan: BackupPlan, started: Unfinished) -> Unfinished:
                 f"Disk {disk.dev}: {path} was changed while the backup began. Nothing was kept of this backup; run the"
                 " same command again."
             )
-        images.append(replace(image, chain=None if image.chain is None else node.chain))
+        chain = None if image.chain is None else underlay.agreed(disk.node.chain, node.chain)
+        images.append(replace(image, chain=chain))
     return replace(started, draft=replace(started.draft, disks=tuple(images)))
 
 

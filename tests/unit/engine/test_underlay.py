@@ -181,3 +181,17 @@ def test_change_between_two_looks_is_found() -> None:
     assert underlay.changed(chain(TOP, unproven(BASE)), chain(TOP, BASE)) is None
     assert underlay.changed(chain(TOP, BASE), chain(TOP, unproven(BASE))) == "/images/base"
     assert underlay.changed(THREE, chain(TOP)) == "/images/base"
+
+
+def test_what_only_the_second_look_proves_is_not_proven() -> None:
+    """It may have been written between the moment and that look."""
+    marked = chain(TOP, MIDDLE, BASE, mark="m")
+    assert underlay.agreed(THREE, marked) == marked
+    assert underlay.agreed(chain(unproven(TOP), unproven(MIDDLE), BASE), marked) == chain(
+        TOP, unproven(MIDDLE), BASE, mark="m"
+    )
+    with_data = chain(TOP, replace(BASE, data_file=DATA))
+    without_proof = chain(TOP, replace(BASE, data_file=DATA.unproven()))
+    assert underlay.agreed(with_data, with_data) == with_data
+    assert underlay.agreed(without_proof, with_data) == without_proof
+    assert underlay.agreed(chain(TOP, BASE), with_data) == without_proof
