@@ -79,13 +79,6 @@ def _figures(results: Results, work: str) -> Mapping[str, Any]:
     return figures
 
 
-def _at_most(results: Results, work: str, ours: str, other: str, factor: float, **where: Any) -> Part:
-    one, two = _samples(results, work, ours, **where), _samples(results, work, other, **where)
-    ratio = median(one, "wall_s") / median(two, "wall_s")
-    stored = median(one, "stored_s") / median(two, "stored_s")
-    return Part(f"{ratio:.2f} x {other} ({stored:.2f} x until both are on storage)", ratio <= factor)
-
-
 def _faster(results: Results, work: str, ours: str, other: str, factor: float, **where: Any) -> Part:
     ratio = _wall_s(results, work, other, **where) / _wall_s(results, work, ours, **where)
     return Part(f"{ratio:.1f} x as fast as {other}", ratio >= factor)
@@ -99,9 +92,16 @@ def _seconds(value: float, limit: float, what: str) -> Part:
 
 
 def _full(results: Results) -> list[Part]:
+    convert = "qemu-img convert -W -m 8"
+    job_s = _figures(results, "full").get("phases", {}).get("QEMU copies")
+    if job_s is None:
+        raise MissingError("QEMU's part of a full")
+    ratio = job_s / _wall_s(results, "full", convert, series="full")
+    ours, theirs = (median(_samples(results, "full", one, series="full"), "stored_s") for one in ("vbackup", convert))
     return [
-        _at_most(results, "full", "vbackup", "qemu-img convert -W -m 8", 1.3, series="full"),
-        _faster(results, "full", "vbackup", "virtnbdbackup", 2),
+        Part(f"QEMU copies in {ratio:.2f} x {convert}", ratio <= 1.0),
+        Part(f"committed after {ours / theirs:.2f} x {convert} and sync", ours <= 1.5 * theirs),
+        _faster(results, "full", "vbackup", "virtnbdbackup", 2.5),
         _faster(results, "full", "vbackup", "virsh backup-begin (push)", 2),
     ]
 
@@ -135,7 +135,7 @@ def _nothing(results: Results) -> list[Part]:
     largest = [value for name, value in _figures(results, "nothing").items() if name.startswith("largest")]
     return [
         _seconds(_wall_s(results, "nothing", "vbackup", x=1), 0.4, "1 disk"),
-        _seconds(_wall_s(results, "nothing", "vbackup", x=27), 1.0, "27 disks"),
+        _seconds(_wall_s(results, "nothing", "vbackup", x=27), 1.2, "27 disks"),
         Part(f"largest image {max(largest) / 1024:.0f} KiB", max(largest) < MIB),
     ]
 
@@ -215,7 +215,10 @@ def _start(results: Results) -> list[Part]:
 GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
     (
         "full",
-        "Full of 2 GiB random data in 8 GiB: at most 1.3 x `qemu-img convert`, 2 x as fast as virtnbdbackup and virsh",
+        (
+            "Full of 2 GiB random data in 8 GiB: 1.0 x `qemu-img convert` until QEMU is done, 1.5 x convert and sync until"
+            " the commit, 2.5 x as fast as virtnbdbackup, 2 x as virsh"
+        ),
         _full,
     ),
     ("compressed", "Full with zstd: at least 4 x as fast as qmpbackup's zlib, size within 5 %", _compressed),
@@ -224,7 +227,7 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
         "Incremental, 100 MiB in 1600 extents: 4 x as fast as virtnbdbackup, at most 0.3 s above QEMU's job alone",
         _incremental,
     ),
-    ("nothing", "Nothing changed: under 0.4 s with 1 disk, 1.0 s with 27; under 1 MiB a disk", _nothing),
+    ("nothing", "Nothing changed: under 0.4 s with 1 disk, 1.2 s with 27; under 1 MiB a disk", _nothing),
     ("size", "64 MiB changed in 1 TiB: at most 0.5 s slower than in 8 GiB", _size),
     ("domains", "20 domains, small changes, one command: at most 1/5 of 20 runs of virtnbdbackup", _domains),
     ("moment", "Guest blocked by the transaction (2, 8, 27 disks): under 50 ms without a freeze", _moment),

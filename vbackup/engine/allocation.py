@@ -29,6 +29,8 @@ WORTH_BYTES = 128 * 1024**3
 #: The same for a view whose block status QEMU does not tell: all that is not allocated would be read.
 WORTH_UNTOLD_BYTES = 1024**3
 
+#: From libvirt 11 on at the latest, a raw disk has no node of the raw format, only that of its file or device.
+_RAW = (BlockDriver.RAW, BlockDriver("file"), BlockDriver("host_device"))
 _NONE = NodeBitmap("", "")
 
 
@@ -79,7 +81,7 @@ def of_full(
 
     ``has_view``: the copy reads a view of the disk (vbackup.engine.fleecing); ``tells_zeros``: with its block status.
     """
-    if any(layer.driver not in (BlockDriver.QCOW2, BlockDriver.RAW) for layer in node.layers):
+    if any(layer.driver not in (BlockDriver.QCOW2, *_RAW) for layer in node.layers):
         return ALL
     size_bytes = node.top.virtual_size_bytes
     is_one_image = len(node.layers) == 1 and node.top.driver == BlockDriver.QCOW2 and not has_view
@@ -108,7 +110,7 @@ def of_full(
 
 def _is_file(layer: Layer) -> bool:
     """Return True for a raw image that may be a file and is used as a whole: QEMU shows one with an offset as json."""
-    return layer.driver == BlockDriver.RAW and layer.filename.startswith("/")
+    return layer.driver in _RAW and layer.filename.startswith("/")
 
 
 def _allocated_bytes(node: DiskNode) -> int:
