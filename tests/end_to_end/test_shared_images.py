@@ -280,8 +280,14 @@ def test_shared_storage_is_only_read_unless_it_is_said_to_be_ours(
     actions = backups.tmp_path / "actions.json"
     add = {"node": "$disk:vda", "name": "mine", "persistent": True}
     actions.write_text(json.dumps([{"type": "block-dirty-bitmap-add", "data": add}]))
-    sent = command(*connected, "transaction", "shared", actions)
-    assert "Disk vda: bitmaps that are changed now are not stored: its image" in sent.stderr
+    refused = command(*connected, "transaction", "shared", actions, status=5)
+    assert "Disk vda: no bitmap can be stored in it now: its image" in refused.stderr
+    raw = backups.tmp_path / "from.raw"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", str(raw), "16M"], check=True)
+    copy = {"job-id": "j", "device": "$disk:vda", "target": "$disk:vdb", "sync": "full"}
+    actions.write_text(json.dumps([{"type": "blockdev-backup", "data": copy}]))
+    refused = command("transaction", actions, "--image", f"raw:{raw}", shared.path, status=5)
+    assert "Disk vdb: nothing can be written to it now: its image" in refused.stderr
     assert bitmaps(shared.path) == names
     done = command(*connected, "forget", "shared", "-r", backups.repository, "--exclusive", "--json")
     assert len(done.document["removed"]) == 3

@@ -40,7 +40,7 @@ def check(options: argparse.Namespace) -> None:
 def attach(options: argparse.Namespace, context: Context, *, reporter: Reporter) -> Iterator[AttachedQemu]:
     """Attach to the QEMU for the block. Raises as ``check`` does, and as vbackup.domain.attached does."""
     check(options)
-    access = Access(options.exclusive)
+    access = Access(options.exclusive, writes_data=True)
     if options.socket is not None:
         with of_socket(options.socket) as attached:
             yield attached

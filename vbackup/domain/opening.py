@@ -83,7 +83,8 @@ class OpenImages:
         for disk in disks:
             node = dataclasses.replace(graph.disk_node(disk), lasting=False)
             # What cannot store bitmaps anyway is not said to lack one for another reason.
-            reason = self._reasons.get(disk.alias) if node.top.stores_bitmaps else None
+            counts = node.top.stores_bitmaps or self._access.writes_data
+            reason = self._reasons.get(disk.alias) if counts else None
             nodes.append(dataclasses.replace(node, read_only_reason=reason))
         return nodes
 
@@ -140,8 +141,10 @@ class OpenImages:
             )
 
     def _may_write(self, alias: str) -> bool:
-        # Bitmaps are all that is written, and only qcow2 has them.
-        return alias not in self._reasons and self._tops[alias].format == BlockDriver.QCOW2
+        if alias in self._reasons:
+            return False
+        # Bitmaps are all that vbackup itself writes, and only qcow2 has them.
+        return self._access.writes_data or self._tops[alias].format == BlockDriver.QCOW2
 
     def _open(self, disk: Disk, images: Sequence[Image]) -> None:
         if not self._may_write(disk.alias) or not self._open_for_writing(disk, images):

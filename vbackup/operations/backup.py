@@ -167,7 +167,7 @@ def dry_run(
 
 
 def _access(request: BackupRequest, images_in_use: ImagesInUse | None, stop: Stop) -> Access:
-    return Access(request.exclusive, images_in_use or ImagesInUse(), stop.check)
+    return Access(request.exclusive, images_in_use=images_in_use or ImagesInUse(), check=stop.check)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.domain.attached import AttachedQemu
-from vbackup.errors import BusyError, QmpError, TransactionError, TransactionRefusedError
+from vbackup.errors import BusyError, DiskError, QmpError, TransactionError, TransactionRefusedError
 from vbackup.model import DiskNode
 from vbackup.qapi import actions, checker, safety, wording
 from vbackup.qapi.actions import CompletionMode, blame
@@ -78,14 +78,13 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
     that fails raises nothing; Done.failed_jobs has it.
     """
     arguments = _arguments(request, attached)
-    for dev, disk in attached.disks().items() if attached.ends_with_us else ():
-        if disk.read_only_reason is not None:
-            reporter.warning(f"Disk {dev}: bitmaps that are changed now are not stored: {disk.read_only_reason}.")
     wait = (request.wait or attached.ends_with_us) and not request.test
     arguments, completion = _completion(arguments, wait=wait)
     warnings = checker.check(arguments, schema(attached.monitor), existing=attached.bitmaps())
     for warning in warnings:
         reporter.warning(warning)
+    if attached.ends_with_us:
+        _refuse_read_only(arguments["actions"], attached)
     if request.test:
         _refuse_own_abort(arguments["actions"])
     if not request.unsafe:
@@ -108,6 +107,23 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
     # Dismiss what the user did not ask to keep, as QEMU would have done.
     jobs.cancel(attached.monitor, [job_id for job_id in kept if ended[job_id].status is jobs.JobStatus.CONCLUDED])
     return Done(sent, warnings, completion, tested=False, jobs=tuple(ended.values()))
+
+
+def _refuse_read_only(wanted: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> None:
+    """Raise DiskError if a bitmap is to be stored in an image that is only read, or data to be copied to it.
+
+    QEMU before 11 adds such a bitmap, and drops it at the end of the storage daemon. It refuses other changes of stored
+    bitmaps, and copies, but does not know the reason.
+    """
+    only_read = {disk.top.node_name: (dev, disk.read_only_reason) for dev, disk in attached.disks().items()}
+    for action in wanted:
+        data = action["data"]
+        dev, reason = only_read.get(data.get("target"), ("", None))
+        if reason is not None:
+            raise DiskError(dev, f"nothing can be written to it now: {reason}.")
+        dev, reason = only_read.get(data.get("node"), ("", None))
+        if reason is not None and action["type"] == "block-dirty-bitmap-add" and data.get("persistent"):
+            raise DiskError(dev, f"no bitmap can be stored in it now: {reason}.")
 
 
 def _arguments(request: TransactionRequest, attached: AttachedQemu) -> dict[str, Any]:
