@@ -216,8 +216,8 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
     (
         "full",
         (
-            "Full of 2 GiB random data in 8 GiB: 1.0 x `qemu-img convert` until QEMU is done, 1.5 x convert and sync until"
-            " the commit, 2.5 x as fast as virtnbdbackup, 2 x as virsh"
+            "Full of 2 GiB random data in 8 GiB: 1.0 x `qemu-img convert` until QEMU is done, 1.5 x convert and sync"
+            " until the commit, 2.5 x as fast as virtnbdbackup, 2 x as virsh"
         ),
         _full,
     ),

@@ -13,6 +13,7 @@ import pytest
 from tests.end_to_end.chains import Chain, levels
 from tests.lab import DiskSpec, Lab, domain_xml
 from vbackup.engine import preparation
+from vbackup.qemu import jobs
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -148,6 +149,28 @@ def test_full_of_a_huge_disk_costs_what_it_contains(huge: Huge) -> None:
     huge.assert_restores(*MEANWHILE)
 
 
+def test_guest_that_writes_while_qemu_is_asked_what_is_allocated_loses_no_write(
+    huge: Huge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job that asks copies what the guest is about to overwrite; were that to fail, the write would."""
+    writes = MEANWHILE[:3]  # QEMU ignores a discard while such a job runs, as it may
+    really, asked = jobs.until, list[str]()
+
+    def until(monitor: Any, job_id: str, *arguments: Any, **more: Any) -> None:
+        if not asked:
+            for dev in DEVS:
+                huge.machine.write(dev, *writes)
+        asked.append(job_id)
+        really(monitor, job_id, *arguments, **more)
+
+    monkeypatch.setattr(jobs, "until", until)
+    done = huge.run("--compress", "zstd").document
+    assert len(asked) == 2, "the chains"
+    assert max(disk["copied_bytes"] for disk in done["disks"]) < MAX_IMAGE_BYTES
+    assert not list(huge.repository.glob(f"*/{done['id']}/.*"))
+    huge.assert_restores(*writes)
+
+
 @pytest.mark.usefixtures("meanwhile")
 @pytest.mark.parametrize("iothread", [""])
 def test_full_by_way_of_a_fleecing_area_too(huge: Huge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +218,9 @@ def test_where_qemu_refuses_to_tell_all_is_read(
     from vbackup.engine import allocation, allocation_jobs
 
     monkeypatch.setattr(allocation, "WORTH_BYTES", 1)
-    monkeypatch.setattr(allocation_jobs, "_sink", lambda name, size: {"driver": "no-such", "node-name": name})
+    refused = lambda *_arguments: {"driver": "no-such"}  # noqa: E731
+    for name in ("_refusing", "_null"):
+        monkeypatch.setattr(allocation_jobs, name, refused)
     small, base = tmp_path / "small.qcow2", tmp_path / "small-base.qcow2"
     DiskSpec(base, size="64M").create()
     qemu_io(base, "write -P 1 0 1M")

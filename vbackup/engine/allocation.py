@@ -41,6 +41,7 @@ class LayerAllocation:
     bitmap: NodeBitmap
     size_bytes: int
     raw_path: str | None = None  #: of a raw image, if it is a file
+    allocated_bytes: int = 0  #: storage that its file takes, as far as QEMU says
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def of_full(
     name, job_id = naming.allocation_bitmap(backup_id, node.disk.dev), naming.allocation_job(backup_id, node.disk.dev)
     layers = [
         LayerAllocation(
-            NodeBitmap(one.node_name, name), one.virtual_size_bytes, one.filename if _is_file(one) else None
+            NodeBitmap(one.node_name, name),
+            one.virtual_size_bytes,
+            raw_path=one.filename if _is_file(one) else None,
+            allocated_bytes=one.allocated_bytes or 0,
         )
         for one in node.layers
     ]

@@ -26,7 +26,7 @@ from vbackup.errors import (
 )
 from vbackup.fields import objects
 from vbackup.qemu.monitor import Event, Monitor
-from vbackup.report import Phase, Reporter
+from vbackup.report import Phase, Reporter, Silent
 from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
@@ -205,6 +205,19 @@ def follow(
     labels = {job_id: job_id for job_id in job_ids}
     jobs = _watch(monitor, labels, step=step, reporter=reporter, stop=stop, stall_s=stall_s)
     return {job_id: jobs.get(job_id) or _gone(job_id) for job_id in job_ids}
+
+
+def until(monitor: Monitor, job_id: str, condition: Callable[[Job], bool], *, stop: Stop) -> None:
+    """Wait until the condition holds for the job, or until it has ended. It is asked at least every TICK_S seconds.
+
+    Raises what ``run`` raises, except for the failure of the job.
+    """
+
+    def step(jobs: dict[str, Job]) -> bool:
+        job = jobs.get(job_id)
+        return job is None or job.status is JobStatus.CONCLUDED or condition(job)
+
+    _watch(monitor, {job_id: job_id}, step=step, reporter=Silent(), stop=stop, stall_s=STALL_S)
 
 
 def _watch(

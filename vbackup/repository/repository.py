@@ -43,6 +43,8 @@ from vbackup.repository.lock import LockWait
 VERSION = 1
 MARKER = "vbackup.json"
 PARTIAL = ".partial"
+#: Prefix of files in a stage that are no part of the backup.
+_SCRATCH = ".scratch-"
 
 
 class Repository:
@@ -276,6 +278,13 @@ class Stage:
                 file.write(data)
         return digest_of(data)
 
+    def scratch(self, name: str) -> Path:
+        """Return the path for a file that QEMU needs while it copies; a commit removes it.
+
+        It is not removed while QEMU has it open: where that is allowed at all, SMB and NFS keep it in the directory.
+        """
+        return self.path / f"{_SCRATCH}{name}"
+
     def commit(self, backup: Backup, *, ready: Callable[[], None] = lambda: None) -> None:
         """Write the manifest, sync everything to disk, and rename the directory to the backup's final name.
 
@@ -285,6 +294,8 @@ class Stage:
         """
         with storage_errors(f"write to {self.path}"):
             (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in this function
+            for path in self.path.glob(f"{_SCRATCH}*"):
+                path.unlink()
         self.write("manifest.json", manifest.dump(backup).encode())
         with storage_errors(f"write to {self._final.parent}"):
             from concurrent.futures import ThreadPoolExecutor  # costs start-up time; reading does not need it
