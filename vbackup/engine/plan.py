@@ -90,6 +90,7 @@ class DiskPlan:
     bitmap: str | None  #: of the new checkpoint; None for a copy, and for a disk that cannot have one
     working_name: str  #: of the bitmap that selects what is copied, if there is one
     fleecing: FleecingPlan | None = None
+    reflinks: bool = False  #: the image may share its data with the disk
     allocation: Allocation = ALL  #: how a full finds what to copy
     new_mark: NewMark | None = None  #: an end mark to add or reset (vbackup.engine.endmark)
 
@@ -208,7 +209,9 @@ class DiskPlan:
             compress=compress or None,
             auto_finalize=False,
             auto_dismiss=False,
-            x_perf=tuning.performance(max_workers=self.fleecing.max_workers if self.fleecing else None),
+            x_perf=tuning.performance(
+                max_workers=self.fleecing.max_workers if self.fleecing else None, reflinks=self.reflinks
+            ),
         )
 
 
@@ -347,6 +350,7 @@ class Wishes:
     speed_bytes_s: int | None = None  #: of each disk's job
     fleecing: FleecingAbilities | None = None  #: the guest waits for a fleecing area, not for the targets
     node_options: NodeOptions = QEMUS_OWN
+    allow_reflink: bool = False  #: images may share data with the disks; they do not if it is compressed or a view's
 
 
 def make(
@@ -374,6 +378,8 @@ def make(
                 disks=len(choices),
             )
             disk = replace(disk, fleecing=fleecing)
+        elif wishes.compression is Compression.NONE:
+            disk = replace(disk, reflinks=wishes.allow_reflink)
         if choice.base is None:
             disk = replace(disk, allocation=_allocation(disk, identity.naming, backup_id=backup_id, index=index))
         if disk.bitmap is not None:

@@ -63,6 +63,7 @@ class BackupRequest:
     max_latency_ms: float | None = None  #: copy slower while the guest's own requests take longer
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
+    allow_reflink: bool = False  #: images may share data with the disks, where the file system can do that
     fleecing: Path | None = None  #: the fleecing area: a directory (vbackup.engine.fleecing)
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
 
@@ -272,6 +273,7 @@ def _wishes(request: BackupRequest, abilities: FleecingAbilities | None, domain:
         speed_bytes_s=request.speed_bytes_s,
         fleecing=abilities,
         node_options=tuning.node_options(is_local=domain.source.handle.host.is_local),
+        allow_reflink=request.allow_reflink,
     )
 
 

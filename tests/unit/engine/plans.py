@@ -30,8 +30,11 @@ def make(
     compression: Compression = Compression.NONE,
     speed_bytes_s: int | None = None,
     fleecing: plan.FleecingAbilities | None = None,
+    allow_reflink: bool = False,
 ) -> plan.BackupPlan:
     selection = plan.select(domain("vda", "vdb", left_out=[LeftOut("hda", "cdrom")]), (), ())
-    wishes = plan.Wishes(asked, compression=compression, speed_bytes_s=speed_bytes_s, fleecing=fleecing)
+    wishes = plan.Wishes(
+        asked, compression=compression, speed_bytes_s=speed_bytes_s, fleecing=fleecing, allow_reflink=allow_reflink
+    )
     identity = plan.Identity(Naming(REPOSITORY), now, TOKEN, taken)
     return plan.make(selection, choices, history=history, identity=identity, wishes=wishes)

@@ -289,6 +289,21 @@ def test_without_a_fleecing_area_there_is_one_transaction() -> None:
     assert [one["data"]["sync"] for one in made.transaction() if one["type"] == "blockdev-backup"] == ["top"]
 
 
+@pytest.mark.parametrize(
+    ("more", "shared"),
+    [({}, True), ({"compression": Compression.ZSTD}, False), ({"fleecing": plan.FleecingAbilities(True, True)}, False)],
+    ids=["plain", "compressed", "of a view"],
+)
+def test_image_shares_data_with_the_disk_only_if_that_is_allowed_and_possible(
+    more: dict[str, Any], shared: bool
+) -> None:
+    for allowed in (True, False):
+        made = make([(vda(), whole())], allow_reflink=allowed, **more)
+        actions = made.copies() or made.transaction()
+        (perf,) = [one["data"]["x-perf"] for one in actions if "x-perf" in one["data"]]
+        assert perf.get("use-copy-range") == (True if shared and allowed else None)
+
+
 # what a full copies by
 
 

@@ -94,6 +94,12 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
         const=Compression.AUTO.value,
         help="compress the images (default: none; auto, or no value: zstd if QEMU has it, otherwise zlib)",
     )
+    parser.add_argument(
+        "--allow-reflink",
+        action="store_true",
+        help="let images share data with the disks, where both are on one filesystem that can do that (XFS, btrfs):"
+        " quick, and takes no space, but a bad block then hits both",
+    )
 
 
 def _freeze_limit_s(text: str) -> int:

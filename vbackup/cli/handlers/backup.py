@@ -36,6 +36,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         wait_lock_s=options.wait_lock,
         fleecing=options.fleecing,
         exclusive=options.exclusive,
+        allow_reflink=options.allow_reflink,
     )
     repository = Repository.open(context.repository_path())
     with Host(context.uri) as host:
