@@ -12,13 +12,15 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from vbackup.errors import NoSpaceError, StorageError
 
 #: How many files are put on the disk at once: the file system's journal takes them together.
 MAX_FSYNCS = 8
-_CHUNK_BYTES = 4 * 1024 * 1024
+#: How much of a file is read at a time, into memory that is used again: new memory costs page faults.
+_PIECE_BYTES = 1024 * 1024
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -170,13 +172,36 @@ def digest(path: Path, *, check: Callable[[], None], progress: Callable[[int], N
     sha256 = hashlib.sha256()
     done_bytes = 0
     with storage_errors(f"read {path}"), os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        while piece := file.read(_CHUNK_BYTES):
+        for piece in _pieces(file):
             check()
             sha256.update(piece)
             done_bytes += len(piece)
             if progress is not None:
                 progress(done_bytes)
     return "sha256:" + sha256.hexdigest()
+
+
+def _pieces(file: FileIO) -> Iterator[memoryview]:
+    """Yield the content of the file in pieces, each valid until the next one.
+
+    The next piece of a large file is read meanwhile: copying from the page cache takes a fifth of the time of a digest.
+    """
+    buffers = [bytearray(_PIECE_BYTES)]
+    length = file.readinto(buffers[0])
+    if length < _PIECE_BYTES:  # a thread is not worth it
+        while length:
+            yield memoryview(buffers[0])[:length]
+            length = file.readinto(buffers[0])
+        return
+    from concurrent.futures import ThreadPoolExecutor  # what reads only small files does without
+
+    buffers.append(bytearray(_PIECE_BYTES))
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        while length:
+            following = pool.submit(file.readinto, buffers[1])
+            yield memoryview(buffers[0])[:length]
+            length = following.result()
+            buffers.reverse()
 
 
 def replace_text(path: Path, text: str) -> None:
