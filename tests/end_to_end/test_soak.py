@@ -66,8 +66,9 @@ class Soak:
             (1, self.grow),
             (1, self.shrink_and_grow_again),
             (1, self.attach_or_detach),
-            (1, self.snapshot),
+            (2, self.snapshot),
             (1, self.commit),
+            (1, self.swap_layer),
         ]
 
     def step(self) -> None:
@@ -263,6 +264,48 @@ class Soak:
         wait_for(lambda: not self._is_committing(), "the pivot")
         self.disks[dev].pop(0)
         return dev
+
+    def swap_layer(self) -> str | None:
+        """What lies below an overlay changes while the domain is off, and the overlay's bitmaps cannot know."""
+        layered = [dev for dev, layers in self.disks.items() if len(layers) > 1]
+        if not layered or self._is_busy():
+            return None
+        dev = self.dice.choice(layered)
+        self.machine.destroy()
+        wait_for(lambda: not self.machine.handle.is_active(), "the end of the domain")
+        over, below = self.disks[dev][:2]
+        how = self.dice.choice(("written to", "moved to its name", "rebased", "dropped", "put back"))
+        if how == "dropped" and len(self.disks[dev]) < 3:
+            how = "written to"
+        if how == "written to":
+            self._write_image(below)
+        elif how == "dropped":
+            self._rebase(over, self.disks[dev][2])
+            del self.disks[dev][1]
+        else:
+            self.count += 1
+            other = below.with_name(f"{dev}-{self.count}{below.suffix}")
+            shutil.copy2(below, other)
+            if how != "put back":  # else the same bytes and the same times, in another file
+                self._write_image(other)
+            if how == "rebased":
+                self._rebase(over, other)
+                self.disks[dev][1] = other
+            else:
+                other.replace(below)
+        self.start()
+        return f"{dev}: {below.name} {how}"
+
+    def _write_image(self, path: Path) -> None:
+        offset_kib = self.dice.randrange(SIZE_MIB * 1024 // 64) * 64
+        command = f"write -P {self.dice.randrange(1, 256)} {offset_kib}k 64k"
+        argv = ["qemu-io", "-f", path.suffix[1:], "-c", command, str(path)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+        assert "wrote 65536/65536" in done.stdout, done
+
+    def _rebase(self, over: Path, below: Path) -> None:
+        argv = ["qemu-img", "rebase", "-u", "-b", str(below), "-F", below.suffix[1:], str(over)]
+        subprocess.run(argv, capture_output=True, check=True, timeout=60)
 
     def _is_committing(self) -> bool:
         return "<mirror" in self.machine.handle.live_xml()
