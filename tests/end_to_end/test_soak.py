@@ -22,6 +22,8 @@ import libvirt
 import pytest
 
 from tests.daemon import Daemon, wait_for
+from tests.guest import Guest, build, make_disks
+from tests.guest import domain_xml as guest_xml
 from tests.lab import HEEDING_SIGNALS, DiskSpec, References, compare, domain_xml
 from vbackup.repository.journal import Step
 
@@ -48,13 +50,14 @@ class Soak:
         self.repositories = [directory / "one", directory / "two"]
         self.count = 0
         self.log: list[str] = []
+        self._guest: Guest | None = None
         for dev, image_format in (("vda", "qcow2"), ("vdb", "qcow2"), ("vdc", "raw")):
             self._make(dev, image_format)
         for repository in self.repositories:
             self.command("init", "-r", repository)
         self.start()
 
-    def happenings(self) -> list[tuple[int, Callable[[], str | None]]]:
+    def happenings(self) -> list[tuple[float, Callable[[], str | None]]]:
         """What may happen, with how often."""
         return [
             (8, self.write),
@@ -69,6 +72,7 @@ class Soak:
             (2, self.snapshot),
             (1, self.commit),
             (1, self.swap_layer),
+            (0.3, self.freeze_by_somebody_else),
         ]
 
     def step(self) -> None:
@@ -156,6 +160,30 @@ class Soak:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == -signal.SIGKILL, done.stderr
         return f"{when} {step.value}"
+
+    def freeze_by_somebody_else(self) -> str:
+        """Of a second domain, which has an agent: it is backed up as it is, and stays frozen."""
+        guest, repository = self._real_guest(), self.dice.choice(self.repositories)
+        assert guest.machine.handle.domain.fsFreeze() > 0
+        try:
+            argv = ("-c", self.daemon.uri, "-q", "backup", guest.machine.name, "-r", repository, "--json")
+            done = self.command(*argv, "--quiesce", self.dice.choice(("auto", "required")))
+            assert (done.document["consistency"], done.document["frozen_ms"]) == ("filesystem", 0)
+            assert guest.agent.filesystem_status() == "frozen"
+        finally:
+            guest.machine.handle.domain.fsThaw()
+        return f"{done.document['id']} into {repository.name}"
+
+    def _real_guest(self) -> Guest:
+        """Boot the second domain when it is first needed."""
+        if self._guest is None:
+            directory = self._open_directory("guest")
+            image = build(directory)
+            serial = directory / "console"
+            xml = guest_xml("watched", image, make_disks(directory), serial=serial)
+            self._guest = Guest(self.daemon.start(xml), serial)
+            self._guest.wait()
+        return self._guest
 
     # what happens to the domain
 
