@@ -25,7 +25,10 @@ def machine(daemon: Daemon, images: Path) -> Machine:
     specs = [DiskSpec(images / "vda.qcow2"), DiskSpec(images / "vdb.qcow2", dev="vdb")]
     for spec in specs:
         spec.create()
-    return daemon.start(domain_xml("terminal", [spec.xml() for spec in specs]))
+    machine = daemon.start(domain_xml("terminal", [spec.xml() for spec in specs]))
+    for dev in ("vda", "vdb"):
+        machine.write(dev, "write -P 1 0 2M")
+    return machine
 
 
 def on_a_terminal(*arguments: str, columns: int = 80, environment: dict[str, str] | None = None) -> tuple[str, str]:
@@ -74,7 +77,7 @@ def test_no_color_is_honoured(machine: Machine, daemon: Daemon, repository: Path
 
 def test_narrow_terminal_keeps_every_disk_and_level(machine: Machine, daemon: Daemon, repository: Path) -> None:
     out, _ = on_a_terminal("-c", daemon.uri, "backup", machine.name, "-r", str(repository), columns=60)
-    for word in ("vda", "vdb", "full", "64.0 MiB"):
+    for word in ("vda", "vdb", "full", "2.0 MiB"):
         assert word in out
 
 
