@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -230,7 +231,7 @@ def test_summary_and_progress_name_the_domains(fleet: Fleet) -> None:
     assert {event["domain"] for event in events} == {"web-1", "web-2"}
     assert {event["dev"] for event in events if event["event"] == "progress"} == {"vda"}
     lines = fleet.command("-c", fleet.lab.uri, "backup", "--all", "-r", fleet.repository).stderr.splitlines()
-    assert all(line.startswith(("vbackup: web-1: ", "vbackup: web-2: ")) for line in lines)
+    assert all(re.match(r"[-0-9]{10} [:0-9]{8} vbackup: web-[12]: ", line) for line in lines)
 
 
 # a group

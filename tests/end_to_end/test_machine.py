@@ -326,7 +326,7 @@ def test_two_machines_with_one_uuid_are_told_apart_by_their_hosts(
     assert [one["name"] for one in listed["domains"][0]["hosts"]] == ["one", "two"]
     of_one = command("list", "-r", backups.repository, "--host", "one", "--json").document
     assert [one["id"] for one in of_one["backups"]] == [made["one"]["id"]]
-    text = command("list", "-r", backups.repository).stdout
+    text = command("list", "--all", "-r", backups.repository).stdout
     assert [line.split()[-2] for line in text.splitlines()[1:]] == ["HOST", "one", "two"]
     assert "Host:        two (machine id two-id)" in command("show", "twin", "-r", backups.repository).stdout
 

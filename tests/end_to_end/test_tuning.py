@@ -92,7 +92,7 @@ def test_what_is_restored_is_the_disk_of_that_moment(
     for dev, _ in DISKS:
         chain.machine.write(dev, "write -P 7 0 64k", "write -P 8 3M 64k", "discard 15M 1M", "write -P 0 8M 1M")
     assert set(levels(chain.backup(*options))) == {"incremental"}
-    assert opened == [{"local": True}] * 3
+    assert opened == [{"local": True}] * 6  # the plan and the flush of each backup
 
 
 def levels(done: dict[str, Any]) -> list[str]:
