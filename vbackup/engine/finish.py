@@ -81,21 +81,29 @@ def _close(unfinished: Unfinished, written: Journal, writeback: Writeback) -> Un
     options = tuning.node_options(is_local=domain.source.handle.host.is_local)
     nodes = targets.flush_in_qemu(domain.monitor, unfinished.target_nodes, options=options)
     _refuse_shrunk(unfinished, nodes)
-    early = digests.digest_while(writeback.finish, _read_early(unfinished), check=domain.stop.check)
+    early = digests.digest_while(writeback.finish, _read_early(unfinished), _watch(unfinished))
     # From here on whoever finds the stage takes the images to be complete, even after a power cut.
     written.flushed()
     targets.close_all_in_qemu(domain.monitor, domain.naming)
     return replace(unfinished, digests=early)
 
 
-def _read_early(unfinished: Unfinished) -> list[Path]:
-    """Return the images to digest before QEMU closes them.
+def _read_early(unfinished: Unfinished) -> Mapping[str, Path]:
+    """Return the images, by dev, to digest before QEMU closes them.
 
     None if QEMU is on another host: what this host sees of an image that is still open there may be old.
     """
     if not unfinished.domain.source.handle.host.is_local:
-        return []
-    return digests.worth_an_early_digest(unfinished.images.values())
+        return {}
+    return digests.worth_an_early_digest(_images(unfinished))
+
+
+def _images(unfinished: Unfinished) -> Mapping[str, Path]:
+    return {image.dev: unfinished.stage.path / image.file for image in unfinished.draft.disks}
+
+
+def _watch(unfinished: Unfinished) -> digests.Watch:
+    return digests.Watch(unfinished.domain.reporter, unfinished.domain.stop.check)
 
 
 def _refuse_shrunk(unfinished: Unfinished, nodes: BlockNodes) -> None:
@@ -149,8 +157,7 @@ def commit(
 def _described(unfinished: Unfinished) -> tuple[DiskImage, ...]:
     """Return the images with the sizes and digests of their files."""
     images = unfinished.draft.disks
-    paths = [unfinished.stage.path / image.file for image in images]
-    files = digests.digest_all(paths, early=unfinished.digests, check=unfinished.domain.stop.check)
+    files = digests.digest_all(_images(unfinished), early=unfinished.digests, watch=_watch(unfinished))
     return tuple(
         replace(image, file_size_bytes=file.size_bytes, digest=file.digest) for image, file in zip(images, files)
     )

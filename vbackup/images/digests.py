@@ -5,7 +5,8 @@ vbackup.files digests one file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from threading import Event
 
 from vbackup.errors import StorageError
 from vbackup.files import digest, storage_errors
+from vbackup.report import Phase, Reporter
 
 #: Number of images read at a time.
 MAX_DIGESTS = 4
 #: Images of at least this size are digested before QEMU has closed them. A smaller one is digested so quickly that its
 #: modification time might not show a write in between.
 EARLY_DIGEST_BYTES = 64 * 1024 * 1024
+#: Seconds between two reports of how far a digest is. One that is done before the first has none: nobody waits for it.
+REPORT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,27 +41,31 @@ class ImageFile:
     digest: str
 
 
-def worth_an_early_digest(paths: Collection[Path]) -> list[Path]:
-    """Return the large images: digesting and writing back both take long, but one needs the CPU, the other storage."""
-    return [path for path in paths if _size_bytes(path) >= EARLY_DIGEST_BYTES]
+@dataclass(frozen=True)
+class Watch:
+    """Who follows the digests of a backup's images."""
+
+    reporter: Reporter  #: is told how far each image is, in several threads
+    check: Callable[[], None]  #: is called between pieces, and may raise
 
 
-def digest_while(
-    store: Callable[[], None], paths: Collection[Path], *, check: Callable[[], None]
-) -> dict[Path, EarlyDigest]:
-    """Run ``store``, which writes the images back to storage, while digesting those at ``paths``; return the digests.
+def worth_an_early_digest(images: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the large images, by dev: digesting needs the CPU, writing back storage, and both take long."""
+    return {dev: path for dev, path in images.items() if _size_bytes(path) >= EARLY_DIGEST_BYTES}
 
-    ``check`` is called between pieces and may raise.
-    """
+
+def digest_while(store: Callable[[], None], images: Mapping[str, Path], watch: Watch) -> dict[Path, EarlyDigest]:
+    """Run ``store``, which writes images back to storage, while digesting these, by dev; return the digests."""
     failed = Event()
 
     def check_both() -> None:
-        check()
+        watch.check()
         if failed.is_set():
             raise StorageError("The images could not be written back.")  # nobody sees it: the error of store is raised
 
+    both = Watch(watch.reporter, check_both)
     with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
-        digesting = {path: pool.submit(_early, path, check_both) for path in paths}
+        digesting = {path: pool.submit(_early, dev, path, both) for dev, path in images.items()}
         try:
             store()
         except BaseException:
@@ -66,28 +74,40 @@ def digest_while(
         return {path: future.result() for path, future in digesting.items()}
 
 
-def digest_all(
-    paths: Sequence[Path], *, early: Mapping[Path, EarlyDigest], check: Callable[[], None]
-) -> list[ImageFile]:
-    """Return size and digest of each image; nothing may write to them any longer."""
+def digest_all(images: Mapping[str, Path], *, early: Mapping[Path, EarlyDigest], watch: Watch) -> list[ImageFile]:
+    """Return size and digest of each image, given by dev, in that order; nothing may write to them any longer."""
 
-    def describe(path: Path) -> ImageFile:
+    def describe(dev: str, path: Path) -> ImageFile:
         early_digest = early.get(path)
         with storage_errors(f"read {path}"):
             stamp = _stamp(path)
         # QEMU writes nothing when it closes an image that it has flushed. If it ever does, the image is digested again.
         if early_digest is not None and early_digest.stamp == stamp:
             return ImageFile(stamp[1], early_digest.digest)
-        return ImageFile(stamp[1], digest(path, check=check))
+        return ImageFile(stamp[1], _digest(dev, path, watch, size_bytes=stamp[1]))
 
     with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
-        return list(pool.map(describe, paths))
+        return list(pool.map(describe, images.keys(), images.values()))
 
 
-def _early(path: Path, check: Callable[[], None]) -> EarlyDigest:
+def _early(dev: str, path: Path, watch: Watch) -> EarlyDigest:
     with storage_errors(f"read {path}"):
         stamp = _stamp(path)
-    return EarlyDigest(stamp, digest(path, check=check))
+    return EarlyDigest(stamp, _digest(dev, path, watch, size_bytes=stamp[1]))
+
+
+def _digest(dev: str, path: Path, watch: Watch, *, size_bytes: int) -> str:
+    next_report_s = time.monotonic() + REPORT_S
+    is_reported = False
+
+    def progress(done_bytes: int) -> None:
+        nonlocal next_report_s, is_reported
+        now_s = time.monotonic()
+        if now_s >= next_report_s or (is_reported and done_bytes >= size_bytes):
+            next_report_s, is_reported = now_s + REPORT_S, True
+            watch.reporter.progress(dev, Phase.CHECK, done_bytes, size_bytes)
+
+    return digest(path, check=watch.check, progress=progress)
 
 
 def _size_bytes(path: Path) -> int:

@@ -10,14 +10,26 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import UUID
+from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import FakeDomain, partial, run
 from vbackup.errors import NoSpaceError, StorageError
 from vbackup.files import digest_of
 from vbackup.images import digests, targets
 from vbackup.images.writeback import Writeback
 from vbackup.model import Backup
+from vbackup.report import Phase
 from vbackup.repository.repository import Repository
+
+
+class Phases(Recorder):
+    """Remembers the last progress of each disk in each phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[Phase, dict[str, tuple[int, int]]] = {}
+
+    def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
+        self.last.setdefault(phase, {})[dev] = (done_bytes, total_bytes)
 
 
 def digest_now(repo: Repository, one: Backup, dev: str) -> str:
@@ -52,6 +64,23 @@ def test_image_that_qemu_writes_to_when_it_closes_it_is_digested_again(
     assert done.disks[0].digest == digest_now(repo, done, "vda")
 
 
+@pytest.mark.parametrize("early_bytes", [0, 1 << 40])
+def test_digest_that_takes_long_has_a_progress_of_its_own(
+    domain: FakeDomain, repo: Repository, early_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", early_bytes)
+    monkeypatch.setattr(digests, "REPORT_S", 0.0)
+    done = run(domain, repo, recorder := Phases())
+    assert recorder.last[Phase.CHECK] == {
+        image.dev: (image.file_size_bytes, image.file_size_bytes) for image in done.disks
+    }
+
+
+def test_digest_that_is_done_at_once_has_none(domain: FakeDomain, repo: Repository) -> None:
+    run(domain, repo, recorder := Phases())
+    assert Phase.CHECK not in recorder.last
+
+
 def test_flush_that_fails_does_not_wait_for_the_digests(
     domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +88,8 @@ def test_flush_that_fails_does_not_wait_for_the_digests(
     monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", 0)
     digesting, gave_up = threading.Event(), threading.Event()
 
-    def digest(_path: Path, *, check: Callable[[], None]) -> str:
+    def digest(_path: Path, *, check: Callable[[], None], progress: object) -> str:
+        assert progress
         digesting.set()
         deadline = time.monotonic() + 20
         try:
