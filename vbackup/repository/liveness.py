@@ -1,4 +1,4 @@
-"""Refuse to touch a backup that another vbackup is making, also where the lock of its domain does not lock.
+"""Find out whether another vbackup is making a backup, also where the lock of its domain does not lock.
 
 vbackup.repository.journal has the writer of each unfinished backup, vbackup.repository.writer says whether it lives.
 """
@@ -6,6 +6,7 @@ vbackup.repository.journal has the writer of each unfinished backup, vbackup.rep
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from vbackup.errors import BusyError, ChainError
@@ -39,6 +40,22 @@ def refuse_live_writer(stage: Path, *, backup_id: str, domain_uuid: str, presume
     if sign is None:
         return
     raise BusyError(f"Backup {backup_id} of domain {domain_uuid} is being made by {sign}; wait for it to end.")
+
+
+def seems_at_work(stage: Path, *, backup_id: str, domain_uuid: str) -> bool:
+    """Return True if the process that writes the journal of that stage seems to be alive.
+
+    For people only: nothing is written and no lock is taken, not even for a moment, since a backup that wants it then
+    would fail. So a writer that cannot be looked up, on another host or in a container, is judged by this host's clock.
+    """
+    try:
+        entry = journal.read(stage, backup_id=backup_id, domain_uuid=domain_uuid)
+        touched = journal.touched(stage)
+        if entry is None or touched is None or not entry.is_of(stage):
+            return False
+        return entry.writer.sign_of_life(time.time() - touched, has_lock=False) is not None
+    except (ChainError, OSError):
+        return False
 
 
 def now(lock_path: Path) -> float:

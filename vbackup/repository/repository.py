@@ -229,6 +229,15 @@ class Repository:
             return []
         return [name[: -len(PARTIAL)] for name in entries]
 
+    def running(self, uuid: str) -> list[str]:
+        """Return those of the unfinished backups whose process seems to be at work, without disturbing it."""
+        return [
+            backup_id
+            for backup_id in self.unfinished(uuid)
+            if names.BACKUP_ID.fullmatch(backup_id)
+            and liveness.seems_at_work(self.stage_path(uuid, backup_id), backup_id=backup_id, domain_uuid=uuid)
+        ]
+
     def stage_path(self, uuid: str, backup_id: str) -> Path:
         """Return the path of a backup until its commit."""
         return self.path / uuid / (backup_id + PARTIAL)

@@ -150,3 +150,38 @@ def test_stage_that_is_a_file_a_link_or_damaged_keeps_nobody_out(repo: Repositor
     stage.mkdir()
     (stage / "journal").write_text("{}\n")
     take(repo)
+
+
+def test_look_at_a_writer_takes_no_lock_and_writes_nothing(
+    repo: Repository, living: Writer, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that wants the lock at that moment would fail with status 8."""
+    begin(repo, living, monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in repo.path.rglob("*")}
+    monkeypatch.setattr(fcntl, "flock", lambda *_arguments: pytest.fail("The lock was taken."))
+    assert repo.running(UUID) == [DRAFT.id]
+    assert {path: path.stat().st_mtime_ns for path in repo.path.rglob("*")} == before
+    child.kill()
+    child.wait()
+    assert (repo.running(UUID), repo.unfinished(UUID)) == ([], [DRAFT.id])
+
+
+def test_writer_elsewhere_seems_at_work_until_it_is_silent(
+    repo: Repository, living: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = begin(repo, elsewhere(living), monkeypatch)
+    assert repo.running(UUID) == [DRAFT.id]
+    os.utime(stage / "journal", (1, 1))
+    assert repo.running(UUID) == []
+
+
+def test_nobody_is_at_work_on_what_is_no_journal_or_a_copy(
+    repo: Repository, living: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = begin(repo, living, monkeypatch)
+    shutil.copytree(repo.path, repo.path.parent / "copy")
+    assert Repository.open(repo.path.parent / "copy").running(UUID) == []
+    (stage / "journal").write_text("{}\n")
+    assert repo.running(UUID) == []
+    (stage / "journal").unlink()
+    assert repo.running(UUID) == []

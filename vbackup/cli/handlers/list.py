@@ -6,7 +6,7 @@ import argparse
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -21,6 +21,14 @@ from vbackup.repository.history import History
 from vbackup.repository.repository import Repository
 
 
+@dataclass(frozen=True)
+class _Unfinished:
+    """The backups of a domain that are not committed."""
+
+    ids: Sequence[str]
+    running: Sequence[str]  #: those whose process is at work
+
+
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the backups; broken ones are warnings, and make the exit status 6."""
     repository = Repository.open(context.repository_path())
@@ -28,11 +36,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.all and domain is not None:
         raise UsageError("Give a domain or --all, not both.")
     uuids = repository.uuids() if domain is None else repository.find_all(domain)
-    unfinished = {uuid: repository.unfinished(uuid) for uuid in uuids}
+    unfinished = {uuid: _Unfinished(repository.unfinished(uuid), repository.running(uuid)) for uuid in uuids}
     catalogues = [
         catalogue
         for catalogue in map(repository.catalogue, uuids)
-        if catalogue.history.backups or catalogue.broken or unfinished[catalogue.uuid]
+        if catalogue.history.backups or catalogue.broken or unfinished[catalogue.uuid].ids
     ]
     catalogues.sort(key=lambda catalogue: (catalogue.names[-1], catalogue.uuid))
     if options.host is not None:
@@ -46,7 +54,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     elif domain is None and not options.all and not options.tree:
         _print_summary(catalogues, unfinished)
     else:
-        _print_backups(catalogues, as_tree=options.tree)
+        _print_backups(catalogues, unfinished, as_tree=options.tree)
     broken = [backup for catalogue in catalogues for backup in catalogue.broken]
     with context.reporting(steps=False) as reporter:
         for backup in broken:
@@ -60,7 +68,7 @@ def _of_host(catalogue: Catalogue, host: str) -> Catalogue:
 
 
 def _document(
-    repository: Repository, catalogues: Sequence[Catalogue], unfinished: Mapping[str, Sequence[str]]
+    repository: Repository, catalogues: Sequence[Catalogue], unfinished: Mapping[str, _Unfinished]
 ) -> dict[str, Any]:
     # Merged by time; those of one domain stay in the order of their commits, whatever the clock was set to.
     backups = heapq.merge(*(catalogue.history.backups for catalogue in catalogues), key=lambda backup: backup.time)
@@ -75,7 +83,8 @@ def _document(
                 "backups": len(catalogue.history.backups),
                 "size_bytes": _size_bytes(catalogue),
                 "broken": len(catalogue.broken),
-                "unfinished": list(unfinished[catalogue.uuid]),
+                "unfinished": list(unfinished[catalogue.uuid].ids),
+                "running": list(unfinished[catalogue.uuid].running),
                 "hosts": [manifest.host_document(host) for host in hosts.hosts(catalogue.history.backups)],
             }
             for catalogue in catalogues
@@ -108,7 +117,7 @@ def _size_bytes(catalogue: Catalogue) -> int:
     return sum(backup.size_bytes for backup in catalogue.history.backups)
 
 
-def _print_summary(catalogues: Sequence[Catalogue], unfinished: Mapping[str, Sequence[str]]) -> None:
+def _print_summary(catalogues: Sequence[Catalogue], unfinished: Mapping[str, _Unfinished]) -> None:
     """Print one line per domain."""
     now = datetime.now(timezone.utc)
     namesakes = Counter(catalogue.names[-1] for catalogue in catalogues)
@@ -129,19 +138,24 @@ def _print_summary(catalogues: Sequence[Catalogue], unfinished: Mapping[str, Seq
     output.table(("DOMAIN", "NEWEST", "AGE", "BACKUPS", "SIZE", "STATE"), rows)
 
 
-def _state(catalogue: Catalogue, unfinished: Sequence[str]) -> str:
+def _state(catalogue: Catalogue, unfinished: _Unfinished) -> str:
     remarks = [f"{len(catalogue.broken)} broken"] if catalogue.broken else []
-    remarks += ["running or unfinished"] if unfinished else []
+    remarks += ["running"] if unfinished.running else []
+    remarks += ["unfinished"] if len(unfinished.ids) > len(unfinished.running) else []
     return ", ".join(remarks) or "ok"
 
 
-def _print_backups(catalogues: Sequence[Catalogue], *, as_tree: bool) -> None:
+def _print_backups(catalogues: Sequence[Catalogue], unfinished: Mapping[str, _Unfinished], *, as_tree: bool) -> None:
     """Print all backups below the name of their domain."""
     for number, catalogue in enumerate(catalogues):
         if number:
             print()
         print(output.plain(f"Domain {catalogue.names[-1]} ({catalogue.uuid})"))
-        (_print_tree if as_tree else _print_table)(catalogue.history.backups)
+        if catalogue.history.backups:
+            (_print_tree if as_tree else _print_table)(catalogue.history.backups)
+        for backup_id in unfinished[catalogue.uuid].ids:
+            is_running = backup_id in unfinished[catalogue.uuid].running
+            print(output.plain(f"{'Running' if is_running else 'Unfinished'}: {backup_id}"))
 
 
 def _print_table(backups: Sequence[Backup]) -> None:

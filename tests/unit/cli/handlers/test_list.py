@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,10 @@ import pytest
 from tests.unit.builders import UUID, backup, commit, incremental
 from vbackup.cli import output
 from vbackup.model import EXCLUDED, Backup, HostIdentity, LeftOut
+from vbackup.process import Process
+from vbackup.repository.journal import Journal
 from vbackup.repository.repository import Repository
+from vbackup.repository.writer import Writer
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -52,7 +57,7 @@ def test_without_a_domain_there_is_a_line_for_each_sorted_by_name(command: Comma
     heading, *lines = outcome.stdout.splitlines()
     assert heading.split() == ["DOMAIN", "NEWEST", "AGE", "BACKUPS", "SIZE", "STATE"]
     assert [line.split()[0] for line in lines] == ["ant", "web", "zoo"]
-    assert [line.endswith(end) for line, end in zip(lines, ("1 broken", "running or unfinished", "ok"))] == [True] * 3
+    assert [line.endswith(end) for line, end in zip(lines, ("1 broken", " unfinished", "ok"))] == [True] * 3
     newest = TWO.time.astimezone().strftime("%Y-%m-%d %H:%M")
     assert re.search(rf"{newest} +\d+ d +2 +{output.size(ONE.size_bytes + TWO.size_bytes)} ", lines[1])
     domains = command("list", "-r", filled, "--json", status=6).document["domains"]
@@ -61,6 +66,34 @@ def test_without_a_domain_there_is_a_line_for_each_sorted_by_name(command: Comma
         ("web", TWO.id, 2, 0, [THREE_ID]),
         ("zoo", ONE.id, 1, 0, []),
     ]
+
+
+def test_backup_that_is_running_is_told_from_one_that_was_interrupted(
+    command: Command, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        process = Process.of(child.pid)
+        assert process is not None
+        writer = replace(Writer.this(), process=process)
+        stage = filled / UUID / f"{THREE_ID}.partial"
+        stage.mkdir()
+        with monkeypatch.context() as patch, Journal(stage) as written:
+            patch.setattr(Writer, "this", lambda: writer)
+            written.begin(replace(TWO, id=THREE_ID))
+        assert command("list", "-r", filled).stdout.splitlines()[-1].endswith(" running")
+        assert command("list", "-r", filled, "web").stdout.splitlines()[-1] == f"Running: {THREE_ID}"
+        [domain] = command("list", "-r", filled, "--json").document["domains"]
+        assert (domain["unfinished"], domain["running"]) == ([THREE_ID], [THREE_ID])
+        child.kill()
+    assert command("list", "-r", filled).stdout.splitlines()[-1].endswith(" unfinished")
+    assert command("list", "-r", filled, "--tree").stdout.splitlines()[-1] == f"Unfinished: {THREE_ID}"
+    [domain] = command("list", "-r", filled, "--json").document["domains"]
+    assert (domain["unfinished"], domain["running"]) == ([THREE_ID], [])
+
+
+def test_domain_of_which_nothing_is_committed_has_no_empty_table(command: Command, repository: Path) -> None:
+    (repository / UUID / f"{THREE_ID}.partial").mkdir(parents=True)
+    assert command("list", "-r", repository, "--all").stdout == f"Domain {UUID} ({UUID})\nUnfinished: {THREE_ID}\n"
 
 
 def test_namesakes_have_their_uuids_in_the_summary(command: Command, filled: Path) -> None:
