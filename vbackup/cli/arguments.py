@@ -30,7 +30,11 @@ def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_li
     )
     verbosity = parser.add_mutually_exclusive_group()
     verbosity.add_argument(
-        "-q", "--quiet", action="store_true", default=default(False), help="print only results, warnings and errors"
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=default(False),
+        help="print nothing on success, only warnings and errors",
     )
     verbosity.add_argument(
         "-v",

@@ -16,8 +16,6 @@ _HARMLESS = frozenset(
         "acpitable",
         "action",
         "append",
-        "audio",
-        "audiodev",
         "bios",
         "boot",
         "compat",
@@ -116,7 +114,9 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _is_storage(name: str, value: str) -> bool:
     if name in _CHARDEVS:
-        return value.startswith(_TO_STORAGE)
+        return value.removeprefix("mon:").startswith(_TO_STORAGE)
+    if name in ("audio", "audiodev"):
+        return _kind(value, "driver") == "wav"
     if name == "chardev":
         return _kind(value, "backend").startswith(_TO_STORAGE)
     if name == "device":

@@ -31,6 +31,9 @@ from vbackup.domain import qemu_arguments
         (["-device", "id=x,driver=vfio-pci,host=01:00.0"], ["-device"]),
         (["-monitor", "unix:/s,server,nowait", "-qmp", "file:/log"], ["-qmp"]),
         (["-D", "/log", "-one-of-a-newer-qemu", "x"], ["-D", "-one-of-a-newer-qemu"]),
+        (["-serial", "mon:stdio", "-serial", "mon:file:/log"], ["-serial"]),
+        (["-audiodev", "none,id=a", "-audio", "driver=spice"], []),
+        (["-audiodev", "wav,id=a,path=/x.wav", "-audio", '{"driver": "wav"}'], ["-audiodev", "-audio"]),
         (["-"], ["-"]),
     ],
 )

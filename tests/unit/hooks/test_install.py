@@ -280,6 +280,11 @@ def test_daemons_are_told_even_if_the_script_was_there(
     said = command("hooks", "install").stdout
     assert "libvirtd (process 10) was reloaded to find it." in said
     assert "virtqemud (process 11) could not be reloaded; run 'systemctl reload virtqemud'." in said
+    quietly = command("hooks", "install", "-q")
+    assert quietly.stdout == ""
+    assert quietly.stderr.splitlines() == [
+        "vbackup: warning: virtqemud (process 11) could not be reloaded; run 'systemctl reload virtqemud'."
+    ]
     assert command("hooks", "install", "--json").document["daemons"] == [
         {"name": "libvirtd", "pid": 10, "told": True},
         {"name": "virtqemud", "pid": 11, "told": False},

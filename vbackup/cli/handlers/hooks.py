@@ -42,6 +42,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
         context.print_document("vbackup.hooks/1", document)
         return Status.DONE
     if context.is_quiet and options.action != "status":
+        with context.reporting() as reporter:
+            for daemon in reloaded:
+                if not daemon.told:
+                    reporter.warning(_told(daemon))
         return Status.DONE
     print(output.plain(f"{place.path} {'was removed.' if state is State.ABSENT and changed else _STATES[state]}"))
     if options.action == "install":
@@ -51,9 +55,13 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _print_daemons(reloaded: Sequence[daemons.Daemon], *, here: bool) -> None:
     for daemon in reloaded:
-        if daemon.told:
-            print(f"{daemon.name} (process {daemon.pid}) was reloaded to find it.")
-        else:
-            print(f"{daemon.name} (process {daemon.pid}) could not be reloaded; run 'systemctl reload {daemon.name}'.")
+        print(_told(daemon))
     if not reloaded:
         print(f"libvirt finds it when it starts{'; no libvirt daemon is running here' if here else ' there'}.")
+
+
+def _told(daemon: daemons.Daemon) -> str:
+    process = f"{daemon.name} (process {daemon.pid})"
+    if daemon.told:
+        return f"{process} was reloaded to find it."
+    return f"{process} could not be reloaded; run 'systemctl reload {daemon.name}'."

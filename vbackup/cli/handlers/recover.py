@@ -41,7 +41,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _adopt(domain: str | None, options: argparse.Namespace, context: Context) -> int:
-    if domain is not None or options.all or options.abort or options.force or options.dry_run:
+    others = (options.all, options.abort, options.force, options.dry_run, options.exclusive)
+    if domain is not None or any(others):
         raise UsageError("--adopt is about the whole repository; give it alone.")
     repository = Repository.open(context.repository_path())
     with context.reporting() as reporter:

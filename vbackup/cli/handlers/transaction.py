@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         done = transaction.run(request, attached=attached, reporter=reporter, stop=context.stop)
     if context.as_json:
         context.print_document("vbackup.transaction/1", _document(done))
-    elif not context.is_quiet:
+    elif not context.is_quiet or done.failed_jobs:
         _print(done)
     return _status(done)
 

@@ -30,7 +30,9 @@ def test_copy_becomes_a_repository_of_its_own(command: Command, filled: Path) ->
     assert done["id"] in command("recover", "-r", filled, "--adopt").stdout
 
 
-@pytest.mark.parametrize("more", [("web",), ("--all",), ("--abort",), ("--dry-run",), ("--force",)], ids=str)
+@pytest.mark.parametrize(
+    "more", [("web",), ("--all",), ("--abort",), ("--dry-run",), ("--force",), ("--exclusive",)], ids=str
+)
 def test_adoption_is_about_the_whole_repository(command: Command, filled: Path, more: tuple[str, ...]) -> None:
     assert (
         "--adopt is about the whole repository" in command("recover", "-r", filled, "--adopt", *more, status=2).stderr

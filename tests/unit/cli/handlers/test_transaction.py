@@ -102,3 +102,14 @@ def test_status_is_that_of_the_worst_job(
     script.write_text(json.dumps({"actions": actions}))
     document = command("transaction", "web", script, "--wait", "--json", status=status).document
     assert [(job["id"], job["error"]) for job in document["jobs"]] == [("j0", None), ("j1", error)]
+
+
+def test_job_that_fails_is_told_quietly_too(command: Command, attached: FakeQemu, tmp_path: Path, script: Path) -> None:
+    path = tmp_path / "0.qcow2"
+    path.write_bytes(qcow2_header(16 * MIB))
+    file = {"driver": "file", "filename": str(path)}
+    attached.execute("blockdev-add", {"driver": "qcow2", "node-name": "t0", "file": file})
+    data = {"job-id": "j0", "device": attached.top("virtio-disk0"), "target": "t0", "sync": "full"}
+    script.write_text(json.dumps([{"type": "blockdev-backup", "data": data}]))
+    attached.fail_job("t0", "Input/output error")
+    assert "Input/output error" in command("transaction", "web", script, "--wait", "-q", status=1).stdout
