@@ -79,6 +79,8 @@ def test_restored_files_are_the_owners_alone_and_the_xml_names_them(
     done = run(filled, output, image_format=image_format)
     assert names_in(output) == sorted(["domain.xml", "nvram", f"vda.{image_format.value}", f"vdb.{image_format.value}"])
     assert {stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()} == {0o600}
+    # QEMU, as another user, can enter what was made.
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (output, output.parent)} == {0o711}
     assert done.images == {dev: output / f"{dev}.{image_format.value}" for dev in ("vda", "vdb")}
     assert done.backup.id == TWO.id
     assert (output / "nvram").read_bytes() == FURTHER["nvram"]

@@ -1,19 +1,62 @@
-"""``vbackup restore`` refuses what it cannot restore, each with its own exit status."""
+"""``vbackup restore`` refuses what it cannot restore, each with its own exit status, and says what comes next."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.unit.builders import UUID, backup
+from vbackup.operations import restore
 
 if TYPE_CHECKING:
     from tests.conftest import Command
 
 
 ONE = backup(1)
+
+
+@pytest.fixture
+def restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A restore that has succeeded, into a directory whose parent is closed."""
+    output = tmp_path / "with space"
+    done = restore.Restored(
+        ONE,
+        {"vda": output / "vda.qcow2"},
+        {"vda": ONE.id},
+        output / "domain.xml",
+        closed=tmp_path,
+        left_out=(),
+        shared=(),
+    )
+    monkeypatch.setattr(restore, "run", lambda *_args, **_more: done)
+    return output
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_restore_ends_with_what_comes_next(
+    command: Command, filled: Path, restored: Path, user: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    arguments = ("restore", "web", "-r", filled, "--output", restored)
+    lines = command("-c", "qemu:///system", *arguments).stdout.splitlines()
+    assert lines[lines.index("To run it:") + 1 :] == [
+        *([f"  chmod o+x {restored.parent}  # or QEMU, as another user, cannot enter it"] if user == 0 else []),
+        f"  virsh -c qemu:///system define '{restored}/domain.xml'",
+        "  virsh -c qemu:///system start web",
+    ]
+
+
+def test_success_is_quiet(command: Command, filled: Path, restored: Path) -> None:
+    for arguments in (
+        ("restore", "web", "-r", filled, "--output", restored),
+        ("init", "-r", restored.parent / "new"),
+        ("recover", "-r", filled, "--adopt"),
+    ):
+        outcome = command("-q", *arguments)
+        assert (outcome.stdout, outcome.stderr) == ("", "")
 
 
 def test_time_before_all_backups_is_status_six(command: Command, filled: Path, tmp_path: Path) -> None:
