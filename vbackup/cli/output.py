@@ -85,18 +85,31 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns under headings.
 
     On a terminal the last column is wrapped if it is too wide. Text without spaces that does not fit, such as a path or
-    the name of a bitmap, gets the next line, so that it can be copied.
+    the name of a bitmap, gets the next line, so that it can be copied. A name in the first column that leaves no room
+    for the others has a line of its own before them.
     """
     lines = [list(headings), *([plain(cell) for cell in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*lines)]
+    widths[0] = first_columns = _first_columns([_width(row[0]) for row in lines], widths)
     before = sum(widths[:-1]) + len(_GAP) * len(widths[:-1])
     room = max(_columns() - before, _MIN_COLUMNS) if sys.stdout.isatty() else None
     for number, row in enumerate(lines):
+        if _width(row[0]) > first_columns:
+            print(row[0])
+            row[0] = ""
         first, *more = ("", row[-1]) if _needs_a_line(row[-1], room) else wrapped(row[-1], room)
         line = _GAP.join(map(_aligned, headings, [*row[:-1], first], widths)).rstrip()
         print(f"\x1b[1m{line}\x1b[0m" if number == 0 and _is_bold() else line)
         for text in more:
             print((" " * before if first else _OWN_LINE) + text)
+
+
+def _first_columns(firsts: Sequence[int], widths: Sequence[int]) -> int:
+    """Return the width of the first column: that of its widest text with which the others fit."""
+    if len(widths) == 1 or not sys.stdout.isatty():
+        return widths[0]
+    others = sum(widths[1:-1]) + min(widths[-1], _MIN_COLUMNS) + len(_GAP) * (len(widths) - 1)
+    return max([firsts[0], *(width for width in firsts if width + others <= _columns())])
 
 
 def _needs_a_line(text: str, room: int | None) -> bool:

@@ -84,7 +84,7 @@ class Catalogue:
 
     def _none(self, at: datetime | None) -> str:
         if at is None or not self.history.backups:
-            return "No backup of this domain; 'vbackup list' lists the backups of the repository."
+            return "No backup of this domain; 'vbackup list' lists the domains of the repository that have some."
         oldest = self.history.backups[0]
         when = _as_given(oldest.time.astimezone(at.tzinfo))
         return f"No backup of this domain was made at {_as_given(at)} or before; the oldest, {oldest.id}, is of {when}."

@@ -59,7 +59,9 @@ def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
     disks = _disks(backup, candidates, wanted)
     missing = tuple(dev for dev in backup.excluded if dev not in disks) if not wanted.disks else ()
     if missing and not wanted.is_mixed and wanted.backup_id is None:
-        raise PartialBackupError(backup.id, missing, complete=_newest_complete(candidates, backup, missing))
+        broken = {one.id for one in catalogue.incomplete}
+        usable = [one for one in candidates if one.id not in broken]
+        raise PartialBackupError(backup.id, missing, complete=_newest_complete(usable, backup, missing))
     labels = hosts.labels(everything)
     others = tuple(labels[host] for host in labels if host != backup.host) if backup.host is not None else ()
     return Choice(backup, disks, missing, others)

@@ -38,7 +38,7 @@ class History:
         try:
             return self._by_id[backup_id]
         except KeyError:
-            raise ChainError(f"No backup {backup_id!r} of this domain; 'vbackup list' lists them.") from None
+            raise ChainError(f"No backup {backup_id!r} of this domain; 'vbackup list DOMAIN' lists them.") from None
 
     @property
     def next_sequence(self) -> int:

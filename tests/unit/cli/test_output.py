@@ -91,6 +91,21 @@ def test_word_that_does_not_fit_gets_a_line_to_copy_it_from(monkeypatch: pytest.
     assert lines[1:] == ["vda   vbackup", f"    {name}", "vdb   foreign  short", ""]
 
 
+def test_name_that_leaves_no_room_for_the_other_columns_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, headings = "a-name-" * 5, ("DOMAIN", "NEWEST", "STATE")
+    rows = [("web", "2026-11-23 10:15", "ok"), (name, "2026-11-23 10:15", "1 broken"), ("database", "-", "ok")]
+    with stdout_on_a_terminal(monkeypatch, columns=40) as lines:
+        output.table(headings, rows)
+    assert lines[0] == "\x1b[1mDOMAIN    NEWEST            STATE\x1b[0m"
+    assert lines[1:] == [
+        "web       2026-11-23 10:15  ok",
+        name,
+        "          2026-11-23 10:15  1 broken",
+        "database  -                 ok",
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     ("elapsed_s", "text"),
     [(-5, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h"), (86399, "23 h"), (864000, "10 d")],

@@ -21,8 +21,8 @@ WHOLE = backup(1, image("vda"), image("vdb"))
 PART = replace(incremental(2, WHOLE, "vda"), left_out=(LeftOut("vdb", EXCLUDED), LeftOut("hda", "cdrom")))
 
 
-def catalogue(*backups: Backup, unreadable: tuple[Broken, ...] = ()) -> Catalogue:
-    return Catalogue(UUID, ("web",), History(backups), unreadable=unreadable, incomplete=())
+def catalogue(*backups: Backup, unreadable: tuple[Broken, ...] = (), incomplete: tuple[Broken, ...] = ()) -> Catalogue:
+    return Catalogue(UUID, ("web",), History(backups), unreadable=unreadable, incomplete=incomplete)
 
 
 def choose(*backups: Backup, **wanted: Any) -> Choice:
@@ -56,6 +56,14 @@ def test_newest_backup_without_a_disk_is_not_taken_for_the_machine() -> None:
     assert f"Backup {PART.id} was made without disk vdb" in said
     assert f"restore it with --backup {WHOLE.id}" in said
     assert all(option in said for option in ("--mixed", "--disk", f"--backup {PART.id}"))
+
+
+def test_broken_backup_is_not_advised() -> None:
+    newer = backup(2, image("vda"), image("vdb"))
+    part = replace(incremental(3, newer, "vda"), left_out=(LeftOut("vdb", EXCLUDED),))
+    with pytest.raises(PartialBackupError) as caught:
+        choice.choose(catalogue(WHOLE, newer, part, incomplete=(Broken(newer.id, "x"),)), Wanted())
+    assert caught.value.complete == WHOLE.id
 
 
 def test_time_at_which_the_newest_backup_is_without_a_disk() -> None:

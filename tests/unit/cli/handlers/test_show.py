@@ -33,6 +33,11 @@ def test_show_tells_what_is_recorded(command: Command, filled: Path) -> None:
         assert part in text
 
 
+def test_unknown_backup_is_told_with_what_lists_them(command: Command, filled: Path) -> None:
+    """Without a domain, list has no ids."""
+    assert "'vbackup list DOMAIN' lists them." in command("show", "web", "nosuch", "-r", filled, status=6).stderr
+
+
 def test_long_chain_is_shortened_and_lines_fit(command: Command, repository: Path) -> None:
     chain = [backup(1)]
     for number in range(2, 31):
