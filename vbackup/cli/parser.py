@@ -15,7 +15,7 @@ from vbackup.errors import UsageError
 COMMANDS = {
     "init": "create a repository",
     "backup": "back up domains",
-    "list": "list the backups in a repository",
+    "list": "list the domains and backups in a repository",
     "show": "show the record of a backup",
     "restore": "restore disks from a backup",
     "recover": "finish or undo interrupted backups",
