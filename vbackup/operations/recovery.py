@@ -257,7 +257,10 @@ def _assess_lost(repository: Repository, uuid: str, backup_id: str) -> Recovered
 
 
 def read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:
-    """Return the journal's entry, or None and the reason why there is none."""
+    """Return the journal's entry, or None and the reason why there is none.
+
+    Raises StorageError if a newer vbackup wrote it.
+    """
     if not names.BACKUP_ID.fullmatch(backup_id):
         return None, "vbackup did not create it"
     directory = repository.stage_path(uuid, backup_id)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import files
-from vbackup.errors import ChainError
+from vbackup.errors import ChainError, StorageError
 from vbackup.fields import Fields
 from vbackup.files import storage_errors
 from vbackup.model import Backup, Consistency, FreezeMark
@@ -26,7 +26,8 @@ from vbackup.repository.writer import Pulse, Writer
 
 #: Its name in the stage.
 JOURNAL = "journal"
-SCHEMA = "vbackup.journal/1"
+_SCHEMA_FAMILY = "vbackup.journal/"
+SCHEMA = f"{_SCHEMA_FAMILY}1"
 #: The step of a line that only names another writer: the run that finishes the backup of a dead one.
 TAKEN_OVER = "taken over"
 #: The first line is as large as a manifest, the others are short.
@@ -188,7 +189,8 @@ def touched(directory: Path) -> float | None:
 def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
     """Return what the journal of that stage says; None if there is none, or its first line is incomplete.
 
-    An incomplete last line is ignored: its step never began. Raises ChainError if it is not a journal of that backup.
+    An incomplete last line is ignored: its step never began. Raises ChainError if it is not a journal of that backup,
+    StorageError if a newer vbackup wrote it: only that one knows what it has done outside the repository.
     """
     where = f"the journal of backup {backup_id}"
     try:
@@ -205,7 +207,13 @@ def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
 
 def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> Entry:
     first = _line(lines[0], where)
-    if first.text("step") != Step.BEGIN.value or first.text("schema") != SCHEMA:
+    schema = first.text("schema")
+    if schema != SCHEMA and schema.startswith(_SCHEMA_FAMILY):
+        raise StorageError(
+            f"The journal of backup {backup_id}, of domain {domain_uuid}, has format {schema}, but this vbackup only knows"
+            f" {SCHEMA}; use the newer vbackup that began it. Nothing was changed."
+        )
+    if first.text("step") != Step.BEGIN.value or schema != SCHEMA:
         raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
     draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)
     step, guest_was_stopped, freeze_mark = Step.BEGIN, False, FreezeMark.UNMARKED

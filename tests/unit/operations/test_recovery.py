@@ -15,9 +15,9 @@ import pytest
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
 from vbackup import names
-from vbackup.errors import BusyError, CopiedError, DomainNotFoundError, HostUnreachableError
+from vbackup.errors import BusyError, CopiedError, DomainNotFoundError, HostUnreachableError, StorageError
 from vbackup.model import Backup, Consistency, Level
-from vbackup.operations import forget, recovery
+from vbackup.operations import adopt, forget, recovery
 from vbackup.operations.recovery import Recovered, Remedy
 from vbackup.process import Process
 from vbackup.qemu import jobs
@@ -471,7 +471,7 @@ def test_domain_that_libvirt_does_not_have_any_more(
         ("", "its journal is missing or incomplete"),
         ('{"step": "begin", "sch', "its journal is missing or incomplete"),
         ("{}\n", "missing"),
-        ('{"step": "begin", "schema": "vbackup.journal/9"}\n', "does not begin as a journal that this vbackup reads"),
+        ('{"step": "begin", "schema": "vbackup.manifest/1"}\n', "does not begin as a journal that this vbackup reads"),
         ("[]\n", "should be an object"),
         ("{" * 100000 + "\n", "cannot be read"),
         ("nonsense\n", "cannot be read"),
@@ -525,3 +525,30 @@ def test_torn_last_line_is_not_acted_upon(domain: FakeDomain, repo: Repository, 
     entry = journal.read(stage, backup_id=stage.name[: -len(".partial")], domain_uuid=UUID)
     assert entry is not None
     assert entry.step is Step.STARTED
+
+
+@pytest.mark.parametrize("step", [Step.STARTED, Step.FLUSHED])
+def test_backup_that_a_newer_vbackup_began_is_left_to_it(
+    domain: FakeDomain, repo: Repository, killer: Killer, tmp_path: Path, step: Step
+) -> None:
+    """Only that one knows what it has done; a journal that is merely damaged is another matter."""
+    killer.at(step, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    text = (stage / "journal").read_text()
+    (stage / "journal").write_text(text.replace(journal.SCHEMA, "vbackup.journal/2"))
+    before = domain.qemu.state()
+    request = forget.ForgetRequest("web", repo.id)
+    for act in (
+        lambda: run(domain, repo),
+        lambda: recover(domain, repo),
+        lambda: recover(domain, repo, dry_run=True),
+        lambda: recover(domain, repo, abort=True, presume_dead=True),
+        lambda: forget.run(request, host=domain, repository=repo, reporter=Recorder(), stop=Stop()),  # type: ignore[arg-type]
+        lambda: adopt.run(repo, reporter=Recorder()),
+    ):
+        with pytest.raises(StorageError, match="use the newer vbackup that began it"):
+            act()
+    assert (domain.qemu.state(), (stage / "journal").is_file()) == (before, True)
+    (stage / "journal").write_text(text)
+    recover(domain, repo)
+    assert_clean(domain, repo)

@@ -15,7 +15,7 @@ from tests.daemon import wait_for
 from tests.unit.builders import NOON, UUID, image
 from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import FakeDomain, run
-from vbackup.errors import ChainError, NoSpaceError
+from vbackup.errors import ChainError, NoSpaceError, StorageError
 from vbackup.model import Consistency, FreezeMark, Group, GroupMember
 from vbackup.repository import journal, writer
 from vbackup.repository.journal import Entry, Journal, Step
@@ -128,7 +128,7 @@ def test_incomplete_first_line_is_no_journal(stage: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("vbackup.journal/1", "vbackup.journal/2", r"does not begin as a journal that this vbackup reads"),
+        ("vbackup.journal/1", "vbackup.manifest/1", r"does not begin as a journal that this vbackup reads"),
         ('"step": "started"', '"step": "ended"', "'ended' is not a valid Step"),
         ('"consistency": "filesystem"', '"consistency": "perfect"', "perfect"),
         ('"frozen_ms": 7', '"frozen_ms": -7', "frozen_ms"),
@@ -137,7 +137,7 @@ def test_incomplete_first_line_is_no_journal(stage: Path) -> None:
         (UUID, "f0000000-0000-4000-8000-000000000009", "f0000000-0000-4000-8000-000000000009"),
         ('{"step": "moment"', "{", "line cannot be read"),
     ],
-    ids=["newer", "step", "consistency", "frozen", "disk", "backup", "domain", "JSON"],
+    ids=["schema", "step", "consistency", "frozen", "disk", "backup", "domain", "JSON"],
 )
 def test_damaged_journal_is_refused(stage: Path, old: str, new: str, said: str) -> None:
     write(stage, Step.FLUSHED)
@@ -145,6 +145,14 @@ def test_damaged_journal_is_refused(stage: Path, old: str, new: str, said: str) 
     assert old in text
     (stage / "journal").write_text(text.replace(old, new))
     with pytest.raises(ChainError, match=said):
+        read(stage)
+
+
+def test_journal_of_a_newer_version_is_not_taken_for_a_damaged_one(stage: Path) -> None:
+    write(stage, Step.FLUSHED)
+    text = (stage / "journal").read_text()
+    (stage / "journal").write_text(text.replace("vbackup.journal/1", "vbackup.journal/2"))
+    with pytest.raises(StorageError, match=r"has format vbackup\.journal/2, .* use the newer vbackup that began it"):
         read(stage)
 
 
