@@ -155,7 +155,7 @@ class OffSource:
         return FreezeMark.NONE
 
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
         """Freeze nothing: no guest runs, which satisfies every ``quiesce``."""
         saved = self.handle.has_managed_save()
         if saved:

@@ -97,14 +97,18 @@ class Source(Protocol):
         """
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
-        """Start what thaws if vbackup cannot (the Thawer), so that it is ready in time; it ends with the source."""
+        """Start what thaws if vbackup cannot (the Thawer), so that it is ready in time; it ends with the source.
+
+        A guest that does not run is not prepared for: call it again just before the freeze. ``limit_s`` is how long the
+        guest may be frozen, in seconds.
+        """
 
     @property
     def freeze_mark(self) -> FreezeMark:
         """How a later run can tell whether the freeze that is prepared has been carried out."""
 
-    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> AbstractContextManager[Freeze]:
-        """Keep the guest's filesystems frozen while the block runs, but at most ``limit_s``.
+    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> AbstractContextManager[Freeze]:
+        """Keep the guest's filesystems frozen while the block runs, if ``prepare_freeze`` has prepared that.
 
         Raises QuiesceError if freezing is required and fails.
         """
@@ -250,13 +254,15 @@ class RunningSource:
         return FreezeMark.MARKED if self._watchdog.marks else FreezeMark.UNMARKED
 
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, limit_s: int) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
         """Freeze through the guest agent, with the watchdog standing by; not if the guest cannot run."""
-        halted = self.handle.halted() if self.domain.agent_connected and quiesce is not Quiesce.NO else None
+        is_wanted = self.domain.agent_connected and quiesce is not Quiesce.NO
+        halted = self.handle.halted() if is_wanted else None
+        if halted is None and is_wanted and self._watchdog is None:
+            halted = "just being resumed"  # a freeze that was not prepared would be missing in the journal
         if halted is not None:
             yield without_freeze(quiesce, reporter, halted=halted)
             return
-        self.prepare_freeze(quiesce, limit_s=limit_s)
         try:
             with frozen(self._monitor, quiesce, thawer=self._watchdog, reporter=reporter) as freeze:
                 yield freeze

@@ -361,14 +361,14 @@ def _start(
     """Freeze, send the transaction, thaw; return the backup with the moment it is of."""
     domain = this.domain
     domain.stop.check()
+    domain.source.prepare_freeze(this.request.quiesce, limit_s=this.request.freeze_limit_s)  # resumed since
     # Nothing is written to the repository while the guest is frozen: its storage may be slow.
     written.moment(
         datetime.now(timezone.utc), guest_was_stopped=guest_was_stopped, freeze_mark=domain.source.freeze_mark
     )
     transaction = backup_plan.transaction()
     this.moment.ready()
-    frozen = domain.source.frozen(this.request.quiesce, domain.reporter, limit_s=this.request.freeze_limit_s)
-    with frozen as freeze, this.moment.taken():
+    with domain.source.frozen(this.request.quiesce, domain.reporter) as freeze, this.moment.taken():
         now = datetime.now(timezone.utc)
         with _refusals_of_lock(domain):
             tuned(lambda actions: send(domain.monitor, {"actions": actions}), transaction)

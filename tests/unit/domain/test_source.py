@@ -112,7 +112,7 @@ def halted(how: str) -> RunningSource:
 def test_agent_of_a_paused_domain_is_not_asked() -> None:
     recorder, source = Recorder(), halted("paused")
     source.prepare_freeze(Quiesce.AUTO, limit_s=10)
-    with source.frozen(Quiesce.AUTO, recorder, limit_s=10) as freeze:
+    with source.frozen(Quiesce.AUTO, recorder) as freeze:
         pass
     assert freeze == Freeze(Consistency.CRASH)
     assert recorder.warnings == [
@@ -121,16 +121,31 @@ def test_agent_of_a_paused_domain_is_not_asked() -> None:
     source.close()
 
 
+def test_guest_that_is_resumed_after_the_journal_was_written_is_not_frozen() -> None:
+    """A recovery would not know that a freeze of it has to be undone."""
+    recorder, source = Recorder(), halted("paused")
+    source.prepare_freeze(Quiesce.AUTO, limit_s=10)
+    assert source.freeze_mark is FreezeMark.NONE
+    source.handle.is_halted = None  # type: ignore[attr-defined]
+    with source.frozen(Quiesce.AUTO, recorder) as freeze:
+        pass
+    assert freeze == Freeze(Consistency.CRASH)
+    assert recorder.warnings == [
+        "The domain is just being resumed, so its guest agent cannot freeze the filesystems: the backup is"
+        " crash-consistent."
+    ]
+
+
 def test_paused_domain_cannot_be_frozen_if_that_is_required() -> None:
     said = r"the domain is paused, so its guest agent cannot answer\. Let it run \('virsh resume'\)"
     source, recorder = halted("paused"), Recorder()
-    with pytest.raises(QuiesceError, match=said), source.frozen(Quiesce.REQUIRED, recorder, limit_s=10):
+    with pytest.raises(QuiesceError, match=said), source.frozen(Quiesce.REQUIRED, recorder):
         raise AssertionError("the transaction would be sent")
 
 
 def test_guest_that_shall_not_be_frozen_is_not_asked_whether_it_runs() -> None:
     source, recorder = halted("paused"), Recorder()
-    with source.frozen(Quiesce.NO, recorder, limit_s=10):
+    with source.frozen(Quiesce.NO, recorder):
         pass
     assert recorder.warnings == []
 

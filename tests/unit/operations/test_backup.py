@@ -32,9 +32,10 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
-from vbackup.model import Backup, Consistency, Level, Quiesce
+from vbackup.model import Backup, Consistency, FreezeMark, Level, Quiesce
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
+from vbackup.repository.journal import Journal
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -194,6 +195,25 @@ def test_watchdog_lives_from_before_the_plan_to_the_end_of_the_freeze(domain: Fa
     assert "query-jobs" in sent[sent.index("watchdog: let go") :]  # the copying is not its business
     assert sent[-1] == "watchdog: close"
     assert [sent.count(f"watchdog: {what}") for what in ("start", "let go", "close")] == [1, 1, 1]
+
+
+def test_guest_that_is_resumed_before_the_moment_is_frozen_and_the_journal_knows(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was paused when the backup began."""
+    domain.agent_connected = True
+    states = iter(["paused"])
+    marks: list[FreezeMark] = []
+    moment = Journal.moment
+
+    def noted(self: Journal, *args: Any, freeze_mark: FreezeMark, **more: Any) -> None:
+        marks.append(freeze_mark)
+        moment(self, *args, freeze_mark=freeze_mark, **more)
+
+    monkeypatch.setattr(domain, "halted", lambda: next(states, None))
+    monkeypatch.setattr(Journal, "moment", noted)
+    assert run(domain, repo).consistency is Consistency.FILESYSTEM
+    assert marks == [FreezeMark.MARKED]
 
 
 def test_watchdog_is_ended_when_the_backup_fails(domain: FakeDomain, repo: Repository) -> None:
