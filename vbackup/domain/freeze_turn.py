@@ -87,6 +87,7 @@ class FreezeTurn:
             return
         try:
             os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, 1)  # the mark itself, which takes no space: /run may be full
             os.pwrite(self._fd, (json.dumps(Process.this().document()) + "\n").encode("ascii"), 0)
         except OSError as err:
             log.debug("no mark of the freeze: %s", err)  # the watchdog thaws without it

@@ -90,6 +90,15 @@ def test_freeze_is_remembered_until_the_thaw(turn: FreezeTurn) -> None:
         turn.thawed()
 
 
+def test_freeze_is_remembered_also_on_a_full_file_system(turn: FreezeTurn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int, _data: bytes, _offset: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    turn.frozen()
+    assert turn.may_be_left_frozen()
+
+
 def test_files_are_for_their_owner_only(turn: FreezeTurn, place: Path) -> None:
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place, place / UUID)]
     assert modes == [0o700, 0o700, 0o600]

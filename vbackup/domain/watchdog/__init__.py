@@ -49,6 +49,7 @@ class Watchdog:
         self._reason: str | None = None
         self._is_ready = False
         self._may_be_frozen = False
+        self._has_frozen = False
         self._process: subprocess.Popen[bytes] | None = None
         self._turn = FreezeTurn(uuid)
         orders = {
@@ -104,16 +105,18 @@ class Watchdog:
 
     def freezing(self) -> None:
         """Tell the process that the guest may be frozen from now on."""
-        self._may_be_frozen = True
+        self._may_be_frozen = self._has_frozen = True
         self._turn.frozen()
         self._send(FREEZING)
 
     def thawed(self) -> None:
-        """Tell the process that the guest is not frozen; it ends by itself."""
+        """Tell the process that the guest is not frozen; it ends by itself, and with it the turn.
+
+        If the limit has just expired, it may be thawing: the next to freeze must not be thawed by it.
+        """
         self._send(THAWED)
         self._may_be_frozen = False
         self._turn.thawed()
-        self._turn.end()
 
     def has_thawed(self) -> bool:
         """Return True if the process has ended after it had thawed the guest."""
@@ -124,7 +127,7 @@ class Watchdog:
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
-        if not self._may_be_frozen:
+        if not self._has_frozen:
             self._turn.end()
         self._turn.close()
 
