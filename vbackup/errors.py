@@ -409,6 +409,20 @@ class CopiedError(ChainError):
         )
 
 
+class NewerJournalError(ChainError):
+    """A newer vbackup began the unfinished backup, and only it knows what it has done; nothing was changed."""
+
+    status = Status.STORAGE
+
+    def __init__(self, backup_id: str, domain_uuid: str, *, schema: str, known: str) -> None:
+        self.backup_id = backup_id
+        self.domain_uuid = domain_uuid
+        super().__init__(
+            f"The journal of backup {backup_id}, of domain {domain_uuid}, has format {schema[:50]}, but this vbackup"
+            f" only knows {known}; use the newer vbackup that began it. Nothing was changed."
+        )
+
+
 class BaseError(ChainError):
     """The requested level has no usable base on a disk (``auto`` would take a full backup)."""
 

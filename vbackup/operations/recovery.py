@@ -27,6 +27,7 @@ from vbackup.errors import (
     DiskError,
     DomainNotFoundError,
     InterruptedBySignalError,
+    NewerJournalError,
     QemuGoneError,
     VbackupError,
 )
@@ -259,7 +260,7 @@ def _assess_lost(repository: Repository, uuid: str, backup_id: str) -> Recovered
 def read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:
     """Return the journal's entry, or None and the reason why there is none.
 
-    Raises StorageError if a newer vbackup wrote it.
+    Raises NewerJournalError.
     """
     if not names.BACKUP_ID.fullmatch(backup_id):
         return None, "vbackup did not create it"
@@ -268,6 +269,8 @@ def read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | Non
         return None, "its stage is not a directory"
     try:
         entry = journal.read(directory, backup_id=backup_id, domain_uuid=uuid)
+    except NewerJournalError:
+        raise
     except ChainError as err:
         return None, str(err).rstrip(".")
     return entry, "its journal is missing or incomplete"

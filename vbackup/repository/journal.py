@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup import files
-from vbackup.errors import ChainError, StorageError
+from vbackup.errors import ChainError, NewerJournalError
 from vbackup.fields import Fields
 from vbackup.files import storage_errors
 from vbackup.model import Backup, Consistency, FreezeMark
@@ -190,7 +190,7 @@ def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
     """Return what the journal of that stage says; None if there is none, or its first line is incomplete.
 
     An incomplete last line is ignored: its step never began. Raises ChainError if it is not a journal of that backup,
-    StorageError if a newer vbackup wrote it: only that one knows what it has done outside the repository.
+    NewerJournalError if a newer vbackup wrote it.
     """
     where = f"the journal of backup {backup_id}"
     try:
@@ -209,10 +209,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
     first = _line(lines[0], where)
     schema = first.text("schema")
     if schema != SCHEMA and schema.startswith(_SCHEMA_FAMILY):
-        raise StorageError(
-            f"The journal of backup {backup_id}, of domain {domain_uuid}, has format {schema}, but this vbackup only knows"
-            f" {SCHEMA}; use the newer vbackup that began it. Nothing was changed."
-        )
+        raise NewerJournalError(backup_id, domain_uuid, schema=schema, known=SCHEMA)
     if first.text("step") != Step.BEGIN.value or schema != SCHEMA:
         raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
     draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)

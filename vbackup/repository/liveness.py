@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from vbackup.errors import BusyError, ChainError
+from vbackup.errors import BusyError, ChainError, NewerJournalError
 from vbackup.repository import journal, lock
 from vbackup.repository.writer import DEAD_S
 
@@ -18,12 +18,14 @@ def refuse_live_writer(stage: Path, *, backup_id: str, domain_uuid: str, presume
     """Raise BusyError if another process is making the backup in that stage. The domain's lock is held, if it locks.
 
     ``presume_dead``: a writer on another host or in a container counts as dead however recently it was seen; a process
-    of this host is looked up all the same. Raises StorageError for a journal of a newer vbackup, OSError.
+    of this host is looked up all the same. Raises NewerJournalError, OSError.
     """
     if stage.is_symlink() or not stage.is_dir():
         return
     try:
         entry = journal.read(stage, backup_id=backup_id, domain_uuid=domain_uuid)
+    except NewerJournalError:
+        raise
     except ChainError:
         return
     lock_path = stage.parent / "lock"

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
 from vbackup import names
-from vbackup.errors import BusyError, CopiedError, DomainNotFoundError, HostUnreachableError, StorageError
+from vbackup.errors import BusyError, CopiedError, DomainNotFoundError, HostUnreachableError, NewerJournalError
 from vbackup.model import Backup, Consistency, Level
 from vbackup.operations import adopt, forget, recovery
 from vbackup.operations.recovery import Recovered, Remedy
@@ -546,7 +546,7 @@ def test_backup_that_a_newer_vbackup_began_is_left_to_it(
         lambda: forget.run(request, host=domain, repository=repo, reporter=Recorder(), stop=Stop()),  # type: ignore[arg-type]
         lambda: adopt.run(repo, reporter=Recorder()),
     ):
-        with pytest.raises(StorageError, match="use the newer vbackup that began it"):
+        with pytest.raises(NewerJournalError, match="use the newer vbackup that began it"):
             act()
     assert (domain.qemu.state(), (stage / "journal").is_file()) == (before, True)
     (stage / "journal").write_text(text)

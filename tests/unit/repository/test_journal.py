@@ -15,7 +15,7 @@ from tests.daemon import wait_for
 from tests.unit.builders import NOON, UUID, image
 from tests.unit.builders import backup as a_backup
 from tests.unit.fake_domain import FakeDomain, run
-from vbackup.errors import ChainError, NoSpaceError, StorageError
+from vbackup.errors import ChainError, NewerJournalError, NoSpaceError
 from vbackup.model import Consistency, FreezeMark, Group, GroupMember
 from vbackup.repository import journal, writer
 from vbackup.repository.journal import Entry, Journal, Step
@@ -152,7 +152,9 @@ def test_journal_of_a_newer_version_is_not_taken_for_a_damaged_one(stage: Path) 
     write(stage, Step.FLUSHED)
     text = (stage / "journal").read_text()
     (stage / "journal").write_text(text.replace("vbackup.journal/1", "vbackup.journal/2"))
-    with pytest.raises(StorageError, match=r"has format vbackup\.journal/2, .* use the newer vbackup that began it"):
+    with pytest.raises(
+        NewerJournalError, match=r"has format vbackup\.journal/2, .* use the newer vbackup that began it"
+    ):
         read(stage)
 
 
