@@ -42,6 +42,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.ChainError("x"), 6),
     (errors.BaseError("vda", "incremental", "X", "x"), 6),
     (errors.CopiedError("/srv/copy", "X-full", "f0000000"), 6),
+    (errors.NewerJournalError("X-full", "f0000000", schema="vbackup.journal/2", known="vbackup.journal/1"), 7),
     (errors.StorageError("x"), 7),
     (errors.NoSpaceError("x"), 7),
     (errors.BusyError("x"), 8),

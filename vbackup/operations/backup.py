@@ -308,6 +308,9 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
         Undo(domain.reporter) as undo,
     ):
         planned = _draft(backup_plan, stage, this)
+        if domain.repository.name_of(domain.uuid) != planned.draft.domain_name:
+            # 'vbackup recover NAME' finds it also if libvirt has lost the domain by then.
+            domain.repository.remember_name(domain.uuid, planned.draft.domain_name)
         written.begin(planned.draft)
         domain.repository.refuse_live_writers(domain.uuid, but=backup_plan.id)  # begun meanwhile, past a lock
         creation.reserve(preparation.new_images(backup_plan, stage))

@@ -79,12 +79,17 @@ class _Case:
 def uuid_of(domain: str, host: Host, repository: Repository) -> str:
     """Return the UUID of a domain that libvirt or the repository knows by that name or UUID.
 
-    Raises DomainNotFoundError.
+    Of several that have had the name it is the one that libvirt has, if anything of that is in the repository. Raises
+    DomainNotFoundError, AmbiguousNameError.
     """
     try:
-        return host.domain(domain).uuid
+        uuid = host.domain(domain).uuid
     except DomainNotFoundError:
         return repository.find(domain)
+    if uuid not in repository.uuids():
+        with suppress(DomainNotFoundError):
+            return repository.find(domain)
+    return uuid
 
 
 def run(

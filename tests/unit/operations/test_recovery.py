@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,8 @@ class Killer:
             # Moved, as a copy is none that QEMU writes to.
             self._saved.mkdir(exist_ok=True)
             stage.rename(self._saved / stage.name)
+        for path in self._repo.path.glob("*/domain.json"):
+            shutil.copy(path, self._saved)
 
         def dead(*_args: Any, **_kwargs: Any) -> Any:
             raise HostUnreachableError("qemu:///system", "its process is dead, so it undoes nothing")
@@ -463,6 +466,39 @@ def test_domain_that_libvirt_does_not_have_any_more(
     assert found.reason.startswith("libvirt does not have the domain any more")
     assert so_far in found.reason
     assert (partial(repo) == []) == (not dry_run)
+
+
+@pytest.mark.parametrize("has_namesake", [False, True], ids=["gone", "replaced"])
+@pytest.mark.parametrize("step", [Step.BEGIN, Step.STARTED])
+def test_first_backup_of_a_domain_that_libvirt_lost_is_found_by_its_name(
+    domain: FakeDomain,
+    repo: Repository,
+    killer: Killer,
+    monkeypatch: pytest.MonkeyPatch,
+    step: Step,
+    has_namesake: bool,
+) -> None:
+    killer.at(step, "after")
+
+    def gone(name: str) -> FakeDomain:
+        if has_namesake and name == "web":
+            return SimpleNamespace(uuid="f0000000-0000-4000-8000-00000000000f")  # type: ignore[return-value]
+        raise DomainNotFoundError(name, "at qemu:///system", "'virsh list --all' lists all domains")
+
+    monkeypatch.setattr(domain, "domain", gone)
+    assert recovery.uuid_of("web", domain, repo) == UUID  # type: ignore[arg-type]
+    [found] = recover(domain, repo)
+    assert (found.remedy, repo.uuids()) == (Remedy.UNDO, [])
+
+
+def test_domain_that_libvirt_has_is_preferred_to_a_former_one_of_the_name(domain: FakeDomain, repo: Repository) -> None:
+    former = "f0000000-0000-4000-8000-00000000000f"
+    with repo.lock(former), repo.stage(former, "20261123T120000Z-full"):
+        repo.remember_name(former, "web")
+        assert recovery.uuid_of("web", domain, repo) == former  # type: ignore[arg-type]
+        run(domain, repo)
+        assert recovery.uuid_of("web", domain, repo) == UUID  # type: ignore[arg-type]
+    assert recovery.uuid_of(UUID, domain, repo) == UUID  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
