@@ -115,7 +115,10 @@ class Journal:
         )
 
     def take_over(self) -> None:
-        """Record that this process goes on with the backup of a dead one."""
+        """Record that this process goes on with the backup of a dead one, whose last line may be incomplete."""
+        with storage_errors(f"write {self._path}"):
+            data = files.read_regular(self._path, max_bytes=MAX_SIZE_BYTES)
+            os.ftruncate(self._fd, data.rfind(b"\n") + 1)
         self._append({"step": TAKEN_OVER, "writer": Writer.this().document()})
 
     def targets(self, files: Sequence[str]) -> None:
@@ -206,12 +209,7 @@ def read(directory: Path, *, backup_id: str, domain_uuid: str) -> Entry | None:
 
 
 def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> Entry:
-    first = _line(lines[0], where)
-    schema = first.text("schema")
-    if schema != SCHEMA and schema.startswith(_SCHEMA_FAMILY):
-        raise NewerJournalError(backup_id, domain_uuid, schema=schema, known=SCHEMA)
-    if first.text("step") != Step.BEGIN.value or schema != SCHEMA:
-        raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
+    first = _first(lines[0], where, backup_id, domain_uuid)
     draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)
     step, guest_was_stopped, freeze_mark = Step.BEGIN, False, FreezeMark.UNMARKED
     images: Mapping[str, str] = {}
@@ -254,6 +252,16 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
         stage=first.optional_text("identity"),
         directory=first.optional_text("directory"),
     )
+
+
+def _first(line: bytes, where: str, backup_id: str, domain_uuid: str) -> Fields:
+    first = _line(line, where)
+    schema = first.text("schema")
+    if schema != SCHEMA and schema.startswith(_SCHEMA_FAMILY):
+        raise NewerJournalError(backup_id, domain_uuid, schema=schema, known=SCHEMA)
+    if first.text("step") != Step.BEGIN.value or schema != SCHEMA:
+        raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
+    return first
 
 
 def with_copied(draft: Backup, copied_bytes: Mapping[str, int]) -> Backup:

@@ -130,10 +130,8 @@ def test_guest_that_is_resumed_after_the_journal_was_written_is_not_frozen() -> 
     with source.frozen(Quiesce.AUTO, recorder) as freeze:
         pass
     assert freeze == Freeze(Consistency.CRASH)
-    assert recorder.warnings == [
-        "The domain is just being resumed, so its guest agent cannot freeze the filesystems: the backup is"
-        " crash-consistent."
-    ]
+    (warning,) = recorder.warnings
+    assert warning.startswith("The domain is just being resumed, so its guest agent cannot freeze the filesystems")
 
 
 def test_paused_domain_cannot_be_frozen_if_that_is_required() -> None:

@@ -230,6 +230,17 @@ def test_run_that_goes_on_with_a_backup_is_its_writer(stage: Path) -> None:
     assert (read(stage).writer, read(stage).step) == (this, Step.STARTED)
 
 
+def test_run_that_goes_on_removes_the_incomplete_line_of_the_dead_one(stage: Path) -> None:
+    """Its own line would be a part of that one, and the journal a damaged one."""
+    write(stage, Step.STARTED)
+    with (stage / "journal").open("a") as file:
+        file.write('{"step": "copi')
+    with Journal(stage) as written:
+        written.take_over()
+        written.copied({"vda": 1, "vdb": 2})
+    assert (read(stage).writer, read(stage).step) == (Writer.this(), Step.COPIED)
+
+
 def test_open_journal_is_touched(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "BEAT_S", 0.01)
     with Journal(stage) as written:
