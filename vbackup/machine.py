@@ -1,20 +1,27 @@
-"""The host that vbackup runs on, as a backup records it."""
+"""The host that vbackup runs on, as backups and journals record it."""
 
 from __future__ import annotations
 
-import socket
+import os
 from pathlib import Path
 
 from vbackup.model import HostIdentity
 
-#: machine-id(5): 32 hexadecimal digits, made when the system was installed.
-MACHINE_ID = Path("/etc/machine-id")
+#: machine-id(5): 32 hexadecimal digits, made when the system was installed. Without systemd it may be D-Bus' own.
+MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 
 def this_host() -> HostIdentity:
-    """Return the name of this host, and its machine id if it has one."""
-    try:
-        machine_id = MACHINE_ID.read_text().strip()
-    except (OSError, ValueError):
-        machine_id = ""
-    return HostIdentity(socket.gethostname(), machine_id or None)
+    """Return the name of this host, and its machine id if it has one: not every container has."""
+    return HostIdentity(os.uname().nodename, _machine_id())
+
+
+def _machine_id() -> str | None:
+    for path in MACHINE_IDS:
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            continue
+        if text and text != "uninitialized":  # so it is in an image, and until the end of a first boot
+            return text
+    return None

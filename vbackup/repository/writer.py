@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from vbackup import machine
 from vbackup.fields import Fields
 from vbackup.process import Process
 
@@ -25,7 +26,6 @@ BEAT_S = 15.0
 #: A writer that cannot be looked up is dead this long after its last touch. Attributes that a client of NFS has cached
 #: can be a minute old, and storage may hang for a while.
 DEAD_S = 300.0
-_MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Writer:
     @classmethod
     def this(cls) -> Writer:
         """Return the current process. Raises FileNotFoundError without /proc."""
-        return cls(Process.this(), os.uname().nodename, _machine_id(), Path("/proc/self/ns/pid").stat().st_ino)
+        host = machine.this_host()
+        return cls(Process.this(), host.name, host.machine_id, Path("/proc/self/ns/pid").stat().st_ino)
 
     @classmethod
     def read(cls, fields: Fields) -> Writer:
@@ -124,17 +125,6 @@ class Pulse:
                     log.debug("journal not touched: %s", err)
         finally:
             os.close(self._fd)
-
-
-def _machine_id() -> str | None:
-    for path in _MACHINE_IDS:
-        try:
-            text = path.read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            continue
-        if text and text != "uninitialized":
-            return text
-    return None
 
 
 def _uptime_s() -> float:

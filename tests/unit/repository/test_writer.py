@@ -110,21 +110,6 @@ def test_document_is_read_back() -> None:
     assert this.host == os.uname().nodename
 
 
-@pytest.mark.parametrize(
-    ("texts", "machine_id"),
-    [(["abc\n"], "abc"), (["", "def\n"], "def"), (["uninitialized\n"], None), ([None, None], None)],
-)
-def test_machine_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str | None], machine_id: str | None
-) -> None:
-    paths = [tmp_path / str(number) for number in range(len(texts))]
-    for path, text in zip(paths, texts):
-        if text is not None:
-            path.write_text(text)
-    monkeypatch.setattr(writer, "_MACHINE_IDS", paths)
-    assert Writer.this().machine_id == machine_id
-
-
 def test_pulse_touches_until_it_is_stopped_and_leaves_the_file_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
