@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from vbackup.domain import domain_xml
 from vbackup.domain.host import DomainHandle
-from vbackup.errors import ChainError, MalformedError
+from vbackup.errors import ChainError, MalformedError, QmpError
 from vbackup.fields import objects
 from vbackup.files import is_regular, open_regular, read_regular
 from vbackup.model import BlockDriver, Domain
@@ -112,13 +112,16 @@ def _format_of(path: Path) -> BlockDriver:
 
 
 def _flush(path: Path, monitor: Monitor) -> None:
-    """Let QEMU write what it caches of the store. Raises NvramError if it does not have it open or cannot write."""
+    """Let QEMU write what it caches of the store, the file at that real path. Raises NvramError if it does not have it open or cannot write."""
     for entry in objects(monitor.execute("query-block"), "query-block", MalformedError):
         image = entry.object("inserted").optional_text("file") if "inserted" in entry else None
         device = entry.optional_text("qdev")
-        if image == str(path) and device is not None:
-            # QMP has no command that flushes a node without changing it.
-            said = monitor.execute("human-monitor-command", {"command-line": f"qemu-io -d {device} flush"})
+        if image is not None and os.path.realpath(image) == str(path) and device is not None:
+            try:
+                # QMP has no command that flushes a node without changing it.
+                said = monitor.execute("human-monitor-command", {"command-line": f"qemu-io -d {device} flush"})
+            except QmpError as err:
+                said = err.description
             if said:
                 raise NvramError(f"QEMU could not write the tables of the NVRAM store {path}", is_unexpected=True)
             return

@@ -11,6 +11,7 @@ import pytest
 from tests.unit import builders
 from vbackup.domain import domain_xml, nvram
 from vbackup.domain.nvram import NvramError
+from vbackup.errors import QmpError
 
 MIB = 1024 * 1024
 
@@ -150,6 +151,22 @@ def test_qemu_writes_the_tables_of_a_qcow2_store_before_each_reading(tmp_path: P
     qemu = Qemu(path, flush)
     assert read(path, monitor=qemu) == builders.qcow2_image(MIB, offset_4096=b"two")
     assert qemu.flushes == ["qemu-io -d /machine/system.flash1 flush"] * 3
+
+
+def test_qcow2_store_that_libvirt_names_by_a_link_is_flushed(tmp_path: Path) -> None:
+    (tmp_path / "nvram").write_bytes(builders.qcow2_image(MIB))
+    (tmp_path / "link").symlink_to("nvram")
+    assert read(tmp_path / "link", monitor=Qemu(tmp_path / "link")) == builders.qcow2_image(MIB)
+
+
+def test_qemu_that_refuses_to_flush_the_store_does_not_end_the_backup(tmp_path: Path) -> None:
+    def refuse() -> str:
+        raise QmpError("human-monitor-command", "CommandNotFound", "The command has been disabled")
+
+    (tmp_path / "nvram").write_bytes(builders.qcow2_image(MIB))
+    told, is_unexpected = refusal(tmp_path / "nvram", monitor=Qemu(tmp_path / "nvram", refuse))
+    assert "could not write the tables" in told
+    assert is_unexpected
 
 
 @pytest.mark.parametrize(
