@@ -179,6 +179,17 @@ class HostIdentity:
     def __str__(self) -> str:
         return self.name
 
+    def is_other_than(self, host: HostIdentity) -> bool:
+        """Return True if they are two hosts.
+
+        Without both machine ids the names tell, up to the first dot: libvirt gives the name of the host that it runs on
+        with its domain (virConnectGetHostname).
+        """
+        if self.machine_id is not None and host.machine_id is not None:
+            return self != host
+        mine, theirs = (name.partition(".")[0].lower() for name in (self.name, host.name))
+        return mine != theirs
+
 
 @dataclass(frozen=True)
 class SecurityLabel:

@@ -112,7 +112,10 @@ def _format_of(path: Path) -> BlockDriver:
 
 
 def _flush(path: Path, monitor: Monitor) -> None:
-    """Let QEMU write what it caches of the store, the file at that real path. Raises NvramError if it does not have it open or cannot write."""
+    """Let QEMU write what it caches of the store, which is the file at that real path.
+
+    Raises NvramError if it does not have it open or cannot write.
+    """
     for entry in objects(monitor.execute("query-block"), "query-block", MalformedError):
         image = entry.object("inserted").optional_text("file") if "inserted" in entry else None
         device = entry.optional_text("qdev")

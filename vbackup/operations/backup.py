@@ -222,9 +222,9 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
     """Warn if the newest backup is of another host and this one does not start from it: it may be another machine."""
     newest = next((backup for backup in reversed(history.backups) if backup.host is not None), None)
     bases = [disk.choice.base for disk in backup_plan.disks if disk.choice.base is not None]
-    if newest is None or newest.host == definition.host_of(domain.source.handle):
+    if newest is None or newest.host is None or not newest.host.is_other_than(definition.host_of(domain.source.handle)):
         return
-    if all(base.host != newest.host for base in bases):
+    if all(base.host is None or base.host.is_other_than(newest.host) for base in bases):
         domain.reporter.warning(
             f"The newest backup of this domain, {newest.id}, was made on host {newest.host}, and this one does not"
             " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a"

@@ -63,7 +63,8 @@ def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
         usable = [one for one in candidates if one.id not in broken]
         raise PartialBackupError(backup.id, missing, complete=_newest_complete(usable, backup, missing))
     labels = hosts.labels(everything)
-    others = tuple(labels[host] for host in labels if host != backup.host) if backup.host is not None else ()
+    here = backup.host
+    others = tuple(labels[host] for host in labels if here is not None and host.is_other_than(here))
     return Choice(backup, disks, missing, others)
 
 

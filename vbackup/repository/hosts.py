@@ -23,7 +23,7 @@ def labels(backups: Sequence[Backup]) -> dict[HostIdentity, str]:
     found = hosts(backups)
     names = [host.name for host in found]
     return {
-        host: host.name if names.count(host.name) == 1 else f"{host.name} (machine id {host.machine_id})"
+        host: host.name if names.count(host.name) == 1 else f"{host.name} (machine id {host.machine_id or 'unknown'})"
         for host in found
     }
 
@@ -53,13 +53,16 @@ def break_of(backups: Sequence[Backup]) -> Change | None:
     for backup in backups:
         if backup.host is None:
             continue
-        if before is not None and backup.host != before.host and not _goes_on(backup, before.host, by_id):
+        if before is not None and not _goes_on(backup, before, by_id):
             return Change(before, backup)
         before = backup
     return None
 
 
-def _goes_on(backup: Backup, host: HostIdentity | None, by_id: dict[str, Backup]) -> bool:
-    """Return True if one of the disks starts from a backup of that host."""
-    bases = (by_id.get(image.base) for image in backup.disks if image.base is not None)
-    return any(base is not None and base.host == host for base in bases)
+def _goes_on(backup: Backup, before: Backup, by_id: dict[str, Backup]) -> bool:
+    """Return True if it is of the same host, or one of the disks starts from a backup of that host."""
+    bases = [by_id.get(image.base) for image in backup.disks if image.base is not None]
+    assert before.host is not None
+    return any(
+        one is not None and one.host is not None and not one.host.is_other_than(before.host) for one in (backup, *bases)
+    )

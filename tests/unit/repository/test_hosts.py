@@ -56,6 +56,23 @@ def test_chain_that_breaks_off_can_be_of_two_machines(backups: list[Backup]) -> 
     assert change.before.host != change.after.host
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_other"),
+    [
+        (A, A, False),
+        (A, B, True),
+        (A, HostIdentity("a", B.machine_id), True),
+        (A, HostIdentity("A.example.com", None), False),
+        (HostIdentity("a.example.com", None), HostIdentity("a", None), False),
+        (A, HostIdentity("b.example.com", None), True),
+    ],
+)
+def test_host_is_the_same_however_vbackup_reached_it(one: HostIdentity, other: HostIdentity, is_other: bool) -> None:
+    """Over a connection from elsewhere libvirt gives its name alone, and with the domain."""
+    assert one.is_other_than(other) == other.is_other_than(one) == is_other
+    assert (hosts.break_of([on(one, backup(1)), on(other, backup(2))]) is not None) == is_other
+
+
 def test_hosts_are_in_the_order_of_their_first_backup() -> None:
     backups = [on(B, backup(1)), on(None, backup(2)), on(A, backup(3)), on(B, backup(4))]
     assert hosts.hosts(backups) == [B, A]
