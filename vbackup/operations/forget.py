@@ -241,6 +241,8 @@ def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
         when = "when nothing else uses the image"
         if reason == _OF_A_COPY:
             when = "with --repository-id instead of -r, if that copy is given up too"
+        elif "--exclusive" in reason:
+            when = "with it"
         elif reason == _READ_ONLY and is_running:
             when = "when the domain is off, or when the layers above are committed (virsh blockcommit)"
         reporter.warning(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.unit.builders import Recorder
 from tests.unit.fake_domain import FakeDomain, run
 from vbackup import names
+from vbackup.domain.offline import OffSource
 from vbackup.errors import QmpError
 from vbackup.operations import forget
 from vbackup.operations.forget import ForgetRequest
@@ -62,3 +65,21 @@ def test_what_qemu_keeps_is_named_with_the_way_out(domain: FakeDomain, repo: Rep
         f"Disk vda: bitmap {checkpoint} on /images/vda.qcow2 stays: Bitmap is busy. It does no harm"
     )
     assert warning.endswith("to remove it, run the same command again when nothing else uses the image.")
+
+
+def test_image_that_another_host_may_have_is_left_with_one_way_out(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(domain, repo)
+    before, recorder = domain.bitmaps(), Recorder()
+    domain.is_off = True
+    why = "its image /images/vda.qcow2 is only read; if this host alone uses it, --exclusive lets vbackup write to it"
+    monkeypatch.setattr(OffSource, "reason_not_to_write", lambda _source, _layer: why)
+    request = ForgetRequest("web", repo.id)
+    done = forget.run(request, host=domain, repository=repo, reporter=recorder, stop=Stop())  # type: ignore[arg-type]
+    assert (done.removed, domain.bitmaps()) == ((), before)
+    assert recorder.warnings
+    assert all(
+        warning.endswith("They do no harm; to remove them, run the same command again with it.")
+        for warning in recorder.warnings
+    ), recorder.warnings
