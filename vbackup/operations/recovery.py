@@ -108,7 +108,7 @@ def run(
 
     With ``abort`` nothing is finished; with ``dry_run`` nothing is done; with ``presume_dead`` a vbackup on another
     host that may live counts as dead. ``exclusive``: no other host uses the images of the domain while it is off.
-    Raises BusyError if a backup of the domain is being made, and what ``recover`` raises.
+    Raises BusyError if a backup of the domain is being made, or may be in QEMU on another host; what ``recover`` raises.
     """
     with ExitStack() as stack:
         stack.enter_context(repository.lock(uuid, presume_dead=presume_dead))
@@ -118,7 +118,8 @@ def run(
             opened = stack.enter_context(source.open_source(host.domain(uuid), reporter=reporter, access=access))
             domain = LockedDomain(opened, repository, reporter, stop)
         if domain is None:
-            lost = [_assess_lost(repository, uuid, backup_id) for backup_id in repository.unfinished(uuid)]
+            is_forced = abort or presume_dead
+            lost = [_assess_lost(repository, uuid, each, is_forced=is_forced) for each in repository.unfinished(uuid)]
             return lost if dry_run else [discard(verdict, repository, uuid=uuid, reporter=reporter) for verdict in lost]
         if dry_run:
             _refuse_copies(domain, abort=abort)
@@ -256,10 +257,23 @@ def _is_copy(entry: Entry, domain: LockedDomain, *, abort: bool) -> bool:
     return True
 
 
-def _assess_lost(repository: Repository, uuid: str, backup_id: str) -> Recovered:
-    """Return the verdict if libvirt no longer has the domain: there is no QEMU to finish or undo anything in."""
+def _assess_lost(repository: Repository, uuid: str, backup_id: str, *, is_forced: bool) -> Recovered:
+    """Return the verdict if libvirt does not have the domain: there is no QEMU to finish or undo anything in.
+
+    Raises BusyError if it may be on the host where the backup was begun, unless ``is_forced``: QEMU may be copying.
+    """
     entry, reason = read(repository, uuid, backup_id)
-    return Recovered(backup_id, Remedy.UNDO, reason if entry is None else _why_lost(entry))
+    if entry is None:
+        return Recovered(backup_id, Remedy.UNDO, reason)
+    host = entry.writer.host
+    is_elsewhere = host is not None and not entry.writer.is_of_this_host
+    if is_elsewhere and not is_forced and entry.is_of(repository.stage_path(uuid, backup_id)):
+        raise BusyError(
+            f"Backup {backup_id} of domain {entry.draft.domain_name} ({uuid}) was begun on host {host}, where QEMU may"
+            " still copy it; libvirt here does not have that domain. Run 'vbackup recover' on that host; if it is gone,"
+            " 'vbackup recover --force' discards the backup here."
+        )
+    return Recovered(backup_id, Remedy.UNDO, _why_lost(entry))
 
 
 def read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | None, str]:

@@ -468,6 +468,29 @@ def test_domain_that_libvirt_does_not_have_any_more(
     assert (partial(repo) == []) == (not dry_run)
 
 
+@pytest.mark.parametrize("forced", [{"abort": True}, {"presume_dead": True}], ids=str)
+def test_backup_of_a_domain_that_only_another_host_has_is_left_to_it(
+    domain: FakeDomain, repo: Repository, killer: Killer, monkeypatch: pytest.MonkeyPatch, forced: dict[str, bool]
+) -> None:
+    """The repository is on shared storage; QEMU there can go on copying without its vbackup."""
+    killer.at(Step.STARTED, "after")
+    [stage] = repo.path.glob("*/*.partial")
+    text = (stage / "journal").read_text().replace(Process.this().boot_id, "00000000-0000-4000-8000-000000000000")
+    (stage / "journal").write_text(text.replace(f'"{os.uname().nodename}"', '"other"'))
+    os.utime(stage / "journal", (0, 0))  # its writer is dead
+
+    def unknown(name: str) -> FakeDomain:
+        raise DomainNotFoundError(name, "at qemu:///system", "'virsh list --all' lists all domains")
+
+    monkeypatch.setattr(domain, "domain", unknown)
+    for dry_run in (True, False):
+        with pytest.raises(BusyError, match=r"was begun on host other, where QEMU may still copy it"):
+            recover(domain, repo, dry_run=dry_run)
+    assert stage.exists()
+    [found] = recover(domain, repo, **forced)
+    assert (found.remedy, partial(repo)) == (Remedy.UNDO, [])
+
+
 @pytest.mark.parametrize("has_namesake", [False, True], ids=["gone", "replaced"])
 @pytest.mark.parametrize("step", [Step.BEGIN, Step.STARTED])
 def test_first_backup_of_a_domain_that_libvirt_lost_is_found_by_its_name(
