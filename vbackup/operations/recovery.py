@@ -108,7 +108,7 @@ def run(
 
     With ``abort`` nothing is finished; with ``dry_run`` nothing is done; with ``presume_dead`` a vbackup on another
     host that may live counts as dead. ``exclusive``: no other host uses the images of the domain while it is off.
-    Raises BusyError if a backup of the domain is being made, or may be in QEMU on another host; what ``recover`` raises.
+    Raises BusyError if a backup of the domain is being made, or may be in QEMU on another host; and as ``recover``.
     """
     with ExitStack() as stack:
         stack.enter_context(repository.lock(uuid, presume_dead=presume_dead))

@@ -26,8 +26,7 @@ from vbackup.repository.writer import Pulse, Writer
 
 #: Its name in the stage.
 JOURNAL = "journal"
-_SCHEMA_FAMILY = "vbackup.journal/"
-SCHEMA = f"{_SCHEMA_FAMILY}1"
+SCHEMA = "vbackup.journal/1"
 #: The step of a line that only names another writer: the run that finishes the backup of a dead one.
 TAKEN_OVER = "taken over"
 #: The first line is as large as a manifest, the others are short.
@@ -257,7 +256,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
 def _first(line: bytes, where: str, backup_id: str, domain_uuid: str) -> Fields:
     first = _line(line, where)
     schema = first.text("schema")
-    if schema != SCHEMA and schema.startswith(_SCHEMA_FAMILY):
+    if schema != SCHEMA and schema.startswith(SCHEMA.rstrip("1")):
         raise NewerJournalError(backup_id, domain_uuid, schema=schema, known=SCHEMA)
     if first.text("step") != Step.BEGIN.value or schema != SCHEMA:
         raise ChainError(f"In {where}: it does not begin as a journal that this vbackup reads ({SCHEMA}).")
