@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ def doubt(image: Image) -> str | None:
     return f"is on a file system that other hosts may share ({file_system or 'of an unknown type'})"
 
 
-def has_times(image: Image) -> bool:
-    """Return True if the image's modification time shows that it was written to.
+def has_times(path: str) -> bool:
+    """Return True if the modification time of an image shows that it was written to.
 
     Not that of a block device, nor of a FUSE file system without a name: that of QEMU's own export is always "now"
     (fuse_getattr in block/export/fuse.c).
     """
-    return not image.is_block_device and file_system_of(image.path) != "fuse"
+    return not Path(path).is_block_device() and file_system_of(path) != "fuse"
 
 
 def file_system_of(path: str) -> str | None:

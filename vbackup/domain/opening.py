@@ -113,17 +113,19 @@ class OpenImages:
     def unchanged(self) -> Iterator[None]:
         """Raise BusyError at the end of the block if a file that is only read was written to meanwhile.
 
-        QEMU's locks prevent that, where they reach. A block device or a FUSE mount does not show it.
+        QEMU's locks prevent that, where they reach. A block device or a FUSE mount does not show it. An external data
+        file is only read, also that of an image that gets bitmaps.
         """
         written = {names[0] for alias, names in self.daemon.chains.items() if self._may_write(alias)}
-        files = [image for name, image in self._images.items() if name not in written and has_times(image)]
-        before = [_stamp(image.path) for image in files]
+        files = [image.path for name, image in self._images.items() if name not in written]
+        files += [image.data_file for image in self._images.values() if image.data_file is not None]
+        before = {path: _stamp(path) for path in files if has_times(path)}
         yield
-        for image, stamp in zip(files, before):
-            if _stamp(image.path) != stamp:
+        for path, stamp in before.items():
+            if _stamp(path) != stamp:
                 raise BusyError(
-                    f"The image {image.path} was changed while it was read: another host has it open. Nothing was kept"
-                    " of this backup; back up the domain where it runs."
+                    f"The image {path} was changed while it was read: another host has it open. Nothing was kept of"
+                    " this backup; back up the domain where it runs."
                 )
 
     def _claim(self, chains: Mapping[str, Sequence[Image]]) -> None:

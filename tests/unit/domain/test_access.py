@@ -59,7 +59,8 @@ def test_times_that_are_made_up_show_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, block: bool, known: bool
 ) -> None:
     monkeypatch.setattr(access, "file_system_of", lambda _path: name)
-    assert has_times(image("/x", block=block)) is known
+    monkeypatch.setattr(Path, "is_block_device", lambda _path: block)
+    assert has_times("/x") is known
 
 
 def claim(images: ImagesInUse, domain: str, wanted: dict[tuple[int, int], bool], waits: list[str], stop: Stop) -> None:

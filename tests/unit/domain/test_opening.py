@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from vbackup.domain import opening
 from vbackup.domain.access import Access, ImagesInUse
 from vbackup.domain.source import open_source
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
+from vbackup.model import BlockDriver
+from vbackup.qemu import backing_chain
+from vbackup.qemu.backing_chain import Image
 
 LOCKED = 'Failed to get "write" lock'
 
@@ -104,3 +109,23 @@ def test_image_that_others_of_the_group_have_is_only_read(domain: Any) -> None:
         vda, vdb = opened.disk_nodes(opened.domain.disks)
         assert "also used by domain clone of the same group" in (vda.read_only_reason or "")
         assert vdb.read_only_reason is None
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_data_file_that_is_changed_while_it_is_read_is_no_backup(
+    domain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: bool
+) -> None:
+    """It has the content, while the image, which may get bitmaps, does not change with it."""
+    image, data = tmp_path / "vda.qcow2", tmp_path / "vda.raw"
+    for path in (image, data):
+        path.write_bytes(b"x")
+    found = Image(str(image), BlockDriver.QCOW2, is_block_device=False, identity=(1, 1), data_file=str(data))
+    monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: (found,))
+    if not written:
+        monkeypatch.setattr(opening, "doubt", lambda _image: "is on NFS")
+    with open_source(domain, reporter=Recorder()) as opened:
+        opened.disk_nodes(opened.domain.disks[:1])
+        with opened.unchanged():
+            pass
+        with pytest.raises(BusyError, match=f"The image {data} was changed while it was read"), opened.unchanged():
+            os.utime(data, (1, 1))
