@@ -75,9 +75,14 @@ class Unfinished:
 
     @property
     def job_ids(self) -> Collection[str]:
-        """All jobs that the backup can have: also those of a fleecing area, which run until they are cancelled."""
+        """All jobs that the backup can have: also those that prepare it, and those that run until they are cancelled."""
         naming = self.domain.naming
-        return [*self.devs, *(naming.fleecing_job(self.draft.id, image.dev) for image in self.draft.disks)]
+        more = [
+            job(self.draft.id, image.dev)
+            for image in self.draft.disks
+            for job in (naming.fleecing_job, naming.allocation_job)
+        ]
+        return [*self.devs, *more, naming.scratch_job]
 
     @property
     def target_nodes(self) -> Sequence[str]:

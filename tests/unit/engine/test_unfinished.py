@@ -68,7 +68,8 @@ def test_names_follow_from_the_draft(repo: Repository, qemu: FakeQemu, tmp_path:
     one, naming = unfinished(repo, qemu, tmp_path), Naming(repo.id)
     assert one.devs == {naming.job(ID, "vda"): "vda", naming.job(ID, "vdb"): "vdb"}
     assert one.images == {naming.job(ID, dev): tmp_path / f"{dev}.qcow2" for dev in ("vda", "vdb")}
-    assert set(one.job_ids) == {*one.devs, naming.fleecing_job(ID, "vda"), naming.fleecing_job(ID, "vdb")}
+    more = {job(ID, dev) for job in (naming.fleecing_job, naming.allocation_job) for dev in ("vda", "vdb")}
+    assert set(one.job_ids) == {*one.devs, *more, naming.scratch_job}
     assert one.target_nodes == [naming.target_node("vda"), naming.target_node("vdb")]
 
 
@@ -134,6 +135,33 @@ def test_jobs_end_before_the_guest_goes_on_and_nodes_are_closed_last(
             data = {"job-id": job_id, "device": source, "target": node, "sync": "full"}
             qemu.execute("transaction", {"actions": [{"type": "blockdev-backup", "data": data}]})
     assert one.domain.source.resumed == [(True, [])]  # type: ignore[attr-defined]
+    assert qemu.state() == before
+
+
+@pytest.mark.parametrize("what", ["allocation", "scratch"])
+def test_dead_run_that_was_preparing_leaves_no_job_that_keeps_nodes_and_bitmaps_busy(
+    repo: Repository, qemu: FakeQemu, tmp_path: Path, what: str
+) -> None:
+    """One that asks what a layer has allocated goes on until somebody ends it."""
+    before, one, naming, top = qemu.state(), unfinished(repo, qemu, tmp_path), Naming(repo.id), qemu.top("virtio-disk1")
+    recorder = Recorder()
+    with Undo(recorder) as undo:
+        one.push_undo_of_bitmaps(undo)
+        one.push_undo_of_nodes(undo)
+        one.push_undo_of_jobs(undo, guest_was_stopped=False)
+        sink, job_id = {
+            "allocation": (naming.allocation_sink, naming.allocation_job(ID, "vdb")),
+            "scratch": (naming.scratch_node(0), naming.scratch_job),
+        }[what]
+        qemu.execute("blockdev-add", {"driver": "null-co", "node-name": sink, "size": 16 * MIB, "read-zeroes": True})
+        asked = {"node": top, "name": naming.allocation_bitmap(ID, "vdb")}
+        job = {"job-id": job_id, "device": top, "target": sink, "sync": "top"}
+        if what == "allocation":
+            qemu.execute("block-dirty-bitmap-add", asked)
+            qemu.bitmaps(top)[asked["name"]].mark(0, 16 * MIB)
+            job.update({"bitmap": asked["name"], "bitmap-mode": "always"})
+        qemu.execute("transaction", {"actions": [{"type": "blockdev-backup", "data": job}]})
+    assert recorder.warnings == []
     assert qemu.state() == before
 
 
