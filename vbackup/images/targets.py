@@ -176,13 +176,14 @@ def open_elsewhere(monitor: Monitor, naming: Naming, directory: Path) -> str | N
     descriptor has the identity of the directory of its repository, and an image that was opened by its path shows it
     there. What an older version opened counts as this repository's.
     """
-    place = _place(directory)
+    place, passed = _place(directory), set()
     for labels in _fd_labels(monitor).values():
         for node_name, _, given in (label.partition(" ") for label in labels):
             if node_name.startswith(naming.prefix) and given not in ("", place):
                 return node_name
+            passed.add(node_name)
     nodes = block_nodes(monitor)
-    for name in sorted(nodes.node_names()):
+    for name in sorted(nodes.node_names() - passed):
         if naming.is_target_node(name):
             path = Path(nodes.filename(name))
             if path.is_absolute() and path.parts[:3] != ("/", "dev", "fdset") and not _is_below(path, directory):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
+from tests.unit.blind_qemu import BlindQemu
 from tests.unit.builders import FOREIGN, REPOSITORY, Recorder
 from vbackup import names
 from vbackup.errors import ConnectionLostError, DomainGoneError, FdsNotNeededError, QmpError, StorageError
@@ -85,6 +86,19 @@ def test_images_of_a_copy_of_the_repository_are_told_from_its_own(
     assert targets.open_elsewhere(qemu, Naming(FOREIGN), copy) is None
     repo.rename(tmp_path / "renamed")
     assert (targets.open_elsewhere(qemu, naming, tmp_path / "renamed") is None) == fds
+
+
+def test_images_of_a_dead_run_are_this_repositorys_own_also_while_a_disk_is_corrupt(
+    stage: Path, tmp_path: Path, recorder: Recorder
+) -> None:
+    """QEMU does not describe them then, but they were passed as descriptors, whose labels tell."""
+    naming = Naming(REPOSITORY)
+    (tmp_path / "copy").mkdir()
+    with BlindQemu([FakeDisk()]) as qemu:
+        open_all(qemu, [Target(stage / "vda.qcow2", naming.target_node("vda"))], recorder)
+        qemu.eject("virtio-disk0")
+        assert targets.open_elsewhere(qemu, naming, tmp_path / "repo") is None
+        assert targets.open_elsewhere(qemu, naming, tmp_path / "copy") == naming.target_node("vda")
 
 
 def test_backing_file_is_not_opened(qemu: FakeQemu, images: list[Target], recorder: Recorder) -> None:
