@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 #: Two writes within one tick of the kernel's clock (at most 10 ms) leave the same time of change.
 TICK_NS = 20_000_000
+#: The same where the file system stores whole seconds (ext3, ext4 with inodes of 128 bytes), or only even ones (vfat).
+SECOND_NS = 1_000_000_000
+COARSE_TICK_NS = 2 * SECOND_NS + TICK_NS
 
 #: (st_dev, st_ino) of open files.
 OpenFiles = Collection[tuple[int, int]]
@@ -129,7 +132,8 @@ def _state(path: str, open_files: OpenFiles | None, *, may_be_new: bool) -> File
         log.debug("%s: %s", path, err)
         return FileState(path)
     is_open = open_files is None or (status.st_dev, status.st_ino) in open_files
-    is_new = not may_be_new and time.time_ns() - status.st_mtime_ns < TICK_NS
+    tick_ns = TICK_NS if status.st_mtime_ns % SECOND_NS else COARSE_TICK_NS
+    is_new = not may_be_new and time.time_ns() - status.st_mtime_ns < tick_ns
     if not stat.S_ISREG(status.st_mode) or not is_open or is_new or status.st_mtime_ns < 0:
         return FileState(path)
     return FileState(path, status.st_dev, status.st_ino, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)

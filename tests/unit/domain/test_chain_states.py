@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,17 @@ def test_file_that_is_just_being_written_is_not_proven(files: tuple[Path, Path])
         os.utime(path, ns=(2**62, 2**62))  # the clock was set back since: as good as now
     chain = chain_states.of_this_host(node(*files), mark=None, open_files=opened(*files))
     assert [layer.file.is_proven for layer in chain.layers] == [True, False]
+
+
+@pytest.mark.parametrize(("fraction_ns", "is_proven"), [(0, False), (1, True)])
+def test_where_times_have_whole_seconds_a_second_write_leaves_no_trace_for_longer(
+    files: tuple[Path, Path], fraction_ns: int, *, is_proven: bool
+) -> None:
+    """As on ext3, on ext4 with small inodes, and on vfat, whose seconds are even ones."""
+    second = time.time_ns() // 1_000_000_000 - 1
+    os.utime(files[1], ns=(0, second * 1_000_000_000 + fraction_ns))
+    chain = chain_states.of_this_host(node(*files), mark=None, open_files=opened(*files))
+    assert chain.layers[1].file.is_proven == is_proven
 
 
 def test_what_is_no_regular_file_is_not_proven(files: tuple[Path, Path], tmp_path: Path) -> None:
