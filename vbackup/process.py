@@ -1,16 +1,20 @@
-"""Identify a process uniquely, even across reboots: pids are reused.
+"""Identify a process uniquely, even across reboots, as pids are reused; and find out who has which files open.
 
 vbackup.repository.journal records the process that writes it, vbackup.hooks the one that has a domain's disks open.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vbackup.fields import Fields
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,24 @@ class Process:
         """False if the host has rebooted since, or the process was on another host."""
         this = Process.of(os.getpid())
         return this is not None and this.boot_id == self.boot_id
+
+
+#: (st_dev, st_ino) of open files.
+OpenFiles = Collection[tuple[int, int]]
+
+
+def open_files(pid: int) -> OpenFiles | None:
+    """Return the files that a process has open, None if this user may not see them or it has ended."""
+    found = set()
+    try:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                status = entry.stat()
+                found.add((status.st_dev, status.st_ino))
+    except OSError as err:
+        log.debug("open files of process %d: %s", pid, err)
+        return None
+    return found
 
 
 def users_of(path: str) -> list[str]:

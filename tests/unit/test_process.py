@@ -13,7 +13,7 @@ import pytest
 from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.hooks.marks import Process
-from vbackup.process import users_of
+from vbackup.process import open_files, users_of
 
 
 def test_process_with_an_odd_name_is_known(tmp_path: Path) -> None:
@@ -81,3 +81,15 @@ def test_users_of_a_file_are_named_by_program_and_pid(tmp_path: Path) -> None:
     with path.open():
         (user,) = users_of(str(tmp_path / "link"))
     assert user.endswith(f" (pid {os.getpid()})")
+
+
+def test_open_files_of_a_process(tmp_path: Path) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for path in (here, elsewhere):
+        path.touch()
+    identities = [(path.stat().st_dev, path.stat().st_ino) for path in (here, elsewhere)]
+    with here.open():
+        found = open_files(os.getpid())
+    assert found is not None
+    assert [one in found for one in identities] == [True, False]
+    assert open_files(2**22 + 1) is None

@@ -11,14 +11,13 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 from vbackup.errors import MalformedError, QmpError
 from vbackup.fields import objects
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import DiskNode, Layer
-from vbackup.process import Process
+from vbackup.process import OpenFiles, Process
 from vbackup.qemu.block_graph import innermost
 from vbackup.qemu.monitor import Monitor
 
@@ -29,9 +28,6 @@ TICK_NS = 20_000_000
 #: The same where the file system stores whole seconds (ext3, ext4 with inodes of 128 bytes), or only even ones (vfat).
 SECOND_NS = 1_000_000_000
 COARSE_TICK_NS = 2 * SECOND_NS + TICK_NS
-
-#: (st_dev, st_ino) of open files.
-OpenFiles = Collection[tuple[int, int]]
 
 
 def of_other_host(node: DiskNode, *, mark: str | None) -> ChainState:
@@ -59,22 +55,6 @@ def of_this_host(node: DiskNode, *, mark: str | None, open_files: OpenFiles | No
 def needs_open_files(node: DiskNode) -> bool:
     """Return True if the disk has files that no bitmap covers."""
     return len(node.layers) > 1 or any(layer.data_file is not None for layer in node.layers)
-
-
-def open_files(pid: int) -> OpenFiles | None:
-    """Return the files that a process has open, None if this user may not see them or it has ended."""
-    found = set()
-    try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            try:
-                status = entry.stat()
-            except FileNotFoundError:
-                continue  # closed meanwhile
-            found.add((status.st_dev, status.st_ino))
-    except OSError as err:
-        log.debug("open files of process %d: %s", pid, err)
-        return None
-    return found
 
 
 def pid_of(monitor: Monitor, uuid: str) -> int | None:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
+from vbackup import process
 from vbackup.domain import chain_states, domain_xml
 from vbackup.domain.access import Access, Identity
 from vbackup.domain.freeze import Freeze
@@ -29,6 +30,7 @@ from vbackup.model import (
     SecretRef,
     SourceType,
 )
+from vbackup.process import OpenFiles
 from vbackup.qemu import backing_chain
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import StorageDaemon
@@ -126,11 +128,13 @@ class OffSource:
         """Return why the layer is only read: what keeps bitmaps from being removed from it."""
         return self._images.reason_not_to_write(layer.node_name)
 
+    def open_files(self) -> OpenFiles | None:
+        """Look at the daemon in /proc."""
+        return process.open_files(self._images.daemon.pid)
+
     def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
         """Look at the files that the daemon has open."""
-        files = None
-        if any(chain_states.needs_open_files(one) for one in nodes):
-            files = chain_states.open_files(self._images.daemon.pid)
+        files = self.open_files() if any(chain_states.needs_open_files(one) for one in nodes) else None
         return [
             dataclasses.replace(one, looked_at=chain_states.of_this_host(one, mark=None, open_files=files))
             for one in nodes

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
+from vbackup import process
 from vbackup.domain import chain_states, detached, domain_xml
 from vbackup.domain.access import Access
 from vbackup.domain.freeze import Freeze, frozen, thaw_leftover, without_freeze
@@ -29,6 +30,7 @@ from vbackup.model import (
     Layer,
     Quiesce,
 )
+from vbackup.process import OpenFiles
 from vbackup.qemu import device_mark
 from vbackup.qemu.activity import refuse_inactive
 from vbackup.qemu.monitor import Monitor, block_graph
@@ -70,6 +72,12 @@ class Source(Protocol):
         """Return the disks' layers and bitmaps as they are now, in the order of ``disks``.
 
         Raises DiskError for a disk that cannot be found or opened, BusyError if another program has its image open.
+        """
+
+    def open_files(self) -> OpenFiles | None:
+        """Return the files that the process with the disks has open, None if that cannot be found out here.
+
+        A name proves nothing: another file may have it by now.
         """
 
     def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
@@ -199,13 +207,15 @@ class RunningSource:
         graph = block_graph(self._monitor)
         return [graph.disk_node(disk) for disk in disks]
 
+    def open_files(self) -> OpenFiles | None:
+        """Look into /proc, if QEMU is on this host."""
+        pid = chain_states.pid_of(self._monitor, self.handle.uuid) if self.handle.host.is_local else None
+        return None if pid is None else process.open_files(pid)
+
     def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
         """Look at the files, if they are on this host; what QEMU has open is asked for only where it counts."""
         marks, is_local = device_mark.read(self._monitor), self.handle.host.is_local
-        files = None
-        if is_local and any(chain_states.needs_open_files(one) for one in nodes):
-            pid = chain_states.pid_of(self._monitor, self.handle.uuid)
-            files = None if pid is None else chain_states.open_files(pid)
+        files = self.open_files() if any(chain_states.needs_open_files(one) for one in nodes) else None
         looked_at = []
         for one in nodes:
             mark = marks.get(one.disk.alias)

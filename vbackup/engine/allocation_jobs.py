@@ -113,11 +113,10 @@ def _set_by_file(domain: LockedDomain, disk: DiskPlan, layer: LayerAllocation, s
 
     The layer's own bitmap is added first, empty, and records what is written from then on.
     """
-    handle, monitor, data = domain.source.handle, domain.monitor, disk.allocation.file_data
+    monitor, data = domain.monitor, disk.allocation.file_data
     assert layer.raw_path is not None
-    if not handle.host.is_local:
-        return False
-    fd = raw_data.open_held(Path(layer.raw_path), size_bytes=layer.size_bytes, uuid=handle.uuid)
+    open_files = domain.source.open_files() or ()
+    fd = raw_data.open_held(Path(layer.raw_path), size_bytes=layer.size_bytes, open_files=open_files)
     if fd is None:
         return False
     path = stage.scratch(f"{disk.dev}.data")

@@ -75,7 +75,7 @@ class Unfinished:
 
     @property
     def job_ids(self) -> Collection[str]:
-        """All jobs that the backup can have: also those that prepare it, and those that run until they are cancelled."""
+        """All jobs that the backup can have: also those that prepare it, and those that run until they are ended."""
         naming = self.domain.naming
         more = [
             job(self.draft.id, image.dev)

@@ -128,15 +128,6 @@ def test_data_file_over_a_network_is_not_proven(files: tuple[Path, Path]) -> Non
     assert layer.data_file == FileState("nbd://host/x")
 
 
-def test_open_files_of_a_process(files: tuple[Path, Path]) -> None:
-    with files[0].open():
-        found = chain_states.open_files(os.getpid())
-        assert found is not None
-        assert opened(files[0]) <= set(found)
-        assert not opened(files[1]) & set(found)
-    assert chain_states.open_files(2**22 + 1) is None
-
-
 def test_only_layers_below_and_data_files_need_the_list_of_open_files(files: tuple[Path, Path]) -> None:
     assert not chain_states.needs_open_files(node(files[0]))
     assert chain_states.needs_open_files(node(*files))

@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import UUID
 from vbackup.images import raw_data
 
 MIB = 1 << 20
-
-
-@contextmanager
-def holding(path: Path, *arguments: str, own_child: bool = False) -> Iterator[None]:
-    """A process that has the file open, with these arguments; a grandchild, unless it is to be a child."""
-    script = 'exec 9<"$0"; echo open; read wait'
-    argv = ["sh", "-c", script, str(path), *arguments]
-    if not own_child:
-        argv = ["sh", "-c", '"$@"; true', "sh", *argv]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
-        yield
-        process.stdin.close()
 
 
 @pytest.fixture
@@ -41,49 +22,40 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def opened(path: Path, size_bytes: int = 16 * MIB) -> bool:
-    fd = raw_data.open_held(path, size_bytes=size_bytes, uuid=UUID)
+def opened(path: Path, held: Path, size_bytes: int = 16 * MIB) -> bool:
+    status = held.stat()
+    fd = raw_data.open_held(path, size_bytes=size_bytes, open_files={(status.st_dev, status.st_ino)})
     if fd is not None:
         os.close(fd)
     return fd is not None
 
 
-def test_file_of_the_domains_qemu(image: Path) -> None:
-    with holding(image, "-name", "guest=web", "-uuid", UUID):
-        assert opened(image)
-
-
-def test_file_of_a_child_such_as_the_storage_daemon(image: Path) -> None:
-    with holding(image, own_child=True):
-        assert opened(image)
-
-
-def test_file_that_nobody_or_somebody_else_has_open(image: Path) -> None:
-    assert not opened(image)
-    with holding(image, "-uuid", UUID.replace("1", "2")), holding(image, "-name", UUID):
-        assert not opened(image)
+def test_only_a_file_that_is_open_in_qemu(image: Path) -> None:
+    assert opened(image, image)
+    assert not opened(image, image.parent)
+    assert raw_data.open_held(image, size_bytes=16 * MIB, open_files=()) is None
 
 
 def test_another_file_that_has_the_name_now(image: Path, tmp_path: Path) -> None:
     """Its holes are not those of the file that QEMU reads."""
-    with holding(image, "-uuid", UUID):
-        image.rename(tmp_path / "moved.raw")
-        image.write_bytes(bytes(16 * MIB))
-        assert not opened(image)
+    held = image.rename(tmp_path / "moved.raw")
+    image.write_bytes(bytes(16 * MIB))
+    assert not opened(image, held)
 
 
 def test_file_of_another_size_is_used_in_part(image: Path) -> None:
-    with holding(image, "-uuid", UUID):
-        assert not opened(image, 16 * MIB - 512)
-        assert not opened(image, 16 * MIB + 512)
-        os.truncate(image, 16 * MIB - 511)
-        assert opened(image)  # QEMU rounds it up to a sector
+    assert not opened(image, image, 16 * MIB - 512)
+    assert not opened(image, image, 16 * MIB + 512)
+    os.truncate(image, 16 * MIB - 511)
+    assert opened(image, image)  # QEMU rounds it up to a sector
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "fifo")
-    assert not any(opened(tmp_path / name) for name in ("link", "fifo", "missing", "."))
+    paths = [tmp_path / name for name in ("link", "fifo", ".")]
+    assert not any(opened(path, path) for path in paths)
+    assert not opened(tmp_path / "missing", tmp_path)
 
 
 def test_extents_cover_all_data(image: Path) -> None:
