@@ -22,7 +22,6 @@ ELSEWHERE = {
     "__main__": "unit/cli/test_cli.py",  # runs it as a process
     "cli.handlers.hooks": "unit/hooks/test_install.py",  # which runs ``vbackup hooks``
     "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
-    "engine.allocation_jobs": "end_to_end/test_huge_disks.py",  # needs QEMU's own notion of what is allocated
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "qapi.actions.backups": "unit/qapi/test_actions.py",  # one table has an example of every action
     "qapi.actions.base": "unit/qapi/test_actions.py",

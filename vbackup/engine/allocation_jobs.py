@@ -119,12 +119,12 @@ def _set_by_file(domain: LockedDomain, disk: DiskPlan, layer: LayerAllocation, s
     fd = raw_data.open_held(Path(layer.raw_path), size_bytes=layer.size_bytes, open_files=open_files)
     if fd is None:
         return False
-    path = stage.scratch(f"{disk.dev}.data")
     try:
         # In a transaction, which waits for the requests in flight (bdrv_drain_all_begin in qmp_transaction).
         add = BlockDirtyBitmapAdd(layer.bitmap.node_name, layer.bitmap.bitmap, granularity=GRANULARITY_BYTES)
         monitor.execute("transaction", {"actions": [add.document()]})
-        with storage_errors(f"write {path}"), path.open("xb") as file:
+        path = stage.scratch(f"{disk.dev}.data")
+        with storage_errors(f"write {path}"), path.open("wb") as file:
             found = raw_data.extents(fd, check=domain.stop.check)
             qcow2_bitmap.write(file, disk.allocation.size_bytes, name=data.bitmap, extents=found)
         targets.open_in_qemu(monitor, [Target(path, data.node_name)], undo=undo)
@@ -169,7 +169,8 @@ def _set_while_the_guest_writes(domain: LockedDomain, disk: DiskPlan, layer: Lay
 class _HasLooked:
     """Whether a job seems to have looked at everything. The total shrinks as it finds what is not allocated.
 
-    Progress alone is no sign: what the guest made it copy counts too. A mistake costs time and space, and no data.
+    Progress alone is no sign: what the guest made it copy counts too. A mistake costs time and space, and no data. A
+    job that has copied nothing for long hangs, which its speed hides from vbackup.qemu.jobs.
     """
 
     def __init__(self, allocated_bytes: int) -> None:
@@ -183,7 +184,7 @@ class _HasLooked:
             self._total_bytes, self._since = job.total_bytes, now
             return False
         steady_s = STEADY_S if job.total_bytes <= self._expected_bytes else STEADY_LONG_S
-        return job.done_bytes > 0 and now - self._since >= steady_s
+        return now - self._since >= (steady_s if job.done_bytes > 0 else jobs.STALL_S)
 
 
 def _extend(
@@ -194,8 +195,6 @@ def _extend(
     node, name = allocation.extended.node_name, allocation.extended.bitmap
     sizes = sorted({layer.size_bytes for layer in smaller})
     path = stage.scratch(f"{disk.dev}.extended")
-    with storage_errors(f"write {path}"):
-        path.touch(mode=0o600)
     qemu_img.create(path, sizes[0], backing_rpath=None, options=ImageOptions())
     targets.open_in_qemu(monitor, [Target(path, node)], undo=undo)
     monitor.execute("block-dirty-bitmap-add", {"node": node, "name": name, "granularity": GRANULARITY_BYTES})

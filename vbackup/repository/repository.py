@@ -288,11 +288,15 @@ class Stage:
         return digest_of(data)
 
     def scratch(self, name: str) -> Path:
-        """Return the path for a file that QEMU needs while it copies; a commit removes it.
+        """Make an empty file for what QEMU needs while it copies, and return its path; a commit removes it.
 
         It is not removed while QEMU has it open: where that is allowed at all, SMB and NFS keep it in the directory.
+        Raises StorageError, NoSpaceError.
         """
-        return self.path / f"{_SCRATCH}{name}"
+        path = self.path / f"{_SCRATCH}{name}"
+        with storage_errors(f"write {path}"):
+            path.touch(mode=0o600, exist_ok=False)
+        return path
 
     def commit(self, backup: Backup, *, ready: Callable[[], None] = lambda: None) -> None:
         """Write the manifest, sync everything to disk, and rename the directory to the backup's final name.

@@ -255,6 +255,17 @@ def test_backup_that_may_not_have_its_name_is_none(repo: Repository) -> None:
     assert repo.catalogue(UUID).history.backups == (ONE,)
 
 
+def test_scratch_file_is_private_and_gone_with_the_commit(repo: Repository) -> None:
+    with repo.lock(UUID), repo.stage(UUID, ONE.id) as stage:
+        path = stage.scratch("vda.data")
+        assert (path.stat().st_mode & 0o777, path.stat().st_size) == (0o600, 0)
+        with pytest.raises(StorageError):
+            stage.scratch("vda.data")
+        (stage.path / "vda.qcow2").touch()
+        stage.commit(ONE)
+    assert sorted(entry.name for entry in repo.directory(UUID, ONE.id).iterdir()) == ["manifest.json", "vda.qcow2"]
+
+
 def test_stage_is_removed_when_the_commit_fails(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
