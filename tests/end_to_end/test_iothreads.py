@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,10 +12,13 @@ from tests.busy import BusyChain, BusyDisk
 from tests.daemon import wait_for
 from tests.end_to_end.chains import levels
 from tests.lab import DiskSpec, domain_xml
+from vbackup.engine import allocation
+from vbackup.qemu import jobs
 
 if TYPE_CHECKING:
     from tests.conftest import Command
     from tests.lab import Lab
+    from vbackup.qemu.monitor import Monitor
 
 Start = Callable[..., BusyChain]
 
@@ -49,6 +52,33 @@ def test_backups_while_the_iothread_works(start: Start, bus: str) -> None:
     chain.works(50)
     assert set(levels(chain.backup("--max-latency", "1000ms", "--compress", "zstd")).values()) == {"incremental"}
     assert set(levels(chain.backup()).values()) == {"incremental"}
+    after = chain.machine.state()
+    assert [after[what] for what in ("nodes", "jobs", "fdsets")] == [
+        before[what] for what in ("nodes", "jobs", "fdsets")
+    ]
+    chain.is_well()
+
+
+@pytest.mark.parametrize("bus", ["virtio", "scsi"])
+def test_asking_what_is_allocated_while_the_iothread_works(
+    start: Start, bus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a disk of many TiB: a job and a bitmap on a node that comes and goes."""
+    monkeypatch.setattr(allocation, "LONG_BYTES", 0)
+    monkeypatch.setattr(allocation, "WORTH_BYTES", -(1 << 40))
+    asked, until = list[str](), jobs.until
+
+    def note(monitor: Monitor, job_id: str, *arguments: Any, **more: Any) -> None:
+        asked.append(job_id)
+        until(monitor, job_id, *arguments, **more)
+
+    monkeypatch.setattr(jobs, "until", note)
+    chain = start(bus)
+    before = chain.machine.state()
+    for _ in range(2):
+        assert set(levels(chain.backup("--level", "full")).values()) == {"full"}
+        chain.works(50)
+    assert len(asked) == 4, "two disks, twice"
     after = chain.machine.state()
     assert [after[what] for what in ("nodes", "jobs", "fdsets")] == [
         before[what] for what in ("nodes", "jobs", "fdsets")
