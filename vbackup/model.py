@@ -264,7 +264,7 @@ class DiskNode:
     layers: tuple[Layer, ...]
     lasting: bool = True  #: False in a storage daemon: bitmaps that it does not store in an image end with the backup
     read_only_reason: str | None = None  #: why the active layer is only read, so that it gets no bitmap
-    looked_at: ChainState | None = None  #: what is known of its files, if that was asked for (Source.chain_states)
+    looked_at: ChainState | None = None  #: what is known of its files, if that was asked for (Source.look_at)
 
     @property
     def chain(self) -> ChainState:
