@@ -122,12 +122,22 @@ def _state(path: str, open_files: OpenFiles | None, *, may_be_new: bool) -> File
 def _shown(filename: str) -> str:
     """Return the path or URL of QEMU's file name, without what could be secret in it."""
     inner = innermost(filename)
-    if inner:
-        return _without_secret(inner)
-    return f"image {hashlib.sha256(filename.encode()).hexdigest()[:16]}"
+    return _without_secret(inner or filename)
 
 
 def _without_secret(name: str) -> str:
+    """Return a file name of QEMU without what could be secret in it; a digest in its place tells two of them apart.
+
+    Secret can be the user and password of a URL, its query, and the options of an RBD image (qemu_rbd_parse_filename).
+    """
+    if name.startswith("/"):
+        return name
     if name.startswith("json:"):
-        return f"image {hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return name if name.startswith("/") else re.sub(r"//[^/@]*@", "//", name)
+        return f"image {_digest(name)}"
+    shown, end = re.sub(r"//[^/@]*@", "//", name), r"rbd:[^:]*:" if name.startswith("rbd:") else r"[^/]*:[^?]*\?"
+    start = re.match(end, shown)
+    return shown if start is None else f"{start[0]}{_digest(shown)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -102,6 +102,24 @@ def test_options_of_a_network_image_are_not_written_down() -> None:
     assert "secret" not in str(layer)
 
 
+@pytest.mark.parametrize(
+    ("filename", "shown"),
+    [
+        ("https://user:secret@host/disk.qcow2", "https://host/disk.qcow2"),
+        ("https://host/disk.qcow2?signature=secret", "https://host/disk.qcow2?..."),
+        ("rbd:pool/disk:id=backup:key=secret", "rbd:pool/disk:..."),
+    ],
+)
+def test_what_gives_access_to_a_network_image_is_not_written_down(filename: str, shown: str) -> None:
+    """A part of it may be the image's name: so two of them stay two."""
+    states = [
+        chain_states.of_other_host(node(name), mark="m").layers[0].file for name in (filename, filename + "-other")
+    ]
+    assert "secret" not in str(states)
+    assert states[0].path.startswith(shown.rstrip("."))
+    assert states[0] != states[1]
+
+
 def test_image_on_another_host_has_only_its_name(files: tuple[Path, Path]) -> None:
     chain = chain_states.of_other_host(node(*files, data_file="/x"), mark="m")
     assert (chain.device_mark, chain.boot_id) == ("m", None)
