@@ -15,7 +15,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
-                             freeze  freeze_turn  watchdog  chain_states
+                             freeze  freeze_turn  watchdog  chain_states  own_writes
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  verify
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph

@@ -7,7 +7,7 @@ vbackup.domain.chain_states gathers the facts, vbackup.engine.underlay compares 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vbackup.fields import Fields
@@ -26,6 +26,8 @@ class FileState:
     inode: int | None = None
     size_bytes: int | None = None
     mtime_ns: int | None = None  #: the kernel sets it at every write; st_ctime changes with libvirt's chown too
+    #: Sizes and times it had before, from which only bitmaps of vbackup separate it; not recorded.
+    earlier: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     @property
     def is_proven(self) -> bool:
@@ -43,9 +45,9 @@ class FileState:
         return self.inode == other.inode and (not same_boot or self.device == other.device)
 
     def is_unchanged(self, other: FileState, *, same_boot: bool) -> bool:
-        """Return True if both are one regular file that was not written in between."""
+        """Return True if both are one regular file to which nothing but bitmaps of vbackup was written in between."""
         facts, others = (self.size_bytes, self.mtime_ns), (other.size_bytes, other.mtime_ns)
-        return self.is_same_file(other, same_boot=same_boot) and facts == others
+        return self.is_same_file(other, same_boot=same_boot) and (facts == others or facts in other.earlier)
 
     def document(self) -> dict[str, Any]:
         """Return it as a JSON object, without what is not known."""
@@ -61,8 +63,9 @@ class FileState:
     @classmethod
     def read(cls, fields: Fields) -> FileState:
         """Return the state that ``document`` describes; a wrong member raises ``fields``' error."""
+        path = fields.text("path")
         known = {name: fields.integer(name) for name in _FACTS if name in fields}
-        return cls(fields.text("path"), **known) if len(known) == len(_FACTS) else cls(fields.text("path"))
+        return cls(path, *(known[name] for name in _FACTS)) if len(known) == len(_FACTS) else cls(path)
 
 
 _FACTS = ("device", "inode", "size_bytes", "mtime_ns")

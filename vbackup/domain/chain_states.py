@@ -13,6 +13,7 @@ import stat
 import time
 from pathlib import Path
 
+from vbackup.domain import own_writes
 from vbackup.errors import MalformedError, QmpError
 from vbackup.fields import objects
 from vbackup.layers import ChainState, FileState, LayerState
@@ -116,7 +117,14 @@ def _state(path: str, open_files: OpenFiles | None, *, may_be_new: bool) -> File
     is_new = not may_be_new and time.time_ns() - status.st_mtime_ns < tick_ns
     if not stat.S_ISREG(status.st_mode) or not is_open or is_new or status.st_mtime_ns < 0:
         return FileState(path)
-    return FileState(path, status.st_dev, status.st_ino, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+    return FileState(
+        path,
+        status.st_dev,
+        status.st_ino,
+        size_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        earlier=own_writes.earlier(Path(path), (status.st_size, status.st_mtime_ns)),
+    )
 
 
 def _shown(filename: str) -> str:

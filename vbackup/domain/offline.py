@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from vbackup import process
-from vbackup.domain import chain_states, domain_xml
+from vbackup.domain import chain_states, domain_xml, own_writes
 from vbackup.domain.access import Access, Identity
 from vbackup.domain.freeze import Freeze
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.opening import OpenImages
+from vbackup.domain.own_writes import OwnWrites
 from vbackup.errors import BusyError, UnsuitableError, VbackupError
 from vbackup.hooks.marks import offline_mark
 from vbackup.model import (
@@ -43,7 +44,7 @@ def open_off(handle: DomainHandle, *, reporter: Reporter, access: Access) -> Ite
     # The mark is for the hook script. A start that comes before it is noticed by disk_nodes.
     with offline_mark(handle.uuid), access.images_in_use.claims(handle.name):
         domain = domain_xml.parse(handle.live_xml())
-        with StorageDaemon(reporter) as daemon:
+        with own_writes.recorded(only_bitmaps=not access.writes_data) as writes, StorageDaemon(reporter) as daemon:
             images = OpenImages(
                 daemon,
                 access,
@@ -51,6 +52,7 @@ def open_off(handle: DomainHandle, *, reporter: Reporter, access: Access) -> Ite
                 volume_path=handle.host.volume_path,
                 secret_value=handle.host.secret_value,
                 reporter=reporter,
+                writes=writes,
             )
             yield OffSource(handle, domain, images)
 
@@ -148,7 +150,10 @@ class OffSource:
         reason = self.reason_not_to_write(layer)
         if reason is not None:
             raise UnsuitableError(f"{reason}.")
-        return self._images.daemon.writable(layer.node_name) if layer.read_only else nullcontext()
+        if not layer.read_only:
+            return nullcontext()
+        self._images.writes.expect(layer.filename, is_open=True)
+        return self._images.daemon.writable(layer.node_name)
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Do nothing: there is no guest to freeze."""
@@ -218,6 +223,7 @@ def open_images(
             volume_path=_no_volume,
             secret_value=_no_secret,
             reporter=reporter,
+            writes=OwnWrites(),  # the user's own transactions: not noted
         )
         opened.open(disks)
         yield ImageSet(disks, opened)

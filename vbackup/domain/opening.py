@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vbackup import process
 from vbackup.domain.access import Access, doubt, has_times
+from vbackup.domain.own_writes import OwnWrites
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
 from vbackup.files import why_denied
 from vbackup.model import BlockDriver, Disk, DiskNode, SecretRef
@@ -43,9 +44,11 @@ class OpenImages:
         volume_path: Callable[[str, str], str],
         secret_value: Callable[[SecretRef], bytes],
         reporter: Reporter,
+        writes: OwnWrites,
     ) -> None:
         """``owner``: name of the domain."""
         self.daemon = daemon
+        self.writes = writes
         self._access = access
         self._owner = owner
         self._volume_path = volume_path
@@ -162,6 +165,7 @@ class OpenImages:
         """Return False, and note why, if the active image can at most be read."""
         pause, left_s = threading.Event(), READER_S
         while True:
+            self.writes.expect(images[0].path)
             try:
                 self.daemon.open(disk.alias, images, secret_value=self._secret_value)
             except QmpError as err:
