@@ -65,7 +65,9 @@ class FileState:
         """Return the state that ``document`` describes; a wrong member raises ``fields``' error."""
         path = fields.text("path")
         known = {name: fields.integer(name) for name in _FACTS if name in fields}
-        return cls(path, *(known[name] for name in _FACTS)) if len(known) == len(_FACTS) else cls(path)
+        if len(known) < len(_FACTS):
+            return cls(path)
+        return cls(path, known["device"], known["inode"], known["size_bytes"], known["mtime_ns"])
 
 
 _FACTS = ("device", "inode", "size_bytes", "mtime_ns")
