@@ -115,6 +115,10 @@ _ACCESS = {"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}
 _RIGHTS = {"x": "enter the directory", "wx": "write to the directory", "r": "read", "rw": "read and write"}
 
 
+#: Directories with what root runs, such as libvirt's hook scripts.
+_SYSTEM = tuple(("/", name) for name in ("bin", "boot", "etc", "lib", "lib64", "sbin", "usr"))
+
+
 def why_denied(path: Path, wanted: str = "rw") -> str:
     """Return who is denied which right on what, and the command that gives it, as sentences.
 
@@ -144,6 +148,8 @@ def why_denied(path: Path, wanted: str = "rw") -> str:
                 f"{denied} Its storage does not let root in, as NFS with root_squash does: export it with"
                 f" no_root_squash, or run vbackup as {owner}."
             )
+        if "w" in right and barrier.parts[:2] in _SYSTEM:  # whoever may write there might become root
+            return f"{denied} Run vbackup as root."
         return f"{denied} Run vbackup as root, or as root run: setfacl -m u:{user}:{right} {shlex.quote(str(barrier))}."
     return f"vbackup runs as {user}, whom no file mode stops; the kernel log shows whether AppArmor or SELinux does."
 

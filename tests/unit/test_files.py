@@ -204,6 +204,12 @@ def test_right_that_no_mode_denies_is_looked_for_elsewhere(shut: Path) -> None:
     assert "whether AppArmor or SELinux does" in files.why_denied(shut / "file")
 
 
+def test_nobody_is_let_into_what_root_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    monkeypatch.setattr(os, "access", lambda path, *_args, **_more: os.fspath(path) != "/etc")
+    assert why_denied(Path("/etc/no-such-file")).endswith("Run vbackup as root.")
+
+
 def test_directory_that_may_not_be_written_is_told_with_the_remedy(shut: Path, nobody: None) -> None:
     with pytest.raises(StorageError, match=f"Cannot write: Permission denied. .* setfacl -m u:nobody:wx {shut}"):  # noqa: SIM117
         with files.storage_errors("write"):

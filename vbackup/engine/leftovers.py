@@ -98,6 +98,13 @@ def remove_leftovers(monitor: Monitor, naming: Naming) -> list[str]:
     return [*job_ids, *targets.close_all_in_qemu(monitor, naming)]
 
 
+#: Where a bitmap comes from that is of this repository and of no backup of the domain, as messages say it.
+UNCOMMITTED = (
+    "left by an interrupted backup, by a QEMU that was killed, or by another domain of this repository that has had the"
+    " image"
+)
+
+
 def remove_uncommitted(
     monitor: Monitor, disks: Collection[DiskNode], committed: Collection[str], naming: Naming
 ) -> list[str]:

@@ -237,7 +237,7 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
     nodes = domain.source.disk_nodes(selection.disks)
     removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
     for name in removed:
-        domain.reporter.step(f"Removed bitmap {name}, left by an interrupted backup or by a QEMU that was killed.")
+        domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
     nodes = domain.source.disk_nodes(selection.disks) if removed else nodes
     return domain.source.look_at(nodes)
 

@@ -226,7 +226,7 @@ def _remove_bitmaps(domain: LockedDomain) -> None:
         nodes = domain.source.disk_nodes(domain.source.domain.disks)
         taken_ids = domain.repository.taken_ids(domain.uuid)
         for name in leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming):
-            domain.reporter.step(f"Removed bitmap {name}, left by an interrupted backup or by a QEMU that was killed.")
+            domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
     except DiskError as err:
         domain.reporter.warning(
             f"Bitmaps of an undone backup may be left; the next backup of the domain removes them: {err}"
