@@ -207,7 +207,7 @@ def test_right_that_no_mode_denies_is_looked_for_elsewhere(shut: Path) -> None:
 def test_nobody_is_let_into_what_root_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     monkeypatch.setattr(os, "access", lambda path, *_args, **_more: os.fspath(path) != "/etc")
-    assert why_denied(Path("/etc/no-such-file")).endswith("Run vbackup as root.")
+    assert files.why_denied(Path("/etc/no-such-file")).endswith("Run vbackup as root.")
 
 
 def test_directory_that_may_not_be_written_is_told_with_the_remedy(shut: Path, nobody: None) -> None:
