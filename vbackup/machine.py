@@ -12,7 +12,7 @@ MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 
 def this_host() -> HostIdentity:
-    """Return the name of this host, and its machine id if it has one: not every container has."""
+    """Return the name of this host, and its machine id if it has one."""
     return HostIdentity(os.uname().nodename, _machine_id())
 
 
