@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vbackup.model import HostIdentity
 
-#: machine-id(5): 32 hexadecimal digits, made when the system was installed. Without systemd it may be D-Bus' own.
+#: machine-id(5): 32 hexadecimal digits, made when the system was installed. The second one is D-Bus's.
 MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 
@@ -22,6 +22,6 @@ def _machine_id() -> str | None:
             text = path.read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             continue
-        if text and text != "uninitialized":  # so it is in an image, and until the end of a first boot
+        if text and text != "uninitialized":
             return text
     return None

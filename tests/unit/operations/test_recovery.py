@@ -17,7 +17,7 @@ from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import END_BYTES, FakeDomain, partial, run
 from vbackup import machine, names
 from vbackup.errors import BusyError, CopiedError, DomainNotFoundError, HostUnreachableError, NewerJournalError
-from vbackup.model import Backup, Consistency, HostIdentity, Level
+from vbackup.model import Backup, Consistency, Level
 from vbackup.operations import adopt, forget, recovery
 from vbackup.operations.recovery import Recovered, Remedy
 from vbackup.process import Process
@@ -326,10 +326,10 @@ def test_stage_of_an_earlier_boot_of_this_host_is_discarded_if_its_files_have_ot
     text = (stage / "journal").read_text().replace(boot_id, "00000000-0000-4000-8000-000000000000")
     (stage / "journal").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "this_host", lambda: HostIdentity(os.uname().nodename, "another"))
+        patch.setattr(machine, "_machine_id", lambda: "another")
         with pytest.raises(CopiedError):
             recover(domain, other, presume_dead=True)
-        patch.setattr(machine, "this_host", lambda: HostIdentity(os.uname().nodename, read(stage).writer.machine_id))
+        patch.setattr(machine, "_machine_id", lambda: read(stage).writer.machine_id or "none")
         [found] = recover(domain, other)
     assert (found.remedy, partial(other)) == (Remedy.UNDO, [])
 
