@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 import vbackup
-from tests.unit.builders import UUID
 from tests.unit.domain.test_host import DOMAIN, WEB
 from vbackup.domain import freeze_turn, watchdog
 from vbackup.domain.freeze_turn import FreezeTurn
@@ -237,9 +236,8 @@ def wait_until_gone(pid: int) -> None:
 
 # the turn to freeze
 
-LONG_S = 60.0
 #: Gets ready, and ends when somebody opens the FIFO: until then it is thawing.
-WAITING_PROGRAM = """
+THAWING = """
 import pathlib
 input()
 print("ready", flush=True)
@@ -252,7 +250,7 @@ def fifo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     program = tmp_path / "program.py"
-    program.write_text(WAITING_PROGRAM.format(fifo=os.fspath(path)))
+    program.write_text(THAWING.format(fifo=os.fspath(path)))
     monkeypatch.setattr(watchdog, "PROGRAM", program)
     monkeypatch.setattr(freeze_turn, "directory", lambda: tmp_path / "run" / "freeze")
     return path
@@ -260,7 +258,7 @@ def fifo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_turn_lasts_until_a_process_that_may_be_thawing_has_ended(fifo: Path) -> None:
     """It would thaw what the next vbackup has frozen."""
-    guard, other = Watchdog(uri="test:///", uuid=UUID, limit_s=1, is_blind=False), FreezeTurn(UUID)
+    guard, other = Watchdog(uri="test:///", uuid=WEB, limit_s=1, is_blind=False), FreezeTurn(WEB)
     assert guard.reason_not_to_freeze() is None
     guard.freezing()
     guard.thawed()
@@ -275,7 +273,7 @@ def test_turn_lasts_until_a_process_that_may_be_thawing_has_ended(fifo: Path) ->
 
 
 def test_turn_ends_at_once_if_nothing_was_frozen(fifo: Path) -> None:
-    guard, other = Watchdog(uri="test:///", uuid=UUID, limit_s=1, is_blind=False), FreezeTurn(UUID)
+    guard, other = Watchdog(uri="test:///", uuid=WEB, limit_s=1, is_blind=False), FreezeTurn(WEB)
     assert guard.reason_not_to_freeze() is None
     guard.let_go()
     assert other.take(0)
