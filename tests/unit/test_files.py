@@ -206,7 +206,8 @@ def test_right_that_no_mode_denies_is_looked_for_elsewhere(shut: Path) -> None:
 
 def test_nobody_is_let_into_what_root_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
-    monkeypatch.setattr(os, "access", lambda path, *_args, **_more: os.fspath(path) != "/etc")
+    monkeypatch.setattr(os, "access", lambda path, mode, **_more: path != Path("/etc") or not mode & os.W_OK)
+    assert "setfacl" not in files.why_denied(Path("/etc/no-such-file"))
     assert files.why_denied(Path("/etc/no-such-file")).endswith("Run vbackup as root.")
 
 
