@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vbackup.errors import NoSpaceError, StorageError
 
-#: How many files are put on the disk at once: the file system's journal takes them together.
+#: How many files are put on the disk at once: the filesystem's journal takes them together.
 MAX_FSYNCS = 8
 #: How much of a file is read at a time, into memory that is used again: new memory costs page faults.
 _PIECE_BYTES = 1024 * 1024

@@ -248,7 +248,7 @@ def test_backup_into_another_repository_in_the_middle(stage: Stage) -> None:
 def test_second_backup_where_locks_do_nothing_leaves_the_first_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on some network and FUSE file systems: the second has the lock too. It used to undo the first."""
+    """As on some network and FUSE filesystems: the second has the lock too. It used to undo the first."""
     moment = stage.moment()
     running = stage.slow_backup()
     before = stage.machine.state()

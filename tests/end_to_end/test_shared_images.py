@@ -128,7 +128,7 @@ def read_only_mount(path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("unwritable", "said"), [(immutable, "Operation not permitted"), (read_only_mount, "Read-only file system")]
+    ("unwritable", "said"), [(immutable, "Operation not permitted"), (read_only_mount, "Read-only filesystem")]
 )
 def test_image_that_cannot_be_written_is_read_and_says_why(
     lab: Lab, backups: Backups, tmp_path: Path, unwritable: Any, said: str
@@ -201,7 +201,7 @@ def test_template_and_clones_that_are_off_are_backed_up_together(
 
 @contextlib.contextmanager
 def fuse_export(backing: Path, mount_point: Path) -> Iterator[Path]:
-    """A file on a FUSE file system: to vbackup as good as sshfs or GlusterFS."""
+    """A file on a FUSE filesystem: to vbackup as good as sshfs or GlusterFS."""
     mount_point.touch()
     nodes = {"driver": "file", "node-name": "n", "filename": str(backing), "locking": "off"}
     export = {"type": "fuse", "id": "e", "node-name": "n", "mountpoint": str(mount_point), "writable": True}

@@ -154,7 +154,7 @@ def add_exclusive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclusive",
         action="store_true",
-        help="no other host uses the images: bitmaps may be written to block devices and network file systems, too,"
+        help="no other host uses the images: bitmaps may be written to block devices and network filesystems, too,"
         " while the domain is off",
     )
 

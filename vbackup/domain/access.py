@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vbackup.qemu.backing_chain import Image
 
-#: File systems that one host alone has mounted, by the names in /proc/self/mountinfo. What is not in this list may be
+#: Filesystems that one host alone has mounted, by the names in /proc/self/mountinfo. What is not in this list may be
 #: shared: nfs4, cifs, ceph, gfs2, ocfs2, 9p, virtiofs, fuse.glusterfs, ...
 LOCAL_FILE_SYSTEMS = frozenset(
     ("ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "zfs", "f2fs", "jfs", "reiserfs", "nilfs2", "tmpfs", "ramfs",
@@ -42,20 +42,20 @@ def doubt(image: Image) -> str | None:
     file_system = file_system_of(image.path)
     if file_system in LOCAL_FILE_SYSTEMS:
         return None
-    return f"is on a file system that other hosts may share ({file_system or 'of an unknown type'})"
+    return f"is on a filesystem that other hosts may share ({file_system or 'of an unknown type'})"
 
 
 def has_times(path: str) -> bool:
     """Return True if the modification time of an image shows that it was written to.
 
-    Not that of a block device, nor of a FUSE file system without a name: that of QEMU's own export is always "now"
+    Not that of a block device, nor of a FUSE filesystem without a name: that of QEMU's own export is always "now"
     (fuse_getattr in block/export/fuse.c).
     """
     return not Path(path).is_block_device() and file_system_of(path) != "fuse"
 
 
 def file_system_of(path: str) -> str | None:
-    """Return the type of the file system that has the file, as in /proc/self/mountinfo; None if it cannot be found.
+    """Return the type of the filesystem that has the file, as in /proc/self/mountinfo; None if it cannot be found.
 
     The kernel gives the mount of an open file, which is right also for bind mounts, for what is mounted over another,
     and for subvolumes of btrfs, whose device numbers are in no list. O_PATH opens without reading.

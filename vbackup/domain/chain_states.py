@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 #: Two writes within one tick of the kernel's clock (at most 10 ms) leave the same time of change.
 TICK_NS = 20_000_000
-#: The same where the file system stores whole seconds (ext3, ext4 with inodes of 128 bytes), or only even ones (vfat).
+#: The same where the filesystem stores whole seconds (ext3, ext4 with inodes of 128 bytes), or only even ones (vfat).
 SECOND_NS = 1_000_000_000
 COARSE_TICK_NS = 2 * SECOND_NS + TICK_NS
 

@@ -4,7 +4,7 @@ A backup of a domain that is off writes bitmaps into its image, and so changes t
 the backing file of other domains, as a template is, their next backups would take that for a change of the content
 (vbackup.engine.underlay), and be fulls each night. So the states of the file that only such writes separate are kept in
 an extended attribute, the newest last. It goes where the file goes, and ends with it. The current state is the last one
-only as long as nobody else has written. A file system without extended attributes costs fulls.
+only as long as nobody else has written. A filesystem without extended attributes costs fulls.
 
 The state before is read just before the storage daemon opens the image, which locks others out.
 """

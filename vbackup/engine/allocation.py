@@ -11,7 +11,7 @@ alone what no layer has allocated, which reads as zeros:
   incremental. It may contain too much, which is then copied as zeros, but never too little: a layer below does not
   change, and what is written to the active one is recorded.
 
-A raw image has no such notion. The file system knows where its file has data (vbackup.images.raw_data); where that
+A raw image has no such notion. The filesystem knows where its file has data (vbackup.images.raw_data); where that
 cannot be asked, the image counts as allocated up to its size.
 """
 

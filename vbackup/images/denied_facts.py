@@ -84,4 +84,4 @@ def _attribute(path: Path, name: str) -> str | None:
     try:
         return os.getxattr(path, name).rstrip(b"\0").decode(errors="replace")
     except OSError:
-        return None  # not set, or not supported by the file system
+        return None  # not set, or not supported by the filesystem

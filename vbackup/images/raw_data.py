@@ -1,4 +1,4 @@
-"""Find out where a raw image file has data, by the file system's account of it (lseek with SEEK_DATA).
+"""Find out where a raw image file has data, by the filesystem's account of it (lseek with SEEK_DATA).
 
 QEMU itself skips the holes of a raw image by the same call, but has no command that tells where they are. The name of a
 file proves nothing: another one may have it by now. So what is asked about is the file that the process which works on

@@ -25,7 +25,7 @@ MAX_WORKERS = 16
 def performance(*, max_workers: int | None = None, reflinks: bool = False) -> BackupPerf:
     """Return the performance options of a job that copies; ``max_workers`` if it has to be less demanding.
 
-    ``reflinks``: the file system copies, if it can, and may let both files share the data (copy_file_range).
+    ``reflinks``: the filesystem copies, if it can, and may let both files share the data (copy_file_range).
     """
     return BackupPerf(reflinks or None, max_workers=max_workers or MAX_WORKERS, max_chunk=MAX_CHUNK_BYTES)
 

@@ -63,7 +63,7 @@ class BackupRequest:
     max_latency_ms: float | None = None  #: copy slower while the guest's own requests take longer
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
-    allow_reflink: bool = False  #: images may share data with the disks, where the file system can do that
+    allow_reflink: bool = False  #: images may share data with the disks, where the filesystem can do that
     fleecing: Path | None = None  #: the fleecing area: a directory (vbackup.engine.fleecing)
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
 
@@ -186,7 +186,7 @@ def _locked(
         domain = LockedDomain(opened, repository, reporter, stop)
         if not repository.locks(handle.uuid):
             reporter.warning(
-                f"The file system of {repository.path} does not lock files (flock), so vbackup tells by their journals"
+                f"The filesystem of {repository.path} does not lock files (flock), so vbackup tells by their journals"
                 " whether other backups are being made. Do not start two backups of one domain at the same time."
             )
         recovery.recover(domain, abort=False)

@@ -247,7 +247,7 @@ def _is_copy(entry: Entry, domain: LockedDomain, *, abort: bool) -> bool:
     """Return True for a copy that can be discarded, False for no copy. Raises CopiedError if the user has to decide.
 
     The jobs in QEMU have the names of a copy, but write to the images of the original. A stage of this host, which has
-    booted since, can also be on a file system that numbers its files anew at every mount; QEMU has nothing of it any
+    booted since, can also be on a filesystem that numbers its files anew at every mount; QEMU has nothing of it any
     more.
     """
     if entry.is_of(domain.repository.stage_path(domain.uuid, entry.draft.id)):

@@ -169,7 +169,7 @@ class StorageDaemon:
         """Reopen a read-only layer for writing while the block runs (blockdev-reopen).
 
         QEMU stores its bitmaps when it becomes read-only again. Raises QmpError if QEMU refuses either, for example
-        because the image also belongs to another domain's disk, or its file system is read-only.
+        because the image also belongs to another domain's disk, or its filesystem is read-only.
         """
         node = self._nodes[node_name]
         nodes = [*(self._nodes[name] for name in reopened(node)), node]
@@ -180,7 +180,7 @@ class StorageDaemon:
             self.execute("blockdev-reopen", {"options": nodes})
 
     def _add_secret(self, secret: SecretRef, value: bytes) -> None:
-        """Pass a passphrase in memory, so that no command line, log or file system contains it.
+        """Pass a passphrase in memory, so that no command line, log or filesystem contains it.
 
         The daemon reads it from an unnamed file through this process's /proc entry; the file disappears with the
         reply. (In the command it would be in the log of -v; an inherited descriptor would have to exist before the

@@ -61,8 +61,8 @@ class Entry:
         """Return True if the stage and its images are those that were begun, not copies.
 
         A repository that is copied in the middle of a backup contains the journal too; if files are copied as hard
-        links, the directory still is another. The device number of the file system may change when the host reboots, or
-        when a network file system is mounted again at the same path.
+        links, the directory still is another. The device number of the filesystem may change when the host reboots, or
+        when a network filesystem is mounted again at the same path.
         """
         given = {**self.images, **({".": self.stage} if self.stage is not None else {})}
         try:
@@ -174,7 +174,7 @@ def _inodes(identities: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def touched(directory: Path) -> float | None:
-    """Return the time of the file system's clock at which the stage's journal was last touched; None without one.
+    """Return the time of the filesystem's clock at which the stage's journal was last touched; None without one.
 
     The file is opened for it, which makes a client of NFS ask the server.
     """

@@ -61,6 +61,6 @@ def seems_at_work(stage: Path, *, backup_id: str, domain_uuid: str) -> bool:
 
 
 def now(lock_path: Path) -> float:
-    """Return the time of the file system's clock, which may differ from this host's. Raises OSError."""
+    """Return the time of the filesystem's clock, which may differ from this host's. Raises OSError."""
     os.utime(lock_path)
     return lock_path.stat().st_mtime

@@ -1,6 +1,6 @@
 """Lock a domain in a repository, or wait for its lock. vbackup.repository.repository holds the lock during a backup.
 
-The lock is the kernel's, on an open file (flock), so it ends with its process, however that ends. Some file systems do
+The lock is the kernel's, on an open file (flock), so it ends with its process, however that ends. Some filesystems do
 not lock (``works``); the journals of unfinished backups then tell who is at work (vbackup.repository.liveness).
 """
 
@@ -36,7 +36,7 @@ class LockWait:
 
 
 def works(path: Path) -> bool:
-    """Return False if the file system lets two have the lock of a file at once; the lock may be held or not.
+    """Return False if the filesystem lets two have the lock of a file at once; the lock may be held or not.
 
     Only this host is asked: where every host has locks of its own (NFS mounted with nolock), they do work on each.
     Raises OSError.
@@ -95,7 +95,7 @@ def wait_for(directory: Path, name: str, wait: LockWait, *, check: Callable[[], 
     Raises as ``take``, and InterruptedBySignalError if a signal ends the wait.
 
     flock() waits without a limit, and Python resumes that wait after each signal (PEP 475). The wait has to wake up for
-    a request to stop anyway, and can then try again. That also works where the file system implements flock()
+    a request to stop anyway, and can then try again. That also works where the filesystem implements flock()
     differently, as NFS does.
     """
     deadline = time.monotonic() + wait.limit_s

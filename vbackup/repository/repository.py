@@ -184,7 +184,7 @@ class Repository:
                     directory.rmdir()
 
     def locks(self, uuid: str | None = None) -> bool:
-        """Return False if the file system does not lock files, in the directory of a domain or of the repository."""
+        """Return False if the filesystem does not lock files, in the directory of a domain or of the repository."""
         path = self.path / MARKER if uuid is None else self.path / uuid / "lock"
         with storage_errors(f"lock {path}"):
             return lock.works(path)
@@ -335,8 +335,8 @@ def _refuse_without_locks(path: Path) -> None:
         if err.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         raise StorageError(
-            f"The file system of {path} cannot lock files (flock: {err.strerror}), so two backups of a domain could"
-            " damage each other; put the repository on another file system, or mount this one with locks."
+            f"The filesystem of {path} cannot lock files (flock: {err.strerror}), so two backups of a domain could"
+            " damage each other; put the repository on another filesystem, or mount this one with locks."
         ) from err
     finally:
         probe.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """Who writes a journal, and whether it lives: what tells where a lock does not lock.
 
 A lock that works makes this unnecessary: whoever has it knows that the writer is dead. But on some network and FUSE
-file systems flock(2) succeeds for everybody, or only the processes of one host see each other's locks. So a journal
+filesystems flock(2) succeeds for everybody, or only the processes of one host see each other's locks. So a journal
 names its writer, which touches it every BEAT_S seconds while it works. A process of this host is looked up; for any
-other the last touch counts, by the file system's own clock, since those of two hosts may differ.
+other the last touch counts, by the filesystem's own clock, since those of two hosts may differ.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Writer:
 class Pulse:
     """Touches an open file every BEAT_S seconds until it is stopped, whatever the process waits for meanwhile.
 
-    The file's time of modification is set to "now" by the file system, not by this host. ``fd`` stays the caller's.
+    The file's time of modification is set to "now" by the filesystem, not by this host. ``fd`` stays the caller's.
     """
 
     def __init__(self, fd: int) -> None:

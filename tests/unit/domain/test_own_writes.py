@@ -38,7 +38,7 @@ def image(tmp_path: Path) -> Path:
         os.setxattr(path, ATTRIBUTE, b"[]")
         os.removexattr(path, ATTRIBUTE)
     except OSError:
-        pytest.skip("a file system without extended attributes")
+        pytest.skip("a filesystem without extended attributes")
     return path
 
 

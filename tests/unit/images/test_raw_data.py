@@ -71,7 +71,7 @@ def test_extents_cover_all_data(image: Path) -> None:
     for start, end in found:
         covered[start:end] = data[start:end]
     assert covered == data
-    assert sum(end - start for start, end in found) < 2 * MIB  # where the file system knows holes
+    assert sum(end - start for start, end in found) < 2 * MIB  # where the filesystem knows holes
 
 
 def test_file_without_data_has_no_extents(tmp_path: Path) -> None:

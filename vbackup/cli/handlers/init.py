@@ -15,8 +15,8 @@ def run(_options: argparse.Namespace, context: Context) -> int:
     if not repository.locks():
         with context.reporting() as reporter:
             reporter.warning(
-                f"The file system of {repository.path} does not lock files (flock): two backups of one domain at the"
-                " same time can go unnoticed until one of them fails. Another file system, or mounting this one with"
+                f"The filesystem of {repository.path} does not lock files (flock): two backups of one domain at the"
+                " same time can go unnoticed until one of them fails. Another filesystem, or mounting this one with"
                 " locks, is safer."
             )
     if context.as_json:
