@@ -154,6 +154,8 @@ class Move:
         ``meanwhile`` is called while the QEMU that it comes to is stopped.
         """
         to = self.elsewhere
+        # Slowly, if something is to happen meanwhile: in the last phase QEMU would answer nobody while it is held up.
+        options = options if meanwhile is None else ("--bandwidth", "1", *options)
         argv = ["virsh", "-c", self.uri, "migrate", "--live", "--p2p", "--unsafe", *options, NAME, self.uris[to]]
         argv.append(f"unix://{self.directory}/migration")
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -177,7 +179,13 @@ class Move:
             except libvirt.libvirtError:
                 return ()
 
-        wait_for(lambda: process.poll() is not None or (state() == arriving and bool(waiting())), "the migration")
+        def is_under_way() -> bool:
+            # Where it leaves, libvirt tells of the migration only once QEMU has begun it.
+            stats = self.hosts[self.at].connection.lookupByName(NAME).jobStats()
+            leaving = stats.get(libvirt.VIR_DOMAIN_JOB_OPERATION) == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
+            return leaving and state() == arriving and bool(waiting())
+
+        wait_for(lambda: process.poll() is not None or is_under_way(), "the migration")
         (pid,) = waiting()
         os.kill(pid, signal.SIGSTOP)
         try:

@@ -78,10 +78,30 @@ def expect_area_named(failed: Outcome, area: Path) -> None:
     assert len(failed.stderr.splitlines()) == 1, failed.stderr
 
 
+@contextmanager
+def overwriting(chain: BusyChain, *, after: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """When the copies have started, call ``after``; then the guest overwrites the end of its disk, copied last.
+
+    What it overwrites by itself may have been copied before, if the machine is slow.
+    """
+    sent = []
+
+    def send(monitor: Any, transaction: Any) -> None:
+        transactions.send(monitor, transaction)
+        sent.append(transaction)
+        if len(sent) == 2:
+            after()
+            chain.machine.write("vda", f"write -P {len(sent)} 15M 64k")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbackup.operations.backup.send", send)
+        yield
+
+
 def test_no_error_of_the_fleecing_area_reaches_the_guest(chain: BusyChain, area: Path) -> None:
     before = chain.machine.state()
     for number in (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOTCONN, errno.ESTALE, errno.ENOSPC):
-        with writes_fail(number, ending="-aside"):
+        with writes_fail(number, ending="-aside"), overwriting(chain):
             failed = chain.run("--fleecing", area, "--speed", "4M", status=7)
         expect_area_named(failed, area)
         expect_untouched(chain, before)
@@ -120,35 +140,20 @@ def test_limit_on_the_size_of_a_file_in_the_fleecing_area(
     expect_untouched(chain, before)
 
 
-def test_storage_of_the_fleecing_area_is_lost(
-    chain: BusyChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_of_the_fleecing_area_is_lost(chain: BusyChain, tmp_path: Path) -> None:
     directory = tmp_path / "storage"
     directory.mkdir()
     storage = Ext4(directory, size_mib=64)
     storage.mount()
     try:
         before = chain.machine.state()
-        monkeypatch.setattr("vbackup.operations.backup.send", sending(storage.lose))
-        failed = chain.run("--fleecing", storage.path, "--speed", "4M", status=7)
+        with overwriting(chain, after=storage.lose):
+            failed = chain.run("--fleecing", storage.path, "--speed", "4M", status=7)
         assert str(storage.path) in failed.stderr
         assert os.strerror(errno.EIO) in failed.stderr
         expect_untouched(chain, before)
     finally:
         storage.unmount()
-
-
-def sending(after: Callable[[], None]) -> Callable[[Any, Any], None]:
-    """What sends transactions for vbackup, and calls ``after`` when the second one has started the copies."""
-    sent = []
-
-    def send(monitor: Any, transaction: Any) -> None:
-        transactions.send(monitor, transaction)
-        sent.append(transaction)
-        if len(sent) == 2:
-            after()
-
-    return send
 
 
 @pytest.mark.parametrize(

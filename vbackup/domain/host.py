@@ -366,7 +366,8 @@ class DomainHandle:
         """Raise MigratingError if the domain is just migrating, here or away.
 
         Where it arrives, libvirt lets no monitor command through: it would wait 30 s for the lock, in vain. From where
-        it leaves, a migration fails while a job has a disk. Both calls answer at once, whoever holds the lock.
+        it leaves, a migration fails while a job has a disk. Both calls answer at once, whoever holds the lock, except
+        in the last moments of a migration, in which QEMU answers nobody.
         """
         try:
             operation = self._domain.jobStats().get(libvirt.VIR_DOMAIN_JOB_OPERATION)

@@ -521,7 +521,8 @@ def test_leftover_is_thawed_only_if_a_vbackup_froze_it(recorder: Recorder, is_ou
     assert ["they are thawed now" in warning for warning in recorder.warnings] == [is_ours]
 
 
-def test_leftover_that_cannot_be_thawed_is_told(recorder: Recorder) -> None:
+def test_leftover_that_cannot_be_thawed_is_told(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vbackup.domain.freeze.THAW_DEADLINE_S", 0.05)
     assert not thaw_leftover(FakeAgent(status="frozen", thaw=NO_ANSWER), recorder, is_ours=True)
     assert not thaw_leftover(FakeAgent(status=NO_ANSWER), recorder, is_ours=True)
     assert len(recorder.warnings) == 2
