@@ -269,7 +269,7 @@ class QemuText(str):
     @property
     def is_unwritable(self) -> bool:
         """True if a file cannot be opened for writing: EACCES, EROFS, or EPERM (chattr +i)."""
-        return any(text in self for text in ("Permission denied", "Read-only filesystem", "Operation not permitted"))
+        return any(text in self for text in ("Permission denied", "Read-only file system", "Operation not permitted"))
 
     @property
     def is_not_found(self) -> bool:

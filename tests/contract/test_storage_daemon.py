@@ -374,7 +374,7 @@ def test_lock_of_this_qemu_is_taken_for_one(tmp_path: Path) -> None:
     assert not QmpError("x", "GenericError", "Permission denied").description.is_of_lock
 
 
-@pytest.mark.parametrize("said", ["Read-only filesystem", "Operation not permitted", "Permission denied"])
+@pytest.mark.parametrize("said", ["Read-only file system", "Operation not permitted", "Permission denied"])
 def test_refusal_to_write_is_known_by_its_words(said: str) -> None:
     assert QmpError("x", "GenericError", f"Could not open '/x': {said}").description.is_unwritable
     assert not QmpError("x", "GenericError", 'Failed to get "write" lock').description.is_unwritable

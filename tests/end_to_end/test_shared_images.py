@@ -128,7 +128,7 @@ def read_only_mount(path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("unwritable", "said"), [(immutable, "Operation not permitted"), (read_only_mount, "Read-only filesystem")]
+    ("unwritable", "said"), [(immutable, "Operation not permitted"), (read_only_mount, "Read-only file system")]
 )
 def test_image_that_cannot_be_written_is_read_and_says_why(
     lab: Lab, backups: Backups, tmp_path: Path, unwritable: Any, said: str

@@ -395,7 +395,11 @@ def _with_chains(backup_plan: BackupPlan, started: Unfinished) -> Unfinished:
     They are looked at before and after it. Raises BusyError if a file that no bitmap covers was changed in between.
     """
     domain = started.domain
-    nodes = domain.source.look_at([disk.node for disk in backup_plan.disks])
+    nodes = jobs.over_losses(
+        domain.monitor,
+        lambda: domain.source.look_at([disk.node for disk in backup_plan.disks]),
+        stop=domain.stop,
+    )
     images = []
     for image, disk, node in zip(started.draft.disks, backup_plan.disks, nodes):
         path = underlay.changed(disk.node.chain, node.chain)

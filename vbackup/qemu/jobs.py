@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from vbackup.errors import (
     ConnectionLostError,
@@ -58,6 +58,8 @@ class JobStatus(Enum):
     CONCLUDED = "concluded"
     NULL = "null"
 
+
+T = TypeVar("T")
 
 #: The states in which a job copies, or will copy, and accepts a new speed (JobVerbTable in QEMU's job.c).
 CHANGEABLE = frozenset((JobStatus.CREATED, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.READY, JobStatus.STANDBY))
@@ -287,6 +289,21 @@ def cancel(monitor: Monitor, job_ids: Collection[str], *, timeout_s: float = CAN
         if time.monotonic() > deadline:
             raise JobStalledError(timeout_s)
         if not all(job.status is JobStatus.CONCLUDED for job in jobs):
+            _wait_for_change(monitor)
+
+
+def over_losses(monitor: Monitor, call: Callable[[], T], *, stop: Stop) -> T:
+    """Return what ``call`` returns, which is repeated if the connection is lost: jobs are running, and survive that.
+
+    Raises ConnectionLostError if the connection was lost too many times in a row, and what ``call`` raises.
+    """
+    losses = 0
+    while True:
+        stop.check()
+        try:
+            return call()
+        except ConnectionLostError as err:
+            losses = _count_loss(losses, err)
             _wait_for_change(monitor)
 
 

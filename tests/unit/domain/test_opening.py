@@ -37,7 +37,7 @@ def refusing(*descriptions: str) -> Callable[[], None]:
     ("said", "reason"),
     [
         (LOCKED, "its image /images/vda.qcow2 is open in another process, so it is only read"),
-        ("Could not open '/images/vda.qcow2': Read-only filesystem", "cannot be written (Read-only filesystem)"),
+        ("Could not open '/images/vda.qcow2': Read-only file system", "cannot be written (Read-only file system)"),
         ("Could not open '/images/vda.qcow2': Operation not permitted", "cannot be written (Operation not permitted)"),
         ("Could not open '/images/vda.qcow2': Permission denied", "cannot be written (Permission denied)"),
     ],

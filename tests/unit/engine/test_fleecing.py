@@ -169,7 +169,7 @@ def test_area_that_only_root_has_space_in_is_full(tmp_path: Path, monkeypatch: p
         (errno.ENOSPC, "is too small for what the guest overwrites"),
         (errno.EDQUOT, "is too small for what the guest overwrites"),
         (errno.EIO, "about to overwrite: Input/output error"),
-        (errno.EROFS, "about to overwrite: Read-only filesystem"),
+        (errno.EROFS, "about to overwrite: Read-only file system"),
     ],
 )
 @pytest.mark.parametrize("reason", ["Permission denied", "Input/output error while reading the disk"])

@@ -400,3 +400,20 @@ def test_job_that_was_slowed_down_meanwhile_has_more_time(qemu: FakeQemu) -> Non
     with pytest.raises(JobStalledError) as caught:
         run(qemu, stall_s=0)
     assert caught.value.limit_s == 2**-10
+
+
+def test_call_is_repeated_over_a_lost_connection_but_not_for_ever() -> None:
+    qemu = FakeQemu()
+    calls: list[int] = []
+
+    def call(losses: int) -> int:
+        calls.append(losses)
+        if len(calls) <= losses:
+            raise ConnectionLostError("gone")
+        return 7
+
+    assert jobs.over_losses(qemu, lambda: call(2), stop=Stop()) == 7
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(ConnectionLostError):
+        jobs.over_losses(qemu, lambda: call(100), stop=Stop())
