@@ -346,6 +346,16 @@ QEMUS_OWN = NodeOptions()
 
 
 @dataclass(frozen=True)
+class BlocksRecord:
+    """What is recorded of an image's content and of its block list (vbackup.repository.block_list)."""
+
+    digest: str  #: of the list's file, such as "blake3:..."
+    structure: str  #: digest of the image's header and tables
+    data_blocks: int
+    zero_blocks: int
+
+
+@dataclass(frozen=True)
 class DiskImage:
     """The image of one disk in a backup, and the base it depends on."""
 
@@ -357,13 +367,14 @@ class DiskImage:
     virtual_size_bytes: int
     file_size_bytes: int
     copied_bytes: int
-    digest: str  #: of the image file: "sha256:..."
+    digest: str | None  #: of the image file, "sha256:...", in a backup from before there were block lists
     bitmap: str | None  #: the checkpoint's bitmap on the disk; None without one, as for a copy
     node_name: str
     source: str | None  #: path of the disk on the host
     source_format: BlockDriver
     encrypted: bool = False  #: True if the disk was encrypted on the host; the image is not
     chain: ChainState | None = None  #: the disk's layers at that moment; None if it was not recorded
+    blocks: BlocksRecord | None = None  #: None in a draft, and in a backup that has no block lists
 
 
 @dataclass(frozen=True)

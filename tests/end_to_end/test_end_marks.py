@@ -127,7 +127,7 @@ def test_shrink_that_a_failed_backup_saw_is_seen_by_the_next(chain: Chain, monke
     chain.backup()
     resize(chain, "vda", 4 * MIB, 8 * MIB)
     with monkeypatch.context() as patch:
-        patch.setattr("vbackup.images.digests.digest", fail)
+        patch.setattr("vbackup.repository.block_scan.make", fail)
         chain.run(status=1)
     done = chain.backup()
     assert levels(done) == {"vda": "full", "vdb": "incremental"}
@@ -146,7 +146,7 @@ def test_shrunk_disk_that_a_failed_backup_saw_and_that_grew_again(
     chain.backup()
     resize(chain, "vda", 4 * MIB)
     with monkeypatch.context() as patch:
-        patch.setattr("vbackup.images.digests.digest", fail)
+        patch.setattr("vbackup.repository.block_scan.make", fail)
         chain.run(status=1)
     resize(chain, "vda", 8 * MIB)
     assert levels(chain.backup()) == {"vda": "full", "vdb": "incremental"}

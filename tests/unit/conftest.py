@@ -17,9 +17,10 @@ from tests.unit.builders import Recorder, backup, commit, image_file, incrementa
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup.domain import freeze_turn, offline, opening, source
 from vbackup.hooks import marks
-from vbackup.images import digests
-from vbackup.model import ImageOptions
+from vbackup.images import block_lists
+from vbackup.model import BlocksRecord, ImageOptions
 from vbackup.qemu import backing_chain, qemu_img
+from vbackup.repository import block_scan
 from vbackup.repository.repository import Repository
 
 settings.register_profile("unit", max_examples=50, deadline=None)
@@ -85,14 +86,14 @@ def filled(repository: Path) -> Path:
 
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """All images are large; what is digested, in that order."""
-    monkeypatch.setattr(digests, "EARLY_DIGEST_BYTES", 0)
-    digested: list[Path] = []
-    really = digests.digest
+    """All images are large; what is listed, in that order."""
+    monkeypatch.setattr(block_lists, "EARLY_LIST_BYTES", 0)
+    listed: list[Path] = []
+    really = block_scan.make
 
-    def digest(path: Path, **more: Any) -> str:
-        digested.append(path)
-        return really(path, **more)
+    def make(image: Path, path: Path, **more: Any) -> BlocksRecord:
+        listed.append(image)
+        return really(image, path, **more)
 
-    monkeypatch.setattr(digests, "digest", digest)
-    return digested
+    monkeypatch.setattr(block_scan, "make", make)
+    return listed

@@ -15,7 +15,7 @@ from vbackup import names
 from vbackup.engine import endmark
 from vbackup.engine.unfinished import Unfinished
 from vbackup.errors import BusyError, DiskError
-from vbackup.images import digests, targets, tuning
+from vbackup.images import block_lists, targets, tuning
 from vbackup.images.writeback import Writeback
 from vbackup.model import Backup, DiskImage
 from vbackup.qemu import jobs
@@ -41,7 +41,7 @@ class Following:
 def copy(unfinished: Unfinished, written: Journal, following: Following) -> Unfinished:
     """Follow the jobs until all have ended well; QEMU has then closed complete images.
 
-    Returns the backup with what was copied and the digests that are known. Raises what vbackup.qemu.jobs.run raises,
+    Returns the backup with what was copied, and the lists that are known. Raises what vbackup.qemu.jobs.run raises,
     StorageError and NoSpaceError where an image cannot be written, BusyError where a disk was shrunk.
     """
     monitor = unfinished.domain.monitor
@@ -81,29 +81,29 @@ def _close(unfinished: Unfinished, written: Journal, writeback: Writeback) -> Un
     options = tuning.node_options(is_local=domain.source.handle.host.is_local)
     nodes = targets.flush_in_qemu(domain.monitor, unfinished.target_nodes, options=options)
     _refuse_shrunk(unfinished, nodes)
-    early = digests.digest_while(writeback.finish, _read_early(unfinished), _watch(unfinished))
+    early = block_lists.list_while(writeback.finish, _read_early(unfinished), _watch(unfinished))
     # From here on whoever finds the stage takes the images to be complete, even after a power cut.
     written.flushed()
     targets.close_all_in_qemu(domain.monitor, domain.naming)
-    return replace(unfinished, digests=early)
+    return replace(unfinished, lists=early)
 
 
 def _read_early(unfinished: Unfinished) -> Mapping[str, Path]:
-    """Return the images, by dev, to digest before QEMU closes them.
+    """Return the images, by dev, to list before QEMU closes them.
 
     None if QEMU is on another host: what this host sees of an image that is still open there may be old.
     """
     if not unfinished.domain.source.handle.host.is_local:
         return {}
-    return digests.worth_an_early_digest(_images(unfinished))
+    return block_lists.worth_an_early_list(_images(unfinished))
 
 
 def _images(unfinished: Unfinished) -> Mapping[str, Path]:
     return {image.dev: unfinished.stage.path / image.file for image in unfinished.draft.disks}
 
 
-def _watch(unfinished: Unfinished) -> digests.Watch:
-    return digests.Watch(unfinished.domain.reporter, unfinished.domain.stop.check)
+def _watch(unfinished: Unfinished) -> block_lists.Watch:
+    return block_lists.Watch(unfinished.domain.reporter, unfinished.domain.stop.check)
 
 
 def _refuse_shrunk(unfinished: Unfinished, nodes: BlockNodes) -> None:
@@ -155,9 +155,9 @@ def commit(
 
 
 def _described(unfinished: Unfinished) -> tuple[DiskImage, ...]:
-    """Return the images with the sizes and digests of their files."""
+    """Return the images with the sizes of their files and what is recorded of their content."""
     images = unfinished.draft.disks
-    files = digests.digest_all(_images(unfinished), early=unfinished.digests, watch=_watch(unfinished))
+    files = block_lists.list_all(_images(unfinished), early=unfinished.lists, watch=_watch(unfinished))
     return tuple(
-        replace(image, file_size_bytes=file.size_bytes, digest=file.digest) for image, file in zip(images, files)
+        replace(image, file_size_bytes=file.size_bytes, blocks=file.blocks) for image, file in zip(images, files)
     )

@@ -133,7 +133,7 @@ class DiskPlan:
             virtual_size_bytes=self.node.top.virtual_size_bytes,
             file_size_bytes=0,
             copied_bytes=0,
-            digest="",
+            digest=None,
             bitmap=self.bitmap,
             node_name=self.node.top.node_name,
             source=self.node.disk.path,

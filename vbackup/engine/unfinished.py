@@ -15,7 +15,7 @@ from vbackup import names
 from vbackup.domain.source import Source
 from vbackup.engine import leftovers
 from vbackup.images import targets
-from vbackup.images.digests import EarlyDigest
+from vbackup.images.block_lists import EarlyList
 from vbackup.model import Backup, NodeBitmap
 from vbackup.names import Naming
 from vbackup.qemu import jobs
@@ -60,7 +60,7 @@ class Unfinished:
     stage: Stage
     new_marks: Sequence[NodeBitmap] = ()  #: end marks that the transaction adds; those of a dead run stay
     relied_on_marks: Sequence[NodeBitmap] = ()  #: end marks that the choice of the bases relies on
-    digests: Mapping[Path, EarlyDigest] = field(default_factory=dict)  #: of large images (vbackup.images.digests)
+    lists: Mapping[Path, EarlyList] = field(default_factory=dict)  #: of large images (vbackup.images.block_lists)
 
     @property
     def devs(self) -> Mapping[str, str]:

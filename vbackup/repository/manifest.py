@@ -19,6 +19,7 @@ from vbackup.model import (
     LIVE_XML,
     Backup,
     BlockDriver,
+    BlocksRecord,
     Consistency,
     DiskImage,
     Group,
@@ -167,6 +168,8 @@ def _group(fields: Fields) -> Group:
 
 def _image_document(image: DiskImage) -> dict[str, Any]:
     chain = {} if image.chain is None else {"chain": image.chain.document()}
+    blocks = {} if image.blocks is None else {"blocks": blocks_document(image.blocks)}
+    digest = {} if image.digest is None else {"digest": image.digest}
     return {
         "dev": image.dev,
         "level": image.level.value,
@@ -177,7 +180,8 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
         "virtual_size_bytes": image.virtual_size_bytes,
         "file_size_bytes": image.file_size_bytes,
         "copied_bytes": image.copied_bytes,
-        "digest": image.digest,
+        **digest,
+        **blocks,
         "bitmap": image.bitmap,
         "node_name": image.node_name,
         "source": image.source,
@@ -185,6 +189,25 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
         "encrypted": image.encrypted,
         **chain,
     }
+
+
+def blocks_document(blocks: BlocksRecord) -> dict[str, Any]:
+    """Return what is recorded of a block list as a JSON object."""
+    return {
+        "digest": blocks.digest,
+        "structure": blocks.structure,
+        "data_blocks": blocks.data_blocks,
+        "zero_blocks": blocks.zero_blocks,
+    }
+
+
+def _blocks(fields: Fields) -> BlocksRecord:
+    return BlocksRecord(
+        digest=fields.text("digest"),
+        structure=fields.text("structure"),
+        data_blocks=fields.integer("data_blocks"),
+        zero_blocks=fields.integer("zero_blocks"),
+    )
 
 
 def _image(fields: Fields, where: str) -> DiskImage:
@@ -200,7 +223,8 @@ def _image(fields: Fields, where: str) -> DiskImage:
         virtual_size_bytes=fields.integer("virtual_size_bytes"),
         file_size_bytes=fields.integer("file_size_bytes"),
         copied_bytes=fields.integer("copied_bytes"),
-        digest=fields.text("digest"),
+        digest=fields.optional_text("digest"),
+        blocks=_blocks(fields.object("blocks")) if "blocks" in fields else None,
         bitmap=fields.optional_text("bitmap"),
         node_name=fields.text("node_name"),
         source=fields.optional_text("source"),

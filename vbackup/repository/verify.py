@@ -1,4 +1,4 @@
-"""Compare the files of backups with their manifests: the headers and digests of images, and the domain's other files.
+"""Compare the files of backups with their manifests: headers and blocks of images, and the domain's other files.
 
 Reads every byte of the images and writes nothing. A chain has to be checked before qemu-img reads it, because qemu-img
 opens whatever file a header names. vbackup.repository.catalogue has already checked that the images exist, with the
@@ -17,13 +17,17 @@ from vbackup.errors import ChainError
 from vbackup.files import read_regular
 from vbackup.model import Backup, BlockDriver
 from vbackup.qemu import qcow2
+from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.report import Phase, Reporter
+from vbackup.repository import block_list, block_scan
+from vbackup.repository.block_list import BLOCK_BYTES, SEGMENT_BLOCKS, BlockList, algorithm_of
+from vbackup.repository.block_scan import Scan
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 #: How many images of a chain are read at the same time.
-MAX_DIGESTS = 4
+MAX_IMAGES = 4
 #: The largest NVRAM file that vbackup.operations.backup stores; a domain XML is far smaller.
 MAX_FURTHER_BYTES = 64 * 1024 * 1024
 
@@ -33,14 +37,14 @@ def check_chains(
 ) -> None:
     """Check the chain of each disk (``chains`` by dev); raise ChainError if an image does not match its manifest.
 
-    All headers are checked before the first digest: a wrong one is found at once, while digests read every image.
+    All headers are checked before the first image is read: a wrong one is found at once.
     """
     for links in chains.values():
         for link in links:
             _check_header(image_path(repository, link), link)
     for dev, links in chains.items():
         progress = _Progress(reporter, dev, sum(link.image.file_size_bytes for link in links))
-        _check_digests(dev, links, repository=repository, progress=progress, stop=stop)
+        _check_images(dev, links, repository=repository, progress=progress, stop=stop)
         reporter.step(f"Disk {dev}: {len(links)} image{'s' * (len(links) > 1)} checked.")
 
 
@@ -65,7 +69,7 @@ def image_path(repository: Repository, link: Link) -> Path:
     return repository.directory(link.backup.domain_uuid, link.backup.id) / link.image.file
 
 
-def _check_digests(dev: str, links: Sequence[Link], *, repository: Repository, progress: _Progress, stop: Stop) -> None:
+def _check_images(dev: str, links: Sequence[Link], *, repository: Repository, progress: _Progress, stop: Stop) -> None:
     """Read the images of a disk, MAX_DIGESTS at a time; the first one that does not match ends all reading."""
     given_up = threading.Event()
 
@@ -74,20 +78,69 @@ def _check_digests(dev: str, links: Sequence[Link], *, repository: Repository, p
         if given_up.is_set():
             raise ChainError(f"Disk {dev}: another image cannot be used.")  # only ends this thread; nobody sees it
 
-    with ThreadPoolExecutor(max_workers=MAX_DIGESTS) as pool:
+    with ThreadPoolExecutor(max_workers=MAX_IMAGES) as pool:
         paths = [image_path(repository, link) for link in links]
-        futures = [pool.submit(files.digest, path, check=check, progress=progress.of_file()) for path in paths]
+        futures = [
+            pool.submit(_check_image, path, link, check=check, progress=progress.of_file())
+            for link, path in zip(links, paths)
+        ]
         try:
-            for link, path, future in zip(links, paths, futures):
-                if future.result() != link.image.digest:
-                    raise ChainError(
-                        f"Disk {dev}: the image {path} of backup {link.backup.id} was altered or is damaged: its digest"
-                        " differs from the recorded one. Restore the file from a copy of the repository, or restore an"
-                        " older backup."
-                    )
+            for future in futures:
+                future.result()
         except BaseException:
             given_up.set()
             raise
+
+
+def _check_image(path: Path, link: Link, *, check: Callable[[], None], progress: Callable[[int], None]) -> None:
+    """Raise ChainError if the image is not what its manifest and its block list say."""
+    blocks = link.image.blocks
+    if blocks is None:
+        if files.digest(path, check=check, progress=progress) != link.image.digest:
+            raise _damaged(path, link, "its digest differs from the recorded one")
+        return
+    with opened_list(path, link) as listed, Qcow2Layer(path) as layer:
+        if block_scan.structure_digest(layer, algorithm_of(blocks.structure, where=f"{path}")) != blocks.structure:
+            raise _damaged(path, link, "its header or tables differ from the recorded ones")
+        with Scan(layer, listed.algorithm, check=check, progress=progress, is_tolerant=True) as scan:
+            for found in block_scan.differences(listed, scan, layer):
+                start, end = next(block_list.runs(found.blocks))
+                first = (found.number * SEGMENT_BLOCKS + start) * BLOCK_BYTES
+                raise _damaged(
+                    path,
+                    link,
+                    f"its content differs from its block list from byte {first} of the disk on"
+                    f" ({(end - start) * BLOCK_BYTES} bytes)",
+                )
+
+
+def opened_list(path: Path, link: Link) -> BlockList:
+    """Open the block list of the image at ``path``, whose manifest records one.
+
+    Raises ChainError if it is missing or is not the one that the manifest records.
+    """
+    blocks = link.image.blocks
+    assert blocks is not None
+    list_path = path.with_suffix(block_list.SUFFIX)
+    algorithm = algorithm_of(blocks.digest, where=f"The manifest of backup {link.backup.id}")
+    listed = BlockList.open(list_path)
+    try:
+        if listed.digest(algorithm) != blocks.digest:
+            raise ChainError(
+                f"Disk {link.image.dev}: the block list {list_path} of backup {link.backup.id} was altered or is"
+                " damaged: its digest differs from the recorded one. Restore the file from a copy of the repository."
+            )
+    except BaseException:
+        listed.close()
+        raise
+    return listed
+
+
+def _damaged(path: Path, link: Link, reason: str) -> ChainError:
+    return ChainError(
+        f"Disk {link.image.dev}: the image {path} of backup {link.backup.id} was altered or is damaged: {reason}."
+        " Restore the file from a copy of the repository, or restore an older backup."
+    )
 
 
 class _Progress:
