@@ -89,7 +89,11 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
     fields = Fields(value, where, ChainError)
     if fields.text("schema") != SCHEMA:
         raise ChainError(f"In {where}: schema {fields.text('schema')} is unknown; this vbackup reads {SCHEMA}.")
-    return parse(fields, where, backup_id=backup_id, domain_uuid=domain_uuid)
+    backup = parse(fields, where, backup_id=backup_id, domain_uuid=domain_uuid)
+    for image in backup.disks:
+        if image.blocks is None and image.digest is None:
+            raise ChainError(f"In {where}: disk {image.dev} should have blocks or a digest, but has neither.")
+    return backup
 
 
 def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Backup:

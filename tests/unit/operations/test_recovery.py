@@ -173,7 +173,8 @@ def test_killed_in_the_middle_of_the_commit(domain: FakeDomain, repo: Repository
 def test_committed_backup_has_no_journal(domain: FakeDomain, repo: Repository) -> None:
     done = run(domain, repo)
     names_there = {path.name for path in (repo.path / UUID / done.id).iterdir()}
-    assert names_there == {"manifest.json", "domain.xml", "live.xml", "vda.qcow2", "vdb.qcow2"}
+    images = {f"{dev}.{suffix}" for dev in ("vda", "vdb") for suffix in ("qcow2", "blocks")}
+    assert names_there == {"manifest.json", "domain.xml", "live.xml", *images}
 
 
 def test_moment_that_is_not_known_for_certain_is_crash_consistent(

@@ -134,10 +134,15 @@ def test_unknown_members_are_tolerated() -> None:
     assert load(changed(tomorrow=[1], disks__0__new=2, domain__title="x", versions__nbdkit="1.32")) == SIMPLE
 
 
-@pytest.mark.parametrize("missing", ["encrypted", "digest", "file"])
+@pytest.mark.parametrize("missing", ["encrypted", "file"])
 def test_missing_member_of_a_disk_is_named(missing: str) -> None:
     with pytest.raises(ChainError, match=rf"disks\[0\].{missing} should be .*, but is missing"):
         load(changed(**{f"disks__0__{missing}": MISSING}))
+
+
+def test_image_needs_a_block_list_or_a_digest() -> None:
+    with pytest.raises(ChainError, match="disk vda should have blocks or a digest"):
+        load(changed(disks__0__digest=MISSING))
 
 
 @pytest.mark.parametrize(
