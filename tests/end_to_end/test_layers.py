@@ -5,6 +5,7 @@ Every backup is restored and compared. Changes that QEMU makes itself cost no fu
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -21,12 +22,13 @@ from tests.end_to_end.test_bases import commit
 from tests.end_to_end.test_block_jobs import pull_all, snapshot, wait_until_idle
 from tests.filesystem import loop_device
 from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info
+from vbackup.domain import file_contents
 from vbackup.operations import backup
 
 if TYPE_CHECKING:
     from tests.conftest import Command
 
-PROVEN = {"path", "device", "inode", "size_bytes", "mtime_ns"}
+PROVEN = {"path", "device", "inode", "size_bytes", "mtime_ns", "ctime_ns"}
 FULL, INCREMENTAL = {"vda": "full"}, {"vda": "incremental"}
 
 
@@ -43,6 +45,29 @@ def write(path: Path, *commands: str, image_format: str = "qcow2") -> None:
     for one in commands:
         argv += ["-c", one]
     subprocess.run([*argv, str(path)], check=True, capture_output=True)
+
+
+def overwrite(path: Path, *commands: str, image_format: str = "qcow2") -> None:
+    """In place, and with its former time of modification, as rsync --inplace --times does, and cp -p."""
+    before = path.stat()
+    write(path, *commands, image_format=image_format)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read to digest them."""
+    names: list[str] = []
+    really = file_contents._content
+
+    def content(fd: int, *arguments: Any, **more: Any) -> str:
+        names.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        return really(fd, *arguments, **more)
+
+    monkeypatch.setattr(file_contents, "_content", content)
+    return names
 
 
 @dataclass(frozen=True)
@@ -145,6 +170,73 @@ def test_change_below_the_bitmaps_before_a_start_costs_a_full(layered: Chain, ch
     assert levels(layered.backup()) == FULL
 
 
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("name", ["middle", "base"])
+def test_layer_that_was_overwritten_and_given_back_its_time_costs_a_full(
+    layered: Chain, name: str, *, starts: bool
+) -> None:
+    """While the domain is off. Only ctime and the content show it."""
+    layered.backup()
+    off, path = Off(layered), layered.tmp_path / f"{name}.qcow2"
+    overwrite(path, "write -P 9 1M 64k")
+    refused = layered.run("--level", "incremental", status=6)
+    said = f"had {path} below, which was overwritten since, and given back its time of modification"
+    assert said in refused.stderr
+    if starts:
+        layered.machine.handle.domain.create()
+    done = layered.backup() if starts else off.backup()
+    assert levels(done) == FULL
+    assert reasons(done)["vda"].endswith(said)
+    assert levels(layered.backup() if starts else off.backup()) == INCREMENTAL
+
+
+def test_raw_file_below_and_data_file_below_that_were_overwritten_cost_a_full(
+    lab: Lab, command: Command, repository: Path, tmp_path: Path, read: list[str]
+) -> None:
+    raw, data = tmp_path / "base.raw", tmp_path / "data.raw"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", str(raw), "8M"], check=True)
+    write(raw, "write -P 1 0 2M", image_format="raw")
+    middle, top = tmp_path / "middle.qcow2", tmp_path / "vda.qcow2"
+    # A raw data file stands for all that is there, so it has no backing file.
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    subprocess.run([*argv, "-o", f"data_file={data}", "-b", str(raw), "-F", "raw", str(middle), "8M"], check=True)
+    write(middle, "write -P 2 1M 1M")
+    image(top, "write -P 3 2M 64k", backing=middle)
+    chain = Chain(lab, command, repository, tmp_path, [Made(top, size="8M")])
+    chain.backup()
+    off = Off(chain)
+    for path, place in ((raw, "512k"), (data, "64k")):
+        overwrite(path, f"write -P 9 {place} 4k", image_format="raw")
+        done = off.backup()
+        assert levels(done) == FULL
+        assert f"had {path} below, which was overwritten since" in reasons(done)["vda"]
+        assert levels(off.backup()) == INCREMENTAL
+    # Each of the three once at first; then what was touched, to compare it.
+    assert sorted(read) == sorted(["base.raw", "data.raw", "middle.qcow2", "base.raw", "data.raw"])
+
+
+def test_layer_that_was_overwritten_before_a_full_is_compared_with_that(layered: Chain) -> None:
+    layered.backup()
+    off, path = Off(layered), layered.tmp_path / "base.qcow2"
+    overwrite(path, "write -P 9 3M 64k")
+    assert levels(off.backup("--level", "full")) == FULL
+    assert levels(off.backup()) == INCREMENTAL
+    path.chmod(0o640)
+    assert levels(off.backup()) == INCREMENTAL
+
+
+def test_data_file_that_was_overwritten_and_given_back_its_time_costs_a_full(with_data_file: Chain) -> None:
+    """That of the active layer is not read: it is as large as the disk."""
+    chain, data = with_data_file, with_data_file.tmp_path / "vda.raw"
+    off = Off(chain)
+    off.backup()
+    overwrite(data, "write -P 9 3M 64k", image_format="raw")
+    done = off.backup()
+    assert levels(done) == FULL
+    assert f"had the data file {data}: " in reasons(done)["vda"]
+    assert levels(off.backup()) == INCREMENTAL
+
+
 def test_layer_that_changes_at_the_moment_ends_the_backup(layered: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     layered.backup()
     before = layered.machine.state()
@@ -229,27 +321,117 @@ def test_restarts_and_backups_while_off_stay_incremental(layered: Chain) -> None
 
 
 def test_layers_whose_owner_libvirt_changes_at_each_start_cost_no_full(
-    daemon: Daemon, command: Command, repository: Path, images: Path, tmp_path: Path
+    daemon: Daemon, command: Command, repository: Path, images: Path, tmp_path: Path, read: list[str]
 ) -> None:
-    """libvirtd gives the images to QEMU's user, which is not root, in a mount namespace of its own."""
+    """libvirtd gives the images to QEMU's user, which is not root, in a mount namespace of its own.
+
+    The file below is read once for the first backup, and once after it was touched.
+    """
     base = image(images / "base.qcow2", "write -P 1 0 4M")
     spec = Made(image(images / "vda.qcow2", backing=base))
     machine = daemon.define(domain_xml("owners", [spec.xml()]))
 
     def backup() -> dict[str, Any]:
         done = command("-c", daemon.uri, "-q", "backup", "owners", "-r", repository, "--json").document
-        assert [layer["file"].keys() for layer in done["disks"][0]["chain"]["layers"]] == [PROVEN] * 2
+        layers = done["disks"][0]["chain"]["layers"]
+        assert [layer["file"].keys() for layer in layers] == [PROVEN, PROVEN | {"digest"}]
         return levels(done)
 
     assert backup() == FULL
     for night in range(2):
+        before = base.stat().st_ctime_ns
         machine.handle.domain.create()
+        assert base.stat().st_ctime_ns != before
         machine.write("vda", f"write -P {night} 5M 64k")
         assert backup() == INCREMENTAL
-        machine.handle.domain.destroy()
         assert backup() == INCREMENTAL
+        machine.handle.domain.destroy()
+        os.chown(base, 0, 0)  # libvirt 9.0 gives it to QEMU, and leaves it so
+        assert backup() == INCREMENTAL
+        assert backup() == INCREMENTAL
+        assert len(read) == 1 + 2 * (night + 1)
+    assert set(read) == {"base.qcow2"}
     command("-q", "restore", "owners", "-r", repository, "--output", tmp_path / "out")
     compare(tmp_path / "out" / "vda.qcow2", spec.path)
+    # Each start is a chance to overwrite it.
+    overwrite(base, "write -P 9 2M 64k")
+    machine.handle.domain.create()
+    assert backup() == FULL
+
+
+def test_layers_are_read_by_the_first_backup_and_by_no_later_one_until_they_are_touched(
+    layered: Chain, read: list[str]
+) -> None:
+    layered.backup()
+    assert sorted(read) == ["base.qcow2", "middle.qcow2"]
+    base = layered.tmp_path / "base.qcow2"
+    for night in range(2):
+        layered.machine.write("vda", f"write -P {night} 5M 64k")
+        assert levels(layered.backup()) == INCREMENTAL
+        base.chmod(0o640 - night)  # as when another domain with that file starts
+        assert levels(layered.backup()) == INCREMENTAL
+    layered.backup("--level", "differential")
+    layered.backup("--level", "copy")
+    off = Off(layered)
+    assert len(read) == 2
+    for _night in range(2):
+        assert levels(off.backup()) == INCREMENTAL
+    assert read[2:] == ["base.qcow2"]
+    base.chmod(0o600)
+    layered.run("--level", "full", "--dry-run")
+    assert len(read) == 3
+    layered.machine.handle.domain.create()
+    assert levels(layered.backup()) == INCREMENTAL
+    assert levels(layered.backup("--level", "full")) == FULL
+    assert read[3:] == ["base.qcow2"]
+
+
+def test_layer_that_was_written_while_qemu_ran_is_found_out_after_a_restart(layered: Chain, read: list[str]) -> None:
+    """By a program that heeds no lock, and sets back the time. QEMU has the file open, so that nothing is compared."""
+    layered.backup()
+    base = layered.tmp_path / "base.qcow2"
+    before = base.stat()
+    with base.open("r+b") as file:
+        place = file.read().index(b"\1" * 65536)
+        file.seek(place + 65536)
+        file.write(b"\7" * 65536)
+    os.utime(base, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert levels(layered.run().document) == INCREMENTAL
+    layered.restart()
+    done = layered.backup()
+    assert levels(done) == FULL
+    assert "base.qcow2 below, which was overwritten since" in reasons(done)["vda"]
+
+
+@pytest.mark.parametrize("level", ["incremental", "full"])
+def test_manifest_without_ctime_and_digests_is_trusted_as_before(layered: Chain, read: list[str], level: str) -> None:
+    """And the next backup has what it lacks."""
+    first = layered.backup()
+    (manifest,) = layered.repository.glob(f"*/{first['id']}/manifest.json")
+    document = json.loads(manifest.read_text())
+    for layer in document["disks"][0]["chain"]["layers"]:
+        for name in ("ctime_ns", "digest"):
+            layer["file"].pop(name, None)
+    manifest.write_text(json.dumps(document))
+    off, base = Off(layered), layered.tmp_path / "base.qcow2"
+    base.chmod(0o640)
+    read.clear()
+    assert levels(off.backup("--level", level)) == {"vda": level}
+    overwrite(base, "write -P 9 2M 64k")
+    assert levels(off.backup()) == FULL
+
+
+def test_layer_that_vbackup_may_not_read_is_trusted_by_its_time(
+    layered: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS that does not let root in. Nothing else is known of it, which is told."""
+    monkeypatch.setattr(file_contents, "digest", lambda *_file, **_more: None)
+    layered.backup()
+    off = Off(layered)
+    (layered.tmp_path / "base.qcow2").chmod(0o640)
+    assert levels(off.backup()) == INCREMENTAL
+    write_to_the_lowest(layered.tmp_path)
+    assert levels(off.backup()) == FULL
 
 
 @pytest.mark.parametrize("restarts", [False, True])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.daemon import wait_for
 from tests.end_to_end.chains import END_BYTES
 from tests.filesystem import loop_device
 from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml, qemu_img_info
-from vbackup.domain import opening
+from vbackup.domain import file_contents, opening
 from vbackup.domain.access import file_system_of
 from vbackup.qemu import jobs
 
@@ -194,6 +195,40 @@ def test_template_and_clones_that_are_off_are_backed_up_together(
             assert "also used by domain clone-1 of the same group" in disks["template"]["reason"]
         else:
             assert disks["template"]["level"] == ("incremental" if night else "full")
+
+
+def test_bitmaps_of_a_template_are_told_from_what_somebody_writes_there(
+    lab: Lab, backups: Backups, template: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each night they change its size and time. It is read once for all clones and nights, until it was overwritten."""
+    image, reads = tmp_path / "template.qcow2", []
+    really = file_contents._content
+
+    def content(*arguments: Any, **more: Any) -> str:
+        reads.append(1)
+        return really(*arguments, **more)
+
+    monkeypatch.setattr(file_contents, "_content", content)
+    for name in CLONES[:2]:
+        clone(lab, name, tmp_path)
+    for night in range(3):
+        for name in ("template", *CLONES[:2]):
+            disk = only_disk(backups(name).document)
+            assert disk["level"] == ("incremental" if night else "full")
+        for name in CLONES[:2]:
+            backups.compare(name, tmp_path / f"{name}.qcow2")
+            write(tmp_path / f"{name}.qcow2", f"write -P {night + 7} {night + 2}M 64k")
+    assert len(reads) == 1
+    before = image.stat()
+    write(image, "write -P 9 3M 64k")
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    backups("template")  # whose bitmap does not show it either: it is off, and somebody else wrote
+    for name in CLONES[:2]:
+        disk = only_disk(backups(name).document)
+        assert disk["level"] == "full"
+        assert f"had {image} below, which was " in disk["reason"]
+        backups.compare(name, tmp_path / f"{name}.qcow2")
+    assert len(reads) == 2
 
 
 # what another host may have open

@@ -11,14 +11,21 @@ from hypothesis import strategies as st
 
 from vbackup.errors import ChainError
 from vbackup.fields import Fields
-from vbackup.layers import ChainState, FileState, LayerState
+from vbackup.layers import TOO_NEW, ChainState, FileState, LayerState
 
 FILE = FileState("/images/base.qcow2", 1, 2, size_bytes=3, mtime_ns=4)
 
 numbers, texts = st.integers(0, 2**63 - 1), st.text(max_size=10)
-files = st.builds(FileState, texts, numbers, numbers, size_bytes=numbers, mtime_ns=numbers) | st.builds(
-    FileState, texts
-)
+files = st.builds(
+    FileState,
+    texts,
+    numbers,
+    numbers,
+    size_bytes=numbers,
+    mtime_ns=numbers,
+    ctime_ns=st.none() | numbers,
+    digest=st.none() | texts,
+) | st.builds(FileState, texts)
 layers = st.builds(LayerState, texts, files, st.none() | files)
 chains = st.builds(
     ChainState,
@@ -65,6 +72,42 @@ def test_files_are_compared_by_device_inode_size_and_time(
     assert FILE.is_same_file(other, same_boot=True) == same_file
     assert FILE.is_unchanged(other, same_boot=True) == unchanged
     assert other.is_unchanged(FILE, same_boot=True) == unchanged
+
+
+KNOWN = replace(FILE, ctime_ns=5, digest="sha256-bytes:aa")
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "unchanged", "undecided"),
+    [
+        (KNOWN, replace(FILE, ctime_ns=5), True, False),
+        # libvirt gave it another owner, or it was overwritten and given back its time: the content tells.
+        (KNOWN, replace(FILE, ctime_ns=6), False, True),
+        (KNOWN, replace(KNOWN, ctime_ns=6), True, False),
+        (KNOWN, replace(KNOWN, ctime_ns=6, digest="sha256-bytes:bb"), False, False),
+        # Bitmaps of vbackup, or a new time and nothing else.
+        (KNOWN, replace(FILE, size_bytes=9, mtime_ns=9, ctime_ns=9), False, True),
+        (KNOWN, replace(KNOWN, size_bytes=9, mtime_ns=9, ctime_ns=9), True, False),
+        # No note in the file counts for more than a digest.
+        (KNOWN, replace(FILE, mtime_ns=9, ctime_ns=9, earlier=((3, 4),)), False, True),
+        (replace(KNOWN, digest=None), replace(FILE, ctime_ns=6), False, False),
+        (replace(KNOWN, digest=None), replace(KNOWN, ctime_ns=6), False, False),
+        (KNOWN, replace(FILE, inode=9, ctime_ns=5), False, False),
+        (KNOWN, replace(KNOWN, inode=9), False, False),
+        # A further change could have left the same ctime.
+        (replace(KNOWN, ctime_ns=TOO_NEW), replace(FILE, ctime_ns=TOO_NEW), False, True),
+        (KNOWN, replace(FILE, ctime_ns=TOO_NEW), False, True),
+        # Recorded by a version that knew no ctime, or of a file that could not be read.
+        (FILE, KNOWN, True, False),
+        (FILE, replace(KNOWN, mtime_ns=9, earlier=((3, 4),)), True, False),
+        (FILE, replace(KNOWN, mtime_ns=9), False, False),
+    ],
+)
+def test_digest_decides_where_ctime_has_changed(
+    then: FileState, now: FileState, *, unchanged: bool, undecided: bool
+) -> None:
+    assert then.is_unchanged(now, same_boot=True) == unchanged
+    assert then.is_undecided(now, same_boot=True) == undecided
 
 
 def test_device_numbers_mean_nothing_after_a_reboot() -> None:

@@ -10,25 +10,19 @@ import logging
 import os
 import re
 import stat
-import time
 from pathlib import Path
 
 from vbackup.domain import own_writes
+from vbackup.domain.file_contents import is_too_new
 from vbackup.errors import MalformedError, QmpError
 from vbackup.fields import objects
-from vbackup.layers import ChainState, FileState, LayerState
+from vbackup.layers import TOO_NEW, ChainState, FileState, LayerState
 from vbackup.model import DiskNode, Layer
 from vbackup.process import OpenFiles, Process
 from vbackup.qemu.block_graph import innermost
 from vbackup.qemu.monitor import Monitor
 
 log = logging.getLogger(__name__)
-
-#: Two writes within one tick of the kernel's clock (at most 10 ms) leave the same time of change.
-TICK_NS = 20_000_000
-#: The same where the filesystem stores whole seconds (ext3, ext4 with inodes of 128 bytes), or only even ones (vfat).
-SECOND_NS = 1_000_000_000
-COARSE_TICK_NS = 2 * SECOND_NS + TICK_NS
 
 
 def of_other_host(node: DiskNode, *, mark: str | None) -> ChainState:
@@ -113,8 +107,7 @@ def _state(path: str, open_files: OpenFiles | None, *, may_be_new: bool) -> File
         log.debug("%s: %s", path, err)
         return FileState(path)
     is_open = open_files is None or (status.st_dev, status.st_ino) in open_files
-    tick_ns = TICK_NS if status.st_mtime_ns % SECOND_NS else COARSE_TICK_NS
-    is_new = not may_be_new and time.time_ns() - status.st_mtime_ns < tick_ns
+    is_new = not may_be_new and is_too_new(status.st_mtime_ns)
     if not stat.S_ISREG(status.st_mode) or not is_open or is_new or status.st_mtime_ns < 0:
         return FileState(path)
     return FileState(
@@ -123,6 +116,7 @@ def _state(path: str, open_files: OpenFiles | None, *, may_be_new: bool) -> File
         status.st_ino,
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
+        ctime_ns=TOO_NEW if is_too_new(status.st_ctime_ns) else status.st_ctime_ns,
         earlier=own_writes.earlier(Path(path), (status.st_size, status.st_mtime_ns)),
     )
 

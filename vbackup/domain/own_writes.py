@@ -7,6 +7,10 @@ an extended attribute, the newest last. It goes where the file goes, and ends wi
 only as long as nobody else has written. A filesystem without extended attributes costs fulls.
 
 The state before is read just before the storage daemon opens the image, which locks others out.
+
+Times can be set back, so backups that recorded a ctime do not rely on these notes but on a digest of what the guest can
+read, which bitmaps do not change. If that of the state before is known, so is that of the state after, and nobody has
+to read the image for it (vbackup.domain.file_contents).
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vbackup.domain import file_contents
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +39,7 @@ class OwnWrites:
     """The files that a storage daemon of ours may write to, as they were before."""
 
     def __init__(self) -> None:
-        self._before: dict[Path, State] = {}
+        self._before: dict[Path, os.stat_result] = {}
 
     def expect(self, path: str, *, is_open: bool = False) -> None:
         """Remember the state of an image before it is opened for writing; what is no regular file is ignored.
@@ -43,21 +49,24 @@ class OwnWrites:
         if is_open and Path(path) in self._before:
             return
         self._before.pop(Path(path), None)
-        state = _state(Path(path)) if path.startswith("/") else None
-        if state is not None:
-            self._before[Path(path)] = state
+        status = _status(Path(path)) if path.startswith("/") else None
+        if status is not None:
+            self._before[Path(path)] = status
 
     def record(self) -> None:
         """Note the states after the daemon has closed the files. Never fails."""
         for path, before in self._before.items():
-            after = _state(path)
-            if after is None or after == before:
+            after = _status(path)
+            if after is None or _state(after) == _state(before):
                 continue
-            states = [*earlier(path, before), before, after][-MAX_STATES:]
+            states = [*earlier(path, _state(before)), _state(before), _state(after)][-MAX_STATES:]
             try:
                 os.setxattr(path, ATTRIBUTE, json.dumps(states).encode("ascii"))
             except OSError as err:
                 log.debug("%s: the own writes cannot be noted: %s", path, err)
+            noted = _status(path)  # the attribute has changed ctime
+            if noted is not None and _state(noted) == _state(after):
+                file_contents.carry_over(path, before, noted)
 
 
 @contextmanager
@@ -81,10 +90,15 @@ def earlier(path: Path, state: State) -> tuple[State, ...]:
     return tuple(states[:-1]) if states[-1:] == [state] else ()
 
 
-def _state(path: Path) -> State | None:
+def _state(status: os.stat_result) -> State:
+    return status.st_size, status.st_mtime_ns
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return the status of a regular file, None if it is none."""
     try:
         status = path.stat()
     except OSError as err:
         log.debug("%s: %s", path, err)
         return None
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None

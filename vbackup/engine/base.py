@@ -8,13 +8,15 @@ every image below the base is in the repository.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import TypedDict
 
 from vbackup import names
 from vbackup.engine import endmark, underlay
 from vbackup.errors import BaseError, ChainError
+from vbackup.layers import ChainState, FileState
 from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName, Naming
 from vbackup.qemu.block_graph import LAYERS_NOT_LISTED
@@ -45,26 +47,82 @@ def choose(
     if level is Level.FULL:
         return Choice(level, None, (), f"asked for; {_without_bitmap(node)}")
     wanted = Level.INCREMENTAL if level is Level.AUTO else level
-    base = history.last_full(dev) if wanted is Level.DIFFERENTIAL else history.newest(dev)
+    base = _wanted_base(level, dev, history)
     try:
-        if not node.bears_checkpoints:
-            raise _UntrustedError(_no_bitmap(node))
-        if base is None:
-            raise _UntrustedError("there is no earlier backup of this disk to start from")
-        _check_images(node, base, history)
-        bitmaps = _trusted_bitmaps(node, base, naming=naming, started=started)
-        marks = _end_marks(node, base, naming=naming, bitmaps=bitmaps)
-        _check_growth(node, base, marks=marks)
-        _check_underlay(node, base, history, marks=marks, bitmaps=bitmaps)
+        evidence = _evidence(node, base, history, naming=naming, started=started)
+        flaw = underlay.flaw(evidence.chain, node.chain, **evidence.of_underlay)
+        if flaw is not None:
+            raise _UntrustedError(f"backup {evidence.base.id} {flaw}")
     except _UntrustedError as err:
         if level is not Level.AUTO:
             raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
         return Choice(Level.FULL, None, (), str(err) if node.read_only_reason is None else _without_bitmap(node))
-    return Choice(wanted, base, (*bitmaps, *marks), f"changes since {base.id}")
+    return Choice(wanted, evidence.base, (*evidence.bitmaps, *evidence.marks), f"changes since {evidence.base.id}")
+
+
+def undecided(level: Level, node: DiskNode, history: History, *, naming: Naming) -> tuple[FileState, ...]:
+    """Return the files below the bitmaps whose digests ``choose`` needs to know whether a base can be trusted.
+
+    Empty if nothing depends on them.
+    """
+    base = _wanted_base(level, node.disk.dev, history)
+    try:
+        evidence = _evidence(node, base, history, naming=naming, started=None)
+    except _UntrustedError:
+        return ()
+    return underlay.undecided(evidence.chain, node.chain, **evidence.of_underlay)
+
+
+def _wanted_base(level: Level, dev: str, history: History) -> Backup | None:
+    if level in (Level.FULL, Level.COPY):
+        return None
+    return history.last_full(dev) if level is Level.DIFFERENTIAL else history.newest(dev)
 
 
 class _UntrustedError(Exception):
     """The reason why a base cannot be trusted."""
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What speaks for a base, but for what no bitmap covers."""
+
+    base: Backup
+    chain: ChainState | None  #: of the disk at the base
+    bitmaps: tuple[NodeBitmap, ...]
+    marks: tuple[NodeBitmap, ...]
+    is_known_image: bool
+
+    @property
+    def of_underlay(self) -> _OfUnderlay:
+        """The further arguments of ``underlay.flaw``."""
+        return {"with_bitmap": [one.node_name for one in self.bitmaps], "is_known_image": self.is_known_image}
+
+
+class _OfUnderlay(TypedDict):
+    with_bitmap: Collection[str]
+    is_known_image: bool
+
+
+def _evidence(
+    node: DiskNode, base: Backup | None, history: History, *, naming: Naming, started: datetime | None
+) -> _Evidence:
+    """Check all but what lies below the bitmaps, and every external data file.
+
+    libvirt copies no end mark, so a mark of the newest backup on the active layer shows that the image is that of this
+    backup, or a copy of its file.
+    """
+    if not node.bears_checkpoints:
+        raise _UntrustedError(_no_bitmap(node))
+    if base is None:
+        raise _UntrustedError("there is no earlier backup of this disk to start from")
+    _check_images(node, base, history)
+    bitmaps = _trusted_bitmaps(node, base, naming=naming, started=started)
+    marks = _end_marks(node, base, naming=naming, bitmaps=bitmaps)
+    _check_growth(node, base, marks=marks)
+    dev = node.disk.dev
+    is_known_image = base is history.newest(dev) and node.top.node_name in {mark.node_name for mark in marks}
+    return _Evidence(base, image_of(base, dev).chain, bitmaps, marks, is_known_image)
 
 
 def _check_images(node: DiskNode, base: Backup, history: History) -> None:
@@ -114,25 +172,6 @@ def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) 
     if top.node_name not in {mark.node_name for mark in marks}:
         # The new part may belong to a larger layer that came back when a smaller overlay was committed.
         raise _UntrustedError(f"the disk has grown {change}, and has no end mark of the earlier size")
-
-
-def _check_underlay(
-    node: DiskNode, base: Backup, history: History, *, marks: Sequence[NodeBitmap], bitmaps: Sequence[NodeBitmap]
-) -> None:
-    """Check that what lies below the bitmaps, and every external data file, is what it was at the base.
-
-    libvirt copies no end mark, so a mark of the newest backup on the active layer shows that the image is that of this
-    backup, or a copy of its file.
-    """
-    dev = node.disk.dev
-    flaw = underlay.flaw(
-        image_of(base, dev).chain,
-        node.chain,
-        with_bitmap=[bitmap.node_name for bitmap in bitmaps],
-        is_known_image=base is history.newest(dev) and node.top.node_name in {mark.node_name for mark in marks},
-    )
-    if flaw is not None:
-        raise _UntrustedError(f"backup {base.id} {flaw}")
 
 
 def _trusted_bitmaps(

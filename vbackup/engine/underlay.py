@@ -5,12 +5,13 @@ external data files are proven in one of two ways:
 
 - The disk's device is that of the base (vbackup.qemu.device_mark). Then QEMU has had the chain open all the time: its
   locks keep others out, and what its own block jobs commit or pull does not change the disk.
-- Each file is the same and has its size and time of last change.
+- Each file is the same and has not been touched: size, mtime and ctime are those of then. If they are not, a digest of
+  its content decides, which vbackup.engine.proof reads only then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from vbackup.layers import ChainState, FileState, LayerState
@@ -31,13 +32,87 @@ def flaw(
     data_files = [layer for layer in recorded if layer.data_file is not None]
     if then is None or not then.layers:
         return UNRECORDED if below or data_files else None
-    if then.device_mark is not None and then.device_mark == now.device_mark:
+    if _is_of_same_device(then, now):
         if then.layers[0].node_name in {layer.node_name for layer in below}:
             return f"had {then.layers[0].file.path} as its active layer, which has lost the bitmap"
         return None
     return _difference_of_chains(then, now, below, is_known_image=is_known_image) or _flaw_of_data_files(
         then, data_files, same_boot=then.boot_id == now.boot_id
     )
+
+
+def undecided(
+    then: ChainState | None, now: ChainState, *, with_bitmap: Collection[str], is_known_image: bool = False
+) -> tuple[FileState, ...]:
+    """Return the files of ``now`` whose digests decide, empty if the answer does not depend on them.
+
+    The parameters are those of ``flaw``.
+    """
+    if then is None or _is_of_same_device(then, now):
+        return ()
+    same_boot = then.boot_id == now.boot_id
+    found = []
+
+    def with_digest_of_then(file: FileState) -> FileState:
+        for known in then.files:
+            if known.is_undecided(file, same_boot=same_boot):
+                found.append(file)
+                return replace(file, digest=known.digest)
+        return file
+
+    at_best = now.with_files(with_digest_of_then, below=len(with_bitmap))
+    is_flawed = flaw(then, at_best, with_bitmap=with_bitmap, is_known_image=is_known_image) is not None
+    return () if is_flawed else tuple(found)
+
+
+def remembered(now: ChainState, earlier: Iterable[ChainState | None], *, is_trusted: bool) -> ChainState:
+    """Return the state to record, with the digests of files below the active layer that earlier backups recorded.
+
+    ``is_trusted``: the backup starts from one of them, so its chain of images is one over that content. Then a digest
+    goes on together with the ctime that it was read with, whatever ctime is now: QEMU has had the file open, and if it
+    has been changed after all, the comparison after the next restart shows it. Nothing has to be read for that.
+    """
+
+    def with_digest(file: FileState) -> FileState:
+        if file.digest is not None:
+            return file
+        for chain in earlier:
+            for known in chain.files if chain is not None else ():
+                same_boot = chain is not None and chain.boot_id == now.boot_id
+                is_as_then = known.has_size_and_time_of if is_trusted else known.is_untouched
+                if known.digest is not None and is_as_then(file, same_boot=same_boot):
+                    return replace(file, ctime_ns=known.ctime_ns, digest=known.digest)
+        return file
+
+    return now.with_files(with_digest, below=1)
+
+
+def unread(now: ChainState, base: ChainState | None, *, with_bitmaps: Collection[str]) -> tuple[FileState, ...]:
+    """Return the files below the active layer whose digests have to be read, so that later backups can compare them.
+
+    A full reads them anyway. After it, a layer with bitmaps (``with_bitmaps`` are their nodes) was an active one not
+    long ago. It can be as large as the disk, and as a rule the layer above is committed into it soon. So it is only
+    read when it has stayed unchanged from the base to the next backup.
+    """
+    found = []
+    for layer in now.layers[1:]:
+        for file in layer.files:
+            if not file.is_proven or file.digest is not None:
+                continue
+            if base is not None and layer.node_name in with_bitmaps and not _has(base, file, boot_id=now.boot_id):
+                continue
+            found.append(file)
+    return tuple(found)
+
+
+def _has(chain: ChainState, file: FileState, *, boot_id: str | None) -> bool:
+    """Return True if the chain has the file, with its times but for vbackup's own bitmaps."""
+    same_boot = chain.boot_id == boot_id
+    return any(replace(known, ctime_ns=None).is_unchanged(file, same_boot=same_boot) for known in chain.files)
+
+
+def _is_of_same_device(then: ChainState, now: ChainState) -> bool:
+    return then.device_mark is not None and then.device_mark == now.device_mark
 
 
 def _difference_of_chains(
@@ -74,20 +149,22 @@ def changed(before: ChainState, after: ChainState) -> str | None:
         return before.layers[-1].file.path
     for one, other in zip(before.layers[1:], after.layers[1:]):
         for first, second in zip(one.files, other.files):
-            if first.is_proven and not first.is_unchanged(second, same_boot=True):
+            # Not ctime: libvirt may just be starting another domain with that file.
+            if first.is_proven and not first.has_size_and_time_of(second, same_boot=True):
                 return first.path
     return None
 
 
 def agreed(before: ChainState, after: ChainState) -> ChainState:
-    """Return the state between two looks that found no change: the later one, as far as the earlier one proves it.
+    """Return the state between two looks that found no change: that of the earlier one, with the device of the later.
 
-    A file that was only proven at the second look may have been written between the moment and that look.
+    A file that was only proven at the second look may have been written between the moment and that look. Its ctime and
+    digest are those of the first look: a change after it is found later.
     """
     below = [
         replace(
             other,
-            file=other.file if one.file.is_proven else other.file.unproven(),
+            file=one.file if one.file.is_proven else other.file.unproven(),
             data_file=_agreed_data_file(one, other),
         )
         for one, other in zip(before.layers[1:], after.layers[1:])
@@ -98,7 +175,7 @@ def agreed(before: ChainState, after: ChainState) -> ChainState:
 def _agreed_data_file(before: LayerState, after: LayerState) -> FileState | None:
     if after.data_file is None or before.data_file is None:
         return None if after.data_file is None else after.data_file.unproven()
-    return after.data_file if before.data_file.is_proven else after.data_file.unproven()
+    return before.data_file if before.data_file.is_proven else after.data_file.unproven()
 
 
 def _place(then: ChainState, recorded: Collection[LayerState], *, same_boot: bool) -> int | None:
@@ -130,8 +207,21 @@ def _difference(before: FileState, after: FileState, *, same_boot: bool) -> str 
         other = "another file of that name is there" if before.path == after.path else f"{after.path} is there"
         return f"had {before.path} below, and now {other}"
     if not before.is_unchanged(after, same_boot=same_boot):
-        return f"had {before.path} below, which was written to since"
+        return f"had {before.path} below, {_change(before, after, same_boot=same_boot)}"
     return None
+
+
+def _change(before: FileState, after: FileState, *, same_boot: bool) -> str:
+    if not before.has_size_and_time_of(after, same_boot=same_boot):
+        return "which was written to since"
+    if before.digest is None:
+        return (
+            "which was touched since (its owner or mode may have changed, or it was overwritten and given back its time"
+            " of modification), and no digest of its content is recorded that would tell"
+        )
+    if after.digest is None:
+        return "which was touched since, and cannot be read now to compare its content"
+    return "which was overwritten since, and given back its time of modification"
 
 
 def _difference_of_data_files(before: LayerState, after: LayerState, *, same_boot: bool) -> str | None:

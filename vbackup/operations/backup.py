@@ -20,7 +20,7 @@ from vbackup.domain import definition, source
 from vbackup.domain.access import Access, ImagesInUse
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation, underlay
+from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation, proof, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
@@ -110,7 +110,7 @@ def run(
     access = _access(request, images_in_use, stop)
     with _locked(request, access, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
         domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
-        backup_plan = _plan(request, domain)
+        backup_plan = _plan(request, domain, is_dry_run=False)
         try:
             backup = _make(backup_plan, _Run(request, domain, moment or Alone(), throttle), begun=begun)
         except (JobError, QmpError) as err:
@@ -155,7 +155,7 @@ def dry_run(
     """
     access = _access(request, images_in_use, stop)
     with _locked(request, access, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
-        backup_plan = _plan(request, domain)
+        backup_plan = _plan(request, domain, is_dry_run=True)
         with repository.stage(domain.uuid, backup_plan.id) as stage, Undo(reporter) as undo:
             creation.reserve(preparation.new_images(backup_plan, stage))
             backup_plan = preparation.prepare(backup_plan, stage, domain, fleecing_area=request.fleecing, undo=undo)
@@ -197,7 +197,7 @@ def _locked(
 # 1 and 2: what there is, and what each disk starts from
 
 
-def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
+def _plan(request: BackupRequest, domain: LockedDomain, *, is_dry_run: bool) -> BackupPlan:
     selection = plan.select(domain.source.domain, request.disks, request.excluded_disks)
     # First: a job may just be changing the disk's nodes.
     foreign_jobs.refuse_busy(domain.monitor, selection.disks)
@@ -207,9 +207,13 @@ def _plan(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
     catalogue = domain.repository.catalogue(domain.uuid)
     for broken in catalogue.broken:
         domain.reporter.warning(broken.sentence)
+    nodes = proof.compared(request.level, nodes, catalogue.history, domain)
+    choices = _choices(request.level, nodes, catalogue.history, domain)
+    if not is_dry_run:
+        choices = proof.recorded(choices, catalogue.history, domain)
     backup_plan = plan.make(
         selection,
-        _choices(request.level, nodes, catalogue.history, domain),
+        choices,
         history=catalogue.history,
         identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(domain.naming.place), taken_ids),
         wishes=_wishes(request, abilities, domain),

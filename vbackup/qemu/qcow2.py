@@ -82,18 +82,18 @@ def _parse(data: bytes) -> Header:
         if length < _LENGTH_V3:
             raise ValueError(f"the header length is {length} bytes")
     end = name_offset or len(data)
-    extensions = dict(_extensions(data, length, end))
+    known = dict(extensions(data, length, end))
     return Header(
         virtual_size_bytes=size_bytes,
         backing_file=_name(data, name_offset, name_length) if name_offset else None,
-        backing_format=BlockDriver(_text(extensions[_BACKING_FORMAT])) if _BACKING_FORMAT in extensions else None,
-        has_data_file=bool(incompatible & _DATA_FILE_BIT) or _DATA_FILE in extensions,
-        data_file=_text(extensions[_DATA_FILE]) if _DATA_FILE in extensions else None,
+        backing_format=BlockDriver(_text(known[_BACKING_FORMAT])) if _BACKING_FORMAT in known else None,
+        has_data_file=bool(incompatible & _DATA_FILE_BIT) or _DATA_FILE in known,
+        data_file=_text(known[_DATA_FILE]) if _DATA_FILE in known else None,
         encrypted=encryption != 0,
     )
 
 
-def _extensions(data: bytes, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
+def extensions(data: bytes, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield type and content of each header extension; each is padded to a multiple of 8 bytes."""
     if not begin <= end <= len(data):
         raise ValueError("the backing file name is not in the first cluster")

@@ -11,8 +11,8 @@ import pytest
 
 from tests.fake_qemu import FakeQemu
 from tests.unit import builders
-from vbackup.domain import chain_states
-from vbackup.layers import FileState
+from vbackup.domain import chain_states, file_contents
+from vbackup.layers import TOO_NEW, FileState
 from vbackup.model import DiskNode
 
 
@@ -39,14 +39,28 @@ def opened(*paths: Path) -> set[tuple[int, int]]:
 
 
 def test_open_files_are_proven_by_what_stat_says(files: tuple[Path, Path]) -> None:
+    time.sleep(2 * file_contents.TICK_NS / 1e9)
     chain = chain_states.of_this_host(node(*files), mark="m", open_files=opened(*files))
     assert chain.device_mark == "m"
     assert chain.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     for layer, path in zip(chain.layers, files):
         status = path.stat()
         assert layer.file == FileState(
-            str(path), status.st_dev, status.st_ino, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns
+            str(path),
+            status.st_dev,
+            status.st_ino,
+            size_bytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
         )
+
+
+def test_ctime_that_a_further_change_could_leave_too_is_none(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: files[1].stat().st_ctime_ns + 1)
+    chain = chain_states.of_this_host(node(*files), mark=None, open_files=opened(*files))
+    assert [(layer.file.is_proven, layer.file.ctime_ns) for layer in chain.layers] == [(True, TOO_NEW)] * 2
 
 
 def test_file_that_was_replaced_under_its_name_is_not_proven(files: tuple[Path, Path]) -> None:

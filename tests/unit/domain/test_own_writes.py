@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vbackup.domain import own_writes
+from vbackup.domain import file_contents, own_writes
 from vbackup.domain.own_writes import ATTRIBUTE, MAX_STATES, State
 
 _NOW_NS = itertools.count(1_700_000_000_000_000_000, 1_000_000_000)
@@ -48,6 +48,19 @@ def test_earlier_states_are_known_over_several_writes(image: Path) -> None:
         write_bitmaps(image, text)
         assert own_writes.earlier(image, state(image)) == tuple(states)
         states.append(state(image))
+
+
+def test_digest_that_was_known_stays_known_without_reading(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states are those before the daemon opened the image, and after the note, which changes ctime."""
+    calls = []
+    monkeypatch.setattr(file_contents, "carry_over", lambda *arguments: calls.append(arguments))
+    before = image.stat()
+    write_bitmaps(image, "ab")
+    assert calls == [(image, before, image.stat())]
+    write_bitmaps(image, "x", only_bitmaps=False)
+    with own_writes.recorded(only_bitmaps=True) as writes:
+        writes.expect(str(image))
+    assert len(calls) == 1
 
 
 def test_write_of_somebody_else_ends_what_is_known(image: Path) -> None:

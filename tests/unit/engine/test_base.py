@@ -23,7 +23,7 @@ from tests.unit.builders import (
     layer,
 )
 from vbackup import names
-from vbackup.engine.base import Choice, choose, level_of, parent_of
+from vbackup.engine.base import Choice, choose, level_of, parent_of, undecided
 from vbackup.errors import BaseError
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
@@ -403,6 +403,23 @@ def test_layer_below_that_is_not_proven_to_be_unchanged_is_not_trusted() -> None
     assert untrusted(node, ONE) == f"backup {ONE.id} had 0 images below, and now there is 1 image"
     old = backup(1, image(chain=None))
     assert untrusted(node, old).startswith(f"backup {old.id} was made by a version of vbackup that did not record")
+
+
+def test_content_is_asked_for_only_if_everything_else_speaks_for_the_base() -> None:
+    file = FileState("/images/base", 1, 2, size_bytes=3, mtime_ns=4, ctime_ns=5, digest="sha256-bytes:00")
+    top = LayerState("libvirt-1-format", FileState("/images/vda.qcow2"))
+    one = backup(1, image(chain=ChainState((top, LayerState("below", file)))))
+    touched = replace(file, ctime_ns=6, digest=None)
+    now = ChainState((top, LayerState("below", touched)))
+
+    def ask(*bitmaps: Bitmap, level: Level = Level.AUTO) -> tuple[FileState, ...]:
+        node = replace(builders.node(layer(*bitmaps), layer(node_name="below")), looked_at=now)
+        return undecided(level, node, History([one]), naming=Naming(REPOSITORY))
+
+    good = bitmap(name_of(one))
+    assert ask(good) == ask(good, level=Level.INCREMENTAL) == ask(good, level=Level.DIFFERENTIAL) == (touched,)
+    assert ask(good, level=Level.FULL) == ask(good, level=Level.COPY) == ask() == ()
+    assert ask(replace(good, inconsistent=True)) == ()
 
 
 def test_data_file_that_is_not_proven_to_be_unchanged_is_not_trusted() -> None:

@@ -88,6 +88,102 @@ def test_unproven_at_the_base_is_not_trusted_later() -> None:
     assert "nothing proves" in (flaw(chain(TOP, unproven(MIDDLE), BASE), THREE) or "")
 
 
+# content: what size and times do not tell
+
+D1, D2 = "sha256-bytes:11", "sha256-bytes:22"
+
+
+def known(layer: LayerState, digest: str | None = D1, **changes: int | None) -> LayerState:
+    return replace(layer, file=replace(layer.file, **{"ctime_ns": 7, **changes}, digest=digest))
+
+
+def undecided(then: ChainState | None, now: ChainState, covered: int = 1) -> list[str]:
+    with_bitmap = [layer.node_name for layer in now.layers[:covered]]
+    return [file.path for file in underlay.undecided(then, now, with_bitmap=with_bitmap)]
+
+
+RECORDED = chain(TOP, known(MIDDLE), known(BASE, D2))
+
+
+def test_digest_is_asked_for_only_where_it_decides() -> None:
+    touched = chain(TOP, known(MIDDLE, None, ctime_ns=8), known(BASE, None))
+    assert undecided(RECORDED, touched) == ["/images/middle"]
+    # Unchanged, the same device, another file above or below, or nothing recorded: nothing is read for that.
+    assert undecided(RECORDED, chain(TOP, known(MIDDLE, None), known(BASE, None))) == []
+    assert undecided(replace(RECORDED, device_mark="m"), replace(touched, device_mark="m")) == []
+    assert undecided(RECORDED, chain(TOP, known(MIDDLE, None, ctime_ns=8), OTHER)) == []
+    assert undecided(RECORDED, chain(TOP, known(MIDDLE, None, ctime_ns=8))) == []
+    assert undecided(RECORDED, chain(OTHER, *touched.layers[1:])) == []
+    assert undecided(None, touched) == []
+    assert undecided(THREE, touched) == []
+    # The one is not recorded, so that it is no use to read the other.
+    half = chain(TOP, known(MIDDLE), known(BASE, None))
+    assert undecided(half, chain(TOP, known(MIDDLE, None, ctime_ns=8), known(BASE, None, ctime_ns=8))) == []
+    # What has the bitmap is not compared.
+    assert undecided(RECORDED, chain(known(MIDDLE, None, mtime_ns=9, ctime_ns=8), known(BASE, None))) == []
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        (known(MIDDLE), known(MIDDLE, D1, ctime_ns=8), None),
+        (known(MIDDLE), known(MIDDLE, D1, mtime_ns=9, ctime_ns=8), None),
+        (known(MIDDLE), known(MIDDLE, D2, mtime_ns=9, ctime_ns=8), "which was written to since"),
+        (known(MIDDLE), known(MIDDLE, D2, ctime_ns=8), "which was overwritten since, and given back its time of"),
+        (
+            known(MIDDLE),
+            known(MIDDLE, None, ctime_ns=8),
+            "touched since, and cannot be read now to compare its content",
+        ),
+        (known(MIDDLE, None), known(MIDDLE, D1, ctime_ns=8), "and no digest of its content is recorded that would"),
+    ],
+)
+def test_content_decides_where_the_file_was_touched(then: LayerState, now: LayerState, said: str | None) -> None:
+    found = flaw(chain(TOP, then, BASE), chain(TOP, now, BASE))
+    if said is None:
+        assert found is None
+    else:
+        assert (found or "").startswith("had /images/middle below, which was ")
+        assert said in (found or "")
+
+
+def test_digest_goes_on_without_reading_while_a_base_is_trusted() -> None:
+    """With the ctime that it was read with: what was changed meanwhile is found at the next comparison."""
+    now = chain(known(TOP, None), known(MIDDLE, None, ctime_ns=8), known(BASE, None))
+    assert underlay.remembered(now, [RECORDED], is_trusted=True) == chain(
+        known(TOP, None), known(MIDDLE), known(BASE, D2)
+    )
+    # A full copies what is there now.
+    assert underlay.remembered(now, [RECORDED], is_trusted=False) == chain(
+        known(TOP, None), known(MIDDLE, None, ctime_ns=8), known(BASE, D2)
+    )
+    assert underlay.remembered(now, [None, THREE, RECORDED], is_trusted=True).layers[1:] == RECORDED.layers[1:]
+    assert underlay.remembered(now, [], is_trusted=True) == now
+    written_to = chain(TOP, known(MIDDLE, None, mtime_ns=9))
+    assert underlay.remembered(written_to, [RECORDED], is_trusted=True) == written_to
+    compared = chain(TOP, known(MIDDLE, D1, ctime_ns=8))
+    assert underlay.remembered(compared, [RECORDED], is_trusted=True) == compared
+
+
+def test_digests_that_are_missing_are_read_once() -> None:
+    def unread(now: ChainState, base: ChainState | None, *with_bitmaps: LayerState) -> list[str]:
+        names = [layer.node_name for layer in with_bitmaps]
+        return [file.path for file in underlay.unread(now, base, with_bitmaps=names)]
+
+    now = chain(TOP, MIDDLE, known(BASE))
+    assert unread(now, None) == ["/images/middle"]
+    assert unread(now, THREE) == ["/images/middle"]
+    assert unread(chain(TOP, unproven(MIDDLE)), None) == []
+    # The active layer of the base, which a snapshot has just made one below: it is as large as the disk.
+    snapshot = chain(OVER, written(TOP), MIDDLE)
+    assert unread(snapshot, chain(TOP, MIDDLE), OVER, TOP) == ["/images/middle"]
+    assert unread(snapshot, None, OVER, TOP) == ["/images/top", "/images/middle"]
+    assert unread(snapshot, snapshot, OVER, TOP) == ["/images/top", "/images/middle"]  # it has stayed
+    # A template whose own backup has put bitmaps there.
+    own = replace(MIDDLE, file=replace(MIDDLE.file, mtime_ns=9999, earlier=((100, 1001),)))
+    assert unread(chain(TOP, own, known(BASE)), THREE, MIDDLE) == ["/images/middle"]
+
+
 # the device
 
 
@@ -181,6 +277,8 @@ def test_change_between_two_looks_is_found() -> None:
     assert underlay.changed(chain(TOP, unproven(BASE)), chain(TOP, BASE)) is None
     assert underlay.changed(chain(TOP, BASE), chain(TOP, unproven(BASE))) == "/images/base"
     assert underlay.changed(THREE, chain(TOP)) == "/images/base"
+    # libvirt starts another domain with that file.
+    assert underlay.changed(RECORDED, chain(TOP, known(MIDDLE, None, ctime_ns=8), known(BASE, None))) is None
 
 
 def test_what_only_the_second_look_proves_is_not_proven() -> None:
@@ -195,3 +293,9 @@ def test_what_only_the_second_look_proves_is_not_proven() -> None:
     assert underlay.agreed(with_data, with_data) == with_data
     assert underlay.agreed(without_proof, with_data) == without_proof
     assert underlay.agreed(chain(TOP, BASE), with_data) == without_proof
+
+
+def test_digest_is_recorded_with_the_ctime_of_the_first_look() -> None:
+    """So that a change between the looks is found by the next backup."""
+    later = chain(TOP, known(MIDDLE, None, ctime_ns=8), known(BASE, None), mark="m")
+    assert underlay.agreed(RECORDED, later) == replace(RECORDED, device_mark="m")
