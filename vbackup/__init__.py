@@ -9,7 +9,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              transaction
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
-                             foreign_jobs  total_rate  latency  latency_throttle  proof
+                             foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts
     domain | repository
@@ -27,9 +27,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo
 
-No I/O is done in qapi, in the words, and where something is decided: engine.plan, base, underlay, endmark, allocation,
-moment and latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml, host_state and
-qemu_arguments, images.tuning and denied.
+No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
+allocation, moment and latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml,
+host_state and qemu_arguments, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

@@ -29,7 +29,8 @@ from typing import Any
 
 from vbackup.engine import leftovers
 from vbackup.engine.allocation import ALL, LayerAllocation
-from vbackup.engine.plan import BackupPlan, DiskPlan
+from vbackup.engine.disk_plan import DiskPlan
+from vbackup.engine.plan import BackupPlan
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import JobError, QmpError
 from vbackup.files import storage_errors

@@ -38,7 +38,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.engine.plan import DiskPlan, FleecingAbilities, FleecingPlan
+from vbackup.engine.disk_plan import DiskPlan, FleecingPlan
+from vbackup.engine.plan import FleecingAbilities
 from vbackup.errors import (
     DiskError,
     FdsNotPassedError,

@@ -15,20 +15,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbackup import names
 from vbackup.domain import definition, source
 from vbackup.domain.access import Access, ImagesInUse
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
-from vbackup.domain.host import DomainHandle, Host
-from vbackup.engine import base, finish, fleecing, foreign_jobs, leftovers, plan, preparation, proof, underlay
-from vbackup.engine.base import Choice
+from vbackup.domain.host import Host
+from vbackup.engine import finish, fleecing, leftovers, preparation, survey
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
 from vbackup.engine.moment import Alone, Moment
-from vbackup.engine.plan import BackupPlan, FleecingAbilities, Identity, Selection, Wishes
+from vbackup.engine.plan import BackupPlan, FleecingAbilities, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
-from vbackup.errors import BusyError, CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
-from vbackup.hooks.events import Operation, events
+from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
 from vbackup.operations import recovery
@@ -198,76 +195,9 @@ def _locked(
 
 
 def _plan(request: BackupRequest, domain: LockedDomain, *, is_dry_run: bool) -> BackupPlan:
-    selection = plan.select(domain.source.domain, request.disks, request.excluded_disks)
-    # First: a job may just be changing the disk's nodes.
-    foreign_jobs.refuse_busy(domain.monitor, selection.disks)
+    selection = survey.select(domain, request.disks, request.excluded_disks)
     abilities = _fleecing_abilities(request, selection, domain)
-    taken_ids = domain.repository.taken_ids(domain.uuid)
-    nodes = _nodes(selection, domain, taken_ids)
-    catalogue = domain.repository.catalogue(domain.uuid)
-    for broken in catalogue.broken:
-        domain.reporter.warning(broken.sentence)
-    nodes = proof.compared(request.level, nodes, catalogue.history, domain)
-    choices = _choices(request.level, nodes, catalogue.history, domain)
-    if not is_dry_run:
-        choices = proof.recorded(choices, catalogue.history, domain)
-    backup_plan = plan.make(
-        selection,
-        choices,
-        history=catalogue.history,
-        identity=Identity(domain.naming, datetime.now(timezone.utc), names.new_token(domain.naming.place), taken_ids),
-        wishes=_wishes(request, abilities, domain),
-    )
-    _warn_of_another_host(backup_plan, catalogue.history, domain)
-    return backup_plan
-
-
-def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: LockedDomain) -> None:
-    """Warn if the newest backup is of another host and this one does not start from it: it may be another machine."""
-    newest = next((backup for backup in reversed(history.backups) if backup.host is not None), None)
-    bases = [disk.choice.base for disk in backup_plan.disks if disk.choice.base is not None]
-    if newest is None or newest.host is None or not newest.host.is_other_than(definition.host_of(domain.source.handle)):
-        return
-    if all(base.host is None or base.host.is_other_than(newest.host) for base in bases):
-        domain.reporter.warning(
-            f"The newest backup of this domain, {newest.id}, was made on host {newest.host}, and this one does not"
-            " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a"
-            " UUID of its own; 'vbackup restore' then needs --host."
-        )
-
-
-def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str]) -> list[DiskNode]:
-    """Return the disks' layers and bitmaps, without the bitmaps of backups that were never committed."""
-    nodes = domain.source.disk_nodes(selection.disks)
-    removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
-    for name in removed:
-        domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
-    nodes = domain.source.disk_nodes(selection.disks) if removed else nodes
-    return domain.source.look_at(nodes)
-
-
-def _choices(
-    level: Level, nodes: Sequence[DiskNode], history: History, domain: LockedDomain
-) -> list[tuple[DiskNode, Choice]]:
-    started = _last_start(domain.source.handle)
-    choices = []
-    for node in nodes:
-        choice = base.choose(level, node, history, naming=domain.naming, started=started)
-        choices.append((node, choice))
-        domain.reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
-        if node.disk.encrypted:
-            domain.reporter.warning(
-                f"Disk {node.disk.dev} is encrypted on this host; its image in the repository is not."
-            )
-    return choices
-
-
-def _last_start(handle: DomainHandle) -> datetime | None:
-    """Return when the domain was started last, if the hook script is installed and recorded it."""
-    if not handle.host.is_local:
-        return None
-    starts = [event.time for event in events(handle.uuid) if event.operation is Operation.STARTED]
-    return starts[-1] if starts else None
+    return survey.plan_of(selection, domain, _wishes(request, abilities, domain), is_dry_run=is_dry_run)
 
 
 def _wishes(request: BackupRequest, abilities: FleecingAbilities | None, domain: LockedDomain) -> Wishes:
@@ -331,7 +261,7 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
             domain.source.mark_devices([disk.node.disk for disk in backup_plan.disks])
             with domain.source.unchanged():
                 started = _start(backup_plan, planned, this, written, guest_was_stopped=guest_was_stopped)
-                started = _with_chains(backup_plan, started)
+                started = survey.with_chains(backup_plan, started)
                 copied = _copy(backup_plan, started, this, written, watch)
             undo_in_qemu.release()
         backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
@@ -391,30 +321,6 @@ def _start(
     if freeze.frozen_ms:
         domain.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
     return replace(planned, draft=draft)
-
-
-def _with_chains(backup_plan: BackupPlan, started: Unfinished) -> Unfinished:
-    """Return the backup with the state of the disks' files at the moment.
-
-    They are looked at before and after it. Raises BusyError if a file that no bitmap covers was changed in between.
-    """
-    domain = started.domain
-    nodes = jobs.over_losses(
-        domain.monitor,
-        lambda: domain.source.look_at([disk.node for disk in backup_plan.disks]),
-        stop=domain.stop,
-    )
-    images = []
-    for image, disk, node in zip(started.draft.disks, backup_plan.disks, nodes):
-        path = underlay.changed(disk.node.chain, node.chain)
-        if path is not None:
-            raise BusyError(
-                f"Disk {disk.dev}: {path} was changed while the backup began. Nothing was kept of this backup; run the"
-                " same command again."
-            )
-        chain = None if image.chain is None else underlay.agreed(disk.node.chain, node.chain)
-        images.append(replace(image, chain=chain))
-    return replace(started, draft=replace(started.draft, disks=tuple(images)))
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Any
 
-from tests.unit.builders import NOON, REPOSITORY, TOKEN, backup, domain, incremental
+from tests.unit import builders
+from tests.unit.builders import NOON, REPOSITORY, TOKEN, backup, domain, end_mark, incremental, layer
 from vbackup.engine import plan
 from vbackup.engine.base import Choice
-from vbackup.model import Compression, DiskNode, LeftOut, Level
+from vbackup.model import Compression, DiskNode, LeftOut, Level, NodeBitmap
 from vbackup.names import Naming
 from vbackup.repository.history import History
 
@@ -18,6 +20,19 @@ SECOND = incremental(2, FULL)
 
 def whole(level: Level = Level.FULL) -> Choice:
     return Choice(level, None, (), "asked for")
+
+
+def vda(**changes: Any) -> DiskNode:
+    return builders.node(layer(end_mark("vda"), node_name="libvirt-2-format", **changes))
+
+
+def vdb(**changes: Any) -> DiskNode:
+    return builders.node(layer(end_mark("vdb"), node_name="libvirt-1-format", **changes), dev="vdb")
+
+
+def since(base: Any, *nodes: str, dev: str = "vda") -> Choice:
+    sources = tuple(NodeBitmap(node, Naming(REPOSITORY).bitmap(base.id, dev, TOKEN)) for node in nodes)
+    return Choice(Level.INCREMENTAL, base, sources, f"changes since {base.id}")
 
 
 def make(

@@ -15,7 +15,8 @@ from tests import qapi
 from tests.fake_qemu import FakeQemu
 from tests.unit import builders
 from vbackup.engine import fleecing
-from vbackup.engine.plan import FleecingAbilities, FleecingPlan
+from vbackup.engine.disk_plan import FleecingPlan
+from vbackup.engine.plan import FleecingAbilities
 from vbackup.errors import DiskError, JobError, NoSpaceError, StorageError, UnsuitableError
 from vbackup.qapi.actions import OnCbwError
 

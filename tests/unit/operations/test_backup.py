@@ -18,7 +18,8 @@ import pytest
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
 from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run, shrink_and_grow
-from vbackup import machine, names
+from vbackup import names
+from vbackup.engine import survey
 from vbackup.errors import (
     BaseError,
     BusyError,
@@ -32,7 +33,7 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
-from vbackup.model import Backup, Consistency, FreezeMark, HostIdentity, Level, Quiesce
+from vbackup.model import Backup, Consistency, FreezeMark, Level, Quiesce
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
 from vbackup.repository.journal import Journal
@@ -73,7 +74,8 @@ def test_clock_that_steps_back_and_stands_still_breaks_no_chain(
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return cls.shown.astimezone(tz)
 
-    monkeypatch.setattr(backup, "datetime", Clock)
+    for module in (survey, backup):
+        monkeypatch.setattr(module, "datetime", Clock)
     one, two = run(domain, repo), run(domain, repo)
     Clock.shown -= timedelta(days=1)
     three = run(domain, repo)
@@ -214,22 +216,6 @@ def test_guest_that_is_resumed_before_the_moment_is_frozen_and_the_journal_knows
     monkeypatch.setattr(Journal, "moment", noted)
     assert run(domain, repo).consistency is Consistency.FILESYSTEM
     assert marks == [FreezeMark.MARKED]
-
-
-def test_backup_that_does_not_start_from_the_newest_of_another_host_is_told(
-    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def warnings(host: HostIdentity, **request: Any) -> list[str]:
-        monkeypatch.setattr(machine, "this_host", lambda: host)
-        recorder = Recorder()
-        run(domain, repo, recorder, **request)
-        return [warning for warning in recorder.warnings if "was made on host" in warning]
-
-    here, there = HostIdentity("a", "1" * 32), HostIdentity("b", "2" * 32)
-    assert warnings(here) == []
-    assert warnings(there) == []  # it migrated: an incremental
-    assert len(warnings(here, level=Level.FULL)) == 1
-    assert warnings(HostIdentity("a.example.com", None), level=Level.FULL) == []  # reached from elsewhere
 
 
 def test_watchdog_is_ended_when_the_backup_fails(domain: FakeDomain, repo: Repository) -> None:

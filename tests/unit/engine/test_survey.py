@@ -1,0 +1,64 @@
+"""What the plan of a backup is made from: in an order that a job cannot spoil, looked at twice, with its reasons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.builders import Recorder
+from tests.unit.fake_domain import FakeDomain, partial, run
+from vbackup import machine
+from vbackup.engine import foreign_jobs, leftovers, underlay
+from vbackup.errors import BusyError, DiskBusyError
+from vbackup.model import HostIdentity, Level
+from vbackup.repository.repository import Repository
+
+
+def test_user_reads_what_each_disk_starts_from_and_why(domain: FakeDomain, repo: Repository) -> None:
+    one, recorder = run(domain, repo), Recorder()
+    domain.qemu.bitmaps(domain.qemu.top("virtio-disk1")).clear()
+    run(domain, repo, recorder)
+    steps = [step for step in recorder.steps if step.startswith("Disk ")]
+    assert steps[0] == f"Disk vda: incremental, changes since {one.id}."
+    assert steps[1].startswith(f"Disk vdb: full, checkpoint {one.id} is gone: ")
+
+
+def test_nodes_are_asked_for_after_it_is_known_that_no_job_changes_them(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        domain.qemu.sent.clear()
+        raise DiskBusyError("vda", "commit", "job", by_libvirt=False)
+
+    monkeypatch.setattr(foreign_jobs, "refuse_busy", refuse)
+    monkeypatch.setattr(leftovers, "remove_uncommitted", lambda *_: pytest.fail("the bitmaps were looked at before"))
+    with pytest.raises(DiskBusyError):
+        run(domain, repo)
+    assert domain.qemu.sent == []
+
+
+def test_file_below_that_is_changed_at_the_moment_costs_the_backup(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = domain.qemu.state()
+    monkeypatch.setattr(underlay, "changed", lambda *_: "/images/base.qcow2")
+    with pytest.raises(BusyError, match=r"Disk vda: /images/base\.qcow2 was changed while the backup began"):
+        run(domain, repo)
+    assert (domain.qemu.state(), partial(repo)) == (before, [])
+
+
+def test_backup_that_does_not_start_from_the_newest_of_another_host_is_told(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warnings(host: HostIdentity, **request: Any) -> list[str]:
+        monkeypatch.setattr(machine, "this_host", lambda: host)
+        recorder = Recorder()
+        run(domain, repo, recorder, **request)
+        return [warning for warning in recorder.warnings if "was made on host" in warning]
+
+    here, there = HostIdentity("a", "1" * 32), HostIdentity("b", "2" * 32)
+    assert warnings(here) == []
+    assert warnings(there) == []  # it migrated: an incremental
+    assert len(warnings(here, level=Level.FULL)) == 1
+    assert warnings(HostIdentity("a.example.com", None), level=Level.FULL) == []  # reached from elsewhere
