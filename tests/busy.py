@@ -99,7 +99,7 @@ class BusyChain(Chain):
         return self.serial.read_bytes() if self.serial.exists() else b""
 
     def works(self, rounds: int = 20) -> None:
-        """Wait until it has written and read back so many times from now on."""
+        """Wait until it has written and read back that many times from now on."""
         before, deadline, pause = self.said().count(b"."), time.monotonic() + 30, threading.Event()
         while self.said().count(b".") < before + rounds:
             assert time.monotonic() < deadline, f"the guest stands still; it said {self.said()[-50:]!r}"

@@ -3,7 +3,7 @@
 Each fixture is a directory with what vbackup reads of one running domain: domain.xml as libvirt shows
 it live, and QEMU's replies to the three queries of vbackup.qemu.block_graph. Of a domain that is off there is
 only its XML; inactive.xml is the definition of a running one. The fixture efi needs the package ovmf. Nothing is typed
-by hand and nothing is taken away; only the temporary directory is called /capture. versions.json says what answered.
+by hand and nothing is removed; only the temporary directory is called /capture. versions.json says what answered.
 schema has what QEMU and its storage daemon say that ``transaction`` takes, and which block
 drivers they have. Capture again when QEMU or libvirt show something new, and look at the difference.
 """

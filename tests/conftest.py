@@ -1,4 +1,4 @@
-"""Fixtures that every suite may use: a repository, the command, a libvirt of the tests' own."""
+"""Fixtures that every suite may use: a repository, the command, a libvirt for the tests alone."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def repository(tmp_path: Path, command: Command) -> Path:
 class SharedConnection:
     """A connection that the many users of one process close and leave open.
 
-    libvirt registers the embedded driver anew at every open and has room for some dozens
+    libvirt registers the embedded driver again at every open and has room for some dozens
     ("Too many drivers, cannot register QEMU"); a real command opens once.
     """
 

@@ -1,4 +1,4 @@
-"""A libvirtd of the tests' own for qemu:///system, where a daemon is the subject: QEMU without
+"""A libvirtd for the tests alone at qemu:///system, where a daemon is the subject: QEMU without
 privileges, two clients at once, the daemon restarted, another host's connection, storage pools.
 
 libvirt has no way to move all its directories, so it uses the system's paths. tests.namespaces covers them with empty
@@ -74,7 +74,7 @@ def _free_port() -> int:
 
 
 class Daemon:
-    """libvirtd and virtlogd in the foreground of their own processes."""
+    """libvirtd and virtlogd in the foreground of separate processes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -33,7 +33,7 @@ MAX_BITMAP_NAME = 1023
 #: What a backup job copies at a time, of targets with clusters up to that.
 JOB_CLUSTER = 65536
 MAX_WORKERS = 2**31 - 1
-#: No test sends so many commands without clearing ``sent``, unless it hangs.
+#: More commands than any test sends without clearing ``sent``, unless it hangs.
 ENDLESS = 3000
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # id_wellformed() in QEMU's util/id.c
 
@@ -501,7 +501,7 @@ class FakeQemu:
         }
         users = [job for job in self._jobs.values() if job.source == node.name and job.status != "concluded"]
         shown = [self._bitmap_info(node, bitmap) for bitmap in node.bitmaps.values()]
-        # A running backup shows a bitmap of its own, which has no name.
+        # A running backup shows a further bitmap, which has no name.
         shown += [
             {"recording": False, "persistent": False, "busy": False, "granularity": DEFAULT_GRANULARITY, "count": 0}
             for _ in users

@@ -161,7 +161,7 @@ class Machine:
 
 
 class Lab:
-    """An embedded libvirt driver with a root directory of its own."""
+    """An embedded libvirt driver with a separate root directory."""
 
     def __init__(self, root: Path) -> None:
         write_qemu_conf(root)

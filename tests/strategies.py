@@ -173,7 +173,7 @@ def transaction(
 
 @st.composite
 def mutated(draw: st.DrawFn, documents: SearchStrategy[Any], odd: SearchStrategy[Any] = JSON) -> Any:
-    """A JSON document with one place of it taken away, put under another name, or replaced."""
+    """A JSON document with one place of it removed, put under another name, or replaced."""
     document = copy.deepcopy(draw(documents))
     places = list(_places(document))
     if not places:

@@ -188,7 +188,7 @@ class CorruptImageError(DiskError):
             dev,
             f"QEMU found its image{f' {filename}' if filename else ''} corrupt and closed it, so nothing can be read"
             f" from it or written to it. Shut the domain off, and run 'qemu-img check -r all {filename or 'IMAGE'}'; if"
-            f" that does not mend it, restore the disk. Until then, --exclude-disk {dev} backs up the other disks.",
+            f" that does not repair it, restore the disk. Until then, --exclude-disk {dev} backs up the other disks.",
         )
 
 
@@ -404,7 +404,7 @@ class CopiedError(ChainError):
             f"The unfinished backup {backup_id} of domain {domain_uuid} in {repository} is a copy: the repository was"
             " copied in the middle of that backup, or has been moved or restored since. What QEMU has of it belongs to"
             f" the original, so nothing was changed. If there is an original, 'vbackup recover -r {repository} --adopt'"
-            f" makes this copy a repository of its own; if not, 'vbackup recover -r {repository} {domain_uuid} --abort'"
+            f" makes this copy a separate repository; if not, 'vbackup recover -r {repository} {domain_uuid} --abort'"
             " discards the unfinished backup. Then run the same command again."
         )
 
@@ -466,8 +466,8 @@ class AmbiguousHostError(UnsuitableError):
         self.first = first  #: id of the first backup that does not continue the other host's
         each = ", ".join(f"{host} (newest: {backup})" for host, backup in self.newest.items())
         super().__init__(
-            "Several hosts have backups of a domain with this UUID that do not continue each other, as of two copies of"
-            f" one machine: {each}. Choose one with --host (name or machine id), or a backup with --backup."
+            "Several hosts have backups of a domain with this UUID that do not continue each other, as two copies of"
+            f" one machine have: {each}. Choose one with --host (name or machine id), or a backup with --backup."
         )
 
 

@@ -165,7 +165,7 @@ class LeftOut:
 
     @property
     def is_excluded(self) -> bool:
-        """True for a disk that can be backed up and that this backup was told to leave out."""
+        """True for a disk that can be backed up and that the user excluded."""
         return self.kind == "disk" and self.reason == EXCLUDED
 
 
@@ -418,7 +418,7 @@ class Backup:
 
     @property
     def excluded(self) -> tuple[str, ...]:
-        """The disks (dev) that it was told to leave out; with them it would be complete."""
+        """The disks (dev) that the user excluded; with them it would be complete."""
         return tuple(left.dev for left in self.left_out if left.is_excluded)
 
     @property

@@ -27,7 +27,7 @@ NEEDED_GIB, NEEDED_GIB_SMOKE = 12, 1
 def main(arguments: Sequence[str]) -> int:
     """Measure in namespaces of the bench's own; returns the exit status."""
     options = _parser().parse_args(arguments)
-    # libvirt and QEMU have a working directory of their own.
+    # libvirt and QEMU have another working directory.
     options.directory = options.directory.resolve()
     if isolation.is_inside():
         namespaces.as_init()

@@ -96,7 +96,7 @@ class Bench:
         )
 
     def able(self, contenders: Sequence[Contender]) -> list[Contender]:
-        """Those that can take part; the others are told."""
+        """Those that can take part; the others are reported."""
         if self.is_smoke:
             contenders = [one for one in contenders if one.name in ("cp", "qemu-img convert -W -m 8", OURS.name)]
         for one in contenders:

@@ -21,7 +21,7 @@ from tests.bench.isolation import RUN, URI
 from tests.bench.measuring import FailedError, Meter
 from vbackup.repository.repository import Repository
 
-#: The command as an installed one runs: a Python of its own.
+#: The command as an installed one runs: in a separate Python.
 VBACKUP = (sys.executable, "-m", "vbackup")
 
 Images = dict[str, tuple[Path, str]]  #: by dev: an image that holds what was backed up, and its format
@@ -182,7 +182,7 @@ def _qmpbackup(job: Job, meter: Meter) -> None:
     """What qmpbackup (2026-07, not in Debian) sends for a compressed full, in its order and with its options.
 
     A fleecing image and a copy-before-write filter for each disk, which the device is then put on; a bitmap and a
-    compressing job from the filter's snapshot in one transaction; and all of it taken away again. Its own start and
+    compressing job from the filter's snapshot in one transaction; and all of it removed again. Its own start and
     its log are not in the figure, which is in its favour.
     """
     qmp = job.guest.qmp
@@ -252,7 +252,7 @@ def _finish(guest: Guest, ids: set[str]) -> None:
 
 
 def _job_alone_ready(job: Job) -> None:
-    """A bitmap of its own on each disk."""
+    """A separate bitmap on each disk."""
     for dev in job.guest.disks:
         node = job.guest.node_name(dev)
         if "bench" not in _bitmaps(job.guest, node):

@@ -76,7 +76,7 @@ class Guest:
 
     @property
     def socket(self) -> Path:
-        """Of its second monitor of the bench, for a writer of its own."""
+        """Of its second monitor of the bench, for a separate writer."""
         return RUN / f"bench-{self.name}-writer.qmp"
 
     @property
@@ -108,7 +108,7 @@ class Guest:
 
 
 def scattered(*, count: int, size_bytes: int, seed: int) -> list[int]:
-    """Offsets of so many extents anywhere on a disk, the same for the same seed."""
+    """Offsets of this number of extents anywhere on a disk, the same for the same seed."""
     chosen = random.Random(seed).sample(range(size_bytes // EXTENT_BYTES), count)
     return [number * EXTENT_BYTES for number in sorted(chosen)]
 

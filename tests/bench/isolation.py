@@ -1,6 +1,6 @@
 """Namespaces of the bench's own: a libvirtd with nobody else's domains, and nothing left however the run ends.
 
-The runner starts itself again as the first process of a new PID namespace, with mounts and a network of its own:
+The runner starts itself again as the first process of a new PID namespace, with separate mounts and a separate network:
 libvirt's directories are new and empty there, so virtnbdbackup and virsh find the bench's libvirtd at qemu:///system
 while the system's, if there is one, goes on undisturbed. When the first process ends, by itself or killed, the kernel
 kills all others and drops the mounts.
@@ -60,7 +60,7 @@ def _unshare() -> list[str]:
 
 
 def run_inside(arguments: Sequence[str]) -> int:
-    """Start the runner again in namespaces of its own and wait for it; returns its exit status."""
+    """Start the runner again in separate namespaces and wait for it; returns its exit status."""
     argv = [*_unshare(), sys.executable, "-m", "tests.bench", *arguments]
     process = subprocess.Popen(argv, env={**os.environ, INSIDE: "1"})
 
@@ -87,7 +87,7 @@ def is_inside() -> bool:
 
 @contextmanager
 def libvirtd(directory: Path) -> Iterator[libvirt.virConnect]:
-    """A libvirtd with everything of its own below ``directory``; the connection to it, with its events."""
+    """A libvirtd with all its files below ``directory``; the connection to it, with its events."""
     _cover(directory)
     log = directory / "libvirtd.log"
     conf = directory / "libvirtd.conf"
@@ -118,7 +118,7 @@ def _answers() -> bool:
 def _cover(directory: Path) -> None:
     known = Path("/var/cache/libvirt/qemu/capabilities")
     if known.is_dir():
-        # To find out anew what this QEMU can do takes seconds; libvirt does so where the cache does not fit.
+        # To find out again what this QEMU can do takes seconds; libvirt does so where the cache does not fit.
         shutil.copytree(known, directory / "private" / "var-cache-libvirt" / "qemu" / "capabilities")
     for place in _PLACES:
         private = directory / "private" / place.replace("/", "-").strip("-")
@@ -171,7 +171,7 @@ def slow_filesystem(directory: Path, *, size_mib: int, bytes_s: int) -> Iterator
         try:
             yield mountpoint
         finally:
-            # QEMU closes the image a moment after its job is told to be done.
+            # QEMU closes the image a moment after its job is reported as done.
             umount = ["umount", str(mountpoint)]
             wait_for(lambda: subprocess.run(umount, check=False, capture_output=True).returncode == 0, "the unmounting")
     finally:

@@ -1,7 +1,7 @@
 """What a run costs: time, processor, memory and storage, of whole processes and of all that work for them.
 
 The bench has a PID namespace for itself, so the processor time of everything that runs there is that of the
-contender, QEMU and libvirtd; the runner's own is taken off. The kernel's threads (write-back) are in nobody's account.
+contender, QEMU and libvirtd; the runner's own is taken off. The kernel's threads (write-back) are not counted.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _all_cpu_s() -> float:
 
 
 def _resident_from_now(pid: int) -> int:
-    """The resident memory; the peak is counted anew."""
+    """The resident memory; the peak is counted from now on."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
@@ -168,6 +168,6 @@ def median(samples: Sequence[Mapping[str, Any]], member: str) -> float:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that so many percent of them do not exceed."""
+    """The smallest value that this percentage of them does not exceed."""
     ordered = sorted(values)
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-#: So many commands are told by name, those that took the most time together.
+#: Number of commands that are reported by name: those that took the most time together.
 _SLOWEST = 4
 
 

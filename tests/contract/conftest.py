@@ -1,4 +1,4 @@
-"""Three monitors for one suite: the fake, a socket to a QEMU of our own, the passthrough of a libvirt domain.
+"""Three monitors for one suite: the fake, a socket to a separate QEMU, the passthrough of a libvirt domain.
 
 Every QEMU has one disk, /machine/peripheral/virtio-disk0, which is an overlay on a backing file. What a
 test adds goes through ``Bench``, which takes it away again and insists that nothing is left.

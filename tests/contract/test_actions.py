@@ -26,7 +26,7 @@ from vbackup.stop import Stop
 #: The fake copies no data and makes no images.
 NOT_IN_THE_FAKE = ("blockdev-snapshot", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync", "drive-backup")
 
-#: What QEMU is told to make.
+#: What QEMU makes.
 FILES = ("drive-backup.qcow2", "snapshot-sync.qcow2")
 #: A node that stands on ``one``.
 USER = "a-user"

@@ -79,7 +79,7 @@ class Trial:
             has_abort = isinstance(listed, list) and ABORT in listed
             if "'abort' does not support" in err.description and not has_abort:
                 # Since QEMU 8.1 grouped is refused beside abort as well, before anything else is looked at. As no
-                # other action was named, they all support it: what is wrong with them is told without.
+                # other action was named, they all support it: the check reports what is wrong with them without.
                 return self.ask({name: value for name, value in arguments.items() if name != "properties"})
             return None if err.description == ABORTED and not has_abort else err.description
         assert not isinstance(listed, list), "the abort was not heeded"
@@ -292,7 +292,7 @@ def is_json(value: Any) -> bool:
 
 
 def kills(arguments: Any) -> bool:
-    """True if it makes QEMU 7.2 crash: the undo of -enable does not mind that there was no bitmap."""
+    """True if it makes QEMU 7.2 crash: the undo of -enable does not check that there was a bitmap."""
     listed = arguments.get("actions") if isinstance(arguments, dict) else None
     properties = arguments.get("properties") if isinstance(arguments, dict) else None
     there = {(node, name) for node, names in EXISTING.items() for name in names}

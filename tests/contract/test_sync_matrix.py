@@ -105,7 +105,7 @@ class Director(Silent):
     """Looks at the progress of jobs and does what a test wants at its time."""
 
     def __init__(self) -> None:
-        self.cues: dict[str, tuple[int, Callable[[int], None]]] = {}  #: by job: at so many bytes, what to do
+        self.cues: dict[str, tuple[int, Callable[[int], None]]] = {}  #: by job: at how many bytes, and what to do
 
     def progress(self, dev: str, phase: Phase, done_bytes: int, total_bytes: int) -> None:
         when_bytes, act = self.cues.get(dev, (total_bytes + 1, None))

@@ -1,4 +1,4 @@
-"""``python -m tests.demo``: tell the story in a directory of its own, and leave nothing behind, whatever happens."""
+"""``python -m tests.demo``: tell the story in a separate directory, and leave nothing behind, whatever happens."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _ended(root: Path, settings: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         if (root / "run").exists():
-            # In a session of its own, out of reach of a second Ctrl-C.
+            # In a separate session, out of reach of a second Ctrl-C.
             argv = [sys.executable, "-m", "tests.demo.domain", "end", os.fspath(root)]
             environ = {**os.environ, **settings}
             with suppress(subprocess.TimeoutExpired):

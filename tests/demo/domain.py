@@ -69,7 +69,7 @@ def end(host: Host, _root: Path, _arguments: Sequence[str]) -> None:
 
 
 def _found_again(host: Host) -> None:
-    """libvirt finds running domains again in threads of its own; a monitor command waits for them, others do not."""
+    """libvirt finds running domains again in separate threads; a monitor command waits for them, others do not."""
     for domain in host.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         Machine(host.domain(domain.name())).execute("query-status")
 

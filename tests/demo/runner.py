@@ -56,7 +56,7 @@ class Runner:
         Raises DemoError where it ends with another status, InterruptedBySignalError on a request to stop.
         """
         self._relay.check()
-        # In a session of its own: the terminal's Ctrl-C comes to the demo first, and once.
+        # In a separate session: the terminal's Ctrl-C comes to the demo first, and once.
         process = self._relay.process = subprocess.Popen(
             argv,
             cwd=self._directory,

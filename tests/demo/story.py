@@ -256,7 +256,7 @@ def private_places(directory: Path) -> dict[str, str]:
 
 
 def require_programs() -> None:
-    """Raise MissingError before anything is begun without which the story could not be told to its end."""
+    """Raise MissingError before anything is begun, if something is missing that the story needs later."""
     for name in ("qemu-system-x86_64", "qemu-img", "cpio", "mkfs.ext4", "e2fsck", "debugfs", "ldd", "gzip"):
         program(name)
 

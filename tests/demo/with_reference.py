@@ -1,8 +1,8 @@
-"""Run ``vbackup`` and have QEMU take a full copy of each disk at the very moment of the backup.
+"""Run ``vbackup`` and let QEMU make a full copy of each disk at the very moment of the backup.
 
     python -m tests.demo.with_reference DIR -- backup DOMAIN ...
 
-The copies are made by blockdev-backup jobs of their own, which are added to the transaction that
+The copies are made by separate blockdev-backup jobs, which are added to the transaction that
 vbackup sends; nothing else of vbackup is changed. They are independent of its bitmaps and images, and
 so what a restore of that backup must be equal to. They are DIR/vda.qcow2 and so on.
 """

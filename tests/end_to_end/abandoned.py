@@ -17,7 +17,7 @@ def test_that_does_not_end() -> None:
     ready = Path(os.environ[READY])
     filesystem = Ext4(ready.parent, size_mib=8)
     filesystem.mount()
-    # As QEMU: in a session of its own, with another parent than this process.
+    # As QEMU: in a separate session, with another parent than this process.
     subprocess.run(["setsid", "--fork", "tail", "-f", str(filesystem.image)], check=True)
     ready.touch()
     signal.pause()

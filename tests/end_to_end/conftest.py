@@ -40,7 +40,7 @@ def _daemon() -> Iterator[daemon_.Daemon]:
 
 @pytest.fixture
 def daemon(_daemon: daemon_.Daemon) -> Iterator[daemon_.Daemon]:
-    """A libvirtd of the tests' own, without domains."""
+    """A libvirtd for the tests alone, without domains."""
     yield _daemon
     _daemon.clear()
 

@@ -322,7 +322,7 @@ def test_repository_rolled_back_to_an_older_copy(chain: Chain) -> None:
 
 
 def test_bitmap_of_another_granularity_costs_a_full(chain: Chain) -> None:
-    """Somebody made it anew, as a tool may that copies bitmaps."""
+    """Somebody made it again, as a tool may that copies bitmaps."""
     full = chain.backup()
     node, bitmap = full["disks"][0]["node_name"], full["disks"][0]["bitmap"]
     chain.machine.execute("block-dirty-bitmap-remove", node=node, name=bitmap)

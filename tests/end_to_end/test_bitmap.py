@@ -106,7 +106,7 @@ def test_layers_are_all_shown(bitmaps: Bitmaps, machine: Machine, tmp_path: Path
         "<disk name='vdb' snapshot='no'/></disks></domainsnapshot>",
         libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA,
     )
-    # libvirt 9.0 has the bitmap of the lower layer record no more, libvirt 11.3 leaves it as it was.
+    # libvirt 9.0 disables the bitmap of the lower layer, libvirt 11.3 leaves it as it was.
     in_qemu = {
         node["node-name"]: "recording" if node["dirty-bitmaps"][0]["recording"] else "disabled"
         for node in machine.execute("query-named-block-nodes", flat=True)

@@ -33,7 +33,7 @@ def machine(slow_machine: Callable[[str], Machine]) -> Machine:
 
 
 class Running:
-    """A vbackup in a process of its own."""
+    """A vbackup in a separate process."""
 
     def __init__(self, *arguments: str | Path) -> None:
         argv = [*HEEDING_SIGNALS, sys.executable, "-m", "vbackup", *map(str, arguments)]
@@ -252,7 +252,7 @@ def test_several_backups_go_on_over_a_restart_of_libvirtd(
     tmp_path: Path,
     options: list[str],
 ) -> None:
-    """Each has a connection of its own, and so none closes what another one uses."""
+    """Each has a separate connection, and so none closes what another one uses."""
     for name in ("one", "two"):
         spec = DiskSpec(images / f"{name}.qcow2")
         spec.create()

@@ -95,7 +95,7 @@ def test_all_buses_and_kinds(
         machine.write(spec.dev, f"write -P {number} 2M 128k", "write -z 1M 64k")
     second = round_.backup_and_compare(monkeypatch)
     assert {disk["level"] for disk in second["disks"]} == {"incremental"}
-    # IDE writes metadata of its own; the others copied exactly what was written.
+    # IDE writes metadata too; the others copied exactly what was written.
     assert {disk["copied_bytes"] for disk in second["disks"]} == {3 * 65536 + END_BYTES}
 
 

@@ -1,6 +1,6 @@
 """A disk that is made smaller and larger again between two backups, on and off: no restore has its old end.
 
-What QEMU's bitmaps miss of it is told by end marks (vbackup.engine.endmark).
+End marks show what QEMU's bitmaps miss of it (vbackup.engine.endmark).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def test_disk_that_only_grew_stays_incremental_and_its_new_end_is_watched(chain:
 
 
 def test_shrink_that_a_failed_backup_saw_is_seen_by_the_next(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The failed one would have made the mark anew: its full has never been."""
+    """The failed one would have made the mark again: its full has never been."""
     chain.machine.write("vda", "write -P 8 7M 1M")
     chain.backup()
     resize(chain, "vda", 4 * MIB, 8 * MIB)

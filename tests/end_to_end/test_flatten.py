@@ -36,7 +36,7 @@ class Made:
         self.content = bytearray()
 
     def add(self, size_bytes: int, *, changes: int) -> None:
-        """A layer that has so many granules of data, and as many that became zero."""
+        """A layer that has this number of granules of data, and as many that became zero."""
         path = self._directory / f"20261125T{len(self.layers):06}Z-incremental" / "vda.qcow2"
         path.parent.mkdir()
         backing = ["-u", "-b", f"../{self.layers[-1].path.parent.name}/vda.qcow2", "-F", "qcow2"] if self.layers else []

@@ -1,4 +1,4 @@
-"""``backup --fleecing``: what the guest overwrites is put aside, the backup is of the moment all the same."""
+"""``backup --fleecing``: what the guest overwrites is put aside, the backup is of the moment anyway."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def remove_if_empty(*directories: Path) -> None:
 
 @pytest.fixture(scope="module")
 def _alone(_daemon: Daemon) -> Iterator[None]:
-    """The libvirtds of the other processes with tests, in mount namespaces of their own, are left alone.
+    """The libvirtds of the other processes with tests, in separate mount namespaces, are left alone.
 
     SIGHUP would also end what they fork at that moment, and with it the start of a domain.
     """
@@ -167,7 +167,7 @@ def test_log_that_cannot_be_written(daemon: Daemon) -> None:
 
 @pytest.fixture
 def small_disk(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A filesystem of 256 KiB in the place of the events, where libvirtd sees it: it may have mounts of its own."""
+    """A filesystem of 256 KiB in the place of the events, where libvirtd sees it: it may have other mounts."""
     pid = (daemon.directory / "libvirtd.pid").read_text().strip()
     within = ["nsenter", f"--mount=/proc/{pid}/ns/mnt"]
     events.DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)

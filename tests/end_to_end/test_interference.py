@@ -228,7 +228,7 @@ def test_disk_detached_while_vbackup_is_dead(stage: Stage, abort: bool) -> None:
 
 
 def test_backup_into_another_repository_in_the_middle(stage: Stage) -> None:
-    """vbackup's own jobs are in nobody's way: QEMU makes both copies, each of its own moment."""
+    """vbackup's own jobs do not hinder each other: QEMU makes both copies, each of another moment."""
     here, there = stage.repository, stage.tmp_path / "there"
     stage.command("init", "-r", there)
     moment = stage.moment()

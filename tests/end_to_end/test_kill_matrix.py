@@ -147,7 +147,7 @@ def _shared(_daemon: Daemon) -> Iterator[World]:
 
 @pytest.fixture
 def shared(_shared: World, command: Command) -> World:
-    """A world that one point leaves to the next; each begins a chain of its own."""
+    """A world that one point leaves to the next; each begins a new chain."""
     _shared.command = command
     return _shared
 

@@ -98,7 +98,7 @@ class Off:
 
 @pytest.fixture
 def layered(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
-    """A disk of three layers, each with something of its own; somebody else made the two below."""
+    """A disk of three layers, each with different data; somebody else made the two below."""
     base = image(tmp_path / "base.qcow2", "write -P 1 0 4M")
     middle = image(tmp_path / "middle.qcow2", "write -P 2 1M 1M", backing=base)
     image(tmp_path / "vda.qcow2", "write -P 3 2M 64k", backing=middle)
@@ -323,7 +323,7 @@ def test_restarts_and_backups_while_off_stay_incremental(layered: Chain) -> None
 def test_layers_whose_owner_libvirt_changes_at_each_start_cost_no_full(
     daemon: Daemon, command: Command, repository: Path, images: Path, tmp_path: Path, read: list[str]
 ) -> None:
-    """libvirtd gives the images to QEMU's user, which is not root, in a mount namespace of its own.
+    """libvirtd gives the images to QEMU's user, which is not root, in a separate mount namespace.
 
     The file below is read once for the first backup, and once after it was touched.
     """

@@ -273,7 +273,7 @@ def test_power_lost_at_any_step_of_the_commit_leaves_all_of_it_or_nothing(tmp_pa
             make(Repository.open(storage.path / "repository"), 2)
         expect_whole(Repository.open(storage.path / "repository"), {1, 2})
         renamed = max(number for number, name in enumerate(counting.told, 1) if name == "rename")
-        flushed = renamed + 1  # then a backup may be told to be done
+        flushed = renamed + 1  # then a backup may be reported as done
         assert counting.told[renamed:] == ["fsync", "unlink"]
         seen = set()
         for at in range(1, len(counting.told) + 1):

@@ -59,7 +59,7 @@ mount --bind "$0" /etc/libvirt/qemu.conf && if [ -e /dev/kvm ]; then mount --bin
 
 @contextmanager
 def a_host(directory: Path) -> Iterator[str]:
-    """A libvirtd of its own; gives its URI."""
+    """A separate libvirtd; gives its URI."""
     directory.mkdir()
     (directory / "qemu.conf").write_text(QEMU_CONF)
     (directory / "qemu.conf").chmod(0o600)

@@ -538,7 +538,7 @@ def defined(daemon: Daemon, images: Path) -> Machine:
 
 
 def start_slow_backup(machine: Machine, daemon: Daemon, repository: Path, *options: str) -> Running:
-    """A backup in a process of its own, until its jobs copy."""
+    """A backup in a separate process, until its jobs copy."""
     argv = ("-c", daemon.uri, "backup", machine.name, "-r", repository, "--json", "--progress", "json")
     running = Running(*argv, "--speed", "2M", *options)
     assert running.process.stderr is not None

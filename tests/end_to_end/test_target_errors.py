@@ -162,7 +162,7 @@ def test_storage_of_the_fleecing_area_is_lost(chain: BusyChain, tmp_path: Path) 
         ("", {errno.ENOSPC}, [errno.EDQUOT, errno.EFBIG, errno.EIO], b"E"),
         ("error_policy='stop'", {errno.ENOSPC, errno.EDQUOT, errno.EIO}, [], b"E"),
         ("error_policy='report'", set(), [errno.ENOSPC], b"E"),
-        # It is told that it has written, and reads what was there before.
+        # Its write is reported as done, and it reads what was there before.
         ("error_policy='ignore'", set(), [errno.ENOSPC], b"X"),
     ],
     ids=["default", "stop", "report", "ignore"],

@@ -239,7 +239,7 @@ def test_image_that_may_share_data_with_the_disk_is_right_on_a_filesystem_that_c
 
 @pytest.fixture
 def reflinking(tmp_path: Path) -> Iterator[Path]:
-    """An XFS of its own; without its tools or a loop device the test is skipped."""
+    """A separate XFS; without its tools or a loop device the test is skipped."""
     if os.getuid() or not shutil.which("mkfs.xfs"):
         pytest.skip("needs root and mkfs.xfs (xfsprogs)")
     image, place = tmp_path / "xfs.img", tmp_path / "xfs"

@@ -199,7 +199,7 @@ def is_zombie(pid: int) -> bool:
 def test_agent_that_freezes_late_is_thawed(
     uri: str, guest: Guest, command: Command, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The agent sleeps over the freeze and its limit, wakes, and does what it was told meanwhile."""
+    """The agent sleeps over the freeze and its limit, wakes, and does what it was asked for meanwhile."""
     really = Passthrough.agent
     wake = threading.Timer(3, lambda: guest.obey("killall -CONT qemu-ga"))
 

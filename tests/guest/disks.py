@@ -70,7 +70,7 @@ def _format(path: Path, label: str, size_bytes: int, *, bulk_bytes: int = 0) -> 
             Path(content, "bulk").write_bytes(os.urandom(bulk_bytes))
         with path.open("wb") as file:
             file.truncate(size_bytes)
-        # Lazily initialised tables would be written by the guest's kernel at a time of its own.
+        # Lazily initialised tables would be written by the guest's kernel at any time.
         features = "lazy_itable_init=0,lazy_journal_init=0"
         argv = [os.fspath(program("mkfs.ext4")), "-q", "-F", "-L", label, "-E", features, "-d", content]
         subprocess.run([*argv, os.fspath(path)], check=True)

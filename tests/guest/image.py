@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What is inserted, besides what it depends on. ext4 is built into Debian's cloud kernel.
+#: What is inserted, apart from what it depends on. ext4 is built into Debian's cloud kernel.
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 #: Where administrators' programs are, also for users whose PATH leaves that out.
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))

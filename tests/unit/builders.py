@@ -234,7 +234,7 @@ def tell(reporter: Reporter) -> None:
 
 
 class Recorder:
-    """A Reporter that remembers what it was told; ``on_progress`` may do something meanwhile."""
+    """A Reporter that remembers everything; ``on_progress`` may do something meanwhile."""
 
     def __init__(self, on_progress: Callable[[], None] = lambda: None) -> None:
         self.steps: list[str] = []

@@ -159,7 +159,7 @@ class FakeDaemon(FakePassthrough):
 
 
 class FakeWatchdog:
-    """The process that guards a freeze; its life is told among the commands."""
+    """The process that guards a freeze; its life is noted among the commands."""
 
     domain: FakeDomain
 

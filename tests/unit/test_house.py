@@ -62,7 +62,7 @@ def test_drawing_names_every_module_and_no_other() -> None:
 
 
 def test_drawing_and_contract_have_the_rooms_in_one_order() -> None:
-    """From the top down; the words at the root are layers of their own below them."""
+    """From the top down; the words at the root are separate layers below them."""
     config = configparser.ConfigParser()
     config.read(TOP.parent / "setup.cfg")
     layers = config["importlinter:contract:rooms"]["layers"].split("\n")

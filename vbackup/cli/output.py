@@ -24,7 +24,7 @@ _GAP = "  "
 _MIN_COLUMNS = 16
 #: Width of a terminal that does not report one, such as a serial line.
 _UNKNOWN_COLUMNS = 80
-#: Indentation of a cell that has a line of its own.
+#: Indentation of a cell on a separate line.
 _OWN_LINE = "    "
 #: Prefix of a branch, of the last branch, of what is below each of them, and of what depends on the line above.
 _GUIDES = ("├─ ", "└─ ", "│  ", "   ", "↑ ")
@@ -86,7 +86,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     On a terminal the last column is wrapped if it is too wide. Text without spaces that does not fit, such as a path or
     the name of a bitmap, gets the next line, so that it can be copied. A name in the first column that leaves no room
-    for the others has a line of its own before them.
+    for the others gets a separate line before them.
     """
     lines = [list(headings), *([plain(cell) for cell in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*lines)]

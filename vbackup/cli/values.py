@@ -75,7 +75,7 @@ _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s|min|m|h|d)\s*", re.A
 
 
 def duration_s(text: str, *, unit_s: float = 1) -> float | None:
-    """Return a time such as 90s, 5m, 1h30m or 500ms in seconds, None if it is none.
+    """Return a time such as 90s, 5m, 1h30m or 500ms in seconds, or None for another text.
 
     ``unit_s``: what a number without a unit counts, in seconds.
     """

@@ -78,7 +78,7 @@ def file_system_of(path: str) -> str | None:
 
 
 class ImagesInUse:
-    """The images that the backups of one command have open, each in a storage daemon of its own.
+    """The images that the backups of one command have open, each in a separate storage daemon.
 
     Two daemons can both read an image, as clones their template, but not while one of them can write to it: QEMU's
     locks keep the second one out. So one backup waits for the other. In a group all have to be open at the same time:

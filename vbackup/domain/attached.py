@@ -89,7 +89,7 @@ def of_domain(host: Host, name: str, *, reporter: Reporter, access: Access | Non
 
 
 def _healthy(opened: Source, warn: Callable[[str], None]) -> Iterator[DiskNode]:
-    """Yield the domain's disks, except those whose images were found corrupt; ``warn`` is told what is missing."""
+    """Yield the domain's disks, except those whose images were found corrupt; ``warn`` gets a sentence about each."""
     try:
         nodes = opened.disk_nodes(opened.domain.disks)
     except CorruptImageError:

@@ -58,7 +58,7 @@ def open_off(handle: DomainHandle, *, reporter: Reporter, access: Access) -> Ite
 
 
 def identities(handle: DomainHandle) -> frozenset[Identity]:
-    """Return all images of a domain that is off, as far as they can be found: what cannot be is told when it is opened.
+    """Return all images of a domain that is off, as far as they can be found: opening the disk reports the others.
 
     Empty for a domain that is running or on another host. Raises ConnectionLostError, MonitorError.
     """

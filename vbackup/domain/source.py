@@ -1,7 +1,7 @@
 """Where a domain's disks are read from: its running QEMU, or a storage daemon while it is off.
 
 The same queries, transactions and jobs go to either. What differs is here: how disks are found or opened, and what the
-guest has to do with it. Operations do not ask which class a Source is. They ask is_running where the user is told
+guest has to do with it. Operations do not ask which class a Source is. They ask is_running where the user reads
 something else, or where something makes sense only with a guest: a fleecing area, a limit on latency, detached disks.
 """
 

@@ -23,7 +23,7 @@ from vbackup.model import BlockDriver, DiskNode, Layer, NodeBitmap
 from vbackup.names import Naming
 from vbackup.qapi.actions import MirrorSyncMode
 
-#: The bitmaps are worth their commands, some 20 ms a layer, if so much of the disk is not allocated: sync=full then
+#: The bitmaps are worth their commands, some 20 ms a layer, if this much of the disk is not allocated: sync=full then
 #: takes at most 0.3 s and 16 MiB more.
 WORTH_BYTES = 128 * 1024**3
 #: The same for a view whose block status QEMU does not tell: all that is not allocated would be read.

@@ -14,7 +14,7 @@ an overlay with the disk as its backing file, which QEMU lets no job read while 
 If QEMU's block status of the view cannot be trusted, the copy reads the whole disk, or everything that has changed; its
 target then detects the zeros.
 
-No error of the fleecing area may reach the guest, whatever its errno. QEMU from 10.1 on is told so (on-cbw-error).
+No error of the fleecing area may reach the guest, whatever its errno. QEMU 10.1 has an option (on-cbw-error).
 Before, the area is a quorum that takes a write when one of its two members does: the image, or a node that keeps
 nothing. What only the second one took can be read from neither, so that the copy fails if it needs that. Either way
 QEMU says that permission is denied: EACCES is what on-cbw-error=break-snapshot makes of a read, and what is injected
@@ -22,7 +22,7 @@ here. Nothing has to be noticed in time, and no event can be missed. (A second m
 would stop the guest instead, but only under libvirt's default error_policy.)
 
 A disk whose iothread is in use has its nodes in another AioContext. QEMU before 9.0 aborts there as it opens the view:
-bdrv_open probes its child with a BlockBackend of its own and drains that without the lock of that AioContext, which
+bdrv_open probes its child with another BlockBackend and drains that without the lock of that AioContext, which
 ends in "qemu_mutex_unlock_impl: Operation not permitted" while a request of the guest is in flight (block.c, blk_unref
 in bdrv_open_inherit; 7.2, always with a guest that does I/O). Nothing opens the view in another way: blockdev-reopen
 does not know snapshot-access, and a job cannot read an overlay of the disk while another one writes to it.
@@ -169,7 +169,7 @@ def _area(fleecing: FleecingPlan, filename: str, size_bytes: int) -> targets.Blo
     if fleecing.on_cbw_error is not None:
         return image
     del image["node-name"]
-    # In QEMU's log stands that the target does not tell its cluster size: a quorum cannot. It is the default, 64 KiB.
+    # QEMU logs that the target does not report its cluster size: a quorum cannot. It is the default, 64 KiB.
     members = [{**image, "backing": _unreadable(size_bytes)}, _unreadable(size_bytes)]
     return {
         "driver": "quorum",

@@ -2,7 +2,7 @@
 
 vbackup's objects are recognised by their names (vbackup.names). The caller holds the domain's lock in the repository,
 so everything that belongs to no committed backup is from a run that is dead, or from a copy of the repository, which
-has the same id: its checkpoints are told by their tokens, and vbackup.operations.recovery refuses its jobs and nodes.
+has the same id: its checkpoints have other tokens, and vbackup.operations.recovery refuses its jobs and nodes.
 """
 
 from __future__ import annotations

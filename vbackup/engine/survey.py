@@ -37,7 +37,8 @@ def select(domain: LockedDomain, wanted: Sequence[str], excluded: Sequence[str])
 def plan_of(selection: Selection, domain: LockedDomain, wishes: Wishes, *, is_dry_run: bool) -> BackupPlan:
     """Return the plan of a backup of the disks as they and the repository are now.
 
-    Bitmaps of backups that were never committed are removed. A dry run reads no file only to record its digest. The user reads what each disk starts from and why.
+    Bitmaps of backups that were never committed are removed. The user reads what each disk starts from and why. A dry
+    run reads no file only to record its digest.
     Raises BaseError if the level needs a base and a disk has none, QmpError, StorageError.
     """
     taken_ids = domain.repository.taken_ids(domain.uuid)

@@ -21,7 +21,7 @@ NAMES = ("libvirtd", "virtqemud")
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running libvirt daemon, and whether it was told to look."""
+    """A running libvirt daemon, and whether it got the signal to look."""
 
     name: str
     pid: int
@@ -31,7 +31,7 @@ class Daemon:
 def reload_all() -> tuple[Daemon, ...]:
     """Send SIGHUP to every libvirt daemon of this system, and return all daemons.
 
-    A daemon is not told if this user may not send it the signal, or if it is still starting: the signal would end it.
+    A daemon gets none if this user may not send it, or if it is still starting: the signal would end it.
     """
     return tuple(_reload(name, pid) for name, pid in _find())
 

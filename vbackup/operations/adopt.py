@@ -1,4 +1,4 @@
-"""Make a copy of a repository one of its own: ``vbackup recover --adopt``.
+"""Make a copy of a repository a separate repository: ``vbackup recover --adopt``.
 
 A copy has the id of the original, and with it the names of everything that QEMU has for that one (vbackup.names). With
 a new id it has no claim to any of it.
@@ -17,7 +17,7 @@ from vbackup.repository.repository import Repository
 
 @dataclass(frozen=True)
 class Adopted:
-    """A copy of a repository that is one of its own now."""
+    """A copy that has become a separate repository."""
 
     repository_id: str
     former_id: str
@@ -25,7 +25,7 @@ class Adopted:
 
 
 def run(repository: Repository, *, reporter: Reporter) -> Adopted:
-    """Make a copy of a repository one of its own, with a new id; what QEMU has of the original is not touched.
+    """Make a copy of a repository a separate one, with a new id; what QEMU has of the original is not touched.
 
     Unfinished backups that were copied are discarded. The next backup of each disk is a full. Raises BusyError if a
     backup into it is being made, ChainError if an unfinished one was begun here: that has to be recovered first.

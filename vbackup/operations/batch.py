@@ -161,7 +161,7 @@ def _shared(host: Host, members: Sequence[str]) -> Mapping[Identity, Collection[
 
     users: dict[Identity, set[str]] = {}
     for name in members:
-        with suppress(VbackupError):  # it is told when the domain is backed up
+        with suppress(VbackupError):  # the backup of the domain reports it
             handle = host.domain(name)
             for identity in offline.identities(handle):
                 users.setdefault(identity, set()).add(handle.name)

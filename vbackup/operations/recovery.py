@@ -180,7 +180,7 @@ def _refuse_copies(domain: LockedDomain, *, abort: bool) -> None:
             f" interrupted: QEMU has its image open (node {node}). Nothing was changed. Wait for it to end, or run"
             f" 'vbackup recover' with that copy; if it is gone, 'vbackup forget {domain.source.domain.name}"
             f" --repository-id {repository.id} --force' ends what it has in QEMU. 'vbackup recover -r {repository.path}"
-            " --adopt' makes this copy a repository of its own, with a new id."
+            " --adopt' makes this copy a separate repository, with a new id."
         )
 
 
@@ -247,7 +247,7 @@ def _is_copy(entry: Entry, domain: LockedDomain, *, abort: bool) -> bool:
     """Return True for a copy that can be discarded, False for no copy. Raises CopiedError if the user has to decide.
 
     The jobs in QEMU have the names of a copy, but write to the images of the original. A stage of this host, which has
-    booted since, can also be on a filesystem that numbers its files anew at every mount; QEMU has nothing of it any
+    booted since, can also be on a filesystem that numbers its files again at every mount; QEMU has nothing of it any
     more.
     """
     if entry.is_of(domain.repository.stage_path(domain.uuid, entry.draft.id)):

@@ -110,7 +110,7 @@ def run(request: TransactionRequest, *, attached: AttachedQemu, reporter: Report
 
 
 def _refuse_read_only(wanted: Sequence[Mapping[str, Any]], attached: AttachedQemu) -> None:
-    """Raise DiskError if a bitmap is to be stored in an image that is only read, or data to be copied to it.
+    """Raise DiskError if a bitmap would be stored in an image that is only read, or data copied to it.
 
     QEMU before 11 adds such a bitmap, and drops it at the end of the storage daemon. It refuses other changes of stored
     bitmaps, and copies, but does not know the reason.

@@ -110,7 +110,7 @@ def is_format_node(node: Mapping[str, Any]) -> bool:
 
 
 def reopened(node: Mapping[str, Any]) -> list[str]:
-    """Return the nodes that are to be reopened together with a layer of ``blockdevs``."""
+    """Return the nodes to reopen together with a layer of ``blockdevs``."""
     return [node[child] for child in ("file", "data-file") if child in node]
 
 

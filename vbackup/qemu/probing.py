@@ -1,7 +1,7 @@
 """Find the format of an image by its first bytes, as libvirt does where nothing records it.
 
 A guest can write anything into a raw disk, also the header of an image that names other files of the host. So an image
-that names files is told apart, and only vbackup reads the bytes; QEMU gets a format.
+that names files is recognised, and only vbackup reads the bytes; QEMU gets a format.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Found:
     """What the first bytes of an image look like."""
 
     format: BlockDriver
-    names_files: bool  #: it names a backing file or a data file, or it cannot be told whether it does
+    names_files: bool  #: it names a backing file or a data file, or that is not known
 
 
 def probe(path: Path) -> Found:

@@ -1,7 +1,7 @@
 """Choose the backup that is restored, and for each disk the backup that it is restored from.
 
-A backup that was told to leave out a disk is not the whole machine: it is never taken silently for one. Neither is the
-newest backup of another machine with the same UUID. Does no I/O.
+A backup from which the user excluded a disk is not the whole machine: it is never taken silently for one. Neither is
+the newest backup of another machine with the same UUID. Does no I/O.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The hosts that a domain's backups were made on, and whether they can all be of one machine.
 
 A domain that migrates takes its UUID and its bitmaps with it, so its next backup starts from one of the host before. A
-copy of a machine that was not given a UUID of its own has backups in between that start from nothing of the other's:
+copy of a machine that was not given a new UUID has backups in between that start from nothing of the other's:
 then the newest backup may be of either machine. Does no I/O.
 """
 

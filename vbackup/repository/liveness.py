@@ -18,7 +18,7 @@ def refuse_live_writer(stage: Path, *, backup_id: str, domain_uuid: str, presume
     """Raise BusyError if another process is making the backup in that stage. The domain's lock is held, if it locks.
 
     ``presume_dead``: a writer on another host or in a container counts as dead however recently it was seen; a process
-    of this host is looked up all the same. Raises NewerJournalError, OSError.
+    of this host is looked up anyway. Raises NewerJournalError, OSError.
     """
     if stage.is_symlink() or not stage.is_dir():
         return

@@ -38,7 +38,7 @@ class LockWait:
 def works(path: Path) -> bool:
     """Return False if the filesystem lets two have the lock of a file at once; the lock may be held or not.
 
-    Only this host is asked: where every host has locks of its own (NFS mounted with nolock), they do work on each.
+    Only this host is asked: where each host has separate locks (NFS mounted with nolock), they do work on each.
     Raises OSError.
     """
     fds: list[int] = []

@@ -202,7 +202,7 @@ class Repository:
                     )
 
     def adopt(self) -> Repository:
-        """Give a copy of a repository an id of its own, and return it: it has no claim to anything in QEMU any more.
+        """Give a copy of a repository a new id, and return it: it no longer has a claim to anything in QEMU.
 
         Raises StorageError. The caller has the locks of all domains.
         """

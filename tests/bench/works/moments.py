@@ -27,7 +27,7 @@ SLOW_BYTES_S = 4_000_000
 
 
 class Writer:
-    """Writes all the time through the guest's device, from a monitor of its own, and keeps how long each write took.
+    """Writes all the time through the guest's device, from a separate monitor, and keeps how long each write took.
 
     The write goes through the device's own block backend, so whatever holds up the guest holds it up: the transaction,
     and a copy that has to be made first. The way over the monitor is in each figure, with a backup and without.

@@ -21,7 +21,7 @@ _SEEDS = iter(range(1, 1_000_000))
 
 @contextmanager
 def _backed_up(bench: Bench, guest: Guest) -> Iterator[Job]:
-    """The domain with a full in a repository of its own, which later ones start from."""
+    """The domain with a full in a separate repository, which later ones start from."""
     with bench.place(f"output-{guest.name}") as output, bench.place(f"scratch-{guest.name}") as scratch:
         job = Job(guest, output, scratch)
         OURS.ready(job)
@@ -71,7 +71,7 @@ def size(bench: Bench) -> None:
             jobs[size_gib] = stack.enter_context(_backed_up(bench, guest))
         for _ in range(bench.rounds):
             for size_gib, job in jobs.items():
-                # In the same places of all; and all over, where each extent has a table of its own to be written too.
+                # In the same places of all; and all over, where each extent has a separate table to be written too.
                 for series, within_gib in (("the first 8 GiB", min(jobs)), ("all of it", size_gib)):
                     _change(job.guest, changed_mib, size_gib=within_gib)
                     assert OURS.incremental is not None
@@ -111,7 +111,7 @@ def _others(guest: Guest, node_name: str) -> int:
 
 
 def _series(bench: Bench, series: str, unit: str, values: Sequence[int], prepare: Callable[[Guest, int], None]) -> None:
-    """Incrementals of one domain of 8 GiB, made ready for each value anew; the rounds within each."""
+    """Incrementals of one domain of 8 GiB, prepared again for each value; the rounds within each."""
     with ExitStack() as stack:
         place = stack.enter_context(bench.place("work"))
         guest = stack.enter_context(bench.guest(place, "series", size_gib=8))

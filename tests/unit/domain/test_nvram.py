@@ -1,4 +1,4 @@
-"""The NVRAM store is read as it is at one moment, or it is told why not."""
+"""The NVRAM store is read as it is at one moment, or the reason is given."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_mark_is_merged_from_a_scratch_node_of_the_disks_size() -> None:
     ],
 )
 def test_mark_is_made_where_none_vouches(there: dict[str, Any] | None, done: list[tuple[str, str]]) -> None:
-    """One made anew must vouch for no base that the old one distrusts, whether this backup succeeds or not."""
+    """A new one must vouch for no base that the old one distrusts, whether this backup succeeds or not."""
     marks = [] if there is None else [end_mark(**there)]
     node = builders.node(layer(bitmap(CHECKPOINT), *marks))
     assert about_marks(make([(node, whole())])) == done

@@ -23,7 +23,7 @@ UUIDS = {name: f"f0000000-0000-4000-8000-00000000000{number}" for number, name i
 
 
 def each(members: str, work: Callable[[str], object]) -> dict[str, BaseException | None]:
-    """Run it for each member in a thread of its own; how each ended."""
+    """Run it for each member in a separate thread; how each ended."""
     with ThreadPoolExecutor(max_workers=len(members)) as pool:
         running: dict[str, Future[object]] = {member: pool.submit(work, member) for member in members}
     return {member: one.exception() for member, one in running.items()}

@@ -17,7 +17,7 @@ LIMIT_MS = 20.0
 def run(
     windows: int, latency_at: Callable[[int | None], float | None], *, begun: Speed, ceiling: int | None, disk: int
 ) -> list[int | None]:
-    """The speeds of so many windows, where latency follows from the speed, and a job copies what it may."""
+    """The speeds of this number of windows, where latency follows from the speed, and a job copies what it may."""
     speeds = []
     state = begun
     for _ in range(windows):

@@ -18,7 +18,7 @@ LIMIT_MS = 20.0
 
 
 class World:
-    """A guest that waits as long as it is told to, and a clock that goes on by one second a tick."""
+    """A guest that waits as long as the test says, and a clock that goes on by one second a tick."""
 
     def __init__(self, qemu: FakeQemu, recorder: Recorder, *, ceiling: int | None = None) -> None:
         self.qemu, self.now = qemu, 100.0

@@ -1,4 +1,4 @@
-"""A copy of a repository gets an id of its own; what was begun in it, and not copied, has to be recovered first."""
+"""A copy of a repository gets a new id; what was begun in it, and not copied, has to be recovered first."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_next_backup_copies_what_was_written_since(domain: FakeDomain, repo: Rep
 def test_clock_that_steps_back_and_stands_still_breaks_no_chain(
     domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ids are free ones; what stands on what, and what is newest, is told by the sequence."""
+    """Ids are free ones; the sequence shows what depends on what, and what is newest."""
 
     class Clock(datetime):
         shown = datetime(2026, 11, 24, 12, 0, 0, tzinfo=timezone.utc)

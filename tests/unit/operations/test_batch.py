@@ -26,7 +26,7 @@ NAMES = ("a", "b", "c")
 
 
 class Telling(Recorder):
-    """A recorder that has the domain before what it is told."""
+    """A recorder that has the domain before each message."""
 
     def labelled(self, domain: str) -> Reporter:
         from vbackup.report import Labelled

@@ -318,7 +318,7 @@ def test_copies_of_a_repository_go_on_side_by_side(domain: FakeDomain, repo: Rep
 def test_stage_of_an_earlier_boot_of_this_host_is_discarded_if_its_files_have_other_numbers(
     domain: FakeDomain, repo: Repository, killer: Killer, tmp_path: Path
 ) -> None:
-    """Some filesystems number their files anew at every mount; QEMU has nothing of that time any more."""
+    """Some filesystems number their files again at every mount; QEMU has nothing of that time any more."""
     killer.at(Step.STARTED, "after")
     other = copy_of(repo, tmp_path)
     recover(domain, repo)

@@ -1,4 +1,4 @@
-"""A transaction of the user's own: what is not one is refused before QEMU is asked anything."""
+"""A user's transaction: what is not one is refused before QEMU is asked anything."""
 
 from __future__ import annotations
 

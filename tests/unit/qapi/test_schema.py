@@ -160,7 +160,7 @@ def test_what_is_huge_is_not_repeated(huge: Any) -> None:
 
 
 def without(*names: str) -> list[dict[str, Any]]:
-    """The captured schema without these names, as of an older QEMU."""
+    """The captured schema without these names, as an older QEMU has it."""
     entries = copy.deepcopy(qapi.schema())
     for entry in entries:
         for key in ("members", "values", "variants"):

@@ -394,7 +394,7 @@ def test_refusal_that_stays_is_no_endless_wait(qemu: FakeQemu) -> None:
 
 
 def test_job_that_was_slowed_down_meanwhile_has_more_time(qemu: FakeQemu) -> None:
-    """By ``vbackup speed``, of which who waits has not been told."""
+    """By ``vbackup speed``, of which who waits does not know."""
     qemu.stall_job("target-vdb")
     jobs.set_speed(qemu, "job-vdb", 32 * 1024 * MIB)  # a pause of a millisecond may be the speed's
     with pytest.raises(JobStalledError) as caught:

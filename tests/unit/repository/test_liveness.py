@@ -93,7 +93,7 @@ def test_living_writer_keeps_others_out_until_it_is_dead(
 def test_writer_on_another_host_keeps_others_out_until_it_is_silent_or_said_to_be_dead(
     repo: Repository, living: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the lock works on this host: each host may have locks of its own."""
+    """Also where the lock works on this host: each host may have separate locks."""
     stage = begin(repo, elsewhere(living), monkeypatch)
     with refused("on host other, which was last seen at work"):
         take(repo)

@@ -109,7 +109,7 @@ def holder(repo: Repository) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Acting(Recorder):
-    """A reporter that does something when it is told of the wait."""
+    """A reporter that does something when the wait is reported."""
 
     def __init__(self, act: Callable[[], object]) -> None:
         super().__init__()

@@ -234,7 +234,7 @@ junk = st.recursive(
 
 @st.composite
 def damaged(draw: st.DrawFn) -> Any:
-    """A real manifest with some values replaced or taken away, somewhere inside."""
+    """A real manifest with some values replaced or removed, somewhere inside."""
     document = copy.deepcopy(json.loads(manifest.dump(SIMPLE)))
     for _ in range(draw(st.integers(1, 3))):
         inner = document

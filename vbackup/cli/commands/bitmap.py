@@ -1,4 +1,4 @@
-"""``vbackup bitmap``: its arguments, and those of its own commands."""
+"""``vbackup bitmap``: its arguments, and those of its commands."""
 
 from __future__ import annotations
 

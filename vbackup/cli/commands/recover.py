@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--adopt",
         action="store_true",
-        help="give a copy of a repository an id of its own, and discard the unfinished backups that were copied",
+        help="give a copy of a repository a new id, and discard the unfinished backups that were copied",
     )
     parser.add_argument(
         "--force",
