@@ -16,6 +16,8 @@ from vbackup.qemu import backing_chain
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import Event
 
+SecretValue = Callable[[SecretRef], bytes]
+
 
 class Daemon:
     """A storage daemon; opening does what the test wants."""
@@ -43,14 +45,7 @@ class Daemon:
 
     pid = 1
 
-    def open(
-        self,
-        alias: str,
-        images: Sequence[Image],
-        *,
-        secret_value: Callable[[SecretRef], bytes],
-        read_only: bool = False,
-    ) -> None:
+    def open(self, alias: str, images: Sequence[Image], *, secret_value: SecretValue, read_only: bool = False) -> None:
         type(self).opening()
         if not read_only:
             type(self).writing()
