@@ -6,7 +6,7 @@ import ast
 import fcntl
 import json
 import os
-import statistics
+import resource
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -114,19 +114,18 @@ def test_half_a_python_stops_no_guest(hook: Hook) -> None:
     assert b"pyexpat_of_another_package" in hook.call("web", "prepare", "begin", "-", silent=False).stderr
 
 
-def test_call_takes_less_than_100_ms(hook: Hook) -> None:
+def test_call_takes_less_than_100_ms_of_the_processor(hook: Hook) -> None:
+    """How long that is on the clock depends on the load of the machine; the script waits for nothing."""
+
+    def processor_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     with marks.offline_mark(OTHER_UUID):
-
-        def median_s() -> float:
-            taken = []
-            for _ in range(10):
-                begun = time.perf_counter()
-                hook.call("web", "prepare", "begin", "-")
-                taken.append(time.perf_counter() - begun)
-            return statistics.median(taken)
-
-        # Other processes may slow this down, so the best of several medians counts.
-        assert any(median_s() < 0.1 for _ in range(10))
+        begun_s, calls = processor_s(), 10
+        for _ in range(calls):
+            hook.call("web", "prepare", "begin", "-")
+        assert (processor_s() - begun_s) / calls < 0.1
 
 
 # events
