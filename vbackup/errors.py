@@ -31,6 +31,14 @@ class Status(IntEnum):
     SIGNAL = 128
 
 
+def domain_argument(name: str) -> str:
+    """Return a domain's name as it stands in a command line of virsh or vbackup, also if it begins with a dash.
+
+    Both take --domain=NAME wherever they take DOMAIN.
+    """
+    return shlex.quote(f"--domain={name}" if name.startswith("-") else name)
+
+
 class VbackupError(Exception):
     """Base class of all errors that vbackup raises on purpose."""
 
@@ -65,11 +73,24 @@ class InstallationError(VbackupError):
 
     def __init__(self, module: str, python: str, reason: str) -> None:
         self.module = module
+        needed = _ON_DEBIAN.get(module.partition(".")[0])
+        on_debian = f"; on Debian, it installs {needed}" if needed else ""
         super().__init__(
             f"Python {python} cannot load {module}, which vbackup needs ({reason.rstrip('.')}). Was Python upgraded or"
-            " a package removed? Run 'make install' in the sources of vbackup again; on Debian, it needs the packages"
-            " python3-libvirt and python3-lxml."
+            f" a package removed? Run 'make install' in the sources of vbackup again{on_debian}."
         )
+
+
+#: Where each module comes from on Debian, by its top-level name.
+_ON_DEBIAN = {
+    "libvirt": "the package python3-libvirt",
+    "libvirtmod": "the package python3-libvirt",
+    "libvirt_qemu": "the package python3-libvirt",
+    "libvirtmod_qemu": "the package python3-libvirt",
+    "lxml": "the package python3-lxml",
+    "rich": "the package python3-rich",
+    "qemu": "qemu.qmp from PyPI (from Debian 14 on, the package python3-qemu-qmp)",
+}
 
 
 # libvirt and the domain
@@ -108,13 +129,13 @@ class ConnectionLostError(VbackupError):
 
 
 class DomainNotFoundError(VbackupError):
-    """There is no such domain in libvirt or in the repository."""
+    """There is no such domain in libvirt or in the repository. ``domain``: None if the user named none."""
 
     status = Status.NOT_FOUND
 
-    def __init__(self, domain: str, where: str, hint: str) -> None:
+    def __init__(self, domain: str | None, where: str, hint: str) -> None:
         self.domain = domain
-        super().__init__(f"No domain {domain!r} {where}; {hint}.")
+        super().__init__(f"No domain {'' if domain is None else f'{domain!r} '}{where}; {hint}.")
 
 
 class AmbiguousNameError(DomainNotFoundError):
@@ -125,7 +146,8 @@ class AmbiguousNameError(DomainNotFoundError):
         super().__init__(
             domain,
             f"with a unique name in {repository}",
-            f"several domains have had this name, as 'vbackup list {domain}' shows; give the UUID: {', '.join(uuids)}",
+            f"several domains have had this name, as 'vbackup list {domain_argument(domain)}' shows; give the UUID:"
+            f" {', '.join(uuids)}",
         )
 
 
@@ -400,12 +422,13 @@ class CopiedError(ChainError):
         self.repository = repository
         self.backup_id = backup_id
         self.domain_uuid = domain_uuid
+        recover = f"vbackup recover -r {shlex.quote(repository)}"
         super().__init__(
             f"The unfinished backup {backup_id} of domain {domain_uuid} in {repository} is a copy: the repository was"
             " copied in the middle of that backup, or has been moved or restored since. What QEMU has of it belongs to"
-            f" the original, so nothing was changed. If there is an original, 'vbackup recover -r {repository} --adopt'"
-            f" makes this copy a separate repository; if not, 'vbackup recover -r {repository} {domain_uuid} --abort'"
-            " discards the unfinished backup. Then run the same command again."
+            f" the original, so nothing was changed. If there is an original, '{recover} --adopt' makes this copy a"
+            f" separate repository; if not, '{recover} {domain_uuid} --abort' discards the unfinished backup. Then run"
+            " the same command again."
         )
 
 
@@ -441,33 +464,40 @@ class BaseError(ChainError):
 class PartialBackupError(UnsuitableError):
     """The newest backup leaves out disks of the domain, so that it is not the whole machine."""
 
-    def __init__(self, backup: str, missing: Sequence[str], *, complete: str | None) -> None:
+    def __init__(
+        self, backup: str, missing: Sequence[str], *, complete: str | None, never_backed_up: Sequence[str] = ()
+    ) -> None:
         self.backup = backup
         self.missing = list(missing)
         self.complete = complete  #: id of the newest backup with all disks, or None
+        self.never_backed_up = list(never_backed_up)  #: those of the missing disks that no backup has
         disks = f"disk{'s' if len(self.missing) > 1 else ''} {', '.join(self.missing)}"
-        whole = (
-            f"The newest backup with all disks is {complete}: restore it with --backup {complete}."
-            if complete is not None
-            else "No backup has all disks."
-        )
+        ways = [f"only some disks with --disk, or this backup without {disks} with --backup {backup}"]
+        if not self.never_backed_up:
+            ways.insert(0, "each disk from its newest backup with --mixed (the disks are then of different moments)")
+        if complete is not None:
+            whole = f"The newest backup with all disks is {complete}: restore it with --backup {complete}. Or restore"
+        elif self.never_backed_up:
+            whole = f"No backup has {', '.join(self.never_backed_up)}. Restore"
+        else:
+            whole = "No backup has all disks. Restore"
         super().__init__(
-            f"Backup {backup} was made without {disks}, so it is not the whole domain. {whole} Or restore each disk"
-            f" from its newest backup with --mixed (the disks are then of different moments), only some disks with"
-            f" --disk, or this backup without {disks} with --backup {backup}."
+            f"Backup {backup} was made without {disks}, so it is not the whole domain. {whole} {', '.join(ways)}."
         )
 
 
 class AmbiguousHostError(UnsuitableError):
     """Several hosts have backups of this UUID that do not continue each other: they can be different machines."""
 
-    def __init__(self, newest: Mapping[str, str], first: str) -> None:
+    def __init__(self, newest: Mapping[str, str], first: str, *, is_mixed: bool = False) -> None:
         self.newest = dict(newest)  #: for each host the id of its newest backup
         self.first = first  #: id of the first backup that does not continue the other host's
         each = ", ".join(f"{host} (newest: {backup})" for host, backup in self.newest.items())
+        # With --mixed, the disks can be of other backups than the one that was named.
+        or_backup = "" if is_mixed else ", or a backup with --backup"
         super().__init__(
             "Several hosts have backups of a domain with this UUID that do not continue each other, as two copies of"
-            f" one machine have: {each}. Choose one with --host (name or machine id), or a backup with --backup."
+            f" one machine have: {each}. Choose one with --host (name or machine id){or_backup}."
         )
 
 

@@ -164,7 +164,7 @@ def test_pattern_without_a_domain_is_told_before_anything_is_begun(fleet: Fleet)
     fleet.boot("web-1")
     outcome = fleet.backup("w?b", status=4)
     assert outcome.document["schema"] == "vbackup.error/1"
-    assert "No domain 'w?b'" in outcome.stderr
+    assert "No domain matches 'w?b'" in outcome.stderr
     assert fleet.entries() == []
     assert fleet.backup("--all", "--exclude", "*", status=4).document["status"] == 4
     beside = fleet.backup("web-1", "w?b")

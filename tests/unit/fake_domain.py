@@ -163,7 +163,7 @@ class FakeWatchdog:
 
     domain: FakeDomain
 
-    def __init__(self, *, uri: str, uuid: str, limit_s: int, is_blind: bool) -> None:
+    def __init__(self, *, uri: str, uuid: str, limit_s: int, is_blind: bool, check: object) -> None:
         assert (uri, uuid, is_blind) == ("qemu:///system", UUID, False)
         self.limit_s = limit_s
         self.is_blind = is_blind

@@ -18,6 +18,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.HostUnreachableError("qemu:///system", "refused"), 4),
     (errors.ConnectionLostError("x"), 4),
     (errors.InstallationError("lxml.etree", "3.13.1", "cannot import name 'etree'"), 1),
+    (errors.InstallationError("qemu.qmp", "3.11.2", "No module named 'qemu'"), 1),
     (errors.DomainNotFoundError("web", "in /r", "'vbackup list' lists them"), 4),
     (errors.AmbiguousNameError("web", "/r", ["u1", "u2"]), 4),
     (errors.NoBackupRunningError("web"), 4),
@@ -118,6 +119,27 @@ def test_text_is_a_sentence_about_what_happened(error: VbackupError) -> None:
     for value in error.evidence().values():
         if isinstance(value, str):
             assert value in text or value == "GenericError"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("web", "web"), ("-dash", "--domain=-dash"), ("my vm", "'my vm'"), ("- x", "'--domain=- x'")]
+)
+def test_name_of_a_domain_in_a_command_is_one_word_and_no_option(name: str, word: str) -> None:
+    assert errors.domain_argument(name) == word
+    assert f"'vbackup list {word}' shows" in str(errors.AmbiguousNameError(name, "/r", ["a"]))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("qemu.qmp", "on Debian, it installs qemu.qmp from PyPI (from Debian 14 on, the package python3-qemu-qmp)."),
+        ("lxml.etree", "on Debian, it installs the package python3-lxml."),
+        ("libvirtmod", "on Debian, it installs the package python3-libvirt."),
+        ("ssl", "Run 'make install' in the sources of vbackup again."),
+    ],
+)
+def test_missing_module_is_told_with_the_package_that_has_it(module: str, said: str) -> None:
+    assert str(errors.InstallationError(module, "3.11.2", f"No module named {module!r}")).endswith(said)
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,10 @@ def frozen(
         _do_without(quiesce, reason or "", reporter, quiet=thawer is None)
         yield freeze
         return
-    if _is_frozen_by_another(agent, thawer, reporter):
+    who = _who_froze(agent, thawer, reporter)
+    if who is not None:
         yield freeze
-        _look_after_another(agent, quiesce, freeze, reporter)
+        _look_after(who, agent, quiesce, freeze=freeze, reporter=reporter)
         return
     attempt = _Attempt(agent, thawer, reporter, clock)
     try:
@@ -137,7 +138,7 @@ def frozen(
         attempt.thaw()
         freeze.frozen_ms = attempt.frozen_ms
     if attempt.was_too_late:
-        _look_after_another(agent, quiesce, freeze, reporter)
+        _look_after(_ANOTHER, agent, quiesce, freeze=freeze, reporter=reporter)
         return
     if reason is not None:
         return
@@ -304,34 +305,41 @@ def _is_frozen(agent: Agent) -> bool:
         return False  # as configured in the guest (block-rpcs)
 
 
-def _is_frozen_by_another(agent: Agent, thawer: Thawer, reporter: Reporter) -> bool:
-    """Return True if the guest is frozen, but by no vbackup; what a dead vbackup left frozen is thawed."""
+#: Who has frozen a guest that this process finds frozen.
+_ANOTHER, _DEAD_RUN = "another program", "an interrupted backup"
+
+
+def _who_froze(agent: Agent, thawer: Thawer, reporter: Reporter) -> str | None:
+    """Return who has frozen the guest, or None if it is not frozen; what a dead vbackup left frozen is thawed."""
     try:
         if not _is_frozen(agent):
-            return False
+            return None
     except DomainGoneError:
         raise
     except VbackupError:
-        return False  # it has just answered a ping; the freeze will tell
-    return not (thawer.may_be_left_frozen() and thaw_leftover(agent, reporter, is_ours=True))
+        return None  # it has just answered a ping; the freeze will tell
+    if not thawer.may_be_left_frozen():
+        return _ANOTHER
+    return None if thaw_leftover(agent, reporter, is_ours=True) else _DEAD_RUN
 
 
-def _look_after_another(agent: Agent, quiesce: Quiesce, freeze: Freeze, reporter: Reporter) -> None:
-    """Look whether the guest that somebody else had frozen before the moment still is: nobody was asked to wait."""
+def _look_after(who: str, agent: Agent, quiesce: Quiesce, *, freeze: Freeze, reporter: Reporter) -> None:
+    """Look whether the guest that was frozen before the moment still is: ``who`` had frozen it, and did not wait."""
     try:
         is_frozen = _is_frozen(agent)
-        reason = "another program had frozen them, and had thawed them before QEMU had started the backup"
+        reason = f"{who} had frozen them, and they were thawed before QEMU had started the backup"
     except DomainGoneError:
         raise
     except VbackupError as err:
-        is_frozen, reason = False, f"another program had frozen them, and nobody can tell whether they stayed so: {err}"
+        is_frozen, reason = False, f"{who} had frozen them, and nobody can tell whether they stayed so: {err}"
     if not is_frozen:
         _do_without(quiesce, reason, reporter)
         return
     freeze.consistency = Consistency.FILESYSTEM
+    after = "vbackup leaves them so" if who == _ANOTHER else "still are"
     reporter.warning(
-        "Another program had frozen the guest's filesystems before; they were frozen at the moment of the backup, and"
-        f" vbackup leaves them so. {_HOW_TO_THAW}"
+        f"{who.capitalize()} had frozen the guest's filesystems before; they were frozen at the moment of the backup,"
+        f" and {after}. {_HOW_TO_THAW}"
     )
 
 

@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vbackup import names
@@ -60,8 +61,11 @@ class FreezeTurn:
         """True if it is remembered who froze the guest."""
         return self._fd is not None
 
-    def take(self, timeout_s: float = WAIT_S) -> bool:
-        """Wait for the turn; return False if another vbackup keeps it for longer than ``timeout_s`` seconds."""
+    def take(self, timeout_s: float = WAIT_S, *, check: Callable[[], None] = lambda: None) -> bool:
+        """Wait for the turn; return False if another vbackup keeps it for longer than ``timeout_s`` seconds.
+
+        ``check`` is called while it waits, and may raise.
+        """
         if self._fd is None:
             return True
         deadline = time.monotonic() + timeout_s
@@ -73,6 +77,7 @@ class FreezeTurn:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     return False
+                check()
                 pause.wait(min(TICK_S, left_s))
             else:
                 return True

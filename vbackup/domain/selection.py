@@ -78,7 +78,8 @@ def by_words(words: Sequence[str], host: Host) -> Selection:
         for domain in matching:
             chosen.setdefault(domain.uuid or f"name {domain.name}", domain)
     if not chosen:
-        raise DomainNotFoundError(" ".join(unmatched), f"at {host.real_uri}", host.elsewhere())
+        words = " or ".join(map(repr, unmatched))
+        raise DomainNotFoundError(None, f"matches {words} at {host.real_uri}", host.elsewhere())
     return Selection(tuple(chosen.values()), unmatched=tuple(unmatched))
 
 
@@ -105,7 +106,7 @@ def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
     if not chosen:
         reasons = "; ".join(f"{domain.name}: {domain.reason}" for domain in skipped)
         hint = f"left out: {reasons}" if reasons else f"libvirt has no domains there; {host.elsewhere()}"
-        raise DomainNotFoundError("--all", f"at {host.real_uri} can be backed up", hint)
+        raise DomainNotFoundError(None, f"at {host.real_uri} can be backed up", hint)
     unmatched = [word for word in excluded if not any(_is_excluded(handle, [word]) for handle in handles)]
     return Selection(tuple(chosen), tuple(skipped), tuple(unmatched))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from vbackup.domain.freeze_turn import FreezeTurn
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
 from vbackup.domain.watchdog import Watchdog
-from vbackup.errors import BusyError, UnsuitableError, VbackupError
+from vbackup.errors import BusyError, UnsuitableError, VbackupError, domain_argument
 from vbackup.model import (
     Disk,
     DiskNode,
@@ -144,8 +144,10 @@ def open_source(handle: DomainHandle, *, reporter: Reporter, access: Access | No
     if handle.is_active():
         handle.refuse_migration()
         with Passthrough(handle) as monitor:
-            refuse_inactive(monitor, f"Domain {handle.name}", resume=f"'virsh resume {handle.name}'")
-            running = RunningSource(handle, domain_xml.parse(handle.live_xml()), monitor)
+            refuse_inactive(monitor, f"Domain {handle.name}", resume=f"'virsh resume {domain_argument(handle.name)}'")
+            running = RunningSource(
+                handle, domain_xml.parse(handle.live_xml()), monitor, check=(access or Access()).check
+            )
             try:
                 yield running
             finally:
@@ -163,12 +165,15 @@ def open_source(handle: DomainHandle, *, reporter: Reporter, access: Access | No
 
 
 class RunningSource:
-    """The disks of a domain that has a QEMU: running, or paused."""
+    """The disks of a domain that has a QEMU: running, or paused. ``check`` raises if vbackup is asked to stop."""
 
-    def __init__(self, handle: DomainHandle, domain: Domain, monitor: Passthrough) -> None:
+    def __init__(
+        self, handle: DomainHandle, domain: Domain, monitor: Passthrough, *, check: Callable[[], None] = lambda: None
+    ) -> None:
         self.handle = handle
         self.domain = domain
         self._monitor = monitor
+        self._check = check
         self._watchdog: Watchdog | None = None
 
     def close(self) -> None:
@@ -253,7 +258,11 @@ class RunningSource:
         if self.domain.agent_connected and self.handle.halted() is None:
             host = self.handle.host
             self._watchdog = Watchdog(
-                uri=host.real_uri, uuid=self.handle.uuid, limit_s=limit_s, is_blind=host.is_embedded
+                uri=host.real_uri,
+                uuid=self.handle.uuid,
+                limit_s=limit_s,
+                is_blind=host.is_embedded,
+                check=self._check,
             )
 
     @property

@@ -8,6 +8,7 @@ stage says how far it came (vbackup.repository.journal). The domain's lock is he
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from vbackup.errors import (
     NewerJournalError,
     QemuGoneError,
     VbackupError,
+    domain_argument,
 )
 from vbackup.images import targets
 from vbackup.model import FreezeMark, NodeBitmap
@@ -175,12 +177,13 @@ def _refuse_copies(domain: LockedDomain, *, abort: bool) -> None:
     repository = domain.repository
     node = targets.open_elsewhere(domain.monitor, domain.naming, repository.path)
     if node is not None:
+        name = domain_argument(domain.source.domain.name)
         raise BusyError(
             f"Another copy of repository {repository.id} is backing up domain {domain.source.domain.name}, or was"
             f" interrupted: QEMU has its image open (node {node}). Nothing was changed. Wait for it to end, or run"
-            f" 'vbackup recover' with that copy; if it is gone, 'vbackup forget {domain.source.domain.name}"
-            f" --repository-id {repository.id} --force' ends what it has in QEMU. 'vbackup recover -r {repository.path}"
-            " --adopt' makes this copy a separate repository, with a new id."
+            f" 'vbackup recover' with that copy; if it is gone, 'vbackup forget {name} --repository-id {repository.id}"
+            f" --force' ends what it has in QEMU. 'vbackup recover -r {shlex.quote(str(repository.path))} --adopt'"
+            " makes this copy a separate repository, with a new id."
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vbackup import names
-from vbackup.errors import UnsafeError
+from vbackup.errors import UnsafeError, domain_argument
 
 #: Actions that create an image file, and the member that names it.
 FILES = {"drive-backup": "target", "blockdev-snapshot-sync": "snapshot-file"}
@@ -70,7 +70,8 @@ def _check_snapshot(
     raise UnsafeError(
         f"{path}.data.{member}",
         f"libvirt manages node {node} and would continue with an outdated block graph. Use"
-        f" 'virsh snapshot-create-as {domain} --disk-only --no-metadata --diskspec {dev},file={file}{reuse}'",
+        f" 'virsh snapshot-create-as {domain_argument(domain)} --disk-only --no-metadata"
+        f" --diskspec {dev},file={file}{reuse}'",
     )
 
 

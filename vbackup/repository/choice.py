@@ -54,14 +54,19 @@ def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
     seen = _of_host(catalogue, wanted.host)
     backup = seen.find(wanted.backup_id, wanted.at)
     if wanted.backup_id is None or wanted.is_mixed:
-        _refuse_ambiguous(seen.history.backups)
+        _refuse_ambiguous(seen.history.backups, is_mixed=wanted.is_mixed)
     candidates = [one for one in seen.history.backups if one.sequence <= backup.sequence]
     disks = _disks(backup, candidates, wanted)
     missing = tuple(dev for dev in backup.excluded if dev not in disks) if not wanted.disks else ()
     if missing and not wanted.is_mixed and wanted.backup_id is None:
         broken = {one.id for one in catalogue.incomplete}
         usable = [one for one in candidates if one.id not in broken]
-        raise PartialBackupError(backup.id, missing, complete=_newest_complete(usable, backup, missing))
+        raise PartialBackupError(
+            backup.id,
+            missing,
+            complete=_newest_complete(usable, backup, missing),
+            never_backed_up=[dev for dev in missing if all(one.image(dev) is None for one in candidates)],
+        )
     labels = hosts.labels(everything)
     here = backup.host
     others = tuple(labels[host] for host in labels if here is not None and host.is_other_than(here))
@@ -79,12 +84,12 @@ def _of_host(catalogue: Catalogue, host: str | None) -> Catalogue:
     return replace(catalogue, history=History(backups))
 
 
-def _refuse_ambiguous(backups: Sequence[Backup]) -> None:
+def _refuse_ambiguous(backups: Sequence[Backup], *, is_mixed: bool) -> None:
     change = hosts.break_of(backups)
     if change is not None:
         labels = hosts.labels(backups)
         newest = {labels[backup.host]: backup.id for backup in backups if backup.host is not None}
-        raise AmbiguousHostError(newest, change.after.id)
+        raise AmbiguousHostError(newest, change.after.id, is_mixed=is_mixed)
 
 
 def _disks(backup: Backup, candidates: Sequence[Backup], wanted: Wanted) -> dict[str, Backup]:
@@ -97,6 +102,9 @@ def _disks(backup: Backup, candidates: Sequence[Backup], wanted: Wanted) -> dict
             found[dev] = backup
         elif wanted.is_mixed and having:
             found[dev] = having[-1]
+        elif wanted.disks and wanted.is_mixed:
+            known = sorted({image.dev for one in candidates for image in one.disks})
+            raise DiskError(dev, f"no backup up to {backup.id} has such a disk; they have {', '.join(known)}.")
         elif wanted.disks:
             other = f" The newest backup before it that has this disk is {having[-1].id}." if having else ""
             raise DiskError(dev, f"backup {backup.id} has no such disk; it has {', '.join(devs)}.{other}")

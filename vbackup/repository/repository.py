@@ -17,6 +17,7 @@ import errno
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -128,7 +129,9 @@ class Repository:
         if not bearers:
             known = itertools.chain.from_iterable(names_of.values())
             raise DomainNotFoundError(
-                domain, f"in {self.path}{names.closest(domain, known)}", f"'vbackup list -r {self.path}' lists them"
+                domain,
+                f"in {self.path}{names.closest(domain, known)}",
+                f"'vbackup list -r {shlex.quote(str(self.path))}' lists them",
             )
         return bearers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -500,6 +501,29 @@ def test_what_a_dead_vbackup_left_frozen_is_thawed_and_frozen_again(recorder: Re
     assert agent.asked == [PING, STATUS, STATUS, THAW, FREEZE, THAW]
     assert (made.consistency, at_the_moment) == (Consistency.FILESYSTEM, True)
     assert "An interrupted backup had left" in recorder.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ("frozen", "An interrupted backup had frozen the guest's filesystems before; .* and still are"),
+        ("thawed", "an interrupted backup had frozen them, and they were thawed before"),
+        (NO_ANSWER, "an interrupted backup had frozen them, and nobody can tell"),
+    ],
+    ids=["frozen", "thawed", "silent"],
+)
+def test_freeze_of_a_dead_vbackup_that_is_not_thawed_is_no_other_program_s(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, after: Any, said: str
+) -> None:
+    monkeypatch.setattr("vbackup.domain.freeze.THAW_DEADLINE_S", 0.05)
+    thawer = FakeThawer()
+    thawer.is_left_frozen = True
+    agent = FakeAgent(status=["frozen", "frozen", after], thaw=NO_ANSWER)
+    moment(agent, recorder, thawer=thawer)
+    assert "did not answer the thaw" in recorder.warnings[0]
+    assert re.search(said, recorder.warnings[-1])
+    assert not any("nother program" in warning for warning in recorder.warnings)
+    assert FREEZE not in agent.asked
 
 
 def test_guest_that_the_thawer_has_thawed_is_not_thawed_again(recorder: Recorder) -> None:

@@ -16,6 +16,8 @@ import pytest
 from tests.unit.builders import UUID
 from vbackup.domain import freeze_turn
 from vbackup.domain.freeze_turn import FreezeTurn, directory
+from vbackup.errors import InterruptedBySignalError
+from vbackup.stop import Stop
 
 LONG_S = 60.0
 
@@ -52,6 +54,17 @@ def test_turn_is_waited_for(turn: FreezeTurn) -> None:
     timer = threading.Timer(0.1, turn.end)
     timer.start()
     assert other.take(LONG_S)
+    timer.join()
+    other.close()
+
+
+def test_wait_for_the_turn_ends_when_vbackup_is_asked_to_stop(turn: FreezeTurn) -> None:
+    other, stop = FreezeTurn(UUID), Stop()
+    assert turn.take()
+    timer = threading.Timer(0.1, stop.request, [signal.SIGTERM])
+    timer.start()
+    with pytest.raises(InterruptedBySignalError):
+        other.take(LONG_S, check=stop.check)
     timer.join()
     other.close()
 

@@ -21,6 +21,8 @@ from tests.unit.domain.test_host import DOMAIN, WEB
 from vbackup.domain import freeze_turn, watchdog
 from vbackup.domain.freeze_turn import FreezeTurn
 from vbackup.domain.watchdog import Watchdog
+from vbackup.errors import InterruptedBySignalError
+from vbackup.stop import Stop
 
 LONG_S = 60
 
@@ -208,6 +210,8 @@ def test_process_ends_with_a_vbackup_that_was_killed_before_it_froze(tmp_path: P
     script = f"""
 import json, os, signal
 from vbackup.domain.watchdog import Watchdog
+from vbackup.errors import InterruptedBySignalError
+from vbackup.stop import Stop
 one = Watchdog(uri="test:///default", uuid="{WEB}", limit_s=10, is_blind=True)
 one.reason_not_to_freeze()
 print(json.dumps(one.pid), flush=True)
@@ -270,6 +274,32 @@ def test_turn_lasts_until_a_process_that_may_be_thawing_has_ended(fifo: Path) ->
     assert other.take(LONG_S)
     guard.close()
     other.close()
+
+
+def test_stop_is_noticed_while_the_turn_is_waited_for(fifo: Path) -> None:
+    stop, other = Stop(), FreezeTurn(WEB)
+    guard = Watchdog(uri="test:///", uuid=WEB, limit_s=1, is_blind=False, check=stop.check)
+    assert other.take()
+    stop.request(signal.SIGTERM)
+    with pytest.raises(InterruptedBySignalError):
+        guard.reason_not_to_freeze()
+    other.end()
+    guard.let_go()
+    fifo.write_bytes(b"")
+    guard.close()
+    other.close()
+
+
+def test_stop_is_noticed_while_the_process_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("input()\ninput()\n")
+    monkeypatch.setattr(watchdog, "PROGRAM", program)
+    stop = Stop()
+    guard = Watchdog(uri="test:///", uuid=WEB, limit_s=1, is_blind=False, check=stop.check)
+    stop.request(signal.SIGINT)
+    with pytest.raises(InterruptedBySignalError):
+        guard.reason_not_to_freeze()
+    guard.close()
 
 
 def test_turn_ends_at_once_if_nothing_was_frozen(fifo: Path) -> None:

@@ -73,9 +73,21 @@ def test_time_at_which_the_newest_backup_is_without_a_disk() -> None:
 
 
 def test_without_any_whole_backup_that_is_told() -> None:
-    with pytest.raises(PartialBackupError, match="No backup has all disks") as caught:
+    with pytest.raises(PartialBackupError, match=r"No backup has vdb\. Restore only some disks with") as caught:
         choose(replace(PART, disks=(image("vda"),)))
-    assert caught.value.complete is None
+    assert (caught.value.complete, caught.value.never_backed_up) == (None, ["vdb"])
+    assert "--mixed" not in str(caught.value)
+
+
+def test_disks_that_are_in_different_backups_only_can_be_mixed() -> None:
+    other = replace(backup(1, image("vdb")), left_out=(LeftOut("vda", EXCLUDED),))
+    with pytest.raises(PartialBackupError, match=r"No backup has all disks\. Restore each disk from its"):
+        choose(other, replace(backup(2, image("vda")), left_out=(LeftOut("vdb", EXCLUDED),)))
+
+
+def test_mixed_disk_that_no_backup_has_is_told_with_the_disks_of_all_of_them() -> None:
+    with pytest.raises(DiskError, match=f"Disk vdz: no backup up to {PART.id} has such a disk; they have vda, vdb"):
+        choose(WHOLE, PART, is_mixed=True, disks=("vdz",))
 
 
 def test_disk_that_cannot_be_backed_up_or_was_detached_is_not_missing() -> None:
@@ -132,7 +144,9 @@ def test_newest_backup_of_two_machines_with_one_uuid_is_not_guessed() -> None:
     with pytest.raises(AmbiguousHostError) as caught:
         choose(*TWO_MACHINES)
     assert caught.value.newest == {"a": TWO_MACHINES[2].id, "b": TWO_MACHINES[3].id}
-    assert "--host" in str(caught.value)
+    assert "--host (name or machine id), or a backup with --backup." in str(caught.value)
+    with pytest.raises(AmbiguousHostError, match=r"Choose one with --host \(name or machine id\)\.$"):
+        choose(*TWO_MACHINES, is_mixed=True, backup_id=TWO_MACHINES[1].id)
     with pytest.raises(AmbiguousHostError):
         choose(*TWO_MACHINES, at=TWO_MACHINES[0].time)
 

@@ -20,6 +20,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vbackup.domain import freeze_turn
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: How long the process may take to get ready; usually a fraction of a second.
 READY_S = 10.0
+#: How often to look meanwhile whether vbackup is asked to stop.
+TICK_S = 0.25
 #: How long the process may take to end when there is nothing to thaw.
 END_S = 5.0
 PROGRAM = Path(__file__).with_name("__main__.py")
@@ -40,12 +43,16 @@ class Watchdog:
 
     The process starts at once and gets ready in the background. ``uri`` is the URI of an open connection to libvirt,
     ``uuid`` the domain's UUID, ``limit_s`` how many seconds the guest may be frozen. ``is_blind`` is True if the
-    driver of ``uri`` runs in this process, so that no other process can use it at the same time.
+    driver of ``uri`` runs in this process, so that no other process can use it at the same time. ``check`` is called
+    while the process, or the turn to freeze, is waited for; it raises if vbackup is asked to stop.
     """
 
-    def __init__(self, *, uri: str, uuid: str, limit_s: int, is_blind: bool) -> None:
+    def __init__(
+        self, *, uri: str, uuid: str, limit_s: int, is_blind: bool, check: Callable[[], None] = lambda: None
+    ) -> None:
         self.limit_s = limit_s
         self.is_blind = is_blind
+        self._check = check
         self._reason: str | None = None
         self._is_ready = False
         self._may_be_frozen = False
@@ -90,7 +97,7 @@ class Watchdog:
                 self._reason = answer or "it ended too early"
         if self._reason is None and (self._process is None or self._process.poll() is not None):
             self._reason = "it was killed"
-        if self._reason is None and not self._turn.take():
+        if self._reason is None and not self._turn.take(check=self._check):
             return f"another vbackup has been freezing this guest for more than {freeze_turn.WAIT_S:.0f} s"
         return f"the watchdog that would thaw them is not ready: {self._reason}" if self._reason else None
 
@@ -172,8 +179,12 @@ class Watchdog:
         deadline = time.monotonic() + timeout_s
         answer = b""
         while not answer.endswith(b"\n"):
-            if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
-                return f"it did not start within {timeout_s:.0f} s"
+            left_s = deadline - time.monotonic()
+            if not poll.poll(max(0, min(left_s, TICK_S)) * 1000):
+                if left_s <= 0:
+                    return f"it did not start within {timeout_s:.0f} s"
+                self._check()
+                continue
             more = os.read(fd, 4096)
             if not more:
                 break
