@@ -77,6 +77,23 @@ def is_directory(path: Path) -> bool:
         return False
 
 
+def refuse_unwritable(directory: Path) -> None:
+    """Raise StorageError if nothing can be created in the directory, or in the nearest one above it that exists."""
+    with storage_errors(f"write to {directory}"):
+        nearest = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(nearest))
+        if os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
+            return
+        code = errno.EROFS if os.statvfs(nearest).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), os.fspath(directory / ".vbackup"))
+
+
+def closed_directories(path: Path) -> tuple[Path, ...]:
+    """Return the directory and those above it that only their owner or group can enter, the outermost first."""
+    return tuple(one for one in reversed((path, *path.parents)) if not one.stat().st_mode & stat.S_IXOTH)
+
+
 def _check(mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file")

@@ -244,7 +244,8 @@ def test_nothing_that_the_original_writes_to_is_in_the_restored_domain(
 
     with_disk = backups.restore("state", "--disk", "vda")
     assert left_out(with_disk) == set()
-    assert {(left["kind"], left["dev"]) for left in with_disk["shared"]} == state
+    serial = ("serial", f"serial {tmp_path}/original-serial.log")
+    assert {(left["kind"], left["dev"]) for left in with_disk["shared"]} == {*state, serial}
     assert "still names the original's vdb" in with_disk["said"]
     lab.remove(machine)
     copy = defined(lab, restored)

@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -215,3 +216,28 @@ def test_directory_that_may_not_be_written_is_told_with_the_remedy(shut: Path, n
     with pytest.raises(StorageError, match=f"Cannot write: Permission denied. .* setfacl -m u:nobody:wx {shut}"):  # noqa: SIM117
         with files.storage_errors("write"):
             (shut / "new").mkdir()
+
+
+def test_directory_that_cannot_be_made_or_written_is_refused_with_the_remedy(shut: Path, nobody: None) -> None:
+    for directory in (shut, shut / "new" / "newer"):
+        with pytest.raises(StorageError, match=f"Cannot write to {directory}: Permission denied.* setfacl -m u:"):
+            files.refuse_unwritable(directory)
+    assert not (shut / "new").exists()
+
+
+def test_directory_on_a_read_only_filesystem_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.refuse_unwritable(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda *_args, **_more: False)
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    with pytest.raises(StorageError, match=f"Cannot write to {tmp_path}: Read-only .* It is mounted read-only"):
+        files.refuse_unwritable(tmp_path)
+
+
+def test_directories_that_only_their_owner_can_enter_are_found_from_the_outside_in(tmp_path: Path) -> None:
+    inner = tmp_path / "one" / "two" / "three"
+    inner.mkdir(parents=True)
+    for path, mode in ((tmp_path / "one", 0o750), (tmp_path / "one" / "two", 0o711), (inner, 0o700)):
+        path.chmod(mode)
+    closed = files.closed_directories(inner)
+    assert [path for path in closed if tmp_path in path.parents] == [tmp_path / "one", inner]

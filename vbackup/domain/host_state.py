@@ -4,8 +4,9 @@ vbackup does not back these up, so each is named in the result of a backup (``le
 get them (vbackup.domain.restored_xml), because they would write to what belongs to the original.
 
 The list is that of libvirt's schema (domaincommon.rng, every element that can name a file, a directory or a device),
-without what is only read: kernels, ROM images, ACPI tables, templates. Files that a domain only writes as output are no
-state of it: see restored_xml.
+without what comes with the host's packages and is only read: ROM images, ACPI tables, templates. Kernels that the host
+boots the guest with are in it, because an upgrade in the guest does not change them and no other host has them. Files
+that a domain only writes as output are no state of it: see restored_xml.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class HostState:
 
 def find(root: etree._Element) -> list[HostState]:
     """Return all that the domain uses of the host to keep data, apart from disks and NVRAM, in a fixed order."""
-    finders = (_firmware, _tpm, _memory, _filesystems, _shared_memory, _host_devices, _pstore, _arguments, _secure)
+    finders = (
+        *(_firmware, _direct_boot, _tpm, _memory, _filesystems),
+        *(_shared_memory, _host_devices, _pstore, _arguments, _secure),
+    )
     return [state for finder in finders for state in finder(root)]
 
 
@@ -67,6 +71,14 @@ def _firmware(root: etree._Element) -> Iterator[HostState]:
     for store in root.iterfind("os/varstore"):
         where = f" ({store.get('path')})" if store.get("path") else ""
         yield HostState(store, "varstore", f"UEFI variables in a varstore{where}: they are {NOT_IN_BACKUP}")
+
+
+def _direct_boot(root: etree._Element) -> Iterator[HostState]:
+    for name, what in (("kernel", "kernel"), ("initrd", "initial RAM disk"), ("dtb", "device tree")):
+        for element in root.iterfind(f"os/{name}"):
+            reason = f"{what} of the host that the guest boots ({_words(element)}): it is {NOT_IN_BACKUP}"
+            if _words(element):
+                yield HostState(element, name, reason, is_only_read=True)
 
 
 def _tpm(root: etree._Element) -> Iterator[HostState]:

@@ -38,6 +38,9 @@ class RestoredXml:
     shared: tuple[LeftOut, ...]  #: what this domain still has of the original's
     has_nvram: bool  #: its UEFI firmware stores variables in a file
     new_files: tuple[str, ...] = ()  #: paths in the output directory where libvirt or QEMU makes files when it starts
+    keeps_others: bool = False  #: only some disks were asked for, and the rest is as in the definition
+    nvram_place: str | None = None  #: where the original has its UEFI variables, in one word
+    loader: str | None = None  #: UEFI firmware that the definition names and no template of variables for
 
 
 def rework(
@@ -57,16 +60,52 @@ def rework(
     _place_disks(root, None if live is None else root_of(live), devs, report)
     for state in host_state.find(root):
         _detach(state, output, report, keep_others=keep_others)
-    if not keep_others:
-        _remove_leases(root, report)
-        _move_output(root, output, report)
+    _remove_leases(root, report, keep_others=keep_others)
+    _move_output(root, output, report, keep_others=keep_others)
     return RestoredXml(
         text_of(root),
         tuple(report.left_out),
         tuple(report.shared),
         has_nvram=host_state.needs_nvram(root),
         new_files=tuple(report.new_files),
+        keeps_others=keep_others,
+        nvram_place=_nvram_place(root),
+        loader=_loader_without_template(root),
     )
+
+
+def nvram_left_out(xml: RestoredXml, *, is_in_backup: bool, path: str) -> LeftOut | None:
+    """Return what the user has to know about the UEFI variables of the restored domain, which are at ``path``, or None.
+
+    ``is_in_backup``: they are restored there. Otherwise libvirt makes new ones from a template, which it has for the
+    firmware that it chose itself (qemuPrepareNVRAM in libvirt's qemu_process.c: "unable to find any master var store").
+    """
+    if not xml.has_nvram or (is_in_backup and not xml.keeps_others):
+        return None
+    if is_in_backup:  # which surprises who has asked for disks only
+        was = xml.nvram_place or "UEFI variables in the place that libvirt chooses"
+        return LeftOut("nvram", f"{was}: the domain gets those of the backup, {path}", kind="nvram")
+    reason = "UEFI variables: they are not in the backup, and libvirt makes new ones when the domain starts"
+    if xml.loader is not None:
+        reason += f" if it knows a template for {xml.loader}; if not, copy one that fits that firmware to {path}"
+    return LeftOut("nvram", reason, kind="nvram")
+
+
+def _nvram_place(root: etree._Element) -> str | None:
+    nvram = root.find("os/nvram")
+    if nvram is None:
+        return None
+    source = nvram.find("source")
+    names = ("file", "dev", "volume", "name")
+    place = None if source is None else next((source.get(name) for name in names if source.get(name)), None)
+    return place or (nvram.text or "").strip() or None
+
+
+def _loader_without_template(root: etree._Element) -> str | None:
+    system, nvram = root.find("os"), root.find("os/nvram")
+    if system is None or system.get("firmware") == "efi" or (nvram is not None and nvram.get("template")):
+        return None
+    return (system.findtext("loader") or "").strip() or "its firmware"
 
 
 class _Report:
@@ -232,17 +271,19 @@ def _detach(state: host_state.HostState, output: str, report: _Report, *, keep_o
         _remove(element)
 
 
-def _remove_leases(root: etree._Element, report: _Report) -> None:
+def _remove_leases(root: etree._Element, report: _Report, *, keep_others: bool) -> None:
     for lease in root.findall("devices/lease"):
         target = lease.find("target")
         path = target.get("path") if target is not None else None
-        report.left_out.append(
-            LeftOut(f"lease {lease.findtext('key')}", f"lock of the original ({path})", kind="lease")
-        )
+        entry = LeftOut(f"lease {lease.findtext('key')}", f"lock of the original ({path})", kind="lease")
+        if keep_others:
+            report.shared.append(entry)
+            continue
+        report.left_out.append(entry)
         _remove(lease)
 
 
-def _move_output(root: etree._Element, output: str, report: _Report) -> None:
+def _move_output(root: etree._Element, output: str, report: _Report, *, keep_others: bool) -> None:
     """Let the domain write its logs and the output of its ports to the output directory."""
     new: dict[str, str] = {}
     for element, attribute in _output_files(root):
@@ -251,9 +292,12 @@ def _move_output(root: etree._Element, output: str, report: _Report) -> None:
             parent = element.getparent()
             owner = element if element.tag in ("audio", "backend") or parent is None else parent
             tag = str(owner.tag)
-            new[old] = f"{output}/{tag}{len(new)}.log"
-            report.new_files.append(new[old])
-            report.left_out.append(LeftOut(f"{tag} {old}", f"output file, now {new[old]}", kind=tag))
+            new[old] = old if keep_others else f"{output}/{tag}{len(new)}.log"
+            if keep_others:
+                report.shared.append(LeftOut(f"{tag} {old}", "output file, which the domain writes to", kind=tag))
+            else:
+                report.new_files.append(new[old])
+                report.left_out.append(LeftOut(f"{tag} {old}", f"output file, now {new[old]}", kind=tag))
         element.set(attribute, new[old])
 
 

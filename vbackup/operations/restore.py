@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,7 +54,7 @@ class Restored:
     images: Mapping[str, Path]  #: by dev
     backups: Mapping[str, str]  #: id of the backup that each disk is of, by dev
     domain_xml: Path
-    closed: Path | None  #: a directory on the way to them that only its owner can enter
+    closed: tuple[Path, ...]  #: directories on the way to them that only their owner can enter, the outermost first
     left_out: tuple[LeftOut, ...]  #: what the original has and the restored domain.xml has not
     shared: tuple[LeftOut, ...]  #: what the restored domain.xml still has of the original's
 
@@ -82,6 +81,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
     further = [name for name in backup.files if name != LIVE_XML]
     _refuse_existing([*images.values(), *(output / name for name in further)])
+    files.refuse_unwritable(output)  # before hours of reading
     verify.check_chains(chains, repository, reporter=reporter, stop=stop)
     texts = {name: verify.read_file(repository, backup, name) for name in backup.files}
     definition = _definition(chosen, texts, request=request, images=images)
@@ -110,7 +110,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
         images,
         {dev: one.id for dev, one in chosen.disks.items()},
         output / "domain.xml",
-        closed=_closed_directory(output),
+        closed=files.closed_directories(output),
         left_out=definition.left_out,
         shared=definition.shared,
     )
@@ -155,8 +155,8 @@ def _definition(
     left_out, new_files = list(xml.left_out), list(xml.new_files)
     if xml.has_nvram and "nvram" not in texts:
         new_files.append(os.fspath(output / "nvram"))
-        reason = "UEFI variables: they are not in the backup, and libvirt makes new ones when the domain starts"
-        left_out.append(LeftOut("nvram", reason, kind="nvram"))
+    nvram = restored_xml.nvram_left_out(xml, is_in_backup="nvram" in texts, path=os.fspath(output / "nvram"))
+    left_out += [nvram] if nvram is not None else []
     return replace(xml, text=text, left_out=tuple(left_out), new_files=tuple(new_files))
 
 
@@ -191,11 +191,6 @@ def _make(output: Path) -> None:
     output.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in missing:
         path.chmod(_DIRECTORY_MODE)
-
-
-def _closed_directory(output: Path) -> Path | None:
-    """Return the outermost directory on the path that only its owner can enter, or None."""
-    return next((path for path in reversed((output, *output.parents)) if not path.stat().st_mode & stat.S_IXOTH), None)
 
 
 @contextmanager

@@ -58,6 +58,11 @@ def test_ordinary_domain_has_none(name: str) -> None:
         ("<devices><hostdev type='mdev' model='vfio-ccw'/></devices>", [("hostdev", "hostdev mdev")]),
         ("<launchSecurity type='sev'/>", [("launchSecurity", "launchSecurity sev")]),
         ("<launchSecurity/>", [("launchSecurity", "launchSecurity")]),
+        (
+            "<os><kernel>/k</kernel><initrd>/i</initrd><cmdline>ro</cmdline><dtb>/d</dtb></os>",
+            [("kernel", "kernel"), ("initrd", "initrd"), ("dtb", "dtb")],
+        ),
+        ("<os><kernel/></os>", []),
     ],
 )
 def test_other_elements_of_the_schema(xml: str, expected: list[tuple[str, str]]) -> None:

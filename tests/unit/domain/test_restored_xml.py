@@ -192,6 +192,88 @@ def test_with_disks_named_by_the_user_everything_else_stays_and_is_told() -> Non
     )
     assert found.left_out == ()
     assert {"vdb", "vdc", "vdd", "vde", "sda", "fda", "tpm", "filesystem share"} <= {left.dev for left in found.shared}
+    assert {"lease", "serial", "parallel"} <= {left.kind for left in found.shared}
+    assert found.new_files == ()
+
+
+@pytest.mark.parametrize(
+    ("system", "reason"),
+    [
+        ("<os firmware='efi'/>", "libvirt makes new ones when the domain starts"),
+        ("<os><nvram template='/t'>/v</nvram></os>", "libvirt makes new ones when the domain starts"),
+        (
+            "<os><loader>/c</loader><nvram type='block'><source dev='/dev/x'/></nvram></os>",
+            "if it knows a template for /c; if not, copy one that fits that firmware to /out/nvram",
+        ),
+        ("<os><nvram>/v</nvram></os>", "if it knows a template for its firmware; if not, copy one"),
+    ],
+)
+def test_new_variables_are_promised_only_where_libvirt_has_a_template(system: str, reason: str) -> None:
+    found = restored_xml.nvram_left_out(rework(domain("", system)), is_in_backup=False, path="/out/nvram")
+    assert found is not None
+    assert (found.dev, found.kind, found.reason.endswith(reason) or reason in found.reason) == ("nvram", "nvram", True)
+
+
+@pytest.mark.parametrize(
+    ("nvram", "was"),
+    [
+        ("", "UEFI variables in the place that libvirt chooses"),
+        ("<nvram>/v</nvram>", "/v"),
+        ("<nvram type='block'><source dev='/dev/x'/></nvram>", "/dev/x"),
+    ],
+)
+def test_variables_of_the_backup_are_told_where_only_disks_were_asked_for(nvram: str, was: str) -> None:
+    xml = domain("", f"<os firmware='efi'>{nvram}</os>")
+    found = restored_xml.nvram_left_out(rework(xml, keep_others=True), is_in_backup=True, path="/out/nvram")
+    assert found is not None
+    assert found.reason == f"{was}: the domain gets those of the backup, /out/nvram"
+    assert restored_xml.nvram_left_out(rework(xml), is_in_backup=True, path="/out/nvram") is None
+
+
+def test_kernel_that_the_host_boots_the_guest_with_is_told_and_stays() -> None:
+    found = rework(domain("", "<os><kernel>/vmlinuz</kernel></os>"))
+    assert [(left.dev, left.kind) for left in found.shared] == [("kernel", "kernel")]
+    assert "<kernel>/vmlinuz</kernel>" in found.text
+
+
+IOTHREADS = """
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none' queues='4'>
+        <iothreads>
+          <iothread id='1'>
+            <queue id='0'/>
+            <queue id='2'/>
+          </iothread>
+          <iothread id='2'>
+            <queue id='1'/>
+            <queue id='3'/>
+          </iothread>
+        </iothreads>
+      </driver>
+      <source file='/images/vda.qcow2' index='1'/>
+      <backingStore/>
+      <target dev='vda' bus='virtio'/>
+      <alias name='virtio-disk0'/>
+      <address type='pci' domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>
+    </disk>"""
+
+
+@pytest.mark.parametrize(
+    ("threads", "is_kept"),
+    [
+        ("<iothreads>2</iothreads>", True),
+        ("<iothreadids><iothread id='1'/><iothread id='2'/></iothreadids>", True),
+        ("<iothreads>1</iothreads>", False),
+        ("", False),
+    ],
+)
+def test_queues_are_served_by_iothreads_that_the_definition_has(threads: str, is_kept: bool) -> None:
+    """iothread-vq-mapping (libvirt 10.0): a thread that is missing makes libvirt refuse the definition."""
+    live = domain(IOTHREADS, "<iothreads>2</iothreads>")
+    text = rework(domain("", threads), live, "vda").text
+    assert ('<iothread id="2">' in text.partition("<devices>")[2]) == is_kept
+    assert 'queues="4"' in text
+    assert restored(rework(domain("", threads), live, "vda"), "vda") == {"vda": ("disk", "/out/vda.qcow2")}
 
 
 @pytest.mark.parametrize(

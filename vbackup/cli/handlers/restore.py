@@ -9,7 +9,7 @@ import shlex
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
-from vbackup.errors import Status
+from vbackup.errors import Status, domain_argument
 from vbackup.model import ImageFormat
 from vbackup.operations import restore
 from vbackup.repository import manifest
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 for dev, path in done.images.items()
             ],
             "domain_xml": str(done.domain_xml),
+            "closed": [str(path) for path in done.closed],
             "left_out": [manifest.left_out_document(left) for left in done.left_out],
             "shared": [manifest.left_out_document(left) for left in done.shared],
         }
@@ -59,7 +60,8 @@ def _print(done: restore.Restored, context: Context) -> None:
         print(output.plain(f"  {path}"))
     virsh = ["virsh"] if context.uri is None else ["virsh", "-c", context.uri]
     print("To run it:")
-    if done.closed is not None and os.geteuid() == 0:
-        print(output.plain(f"  chmod o+x {shlex.quote(str(done.closed))}  # or QEMU, as another user, cannot enter it"))
-    for command in (("define", str(done.domain_xml)), ("start", done.backup.domain_name)):
-        print(output.plain(f"  {shlex.join([*virsh, *command])}"))
+    if done.closed and os.geteuid() == 0:
+        directories, them = shlex.join(map(str, done.closed)), "it" if len(done.closed) == 1 else "them"
+        print(output.plain(f"  chmod o+x {directories}  # or QEMU, as another user, cannot enter {them}"))
+    print(output.plain(f"  {shlex.join([*virsh, 'define', str(done.domain_xml)])}"))
+    print(output.plain(f"  {shlex.join([*virsh, 'start'])} {domain_argument(done.backup.domain_name)}"))

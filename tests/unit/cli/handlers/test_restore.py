@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,13 @@ import pytest
 
 from tests.unit.builders import UUID, backup
 from vbackup.operations import restore
+from vbackup.repository import verify
 
 if TYPE_CHECKING:
     from tests.conftest import Command
 
 
-ONE = backup(1)
+ONE = replace(backup(1), domain_name="-web")
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"vda": output / "vda.qcow2"},
         {"vda": ONE.id},
         output / "domain.xml",
-        closed=tmp_path,
+        closed=(tmp_path, output),
         left_out=(),
         shared=(),
     )
@@ -43,10 +45,15 @@ def test_restore_ends_with_what_comes_next(
     arguments = ("restore", "web", "-r", filled, "--output", restored)
     lines = command("-c", "qemu:///system", *arguments).stdout.splitlines()
     assert lines[lines.index("To run it:") + 1 :] == [
-        *([f"  chmod o+x {restored.parent}  # or QEMU, as another user, cannot enter it"] if user == 0 else []),
+        *(
+            [f"  chmod o+x {restored.parent} '{restored}'  # or QEMU, as another user, cannot enter them"]
+            if user == 0
+            else []
+        ),
         f"  virsh -c qemu:///system define '{restored}/domain.xml'",
-        "  virsh -c qemu:///system start web",
+        "  virsh -c qemu:///system start --domain=-web",
     ]
+    assert command(*arguments, "--json").document["closed"] == [str(restored.parent), str(restored)]
 
 
 def test_success_is_quiet(command: Command, filled: Path, restored: Path) -> None:
@@ -68,6 +75,15 @@ def test_unknown_disk_of_a_backup_is_status_five(command: Command, filled: Path,
     outcome = command("restore", "web", "-r", filled, "--output", tmp_path / "out", "--disk", "vdz", status=5)
     assert "Disk vdz" in outcome.stderr
     assert "it has vda" in outcome.stderr
+
+
+def test_unwritable_output_is_found_before_an_image_is_read(
+    command: Command, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "check_chains", lambda *_args, **_more: pytest.fail("the images were read"))
+    (tmp_path / "file").touch()
+    outcome = command("restore", "web", "-r", filled, "--output", tmp_path / "file" / "out", status=7)
+    assert f"Cannot write to {tmp_path}/file/out: Not a directory" in outcome.stderr
 
 
 def test_existing_output_is_status_seven(command: Command, filled: Path, tmp_path: Path) -> None:
