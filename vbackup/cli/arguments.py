@@ -111,7 +111,7 @@ def backup_of(options: argparse.Namespace) -> str | None:
 
 
 class _Devs(argparse.Action):
-    """Collects names of disks: words, and lists such as vda,vdb."""
+    """Collects names of disks: words, and lists such as vda,vdb. ``greedy`` has the words if they may be others."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -120,6 +120,13 @@ class _Devs(argparse.Action):
         if "" in devs:
             parser.error(f"argument {option}: {' '.join(values)!r} has an empty name of a disk")
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), *devs])
+        if len(values) > 1:
+            hint = (
+                f": {option} takes all words that follow it, so {', '.join(values)} are taken as disks. Give the domain"
+                f" before {option}, or write '--' after the last disk"
+            )
+            namespace.greedy = hint
+            parser.set_defaults(greedy=hint)  # for what argparse itself finds missing
 
 
 def add_domains(parser: argparse.ArgumentParser) -> None:
@@ -178,8 +185,22 @@ def domain_of(options: argparse.Namespace) -> str:
     """Return the domain that add_domain's arguments name. Raises UsageError if there is none."""
     domain = optional_domain_of(options)
     if domain is None:
-        raise UsageError("No domain given.")
+        raise UsageError(f"No domain given{_why_none(options)}.")
     return domain
+
+
+def swallowed(options: argparse.Namespace) -> str:
+    """Return which words --disk, or an option like it, may have taken from others, as the end of a sentence, or ""."""
+    greedy: str = getattr(options, "greedy", "")
+    return greedy
+
+
+def _why_none(options: argparse.Namespace) -> str:
+    """Return where the word for the domain may be instead, as the end of a sentence, or ""."""
+    only = getattr(options, "name", None)  # of a bitmap
+    if swallowed(options) or only is None:
+        return swallowed(options)
+    return f": the only word, {only!r}, is the name of the bitmap. Give the domain before it, or --socket or --image"
 
 
 def optional_domain_of(options: argparse.Namespace) -> str | None:
@@ -206,7 +227,7 @@ def domains_of(options: argparse.Namespace) -> list[str]:
     if options.exclude and not options.all:
         raise UsageError("--exclude needs --all; without it, give only the domains to back up.")
     if not options.all and not words:
-        raise UsageError("No domain given.")
+        raise UsageError(f"No domain given{_why_none(options)}.")
     if "" in words:
         raise UsageError("The domain name is empty.")
     return words

@@ -134,7 +134,7 @@ def _print(results: Sequence[Result[Any]], skipped: Sequence[Skipped], *, durati
             print()
     output.table(("DOMAIN", "LEVEL", "COPIED", "SIZE", "TIME", "RESULT"), [_row(result) for result in results])
     for domain in skipped:
-        print(output.plain(f"Left out: {domain.name} ({domain.reason})"))
+        output.labelled("Left out: ", f"{domain.name} ({domain.reason})")
     group = _group(results)
     if group is not None:
         print(f"Group {group.id}: all domains within {group.spread_ms:.1f} ms.")

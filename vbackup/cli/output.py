@@ -86,18 +86,22 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     On a terminal the last column is wrapped if it is too wide. Text without spaces that does not fit, such as a path or
     the name of a bitmap, gets the next line, so that it can be copied. A name in the first column that leaves no room
-    for the others gets a separate line before them.
+    for the others gets a separate line before them, and so does the last column after them if they leave none for it.
     """
     lines = [list(headings), *([plain(cell) for cell in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*lines)]
     widths[0] = first_columns = _first_columns([_width(row[0]) for row in lines], widths)
     before = sum(widths[:-1]) + len(_GAP) * len(widths[:-1])
     room = max(_columns() - before, _MIN_COLUMNS) if sys.stdout.isatty() else None
+    is_crowded = room is not None and before + min(widths[-1], _MIN_COLUMNS) > _columns()
     for number, row in enumerate(lines):
         if _width(row[0]) > first_columns:
             print(row[0])
             row[0] = ""
-        first, *more = ("", row[-1]) if _needs_a_line(row[-1], room) else wrapped(row[-1], room)
+        if is_crowded and row[-1].strip():
+            first, *more = "", *wrapped(row[-1], max(_columns() - len(_OWN_LINE), _MIN_COLUMNS))
+        else:
+            first, *more = ("", row[-1]) if _needs_a_line(row[-1], room) else wrapped(row[-1], room)
         line = _GAP.join(map(_aligned, headings, [*row[:-1], first], widths)).rstrip()
         print(f"\x1b[1m{line}\x1b[0m" if number == 0 and _is_bold() else line)
         for text in more:
@@ -105,11 +109,15 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _first_columns(firsts: Sequence[int], widths: Sequence[int]) -> int:
-    """Return the width of the first column: that of its widest text with which the others fit."""
+    """Return the width of the first column: that of its widest text with which the others, or all but the last, fit."""
     if len(widths) == 1 or not sys.stdout.isatty():
         return widths[0]
-    others = sum(widths[1:-1]) + min(widths[-1], _MIN_COLUMNS) + len(_GAP) * (len(widths) - 1)
-    return max([firsts[0], *(width for width in firsts if width + others <= _columns())])
+    others, last = sum(widths[1:-1]) + len(_GAP) * (len(widths) - 1), min(widths[-1], _MIN_COLUMNS)
+    for after in (last, 0):
+        fitting = [width for width in firsts if width + others + after <= _columns()]
+        if fitting:
+            return max(firsts[0], *fitting)
+    return firsts[0]
 
 
 def _needs_a_line(text: str, room: int | None) -> bool:
@@ -128,6 +136,23 @@ def wrapped(text: str, room: int | None) -> list[str]:
     import textwrap  # its patterns take longer to compile than a table to be printed
 
     return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def labelled(label: str, text: str) -> None:
+    """Print a text after its label; on a terminal it is folded, and the lines stand below each other.
+
+    A word that does not fit there, such as a path, gets a line, so that it can be copied.
+    """
+    text, width = plain(text), columns()
+    room = None if width is None else max(width - _width(label), _MIN_COLUMNS)
+    if _needs_a_line(text, room):
+        print(label.rstrip())
+        indent, lines = _OWN_LINE, wrapped(text, None if width is None else max(width - len(_OWN_LINE), _MIN_COLUMNS))
+    else:
+        indent, (first, *lines) = " " * _width(label), wrapped(text, room)
+        print((label + first).rstrip())
+    for line in lines:
+        print(indent + line)
 
 
 def _aligned(heading: str, text: str, width: int) -> str:

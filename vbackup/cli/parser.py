@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with argparse's message as a sentence."""
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.", help_of=self.prog)
+        greedy = (self.get_default("greedy") or "") if "arguments are required" in message else ""
+        raise UsageError(f"{message[:1].upper()}{message[1:]}{greedy}.", help_of=self.prog)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

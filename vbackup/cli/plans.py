@@ -27,7 +27,7 @@ def print_plan(plan: BackupPlan) -> None:
         ],
     )
     for skipped in plan.left_out:
-        print(output.plain(f"Left out: {skipped.dev} ({skipped.reason})"))
+        output.labelled("Left out: ", f"{skipped.dev} ({skipped.reason})")
     print("Transaction:")
     _print_actions(plan.transaction())
     if plan.has_fleecing_area:

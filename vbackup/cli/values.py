@@ -139,14 +139,16 @@ def _local(time: datetime, text: str) -> datetime:
     first, second = (time.replace(fold=fold).astimezone() for fold in (0, 1))
     if first.utcoffset() == second.utcoffset():
         return first
+    if first.replace(tzinfo=None) != time.replace(fold=0):  # astimezone() has moved both out of the gap
+        before, after = sorted(one.replace(tzinfo=None).isoformat(timespec="seconds") for one in (first, second))
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not exist: the clocks were put forward over it; give {before} or {after}, or the time in"
+            " UTC, with a Z at its end"
+        )
     offsets = [
         f"{time.isoformat(timespec='seconds')}{one.strftime('%z')[:3]}:{one.strftime('%z')[3:]}"
         for one in (first, second)
     ]
-    if first.replace(tzinfo=None) != time.replace(fold=0):  # astimezone() has moved it out of the gap
-        raise argparse.ArgumentTypeError(
-            f"{text!r} does not exist: the clocks were put forward over it; give the time in UTC, with a Z at its end"
-        )
     raise argparse.ArgumentTypeError(
         f"{text!r} was there twice, as the clocks were put back; say which: {offsets[0]} or {offsets[1]}"
     )

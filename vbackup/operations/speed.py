@@ -48,7 +48,8 @@ def run(request: SpeedRequest, *, host: Host) -> SpeedChanged:
     """Set the speed of the running jobs, and return those that got it.
 
     Raises DomainNotFoundError, UnsuitableError (the domain is off, so the jobs run in a storage daemon that only the
-    other vbackup can reach), NoBackupRunningError, and DiskError (the backup does not, or no longer, copy the disk).
+    other vbackup can reach), MigratingError, NoBackupRunningError, and DiskError (the backup does not, or no longer,
+    copy the disk).
     """
     handle = host.domain(request.domain)
     if not handle.is_active():
@@ -56,6 +57,7 @@ def run(request: SpeedRequest, *, host: Host) -> SpeedChanged:
             f"Domain {handle.name} is off: if it is being backed up, the jobs run in a storage daemon that only that"
             " vbackup can reach. Nothing was changed; stop that backup and start it again with another --speed."
         )
+    handle.refuse_migration()  # before a monitor command waits for it, in vain
     with Passthrough(handle) as monitor:
         changed = change(monitor, request, domain_name=handle.name)
     return SpeedChanged(handle.name, handle.uuid, changed)

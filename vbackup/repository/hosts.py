@@ -28,6 +28,15 @@ def labels(backups: Sequence[Backup]) -> dict[HostIdentity, str]:
     }
 
 
+def count(backups: Sequence[Backup]) -> int:
+    """Return the number of hosts that the backups were made on, as far as that is known; 0 if none is named."""
+    distinct: list[HostIdentity] = []
+    for host in hosts(backups):
+        if all(host.is_other_than(other) for other in distinct):
+            distinct.append(host)
+    return len(distinct)
+
+
 def of_host(backups: Sequence[Backup], word: str) -> list[Backup]:
     """Return the backups of the host with this name or machine id."""
     return [

@@ -81,7 +81,7 @@ def test_blank_text_that_is_too_long_is_an_empty_cell(monkeypatch: pytest.Monkey
 def test_terminal_that_is_too_narrow_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with stdout_on_a_terminal(monkeypatch, columns=5) as lines:
         output.table(("ID", "WHY"), [("20261123T101500Z-incremental", "as it was asked for by the user")])
-    assert "".join(lines[1:]).replace(" ", "") == "20261123T101500Z-incrementalasitwasaskedforbytheuser"
+    assert "".join(lines[1:]).replace(" ", "") == "WHY20261123T101500Z-incrementalasitwasaskedforbytheuser"
 
 
 def test_word_that_does_not_fit_gets_a_line_to_copy_it_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +104,41 @@ def test_name_that_leaves_no_room_for_the_other_columns_has_a_line_of_its_own(mo
         "database  -                 ok",
         "",
     ]
+
+
+def test_last_column_has_lines_of_its_own_where_the_others_leave_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = "hypervisor-17.example.com"
+    with stdout_on_a_terminal(monkeypatch, columns=40) as lines:
+        output.table(("ID", "HOST", "DISKS"), [("1234567", host, "vda vdb vdc (without vdd vde vdf vdg vdh vdi)")])
+    assert lines[1:] == [
+        "    DISKS",
+        f"1234567  {host}",
+        "    vda vdb vdc (without vdd vde vdf vdg",
+        "    vdh vdi)",
+        "",
+    ]
+    assert max(map(len, lines[1:])) <= 40
+
+
+def test_text_after_a_label_is_folded_below_itself_and_a_path_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/var/lib/libvirt/images/a/deep/directory"
+    with stdout_on_a_terminal(monkeypatch, columns=30) as lines:
+        output.labelled("Left out: ", "hda (a cdrom, which holds no data)")
+        output.labelled("Directory: ", path)
+        output.labelled("Level: ", "")
+    assert lines == [
+        "Left out: hda (a cdrom, which",
+        "          holds no data)",
+        "Directory:",
+        f"    {path}",
+        "Level:",
+        "",
+    ]
+
+
+def test_text_after_a_label_is_one_line_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    output.labelled("Left out: ", "word " * 40 + "\x1b")
+    assert capsys.readouterr().out == "Left out: " + "word " * 40 + "\\x1b\n"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.fake_qemu import MIB, FakeDisk, FakeQemu, qcow2_header
 from tests.unit.builders import FOREIGN, REPOSITORY, backup_id
 from vbackup import names
-from vbackup.errors import DiskError, NoBackupRunningError, Status
+from vbackup.errors import DiskError, MigratingError, NoBackupRunningError, Status
 from vbackup.operations import speed
 from vbackup.operations.speed import SpeedRequest
 from vbackup.qemu import jobs
@@ -88,6 +90,18 @@ def test_backup_that_ends_meanwhile_is_none(qemu: FakeQemu, monkeypatch: pytest.
     monkeypatch.setattr(jobs, "set_speed", lambda *_: False)
     with pytest.raises(NoBackupRunningError):
         change(qemu)
+
+
+def test_domain_that_arrives_by_migration_is_busy_and_no_command_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise MigratingError("web", incoming=True)
+
+    monkeypatch.setattr(speed, "Passthrough", lambda _handle: pytest.fail("the monitor was opened"))
+    handle = SimpleNamespace(name="web", is_active=lambda: True, refuse_migration=refuse)
+    host: Any = SimpleNamespace(domain=lambda _name: handle)
+    with pytest.raises(MigratingError) as caught:
+        speed.run(SpeedRequest("web", MIB), host=host)
+    assert caught.value.status == Status.BUSY
 
 
 def test_names_of_jobs_are_taken_apart() -> None:

@@ -96,6 +96,6 @@ def _print(done: Backup) -> None:
         ],
     )
     for disk in done.left_out:
-        print(output.plain(f"Left out: {disk.dev} ({disk.reason})"))
+        output.labelled("Left out: ", f"{disk.dev} ({disk.reason})")
     frozen = f", frozen for {done.frozen_ms} ms" if done.frozen_ms else ""
     print(f"{done.consistency.value.capitalize()}-consistent{frozen}; {done.duration_s:.1f} s.")

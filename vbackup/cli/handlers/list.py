@@ -142,7 +142,10 @@ def _state(catalogue: Catalogue, unfinished: _Unfinished) -> str:
     remarks = [f"{len(catalogue.broken)} broken"] if catalogue.broken else []
     remarks += ["running"] if unfinished.running else []
     remarks += ["unfinished"] if len(unfinished.ids) > len(unfinished.running) else []
-    return ", ".join(remarks) or "ok"
+    remarks = remarks or ["ok"]
+    of_hosts = hosts.count(catalogue.history.backups)
+    remarks += [f"{of_hosts} hosts"] if of_hosts > 1 else []
+    return ", ".join(remarks)
 
 
 def _print_backups(catalogues: Sequence[Catalogue], unfinished: Mapping[str, _Unfinished], *, as_tree: bool) -> None:

@@ -53,13 +53,13 @@ def _print(backup: Backup, chains: dict[str, list[str]], *, path: str) -> None:
         members = ", ".join(member.domain_name for member in backup.group.members)
         facts["Group"] = f"{backup.group.id}: {members}; within {backup.group.spread_ms:.1f} ms"
     for name, value in facts.items():
-        print(output.plain(f"{name + ':':<13}{value}"))
+        output.labelled(f"{name + ':':<13}", value)
     print()
     _print_disks(backup)
     for disk in backup.left_out:
-        print(output.plain(f"Left out: {disk.dev} ({disk.reason})"))
+        output.labelled("Left out: ", f"{disk.dev} ({disk.reason})")
     for image in backup.disks:
-        print(output.plain(f"Source of {image.dev}: {image.source or 'unknown'}"))
+        output.labelled(f"Source of {output.plain(image.dev)}: ", image.source or "unknown")
     for dev, ids in chains.items():
         _print_chain(dev, ids)
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli import output
-from vbackup.cli.arguments import domain_of
+from vbackup.cli.arguments import domain_of, swallowed
 from vbackup.cli.context import Context
 from vbackup.cli.values import new_speed
 from vbackup.domain.host import Host
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.rate is None and options.domain_option is not None:  # then the only positional argument is the rate
         options.rate, options.domain = options.domain, None
     if options.rate is None:
-        raise UsageError("No rate given: use bytes per second, such as 50M, or unlimited.")
+        raise UsageError(f"No rate given{swallowed(options) or ': use bytes per second, such as 50M, or unlimited'}.")
     request = speed.SpeedRequest(
         domain=domain_of(options),
         speed_bytes_s=new_speed(options.rate),

@@ -141,6 +141,15 @@ def test_host_is_shown_where_there_are_several(command: Command, filled: Path) -
     assert "No backups of host three" in command("list", "-r", filled, "--host", "three").stdout
 
 
+def test_summary_says_if_several_hosts_have_backups_of_a_domain(command: Command, filled: Path) -> None:
+    hosted(filled, 3, HostIdentity("one", "1" * 32))
+    assert command("list", "-r", filled).stdout.splitlines()[-1].endswith(" ok")
+    hosted(filled, 4, HostIdentity("one.example.com", None))  # the same, reached from elsewhere
+    assert command("list", "-r", filled).stdout.splitlines()[-1].endswith(" ok")
+    hosted(filled, 5, HostIdentity("two", "2" * 32))
+    assert command("list", "-r", filled).stdout.splitlines()[-1].endswith(" ok, 2 hosts")
+
+
 def test_disks_that_a_backup_leaves_out_are_shown(command: Command, filled: Path) -> None:
     commit(Repository.open(filled), backup(3, left_out=(LeftOut("vdb", EXCLUDED), LeftOut("hda", "cdrom"))))
     assert command("list", "web", "-r", filled).stdout.splitlines()[-1].endswith("vda (without vdb)")
