@@ -6,6 +6,7 @@ failure, which it prints with its steps, reproduces it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -15,16 +16,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import libvirt
 import pytest
 
-from tests.daemon import Daemon, wait_for
+from tests.daemon import Daemon, end_domains, wait_for
+from tests.end_to_end.test_migration import a_host
 from tests.guest import Guest, build, make_disks
 from tests.guest import domain_xml as guest_xml
-from tests.lab import HEEDING_SIGNALS, DiskSpec, References, compare, domain_xml
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, References, compare, domain_xml
+from vbackup.domain.host import Host
 from vbackup.repository.journal import Step
 
 if TYPE_CHECKING:
@@ -51,6 +55,8 @@ class Soak:
         self.count = 0
         self.log: list[str] = []
         self._guest: Guest | None = None
+        self._elsewhere: str | None = None  #: URI of the second host
+        self._stack = ExitStack()
         for dev, image_format in (("vda", "qcow2"), ("vdb", "qcow2"), ("vdc", "raw")):
             self._make(dev, image_format)
         for repository in self.repositories:
@@ -73,6 +79,7 @@ class Soak:
             (1, self.commit),
             (1, self.swap_layer),
             (0.3, self.freeze_by_somebody_else),
+            (0.3, self.arrive_paused),
         ]
 
     def step(self) -> None:
@@ -215,6 +222,51 @@ class Soak:
         assert "does not have its images to itself" in refused.stderr
         domain.resume()
         return "a backup was refused"
+
+    def arrive_paused(self) -> str | None:
+        """By a migration to another host, where it is resumed, and from where it comes back."""
+        if self._is_busy():
+            return None
+        elsewhere = self._second_host()
+        for path in itertools.chain(*self.disks.values()):
+            path.chmod(0o666)  # libvirtd takes it from the QEMU that has moved
+        self._migrate(self.daemon.uri, elsewhere, "--suspend")
+        with Host(elsewhere) as host:
+            self.machine = Machine(host.domain(NAME))
+            repository = self.dice.choice(self.repositories)
+            argv = ("-c", elsewhere, "-q", "backup", NAME, "-r", repository)
+            if self.machine.is_active():  # libvirt 11.3 lets QEMU have its images at once
+                said = "a backup was made"
+                self.command(*argv)
+            else:
+                said = "a backup was refused"
+                assert "it arrived paused" in self.command(*argv, status=8).stderr
+            self.machine.handle.resume()
+            self.write()
+            self._migrate(elsewhere, self.daemon.uri)
+        self.machine = Machine(self.daemon.host.domain(NAME))
+        return said
+
+    def _migrate(self, here: str, there: str, *options: str) -> None:
+        argv = ["virsh", "-c", here, "migrate", "--live", "--unsafe", *options, NAME, there]
+        argv += ["--migrateuri", f"unix://{self.directory}/migration"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    def _second_host(self) -> str:
+        """Start it when it is first needed."""
+        if self._elsewhere is None:
+            # QEMU, which is not root, makes the socket.
+            self.directory.chmod(0o777)
+            self._elsewhere = self._stack.enter_context(a_host(self.directory / "elsewhere"))
+        return self._elsewhere
+
+    def close(self) -> None:
+        """End the second host, and what is left there."""
+        if self._elsewhere is not None:
+            with Host(self._elsewhere) as host:
+                end_domains(host.connection)
+        self._stack.close()
 
     def grow(self) -> str | None:
         dev = self.dice.choice(list(self.disks))
@@ -393,13 +445,13 @@ def directory() -> Iterator[Path]:
 
 
 def test_everything_in_random_order(daemon: Daemon, command: Command, directory: Path) -> None:
-    soak = Soak(daemon, command, directory, random.Random(SEED))
-    try:
-        for _ in range(STEPS):
-            soak.step()
-        soak.backup()
-    except BaseException:
-        print(f"seed {SEED}, after {len(soak.log)} steps:", *soak.log, sep="\n  ")
-        raise
+    with closing(Soak(daemon, command, directory, random.Random(SEED))) as soak:
+        try:
+            for _ in range(STEPS):
+                soak.step()
+            soak.backup()
+        except BaseException:
+            print(f"seed {SEED}, after {len(soak.log)} steps:", *soak.log, sep="\n  ")
+            raise
     for repository in soak.repositories:
         command("list", "-r", repository)
