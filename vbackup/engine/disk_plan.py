@@ -175,7 +175,9 @@ class DiskPlan:
             auto_finalize=False,
             auto_dismiss=False,
             x_perf=tuning.performance(
-                max_workers=self.fleecing.max_workers if self.fleecing else None, reflinks=self.reflinks
+                is_remote=self.node.disk.path is None,
+                max_workers=self.fleecing.max_workers if self.fleecing else None,
+                reflinks=self.reflinks,
             ),
         )
 

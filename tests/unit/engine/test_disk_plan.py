@@ -153,6 +153,16 @@ def test_image_shares_data_with_the_disk_only_if_that_is_allowed_and_possible(
         assert perf.get("use-copy-range") == (True if shared and allowed else None)
 
 
+def test_disk_on_the_network_is_copied_with_the_defaults_of_qemu() -> None:
+    """It takes long to answer, and 8 MiB on their way are not enough then."""
+    node = vda()
+    remote = replace(node, disk=replace(node.disk, path=None))
+    (job,) = [one for one in make([(remote, whole())]).transaction() if one["type"] == "blockdev-backup"]
+    assert "x-perf" not in job["data"]
+    made = make([(remote, whole())], fleecing=FleecingAbilities(True, True))
+    assert [one["data"]["x-perf"] for one in made.copies()] == [{"max-workers": 16}]
+
+
 # what a full copies by
 
 
