@@ -59,6 +59,7 @@ class BackupPlan:
     planned_at: datetime
     level: Level
     parent: str | None
+    history: History  #: of the domain before this backup
     domain: Domain
     left_out: tuple[LeftOut, ...]
     disks: tuple[DiskPlan, ...]
@@ -220,6 +221,7 @@ def make(
         planned_at=identity.now,
         level=level,
         parent=parent_of([choice for _, choice in choices]),
+        history=history,
         domain=selection.domain,
         left_out=selection.left_out,
         disks=tuple(disks),

@@ -121,7 +121,7 @@ def run(
             detached = domain.source.close_detached(nodes)
             for dev in detached:
                 reporter.step(f"Disk {dev} was detached during the backup.")
-        _remove_superseded(backup_plan, domain, detached)
+        _remove_superseded(backup_plan, backup_plan.history.with_committed(backup), domain, detached)
     return backup
 
 
@@ -379,13 +379,14 @@ def _space_watch(backup_plan: BackupPlan, this: _Run) -> SpaceWatch | None:
 # 9: what no later backup starts from
 
 
-def _remove_superseded(backup_plan: BackupPlan, domain: LockedDomain, detached: Collection[str]) -> None:
+def _remove_superseded(
+    backup_plan: BackupPlan, history: History, domain: LockedDomain, detached: Collection[str]
+) -> None:
     """Remove the bitmaps that drove the copies, and those that no later backup starts from.
 
     What stays only costs memory.
     """
     try:
-        history = domain.repository.catalogue(domain.uuid).history
         nodes = domain.source.disk_nodes([disk.node.disk for disk in backup_plan.disks if disk.dev not in detached])
         for name in leftovers.remove_superseded(domain.monitor, nodes, history, domain.naming):
             log.debug("removed bitmap %s", name)

@@ -45,6 +45,10 @@ class History:
         """The sequence number of the backup that is committed next."""
         return self.backups[-1].sequence + 1 if self.backups else 1
 
+    def with_committed(self, backup: Backup) -> History:
+        """Return the history with one more backup."""
+        return History([*self.backups, backup], self._unusable)
+
     def newest(self, dev: str) -> Backup | None:
         """Return the newest backup that the next backup of this disk can start from."""
         return next(self._checkpoints(dev), None)
