@@ -17,7 +17,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
-                             liveness  lock  verify  verification  block_list  block_scan  composition
+                             liveness  lock  readers  verify  verification  block_list  block_scan  composition
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters

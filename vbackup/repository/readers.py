@@ -1,0 +1,144 @@
+"""Show others that backups are being read, and find out whether a backup is: so that nothing in use is taken away.
+
+A reader (restore, verify, a mount, a session) has a shared lock on the directory of every backup of its chain. What
+removes a backup or changes its files takes an exclusive one, without waiting. The locks are the kernel's (flock), on
+descriptors of the directories: no file is written, so a repository on a read-only filesystem can be read, and they end
+with their process. Where directories cannot be locked, as on NFS, nothing is locked and nothing is known.
+
+Two in one process count as two: a lock belongs to a descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from vbackup.errors import BusyError, ChainError
+from vbackup.stop import Stop
+
+T = TypeVar("T")
+
+#: Pause between two attempts to lock a directory that is being changed.
+TICK_S = 0.05
+#: How long a reader waits for that. A merge has its backups for itself only while it writes into an image in place, or
+#: while it exchanges directories.
+WAIT_S = 600.0
+#: Errors of a filesystem that does not lock directories: NFS wants a descriptor for writing, others have no locks.
+_NO_LOCKS = frozenset((errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EISDIR))
+#: How often a chain is read again because it changed before it was locked.
+_ATTEMPTS = 100
+
+
+@contextmanager
+def reading(directories: Iterable[Path], *, stop: Stop | None = None, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Keep these backups as they are during the block: nobody removes one, or changes its files.
+
+    ``stop`` ends a wait. Raises ChainError if a directory is missing, BusyError if it is being changed for longer than
+    ``wait_s`` seconds, InterruptedBySignalError. What was read of the backups before may be old: see ``unchanged``.
+    """
+    with ExitStack() as stack:
+        deadline = time.monotonic() + wait_s
+        for directory in sorted(set(directories)):  # in one order, or two could wait for each other
+            stack.callback(os.close, _locked(directory, stop, deadline))
+        yield
+
+
+@contextmanager
+def unchanged(
+    read: Callable[[], T], directories: Callable[[T], Iterable[Path]], *, stop: Stop | None = None
+) -> Iterator[T]:
+    """Return what ``read`` returns, such as a chain of a catalogue, which stays true during the block.
+
+    ``directories`` has those that it depends on. A merge may change them between reading and locking, and then all is
+    read again. Raises what ``read`` and ``reading`` raise.
+    """
+    value = read()
+    for _ in range(_ATTEMPTS):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(reading(directories(value), stop=stop))
+            except ChainError:
+                again = read()
+                if again == value:
+                    raise
+            else:
+                again = read()
+                if again == value:
+                    yield value
+                    return
+        value = again
+    raise BusyError("The backups are changed all the time; run the same command again.")
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[bool]:
+    """Have a backup's directory for the block, if nobody reads it: the value says whether. Readers that come wait.
+
+    It is True where directories cannot be locked. Raises OSError.
+    """
+    fd = _opened(directory)
+    try:
+        yield _has_locked(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
+def is_in_use(directory: Path) -> bool:
+    """Return True if somebody reads the backup at this moment. Raises OSError."""
+    with claimed(directory) as is_free:
+        return not is_free
+
+
+def _locked(directory: Path, stop: Stop | None, deadline: float) -> int:
+    """Return a descriptor with a shared lock on the directory that has this name now."""
+    while True:
+        try:
+            fd = _opened(directory)
+        except OSError as err:
+            raise ChainError(f"The backup in {directory} cannot be read: {err.strerror or err}.") from err
+        try:
+            if _has_locked(fd, fcntl.LOCK_SH):
+                if _is_still(directory, fd):
+                    return fd
+            elif time.monotonic() > deadline:
+                raise BusyError(
+                    f"The backup in {directory} is being merged with another one; run the same command again when that"
+                    " has ended."
+                )
+            else:
+                time.sleep(TICK_S)
+            if stop is not None:
+                stop.check()
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _opened(directory: Path) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _has_locked(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as err:
+        if err.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _is_still(directory: Path, fd: int) -> bool:
+    """Return False if another directory has got the name, or none has it."""
+    try:
+        return os.path.samestat(directory.lstat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
