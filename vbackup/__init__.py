@@ -5,22 +5,23 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
-    operations               one module a command: backup  batch  recovery  adopt  restore  forget  bitmap  speed
-                             transaction
+    operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
+                             speed  transaction
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
-                             denied  denied_facts
+                             denied  denied_facts  written
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
-                             liveness  lock  readers  verify  verification  block_list  block_scan  composition
+                             liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
+                             late_lists  read_progress  read_rate  block_list  block_scan  composition
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
-                             qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters
+                             qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events

@@ -415,6 +415,37 @@ class ChainError(VbackupError):
     status = Status.CHAIN
 
 
+class DamagedError(ChainError):
+    """A block that a restore needs is damaged in the repository; nothing was restored."""
+
+    def __init__(self, dev: str, *, image: str, backup: str, start_bytes: int, length_bytes: int) -> None:
+        self.dev = dev
+        self.image = image  #: path of the image that holds the damage
+        self.backup = backup  #: whose image that is
+        self.start_bytes = start_bytes  #: first damaged byte of the disk, as the guest sees it
+        self.length_bytes = length_bytes
+        super().__init__(
+            f"Disk {dev}: the image {image} of backup {backup} is damaged: bytes {start_bytes} to"
+            f" {start_bytes + length_bytes - 1} of the disk are not what its block list says. Nothing was restored."
+            " Restore the file from a copy of the repository, or another backup: 'vbackup verify' shows which ones are"
+            " affected."
+        )
+
+
+class OutputDiffersError(ChainError):
+    """A restored image is not what was written to it, although the backup is good; nothing was restored."""
+
+    def __init__(self, dev: str, output: str, start_bytes: int) -> None:
+        self.dev = dev
+        self.output = output
+        self.start_bytes = start_bytes  #: first byte of the disk that differs
+        super().__init__(
+            f"Disk {dev}: {output} does not contain what was written to it, from byte {start_bytes} of the disk on,"
+            " although the images of the backup are good there. Its storage or the memory of this host may be failing:"
+            " see the kernel log. Nothing was restored."
+        )
+
+
 class CopiedError(ChainError):
     """A backup in the repository is a copy of one that is, or was, being made elsewhere; nothing was changed."""
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "backup": "back up domains",
     "list": "list the domains and backups in a repository",
     "show": "show the record of a backup",
+    "verify": "compare the images of backups with their block lists",
     "restore": "restore disks from a backup",
     "recover": "finish or undo interrupted backups",
     "speed": "change the speed of a running backup",

@@ -105,6 +105,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def percent(text: str) -> float:
+    """Return a percentage such as 5, 0.5 or 10%: above 0, up to 100."""
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%?", text.strip(), re.ASCII)
+    if match is None or not 0 < float(match[1]) <= 100:  # noqa: PLR2004
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage above 0 and up to 100")
+    return float(match[1])
+
+
 def seconds(text: str) -> float:
     """Return a time to wait in seconds, up to a year: 90, 90s, 5m, 1h30m."""
     value = duration_s(text)

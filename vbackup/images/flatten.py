@@ -13,6 +13,7 @@ The daemon opens the layers at its start, because commands take time: QEMU reads
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from vbackup.qemu import jobs, qemu_img
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter, Silent
 from vbackup.stop import Stop
+
+log = logging.getLogger(__name__)
 
 #: Number of oldest layers that go through qemu-img.
 CONVERT_LAYERS = 25
@@ -49,23 +52,66 @@ def flatten(
     output: Path,
     image_format: ImageFormat,
     *,
+    salvage: bool = False,
     reporter: Reporter,
     stop: Stop,
     progress: Callable[[float], None],
 ) -> None:
     """Write the content of a backing chain into a new image with mode 0600, without syncing it to storage.
 
-    ``layers`` has the oldest first; none is smaller than an older one. ``progress`` is called with the percentage.
-    Raises NoSpaceError, StorageError, UnsuitableError if a long chain needs a storage daemon that is not installed,
-    InterruptedBySignalError.
+    ``layers`` has the oldest first; none is smaller than an older one. ``salvage``: what cannot be read of them becomes
+    zeros, for a caller that checks the output; what a newer layer covers does no harm then. ``progress`` is called with
+    the percentage. Raises NoSpaceError, StorageError, UnsuitableError if a long chain needs a storage daemon that is
+    not installed, InterruptedBySignalError.
     """
-    oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
     share = 100 / len(layers)
-    paths = [layer.path for layer in oldest]
-    qemu_img.convert(
-        paths, output, image_format, stop=stop, progress=lambda percent: progress(percent / 100 * share * len(oldest))
-    )
-    written = oldest
+    oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
+
+    def convert(some: Sequence[Layer]) -> None:
+        qemu_img.convert(
+            [layer.path for layer in some],
+            output,
+            image_format,
+            salvage=salvage,
+            stop=stop,
+            progress=lambda percent: progress(percent / 100 * share * len(some)),
+        )
+
+    convert(oldest)
+    try:
+        _write_newer(
+            newer,
+            output,
+            image_format,
+            below=oldest[-1],
+            reporter=reporter,
+            stop=stop,
+            progress=lambda count: progress((len(oldest) + count) * share),
+        )
+    except NoSpaceError:
+        raise
+    except StorageError as err:
+        if not salvage:
+            raise
+        # A job copies all that a layer contains, and ends at the first cluster that cannot be read, needed or not.
+        # qemu-img reads only what the output needs, and goes on.
+        log.debug("layer after layer: %s", err)
+        output.unlink()
+        convert(layers)
+
+
+def _write_newer(
+    newer: Sequence[Layer],
+    output: Path,
+    image_format: ImageFormat,
+    *,
+    below: Layer,
+    reporter: Reporter,
+    stop: Stop,
+    progress: Callable[[int], None],
+) -> None:
+    """Write layers over the output, which has the content of ``below``. ``progress`` is called with their number."""
+    done = 0
     while newer:
         batch, newer = newer[:DAEMON_LAYERS], newer[DAEMON_LAYERS:]
         # The caller syncs the output.
@@ -77,12 +123,12 @@ def flatten(
             nodes.append({**_image(layer.path, ImageFormat.QCOW2), **options})
         with StorageDaemon(reporter, nodes=nodes) as daemon:
             for number, layer in enumerate(batch):
-                if layer.virtual_size_bytes != written[-1].virtual_size_bytes:  # the disk has grown since
+                if layer.virtual_size_bytes != below.virtual_size_bytes:  # the disk has grown since
                     resize = {"node-name": _OUTPUT, "size": layer.virtual_size_bytes}
                     _change(daemon, "block_resize", resize, output=output)
                 _write_over(daemon, _name(number), layer=layer, output=output, stop=stop)
-                written = [*written, layer]
-                progress(len(written) * share)
+                below, done = layer, done + 1
+                progress(done)
             # Reopening flushes the image and reports an error, which closing it does not.
             _change(daemon, "blockdev-reopen", {"options": nodes[:1]}, output=output)
 

@@ -1,8 +1,8 @@
 """Restore a backup to a directory: an independent image of each disk, and a domain XML that uses these images.
 
-vbackup.repository.verify checks every image of the chains before anything is written; vbackup.images.flatten merges a
-chain into one image. Existing files are never overwritten. Files get their names when all are complete; if the restore
-fails, it leaves nothing behind.
+vbackup.repository.verify checks headers, tables and block lists of the chains before anything is written;
+vbackup.images.flatten merges a chain into one image, and vbackup.images.written compares that with the lists. Existing
+files are never overwritten. Files get their names when all are complete; if it fails, a restore leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,11 +22,13 @@ from vbackup.domain import domain_xml, restored_xml
 from vbackup.domain.restored_xml import RestoredXml
 from vbackup.errors import ChainError, MalformedError, StorageError
 from vbackup.files import storage_errors
+from vbackup.images import written
 from vbackup.images.flatten import Layer, flatten
 from vbackup.model import LIVE_XML, Backup, ImageFormat, LeftOut
 from vbackup.qemu import qcow2
 from vbackup.report import Phase, Reporter
-from vbackup.repository import choice, history, verify
+from vbackup.repository import block_list, block_scan, choice, history, image_check, readers, verify
+from vbackup.repository.block_list import BlockList
 from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
@@ -63,48 +66,72 @@ class Restored:
 _DIRECTORY_MODE = 0o711
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a restore works with."""
+
+    request: RestoreRequest
+    repository: Repository
+    reporter: Reporter
+    stop: Stop
+
+
 def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Restored:
     """Restore the backup, and return what was written. Warnings say what the restored domain lacks or shares.
 
     Raises DomainNotFoundError, ChainError (the backup is unknown, or an image of its chain is missing, foreign or
-    altered), AmbiguousHostError, PartialBackupError, DiskError, StorageError (the output exists or cannot be written),
-    NoSpaceError.
+    altered; DamagedError if a block that is needed is), AmbiguousHostError, PartialBackupError, DiskError, StorageError
+    (the output exists or cannot be written), NoSpaceError, BusyError.
     """
-    catalogue = repository.catalogue(repository.find(request.domain))
+    uuid = repository.find(request.domain)
+    work = _Work(request, repository, reporter, stop)
+    with readers.unchanged(
+        lambda: _chosen(request, repository, uuid),
+        lambda found: _directories(found, repository, uuid),
+        stop=stop,
+    ) as (chosen, chains):
+        return _restore(chosen, chains, work)
+
+
+def _chosen(request: RestoreRequest, repository: Repository, uuid: str) -> tuple[Choice, Mapping[str, Sequence[Link]]]:
+    """Return what is restored, and the chain of each disk."""
+    catalogue = repository.catalogue(uuid)
     chosen = choice.choose(
         catalogue,
         Wanted(request.backup_id, request.at, host=request.host, disks=request.disks, is_mixed=request.is_mixed),
     )
-    backup = chosen.backup
-    chains = {dev: catalogue.history.links(one.id, dev) for dev, one in chosen.disks.items()}
+    return chosen, {dev: catalogue.history.links(one.id, dev) for dev, one in chosen.disks.items()}
+
+
+def _directories(found: tuple[Choice, Mapping[str, Sequence[Link]]], repository: Repository, uuid: str) -> list[Path]:
+    chosen, chains = found
+    needed = {chosen.backup.id, *(link.backup.id for links in chains.values() for link in links)}
+    return [repository.directory(uuid, backup_id) for backup_id in needed]
+
+
+def _restore(chosen: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) -> Restored:
+    backup, request = chosen.backup, work.request
     output = request.output.absolute()
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
     further = [name for name in backup.files if name != LIVE_XML]
     _refuse_existing([*images.values(), *(output / name for name in further)])
     files.refuse_unwritable(output)  # before hours of reading
-    verify.check_chains(chains, repository, reporter=reporter, stop=stop)
-    texts = {name: verify.read_file(repository, backup, name) for name in backup.files}
+    verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
+    texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files}
     definition = _definition(chosen, texts, request=request, images=images)
     _refuse_existing([Path(name) for name in definition.new_files])
     texts = {name: texts[name] for name in further} | {"domain.xml": definition.text.encode()}
 
     with _temporary_directory(output) as temporary:
         for dev, path in images.items():
-            _convert(
-                chains[dev],
-                temporary / path.name,
-                image_format=request.image_format,
-                repository=repository,
-                reporter=reporter,
-                stop=stop,
-            )
+            _restore_disk(chains[dev], temporary / path.name, work)
         for name, data in texts.items():
             _write(temporary / name, data)
-        stop.check()
+        work.stop.check()
         # The domain XML last: where it is, all that it names is there.
         others = [name for name in texts if name != "domain.xml"]
         _move_out(temporary, output, [*(path.name for path in images.values()), *others, "domain.xml"])
-    _warn(chosen, definition, reporter)
+    _warn(chosen, definition, work.reporter)
     return Restored(
         backup,
         images,
@@ -211,25 +238,85 @@ def _temporary_directory(output: Path) -> Iterator[Path]:
             output.rmdir()
 
 
-def _convert(
-    links: Sequence[Link],
-    path: Path,
-    *,
-    image_format: ImageFormat,
-    repository: Repository,
-    reporter: Reporter,
-    stop: Stop,
-) -> None:
+def _restore_disk(links: Sequence[Link], path: Path, work: _Work) -> None:
+    """Write the image of a disk to ``path``, and check what was written."""
+    dev = links[0].image.dev
+    with _lists(links, path, work) as lists:
+        _convert(links, path, work, salvage=bool(lists))
+        # What is checked is in the page cache, and storing it needs no processor.
+        with storage_errors(f"write {path}"), ThreadPoolExecutor(max_workers=1) as pool:
+            stored = pool.submit(files.fsync, path)
+            if lists:
+                _check(links, path, lists, work)
+            stored.result()
+    work.reporter.step(f"Disk {dev}: restored{' and checked' * bool(lists)}.")
+
+
+@contextmanager
+def _lists(links: Sequence[Link], path: Path, work: _Work) -> Iterator[list[BlockList]]:
+    """Yield the block lists of the images, newest first; none if no image has one: then the digests were checked.
+
+    In a mixed chain the images without one get a list for this restore, beside ``path``: their digests were checked.
+    """
+    with ExitStack() as stack:
+        lists: list[BlockList] = []
+        for link in links if any(link.image.blocks is not None for link in links) else ():
+            image = verify.image_path(work.repository, link)
+            if link.image.blocks is not None:
+                lists.append(stack.enter_context(verify.opened_list(image, link)))
+                continue
+            made = path.with_name(f".{link.backup.id}-{link.image.dev}{block_list.SUFFIX}")
+            try:
+                block_scan.make(image, made, algorithm=block_list.best_algorithm(), check=work.stop.check)
+            except ChainError:  # of a kind that lists are not made of: each of the other images has to be good
+                _check_whole(links, work)
+                lists = []
+                break
+            lists.append(stack.enter_context(BlockList.open(made)))
+        yield lists
+
+
+def _check_whole(links: Sequence[Link], work: _Work) -> None:
+    """Read all images that have a block list. Raises ChainError if one is damaged."""
+    watch = image_check.Watch(before=lambda _size_bytes: work.stop.check())
+    for link in links:
+        if link.image.blocks is not None:
+            for finding in image_check.check(verify.image_path(work.repository, link), link, watch).findings:
+                raise ChainError(finding.reason)
+
+
+def _convert(links: Sequence[Link], path: Path, work: _Work, *, salvage: bool) -> None:
     dev, size_bytes = links[0].image.dev, links[0].image.virtual_size_bytes
-    layers = [Layer(verify.image_path(repository, link), link.image.virtual_size_bytes) for link in reversed(links)]
+    layers = [
+        Layer(verify.image_path(work.repository, link), link.image.virtual_size_bytes) for link in reversed(links)
+    ]
 
     def progress(percent: float) -> None:
-        reporter.progress(dev, Phase.WRITE, int(size_bytes * percent / 100), size_bytes)
+        work.reporter.progress(dev, Phase.WRITE, int(size_bytes * percent / 100), size_bytes)
 
     with storage_errors(f"write {path}"):
-        flatten(layers, path, image_format, reporter=reporter, stop=stop, progress=progress)
-        files.fsync(path)
-    reporter.step(f"Disk {dev}: restored.")
+        flatten(
+            layers,
+            path,
+            work.request.image_format,
+            salvage=salvage,
+            reporter=work.reporter,
+            stop=work.stop,
+            progress=progress,
+        )
+
+
+def _check(links: Sequence[Link], path: Path, lists: Sequence[BlockList], work: _Work) -> None:
+    """Compare what was written with the lists. Raises DamagedError, StorageError."""
+    dev = links[0].image.dev
+    size_bytes = path.stat().st_blocks * 512
+
+    def progress(done_bytes: int) -> None:
+        work.reporter.progress(dev, Phase.CHECK, min(done_bytes, size_bytes), size_bytes)
+
+    chain = [(link, verify.image_path(work.repository, link)) for link in links]
+    written.check(path, work.request.image_format, chain, lists, check=work.stop.check, progress=progress)
+    work.reporter.progress(dev, Phase.CHECK, size_bytes, size_bytes)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -97,6 +97,8 @@ class Qcow2Layer:
     def extents(self, number: int) -> list[Extent]:
         """Return what the L2 table holds, in ascending order; clusters of which the image holds nothing are missing."""
         extents: list[Extent] = []
+        if number >= len(self._l1) or not self._l1[number] & _OFFSET_MASK:
+            return extents
         #: The run of clusters that is being followed, its first entry, and the entry that would continue it.
         start, first, following, step = -1, 0, 0, 0
         for cluster, entry in enumerate(self._l2(number)):
@@ -118,12 +120,25 @@ class Qcow2Layer:
             extents.append(self._run(start, TABLE_CLUSTERS, first))
         return extents
 
-    def read(self, extent: Extent, first: int, clusters: int) -> memoryview:
-        """Return the content of some clusters of an extent of data, from its cluster ``first`` on."""
+    def read(self, extent: Extent, first: int, clusters: int, buffer: bytearray | None = None) -> memoryview:
+        """Return the content of some clusters of an extent of data, from its cluster ``first`` on.
+
+        It can be in ``buffer``, which is large enough: new memory costs more than to read from the page cache.
+        """
         assert extent.offset is not None
         if extent.compressed_bytes is not None:
             return memoryview(self._decompress(self._pread(extent.offset, extent.compressed_bytes, is_padded=True)))
-        return memoryview(self._pread(extent.offset + first * CLUSTER_BYTES, clusters * CLUSTER_BYTES))
+        offset, length = extent.offset + first * CLUSTER_BYTES, clusters * CLUSTER_BYTES
+        if buffer is None:
+            return memoryview(self._pread(offset, length))
+        data = memoryview(buffer)[:length]
+        try:
+            is_whole = read_into(self._fd, data, offset) == length
+        except OSError as err:
+            raise ChainError(f"The image {self.path} cannot be read: {err.strerror or err}.") from err
+        if not is_whole:
+            raise self._damaged("a table names a place after its end")
+        return data
 
     def structure(self) -> Iterator[bytes]:
         """Yield everything in the file that says where data is: header, L1 and L2 tables, refcount table and blocks."""
@@ -222,6 +237,14 @@ class Qcow2Layer:
 
     def _damaged(self, reason: str) -> ChainError:
         return ChainError(f"The image {self.path} is damaged: {reason}.")
+
+
+def read_into(fd: int, data: memoryview, offset: int) -> int:
+    """Fill ``data`` with what a file has from that offset on; return how many bytes it has. Raises OSError."""
+    done = 0
+    while done < len(data) and (count := os.preadv(fd, [data[done:]], offset + done)):
+        done += count
+    return done
 
 
 def _numbers(data: bytes) -> array[int]:

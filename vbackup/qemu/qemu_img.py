@@ -73,15 +73,23 @@ def header(path: Path, *, image_format: BlockDriver) -> Header:
 
 
 def convert(
-    layers: Sequence[Path], output: Path, image_format: ImageFormat, *, stop: Stop, progress: Callable[[float], None]
+    layers: Sequence[Path],
+    output: Path,
+    image_format: ImageFormat,
+    *,
+    salvage: bool = False,
+    stop: Stop,
+    progress: Callable[[float], None],
 ) -> None:
     """Write the content of a backing chain into a new image with mode 0600; ``layers`` has the oldest first.
 
-    Each layer is opened by its path; backing files in the headers are ignored. ``progress`` is called with the
-    percentage. Raises NoSpaceError, StorageError, or InterruptedBySignalError after killing qemu-img.
+    Each layer is opened by its path; backing files in the headers are ignored. ``salvage``: what cannot be read becomes
+    zeros, for a caller that checks the output. ``progress`` is called with the percentage. Raises NoSpaceError,
+    StorageError, or InterruptedBySignalError after killing qemu-img.
     """
     os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
+    argv += ["--salvage"] if salvage else []
     argv += [_chain(layers), os.fspath(output.absolute())]
     with subprocess.Popen(
         argv,

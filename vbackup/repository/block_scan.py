@@ -7,6 +7,7 @@ zeros is one of zeros, however the image stores it.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ class Layer(Protocol):
     def extents(self, number: int) -> list[Extent]:
         """Return what it holds in a segment."""
 
-    def read(self, extent: Extent, first: int, clusters: int) -> memoryview:
-        """Return the content of some clusters of an extent of data."""
+    def read(self, extent: Extent, first: int, clusters: int, buffer: bytearray | None = None) -> memoryview:
+        """Return the content of some clusters of an extent of data; it can be in ``buffer``."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Scan:
         self._is_tolerant = is_tolerant
         self._blocks = -(-layer.virtual_size_bytes // BLOCK_BYTES)
         self._done_bytes = 0
+        self._buffers = threading.local()  # one for each thread
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="scan")
 
     def __enter__(self) -> Scan:
@@ -139,7 +141,7 @@ class Scan:
 
     def _digests(self, number: int, piece: _Piece) -> list[bytes]:
         try:
-            content = self._layer.read(piece.extent, piece.start - piece.extent.start, piece.blocks)
+            content = self._layer.read(piece.extent, piece.start - piece.extent.start, piece.blocks, self._buffer())
         except ChainError:
             if not self._is_tolerant:
                 raise
@@ -154,6 +156,12 @@ class Scan:
             content = memoryview(bytes(content[:size_bytes]).ljust(len(content), b"\0"))
         digest = self._algorithm.digest
         return [digest(content[start : start + BLOCK_BYTES]) for start in range(0, len(content), BLOCK_BYTES)]
+
+    def _buffer(self) -> bytearray:
+        buffer: bytearray | None = getattr(self._buffers, "buffer", None)
+        if buffer is None:
+            buffer = self._buffers.buffer = bytearray(PIECE_BLOCKS * BLOCK_BYTES)
+        return buffer
 
 
 def _pieces(extent: Extent, mask: int) -> Iterator[_Piece]:
@@ -217,10 +225,10 @@ def differences(listed: BlockList, scan: Scan, layer: Layer) -> Iterator[Differe
             yield Difference(number, blocks)
 
 
-def difference(expected: Segment, found: Segment) -> int:
-    """Return the mask of the blocks that are different in two segments."""
-    blocks = (expected.held ^ found.held) | (expected.data ^ found.data)
-    if not blocks and expected.digests == found.digests:
+def difference(expected: Segment, found: Segment, wanted: int = ALL) -> int:
+    """Return the mask of the blocks that are different in two segments; ``found`` has only ``wanted`` ones."""
+    blocks = ((expected.held ^ found.held) | (expected.data ^ found.data)) & wanted
+    if not blocks and expected.data == found.data and expected.digests == found.digests:
         return 0
     for start, end in runs(expected.data & found.data):
         for block in range(start, end):

@@ -98,6 +98,29 @@ class History:
             wanted = image.base if (wanted, dev) not in whole else None
         return tuple(links)
 
+    def present(self, backup_id: str, dev: str) -> tuple[Link, ...]:
+        """Return as ``links`` what there is, without an error: up to an image that has no manifest."""
+        links: list[Link] = []
+        seen: set[str] = set()
+        wanted: str | None = backup_id
+        while wanted is not None and wanted not in seen:
+            seen.add(wanted)
+            backup = self._by_id.get(wanted)
+            image = backup.image(dev) if backup is not None else None
+            if backup is None or image is None:
+                break
+            links.append(Link(backup, image))
+            wanted = image.base
+        return tuple(links)
+
+    def gap(self, backup: Backup) -> tuple[str, str] | None:
+        """Return a disk of a backup, and the id of the backup that it depends on and that has no image of it."""
+        for image in backup.disks:
+            last = self.present(backup.id, image.dev)[-1]
+            if last.image.base is not None:
+                return image.dev, last.image.base
+        return None
+
     def _bases(self, dev: str) -> Iterator[tuple[BitmapName, int]]:
         """Yield the bitmap and the disk's size in bytes of each backup that a later one can start from."""
         for base in (self.newest(dev), self.last_full(dev)):

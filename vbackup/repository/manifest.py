@@ -29,6 +29,7 @@ from vbackup.model import (
     Level,
 )
 
+NAME = "manifest.json"
 SCHEMA = "vbackup.manifest/1"
 #: A manifest of a thousand disks is under 1 MiB.
 MAX_SIZE_BYTES = 16 * 1024 * 1024

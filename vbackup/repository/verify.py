@@ -1,8 +1,9 @@
-"""Compare the files of backups with their manifests: headers and blocks of images, and the domain's other files.
+"""Compare the files of backups with their manifests: headers, tables and block lists of images, and further files.
 
-Reads every byte of the images and writes nothing. A chain has to be checked before qemu-img reads it, because qemu-img
-opens whatever file a header names. vbackup.repository.catalogue has already checked that the images exist, with the
-recorded sizes.
+Reads nothing of an image's content, if it has a block list: what a restore has written is compared with the lists
+(vbackup.images.written), and vbackup.repository.image_check reads a whole image. Writes nothing. A chain has to be
+checked before qemu-img reads it, because qemu-img opens whatever file a header names. vbackup.repository.catalogue has
+already checked that the images exist, with the recorded sizes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from vbackup.qemu import qcow2
 from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.report import Phase, Reporter
 from vbackup.repository import block_list, block_scan
-from vbackup.repository.block_list import BLOCK_BYTES, SEGMENT_BLOCKS, BlockList, algorithm_of
-from vbackup.repository.block_scan import Scan
+from vbackup.repository.block_list import BlockList, algorithm_of
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -37,15 +37,25 @@ def check_chains(
 ) -> None:
     """Check the chain of each disk (``chains`` by dev); raise ChainError if an image does not match its manifest.
 
-    All headers are checked before the first image is read: a wrong one is found at once.
+    Of an image with a block list, that is its header, its tables and the list; one of an older backup is read as a
+    whole. All headers are checked before the first image is read: a wrong one is found at once.
     """
     for links in chains.values():
         for link in links:
-            _check_header(image_path(repository, link), link)
+            check_header(image_path(repository, link), link)
     for dev, links in chains.items():
-        progress = _Progress(reporter, dev, sum(link.image.file_size_bytes for link in links))
-        _check_images(dev, links, repository=repository, progress=progress, stop=stop)
-        reporter.step(f"Disk {dev}: {len(links)} image{'s' * (len(links) > 1)} checked.")
+        for link in links:
+            stop.check()
+            if link.image.blocks is not None:
+                path = image_path(repository, link)
+                opened_list(path, link).close()
+                with Qcow2Layer(path) as layer:
+                    check_structure(layer, link)
+        older = [link for link in links if link.image.blocks is None]
+        if older:
+            progress = _Progress(reporter, dev, sum(link.image.file_size_bytes for link in older))
+            _check_digests(dev, older, repository=repository, progress=progress, stop=stop)
+            reporter.step(f"Disk {dev}: {len(older)} image{'s' * (len(older) > 1)} checked.")
 
 
 def read_file(repository: Repository, backup: Backup, name: str) -> bytes:
@@ -69,8 +79,8 @@ def image_path(repository: Repository, link: Link) -> Path:
     return repository.directory(link.backup.domain_uuid, link.backup.id) / link.image.file
 
 
-def _check_images(dev: str, links: Sequence[Link], *, repository: Repository, progress: _Progress, stop: Stop) -> None:
-    """Read the images of a disk, MAX_DIGESTS at a time; the first one that does not match ends all reading."""
+def _check_digests(dev: str, links: Sequence[Link], *, repository: Repository, progress: _Progress, stop: Stop) -> None:
+    """Read images of a disk, MAX_IMAGES at a time; the first one that does not match ends all reading."""
     given_up = threading.Event()
 
     def check() -> None:
@@ -81,7 +91,7 @@ def _check_images(dev: str, links: Sequence[Link], *, repository: Repository, pr
     with ThreadPoolExecutor(max_workers=MAX_IMAGES) as pool:
         paths = [image_path(repository, link) for link in links]
         futures = [
-            pool.submit(_check_image, path, link, check=check, progress=progress.of_file())
+            pool.submit(check_digest, path, link, check=check, progress=progress.of_file())
             for link, path in zip(links, paths)
         ]
         try:
@@ -92,26 +102,22 @@ def _check_images(dev: str, links: Sequence[Link], *, repository: Repository, pr
             raise
 
 
-def _check_image(path: Path, link: Link, *, check: Callable[[], None], progress: Callable[[int], None]) -> None:
-    """Raise ChainError if the image is not what its manifest and its block list say."""
+def check_digest(path: Path, link: Link, *, check: Callable[[], None], progress: Callable[[int], None]) -> None:
+    """Read an image of a backup without block lists; ``check`` and ``progress`` as for files.digest.
+
+    Raises ChainError if it is not the one that its manifest records, StorageError if it cannot be read.
+    """
+    if files.digest(path, check=check, progress=progress) != link.image.digest:
+        raise damaged(path, link, "its digest differs from the recorded one")
+
+
+def check_structure(layer: Qcow2Layer, link: Link) -> None:
+    """Raise ChainError if header or tables of an image with a block list are not what its manifest records."""
     blocks = link.image.blocks
-    if blocks is None:
-        if files.digest(path, check=check, progress=progress) != link.image.digest:
-            raise _damaged(path, link, "its digest differs from the recorded one")
-        return
-    with opened_list(path, link) as listed, Qcow2Layer(path) as layer:
-        if block_scan.structure_digest(layer, algorithm_of(blocks.structure, where=f"{path}")) != blocks.structure:
-            raise _damaged(path, link, "its header or tables differ from the recorded ones")
-        with Scan(layer, listed.algorithm, check=check, progress=progress, is_tolerant=True) as scan:
-            for found in block_scan.differences(listed, scan, layer):
-                start, end = next(block_list.runs(found.blocks))
-                first = (found.number * SEGMENT_BLOCKS + start) * BLOCK_BYTES
-                raise _damaged(
-                    path,
-                    link,
-                    f"its content differs from its block list from byte {first} of the disk on"
-                    f" ({(end - start) * BLOCK_BYTES} bytes)",
-                )
+    assert blocks is not None
+    algorithm = algorithm_of(blocks.structure, where=f"The manifest of backup {link.backup.id}")
+    if block_scan.structure_digest(layer, algorithm) != blocks.structure:
+        raise damaged(layer.path, link, "its header or tables differ from the recorded ones")
 
 
 def opened_list(path: Path, link: Link) -> BlockList:
@@ -136,7 +142,8 @@ def opened_list(path: Path, link: Link) -> BlockList:
     return listed
 
 
-def _damaged(path: Path, link: Link, reason: str) -> ChainError:
+def damaged(path: Path, link: Link, reason: str) -> ChainError:
+    """Return the error for an image that is not what was recorded of it."""
     return ChainError(
         f"Disk {link.image.dev}: the image {path} of backup {link.backup.id} was altered or is damaged: {reason}."
         " Restore the file from a copy of the repository, or restore an older backup."
@@ -165,7 +172,8 @@ class _Progress:
         return progress
 
 
-def _check_header(path: Path, link: Link) -> None:
+def check_header(path: Path, link: Link) -> None:
+    """Raise ChainError if the header of an image names another backing file or size than its manifest."""
     header = qcow2.header(path)
     backing = f"../{link.image.base}/{link.image.file}" if link.image.base else None
     if header.backing_file != backing or (backing is not None and header.backing_format != BlockDriver.QCOW2):

@@ -1,0 +1,157 @@
+"""Repositories with real images whose contents are known: qemu-img and qemu-io make them, without a domain."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.unit.builders import UUID, backup, fixture_xml, image
+from vbackup import files
+from vbackup.model import Backup, Level
+from vbackup.repository import block_list, block_scan
+from vbackup.repository.repository import Repository
+
+KIB = 1024
+MIB = KIB * KIB
+BLOCK = 64 * KIB
+
+
+@dataclass(frozen=True)
+class Write:
+    """What a guest has written: so many bytes of a pattern, from an offset on."""
+
+    at: int
+    length: int
+    pattern: int | None  #: None: zeros, which QEMU stores as zero clusters
+    is_packed: bool = False  #: compressed, one cluster
+
+    @property
+    def command(self) -> str:
+        flags = "-z" if self.pattern is None else f"-P {self.pattern}"
+        return f"write {'-c ' * self.is_packed}{flags} {self.at} {self.length}"
+
+
+class Recorded:
+    """A repository, and what each disk contained at each backup."""
+
+    def __init__(self, path: Path) -> None:
+        self.repository = Repository.create(path)
+        self.backups: list[Backup] = []
+        self.contents: dict[tuple[str, str], bytes] = {}
+
+    def add(
+        self,
+        writes: Mapping[str, Sequence[Write]],
+        *,
+        level: Level = Level.INCREMENTAL,
+        size_bytes: int = 8 * MIB,
+        compression: str = "zlib",
+        has_lists: bool = True,
+    ) -> Backup:
+        """A backup of these disks. The base of an increment is the newest backup that has the disk."""
+        repository, number = self.repository, len(self.backups) + 1
+        bases = {dev: self._newest(dev) if level is not Level.FULL else None for dev in writes}
+        draft = backup(
+            number,
+            *(
+                image(
+                    dev,
+                    level=Level.FULL if base is None else level,
+                    base=None if base is None else base.id,
+                    virtual_size_bytes=size_bytes,
+                    source=f"/capture/{dev}.qcow2",
+                )
+                for dev, base in bases.items()
+            ),
+            level=level,
+        )
+        with repository.lock(UUID), repository.stage(UUID, draft.id) as stage:
+            disks = []
+            for drafted in draft.disks:
+                path, dev = stage.path / drafted.file, drafted.dev
+                base = bases[dev]
+                content = bytearray(b"" if base is None else self.contents[base.id, dev])
+                content += bytes(size_bytes - len(content))
+                _make(path, size_bytes, base, writes[dev], compression)
+                for write in writes[dev]:
+                    content[write.at : write.at + write.length] = bytes([write.pattern or 0]) * write.length
+                self.contents[draft.id, dev] = bytes(content)
+                sized = replace(drafted, file_size_bytes=path.stat().st_size, digest=None)
+                if has_lists:
+                    made = block_scan.make(
+                        path,
+                        path.with_suffix(block_list.SUFFIX),
+                        algorithm=block_list.best_algorithm(),
+                        check=lambda: None,
+                    )
+                    disks.append(replace(sized, blocks=made))
+                else:
+                    disks.append(replace(sized, digest=files.digest_of(path.read_bytes())))
+            recorded = {
+                "domain.xml": stage.write("domain.xml", fixture_xml("bitmaps").encode()),
+                "nvram": stage.write("nvram", b"variables"),
+            }
+            repository.remember_name(UUID, "web")
+            made_backup = replace(draft, disks=tuple(disks), files=recorded)
+            stage.commit(made_backup)
+        self.backups.append(made_backup)
+        return made_backup
+
+    def path(self, one: Backup, name: str = "vda.qcow2") -> Path:
+        """A file of a backup."""
+        return self.repository.directory(UUID, one.id) / name
+
+    def _newest(self, dev: str) -> Backup | None:
+        return next((one for one in reversed(self.backups) if one.image(dev) is not None), None)
+
+
+def _make(path: Path, size_bytes: int, base: Backup | None, writes: Sequence[Write], compression: str) -> None:
+    path.touch(mode=0o600)
+    backing = [] if base is None else ["-u", "-b", f"../{base.id}/{path.name}", "-F", "qcow2"]
+    options = ["-o", f"compression_type={compression}"]
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", *options, *backing, str(path), str(size_bytes)]
+    subprocess.run(argv, check=True)
+    if writes:
+        commands = [word for write in writes for word in ("-c", write.command)]
+        opened = f"driver=qcow2,file.driver=file,file.filename={path},backing="
+        subprocess.run(["qemu-io", *commands, "--image-opts", opened], check=True, stdout=subprocess.DEVNULL)
+
+
+def story(path: Path, *, has_lists: bool = True) -> Recorded:
+    """Four backups: data, zeros, compressed clusters, zeros over data, a disk that grows, one that comes and goes."""
+    made = Recorded(path)
+    made.add(
+        {
+            "vda": [
+                Write(0, 4 * BLOCK, 1),
+                Write(MIB, BLOCK, None),
+                Write(2 * MIB, 2 * BLOCK, 2),
+                Write(5 * MIB, 5, 3),
+            ],
+            "vdb": [Write(0, 4 * BLOCK, 11)],
+        },
+        level=Level.FULL,
+        has_lists=has_lists,
+    )
+    made.add(
+        {"vda": [Write(BLOCK, BLOCK, 4), Write(2 * MIB, BLOCK, None), Write(3 * MIB, BLOCK, 5, is_packed=True)]},
+        compression="zstd",
+        has_lists=has_lists,
+    )
+    made.add(
+        {"vda": [Write(2 * BLOCK, BLOCK, 6)], "vdb": [Write(BLOCK, BLOCK, None)]},
+        compression="zlib",
+        has_lists=has_lists,
+    )
+    grown = 9 * MIB + 3 * 512
+    made.add(
+        {
+            "vda": [Write(8 * MIB, BLOCK, 7), Write(9 * MIB, 3 * 512, 8), Write(4 * BLOCK, BLOCK, 9, is_packed=True)],
+            "vdb": [],
+        },
+        size_bytes=grown,
+        has_lists=has_lists,
+    )
+    return made

@@ -1,0 +1,223 @@
+"""``vbackup verify``: compare the images of backups with their block lists."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from vbackup.cli import output
+from vbackup.cli.context import Context
+from vbackup.errors import (
+    ChainError,
+    DomainNotFoundError,
+    InterruptedBySignalError,
+    Status,
+    UsageError,
+    VbackupError,
+)
+from vbackup.operations import verify
+from vbackup.operations.verify import Verified, VerifyRequest
+from vbackup.report import Labelling
+from vbackup.repository import verification
+from vbackup.repository.findings import Found
+from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Verdict
+
+#: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
+_WILDCARDS = frozenset("*?[")
+#: How many damaged backups are printed for each domain.
+_MAX_LINES = 20
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Verify the domains, one after the other; the exit status is 6 if anything is damaged."""
+    started = time.monotonic()
+    words = _words(options)
+    repository = Repository.open(context.repository_path())
+    uuids = _uuids(words, options, context=context, repository=repository)
+    request = VerifyRequest(
+        options.backup,
+        tuple(options.disk),
+        percent=100.0 if options.sample is None else options.sample,
+        parallel=verify.PARALLEL if options.parallel is None else options.parallel,
+        bytes_s=options.speed,
+        is_forced=options.force,
+    )
+    is_one = not options.all and len(uuids) == 1
+    with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
+        done, failed = _verify(uuids, request, context=context, repository=repository, reporter=reporter)
+    if is_one and failed:
+        raise next(iter(failed.values()))
+    duration_s = round(time.monotonic() - started, 3)
+    damaged = sum(len(one.damaged) for one in done)
+    if context.as_json:
+        context.print_document("vbackup.verify/1", _document(done, failed, repository, duration_s=duration_s))
+    elif damaged or not context.is_quiet:
+        _print(done, duration_s=duration_s)
+        if not done and not failed:
+            print(output.plain(f"No domains in {repository.path} yet."))
+    return _status(done, failed, damaged)
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    words: list[str] = list(options.domains)
+    if options.domain_option is not None:
+        if words not in ([], [options.domain_option]):
+            raise UsageError(f"Two domains given: {words[0]} and {options.domain_option}.")
+        words = [options.domain_option]
+    if options.all and words:
+        raise UsageError("Give domains or --all, not both.")
+    if "" in words:
+        raise UsageError("The domain name is empty.")
+    if options.backup is not None and (options.all or len(words) > 1):
+        raise UsageError("--backup is about a backup of one domain.")
+    if not options.all and not words and options.backup is None:
+        raise UsageError("Give a domain, or --all.")
+    return words
+
+
+def _uuids(words: Sequence[str], options: argparse.Namespace, *, context: Context, repository: Repository) -> list[str]:
+    """Return the UUIDs of the domains that the words name, each once. Raises DomainNotFoundError, ChainError."""
+    if options.all:
+        return repository.uuids()
+    if not words:
+        return [_owner(options.backup, repository)]
+    found: dict[str, None] = {}
+    for word in words:
+        try:
+            found[context.uuid_of(repository, word)] = None
+        except DomainNotFoundError:
+            matching = [
+                uuid
+                for uuid in repository.uuids()
+                if not _WILDCARDS.isdisjoint(word) and fnmatchcase(repository.name_of(uuid), word)
+            ]
+            if not matching:
+                raise
+            found.update(dict.fromkeys(matching))
+    if options.backup is not None and len(found) > 1:
+        raise UsageError("--backup is about a backup of one domain.")
+    return list(found)
+
+
+def _owner(backup_id: str, repository: Repository) -> str:
+    """Return the domain that has a backup with that id."""
+    owners = [uuid for uuid in repository.uuids() if backup_id in repository.taken_ids(uuid)]
+    if not owners:
+        raise ChainError(f"No backup {backup_id!r} in {repository.path}; 'vbackup list DOMAIN' lists them.")
+    if len(owners) > 1:
+        raise UsageError(f"Several domains have a backup {backup_id}; give the domain, too.")
+    return owners[0]
+
+
+def _verify(
+    uuids: Sequence[str], request: VerifyRequest, *, context: Context, repository: Repository, reporter: Labelling
+) -> tuple[list[Verified], dict[str, VbackupError]]:
+    done: list[Verified] = []
+    failed: dict[str, VbackupError] = {}
+    for uuid in uuids:
+        of_domain = reporter if len(uuids) == 1 else reporter.labelled(repository.name_of(uuid))
+        try:
+            done.append(verify.run(request, uuid, repository=repository, reporter=of_domain, stop=context.stop))
+        except InterruptedBySignalError:
+            raise
+        except VbackupError as err:
+            failed[uuid] = err
+            if len(uuids) > 1:
+                of_domain.warning(str(err))
+    return done, failed
+
+
+def _status(done: Sequence[Verified], failed: Mapping[str, VbackupError], damaged: int) -> int:
+    """Return the exit status, after a line that says why it is not 0: damage comes before other failures."""
+    total = len(done) + len(failed)
+    if damaged:
+        backups = sum(len(one.results.keys() | set(one.damaged)) for one in done)
+        print(f"vbackup: {damaged} of {backups} backup{'s' * (backups != 1)} damaged.", file=sys.stderr)
+        return Status.CHAIN
+    if failed:
+        print(f"vbackup: {len(failed)} of {total} domains failed.", file=sys.stderr)
+        return Status.SOME_FAILED if done else next(iter(failed.values())).status
+    return Status.DONE
+
+
+def _document(
+    done: Sequence[Verified], failed: Mapping[str, VbackupError], repository: Repository, *, duration_s: float
+) -> dict[str, Any]:
+    domains = [_domain_document(one) for one in done]
+    domains += [
+        {"uuid": uuid, "name": repository.name_of(uuid), "error": output.error_document(err)}
+        for uuid, err in failed.items()
+    ]
+    return {
+        "repository": {"path": str(repository.path), "id": repository.id},
+        "domains": domains,
+        "damaged": sum(len(one.damaged) for one in done),
+        "duration_s": duration_s,
+    }
+
+
+def _domain_document(one: Verified) -> dict[str, Any]:
+    return {
+        "uuid": one.uuid,
+        "name": one.name,
+        "backups": [{"id": backup_id, **_result(result)} for backup_id, result in one.results.items()],
+        "broken": [{"id": broken.id, "reason": broken.reason} for broken in one.broken],
+        "damage": [_found_document(found) for found in one.damage],
+        "images": one.images,
+        "skipped": one.skipped,
+        "read_bytes": one.read_bytes,
+        "lists_made": one.lists,
+        "kept": one.is_kept,
+    }
+
+
+def _result(result: verification.Verification) -> dict[str, Any]:
+    members = verification.document(result)
+    return {name: members[name] for name in ("verdict", "percent", "checked_bytes", "damage")}
+
+
+def _found_document(found: Found) -> dict[str, Any]:
+    return {
+        "backup": found.backup_id,
+        "dev": found.dev,
+        "file": str(found.path),
+        "kind": found.kind.value,
+        "reason": found.reason,
+        "ranges": [{"start_bytes": start, "length_bytes": length} for start, length in found.ranges],
+        "affected": list(found.affected),
+        "unaffected": list(found.unaffected),
+    }
+
+
+def _print(done: Sequence[Verified], *, duration_s: float) -> None:
+    """Print a line for each domain, and the backups that are not good; what is damaged was a warning."""
+    for one in done:
+        damaged = one.damaged
+        count = len(one.results.keys() | set(damaged))
+        images = f"{one.images} image{'s' * (one.images != 1)}, {output.size(one.read_bytes)}"
+        skipped = f"; {one.skipped} read by the verify that was stopped" if one.skipped else ""
+        lists = f"; {one.lists} block list{'s' * (one.lists != 1)} made" if one.lists else ""
+        verdict = f"{len(damaged)} damaged" if damaged else "all good"
+        print(
+            output.plain(
+                f"Domain {one.name}: {count} backup{'s' * (count != 1)}, {verdict} ({images} read{skipped}{lists})."
+            )
+        )
+        for backup_id in damaged[:_MAX_LINES]:
+            print(output.plain(f"  {backup_id}: {_what(one, backup_id)}"))
+        if len(damaged) > _MAX_LINES:
+            print(f"  and {len(damaged) - _MAX_LINES} more; --json lists all")
+    print(f"Verified in {duration_s:.1f} s.")
+
+
+def _what(one: Verified, backup_id: str) -> str:
+    result = one.results.get(backup_id)
+    if result is None or result.verdict is not Verdict.DAMAGED:
+        return "broken"
+    names = {f"disk {damage.dev}" if damage.dev else damage.file.rpartition("/")[2] for damage in result.damage}
+    return ", ".join(sorted(names))
