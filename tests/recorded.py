@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from tests.unit.builders import UUID, backup, fixture_xml, image
 from vbackup import files
 from vbackup.model import Backup, Level
+from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.repository import block_list, block_scan
 from vbackup.repository.repository import Repository
 
@@ -99,6 +101,17 @@ class Recorded:
         self.backups.append(made_backup)
         return made_backup
 
+    def copied(self, path: Path) -> Recorded:
+        """The same in another place."""
+        made = Recorded.__new__(Recorded)
+        made.repository = Repository.open(Path(shutil.copytree(self.repository.path, path)))
+        made.backups, made.contents = list(self.backups), dict(self.contents)
+        return made
+
+    def expected(self, one: Backup) -> dict[str, bytes]:
+        """What the disks of a backup contained."""
+        return {disk.dev: self.contents[one.id, disk.dev] for disk in one.disks}
+
     def path(self, one: Backup, name: str = "vda.qcow2") -> Path:
         """A file of a backup."""
         return self.repository.directory(UUID, one.id) / name
@@ -155,3 +168,27 @@ def story(path: Path, *, has_lists: bool = True) -> Recorded:
         has_lists=has_lists,
     )
     return made
+
+
+def flip(path: Path, at: int) -> None:
+    """Change a bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def place_of(path: Path, block: int) -> int:
+    """The offset of a block of data in the file of an image."""
+    with Qcow2Layer(path) as layer:
+        for extent in layer.extents(block // block_list.SEGMENT_BLOCKS):
+            first = block % block_list.SEGMENT_BLOCKS - extent.start
+            if 0 <= first < extent.clusters and extent.offset is not None:
+                return extent.offset + first * BLOCK
+    raise AssertionError(f"{path} has no block {block}")
+
+
+def flip_block(path: Path, block: int) -> None:
+    """Change a bit of a block, compressed or not."""
+    flip(path, place_of(path, block) + 3)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.fake_qemu import FakeQemu
+from tests.recorded import Recorded, story
 from tests.unit.builders import Recorder, backup, commit, image_file, incremental
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup.domain import freeze_turn, offline, opening, source
@@ -82,6 +83,28 @@ def filled(repository: Path) -> Path:
     for made in (one, incremental(2, one)):
         commit(Repository.open(repository), made)
     return repository
+
+
+@pytest.fixture(scope="session")
+def _story(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return story(tmp_path_factory.mktemp("story") / "repository")
+
+
+@pytest.fixture(scope="session")
+def _old_story(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return story(tmp_path_factory.mktemp("old_story") / "repository", has_lists=False)
+
+
+@pytest.fixture
+def recorded(_story: Recorded, tmp_path: Path) -> Recorded:
+    """Four backups of real images with known contents (tests.recorded.story)."""
+    return _story.copied(tmp_path / "recorded")
+
+
+@pytest.fixture
+def recorded_old(_old_story: Recorded, tmp_path: Path) -> Recorded:
+    """The same as an older vbackup made them, without block lists."""
+    return _old_story.copied(tmp_path / "recorded_old")
 
 
 @pytest.fixture

@@ -66,9 +66,9 @@ class Verdicts:
         """Return the images to read, those that were not read for longest first."""
         self._skipped &= links.keys()
 
-        def age(key: Key) -> tuple[datetime, int]:
+        def age(key: Key) -> tuple[datetime, int, str]:
             record = self._record(key[0], links[key].image)
-            return (record.time if record is not None else _NEVER, links[key].backup.sequence)
+            return (record.time if record is not None else _NEVER, links[key].backup.sequence, key[1])
 
         return sorted(links.keys() - self._skipped, key=age)
 
