@@ -51,8 +51,12 @@ class Recorded:
         size_bytes: int = 8 * MIB,
         compression: str = "zlib",
         has_lists: bool = True,
+        is_huge: bool = False,
     ) -> Backup:
-        """A backup of these disks. The base of an increment is the newest backup that has the disk."""
+        """A backup of these disks. The base of an increment is the newest backup that has the disk.
+
+        Of a disk that ``is_huge`` the contents are not kept.
+        """
         repository, number = self.repository, len(self.backups) + 1
         bases = {dev: self._newest(dev) if level is not Level.FULL else None for dev in writes}
         draft = backup(
@@ -74,12 +78,10 @@ class Recorded:
             for drafted in draft.disks:
                 path, dev = stage.path / drafted.file, drafted.dev
                 base = bases[dev]
-                content = bytearray(b"" if base is None else self.contents[base.id, dev])
-                content += bytes(size_bytes - len(content))
                 _make(path, size_bytes, base, writes[dev], compression)
-                for write in writes[dev]:
-                    content[write.at : write.at + write.length] = bytes([write.pattern or 0]) * write.length
-                self.contents[draft.id, dev] = bytes(content)
+                if not is_huge:
+                    before = b"" if base is None else self.contents[base.id, dev]
+                    self.contents[draft.id, dev] = _written(before, size_bytes, writes[dev])
                 sized = replace(drafted, file_size_bytes=path.stat().st_size, digest=None)
                 if has_lists:
                     made = block_scan.make(
@@ -118,6 +120,13 @@ class Recorded:
 
     def _newest(self, dev: str) -> Backup | None:
         return next((one for one in reversed(self.backups) if one.image(dev) is not None), None)
+
+
+def _written(before: bytes, size_bytes: int, writes: Sequence[Write]) -> bytes:
+    content = bytearray(before.ljust(size_bytes, b"\0"))
+    for write in writes:
+        content[write.at : write.at + write.length] = bytes([write.pattern or 0]) * write.length
+    return bytes(content)
 
 
 def _make(path: Path, size_bytes: int, base: Backup | None, writes: Sequence[Write], compression: str) -> None:
