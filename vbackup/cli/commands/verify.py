@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="verify all domains in the repository")
-    add_common(parser, asks_libvirt=False)
+    add_common(parser)
     parser.add_argument("--backup", metavar="ID", help="only this backup and what it depends on")
     add_disks(parser, "only these disks")
     parser.add_argument(
