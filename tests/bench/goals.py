@@ -202,6 +202,25 @@ def _chain(results: Results) -> list[Part]:
     ]
 
 
+def _verify(results: Results) -> list[Part]:
+    parts = [_faster(results, "verify", "vbackup", "sha256sum", 2, series="verify, full")]
+    for series, limit in (("full", 1.2), ("chain of 200", 1.5)):
+        samples = _samples(results, "verify", "qemu-img convert -W -m 8", series=f"restore, {series}")
+        ours_s = _wall_s(results, "verify", "vbackup", series=f"restore, {series}")
+        # A restore ends when all is on stable storage.
+        ratio, without = (ours_s / median(samples, member) for member in ("stored_s", "wall_s"))
+        text = f"restore of a {series} {ratio:.2f} x convert and sync ({without:.2f} x convert alone)"
+        parts.append(Part(text, ratio <= limit))
+    huge = _samples(results, "verify", "vbackup", series="verify, 64 MiB in 1 TiB")
+    every = [one for case in results["verify"]["cases"] if case["contender"] == "vbackup" for one in case["samples"]]
+    peak_mib = max(one["peak_mib"] for one in every)
+    return [
+        *parts,
+        _seconds(median(huge, "wall_s"), 1.0, "1 TiB"),
+        Part(f"peak memory {peak_mib:.0f} MiB", peak_mib < 150),
+    ]
+
+
 def _start(results: Results) -> list[Part]:
     cases = ("vbackup --help", "vbackup list, 3 backups", "vbackup list, 200 backups")
     peak = max(sample["peak_mib"] for name in cases for sample in _samples(results, "start", name))
@@ -237,5 +256,13 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
         _latency,
     ),
     ("chain", "Chain of 200: list under 0.5 s, restore of the newest at most 1.5 x that of a full", _chain),
+    (
+        "verify",
+        (
+            "Verify at least 2 x as fast as sha256sum; restore with its check at most 1.2 x `qemu-img convert` and sync"
+            " of a full, 1.5 x of a chain of 200; verify of 1 TiB with 64 MiB of data under 1 s; under 150 MiB"
+        ),
+        _verify,
+    ),
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
 )

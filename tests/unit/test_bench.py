@@ -55,6 +55,23 @@ def test_missed_goal_says_what_was_measured_and_where_the_time_went() -> None:
     assert verdict.why == "QEMU copies 1.05 s"
 
 
+def verifying(restore_s: float) -> dict[str, Any]:
+    convert = "qemu-img convert -W -m 8"
+    cases = [case("verify, full", "vbackup", 1.0), case("verify, full", "sha256sum", 2.5)]
+    for series in ("full", "chain of 200"):
+        cases.append(case(f"restore, {series}", "vbackup", restore_s))
+        cases.append(case(f"restore, {series}", convert, 1.0, stored_s=2.0))
+    return result(*cases, case("verify, 64 MiB in 1 TiB", "vbackup", 0.5))
+
+
+@pytest.mark.parametrize(("restore_s", "met"), [(2.3, True), (2.5, False)])
+def test_restore_is_compared_with_what_is_stored(restore_s: float, met: bool) -> None:
+    verdict = next(one for one in verdicts({"verify": verifying(restore_s)}) if one.work == "verify")
+    assert verdict.met is met
+    assert f"{restore_s / 2:.2f} x convert and sync ({restore_s:.2f} x convert alone)" in verdict.measured
+    assert "2.5 x as fast as sha256sum" in verdict.measured
+
+
 def test_goal_without_its_measures_is_neither_met_nor_missed() -> None:
     found = verdicts({"full": result(case("full", "vbackup", 1.0))})
     assert {one.met for one in found} == {None}

@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,6 +23,7 @@ from vbackup.errors import ChainError, MalformedError, StorageError
 from vbackup.files import storage_errors
 from vbackup.images import written
 from vbackup.images.flatten import Layer, flatten
+from vbackup.images.storing import Storing
 from vbackup.model import LIVE_XML, Backup, ImageFormat, LeftOut
 from vbackup.qemu import qcow2
 from vbackup.report import Phase, Reporter
@@ -241,14 +241,12 @@ def _temporary_directory(output: Path) -> Iterator[Path]:
 def _restore_disk(links: Sequence[Link], path: Path, work: _Work) -> None:
     """Write the image of a disk to ``path``, and check what was written."""
     dev = links[0].image.dev
-    with _lists(links, path, work) as lists:
-        _convert(links, path, work, salvage=bool(lists))
-        # What is checked is in the page cache, and storing it needs no processor.
-        with storage_errors(f"write {path}"), ThreadPoolExecutor(max_workers=1) as pool:
-            stored = pool.submit(files.fsync, path)
-            if lists:
-                _check(links, path, lists, work)
-            stored.result()
+    # What is checked is in the page cache, and storing it needs the storage, not the processor.
+    with _lists(links, path, work) as lists, storage_errors(f"write {path}"), Storing(path) as storing:
+        _convert(links, path, work, storing, salvage=bool(lists))
+        storing.all()
+        if lists:
+            _check(links, path, lists, work)
     work.reporter.step(f"Disk {dev}: restored{' and checked' * bool(lists)}.")
 
 
@@ -285,7 +283,7 @@ def _check_whole(links: Sequence[Link], work: _Work) -> None:
                 raise ChainError(finding.reason)
 
 
-def _convert(links: Sequence[Link], path: Path, work: _Work, *, salvage: bool) -> None:
+def _convert(links: Sequence[Link], path: Path, work: _Work, storing: Storing, *, salvage: bool) -> None:
     dev, size_bytes = links[0].image.dev, links[0].image.virtual_size_bytes
     layers = [
         Layer(verify.image_path(work.repository, link), link.image.virtual_size_bytes) for link in reversed(links)
@@ -293,17 +291,17 @@ def _convert(links: Sequence[Link], path: Path, work: _Work, *, salvage: bool) -
 
     def progress(percent: float) -> None:
         work.reporter.progress(dev, Phase.WRITE, int(size_bytes * percent / 100), size_bytes)
+        storing.some(int(size_bytes * percent / 100))
 
-    with storage_errors(f"write {path}"):
-        flatten(
-            layers,
-            path,
-            work.request.image_format,
-            salvage=salvage,
-            reporter=work.reporter,
-            stop=work.stop,
-            progress=progress,
-        )
+    flatten(
+        layers,
+        path,
+        work.request.image_format,
+        salvage=salvage,
+        reporter=work.reporter,
+        stop=work.stop,
+        progress=progress,
+    )
 
 
 def _check(links: Sequence[Link], path: Path, lists: Sequence[BlockList], work: _Work) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.bench import Bench
-from tests.bench.works import chains, copies, moments, scale
+from tests.bench.works import chains, copies, moments, scale, verifying
 
 
 @dataclass(frozen=True)
@@ -36,4 +36,5 @@ WORKS = (
     Work("moment", "How long the transaction stops the guest, by number of disks", moments.moment),
     Work("latency", "Latency of the guest's writes while the repository takes 4 MB/s", moments.latency),
     Work("chain", "A chain of incrementals, by length", chains.chain),
+    Work("verify", "Verify and restore, in the page cache", verifying.verify, in_smoke=True),
 )
