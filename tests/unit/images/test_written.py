@@ -33,9 +33,8 @@ def restored(
 def test_damage_that_a_restore_needs_is_named(recorded: Recorded, tmp_path: Path, image_format: ImageFormat) -> None:
     image = recorded.path(recorded.backups[0])
     flip_block(image, 2)
-    with pytest.raises(
-        DamagedError, match=f"the image {image} of backup {recorded.backups[0].id} is damaged"
-    ) as caught:
+    said = f"the image {image} of backup {recorded.backups[0].id} was altered or is damaged"
+    with pytest.raises(DamagedError, match=said) as caught:
         restored(recorded, recorded.backups[1], tmp_path / "out", image_format)
     assert caught.value.status == 6
     assert (caught.value.dev, caught.value.start_bytes, caught.value.length_bytes) == ("vda", 2 * BLOCK, BLOCK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,27 @@ def test_flipped_bit_is_an_error_that_names_the_image(repo: Repository, recorder
     with pytest.raises(ChainError, match=f"{path} of backup {which.id} was altered or is damaged"):
         check(repo, links, recorder)
     assert recorder.steps == []
+
+
+def test_damage_of_an_image_without_a_list_is_told_without_reading_all_the_others(
+    repo: Repository, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are read several at a time, and the others may be large."""
+    links = links_of(repo)
+    newest = repo.directory(UUID, TWO.id) / "vda.qcow2"
+
+    def slowly(path: Path, *, check: Callable[[], None], progress: Callable[[int], None]) -> str:
+        if path == newest:
+            return "sha256:" + "0" * 64
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            check()
+            time.sleep(0.01)  # as long as it takes until somebody says that it is in vain
+        pytest.fail("the other one was read as a whole")
+
+    monkeypatch.setattr(files, "digest", slowly)
+    with pytest.raises(ChainError, match=f"the image {newest} of backup {TWO.id} was altered or is damaged"):
+        check(repo, links, recorder)
 
 
 @pytest.mark.parametrize(
