@@ -40,12 +40,12 @@ class Fields:
 
     def text(self, name: str) -> str:
         """Return a required string."""
-        value: str = self._get(name, str)
-        return value
+        value = self._members.get(name)
+        return value if type(value) is str else str(self._get(name, str))  # a repository has a million of these calls
 
     def optional_text(self, name: str) -> str | None:
         """Return a string, or None if it is missing or null."""
-        return self.text(name) if name in self else None
+        return None if self._members.get(name) is None else self.text(name)
 
     def boolean(self, name: str) -> bool:
         """Return a required boolean."""
@@ -54,6 +54,9 @@ class Fields:
 
     def integer(self, name: str) -> int:
         """Return a required integer from 0 to MAX_SIZE_BYTES."""
+        value = self._members.get(name)
+        if type(value) is int and 0 <= value <= MAX_SIZE_BYTES:
+            return value
         value = self._get(name, int)
         if isinstance(value, bool) or not 0 <= value <= MAX_SIZE_BYTES:
             raise self._error(f"{self._where}.{name} should be an integer from 0 to {MAX_SIZE_BYTES}, but is {value}.")

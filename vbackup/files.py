@@ -19,6 +19,8 @@ from vbackup.errors import NoSpaceError, StorageError
 
 #: How many files are put on the disk at once: the filesystem's journal takes them together.
 MAX_FSYNCS = 8
+#: How much of a file is read at once before it counts as large.
+_SMALL_BYTES = 64 * 1024
 #: How much of a file is read at a time, into memory that is used again: new memory costs page faults.
 _PIECE_BYTES = 1024 * 1024
 
@@ -54,8 +56,14 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
     """Return the content of the file. Raises OSError as ``open_regular``, and if it is larger than ``max_bytes``."""
-    with os.fdopen(open_regular(path), "rb") as file:
-        data = file.read(max_bytes + 1)
+    fd = open_regular(path)
+    try:
+        data = os.read(fd, min(max_bytes + 1, _SMALL_BYTES))
+        if len(data) == _SMALL_BYTES:  # nearly every one is smaller, and does without a buffered file
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                data += file.read(max_bytes + 1 - len(data))
+    finally:
+        os.close(fd)
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, "it is larger than any file that vbackup writes")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,3 +77,14 @@ class Context:
     def print_document(self, schema: str, document: dict[str, Any]) -> None:
         """Print the JSON document that is the command's result."""
         print(json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False, default=str))
+
+    def print_stream(self, schema: str, document: dict[str, Any], name: str, entries: Iterable[dict[str, Any]]) -> None:
+        """Print the document with one more member, a list, whose entries are printed as they come, one per line."""
+        head = json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False, default=str)
+        print(f"{head.removesuffix('}').rstrip()},")
+        print(f'  "{name}": [', end="")
+        separator = ""
+        for entry in entries:
+            print(f"{separator}\n    {json.dumps(entry, ensure_ascii=False)}", end="")
+            separator = ","
+        print("\n  ]\n}")

@@ -14,7 +14,7 @@ from vbackup.cli.streams import Result
 from vbackup.stop import Stop, on_signals
 
 #: The commands that only print.
-_ONLY_PRINT = frozenset(("list", "show", "verify", "bitmap list", "hooks status"))
+_ONLY_PRINT = frozenset(("list", "show", "verify", "diff", "usage", "bitmap list", "hooks status"))
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from vbackup.errors import VbackupError
 
 #: Headings of the columns that are aligned to the right.
-_RIGHT_ALIGNED = ("SIZE", "COPIED", "VIRTUAL SIZE", "AGE", "BACKUPS", "DIRTY", "OLD", "NEW")
+_RIGHT_ALIGNED = (
+    *("SIZE", "COPIED", "VIRTUAL SIZE", "AGE", "BACKUPS", "DIRTY", "OLD", "NEW", "CHAIN", "CHAIN SIZE", "SHARED"),
+    *("UNFINISHED", "PRUNING FREES", "CHANGED", "TO ZEROS", "FROM ZEROS", "UNDECIDED"),
+)
 _GAP = "  "
 #: Least width of a table's last column, however narrow the terminal.
 _MIN_COLUMNS = 16
@@ -57,6 +60,8 @@ def age(elapsed: timedelta) -> str:
 
 def plain(text: str) -> str:
     """Return the text with control characters escaped: a name in a repository can be meant to steer the terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

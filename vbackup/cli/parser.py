@@ -18,6 +18,8 @@ COMMANDS = {
     "list": "list the domains and backups in a repository",
     "show": "show the record of a backup",
     "verify": "compare the images of backups with their block lists",
+    "diff": "show how much differs between two backups",
+    "usage": "show where the room of a repository goes",
     "restore": "restore disks from a backup",
     "recover": "finish or undo interrupted backups",
     "speed": "change the speed of a running backup",

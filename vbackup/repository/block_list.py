@@ -304,21 +304,32 @@ class BlockList:
 
     def segment(self, number: int) -> Segment:
         """Return a segment; one in which the image holds nothing if it is not in the index. Raises ChainError."""
+        held, data = self.masks(number)
+        digests = b""
+        if data:
+            _, offset, data_blocks, _ = self._index[self._places[number]]
+            start = offset + 2 * _MASK_BYTES
+            digests = self._data[start : start + data_blocks * DIGEST_BYTES]
+        return Segment(number, held, data, digests)
+
+    def masks(self, number: int) -> tuple[int, int]:
+        """Return a segment's masks of the blocks that the image holds, and of those that are data. Raises ChainError.
+
+        The digests, which are nearly all of a list, are not read for that.
+        """
         place = self._places.get(number)
         if place is None:
-            return Segment(number, 0, 0, b"")
-        _, offset, data_blocks, _ = self._index[place]
+            return 0, 0
+        _, offset, data_blocks, zero_blocks = self._index[place]
         if offset == 0:
-            return Segment(number, ALL, 0, b"")
+            return ALL, 0
         held, data = (
             int.from_bytes(self._data[start : start + _MASK_BYTES], "little")
             for start in (offset, offset + _MASK_BYTES)
         )
-        start = offset + 2 * _MASK_BYTES
-        segment = Segment(number, held, data, self._data[start : start + data_blocks * DIGEST_BYTES])
-        if count(data) != data_blocks or data & ~held or segment.zero_blocks != self._index[place][3]:
+        if count(data) != data_blocks or data & ~held or count(held) - data_blocks != zero_blocks:
             raise ChainError(f"The block list {self.path} is damaged: segment {number} does not fit its index.")
-        return segment
+        return held, data
 
     def segments(self) -> Iterator[Segment]:
         """Yield all segments in which the image holds a block. Raises ChainError."""

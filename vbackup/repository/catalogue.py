@@ -6,6 +6,8 @@ and no lock is needed: a committed backup does not change. vbackup.repository.hi
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +16,7 @@ from pathlib import Path
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
-from vbackup.files import is_directory, is_regular, read_regular, storage_errors
+from vbackup.files import read_regular, storage_errors
 from vbackup.model import Backup, DiskImage, HostIdentity
 from vbackup.repository import manifest
 from vbackup.repository.history import History
@@ -154,12 +156,11 @@ def read_text(path: Path) -> str:
 def _committed(directory: Path) -> Iterator[str]:
     with storage_errors(f"read {directory}"):
         try:
-            entries = list(directory.iterdir())
+            with os.scandir(directory) as entries:
+                found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return
-    for entry in entries:
-        if names.BACKUP_ID.fullmatch(entry.name) and is_directory(entry):
-            yield entry.name
+    yield from filter(names.BACKUP_ID.fullmatch, found)
 
 
 def _manifest(directory: Path, backup_id: str, uuid: str) -> Backup:
@@ -172,11 +173,11 @@ def _manifest(directory: Path, backup_id: str, uuid: str) -> Backup:
 
 
 def _is_whole(directory: Path, image: DiskImage) -> bool:
-    path = directory / image.file
     try:
-        return is_regular(path) and path.stat().st_size == image.file_size_bytes
+        status = os.lstat(f"{directory}/{image.file}")
     except OSError:
         return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == image.file_size_bytes
 
 
 def _shortened(text: str) -> str:
