@@ -77,8 +77,11 @@ class Condition:
 _STATES = {Verdict.GOOD: State.GOOD, Verdict.PARTIAL: State.PARTIAL, Verdict.DAMAGED: State.DAMAGED}
 
 
-def read(catalogue: Catalogue, directory: Path) -> dict[str, Condition]:
-    """Return the condition of each backup in the catalogue's history, by id; ``directory`` is the domain's."""
+def read(catalogue: Catalogue, directory: Path, backups: Sequence[Backup] | None = None) -> dict[str, Condition]:
+    """Return the condition of backups of the catalogue's history, by default of all, by id.
+
+    ``directory`` is the domain's.
+    """
     broken = {one.id for one in catalogue.broken}
     chains = chain_sizes(catalogue.history.backups)
     return {
@@ -89,7 +92,7 @@ def read(catalogue: Catalogue, directory: Path) -> dict[str, Condition]:
                 image.dev: chains[backup.id, image.dev] for image in backup.disks if (backup.id, image.dev) in chains
             },
         )
-        for backup in catalogue.history.backups
+        for backup in (catalogue.history.backups if backups is None else backups)
     }
 
 

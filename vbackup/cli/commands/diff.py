@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_disks, add_domain, add_positional
+from vbackup.cli.arguments import ShownAsRequired, add_common, add_disks
 
 
 def add(commands: Any) -> None:
@@ -14,9 +15,15 @@ def add(commands: Any) -> None:
         description="Show how much of a domain's disks differs between two backups. No image is read.",
         allow_abbrev=False,
     )
-    add_domain(parser)
+    parser.add_argument(
+        "words",
+        metavar="[DOMAIN] A [B]",
+        nargs="*",
+        action=ShownAsRequired,
+        help="ids of the backup to start from, and of the one to compare it with (default: the newest); the domain, if"
+        " several have a backup A",
+    )
+    parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     add_common(parser)
-    add_positional(parser, "before", "A", "the backup to start from", shown_as_required=True)
-    add_positional(parser, "after", "B", "the backup to compare it with (default: the newest)", shown_as_required=False)
     add_disks(parser, "compare only these disks")
     parser.add_argument("--extents", action="store_true", help="list the ranges that differ")

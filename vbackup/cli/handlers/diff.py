@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vbackup import names
 from vbackup.cli import output
-from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
-from vbackup.errors import Status, UsageError
+from vbackup.errors import ChainError, Status, UsageError
 from vbackup.model import Backup
 from vbackup.operations import diff
 from vbackup.operations.diff import Difference, DiffRequest, Disk
@@ -26,9 +26,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
     The lists are all read before the first word is printed.
     """
-    before, after = _points(options)
+    domain, before, after = _points(options)
     repository = Repository.open(context.repository_path())
-    request = DiffRequest(context.uuid_of(repository, domain_of(options)), before, after, disks=tuple(options.disk))
+    uuid = _owner(repository, before) if domain is None else context.uuid_of(repository, domain)
+    request = DiffRequest(uuid, before, after, disks=tuple(options.disk))
     with diff.run(request, repository=repository, stop=context.stop) as difference:
         totals = {disk.dev: _totals(difference, disk) for disk in difference.disks}
         if context.as_json:
@@ -38,14 +39,30 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
-def _points(options: argparse.Namespace) -> tuple[str, str | None]:
-    """Return the ids; clear what --domain has shifted. Raises UsageError."""
-    if options.domain_option is not None and options.after is None:
-        # The domain is in --domain, and the positional arguments are the ids.
-        options.domain, options.before, options.after = None, options.domain, options.before
-    if options.before is None:
-        raise UsageError("No backup given to start from; 'vbackup list DOMAIN' lists them.")
-    return options.before, options.after
+def _points(options: argparse.Namespace) -> tuple[str | None, str, str | None]:
+    """Return the domain, or None, and the ids A and B, or None. Raises UsageError."""
+    words: list[str] = list(options.words)
+    domain: str | None = options.domain_option
+    if words and domain is None and not names.BACKUP_ID.fullmatch(words[0]):
+        domain = words.pop(0)
+    if domain == "":
+        raise UsageError("The domain name is empty.")
+    if not words:
+        raise UsageError("No backup given to start from; 'vbackup list DOMAIN' lists ids.")
+    if len(words) > 2:  # noqa: PLR2004
+        raise UsageError(f"Two backups are compared, but {len(words)} are given: {' '.join(words)}.")
+    return domain, words[0], words[1] if words[1:] else None
+
+
+def _owner(repository: Repository, backup_id: str) -> str:
+    """Return the UUID of the domain that has the backup. Raises ChainError, UsageError if several have one."""
+    owners = [uuid for uuid in repository.uuids() if backup_id in repository.taken_ids(uuid)]
+    if not owners:
+        raise ChainError(f"No backup {backup_id!r} in {repository.path}; 'vbackup list DOMAIN' lists them.")
+    if owners[1:]:
+        domains = ", ".join(f"{repository.name_of(uuid)} ({uuid})" for uuid in owners)
+        raise UsageError(f"Several domains have a backup {backup_id}: {domains}; give the domain, too.")
+    return owners[0]
 
 
 def _totals(difference: Difference, disk: Disk) -> Mapping[Kind, int] | None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
-from vbackup.model import Backup
-from vbackup.repository import manifest
+from vbackup.model import Backup, DiskImage
+from vbackup.repository import condition, manifest, verification
+from vbackup.repository.block_list import BLOCK_BYTES
+from vbackup.repository.condition import ChainSize, Condition
+from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Verification
 
 #: How many backups at each end of a long chain are printed.
 _CHAIN_ENDS = 5
+#: How many damaged ranges are printed.
+_MAX_DAMAGE = 10
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -26,15 +33,34 @@ def run(options: argparse.Namespace, context: Context) -> int:
     history, backup = catalogue.history, catalogue.find(backup_id)
     chains = {image.dev: [link.backup.id for link in history.links(backup.id, image.dev)] for image in backup.disks}
     path = repository.directory(uuid, backup.id)
+    known = condition.read(catalogue, repository.path / uuid, [backup])[backup.id]
     if context.as_json:
-        document = {**manifest.document(backup), "path": str(path), "chains": chains}
+        document = {**manifest.document(backup), "path": str(path), "chains": chains, **_known_document(known)}
         context.print_document("vbackup.show/1", document)
     else:
-        _print(backup, chains, path=str(path))
+        _print(backup, known, chains, path=str(path))
     return Status.DONE
 
 
-def _print(backup: Backup, chains: dict[str, list[str]], *, path: str) -> None:
+def _known_document(known: Condition) -> dict[str, Any]:
+    found, protection = known.verification, known.protection
+    return {
+        "chain_sizes": {
+            dev: {"images": chain.images, "size_bytes": chain.size_bytes} for dev, chain in known.chains.items()
+        },
+        "states": [state.value for state in known.states],
+        "verification": None if found is None else verification.document(found),
+        "protection": None
+        if protection is None
+        else {
+            "time": None if protection.since is None else manifest.iso(protection.since),
+            "reason": protection.reason,
+        },
+        "note": known.note,
+    }
+
+
+def _print(backup: Backup, known: Condition, chains: dict[str, list[str]], *, path: str) -> None:
     facts = {
         "Backup": backup.id,
         "Domain": f"{backup.domain_name} ({backup.domain_uuid})",
@@ -43,7 +69,10 @@ def _print(backup: Backup, chains: dict[str, list[str]], *, path: str) -> None:
         "Time": output.local_time(backup.time),
         "Consistency": backup.consistency.value + (f", frozen for {backup.frozen_ms} ms" if backup.frozen_ms else ""),
         "Duration": f"{backup.duration_s:.1f} s",
-        "Size": output.size(backup.size_bytes),
+        "Size": f"{output.size(backup.size_bytes)} of {output.size(known.chain_size_bytes)} in its chains",
+        "Verified": _verified(known.verification),
+        "Protected": _protected(known.protection),
+        "Note": known.note or "-",
         "Directory": path,
         "Made by": ", ".join(f"{name} {version}" for name, version in backup.versions.items()),
     }
@@ -60,13 +89,52 @@ def _print(backup: Backup, chains: dict[str, list[str]], *, path: str) -> None:
         output.labelled("Left out: ", f"{disk.dev} ({disk.reason})")
     for image in backup.disks:
         output.labelled(f"Source of {output.plain(image.dev)}: ", image.source or "unknown")
+    for image in backup.disks:
+        output.labelled(f"Content of {output.plain(image.dev)}: ", _content(image))
+    if known.verification is not None:
+        _print_damage(known.verification)
     for dev, ids in chains.items():
-        _print_chain(dev, ids)
+        _print_chain(dev, ids, known.chains.get(dev))
 
 
-def _print_chain(dev: str, ids: Sequence[str]) -> None:
+def _verified(found: Verification | None) -> str:
+    if found is None:
+        return "never"
+    text = f"{found.verdict.value}, {output.local_time(found.time)}, {found.percent:g} % of the blocks read"
+    if found.unfinished is not None:
+        text += f"; one that began {output.local_time(found.unfinished)} was stopped, and the next goes on there"
+    return text
+
+
+def _protected(found: Protection | None) -> str:
+    if found is None:
+        return "no"
+    since = f"since {output.local_time(found.since)}" if found.since is not None else "yes"
+    return f"{since}: {found.reason}" if found.reason else since
+
+
+def _content(image: DiskImage) -> str:
+    """Return what the image itself holds, and the digests that prove it."""
+    if image.blocks is None:
+        return f"no block list; the image is {image.digest}"
+    data, zeros = (output.size(blocks * BLOCK_BYTES) for blocks in (image.blocks.data_blocks, image.blocks.zero_blocks))
+    return f"{data} of data, {zeros} of zeros; list {image.blocks.digest}; header and tables {image.blocks.structure}"
+
+
+def _print_damage(found: Verification) -> None:
+    for damage in found.damage[:_MAX_DAMAGE]:
+        where = (
+            f" at byte {damage.start_bytes} of {damage.dev}, {output.size(damage.length_bytes)}" if damage.dev else ""
+        )
+        print(output.plain(f"Damaged: {damage.file} ({damage.kind}){where}"))
+    if found.damage[_MAX_DAMAGE:]:
+        print(f"Damaged: {len(found.damage) - _MAX_DAMAGE} more ranges; --json has them")
+
+
+def _print_chain(dev: str, ids: Sequence[str], size: ChainSize | None) -> None:
     """Print the backups that hold the disk, one per line, the middle of a long chain as a number."""
-    print(f"Chain of {dev}:")
+    sizes = f" ({len(ids)} image{'s' * (len(ids) != 1)}, {output.size(size.size_bytes)})" if size is not None else ""
+    print(f"Chain of {dev}{sizes}:")
     omitted = len(ids) - 2 * _CHAIN_ENDS
     lines = [*ids] if omitted <= 1 else [*ids[:_CHAIN_ENDS], f"... {omitted} more", *ids[-_CHAIN_ENDS:]]
     for line in lines:

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.unit.builders import UUID, backup, commit, incremental
-from vbackup.cli import output
+from vbackup.cli import backup_table, output
+from vbackup.cli.commands import list as list_command
 from vbackup.model import EXCLUDED, Backup, HostIdentity, LeftOut
 from vbackup.process import Process
+from vbackup.repository import manifest, notes, protection, verification
+from vbackup.repository.condition import State
 from vbackup.repository.journal import Journal
+from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Verdict, Verification
 from vbackup.repository.writer import Writer
 
 if TYPE_CHECKING:
@@ -174,3 +179,102 @@ def test_two_domains_of_one_name_are_told_apart_by_uuid(command: Command, filled
     assert other in listed
     assert len(command("list", "web", "-r", filled, "--json").document["domains"]) == 2
     assert ONE.id in command("list", other, "-r", filled).stdout
+
+
+def test_states_of_backups_are_listed(command: Command, filled: Path) -> None:
+    directory = filled / UUID / TWO.id
+    verification.write(directory, Verification(TWO.time, Verdict.GOOD, 100.0, 1))
+    heading, one, two = command("list", "-r", filled, "web").stdout.splitlines()[1:]
+    assert heading.split() == ["ID", "TIME", "SIZE", "STATE", "DISKS"]
+    assert [line.split()[-2:] for line in (one, two)] == [["unverified", "vda"], ["good", "vda"]]
+    protection.protect(directory, Protection(None, "audit"))
+    notes.write(directory, "before the upgrade")
+    lines = command("list", "-r", filled, "web").stdout.splitlines()
+    assert lines[1].split()[-1] == "NOTE"
+    assert lines[3].endswith("vda    protected; before the upgrade")
+    assert max(map(len, lines)) <= 110  # a terminal wraps the note
+    assert command("list", "-r", filled, "--tree").stdout.splitlines()[2].endswith("  protected")
+    verification.write(directory, Verification(TWO.time, Verdict.DAMAGED, 3.0, 1))
+    assert command("list", "-r", filled).stdout.splitlines()[-1].endswith(" 1 damaged")
+    assert command("list", "-r", filled, "--tree").stdout.splitlines()[2].endswith("  damaged, protected")
+    document = command("list", "-r", filled, "--json").document
+    assert document["domains"][0]["damaged"] == 1
+    [older, newer] = document["backups"]
+    assert (older["states"], older["verification"], older["protection"], older["note"]) == (["unverified"], *[None] * 3)
+    assert newer["states"] == ["damaged", "protected"]
+    assert newer["verification"] == {
+        "time": manifest.iso(TWO.time),
+        "verdict": "damaged",
+        "percent": 3.0,
+        "damaged_ranges": 0,
+    }
+    assert (newer["protection"], newer["note"]) == ({"time": None, "reason": "audit"}, "before the upgrade")
+    assert (newer["chain_images"], newer["chain_size_bytes"]) == (2, ONE.size_bytes + TWO.size_bytes)
+
+
+def test_columns_are_those_that_are_asked_for(command: Command, filled: Path) -> None:
+    lines = command("list", "web", "-r", filled, "--columns", "chain", "chain-size", "id").stdout.splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["CHAIN", "CHAIN", "SIZE", "ID"],
+        ["1", "196.0", "KiB", ONE.id],
+        ["2", "392.0", "KiB", TWO.id],
+    ]
+    heading = command("list", "web", "-r", filled, "--columns", "all").stdout.splitlines()[1]
+    assert heading.split("  ")[0] == "ID"
+    assert heading.endswith("NOTE")
+    for words in (("--columns", "id"), ("web", "--columns", "id", "--tree")):
+        assert "--columns is for" in command("list", "-r", filled, *words, status=2).stderr
+    assert "'chain'" in command("list", "web", "-r", filled, "--columns", "chian", status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        (("--since", "20261123T140000Z"), [TWO.id]),
+        (("--until", "2026-11-23T13:00:00Z"), [ONE.id]),
+        (("--level", "full"), [ONE.id]),
+        (("--level", "full", "incremental"), [ONE.id, TWO.id]),
+        (("--state", "unverified", "--level", "incremental"), [TWO.id]),
+        (("--state", "good", "damaged"), []),
+    ],
+)
+def test_backups_are_filtered(command: Command, filled: Path, options: tuple[str, ...], ids: list[str]) -> None:
+    document = command("list", "web", "-r", filled, "--json", *options).document
+    assert [one["id"] for one in document["backups"]] == ids
+    lines = command("list", "web", "-r", filled, *options).stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ids
+    if ids:
+        # What a chain takes does not depend on what is shown of it.
+        assert document["backups"][-1]["chain_images"] == (1 if ids[-1] == ONE.id else 2)
+        assert command("list", "-r", filled, *options).stdout.splitlines()[1].split()[5] == str(len(ids))
+    else:
+        assert lines == [f"No such backups in {filled}."]
+
+
+def test_unfinished_backups_are_a_state(command: Command, filled: Path) -> None:
+    (filled / UUID / f"{THREE_ID}.partial").mkdir()
+    lines = command("list", "web", "-r", filled, "--state", "unfinished").stdout.splitlines()
+    assert lines == [f"Domain web ({UUID})", f"Unfinished: {THREE_ID}"]
+    assert THREE_ID not in command("list", "web", "-r", filled, "--state", "unverified").stdout
+    assert THREE_ID not in command("list", "web", "-r", filled, "--until", "2026-11-23T20:00:00Z").stdout
+
+
+def test_broken_backups_are_a_state(command: Command, filled: Path) -> None:
+    (filled / UUID / ONE.id / "vda.qcow2").unlink()
+    lines = command("list", "web", "-r", filled, "--state", "broken", status=6).stdout.splitlines()
+    assert [line.split()[-2] for line in lines[2:]] == ["broken", "broken"]
+    (filled / UUID / TWO.id / "manifest.json").write_text("{")
+    outcome = command("list", "-r", filled, "--state", "broken", status=6)
+    assert "2 broken" in outcome.stdout
+    assert f"Backup {TWO.id} is broken" in outcome.stderr
+
+
+def test_time_that_ends_before_it_begins_is_a_usage_error(command: Command, filled: Path) -> None:
+    words = ("--since", "2026-11-24", "--until", "2026-11-23")
+    assert "--since is after that of --until" in command("list", "-r", filled, *words, status=2).stderr
+    assert "'damgaed'" in command("list", "-r", filled, "--state", "damgaed", status=2).stderr
+
+
+def test_words_of_the_command_are_those_of_the_code() -> None:
+    assert list(list_command.STATES) == [state.value for state in State]
+    assert list(list_command.COLUMNS) == list(backup_table.COLUMNS)
