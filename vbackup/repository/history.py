@@ -40,6 +40,10 @@ class History:
         except KeyError:
             raise ChainError(f"No backup {backup_id!r} of this domain; 'vbackup list DOMAIN' lists them.") from None
 
+    def without(self, ids: Collection[str]) -> History:
+        """Return the history as it is when these backups are gone."""
+        return History([backup for backup in self.backups if backup.id not in ids], self._unusable)
+
     @property
     def next_sequence(self) -> int:
         """The sequence number of the backup that is committed next."""
