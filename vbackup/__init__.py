@@ -6,7 +6,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
-                             speed  transaction  diff  usage
+                             speed  transaction  diff  usage  note  protect  prune
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey
@@ -19,7 +19,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
                              late_lists  read_progress  read_rate  block_list  block_scan  composition  notes
-                             protection  backup_filter  comparison  condition  merge_room  room
+                             protection  backup_filter  comparison  condition  merge_room  room  lookup  removal
+                             retention  stays
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer

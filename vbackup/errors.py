@@ -446,6 +446,17 @@ class OutputDiffersError(ChainError):
         )
 
 
+class NeededError(ChainError):
+    """A backup that was to be removed has to stay: it is protected, or something needs it. Nothing was removed."""
+
+    def __init__(self, backup: str, reasons: Sequence[str], remedy: str = "") -> None:
+        self.backup = backup
+        self.reasons = list(reasons)
+        super().__init__(
+            f"Backup {backup} has to stay: {'; '.join(self.reasons)}. Nothing was removed. {remedy}".rstrip()
+        )
+
+
 class CopiedError(ChainError):
     """A backup in the repository is a copy of one that is, or was, being made elsewhere; nothing was changed."""
 

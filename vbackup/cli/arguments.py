@@ -151,6 +151,47 @@ def add_devs(parser: argparse.ArgumentParser, option: str, purpose: str) -> None
     parser.add_argument(option, metavar="DEV", nargs="+", action=_Devs, default=[], help=purpose)
 
 
+def add_wait_lock(parser: argparse.ArgumentParser) -> None:
+    """Add --wait-lock."""
+    from vbackup.cli.values import seconds  # which 'vbackup --help' does without
+
+    parser.add_argument(
+        "--wait-lock",
+        metavar="TIME",
+        type=seconds,
+        default=0.0,
+        help="wait up to this time (90, 90s, 5m) for another vbackup that is working on the domain (default: 0)",
+    )
+
+
+def add_backup_words(parser: argparse.ArgumentParser, metavar: str, purpose: str) -> None:
+    """Add words that may begin with a domain, whose first id tells where it ends, and --domain in its place."""
+    parser.add_argument("words", metavar=metavar, nargs="*", action=ShownAsRequired, help=purpose)
+    parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
+
+
+def backup_words_of(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Return the domain that add_backup_words' arguments name, or None, and the words from the first id on.
+
+    Raises UsageError.
+    """
+    from vbackup import names  # which 'vbackup --help' does without
+
+    words: list[str] = list(options.words)
+    named: str | None = options.domain_option
+    is_id = [names.BACKUP_ID.fullmatch(word) is not None for word in words[:2]]
+    if is_id == [False, True]:
+        domain = words.pop(0)
+        if named is not None and domain != named:
+            raise UsageError(f"Two domains given: {domain} and {named}.")
+        named = domain
+    if not words:
+        raise UsageError("No backup given; 'vbackup list DOMAIN' lists ids.")
+    if named == "":
+        raise UsageError("The domain name is empty.")
+    return named, words
+
+
 def add_host(parser: argparse.ArgumentParser) -> None:
     """Add --host, which selects among the backups of one domain."""
     parser.add_argument("--host", metavar="HOST", help="only backups made on this host: its name or machine id")

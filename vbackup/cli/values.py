@@ -9,6 +9,8 @@ from pathlib import Path
 
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
+from vbackup.repository import notes
+from vbackup.repository.retention import Duration
 
 #: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
 _UNITS = {"": 1, "b": 1} | {
@@ -23,6 +25,8 @@ MAX_WAIT_S = 365 * 24 * 3600
 MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 #: Most threads; more would only cost memory.
 MAX_COUNT = 1000
+#: The most backups that a rule can be told to keep: 114 years of one an hour.
+MAX_KEPT = 1_000_000
 
 
 def directory(text: str) -> Path:
@@ -113,12 +117,51 @@ def percent(text: str) -> float:
     return float(match[1])
 
 
+def keep_count(text: str) -> int:
+    """Return how many backups a rule keeps, from 1 to a million: a rule that keeps none is left out."""
+    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not 1 <= int(text) <= MAX_KEPT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_KEPT}; leave out a rule to keep none")
+    return int(text)
+
+
+def chain_length(text: str) -> int:
+    """Return a number of images, from 1 to 1000."""
+    return count(text)
+
+
+_KEEP_WITHIN = re.compile(
+    r"(?:(?P<years>\d{1,5})y)?(?:(?P<months>\d{1,5})m)?(?:(?P<weeks>\d{1,5})w)?(?:(?P<days>\d{1,5})d)?"
+    r"(?:(?P<hours>\d{1,5})h)?",
+    re.ASCII,
+)
+
+
+def keep_within(text: str) -> Duration:
+    """Return a time such as 36h, 14d or 1y6m: years, months, weeks, days and hours, in this order."""
+    match = _KEEP_WITHIN.fullmatch(text)
+    numbers = {unit: int(number) for unit, number in match.groupdict("0").items()} if match is not None else {}
+    if not any(numbers.values()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time like 36h, 14d, 2w or 1y6m: numbers with the units y, m (months), w, d, h, in this"
+            " order, and not all 0"
+        )
+    return Duration(text, **numbers)
+
+
 def seconds(text: str) -> float:
     """Return a time to wait in seconds, up to a year: 90, 90s, 5m, 1h30m."""
     value = duration_s(text)
     if value is None or value > MAX_WAIT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time like 90, 90s, 5m or 1h30m, up to a year")
     return value
+
+
+def note(text: str) -> str:
+    """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
+    fault = notes.fault(text)
+    if fault is not None:
+        raise argparse.ArgumentTypeError(f"the text {fault}")
+    return text
 
 
 def timestamp(text: str) -> datetime:

@@ -33,6 +33,7 @@ from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
 from vbackup.report import Reporter
+from vbackup.repository import notes
 from vbackup.repository.history import History
 from vbackup.repository.journal import Journal
 from vbackup.repository.lock import LockWait
@@ -63,6 +64,7 @@ class BackupRequest:
     allow_reflink: bool = False  #: images may share data with the disks, where the filesystem can do that
     fleecing: Path | None = None  #: the fleecing area: a directory (vbackup.engine.fleecing)
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
+    note: str | None = None  #: for people (vbackup.repository.notes)
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,8 @@ def _draft(backup_plan: BackupPlan, stage: Stage, this: _Run) -> Unfinished:
         versions=definition.versions(handle, domain.monitor),
     )
     draft = replace(draft, left_out=(*draft.left_out, *further.left_out), host=definition.host_of(handle))
+    if this.request.note is not None:
+        stage.write(notes.NOTE, notes.data(this.request.note))
     group = this.moment.planned(GroupMember(draft.domain_name, draft.domain_uuid, draft.id))
     marks = [disk.new_mark for disk in backup_plan.disks if disk.new_mark is not None]
     return Unfinished(

@@ -6,7 +6,6 @@ manifest is not. So there is one place to look for it, and one to write it. It i
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from vbackup.files import fsync, read_regular, replace_text, storage_errors
@@ -57,7 +56,7 @@ def remove(directory: Path) -> None:
     """Remove the note, if there is one. Raises StorageError."""
     with storage_errors(f"remove {directory / NOTE}"):
         try:
-            os.unlink(directory / NOTE)
+            (directory / NOTE).unlink()
         except FileNotFoundError:
             return
         fsync(directory)

@@ -8,7 +8,6 @@ cannot be read protects as well.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +66,7 @@ def unprotect(directory: Path) -> None:
     """Take the protection away, if there is one. Raises StorageError."""
     with storage_errors(f"remove {directory / PROTECTED}"):
         try:
-            os.unlink(directory / PROTECTED)
+            (directory / PROTECTED).unlink()
         except FileNotFoundError:
             return
         fsync(directory)

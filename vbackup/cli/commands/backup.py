@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains, add_exclusive
-from vbackup.cli.values import count, directory, duration_s, milliseconds, seconds, speed_bytes_s
+from vbackup.cli.values import count, directory, duration_s, milliseconds, note, seconds, speed_bytes_s
 from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
 from vbackup.model import Compression, Level, Quiesce
 
@@ -49,6 +49,9 @@ def add(commands: Any) -> None:
         type=directory,
         help="save data in DIR, on a fast disk of the domain's host, before the guest overwrites it: the guest does not"
         " wait for the repository",
+    )
+    parser.add_argument(
+        "--note", metavar="TEXT", type=note, help="a line of text for people, which list and show print with the backup"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and let QEMU check it; keep nothing")
 

@@ -37,6 +37,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         fleecing=options.fleecing,
         exclusive=options.exclusive,
         allow_reflink=options.allow_reflink,
+        note=options.note,
     )
     repository = Repository.open(context.repository_path())
     with Host(context.uri) as host:

@@ -1,0 +1,64 @@
+"""``vbackup protect``: protect backups from being removed; ``vbackup unprotect`` ends that with the same function."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vbackup.cli import output
+from vbackup.cli.arguments import backup_words_of
+from vbackup.cli.context import Context
+from vbackup.errors import Status
+from vbackup.operations import protect
+from vbackup.operations.protect import Changed, ProtectRequest
+from vbackup.repository import manifest
+from vbackup.repository.repository import Repository
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Protect the backups and print which."""
+    return change(options, context, is_protected=True)
+
+
+def change(options: argparse.Namespace, context: Context, *, is_protected: bool) -> int:
+    """Protect the backups, or end their protection, and print which."""
+    domain, ids = backup_words_of(options)
+    repository = Repository.open(context.repository_path())
+    request = ProtectRequest(
+        tuple(ids),
+        None if domain is None else context.uuid_of(repository, domain),
+        is_protected=is_protected,
+        reason=options.reason if is_protected else None,
+        wait_lock_s=options.wait_lock,
+    )
+    with context.reporting(domain) as reporter:
+        changed = protect.run(request, repository=repository, reporter=reporter, stop=context.stop)
+    if context.as_json:
+        schema = "vbackup.protect/1" if is_protected else "vbackup.unprotect/1"
+        context.print_document(schema, {"backups": [_document(one) for one in changed]})
+    elif not context.is_quiet:
+        for one in changed:
+            print(output.plain(_sentence(one)))
+    return Status.DONE
+
+
+def _document(one: Changed) -> dict[str, Any]:
+    since = one.protection.since if one.protection is not None else None
+    return {
+        "domain": {"name": one.domain_name, "uuid": one.backup.uuid},
+        "id": one.backup.id,
+        "protected": one.protection is not None,
+        "since": None if since is None else manifest.iso(since),
+        "reason": one.protection.reason if one.protection is not None else None,
+    }
+
+
+def _sentence(one: Changed) -> str:
+    backup = f"Backup {one.backup.id} of domain {one.domain_name}"
+    if one.protection is None:
+        return f"{backup} is not protected any more."
+    since = one.protection.since
+    words = [f"since {output.local_minute(since)}"] if since is not None else []
+    words += [one.protection.reason] if one.protection.reason is not None else []
+    more = f" ({', '.join(words)})" if words else ""
+    return f"{backup} is protected{more}."

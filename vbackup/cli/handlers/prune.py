@@ -1,0 +1,191 @@
+"""``vbackup prune``: remove the backups that no rule keeps."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from vbackup.cli import output
+from vbackup.cli.context import Context
+from vbackup.errors import DomainNotFoundError, InterruptedBySignalError, Status, UsageError, VbackupError
+from vbackup.operations import prune
+from vbackup.operations.prune import Line, PruneRequest, Pruning
+from vbackup.report import Labelling
+from vbackup.repository import manifest
+from vbackup.repository.repository import Repository
+from vbackup.repository.retention import Rules
+
+#: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
+_WILDCARDS = frozenset("*?[")
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Prune the domains, one after the other; the exit status is 3 if it failed for some of several only."""
+    rules = _rules(options)
+    words = _words(options)
+    repository = Repository.open(context.repository_path())
+    uuids = repository.uuids() if options.all else _uuids(words, context, repository)
+    is_one = not options.all and len(uuids) == 1
+    with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
+        done, failed = _prune(uuids, rules, options, context=context, repository=repository, reporter=reporter)
+    if is_one and failed:
+        raise next(iter(failed.values()))
+    if context.as_json:
+        context.print_document("vbackup.prune/1", _document(done, failed, repository, dry_run=options.dry_run))
+    elif options.dry_run or not context.is_quiet:
+        _print(done, dry_run=options.dry_run)
+        if not done and not failed:
+            print(output.plain(f"No domains in {repository.path} yet."))
+    if not failed:
+        return Status.DONE
+    print(f"vbackup: {len(failed)} of {len(uuids)} domains failed.", file=sys.stderr)
+    return Status.SOME_FAILED
+
+
+def _rules(options: argparse.Namespace) -> Rules:
+    rules = Rules(
+        last=options.keep_last,
+        within=options.keep_within,
+        hourly=options.keep_hourly,
+        daily=options.keep_daily,
+        weekly=options.keep_weekly,
+        monthly=options.keep_monthly,
+        yearly=options.keep_yearly,
+    )
+    if options.remove and not rules.is_empty:
+        raise UsageError("Give rules (--keep-...) or backups to remove (--remove), not both.", help_of="vbackup prune")
+    if not options.remove and rules.is_empty:
+        raise UsageError(
+            "No rule given, and without one no backup would be kept: give --keep-last, --keep-within, --keep-hourly,"
+            " --keep-daily, --keep-weekly, --keep-monthly or --keep-yearly.",
+            help_of="vbackup prune",
+        )
+    return rules
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    words: list[str] = list(options.domains)
+    if options.domain_option is not None:
+        if words not in ([], [options.domain_option]):
+            raise UsageError(f"Two domains given: {words[0]} and {options.domain_option}.")
+        words = [options.domain_option]
+    if options.all and words:
+        raise UsageError("Give domains or --all, not both.")
+    if not options.all and not words:
+        raise UsageError("Give a domain, or --all.")
+    if "" in words:
+        raise UsageError("The domain name is empty.")
+    if options.remove and (options.all or len(words) != 1):
+        raise UsageError("--remove needs one domain: ids are unique in a domain only.")
+    return words
+
+
+def _uuids(words: Sequence[str], context: Context, repository: Repository) -> list[str]:
+    """Return the UUIDs of the domains that the words name, each once. Raises DomainNotFoundError."""
+    found: dict[str, None] = {}
+    for word in words:
+        try:
+            found[context.uuid_of(repository, word)] = None
+        except DomainNotFoundError:
+            matching = [
+                uuid
+                for uuid in repository.uuids()
+                if not _WILDCARDS.isdisjoint(word) and fnmatchcase(repository.name_of(uuid), word)
+            ]
+            if not matching:
+                raise
+            found.update(dict.fromkeys(matching))
+    return list(found)
+
+
+def _prune(
+    uuids: Sequence[str],
+    rules: Rules,
+    options: argparse.Namespace,
+    *,
+    context: Context,
+    repository: Repository,
+    reporter: Labelling,
+) -> tuple[list[Pruning], dict[str, VbackupError]]:
+    done: list[Pruning] = []
+    failed: dict[str, VbackupError] = {}
+    for uuid in uuids:
+        of_domain = reporter if len(uuids) == 1 else reporter.labelled(repository.name_of(uuid))
+        request = PruneRequest(
+            uuid, rules, tuple(options.remove), dry_run=options.dry_run, wait_lock_s=options.wait_lock
+        )
+        try:
+            done.append(
+                prune.run(request, repository=repository, consolidator=None, reporter=of_domain, stop=context.stop)
+            )
+        except InterruptedBySignalError:
+            raise
+        except VbackupError as err:
+            failed[uuid] = err
+            if len(uuids) > 1:
+                of_domain.warning(str(err))
+    return done, failed
+
+
+def _document(
+    done: Sequence[Pruning], failed: Mapping[str, VbackupError], repository: Repository, *, dry_run: bool
+) -> dict[str, Any]:
+    return {
+        "dry_run": dry_run,
+        "domains": [
+            {
+                "domain": {"name": one.domain_name, "uuid": one.uuid},
+                "backups": [_line_document(line) for line in one.lines],
+                "kept": len(one.lines) - len(one.removed),
+                "removed": len(one.removed),
+                "freed_bytes": one.freed_bytes,
+                "consolidation": None if one.merge is None else one.merge.document(),
+            }
+            for one in done
+        ],
+        "failed": [
+            {"domain": {"name": repository.name_of(uuid), "uuid": uuid}, "error": output.error_document(err)}
+            for uuid, err in failed.items()
+        ],
+    }
+
+
+def _line_document(line: Line) -> dict[str, Any]:
+    return {
+        "id": line.id,
+        "time": None if line.time is None else manifest.iso(line.time),
+        "level": line.level,
+        "size_bytes": line.size_bytes,
+        "action": "keep" if line.is_kept else "remove",
+        "reasons": list(line.reasons),
+        "heirs": list(line.heirs),
+    }
+
+
+def _print(done: Sequence[Pruning], *, dry_run: bool) -> None:
+    for number, one in enumerate(done):
+        if number:
+            print()
+        print(output.plain(f"Domain {one.domain_name} ({one.uuid})"))
+        output.table(("ID", "TIME", "SIZE", "ACTION", "WHY"), [_row(line) for line in one.lines])
+        for sentence in one.merge.sentences() if one.merge is not None else ():
+            print(output.plain(sentence))
+        print(_summary(one, dry_run=dry_run))
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    why = ", ".join(line.reasons)
+    if line.heirs:
+        why += f"; its data goes to {', '.join(line.heirs)}"
+    time = "-" if line.time is None else output.local_minute(line.time)
+    return (line.id, time, output.size(line.size_bytes), "keep" if line.is_kept else "remove", why)
+
+
+def _summary(one: Pruning, *, dry_run: bool) -> str:
+    backups = f"{len(one.removed)} of {len(one.lines)} backups"
+    if dry_run:
+        return f"Would remove {backups} and free {output.size(max(one.freed_bytes, 0))}; nothing was changed."
+    return f"Removed {backups}; {output.size(max(one.freed_bytes, 0))} freed."

@@ -1,0 +1,110 @@
+"""What of a domain stays in the repository, whatever rules say, and why: read from the directories of its backups.
+
+Protected backups, those that are being read, the bases of the next backups, and what a broken or an unfinished backup
+depends on. Needs the domain's lock, except for a look. vbackup.operations.prune heeds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup import names
+from vbackup.errors import ChainError, NewerJournalError
+from vbackup.files import storage_errors
+from vbackup.qemu import qcow2
+from vbackup.repository import journal, protection, readers, retention
+from vbackup.repository.catalogue import Catalogue
+from vbackup.repository.repository import Repository
+
+PROTECTED = "protected"
+IN_USE = "in use: another vbackup is reading it"
+#: The backing file of a backup's image, as vbackup.repository.manifest has it.
+_BACKING_FILE = re.compile(rf"\.\./({names.BACKUP_ID.pattern})/[^/]+")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the backups of a domain, whatever is to be removed. All by id."""
+
+    catalogue: Catalogue
+    broken: Mapping[str, str]  #: why
+    protected: Mapping[str, str]  #: what people are told of it
+    in_use: Collection[str]
+    needed: Mapping[str, Sequence[str]]  #: reasons to keep it where it is: what starts from it or depends on it
+
+    def reasons_to_stay(self, backup_id: str) -> list[str]:
+        """Return why the backup is not removed; nothing if it may be."""
+        reasons = [self.protected[backup_id]] if backup_id in self.protected else []
+        reasons += [IN_USE] if backup_id in self.in_use else []
+        return [*reasons, *self.needed.get(backup_id, ())]
+
+
+def read(repository: Repository, uuid: str) -> Facts:
+    """Return what is known of the domain's backups. Raises StorageError, NewerJournalError."""
+    catalogue = repository.catalogue(uuid)
+    broken = {one.id: one.reason_alone.rstrip(".") for one in catalogue.broken}
+    protected: dict[str, str] = {}
+    in_use: set[str] = set()
+    for backup_id in [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]:
+        directory = repository.directory(uuid, backup_id)
+        found = protection.read(directory)
+        if found is not None:
+            protected[backup_id] = PROTECTED if found.reason is None else f"{PROTECTED} ({found.reason})"
+        with storage_errors(f"read {directory}"):
+            if readers.is_in_use(directory):
+                in_use.add(backup_id)
+    needed: dict[str, list[str]] = retention.bases_of_next(catalogue.history)
+    for base, by in (*_bases_of_broken(repository, catalogue), *_bases_of_unfinished(repository, uuid)):
+        reasons = needed.setdefault(base, [])
+        if f"{by} depends on it" not in reasons:
+            reasons.append(f"{by} depends on it")
+    return Facts(catalogue, broken, protected=protected, in_use=in_use, needed=needed)
+
+
+def _bases_of_broken(repository: Repository, catalogue: Catalogue) -> Iterator[tuple[str, str]]:
+    """Yield what broken backups depend on: a file that is brought back from a copy makes them whole again.
+
+    Without a manifest, the headers of the images tell.
+    """
+    incomplete = {one.id for one in catalogue.incomplete}
+    for backup in catalogue.history.backups:
+        if backup.id in incomplete:
+            for image in backup.disks:
+                if image.base is not None:
+                    yield image.base, f"{backup.id}, which is broken,"
+    for broken in catalogue.unreadable:
+        for path in sorted(repository.directory(catalogue.uuid, broken.id).glob("*.qcow2")):
+            base = _base_of_image(path)
+            if base is not None:
+                yield base, f"{broken.id}, which is broken,"
+
+
+def _base_of_image(path: Path) -> str | None:
+    """Return the id of the backup whose image is the backing file, None if there is none or it cannot be read."""
+    with suppress(ChainError):
+        backing_file = qcow2.header(path).backing_file
+        match = _BACKING_FILE.fullmatch(backing_file or "")
+        if match is not None:
+            return match[1]
+    return None
+
+
+def _bases_of_unfinished(repository: Repository, uuid: str) -> Iterator[tuple[str, str]]:
+    """Yield what the backups of dead runs depend on: 'vbackup recover' may still finish them.
+
+    Raises NewerJournalError.
+    """
+    for backup_id in repository.unfinished(uuid):
+        try:
+            entry = journal.read(repository.stage_path(uuid, backup_id), backup_id=backup_id, domain_uuid=uuid)
+        except NewerJournalError:
+            raise
+        except ChainError:
+            continue  # what has no journal is discarded
+        for image in entry.draft.disks if entry is not None else ():
+            if image.base is not None:
+                yield image.base, f"{backup_id}, which is unfinished,"
