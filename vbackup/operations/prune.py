@@ -195,7 +195,7 @@ def _fates_of_asked(asked: Collection[str], facts: Facts) -> dict[str, _Fate]:
     for backup_id in asked:
         if backup_id not in known:
             catalogue.history.get(backup_id)  # its error names the remedy
-        reasons = facts.reasons_to_stay(backup_id)
+        reasons = facts.reasons_to_stay(backup_id, but=asked)
         if backup_id in facts.in_use:
             raise BusyError(
                 f"Backup {backup_id} is being read by another vbackup; nothing was removed. Run the same command again"

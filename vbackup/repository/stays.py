@@ -34,13 +34,16 @@ class Facts:
     broken: Mapping[str, str]  #: why
     protected: Mapping[str, str]  #: what people are told of it
     in_use: Collection[str]
-    needed: Mapping[str, Sequence[str]]  #: reasons to keep it where it is: what starts from it or depends on it
+    bases: Mapping[str, Sequence[str]]  #: what starts from it next
+    needed_by: Mapping[str, Mapping[str, str]]  #: the broken and unfinished backups that depend on it, with the word
 
-    def reasons_to_stay(self, backup_id: str) -> list[str]:
-        """Return why the backup is not removed; nothing if it may be."""
+    def reasons_to_stay(self, backup_id: str, *, but: Collection[str] = ()) -> list[str]:
+        """Return why the backup is not removed; nothing if it may be. ``but``: ids of others that are removed."""
         reasons = [self.protected[backup_id]] if backup_id in self.protected else []
         reasons += [IN_USE] if backup_id in self.in_use else []
-        return [*reasons, *self.needed.get(backup_id, ())]
+        reasons += self.bases.get(backup_id, ())
+        needed_by = self.needed_by.get(backup_id, {}).items()
+        return [*reasons, *(f"{by}, which is {word}, depends on it" for by, word in needed_by if by not in but)]
 
 
 def read(repository: Repository, uuid: str) -> Facts:
@@ -57,30 +60,31 @@ def read(repository: Repository, uuid: str) -> Facts:
         with storage_errors(f"read {directory}"):
             if readers.is_in_use(directory):
                 in_use.add(backup_id)
-    needed: dict[str, list[str]] = retention.bases_of_next(catalogue.history)
-    for base, by in (*_bases_of_broken(repository, catalogue), *_bases_of_unfinished(repository, uuid)):
-        reasons = needed.setdefault(base, [])
-        if f"{by} depends on it" not in reasons:
-            reasons.append(f"{by} depends on it")
-    return Facts(catalogue, broken, protected=protected, in_use=in_use, needed=needed)
+    needed_by: dict[str, dict[str, str]] = {}
+    for base, by in _bases_of_broken(repository, catalogue):
+        needed_by.setdefault(base, {})[by] = "broken"
+    for base, by in _bases_of_unfinished(repository, uuid):
+        needed_by.setdefault(base, {})[by] = "unfinished"
+    bases = retention.bases_of_next(catalogue.history)
+    return Facts(catalogue, broken, protected=protected, in_use=in_use, bases=bases, needed_by=needed_by)
 
 
 def _bases_of_broken(repository: Repository, catalogue: Catalogue) -> Iterator[tuple[str, str]]:
-    """Yield what broken backups depend on: a file that is brought back from a copy makes them whole again.
+    """Yield what broken backups depend on, with their ids.
 
-    Without a manifest, the headers of the images tell.
+    A file that is brought back from a copy makes them whole again. Without a manifest, the headers of the images tell.
     """
     incomplete = {one.id for one in catalogue.incomplete}
     for backup in catalogue.history.backups:
         if backup.id in incomplete:
             for image in backup.disks:
                 if image.base is not None:
-                    yield image.base, f"{backup.id}, which is broken,"
+                    yield image.base, backup.id
     for broken in catalogue.unreadable:
         for path in sorted(repository.directory(catalogue.uuid, broken.id).glob("*.qcow2")):
             base = _base_of_image(path)
             if base is not None:
-                yield base, f"{broken.id}, which is broken,"
+                yield base, broken.id
 
 
 def _base_of_image(path: Path) -> str | None:
@@ -94,7 +98,7 @@ def _base_of_image(path: Path) -> str | None:
 
 
 def _bases_of_unfinished(repository: Repository, uuid: str) -> Iterator[tuple[str, str]]:
-    """Yield what the backups of dead runs depend on: 'vbackup recover' may still finish them.
+    """Yield what the backups of dead runs depend on, with their ids: 'vbackup recover' may still finish them.
 
     Raises NewerJournalError.
     """
@@ -107,4 +111,4 @@ def _bases_of_unfinished(repository: Repository, uuid: str) -> Iterator[tuple[st
             continue  # what has no journal is discarded
         for image in entry.draft.disks if entry is not None else ():
             if image.base is not None:
-                yield image.base, f"{backup_id}, which is unfinished,"
+                yield image.base, backup_id

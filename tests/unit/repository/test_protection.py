@@ -51,8 +51,9 @@ def test_backup_that_is_gone_cannot_be_protected(tmp_path: Path) -> None:
     assert protection.read(tmp_path / "gone") is None
     with pytest.raises(StorageError, match="Cannot write"):
         protection.protect(tmp_path / "gone", Protection(NOON))
+    (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="Cannot remove"):
-        protection.unprotect(tmp_path / "gone" / PROTECTED / "x")
+        protection.unprotect(tmp_path / "file")
 
 
 def test_backup_is_read_as_before(repo: Repository) -> None:
