@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vbackup.cli import values
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
+from vbackup.repository.retention import Duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -218,3 +219,41 @@ def test_new_speed_can_be_none_at_all() -> None:
     assert values.new_speed("1k") == 1024
     with pytest.raises(UsageError, match=r"'Unlimited' is not a rate .*, nor 'unlimited'"):
         values.new_speed("Unlimited")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("36h", {"hours": 36}),
+        ("14d", {"days": 14}),
+        ("2w", {"weeks": 2}),
+        ("6m", {"months": 6}),
+        ("1y6m", {"years": 1, "months": 6}),
+        ("1y2m3w4d5h", {"years": 1, "months": 2, "weeks": 3, "days": 4, "hours": 5}),
+        ("0y1d", {"days": 1}),
+        ("99999d", {"days": 99999}),
+    ],
+)
+def test_time_to_keep_within_has_units_of_the_calendar(text: str, expected: dict[str, int]) -> None:
+    assert values.keep_within(text) == Duration(text, **expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "7", "0d", "-1d", "1.5d", "1D", "1M", "1s", "6m1y", "1d1d", "1 d", "100000d", "1y-6m", "٣d", "d"]
+)
+def test_what_is_no_time_to_keep_within_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a time like 36h, 14d, 2w or 1y6m"):
+        values.keep_within(text)
+
+
+def test_number_to_keep_is_from_one_to_a_million() -> None:
+    assert [values.keep_count(text) for text in ("1", "007", "1000000")] == [1, 7, 1_000_000]
+    for text in ("0", "-1", "", "1000001", "9" * 400, "1.0", "all", "٣"):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 1000000"):
+            values.keep_count(text)
+
+
+def test_note_is_a_line_of_text() -> None:
+    assert values.note("für später") == "für später"
+    with pytest.raises(argparse.ArgumentTypeError, match="the text is empty"):
+        values.note("")

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="prune all domains in the repository")
-    add_common(parser, asks_libvirt=False)
+    add_common(parser)
     _add_rules(parser)
     parser.add_argument(
         "--remove", metavar="ID", nargs="+", action="extend", default=[], help="instead of rules: remove these backups"
