@@ -36,6 +36,7 @@ from vbackup.errors import (
 from vbackup.model import Backup, Consistency, FreezeMark, Level, Quiesce
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
+from vbackup.repository import notes
 from vbackup.repository.journal import Journal
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -113,6 +114,13 @@ def test_bitmap_persists_where_the_image_keeps_it(domain: FakeDomain, repo: Repo
         for alias in ("virtio-disk0", "virtio-disk1")
     }
     assert persistent == {"virtio-disk0": [True, True], "virtio-disk1": [False, False]}
+
+
+def test_note_is_in_the_backup_from_the_beginning(domain: FakeDomain, repo: Repository) -> None:
+    with_note, without = run(domain, repo, note="before the upgrade"), run(domain, repo)
+    assert notes.read(repo.directory(UUID, with_note.id)) == "before the upgrade"
+    assert notes.read(repo.directory(UUID, without.id)) is None
+    assert not repo.catalogue(UUID).broken
 
 
 def test_copy_leaves_the_chain_as_it_was(domain: FakeDomain, repo: Repository) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -216,6 +217,52 @@ def test_stopped_prune_leaves_whole_backups_and_is_finished_by_the_next(
     assert left(repo) == [FIVE.id, SIX.id, SEVEN.id]
     assert not removal.removed(repo.path / UUID)
     assert paths
+
+
+#: What changes something on the disk.
+CALLS = ("rename", "unlink", "rmdir", "fsync")
+
+
+def killed_at(repo: Repository, step: int) -> bool:
+    """Prune in a child process that dies just before its ``step``-th change; False if it ended before that."""
+    child = os.fork()
+    if child == 0:
+        left_steps = step
+        for name in CALLS:
+
+            def die_or_go_on(*arguments: Any, really: Any = getattr(os, name), **more: Any) -> Any:
+                nonlocal left_steps
+                left_steps -= 1
+                if left_steps < 0:
+                    os._exit(9)  # without any clean-up, as after SIGKILL
+                return really(*arguments, **more)
+
+            setattr(os, name, die_or_go_on)
+        try:
+            run(repo)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == 9
+
+
+def test_prune_that_is_killed_anywhere_is_finished_by_the_next(repo: Repository) -> None:
+    """Every kept backup has its files at every moment, and what is there is never broken."""
+    points = 0
+    while True:
+        shutil.rmtree(repo.path / UUID, ignore_errors=True)
+        paths = [commit(repo, one) for one in ALL]
+        was_killed = killed_at(repo, points)
+        assert left(repo)[-3:] == [FIVE.id, SIX.id, SEVEN.id]
+        assert all(sorted(os.listdir(path)) == ["manifest.json", "vda.qcow2"] for path in paths if path.exists())
+        run(repo)
+        assert left(repo) == [FIVE.id, SIX.id, SEVEN.id]
+        assert not removal.removed(repo.path / UUID)
+        if not was_killed:
+            break
+        points += 1
+    print(f"killed at {points} points")
+    assert points >= 4 * (1 + 2 + 1)
 
 
 def test_what_cannot_be_deleted_is_an_error_after_all_is_done(

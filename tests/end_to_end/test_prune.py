@@ -1,0 +1,152 @@
+"""After a prune every kept backup is what it was, byte for byte, and the next backup goes on; others wait their turn."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.end_to_end.chains import Chain, levels
+from tests.lab import Lab, compare
+from tests.unit.builders import NOON, UUID, Recorder, backup, commit, incremental
+from vbackup import names
+from vbackup.domain.host import Host
+from vbackup.errors import BusyError
+from vbackup.model import Backup, Level
+from vbackup.operations.backup import BackupRequest
+from vbackup.operations.backup import run as back_up
+from vbackup.repository import removal
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+
+@pytest.fixture
+def chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain:
+    return Chain(lab, command, repository, tmp_path)
+
+
+def vbackup(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start the command in a process of its own."""
+    argv = [sys.executable, "-m", "vbackup", *(os.fspath(one) for one in arguments)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def a_year(repository: Path) -> list[str]:
+    """A full every Sunday and an incremental on the other days of 2026, in name only; returns their ids."""
+    made = []
+    before = None
+    repo = Repository.open(repository)
+    for day in range(365):
+        time = NOON.replace(month=1, day=1) + timedelta(days=day)
+        is_full = before is None or time.isoweekday() == 7
+        level = Level.FULL if is_full else Level.INCREMENTAL
+        one = backup(day + 1) if before is None or is_full else incremental(day + 1, before)
+        before = replace(one, id=names.backup_id(time, level), time=time)
+        commit(repo, before)
+        made.append(before.id)
+    return made
+
+
+# a machine
+
+
+def test_chain_goes_on_after_a_prune(chain: Chain, command: Command, tmp_path: Path) -> None:
+    """Each backup is compared when it is made; those that are kept are compared again, and so is the next."""
+    chain.backup()
+    chain.machine.write("vda", "write -P 1 0 1M")
+    old = chain.backup()
+    kept = []
+    for step, options in enumerate((["--level", "full"], ["--note", "before the upgrade"])):
+        chain.machine.write("vda", f"write -P {step + 2} {step}M 1M")
+        kept.append(chain.backup(*options))
+    options = ("-r", chain.repository, "--consolidate", "never", "--json")
+    done = command("-q", "prune", "bases", "--keep-last", "1", *options).document
+    (domain,) = done["domains"]
+    assert [line["id"] for line in domain["backups"] if line["action"] == "keep"] == [one["id"] for one in kept]
+    assert domain["freed_bytes"] > 1 << 20
+    assert not (chain.repository / chain.uuid / old["id"]).exists()
+    for number, one in enumerate(kept):
+        output = tmp_path / f"again{number}"
+        command("-q", "restore", "bases", "-r", chain.repository, "--backup", one["id"], "--output", output)
+        for dev in ("vda", "vdb"):
+            compare(output / f"{dev}.qcow2", tmp_path / f"out{number + 3}" / f"{dev}.qcow2")
+    chain.machine.write("vdb", "write -P 9 2M 1M")
+    assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
+    assert command("list", "bases", "-r", chain.repository).stderr == ""
+
+
+def test_backup_that_starts_while_prune_runs_is_busy_or_waits(
+    chain: Chain, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.backup()
+    chain.backup("--level", "full")
+    really = removal.delete_removed
+    host = Host(chain.lab.uri)
+    repository = Repository.open(chain.repository)
+
+    def run(wait_lock_s: float) -> Backup:
+        request = BackupRequest("bases", wait_lock_s=wait_lock_s)
+        return back_up(request, host=host, repository=repository, reporter=Recorder(), stop=Stop())
+
+    with host, ThreadPoolExecutor() as pool:
+        waiting: list[Future[Backup]] = []
+
+        def delete_removed(directory: Path) -> list[str]:
+            if removal.removed(directory):
+                with pytest.raises(BusyError, match="Another vbackup is working on domain bases"):
+                    run(0.0)
+                waiting.append(pool.submit(run, 60.0))
+            return really(directory)
+
+        monkeypatch.setattr(removal, "delete_removed", delete_removed)
+        command("-q", "prune", "bases", "--keep-last", "1", "-r", chain.repository, "--consolidate", "never")
+        (future,) = waiting
+        assert future.result().level is Level.INCREMENTAL
+    assert command("list", "bases", "-r", chain.repository).stderr == ""
+
+
+# without one
+
+
+def test_two_prunes_at_once_keep_what_one_would(command: Command, repository: Path) -> None:
+    """One of them has the domain, the other waits or is told; nothing is removed twice or by half."""
+    a_year(repository)
+    rules = ("--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "12", "--consolidate", "never")
+    argv = ("prune", UUID, "-r", repository, *rules)
+    shown = command(*argv, "--dry-run", "--json").document["domains"][0]["backups"]
+    both = [vbackup(*argv, "-q"), vbackup(*argv, "-q", "--wait-lock", "60")]
+    ends = [(one.communicate(timeout=60)[1], one.returncode) for one in both]
+    assert ends[1] == ("", 0)
+    assert ends[0][1] in (0, 8)
+    there = [one.id for one in Repository.open(repository).catalogue(UUID).history.backups]
+    assert there == [line["id"] for line in shown if line["action"] == "keep"]
+    assert not removal.removed(repository / UUID)
+
+
+def test_year_is_pruned_in_a_second_with_a_reason_for_each_day(command: Command, repository: Path) -> None:
+    ids = a_year(repository)
+    rules = ("--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "12", "--consolidate", "never")
+    lines = command("prune", UUID, "-r", repository, *rules, "--json").document["domains"][0]["backups"]
+    assert [line["id"] for line in lines] == ids
+    assert all(line["reasons"] for line in lines)
+    reasons = {line["id"]: line["reasons"][0] for line in lines if line["action"] == "keep"}
+    by_rule = [reason for reason in reasons.values() if "depends on it" not in reason]
+    assert sorted(by_rule) == sorted(
+        [
+            *(f"daily #{number}" for number in range(1, 8)),
+            *(f"weekly #{number}" for number in range(1, 5)),
+            *(f"monthly #{number}" for number in range(1, 12)),
+            "oldest: monthly rule not satisfied (11 of 12)",
+        ]
+    )
+    assert not Repository.open(repository).catalogue(UUID).broken
