@@ -1,4 +1,4 @@
-"""After a prune every kept backup is what it was, byte for byte, and the next backup goes on; others wait their turn."""
+"""After a prune every kept backup is what it was, byte for byte, and the next one goes on; others wait their turn."""
 
 from __future__ import annotations
 

@@ -120,7 +120,9 @@ def percent(text: str) -> float:
 def keep_count(text: str) -> int:
     """Return how many backups a rule keeps, from 1 to a million: a rule that keeps none is left out."""
     if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not 1 <= int(text) <= MAX_KEPT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_KEPT}; leave out a rule to keep none")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number from 1 to {MAX_KEPT}; leave out a rule to keep none"
+        )
     return int(text)
 
 

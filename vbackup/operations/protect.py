@@ -52,9 +52,7 @@ def run(request: ProtectRequest, *, repository: Repository, reporter: Reporter, 
 
     found = lookup.find(repository, request.ids, request.uuid)
     with_lock(found, change, repository=repository, wait=LockWait(request.wait_lock_s, reporter, stop))
-    return [
-        Changed(backup, repository.name_of(backup.uuid), protection.read(backup.directory)) for backup in found
-    ]
+    return [Changed(backup, repository.name_of(backup.uuid), protection.read(backup.directory)) for backup in found]
 
 
 def with_lock(

@@ -258,28 +258,48 @@ def _lines(repository: Repository, catalogue: Catalogue, fates: Mapping[str, _Fa
 def _carry_out(
     pruning: Pruning, repository: Repository, consolidator: Consolidator | None, reporter: Reporter, stop: Stop
 ) -> Pruning:
-    """Remove the backups, the newest first: none is ever there without those that it depends on."""
+    """Remove the backups, the newest first: none is ever there without those that it depends on.
+
+    One that somebody has begun to read meanwhile stays, with all that it depends on.
+    """
     domain_directory = repository.path / pruning.uuid
-    kept: dict[str, Line] = {}
+    why_kept: dict[str, str] = {}
     for line in reversed(pruning.removed):
         stop.check()
-        if line.heirs:
-            continue  # when they have its data
-        if not removal.take_away(repository.directory(pruning.uuid, line.id)):
-            kept[line.id] = replace(line, is_kept=True, reasons=(stays.IN_USE,))
-            reporter.warning(
-                f"Backup {line.id} stays: another vbackup has begun to read it. The next prune removes it."
-            )
-            break  # it also reads what it depends on
-        reporter.step(f"Removed backup {line.id}: {', '.join(line.reasons)}.")
+        if line.heirs or line.id in why_kept:
+            continue  # removed when they have its data, or not at all
+        if removal.take_away(repository.directory(pruning.uuid, line.id)):
+            reporter.step(f"Removed backup {line.id}: {', '.join(line.reasons)}.")
+            continue
+        needed = retention.dependents(repository.catalogue(pruning.uuid).history, {line.id})
+        why_kept.update((one, f"{line.id} depends on it") for one in needed)
+        why_kept[line.id] = stays.IN_USE
+        reporter.warning(f"Backup {line.id} stays: another vbackup has begun to read it. The next prune removes it.")
     failures = removal.delete_removed(domain_directory)
-    if pruning.merge is not None and consolidator is not None:
+    merge = pruning.merge
+    if merge is not None and not why_kept.keys().isdisjoint(merge.heirs):
+        why_kept.update(
+            (one, "not merged now: another vbackup has begun to read one that depends on it or on others")
+            for one in merge.heirs
+            if one not in why_kept
+        )
+        merge = None
+    if merge is not None and consolidator is not None:
         stop.check()
-        consolidator.carry_out(pruning.merge)
+        consolidator.carry_out(merge)
         failures = removal.delete_removed(domain_directory)
     if failures:
         raise StorageError(
             f"Backups were removed, but their room is not free, because they cannot be deleted: {'; '.join(failures)}."
             " Delete them by hand, or run the same command again when that is possible."
         )
-    return replace(pruning, lines=tuple(kept.get(line.id, line) for line in pruning.lines))
+    return replace(
+        pruning,
+        lines=tuple(
+            replace(line, is_kept=True, reasons=(why_kept[line.id],), heirs=())
+            if not line.is_kept and line.id in why_kept
+            else line
+            for line in pruning.lines
+        ),
+        merge=merge,
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,10 @@ def left(repo: Repository) -> list[str]:
     return [one.id for one in catalogue.history.backups]
 
 
+def names_in(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
 def why(pruning: Pruning, one: Backup) -> tuple[str, ...]:
     (line,) = (line for line in pruning.lines if line.id == one.id)
     return line.reasons
@@ -126,9 +131,7 @@ def remove(*ones: Backup) -> dict[str, Any]:
 # by rules
 
 
-def test_only_what_nothing_kept_depends_on_goes_without_consolidation(
-    repo: Repository, paths: dict[str, Path]
-) -> None:
+def test_only_what_nothing_kept_depends_on_goes_without_consolidation(repo: Repository, paths: dict[str, Path]) -> None:
     done = run(repo)
     assert left(repo) == [FIVE.id, SIX.id, SEVEN.id]
     assert [line.id for line in done.lines] == list(paths)
@@ -138,9 +141,9 @@ def test_only_what_nothing_kept_depends_on_goes_without_consolidation(
 
 
 def test_dry_run_shows_what_the_run_does_and_does_nothing(repo: Repository, paths: dict[str, Path]) -> None:
-    before = {path.name: sorted(os.listdir(path)) for path in paths.values()}
+    before = {path.name: names_in(path) for path in paths.values()}
     shown = run(repo, dry_run=True)
-    assert {path.name: sorted(os.listdir(path)) for path in paths.values()} == before
+    assert {path.name: names_in(path) for path in paths.values()} == before
     assert run(repo) == shown
 
 
@@ -208,10 +211,8 @@ class StopAfter(Stop):
 def test_stopped_prune_leaves_whole_backups_and_is_finished_by_the_next(
     repo: Repository, paths: dict[str, Path], times: int
 ) -> None:
-    try:
+    with suppress(InterruptedBySignalError):
         run(repo, stop=StopAfter(times))
-    except InterruptedBySignalError:
-        pass
     assert left(repo)[-3:] == [FIVE.id, SIX.id, SEVEN.id]
     run(repo)
     assert left(repo) == [FIVE.id, SIX.id, SEVEN.id]
@@ -227,17 +228,18 @@ def killed_at(repo: Repository, step: int) -> bool:
     """Prune in a child process that dies just before its ``step``-th change; False if it ended before that."""
     child = os.fork()
     if child == 0:
-        left_steps = step
-        for name in CALLS:
+        changes = itertools.count()
 
-            def die_or_go_on(*arguments: Any, really: Any = getattr(os, name), **more: Any) -> Any:
-                nonlocal left_steps
-                left_steps -= 1
-                if left_steps < 0:
+        def mortal(really: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **more: Any) -> Any:
+                if next(changes) == step:
                     os._exit(9)  # without any clean-up, as after SIGKILL
                 return really(*arguments, **more)
 
-            setattr(os, name, die_or_go_on)
+            return call
+
+        for name in CALLS:
+            setattr(os, name, mortal(getattr(os, name)))
         try:
             run(repo)
         finally:
@@ -254,7 +256,7 @@ def test_prune_that_is_killed_anywhere_is_finished_by_the_next(repo: Repository)
         paths = [commit(repo, one) for one in ALL]
         was_killed = killed_at(repo, points)
         assert left(repo)[-3:] == [FIVE.id, SIX.id, SEVEN.id]
-        assert all(sorted(os.listdir(path)) == ["manifest.json", "vda.qcow2"] for path in paths if path.exists())
+        assert all(names_in(path) == ["manifest.json", "vda.qcow2"] for path in paths if path.exists())
         run(repo)
         assert left(repo) == [FIVE.id, SIX.id, SEVEN.id]
         assert not removal.removed(repo.path / UUID)
@@ -328,7 +330,35 @@ def test_chain_that_is_read_from_the_middle_of_a_prune_on_stays(
         done = run(repo, recorder=recorder)
         assert left(repo) == [one.id for one in ALL if one is not FOUR]
     assert [line.id for line in done.removed] == [FOUR.id]
+    assert why(done, THREE) == ("in use: another vbackup is reading it",)
+    assert why(done, ONE) == (f"{THREE.id} depends on it",)
     assert f"Backup {THREE.id} stays" in recorder.warnings[0]
+
+
+def test_nothing_is_merged_from_under_a_reader(
+    repo: Repository, paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that would be removed alone is being read by then, and depends on one that gives its data away."""
+    other = incremental(8, FIVE)
+    directory = commit(repo, other)
+    commit(repo, incremental(9, SEVEN))
+    consolidator = FakeConsolidator(repo)
+    really = removal.take_away
+    with ExitStack() as stack, monkeypatch.context() as patched:
+
+        def take_away(path: Path) -> bool:
+            if path == directory:
+                stack.enter_context(readers.reading([directory]))
+            return really(path)
+
+        monkeypatch.setattr(removal, "take_away", take_away)
+        done = run(repo, consolidator=consolidator)
+    assert "carry out" not in consolidator.log
+    assert left(repo) == [FIVE.id, SIX.id, SEVEN.id, other.id, incremental(9, SEVEN).id]
+    assert [line.id for line in done.lines if line.is_kept] == left(repo)
+    assert done.merge is None
+    run(repo, consolidator=consolidator)
+    assert consolidator.log[-1] == "carry out"
 
 
 def test_broken_backups_count_for_no_rule_and_stay(repo: Repository, paths: dict[str, Path]) -> None:

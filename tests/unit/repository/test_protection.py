@@ -25,7 +25,7 @@ def test_backup_is_protected_until_it_is_not(tmp_path: Path) -> None:
     protection.unprotect(tmp_path)
     assert protection.read(tmp_path) is None
     protection.unprotect(tmp_path)
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def test_backup_that_is_taken_away_is_no_backup_and_then_no_files(repo: Reposito
     assert repo.unfinished(UUID) == []
     assert [path.name for path in removal.removed(repo.path / UUID)] == [f"{TWO.id}.removed"]
     assert removal.delete_removed(repo.path / UUID) == []
-    assert sorted(os.listdir(repo.path / UUID)) == [ONE.id, "domain.json", "lock"]
+    assert sorted(path.name for path in (repo.path / UUID).iterdir()) == [ONE.id, "domain.json", "lock"]
     assert removal.delete_removed(repo.path / UUID) == []
 
 

@@ -78,10 +78,28 @@ def test_last_keeps_the_newest_even_of_one_second() -> None:
 )
 def test_rule_keeps_the_newest_of_each_period(rules: Rules, expected: dict[str, str]) -> None:
     """2 November 2026 is a Monday."""
-    texts = (
-        "2025-12-30 08:00 2025-12-31 08:00 2026-10-30 08:00 2026-10-31 08:00 2026-11-01 12:00 2026-11-01 23:00"
-        " 2026-11-02 10:20 2026-11-02 10:40 2026-11-02 11:10 2026-11-02 11:50"
-    ).split()
+    texts = [
+        "2025-12-30",
+        "08:00",
+        "2025-12-31",
+        "08:00",
+        "2026-10-30",
+        "08:00",
+        "2026-10-31",
+        "08:00",
+        "2026-11-01",
+        "12:00",
+        "2026-11-01",
+        "23:00",
+        "2026-11-02",
+        "10:20",
+        "2026-11-02",
+        "10:40",
+        "2026-11-02",
+        "11:10",
+        "2026-11-02",
+        "11:50",
+    ]
     backups = at(*(utc(f"{day} {time}") for day, time in zip(texts[::2], texts[1::2])))
     assert kept(decide(backups, rules)) == expected
 
@@ -276,9 +294,7 @@ def test_backup_without_some_disks_takes_no_place_of_a_whole_one() -> None:
 
 def test_two_machines_with_one_uuid_each_keep_theirs() -> None:
     here, there = HostIdentity("here", "1" * 32), HostIdentity("there", "2" * 32)
-    backups = [
-        replace(one, host=there if one.sequence > 3 else here) for one in nightly("2026-11-01 22:00", 6)
-    ]
+    backups = [replace(one, host=there if one.sequence > 3 else here) for one in nightly("2026-11-01 22:00", 6)]
     verdicts = decide(backups, Rules(last=1))
     assert [one.reasons for one in verdicts if one.is_kept] == [
         ("last #1 of host here", "newest of host here"),
@@ -326,7 +342,9 @@ def test_last_full_stays_only_if_differentials_are_made() -> None:
     two = incremental(2, one)
     assert list(retention.bases_of_next(History([one, two]))) == [two.id]
     three = backup(3, image(level=Level.DIFFERENTIAL, base=one.id), level=Level.DIFFERENTIAL)
-    assert retention.bases_of_next(History([one, two, three]))[one.id] == ["the next differential of vda starts from it"]
+    assert retention.bases_of_next(History([one, two, three]))[one.id] == [
+        "the next differential of vda starts from it"
+    ]
 
 
 def test_dependents_are_those_through_any_disk_nearest_first() -> None:
@@ -432,9 +450,7 @@ RULES = st.builds(
     zone=st.sampled_from(ZONES),
     now=st.sampled_from(MOMENTS) | st.just(LATER),
 )
-def test_kept_is_what_the_model_keeps(
-    times: Sequence[datetime], rules: Rules, zone: tzinfo, now: datetime
-) -> None:
+def test_kept_is_what_the_model_keeps(times: Sequence[datetime], rules: Rules, zone: tzinfo, now: datetime) -> None:
     backups = at(*times)
     verdicts = decide(backups, rules, now=now, zone=zone)
     stay = {one.backup.id for one in verdicts if one.is_kept}
@@ -451,7 +467,7 @@ def test_kept_is_what_the_model_keeps(
 def test_pruning_after_every_backup_never_keeps_less_than_once_at_the_end(
     rules: Rules, begin: datetime, step: int
 ) -> None:
-    """Each backup is followed by a prune, as from cron; what stays is what one prune of all would have kept, or more."""
+    """Each backup is followed by a prune, as from cron; what one prune of all would have kept is there, or more."""
     there: list[Backup] = []
     backups = at(*(begin + timedelta(hours=step * number) for number in range(60)))
     for one in backups:

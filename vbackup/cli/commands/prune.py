@@ -60,5 +60,8 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         ("yearly", "years"),
     ):
         parser.add_argument(
-            f"--keep-{rule}", metavar="N", type=keep_count, help=f"keep the newest backup of each of the last N {period}"
+            f"--keep-{rule}",
+            metavar="N",
+            type=keep_count,
+            help=f"keep the newest backup of each of the last N {period}",
         )
