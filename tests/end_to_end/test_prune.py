@@ -42,12 +42,12 @@ def vbackup(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def a_year(repository: Path) -> list[str]:
-    """A full every Sunday and an incremental on the other days of 2026, in name only; returns their ids."""
+    """A full every Sunday and an incremental on the other days of 2023, in name only; returns their ids."""
     made = []
     before = None
     repo = Repository.open(repository)
     for day in range(365):
-        time = NOON.replace(month=1, day=1) + timedelta(days=day)
+        time = NOON.replace(year=2023, month=1, day=1) + timedelta(days=day)
         is_full = before is None or time.isoweekday() == 7
         level = Level.FULL if is_full else Level.INCREMENTAL
         one = backup(day + 1) if before is None or is_full else incremental(day + 1, before)

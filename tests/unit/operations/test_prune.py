@@ -351,7 +351,7 @@ def test_nothing_is_merged_from_under_a_reader(
                 stack.enter_context(readers.reading([directory]))
             return really(path)
 
-        monkeypatch.setattr(removal, "take_away", take_away)
+        patched.setattr(removal, "take_away", take_away)
         done = run(repo, consolidator=consolidator)
     assert "carry out" not in consolidator.log
     assert left(repo) == [FIVE.id, SIX.id, SEVEN.id, other.id, incremental(9, SEVEN).id]
