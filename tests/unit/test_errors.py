@@ -45,6 +45,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.DamagedError("vda", image="/r/vda.qcow2", backup="X", start_bytes=0, length_bytes=65536), 6),
     (errors.OutputDiffersError("vda", "/o/vda.qcow2", 65536), 6),
     (errors.CopiedError("/srv/copy", "X-full", "f0000000"), 6),
+    (errors.NeededError("X-full", ["protected"], "'vbackup unprotect X-full' ends that."), 6),
     (errors.NewerJournalError("X-full", "f0000000", schema="vbackup.journal/2", known="vbackup.journal/1"), 7),
     (errors.StorageError("x"), 7),
     (errors.NoSpaceError("x"), 7),
