@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,14 +16,16 @@ import pytest
 
 from tests.end_to_end.chains import Chain, levels
 from tests.lab import Lab, compare
-from tests.unit.builders import NOON, UUID, Recorder, backup, commit, incremental
+from tests.unit.builders import NOON, UUID, Recorder, backup, commit, image, incremental
 from vbackup import names
 from vbackup.domain.host import Host
 from vbackup.errors import BusyError
-from vbackup.model import Backup, Level
+from vbackup.model import Backup, ImageOptions, Level
 from vbackup.operations.backup import BackupRequest
 from vbackup.operations.backup import run as back_up
-from vbackup.repository import removal
+from vbackup.qemu import qemu_img
+from vbackup.repository import block_scan, manifest, removal
+from vbackup.repository.block_list import BLOCK_BYTES, best_algorithm
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -55,6 +58,84 @@ def a_year(repository: Path) -> list[str]:
         commit(repo, before)
         made.append(before.id)
     return made
+
+
+class Year:
+    """Real images of a small disk for every week of 2023, with what the disk held at each of them."""
+
+    SIZE_BYTES = 64 * BLOCK_BYTES
+
+    def __init__(self, repository: Path, *, full_every: int) -> None:
+        self.repository = repository
+        self.contents: dict[str, bytes] = {}
+        chance = random.Random(full_every)
+        content = bytearray(self.SIZE_BYTES)
+        before = None
+        for week in range(53):
+            time = NOON.replace(year=2023, month=1, day=1) + timedelta(weeks=week)
+            is_full = before is None or week % full_every == 0
+            level = Level.FULL if is_full else Level.INCREMENTAL
+            path = repository / UUID / names.backup_id(time, level)
+            path.mkdir(parents=True)
+            base = None if before is None or is_full else before.id
+            writes = {block: chance.randrange(256) for block in chance.sample(range(64), 3)}
+            for block, value in writes.items():
+                content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = bytes([value]) * BLOCK_BYTES
+            self._write(path, base, dict(enumerate(content[::BLOCK_BYTES])) if is_full else writes)
+            one = image(
+                level=level,
+                base=base,
+                virtual_size_bytes=self.SIZE_BYTES,
+                file_size_bytes=(path / "vda.qcow2").stat().st_size,
+                digest=None,
+                blocks=block_scan.make(
+                    path / "vda.qcow2", path / "vda.blocks", algorithm=best_algorithm(), check=lambda: None
+                ),
+            )
+            before = backup(week + 1, one, level=level, id=path.name, time=time)
+            (path / "manifest.json").write_text(manifest.dump(before))
+            self.contents[path.name] = bytes(content)
+
+    def _write(self, path: Path, base: str | None, blocks: dict[int, int]) -> None:
+        """Make an image with these blocks, each of one value; zeros are stored as such, as QEMU's jobs do."""
+        target = path / "vda.qcow2"
+        target.touch(mode=0o600)
+        backing = f"../{base}/vda.qcow2" if base else None
+        qemu_img.create(target, self.SIZE_BYTES, backing_rpath=backing, options=ImageOptions())
+        writes = [f"write {'-P ' + str(value) if value else '-z'} {64 * block}k 64k" for block, value in blocks.items()]
+        argv = ["qemu-io", "-f", "qcow2", *(word for write in writes for word in ("-c", write)), os.fspath(target)]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+    def check(self, tmp_path: Path) -> list[str]:
+        """Compare every point that is there, as qemu-img reads it; return their ids."""
+        catalogue = Repository.open(self.repository).catalogue(UUID)
+        assert not catalogue.broken
+        for one in catalogue.history.backups:
+            raw = tmp_path / "point.raw"
+            source = self.repository / UUID / one.id / "vda.qcow2"
+            subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", source, raw], check=True)
+            assert raw.read_bytes() == self.contents[one.id], one.id
+        return [one.id for one in catalogue.history.backups]
+
+
+def test_year_of_images_keeps_every_byte_of_what_stays(command: Command, repository: Path, tmp_path: Path) -> None:
+    """Fulls every eight weeks; what depends on nothing that stays has gone, and the room is free."""
+    year = Year(repository, full_every=8)
+    protected = list(year.contents)[9]
+    command("-q", "protect", protected, "-r", repository)
+    argv = ("-q", "prune", UUID, "-r", repository, "--keep-last", "3", "--keep-monthly", "4", "--consolidate", "never")
+    before = allocated_bytes(repository)
+    (domain,) = command(*argv, "--json").document["domains"]
+    there = year.check(tmp_path)
+    assert there == [line["id"] for line in domain["backups"] if line["action"] == "keep"]
+    assert protected in there
+    assert len(there) < 30
+    assert before - allocated_bytes(repository) == pytest.approx(domain["freed_bytes"], abs=1 << 17)
+    assert not command(*argv, "--json").document["domains"][0]["removed"]
+
+
+def allocated_bytes(directory: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
 # a machine
