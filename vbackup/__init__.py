@@ -20,7 +20,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
                              late_lists  read_progress  read_rate  block_list  block_scan  composition  notes
                              protection  backup_filter  comparison  condition  merge_room  room  lookup  removal
-                             retention  stays
+                             retention  stays  freed
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer

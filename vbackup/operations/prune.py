@@ -18,7 +18,7 @@ from vbackup import names
 from vbackup.errors import BusyError, NeededError, StorageError
 from vbackup.model import Backup
 from vbackup.report import Reporter
-from vbackup.repository import removal, retention, stays
+from vbackup.repository import freed, removal, retention, stays
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
@@ -53,8 +53,8 @@ class Merge(Protocol):
         """True if there is nothing to do."""
 
     @property
-    def freed_bytes(self) -> int:
-        """The room that it frees, in bytes, less what it takes."""
+    def extra_bytes(self) -> int:
+        """The room that further copies of the same data take, in bytes: if several backups get a copy each."""
 
     def sentences(self) -> list[str]:
         """Return what is done and how, for people."""
@@ -97,6 +97,7 @@ class Pruning:
     domain_name: str
     lines: tuple[Line, ...]  #: oldest first
     merge: Merge | None
+    merged_bytes: int = 0  #: room that is free when the merge is done
 
     @property
     def removed(self) -> tuple[Line, ...]:
@@ -106,8 +107,7 @@ class Pruning:
     @property
     def freed_bytes(self) -> int:
         """The room that it frees, in bytes; blocks that files share are not told apart."""
-        alone = sum(line.size_bytes for line in self.removed if not line.heirs)
-        return alone + (self.merge.freed_bytes if self.merge is not None else 0)
+        return sum(line.size_bytes for line in self.removed if not line.heirs) + self.merged_bytes
 
 
 def run(
@@ -166,13 +166,20 @@ def _plan(request: PruneRequest, repository: Repository, consolidator: Consolida
     if consolidator is None:
         fates.update((one, _Fate(True, (f"{needed[one]} depends on it",))) for one in inner)
         inner = []
-    merge = None
+    merge, merged_bytes = None, 0
     if consolidator is not None:
-        leaves = {one for one, fate in fates.items() if not fate.is_kept and one not in inner}
-        merge = consolidator.plan(_without(catalogue, leaves), inner)
+        rest = _without(catalogue, {one for one, fate in fates.items() if not fate.is_kept and one not in inner})
+        merge = consolidator.plan(rest, inner)
+        merged_bytes = freed.by_merging(repository, request.uuid, rest.history, inner) - merge.extra_bytes
     heirs = {} if merge is None else merge.heirs
     lines = [replace(line, heirs=tuple(heirs.get(line.id, ()))) for line in _lines(repository, catalogue, fates)]
-    return Pruning(request.uuid, catalogue.names[-1], tuple(lines), None if merge is None or merge.is_empty else merge)
+    return Pruning(
+        request.uuid,
+        catalogue.names[-1],
+        tuple(lines),
+        None if merge is None or merge.is_empty else merge,
+        merged_bytes,
+    )
 
 
 def _fates_by_rules(rules: Rules, facts: Facts) -> dict[str, _Fate]:
@@ -302,4 +309,5 @@ def _carry_out(
             for line in pruning.lines
         ),
         merge=merge,
+        merged_bytes=pruning.merged_bytes if merge is not None else 0,
     )

@@ -47,7 +47,7 @@ class FakeMerge:
     """What a consolidation plans: each removed backup gives its data to the next one."""
 
     heirs: Mapping[str, Sequence[str]]
-    freed_bytes: int = 1000
+    extra_bytes: int = 1000
 
     @property
     def is_empty(self) -> bool:
@@ -159,7 +159,8 @@ def test_backups_on_which_kept_ones_depend_give_their_data(repo: Repository, pat
     assert not paths[FIVE.id].exists()
     assert [one.id for one in repo.catalogue(UUID).history.backups] == [SEVEN.id]
     alone = sum(line.size_bytes for line in done.removed if not line.heirs)
-    assert done.freed_bytes == alone + 1000
+    assert done.freed_bytes == alone + done.merged_bytes
+    assert -1000 < done.merged_bytes < sum(line.size_bytes for line in done.removed if line.heirs)
 
 
 def test_dry_run_with_consolidation_shows_the_same(repo: Repository, paths: dict[str, Path]) -> None:
