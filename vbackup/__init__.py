@@ -6,7 +6,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
-                             speed  transaction  diff  usage  note  protect  prune
+                             speed  transaction  diff  usage  note  protect  prune  prune_merges
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey

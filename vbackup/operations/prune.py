@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, Protocol
 
 from vbackup import names
 from vbackup.errors import BusyError, NeededError, StorageError
 from vbackup.model import Backup
+from vbackup.operations.prune_merges import Consolidator, Merge
 from vbackup.report import Reporter
 from vbackup.repository import freed, removal, retention, stays
 from vbackup.repository.catalogue import Catalogue
@@ -39,41 +39,6 @@ class PruneRequest:
     remove: tuple[str, ...] = ()  #: instead of rules: ids of the backups to remove
     dry_run: bool = False
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
-
-
-class Merge(Protocol):
-    """What is to be done so that removed backups on which others depend can go."""
-
-    @property
-    def heirs(self) -> Mapping[str, Sequence[str]]:
-        """The ids of the backups that get data, by the id of the one that it comes from."""
-
-    @property
-    def is_empty(self) -> bool:
-        """True if there is nothing to do."""
-
-    @property
-    def extra_bytes(self) -> int:
-        """The room that further copies of the same data take, in bytes: if several backups get a copy each."""
-
-    def sentences(self) -> list[str]:
-        """Return what is done and how, for people."""
-
-    def document(self) -> dict[str, Any]:
-        """Return the same as a JSON object."""
-
-
-class Consolidator(Protocol):
-    """Gives the data of removed backups to those that depend on them."""
-
-    def recover(self, uuid: str) -> None:
-        """Finish or undo what a killed run left."""
-
-    def plan(self, catalogue: Catalogue, remove: Collection[str]) -> Merge:
-        """Return what has to be done. Raises NoSpaceError, and whatever says that it cannot be done."""
-
-    def carry_out(self, merge: Merge) -> None:
-        """Do it, and remove the backups."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +135,9 @@ def _plan(request: PruneRequest, repository: Repository, consolidator: Consolida
     if consolidator is not None:
         rest = _without(catalogue, {one for one, fate in fates.items() if not fate.is_kept and one not in inner})
         merge = consolidator.plan(rest, inner)
-        merged_bytes = freed.by_merging(repository, request.uuid, rest.history, inner) - merge.extra_bytes
+        fates.update((one, _Fate(True, (reason,))) for one, reason in merge.kept.items())
+        given = [one for one in inner if one not in merge.kept]
+        merged_bytes = freed.by_merging(repository, request.uuid, rest.history, given) - merge.extra_bytes
     heirs = {} if merge is None else merge.heirs
     lines = [replace(line, heirs=tuple(heirs.get(line.id, ()))) for line in _lines(repository, catalogue, fates)]
     return Pruning(
@@ -293,7 +260,7 @@ def _carry_out(
         merge = None
     if merge is not None and consolidator is not None:
         stop.check()
-        consolidator.carry_out(merge)
+        why_kept.update(consolidator.carry_out(merge))
         failures = removal.delete_removed(domain_directory)
     if failures:
         raise StorageError(

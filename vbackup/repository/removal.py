@@ -12,8 +12,8 @@ from pathlib import Path
 from vbackup.files import fsync, storage_errors
 from vbackup.repository import readers
 
-#: Suffix of a backup that is removed and not yet deleted.
-REMOVED = ".removed"
+#: Prefix of a backup that is removed and not yet deleted.
+REMOVED = ".removed-"
 
 
 def take_away(directory: Path) -> bool:
@@ -30,17 +30,17 @@ def take_away(directory: Path) -> bool:
 
 def _free_name(directory: Path) -> Path:
     """Return the new path; it is only taken if an earlier backup of that id could not be deleted."""
-    path, number = directory.with_name(directory.name + REMOVED), 1
+    path, number = directory.with_name(f"{REMOVED}{directory.name}"), 1
     while os.path.lexists(path):
         number += 1
-        path = directory.with_name(f"{directory.name}.{number}{REMOVED}")
+        path = directory.with_name(f"{REMOVED}{directory.name}.{number}")
     return path
 
 
 def removed(domain_directory: Path) -> list[Path]:
     """Return the directories of removed backups that are not deleted yet. Raises StorageError."""
     with storage_errors(f"read {domain_directory}"):
-        return sorted(entry for entry in domain_directory.iterdir() if entry.name.endswith(REMOVED))
+        return sorted(entry for entry in domain_directory.iterdir() if entry.name.startswith(REMOVED))
 
 
 def delete_removed(domain_directory: Path) -> list[str]:

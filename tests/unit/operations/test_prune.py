@@ -48,6 +48,7 @@ class FakeMerge:
 
     heirs: Mapping[str, Sequence[str]]
     extra_bytes: int = 1000
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -68,6 +69,7 @@ class FakeConsolidator:
     log: list[str] = field(default_factory=list)
     seen: Catalogue | None = None
     error: Exception | None = None
+    stay: Mapping[str, str] = field(default_factory=dict)
 
     def recover(self, uuid: str) -> None:
         self.log.append(f"recover {uuid}")
@@ -85,10 +87,12 @@ class FakeConsolidator:
             }
         )
 
-    def carry_out(self, merge: Any) -> None:
+    def carry_out(self, merge: Any) -> Mapping[str, str]:
         self.log.append("carry out")
         for one in merge.heirs:
-            assert removal.take_away(self.repository.directory(UUID, one))
+            if one not in self.stay:
+                assert removal.take_away(self.repository.directory(UUID, one))
+        return self.stay
 
 
 def run(
@@ -161,6 +165,14 @@ def test_backups_on_which_kept_ones_depend_give_their_data(repo: Repository, pat
     alone = sum(line.size_bytes for line in done.removed if not line.heirs)
     assert done.freed_bytes == alone + done.merged_bytes
     assert -1000 < done.merged_bytes < sum(line.size_bytes for line in done.removed if line.heirs)
+
+
+def test_backup_that_could_not_be_merged_after_all_is_told(repo: Repository, paths: dict[str, Path]) -> None:
+    done = run(repo, consolidator=FakeConsolidator(repo, stay={FIVE.id: "it is in use"}))
+    assert why(done, FIVE) == ("it is in use",)
+    assert FIVE.id not in [line.id for line in done.removed]
+    assert SIX.id in [line.id for line in done.removed]
+    assert paths
 
 
 def test_dry_run_with_consolidation_shows_the_same(repo: Repository, paths: dict[str, Path]) -> None:

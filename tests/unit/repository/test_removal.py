@@ -22,7 +22,7 @@ def test_backup_that_is_taken_away_is_no_backup_and_then_no_files(repo: Reposito
     catalogue = repo.catalogue(UUID)
     assert (catalogue.history.backups, catalogue.broken) == ((ONE,), ())
     assert repo.unfinished(UUID) == []
-    assert [path.name for path in removal.removed(repo.path / UUID)] == [f"{TWO.id}.removed"]
+    assert [path.name for path in removal.removed(repo.path / UUID)] == [f".removed-{TWO.id}"]
     assert removal.delete_removed(repo.path / UUID) == []
     assert sorted(path.name for path in (repo.path / UUID).iterdir()) == [ONE.id, "domain.json", "lock"]
     assert removal.delete_removed(repo.path / UUID) == []
@@ -40,7 +40,7 @@ def test_rest_that_cannot_be_deleted_is_named_and_does_not_hinder_the_next(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert removal.take_away(commit(repo, ONE))
-    rest = repo.path / UUID / f"{ONE.id}.removed"
+    rest = repo.path / UUID / f".removed-{ONE.id}"
 
     def refuse(path: Path) -> None:
         raise PermissionError(1, "Operation not permitted", path)
@@ -58,7 +58,7 @@ def test_link_in_place_of_a_rest_is_removed_and_not_followed(repo: Repository, t
     directory = commit(repo, ONE)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    (repo.path / UUID / "x.removed").symlink_to(tmp_path / "other")
+    (repo.path / UUID / ".removed-x").symlink_to(tmp_path / "other")
     assert removal.delete_removed(repo.path / UUID) == []
     assert (tmp_path / "other" / "file").exists()
     assert directory.exists()
