@@ -6,12 +6,12 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
-                             speed  transaction  diff  usage  note  protect  prune  prune_merges
+                             speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
-                             denied  denied_facts  written  storing
+                             denied  denied_facts  written  storing  merge
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
@@ -20,7 +20,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
                              late_lists  read_progress  read_rate  block_list  block_scan  composition  notes
                              protection  backup_filter  comparison  condition  merge_room  room  lookup  removal
-                             retention  stays  freed
+                             retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer

@@ -35,6 +35,7 @@ from vbackup.errors import (
 )
 from vbackup.images import targets
 from vbackup.model import FreezeMark, NodeBitmap
+from vbackup.operations import consolidation
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import Job, JobStatus
 from vbackup.qemu.monitor import block_nodes
@@ -114,6 +115,8 @@ def run(
     """
     with ExitStack() as stack:
         stack.enter_context(repository.lock(uuid, presume_dead=presume_dead))
+        if not dry_run:
+            consolidation.recover(repository, uuid, reporter=reporter, stop=stop)
         domain = None
         with suppress(DomainNotFoundError):
             access = Access(exclusive)
@@ -139,6 +142,7 @@ def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
     it, BusyError if QEMU has images of a copy of this repository open, InterruptedBySignalError, and what the monitor
     raises; what could not be undone is a warning.
     """
+    finish_merges(domain)
     _refuse_copies(domain, abort=abort)
     recovered = []
     for backup_id in domain.repository.unfinished(domain.uuid):
@@ -161,6 +165,19 @@ def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
     for name in leftovers.remove_leftovers(domain.monitor, domain.naming):
         domain.reporter.step(f"Removed {name} from QEMU, left by an interrupted backup.")
     return recovered
+
+
+def finish_merges(domain: LockedDomain) -> None:
+    """Finish or undo the merges that a dead run left. What cannot be finished now is a warning: no backup needs it."""
+    try:
+        consolidation.recover(domain.repository, domain.uuid, reporter=domain.reporter, stop=domain.stop)
+    except InterruptedBySignalError:
+        raise
+    except VbackupError as err:
+        domain.reporter.warning(
+            f"A merge of backups, which was interrupted, could not be finished: {err} Backups that are listed can be"
+            " restored all the same, and the next run tries again."
+        )
 
 
 def _refuse_copies(domain: LockedDomain, *, abort: bool) -> None:

@@ -18,7 +18,7 @@ from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import read_regular, storage_errors
 from vbackup.model import Backup, DiskImage, HostIdentity
-from vbackup.repository import manifest
+from vbackup.repository import manifest, merge_journal
 from vbackup.repository.history import History
 
 
@@ -105,6 +105,7 @@ def read(directory: Path, uuid: str) -> Catalogue:
     backups: list[Backup] = []
     unreadable: list[Broken] = []
     unusable: set[tuple[str, str]] = set()
+    merging = merge_journal.in_place(directory)
     for backup_id in sorted(_committed(directory)):
         try:
             backup = _manifest(directory, backup_id, uuid)
@@ -112,8 +113,9 @@ def read(directory: Path, uuid: str) -> Catalogue:
             unreadable.append(Broken(backup_id, _shortened(str(err))))
             continue
         backups.append(backup)
-        unusable.update((backup_id, image.dev) for image in backup.disks if not _is_whole(directory / backup_id, image))
-    history = History(backups, unusable)
+        is_whole = _is_there if backup_id in merging else _is_whole  # what is being merged into has another size
+        unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(directory / backup_id, image))
+    history = History(backups, unusable, merging=merging)
     return Catalogue(
         uuid,
         tuple(domain_names(directory)),
@@ -170,6 +172,10 @@ def _manifest(directory: Path, backup_id: str, uuid: str) -> Backup:
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err
         raise ChainError(f"The manifest of backup {backup_id} cannot be read: {reason}.") from err
     return manifest.load(text, backup_id=backup_id, domain_uuid=uuid)
+
+
+def _is_there(directory: Path, image: DiskImage) -> bool:
+    return is_regular(directory / image.file)
 
 
 def _is_whole(directory: Path, image: DiskImage) -> bool:

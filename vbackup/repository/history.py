@@ -25,16 +25,31 @@ class Link:
 class History:
     """The backups of one domain in one repository, in the order of their commits, and which images are unusable.
 
-    ``unusable`` has (backup id, dev) of the images that are missing or do not have the recorded size.
+    ``unusable`` has (backup id, dev) of the images that are missing or do not have the recorded size. ``merging`` has
+    the backups that are being removed by a merge in place (vbackup.repository.merge_journal): they are a part of the
+    chains of others until that has ended, and nothing else.
     """
 
-    def __init__(self, backups: Sequence[Backup], unusable: Collection[tuple[str, str]] = ()) -> None:
-        self.backups = tuple(sorted(backups, key=lambda backup: backup.sequence))
-        self._by_id = {backup.id: backup for backup in self.backups}
+    def __init__(
+        self,
+        backups: Sequence[Backup],
+        unusable: Collection[tuple[str, str]] = (),
+        *,
+        merging: Collection[str] = (),
+    ) -> None:
+        ordered = tuple(sorted(backups, key=lambda backup: backup.sequence))
+        self.backups = tuple(backup for backup in ordered if backup.id not in merging)
+        self.merging = tuple(backup for backup in ordered if backup.id in merging)
+        self._by_id = {backup.id: backup for backup in ordered}
         self._unusable = frozenset(unusable)
 
     def get(self, backup_id: str) -> Backup:
         """Return the backup with that id. Raises ChainError if there is none."""
+        if any(backup.id == backup_id for backup in self.merging):
+            raise ChainError(
+                f"Backup {backup_id} is being removed: its images are being merged with those of a later backup, so it"
+                " cannot be restored any more. 'vbackup recover DOMAIN' finishes a merge that was interrupted."
+            )
         try:
             return self._by_id[backup_id]
         except KeyError:
@@ -47,7 +62,7 @@ class History:
     @property
     def next_sequence(self) -> int:
         """The sequence number of the backup that is committed next."""
-        return self.backups[-1].sequence + 1 if self.backups else 1
+        return max((backup.sequence for backup in self._by_id.values()), default=0) + 1
 
     def with_committed(self, backup: Backup) -> History:
         """Return the history with one more backup."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from vbackup.errors import BusyError, ChainError, NewerJournalError
-from vbackup.repository import journal, lock
+from vbackup.repository import journal, lock, merge_journal
 from vbackup.repository.writer import DEAD_S
 
 
@@ -42,6 +42,21 @@ def refuse_live_writer(stage: Path, *, backup_id: str, domain_uuid: str, presume
     if sign is None:
         return
     raise BusyError(f"Backup {backup_id} of domain {domain_uuid} is being made by {sign}; wait for it to end.")
+
+
+def refuse_live_merger(directory: Path, *, domain_uuid: str, presume_dead: bool) -> None:
+    """Raise BusyError if another process merges backups of the domain. As ``refuse_live_writer``."""
+    try:
+        entry = merge_journal.read(directory)
+    except ChainError:
+        return
+    if entry is None or not entry.is_of(directory):
+        return
+    lock_path = directory / "lock"
+    silent_s = now(lock_path) - (directory / merge_journal.NAME).stat().st_mtime
+    sign = entry.writer.sign_of_life(silent_s, has_lock=lock.works(lock_path), presume_dead=presume_dead)
+    if sign is not None:
+        raise BusyError(f"Backups of domain {domain_uuid} are being merged by {sign}; wait for it to end.")
 
 
 def seems_at_work(stage: Path, *, backup_id: str, domain_uuid: str) -> bool:

@@ -5,6 +5,8 @@
     REPO/<domain uuid>/lock                    locked while a backup of the domain runs
     REPO/<domain uuid>/<backup id>/            manifest.json  domain.xml  nvram  vda.qcow2 ...
     REPO/<domain uuid>/<backup id>.partial/    the stage of a running or interrupted backup; also has a journal
+    REPO/<domain uuid>/merge.json              who merges backups of the domain now, or was interrupted
+    REPO/<domain uuid>/.merge-<backup id>/     the stage of new images of a backup (vbackup.repository.merge_stage)
 
 A backup exists once its directory has its final name: that rename is the commit. vbackup-repository(5) describes the
 format. vbackup.repository.catalogue reads what was committed, vbackup.repository.manifest reads and writes manifests,
@@ -161,6 +163,7 @@ class Repository:
 
         def check() -> None:
             self.refuse_live_writers(uuid, presume_dead=presume_dead)
+            liveness.refuse_live_merger(directory, domain_uuid=uuid, presume_dead=presume_dead)
 
         with storage_errors(f"write to {self.path}"):
             name = (wait.name if wait is not None else None) or self.name_of(uuid)

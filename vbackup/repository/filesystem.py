@@ -1,0 +1,155 @@
+"""What the filesystem of a repository can do for a merge: share data between files, exchange two names in one step.
+
+Both are asked of the filesystem itself, with small files, since neither its name nor the kernel's version tells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+#: linux/fs.h: the target shares all data of the source, until one of them is written.
+_FICLONE = 0x40049409
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+#: Prefix of the directory in which the filesystem is asked.
+PROBE = ".probe-"
+_PIECE_BYTES = 4 * 1024 * 1024
+#: Errors of a filesystem, or of a kernel, that cannot do something.
+_CANNOT = frozenset(
+    (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES)
+)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a filesystem can do, and the room in it."""
+
+    reflinks: bool  #: two files can share data (FICLONE)
+    exchanges: bool  #: two directories can exchange their names in one step (RENAME_EXCHANGE)
+    links: bool  #: a file can have two names
+    free_bytes: int
+
+
+def abilities(directory: Path) -> Abilities:
+    """Return what the filesystem can do in that directory, which has to be writable. Raises OSError."""
+    status = os.statvfs(directory)
+    place = directory / f"{PROBE}{os.getpid()}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(mode=0o700)
+    try:
+        one, other, file = place / "one", place / "other", place / "file"
+        one.mkdir()
+        other.mkdir()
+        file.write_bytes(bytes(4096))
+        return Abilities(
+            reflinks=_can(lambda: clone(file, place / "clone")),
+            exchanges=_can(lambda: exchange(one, other)),
+            links=_can(lambda: os.link(file, place / "link")),
+            free_bytes=status.f_bavail * status.f_frsize,
+        )
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _can(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except OSError as err:
+        if err.errno not in _CANNOT:
+            raise
+        return False
+    return True
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the room that is left for this user, in bytes. Raises OSError."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def clone(source: Path, target: Path) -> None:
+    """Make a new file that shares all data with another, with mode 0600. Raises OSError; nothing is left then."""
+    with _pair(source, target) as (reading, writing):
+        fcntl.ioctl(writing, _FICLONE, reading)
+
+
+def copy(source: Path, target: Path, *, check: Callable[[], None], progress: Callable[[int], None]) -> None:
+    """Make a new file with the same content, and data of its own, with mode 0600; holes stay holes.
+
+    ``check`` is called between pieces and may raise; ``progress`` gets the number of bytes so far. Raises OSError;
+    nothing is left then.
+    """
+    with _pair(source, target) as (reading, writing):
+        size_bytes = os.fstat(reading).st_size
+        os.ftruncate(writing, size_bytes)
+        for start, end in _data(reading, size_bytes):
+            done = os.lseek(writing, start, os.SEEK_SET)
+            while done < end:
+                check()
+                # Not copy_file_range(): where it can, it shares the data.
+                sent = os.sendfile(writing, reading, done, min(_PIECE_BYTES, end - done))
+                if sent == 0:
+                    raise OSError(errno.EIO, f"{source} became shorter while it was copied")
+                done += sent
+                progress(done)
+
+
+def _data(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the parts of a file that are no holes."""
+    end = 0
+    while end < size_bytes:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+@contextmanager
+def _pair(source: Path, target: Path) -> Iterator[tuple[int, int]]:
+    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        writing = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            yield reading, writing
+        except BaseException:
+            with suppress(OSError):
+                target.unlink()
+            raise
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange the names of two files or directories: at every instant, both names exist. Raises OSError."""
+    call = _renameat2()
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fspath(one))
+
+
+@lru_cache(maxsize=1)
+def _renameat2() -> Any:
+    """Return the C library's function, which Python has no name for; None if it has none (glibc before 2.28)."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+        call.restype = ctypes.c_int
+    return call
