@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -117,10 +121,33 @@ class Year:
             assert raw.read_bytes() == self.contents[one.id], one.id
         return [one.id for one in catalogue.history.backups]
 
+    def copied(self, repository: Path) -> Year:
+        """Copy the repository, which is made once, to a place where it may be changed."""
+        shutil.copytree(self.repository, repository, dirs_exist_ok=True)
+        year = copy.copy(self)
+        year.repository = repository
+        return year
 
-def test_year_of_images_keeps_every_byte_of_what_stays(command: Command, repository: Path, tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def years(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Year]:
+    @functools.cache
+    def make(full_every: int) -> Year:
+        path = tmp_path_factory.mktemp("year") / "repository"
+        Repository.create(path)
+        return Year(path, full_every=full_every)
+
+    return make
+
+
+Years = Callable[[int], Year]
+
+
+def test_year_of_images_keeps_every_byte_of_what_stays(
+    command: Command, repository: Path, tmp_path: Path, years: Years
+) -> None:
     """Fulls every eight weeks; what depends on nothing that stays has gone, and the room is free."""
-    year = Year(repository, full_every=8)
+    year = years(8).copied(repository)
     protected = list(year.contents)[9]
     command("-q", "protect", protected, "-r", repository)
     argv = ("-q", "prune", UUID, "-r", repository, "--keep-last", "3", "--keep-monthly", "4", "--consolidate", "never")
@@ -132,6 +159,43 @@ def test_year_of_images_keeps_every_byte_of_what_stays(command: Command, reposit
     assert len(there) < 30
     assert before - allocated_bytes(repository) == pytest.approx(domain["freed_bytes"], abs=1 << 17)
     assert not command(*argv, "--json").document["domains"][0]["removed"]
+
+
+@pytest.mark.parametrize("way", ["auto", "in-place", "copy"])
+def test_full_for_ever_takes_over_the_year_byte_for_byte(
+    command: Command, repository: Path, tmp_path: Path, years: Years, way: str
+) -> None:
+    """One full in January and nothing but incrementals after it; a dry run shows what is done, and the room."""
+    year = years(60).copied(repository)
+    command("-q", "protect", list(year.contents)[20], "-r", repository)
+    argv = ("-q", "prune", UUID, "-r", repository, "--keep-last", "3", "--keep-monthly", "4", "--consolidate", way)
+    shown = command(*argv, "--dry-run", "--json").document["domains"]
+    before = allocated_bytes(repository)
+    done = command(*argv, "--json").document["domains"]
+    for domain in (*shown, *done):
+        assert domain["consolidation"].pop("free_bytes") > 0
+    assert done == shown
+    (domain,) = done
+    there = year.check(tmp_path)
+    assert there == [line["id"] for line in domain["backups"] if line["action"] == "keep"]
+    assert len(there) == 8  # the protected one, four months, three weeks
+    given = {heir for line in domain["backups"] for heir in line["heirs"]}
+    assert given <= set(there)
+    assert before - allocated_bytes(repository) >= domain["freed_bytes"] - (1 << 20)
+    assert domain["freed_bytes"] > 0
+    again = command(*argv, "--json").document["domains"][0]
+    assert (again["removed"], again["consolidation"]) == (0, None)
+
+
+def test_chains_are_kept_short(command: Command, repository: Path, tmp_path: Path, years: Years) -> None:
+    year = years(60).copied(repository)
+    argv = ("-q", "prune", UUID, "-r", repository, "--keep-last", "9", "--max-chain", "4")
+    shown = command(*argv, "--dry-run", "--json").document["domains"][0]
+    assert [one["dev"] for one in shown["consolidation"]["shortened"]] == ["vda"] * 2
+    command(*argv)
+    assert len(year.check(tmp_path)) == 9
+    history = Repository.open(repository).catalogue(UUID).history
+    assert [len(history.links(one.id, "vda")) for one in history.backups] == [1, 2, 3, 4, 1, 2, 3, 4, 1]
 
 
 def allocated_bytes(directory: Path) -> int:

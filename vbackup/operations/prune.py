@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from vbackup import names
 from vbackup.errors import BusyError, NeededError, StorageError
 from vbackup.model import Backup
+from vbackup.operations import consolidation
 from vbackup.operations.prune_merges import Consolidator, Merge
 from vbackup.report import Reporter
 from vbackup.repository import freed, removal, retention, stays
@@ -93,8 +94,7 @@ def run(
     uuid = request.uuid
     with repository.lock(uuid, wait=LockWait(request.wait_lock_s, reporter, stop)):
         _warn_without_locks(repository, uuid, reporter)
-        if consolidator is not None:
-            consolidator.recover(uuid)
+        consolidation.recover(repository, uuid, reporter=reporter, stop=stop)
         for failure in removal.delete_removed(repository.path / uuid):
             reporter.warning(f"A removed backup still takes room, because it cannot be deleted: {failure}.")
         pruning = _plan(request, repository, consolidator)

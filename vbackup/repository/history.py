@@ -57,7 +57,9 @@ class History:
 
     def without(self, ids: Collection[str]) -> History:
         """Return the history as it is when these backups are gone."""
-        return History([backup for backup in self.backups if backup.id not in ids], self._unusable)
+        merging = [backup.id for backup in self.merging]
+        left = [backup for backup in self._by_id.values() if backup.id not in ids]
+        return History(left, self._unusable, merging=merging)
 
     @property
     def next_sequence(self) -> int:

@@ -71,9 +71,6 @@ class FakeConsolidator:
     error: Exception | None = None
     stay: Mapping[str, str] = field(default_factory=dict)
 
-    def recover(self, uuid: str) -> None:
-        self.log.append(f"recover {uuid}")
-
     def plan(self, catalogue: Catalogue, remove: Collection[str]) -> FakeMerge:
         self.log.append("plan")
         self.seen = catalogue
@@ -154,7 +151,7 @@ def test_dry_run_shows_what_the_run_does_and_does_nothing(repo: Repository, path
 def test_backups_on_which_kept_ones_depend_give_their_data(repo: Repository, paths: dict[str, Path]) -> None:
     consolidator = FakeConsolidator(repo)
     done = run(repo, consolidator=consolidator)
-    assert consolidator.log == [f"recover {UUID}", "plan", "carry out"]
+    assert consolidator.log == ["plan", "carry out"]
     assert consolidator.seen is not None
     # What nothing depends on has gone by then.
     assert [one.id for one in consolidator.seen.history.backups] == [FIVE.id, SIX.id, SEVEN.id]

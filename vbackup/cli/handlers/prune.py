@@ -13,8 +13,10 @@ from vbackup.cli.context import Context
 from vbackup.errors import DomainNotFoundError, InterruptedBySignalError, Status, UsageError, VbackupError
 from vbackup.operations import prune
 from vbackup.operations.prune import Line, PruneRequest, Pruning
-from vbackup.report import Labelling
+from vbackup.operations.prune_merges import Consolidation
+from vbackup.report import Labelling, Reporter
 from vbackup.repository import manifest
+from vbackup.repository.merging import Way
 from vbackup.repository.repository import Repository
 from vbackup.repository.retention import Rules
 
@@ -78,6 +80,8 @@ def _words(options: argparse.Namespace) -> list[str]:
         raise UsageError("Give a domain, or --all.")
     if "" in words:
         raise UsageError("The domain name is empty.")
+    if options.max_chain is not None and options.consolidate == "never":
+        raise UsageError("--max-chain merges backups, and --consolidate never forbids it.")
     if options.remove and (options.all or len(words) != 1):
         raise UsageError("--remove needs one domain: ids are unique in a domain only.")
     return words
@@ -117,9 +121,12 @@ def _prune(
         request = PruneRequest(
             uuid, rules, tuple(options.remove), dry_run=options.dry_run, wait_lock_s=options.wait_lock
         )
+        consolidator = _consolidator(options, context, repository, of_domain)
         try:
             done.append(
-                prune.run(request, repository=repository, consolidator=None, reporter=of_domain, stop=context.stop)
+                prune.run(
+                    request, repository=repository, consolidator=consolidator, reporter=of_domain, stop=context.stop
+                )
             )
         except InterruptedBySignalError:
             raise
@@ -128,6 +135,16 @@ def _prune(
             if len(uuids) > 1:
                 of_domain.warning(str(err))
     return done, failed
+
+
+def _consolidator(
+    options: argparse.Namespace, context: Context, repository: Repository, reporter: Reporter
+) -> Consolidation | None:
+    """Return what gives the data of removed backups to others, None for --consolidate never."""
+    way = Way(options.consolidate)
+    if way is Way.NEVER:
+        return None
+    return Consolidation(repository, way, reporter, context.stop, max_chain=options.max_chain)
 
 
 def _document(
