@@ -20,7 +20,7 @@ import pytest
 
 from tests.end_to_end.chains import Chain, levels
 from tests.lab import Lab, compare
-from tests.unit.builders import NOON, UUID, Recorder, backup, commit, image, incremental
+from tests.unit.builders import NOON, UUID, Recorder, backup, image, incremental
 from vbackup import names
 from vbackup.domain.host import Host
 from vbackup.errors import BusyError
@@ -52,14 +52,18 @@ def a_year(repository: Path) -> list[str]:
     """A full every Sunday and an incremental on the other days of 2023, in name only; returns their ids."""
     made = []
     before = None
-    repo = Repository.open(repository)
+    (repository / UUID).mkdir(mode=0o700)
     for day in range(365):
         time = NOON.replace(year=2023, month=1, day=1) + timedelta(days=day)
         is_full = before is None or time.isoweekday() == 7
         level = Level.FULL if is_full else Level.INCREMENTAL
         one = backup(day + 1) if before is None or is_full else incremental(day + 1, before)
         before = replace(one, id=names.backup_id(time, level), time=time)
-        commit(repo, before)
+        directory = repository / UUID / before.id
+        directory.mkdir()
+        (directory / "manifest.json").write_text(manifest.dump(before))
+        with (directory / "vda.qcow2").open("wb") as file:
+            file.truncate(before.disks[0].file_size_bytes)
         made.append(before.id)
     return made
 
@@ -225,6 +229,34 @@ def test_chain_goes_on_after_a_prune(chain: Chain, command: Command, tmp_path: P
         command("-q", "restore", "bases", "-r", chain.repository, "--backup", one["id"], "--output", output)
         for dev in ("vda", "vdb"):
             compare(output / f"{dev}.qcow2", tmp_path / f"out{number + 3}" / f"{dev}.qcow2")
+    chain.machine.write("vdb", "write -P 9 2M 1M")
+    assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
+    assert command("list", "bases", "-r", chain.repository).stderr == ""
+
+
+def test_full_for_ever_of_a_machine_takes_over_the_oldest_and_goes_on(
+    chain: Chain, command: Command, tmp_path: Path
+) -> None:
+    """The second is merged into the full and both into the third: it is the disk as it was, and so are the others."""
+    made = []
+    for step, options in enumerate(([], [], ["--note", "third", "--compress"], [])):
+        chain.machine.write("vda", f"write -P {step + 1} {step}M 1M", f"write -z {step * 512}k 64k")
+        chain.machine.write("vdb", f"write -P {step + 101} 1M 1M", f"discard {step}M 256k")
+        made.append(chain.backup(*options))
+    command("-q", "protect", made[2]["id"], "-r", chain.repository)
+    argv = ("prune", "bases", "--keep-last", "2", "-r", chain.repository)
+    (domain,) = command("-q", *argv, "--json").document["domains"]
+    assert [line["action"] for line in domain["backups"]] == ["remove", "keep", "keep", "keep"]
+    command("-q", *argv, "--keep-last", "1")
+    third = chain.repository / chain.uuid / made[2]["id"]
+    assert sorted(path.name for path in third.parent.glob("2*")) == [made[2]["id"], made[3]["id"]]
+    assert (third / "note").read_text() == "third\n"
+    assert (third / "protected").exists()
+    for number in (2, 3):
+        output = tmp_path / f"again{number}"
+        command("-q", "restore", "bases", "-r", chain.repository, "--backup", made[number]["id"], "--output", output)
+        for dev in ("vda", "vdb"):
+            compare(output / f"{dev}.qcow2", tmp_path / f"out{number + 1}" / f"{dev}.qcow2")
     chain.machine.write("vdb", "write -P 9 2M 1M")
     assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
     assert command("list", "bases", "-r", chain.repository).stderr == ""
