@@ -213,6 +213,30 @@ def test_impostor_is_refused(place: Path, name: str, impostor: Callable[[Path], 
         assert answers["restore"][0] == 6
 
 
+PRUNED_FILES = (*FILES[1:], *(
+    f"{UUID}/{one.id}/{name}" for one in (ONE, TWO) for name in ("protected", "note", "vda.blocks")
+), f"{UUID}/merge.json", f"{UUID}/.removed-{ONE.id}", f"{UUID}/.merge-{TWO.id}")  # fmt: skip
+
+
+@pytest.mark.parametrize("impostor", [fifo, link_to_canary, Path.mkdir, sparse], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("name", PRUNED_FILES)
+def test_prune_follows_no_impostor_and_removes_nothing_that_is_broken(
+    place: Path, name: str, impostor: Callable[[Path], None]
+) -> None:
+    """There is nothing to remove: the newest depends on the other."""
+    path = place / name
+    path.unlink(missing_ok=True)
+    impostor(path)
+    outside = {one: begin(one) for one in place.parent.iterdir() if one.is_file()}
+    for more in (("--dry-run",), (), ("--consolidate", "never")):
+        status, said = run("-q", "prune", "--all", "--keep-last", "1", "-r", place, *more)
+        assert status in (0, 3, 6, 7), said
+        assert sorted(one.name for one in (place / UUID).glob("2*")) in ([ONE.id, TWO.id], [TWO.id])
+        if name.endswith(("manifest.json", "protected", "vda.qcow2")):
+            assert (place / UUID / ONE.id).exists()
+    assert {one: begin(one) for one in place.parent.iterdir() if one.is_file()} == outside
+
+
 @pytest.mark.parametrize("kind", [fifo, link_to_zero, Path.mkdir], ids=lambda one: one.__name__)
 def test_impostor_of_the_recorded_size_is_no_image(place: Path, kind: Callable[[Path], None]) -> None:
     """What is not a file has a size too."""
