@@ -16,7 +16,7 @@ from pathlib import Path
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
-from vbackup.files import read_regular, storage_errors
+from vbackup.files import is_regular, read_regular, storage_errors
 from vbackup.model import Backup, DiskImage, HostIdentity
 from vbackup.repository import manifest, merge_journal
 from vbackup.repository.history import History

@@ -120,15 +120,6 @@ def check_structure(layer: Qcow2Layer, link: Link) -> None:
         raise damaged(layer.path, link, "its header or tables differ from the recorded ones")
 
 
-def check_structure(layer: Qcow2Layer, link: Link) -> None:
-    """Raise ChainError if header or tables of an image with a block list are not what its manifest records."""
-    blocks = link.image.blocks
-    assert blocks is not None
-    algorithm = algorithm_of(blocks.structure, where=f"The manifest of backup {link.backup.id}")
-    if block_scan.structure_digest(layer, algorithm) != blocks.structure:
-        raise _damaged(layer.path, link, "its header or tables differ from the recorded ones")
-
-
 def opened_list(path: Path, link: Link) -> BlockList:
     """Open the block list of the image at ``path``, whose manifest records one.
 
