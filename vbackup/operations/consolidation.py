@@ -10,6 +10,7 @@ All this needs the domain's lock. ``recover`` comes first, in whatever has it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ from vbackup.stop import Stop
 _PROTECTED = "protected"
 #: Prefix of what a stage has only for a while: it is not published.
 _TEMPORARY = ".temporary-"
+#: How long the storage daemon of a dead run may take to end.
+_CLOSING_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,11 @@ def recover(repository: Repository, uuid: str, *, reporter: Reporter, stop: Stop
             ids = [backup.id for backup in history.merging]
             place = Place(reflinks=False, links=True, free_bytes=_place(directory).free_bytes)
             wanted = merging.removal(history, ids, way=Way.AUTO, place=place)
-            with MergeJournal(directory, entry.removed, in_place=entry.in_place) as written:
+            with MergeJournal(directory, entry.removed, in_place=ids) as written:
                 run = _Run(repository, uuid, reporter, stop, written, None, is_resumed=True)
-                run.carry_out(wanted)
+                result = run.carry_out(wanted)
+            if result.kept:
+                raise BusyError("; ".join(f"{backup_id}: {reason}" for backup_id, reason in result.kept.items()) + ".")
             done.append(f"Finished the merge of {', '.join(ids)}, which was interrupted.")
         else:
             with storage_errors(f"remove {directory / merge_journal.NAME}"):
@@ -260,13 +265,27 @@ class _Run:
             }
             for disk in in_place:
                 self._check_before(disk, history)
-                images_merge.refuse_used(self._path(disk.layers[-1], disk.dev))
+                self._refuse_used(disk)
             claimed = [self.directory / backup_id for backup_id in (*lost, each.heir)]
             stack.enter_context(merge_stage.claim(claimed, stop=self.stop))
             self.written.set_in_place({*self.written.in_place, *lost})
             for disk in in_place:
                 images[disk.dev] = self._image(disk, history, stage)
             self._publish(each, images, history, stage, is_claimed=True)
+
+    def _refuse_used(self, disk: DiskMerge) -> None:
+        """Raise BusyError if another process has the image open; the daemon of a dead run may still be closing it."""
+        deadline = time.monotonic() + (_CLOSING_S if self.is_resumed else 0.0)
+        while True:
+            try:
+                images_merge.refuse_used(self._path(disk.layers[-1], disk.dev))
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                self.stop.check()
+                time.sleep(readers.TICK_S)
+            else:
+                return
 
     def _publish(
         self,

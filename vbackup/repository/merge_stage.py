@@ -24,10 +24,11 @@ from pathlib import Path
 from vbackup import names
 from vbackup.errors import BusyError
 from vbackup.files import fsync, is_directory, storage_errors
-from vbackup.repository import filesystem, readers
+from vbackup.repository import filesystem, merge_journal, readers
 from vbackup.stop import Stop
 
 MERGE, REMOVED = ".merge-", ".removed-"
+_LEFTOVERS = (MERGE, REMOVED, filesystem.PROBE, f".{merge_journal.NAME}.")
 #: The marker: every file in the stage is complete, and takes the place of the one that the backup has.
 PUBLISH = "publish"
 _MANIFEST = "manifest.json"
@@ -147,7 +148,7 @@ def leftovers(directory: Path) -> list[Path]:
         entries = sorted(directory.iterdir())
     except FileNotFoundError:
         return []
-    return [entry for entry in entries if entry.name.startswith((MERGE, REMOVED, filesystem.PROBE))]
+    return [entry for entry in entries if entry.name.startswith(_LEFTOVERS)]
 
 
 def clear(directory: Path) -> list[str]:
