@@ -69,6 +69,23 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
     return data
 
 
+def nameless(directory: Path) -> int:
+    """Return a descriptor, for reading and writing, of a file without a name (on NFS the name is removed at once).
+
+    It is gone when nobody has it open any more. Raises OSError.
+    """
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    import tempfile  # which few filesystems need
+
+    fd, path = tempfile.mkstemp(prefix="vbackup-", dir=directory)
+    os.unlink(path)  # noqa: PTH108 - the name is mkstemp's own
+    return fd
+
+
 def is_regular(path: Path) -> bool:
     """Return True if ``path`` is a regular file, and not a symbolic link to one."""
     try:

@@ -356,6 +356,17 @@ class BlocksRecord:
 
 
 @dataclass(frozen=True)
+class ChangeRecord:
+    """How much of a disk a backup copied, and how well that compresses; a merge of images does not change it."""
+
+    data_bytes: int  #: blocks of data
+    zero_bytes: int  #: blocks of zeros
+    sampled_bytes: int  #: of the data, how much was compressed to measure that (vbackup.repository.compressibility)
+    compressed_bytes: int  #: what it was compressed to
+    unusual: str | None = None  #: what is unusual about it, for people (vbackup.repository.change_watch)
+
+
+@dataclass(frozen=True)
 class DiskImage:
     """The image of one disk in a backup, and the base it depends on."""
 
@@ -375,6 +386,7 @@ class DiskImage:
     encrypted: bool = False  #: True if the disk was encrypted on the host; the image is not
     chain: ChainState | None = None  #: the disk's layers at that moment; None if it was not recorded
     blocks: BlocksRecord | None = None  #: None in a draft, and in a backup that has no block lists
+    change: ChangeRecord | None = None  #: None where ``blocks`` is, and in a backup that did not record it
 
 
 @dataclass(frozen=True)

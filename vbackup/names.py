@@ -30,17 +30,21 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: Disk names that libvirt accepts, and that are short enough for a node name (QEMU: 31 bytes).
 DEV = re.compile(r"[a-z][a-z0-9_]{0,9}")
 
+#: What an audit is named by in QEMU; the repository has nothing of this name.
+_AUDIT_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-audit")
+
 _PREFIX = re.compile(rf"vbackup-{REPOSITORY_ID.pattern}-")
 _BITMAP = re.compile(
-    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
-    rf"-(?:(?P<token>{TOKEN.pattern})|working|allocated)"
+    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern}|{_AUDIT_ID.pattern})"
+    rf"-(?P<dev>{DEV.pattern})-(?:(?P<token>{TOKEN.pattern})|working|allocated)"
 )
 _END_MARK = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-end-(?P<dev>{DEV.pattern})-(?P<size>[1-9][0-9]{{0,18}})"
 )
 
 _JOB = re.compile(
-    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})"
+    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern}|{_AUDIT_ID.pattern})"
+    rf"-(?P<dev>{DEV.pattern})"
 )
 
 
@@ -82,6 +86,11 @@ def stamp(time: datetime) -> str:
 def backup_id(time: datetime, level: Level) -> str:
     """Return the id of a backup, which is also the name of its checkpoint."""
     return f"{stamp(time)}-{level.value}"
+
+
+def audit_id(time: datetime) -> str:
+    """Return the id of an audit, which takes the place of a backup's id in the names of its jobs and bitmaps."""
+    return f"{stamp(time)}-audit"
 
 
 def stamp_of(backup: str) -> str:
@@ -150,6 +159,14 @@ class Naming:
         """Return the name of the node that shows the disk as it was at the moment of the backup."""
         return f"{self.prefix}{index}-view"
 
+    def audit_copy(self, index: int) -> str:
+        """Return the name of the node that receives what an audit reads of a disk."""
+        return f"{self.prefix}{index}-audit"
+
+    def audit_bits(self, index: int) -> str:
+        """Return the name of the node with the bitmaps of an audit: which blocks it reads, and which have changed."""
+        return f"{self.prefix}{index}-bits"
+
     def end_mark(self, dev: str, size_bytes: int) -> str:
         """Return the name of the bitmap that shows whether disk ``dev`` has been smaller since it had this size."""
         return f"{self.prefix}end-{dev}-{size_bytes}"
@@ -209,6 +226,11 @@ class BitmapName:
     def working(self) -> bool:
         """True for a bitmap that drives a copy, or that such a one is merged from; False for a checkpoint's."""
         return self.token is None
+
+    @property
+    def is_of_audit(self) -> bool:
+        """True for the working bitmap of an audit."""
+        return _AUDIT_ID.fullmatch(self.checkpoint) is not None
 
     def is_of_other_place(self, naming: Naming) -> bool:
         """Return True if a copy of the repository made it, or this one before it was moved."""

@@ -60,6 +60,20 @@ def test_backups_while_the_iothread_works(start: Start, bus: str) -> None:
 
 
 @pytest.mark.parametrize("bus", ["virtio", "scsi"])
+def test_audits_while_the_iothread_works(start: Start, bus: str) -> None:
+    chain = start(bus)
+    chain.machine.write(chain.specs[1].dev, "write -P 5 0 8M")
+    chain.run()
+    before = chain.machine.state()
+    for options in ((), ("--speed", "8M")):
+        chain.works(50)
+        audit = ("-c", chain.lab.uri, "audit", "bases", "-r", chain.repository, "--json", *options)
+        assert chain.command(*audit).document["verdict"] == "good"
+    assert chain.machine.state() == before
+    chain.is_well()
+
+
+@pytest.mark.parametrize("bus", ["virtio", "scsi"])
 def test_asking_what_is_allocated_while_the_iothread_works(
     start: Start, bus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,11 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.filesystem import Ext4
 from tests.trees import State, Tree
 from tests.unit.builders import Recorder
 from vbackup import files
-from vbackup.errors import NoSpaceError, Status, VbackupError
 from vbackup.operations import consolidation
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.repository import filesystem
@@ -78,9 +76,9 @@ def stepping(step: Callable[[], None]) -> None:
     """From now on, call ``step`` before everything in this process that changes something."""
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
-        if event in EVENTS:
-            step()
-        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        if event in EVENTS or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        ):
             step()
 
     sys.addaudithook(audit)

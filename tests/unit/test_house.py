@@ -22,6 +22,8 @@ ELSEWHERE = {
     "__main__": "unit/cli/test_cli.py",  # runs it as a process
     "cli.handlers.hooks": "unit/hooks/test_install.py",  # which runs ``vbackup hooks``
     "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
+    "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
+    "operations.audit": "end_to_end/test_audit.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "qapi.actions.backups": "unit/qapi/test_actions.py",  # one table has an example of every action
     "qapi.actions.base": "unit/qapi/test_actions.py",

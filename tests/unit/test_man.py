@@ -16,7 +16,7 @@ import vbackup
 from vbackup.cli import parser
 from vbackup.errors import Status
 from vbackup.layers import ChainState
-from vbackup.model import Backup, BlockDriver, Consistency, DiskImage, Group, HostIdentity, Level
+from vbackup.model import Backup, BlockDriver, ChangeRecord, Consistency, DiskImage, Group, HostIdentity, Level
 from vbackup.repository import manifest, repository
 
 TOP = Path(__file__).resolve().parents[2]
@@ -140,6 +140,7 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
     image = DiskImage(
         *("vda", Level.FULL, None, "asked for", "vda.qcow2", 0, 0, 0, "sha256:", None, "node", None, BlockDriver.RAW),
         chain=ChainState(()),
+        change=ChangeRecord(0, 0, 0, 0),
     )
     backup = Backup(
         id="20261123T101500Z-full",

@@ -185,3 +185,18 @@ def test_two_repositories_share_no_prefix() -> None:
         .working_bitmap("20261123T101500Z-full", "vda")
         .startswith(names.Naming("0123456789ac").prefix)
     )
+
+
+def test_what_an_audit_has_in_qemu_is_told_from_a_backups() -> None:
+    naming = names.Naming("0123456789ab")
+    audit_id = names.audit_id(NOON)
+    assert names.BACKUP_ID.fullmatch(audit_id) is None
+    parsed = names.parse_bitmap(naming.working_bitmap(audit_id, "vda"))
+    assert parsed is not None
+    assert (parsed.is_of_audit, parsed.working, parsed.dev) == (True, True, "vda")
+    job = names.parse_job(naming.job(audit_id, "vda"))
+    assert job is not None
+    assert job.backup_id == audit_id
+    for node in (naming.audit_copy(9999), naming.audit_bits(9999)):
+        assert len(node) <= 31
+        assert not naming.is_target_node(node)

@@ -25,6 +25,7 @@ COMMANDS = {
     "protect": "protect backups from being removed",
     "unprotect": "end the protection of backups",
     "note": "give a backup a note",
+    "audit": "check that changed-block tracking told the truth",
     "recover": "finish or undo interrupted backups",
     "speed": "change the speed of a running backup",
     "transaction": "check and send a QMP transaction",

@@ -128,6 +128,9 @@ def _evidence(
 def _check_images(node: DiskNode, base: Backup, history: History) -> None:
     """Check that the images of the base are in the repository, and that the disk is not smaller than it was then."""
     dev = node.disk.dev
+    distrust = history.distrust(base.id, dev)
+    if distrust is not None:
+        raise _UntrustedError(distrust)
     try:
         history.links(base.id, dev)
     except ChainError as err:

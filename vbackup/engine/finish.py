@@ -21,7 +21,7 @@ from vbackup.model import Backup, DiskImage
 from vbackup.qemu import jobs
 from vbackup.qemu.block_graph import BlockNodes
 from vbackup.qemu.jobs import Job
-from vbackup.repository import journal
+from vbackup.repository import change_watch, journal
 from vbackup.repository.journal import Journal
 
 if TYPE_CHECKING:
@@ -148,9 +148,12 @@ def commit(
         disks=_described(unfinished),
         duration_s=round(time.monotonic() - begun, 3) if begun is not None else 0.0,
     )
+    backup = change_watch.watched(backup, domain.repository.catalogue(backup.domain_uuid).history.backups)
     domain.repository.remember_name(backup.domain_uuid, backup.domain_name, backup.host)
     domain.stop.check()
     unfinished.stage.commit(backup, ready=close_journal)
+    for sentence in change_watch.warnings(backup):
+        domain.reporter.warning(sentence)
     return backup
 
 
@@ -159,5 +162,6 @@ def _described(unfinished: Unfinished) -> tuple[DiskImage, ...]:
     images = unfinished.draft.disks
     files = block_lists.list_all(_images(unfinished), early=unfinished.lists, watch=_watch(unfinished))
     return tuple(
-        replace(image, file_size_bytes=file.size_bytes, blocks=file.blocks) for image, file in zip(images, files)
+        replace(image, file_size_bytes=file.size_bytes, blocks=file.blocks, change=file.change)
+        for image, file in zip(images, files)
     )

@@ -50,7 +50,7 @@ from vbackup.errors import (
     StorageError,
     UnsuitableError,
 )
-from vbackup.files import storage_errors
+from vbackup.files import nameless, storage_errors
 from vbackup.images import targets
 from vbackup.model import Disk, SecurityLabel
 from vbackup.qemu import iothreads, qemu_img
@@ -133,7 +133,7 @@ def open_images(
     for disk in disks:
         assert disk.fleecing is not None
         with storage_errors(f"make a fleecing image in {directory}"):
-            fd = _nameless(directory)
+            fd = nameless(directory)
         try:
             qemu_img.create_in(fd, disk.node.top.virtual_size_bytes, what=f"make a fleecing image in {directory}")
             filename = targets.pass_fd(monitor, fd, disk.fleecing.node)
@@ -147,20 +147,6 @@ def open_images(
             raise StorageError(_refused(directory, err.description, security_labels)) from err
         finally:
             os.close(fd)
-
-
-def _nameless(directory: Path) -> int:
-    """Return a descriptor, for reading and writing, of a file without a name (on NFS the name is removed at once)."""
-    try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as err:
-        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-            raise
-    import tempfile
-
-    fd, path = tempfile.mkstemp(prefix="vbackup-", dir=directory)
-    os.unlink(path)  # noqa: PTH108 - the name is mkstemp's own
-    return fd
 
 
 def _area(fleecing: FleecingPlan, filename: str, size_bytes: int) -> targets.BlockdevOptions:
@@ -260,7 +246,7 @@ class SpaceWatch:
 def _fault(directory: Path) -> OSError | None:
     """Return why nothing can be written there now, as far as that shows in this process; None if it can."""
     try:
-        fd = _nameless(directory)
+        fd = nameless(directory)
         try:
             os.write(fd, bytes(1 << 16))
             os.fsync(fd)

@@ -90,12 +90,29 @@ def remove_end_marks(monitor: Monitor, marks: Collection[NodeBitmap]) -> None:
 
 
 def remove_leftovers(monitor: Monitor, naming: Naming) -> list[str]:
-    """Remove the jobs, then the nodes and descriptors, of this repository that a dead run left; return their names."""
+    """Remove the jobs, then the nodes and descriptors, of this repository that a dead run left; return their names.
+
+    The bitmaps of a dead audit too: no journal tells of it.
+    """
     prefix = naming.prefix
     job_ids = [job_id for job_id in jobs.query(monitor) if job_id.startswith(prefix)]
     if job_ids:
         jobs.cancel(monitor, job_ids)
-    return [*job_ids, *targets.close_all_in_qemu(monitor, naming)]
+    return [*job_ids, *targets.close_all_in_qemu(monitor, naming), *_remove_of_audits(monitor, naming)]
+
+
+def _remove_of_audits(monitor: Monitor, naming: Naming) -> list[str]:
+    nodes = block_nodes(monitor)
+    found = [
+        NodeBitmap(node_name, name)
+        for node_name in sorted(nodes.node_names())
+        for name in sorted(nodes.bitmaps(node_name))
+        if (parsed := names.parse_bitmap(name)) is not None
+        and parsed.repository_id == naming.repository_id
+        and parsed.is_of_audit
+    ]
+    refused = {bitmap for bitmap, _ in _remove_each(monitor, found)}
+    return [bitmap.bitmap for bitmap in found if bitmap not in refused]
 
 
 #: Where a bitmap comes from that is of this repository and of no backup of the domain, as messages say it.

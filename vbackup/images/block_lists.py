@@ -14,9 +14,10 @@ from threading import Event
 
 from vbackup.errors import StorageError
 from vbackup.files import storage_errors
-from vbackup.model import BlocksRecord
+from vbackup.model import BlocksRecord, ChangeRecord
 from vbackup.report import Phase, Reporter
 from vbackup.repository import block_list, block_scan
+from vbackup.repository.compressibility import Probe
 
 #: Number of images read at a time.
 MAX_IMAGES = 4
@@ -33,6 +34,7 @@ class EarlyList:
 
     stamp: tuple[int, int]  #: modification time in ns and size in bytes; a later write changes it
     blocks: BlocksRecord
+    change: ChangeRecord
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ImageFile:
 
     size_bytes: int
     blocks: BlocksRecord
+    change: ChangeRecord
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def list_all(images: Mapping[str, Path], *, early: Mapping[Path, EarlyList], wat
             stamp = _stamp(path)
         # QEMU writes nothing when it closes an image that it has flushed. If it ever does, the image is listed again.
         if early_list is not None and early_list.stamp == stamp:
-            return ImageFile(stamp[1], early_list.blocks)
-        return ImageFile(stamp[1], _list(dev, path, watch, size_bytes=stamp[1]))
+            return ImageFile(stamp[1], early_list.blocks, early_list.change)
+        return ImageFile(stamp[1], *_list(dev, path, watch, size_bytes=stamp[1]))
 
     with ThreadPoolExecutor(max_workers=MAX_IMAGES) as pool:
         return list(pool.map(describe, images.keys(), images.values()))
@@ -95,10 +98,11 @@ def list_all(images: Mapping[str, Path], *, early: Mapping[Path, EarlyList], wat
 def _early(dev: str, path: Path, watch: Watch) -> EarlyList:
     with storage_errors(f"read {path}"):
         stamp = _stamp(path)
-    return EarlyList(stamp, _list(dev, path, watch, size_bytes=stamp[1]))
+    return EarlyList(stamp, *_list(dev, path, watch, size_bytes=stamp[1]))
 
 
-def _list(dev: str, path: Path, watch: Watch, *, size_bytes: int) -> BlocksRecord:
+def _list(dev: str, path: Path, watch: Watch, *, size_bytes: int) -> tuple[BlocksRecord, ChangeRecord]:
+    probe = Probe(size_bytes)
     next_report_s = time.monotonic() + REPORT_S
     is_reported = False
 
@@ -115,9 +119,16 @@ def _list(dev: str, path: Path, watch: Watch, *, size_bytes: int) -> BlocksRecor
         algorithm=block_list.best_algorithm(),
         check=watch.check,
         progress=lambda done_bytes: progress(min(done_bytes, size_bytes - 1)),
+        probe=probe,
     )
     progress(size_bytes)
-    return blocks
+    change = ChangeRecord(
+        data_bytes=blocks.data_blocks * block_list.BLOCK_BYTES,
+        zero_bytes=blocks.zero_blocks * block_list.BLOCK_BYTES,
+        sampled_bytes=probe.sampled_bytes,
+        compressed_bytes=probe.compressed_bytes,
+    )
+    return blocks, change
 
 
 def _size_bytes(path: Path) -> int:

@@ -45,12 +45,12 @@ class Header:
     encrypted: bool
 
 
-def header(path: Path) -> Header:
-    """Read the header of the image at ``path``; no other file is opened.
+def header(path: Path, *, opened: Callable[[Path], int] = open_regular) -> Header:
+    """Read the header of the image at ``path``; no other file is opened. ``opened`` returns a descriptor of it.
 
     Raises ChainError if it cannot be read, or is not a qcow2 header that QEMU accepts.
     """
-    return _header(path, open_regular)
+    return _header(path, opened)
 
 
 def header_of_source(path: Path) -> Header:

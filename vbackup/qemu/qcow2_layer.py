@@ -64,11 +64,12 @@ class Qcow2Layer:
     writes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, opened: Callable[[Path], int] = open_regular) -> None:
+        """``opened`` returns a descriptor of the image; it is called twice."""
         self.path = path
-        self.header = qcow2.header(path)
+        self.header = qcow2.header(path, opened=opened)
         try:
-            self._fd = open_regular(path)
+            self._fd = opened(path)
         except OSError as err:
             raise ChainError(f"The image {path} cannot be read: {err.strerror or err}.") from err
         try:

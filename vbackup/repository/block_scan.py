@@ -31,6 +31,8 @@ from vbackup.repository.block_list import (
     runs,
 )
 
+#: Gets the number on the disk and the content of a block.
+Probe = Callable[[int, memoryview], None]
 #: How much is read at a time.
 PIECE_BLOCKS = 16
 #: How much one thread does before it takes the next.
@@ -70,6 +72,7 @@ class Scan:
 
     ``check`` is called between pieces and may raise; ``progress`` gets the number of bytes that were read in all so
     far. ``is_tolerant``: a block that cannot be read has the digest UNREADABLE; otherwise that raises ChainError.
+    ``probe`` gets the number on the disk and the content of each block of data, in several threads.
     """
 
     def __init__(
@@ -80,12 +83,14 @@ class Scan:
         check: Callable[[], None],
         progress: Callable[[int], None] = lambda _done_bytes: None,
         is_tolerant: bool = False,
+        probe: Probe | None = None,
     ) -> None:
         self._layer = layer
         self._algorithm = algorithm
         self._check = check
         self._progress = progress
         self._is_tolerant = is_tolerant
+        self._probe = probe
         self._blocks = -(-layer.virtual_size_bytes // BLOCK_BYTES)
         self._done_bytes = 0
         self._buffers = threading.local()  # one for each thread
@@ -155,7 +160,13 @@ class Scan:
             # place, the digest stays right when the disk grows.
             content = memoryview(bytes(content[:size_bytes]).ljust(len(content), b"\0"))
         digest = self._algorithm.digest
-        return [digest(content[start : start + BLOCK_BYTES]) for start in range(0, len(content), BLOCK_BYTES)]
+        blocks = [content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES)]
+        digests = [digest(block) for block in blocks]
+        if self._probe is not None:
+            for place, (block, made) in enumerate(zip(blocks, digests), number * SEGMENT_BLOCKS + piece.start):
+                if made != self._algorithm.zero_block:
+                    self._probe(place, block)
+        return digests
 
     def _buffer(self) -> bytearray:
         buffer: bytearray | None = getattr(self._buffers, "buffer", None)
@@ -181,12 +192,14 @@ def make(
     algorithm: Algorithm,
     check: Callable[[], None],
     progress: Callable[[int], None] = lambda _done_bytes: None,
+    probe: Probe | None = None,
 ) -> BlocksRecord:
     """Write the list of an image to ``path``, and return what the manifest records of both.
 
-    ``check`` and ``progress`` as for Scan. Raises ChainError if the image cannot be read, StorageError, NoSpaceError.
+    ``check``, ``progress`` and ``probe`` as for Scan. Raises ChainError if the image cannot be read, StorageError,
+    NoSpaceError.
     """
-    with Qcow2Layer(image) as layer, Scan(layer, algorithm, check=check, progress=progress) as scan:
+    with Qcow2Layer(image) as layer, Scan(layer, algorithm, check=check, progress=progress, probe=probe) as scan:
         written = block_list.write(
             path, scan.segments(), virtual_size_bytes=layer.virtual_size_bytes, algorithm=algorithm
         )

@@ -18,7 +18,7 @@ from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import is_regular, read_regular, storage_errors
 from vbackup.model import Backup, DiskImage, HostIdentity
-from vbackup.repository import manifest, merge_journal
+from vbackup.repository import audited, manifest, merge_journal
 from vbackup.repository.history import History
 
 
@@ -115,7 +115,7 @@ def read(directory: Path, uuid: str) -> Catalogue:
         backups.append(backup)
         is_whole = _is_there if backup_id in merging else _is_whole  # what is being merged into has another size
         unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(directory / backup_id, image))
-    history = History(backups, unusable, merging=merging)
+    history = History(backups, unusable, audited.distrusted(directory), merging=merging)
     return Catalogue(
         uuid,
         tuple(domain_names(directory)),

@@ -31,6 +31,11 @@ class Composition:
         """The numbers of the segments in which an image of the chain holds a block, in ascending order."""
         return sorted({number for each in self._lists for number in each.numbers})
 
+    @property
+    def data_blocks(self) -> int:
+        """How many blocks of data the disk has at most: one that several images hold counts for each."""
+        return sum(each.data_blocks for each in self._lists)
+
     def parts(self, number: int) -> list[Part]:
         """Return what the images hold of a segment: no block twice, one part for each algorithm. Raises ChainError.
 

@@ -5,7 +5,7 @@ Does no I/O: vbackup.repository.catalogue reads the manifests. vbackup.engine.ba
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vbackup import names
@@ -25,15 +25,16 @@ class Link:
 class History:
     """The backups of one domain in one repository, in the order of their commits, and which images are unusable.
 
-    ``unusable`` has (backup id, dev) of the images that are missing or do not have the recorded size. ``merging`` has
-    the backups that are being removed by a merge in place (vbackup.repository.merge_journal): they are a part of the
-    chains of others until that has ended, and nothing else.
+    ``unusable`` has (backup id, dev) of the images that are missing or do not have the recorded size; ``distrusted``
+    why no backup may start from a checkpoint. ``merging`` has the backups that are being removed by a merge in place
+    (vbackup.repository.merge_journal): they are a part of the chains of others until that has ended, and nothing else.
     """
 
     def __init__(
         self,
         backups: Sequence[Backup],
         unusable: Collection[tuple[str, str]] = (),
+        distrusted: Mapping[tuple[str, str], str] | None = None,
         *,
         merging: Collection[str] = (),
     ) -> None:
@@ -42,6 +43,7 @@ class History:
         self.merging = tuple(backup for backup in ordered if backup.id in merging)
         self._by_id = {backup.id: backup for backup in ordered}
         self._unusable = frozenset(unusable)
+        self._distrusted = distrusted or {}
 
     def get(self, backup_id: str) -> Backup:
         """Return the backup with that id. Raises ChainError if there is none."""
@@ -59,7 +61,11 @@ class History:
         """Return the history as it is when these backups are gone."""
         merging = [backup.id for backup in self.merging]
         left = [backup for backup in self._by_id.values() if backup.id not in ids]
-        return History(left, self._unusable, merging=merging)
+        return History(left, self._unusable, self._distrusted, merging=merging)
+
+    def distrust(self, backup_id: str, dev: str) -> str | None:
+        """Return why no backup of a disk may start from that one, although its images can be restored; else None."""
+        return self._distrusted.get((backup_id, dev))
 
     @property
     def next_sequence(self) -> int:
@@ -68,7 +74,9 @@ class History:
 
     def with_committed(self, backup: Backup) -> History:
         """Return the history with one more backup."""
-        return History([*self.backups, backup], self._unusable)
+        return History(
+            [*self._by_id.values(), backup], self._unusable, self._distrusted, merging=[one.id for one in self.merging]
+        )
 
     def newest(self, dev: str) -> Backup | None:
         """Return the newest backup that the next backup of this disk can start from."""

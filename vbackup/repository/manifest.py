@@ -20,6 +20,7 @@ from vbackup.model import (
     Backup,
     BlockDriver,
     BlocksRecord,
+    ChangeRecord,
     Consistency,
     DiskImage,
     Group,
@@ -174,6 +175,7 @@ def _group(fields: Fields) -> Group:
 def _image_document(image: DiskImage) -> dict[str, Any]:
     chain = {} if image.chain is None else {"chain": image.chain.document()}
     blocks = {} if image.blocks is None else {"blocks": blocks_document(image.blocks)}
+    change = {} if image.change is None else {"change": change_document(image.change)}
     digest = {} if image.digest is None else {"digest": image.digest}
     return {
         "dev": image.dev,
@@ -187,6 +189,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
         "copied_bytes": image.copied_bytes,
         **digest,
         **blocks,
+        **change,
         "bitmap": image.bitmap,
         "node_name": image.node_name,
         "source": image.source,
@@ -215,6 +218,27 @@ def _blocks(fields: Fields) -> BlocksRecord:
     )
 
 
+def change_document(change: ChangeRecord) -> dict[str, Any]:
+    """Return how much of a disk was copied, and how well it compresses, as a JSON object."""
+    return {
+        "data_bytes": change.data_bytes,
+        "zero_bytes": change.zero_bytes,
+        "sampled_bytes": change.sampled_bytes,
+        "compressed_bytes": change.compressed_bytes,
+        "unusual": change.unusual,
+    }
+
+
+def _change(fields: Fields) -> ChangeRecord:
+    return ChangeRecord(
+        data_bytes=fields.integer("data_bytes"),
+        zero_bytes=fields.integer("zero_bytes"),
+        sampled_bytes=fields.integer("sampled_bytes"),
+        compressed_bytes=fields.integer("compressed_bytes"),
+        unusual=fields.optional_text("unusual"),
+    )
+
+
 def _image(fields: Fields, where: str) -> DiskImage:
     dev = fields.text("dev")
     if not names.DEV.fullmatch(dev) or fields.text("file") != f"{dev}.qcow2":
@@ -230,6 +254,7 @@ def _image(fields: Fields, where: str) -> DiskImage:
         copied_bytes=fields.integer("copied_bytes"),
         digest=fields.optional_text("digest"),
         blocks=_blocks(fields.object("blocks")) if "blocks" in fields else None,
+        change=_change(fields.object("change")) if "change" in fields else None,
         bitmap=fields.optional_text("bitmap"),
         node_name=fields.text("node_name"),
         source=fields.optional_text("source"),

@@ -64,6 +64,17 @@ def test_bitmaps_of_lower_layers_that_qemu_does_not_list_cost_a_full() -> None:
     assert auto(of_one_device(top, replace(below, lists_bitmaps=True)), ONE).level is Level.INCREMENTAL
 
 
+@pytest.mark.parametrize("level", [Level.AUTO, Level.INCREMENTAL])
+def test_checkpoint_that_an_audit_distrusts_is_no_base(level: Level) -> None:
+    history = History([ONE, TWO], (), {(TWO.id, "vda"): "an audit found changes"})
+    if level is Level.AUTO:
+        choice = choose(level, having(ONE, TWO), history, naming=Naming(REPOSITORY))
+        assert choice == Choice(Level.FULL, None, (), "an audit found changes")
+    else:
+        with pytest.raises(BaseError, match=f"since {TWO.id} is possible: an audit found changes"):
+            choose(level, having(ONE, TWO), history, naming=Naming(REPOSITORY))
+
+
 # the levels
 
 

@@ -18,6 +18,7 @@ from vbackup.engine import fleecing
 from vbackup.engine.disk_plan import FleecingPlan
 from vbackup.engine.plan import FleecingAbilities
 from vbackup.errors import DiskError, JobError, NoSpaceError, StorageError, UnsuitableError
+from vbackup.files import nameless
 from vbackup.qapi.actions import OnCbwError
 
 
@@ -66,7 +67,7 @@ def test_qemu_without_views_is_unsuitable() -> None:
 
 
 def test_file_has_no_name(tmp_path: Path) -> None:
-    fd = fleecing._nameless(tmp_path)
+    fd = nameless(tmp_path)
     assert list(tmp_path.iterdir()) == []
     os.close(fd)
 
@@ -81,7 +82,7 @@ def test_file_loses_its_name_where_it_must_have_one_first(tmp_path: Path, monkey
         return real(path, flags, *more, **named)
 
     monkeypatch.setattr(os, "open", without)
-    fd = fleecing._nameless(tmp_path)
+    fd = nameless(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert os.fstat(fd).st_mode & 0o777 == 0o600
     os.close(fd)

@@ -10,7 +10,7 @@ import pytest
 from tests.fake_qemu import MIB, FakeBitmap, FakeDisk, FakeQemu, qcow2_header
 from tests.unit import builders
 from tests.unit.blind_qemu import BlindQemu
-from tests.unit.builders import FOREIGN, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
+from tests.unit.builders import FOREIGN, NOON, OTHER_TOKEN, REPOSITORY, TOKEN, Recorder, backup, incremental
 from vbackup import names
 from vbackup.engine import leftovers
 from vbackup.errors import DomainGoneError, QmpError
@@ -257,6 +257,18 @@ def test_jobs_nodes_and_descriptors_of_a_dead_run_go(qemu: FakeQemu, tmp_path: P
     assert leftovers.remove_leftovers(qemu, Naming(REPOSITORY)) == []
     made = leave(qemu, tmp_path, REPOSITORY)
     assert leftovers.remove_leftovers(qemu, Naming(REPOSITORY)) == list(made)
+    assert qemu.state() == before
+
+
+def test_bitmaps_of_a_dead_audit_go_by_themselves(qemu: FakeQemu) -> None:
+    before = qemu.state()
+    audit_id = names.audit_id(NOON)
+    assert leftovers.remove_leftovers(qemu, Naming(REPOSITORY)) == []
+    for repository_id in (REPOSITORY, FOREIGN):
+        name = names.Naming(repository_id).working_bitmap(audit_id, "vda")
+        qemu.bitmaps(top(qemu))[name] = FakeBitmap(name)
+    assert leftovers.remove_leftovers(qemu, Naming(REPOSITORY)) == [Naming(REPOSITORY).working_bitmap(audit_id, "vda")]
+    leftovers.remove_leftovers(qemu, Naming(FOREIGN))
     assert qemu.state() == before
 
 

@@ -17,6 +17,7 @@ from vbackup.model import (
     EXCLUDED,
     Backup,
     BlockDriver,
+    ChangeRecord,
     Consistency,
     DiskImage,
     Group,
@@ -50,6 +51,7 @@ def images(draw: st.DrawFn, dev: str) -> DiskImage:
         source_format=BlockDriver(draw(texts)),
         node_name=draw(texts),
         encrypted=draw(st.booleans()),
+        change=draw(st.none() | st.builds(ChangeRecord, sizes, sizes, sizes, sizes, st.none() | texts)),
     )
 
 
