@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -137,8 +138,8 @@ def _make(path: Path, size_bytes: int, base: Backup | None, writes: Sequence[Wri
     subprocess.run(argv, check=True)
     if writes:
         commands = [word for write in writes for word in ("-c", write.command)]
-        opened = f"driver=qcow2,file.driver=file,file.filename={path},backing="
-        subprocess.run(["qemu-io", *commands, "--image-opts", opened], check=True, stdout=subprocess.DEVNULL)
+        opened = {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}, "backing": None}
+        subprocess.run(["qemu-io", *commands, f"json:{json.dumps(opened)}"], check=True, stdout=subprocess.DEVNULL)
 
 
 def story(path: Path, *, has_lists: bool = True) -> Recorded:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.lab import DiskSpec, Lab, References, compare, domain_xml, qemu_img_info
 from vbackup.cli import main
+from vbackup.repository import manifest
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -77,7 +78,7 @@ def edit_manifest(copy: Made, index: int, edit: Any) -> None:
     path = copy.path / copy.uuid / copy.ids[index] / "manifest.json"
     document = json.loads(path.read_text())
     edit(document)
-    path.write_text(json.dumps(document))
+    path.write_text(manifest.text_of(document))
 
 
 @pytest.mark.parametrize("image_format", ["qcow2", "raw"])

@@ -115,6 +115,11 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     return status, said
 
 
+def outside(found: dict[str, Any]) -> dict[str, Any]:
+    """The part of a snapshot that is not in the repository."""
+    return {name: one for name, one in found.items() if not name.startswith("repository/")}
+
+
 def check(repository: Path) -> dict[str, tuple[int, str]]:
     """Run every command that reads a repository, in all its forms."""
     directory = repository.parent
@@ -133,6 +138,9 @@ def check(repository: Path) -> dict[str, tuple[int, str]]:
         assert {path.name for path in (directory / "output").iterdir()} <= {"domain.xml", "nvram", "vda.qcow2"}
         shutil.rmtree(directory / "output")
     assert snapshot(directory) == before
+    # It writes its result into the repository, and block lists; elsewhere nothing.
+    answers["verify"] = run("-q", "verify", "--all", "-r", repository)
+    assert outside(snapshot(directory)) == outside(before)
     for what, (status, said) in answers.items():
         assert status in (0, 4, 6, 7), (what, said)
         assert len(said) < 10_000, what
@@ -317,7 +325,7 @@ def test_domain_xml_that_is_none_is_refused(place: Path, xml: str) -> None:
 
 def test_backup_without_a_domain_xml_is_refused(place: Path) -> None:
     path = place / UUID / TWO.id / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
+    path.write_text(manifest.text_of({**json.loads(path.read_text()), "files": {}}))
     status, said = check(place)["restore"]
     assert (status, "lists no domain.xml" in said) == (6, True)
 

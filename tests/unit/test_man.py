@@ -162,7 +162,7 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
     )
     document = manifest.document(backup)
     told = [strong(term)[0] for term in terms(section(REPOSITORY_PAGE, "MANIFEST"))]
-    assert told == ["schema", *document, *document["disks"][0]]
+    assert told == ["schema", *document, "digest", *document["disks"][0]]
     backup_members = next(
         term.parent.next_node(nodes.definition)
         for term in terms(section(COMMAND_PAGE, "JSON OUTPUT"))

@@ -6,7 +6,6 @@ the manifest names it, and both are replaced in one step each: a reader sees the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +72,6 @@ def publish(made: Made, repository: Repository) -> None:
                     disk["blocks"] = manifest.blocks_document(made.blocks)
             made.path.replace(directory / f"{image.dev}{block_list.SUFFIX}")
             fsync(directory)
-            replace_text(directory / manifest.NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            replace_text(directory / manifest.NAME, manifest.text_of(document))
     finally:
         made.discard()

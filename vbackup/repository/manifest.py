@@ -7,6 +7,7 @@ it that becomes part of a path is checked here, before any image is opened.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
+from vbackup.files import digest_of
 from vbackup.layers import ChainState
 from vbackup.model import (
     LIVE_XML,
@@ -39,6 +41,9 @@ FURTHER_FILES = ("domain.xml", LIVE_XML, "nvram")
 
 #: Times in this range can be converted to every time zone.
 _EARLIEST, _LATEST = (datetime(*day, tzinfo=timezone.utc) for day in ((1, 1, 2), (9999, 12, 31)))
+
+#: The member that has the digest of all others. Earlier manifests have none.
+_DIGEST = "digest"
 
 E = TypeVar("E", bound=Enum)
 
@@ -70,7 +75,19 @@ def document(backup: Backup) -> dict[str, Any]:
 
 def dump(backup: Backup) -> str:
     """Return the text of manifest.json."""
-    return json.dumps({"schema": SCHEMA, **document(backup)}, indent=2, ensure_ascii=False) + "\n"
+    return text_of({"schema": SCHEMA, **document(backup)})
+
+
+def text_of(members: Mapping[str, Any]) -> str:
+    """Return the text of a manifest.json that has these members, with their digest, by which damage is noticed."""
+    members = {name: value for name, value in members.items() if name != _DIGEST}
+    return json.dumps({**members, _DIGEST: _digest(members)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _digest(members: Mapping[str, Any]) -> str:
+    """Return the digest of the members but ``digest``, whatever their order and the white space between them."""
+    others = {name: value for name, value in members.items() if name != _DIGEST}
+    return digest_of(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
 
 
 def iso(time: datetime) -> str:
@@ -95,6 +112,11 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
     for image in backup.disks:
         if image.blocks is None and image.digest is None:
             raise ChainError(f"In {where}: disk {image.dev} should have blocks or a digest, but has neither.")
+    if _DIGEST in fields and fields.text(_DIGEST) != _digest(value):
+        raise ChainError(
+            f"In {where}: its content differs from its digest; it was altered or is damaged. Restore the file from a"
+            " copy of the repository."
+        )
     return backup
 
 

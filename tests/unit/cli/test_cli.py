@@ -159,8 +159,10 @@ def test_output_that_cannot_be_written_is_told(filled: Path, arguments: tuple[st
 def test_text_that_is_no_unicode_can_be_shown(repository: Path, arguments: tuple[str, ...]) -> None:
     """JSON can hold half a character. (What pytest captures would take anything.)"""
     path = commit(Repository.open(repository), ONE)
-    text = (path / "manifest.json").read_text()
-    (path / "manifest.json").write_text(text.replace('"asked for"', '"\\ud800"'))
+    document = json.loads((path / "manifest.json").read_text())
+    document["disks"][0]["reason"] = "\ud800"
+    del document["digest"]
+    (path / "manifest.json").write_text(json.dumps(document))
     (path.parent / "domain.json").write_text('{"names": ["\\ud800"]}')
     done = run_process(*arguments, "-r", repository, stdout=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, "")

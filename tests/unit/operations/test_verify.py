@@ -104,7 +104,7 @@ def other_list(path: Path) -> None:
 
 def flip_manifest(path: Path) -> None:
     manifest = path.with_name("manifest.json")
-    manifest.write_text(manifest.read_text().replace('"virtual_size_bytes": 8', '"virtual_size_bytes": 9', 1))
+    manifest.write_text(manifest.read_text().replace('"asked for"', '"asked fos"', 1))
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def test_damage_is_found_with_what_it_affects_and_not_restored(repo: Recorded, t
         (lambda path: os.truncate(path, path.stat().st_size - 1), "another size"),
         (lambda path: shutil.rmtree(path.parent), "missing"),
         (lambda path: path.with_name("manifest.json").write_text("{"), "not JSON"),
-        (flip_manifest, "but its manifest says"),
+        (flip_manifest, "differs from its digest"),
         (swap, ""),
     ],
     ids=["no image", "truncated", "no backup", "broken manifest", "altered manifest", "swapped"],
@@ -335,7 +335,7 @@ def test_backups_without_lists_get_them(old: Recorded, tmp_path: Path) -> None:
             blocks = disk.pop("blocks")
             assert blocks["digest"].startswith(("blake3:", "sha256:"))
             assert disk == earlier
-        assert after == before[one.id]
+        assert {**after, "digest": ""} == {**before[one.id], "digest": ""}
         assert sorted(path.suffix for path in old.repository.directory(UUID, one.id).glob("vd*")) == sorted(
             [".blocks", ".qcow2"] * len(one.disks)
         )

@@ -10,7 +10,7 @@ import pytest
 from tests.recorded import Recorded
 from tests.unit.builders import UUID
 from vbackup.errors import BusyError, ChainError, InterruptedBySignalError
-from vbackup.repository import late_lists
+from vbackup.repository import late_lists, manifest
 from vbackup.repository.history import Link
 from vbackup.repository.late_lists import Made
 from vbackup.stop import Stop
@@ -24,22 +24,24 @@ def made_of(old: Recorded) -> Made:
 
 
 def test_list_is_recorded_beside_the_digest_and_what_else_there_is(recorded_old: Recorded) -> None:
-    manifest = recorded_old.path(recorded_old.backups[0], "manifest.json")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "from_the_future": [1]}))
+    path = recorded_old.path(recorded_old.backups[0], "manifest.json")
+    path.write_text(manifest.text_of({**json.loads(path.read_text()), "from_the_future": [1]}))
     made = made_of(recorded_old)
     assert not recorded_old.path(recorded_old.backups[0], "vda.blocks").exists()
     late_lists.publish(made, recorded_old.repository)
     image = recorded_old.repository.catalogue(UUID).history.get(recorded_old.backups[0].id).image("vda")
     assert image is not None
     assert (image.blocks, image.digest) == (made.blocks, recorded_old.backups[0].disks[0].digest)
-    assert json.loads(manifest.read_text())["from_the_future"] == [1]
+    assert json.loads(path.read_text())["from_the_future"] == [1]
     assert recorded_old.path(recorded_old.backups[0], "vda.blocks").stat().st_mode & 0o777 == 0o600
 
 
 def test_list_of_a_manifest_that_changed_is_not_recorded(recorded_old: Recorded) -> None:
     made = made_of(recorded_old)
-    manifest = recorded_old.path(recorded_old.backups[0], "manifest.json")
-    manifest.write_text(manifest.read_text().replace('"copied_bytes": 1', '"copied_bytes": 2', 1))
+    path = recorded_old.path(recorded_old.backups[0], "manifest.json")
+    document = json.loads(path.read_text())
+    document["disks"][0]["copied_bytes"] += 1
+    path.write_text(manifest.text_of(document))
     with pytest.raises(ChainError, match="was changed meanwhile"):
         late_lists.publish(made, recorded_old.repository)
     assert not made.path.exists()

@@ -117,6 +117,7 @@ def test_text_is_json_that_people_can_read() -> None:
 def changed(**changes: Any) -> str:
     """The manifest of SIMPLE with members replaced; a path into it is written with double underscores."""
     document = json.loads(manifest.dump(SIMPLE))
+    del document["digest"]  # or any change would be noticed
     for path, value in changes.items():
         *parents, last = (int(part) if part.isdigit() else part for part in path.split("__"))
         inner: Any = document
@@ -130,6 +131,32 @@ def changed(**changes: Any) -> str:
 
 
 MISSING = "(missing)"
+
+
+def test_any_change_is_noticed_by_the_digest() -> None:
+    text = manifest.dump(SIMPLE)
+    assert json.loads(text)["digest"].startswith("sha256:")
+    for old, new in (
+        ('"asked for"', '"asked fos"'),
+        ('"duration_s": 1.5', '"duration_s": 1.4'),
+        ('"cdrom"', '"cdroM"'),
+    ):
+        assert old in text
+        with pytest.raises(ChainError, match="its content differs from its digest; it was altered or is damaged"):
+            load(text.replace(old, new))
+
+
+def test_order_and_white_space_are_no_change_and_an_older_manifest_has_no_digest() -> None:
+    document = json.loads(manifest.dump(SIMPLE))
+    assert load(json.dumps(dict(reversed(document.items())))) == SIMPLE
+    del document["digest"]
+    assert load(json.dumps(document)) == SIMPLE
+
+
+def test_members_of_a_newer_vbackup_keep_their_digest() -> None:
+    text = manifest.text_of({**json.loads(manifest.dump(SIMPLE)), "tomorrow": [1.0, "k\ud800se"]})
+    assert json.loads(text)["tomorrow"] == [1.0, "k\ud800se"]
+    assert load(json.dumps(json.loads(text))) == SIMPLE
 
 
 def test_unknown_members_are_tolerated() -> None:
@@ -318,7 +345,7 @@ def test_manifest_without_kinds_and_host_is_read() -> None:
     del document["host"]
     for left in document["left_out"]:
         del left["kind"]
-    found = load(json.dumps(document), one)
+    found = load(manifest.text_of(document), one)
     assert found.host is None
     assert [left.kind for left in found.left_out] == ["disk", "disk"]
     assert found.excluded == one.excluded == ("vdb",)
