@@ -115,9 +115,9 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     return status, said
 
 
-def outside(found: dict[str, Any]) -> dict[str, Any]:
+def outside(repository: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The part of a snapshot that is not in the repository."""
-    return {name: one for name, one in found.items() if not name.startswith("repository/")}
+    return {name: one for name, one in found.items() if not name.startswith(f"{repository}/")}
 
 
 def check(repository: Path) -> dict[str, tuple[int, str]]:
@@ -140,7 +140,7 @@ def check(repository: Path) -> dict[str, tuple[int, str]]:
     assert snapshot(directory) == before
     # It writes its result into the repository, and block lists; elsewhere nothing.
     answers["verify"] = run("-q", "verify", "--all", "-r", repository)
-    assert outside(snapshot(directory)) == outside(before)
+    assert outside(repository, snapshot(directory)) == outside(repository, before)
     for what, (status, said) in answers.items():
         assert status in (0, 4, 6, 7), (what, said)
         assert len(said) < 10_000, what
