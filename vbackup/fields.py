@@ -24,6 +24,8 @@ class Fields:
     value is not an object, and by every method below if the member is missing or has another type.
     """
 
+    __slots__ = ("_error", "_members", "_where")
+
     def __init__(self, value: Any, where: str, error: type[VbackupError]) -> None:
         self._where = where
         self._error = error
@@ -103,13 +105,17 @@ def parse_json(text: str) -> Any:
 
     A number of more than MAX_DIGITS digits is refused: before Python 3.11, converting a million digits takes hours.
     """
-    return json.loads(text, parse_int=_integer)
+    return _DECODER.decode(text)
 
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+#: json.loads would make one for each text.
+_DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def objects(value: Any, where: str, error: type[VbackupError]) -> Iterator[Fields]:

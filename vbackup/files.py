@@ -41,7 +41,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     already have an effect, and again afterwards, because the file may have been replaced.
     """
     try:
-        _check(path.lstat().st_mode)
+        _check(os.lstat(path).st_mode)
     except FileNotFoundError:
         if not flags & os.O_CREAT:
             raise

@@ -231,6 +231,24 @@ def _start(results: Results) -> list[Part]:
     ]
 
 
+def _list(results: Results) -> list[Part]:
+    names = ("list", "list --all", "list --all --json")
+    peak = max(sample["peak_mib"] for name in names for sample in _samples(results, "list", "vbackup", series=name))
+    return [
+        *(_seconds(_wall_s(results, "list", "vbackup", series=name), 1, name) for name in names),
+        Part(f"peak memory {peak:.0f} MiB", peak <= 100),
+    ]
+
+
+def _diff(results: Results) -> list[Part]:
+    names = ("diff", "diff --extents --json")
+    peak = max(sample["peak_mib"] for name in names for sample in _samples(results, "diff", "vbackup", series=name))
+    return [
+        *(_seconds(_wall_s(results, "diff", "vbackup", series=name), 1, name) for name in names),
+        Part(f"peak memory {peak:.0f} MiB", peak <= 150),
+    ]
+
+
 GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
     (
         "full",
@@ -265,4 +283,6 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
         _verify,
     ),
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
+    ("list", "5,000 backups of 200 domains: lists under 1 s, 100 MiB", _list),
+    ("diff", "Difference of two points of 1 TiB with 64 MiB of data: under 1 s, 150 MiB", _diff),
 )

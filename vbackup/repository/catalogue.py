@@ -114,7 +114,8 @@ def read(directory: Path, uuid: str) -> Catalogue:
             continue
         backups.append(backup)
         is_whole = _is_there if backup_id in merging else _is_whole  # what is being merged into has another size
-        unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(directory / backup_id, image))
+        place = f"{directory}/{backup_id}"
+        unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(place, image))
     history = History(backups, unusable, audited.distrusted(directory), merging=merging)
     return Catalogue(
         uuid,
@@ -167,18 +168,18 @@ def _committed(directory: Path) -> Iterator[str]:
 
 def _manifest(directory: Path, backup_id: str, uuid: str) -> Backup:
     try:
-        text = read_text(directory / backup_id / "manifest.json")
+        text = read_text(Path(directory, backup_id, "manifest.json"))
     except (OSError, ValueError) as err:
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err
         raise ChainError(f"The manifest of backup {backup_id} cannot be read: {reason}.") from err
     return manifest.load(text, backup_id=backup_id, domain_uuid=uuid)
 
 
-def _is_there(directory: Path, image: DiskImage) -> bool:
-    return is_regular(directory / image.file)
+def _is_there(directory: str, image: DiskImage) -> bool:
+    return is_regular(Path(directory) / image.file)
 
 
-def _is_whole(directory: Path, image: DiskImage) -> bool:
+def _is_whole(directory: str, image: DiskImage) -> bool:
     try:
         status = os.lstat(f"{directory}/{image.file}")
     except OSError:

@@ -86,7 +86,7 @@ def read(catalogue: Catalogue, directory: Path, backups: Sequence[Backup] | None
     chains = chain_sizes(catalogue.history.backups)
     return {
         backup.id: _condition(
-            directory / backup.id,
+            f"{directory}/{backup.id}",
             is_broken=backup.id in broken,
             chains={
                 image.dev: chains[backup.id, image.dev] for image in backup.disks if (backup.id, image.dev) in chains
@@ -110,16 +110,16 @@ def chain_sizes(backups: Sequence[Backup]) -> dict[tuple[str, str], ChainSize]:
     return sizes
 
 
-def _condition(directory: Path, *, is_broken: bool, chains: Mapping[str, ChainSize]) -> Condition:
+def _condition(directory: str, *, is_broken: bool, chains: Mapping[str, ChainSize]) -> Condition:
     there: Collection[str]
     try:
-        there = os.listdir(directory)  # noqa: PTH208 - quick; one call in place of three for what nearly no backup has
+        there = os.listdir(directory)  # noqa: PTH208 - one quick call in place of three for what few backups have
     except OSError:
         there = ()
     return Condition(
-        verification=verification.read(directory) if verification.NAME in there else None,
-        protection=protection.read(directory) if protection.PROTECTED in there else None,
-        note=notes.read(directory) if notes.NOTE in there else None,
+        verification=verification.read(Path(directory)) if verification.NAME in there else None,
+        protection=protection.read(Path(directory)) if protection.PROTECTED in there else None,
+        note=notes.read(Path(directory)) if notes.NOTE in there else None,
         is_broken=is_broken,
         chains=chains,
     )

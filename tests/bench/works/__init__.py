@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.bench import Bench
-from tests.bench.works import chains, copies, moments, scale, verifying
+from tests.bench.works import chains, copies, looks, moments, scale, verifying
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Work:
 
 WORKS = (
     Work("start", "Start of the command", chains.start, in_smoke=True),
+    Work("list", "Lists of 5,000 backups of 200 domains", looks.listing, in_smoke=True),
+    Work("diff", "Difference of two points of 1 TiB with 64 MiB of data", looks.difference, in_smoke=True),
     Work("full", "Full, 2 GiB of random data in 8 GiB", copies.full, in_smoke=True),
     Work(
         "compressed",

