@@ -113,12 +113,14 @@ class Tree:
         options = ImageOptions(compression=compression)
         qemu_img.create(path, state.size_bytes, backing_rpath=backing, options=options)
         before = self.states[image.base][image.dev].blocks if image.base else (ZERO,) * len(state.blocks)
+        base_bytes = self.states[image.base][image.dev].size_bytes if image.base else state.size_bytes
         before += (ZERO,) * (len(state.blocks) - len(before))
         commands = []
         for number, (old, new) in enumerate(zip(before, state.blocks)):
-            if old == new:
-                continue
             start = number * BLOCK
+            has_grown = start < base_bytes < start + BLOCK and base_bytes < state.size_bytes
+            if old == new and not (has_grown and new != ZERO):
+                continue
             length = min(BLOCK, state.size_bytes - start)
             compressed = "-c " if compression is not Compression.NONE and length == BLOCK and new[0] == new[1] else ""
             if new == ZERO:

@@ -2,7 +2,7 @@
 
 A child process merges, and ends itself by SIGKILL before its n-th step, for every n until it succeeds. A step is
 whatever changes a file (Python's audit events), an fsync, an exchange of directories, or a command for the storage
-daemon, which the kernel then ends. After it the repository is read without a lock, then the next command recovers, and
+daemon, which the kernel then ends. repository.merge_stage is tested here, too. After it the repository is read without a lock, then the next command recovers, and
 again every backup that is listed is compared with what it contained. VBACKUP_KILLS=1 takes every step, 15 is the
 default: every fifteenth.
 """
@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ import pytest
 from tests.trees import State, Tree
 from tests.unit.builders import Recorder
 from vbackup import files
+from vbackup.errors import InterruptedBySignalError, NoSpaceError, StorageError
 from vbackup.operations import consolidation
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.repository import filesystem
@@ -200,3 +202,130 @@ def test_killed_at_every_step(
     with capfd.disabled():
         print(f" {points} points, {checked} disks compared", end="")
     assert points >= 30 // EVERY
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Ext4]:
+    one = Ext4(tmp_path, size_mib=96)
+    one.mount()
+    try:
+        yield one
+    finally:
+        subprocess.run(["umount", "-l", str(one.path)], check=True)
+
+
+def waited_for_daemons(disk: Ext4) -> None:
+    """Nothing has a file of the filesystem open any more: the daemon of a dead process takes a moment to end."""
+    for _ in range(200):
+        done = subprocess.run(["umount", str(disk.path)], capture_output=True, check=False)
+        if done.returncode == 0:
+            disk.mount()
+            return
+        time.sleep(0.05)
+    raise AssertionError("the filesystem is still in use")
+
+
+@pytest.mark.parametrize("way", [Way.IN_PLACE, Way.COPY])
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_power_is_lost_at_every_step(
+    way: Way, tmp_path: Path, disk: Ext4, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = tree(tmp_path / "original")
+    points = checked = 0
+    at = 1 + sum(request.node.name.encode()) % (3 * EVERY)
+    while True:
+        one = copied(original, disk.path / "repository")
+        os.sync()
+
+        def lose() -> None:
+            disk.lose()
+            die()
+
+        status = in_child(lambda one=one: merge(one, way), at=at, how=lose, prepare=lambda: None)
+        assert status in (DIES, DONE), capfd.readouterr().err
+        waited_for_daemons(disk)
+        recover(one)
+        checked += one.check(by_qemu=status == DONE)
+        shutil.rmtree(one.repository.path)
+        if status == DONE:
+            break
+        points += 1
+        at += 3 * EVERY
+    with capfd.disabled():
+        print(f" {points} points, {checked} disks compared", end="")
+    assert points >= 30 // (3 * EVERY)
+
+
+@pytest.mark.parametrize("way", [Way.IN_PLACE, Way.COPY])
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_no_room_in_the_middle(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan believes that there is room; the filesystem has less and less."""
+    original = tree(tmp_path / "original")
+    place = tmp_path / "small"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(place)], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        abilities = filesystem.abilities
+        monkeypatch.setattr(
+            filesystem, "abilities", lambda directory: replace(abilities(directory), free_bytes=1 << 40)
+        )
+        failures = 0
+        for free_kib in (*range(0, 1024, 64 * (1 + EVERY // 5)), 8192):
+            one = copied(original, place / "repository")
+            filler = place / "filler"
+            status = os.statvfs(place)
+            with filler.open("wb") as file:
+                file.write(bytes(max(0, status.f_bavail * status.f_frsize - (free_kib << 10))))
+            caught = None
+            try:
+                merge(one, way)
+            except StorageError as err:  # a daemon that could not even begin has no such status
+                caught = err
+            if caught is not None:
+                failures += 1
+                assert isinstance(caught, NoSpaceError), caught
+                one.check(lists=False, by_qemu=False)
+            filler.unlink()
+            recover(one)
+            one.check()
+            shutil.rmtree(one.repository.path)
+        assert failures >= 2
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("way", [Way.IN_PLACE, Way.COPY])
+def test_request_to_stop_in_the_middle(way: Way, tmp_path: Path) -> None:
+    """SIGTERM only sets a request: what had begun is undone, or finished by the next run."""
+    original = tree(tmp_path / "original")
+
+    class Late(Stop):
+        def __init__(self, after: int) -> None:
+            super().__init__()
+            self.left = after
+
+        def check(self) -> None:
+            self.left -= 1
+            if self.left < 0:
+                self.request(signal.SIGTERM)
+            super().check()
+
+    stopped = 0
+    for after in (0, 1, 2, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40):
+        one = copied(original, tmp_path / "one")
+        ids = sorted(one.states)[:2]
+        with one.repository.lock(one.uuid):
+            plan = consolidation.plan(one.repository.catalogue(one.uuid), ids, repository=one.repository, way=way)
+            try:
+                consolidation.carry_out(plan, repository=one.repository, reporter=Recorder(), stop=Late(after))
+            except InterruptedBySignalError:
+                stopped += 1
+        one.check(lists=False, by_qemu=False)
+        recover(one)
+        one.check(by_qemu=False)
+        shutil.rmtree(one.repository.path)
+    assert stopped >= 8

@@ -21,10 +21,15 @@ WORDS = re.compile(r"\w+")
 ELSEWHERE = {
     "__main__": "unit/cli/test_cli.py",  # runs it as a process
     "cli.handlers.hooks": "unit/hooks/test_install.py",  # which runs ``vbackup hooks``
+    "cli.merges": "unit/cli/handlers/test_consolidate.py",  # prints its plan with merges
     "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "operations.audit": "end_to_end/test_audit.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
+    "images.merge": "end_to_end/test_merge_trees.py",  # needs a storage daemon
+    "operations.consolidation": "end_to_end/test_merge_trees.py",
+    "repository.merge_stage": "end_to_end/test_merge_kills.py",
+    "repository.merged_list": "end_to_end/test_merge_trees.py",
     "qapi.actions.backups": "unit/qapi/test_actions.py",  # one table has an example of every action
     "qapi.actions.base": "unit/qapi/test_actions.py",
     "qapi.actions.bitmaps": "unit/qapi/test_actions.py",

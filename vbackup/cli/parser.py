@@ -26,6 +26,7 @@ COMMANDS = {
     "unprotect": "end the protection of backups",
     "note": "give a backup a note",
     "audit": "check that changed-block tracking told the truth",
+    "consolidate": "make backups independent of older ones",
     "recover": "finish or undo interrupted backups",
     "speed": "change the speed of a running backup",
     "transaction": "check and send a QMP transaction",

@@ -77,21 +77,39 @@ def commit(wanted: Commit, *, speed_bytes_s: int | None, reporter: Reporter, sto
         wanted.scratch.unlink(missing_ok=True)
         os.close(os.open(wanted.scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
-        for first in range(0, len(wanted.above), BATCH):
-            batch = wanted.above[first : first + BATCH]
-            sizes = wanted.sizes_bytes[first : first + BATCH]
+        done = 0
+        for batch in _batches(wanted):
+            sizes = wanted.sizes_bytes[done : done + len(batch)]
             qemu_img.create(wanted.scratch, size_bytes, backing_rpath=None, options=ImageOptions())
-            share = (first / len(wanted.above), len(batch) / len(wanted.above))
+            share = (done / len(wanted.above), len(batch) / len(wanted.above))
+            done += len(batch)
 
             def progress(part: float, share: tuple[float, float] = share) -> None:
-                done = int(size_bytes * (share[0] + share[1] * part))
-                reporter.progress(wanted.dev, Phase.WRITE, done, size_bytes)
+                now_bytes = int(size_bytes * (share[0] + share[1] * part))
+                reporter.progress(wanted.dev, Phase.WRITE, now_bytes, size_bytes)
 
             with StorageDaemon(reporter, nodes=_nodes(wanted)) as daemon:
                 _commit(daemon, wanted, batch, sizes, progress=progress, speed_bytes_s=speed_bytes_s, stop=stop)
     finally:
         with storage_errors(f"remove {wanted.scratch}"):
             wanted.scratch.unlink(missing_ok=True)
+
+
+def _batches(wanted: Commit) -> list[tuple[Path, ...]]:
+    """Return the images that are committed with one job each.
+
+    All of a batch have one size: QEMU takes what is beyond the end of a smaller one for allocated zeros, and would
+    write them, with the end of the block in which the smaller one ends.
+    """
+    batches: list[tuple[Path, ...]] = []
+    previous = -1
+    for path, size_bytes in zip(wanted.above, wanted.sizes_bytes):
+        if size_bytes == previous and len(batches[-1]) < BATCH:
+            batches[-1] = (*batches[-1], path)
+        else:
+            batches.append((path,))
+        previous = size_bytes
+    return batches
 
 
 def _nodes(wanted: Commit) -> list[dict[str, Any]]:
@@ -123,7 +141,8 @@ def _commit(
         for number, path in enumerate(batch):
             name = f"above{number}"
             options = {"read-only": True, "backing": below, "l2-cache-size": CACHE_BYTES}
-            daemon.execute("blockdev-add", {**_image(path, name), **options})
+            # A published image does not change. The job would want it for itself, and a reader may have it open.
+            daemon.execute("blockdev-add", {**_image(path, name, locking="off"), **options})
             below = name
         daemon.execute("blockdev-add", {**_image(wanted.scratch, _TOP), "backing": below})
         limit = {} if speed_bytes_s is None else {"speed": speed_bytes_s}
@@ -187,6 +206,6 @@ def _error(path: Path, reason: QemuText) -> StorageError | BusyError:
     return StorageError(f"Cannot write {path}: {reason.rstrip('.')}.")
 
 
-def _image(path: Path, name: str) -> dict[str, Any]:
-    file = {"driver": "file", "filename": os.fspath(path.absolute())}
+def _image(path: Path, name: str, *, locking: str = "auto") -> dict[str, Any]:
+    file = {"driver": "file", "filename": os.fspath(path.absolute()), "locking": locking}
     return {"driver": "qcow2", "node-name": name, "file": file}

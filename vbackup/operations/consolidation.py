@@ -62,6 +62,52 @@ class Done:
     removed: tuple[str, ...]
     kept: Mapping[str, str]  #: why backups that were to be removed stay, by id
     merged: tuple[str, ...]  #: the backups that took over others, or became fulls
+    busy: Mapping[str, str] = field(default_factory=dict)  #: why those did not that were to, by id
+
+
+@dataclass(frozen=True)
+class ConsolidateRequest:
+    """The options of ``vbackup consolidate``."""
+
+    uuid: str
+    backup_id: str | None = None  #: makes this backup a full
+    max_chain: int | None = None  #: makes fulls until no chain is longer
+    way: Way = Way.AUTO
+    speed_bytes_s: int | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """What was planned, and done unless it was a dry run."""
+
+    plan: Plan
+    merged: tuple[str, ...] = ()
+    busy: Mapping[str, str] = field(default_factory=dict)  #: why a backup was left as it was, by id
+
+
+def run(request: ConsolidateRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Consolidated:
+    """Lock the domain, and make backups independent of others, all of which stay.
+
+    Raises BusyError if another vbackup works on the domain, ChainError if a backup is unknown, damaged, or its chain is
+    broken, NoSpaceError, StorageError, InterruptedBySignalError; what is not done yet then stays as it was.
+    """
+
+    def planned() -> Plan:
+        catalogue = repository.catalogue(request.uuid)
+        if request.backup_id is not None:
+            return plan_full(catalogue, request.backup_id, repository=repository, way=request.way)
+        return plan_length(catalogue, request.max_chain or 1, repository=repository, way=request.way)
+
+    with repository.lock(request.uuid):
+        if request.dry_run:
+            return Consolidated(planned())
+        recover(repository, request.uuid, reporter=reporter, stop=stop)
+        wanted = planned()
+        done = carry_out(
+            wanted, repository=repository, reporter=reporter, stop=stop, speed_bytes_s=request.speed_bytes_s
+        )
+    return Consolidated(wanted, done.merged, done.busy)
 
 
 # the plan
@@ -190,6 +236,7 @@ class _Run:
     speed_bytes_s: int | None
     is_resumed: bool = False  #: a merge in place may have been begun
     kept: dict[str, str] = field(default_factory=dict)
+    busy: dict[str, str] = field(default_factory=dict)
     merged: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
 
@@ -210,13 +257,14 @@ class _Run:
                 else:
                     self._merge(each)
             except BusyError as err:
+                self.busy[each.heir] = str(err).rstrip(".")
                 for backup_id in _below(each):
                     if backup_id in wanted.removed:
                         self.kept.setdefault(backup_id, str(err).rstrip("."))
                 continue
             self.merged.append(each.heir)
         self._remove(wanted.removed)
-        return Done(tuple(self.removed), dict(self.kept), tuple(self.merged))
+        return Done(tuple(self.removed), dict(self.kept), tuple(self.merged), dict(self.busy))
 
     def _remove(self, backup_ids: Sequence[str]) -> None:
         """Remove those on which no other depends any more."""
@@ -299,7 +347,7 @@ class _Run:
         backup = merging.merged_backup(history.get(each.heir), images, each.disks, history)
         stage.publish(manifest.dump(backup), exchanges=self._exchanges, stop=self.stop, is_claimed=is_claimed)
         others = ", ".join(sorted(_below(each)))
-        self.reporter.step(f"Backup {each.heir} has taken over {others}.")
+        self.reporter.step(f"Backup {each.heir} has taken over what it needs of {others}.")
 
     def _path(self, backup_id: str, dev: str) -> Path:
         return self.directory / backup_id / f"{dev}.qcow2"

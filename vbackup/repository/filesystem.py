@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +28,7 @@ _PIECE_BYTES = 4 * 1024 * 1024
 _CANNOT = frozenset(
     (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES)
 )
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 @dataclass(frozen=True)
@@ -41,31 +42,38 @@ class Abilities:
 
 
 def abilities(directory: Path) -> Abilities:
-    """Return what the filesystem can do in that directory, which has to be writable. Raises OSError."""
-    status = os.statvfs(directory)
+    """Return what the filesystem can do in that directory, which has to be writable; a full one is not asked.
+
+    Raises OSError.
+    """
     place = directory / f"{PROBE}{os.getpid()}"
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(mode=0o700)
-    try:
-        one, other, file = place / "one", place / "other", place / "file"
-        one.mkdir()
-        other.mkdir()
+    free = free_bytes(directory)
+    one, other, file = place / "one", place / "other", place / "file"
+
+    def prepare() -> None:
+        for each in (place, one, other):
+            each.mkdir(mode=0o700)
         file.write_bytes(bytes(4096))
+
+    try:
+        if not _can(prepare, cannot=_FULL):
+            return Abilities(reflinks=False, exchanges=False, links=True, free_bytes=free)
         return Abilities(
             reflinks=_can(lambda: clone(file, place / "clone")),
             exchanges=_can(lambda: exchange(one, other)),
             links=_can(lambda: os.link(file, place / "link")),
-            free_bytes=status.f_bavail * status.f_frsize,
+            free_bytes=free,
         )
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _can(action: Callable[[], object]) -> bool:
+def _can(action: Callable[[], object], *, cannot: Collection[int] | None = None) -> bool:
     try:
         action()
     except OSError as err:
-        if err.errno not in _CANNOT:
+        if err.errno not in (cannot or (_CANNOT | _FULL)):
             raise
         return False
     return True

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup import files, names
-from vbackup.errors import ChainError, StorageError
+from vbackup.errors import ChainError, NoSpaceError, StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import storage_errors
 from vbackup.repository.writer import Pulse, Writer
@@ -97,7 +98,9 @@ class MergeJournal:
         self._pulse: Pulse | None = None
 
     def __enter__(self) -> MergeJournal:
-        self._write(self.in_place)
+        # On a full filesystem, what no other backup needs can be removed without a journal.
+        with suppress(NoSpaceError):
+            self._write(self.in_place)
         return self
 
     def __exit__(self, *_exc: object) -> None:

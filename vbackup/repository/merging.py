@@ -122,6 +122,11 @@ def removal(
         if backup_id not in known:
             history.get(backup_id)
     removed = set(remove) - given.keys()
+    for backup_id in list(given):
+        for below in _chains(history, known[backup_id]):
+            if below in removed:
+                given[below] = f"{backup_id} depends on it"
+    removed -= given.keys()
     if way is Way.NEVER:
         given.update(_needed(history, removed))
         removed -= given.keys()
@@ -217,6 +222,11 @@ def _taken_over(history: History, backup: Backup, removed: Collection[str]) -> d
             count = next((n for n, link in enumerate(links) if n and link.backup.id not in removed), len(links))
             chains[image.dev] = links[:count]
     return chains
+
+
+def _chains(history: History, backup: Backup) -> set[str]:
+    """Return the backups on which one depends."""
+    return {link.backup.id for image in backup.disks for link in history.links(backup.id, image.dev)[1:]}
 
 
 def _needed(history: History, removed: Collection[str]) -> dict[str, str]:
