@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.filesystem import Ext4
 from tests.trees import State, Tree
 from tests.unit.builders import Recorder
 from vbackup import files
