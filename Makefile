@@ -29,6 +29,8 @@ SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard 
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
+# Extras of setup.cfg to install too: EXTRAS=blake3.
+EXTRAS =
 # What installs Debian packages; "true" where another way has installed them.
 INSTALL_PACKAGES = .ci/install-packages
 STAGE := build/install
@@ -104,7 +106,7 @@ $(STAGE_READY): FORCE
 	mkdir -p $(STAGE)/lib
 	cp -RL vbackup $(STAGE)/lib
 	find $(STAGE)/lib -name __pycache__ -type d -prune -exec rm -rf {} +
-	missing=$$($(PYTHON) -I .ci/missing-requirements) && \
+	missing=$$($(PYTHON) -I .ci/missing-requirements $(EXTRAS)) && \
 	    { [ -z "$$missing" ] || { $(PYTHON) -m venv $(STAGE)/venv && \
 	    $(STAGE)/venv/bin/pip install --quiet --target $(STAGE)/lib $$missing; }; }
 	rm -rf $(STAGE)/lib/bin

@@ -415,6 +415,17 @@ class ChainError(VbackupError):
     status = Status.CHAIN
 
 
+class MissingPackageError(VbackupError):
+    """A package is missing that only some backups need: nothing is wrong with the backup, so this is no ChainError."""
+
+    def __init__(self, package: str, why: str, *, debian: str) -> None:
+        self.package = package
+        super().__init__(
+            f"{why}, and this Python has no {package} to read that: install the Debian package {debian}, or run"
+            f" 'pip install {package}'."
+        )
+
+
 class DamagedError(ChainError):
     """A block that a restore needs is damaged in the repository; nothing was restored."""
 

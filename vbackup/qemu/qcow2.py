@@ -64,6 +64,11 @@ def _header(path: Path, opened: Callable[[Path], int]) -> Header:
             data = file.read(1 << _CLUSTER_BITS[-1])  # header, extensions and names are in the first cluster
     except OSError as err:
         raise ChainError(f"The image {path} cannot be read: {err.strerror or err}.") from err
+    return header_in(data, path)
+
+
+def header_in(data: bytes, path: Path) -> Header:
+    """Return the header in the first bytes of the image at ``path``, at least one cluster. Raises ChainError."""
     try:
         return _parse(data)
     except (struct.error, ValueError) as err:

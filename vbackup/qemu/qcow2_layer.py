@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from vbackup.errors import ChainError
+from vbackup.errors import ChainError, MissingPackageError
 from vbackup.files import open_regular
 from vbackup.model import CLUSTER_BYTES
 from vbackup.qemu import qcow2
@@ -30,9 +30,9 @@ TABLE_BYTES = TABLE_CLUSTERS * CLUSTER_BYTES
 _TABLES = struct.Struct(">IQQI")
 _TABLES_OFFSET = 36
 _INCOMPATIBLE_OFFSET, _REFCOUNT_ORDER_OFFSET, _LENGTH_OFFSET, _COMPRESSION_OFFSET = 72, 96, 100, 104
-_LENGTH_V2 = 72
-#: The features that change where data is; any other one, or the mark that the image is corrupt, is refused.
-_DIRTY, _COMPRESSION_TYPE = 1 << 0, 1 << 3
+_HEADER_V3_BYTES = 112
+#: The features that do not change where data is; any other one is refused.
+_DIRTY, _CORRUPT, _COMPRESSION_TYPE = 1 << 0, 1 << 1, 1 << 3
 _ZLIB, _ZSTD = 0, 1
 #: Bits of an L2 entry.
 _COMPRESSED, _ZERO = 1 << 62, 1 << 0
@@ -41,10 +41,17 @@ _COMPRESSED_OFFSET_BITS = 62 - (16 - 8)
 _SECTOR_BYTES = 512
 #: A raw deflate stream with a window of 4 KiB (qcow2_zlib_decompress in block/qcow2-threads.c).
 _WINDOW_BITS = -12
-#: Images of 64 TiB have tables of 1 MiB in the header's reach; a larger number is damage.
-_MAX_TABLE_BYTES = 64 * 1024 * 1024
+#: What a zstd frame may make its reader allocate; one of a cluster needs that much itself.
+_MAX_WINDOW_BYTES = 8 * 1024 * 1024
+#: QEMU's limits (QCOW_MAX_L1_SIZE and QCOW_MAX_REFTABLE_SIZE in block/qcow2.h).
+_MAX_L1_BYTES, _MAX_REFCOUNT_TABLE_BYTES = 32 * 1024 * 1024, 8 * 1024 * 1024
+_REFCOUNT_OFFSET_MASK = 0xFFFF_FFFF_FFFF_FE00
+#: The largest header with its names and extensions (vbackup.qemu.qcow2).
+_HEADER_BYTES = 2 * 1024 * 1024
 
 Decompress = Callable[[bytes], bytes]
+
+_REMEDY = "Restore the file from a copy of the repository, or restore an older backup."
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,12 @@ class Qcow2Layer:
     """An open image. A context manager; its methods can be called in several threads.
 
     Raises ChainError, also in its methods, if the image cannot be read, is damaged, or is of a kind that vbackup never
-    writes.
+    writes; MissingPackageError if it is compressed with zstd, and this Python cannot read that.
     """
 
     def __init__(self, path: Path, *, opened: Callable[[Path], int] = open_regular) -> None:
-        """``opened`` returns a descriptor of the image; it is called twice."""
+        """``opened`` returns a descriptor of the image."""
         self.path = path
-        self.header = qcow2.header(path, opened=opened)
         try:
             self._fd = opened(path)
         except OSError as err:
@@ -128,33 +134,39 @@ class Qcow2Layer:
         """
         assert extent.offset is not None
         if extent.compressed_bytes is not None:
-            return memoryview(self._decompress(self._pread(extent.offset, extent.compressed_bytes, is_padded=True)))
+            packed = self._pread(extent.offset, extent.compressed_bytes, may_lack=extent.compressed_bytes - 1)
+            return memoryview(self._decompress(packed))
         offset, length = extent.offset + first * CLUSTER_BYTES, clusters * CLUSTER_BYTES
-        if buffer is None:
-            return memoryview(self._pread(offset, length))
-        data = memoryview(buffer)[:length]
+        data = memoryview(bytearray(length) if buffer is None else buffer)[:length]
         try:
-            is_whole = read_into(self._fd, data, offset) == length
+            done = read_into(self._fd, data, offset)
+        except OverflowError:
+            raise self._damaged("a table names a place that no file can have") from None
         except OSError as err:
-            raise ChainError(f"The image {self.path} cannot be read: {err.strerror or err}.") from err
-        if not is_whole:
+            raise ChainError(f"The image {self.path} cannot be read: {err.strerror or err}. {_REMEDY}") from err
+        # The last cluster of a file need not be there whole. QEMU, too, reads zeros after the end of the file.
+        if length - done >= CLUSTER_BYTES:
             raise self._damaged("a table names a place after its end")
+        data[done:] = bytes(length - done)
         return data
 
     def structure(self) -> Iterator[bytes]:
         """Yield everything in the file that says where data is: header, L1 and L2 tables, refcount table and blocks."""
-        yield self._pread(0, min(CLUSTER_BYTES, os.fstat(self._fd).st_size))
+        yield self._pread(0, CLUSTER_BYTES, may_lack=CLUSTER_BYTES)
         yield self._l1_bytes
         for number in self.tables():
             yield self._pread(self._l1[number] & _OFFSET_MASK, CLUSTER_BYTES)
         table = self._pread(self._refcount_offset, self._refcount_clusters * CLUSTER_BYTES)
         yield table
-        for entry in _numbers(table):
-            if entry & ~0x1FF:
-                yield self._pread(entry & ~0x1FF, CLUSTER_BYTES)
+        blocks = [entry & _REFCOUNT_OFFSET_MASK for entry in _numbers(table) if entry & _REFCOUNT_OFFSET_MASK]
+        self._refuse_shared(blocks)
+        for offset in blocks:
+            yield self._pread(offset, CLUSTER_BYTES)
 
     def _read_header(self) -> None:
-        data = self._pread(0, 112, is_padded=True)
+        data = self._pread(0, _HEADER_BYTES, may_lack=_HEADER_BYTES)
+        self.header = qcow2.header_in(data, self.path)
+        data = data[:_HEADER_V3_BYTES].ljust(_HEADER_V3_BYTES, b"\0")
         version, cluster_bits = struct.unpack_from(">I", data, 4)[0], struct.unpack_from(">I", data, 20)[0]
         l1_entries, l1_offset, self._refcount_offset, self._refcount_clusters = _TABLES.unpack_from(
             data, _TABLES_OFFSET
@@ -165,21 +177,43 @@ class Qcow2Layer:
             (length,) = struct.unpack_from(">I", data, _LENGTH_OFFSET)
             compression = data[_COMPRESSION_OFFSET] if length > _COMPRESSION_OFFSET else _ZLIB
         self._has_zeros = version > 2  # noqa: PLR2004
+        if features & _CORRUPT:
+            raise self._damaged("QEMU found it to be corrupt and marked it so")
         if 1 << cluster_bits != CLUSTER_BYTES or features & ~(_DIRTY | _COMPRESSION_TYPE) or self.header.encrypted:
-            raise self._damaged("it has features that vbackup never writes, or it was marked as corrupt")
+            raise ChainError(
+                f"The image {self.path} has features that vbackup never writes (clusters of {1 << cluster_bits} bytes,"
+                f" features {features:#x}{', encrypted' if self.header.encrypted else ''}), so it was replaced after"
+                f" the backup. {_REMEDY}"
+            )
         self._decompress = self._decompressor(compression)
         tables = -(-self.virtual_size_bytes // TABLE_BYTES)
-        if l1_entries < tables or l1_entries * 8 > _MAX_TABLE_BYTES or self._refcount_clusters > _MAX_TABLE_BYTES >> 16:
+        if (
+            not tables <= l1_entries <= _MAX_L1_BYTES // 8
+            or not 0 < self._refcount_clusters <= _MAX_REFCOUNT_TABLE_BYTES // CLUSTER_BYTES
+        ):
             raise self._damaged("its header does not fit its size")
         self._l1_bytes = self._pread(l1_offset, l1_entries * 8) if l1_entries else b""
         self._l1 = _numbers(self._l1_bytes)
         if any(entry & _OFFSET_MASK for entry in self._l1[tables:]):
             raise self._damaged("it holds data beyond the end of the disk")
+        self._refuse_shared([self._l1[number] & _OFFSET_MASK for number in self.tables()])
+
+    def _refuse_shared(self, offsets: list[int]) -> None:
+        """Raise ChainError if two tables are one: reading all that such an image claims to hold could take for ever."""
+        if len({*offsets}) != len(offsets) or any(offset % CLUSTER_BYTES for offset in offsets):
+            raise self._damaged("its tables overlap")
 
     def _decompressor(self, compression: int) -> Decompress:
         if compression == _ZLIB:
             return self._inflate
         if compression == _ZSTD:
+            # Asked for here, not at the first compressed cluster: whoever reads on after damage would take it for that.
+            try:
+                import zstandard  # noqa: F401 - only for compressed images
+            except ImportError as err:
+                raise MissingPackageError(
+                    "zstandard", f"The image {self.path} is compressed with zstd", debian="python3-zstandard"
+                ) from err
             return self._zstd
         raise self._damaged(f"its compression {compression} is unknown")
 
@@ -191,12 +225,14 @@ class Qcow2Layer:
         return self._whole(content)
 
     def _zstd(self, data: bytes) -> bytes:
-        import zstandard  # only for compressed images
+        import zstandard
 
         try:
-            # A new one for each cluster: they must not be shared by threads, and cost nothing.
-            content = zstandard.ZstdDecompressor().decompressobj().decompress(data)
-        except zstandard.ZstdError as err:
+            # A new one for each cluster: they must not be shared by threads, and cost nothing. A reader gives no more
+            # than it is asked for, whatever the frame says: 128 KiB can unpack to gigabytes.
+            with zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_reader(data) as reader:
+                content = reader.read(CLUSTER_BYTES)
+        except (zstandard.ZstdError, MemoryError) as err:
             raise self._damaged(f"a compressed cluster cannot be read: {err}") from err
         return self._whole(content)
 
@@ -215,29 +251,33 @@ class Qcow2Layer:
 
     def _run(self, start: int, end: int, entry: int) -> Extent:
         """Return the clusters from ``start`` up to ``end``, of which the first has this L2 entry."""
-        if entry & _ZERO and self._has_zeros:
+        if entry & _ZERO:
+            if not self._has_zeros:  # QEMU: "Preallocated zero cluster ... in a pre-v3 image"
+                raise self._damaged("a table has a cluster of zeros, which its version of the format does not have")
             return Extent(start, end - start, None)
         offset = entry & _OFFSET_MASK
         if not offset or offset % CLUSTER_BYTES:
             raise self._damaged("a table names a place that is not the begin of a cluster")
         return Extent(start, end - start, offset)
 
-    def _pread(self, offset: int, length: int, *, is_padded: bool = False) -> bytes:
-        """Return these bytes; ``is_padded``: the file may end earlier, as after a last compressed cluster."""
+    def _pread(self, offset: int, length: int, *, may_lack: int = 0) -> bytes:
+        """Return these bytes; up to ``may_lack`` of them can be missing, because the file ends there."""
         pieces = []
         missing = length
         try:
             while missing and (piece := os.pread(self._fd, missing, offset + length - missing)):
                 pieces.append(piece)
                 missing -= len(piece)
+        except OverflowError:
+            raise self._damaged("a table names a place that no file can have") from None
         except OSError as err:
-            raise ChainError(f"The image {self.path} cannot be read: {err.strerror or err}.") from err
-        if missing == length or (missing and not is_padded):
+            raise ChainError(f"The image {self.path} cannot be read: {err.strerror or err}. {_REMEDY}") from err
+        if missing > may_lack:
             raise self._damaged("a table names a place after its end")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _damaged(self, reason: str) -> ChainError:
-        return ChainError(f"The image {self.path} is damaged: {reason}.")
+        return ChainError(f"The image {self.path} is damaged: {reason}. {_REMEDY}")
 
 
 def read_into(fd: int, data: memoryview, offset: int) -> int:

@@ -12,16 +12,17 @@ vbackup.repository.block_scan makes a list from an image. vbackup-repository(5) 
     index       RECORD for each segment in which the image holds a block, in ascending order: number of the segment,
                 offset of its body (0: all zeros), number of blocks of data, number of blocks of zeros
 
-Numbers are little-endian. A body of a segment has at most 258 KiB: a list is written and read segment by segment,
-and a file of a terabyte of data is never in memory as a whole.
+Numbers are little-endian. The header has 64 bytes, a record 24, a body of a segment at most 258 KiB: a list is written
+and read segment by segment, and a file of a terabyte of data is never in memory as a whole.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import struct
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
 
-from vbackup.errors import ChainError
+from vbackup.errors import ChainError, MissingPackageError
 from vbackup.files import open_regular, storage_errors
 
 #: Suffix of the file beside the image.
@@ -44,10 +45,13 @@ _MASK_BYTES = SEGMENT_BLOCKS // 8
 _MAGIC, _VERSION = b"vbblocks", 1
 HEADER = struct.Struct("<8sIIIIQQQ16x")
 RECORD = struct.Struct("<QQII")
-#: The largest size of a file in Linux.
-_MAX_SIZE_BYTES = (1 << 63) - 1
+#: 2 PiB: QEMU's limit for images with clusters of 64 KiB (QCOW_MAX_L1_SIZE in block/qcow2.h).
+_MAX_SIZE_BYTES = 1 << 51
 _RUNS = re.compile("1+")
 _PIECE_BYTES = 1024 * 1024
+#: A list of up to this size is kept in memory, and its file is not kept open.
+_SMALL_BYTES = 64 * 1024
+_REMEDY = "'vbackup check' says which backups that concerns; restore the file from a copy of the repository."
 
 
 class Hash(Protocol):
@@ -109,7 +113,7 @@ def best_algorithm() -> Algorithm:
 def algorithm_of(text: str, *, where: str) -> Algorithm:
     """Return the algorithm of a digest of a manifest, such as "blake3:..."; ``where`` names it in errors.
 
-    Raises ChainError if it is unknown or needs a package that is not installed.
+    Raises ChainError if it is unknown, MissingPackageError if it needs a package that is not installed.
     """
     return _by_number(_NUMBERS.get(text.partition(":")[0], 0), where=where)
 
@@ -119,10 +123,7 @@ def _by_number(number: int, *, where: str) -> Algorithm:
         return _KNOWN[number]
     except KeyError:
         if number in _NUMBERS.values():
-            raise ChainError(
-                f"{where} has BLAKE3 digests, and this vbackup has no BLAKE3: install blake3 (pip install blake3, or"
-                " the package python3-blake3)."
-            ) from None
+            raise MissingPackageError("blake3", f"{where} has BLAKE3 digests", debian="python3-blake3") from None
         raise ChainError(f"{where} has digests of an unknown kind; use a newer vbackup.") from None
 
 
@@ -202,9 +203,10 @@ def _write(file: BinaryIO, segments: Iterable[Segment], virtual_size_bytes: int,
         if not segment.held:
             continue
         is_all_zeros = segment.held == ALL and not segment.data
-        index += RECORD.pack(segment.number, 0 if is_all_zeros else offset, segment.data_blocks, segment.zero_blocks)
-        data_blocks += segment.data_blocks
-        zero_blocks += segment.zero_blocks
+        data, zeros = segment.data_blocks, SEGMENT_BLOCKS if is_all_zeros else segment.zero_blocks
+        index += RECORD.pack(segment.number, 0 if is_all_zeros else offset, data, zeros)
+        data_blocks += data
+        zero_blocks += zeros
         if not is_all_zeros:
             for mask in (segment.held, segment.data):
                 file.write(mask.to_bytes(_MASK_BYTES, "little"))
@@ -226,46 +228,56 @@ def _write(file: BinaryIO, segments: Iterable[Segment], virtual_size_bytes: int,
 
 
 class BlockList:
-    """A list, mapped into memory. A context manager."""
+    """A list, of which only the index is in memory. A context manager; its methods can be called in several threads.
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    It is read, not mapped: a bad sector below a mapping, or a file that somebody truncates, would kill the process.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
-        self._data = data
-        where = f"The block list {path}"
-        magic, version, number, block_bytes, segment_blocks, size_bytes, offset, records = HEADER.unpack_from(data)
+        self._fd: int | None = fd
+        self._where = f"The block list {path}"
+        self._size_bytes = os.fstat(fd).st_size
+        self._small = b""
+        if self._size_bytes < HEADER.size:
+            raise self._damaged("it is too short")
+        header = self._read(0, HEADER.size)
+        magic, version, number, block_bytes, segment_blocks, size_bytes, offset, records = HEADER.unpack(header)
         if magic != _MAGIC:
-            raise ChainError(f"{where} is not a block list.")
+            raise self._damaged("it is not a block list")
         if version != _VERSION or (block_bytes, segment_blocks) != (BLOCK_BYTES, SEGMENT_BLOCKS):
-            raise ChainError(f"{where} has a format that this vbackup does not know; use a newer vbackup.")
-        self.algorithm = _by_number(number, where=where)
+            raise ChainError(f"{self._where} has a format that this vbackup does not know; use a newer vbackup.")
+        self.algorithm = _by_number(number, where=self._where)
         self.virtual_size_bytes: int = size_bytes
-        if size_bytes > _MAX_SIZE_BYTES or offset + records * RECORD.size != len(data):
-            raise ChainError(f"{where} is damaged: its header does not fit its size.")
-        self._index: list[tuple[int, int, int, int]] = [*RECORD.iter_unpack(data[offset:])]
-        self._places = {record[0]: place for place, record in enumerate(self._index)}
-        self._check_index(where, end=offset)
+        self._blocks = -(-size_bytes // BLOCK_BYTES)
+        if size_bytes > _MAX_SIZE_BYTES or offset + records * RECORD.size != self._size_bytes:
+            raise self._damaged("its header does not fit its size")
+        if records > -(-self._blocks // SEGMENT_BLOCKS):
+            raise self._damaged("its index does not fit the size of the disk")
+        self._numbers, self._offsets, self._data_counts, self._zero_counts = (array(code) for code in "QQII")
+        self._read_index(offset)
+        if self._size_bytes <= _SMALL_BYTES:
+            self._small = self._read(0, self._size_bytes)
 
     @classmethod
     def open(cls, path: Path) -> BlockList:
-        """Map the list; its digest is not checked (``digest``).
+        """Open the list; its digest is not checked (``digest``).
 
-        Raises ChainError if it is missing, cannot be read, or is no list of this format.
+        Raises ChainError if it is missing, cannot be read, or is no list of this format; MissingPackageError if it has
+        BLAKE3 digests, and this Python has no BLAKE3.
         """
         try:
             fd = open_regular(path)
-            try:
-                if os.fstat(fd).st_size < HEADER.size:
-                    raise ChainError(f"The block list {path} is damaged: it is too short.")
-                data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-            finally:
-                os.close(fd)
         except OSError as err:
-            raise ChainError(f"The block list {path} cannot be read: {err.strerror or err}.") from err
+            raise _unreadable(f"The block list {path}", err) from err
         try:
-            return cls(path, data)
+            opened = cls(path, fd)
         except BaseException:
-            data.close()
+            os.close(fd)
             raise
+        if opened._small:  # a chain can have hundreds of small lists, and a process 1024 open files
+            opened.close()
+        return opened
 
     def __enter__(self) -> BlockList:
         return self
@@ -276,40 +288,41 @@ class BlockList:
         self.close()
 
     def close(self) -> None:
-        """Release the file."""
-        self._data.close()
+        """Close the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def digest(self, algorithm: Algorithm | None = None) -> str:
-        """Return the digest of the whole file, to compare with the one in the manifest."""
+        """Return the digest of the whole file, to compare with the one in the manifest. Raises ChainError."""
         algorithm = algorithm or self.algorithm
         made = algorithm.new()
-        for start in range(0, len(self._data), _PIECE_BYTES):
-            made.update(self._data[start : start + _PIECE_BYTES])
+        for start in range(0, self._size_bytes, _PIECE_BYTES):
+            made.update(self._read(start, min(_PIECE_BYTES, self._size_bytes - start)))
         return algorithm.text(made)
 
     @property
     def numbers(self) -> list[int]:
         """The numbers of the segments in which the image holds a block, in ascending order."""
-        return [record[0] for record in self._index]
+        return list(self._numbers)
 
     @property
     def data_blocks(self) -> int:
         """Number of blocks of data."""
-        return sum(record[2] for record in self._index)
+        return sum(self._data_counts)
 
     @property
     def zero_blocks(self) -> int:
         """Number of blocks of zeros."""
-        return sum(record[3] for record in self._index)
+        return sum(self._zero_counts)
 
     def segment(self, number: int) -> Segment:
         """Return a segment; one in which the image holds nothing if it is not in the index. Raises ChainError."""
         held, data = self.masks(number)
         digests = b""
         if data:
-            _, offset, data_blocks, _ = self._index[self._places[number]]
-            start = offset + 2 * _MASK_BYTES
-            digests = self._data[start : start + data_blocks * DIGEST_BYTES]
+            place = bisect_left(self._numbers, number)
+            digests = self._read(self._offsets[place] + 2 * _MASK_BYTES, self._data_counts[place] * DIGEST_BYTES)
         return Segment(number, held, data, digests)
 
     def masks(self, number: int) -> tuple[int, int]:
@@ -317,33 +330,77 @@ class BlockList:
 
         The digests, which are nearly all of a list, are not read for that.
         """
-        place = self._places.get(number)
-        if place is None:
+        place = bisect_left(self._numbers, number)
+        if place == len(self._numbers) or self._numbers[place] != number:
             return 0, 0
-        _, offset, data_blocks, zero_blocks = self._index[place]
+        offset = self._offsets[place]
         if offset == 0:
             return ALL, 0
-        held, data = (
-            int.from_bytes(self._data[start : start + _MASK_BYTES], "little")
-            for start in (offset, offset + _MASK_BYTES)
-        )
-        if count(data) != data_blocks or data & ~held or count(held) - data_blocks != zero_blocks:
-            raise ChainError(f"The block list {self.path} is damaged: segment {number} does not fit its index.")
+        body = self._read(offset, 2 * _MASK_BYTES)
+        held, data = (int.from_bytes(body[start : start + _MASK_BYTES], "little") for start in (0, _MASK_BYTES))
+        data_blocks = self._data_counts[place]
+        if (
+            count(data) != data_blocks
+            or data & ~held
+            or count(held) - data_blocks != self._zero_counts[place]
+            or held >> self._blocks_in(number)
+        ):
+            raise self._damaged(f"segment {number} does not fit its index")
         return held, data
 
     def segments(self) -> Iterator[Segment]:
         """Yield all segments in which the image holds a block. Raises ChainError."""
-        for number in self.numbers:
+        for number in self._numbers:
             yield self.segment(number)
 
-    def _check_index(self, where: str, *, end: int) -> None:
-        last = -(-self.virtual_size_bytes // SEGMENT_BYTES) - 1
+    def _read_index(self, end: int) -> None:
+        """Read the index, which begins where the bodies ``end``."""
         previous, begin = -1, HEADER.size
-        for number, offset, data_blocks, zero_blocks in self._index:
-            is_all_zeros = offset == 0 and data_blocks == 0 and zero_blocks == SEGMENT_BLOCKS
-            if not previous < number <= last or not (offset == begin or is_all_zeros):
-                raise ChainError(f"{where} is damaged: its index is not in order.")
-            previous = number
-            begin += 0 if is_all_zeros else 2 * _MASK_BYTES + data_blocks * DIGEST_BYTES
+        step = _PIECE_BYTES // RECORD.size * RECORD.size
+        for start in range(end, self._size_bytes, step):
+            piece = self._read(start, min(step, self._size_bytes - start))
+            for number, offset, data_blocks, zero_blocks in RECORD.iter_unpack(piece):
+                blocks = data_blocks + zero_blocks
+                is_all_zeros = offset == 0 and data_blocks == 0 and zero_blocks == SEGMENT_BLOCKS
+                if number <= previous or not (offset == begin or is_all_zeros):
+                    raise self._damaged("its index is not in order")
+                if not 0 < blocks <= self._blocks_in(number):
+                    raise self._damaged("its index does not fit the size of the disk")
+                previous = number
+                begin += 0 if is_all_zeros else _body_bytes(data_blocks)
+                self._numbers.append(number)
+                self._offsets.append(offset)
+                self._data_counts.append(data_blocks)
+                self._zero_counts.append(zero_blocks)
         if begin != end:
-            raise ChainError(f"{where} is damaged: its index does not fit its size.")
+            raise self._damaged("its index does not fit its size")
+
+    def _blocks_in(self, number: int) -> int:
+        """Return how many blocks of the disk are in a segment."""
+        left: int = self._blocks - number * SEGMENT_BLOCKS
+        return min(SEGMENT_BLOCKS, max(0, left))
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self._small:
+            return self._small[offset : offset + length]
+        assert self._fd is not None, "the list is closed"
+        data = b""
+        try:
+            while len(data) < length and (piece := os.pread(self._fd, length - len(data), offset + len(data))):
+                data = data + piece if data else piece
+        except OSError as err:
+            raise _unreadable(self._where, err) from err
+        if len(data) < length:
+            raise self._damaged("it is too short")
+        return data
+
+    def _damaged(self, reason: str) -> ChainError:
+        return ChainError(f"{self._where} is damaged: {reason}. {_REMEDY}")
+
+
+def _body_bytes(data_blocks: int) -> int:
+    return 2 * _MASK_BYTES + data_blocks * DIGEST_BYTES
+
+
+def _unreadable(where: str, err: OSError) -> ChainError:
+    return ChainError(f"{where} cannot be read: {err.strerror or err}. {_REMEDY}")

@@ -244,7 +244,10 @@ def difference(expected: Segment, found: Segment, wanted: int = ALL) -> int:
     if not blocks and expected.data == found.data and expected.digests == found.digests:
         return 0
     for start, end in runs(expected.data & found.data):
+        # The digests of a run follow each other in both segments.
+        one, other = (each.digest_index(start) * DIGEST_BYTES for each in (expected, found))
         for block in range(start, end):
-            if expected.digest_of(block) != found.digest_of(block):
+            if expected.digests[one : one + DIGEST_BYTES] != found.digests[other : other + DIGEST_BYTES]:
                 blocks |= 1 << block
+            one, other = one + DIGEST_BYTES, other + DIGEST_BYTES
     return blocks
