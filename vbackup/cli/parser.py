@@ -27,6 +27,7 @@ COMMANDS = {
     "note": "give a backup a note",
     "audit": "check that changed-block tracking told the truth",
     "consolidate": "make backups independent of older ones",
+    "check": "look through a repository, and repair it",
     "recover": "finish or undo interrupted backups",
     "speed": "change the speed of a running backup",
     "transaction": "check and send a QMP transaction",

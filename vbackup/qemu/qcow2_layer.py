@@ -150,6 +150,18 @@ class Qcow2Layer:
         data[done:] = bytes(length - done)
         return data
 
+    def packed(self, content: bytes) -> Iterator[bytes]:
+        """Yield a cluster as this image would have it compressed, in several ways: it may have to fit into a place."""
+        if self._is_zstd:
+            import zstandard
+
+            for level in (3, 9, 19, 22):
+                yield zstandard.ZstdCompressor(level=level).compress(content)
+        else:
+            for level in (-1, 9):
+                deflate = zlib.compressobj(level, wbits=_WINDOW_BITS, memLevel=9)
+                yield deflate.compress(content) + deflate.flush()
+
     def structure(self) -> Iterator[bytes]:
         """Yield everything in the file that says where data is: header, L1 and L2 tables, refcount table and blocks."""
         yield self._pread(0, CLUSTER_BYTES, may_lack=CLUSTER_BYTES)
@@ -185,6 +197,7 @@ class Qcow2Layer:
                 f" features {features:#x}{', encrypted' if self.header.encrypted else ''}), so it was replaced after"
                 f" the backup. {_REMEDY}"
             )
+        self._is_zstd = compression == _ZSTD
         self._decompress = self._decompressor(compression)
         tables = -(-self.virtual_size_bytes // TABLE_BYTES)
         if (

@@ -1,0 +1,394 @@
+"""Real images are damaged and repaired: afterwards they are, byte for byte, what the backup recorded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.recorded import BLOCK, MIB, Recorded, Write, story
+from tests.unit.builders import UUID, Recorder
+from vbackup.errors import BusyError
+from vbackup.model import Level
+from vbackup.operations import check, repair, verify
+from vbackup.operations.repair import Repair
+from vbackup.operations.verify import VerifyRequest
+from vbackup.qemu.qcow2_layer import Qcow2Layer
+from vbackup.repository import filesystem, mending, quarantine, readers
+from vbackup.repository.block_sources import extent_of
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Recorded:
+    return story(tmp_path / "repo")
+
+
+def damaged(recorded: Recorded) -> list[str]:
+    """What check says of damage."""
+    checked = check.run([UUID], repository=recorded.repository, reporter=Recorder(), stop=Stop())
+    return [trouble.sentence for trouble in checked.troubles if trouble.severity.value == "damage"]
+
+
+def repaired(recorded: Recorded, *copies: Repository, dry_run: bool = False) -> list[Repair]:
+    return repair.run(
+        UUID, repository=recorded.repository, copies=copies, reporter=Recorder(), stop=Stop(), dry_run=dry_run
+    )
+
+
+def verified(recorded: Recorded) -> list[str]:
+    """The damaged backups."""
+    return verify.run(
+        VerifyRequest(is_forced=True), UUID, repository=recorded.repository, reporter=Recorder(), stop=Stop()
+    ).damaged
+
+
+def copied(recorded: Recorded) -> Repository:
+    path = recorded.repository.path.with_name("copy")
+    shutil.copytree(recorded.repository.path, path)
+    return Repository.open(path)
+
+
+def assert_all_is_as_it_was(recorded: Recorded, tmp_path: Path) -> None:
+    assert damaged(recorded) == []
+    assert verified(recorded) == []
+    for (backup_id, dev), content in recorded.contents.items():
+        image = recorded.repository.directory(UUID, backup_id) / f"{dev}.qcow2"
+        raw = tmp_path / "flat.raw"
+        subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw], check=True)
+        assert raw.read_bytes() == content
+        leftovers = [path.name for path in image.parent.iterdir() if path.name.startswith(".")]
+        assert leftovers == []
+
+
+def spoil(path: Path, block: int, *, length: int = 100) -> None:
+    """Overwrite a part of a block where it is in the image."""
+    with Qcow2Layer(path) as layer:
+        extent = extent_of(layer, (0, block))
+        assert extent is not None
+        assert extent.offset is not None
+        offset = extent.offset + (block - extent.start) * BLOCK
+    with path.open("r+b") as file:
+        file.seek(offset)
+        old = file.read(length)
+        file.seek(offset)
+        file.write(bytes(byte ^ 0x55 for byte in old))
+
+
+def test_repository_without_trouble_is_left_alone(recorded: Recorded) -> None:
+    before = {path: path.lstat().st_mtime_ns for path in recorded.repository.path.rglob("*") if path.name != "lock"}
+    assert repaired(recorded) == []
+    after = {path: path.lstat().st_mtime_ns for path in recorded.repository.path.rglob("*") if path.name != "lock"}
+    assert {path for path in before if before[path] != after.get(path)} <= {recorded.repository.path / UUID}
+
+
+def test_damaged_block_is_copied_from_an_image_of_another_backup(recorded: Recorded, tmp_path: Path) -> None:
+    """Another backup of the domain has the same block, in another place and compressed."""
+    recorded.add({"vda": [Write(6 * MIB, BLOCK, 1, is_packed=True)]}, size_bytes=9 * MIB)
+    path = recorded.path(recorded.backups[0])
+    spoil(path, 2)
+    assert len(verified(recorded)) > 1
+    [done] = repaired(recorded)
+    assert done.is_done
+    assert "1 block" in done.what
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_damaged_block_of_which_there_is_only_one_needs_a_copy(recorded: Recorded, tmp_path: Path) -> None:
+    recorded.add({"vda": [Write(6 * MIB, 3000, 77)]}, size_bytes=9 * MIB)
+    copy = copied(recorded)
+    path = recorded.path(recorded.backups[-1])
+    before = path.read_bytes()
+    spoil(path, 96)
+    spoiled = path.read_bytes()
+    verified(recorded)
+    [failed] = repaired(recorded)
+    assert not failed.is_done
+    assert "--from" in failed.what
+    assert path.read_bytes() == spoiled
+    [done] = repaired(recorded, copy)
+    assert done.is_done
+    assert path.read_bytes() == before
+    kept = recorded.repository.path / quarantine.NAME / path.relative_to(recorded.repository.path)
+    assert kept.read_bytes() == spoiled
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+@pytest.mark.parametrize("has_copy", [True, False])
+@pytest.mark.parametrize("compression", ["zlib", "zstd"])
+def test_damaged_compressed_block_is_compressed_again(
+    recorded: Recorded, tmp_path: Path, compression: str, has_copy: bool
+) -> None:
+    """From a copy it is taken as it is; otherwise it has to fit in the place that it had."""
+    recorded.add(
+        {"vda": [Write(6 * MIB + n * BLOCK, BLOCK, 1, is_packed=True) for n in range(3)]},
+        size_bytes=9 * MIB,
+        compression=compression,
+    )
+    copies = [copied(recorded)] if has_copy else []
+    path = recorded.path(recorded.backups[-1])
+    spoil(path, 97, length=20)
+    verified(recorded)
+    assert [one.is_done for one in repaired(recorded, *copies)] == [True]
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_dry_run_changes_nothing(recorded: Recorded) -> None:
+    recorded.add({"vda": [Write(6 * MIB, BLOCK, 1)]}, size_bytes=9 * MIB)
+    spoil(recorded.path(recorded.backups[0]), 2)
+    recorded.path(recorded.backups[1], "vda.blocks").unlink()
+    (recorded.repository.path / UUID / "domain.json").unlink()
+    recorded.path(recorded.backups[0]).chmod(0o644)
+    verified(recorded)
+    before = {
+        p: (p.lstat().st_mode, p.read_bytes() if p.is_file() else b"") for p in recorded.repository.path.rglob("*")
+    }
+    would = repaired(recorded, dry_run=True)
+    assert len(would) == 4
+    assert all("would be" in one.what for one in would)
+    after = {
+        p: (p.lstat().st_mode, p.read_bytes() if p.is_file() else b"") for p in recorded.repository.path.rglob("*")
+    }
+    assert after == before
+
+
+def header(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(b"\xff" * 8)
+
+
+def table(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size - 5)  # in a table or in data, whichever is last
+        file.write(b"\x01\x02\x03")
+
+
+WHOLE: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "header": header,
+    "longer": lambda path: os.truncate(path, path.stat().st_size + 512),
+    "link": lambda path: (path.unlink(), path.symlink_to("/etc/passwd")) and None,  # type: ignore[func-returns-value]
+}
+
+
+@pytest.mark.parametrize("harm", WHOLE.values(), ids=WHOLE)
+def test_image_that_is_unusable_is_taken_from_a_copy(
+    recorded: Recorded, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    copy = copied(recorded)
+    harm(recorded.path(recorded.backups[1]))
+    assert damaged(recorded) != []
+    assert [one.is_done for one in repaired(recorded, copy)] == [True]
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_damage_of_the_copy_is_not_taken_over(recorded: Recorded, tmp_path: Path) -> None:
+    """Half of the image is damaged here, half in the copy: together they are whole."""
+    recorded.add({"vda": [Write(6 * MIB, 3000, 77), Write(7 * MIB, 3000, 78)]}, size_bytes=9 * MIB)
+    copy = copied(recorded)
+    path = recorded.path(recorded.backups[-1])
+    spoil(path, 96)
+    spoil(copy.path / path.relative_to(recorded.repository.path), 112)
+    verified(recorded)
+    assert [one.is_done for one in repaired(recorded, copy)] == [True]
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"vbblocks")])
+def test_list_is_made_again_from_the_image_that_proves_it(
+    recorded: Recorded, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    path = recorded.path(recorded.backups[1], "vda.blocks")
+    before = path.read_bytes()
+    harm(path)
+    assert "block list" in damaged(recorded)[0]
+    assert [one.is_done for one in repaired(recorded)] == [True]
+    assert path.read_bytes() == before
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_list_of_a_damaged_image_is_not_made_again_but_taken_from_a_copy(recorded: Recorded, tmp_path: Path) -> None:
+    """A list of what is there now would bless the damage."""
+    copy = copied(recorded)
+    image = recorded.path(recorded.backups[0])
+    spoil(image, 1)
+    image.with_suffix(".blocks").unlink()
+    assert [one.is_done for one in repaired(recorded)] == [False]
+    assert not image.with_suffix(".blocks").exists()
+    assert all(one.is_done for one in repaired(recorded, copy))
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["domain.xml", "nvram"])
+def test_further_file_is_taken_from_another_backup_that_has_the_same(
+    recorded: Recorded, tmp_path: Path, name: str
+) -> None:
+    path = recorded.path(recorded.backups[0], name)
+    path.write_bytes(b"altered")
+    assert damaged(recorded) != []
+    assert [one.is_done for one in repaired(recorded)] == [True]
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_manifest_is_taken_from_a_copy_whose_digests_fit(recorded: Recorded, tmp_path: Path) -> None:
+    copy = copied(recorded)
+    path = recorded.path(recorded.backups[1], "manifest.json")
+    path.write_text("{")
+    assert damaged(recorded) != []
+    assert [one.is_done for one in repaired(recorded, copy)] == [True]
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_what_cannot_be_used_goes_to_the_quarantine_and_nothing_is_lost(recorded: Recorded, tmp_path: Path) -> None:
+    """The other backups are found and restored as before."""
+    recorded.add({"vda": [Write(0, MIB, 9)], "vdb": [Write(0, MIB, 8)]}, level=Level.FULL, size_bytes=9 * MIB)
+    last = recorded.backups[-1]
+    gone = recorded.backups[0]
+    files = {p.relative_to(recorded.repository.path): p.read_bytes() for p in recorded.repository.path.rglob("*.qcow2")}
+    recorded.path(gone, "manifest.json").write_text("{")
+    repaired(recorded)
+    assert [one.id for one in recorded.repository.catalogue(UUID).history.backups] == [last.id]
+    assert damaged(recorded) == []
+    store = recorded.repository.path / quarantine.NAME
+    assert {p.relative_to(store): p.read_bytes() for p in store.rglob("*.qcow2")} == {
+        path: data for path, data in files.items() if path.parts[1] != last.id
+    }
+    # What QEMU needs is beside each other there, too.
+    image = store / UUID / recorded.backups[1].id / "vda.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, tmp_path / "raw"], check=True)
+    assert (tmp_path / "raw").read_bytes() == recorded.contents[recorded.backups[1].id, "vda"]
+
+
+def test_backup_that_is_protected_or_being_read_stays(recorded: Recorded) -> None:
+    one, other = recorded.backups[0], recorded.backups[1]
+    for each in recorded.backups:
+        recorded.path(each, "manifest.json").write_text("{")
+    recorded.path(one, "protected").write_text("{}")
+    with readers.reading([recorded.path(other).parent]):
+        done = repaired(recorded)
+    assert [each.what for each in done if not each.is_done] == [
+        f"Backup {one.id} cannot be restored, but is protected, so it stays where it is.",
+        f"Backup {other.id} cannot be restored, but is being read, so it stays where it is.",
+    ]
+    assert recorded.path(one).exists()
+    assert recorded.path(other).exists()
+
+
+def test_names_are_made_from_the_manifests(recorded: Recorded) -> None:
+    (recorded.repository.path / UUID / "domain.json").write_text("[")
+    assert [one.is_done for one in repaired(recorded)] == [True]
+    assert recorded.repository.find("web") == UUID
+
+
+def test_modes_are_those_that_vbackup_gives(recorded: Recorded) -> None:
+    for path in recorded.repository.path.rglob("*"):
+        path.chmod(0o755)
+    assert [one.is_done for one in repaired(recorded)] == [True]
+    modes = {path.is_dir(): path.stat().st_mode & 0o777 for path in (recorded.repository.path / UUID).rglob("*")}
+    assert modes == {True: 0o700, False: 0o600}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_owner_is_that_of_the_repository(recorded: Recorded) -> None:
+    """QEMU and libvirt give images to their own user when a domain is started from them."""
+    path = recorded.path(recorded.backups[0])
+    os.chown(path, 64055, 64055)
+    assert [one.is_done for one in repaired(recorded)] == [True]
+    assert path.stat().st_uid == recorded.repository.path.stat().st_uid
+
+
+def test_leftovers_of_a_dead_repair_are_removed(recorded: Recorded, tmp_path: Path) -> None:
+    recorded.path(recorded.backups[0], ".mended-vda.qcow2").write_bytes(b"half")
+    recorded.path(recorded.backups[0], ".verified.json.4194999").write_bytes(b"{")
+    mine = recorded.path(recorded.backups[0], f".vda.blocks.{os.getpid()}")
+    mine.write_bytes(b"a verify makes it at this moment")
+    assert len(repaired(recorded)) == 2
+    assert mine.exists()
+    mine.unlink()
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_domain_that_another_run_works_on_is_left_alone(recorded: Recorded) -> None:
+    with recorded.repository.lock(UUID), pytest.raises(BusyError):
+        repaired(recorded)
+
+
+def test_backup_of_an_older_version_is_taken_from_a_copy_as_a_whole(tmp_path: Path) -> None:
+    recorded = story(tmp_path / "repo", has_lists=False)
+    copy = copied(recorded)
+    path = recorded.path(recorded.backups[1])
+    os.truncate(path, 1000)
+    assert [one.is_done for one in repaired(recorded)][0] is False
+    recorded = Recorded.__new__(Recorded)
+    del copy, path
+
+
+# killed in the middle
+
+
+class Killed(BaseException):
+    """SIGKILL: no handler runs that could clean up."""
+
+
+STEPS = ("copy", "pwrite", "fsync", "link", "rename", "check")
+
+
+@pytest.fixture(params=range(14))
+def kill(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Ends the process, as it were, at the n-th step that changes something; nothing is undone."""
+    counted = [0]
+
+    def dying(really: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **more: object) -> object:
+            if counted[0] > request.param:
+                raise Killed  # and so does every undo
+            counted[0] += 1
+            if counted[0] > request.param:
+                raise Killed
+            return really(*args, **more)
+
+        return call
+
+    for target, name in (
+        (os, "pwrite"),
+        (os, "link"),
+        (Path, "replace"),
+        (Path, "rename"),
+        (Path, "unlink"),
+        (filesystem, "copy"),
+        (filesystem, "clone"),
+        (mending, "fsync"),
+        (quarantine, "fsync"),
+        (Path, "mkdir"),
+    ):
+        monkeypatch.setattr(target, name, dying(getattr(target, name)))
+    yield counted
+    monkeypatch.undo()
+
+
+def test_repair_that_is_killed_is_gone_on_with(
+    recorded: Recorded, tmp_path: Path, kill: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever: every backup that could be restored before still can be, and the next repair ends it."""
+    kill[0] = -10000  # not while it is prepared
+    recorded.add({"vda": [Write(6 * MIB, BLOCK, 1)]}, size_bytes=9 * MIB)
+    path = recorded.path(recorded.backups[0])
+    spoil(path, 2)
+    recorded.path(recorded.backups[1], "vda.blocks").unlink()
+    damaged_before = set(verified(recorded))
+    kill[0] = 0
+    with suppress(Killed):
+        repaired(recorded)
+    monkeypatch.undo()
+    assert set(verified(recorded)) <= damaged_before
+    assert path.exists()
+    repaired(recorded)
+    assert_all_is_as_it_was(recorded, tmp_path)

@@ -1,0 +1,396 @@
+"""Repair the backups of a domain: ``vbackup check --repair``.
+
+Nothing is believed that the manifest does not prove: lists and files have exactly the digest that it records, or are
+not put in place. Nothing is removed: what is replaced or cannot be used goes to the quarantine. Every step ends in one
+rename, so a repair that is killed leaves the repository as it was, or repaired further; the next one goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vbackup import files
+from vbackup.errors import ChainError, NoSpaceError, StorageError
+from vbackup.files import fsync, read_regular, storage_errors
+from vbackup.report import Reporter
+from vbackup.repository import (
+    block_list,
+    block_scan,
+    inspection,
+    manifest,
+    quarantine,
+    readers,
+    verification,
+    verify,
+)
+from vbackup.repository.block_list import algorithm_of
+from vbackup.repository.block_sources import BlockSources
+from vbackup.repository.catalogue import Catalogue, domain_names, read_text
+from vbackup.repository.history import Link
+from vbackup.repository.inspection import MENDED, TEMPORARY, Inspected, Kind
+from vbackup.repository.mending import Mending
+from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Verdict
+from vbackup.stop import Stop
+
+_PROTECTED = "protected"
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Something that was repaired, would be, or could not be."""
+
+    what: str  #: a sentence
+    uuid: str
+    is_done: bool = True  #: False: it could not be repaired
+
+
+def run(
+    uuid: str,
+    *,
+    repository: Repository,
+    copies: Sequence[Repository],
+    reporter: Reporter,
+    stop: Stop,
+    dry_run: bool = False,
+) -> list[Repair]:
+    """Repair what can be repaired of a domain, under its lock; with ``dry_run`` only find out what that is.
+
+    Raises BusyError, StorageError, NoSpaceError, InterruptedBySignalError: what was repaired until then stays.
+    """
+    with repository.lock(uuid):
+        return _Work(uuid, repository, copies, reporter=reporter, stop=stop, dry_run=dry_run).run()
+
+
+def top(repository: Repository, *, dry_run: bool) -> list[Repair]:
+    """Set the mode of the repository's directory. Raises StorageError."""
+    if not repository.path.stat().st_mode & 0o077:
+        return []
+    if not dry_run:
+        with storage_errors(f"change the mode of {repository.path}"):
+            repository.path.chmod(0o700)
+    return [Repair(f"The mode of {repository.path} {'would be' if dry_run else 'was'} set to 0700.", "")]
+
+
+class _Work:
+    """The repair of one domain."""
+
+    def __init__(
+        self,
+        uuid: str,
+        repository: Repository,
+        copies: Sequence[Repository],
+        *,
+        reporter: Reporter,
+        stop: Stop,
+        dry_run: bool,
+    ) -> None:
+        self._uuid, self._repository, self._dry_run = uuid, repository, dry_run
+        self._reporter, self._stop = reporter, stop
+        self._directory = repository.path / uuid
+        self._sources = BlockSources(repository, copies, uuid, check=stop.check)
+        self._done: list[Repair] = []
+        self._good: set[str] = set()  #: images that were read and are good now, as verified.json names them
+
+    def run(self) -> list[Repair]:
+        """Do it."""
+        found = self._inspect()
+        for kind, repair in (
+            (Kind.LEFTOVER, self._leftovers),
+            (Kind.MODE, self._rights),
+            (Kind.OWNER, self._rights),
+            (Kind.MANIFEST, self._manifests),
+        ):
+            if any(trouble.kind is kind for trouble in found.troubles):
+                self._stop.check()
+                repair()
+        found = self._inspect()
+        self._images(found)
+        self._files(found)
+        self._verdicts()
+        if any(trouble.kind is Kind.NAMES for trouble in found.troubles):
+            self._names()
+        self._put_away()
+        return self._done
+
+    def _inspect(self) -> Inspected:
+        return inspection.inspect(self._repository, self._uuid, check=self._stop.check)
+
+    def _note(self, done: str, would: str) -> None:
+        repair = Repair(would if self._dry_run else done, self._uuid)
+        self._done.append(repair)
+        self._reporter.step(repair.what)
+
+    def _fail(self, what: str) -> None:
+        self._done.append(Repair(what, self._uuid, is_done=False))
+
+    def _leftovers(self) -> None:
+        """Remove what dead runs have left half written: there is nothing in it that is not elsewhere."""
+        for path, _ in list(inspection.walk(self._directory)):
+            if not path.name.startswith(MENDED) and not (TEMPORARY.fullmatch(path.name) and not _has_writer(path)):
+                continue
+            if not self._dry_run:
+                with storage_errors(f"remove {path}"):
+                    path.unlink()
+            self._note(f"{path} was removed.", f"{path} would be removed.")
+
+    def _rights(self) -> None:
+        owner = self._repository.path.stat()
+        changed = 0
+        for path, status in list(inspection.walk(self._directory)):
+            wanted = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
+            is_open = bool(status.st_mode & 0o077) and not stat.S_ISLNK(status.st_mode)
+            is_foreign = status.st_uid != owner.st_uid and os.geteuid() == 0
+            if not is_open and not is_foreign:
+                continue
+            changed += 1
+            if self._dry_run:
+                continue
+            with storage_errors(f"change the mode of {path}"):
+                if is_foreign:
+                    os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+                if is_open:
+                    path.chmod(wanted)
+        if changed:
+            self._note(
+                f"Modes and owners of {changed} files and directories were set.",
+                f"Modes and owners of {changed} files and directories would be set.",
+            )
+
+    def _manifests(self) -> None:
+        """Take manifests from a copy: they record the digests of what is here, which proves that they belong to it."""
+        for broken in self._repository.catalogue(self._uuid).unreadable:
+            path = self._directory / broken.id / "manifest.json"
+            for twin in self._sources.twins(path):
+                with suppress(ChainError, OSError, ValueError):
+                    text = read_text(twin)
+                    backup = manifest.load(text, backup_id=broken.id, domain_uuid=self._uuid)
+                    if not self._agrees(path.parent, backup.files, [Link(backup, image) for image in backup.disks]):
+                        continue
+                    if not self._dry_run:
+                        self._replace(path, text.encode())
+                    self._note(
+                        f"The manifest of backup {broken.id} was taken from {twin}.",
+                        f"The manifest of backup {broken.id} would be taken from {twin}.",
+                    )
+                    break
+
+    def _agrees(self, directory: Path, recorded: Mapping[str, str], links: Sequence[Link]) -> bool:
+        """Return True if a file of the backup has the digest that this manifest records, and none has another size."""
+        proofs = 0
+        for link in links:
+            path = directory / link.image.file
+            if path.exists() and path.stat().st_size != link.image.file_size_bytes:
+                return False
+            with suppress(ChainError), verify.opened_list(path, link):
+                proofs += 1
+        for name, digest in recorded.items():
+            with suppress(OSError):
+                data = read_regular(directory / name, max_bytes=verify.MAX_FURTHER_BYTES)
+                proofs += files.digest_of(data) == digest
+        return proofs > 0
+
+    def _images(self, found: Inspected) -> None:
+        read = self._repository.catalogue(self._uuid)
+        suspect = {
+            (trouble.backup, trouble.dev)
+            for trouble in found.troubles
+            if trouble.kind in (Kind.IMAGE, Kind.STRUCTURE, Kind.LIST)
+        }
+        suspect |= {*self._damaged_by_verify(read)}
+        for backup in read.history.backups:
+            for image in backup.disks:
+                if (backup.id, image.dev) in suspect:
+                    self._stop.check()
+                    link = Link(backup, image)
+                    path = verify.image_path(self._repository, link)
+                    try:
+                        if self._list(path, link):
+                            self._image(path, link)
+                    except NoSpaceError:
+                        raise
+                    except (ChainError, StorageError) as err:
+                        self._fail(str(err))
+
+    def _damaged_by_verify(self, read: Catalogue) -> Iterator[tuple[str, str]]:
+        for backup in read.history.backups:
+            result = verification.read(self._repository.directory(self._uuid, backup.id))
+            for damage in result.damage if result is not None else ():
+                backup_id, _, name = damage.file.partition("/")
+                yield backup_id, Path(name).stem
+
+    def _list(self, path: Path, link: Link) -> bool:
+        """Put the recorded block list in place, made from the image or taken from a copy.
+
+        Return False if it is not there, as in a dry run: the image cannot be compared. Raises ChainError.
+        """
+        blocks = link.image.blocks
+        if blocks is None:
+            return True
+        with suppress(ChainError), verify.opened_list(path, link):
+            return True
+        target = path.with_suffix(block_list.SUFFIX)
+        staged = path.with_name(f"{MENDED}{target.name}")
+        algorithm = algorithm_of(blocks.digest, where=f"The manifest of backup {link.backup.id}")
+        source = None
+        try:
+            with suppress(ChainError):
+                made = block_scan.make(path, staged, algorithm=algorithm, check=self._stop.check)
+                if (made.digest, made.structure) == (blocks.digest, blocks.structure):
+                    source = path
+            for twin in self._sources.twins(path) if source is None else ():
+                with suppress(ChainError), verify.opened_list(twin, link):
+                    source = twin.with_suffix(block_list.SUFFIX)
+                    with storage_errors(f"write {staged}"):
+                        data = source.read_bytes()
+                        staged.unlink(missing_ok=True)
+                        _write(staged, data)
+                    break
+            if source is None:
+                raise ChainError(
+                    f"Disk {link.image.dev}: the block list {target} of backup {link.backup.id} cannot be repaired: the"
+                    " image is not the one that it was made of. Give a copy of the repository with --from."
+                )
+            if not self._dry_run:
+                with storage_errors(f"write {staged}"):
+                    fsync(staged)
+                quarantine.replace(self._repository, target, staged)
+        finally:
+            with suppress(OSError):
+                staged.unlink()
+        self._note(
+            f"The block list {target} was made again from {source}.",
+            f"The block list {target} would be made again from {source}.",
+        )
+        return not self._dry_run
+
+    def _image(self, path: Path, link: Link) -> None:
+        mending = Mending(path, link, self._sources, check=self._stop.check)
+        mended = mending.run(is_dry=self._dry_run)
+        name = f"{link.backup.id}/{link.image.file}"
+        if not mended.mended and mended.source is None:
+            if mended.left:
+                self._fail(
+                    f"Disk {link.image.dev}: {mended.left} blocks of {path} are damaged, and no image has the same."
+                    " Give a copy of the repository with --from."
+                )
+            else:
+                self._good.add(name)
+            return
+        kept = None
+        if mended.staged is not None:
+            with ExitStack() as stack:
+                stack.callback(lambda: mending.staged.unlink(missing_ok=True))
+                kept = quarantine.replace(self._repository, path, mended.staged)
+        whole = f", made from {mended.source}" if mended.source is not None else ""
+        still = f"; {mended.left} are still damaged" if mended.left else ""
+        was = f" What was there is {kept}." if kept is not None else ""
+        blocks = f"{mended.mended} block{'s' * (mended.mended != 1)}"
+        self._note(
+            f"The image {path} was repaired ({blocks}{whole}{still}).{was}",
+            f"The image {path} would be repaired ({blocks}{whole}{still}).",
+        )
+        if mended.left:
+            self._fail(f"Disk {link.image.dev}: {mended.left} blocks of {path} are damaged, and no image has the same.")
+        else:
+            self._good.add(name)
+
+    def _files(self, found: Inspected) -> None:
+        """Take domain.xml, live.xml and nvram from a copy, or from another backup that has the same."""
+        history = self._repository.catalogue(self._uuid).history
+        for trouble in found.troubles:
+            if trouble.kind is not Kind.FILE or trouble.path is None or trouble.backup is None:
+                continue
+            path = trouble.path
+            digest = history.get(trouble.backup).files[path.name]
+            others = (self._directory / other.id / path.name for other in history.backups)
+            for source in (*self._sources.twins(path), *others):
+                with suppress(OSError):
+                    data = read_regular(source, max_bytes=verify.MAX_FURTHER_BYTES)
+                    if files.digest_of(data) != digest:
+                        continue
+                    if not self._dry_run:
+                        self._replace(path, data)
+                    self._note(f"{path} was taken from {source}.", f"{path} would be taken from {source}.")
+                    break
+            else:
+                self._fail(f"{path} cannot be repaired: no backup has the same. Give a copy with --from.")
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        staged = path.with_name(f"{MENDED}{path.name}")
+        with storage_errors(f"write {staged}"):
+            staged.unlink(missing_ok=True)
+            _write(staged, data)
+            fsync(staged)
+        quarantine.replace(self._repository, path, staged)
+
+    def _verdicts(self) -> None:
+        """Take what was repaired out of the results of verifies: all of these images was read again."""
+        if self._dry_run or not self._good:
+            return
+        for backup in self._repository.catalogue(self._uuid).history.backups:
+            directory = self._repository.directory(self._uuid, backup.id)
+            result = verification.read(directory)
+            if result is None or not any(damage.file in self._good for damage in result.damage):
+                continue
+            left = tuple(damage for damage in result.damage if damage.file not in self._good)
+            whole = Verdict.GOOD if result.percent >= 100 else Verdict.PARTIAL  # noqa: PLR2004
+            verification.write(directory, replace(result, damage=left, verdict=Verdict.DAMAGED if left else whole))
+
+    def _names(self) -> None:
+        """Make domain.json from the manifests."""
+        backups = self._repository.catalogue(self._uuid).history.backups
+        if not backups:
+            return
+        if not self._dry_run:
+            for backup in backups:
+                self._repository.remember_name(self._uuid, backup.domain_name, backup.host)
+        self._note(
+            f"{self._directory / 'domain.json'} was made from the manifests: {domain_names(self._directory)[-1]}.",
+            f"{self._directory / 'domain.json'} would be made from the manifests.",
+        )
+
+    def _put_away(self) -> None:
+        """Move backups of which nothing can be restored to the quarantine."""
+        read = self._repository.catalogue(self._uuid)
+        usable = {backup.id for backup in read.history.backups if _has_a_whole_disk(read, backup.id)}
+        unusable = [broken.id for broken in read.unreadable]
+        unusable += [backup.id for backup in read.history.backups if backup.disks and backup.id not in usable]
+        for backup_id in unusable:
+            path = self._directory / backup_id
+            if (path / _PROTECTED).exists():
+                self._fail(f"Backup {backup_id} cannot be restored, but is protected, so it stays where it is.")
+                continue
+            with storage_errors(f"lock {path}"), readers.claimed(path) as is_free:
+                if not is_free:
+                    self._fail(f"Backup {backup_id} cannot be restored, but is being read, so it stays where it is.")
+                    continue
+            kept = quarantine.put(self._repository, path) if not self._dry_run else None
+            self._note(
+                f"Backup {backup_id}, of which nothing can be restored, was moved to {kept}.",
+                f"Backup {backup_id}, of which nothing can be restored, would be moved to the quarantine.",
+            )
+
+
+def _has_a_whole_disk(read: Catalogue, backup_id: str) -> bool:
+    for image in read.history.get(backup_id).disks:
+        with suppress(ChainError):
+            read.history.links(backup_id, image.dev)
+            return True
+    return False
+
+
+def _has_writer(path: Path) -> bool:
+    """Return True if the process that a temporary file is named after lives."""
+    return Path(f"/proc/{path.name.rpartition('.')[2]}").exists()
+
+
+def _write(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
