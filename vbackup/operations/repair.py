@@ -14,9 +14,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vbackup import files
+from vbackup import files, names
 from vbackup.errors import ChainError, NoSpaceError, StorageError
-from vbackup.files import fsync, read_regular, storage_errors
+from vbackup.files import fsync, is_directory, read_regular, storage_errors
 from vbackup.report import Reporter
 from vbackup.repository import (
     block_list,
@@ -99,6 +99,7 @@ class _Work:
 
     def run(self) -> list[Repair]:
         """Do it."""
+        self._take_back()
         found = self._inspect()
         for kind, repair in (
             (Kind.LEFTOVER, self._leftovers),
@@ -128,6 +129,22 @@ class _Work:
 
     def _fail(self, what: str) -> None:
         self._done.append(Repair(what, self._uuid, is_done=False))
+
+    def _take_back(self) -> None:
+        """Take back from the quarantine what a copy could mend; if it cannot, it is put away again."""
+        store = self._repository.path / quarantine.NAME / self._uuid
+        if not is_directory(store):
+            return
+        for kept in sorted(store.iterdir()):
+            path = self._directory / kept.name
+            can_be_mended = any(is_directory(twin) for twin in self._sources.twins(path))
+            if not names.BACKUP_ID.fullmatch(kept.name) or not can_be_mended or os.path.lexists(path):
+                continue
+            if not self._dry_run:
+                with storage_errors(f"move {kept}"):
+                    kept.rename(path)
+                    fsync(self._directory)
+            self._note(f"Backup {kept.name} was taken back.", f"Backup {kept.name} would be taken back.")
 
     def _leftovers(self) -> None:
         """Remove what dead runs have left half written: there is nothing in it that is not elsewhere."""

@@ -1,7 +1,7 @@
 """Put away what cannot be used, without removing it: REPO/quarantine/DOMAIN UUID/..., with the names that it had.
 
 A backup in the quarantine is seen by no command. Its directory can be moved back, and as long as all backups of a chain
-are in one place, QEMU can read their images there.
+are in one place, QEMU can read their images there. A file that was replaced is below REPO/quarantine/replaced.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from vbackup.files import fsync, storage_errors
 from vbackup.repository.repository import Repository
 
-NAME = "quarantine"
+NAME, _REPLACED = "quarantine", "replaced"
 #: Errors of a filesystem where a file has one name only.
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
 
 
 def put(repository: Repository, path: Path) -> Path:
     """Move a file or directory of the repository there, and return its new path. Raises StorageError."""
-    target = _free(repository, path)
+    target = _free(repository, path, repository.path / NAME)
     with storage_errors(f"move {path} to {target}"):
         path.rename(target)
         fsync(target.parent)
@@ -37,7 +37,7 @@ def replace(repository: Repository, path: Path, new: Path) -> Path | None:
     kept = None
     with storage_errors(f"replace {path}"):
         if os.path.lexists(path):
-            kept = _free(repository, path)
+            kept = _free(repository, path, repository.path / NAME / _REPLACED)
             try:
                 os.link(path, kept, follow_symlinks=False)
             except OSError as err:
@@ -50,9 +50,9 @@ def replace(repository: Repository, path: Path, new: Path) -> Path | None:
     return kept
 
 
-def _free(repository: Repository, path: Path) -> Path:
-    """Return a path in the quarantine that is free; the directories above it are made."""
-    wanted = repository.path / NAME / path.relative_to(repository.path)
+def _free(repository: Repository, path: Path, store: Path) -> Path:
+    """Return a path in the store that is free; the directories above it are made."""
+    wanted = store / path.relative_to(repository.path)
     with storage_errors(f"make {wanted.parent}"):
         for directory in reversed([wanted.parent, *wanted.parent.parents]):
             if repository.path in directory.parents:
