@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
@@ -28,9 +29,19 @@ from vbackup.stop import Stop
 SIZE_BYTES = 9 * MIB + 3 * 512
 
 
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return story(tmp_path_factory.mktemp("told") / "repo")
+
+
 @pytest.fixture
-def recorded(tmp_path: Path) -> Recorded:
-    return story(tmp_path / "repo")
+def recorded(told: Recorded, tmp_path: Path) -> Recorded:
+    """A copy of the story."""
+    shutil.copytree(told.repository.path, tmp_path / "repo")
+    made = copy.copy(told)
+    made.repository = Repository.open(tmp_path / "repo")
+    made.backups, made.contents = [*told.backups], dict(told.contents)
+    return made
 
 
 def damaged(recorded: Recorded) -> list[str]:
@@ -105,7 +116,7 @@ def test_damaged_block_is_copied_from_an_image_of_another_backup(recorded: Recor
 
 def test_damaged_block_of_which_there_is_only_one_needs_a_copy(recorded: Recorded, tmp_path: Path) -> None:
     recorded.add({"vda": [Write(6 * MIB, 3000, 77)]}, size_bytes=SIZE_BYTES)
-    copy = copied(recorded)
+    other = copied(recorded)
     path = recorded.path(recorded.backups[-1])
     before = path.read_bytes()
     spoil(path, 96)
@@ -115,7 +126,7 @@ def test_damaged_block_of_which_there_is_only_one_needs_a_copy(recorded: Recorde
     assert not failed.is_done
     assert "--from" in failed.what
     assert path.read_bytes() == spoiled
-    [done] = repaired(recorded, copy)
+    [done] = repaired(recorded, other)
     assert done.is_done
     assert path.read_bytes() == before
     kept = recorded.repository.path / quarantine.NAME / "replaced" / path.relative_to(recorded.repository.path)
@@ -185,22 +196,22 @@ WHOLE: dict[str, Callable[[Path], None]] = {
 def test_image_that_is_unusable_is_taken_from_a_copy(
     recorded: Recorded, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    copy = copied(recorded)
+    other = copied(recorded)
     harm(recorded.path(recorded.backups[1]))
     assert damaged(recorded) != []
-    assert [one.is_done for one in repaired(recorded, copy)] == [True]
+    assert [one.is_done for one in repaired(recorded, other)] == [True]
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
 def test_damage_of_the_copy_is_not_taken_over(recorded: Recorded, tmp_path: Path) -> None:
     """Half of the image is damaged here, half in the copy: together they are whole."""
     recorded.add({"vda": [Write(6 * MIB, 3000, 77), Write(7 * MIB, 3000, 78)]}, size_bytes=SIZE_BYTES)
-    copy = copied(recorded)
+    other = copied(recorded)
     path = recorded.path(recorded.backups[-1])
     spoil(path, 96)
-    spoil(copy.path / path.relative_to(recorded.repository.path), 112)
+    spoil(other.path / path.relative_to(recorded.repository.path), 112)
     verified(recorded)
-    assert [one.is_done for one in repaired(recorded, copy)] == [True]
+    assert [one.is_done for one in repaired(recorded, other)] == [True]
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
@@ -219,13 +230,13 @@ def test_list_is_made_again_from_the_image_that_proves_it(
 
 def test_list_of_a_damaged_image_is_not_made_again_but_taken_from_a_copy(recorded: Recorded, tmp_path: Path) -> None:
     """A list of what is there now would bless the damage."""
-    copy = copied(recorded)
+    other = copied(recorded)
     image = recorded.path(recorded.backups[0])
     spoil(image, 1)
     image.with_suffix(".blocks").unlink()
     assert [one.is_done for one in repaired(recorded)] == [False]
     assert not image.with_suffix(".blocks").exists()
-    assert all(one.is_done for one in repaired(recorded, copy))
+    assert all(one.is_done for one in repaired(recorded, other))
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
@@ -241,11 +252,11 @@ def test_further_file_is_taken_from_another_backup_that_has_the_same(
 
 
 def test_manifest_is_taken_from_a_copy_whose_digests_fit(recorded: Recorded, tmp_path: Path) -> None:
-    copy = copied(recorded)
+    other = copied(recorded)
     path = recorded.path(recorded.backups[1], "manifest.json")
     path.write_text("{")
     assert damaged(recorded) != []
-    assert [one.is_done for one in repaired(recorded, copy)] == [True]
+    assert [one.is_done for one in repaired(recorded, other)] == [True]
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
@@ -326,21 +337,21 @@ def test_domain_that_another_run_works_on_is_left_alone(recorded: Recorded) -> N
 
 def test_backup_of_an_older_version_is_taken_from_a_copy_as_a_whole(tmp_path: Path) -> None:
     recorded = story(tmp_path / "repo", has_lists=False)
-    copy = copied(recorded)
+    other = copied(recorded)
     path = recorded.path(recorded.backups[1])
     os.truncate(path, 1000)
-    assert [one.is_done for one in repaired(recorded, copy)] == [True]
+    assert [one.is_done for one in repaired(recorded, other)] == [True]
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
 def test_what_is_in_the_quarantine_is_taken_back_if_a_copy_can_mend_it(recorded: Recorded, tmp_path: Path) -> None:
     """Whoever repairs without the copy first has lost nothing."""
-    copy = copied(recorded)
+    other = copied(recorded)
     os.truncate(recorded.path(recorded.backups[0]), 1000)
     os.truncate(recorded.path(recorded.backups[0], "vdb.qcow2"), 1000)
     repaired(recorded)
     assert recorded.repository.catalogue(UUID).history.backups == ()
-    assert all(one.is_done for one in repaired(recorded, copy))
+    assert all(one.is_done for one in repaired(recorded, other))
     assert_all_is_as_it_was(recorded, tmp_path)
 
 

@@ -1,0 +1,110 @@
+"""``vbackup check`` prints what is wrong with what to do; its status is that of the worst."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.recorded import Recorded, story
+from tests.unit.builders import UUID
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return story(tmp_path_factory.mktemp("told") / "repo")
+
+
+@pytest.fixture
+def path(told: Recorded, tmp_path: Path) -> Path:
+    shutil.copytree(told.repository.path, tmp_path / "repo")
+    return tmp_path / "repo"
+
+
+def test_clean_repository(command: Command, path: Path) -> None:
+    outcome = command("check", "-r", path, "--progress", "none")
+    first, last = outcome.stdout.splitlines()
+    assert first.startswith("Storage: ")
+    assert last == ("1 domain, 4 backups, 7 images: no damage found (data was not read: 'vbackup verify' does that).")
+    assert command("check", "web", "-q", "-r", path).stdout == ""
+
+
+def test_damage_is_status_six_and_warnings_alone_are_none(command: Command, told: Recorded, path: Path) -> None:
+    (path / UUID / "domain.json").chmod(0o644)
+    assert "Warning: web: Other users" in command("check", "-r", path, status=0).stdout
+    os.truncate(path / UUID / told.backups[0].id / "vda.qcow2", 100)
+    outcome = command("check", "-q", "-r", path, status=6)
+    assert "Damage: web: Disk vda: the image" in outcome.stdout
+    assert "has 100 bytes" in outcome.stdout
+
+
+def test_document_has_all(command: Command, told: Recorded, path: Path) -> None:
+    image = path / UUID / told.backups[0].id / "vda.qcow2"
+    image.unlink()
+    document = command("check", "-r", path, "--json", status=6).document
+    assert document["schema"] == "vbackup.check/1"
+    assert document["storage"]["free_bytes"] > 0
+    [finding] = document["findings"]
+    assert (finding["severity"], finding["kind"], finding["dev"]) == ("damage", "image", "vda")
+    assert finding["affected"] == [one.id for one in told.backups]
+    assert (finding["path"], document["status"]) == (str(image), 6)
+
+
+def test_repair_tells_what_it_did_and_the_status_is_that_of_the_end(
+    command: Command, told: Recorded, path: Path
+) -> None:
+    copy = path.with_name("copy")
+    shutil.copytree(path, copy)
+    image = path / UUID / told.backups[0].id / "vda.qcow2"
+    image.unlink()
+    assert "would be repaired" in command("check", "--repair", "--dry-run", "--from", copy, "-r", path, status=6).stdout
+    outcome = command("check", "--repair", "--from", copy, "-r", path)
+    assert f"The image {image} was repaired" in outcome.stdout
+    assert "no damage found" in outcome.stdout
+    assert image.exists()
+
+
+def test_what_cannot_be_repaired_is_told(command: Command, told: Recorded, path: Path) -> None:
+    (path / UUID / told.backups[-1].id / "vda.qcow2").unlink()
+    outcome = command("check", "--repair", "--json", "-r", path, status=6)
+    [repair] = outcome.document["repairs"]
+    assert (repair["done"], "--from" in repair["what"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--from", "/tmp"), ("--dry-run",), ("", "--repair"), ("a", "--domain", "b")],
+)
+def test_wrong_usage(command: Command, path: Path, words: tuple[str, ...]) -> None:
+    assert command("check", *words, "-r", path, status=2).stderr.startswith("vbackup: ")
+
+
+def test_repository_itself_is_no_copy(command: Command, path: Path) -> None:
+    assert "is the repository itself" in command("check", "--repair", "--from", path, "-r", path, status=2).stderr
+
+
+def test_unknown_domain_and_copy(command: Command, path: Path) -> None:
+    command("check", "nosuch", "-r", path, status=4)
+    command("check", "--repair", "--from", path.parent, "-r", path, status=7)
+
+
+def test_busy_domain_is_status_eight(command: Command, told: Recorded, path: Path) -> None:
+    from vbackup.repository.repository import Repository
+
+    with Repository.open(path).lock(UUID):
+        outcome = command("check", "--repair", "-r", path, status=8)
+    assert "Another vbackup is working" in outcome.stderr
+    assert "no damage found" in command("check", "-r", path).stdout
+
+
+def test_unfinished_backup_needs_libvirt_only_if_there_is_one(command: Command, path: Path) -> None:
+    (path / UUID / "20261124T100000Z-full.partial").mkdir(0o700)
+    outcome = command("check", "--repair", "-c", "nosuch:///system", "-r", path)
+    assert "Not repaired: The unfinished backups were left: Cannot reach libvirt" in outcome.stdout
+    assert "'vbackup recover" in outcome.stdout
