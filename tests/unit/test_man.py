@@ -16,7 +16,17 @@ import vbackup
 from vbackup.cli import parser
 from vbackup.errors import Status
 from vbackup.layers import ChainState
-from vbackup.model import Backup, BlockDriver, ChangeRecord, Consistency, DiskImage, Group, HostIdentity, Level
+from vbackup.model import (
+    Backup,
+    BlockDriver,
+    BlocksRecord,
+    ChangeRecord,
+    Consistency,
+    DiskImage,
+    Group,
+    HostIdentity,
+    Level,
+)
 from vbackup.repository import manifest, repository
 
 TOP = Path(__file__).resolve().parents[2]
@@ -139,6 +149,7 @@ def test_kinds_of_json_are_those_of_the_code() -> None:
 def test_members_of_a_manifest_are_those_of_the_code() -> None:
     image = DiskImage(
         *("vda", Level.FULL, None, "asked for", "vda.qcow2", 0, 0, 0, "sha256:", None, "node", None, BlockDriver.RAW),
+        blocks=BlocksRecord("sha256:", "sha256:", data_blocks=0, zero_blocks=0),
         chain=ChainState(()),
         change=ChangeRecord(0, 0, 0, 0),
     )

@@ -1,0 +1,132 @@
+"""The mending of one image; tests/unit/operations/test_repair.py has whole repairs."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.recorded import Recorded, story
+from tests.unit.builders import UUID
+from vbackup.errors import ChainError, NoSpaceError
+from vbackup.repository import filesystem, mending, verify
+from vbackup.repository.block_sources import BlockSources
+from vbackup.repository.history import Link
+from vbackup.repository.mending import Mending
+from vbackup.repository.repository import Repository
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return story(tmp_path_factory.mktemp("told") / "repo")
+
+
+@pytest.fixture
+def recorded(told: Recorded, tmp_path: Path) -> Recorded:
+    shutil.copytree(told.repository.path, tmp_path / "repo")
+    made = copy.copy(told)
+    made.repository = Repository.open(tmp_path / "repo")
+    return made
+
+
+def mending_of(recorded: Recorded, *copies: Repository) -> Mending:
+    """Of the image of vda in the full."""
+    one = recorded.backups[0]
+    link = Link(one, one.disks[0])
+    sources = BlockSources(recorded.repository, copies, UUID, check=lambda: None)
+    return Mending(verify.image_path(recorded.repository, link), link, sources, check=lambda: None)
+
+
+def spoil(path: Path) -> None:
+    """The second cluster of data."""
+    with path.open("r+b") as file:
+        file.seek(6 * 65536)
+        file.write(b"\xee" * 100)
+
+
+def test_good_image_needs_nothing(recorded: Recorded) -> None:
+    assert mending_of(recorded).run(is_dry=False).staged is None
+
+
+def test_copy_is_mended_and_the_image_is_not_written_to(recorded: Recorded, told: Recorded) -> None:
+    path, good = recorded.path(recorded.backups[0]), told.path(told.backups[0]).read_bytes()
+    spoil(path)
+    spoiled = path.read_bytes()
+    assert spoiled != good
+    mended = mending_of(recorded).run(is_dry=False)
+    assert (mended.mended, mended.left) == (1, 0)
+    assert mended.staged is not None
+    assert (mended.staged.read_bytes(), path.read_bytes()) == (good, spoiled)
+    assert mended.staged.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_room_leaves_nothing(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = recorded.path(recorded.backups[0])
+    spoil(path)
+    spoiled = path.read_bytes()
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NoSpaceError):
+        mending_of(recorded).run(is_dry=False)
+    assert not mending_of(recorded).staged.exists()
+    assert path.read_bytes() == spoiled
+
+
+def test_storage_that_stores_something_else_is_found(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the copy is compared before it takes the name."""
+    spoil(recorded.path(recorded.backups[0]))
+    really = mending.copy
+
+    def other(source: Path, target: Path, **more: object) -> None:
+        really(source, target, **more)  # type: ignore[arg-type]
+        with target.open("r+b") as file:
+            file.seek(8 * 65536)
+            file.write(b"\xdd")
+
+    monkeypatch.setattr(mending, "copy", other)
+    with pytest.raises(ChainError, match="not what was written to it"):
+        mending_of(recorded).run(is_dry=False)
+    assert not mending_of(recorded).staged.exists()
+
+
+def test_bad_sector_does_not_end_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be read is copied; the rest is mended, or is still damaged then."""
+
+    def cannot(*_args: object, **_more: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    def bad(*_args: object, **_more: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    source, target = tmp_path / "source", tmp_path / "target"
+    content = os.urandom(3 * 1024 * 1024 + 777)
+    source.write_bytes(content)
+    really = os.pread
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        if offset <= 5000 < offset + length:
+            raise OSError(5, "Input/output error")
+        return really(fd, length, offset)
+
+    monkeypatch.setattr(filesystem, "clone", cannot)
+    monkeypatch.setattr(filesystem, "copy", bad)
+    monkeypatch.setattr(os, "pread", pread)
+    mending.copy(source, target, check=lambda: None)
+    expected = bytearray(content)
+    expected[4096:8192] = bytes(4096)
+    assert target.read_bytes() == bytes(expected)
+
+
+def test_image_without_its_tables_needs_a_copy(recorded: Recorded, told: Recorded) -> None:
+    with recorded.path(recorded.backups[0]).open("r+b") as file:
+        file.seek(3 * 65536 + 5)
+        file.write(b"\xff")
+    with pytest.raises(ChainError, match="--from"):
+        mending_of(recorded).run(is_dry=False)
+    mended = mending_of(recorded, told.repository).run(is_dry=True)
+    assert mended.source == told.path(told.backups[0])
