@@ -40,6 +40,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.UnsafeError("actions[0].data.node", "x"), 5),
     (errors.JobError("vda", "x"), 1),
     (errors.JobStalledError(600.0), 1),
+    (errors.MissingPackageError("zstandard", "x", debian="python3-zstandard"), 1),
     (errors.ChainError("x"), 6),
     (errors.BaseError("vda", "incremental", "X", "x"), 6),
     (errors.DamagedError("vda", image="/r/vda.qcow2", backup="X", start_bytes=0, length_bytes=65536), 6),

@@ -11,7 +11,7 @@ from vbackup.errors import BusyError, ChainError, Status, StorageError, VbackupE
 from vbackup.fields import parse_json
 from vbackup.files import is_directory
 from vbackup.report import Reporter
-from vbackup.repository import inspection, place, quarantine
+from vbackup.repository import filesystem, inspection, place, quarantine
 from vbackup.repository.catalogue import read_text
 from vbackup.repository.inspection import Inspected, Kind, Severity, Trouble
 from vbackup.repository.place import Place
@@ -122,6 +122,15 @@ def _layout(repository: Repository) -> Iterator[Trouble]:
             path=repository.path,
         )
     for entry in sorted(repository.path.iterdir()):
+        if entry.name.startswith(filesystem.PROBE):
+            yield Trouble(
+                Severity.WARNING,
+                Kind.LEFTOVER,
+                f"{entry} was left by a run that was killed.",
+                "'vbackup check --repair' removes it.",
+                path=entry,
+            )
+            continue
         known = entry.name in (MARKER, quarantine.NAME) or entry.name in _OF_FILESYSTEMS
         if not known and not (names.UUID.fullmatch(entry.name) and is_directory(entry)):
             yield Trouble(

@@ -8,6 +8,7 @@ rename, so a repair that is killed leaves the repository as it was, or repaired 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,6 +22,7 @@ from vbackup.report import Reporter
 from vbackup.repository import (
     block_list,
     block_scan,
+    filesystem,
     inspection,
     manifest,
     quarantine,
@@ -68,13 +70,22 @@ def run(
 
 
 def top(repository: Repository, *, dry_run: bool) -> list[Repair]:
-    """Set the mode of the repository's directory. Raises StorageError."""
-    if not repository.path.stat().st_mode & 0o077:
-        return []
-    if not dry_run:
-        with storage_errors(f"change the mode of {repository.path}"):
-            repository.path.chmod(0o700)
-    return [Repair(f"The mode of {repository.path} {'would be' if dry_run else 'was'} set to 0700.", "")]
+    """Set the mode of the repository's directory, and remove what dead runs left there. Raises StorageError."""
+    done = []
+    verb = "would be" if dry_run else "was"
+    if repository.path.stat().st_mode & 0o077:
+        if not dry_run:
+            with storage_errors(f"change the mode of {repository.path}"):
+                repository.path.chmod(0o700)
+        done.append(Repair(f"The mode of {repository.path} {verb} set to 0700.", ""))
+    for probe in sorted(repository.path.glob(f"{filesystem.PROBE}*")):
+        if Path(f"/proc/{probe.name[len(filesystem.PROBE) :]}").exists():
+            continue  # another check is asking the filesystem now
+        if not dry_run:
+            with storage_errors(f"remove {probe}"):
+                shutil.rmtree(probe)
+        done.append(Repair(f"{probe} {verb} removed.", ""))
+    return done
 
 
 class _Work:

@@ -17,7 +17,7 @@ from vbackup.images import block_lists, targets
 from vbackup.images.writeback import Writeback
 from vbackup.model import Backup, BlocksRecord
 from vbackup.report import Phase
-from vbackup.repository import block_list, block_scan
+from vbackup.repository import block_list, block_scan, repository
 from vbackup.repository.repository import Repository
 
 
@@ -114,3 +114,38 @@ def test_flush_that_fails_does_not_wait_for_the_lists(
         run(domain, repo)
     assert gave_up.is_set()
     assert partial(repo) == []
+
+
+def test_no_room_for_a_list_leaves_nothing_of_the_backup(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_args: object, **_more: object) -> None:
+        path.write_bytes(b"vbbl")
+        raise NoSpaceError("No room for the list.")
+
+    monkeypatch.setattr(block_list, "write", full)
+    with pytest.raises(NoSpaceError, match="No room for the list"):
+        run(domain, repo)
+    assert partial(repo) == []
+    assert repo.catalogue(UUID).history.backups == ()
+
+
+def test_lists_are_put_on_the_disk_before_the_backup_has_its_name(
+    domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    rename = Path.rename
+
+    def fsync(path: Path) -> None:
+        synced.append(path.name)
+
+    def renamed(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            assert {"vda.blocks", "vdb.blocks", "manifest.json"} <= {*synced}
+            synced.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(repository, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", renamed)
+    run(domain, repo)
+    assert "renamed" in synced

@@ -330,6 +330,17 @@ def test_leftovers_of_a_dead_repair_are_removed(recorded: Recorded, tmp_path: Pa
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
+def test_top_of_the_repository_is_repaired(recorded: Recorded) -> None:
+    top = recorded.repository.path
+    top.chmod(0o755)
+    (top / ".probe-4194999" / "one").mkdir(parents=True)
+    (top / f".probe-{os.getpid()}").mkdir()
+    assert len(repair.top(recorded.repository, dry_run=True)) == 2
+    assert len(repair.top(recorded.repository, dry_run=False)) == 2
+    assert top.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in top.glob(".probe-*")] == [f".probe-{os.getpid()}"]
+
+
 def test_domain_that_another_run_works_on_is_left_alone(recorded: Recorded) -> None:
     with recorded.repository.lock(UUID), pytest.raises(BusyError):
         repaired(recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.recorded import Recorded, story
 from tests.unit.builders import UUID
+from vbackup.repository import block_list
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -108,3 +110,34 @@ def test_unfinished_backup_needs_libvirt_only_if_there_is_one(command: Command, 
     outcome = command("check", "--repair", "-c", "nosuch:///system", "-r", path)
     assert "Not repaired: The unfinished backups were left: Cannot reach libvirt" in outcome.stdout
     assert "'vbackup recover" in outcome.stdout
+
+
+COMMANDS = (("check",), ("verify", "web"), ("restore", "web", "--output", "OUT"))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+@pytest.mark.parametrize("package", ["zstandard", "blake3"])
+def test_package_that_is_missing_is_named_and_is_no_damage(
+    command: Command, path: Path, package: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second backup is compressed with zstd; all lists are of BLAKE3."""
+    if package == "blake3":
+        if block_list.best_algorithm().name != "blake3":
+            pytest.skip("blake3 is not installed")
+        monkeypatch.setattr(block_list, "_KNOWN", {2: block_list.algorithm_of("sha256:", where="here")})
+    else:
+        monkeypatch.setitem(sys.modules, "zstandard", None)
+    given = [str(path.with_name("out")) if word == "OUT" else word for word in words]
+    outcome = command(*given, "-r", path, "--progress", "none", status=1)
+    assert f"python3-{package}" in outcome.stderr
+    assert "damage" not in outcome.stdout + outcome.stderr
+    assert not [kept for kept in path.rglob("verified.json") if "damaged" in kept.read_text()]
+
+
+def test_package_is_not_needed_where_nothing_is_compressed(
+    command: Command, told: Recorded, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    out = path.with_name("out")
+    command("restore", "web", "--backup", told.backups[0].id, "--output", out, "-r", path)
+    assert (out / "vda.qcow2").exists()
