@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vbackup import names
-from vbackup.errors import BusyError, ChainError, Status, StorageError, VbackupError
+from vbackup.errors import Status, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import is_directory
 from vbackup.report import Reporter
@@ -66,23 +66,12 @@ def run(uuids: Sequence[str] | None, *, repository: Repository, reporter: Report
 
 
 def _inspected(repository: Repository, uuid: str, *, check: Callable[[], None]) -> Inspected:
-    """Look through a domain; what is found while another vbackup changes it is looked at again."""
+    """Look through a domain. There is no lock: what is found while another vbackup changes it is looked at again."""
     found = inspection.inspect(repository, uuid, check=check)
-    if any(trouble.severity is Severity.DAMAGE for trouble in found.troubles) and _is_busy(repository, uuid):
-        again = inspection.inspect(repository, uuid, check=check)
-        same = tuple(trouble for trouble in again.troubles if trouble in found.troubles)
-        return Inspected(uuid, same, again.backups, again.images)
-    return found
-
-
-def _is_busy(repository: Repository, uuid: str) -> bool:
-    try:
-        with repository.lock(uuid):
-            return False
-    except BusyError:
-        return True
-    except (StorageError, ChainError):
-        return False  # nobody writes to a repository that is read-only
+    if not any(trouble.severity is Severity.DAMAGE for trouble in found.troubles):
+        return found
+    again = inspection.inspect(repository, uuid, check=check)
+    return replace(again, troubles=tuple(trouble for trouble in again.troubles if trouble in found.troubles))
 
 
 def _place(at: Place, repository: Repository) -> Iterator[Trouble]:

@@ -7,6 +7,7 @@ rename, so a repair that is killed leaves the repository as it was, or repaired 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -16,8 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vbackup import files, names
-from vbackup.errors import ChainError, NoSpaceError, StorageError
+from vbackup.errors import ChainError, InterruptedBySignalError, NoSpaceError, StorageError, VbackupError
+from vbackup.fields import parse_json
 from vbackup.files import fsync, is_directory, read_regular, storage_errors
+from vbackup.operations import consolidation
 from vbackup.report import Reporter
 from vbackup.repository import (
     block_list,
@@ -25,6 +28,8 @@ from vbackup.repository import (
     filesystem,
     inspection,
     manifest,
+    merge_journal,
+    merge_stage,
     quarantine,
     readers,
     verification,
@@ -41,6 +46,10 @@ from vbackup.repository.verification import Verdict
 from vbackup.stop import Stop
 
 _PROTECTED = "protected"
+#: Errors that say nothing about a file: it may be readable tomorrow, or for another user.
+_FAILING = frozenset(
+    (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.EHOSTDOWN)
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ class _Work:
 
     def run(self) -> list[Repair]:
         """Do it."""
+        self._merges()
         self._take_back()
         found = self._inspect()
         for kind, repair in (
@@ -140,6 +150,23 @@ class _Work:
 
     def _fail(self, what: str) -> None:
         self._done.append(Repair(what, self._uuid, is_done=False))
+
+    def _merges(self) -> None:
+        """Finish or undo the merges and removals that a dead run began."""
+        left = merge_stage.leftovers(self._directory)
+        if not left and not os.path.lexists(self._directory / merge_journal.NAME):
+            return
+        if self._dry_run:
+            self._note("", "An interrupted merge or removal of backups would be finished or undone.")
+            return
+        try:
+            done = consolidation.recover(self._repository, self._uuid, reporter=self._reporter, stop=self._stop)
+        except InterruptedBySignalError:
+            raise
+        except VbackupError as err:
+            self._fail(f"An interrupted merge of backups cannot be finished: {err}")
+            return
+        self._done += [Repair(what, self._uuid) for what in done]
 
     def _take_back(self) -> None:
         """Take back from the quarantine what a copy could mend; if it cannot, it is put away again."""
@@ -394,6 +421,10 @@ class _Work:
             if (path / _PROTECTED).exists():
                 self._fail(f"Backup {backup_id} cannot be restored, but is protected, so it stays where it is.")
                 continue
+            reason = _why_it_stays(path)
+            if reason is not None:
+                self._fail(f"Backup {backup_id} cannot be restored now, but stays where it is: {reason}.")
+                continue
             with storage_errors(f"lock {path}"), readers.claimed(path) as is_free:
                 if not is_free:
                     self._fail(f"Backup {backup_id} cannot be restored, but is being read, so it stays where it is.")
@@ -411,6 +442,23 @@ def _has_a_whole_disk(read: Catalogue, backup_id: str) -> bool:
             read.history.links(backup_id, image.dev)
             return True
     return False
+
+
+def _why_it_stays(directory: Path) -> str | None:
+    """Return why a backup that cannot be used now may be usable all the same; None if there is no such reason."""
+    try:
+        value = parse_json(read_text(directory / "manifest.json"))
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if isinstance(schema, str) and schema.startswith("vbackup.manifest/") and schema != manifest.SCHEMA:
+            return "a newer vbackup made it"
+        for entry in directory.iterdir():
+            entry.lstat()
+    except (ValueError, RecursionError):
+        return None
+    except OSError as err:
+        if err.errno in _FAILING:
+            return f"its storage may be failing ({err.strerror})"
+    return None
 
 
 def _has_writer(path: Path) -> bool:

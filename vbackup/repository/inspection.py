@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ from enum import Enum
 from pathlib import Path
 
 from vbackup import names
-from vbackup.errors import ChainError
-from vbackup.files import is_directory, is_regular
+from vbackup.errors import ChainError, StorageError
+from vbackup.files import is_directory, is_regular, storage_errors
 from vbackup.model import Backup
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import affected, block_list, catalogue, verification, verify
+from vbackup.repository import affected, block_list, catalogue, merge_journal, merge_stage, verification, verify
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import Link
 from vbackup.repository.repository import PARTIAL, Repository
@@ -105,7 +106,6 @@ class Inspected:
     images: int
 
 
-VERIFY = "'vbackup verify' reads all data and says which backups are affected."
 REPAIR = "'vbackup check --repair' repairs it if it can, with --from DIR from a copy of the repository."
 
 
@@ -234,7 +234,7 @@ def _files(repository: Repository, backup: Backup) -> Iterator[Trouble]:
     known = {*_KNOWN, *backup.files}
     for image in backup.disks:
         known |= {image.file, f"{image.dev}{block_list.SUFFIX}"}
-    for entry in sorted(directory.iterdir()):
+    for entry in _entries_of(directory):
         if entry.name not in known:
             yield replace(_stranger(entry), backup=backup.id)
 
@@ -289,8 +289,20 @@ def _entries(repository: Repository, uuid: str) -> Iterator[Trouble]:
     """Yield the entries of the domain's directory that are no committed backups."""
     directory = repository.path / uuid
     running = frozenset(repository.running(uuid))
-    for entry in sorted(directory.iterdir()):
+    merges = merge_stage.leftovers(directory)
+    journal = directory / merge_journal.NAME
+    if (merges or os.path.lexists(journal)) and not _is_merging(directory):
+        yield Trouble(
+            Severity.WARNING,
+            Kind.UNFINISHED,
+            f"A merge or a removal of backups was interrupted: {_paths([*merges, *([journal] * journal.exists())])}.",
+            "'vbackup check --repair' finishes or undoes it, and so does the next command that changes the domain.",
+            path=merges[0] if merges else journal,
+        )
+    for entry in _entries_of(directory):
         name = entry.name
+        if entry in merges or entry == journal:
+            continue
         if name in _DOMAIN_KNOWN or (names.BACKUP_ID.fullmatch(name) and is_directory(entry)):
             continue
         if not name.endswith(PARTIAL) or not is_directory(entry):
@@ -304,6 +316,16 @@ def _entries(repository: Repository, uuid: str) -> Iterator[Trouble]:
                 backup=backup_id,
                 path=entry,
             )
+
+
+def _is_merging(directory: Path) -> bool:
+    """Return True if the process that merges seems to be at work."""
+    try:
+        entry = merge_journal.read(directory)
+        silent_s = time.time() - (directory / merge_journal.NAME).stat().st_mtime
+    except (ChainError, StorageError, OSError):
+        return False
+    return entry is not None and entry.writer.sign_of_life(silent_s, has_lock=False) is not None
 
 
 def _names(repository: Repository, uuid: str, read: Catalogue) -> Iterator[Trouble]:
@@ -346,13 +368,25 @@ def _rights(repository: Repository, uuid: str) -> Iterator[Trouble]:
 
 
 def walk(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield a directory and all below it that is not behind a symbolic link, with its status."""
-    yield directory, directory.lstat()
-    for entry in sorted(directory.iterdir()):
-        if is_directory(entry):
+    """Yield a directory and all below it that is not behind a symbolic link, with its status. Raises StorageError."""
+    with storage_errors(f"read {directory}"):
+        try:
+            status = directory.lstat()
+        except FileNotFoundError:  # removed at this moment
+            return
+    yield directory, status
+    if stat.S_ISDIR(status.st_mode):
+        for entry in _entries_of(directory):
             yield from walk(entry)
-        else:
-            yield entry, entry.lstat()
+
+
+def _entries_of(directory: Path) -> list[Path]:
+    """Return what is in a directory; nothing if another vbackup has just removed it. Raises StorageError."""
+    with storage_errors(f"read {directory}"):
+        try:
+            return sorted(directory.iterdir())
+        except FileNotFoundError:
+            return []
 
 
 def _paths(paths: list[Path]) -> str:

@@ -295,6 +295,30 @@ def test_backup_that_is_protected_or_being_read_stays(recorded: Recorded) -> Non
     assert recorded.path(other).exists()
 
 
+def test_backup_of_a_newer_vbackup_is_not_put_away(recorded: Recorded) -> None:
+    path = recorded.path(recorded.backups[-1], "manifest.json")
+    path.write_text(path.read_text().replace("vbackup.manifest/1", "vbackup.manifest/2"))
+    [failed] = repaired(recorded)
+    assert "a newer vbackup made it" in failed.what
+    assert path.exists()
+
+
+def test_backup_on_failing_storage_is_not_put_away(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be readable tomorrow."""
+    path = recorded.path(recorded.backups[-1], "manifest.json")
+    really = os.open
+
+    def fails(name: str | Path, flags: int, *more: int) -> int:
+        if Path(name) == path:
+            raise OSError(5, "Input/output error")
+        return really(name, flags, *more)
+
+    monkeypatch.setattr(os, "open", fails)
+    [failed] = repaired(recorded)
+    assert "Input/output error" in failed.what
+    assert path.exists()
+
+
 def test_names_are_made_from_the_manifests(recorded: Recorded) -> None:
     (recorded.repository.path / UUID / "domain.json").write_text("[")
     assert [one.is_done for one in repaired(recorded)] == [True]

@@ -32,9 +32,7 @@ def test_directory_keeps_its_name_and_takes_no_other_s(repo: Repository, file: P
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_replaced_file_is_kept(
-    repo: Repository, file: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replaced_file_is_kept(repo: Repository, file: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a file cannot have two names."""
 
     def refused(*_paths: Path, **_more: bool) -> None:
