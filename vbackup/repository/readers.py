@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,8 @@ TICK_S = 0.05
 WAIT_S = 600.0
 #: Errors of a filesystem that does not lock directories: NFS wants a descriptor for writing, others have no locks.
 _NO_LOCKS = frozenset((errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EISDIR))
+#: Files that a process may have open besides the directories.
+_OTHER_FILES = 512
 #: How often a chain is read again because it changed before it was locked.
 _ATTEMPTS = 100
 
@@ -44,7 +47,9 @@ def reading(directories: Iterable[Path], *, stop: Stop | None = None, wait_s: fl
     """
     with ExitStack() as stack:
         deadline = time.monotonic() + wait_s
-        for directory in sorted(set(directories)):  # in one order, or two could wait for each other
+        ordered = sorted(set(directories))  # in one order, or two could wait for each other
+        _allow_files(len(ordered))
+        for directory in ordered:
             stack.callback(os.close, _locked(directory, stop, deadline))
         yield
 
@@ -119,6 +124,17 @@ def _locked(directory: Path, stop: Stop | None, deadline: float) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many files open, and some more, as far as the hard limit allows it.
+
+    The soft limit is 1024 for the sake of select(2), and a verify of all backups of a domain can hold more.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, count + _OTHER_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _opened(directory: Path) -> int:

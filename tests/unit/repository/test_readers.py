@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,16 @@ def test_what_changed_before_the_lock_is_read_again(backup: Path, tmp_path: Path
         assert not is_free(backup)
     with pytest.raises(ChainError), readers.unchanged(lambda: [tmp_path / "gone"], lambda chain: chain):
         pass
+
+
+def test_more_backups_than_files_may_be_open_can_be_read(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    directories = [tmp_path / str(number) for number in range(100)]
+    for directory in directories:
+        directory.mkdir()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, before[1]))
+    try:
+        with readers.reading(directories):
+            assert all(readers.is_in_use(directory) for directory in directories)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
