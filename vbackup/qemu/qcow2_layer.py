@@ -46,8 +46,7 @@ _MAX_WINDOW_BYTES = 8 * 1024 * 1024
 #: QEMU's limits (QCOW_MAX_L1_SIZE and QCOW_MAX_REFTABLE_SIZE in block/qcow2.h).
 _MAX_L1_BYTES, _MAX_REFCOUNT_TABLE_BYTES = 32 * 1024 * 1024, 8 * 1024 * 1024
 _REFCOUNT_OFFSET_MASK = 0xFFFF_FFFF_FFFF_FE00
-#: The largest header with its names and extensions (vbackup.qemu.qcow2).
-_HEADER_BYTES = 2 * 1024 * 1024
+_HEADER_BYTES = CLUSTER_BYTES  #: header, extensions and names are in the first cluster
 
 Decompress = Callable[[bytes], bytes]
 
