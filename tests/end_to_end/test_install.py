@@ -58,10 +58,18 @@ def test_hypervisor_gets_no_compiler_no_kernel_and_no_tests() -> None:
     assert [name for name in packages("packages") if unwanted.fullmatch(name)]
 
 
-@pytest.mark.parametrize(("options", "missing"), [((), 0), (("-S",), 4)], ids=["all there", "nothing there"])
+@pytest.mark.parametrize(("options", "missing"), [((), 0), (("-S",), 5)], ids=["all there", "nothing there"])
 def test_only_what_is_missing_comes_from_elsewhere(options: tuple[str, ...], missing: int) -> None:
     argv = [sys.executable, "-I", *options, os.fspath(TOP / ".ci" / "missing-requirements")]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     requirements = done.stdout.split()
     assert len(requirements) == missing
     assert all(re.fullmatch(r"[a-z.-]+>=[0-9.]+", one) for one in requirements)
+
+
+def test_extras_are_asked_for_by_name() -> None:
+    script = os.fspath(TOP / ".ci" / "missing-requirements")
+    done = subprocess.run([sys.executable, "-IS", script, "blake3"], capture_output=True, text=True, check=True)
+    assert "blake3>=0.3" in done.stdout.split()
+    unknown = subprocess.run([sys.executable, "-IS", script, "nosuch"], capture_output=True, text=True, check=False)
+    assert (unknown.returncode, "no extra 'nosuch'" in unknown.stderr) == (1, True)
