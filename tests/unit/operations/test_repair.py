@@ -397,7 +397,7 @@ class Killed(BaseException):
     """SIGKILL: no handler runs that could clean up."""
 
 
-@pytest.fixture(params=range(14))
+@pytest.fixture(params=range(31))
 def kill(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Ends the process, as it were, at the n-th step that changes something; nothing is undone."""
     counted = [0]
