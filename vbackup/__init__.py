@@ -5,6 +5,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
+                             backup_table  merges
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair

@@ -9,7 +9,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +45,8 @@ def abilities(directory: Path) -> Abilities:
 
     Raises OSError.
     """
+    import shutil  # imports all compression modules; who only asks for the free room does not need it
+
     place = directory / f"{PROBE}{os.getpid()}"
     shutil.rmtree(place, ignore_errors=True)
     free = free_bytes(directory)

@@ -14,7 +14,6 @@ Without a marker, a stage is what a dead run was preparing, or what it has excha
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
@@ -82,6 +81,8 @@ class MergeStage:
 
     def _link_others(self) -> bool:
         """Link the files of the backup that stay; return False if the filesystem has no links (the stage is clean)."""
+        import shutil
+
         made: list[Path] = []
         status = self._final.stat()
         try:
@@ -203,4 +204,6 @@ def _remove_tree(path: Path) -> None:
         with suppress(OSError):
             path.unlink()
     else:
+        import shutil  # imports all compression modules; most commands that look for leftovers find none
+
         shutil.rmtree(path, ignore_errors=True)

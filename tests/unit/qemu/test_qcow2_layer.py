@@ -250,12 +250,12 @@ def test_any_change_of_any_table_is_read_or_refused(
 def test_bad_sector_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image(SIZE_BYTES, {0: filled(1)}).write(path)
 
-    def fails(_fd: int, _length: int, _offset: int) -> bytes:
+    def fails(_fd: int, _where: object, _offset: int) -> bytes:
         raise OSError(5, "Input/output error")
 
     with Qcow2Layer(path) as layer:
         extent = layer.extents(0)[0]
-        monkeypatch.setattr(os, "pread", fails)
+        monkeypatch.setattr(os, "preadv", fails)
         with pytest.raises(ChainError, match="cannot be read: Input/output error"):
             layer.read(extent, 0, 1)
 

@@ -51,7 +51,7 @@ class Copy:
     def extents(self, number: int) -> list[Extent]:
         return [Extent(block, 1, block if byte else None) for block, byte in sorted(self.blocks.items())]
 
-    def read(self, extent: Extent, first: int, clusters: int) -> memoryview:
+    def read(self, extent: Extent, first: int, clusters: int, buffer: bytearray | None = None) -> memoryview:
         self.read_blocks.append(extent.start)
         return memoryview(content(self.blocks[extent.start]))
 

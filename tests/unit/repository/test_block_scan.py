@@ -148,14 +148,22 @@ def test_block_that_cannot_be_read_is_named_or_ends_the_scan(
         bad = next(e for e in layer.extents(0) if e.start <= 7 < e.start + e.clusters)
         assert bad.offset is not None
         start = bad.offset + (7 - bad.start) * CLUSTER_BYTES
-        really = os.pread
+        really, really_into = os.pread, os.preadv
 
-        def pread(fd: int, length: int, offset: int) -> bytes:
+        def fail(offset: int, length: int) -> None:
             if offset <= start < offset + length and (not is_compressed or offset == start):
                 raise OSError(5, "Input/output error")
+
+        def pread(fd: int, length: int, offset: int) -> bytes:
+            fail(offset, length)
             return really(fd, length, offset)
 
+        def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+            fail(offset, sum(len(buffer) for buffer in buffers))
+            return really_into(fd, buffers, offset)
+
         monkeypatch.setattr(os, "pread", pread)
+        monkeypatch.setattr(os, "preadv", preadv)
         with Scan(layer, SHA256, check=nothing, is_tolerant=True) as scan:
             segment = scan.segment(0)
             assert [b for b in range(20) if segment.digest_of(b) == UNREADABLE] == [7]
@@ -255,7 +263,7 @@ class Sparse:
     def extents(self, number: int) -> list[Extent]:
         return [Extent(number % SEGMENT_BLOCKS, 1, 0), Extent(8000, 100, None)]
 
-    def read(self, extent: Extent, _first: int, clusters: int) -> memoryview:
+    def read(self, extent: Extent, _first: int, clusters: int, buffer: bytearray | None = None) -> memoryview:
         return memoryview(filled(extent.start % 256) * clusters)
 
 

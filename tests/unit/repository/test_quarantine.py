@@ -56,5 +56,5 @@ def test_file_that_was_missing_is_put_in_place(repo: Repository, file: Path) -> 
 
 
 def test_error_names_what_was_to_be_moved(repo: Repository) -> None:
-    with pytest.raises(StorageError, match="Cannot move .*missing"):
+    with pytest.raises(StorageError, match=r"Cannot move .*missing"):
         quarantine.put(repo, repo.path / "missing")
