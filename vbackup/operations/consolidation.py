@@ -442,7 +442,7 @@ class _Run:
                 " digest differs from the recorded one. Nothing was merged with it; restore the file from a copy of the"
                 " repository."
             )
-        temporary = self.directory / f"{filesystem.PROBE}{os.getpid()}.{link.backup.id}.{link.image.dev}"
+        temporary = self.directory / f"{merge_journal.PROBE}{os.getpid()}.{link.backup.id}.{link.image.dev}"
         try:
             block_scan.make(path, temporary, algorithm=block_list.best_algorithm(), check=self.stop.check)
             return BlockList.open(temporary)

@@ -35,12 +35,11 @@ from vbackup.errors import (
 )
 from vbackup.images import targets
 from vbackup.model import FreezeMark, NodeBitmap
-from vbackup.operations import consolidation
 from vbackup.qemu import jobs
 from vbackup.qemu.jobs import Job, JobStatus
 from vbackup.qemu.monitor import block_nodes
 from vbackup.report import Reporter
-from vbackup.repository import journal
+from vbackup.repository import journal, merge_journal
 from vbackup.repository.journal import Entry, Journal, Step
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -116,7 +115,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(repository.lock(uuid, presume_dead=presume_dead))
         if not dry_run:
-            consolidation.recover(repository, uuid, reporter=reporter, stop=stop)
+            _recover_merges(repository, uuid, reporter=reporter, stop=stop)
         domain = None
         with suppress(DomainNotFoundError):
             access = Access(exclusive)
@@ -170,7 +169,7 @@ def recover(domain: LockedDomain, *, abort: bool) -> list[Recovered]:
 def finish_merges(domain: LockedDomain) -> None:
     """Finish or undo the merges that a dead run left. What cannot be finished now is a warning: no backup needs it."""
     try:
-        consolidation.recover(domain.repository, domain.uuid, reporter=domain.reporter, stop=domain.stop)
+        _recover_merges(domain.repository, domain.uuid, reporter=domain.reporter, stop=domain.stop)
     except InterruptedBySignalError:
         raise
     except VbackupError as err:
@@ -178,6 +177,13 @@ def finish_merges(domain: LockedDomain) -> None:
             f"A merge of backups, which was interrupted, could not be finished: {err} Backups that are listed can be"
             " restored all the same, and the next run tries again."
         )
+
+
+def _recover_merges(repository: Repository, uuid: str, *, reporter: Reporter, stop: Stop) -> None:
+    if merge_journal.leftovers(repository.path / uuid):
+        from vbackup.operations import consolidation  # a storage daemon, and more that no other run needs
+
+        consolidation.recover(repository, uuid, reporter=reporter, stop=stop)
 
 
 def _refuse_copies(domain: LockedDomain, *, abort: bool) -> None:

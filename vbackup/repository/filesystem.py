@@ -16,12 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vbackup.repository.merge_journal import PROBE
+
 #: linux/fs.h: the target shares all data of the source, until one of them is written.
 _FICLONE = 0x40049409
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-#: Prefix of the directory in which the filesystem is asked.
-PROBE = ".probe-"
 _PIECE_BYTES = 4 * 1024 * 1024
 #: Errors of a filesystem, or of a kernel, that cannot do something.
 _CANNOT = frozenset(

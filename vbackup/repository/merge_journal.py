@@ -24,6 +24,9 @@ from vbackup.repository.writer import Pulse, Writer
 
 NAME = "merge.json"
 SCHEMA = "vbackup.merge/1"
+#: Prefixes of what a run has in the domain's directory for a while: the stage of a merge, what is being removed, and
+#: the directory in which the filesystem is asked what it can do.
+MERGE, REMOVED, PROBE = ".merge-", ".removed-", ".probe-"
 _MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -70,6 +73,15 @@ def read(directory: Path) -> Entry | None:
         removed=_ids(fields, "removed"),
         in_place=_ids(fields, "in_place"),
     )
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """Return what dead runs left in a domain's directory, if its lock is held; the journal among it."""
+    try:
+        entries = sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    return [path for path in entries if path.name == NAME or path.name.startswith((MERGE, REMOVED, PROBE, f".{NAME}."))]
 
 
 def in_place(directory: Path) -> frozenset[str]:

@@ -24,10 +24,9 @@ from vbackup import names
 from vbackup.errors import BusyError
 from vbackup.files import fsync, is_directory, storage_errors
 from vbackup.repository import filesystem, merge_journal, readers
+from vbackup.repository.merge_journal import MERGE, REMOVED
 from vbackup.stop import Stop
 
-MERGE, REMOVED = ".merge-", ".removed-"
-_LEFTOVERS = (MERGE, REMOVED, filesystem.PROBE, f".{merge_journal.NAME}.")
 #: The marker: every file in the stage is complete, and takes the place of the one that the backup has.
 PUBLISH = "publish"
 _MANIFEST = "manifest.json"
@@ -143,22 +142,15 @@ def remove(directory: Path, backup_id: str, *, stop: Stop) -> None:
     _remove_tree(gone)
 
 
-def leftovers(directory: Path) -> list[Path]:
-    """Return what dead runs left in a domain's directory."""
-    try:
-        entries = sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
-    return [entry for entry in entries if entry.name.startswith(_LEFTOVERS)]
-
-
 def clear(directory: Path) -> list[str]:
     """Finish the publications that a dead run began, and remove the rest of what it left; return what was done.
 
     The domain's lock is held. Raises StorageError.
     """
     done = []
-    for entry in leftovers(directory):
+    for entry in merge_journal.leftovers(directory):
+        if entry.name == merge_journal.NAME:
+            continue
         backup_id = entry.name.removeprefix(MERGE)
         final = directory / backup_id
         with storage_errors(f"write to {directory}"):

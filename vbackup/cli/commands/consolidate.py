@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_domain(parser)
-    add_common(parser, asks_libvirt=False)
+    add_common(parser)
     which = parser.add_mutually_exclusive_group()
     add_backup(parser, which, "backup that becomes a full (with --full)")
     parser.add_argument("--full", action="store_true", help="make backup ID a full: it needs no other backup any more")
