@@ -11,7 +11,7 @@ from vbackup.errors import Status, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import is_directory
 from vbackup.report import Reporter
-from vbackup.repository import filesystem, inspection, place, quarantine
+from vbackup.repository import inspection, place, quarantine
 from vbackup.repository.catalogue import read_text
 from vbackup.repository.inspection import Inspected, Kind, Severity, Trouble
 from vbackup.repository.place import Place
@@ -111,7 +111,7 @@ def _layout(repository: Repository) -> Iterator[Trouble]:
             path=repository.path,
         )
     for entry in sorted(repository.path.iterdir()):
-        if entry.name.startswith(filesystem.PROBE):
+        if entry.name.startswith(merge_journal.PROBE):
             yield Trouble(
                 Severity.WARNING,
                 Kind.LEFTOVER,

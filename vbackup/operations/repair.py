@@ -25,11 +25,9 @@ from vbackup.report import Reporter
 from vbackup.repository import (
     block_list,
     block_scan,
-    filesystem,
     inspection,
     manifest,
     merge_journal,
-    merge_stage,
     quarantine,
     readers,
     verification,
@@ -87,8 +85,8 @@ def top(repository: Repository, *, dry_run: bool) -> list[Repair]:
             with storage_errors(f"change the mode of {repository.path}"):
                 repository.path.chmod(0o700)
         done.append(Repair(f"The mode of {repository.path} {verb} set to 0700.", ""))
-    for probe in sorted(repository.path.glob(f"{filesystem.PROBE}*")):
-        if Path(f"/proc/{probe.name[len(filesystem.PROBE) :]}").exists():
+    for probe in sorted(repository.path.glob(f"{merge_journal.PROBE}*")):
+        if Path(f"/proc/{probe.name[len(merge_journal.PROBE) :]}").exists():
             continue  # another check is asking the filesystem now
         if not dry_run:
             with storage_errors(f"remove {probe}"):
@@ -153,8 +151,7 @@ class _Work:
 
     def _merges(self) -> None:
         """Finish or undo the merges and removals that a dead run began."""
-        left = merge_stage.leftovers(self._directory)
-        if not left and not os.path.lexists(self._directory / merge_journal.NAME):
+        if not merge_journal.leftovers(self._directory):
             return
         if self._dry_run:
             self._note("", "An interrupted merge or removal of backups would be finished or undone.")

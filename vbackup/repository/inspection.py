@@ -23,7 +23,7 @@ from vbackup.errors import ChainError, StorageError
 from vbackup.files import is_directory, is_regular, storage_errors
 from vbackup.model import Backup
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import affected, block_list, catalogue, merge_journal, merge_stage, verification, verify
+from vbackup.repository import affected, block_list, catalogue, merge_journal, verification, verify
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import Link
 from vbackup.repository.repository import PARTIAL, Repository
@@ -36,7 +36,7 @@ _CLOCK_DRIFT = timedelta(minutes=10)
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 #: Files of a backup beside the manifest, the images and what the manifest names.
 _KNOWN = frozenset(("manifest.json", "journal", "verified.json", "protected", "note"))
-_DOMAIN_KNOWN = frozenset(("domain.json", "lock"))
+_DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json"))
 #: Prefix of an image that is being mended, which takes its name when it is complete.
 MENDED = ".mended-"
 #: Temporary files of a dead run: vbackup.files.replace_text and vbackup.repository.late_lists.
@@ -289,19 +289,18 @@ def _entries(repository: Repository, uuid: str) -> Iterator[Trouble]:
     """Yield the entries of the domain's directory that are no committed backups."""
     directory = repository.path / uuid
     running = frozenset(repository.running(uuid))
-    merges = merge_stage.leftovers(directory)
-    journal = directory / merge_journal.NAME
-    if (merges or os.path.lexists(journal)) and not _is_merging(directory):
+    merges = merge_journal.leftovers(directory)
+    if merges and not _is_merging(directory):
         yield Trouble(
             Severity.WARNING,
             Kind.UNFINISHED,
-            f"A merge or a removal of backups was interrupted: {_paths([*merges, *([journal] * journal.exists())])}.",
+            f"A merge or a removal of backups was interrupted: {_paths(merges)}.",
             "'vbackup check --repair' finishes or undoes it, and so does the next command that changes the domain.",
-            path=merges[0] if merges else journal,
+            path=merges[0],
         )
     for entry in _entries_of(directory):
         name = entry.name
-        if entry in merges or entry == journal:
+        if entry in merges:
             continue
         if name in _DOMAIN_KNOWN or (names.BACKUP_ID.fullmatch(name) and is_directory(entry)):
             continue
