@@ -11,7 +11,7 @@ from vbackup.errors import Status, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import is_directory
 from vbackup.report import Reporter
-from vbackup.repository import inspection, place, quarantine
+from vbackup.repository import inspection, merge_journal, place, quarantine
 from vbackup.repository.catalogue import read_text
 from vbackup.repository.inspection import Inspected, Kind, Severity, Trouble
 from vbackup.repository.place import Place
