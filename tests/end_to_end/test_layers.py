@@ -412,6 +412,7 @@ def test_manifest_without_ctime_and_digests_is_trusted_as_before(layered: Chain,
     for layer in document["disks"][0]["chain"]["layers"]:
         for name in ("ctime_ns", "digest"):
             layer["file"].pop(name, None)
+    del document["digest"]
     manifest.write_text(json.dumps(document))
     off, base = Off(layered), layered.tmp_path / "base.qcow2"
     base.chmod(0o640)
@@ -437,6 +438,8 @@ def test_layer_that_vbackup_may_not_read_is_trusted_by_its_time(
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("between", [False, True])
 def test_overlay_that_is_committed_each_night_costs_no_full(layered: Chain, *, restarts: bool, between: bool) -> None:
+    """Except if the backup before was of the overlay and QEMU was restarted since: see the test below."""
+    is_provable = not (restarts and between)
     layered.backup()
     for night in range(2):
         snapshot(layered, f"night{night}")
@@ -447,7 +450,22 @@ def test_overlay_that_is_committed_each_night_costs_no_full(layered: Chain, *, r
         if restarts:
             layered.restart()
         layered.machine.write("vda", f"write -P 1{night} 6M 64k")
-        assert levels(layered.backup()) == INCREMENTAL
+        assert levels(layered.backup()) == (INCREMENTAL if is_provable else FULL)
+
+
+def test_layer_that_was_written_to_while_off_and_then_gets_the_bitmap_costs_a_full(layered: Chain) -> None:
+    """The bitmap of the overlay is committed into it, and does not have what was written there before."""
+    layered.backup()
+    lower = layered.specs[0].path
+    layered.specs[0] = Made(snapshot(layered, "night"), size="8M")
+    assert levels(layered.backup()) == INCREMENTAL
+    layered.stop()
+    write(lower, "write -P 9 3M 64k")
+    layered.machine = layered.lab.start(layered.xml())
+    commit(layered)
+    done = layered.backup()  # compares what is restored
+    assert levels(done) == FULL
+    assert "into which layers were committed since, and QEMU was restarted" in reasons(done)["vda"]
 
 
 @pytest.mark.parametrize("between", [False, True])

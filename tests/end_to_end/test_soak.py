@@ -6,6 +6,7 @@ failure, which it prints with its steps, reproduces it.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import random
@@ -53,6 +54,8 @@ class Soak:
         self.sizes = {}
         self.repositories = [directory / "one", directory / "two"]
         self.count = 0
+        #: SHA-256 of each disk of the backups that were compared with QEMU's copies, by repository and id.
+        self.contents: dict[Path, dict[str, dict[str, str]]] = {repository: {} for repository in self.repositories}
         self.log: list[str] = []
         self._guest: Guest | None = None
         self._elsewhere: str | None = None  #: URI of the second host
@@ -80,6 +83,10 @@ class Soak:
             (1, self.swap_layer),
             (0.3, self.freeze_by_somebody_else),
             (0.3, self.arrive_paused),
+            (0.6, self.prune),
+            (0.4, self.consolidate),
+            (0.4, self.verify),
+            (0.6, self.audit),
         ]
 
     def step(self) -> None:
@@ -157,6 +164,72 @@ class Soak:
         for disk in done["disks"]:
             compare(output / disk["file"], images[disk["node_name"]])
         shutil.rmtree(output)
+        self.contents[repository][done["id"]] = self._restored(repository, done["id"])
+
+    def _restored(self, repository: Path, backup_id: str) -> dict[str, str]:
+        """What a restore has of each disk: a SHA-256."""
+        output = self.directory / "raw"
+        options = ("--format", "raw", "--output", output)
+        self.command("-q", "restore", NAME, "-r", repository, "--backup", backup_id, *options)
+        found = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.glob("*.raw")}
+        shutil.rmtree(output)
+        return found
+
+    def _check_all(self, repository: Path) -> int:
+        """Every backup that is still there is what it was; returns how many there are."""
+        there = [one["id"] for one in self.command("list", NAME, "-r", repository, "--json").document["backups"]]
+        for backup_id, contents in self.contents[repository].items():
+            if backup_id in there:
+                assert self._restored(repository, backup_id) == contents, backup_id
+        return len(there)
+
+    # the repository
+
+    def prune(self) -> str | None:
+        repository = self.dice.choice(self.repositories)
+        keep, way = self.dice.randrange(1, 5), self.dice.choice(("auto", "in-place", "copy", "never"))
+        if not self.contents[repository]:
+            return None
+        if way == "in-place" and not self._is_possible(repository, keep):
+            way = "auto"
+        self.command("-q", "prune", NAME, "-r", repository, "--keep-last", str(keep), "--consolidate", way)
+        return f"{repository.name}: {self._check_all(repository)} left of {keep} to keep, {way}"
+
+    def _is_possible(self, repository: Path, keep: int) -> bool:
+        """Tell whether all images can be merged in place: only one other takes over each, and no disk has grown."""
+        options = ("--keep-last", str(keep), "--consolidate", "in-place", "--dry-run")
+        return self.command("-q", "prune", NAME, "-r", repository, *options, status=None).status == 0
+
+    def consolidate(self) -> str | None:
+        repository = self.dice.choice(self.repositories)
+        if not self.contents[repository]:
+            return None
+        there = [one["id"] for one in self.command("list", NAME, "-r", repository, "--json").document["backups"]]
+        which = self.dice.choice(((self.dice.choice(there), "--full"), ("--max-chain", str(self.dice.randrange(1, 4)))))
+        self.command("-q", "consolidate", NAME, *which, "-r", repository)
+        self._check_all(repository)
+        return f"{repository.name}: {' '.join(which)}"
+
+    def verify(self) -> str | None:
+        repository = self.dice.choice(self.repositories)
+        if not self.contents[repository]:
+            return None
+        self.command("-q", "verify", NAME, "-r", repository)
+        return repository.name
+
+    def audit(self) -> str | None:
+        repository = self.dice.choice(self.repositories)
+        if not self.contents[repository]:
+            return None
+        options = ("-r", repository, "--sample", "100")
+        outcome = self.command("-c", self.daemon.uri, "audit", NAME, *options, "--json", status=None)
+        if outcome.status == 5:
+            assert "nothing to audit" in outcome.stderr, outcome.stderr
+            return f"{repository.name}: nothing to audit"
+        assert outcome.status == 0, outcome.stderr
+        return f"{repository.name}: {[one['dev'] for one in outcome.document['disks']]}"
+
+    # backups
 
     def backup_that_is_killed(self) -> str:
         """It is finished or undone by whatever comes next."""

@@ -128,6 +128,13 @@ def _difference_of_chains(
                 " of that image"
             )
         place = 0
+    elif place > 0:
+        # It was below, and has the bitmap only since the layers above were committed into it. Before that, but after a
+        # restart of QEMU, anything can have written to it while no bitmap recorded that.
+        was = then.layers[place]
+        tracked = next(one for one in recorded if _is_same_image(was.file, one.file, same_boot=same_boot))
+        if not was.file.is_proven or not was.file.is_unchanged(tracked.file, same_boot=same_boot):
+            return f"had {was.file.path} below, into which layers were committed since, and QEMU was restarted"
     expected = then.layers[place + 1 :]
     for before, after in zip(expected, below):
         difference = _difference(before.file, after.file, same_boot=same_boot) or _difference_of_data_files(
