@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -300,7 +301,7 @@ def test_show_tells_the_chain(made: Made, command: Command) -> None:
     assert shown["schema"] == "vbackup.show/1"
     assert shown["chains"] == {dev: [made.ids[2], made.ids[1], made.ids[0]] for dev in ("vda", "vdb")}
     text = command("show", "réstore", "-r", made.path).stdout
-    assert f"Chain of vda:\n  {made.ids[3]}\n  {made.ids[0]}\n" in text
+    assert re.search(rf"Chain of vda \(2 images, [\d.]+ MiB\):\n  {made.ids[3]}\n  {made.ids[0]}\n", text)
 
 
 def test_list_as_tree(made: Made, command: Command) -> None:
