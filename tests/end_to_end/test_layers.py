@@ -427,11 +427,23 @@ def test_layer_that_vbackup_may_not_read_is_trusted_by_its_time(
 ) -> None:
     """As on NFS that does not let root in. Nothing else is known of it, which is told."""
     monkeypatch.setattr(file_contents, "digest", lambda *_file, **_more: None)
+    monkeypatch.setattr(file_contents, "is_denied", lambda _file: True)
     layered.backup()
     off = Off(layered)
     (layered.tmp_path / "base.qcow2").chmod(0o640)
     assert levels(off.backup()) == INCREMENTAL
     write_to_the_lowest(layered.tmp_path)
+    assert levels(off.backup()) == FULL
+
+
+def test_layer_that_could_not_be_read_once_costs_a_full_when_it_was_touched(
+    layered: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(file_contents, "digest", lambda *_file, **_more: None)  # a read error
+        layered.backup()
+    off = Off(layered)
+    overwrite(layered.tmp_path / "base.qcow2", "write -P 9 2M 64k")
     assert levels(off.backup()) == FULL
 
 

@@ -132,6 +132,17 @@ def digest(
         os.close(fd)
 
 
+def is_denied(file: FileState) -> bool:
+    """Return True if this process may not read the file, as on NFS that does not let root in."""
+    try:
+        os.close(os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except PermissionError:
+        return True
+    except (OSError, ValueError) as err:
+        log.debug("%s: %s", file.path, err)
+    return False
+
+
 def carry_over(path: Path, before: os.stat_result, after: os.stat_result) -> None:
     """Remember that a file has the content that it had before; between these states only bitmaps were written to it.
 

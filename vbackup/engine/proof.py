@@ -56,11 +56,14 @@ def _recorded(node: DiskNode, choice: Choice, history: History, domain: LockedDo
     with_bitmaps = [layer.node_name for layer in node.layers if layer.bitmaps]
     unread = underlay.unread(chain, bases[0] if choice.base is not None else None, with_bitmaps=with_bitmaps)
     node, unreadable = _with_digests(node, unread, domain, why="record")
-    if not unreadable:
+    # What may never be read is trusted by size and time. What cannot be read only now keeps its ctime, so that it costs
+    # a full when it was touched, and is not trusted without a proof.
+    denied = [file for file in unreadable if file_contents.is_denied(file)]
+    if not denied:
         return node
 
     def without_ctime(file: FileState) -> FileState:
-        return replace(file, ctime_ns=None) if file in unreadable else file
+        return replace(file, ctime_ns=None) if file in denied else file
 
     return replace(node, looked_at=node.chain.with_files(without_ctime, below=1))
 

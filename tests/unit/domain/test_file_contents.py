@@ -321,3 +321,16 @@ def test_nothing_is_carried_over_that_was_not_known_or_is_of_another_state(
     settle()
     read(image, is_qcow2=True)
     assert read.files == ["image.qcow2", "file", "image.qcow2"]
+
+
+def test_file_that_may_not_be_read_is_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "base"
+    path.touch()
+    assert not file_contents.is_denied(FileState(str(path)))
+    assert not file_contents.is_denied(FileState(str(tmp_path / "missing")))
+
+    def refuse(*_arguments: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert file_contents.is_denied(FileState(str(path)))

@@ -132,12 +132,15 @@ def test_copy_and_what_nothing_can_start_from_record_nothing(contents: Contents,
     assert contents.read == []
 
 
-def test_file_that_cannot_be_read_is_recorded_without_ctime(
-    contents: Contents, domain: LockedDomain, recorder: Recorder
+@pytest.mark.parametrize("is_denied", [True, False])
+def test_file_that_may_not_be_read_is_recorded_without_ctime(
+    contents: Contents, domain: LockedDomain, recorder: Recorder, is_denied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that its size and time of modification have to do."""
+    """So that its size and time of modification have to do. One that could not be read this time keeps its ctime."""
+    monkeypatch.setattr(file_contents, "is_denied", lambda _file: is_denied)
     contents.digests["/images/base"] = None
-    assert record(node(FILE), FULL, History([]), domain) == replace(FILE, ctime_ns=None)
+    recorded = record(node(FILE), FULL, History([]), domain)
+    assert recorded == (replace(FILE, ctime_ns=None) if is_denied else FILE)
     (step,) = recorder.steps
     assert step.startswith("Disk vda: the content of /images/base, which is below it, cannot be read to record it")
 
