@@ -221,6 +221,16 @@ def _verify(results: Results) -> list[Part]:
     ]
 
 
+def _prune(results: Results) -> list[Part]:
+    parts = []
+    for series, limit in (("XFS, reflink", 0.1), ("in place", 0.15)):
+        where = {"series": f"prune, {series}"}
+        convert_s = _wall_s(results, "prune", "qemu-img convert -W -m 8", **where)
+        ratio = _wall_s(results, "prune", "vbackup", **where) / convert_s
+        parts.append(Part(f"{series} {ratio:.2f} x qemu-img convert of the full", ratio <= limit))
+    return parts
+
+
 def _start(results: Results) -> list[Part]:
     cases = ("vbackup --help", "vbackup list, 3 backups", "vbackup list, 200 backups")
     peak = max(sample["peak_mib"] for name in cases for sample in _samples(results, "start", name))
@@ -281,6 +291,14 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
             " of a full, 1.5 x of a chain of 200; verify of 1 TiB with 64 MiB of data under 1 s; under 150 MiB"
         ),
         _verify,
+    ),
+    (
+        "prune",
+        (
+            "Prune of 7 increments of 1 % into a full: XFS with reflink at most 0.1 x, ext4 in place at most 0.15 x"
+            " `qemu-img convert` of the full"
+        ),
+        _prune,
     ),
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
     ("list", "5,000 backups of 200 domains: lists under 1 s, 100 MiB", _list),
