@@ -16,12 +16,14 @@ from vbackup import names
 from vbackup.errors import ChainError, NewerJournalError
 from vbackup.files import storage_errors
 from vbackup.qemu import qcow2
-from vbackup.repository import journal, protection, readers, retention
+from vbackup.repository import journal, protection, readers, retention, verification
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Verdict
 
 PROTECTED = "protected"
 IN_USE = "in use: another vbackup is reading it"
+DAMAGED = "'vbackup verify' found damage in what it needs, which 'vbackup show' lists"
 #: The backing file of a backup's image, as vbackup.repository.manifest has it.
 _BACKING_FILE = re.compile(rf"\.\./({names.BACKUP_ID.pattern})/[^/]+")
 
@@ -31,7 +33,7 @@ class Facts:
     """What is known of the backups of a domain, whatever is to be removed. All by id."""
 
     catalogue: Catalogue
-    broken: Mapping[str, str]  #: why
+    broken: Mapping[str, str]  #: why; also those in which a verify found damage
     protected: Mapping[str, str]  #: what people are told of it
     in_use: Collection[str]
     bases: Mapping[str, Sequence[str]]  #: what starts from it next
@@ -57,11 +59,14 @@ def read(repository: Repository, uuid: str) -> Facts:
         found = protection.read(directory)
         if found is not None:
             protected[backup_id] = PROTECTED if found.reason is None else f"{PROTECTED} ({found.reason})"
+        verified = verification.read(directory)
+        if verified is not None and verified.verdict is Verdict.DAMAGED:
+            broken.setdefault(backup_id, DAMAGED)
         with storage_errors(f"read {directory}"):
             if readers.is_in_use(directory):
                 in_use.add(backup_id)
     needed_by: dict[str, dict[str, str]] = {}
-    for base, by in _bases_of_broken(repository, catalogue):
+    for base, by in _bases_of_broken(repository, catalogue, broken):
         needed_by.setdefault(base, {})[by] = "broken"
     for base, by in _bases_of_unfinished(repository, uuid):
         needed_by.setdefault(base, {})[by] = "unfinished"
@@ -69,14 +74,15 @@ def read(repository: Repository, uuid: str) -> Facts:
     return Facts(catalogue, broken, protected=protected, in_use=in_use, bases=bases, needed_by=needed_by)
 
 
-def _bases_of_broken(repository: Repository, catalogue: Catalogue) -> Iterator[tuple[str, str]]:
+def _bases_of_broken(
+    repository: Repository, catalogue: Catalogue, broken_ids: Collection[str]
+) -> Iterator[tuple[str, str]]:
     """Yield what broken backups depend on, with their ids.
 
     A file that is brought back from a copy makes them whole again. Without a manifest, the headers of the images tell.
     """
-    incomplete = {one.id for one in catalogue.incomplete}
     for backup in catalogue.history.backups:
-        if backup.id in incomplete:
+        if backup.id in broken_ids:
             for image in backup.disks:
                 if image.base is not None:
                     yield image.base, backup.id

@@ -9,10 +9,11 @@ import pytest
 
 from tests.unit.builders import NOON, SIZE_BYTES, UUID, backup, commit, incremental, qcow2_image
 from vbackup.errors import NewerJournalError
-from vbackup.repository import protection, readers, stays
+from vbackup.repository import protection, readers, stays, verification
 from vbackup.repository.journal import Journal
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Verdict, Verification
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
@@ -47,6 +48,14 @@ def test_what_a_broken_backup_depends_on_stays(repo: Repository, paths: dict[str
     (paths[TWO.id] / "vda.qcow2").unlink()
     facts = stays.read(repo, UUID)
     assert facts.broken.keys() == {TWO.id, THREE.id}
+    assert facts.reasons_to_stay(ONE.id) == [f"{TWO.id}, which is broken, depends on it"]
+
+
+def test_backup_in_which_verify_found_damage_is_broken(repo: Repository, paths: dict[str, Path]) -> None:
+    """It must not take the place of a good one."""
+    verification.write(paths[TWO.id], Verification(NOON, Verdict.DAMAGED, 100, 65536))
+    facts = stays.read(repo, UUID)
+    assert facts.broken == {TWO.id: stays.DAMAGED}
     assert facts.reasons_to_stay(ONE.id) == [f"{TWO.id}, which is broken, depends on it"]
 
 

@@ -47,6 +47,8 @@ def _points(options: argparse.Namespace) -> tuple[str | None, str, str | None]:
         domain = words.pop(0)
     if domain == "":
         raise UsageError("The domain name is empty.")
+    if not words and domain is not None and options.domain_option is None and "T" in domain and domain[:1].isdigit():
+        raise ChainError(f"No backup {domain!r}; 'vbackup list --all' lists the ids.")
     if not words:
         raise UsageError("No backup given to start from; 'vbackup list DOMAIN' lists ids.")
     if len(words) > 2:  # noqa: PLR2004
