@@ -118,19 +118,26 @@ def watched(backup: Backup, earlier: Sequence[Backup]) -> Backup:
     def with_verdict(image: DiskImage) -> DiskImage:
         if image.change is None:
             return image
-        unusual = verdict(backup, image.dev, earlier).text
-        return replace(image, change=replace(image.change, unusual=unusual))
+        return replace(image, change=replace(image.change, unusual=verdict(backup, image.dev, earlier).text))
 
     return replace(backup, disks=tuple(with_verdict(image) for image in backup.disks))
+
+
+def unusual(backup: Backup) -> dict[str, str]:
+    """Return what is unusual about the changes of the disks, by dev, in words that follow "Disk vda: "."""
+    return {
+        image.dev: image.change.unusual
+        for image in backup.disks
+        if image.change is not None and image.change.unusual is not None
+    }
 
 
 def warnings(backup: Backup) -> list[str]:
     """Return a sentence for each disk whose change is unusual."""
     return [
-        f"Disk {image.dev}: {image.change.unusual}. If nobody did that on purpose (an upgrade, a restore, fstrim), look"
+        f"Disk {dev}: {what}. If nobody did that on purpose (an upgrade, a restore, fstrim), look"
         f" at the guest before older backups are removed: ransomware begins like this. (Unusual is {THRESHOLDS}.)"
-        for image in backup.disks
-        if image.change is not None and image.change.unusual is not None
+        for dev, what in unusual(backup).items()
     ]
 
 

@@ -17,7 +17,7 @@ from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
 from vbackup.model import Backup, Level
-from vbackup.repository import condition, hosts, manifest
+from vbackup.repository import change_watch, condition, hosts, manifest
 from vbackup.repository.backup_filter import BackupFilter
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.condition import Condition, State
@@ -189,6 +189,7 @@ def _row(backup: Backup, known: Condition) -> dict[str, Any]:
         "verification": None if known.verification is None else _verification(known.verification),
         "protection": None if known.protection is None else _protection(known.protection),
         "note": known.note,
+        "unusual": [{"dev": dev, "what": what} for dev, what in change_watch.unusual(backup).items()],
     }
 
 
@@ -271,6 +272,9 @@ def _print_backups(
         for backup_id in unfinished[catalogue.uuid].ids:
             is_running = backup_id in unfinished[catalogue.uuid].running
             print(output.plain(f"{'Running' if is_running else 'Unfinished'}: {backup_id}"))
+        for backup in backups:
+            for dev, what in change_watch.unusual(backup).items():
+                output.labelled("Unusual: ", f"{backup.id}: disk {dev}: {what}")
 
 
 def _print_tree(backups: Sequence[Backup], conditions: Mapping[str, Condition]) -> None:

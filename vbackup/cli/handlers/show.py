@@ -11,7 +11,7 @@ from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
 from vbackup.model import Backup, DiskImage
-from vbackup.repository import condition, manifest, verification
+from vbackup.repository import change_watch, condition, manifest, verification
 from vbackup.repository.block_list import BLOCK_BYTES
 from vbackup.repository.condition import ChainSize, Condition
 from vbackup.repository.protection import Protection
@@ -91,6 +91,8 @@ def _print(backup: Backup, known: Condition, chains: dict[str, list[str]], *, pa
         output.labelled(f"Source of {output.plain(image.dev)}: ", image.source or "unknown")
     for image in backup.disks:
         output.labelled(f"Content of {output.plain(image.dev)}: ", _content(image))
+    for dev, what in change_watch.unusual(backup).items():
+        output.labelled(f"Unusual for {output.plain(dev)}: ", what)
     if known.verification is not None:
         _print_damage(known.verification)
     for dev, ids in chains.items():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.unit.builders import UUID, backup, commit, incremental
+from tests.unit.builders import UUID, backup, commit, image, incremental
 from vbackup.cli import backup_table, output
 from vbackup.cli.commands import list as list_command
-from vbackup.model import EXCLUDED, Backup, HostIdentity, LeftOut
+from vbackup.model import EXCLUDED, Backup, ChangeRecord, HostIdentity, LeftOut
 from vbackup.process import Process
 from vbackup.repository import manifest, notes, protection, verification
 from vbackup.repository.condition import State
@@ -278,3 +278,16 @@ def test_time_that_ends_before_it_begins_is_a_usage_error(command: Command, fill
 def test_words_of_the_command_are_those_of_the_code() -> None:
     assert list(list_command.STATES) == [state.value for state in State]
     assert list(list_command.COLUMNS) == list(backup_table.COLUMNS)
+
+
+def test_unusual_change_is_listed_and_shown(command: Command, repository: Path) -> None:
+    """Whoever looks at the list in the morning sees it, not only the backup's own output at night."""
+    change = ChangeRecord(1, 2, 3, 4, unusual="12 times the usual change")
+    one = backup(1, image("vda", change=change), image("vdb"))
+    commit(Repository.open(repository), one)
+    for words in (("list", "web", "-r"), ("show", "web", "-r")):
+        text = command(*words, repository).stdout
+        assert re.search(r"Unusual.*vda: 12 times the usual change", text)
+        assert "vdb: " not in text.partition("Unusual")[2]
+    (listed,) = command("list", "web", "-r", repository, "--json").document["backups"]
+    assert listed["unusual"] == [{"dev": "vda", "what": "12 times the usual change"}]
