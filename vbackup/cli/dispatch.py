@@ -41,6 +41,8 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _is_trial(options: argparse.Namespace) -> bool:
+    if options.command == "check" and not options.repair:
+        return True
     return bool(getattr(options, "dry_run", False) or getattr(options, "test", False))
 
 

@@ -13,6 +13,7 @@ import pytest
 from vbackup.cli import dispatch
 from vbackup.cli.context import Context
 from vbackup.cli.handlers import init
+from vbackup.cli.streams import Result
 from vbackup.errors import UsageError
 
 
@@ -83,3 +84,16 @@ def test_commands_of_qemu_are_logged_on_request(
     said = capsys.readouterr().err
     assert ("DEBUG vbackup.qemu: query-block" in said) == is_shown
     assert "repeated" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "is_the_work"),
+    [(("check",), True), (("check", "--repair"), False), (("check", "--repair", "--dry-run"), True)],
+)
+def test_output_of_a_check_is_its_work_unless_it_repairs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], is_the_work: bool
+) -> None:
+    monkeypatch.setattr("vbackup.cli.handlers.check.run", lambda *_arguments: 0)
+    result = Result()
+    assert dispatch.run([*words, "-r", str(tmp_path)], result) == 0
+    assert result.is_the_work is is_the_work
