@@ -114,7 +114,7 @@ class Verdicts:
         read = sum(self._read_blocks(key, link.image) for key, link in keys.items())
         is_known = all(key in self._checks or key in self._skipped for key in keys)
         is_all = is_known and all(key in self._skipped or self._checks[key].is_whole for key in keys)
-        damage = (*findings.of(backup.id), *self._carried(backup, keys))
+        damage = tuple(dict.fromkeys([*findings.of(backup.id), *self._carried(backup, keys)]))
         broken = self._history.gap(backup)
         if broken is not None:
             dev, base = broken
@@ -190,7 +190,10 @@ class Verdicts:
         for damage in earlier.damage:
             key = files.get(damage.file)
             check = self._checks.get(key) if key is not None else None
-            is_read = key in self._skipped or (check is not None and (check.is_whole or bool(check.findings)))
+            # Damaged blocks that a sample found tell nothing of those that it did not read; other damage is of the whole.
+            is_read = key in self._skipped or (
+                check is not None and (check.is_whole or any(not one.blocks for one in check.findings))
+            )
             if (key is not None and not is_read) or (
                 damage.kind == Kind.FILE.value and backup.id not in self._with_files
             ):

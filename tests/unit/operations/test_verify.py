@@ -281,6 +281,37 @@ def test_sample_reads_a_part_and_all_tables(repo: Recorded, monkeypatch: pytest.
     assert set(run(repo, percent=1.0).damaged) == {one.id for one in repo.backups[1:]}
 
 
+def test_sample_that_finds_damage_keeps_the_damage_known_of_the_blocks_that_it_did_not_read(
+    repo: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second backup replaced block 1 of the first, so only block 2 affects it, which the sample does not read."""
+    image = repo.path(repo.backups[0])
+    flip_block(image, 1)
+    flip_block(image, 2)
+    run(repo)
+    known = [result(repo, one) for one in repo.backups]
+    assert [one.verdict for one in known if one] == [Verdict.DAMAGED, Verdict.DAMAGED, Verdict.GOOD, Verdict.GOOD]
+    check = image_check.check
+
+    def part(path: Path, *more: Any) -> image_check.ImageCheck:
+        if path != image:
+            return check(path, *more)
+        found = image_check.Finding(Kind.CONTENT, "It is damaged.", {0: 0b10})
+        return image_check.ImageCheck((found,), data_blocks=7, read_blocks=1)
+
+    monkeypatch.setattr(image_check, "check", part)
+    done = run(repo, percent=1.0)
+    assert set(done.damaged) == {one.id for one in repo.backups[:2]}
+    kept = result(repo, repo.backups[1])
+    assert kept is not None
+    assert (kept.verdict, [one.start_bytes for one in kept.damage]) == (Verdict.DAMAGED, [2 * BLOCK])
+    # What both found is there once.
+    run(repo, percent=1.0)
+    first = result(repo, repo.backups[0])
+    assert first is not None
+    assert len(first.damage) == len(set(first.damage)) == 2
+
+
 def stopped(repo: Recorded, *, after: int) -> Recorder:
     """A verify that gets SIGINT when so many images were read."""
     stop, recorder, read = Stop(), Recorder(), 0
