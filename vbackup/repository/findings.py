@@ -132,21 +132,24 @@ class Findings:
         return found
 
     def _held_of(self, backup_id: str, dev: str) -> Callable[[int], int]:
-        """Return a function that returns the mask of the blocks of a segment which the image holds."""
+        """Return a function that returns the mask of the blocks of a segment which the image holds.
+
+        What cannot be read counts as not held: that is found on its own if the image is verified.
+        """
         key = (backup_id, dev)
         if key not in self._held:
             backup = self._history.get(backup_id)
             link = Link(backup, history.image_of(backup, dev))
             try:
-                self._held[key] = self._opened(verify.image_path(self._repository, link), link)
-            except ChainError:  # found on its own, if it is verified; nothing is known to be held
+                self._held[key] = _unless_damaged(self._opened(verify.image_path(self._repository, link), link))
+            except ChainError:
                 self._held[key] = lambda _number: 0
         return self._held[key]
 
     def _opened(self, path: Path, link: Link) -> Callable[[int], int]:
         if link.image.blocks is not None:
             listed = self._open.enter_context(BlockList.open(path.with_suffix(block_list.SUFFIX)))
-            return lambda number: listed.segment(number).held
+            return lambda number: listed.masks(number)[0]
         layer = self._open.enter_context(Qcow2Layer(path))
 
         def held(number: int) -> int:
@@ -156,6 +159,16 @@ class Findings:
             return mask
 
         return held
+
+
+def _unless_damaged(held: Callable[[int], int]) -> Callable[[int], int]:
+    def known(number: int) -> int:
+        try:
+            return held(number)
+        except ChainError:
+            return 0
+
+    return known
 
 
 def _ranges(blocks: Mapping[int, int], size_bytes: int) -> list[tuple[int, int]]:

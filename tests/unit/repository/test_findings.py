@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.recorded import BLOCK, Recorded
+from tests.recorded import BLOCK, Recorded, flip
 from tests.unit.builders import UUID
+from vbackup.repository.block_list import HEADER
 from vbackup.repository.findings import Findings
 from vbackup.repository.history import Link
 from vbackup.repository.image_check import Finding
@@ -55,6 +56,12 @@ def test_list_that_cannot_be_read_hides_no_damage(recorded: Recorded, findings: 
     recorded.path(recorded.backups[1], "vda.blocks").unlink()
     found = findings.add(first(recorded), Finding(Kind.CONTENT, "It is damaged.", {0: 0b10}))
     assert found.affected == tuple(one.id for one in recorded.backups)
+
+
+def test_list_with_a_damaged_segment_hides_no_damage_and_ends_nothing(recorded: Recorded, findings: Findings) -> None:
+    flip(recorded.path(recorded.backups[1], "vda.blocks"), HEADER.size + 10)  # in the mask of held blocks
+    found = findings.add(first(recorded), Finding(Kind.CONTENT, "It is damaged.", {0: 0b10}))
+    assert found.affected[:2] == tuple(one.id for one in recorded.backups[:2])
 
 
 def test_images_without_lists_are_looked_at_themselves(recorded_old: Recorded) -> None:
