@@ -93,7 +93,7 @@ def run(request: VerifyRequest, uuid: str, *, repository: Repository, reporter: 
     """Verify backups of a domain and keep the results. Damage is a result, and a warning as soon as it is found.
 
     Raises ChainError if there is no such backup, DiskError if no backup has such a disk, StorageError,
-    InterruptedBySignalError after keeping what was verified: the next verify goes on there.
+    InterruptedBySignalError after keeping what was verified: the next verify goes on there, unless it is of a sample.
     """
     with readers.unchanged(
         lambda: _select(request, repository.catalogue(uuid)),
@@ -158,7 +158,9 @@ class _Work:
                 self._read(order, progress)
             except BaseException:
                 if self._save(is_complete=False):
-                    self._reporter.step("What was verified is kept; the next verify goes on there.")
+                    # A sample is random: the next one takes another.
+                    next_run = "" if self._request.is_sample else "; the next verify goes on there"
+                    self._reporter.step(f"What was verified is kept{next_run}.")
                 raise
             is_kept = self._save(is_complete=True)
         return self._result(order, progress, is_kept=is_kept)

@@ -312,7 +312,7 @@ def test_sample_that_finds_damage_keeps_the_damage_known_of_the_blocks_that_it_d
     assert len(first.damage) == len(set(first.damage)) == 2
 
 
-def stopped(repo: Recorded, *, after: int) -> Recorder:
+def stopped(repo: Recorded, *, after: int, **options: Any) -> Recorder:
     """A verify that gets SIGINT when so many images were read."""
     stop, recorder, read = Stop(), Recorder(), 0
     check = image_check.check
@@ -328,7 +328,7 @@ def stopped(repo: Recorded, *, after: int) -> Recorder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_check, "check", count)
         with pytest.raises(InterruptedBySignalError):
-            run(repo, recorder, stop=stop, parallel=1)
+            run(repo, recorder, stop=stop, parallel=1, **options)
     return recorder
 
 
@@ -346,6 +346,11 @@ def test_verify_that_was_stopped_goes_on_where_it_was(repo: Recorded) -> None:
     assert {one.percent for one in done.results.values()} == {100}
     # It is complete: the next one reads everything, and so does one that is told to.
     assert run(repo).images == 7
+
+
+def test_sample_that_was_stopped_does_not_say_that_the_next_one_goes_on(repo: Recorded) -> None:
+    assert stopped(repo, after=3, percent=50.0).steps[-1] == "What was verified is kept."
+    assert run(repo).skipped == 0
 
 
 def test_stopped_verify_is_forgotten_by_force_and_after_a_week(repo: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
