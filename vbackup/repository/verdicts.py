@@ -7,12 +7,14 @@ not read for longest come first.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
+from vbackup.errors import StorageError
 from vbackup.files import MAX_FSYNCS
 from vbackup.model import Backup, DiskImage
 from vbackup.repository import verification
@@ -90,21 +92,29 @@ class Verdicts:
     def save(self, selected: Sequence[Backup], findings: Findings, *, is_complete: bool) -> None:
         """Keep the verdicts with the backups whose images were read, or that damage affects; all at the end.
 
-        Raises StorageError if one cannot be written.
+        Raises StorageError if one cannot be written, after writing the others.
         """
         self._next_save_s = time.monotonic() + SAVE_S
         ids = self._unsaved | findings.affected
         if is_complete:
             ids |= {backup.id for backup in selected} | {one.id for one in self._history.backups if self._knows(one)}
         backups = [backup for backup in self._history.backups if backup.id in ids]
+        held = {backup.id for backup in selected} | {backup_id for backup_id, _ in self._checks}
 
-        def write(backup: Backup) -> None:
+        def write(backup: Backup) -> StorageError | None:
             directory = self._repository.directory(backup.domain_uuid, backup.id)
-            verification.write(directory, self.of(backup, findings, is_complete=is_complete))
+            try:
+                verification.write(directory, self.of(backup, findings, is_complete=is_complete))
+            except StorageError as err:
+                # One that is affected, but is not read itself, can be removed meanwhile: a prune does not wait.
+                is_gone = isinstance(err.__cause__, OSError) and err.__cause__.errno == errno.ENOENT
+                return None if is_gone and backup.id not in held else err
+            return None
 
         with ThreadPoolExecutor(max_workers=MAX_FSYNCS) as pool:
-            for _ in pool.map(write, backups):
-                pass
+            errors = [err for err in pool.map(write, backups) if err is not None]
+        if errors:
+            raise errors[0]
         self._unsaved.clear()
 
     def of(self, backup: Backup, findings: Findings, *, is_complete: bool) -> Verification:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
 from tests.recorded import Recorded
 from tests.unit.builders import UUID
+from vbackup.errors import StorageError
 from vbackup.repository import manifest, verdicts, verification
 from vbackup.repository.findings import Findings
 from vbackup.repository.history import Link
@@ -133,6 +136,47 @@ def test_damaged_image_is_not_recorded_as_read(recorded: Recorded, findings: Fin
     assert first is not None
     assert (first.verdict, first.images) == (Verdict.DAMAGED, ())
     assert [each.verdict for each in kept(recorded) if each] == [Verdict.DAMAGED] * 4
+
+
+def damaged_first(recorded: Recorded, findings: Findings) -> Verdicts:
+    """All four backups depend on the damaged image, and only its own is read."""
+    one = made(recorded)
+    key = (recorded.backups[0].id, "vda")
+    finding = Finding(Kind.STRUCTURE, "It is damaged.")
+    findings.add(links(recorded)[key], finding)
+    one.add(key, ImageCheck((finding,), 7, 7))
+    return one
+
+
+def test_affected_backup_that_was_removed_meanwhile_is_not_missed(recorded: Recorded, findings: Findings) -> None:
+    one = damaged_first(recorded, findings)
+    shutil.rmtree(recorded.repository.directory(UUID, recorded.backups[1].id))
+    one.save(recorded.backups[:1], findings, is_complete=True)
+    assert [each.verdict if each else None for each in kept(recorded)] == [
+        Verdict.DAMAGED,
+        None,
+        Verdict.DAMAGED,
+        Verdict.DAMAGED,
+    ]
+
+
+def test_result_that_cannot_be_written_does_not_keep_the_others_from_it(
+    recorded: Recorded, findings: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = damaged_first(recorded, findings)
+    refused = recorded.repository.directory(UUID, recorded.backups[0].id)
+    write = verification.write
+
+    def refuse(directory: Path, result: Verification) -> None:
+        if directory == refused:
+            raise StorageError("Cannot write it.")
+        write(directory, result)
+
+    monkeypatch.setattr(verification, "write", refuse)
+    monkeypatch.setattr(verdicts, "MAX_FSYNCS", 1)
+    with pytest.raises(StorageError, match="Cannot write it"):
+        one.save(recorded.backups, findings, is_complete=True)
+    assert [each.verdict if each else None for each in kept(recorded)] == [None] + [Verdict.DAMAGED] * 3
 
 
 def test_results_are_kept_now_and_then(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
