@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 from vbackup.errors import StorageError
 from vbackup.files import MAX_FSYNCS
@@ -55,6 +56,8 @@ class Verdicts:
             backup.id: verification.read(repository.directory(backup.domain_uuid, backup.id))
             for backup in self._history.backups
         }
+        self._seen = dict(self._earlier)  # what this run has last seen in the files
+        self._by_others: dict[str, frozenset[Damage]] = {}
         self._checks: dict[Key, ImageCheck] = {}
         self._times: dict[Key, datetime] = {}
         self._with_files: set[str] = set()
@@ -103,8 +106,11 @@ class Verdicts:
 
         def write(backup: Backup) -> StorageError | None:
             directory = self._repository.directory(backup.domain_uuid, backup.id)
+            self._look_again(backup, directory)
+            result = self.of(backup, findings, is_complete=is_complete)
             try:
-                verification.write(directory, self.of(backup, findings, is_complete=is_complete))
+                verification.write(directory, result)
+                self._seen[backup.id] = result
             except StorageError as err:
                 # One that is affected, but is not read itself, can be removed meanwhile: a prune does not wait.
                 is_gone = isinstance(err.__cause__, OSError) and err.__cause__.errno == errno.ENOENT
@@ -116,6 +122,15 @@ class Verdicts:
         if errors:
             raise errors[0]
         self._unsaved.clear()
+
+    def _look_again(self, backup: Backup, directory: Path) -> None:
+        """Take over what another verify has kept with the backup since this one looked, as one of other disks."""
+        kept, seen = verification.read(directory), self._seen[backup.id]
+        if kept is None or kept == seen:
+            return
+        new = frozenset(kept.damage).difference(seen.damage if seen is not None else ())
+        self._by_others[backup.id] = new | self._by_others.get(backup.id, frozenset())
+        self._earlier[backup.id] = self._seen[backup.id] = kept
 
     def of(self, backup: Backup, findings: Findings, *, is_complete: bool) -> Verification:
         """Return the verdict on a backup; ``is_complete``: the run was not stopped."""
@@ -130,7 +145,9 @@ class Verdicts:
             dev, base = broken
             damage += (Damage(dev, f"{base}/{dev}.qcow2", 0, 0, Kind.IMAGE.value),)
         earlier = self._earlier[backup.id]
-        images = tuple(image for image in (self._image(backup, one) for one in backup.disks) if image is not None)
+        wrong = {one.file for one in damage}
+        read_well = (self._image(backup, one) for one in backup.disks if f"{backup.id}/{one.file}" not in wrong)
+        images = tuple(image for image in read_well if image is not None)
         unfinished = self._begin if self._is_whole and not is_complete else None
         if earlier is not None and not damage and not is_known and earlier.verdict is not Verdict.DAMAGED:
             return replace(earlier, images=images, unfinished=unfinished)
@@ -191,10 +208,14 @@ class Verdicts:
         return _data_blocks(image) if key in self._skipped else 0
 
     def _carried(self, backup: Backup, keys: Collection[Key]) -> list[Damage]:
-        """Return the damage that an earlier verify found, where this one has not looked at all of it."""
+        """Return the damage that an earlier verify found, where this one has not looked at all of it.
+
+        What another one found at the same time stays: it may have read the image later than this one.
+        """
         earlier = self._earlier[backup.id]
         if earlier is None:
             return []
+        new = self._by_others.get(backup.id, frozenset())
         files = {f"{backup_id}/{dev}.qcow2": (backup_id, dev) for backup_id, dev in keys}
         carried = []
         for damage in earlier.damage:
@@ -204,8 +225,8 @@ class Verdicts:
             is_read = key in self._skipped or (
                 check is not None and (check.is_whole or any(not one.blocks for one in check.findings))
             )
-            if (key is not None and not is_read) or (
-                damage.kind == Kind.FILE.value and backup.id not in self._with_files
+            if (key is not None and (damage in new or not is_read)) or (
+                damage.kind == Kind.FILE.value and (damage in new or backup.id not in self._with_files)
             ):
                 carried.append(damage)
         return carried

@@ -272,6 +272,33 @@ def test_damage_found_earlier_stays_until_it_was_read_again(repo: Recorded) -> N
     assert (kept.verdict, kept.damage) == (Verdict.GOOD, ())
 
 
+@pytest.mark.parametrize("disks", [("vda",), ()], ids=["another disk", "the same disk"])
+def test_damage_found_by_another_verify_at_the_same_time_stays(
+    repo: Recorded, monkeypatch: pytest.MonkeyPatch, disks: tuple[str, ...]
+) -> None:
+    """The other one begins later and ends earlier; this one has read the disk of which the other finds damage, or not."""
+    first = repo.backups[0]
+    check, calls = image_check.check, 0
+
+    def with_another(*arguments: Any) -> image_check.ImageCheck:
+        nonlocal calls
+        calls += 1
+        found = check(*arguments)
+        if calls == (7 if not disks else 1):
+            monkeypatch.setattr(image_check, "check", check)
+            flip_block(repo.path(first, "vdb.qcow2"), 1)
+            run(repo, disks=("vdb",))
+        return found
+
+    monkeypatch.setattr(image_check, "check", with_another)
+    done = run(repo, disks=disks, parallel=1)
+    kept = result(repo, first)
+    assert kept is not None
+    assert (kept.verdict, [one.file for one in kept.damage]) == (Verdict.DAMAGED, [f"{first.id}/vdb.qcow2"])
+    assert [one.dev for one in kept.images] == ["vda"]
+    assert first.id in done.damaged
+
+
 def test_sample_reads_a_part_and_all_tables(repo: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_check, "PIECE_BLOCKS", 1)
     done = run(repo, percent=1.0)
