@@ -44,5 +44,6 @@ def affected(
         found[one] = shown
         for heir in heirs_of.get(one, ()):
             left = {number: mask & ~held(heir, number) for number, mask in shown.items()}
-            waiting.append((heir, {number: mask for number, mask in left.items() if mask}))
+            # Hundreds that show all of it share it: the masks of a large disk take megabytes.
+            waiting.append((heir, shown if left == shown else {number: mask for number, mask in left.items() if mask}))
     return found

@@ -6,6 +6,7 @@ does, is restored as it was.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Findings:
     def __init__(self, repository: Repository, catalogue: Catalogue) -> None:
         self.found: list[Found] = []
         self._repository, self._history = repository, catalogue.history
+        self._counts: Counter[str] = Counter()
         self._heirs: dict[str, dict[str, list[str]]] = {}
         self._held: dict[tuple[str, str], Callable[[int], int]] = {}
         self._open = ExitStack()
@@ -83,13 +85,17 @@ class Findings:
                 backup_id, finding.blocks, heirs, held=lambda one, number: self._held_of(one, dev)(number)
             )
             ranges = _ranges(finding.blocks, size_bytes)
-            damage = {
-                one: [Damage(dev, file, *part, kind=finding.kind.value) for part in _ranges(blocks, size_bytes)]
-                for one, blocks in shown.items()
-            }
+            shared: dict[tuple[int, int], Damage] = {}
+            damage = {}
+            for one, blocks in shown.items():
+                parts = _ranges(blocks, size_bytes)[: self._left(one)]
+                for part in parts:
+                    if part not in shared:
+                        shared[part] = Damage(dev, file, *part, kind=finding.kind.value)
+                damage[one] = tuple(shared[part] for part in parts)
         else:
-            whole = [Damage(dev, file, 0, size_bytes, finding.kind.value)]
-            damage = dict.fromkeys(affected.dependents(backup_id, heirs), whole)
+            whole = (Damage(dev, file, 0, size_bytes, finding.kind.value),)
+            damage = {one: whole[: self._left(one)] for one in affected.dependents(backup_id, heirs)}
         return self._add(link.backup, link.image.file, finding, dev=dev, ranges=ranges, damage=damage)
 
     def add_file(self, backup: Backup, name: str, reason: str) -> Found:
@@ -98,7 +104,7 @@ class Findings:
         return self._add(backup, name, Finding(Kind.FILE, reason), dev=None, ranges=(), damage=damage)
 
     def of(self, backup_id: str) -> list[Damage]:
-        """Return the damage that affects a backup."""
+        """Return the damage that affects a backup; at most MAX_DAMAGE ranges, and those of its further files."""
         return [damage for found in self.found for damage in found.damage.get(backup_id, ())]
 
     @property
@@ -129,7 +135,12 @@ class Findings:
             damage=damage,
         )
         self.found.append(found)
+        self._counts.update({one: len(parts) for one, parts in damage.items()})
         return found
+
+    def _left(self, backup_id: str) -> int:
+        """Return how many more ranges of a backup are remembered: no more than are kept with it."""
+        return max(0, MAX_DAMAGE - self._counts[backup_id])
 
     def _held_of(self, backup_id: str, dev: str) -> Callable[[int], int]:
         """Return a function that returns the mask of the blocks of a segment which the image holds.

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,16 @@ def _parse(fields: Fields) -> Verification:
 
 
 def _damage(fields: Fields) -> Damage:
-    return Damage(
-        dev=fields.optional_text("dev"),
-        file=fields.text("file"),
-        start_bytes=fields.integer("start_bytes"),
-        length_bytes=fields.integer("length_bytes"),
-        kind=fields.text("kind"),
+    return _shared(
+        fields.optional_text("dev"),
+        fields.text("file"),
+        fields.integer("start_bytes"),
+        fields.integer("length_bytes"),
+        fields.text("kind"),
     )
+
+
+@lru_cache(maxsize=4 * MAX_DAMAGE)
+def _shared(dev: str | None, file: str, start_bytes: int, length_bytes: int, kind: str) -> Damage:
+    """Return one object for damage that is kept with many backups: all results of a domain are in memory at once."""
+    return Damage(dev, file, start_bytes, length_bytes, kind)

@@ -79,6 +79,25 @@ def test_much_damage_is_counted_not_listed(recorded: Recorded, findings: Finding
     assert len(found.sentence) < 1000
 
 
+def test_backups_share_the_ranges_of_much_damage(recorded: Recorded, findings: Findings) -> None:
+    found = findings.add(first(recorded), Finding(Kind.CONTENT, "It is damaged.", {0: int("01" * 4096, 2)}))
+    assert len(found.affected) == 4
+    ranges = [one for backup_id in found.affected for one in findings.of(backup_id)]
+    assert len(ranges) > 3 * MAX_DAMAGE
+    assert len({id(one) for one in ranges}) < MAX_DAMAGE + 100
+
+
+def test_no_more_ranges_are_remembered_than_are_kept(recorded: Recorded, findings: Findings) -> None:
+    history = recorded.repository.catalogue(UUID).history
+    ids = [one.id for one in recorded.backups]
+    much = Finding(Kind.CONTENT, "It is damaged.", {0: int("01" * 4096, 2)})
+    for one in ids[:2]:
+        findings.add(history.links(one, "vda")[0], much)
+    whole = findings.add(history.links(ids[2], "vda")[0], Finding(Kind.STRUCTURE, "It is damaged."))
+    assert [len(findings.of(one)) for one in ids] == [MAX_DAMAGE] * 4
+    assert whole.affected == tuple(ids[2:])
+
+
 def test_further_file_is_of_one_backup_only(recorded: Recorded, findings: Findings) -> None:
     found = findings.add_file(recorded.backups[1], "nvram", "It is damaged.")
     assert found.affected == (recorded.backups[1].id,)

@@ -108,3 +108,15 @@ def test_only_so_much_damage_is_kept(tmp_path: Path) -> None:
 def test_directory_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"verified\.json"):
         verification.write(tmp_path / "gone", GOOD)
+
+
+def test_backups_share_the_same_damage(tmp_path: Path) -> None:
+    kept = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        verification.write(tmp_path / name, FULL)
+        kept.append(verification.read(tmp_path / name))
+    first, second = kept
+    assert first is not None
+    assert second is not None
+    assert first.damage[0] is second.damage[0]
