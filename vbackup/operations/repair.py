@@ -113,6 +113,7 @@ class _Work:
         self._directory = repository.path / uuid
         self._sources = BlockSources(repository, copies, uuid, check=stop.check)
         self._done: list[Repair] = []
+        self._is_merging = False  #: a merge or removal is half done, so what its backups are is not known
         self._good: set[str] = set()  #: images that were read and are good now, as verified.json names them
 
     def run(self) -> list[Repair]:
@@ -154,6 +155,7 @@ class _Work:
         if not merge_journal.leftovers(self._directory):
             return
         if self._dry_run:
+            self._is_merging = True
             self._note("", "An interrupted merge or removal of backups would be finished or undone.")
             return
         try:
@@ -161,6 +163,7 @@ class _Work:
         except InterruptedBySignalError:
             raise
         except VbackupError as err:
+            self._is_merging = True
             self._fail(f"An interrupted merge of backups cannot be finished: {err}")
             return
         self._done += [Repair(what, self._uuid) for what in done]
@@ -413,6 +416,12 @@ class _Work:
         usable = {backup.id for backup in read.history.backups if _has_a_whole_disk(read, backup.id)}
         unusable = [broken.id for broken in read.unreadable]
         unusable += [backup.id for backup in read.history.backups if backup.disks and backup.id not in usable]
+        if unusable and self._is_merging:
+            self._fail(
+                f"What cannot be restored now ({', '.join(unusable)}) stays where it is until the interrupted merge or"
+                " removal is finished."
+            )
+            return
         for backup_id in unusable:
             path = self._directory / backup_id
             if (path / _PROTECTED).exists():

@@ -319,6 +319,18 @@ def test_backup_on_failing_storage_is_not_put_away(recorded: Recorded, monkeypat
     assert path.exists()
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_nothing_is_put_away_while_a_merge_is_half_done(recorded: Recorded, dry_run: bool) -> None:
+    """An image that was being written in place is not what was recorded; that says nothing against its backup."""
+    (recorded.repository.path / UUID / "merge.json").write_text("{")
+    for dev in ("vda", "vdb"):
+        os.truncate(recorded.path(recorded.backups[0], f"{dev}.qcow2"), 1000)
+    done = repaired(recorded, dry_run=dry_run)
+    assert not [one.what for one in done if "quarantine" in one.what or "was moved to" in one.what]
+    assert all(recorded.path(one).exists() for one in recorded.backups)
+    assert any("stays where it is until" in one.what for one in done)
+
+
 def test_names_are_made_from_the_manifests(recorded: Recorded) -> None:
     (recorded.repository.path / UUID / "domain.json").write_text("[")
     assert [one.is_done for one in repaired(recorded)] == [True]
