@@ -54,7 +54,7 @@ def run(uuids: Sequence[str] | None, *, repository: Repository, reporter: Report
     if uuids is None:
         troubles += _layout(repository)
     inspected = []
-    for uuid in repository.uuids() if uuids is None else uuids:
+    for uuid in domains(repository) if uuids is None else uuids:
         one = _inspected(repository, uuid, check=stop.check)
         reporter.step(
             f"Domain {repository.name_of(uuid)}: {one.backups} backup{'s' * (one.backups != 1)}, {one.images}"
@@ -63,6 +63,11 @@ def run(uuids: Sequence[str] | None, *, repository: Repository, reporter: Report
         inspected.append(one)
         troubles += one.troubles
     return Checked(at, tuple(troubles), tuple(inspected))
+
+
+def domains(repository: Repository) -> list[str]:
+    """Return the UUIDs of all domains, also of those whose backups were all put away. Raises StorageError."""
+    return sorted({*repository.uuids(), *quarantine.uuids(repository)})
 
 
 def _inspected(repository: Repository, uuid: str, *, check: Callable[[], None]) -> Inspected:

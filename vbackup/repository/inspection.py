@@ -23,7 +23,7 @@ from vbackup.errors import ChainError, StorageError
 from vbackup.files import is_directory, is_regular, storage_errors
 from vbackup.model import Backup
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import affected, block_list, catalogue, merge_journal, verification, verify
+from vbackup.repository import affected, block_list, catalogue, merge_journal, quarantine, verification, verify
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import Link
 from vbackup.repository.repository import PARTIAL, Repository
@@ -63,6 +63,7 @@ class Kind(Enum):
     CONTENT = "content"  #: a verify has found damage
     LIST = "list"
     FILE = "file"  #: domain.xml, live.xml, nvram
+    QUARANTINED = "quarantined"  #: a backup was put away
     NAMES = "names"  #: domain.json
     UNFINISHED = "unfinished"
     LEFTOVER = "leftover"  #: of a dead run
@@ -114,6 +115,7 @@ def inspect(repository: Repository, uuid: str, *, check: Callable[[], None]) -> 
     read = repository.catalogue(uuid)
     links = [Link(backup, image) for backup in read.history.backups for image in backup.disks]
     troubles = [*_entries(repository, uuid), *_names(repository, uuid, read), *_manifests(read)]
+    troubles += _quarantined(repository, uuid, read)
     with ThreadPoolExecutor(max_workers=_MAX_IMAGES) as pool:
 
         def look(link: Link) -> list[Trouble]:
@@ -191,6 +193,25 @@ def _with_affected(trouble: Trouble, read: Catalogue) -> Trouble:
 def _manifests(read: Catalogue) -> Iterator[Trouble]:
     for broken in read.unreadable:
         yield Trouble(Severity.DAMAGE, Kind.MANIFEST, broken.sentence, REPAIR, backup=broken.id, affected=(broken.id,))
+
+
+def _quarantined(repository: Repository, uuid: str, read: Catalogue) -> Iterator[Trouble]:
+    """Yield one trouble for all backups that were put away; it is damage if the domain has no others."""
+    present = {backup.id for backup in read.history.backups}
+    away = [backup_id for backup_id in quarantine.backups(repository, uuid) if backup_id not in present]
+    if not away:
+        return
+    store = repository.path / quarantine.NAME / uuid
+    are = "s are" if len(away) > 1 else " is"
+    yield Trouble(
+        Severity.WARNING if present else Severity.DAMAGE,
+        Kind.QUARANTINED,
+        f"{len(away)} backup{are} in the quarantine {store}, since nothing of what is there could be restored.",
+        "'vbackup check --repair --from DIR' takes back what a copy of the repository has; remove the directory if you"
+        " do not need it.",
+        path=store,
+        affected=() if present else tuple(away),
+    )
 
 
 def _chains(read: Catalogue, found: Iterable[Trouble]) -> Iterator[Trouble]:

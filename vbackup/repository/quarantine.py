@@ -11,12 +11,31 @@ import itertools
 import os
 from pathlib import Path
 
-from vbackup.files import fsync, storage_errors
+from vbackup import names
+from vbackup.files import fsync, is_directory, storage_errors
+from vbackup.repository.repository import QUARANTINE as NAME
 from vbackup.repository.repository import Repository
 
-NAME, _REPLACED = "quarantine", "replaced"
+_REPLACED = "replaced"
 #: Errors of a filesystem where a file has one name only.
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
+
+
+def uuids(repository: Repository) -> list[str]:
+    """Return the UUIDs of the domains that have backups there. Raises StorageError."""
+    found = [path.name for path in _directories(repository.path / NAME) if names.UUID.fullmatch(path.name)]
+    return [uuid for uuid in found if backups(repository, uuid)]
+
+
+def backups(repository: Repository, uuid: str) -> list[str]:
+    """Return the ids of the backups of a domain that are there, oldest first. Raises StorageError."""
+    store = repository.path / NAME / uuid
+    return [path.name for path in _directories(store) if names.BACKUP_ID.fullmatch(path.name)]
+
+
+def _directories(store: Path) -> list[Path]:
+    with storage_errors(f"read {store}"):
+        return sorted(path for path in store.iterdir() if is_directory(path)) if is_directory(store) else []
 
 
 def put(repository: Repository, path: Path) -> Path:

@@ -46,6 +46,8 @@ from vbackup.repository.lock import LockWait
 VERSION = 1
 MARKER = "vbackup.json"
 PARTIAL = ".partial"
+#: What was put away (vbackup.repository.quarantine), by domain.
+QUARANTINE = "quarantine"
 #: Prefix of files in a stage that are no part of the backup.
 _SCRATCH = ".scratch-"
 
@@ -180,7 +182,7 @@ class Repository:
             # there.
             is_unused = False
             with suppress(OSError):
-                is_unused = not any(entry.is_dir() for entry in directory.iterdir())
+                is_unused = not any(entry.is_dir() for entry in directory.iterdir()) and not self._is_remembered(uuid)
                 if is_unused:
                     for entry in sorted(directory.iterdir(), key=lambda entry: entry.name == lock.LOCK):
                         entry.unlink()
@@ -188,6 +190,11 @@ class Repository:
             if is_unused:
                 with suppress(OSError):
                     directory.rmdir()
+
+    def _is_remembered(self, uuid: str) -> bool:
+        """Return True if backups of the domain were put away: then what its directory says of it is still needed."""
+        has_files = any(entry.name != lock.LOCK for entry in (self.path / uuid).iterdir())
+        return has_files and (self.path / QUARANTINE / uuid).is_dir()
 
     def locks(self, uuid: str | None = None) -> bool:
         """Return False if the filesystem does not lock files, in the directory of a domain or of the repository."""

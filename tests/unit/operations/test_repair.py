@@ -331,6 +331,35 @@ def test_nothing_is_put_away_while_a_merge_is_half_done(recorded: Recorded, dry_
     assert any("stays where it is until" in one.what for one in done)
 
 
+def test_domain_whose_backups_were_all_put_away_is_still_known(recorded: Recorded, tmp_path: Path) -> None:
+    """Its name stays, check says what was lost, and a copy brings all of it back."""
+    other = copied(recorded)
+    for each in recorded.backups:
+        recorded.path(each, "manifest.json").write_text("{")
+    repaired(recorded)
+    assert recorded.repository.find("web") == UUID
+    [lost] = check.run(None, repository=recorded.repository, reporter=Recorder(), stop=Stop()).troubles
+    assert (lost.severity.value, lost.kind.value) == ("damage", "quarantined")
+    assert set(lost.affected) == {each.id for each in recorded.backups}
+    assert all(one.is_done for one in repaired(recorded, other))
+    assert recorded.repository.find("web") == UUID
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_domain_that_has_backups_in_the_quarantine_only_is_repaired(recorded: Recorded, tmp_path: Path) -> None:
+    """Its directory may have been removed."""
+    other = copied(recorded)
+    for each in recorded.backups:
+        recorded.path(each, "manifest.json").write_text("{")
+    repaired(recorded)
+    shutil.rmtree(recorded.repository.path / UUID)
+    assert [one.uuid for one in check.run(None, repository=recorded.repository, reporter=Recorder(), stop=Stop()).domains]
+    assert repaired(recorded) == []
+    assert not (recorded.repository.path / UUID).exists()
+    assert all(one.is_done for one in repaired(recorded, other))
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
 def test_names_are_made_from_the_manifests(recorded: Recorded) -> None:
     (recorded.repository.path / UUID / "domain.json").write_text("[")
     assert [one.is_done for one in repaired(recorded)] == [True]

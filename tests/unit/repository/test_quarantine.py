@@ -58,3 +58,13 @@ def test_file_that_was_missing_is_put_in_place(repo: Repository, file: Path) -> 
 def test_error_names_what_was_to_be_moved(repo: Repository) -> None:
     with pytest.raises(StorageError, match=r"Cannot move .*missing"):
         quarantine.put(repo, repo.path / "missing")
+
+
+def test_what_was_put_away_is_known_by_domain(repo: Repository) -> None:
+    uuid, backup_id = "f0000000-0000-4000-8000-000000000001", "20261123T130000Z-full"
+    assert (quarantine.uuids(repo), quarantine.backups(repo, uuid)) == ([], [])
+    for name in (backup_id, "other"):
+        (repo.path / uuid / name).mkdir(parents=True)
+        quarantine.put(repo, repo.path / uuid / name)
+    (repo.path / "quarantine" / "replaced").mkdir()
+    assert (quarantine.uuids(repo), quarantine.backups(repo, uuid)) == ([uuid], [backup_id])

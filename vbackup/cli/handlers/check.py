@@ -72,7 +72,7 @@ def _repair(
     failed: dict[str, VbackupError] = {}
     if uuids is None:
         repairs += repair.top(repository, dry_run=options.dry_run)
-    for uuid in repository.uuids() if uuids is None else uuids:
+    for uuid in check.domains(repository) if uuids is None else uuids:
         of_domain = reporter.labelled(repository.name_of(uuid))
         try:
             repairs += _recover(uuid, options, context=context, repository=repository, reporter=of_domain)

@@ -141,3 +141,22 @@ def test_package_is_not_needed_where_nothing_is_compressed(
     out = path.with_name("out")
     command("restore", "web", "--backup", told.backups[0].id, "--output", out, "-r", path)
     assert (out / "vda.qcow2").exists()
+
+
+def test_backups_that_were_put_away_are_told_and_taken_back(command: Command, told: Recorded, path: Path) -> None:
+    """Also if the domain has nothing else: with a directory of its own, or without."""
+    for one in told.backups:
+        (path / UUID / one.id / "manifest.json").write_text("{")
+    outcome = command("check", "--repair", "-r", path, status=6)
+    assert "Damage: web: 4 backups are in the quarantine" in outcome.stdout
+    assert "no damage found" not in outcome.stdout
+    command("check", "web", "-r", path, status=6)
+    shutil.rmtree(path / UUID)
+    command("check", "--repair", "--from", told.repository.path, "-r", path)
+    command("check", "web", "-r", path)
+
+
+def test_some_that_were_put_away_are_a_warning(command: Command, told: Recorded, path: Path) -> None:
+    (path / UUID / told.backups[-1].id / "manifest.json").write_text("{")
+    outcome = command("check", "--repair", "-r", path)
+    assert "Warning: web: 1 backup is in the quarantine" in outcome.stdout
