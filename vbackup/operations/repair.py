@@ -225,7 +225,10 @@ class _Work:
                 with suppress(ChainError, OSError, ValueError):
                     text = read_text(twin)
                     backup = manifest.load(text, backup_id=broken.id, domain_uuid=self._uuid)
-                    if not self._agrees(path.parent, backup.files, [Link(backup, image) for image in backup.disks]):
+                    links = [Link(backup, image) for image in backup.disks]
+                    proofs = self._proofs(path.parent, backup.files, links)
+                    # Without a digest of itself, only what is here proves what it says.
+                    if not proofs or (not manifest.has_digest(text) and proofs < len(links) + len(backup.files)):
                         continue
                     if not self._dry_run:
                         self._replace(path, text.encode())
@@ -235,20 +238,24 @@ class _Work:
                     )
                     break
 
-    def _agrees(self, directory: Path, recorded: Mapping[str, str], links: Sequence[Link]) -> bool:
-        """Return True if a file of the backup has the digest that this manifest records, and none has another size."""
+    def _proofs(self, directory: Path, recorded: Mapping[str, str], links: Sequence[Link]) -> int:
+        """Return how many images and files of the backup are those of this manifest; 0 if an image has another size."""
         proofs = 0
         for link in links:
             path = directory / link.image.file
             if path.exists() and path.stat().st_size != link.image.file_size_bytes:
-                return False
-            with suppress(ChainError), verify.opened_list(path, link):
+                return 0
+            with suppress(ChainError, StorageError):
+                if link.image.blocks is not None:
+                    verify.opened_list(path, link).close()
+                else:
+                    verify.check_digest(path, link, check=self._stop.check, progress=lambda _done_bytes: None)
                 proofs += 1
         for name, digest in recorded.items():
             with suppress(OSError):
                 data = read_regular(directory / name, max_bytes=verify.MAX_FURTHER_BYTES)
                 proofs += files.digest_of(data) == digest
-        return proofs > 0
+        return proofs
 
     def _images(self, found: Inspected) -> None:
         read = self._repository.catalogue(self._uuid)

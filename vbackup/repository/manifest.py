@@ -90,6 +90,11 @@ def _digest(members: Mapping[str, Any]) -> str:
     return digest_of(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
 
 
+def has_digest(text: str) -> bool:
+    """Return True if the text of a manifest, which ``load`` has read, has a digest of itself; earlier ones have none."""
+    return _DIGEST in parse_json(text)
+
+
 def iso(time: datetime) -> str:
     """Return the time in UTC in the form 2026-11-23T10:15:00.250000Z (ISO 8601)."""
     return time.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

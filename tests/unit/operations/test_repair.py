@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -258,6 +259,41 @@ def test_manifest_is_taken_from_a_copy_whose_digests_fit(recorded: Recorded, tmp
     assert damaged(recorded) != []
     assert [one.is_done for one in repaired(recorded, other)] == [True]
     assert_all_is_as_it_was(recorded, tmp_path)
+
+
+@pytest.mark.parametrize("loses_digest", [True, False])
+def test_altered_manifest_of_a_copy_is_not_taken(recorded: Recorded, loses_digest: bool) -> None:
+    """Its lists are those that are here, but it says something else of the rest."""
+    other = copied(recorded)
+    one = recorded.backups[1]
+    twin = other.directory(UUID, one.id) / "manifest.json"
+    members = json.loads(twin.read_text())
+    members["files"]["domain.xml"] = members["files"]["domain.xml"][:-8] + "00000000"
+    if loses_digest:
+        del members["digest"]
+    twin.write_text(json.dumps(members))
+    recorded.path(one, "manifest.json").write_text("{")
+    assert not [each.what for each in repaired(recorded, other) if "was taken from" in each.what]
+
+
+@pytest.mark.parametrize("has_lists", [True, False])
+def test_manifest_without_a_digest_is_taken_if_all_that_it_records_is_here(tmp_path: Path, has_lists: bool) -> None:
+    """Those of older versions have none."""
+    recorded = story(tmp_path / "repo", has_lists=has_lists)
+    one = recorded.backups[1]
+    path = recorded.path(one, "manifest.json")
+    members = json.loads(path.read_text())
+    del members["digest"]
+    path.write_text(json.dumps(members))
+    other = copied(recorded)
+    path.write_text("{")
+    assert [each.is_done for each in repaired(recorded, other)] == [True]
+    assert_all_is_as_it_was(recorded, tmp_path)
+    path.write_text("{")
+    with recorded.path(one).open("r+b") as file:
+        file.write(b"\xff")
+    if not has_lists:
+        assert not [each.what for each in repaired(recorded, other) if "was taken from" in each.what]
 
 
 def test_what_cannot_be_used_goes_to_the_quarantine_and_nothing_is_lost(recorded: Recorded, tmp_path: Path) -> None:
