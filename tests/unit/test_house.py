@@ -26,7 +26,6 @@ ELSEWHERE = {
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "operations.audit": "end_to_end/test_audit.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
-    "images.merge": "end_to_end/test_merge_trees.py",  # needs a storage daemon
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",
     "repository.merged_list": "end_to_end/test_merge_trees.py",

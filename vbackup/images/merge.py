@@ -11,6 +11,7 @@ where the images above, which hold all these blocks, hide that.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -60,10 +61,10 @@ def discard(path: Path, extents: Iterable[tuple[int, int]], *, stop: Stop) -> No
 
     Raises StorageError, BusyError, InterruptedBySignalError.
     """
-    commands = [f"discard {start} {length}" for start, length in extents]
-    for first in range(0, len(commands), _DISCARDS):
+    commands = (f"discard {start} {length}" for start, length in extents)
+    while some := list(itertools.islice(commands, _DISCARDS)):
         stop.check()
-        _qemu_io(path, commands[first : first + _DISCARDS])
+        _qemu_io(path, some)
 
 
 def commit(wanted: Commit, *, speed_bytes_s: int | None, reporter: Reporter, stop: Stop) -> None:
