@@ -27,6 +27,7 @@ from vbackup.repository import (
     block_scan,
     inspection,
     manifest,
+    mending,
     merge_journal,
     quarantine,
     readers,
@@ -306,12 +307,13 @@ class _Work:
                 if (made.digest, made.structure) == (blocks.digest, blocks.structure):
                     source = path
             for twin in self._sources.twins(path) if source is None else ():
-                with suppress(ChainError), verify.opened_list(twin, link):
-                    source = twin.with_suffix(block_list.SUFFIX)
+                with suppress(ChainError):
+                    verify.opened_list(twin, link).close()
                     with storage_errors(f"write {staged}"):
-                        data = source.read_bytes()
                         staged.unlink(missing_ok=True)
-                        _write(staged, data)
+                        mending.copy(twin.with_suffix(block_list.SUFFIX), staged, check=self._stop.check)
+                    verify.opened_list(staged, link).close()
+                    source = twin.with_suffix(block_list.SUFFIX)
                     break
             if source is None:
                 raise ChainError(
@@ -332,8 +334,8 @@ class _Work:
         return not self._dry_run
 
     def _image(self, path: Path, link: Link) -> None:
-        mending = Mending(path, link, self._sources, check=self._stop.check)
-        mended = mending.run(is_dry=self._dry_run)
+        work = Mending(path, link, self._sources, check=self._stop.check)
+        mended = work.run(is_dry=self._dry_run)
         name = f"{link.backup.id}/{link.image.file}"
         if not mended.mended and mended.source is None:
             if mended.left:
@@ -347,7 +349,7 @@ class _Work:
         kept = None
         if mended.staged is not None:
             with ExitStack() as stack:
-                stack.callback(lambda: mending.staged.unlink(missing_ok=True))
+                stack.callback(lambda: work.staged.unlink(missing_ok=True))
                 kept = quarantine.replace(self._repository, path, mended.staged)
         whole = f", made from {mended.source}" if mended.source is not None else ""
         still = f"; {mended.left} are still damaged" if mended.left else ""

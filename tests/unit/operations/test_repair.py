@@ -241,6 +241,37 @@ def test_list_of_a_damaged_image_is_not_made_again_but_taken_from_a_copy(recorde
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
+def test_list_is_copied_in_pieces_and_compared(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a full of 1 TiB has 512 MiB; what the storage made of it is read again."""
+    other = copied(recorded)
+    image = recorded.path(recorded.backups[0])
+    target = image.with_suffix(".blocks")
+    good = target.read_bytes()
+    spoil(image, 1)
+    target.unlink()
+
+    def refuse(path: Path) -> bytes:
+        raise AssertionError(f"all of {path} was read at once")
+
+    really = mending.copy
+
+    def other_content(source: Path, staged: Path, **more: object) -> None:
+        really(source, staged, **more)  # type: ignore[arg-type]
+        with staged.open("r+b") as file:
+            file.seek(100)
+            file.write(b"\xdd\xdd")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr(mending, "copy", other_content)
+        assert [one.is_done for one in repaired(recorded, other)] == [False]
+    assert not target.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        assert all(one.is_done for one in repaired(recorded, other))
+    assert target.read_bytes() == good
+
+
 @pytest.mark.parametrize("name", ["domain.xml", "nvram"])
 def test_further_file_is_taken_from_another_backup_that_has_the_same(
     recorded: Recorded, tmp_path: Path, name: str
