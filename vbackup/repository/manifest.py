@@ -91,7 +91,7 @@ def _digest(members: Mapping[str, Any]) -> str:
 
 
 def has_digest(text: str) -> bool:
-    """Return True if the text of a manifest, which ``load`` has read, has a digest of itself; earlier ones have none."""
+    """Return True if the text of a manifest, which ``load`` has read, has a digest of itself; early ones have none."""
     return _DIGEST in parse_json(text)
 
 

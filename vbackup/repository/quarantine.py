@@ -13,10 +13,9 @@ from pathlib import Path
 
 from vbackup import names
 from vbackup.files import fsync, is_directory, storage_errors
-from vbackup.repository.repository import QUARANTINE as NAME
-from vbackup.repository.repository import Repository
+from vbackup.repository.repository import QUARANTINE, Repository
 
-_REPLACED = "replaced"
+NAME, _REPLACED = QUARANTINE, "replaced"
 #: Errors of a filesystem where a file has one name only.
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
 
