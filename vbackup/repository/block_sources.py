@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.errors import ChainError
@@ -20,6 +21,14 @@ from vbackup.repository.repository import Repository
 Block = tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a content is: it is read again when it is needed, so a damaged disk is not held in memory."""
+
+    path: Path  #: of an image
+    block: Block
+
+
 class BlockSources:
     """The repository that is repaired, and copies of it; those of other domains come last."""
 
@@ -31,19 +40,19 @@ class BlockSources:
         for copy in self._copies:
             yield copy.path / path.relative_to(self.own.path)
 
-    def find(self, wanted: Mapping[Block, bytes], algorithm: Algorithm) -> dict[Block, bytes]:
-        """Return the contents of those of the blocks, given by their digests, that an image has somewhere."""
+    def find(self, wanted: Mapping[Block, bytes], algorithm: Algorithm) -> dict[Block, Place]:
+        """Return where those of the blocks are, given by their digests, that an image has somewhere undamaged."""
         missing: dict[bytes, list[Block]] = {}
         for block, digest in wanted.items():
             missing.setdefault(digest, []).append(block)
-        found: dict[Block, bytes] = {}
+        found: dict[Block, Place] = {}
         for path, link in self._images():
             if not missing:
                 break
             with suppress(ChainError), verify.opened_list(path, link) as listed:
                 if listed.algorithm is algorithm:
-                    for digest, content in self._matches(path, listed, missing):
-                        found.update(dict.fromkeys(missing.pop(digest), content))
+                    for digest, place in self._matches(path, listed, missing):
+                        found.update(dict.fromkeys(missing.pop(digest), place))
         return found
 
     def _images(self) -> Iterator[tuple[Path, Link]]:
@@ -60,8 +69,8 @@ class BlockSources:
                                 link = Link(backup, image)
                                 yield verify.image_path(repository, link), link
 
-    def _matches(self, path: Path, listed: BlockList, missing: Mapping[bytes, object]) -> Iterator[tuple[bytes, bytes]]:
-        """Yield digest and content of the missing blocks that this image has, and has undamaged."""
+    def _matches(self, path: Path, listed: BlockList, missing: Mapping[bytes, object]) -> Iterator[tuple[bytes, Place]]:
+        """Yield digest and place of the missing blocks that this image has, and has undamaged."""
         places: dict[bytes, Block] = {}
         for segment in listed.segments():
             self._check()
@@ -76,7 +85,7 @@ class BlockSources:
             for digest, place in places.items():
                 content = read_block(layer, place)
                 if content is not None and listed.algorithm.digest(content) == digest:
-                    yield digest, content
+                    yield digest, Place(path, place)
 
 
 def read_block(layer: Qcow2Layer, place: Block) -> bytes | None:

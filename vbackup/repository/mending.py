@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from vbackup.errors import ChainError, StorageError
 from vbackup.files import fsync, is_regular, storage_errors
 from vbackup.qemu.qcow2_layer import Extent, Qcow2Layer
 from vbackup.repository import block_scan, filesystem, verify
-from vbackup.repository.block_list import BLOCK_BYTES, BlockList, runs
+from vbackup.repository.block_list import BLOCK_BYTES, Algorithm, BlockList, runs
 from vbackup.repository.block_scan import Scan
-from vbackup.repository.block_sources import Block, BlockSources, extent_of, read_block
+from vbackup.repository.block_sources import Block, BlockSources, Place, extent_of, read_block
 from vbackup.repository.history import Link
 from vbackup.repository.inspection import MENDED
 
@@ -60,13 +61,13 @@ class Mending:
             bad = dict(self._bad(layer, listed))
             if not bad and basis == self._path:
                 return Mended(None, 0, 0)
-            contents = self._contents(bad, listed)
+            places = self._places(bad, listed)
             other = basis if basis != self._path else None
             if is_dry:
-                return Mended(None, len(contents), len(bad) - len(contents), other)
-            if other is None and not contents:
+                return Mended(None, len(places), len(bad) - len(places), other)
+            if other is None and not places:
                 return Mended(None, 0, len(bad))
-            left = self._stage(basis, layer, contents, listed, expected=bad.keys() - contents.keys())
+            left = self._stage(basis, layer, places, listed, bad=bad)
             return Mended(self.staged, len(bad) - left, left, other)
 
     @property
@@ -108,34 +109,58 @@ class Mending:
                         is_data = segment.data >> block & 1
                         yield (found.number, block), segment.digest_of(block) if is_data else None
 
-    def _contents(self, bad: dict[Block, bytes | None], listed: BlockList) -> dict[Block, bytes]:
-        """Return the contents of those of the damaged blocks that can be had."""
-        contents = {block: _ZEROS for block, digest in bad.items() if digest is None}
+    def _places(self, bad: Mapping[Block, bytes | None], listed: BlockList) -> dict[Block, Place | None]:
+        """Return where the content of those of the damaged blocks is that can be had; None for zeros."""
+        places: dict[Block, Place | None] = {block: None for block, digest in bad.items() if digest is None}
         wanted = {block: digest for block, digest in bad.items() if digest is not None}
         for path in (self._path, *self._sources.twins(self._path)):
             with suppress(ChainError), Qcow2Layer(path) as layer:
                 for block in [*wanted]:
+                    self._check()
                     content = read_block(layer, block)
                     if content is not None and listed.algorithm.digest(content) == wanted[block]:
-                        contents[block] = content
+                        places[block] = Place(path, block)
                         del wanted[block]
-        return {**contents, **self._sources.find(wanted, listed.algorithm)}
+        return {**places, **self._sources.find(wanted, listed.algorithm)}
+
+    def _contents(
+        self, places: Mapping[Block, Place | None], bad: Mapping[Block, bytes | None], algorithm: Algorithm
+    ) -> Iterator[tuple[Block, bytes]]:
+        """Yield the contents, one at a time, as long as they are what was found."""
+        by_path: dict[Path, list[tuple[Block, Block]]] = {}
+        for block, place in places.items():
+            if place is None:
+                yield block, _ZEROS
+            else:
+                by_path.setdefault(place.path, []).append((block, place.block))
+        for path, blocks in by_path.items():
+            with suppress(ChainError), Qcow2Layer(path) as source:
+                for block, there in blocks:
+                    self._check()
+                    content = read_block(source, there)
+                    if content is not None and algorithm.digest(content) == bad[block]:
+                        yield block, content
 
     def _stage(
-        self, basis: Path, layer: Qcow2Layer, contents: dict[Block, bytes], listed: BlockList, *, expected: set[Block]
+        self,
+        basis: Path,
+        layer: Qcow2Layer,
+        places: Mapping[Block, Place | None],
+        listed: BlockList,
+        *,
+        bad: Mapping[Block, bytes | None],
     ) -> int:
         """Make the copy, compare all of it, and return how many blocks of it are damaged."""
         try:
             with storage_errors(f"write {self.staged}"):
                 self.staged.unlink(missing_ok=True)
                 copy(basis, self.staged, check=self._check)
-                self._write(layer, contents)
+                self._write(layer, self._contents(places, bad, listed.algorithm), _rooms(layer, places))
                 fsync(self.staged)
             with Qcow2Layer(self.staged) as made:
                 verify.check_structure(made, self._link)
                 left = {block for block, _ in self._bad(made, listed)}
-            lost = left - expected
-            if self.staged.lstat().st_size != self._link.image.file_size_bytes or lost - set(contents):
+            if self.staged.lstat().st_size != self._link.image.file_size_bytes or left - bad.keys():
                 raise ChainError(f"{self.staged} is not what was written to it; the storage may be failing.")
         except BaseException:
             with suppress(OSError):
@@ -143,11 +168,10 @@ class Mending:
             raise
         return len(left)
 
-    def _write(self, layer: Qcow2Layer, contents: dict[Block, bytes]) -> None:
-        limits: list[int] | None = None
+    def _write(self, layer: Qcow2Layer, contents: Iterator[tuple[Block, bytes]], rooms: Mapping[int, int]) -> None:
         fd = os.open(self.staged, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            for place, content in contents.items():
+            for place, content in contents:
                 extent = extent_of(layer, place)
                 if extent is None or extent.offset is None:
                     continue
@@ -155,29 +179,26 @@ class Mending:
                     offset = extent.offset + (place[1] - extent.start) * BLOCK_BYTES
                     data: bytes | None = content[: max(0, self._link.image.file_size_bytes - offset)]
                 else:
-                    limits = limits if limits is not None else sorted(_offsets(layer))
                     offset = extent.offset
-                    data = self._packed(layer, extent, content, limits)
+                    data = self._packed(layer, extent, content, rooms[offset])
                 if data is not None:
                     os.pwrite(fd, data, offset)
         finally:
             os.close(fd)
 
-    def _packed(self, layer: Qcow2Layer, extent: Extent, content: bytes, limits: list[int]) -> bytes | None:
+    def _packed(self, layer: Qcow2Layer, extent: Extent, content: bytes, room: int) -> bytes | None:
         """Return what to write in the place of a compressed cluster: that of a copy, or the content compressed again.
 
         None if it does not fit between the neighbours.
         """
         assert extent.offset is not None
-        assert extent.compressed_bytes is not None
         for path in self._sources.twins(self._path):
             with suppress(ChainError, OSError), Qcow2Layer(path) as twin:
                 verify.check_structure(twin, self._link)
                 if bytes(twin.read(extent, 0, 1)) == content:
                     with path.open("rb") as file:
                         file.seek(extent.offset)
-                        return file.read(_room(extent, limits))
-        room = _room(extent, limits)
+                        return file.read(room)
         return next((packed for packed in layer.packed(content) if len(packed) <= room), None)
 
     def _whole(self, *, is_dry: bool) -> Mended:
@@ -210,19 +231,23 @@ class Mending:
         )
 
 
-def _room(extent: Extent, limits: list[int]) -> int:
-    """Return how many bytes a compressed cluster may have: its sectors, up to the next cluster."""
-    assert extent.offset is not None
-    assert extent.compressed_bytes is not None
-    following = next((offset for offset in limits if offset > extent.offset), extent.offset + extent.compressed_bytes)
-    return min(extent.compressed_bytes, following - extent.offset)
+def _rooms(layer: Qcow2Layer, blocks: Iterable[Block]) -> dict[int, int]:
+    """Return how many bytes each compressed cluster of these blocks may have, by its offset.
 
-
-def _offsets(layer: Qcow2Layer) -> Iterator[int]:
-    for number in layer.tables():
+    That is its sectors, up to the next cluster.
+    """
+    rooms: dict[int, int] = {}
+    for block in blocks:
+        extent = extent_of(layer, block)
+        if extent is not None and extent.offset is not None and extent.compressed_bytes is not None:
+            rooms[extent.offset] = extent.compressed_bytes
+    offsets = sorted(rooms)
+    for number in layer.tables() if offsets else ():
         for extent in layer.extents(number):
-            if extent.offset is not None:
-                yield extent.offset
+            before = bisect_left(offsets, extent.offset) - 1 if extent.offset is not None else -1
+            if extent.offset is not None and before >= 0:
+                rooms[offsets[before]] = min(rooms[offsets[before]], extent.offset - offsets[before])
+    return rooms
 
 
 def copy(source: Path, target: Path, *, check: Callable[[], None]) -> None:

@@ -420,7 +420,9 @@ def test_domain_that_has_backups_in_the_quarantine_only_is_repaired(recorded: Re
         recorded.path(each, "manifest.json").write_text("{")
     repaired(recorded)
     shutil.rmtree(recorded.repository.path / UUID)
-    assert [one.uuid for one in check.run(None, repository=recorded.repository, reporter=Recorder(), stop=Stop()).domains]
+    assert [
+        one.uuid for one in check.run(None, repository=recorded.repository, reporter=Recorder(), stop=Stop()).domains
+    ]
     assert repaired(recorded) == []
     assert not (recorded.repository.path / UUID).exists()
     assert all(one.is_done for one in repaired(recorded, other))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.recorded import BLOCK, Recorded, story
 from tests.unit.builders import UUID
-from vbackup.repository.block_list import algorithm_of, best_algorithm
-from vbackup.repository.block_sources import BlockSources
+from vbackup.qemu.qcow2_layer import Qcow2Layer
+from vbackup.repository.block_list import Algorithm, algorithm_of, best_algorithm
+from vbackup.repository.block_sources import Block, BlockSources, read_block
 from vbackup.repository.repository import Repository
 
 BEST = best_algorithm()
@@ -26,10 +28,18 @@ def sources(own: Repository, *copies: Repository, uuid: str = UUID) -> BlockSour
     return BlockSources(own, copies, uuid, check=lambda: None)
 
 
+def found(by: BlockSources, wanted: Mapping[Block, bytes], algorithm: Algorithm) -> dict[Block, bytes | None]:
+    """The contents that are where they are said to be."""
+    contents = {}
+    for block, place in by.find(wanted, algorithm).items():
+        with Qcow2Layer(place.path) as layer:
+            contents[block] = read_block(layer, place.block)
+    return contents
+
+
 def test_content_is_found_wherever_it_is(told: Recorded) -> None:
     wanted = {(0, 5): BEST.digest(NINE), (3, 7): BEST.digest(bytes([11]) * BLOCK), (0, 6): BEST.digest(NINE)}
-    found = sources(told.repository).find(wanted, BEST)
-    assert found == {(0, 5): NINE, (0, 6): NINE, (3, 7): bytes([11]) * BLOCK}
+    assert found(sources(told.repository), wanted, BEST) == {(0, 5): NINE, (0, 6): NINE, (3, 7): bytes([11]) * BLOCK}
 
 
 def test_content_that_nobody_has_is_not_found(told: Recorded) -> None:
@@ -38,9 +48,9 @@ def test_content_that_nobody_has_is_not_found(told: Recorded) -> None:
 
 def test_images_of_other_domains_are_looked_at_too(told: Recorded, tmp_path: Path) -> None:
     """Machines that were made of one template have many blocks in common."""
-    assert sources(told.repository, uuid="another").find({(0, 0): BEST.digest(NINE)}, BEST) == {(0, 0): NINE}
+    assert found(sources(told.repository, uuid="another"), {(0, 0): BEST.digest(NINE)}, BEST) == {(0, 0): NINE}
     empty = Repository.create(tmp_path / "empty")
-    assert sources(empty, told.repository).find({(0, 0): BEST.digest(NINE)}, BEST) == {(0, 0): NINE}
+    assert found(sources(empty, told.repository), {(0, 0): BEST.digest(NINE)}, BEST) == {(0, 0): NINE}
 
 
 def test_lists_of_another_algorithm_say_nothing(told: Recorded) -> None:

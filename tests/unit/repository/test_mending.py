@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from tests.recorded import Recorded, story
+from tests.recorded import BLOCK, Recorded, Write, story
 from tests.unit.builders import UUID
 from vbackup.errors import ChainError, NoSpaceError
+from vbackup.model import Level
 from vbackup.repository import filesystem, mending, verify
 from vbackup.repository.block_sources import BlockSources
 from vbackup.repository.history import Link
@@ -29,12 +31,13 @@ def recorded(told: Recorded, tmp_path: Path) -> Recorded:
     shutil.copytree(told.repository.path, tmp_path / "repo")
     made = copy.copy(told)
     made.repository = Repository.open(tmp_path / "repo")
+    made.backups, made.contents = [*told.backups], dict(told.contents)
     return made
 
 
-def mending_of(recorded: Recorded, *copies: Repository) -> Mending:
-    """Of the image of vda in the full."""
-    one = recorded.backups[0]
+def mending_of(recorded: Recorded, *copies: Repository, number: int = 0) -> Mending:
+    """Of the image of vda in the full, or in the backup with that number."""
+    one = recorded.backups[number]
     link = Link(one, one.disks[0])
     sources = BlockSources(recorded.repository, copies, UUID, check=lambda: None)
     return Mending(verify.image_path(recorded.repository, link), link, sources, check=lambda: None)
@@ -61,6 +64,29 @@ def test_copy_is_mended_and_the_image_is_not_written_to(recorded: Recorded, told
     assert mended.staged is not None
     assert (mended.staged.read_bytes(), path.read_bytes()) == (good, spoiled)
     assert mended.staged.stat().st_mode & 0o777 == 0o600
+
+
+def test_memory_is_that_of_one_block_however_many_are_damaged(recorded: Recorded, tmp_path: Path) -> None:
+    """4 MiB of them, each another, are taken from a copy."""
+    count, half = 64, BLOCK // 2
+    writes = [Write(n * half, half, n % 250 + 1 if n % 2 else n // 2 % 199 + 1) for n in range(2 * count)]
+    recorded.add({"vda": writes}, level=Level.FULL, size_bytes=count * BLOCK)
+    shutil.copytree(recorded.repository.path, tmp_path / "copy")
+    path = recorded.path(recorded.backups[-1])
+    good = path.read_bytes()
+    path.write_bytes(good[: 5 * BLOCK] + b"\xee" * (count * BLOCK) + good[(5 + count) * BLOCK :])
+    damage = sum(good[n * BLOCK : (n + 1) * BLOCK] != b"\xee" * BLOCK for n in range(5, 5 + count))
+    work = mending_of(recorded, Repository.open(tmp_path / "copy"), number=-1)
+    del good
+    tracemalloc.start()
+    try:
+        mended = work.run(is_dry=False)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert damage == count
+    assert (mended.mended, mended.left) == (count, 0)
+    assert peak_bytes < count * BLOCK // 2, peak_bytes
 
 
 def test_no_room_leaves_nothing(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
