@@ -67,8 +67,8 @@ def test_copy_is_mended_and_the_image_is_not_written_to(recorded: Recorded, told
 
 
 def test_memory_is_that_of_one_block_however_many_are_damaged(recorded: Recorded, tmp_path: Path) -> None:
-    """4 MiB of them, each another, are taken from a copy."""
-    count, half = 64, BLOCK // 2
+    """8 MiB of them, each another, are taken from a copy."""
+    count, half = 128, BLOCK // 2
     writes = [Write(n * half, half, n % 250 + 1 if n % 2 else n // 2 % 199 + 1) for n in range(2 * count)]
     recorded.add({"vda": writes}, level=Level.FULL, size_bytes=count * BLOCK)
     shutil.copytree(recorded.repository.path, tmp_path / "copy")
