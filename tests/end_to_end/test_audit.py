@@ -21,6 +21,8 @@ from tests.end_to_end.chains import Chain, levels, reasons
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Lab, Machine, compare
 from vbackup.domain.passthrough import Passthrough
 from vbackup.engine import audit_copy
+from vbackup.repository import audit_comparison
+from vbackup.repository.audit_comparison import Compared
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome
@@ -91,6 +93,28 @@ def test_missed_change_is_found_and_costs_a_full(chain: Chain) -> None:
     assert "an audit at " in reasons(after)["vda"]
     assert audit(chain).document["verdict"] == "good"
     assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
+
+
+def test_miss_is_kept_although_the_domain_ends_before_its_bitmap_is_removed(chain: Chain) -> None:
+    chain.backup()
+    lie(chain, chain.backup(), "vda", "write -P 7 1M 64k")
+    original = audit_comparison.compare
+
+    def compare(*arguments: Any, **more: Any) -> Compared:
+        found = original(*arguments, **more)
+        if chain.machine.handle.is_active():
+            chain.machine.destroy()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_comparison, "compare", compare)
+        done = audit(chain, status=6)
+    assert [disk(done, dev)["verdict"] for dev in ("vda", "vdb")] == ["missed", "good"]
+    assert "was not removed: QEMU has ended" in done.stderr
+    chain.restart()
+    after = chain.backup()
+    assert levels(after) == {"vda": "full", "vdb": "incremental"}
+    assert "an audit at " in reasons(after)["vda"]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from vbackup.errors import (
     DiskError,
     DomainGoneError,
     MalformedError,
-    QmpError,
+    QemuGoneError,
     StorageError,
     UnsuitableError,
     VbackupError,
@@ -275,35 +275,52 @@ def _opened(path: Path) -> int:
 def _keep(
     moment: datetime, results: Sequence[DiskAudit], tasks: Sequence[_Task], history: History, domain: LockedDomain
 ) -> None:
-    """Take away the checkpoints of disks where changes were missed: in QEMU, and by the note of the results.
+    """Take away the checkpoints of disks where changes were missed: by the note of the results, and in QEMU.
 
-    Either is enough. Whoever asked is told first: nothing that follows, such as a full repository, keeps that back.
+    Either is enough. The note is first, because QEMU may have ended meanwhile. Whoever asked is told before that:
+    nothing that follows, such as a full repository, keeps it back. Raises StorageError, NoSpaceError if the results
+    could not be written.
     """
     for one in results:
         if not one.is_good:
             domain.reporter.warning(_missed(one, domain.source.domain.name))
+    unwritten = _unwritten(moment, results, history, domain)
     for one, task in zip(results, tasks):
         if not one.is_good:
             try:
                 leftovers.remove_bitmaps(domain.monitor, _bitmaps(task.node, history, domain))
-            except QmpError as err:
-                domain.reporter.warning(f"Disk {one.dev}: a bitmap that is not trusted any more was not removed: {err}")
-    audited.add(
-        domain.repository.path / domain.uuid,
-        [
-            Audited(
-                one.dev,
-                moment,
-                one.backup,
-                is_good=one.is_good,
-                clean_bytes=one.compared.clean_data * BLOCK_BYTES,
-                read_bytes=one.compared.read_data * BLOCK_BYTES,
-                wrong_bytes=one.compared.wrong * BLOCK_BYTES,
-                distrusted=() if one.is_good else _checkpoints(history, one.dev),
-            )
-            for one in results
-        ],
-    )
+            except VbackupError as err:
+                reason = "QEMU has ended" if isinstance(err, QemuGoneError) else str(err).rstrip(".")
+                remedy = "" if unwritten is None else " Make the next backup with --level full."
+                domain.reporter.warning(
+                    f"Disk {one.dev}: a bitmap that is not trusted any more was not removed: {reason}.{remedy}"
+                )
+    if unwritten is not None:
+        raise unwritten
+
+
+def _unwritten(
+    moment: datetime, results: Sequence[DiskAudit], history: History, domain: LockedDomain
+) -> StorageError | None:
+    """Write the results into the repository; return the error if that failed."""
+    kept = [
+        Audited(
+            one.dev,
+            moment,
+            one.backup,
+            is_good=one.is_good,
+            clean_bytes=one.compared.clean_data * BLOCK_BYTES,
+            read_bytes=one.compared.read_data * BLOCK_BYTES,
+            wrong_bytes=one.compared.wrong * BLOCK_BYTES,
+            distrusted=() if one.is_good else _checkpoints(history, one.dev),
+        )
+        for one in results
+    ]
+    try:
+        audited.add(domain.repository.path / domain.uuid, kept)
+    except StorageError as err:
+        return err
+    return None
 
 
 def _checkpoints(history: History, dev: str) -> list[str]:

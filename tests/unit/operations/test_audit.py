@@ -1,0 +1,120 @@
+"""What an audit has found is kept at once: nothing that happens later takes it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.builders import NOON, UUID, Recorder, backup, commit, image, node
+from vbackup.engine import audit_copy, leftovers
+from vbackup.errors import ConnectionLostError, DomainGoneError, StorageError, VbackupError
+from vbackup.model import NodeBitmap
+from vbackup.operations import audit
+from vbackup.operations.audit import Audit, AuditRequest, DiskAudit
+from vbackup.repository import audited
+from vbackup.repository.audit_comparison import Compared, Range
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+ONE = backup(1, image("vda"), image("vdb"))
+MISSED = Compared(wrong=1, ranges=[Range(65536, 65536, ONE.id)])
+GOOD = Compared()
+
+
+@dataclass
+class Story:
+    """An audit of two disks, without a domain: what is found of each, or raised, and what removing bitmaps raises."""
+
+    repository: Repository
+    recorder: Recorder
+    found: dict[str, Compared | VbackupError] = field(default_factory=lambda: {"vda": MISSED, "vdb": GOOD})
+    refusal: VbackupError | None = None
+    removals: int = 0
+
+    def run(self) -> Audit:
+        host: Any = SimpleNamespace(domain=lambda _: SimpleNamespace(name="web", uuid=UUID))
+        request = AuditRequest("web")
+        return audit.run(request, host=host, repository=self.repository, reporter=self.recorder, stop=Stop())
+
+    def compared(self, task: Any, *_: object) -> DiskAudit:
+        found = self.found[task.dev]
+        if isinstance(found, VbackupError):
+            raise found
+        return DiskAudit(task.dev, ONE.id, 1 << 20, is_partial=False, compared=found)
+
+    def remove(self, _monitor: object, _bitmaps: Sequence[NodeBitmap]) -> None:
+        self.removals += 1
+        if self.refusal is not None:
+            raise self.refusal
+
+    def reason(self, dev: str = "vda") -> str | None:
+        """Why the next backup of the disk does not start from the only one."""
+        return self.repository.catalogue(UUID).history.distrust(ONE.id, dev)
+
+
+@pytest.fixture
+def story(repo: Repository, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Story:
+    told = Story(repo, recorder)
+    commit(repo, ONE)
+    tasks = [SimpleNamespace(dev=dev, node=node(dev=dev), choice=None, sample=None) for dev in ("vda", "vdb")]
+    opened = SimpleNamespace(monitor=None, domain=SimpleNamespace(name="web", uuid=UUID), is_running=True)
+
+    @contextmanager
+    def open_source(*_: object, **__: object) -> Iterator[Any]:
+        yield opened
+
+    @contextmanager
+    def taken(*_: object, **__: object) -> Iterator[Any]:
+        yield NOON, [None, None]
+
+    monkeypatch.setattr(audit.source, "open_source", open_source)
+    monkeypatch.setattr(audit.recovery, "recover", lambda *_, **__: None)
+    monkeypatch.setattr(audit, "_tasks", lambda *_: (tasks, []))
+    monkeypatch.setattr(audit_copy, "taken", taken)
+    monkeypatch.setattr(audit, "_compared", told.compared)
+    monkeypatch.setattr(leftovers, "remove_bitmaps", told.remove)
+    return told
+
+
+def test_missed_change_costs_a_full_by_the_note_and_by_the_bitmaps(story: Story) -> None:
+    assert not story.run().is_good
+    assert (story.removals, len(story.recorder.warnings)) == (1, 1)
+    assert "an audit at " in (story.reason() or "")
+    assert story.reason("vdb") is None
+    assert [one.is_good for one in audited.read(story.repository.path / UUID).values()] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (DomainGoneError("web"), "was not removed: QEMU has ended."),
+        (ConnectionLostError("The connection broke."), "was not removed: The connection broke."),
+    ],
+)
+def test_domain_that_ends_after_it_was_read_takes_no_result_back(
+    story: Story, refusal: VbackupError, reason: str
+) -> None:
+    """Its bitmaps are still in the images then."""
+    story.refusal = refusal
+    assert not story.run().is_good
+    assert story.recorder.warnings[1].endswith(reason)
+    assert "an audit at " in (story.reason() or "")
+
+
+def test_repository_that_cannot_be_written_keeps_no_bitmap(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(*_: object) -> None:
+        raise StorageError("It is read-only.")
+
+    monkeypatch.setattr(audited, "add", add)
+    with pytest.raises(StorageError, match="read-only"):
+        story.run()
+    assert story.removals == 1
+    story.refusal = DomainGoneError("web")
+    with pytest.raises(StorageError, match="read-only"):
+        story.run()
+    assert story.recorder.warnings[-1].endswith("Make the next backup with --level full.")
