@@ -149,13 +149,12 @@ def run(request: AuditRequest, *, host: Host, repository: Repository, reporter: 
         history = repository.catalogue(handle.uuid).history
         tasks, not_audited = _tasks(request, domain, history, lists)
         try:
-            moment, results = _audit(tasks, request, domain)
+            moment, results = _audit(tasks, request, history, domain)
         except DomainGoneError as err:
             raise VbackupError(
                 f"Domain {handle.name} stopped while it was being audited, so nothing is known. Run the same command"
                 " again; it can be off."
             ) from err
-        _keep(moment, results, tasks, history, domain)
     return Audit(handle.name, handle.uuid, moment, tuple(results), tuple(not_audited))
 
 
@@ -216,7 +215,10 @@ def _known(
     return known, len(listed) == len(links)
 
 
-def _audit(tasks: Sequence[_Task], request: AuditRequest, domain: LockedDomain) -> tuple[datetime, list[DiskAudit]]:
+def _audit(
+    tasks: Sequence[_Task], request: AuditRequest, history: History, domain: LockedDomain
+) -> tuple[datetime, list[DiskAudit]]:
+    """Audit each disk; what was found of one is kept before the next is compared, which may fail or be interrupted."""
     directory = request.scratch or domain.repository.path / domain.uuid
     on_tick = None
     if request.max_latency_ms is not None and domain.source.is_running:
@@ -232,7 +234,13 @@ def _audit(tasks: Sequence[_Task], request: AuditRequest, domain: LockedDomain) 
     wishes = [Wish(task.node, task.choice, task.sample) for task in tasks]
     audit_id = names.audit_id(datetime.now(timezone.utc))
     with audit_copy.taken(wishes, domain, limits, audit_id=audit_id) as (moment, copies):
-        results = [_compared(task, copied, directory, domain) for task, copied in zip(tasks, copies)]
+        results, unwritten = [], None
+        for task, copied in zip(tasks, copies):
+            result = _compared(task, copied, directory, domain)
+            results.append(result)
+            unwritten = _keep(moment, result, task, history, domain) or unwritten
+    if unwritten is not None:
+        raise unwritten
     return moment, results
 
 
@@ -272,52 +280,41 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _keep(
-    moment: datetime, results: Sequence[DiskAudit], tasks: Sequence[_Task], history: History, domain: LockedDomain
-) -> None:
-    """Take away the checkpoints of disks where changes were missed: by the note of the results, and in QEMU.
+def _keep(moment: datetime, one: DiskAudit, task: _Task, history: History, domain: LockedDomain) -> StorageError | None:
+    """Take away the checkpoints of a disk where changes were missed: by the note of the result, and in QEMU.
 
     Either is enough. The note is first, because QEMU may have ended meanwhile. Whoever asked is told before that:
-    nothing that follows, such as a full repository, keeps it back. Raises StorageError, NoSpaceError if the results
-    could not be written.
+    nothing that follows, such as a full repository, keeps it back. Return the error if the note could not be written.
     """
-    for one in results:
-        if not one.is_good:
-            domain.reporter.warning(_missed(one, domain.source.domain.name))
-    unwritten = _unwritten(moment, results, history, domain)
-    for one, task in zip(results, tasks):
-        if not one.is_good:
-            try:
-                leftovers.remove_bitmaps(domain.monitor, _bitmaps(task.node, history, domain))
-            except VbackupError as err:
-                reason = "QEMU has ended" if isinstance(err, QemuGoneError) else str(err).rstrip(".")
-                remedy = "" if unwritten is None else " Make the next backup with --level full."
-                domain.reporter.warning(
-                    f"Disk {one.dev}: a bitmap that is not trusted any more was not removed: {reason}.{remedy}"
-                )
-    if unwritten is not None:
-        raise unwritten
+    if not one.is_good:
+        domain.reporter.warning(_missed(one, domain.source.domain.name))
+    unwritten = _unwritten(moment, one, history, domain)
+    if not one.is_good:
+        try:
+            leftovers.remove_bitmaps(domain.monitor, _bitmaps(task.node, history, domain))
+        except VbackupError as err:
+            reason = "QEMU has ended" if isinstance(err, QemuGoneError) else str(err).rstrip(".")
+            remedy = "" if unwritten is None else " Make the next backup with --level full."
+            domain.reporter.warning(
+                f"Disk {one.dev}: a bitmap that is not trusted any more was not removed: {reason}.{remedy}"
+            )
+    return unwritten
 
 
-def _unwritten(
-    moment: datetime, results: Sequence[DiskAudit], history: History, domain: LockedDomain
-) -> StorageError | None:
-    """Write the results into the repository; return the error if that failed."""
-    kept = [
-        Audited(
-            one.dev,
-            moment,
-            one.backup,
-            is_good=one.is_good,
-            clean_bytes=one.compared.clean_data * BLOCK_BYTES,
-            read_bytes=one.compared.read_data * BLOCK_BYTES,
-            wrong_bytes=one.compared.wrong * BLOCK_BYTES,
-            distrusted=() if one.is_good else _checkpoints(history, one.dev),
-        )
-        for one in results
-    ]
+def _unwritten(moment: datetime, one: DiskAudit, history: History, domain: LockedDomain) -> StorageError | None:
+    """Write the result into the repository; return the error if that failed."""
+    kept = Audited(
+        one.dev,
+        moment,
+        one.backup,
+        is_good=one.is_good,
+        clean_bytes=one.compared.clean_data * BLOCK_BYTES,
+        read_bytes=one.compared.read_data * BLOCK_BYTES,
+        wrong_bytes=one.compared.wrong * BLOCK_BYTES,
+        distrusted=() if one.is_good else _checkpoints(history, one.dev),
+    )
     try:
-        audited.add(domain.repository.path / domain.uuid, kept)
+        audited.add(domain.repository.path / domain.uuid, [kept])
     except StorageError as err:
         return err
     return None

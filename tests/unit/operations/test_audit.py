@@ -6,13 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from tests.unit.builders import NOON, UUID, Recorder, backup, commit, image, node
 from vbackup.engine import audit_copy, leftovers
-from vbackup.errors import ConnectionLostError, DomainGoneError, StorageError, VbackupError
+from vbackup.errors import (
+    ChainError,
+    ConnectionLostError,
+    DomainGoneError,
+    InterruptedBySignalError,
+    NoSpaceError,
+    StorageError,
+    VbackupError,
+)
 from vbackup.model import NodeBitmap
 from vbackup.operations import audit
 from vbackup.operations.audit import Audit, AuditRequest, DiskAudit
@@ -118,3 +126,28 @@ def test_repository_that_cannot_be_written_keeps_no_bitmap(story: Story, monkeyp
     with pytest.raises(StorageError, match="read-only"):
         story.run()
     assert story.recorder.warnings[-1].endswith("Make the next backup with --level full.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InterruptedBySignalError(15), ChainError("A block list is damaged."), StorageError("QEMU could not store it.")],
+)
+def test_miss_is_kept_although_a_later_disk_fails(story: Story, error: VbackupError) -> None:
+    story.found["vdb"] = error
+    with pytest.raises(type(error)):
+        story.run()
+    assert "Disk vda: 65536 bytes have changed" in story.recorder.warnings[0]
+    assert story.removals == 1
+    assert "an audit at " in (story.reason() or "")
+
+
+def test_all_disks_are_told_though_nothing_can_be_written(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(*_: object) -> None:
+        raise NoSpaceError("It is full.")
+
+    monkeypatch.setattr(audited, "add", add)
+    story.found["vdb"] = MISSED
+    with pytest.raises(NoSpaceError):
+        story.run()
+    assert [one[:9] for one in story.recorder.warnings] == ["Disk vda:", "Disk vdb:"]
+    assert story.removals == 2
