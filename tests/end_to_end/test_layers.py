@@ -403,6 +403,30 @@ def test_layer_that_was_written_while_qemu_ran_is_found_out_after_a_restart(laye
     assert "base.qcow2 below, which was overwritten since" in reasons(done)["vda"]
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_audit_compares_what_lies_below_by_content_as_a_backup_does(
+    layered: Chain, read: list[str], *, is_written: bool
+) -> None:
+    """The base has another ctime after a chown, and after it was overwritten."""
+    layered.backup()
+    layered.stop()
+    base = layered.tmp_path / "base.qcow2"
+    if is_written:
+        overwrite(base, "write -P 9 3M 64k")
+    else:
+        os.chown(base, os.getuid(), os.getgid())
+    layered.machine = layered.lab.start(layered.xml())
+    read.clear()
+    audit = ("-c", layered.lab.uri, "audit", "bases", "-r", layered.repository, "--json")
+    done = layered.command(*audit, status=5 if is_written else 0)
+    assert read == ["base.qcow2"]
+    if is_written:
+        assert "base.qcow2 below, which was overwritten since" in done.stderr
+    else:
+        assert done.document["verdict"] == "good"
+    assert levels(layered.backup()) == (FULL if is_written else INCREMENTAL)
+
+
 @pytest.mark.parametrize("level", ["incremental", "full"])
 def test_manifest_without_ctime_and_digests_is_trusted_as_before(layered: Chain, read: list[str], level: str) -> None:
     """And the next backup has what it lacks."""

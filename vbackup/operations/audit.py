@@ -19,7 +19,7 @@ from vbackup import names
 from vbackup.domain import source
 from vbackup.domain.access import Access
 from vbackup.domain.host import Host
-from vbackup.engine import audit_copy, base, foreign_jobs, leftovers, plan
+from vbackup.engine import audit_copy, base, foreign_jobs, leftovers, plan, proof
 from vbackup.engine.audit_copy import Copied, Limits, Wish
 from vbackup.engine.base import Choice
 from vbackup.engine.unfinished import LockedDomain
@@ -164,6 +164,7 @@ def _tasks(
     selection = plan.select(domain.source.domain, request.disks, ())
     foreign_jobs.refuse_busy(domain.monitor, selection.disks)
     nodes = domain.source.look_at(domain.source.disk_nodes(selection.disks))
+    nodes = proof.compared(Level.AUTO, nodes, history, domain)
     tasks, not_audited = [], []
     for node in nodes:
         dev = node.disk.dev
