@@ -312,7 +312,12 @@ def _unwritten(moment: datetime, one: DiskAudit, history: History, domain: Locke
         clean_bytes=one.compared.clean_data * BLOCK_BYTES,
         read_bytes=one.compared.read_data * BLOCK_BYTES,
         wrong_bytes=one.compared.wrong * BLOCK_BYTES,
-        distrusted=() if one.is_good else _checkpoints(history, one.dev),
+        distrusted=[
+            backup_id
+            for backup_id in _checkpoints(history, one.dev)
+            # What an earlier audit has found stays true of the backups that it speaks of.
+            if not one.is_good or history.distrust(backup_id, one.dev) is not None
+        ],
     )
     try:
         audited.add(domain.repository.path / domain.uuid, [kept])

@@ -1,7 +1,8 @@
 """Keep the result of the last audit of each disk in the domain's directory (audit.json).
 
 If an audit has found that tracking missed changes, no backup may start from the checkpoints that the disk had then, not
-even if their bitmaps could not be removed: vbackup.repository.history knows them from here. A file that cannot be read
+even if their bitmaps could not be removed: vbackup.repository.history knows them from here. A later audit that finds
+nothing changes nothing of that, so it keeps those of them that still have a backup. A file that cannot be read
 counts as none. vbackup-repository(5) describes the members.
 """
 
@@ -35,7 +36,7 @@ class Audited:
     clean_bytes: int  #: of the data of that backup, how much had not changed since, as its bitmap said
     read_bytes: int  #: of that, how much was compared
     wrong_bytes: int
-    distrusted: Collection[str] = ()  #: backups that none may start from; empty if it is good
+    distrusted: Collection[str] = ()  #: backups that none may start from, by this audit or an earlier one
 
 
 def read(directory: Path) -> dict[str, Audited]:
@@ -60,7 +61,10 @@ def add(directory: Path, results: Sequence[Audited]) -> None:
 def distrusted(directory: Path) -> Mapping[tuple[str, str], str]:
     """Return why no backup may start from a checkpoint, by (backup id, dev)."""
     return {
-        (backup_id, one.dev): f"an audit at {one.time:%Y-%m-%d %H:%M:%S}Z found changes that its bitmap had missed"
+        (backup_id, one.dev): (
+            f"an audit {'before' if one.is_good else 'at'} {one.time:%Y-%m-%d %H:%M:%S}Z found changes that its bitmap"
+            " had missed"
+        )
         for one in read(directory).values()
         for backup_id in one.distrusted
     }

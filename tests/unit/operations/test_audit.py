@@ -151,3 +151,19 @@ def test_all_disks_are_told_though_nothing_can_be_written(story: Story, monkeypa
         story.run()
     assert [one[:9] for one in story.recorder.warnings] == ["Disk vda:", "Disk vdb:"]
     assert story.removals == 2
+
+
+def test_later_good_audit_gives_no_trust_back(story: Story) -> None:
+    """The older checkpoint may still have its bitmap, and is the newest again once the later backup is removed."""
+    story.run()
+    later = backup(2, image("vda"), image("vdb"))
+    commit(story.repository, later)
+    story.found["vda"] = GOOD
+    assert story.run().is_good
+    kept = audited.read(story.repository.path / UUID)
+    assert [(one.is_good, list(one.distrusted)) for one in kept.values()] == [(True, [ONE.id]), (True, [])]
+    assert (story.reason() or "").startswith("an audit before ")
+    assert story.repository.catalogue(UUID).history.distrust(later.id, "vda") is None
+    story.found["vda"] = MISSED
+    story.run()
+    assert list(audited.read(story.repository.path / UUID)["vda"].distrusted) == [ONE.id, later.id]
