@@ -381,6 +381,7 @@ class _Work:
                     if not self._dry_run:
                         self._replace(path, data)
                     self._note(f"{path} was taken from {source}.", f"{path} would be taken from {source}.")
+                    self._good.add(f"{trouble.backup}/{path.name}")
                     break
             else:
                 self._fail(f"{path} cannot be repaired: no backup has the same. Give a copy with --from.")

@@ -221,7 +221,7 @@ class Verdicts:
         for damage in earlier.damage:
             key = files.get(damage.file)
             check = self._checks.get(key) if key is not None else None
-            # Damaged blocks that a sample found tell nothing of those that it did not read; other damage is of the whole.
+            # Damaged blocks that a sample found tell nothing of those that it did not read; other damage is of all.
             is_read = key in self._skipped or (
                 check is not None and (check.is_whole or any(not one.blocks for one in check.findings))
             )

@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 
 from tests.recorded import BLOCK, MIB, Recorded, Write, story
-from tests.unit.builders import UUID, Recorder
+from tests.unit.builders import NOON, UUID, Recorder
 from vbackup.errors import BusyError
 from vbackup.model import Level
 from vbackup.operations import check, repair, verify
 from vbackup.operations.repair import Repair
 from vbackup.operations.verify import VerifyRequest
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import filesystem, mending, quarantine, readers
+from vbackup.repository import filesystem, mending, quarantine, readers, verification
 from vbackup.repository.block_sources import extent_of
 from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Damage, Verdict, Verification
 from vbackup.stop import Stop
 
 #: Of the disks of the story, in the end.
@@ -278,9 +279,14 @@ def test_further_file_is_taken_from_another_backup_that_has_the_same(
 ) -> None:
     path = recorded.path(recorded.backups[0], name)
     path.write_bytes(b"altered")
+    damage = Damage(None, f"{recorded.backups[0].id}/{name}", 0, 0, "file")
+    verification.write(path.parent, Verification(NOON, Verdict.DAMAGED, 100, 1, (damage,)))
     assert damaged(recorded) != []
     assert [one.is_done for one in repaired(recorded)] == [True]
     assert_all_is_as_it_was(recorded, tmp_path)
+    result = verification.read(path.parent)
+    assert result is not None
+    assert (result.verdict, result.damage) == (Verdict.GOOD, ())
 
 
 def test_manifest_is_taken_from_a_copy_whose_digests_fit(recorded: Recorded, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_damage_found_earlier_stays_until_it_was_read_again(repo: Recorded) -> N
 def test_damage_found_by_another_verify_at_the_same_time_stays(
     repo: Recorded, monkeypatch: pytest.MonkeyPatch, disks: tuple[str, ...]
 ) -> None:
-    """The other one begins later and ends earlier; this one has read the disk of which the other finds damage, or not."""
+    """The other one begins later and ends earlier; this one has read the disk that the other finds damaged, or not."""
     first = repo.backups[0]
     check, calls = image_check.check, 0
 
