@@ -314,6 +314,7 @@ class _Run:
             for disk in in_place:
                 self._check_before(disk, history)
                 self._refuse_used(disk)
+            _refuse_needed(history, each.heir, in_place, lost)
             claimed = [self.directory / backup_id for backup_id in (*lost, each.heir)]
             stack.enter_context(merge_stage.claim(claimed, stop=self.stop))
             self.written.set_in_place({*self.written.in_place, *lost})
@@ -386,7 +387,8 @@ class _Run:
             with storage_errors(f"write {target}"):
                 files.fsync(target)
             with Qcow2Layer(target) as image:
-                comparison = Comparison(disk.dev, image, layers, is_whole=disk.way is Way.COPY, check=self.stop.check)
+                is_whole = disk.way is Way.COPY or self.is_resumed  # what a dead run wrote is not trusted
+                comparison = Comparison(disk.dev, image, layers, is_whole=is_whole, check=self.stop.check)
                 blocks = comparison.write_list(target.with_suffix(block_list.SUFFIX))
             with storage_errors(f"write {stage.path}"):
                 for temporary in stage.path.glob(f"{_TEMPORARY}*"):
@@ -466,6 +468,25 @@ def _lost(history: History, disks: Sequence[DiskMerge], removed: Collection[str]
         ):
             lost.append(backup.id)
     return lost
+
+
+def _refuse_needed(history: History, heir: str, disks: Sequence[DiskMerge], lost: Collection[str]) -> None:
+    """Raise BusyError if others than the heir, and what depends on it, need an image that will be written into.
+
+    The plan has given them theirs before, but a merge is put off if its backup is in use.
+    """
+    for backup in (*history.backups, *history.merging):
+        if backup.id == heir or backup.id in lost:
+            continue
+        for image in backup.disks:
+            chain = [link.backup.id for link in history.present(backup.id, image.dev)]
+            for disk in disks:
+                written = disk.layers[-1]
+                if disk.dev == image.dev and written in chain and heir not in chain:
+                    raise BusyError(
+                        f"Backup {backup.id} still needs the image of disk {disk.dev} of {written}, because its own"
+                        " merge was put off. Run the same command again."
+                    )
 
 
 def _links(history: History, backup_id: str, image: DiskImage) -> Sequence[Link]:

@@ -1,0 +1,122 @@
+"""What goes on around a merge in place: readers, restores, and a run that was killed or could not go on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.trees import State, Tree, raw_digest
+from tests.unit.builders import Recorder
+from vbackup.errors import BusyError, StorageError
+from vbackup.images import merge as images_merge
+from vbackup.operations import consolidation, restore, verify
+from vbackup.operations.consolidation import ConsolidateRequest, Done
+from vbackup.operations.restore import RestoreRequest
+from vbackup.operations.verify import VerifyRequest
+from vbackup.repository import block_list, filesystem, merge_journal, merge_stage, readers
+from vbackup.repository.merging import Way
+from vbackup.stop import Stop
+
+SIZE = 1024 * 1024
+STATE = State.of(SIZE, {n: (n + 1, n + 1) for n in range(12)})
+
+
+def chain(path: Path, count: int = 3) -> tuple[Tree, list[str]]:
+    """A full and increments; the last one also has a block that no other has."""
+    one, state = Tree(path), STATE
+    ids = [one.backup({"vda": state})]
+    for number in range(1, count):
+        state = state.changed({number % 12: (50 + number,) * 2, 13: (number % 200 + 1, 9)})
+        ids.append(one.backup({"vda": state}, {"vda": ids[-1]}))
+    return one, ids
+
+
+def prune(one: Tree, remove: Sequence[str], way: Way = Way.AUTO) -> Done:
+    with one.repository.lock(one.uuid):
+        plan = consolidation.plan(one.repository.catalogue(one.uuid), remove, repository=one.repository, way=way)
+        return consolidation.carry_out(plan, repository=one.repository, reporter=Recorder(), stop=Stop())
+
+
+def recover(one: Tree) -> list[str]:
+    with one.repository.lock(one.uuid):
+        return consolidation.recover(one.repository, one.uuid, reporter=Recorder(), stop=Stop())
+
+
+def killed(work: Callable[[], object], *, after: str) -> None:
+    """Run ``work`` in a child process that ends itself after that function of images.merge."""
+    pid = os.fork()
+    if pid == 0:
+        call = getattr(images_merge, after)
+
+        def die(*arguments: object, **named: object) -> None:
+            call(*arguments, **named)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(images_merge, after, die)
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def restored(one: Tree, backup_id: str, output: Path) -> str:
+    request = RestoreRequest(one.uuid, output, backup_id=backup_id)
+    done = restore.run(request, repository=one.repository, reporter=Recorder(), stop=Stop())
+    return raw_digest(done.images["vda"])
+
+
+def test_image_that_another_kept_backup_still_needs_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two heirs one is in use for too long; its reader ends before the other is merged in place."""
+    monkeypatch.setattr(merge_stage, "PATIENCE_S", 0.2)
+    one = Tree(tmp_path / "repository")
+    full = one.backup({"vda": STATE})
+    first = one.backup({"vda": STATE.changed({1: (50, 50)})}, {"vda": full})
+    second = one.backup({"vda": STATE.changed({2: (60, 60)})}, {"vda": full})
+    reader = readers.reading([one.directory / first, one.directory / full])
+    before = consolidation._Run._check_before
+
+    def late(*arguments: object) -> None:
+        reader.__exit__(None, None, None)
+        before(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(consolidation._Run, "_check_before", late)
+    with one.repository.lock(one.uuid):
+        plan = consolidation.plan(one.repository.catalogue(one.uuid), [full], repository=one.repository)
+        reader.__enter__()
+        done = consolidation.carry_out(plan, repository=one.repository, reporter=Recorder(), stop=Stop())
+    assert done.removed == ()
+    assert set(done.busy) == {first, second}
+    assert first in done.busy[second]
+    one.check()
+    assert one.ids() == [full, first, second]
+    monkeypatch.undo()
+    assert recover(one) == []
+    assert prune(one, [full]).removed == (full,)
+    one.check()
+
+
+def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
+    """Run ``work`` in a child process that may have so many files open; return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            work()
+            status = 0
+        except StorageError as err:
+            status = 7 if "open files" in str(err) else 2
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
