@@ -17,10 +17,13 @@ from pathlib import Path
 from tests.unit import builders
 from vbackup import names
 from vbackup.model import Backup, Compression, DiskImage, ImageOptions, Level
+from vbackup.operations import restore
+from vbackup.operations.restore import RestoreRequest
 from vbackup.qemu import qemu_img
 from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.repository import block_list, block_scan
 from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
 
 BLOCK = block_list.BLOCK_BYTES
 HALF = BLOCK // 2
@@ -100,7 +103,8 @@ class Tree:
                 for image in one.disks
             )
             self.repository.remember_name(self.uuid, one.domain_name)
-            stage.commit(replace(one, disks=disks))
+            recorded = {"domain.xml": stage.write("domain.xml", _xml(one).encode())}
+            stage.commit(replace(one, disks=disks, files=recorded))
         self.states[backup_id] = dict(states)
         return backup_id
 
@@ -160,6 +164,14 @@ class Tree:
         """The digest of a disk at a backup, as QEMU reads it by the names in the headers."""
         return raw_digest(self.image(backup_id, dev))
 
+    def check_restore(self, backup_id: str, output: Path) -> None:
+        """Restore a backup to a new directory, and compare all its disks with what they contained."""
+        request = RestoreRequest(self.uuid, output, backup_id=backup_id)
+        done = restore.run(request, repository=self.repository, reporter=builders.Recorder(), stop=Stop())
+        assert done.images.keys() == self.states[backup_id].keys()
+        for dev, path in done.images.items():
+            assert raw_digest(path) == self.states[backup_id][dev].digest, (backup_id, dev)
+
     def check(self, *, lists: bool = True, by_qemu: bool = True) -> int:
         """Compare every backup that is there with what it contained; returns the number of disks.
 
@@ -189,6 +201,18 @@ class Tree:
             made = block_scan.make(path, again, algorithm=listed.algorithm, check=lambda: None)
             again.unlink()
             assert made == image.blocks, (backup_id, image.dev)
+
+
+def _xml(backup: Backup) -> str:
+    disks = "".join(
+        f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{image.source}'/>"
+        f"<target dev='{image.dev}' bus='virtio'/></disk>"
+        for image in backup.disks
+    )
+    return (
+        f"<domain type='qemu'><name>{backup.domain_name}</name><uuid>{backup.domain_uuid}</uuid>"
+        f"<devices>{disks}</devices></domain>"
+    )
 
 
 def qemu_io(path: Path, commands: Sequence[str]) -> None:

@@ -16,9 +16,8 @@ from tests.trees import State, Tree, raw_digest
 from tests.unit.builders import Recorder
 from vbackup.errors import BusyError, StorageError
 from vbackup.images import merge as images_merge
-from vbackup.operations import consolidation, restore, verify
+from vbackup.operations import consolidation, verify
 from vbackup.operations.consolidation import ConsolidateRequest, Done
-from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.verify import VerifyRequest
 from vbackup.repository import block_list, filesystem, merge_journal, merge_stage, readers
 from vbackup.repository.merging import Way
@@ -68,12 +67,6 @@ def killed(work: Callable[[], object], *, after: str) -> None:
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
-def restored(one: Tree, backup_id: str, output: Path) -> str:
-    request = RestoreRequest(one.uuid, output, backup_id=backup_id)
-    done = restore.run(request, repository=one.repository, reporter=Recorder(), stop=Stop())
-    return raw_digest(done.images["vda"])
-
-
 def test_image_that_another_kept_backup_still_needs_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +96,17 @@ def test_image_that_another_kept_backup_still_needs_is_not_written(
     monkeypatch.undo()
     assert recover(one) == []
     assert prune(one, [full]).removed == (full,)
+    one.check()
+
+
+def test_kept_backups_are_restored_after_a_kill_in_place(tmp_path: Path) -> None:
+    """The documents promise it: nothing has to be recovered first."""
+    one, ids = chain(tmp_path / "repository")
+    killed(lambda: prune(one, ids[:1], Way.IN_PLACE), after="commit")
+    assert one.ids() == ids[1:]
+    for backup_id in ids[1:]:
+        one.check_restore(backup_id, tmp_path / backup_id)
+    recover(one)
     one.check()
 
 

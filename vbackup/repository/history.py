@@ -20,6 +20,7 @@ class Link:
 
     backup: Backup
     image: DiskImage
+    is_merging: bool = False  #: another image is being merged into it in place: only what those above hide may differ
 
 
 class History:
@@ -123,7 +124,7 @@ class History:
                 raise ChainError(
                     f"Disk {dev}: backup {links[-1].backup.id} claims to depend on a larger one, {wanted}."
                 )
-            links.append(Link(backup, image))
+            links.append(self._link(backup, image))
             wanted = image.base if (wanted, dev) not in whole else None
         return tuple(links)
 
@@ -138,7 +139,7 @@ class History:
             image = backup.image(dev) if backup is not None else None
             if backup is None or image is None:
                 break
-            links.append(Link(backup, image))
+            links.append(self._link(backup, image))
             wanted = image.base
         return tuple(links)
 
@@ -149,6 +150,9 @@ class History:
             if last.image.base is not None:
                 return image.dev, last.image.base
         return None
+
+    def _link(self, backup: Backup, image: DiskImage) -> Link:
+        return Link(backup, image, is_merging=any(backup.id == one.id for one in self.merging))
 
     def _bases(self, dev: str) -> Iterator[tuple[BitmapName, int]]:
         """Yield the bitmap and the disk's size in bytes of each backup that a later one can start from."""
