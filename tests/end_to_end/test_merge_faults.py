@@ -110,6 +110,19 @@ def test_kept_backups_are_restored_after_a_kill_in_place(tmp_path: Path) -> None
     one.check()
 
 
+def test_verify_after_a_kill_in_place_reports_no_damage(tmp_path: Path) -> None:
+    """The image that is written is not what its list says, and that is no damage: it is not read until it is whole."""
+    one, ids = chain(tmp_path / "repository")
+    killed(lambda: prune(one, ids[:1], Way.IN_PLACE), after="commit")
+    reporter = Recorder()
+    done = verify.run(VerifyRequest(), one.uuid, repository=one.repository, reporter=reporter, stop=Stop())
+    assert (done.damage, done.damaged, done.images) == ((), [], 2)
+    assert any("vbackup recover" in warning and ids[0] in warning for warning in reporter.warnings)
+    recover(one)
+    again = verify.run(VerifyRequest(), one.uuid, repository=one.repository, reporter=Recorder(), stop=Stop())
+    assert {each.verdict.value for each in again.results.values()} == {"good"}
+
+
 def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
     """Run ``work`` in a child process that may have so many files open; return its exit status."""
     pid = os.fork()

@@ -81,11 +81,13 @@ class _Selected:
     backups: tuple[Backup, ...]
     links: Mapping[Key, Link]
     broken: tuple[Broken, ...]
+    merging: tuple[str, ...]  #: ids of backups on which they depend, into whose images others are being merged
     catalogue: Catalogue = field(compare=False)
 
     def directories(self, repository: Repository) -> list[Path]:
         """Return the directories that must stay as they are."""
         needed = {backup_id for backup_id, _ in self.links} | {backup.id for backup in self.backups}
+        needed.update(self.merging)
         return [repository.directory(self.catalogue.uuid, backup_id) for backup_id in needed]
 
 
@@ -111,18 +113,20 @@ def _select(request: VerifyRequest, catalogue: Catalogue) -> _Selected:
             known = sorted({image.dev for backup in backups for image in backup.disks})
             what = f"backup {request.backup_id} has" if request.backup_id is not None else "the backups have"
             raise DiskError(dev, f"no backup has such a disk; {what} {', '.join(known) or 'none'}.")
-    links = {
-        (link.backup.id, link.image.dev): link
+    found = [
+        link
         for backup in backups
         for image in backup.disks
         if not request.disks or image.dev in request.disks
         for link in history.present(backup.id, image.dev)
-    }
+    ]
+    links = {(link.backup.id, link.image.dev): link for link in found if not link.is_merging}
+    merging = tuple(sorted({link.backup.id for link in found if link.is_merging}))
     ids = {backup.id for backup in backups}
     broken = tuple(one for one in catalogue.incomplete if one.id in ids)
     if request.backup_id is None:
         broken = catalogue.unreadable + broken
-    return _Selected(tuple(backups), links, broken, catalogue)
+    return _Selected(tuple(backups), links, broken, merging, catalogue)
 
 
 class _Work:
@@ -149,6 +153,12 @@ class _Work:
             stack.callback(self._findings.close)
             for broken in self._selected.broken:
                 self._reporter.warning(broken.sentence)
+            for backup_id in self._selected.merging:
+                self._reporter.warning(
+                    f"The images of backup {backup_id}, which is being removed, are not verified: others are being"
+                    " merged into them in place. If no vbackup does that now, it was interrupted: run 'vbackup recover',"
+                    " and then verify again."
+                )
             self._check_further_files()
             order = self._verdicts.order(self._selected.links)
             progress = ReadProgress(

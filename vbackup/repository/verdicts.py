@@ -54,7 +54,7 @@ class Verdicts:
         self._begin = now()
         self._earlier = {
             backup.id: verification.read(repository.directory(backup.domain_uuid, backup.id))
-            for backup in self._history.backups
+            for backup in (*self._history.backups, *self._history.merging)
         }
         self._seen = dict(self._earlier)  # what this run has last seen in the files
         self._by_others: dict[str, frozenset[Damage]] = {}
