@@ -123,6 +123,16 @@ def test_verify_after_a_kill_in_place_reports_no_damage(tmp_path: Path) -> None:
     assert {each.verdict.value for each in again.results.values()} == {"good"}
 
 
+def test_recovery_asks_for_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of what it writes may be there already; QEMU says it if there is none."""
+    one, ids = chain(tmp_path / "repository")
+    killed(lambda: prune(one, ids[:1], Way.IN_PLACE), after="commit")
+    abilities = filesystem.abilities
+    monkeypatch.setattr(filesystem, "abilities", lambda directory: replace(abilities(directory), free_bytes=1000))
+    assert "Finished the merge" in recover(one)[-1]
+    one.check()
+
+
 def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
     """Run ``work`` in a child process that may have so many files open; return its exit status."""
     pid = os.fork()

@@ -10,6 +10,7 @@ All this needs the domain's lock. ``recover`` comes first, in whatever has it.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -207,7 +208,8 @@ def recover(repository: Repository, uuid: str, *, reporter: Reporter, stop: Stop
         history = repository.catalogue(uuid).history
         if history.merging:
             ids = [backup.id for backup in history.merging]
-            place = Place(reflinks=False, links=True, free_bytes=_place(directory).free_bytes)
+            # How much is written already is not known; if there is no room for the rest, QEMU says so.
+            place = Place(reflinks=False, links=True, free_bytes=sys.maxsize)
             wanted = merging.removal(history, ids, way=Way.AUTO, place=place)
             with MergeJournal(directory, entry.removed, in_place=ids) as written:
                 run = _Run(repository, uuid, reporter, stop, written, None, is_resumed=True)
