@@ -147,3 +147,17 @@ def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_result_of_a_verify_does_not_outlive_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    one, ids = chain(tmp_path / "repository", 2)
+    abilities = filesystem.abilities
+    monkeypatch.setattr(filesystem, "abilities", lambda directory: replace(abilities(directory), exchanges=exchanges))
+    verify.run(VerifyRequest(), one.uuid, repository=one.repository, reporter=Recorder(), stop=Stop())
+    assert (one.directory / ids[1] / "verified.json").exists()
+    prune(one, ids[:1])
+    assert not (one.directory / ids[1] / "verified.json").exists()
+    one.check()

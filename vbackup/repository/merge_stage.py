@@ -30,6 +30,8 @@ from vbackup.stop import Stop
 #: The marker: every file in the stage is complete, and takes the place of the one that the backup has.
 PUBLISH = "publish"
 _MANIFEST = "manifest.json"
+#: What a verify has found in the old images (vbackup.repository.verification): it says nothing about the new ones.
+_VERIFIED = "verified.json"
 #: How long a publication waits for readers of the old files.
 PATIENCE_S = 30.0
 
@@ -76,6 +78,7 @@ class MergeStage:
                 else:
                     _write(self.path / PUBLISH, b"")
                     fsync(self.path)
+                    fsync(self._domain)  # a stage without a name could not be found again
                     _move(self.path, self._final)
 
     def _link_others(self) -> bool:
@@ -87,7 +90,7 @@ class MergeStage:
         try:
             for entry in sorted(self._final.iterdir()):
                 target = self.path / entry.name
-                if os.path.lexists(target):
+                if os.path.lexists(target) or entry.name == _VERIFIED:
                     continue
                 made.append(target)
                 if is_directory(entry):
@@ -171,7 +174,7 @@ def _move(stage: Path, final: Path) -> None:
 
     Only files that are staged are touched: going on with it is the same as beginning.
     """
-    (final / "verified.json").unlink(missing_ok=True)  # it is about the old images
+    (final / _VERIFIED).unlink(missing_ok=True)
     order = sorted(stage.iterdir(), key=lambda path: (path.name == _MANIFEST, path.name))
     for path in order:
         if path.name != PUBLISH:
