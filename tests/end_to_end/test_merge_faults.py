@@ -149,6 +149,23 @@ def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def test_backup_made_a_full_lends_its_bitmap_to_nobody(tmp_path: Path) -> None:
+    """Only the newest backup and the last full have theirs in the domain: a differential starts from the true full."""
+    one, ids = chain(tmp_path / "repository", 4)
+    before = one.repository.catalogue(one.uuid).history
+    for backup_id, is_kept in ((ids[2], False), (ids[3], True)):
+        request = ConsolidateRequest(one.uuid, backup_id=backup_id)
+        consolidation.run(request, repository=one.repository, reporter=Recorder(), stop=Stop())
+        image = one.get(backup_id).image("vda")
+        assert image is not None
+        assert (image.bitmap is not None) == is_kept
+        if not is_kept:
+            after = one.repository.catalogue(one.uuid).history
+            assert after.last_full("vda") == before.last_full("vda")
+            assert after.base_bitmaps("vda") == before.base_bitmaps("vda")
+    one.check()
+
+
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_result_of_a_verify_does_not_outlive_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool

@@ -91,7 +91,7 @@ def simple(path: Path, *, count: int = 4, compression: Compression = Compression
 
 @pytest.mark.parametrize("way", [Way.IN_PLACE, Way.COPY])
 def test_full_for_ever(tmp_path: Path, way: Way) -> None:
-    """The oldest goes every day: the heir is a full then, from which a differential can start, and no image grows."""
+    """The oldest goes every day: the heir is a full then, and no image grows."""
     one, ids = simple(tmp_path / "repository")
     for oldest, heir in zip(ids, ids[1:]):
         done = prune(one, [oldest], way)

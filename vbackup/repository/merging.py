@@ -183,7 +183,11 @@ def merged_backup(
     """
     merges = {disk.dev: disk for disk in disks}
     new = tuple(
-        image if image.dev not in merges else _merged_image(image, merges[image.dev], *images[image.dev])
+        image
+        if image.dev not in merges
+        else _merged_image(
+            image, merges[image.dev], *images[image.dev], is_newest=history.newest(image.dev) in (None, backup)
+        )
         for image in backup.disks
     )
     bases = [base for base in (image.base for image in new) if base is not None]
@@ -192,13 +196,21 @@ def merged_backup(
     return replace(backup, disks=new, parent=parent, level=level)
 
 
-def _merged_image(image: DiskImage, merge: DiskMerge, blocks: BlocksRecord, size_bytes: int) -> DiskImage:
+def _merged_image(
+    image: DiskImage, merge: DiskMerge, blocks: BlocksRecord, size_bytes: int, *, is_newest: bool
+) -> DiskImage:
+    """Return the record of an image; one that becomes a full has no bitmap, unless its backup is the newest.
+
+    The domain has the bitmaps of the newest backup and of the last full (History.base_bitmaps). With the name of one
+    that it has not, this image would be taken for the last full, and the bitmap of the true one would go.
+    """
     others = ", ".join(merge.layers[1:])
     reason = f"merged with {others}" if merge.base is None else f"changes since {merge.base}, merged with {others}"
     return replace(
         image,
         base=merge.base,
         level=Level.FULL if merge.base is None else image.level,
+        bitmap=None if merge.base is None and not is_newest else image.bitmap,
         reason=reason,
         blocks=blocks,
         digest=None,
