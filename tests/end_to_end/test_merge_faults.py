@@ -149,6 +149,17 @@ def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def test_hard_linked_copy_of_a_repository_is_not_written(tmp_path: Path) -> None:
+    """``cp -al`` is how many people take a snapshot of a repository."""
+    one, ids = chain(tmp_path / "repository", 2)
+    subprocess.run(["cp", "-al", tmp_path / "repository", tmp_path / "copy"], check=True)
+    with pytest.raises(StorageError, match=r"another name.*--consolidate auto or copy"):
+        prune(one, ids[:1], Way.IN_PLACE)
+    assert prune(one, ids[:1]).removed == (ids[0],)
+    one.check()
+    assert raw_digest(tmp_path / "copy" / one.uuid / ids[0] / "vda.qcow2") == one.states[ids[0]]["vda"].digest
+
+
 def test_backup_made_a_full_lends_its_bitmap_to_nobody(tmp_path: Path) -> None:
     """Only the newest backup and the last full have theirs in the domain: a differential starts from the true full."""
     one, ids = chain(tmp_path / "repository", 4)

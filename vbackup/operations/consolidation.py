@@ -159,7 +159,10 @@ def plan_length(catalogue: Catalogue, limit: int, *, repository: Repository, way
 def _place(directory: Path) -> Place:
     with storage_errors(f"write to {directory}"):
         found = filesystem.abilities(directory)
-    return Place(found.reflinks, found.links, found.free_bytes)
+        linked = {
+            (path.parent.name, path.stem) for path in directory.glob("*/*.qcow2") if path.lstat().st_nlink > 1
+        }
+    return Place(found.reflinks, found.links, found.free_bytes, frozenset(linked))
 
 
 def _bases_of_unfinished(repository: Repository, uuid: str) -> dict[str, str]:

@@ -41,6 +41,7 @@ class Place:
     reflinks: bool
     links: bool
     free_bytes: int
+    linked: frozenset[tuple[str, str]] = frozenset()  #: (backup id, dev) of the images that have a further name
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,8 @@ class _Planner:
             return "that backup stays"
         if not is_last:
             return "another backup takes it over"
+        if (chain[-1].backup.id, chain[-1].image.dev) in self._place.linked:
+            return "the image has another name too (a hard link), and a copy of the repository would be written"
         if not self._place.links:
             return "the filesystem has no hard links"
         if len({link.image.virtual_size_bytes for link in chain}) > 1:
