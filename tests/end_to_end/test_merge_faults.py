@@ -149,6 +149,17 @@ def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def test_long_chain_is_merged_in_place_with_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_list, "_SMALL_BYTES", 0)  # lists stay open, as those of large disks do
+    one, ids = chain(tmp_path / "repository", 40)
+    assert in_limits(64, 64, lambda: prune(one, ids[:-1], Way.IN_PLACE)) == 7
+    assert one.ids() == ids  # refused before anything was written
+    assert not (one.directory / merge_journal.NAME).exists()
+    assert in_limits(64, 4096, lambda: prune(one, ids[:-1], Way.IN_PLACE)) == 0
+    one.check()
+    assert one.ids() == ids[-1:]
+
+
 def test_hard_linked_copy_of_a_repository_is_not_written(tmp_path: Path) -> None:
     """``cp -al`` is how many people take a snapshot of a repository."""
     one, ids = chain(tmp_path / "repository", 2)
@@ -158,6 +169,44 @@ def test_hard_linked_copy_of_a_repository_is_not_written(tmp_path: Path) -> None
     assert prune(one, ids[:1]).removed == (ids[0],)
     one.check()
     assert raw_digest(tmp_path / "copy" / one.uuid / ids[0] / "vda.qcow2") == one.states[ids[0]]["vda"].digest
+
+
+@pytest.mark.parametrize("error", [BusyError("It is open in another process."), StorageError("No daemon.")])
+def test_backup_stays_restorable_if_nothing_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    one, ids = chain(tmp_path / "repository", 2)
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(images_merge, "commit", fail)
+    if isinstance(error, BusyError):
+        assert prune(one, ids[:1], Way.IN_PLACE).kept.keys() == {ids[0]}
+    else:
+        with pytest.raises(StorageError):
+            prune(one, ids[:1], Way.IN_PLACE)
+    assert one.ids() == ids
+    assert not (one.directory / merge_journal.NAME).exists()
+    one.check()
+
+
+def test_backup_stays_hidden_if_something_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, ids = chain(tmp_path / "repository", 2)
+    commit = images_merge.commit
+
+    def fail(*arguments: object, **named: object) -> None:
+        commit(*arguments, **named)  # type: ignore[arg-type]
+        raise BusyError("It is open in another process.")
+
+    monkeypatch.setattr(images_merge, "commit", fail)
+    with pytest.raises(BusyError, match="vbackup recover"):
+        prune(one, ids[:1], Way.IN_PLACE)
+    assert one.ids() == ids[1:]
+    one.check(lists=False)
+    monkeypatch.undo()
+    recover(one)
+    one.check()
 
 
 def test_backup_made_a_full_lends_its_bitmap_to_nobody(tmp_path: Path) -> None:

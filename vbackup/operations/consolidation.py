@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vbackup import files, names
-from vbackup.errors import BusyError, ChainError, VbackupError
+from vbackup.errors import BusyError, ChainError, StorageError, VbackupError
 from vbackup.files import storage_errors
 from vbackup.images import merge as images_merge
 from vbackup.images.merge import Commit
@@ -52,6 +52,8 @@ from vbackup.stop import Stop
 _PROTECTED = "protected"
 #: Prefix of what a stage has only for a while: it is not published.
 _TEMPORARY = ".temporary-"
+#: Files that a merge has open besides the directories and block lists of its chain.
+_FILES = 32
 #: How long the storage daemon of a dead run may take to end.
 _CLOSING_S = 30.0
 
@@ -262,6 +264,8 @@ class _Run:
                 else:
                     self._merge(each)
             except BusyError as err:
+                if not self.is_resumed and set(_below(each)) & self.written.in_place:
+                    raise  # it had begun, so these are not kept
                 self.busy[each.heir] = str(err).rstrip(".")
                 for backup_id in _below(each):
                     if backup_id in wanted.removed:
@@ -321,11 +325,36 @@ class _Run:
                 self._refuse_used(disk)
             _refuse_needed(history, each.heir, in_place, lost)
             claimed = [self.directory / backup_id for backup_id in (*lost, each.heir)]
+            _allow_files(len(claimed) + max(len(disk.layers) for disk in in_place))
             stack.enter_context(merge_stage.claim(claimed, stop=self.stop))
-            self.written.set_in_place({*self.written.in_place, *lost})
+            stack.enter_context(self._marked(lost, [self._path(disk.layers[-1], disk.dev) for disk in in_place]))
             for disk in in_place:
                 images[disk.dev] = self._image(disk, history, stage)
             self._publish(each, images, history, stage, is_claimed=True)
+
+    @contextmanager
+    def _marked(self, lost: Collection[str], paths: Sequence[Path]) -> Iterator[None]:
+        """Record that these backups cannot be restored any more, unless the block fails before it has written.
+
+        ``paths``: the images that are written. Raises BusyError if it had written; the merge has to be finished then.
+        """
+        with storage_errors(f"read {self.directory}"):
+            before = [_change(path) for path in paths]
+        marked = self.written.in_place
+        self.written.set_in_place({*marked, *lost})
+        try:
+            yield
+        except BaseException as err:
+            with storage_errors(f"read {self.directory}"):
+                is_same = not self.is_resumed and [_change(path) for path in paths] == before
+            if is_same:
+                self.written.set_in_place(marked)
+            elif isinstance(err, BusyError):
+                raise BusyError(
+                    f"{err} The merge into {', '.join(lost)} had begun, and these cannot be restored any more: 'vbackup"
+                    " recover' finishes it."
+                ) from err
+            raise
 
     def _refuse_used(self, disk: DiskMerge) -> None:
         """Raise BusyError if another process has the image open; the daemon of a dead run may still be closing it."""
@@ -423,6 +452,7 @@ class _Run:
         """
         links = history.links(disk.layers[0], disk.dev)[: len(disk.layers)]
         layers = []
+        readers.allow_files(len(links))
         with ExitStack() as stack:
             for link in links:
                 path = self._path(link.backup.id, disk.dev)
@@ -475,6 +505,17 @@ def _lost(history: History, disks: Sequence[DiskMerge], removed: Collection[str]
     return lost
 
 
+def _allow_files(count: int) -> None:
+    """Let this process have these files open, and some more. Raises StorageError if it may not."""
+    limit = readers.allow_files(count)
+    if limit is not None and limit < count + _FILES:
+        raise StorageError(
+            f"A merge in place of so long a chain needs {count + _FILES} open files at a time, and this process may have"
+            f" {limit}. Nothing was written; raise the limit (ulimit -Hn), remove fewer backups at a time, or use"
+            " --consolidate copy."
+        )
+
+
 def _refuse_needed(history: History, heir: str, disks: Sequence[DiskMerge], lost: Collection[str]) -> None:
     """Raise BusyError if others than the heir, and what depends on it, need an image that will be written into.
 
@@ -499,6 +540,12 @@ def _links(history: History, backup_id: str, image: DiskImage) -> Sequence[Link]
         return history.links(backup_id, image.dev)
     except ChainError:
         return ()  # it cannot be restored anyway
+
+
+def _change(path: Path) -> tuple[int, int, int]:
+    """Return what every write into a file changes. A new name changes the time of the inode, but not this."""
+    status = path.lstat()
+    return status.st_mtime_ns, status.st_size, status.st_blocks
 
 
 def _is_compressed(path: Path) -> bool:

@@ -48,7 +48,7 @@ def reading(directories: Iterable[Path], *, stop: Stop | None = None, wait_s: fl
     with ExitStack() as stack:
         deadline = time.monotonic() + wait_s
         ordered = sorted(set(directories))  # in one order, or two could wait for each other
-        _allow_files(len(ordered))
+        allow_files(len(ordered))
         for directory in ordered:
             stack.callback(os.close, _locked(directory, stop, deadline))
         yield
@@ -126,8 +126,8 @@ def _locked(directory: Path, stop: Stop | None, deadline: float) -> int:
         os.close(fd)
 
 
-def _allow_files(count: int) -> None:
-    """Let this process have so many files open, and some more, as far as the hard limit allows it.
+def allow_files(count: int) -> int | None:
+    """Let this process have so many files open, and some more; return how many the hard limit allows, None for any.
 
     The soft limit is 1024 for the sake of select(2), and a verify of all backups of a domain can hold more.
     """
@@ -135,6 +135,7 @@ def _allow_files(count: int) -> None:
     wanted = count + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, count + _OTHER_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return None if hard == resource.RLIM_INFINITY else hard
 
 
 def _opened(directory: Path) -> int:
