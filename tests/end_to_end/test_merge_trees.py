@@ -220,7 +220,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, ids = simple(tmp_path / "repository")
     needed = sum(image.file_size_bytes for each in ids[1:2] for image in one.get(each).disks) + MIB
-    monkeypatch.setattr(consolidation, "_place", lambda _directory: Place(False, True, needed))
+    monkeypatch.setattr(consolidation, "place", lambda _directory: Place(False, True, needed))
     with pytest.raises(NoSpaceError, match="--consolidate in-place fits"):
         prune(one, [ids[0]], Way.COPY)
     assert prune(one, [ids[0]], Way.AUTO).removed == (ids[0],)

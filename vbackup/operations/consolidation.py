@@ -137,7 +137,7 @@ def plan(catalogue: Catalogue, remove: Collection[str], *, repository: Repositor
     for backup_id, unfinished in _bases_of_unfinished(repository, catalogue.uuid).items():
         if backup_id in remove:
             kept[backup_id] = f"{unfinished}, which was interrupted, depends on it ('vbackup recover' ends that)"
-    return merging.removal(catalogue.history, remove, way=way or Way.AUTO, place=_place(directory), kept=kept)
+    return merging.removal(catalogue.history, remove, way=way or Way.AUTO, place=place(directory), kept=kept)
 
 
 def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, way: Way | None = None) -> Plan:
@@ -147,18 +147,19 @@ def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, w
     """
     backup = catalogue.history.get(backup_id)
     wanted = [(backup_id, image.dev) for image in backup.disks]
-    place = _place(repository.path / catalogue.uuid)
-    return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=place)
+    found = place(repository.path / catalogue.uuid)
+    return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=found)
 
 
 def plan_length(catalogue: Catalogue, limit: int, *, repository: Repository, way: Way | None = None) -> Plan:
     """Plan to make images independent so that no chain has more than ``limit`` images. Raises as ``plan_full``."""
     wanted = merging.too_long(catalogue.history, limit)
-    place = _place(repository.path / catalogue.uuid)
-    return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=place)
+    found = place(repository.path / catalogue.uuid)
+    return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=found)
 
 
-def _place(directory: Path) -> Place:
+def place(directory: Path) -> Place:
+    """Return what the filesystem of a domain's directory offers. Raises StorageError."""
     with storage_errors(f"write to {directory}"):
         found = filesystem.abilities(directory)
         linked = {

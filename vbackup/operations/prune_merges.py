@@ -139,7 +139,14 @@ class Consolidation:
         directory = self.repository.path / catalogue.uuid
         if self.max_chain is None:
             return PlannedMerge(plan, directory)
-        too_long = merging.too_long(_afterwards(_whole(catalogue).history, plan.removed), self.max_chain)
+        history = _whole(catalogue).history
+        after = _afterwards(history, plan.removed)
+        too_long = merging.too_long(after, self.max_chain)
+        if too_long:
+            # Only whether it can be done: what is removed must not be gone when that turns out.
+            place = consolidation.place(directory)
+            place = replace(place, free_bytes=max(0, plan.free_bytes - plan.needs_bytes + _freed_bytes(plan, history)))
+            merging.independence(after, too_long, way=self.way, place=place)
         return PlannedMerge(plan, directory, tuple(too_long), self.max_chain)
 
     def carry_out(self, merge: Merge) -> Mapping[str, str]:
@@ -163,14 +170,24 @@ def _afterwards(history: History, removed: Collection[str]) -> History:
     by_id = {backup.id: backup for backup in history.backups}
 
     def image_after(image: DiskImage) -> DiskImage:
-        base = image.base
+        base, size_bytes = image.base, image.file_size_bytes
         while base is not None and base in removed:
             below = by_id[base].image(image.dev)
+            size_bytes += below.file_size_bytes if below is not None else 0
             base = below.base if below is not None else None
-        return replace(image, base=base)
+        return replace(image, base=base, file_size_bytes=size_bytes)
 
     left = (backup for backup in history.backups if backup.id not in removed)
     return History([replace(backup, disks=tuple(map(image_after, backup.disks))) for backup in left])
+
+
+def _freed_bytes(plan: Plan, history: History) -> int:
+    """Return the room that is free again after the merges: the old images, unless the new ones are made of them."""
+    sizes = {(one.id, image.dev): image.file_size_bytes for one in history.backups for image in one.disks}
+    disks = [(merge.heir, disk) for merge in plan.merges for disk in merge.disks]
+    gone = {key for key in sizes if key[0] in plan.removed} | {(heir, disk.dev) for heir, disk in disks}
+    gone -= {(disk.layers[-1], disk.dev) for _, disk in disks if disk.way is not Way.COPY}
+    return sum(sizes.get(key, 0) for key in gone)
 
 
 def _file_bytes(path: Path) -> int:

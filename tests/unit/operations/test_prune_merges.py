@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.unit.builders import UUID, Recorder, backup, commit, image, incremental
+from vbackup.errors import NoSpaceError, StorageError
 from vbackup.model import Level
+from vbackup.operations import consolidation
 from vbackup.operations.prune_merges import Consolidation, PlannedMerge
-from vbackup.repository.merging import DiskMerge, Merge, Plan, Way
+from vbackup.repository.merging import DiskMerge, Merge, Place, Plan, Way
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -72,3 +76,46 @@ def test_chains_are_measured_as_they_will_be(repo: Repository) -> None:
     assert shorter.document()["shortened"] == [{"id": chain[4].id, "dev": "vda"}]
     (repo.directory(UUID, chain[4].id) / "vda.qcow2").unlink()
     assert plan(2).shortened == ()
+
+
+@pytest.mark.parametrize(
+    ("way", "free_bytes", "error", "message"),
+    [
+        (Way.IN_PLACE, 1 << 40, StorageError, "in place: that backup stays"),
+        (Way.REFLINK, 1 << 40, StorageError, "no reflinks"),
+        (Way.AUTO, 1000, NoSpaceError, "Nothing was changed"),
+    ],
+)
+def test_chain_that_cannot_be_shortened_is_refused_while_all_backups_are_there(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch, way: Way, free_bytes: int, error: type[Exception], message: str
+) -> None:
+    for one in (ONE, TWO, THREE):
+        commit(repo, one)
+    monkeypatch.setattr(consolidation, "place", lambda _directory: Place(False, True, free_bytes))
+    consolidator = Consolidation(repo, way, Recorder(), Stop(), max_chain=2)
+    with pytest.raises(error, match=message):
+        consolidator.plan(repo.catalogue(UUID), [])
+    assert Consolidation(repo, way, Recorder(), Stop(), max_chain=3).plan(repo.catalogue(UUID), []).is_empty
+
+
+def test_room_that_the_merges_free_is_there_for_shorter_chains(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five images, of which two are merged; what the merge takes for a while is there again after it."""
+    chain = [ONE]
+    for number in range(2, 6):
+        chain.append(incremental(number, chain[-1]))
+    for one in chain:
+        commit(repo, one)
+    sizes = [one.disks[0].file_size_bytes for one in chain]
+    margin = 1024 * 1024
+    merged = sum(sizes[:3])
+
+    def plan(free_bytes: int) -> PlannedMerge:
+        monkeypatch.setattr(consolidation, "place", lambda _directory: Place(False, True, free_bytes))
+        return Consolidation(repo, Way.COPY, Recorder(), Stop(), 2).plan(repo.catalogue(UUID), [ONE.id, TWO.id])
+
+    needed = max(merged + margin, sum(sizes) + 2 * margin)
+    assert plan(needed).shortened == ((chain[4].id, "vda"),)
+    with pytest.raises(NoSpaceError):
+        plan(needed - 1)
