@@ -17,10 +17,14 @@ from tests.unit.builders import Recorder
 from vbackup.errors import BusyError, StorageError
 from vbackup.images import merge as images_merge
 from vbackup.operations import consolidation, verify
+from vbackup.operations import prune as prune_operation
 from vbackup.operations.consolidation import ConsolidateRequest, Done
+from vbackup.operations.prune import PruneRequest, Pruning
+from vbackup.operations.prune_merges import Consolidation
 from vbackup.operations.verify import VerifyRequest
 from vbackup.repository import block_list, filesystem, merge_journal, merge_stage, readers
 from vbackup.repository.merging import Way
+from vbackup.repository.retention import Rules
 from vbackup.stop import Stop
 
 SIZE = 1024 * 1024
@@ -238,3 +242,25 @@ def test_result_of_a_verify_does_not_outlive_the_images(
     prune(one, ids[:1])
     assert not (one.directory / ids[1] / "verified.json").exists()
     one.check()
+
+
+def test_prune_tells_which_chain_it_did_not_shorten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge_stage, "PATIENCE_S", 0.1)
+    one, ids = chain(tmp_path / "repository", 4)
+    consolidator = Consolidation(one.repository, Way.AUTO, Recorder(), Stop(), max_chain=2)
+    request = PruneRequest(one.uuid, Rules(last=9))
+
+    def run() -> Pruning:
+        return prune_operation.run(
+            request, repository=one.repository, consolidator=consolidator, reporter=Recorder(), stop=Stop()
+        )
+
+    with readers.reading([one.directory / ids[2]]):
+        done = run()
+    assert done.busy.keys() == {ids[2]}
+    assert done.merge is not None
+    assert done.merge.sentences() == []
+    done = run()
+    assert not done.busy
+    assert done.merge is not None
+    assert done.merge.sentences() == [f"Disk vda: {ids[2]} becomes a full, so that no chain has more than 2 images."]

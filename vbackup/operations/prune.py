@@ -10,7 +10,7 @@ them (vbackup.operations.consolidation), or stays if that is not wanted.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from vbackup import names
@@ -64,6 +64,8 @@ class Pruning:
     lines: tuple[Line, ...]  #: oldest first
     merge: Merge | None
     merged_bytes: int = 0  #: room that is free when the merge is done
+    busy: Mapping[str, str] = field(default_factory=dict)  #: why backups did not become fulls, by id
+    has_recovered: bool = False  #: what a killed run left was finished or undone before
 
     @property
     def removed(self) -> tuple[Line, ...]:
@@ -94,10 +96,10 @@ def run(
     uuid = request.uuid
     with repository.lock(uuid, wait=LockWait(request.wait_lock_s, reporter, stop)):
         _warn_without_locks(repository, uuid, reporter)
-        consolidation.recover(repository, uuid, reporter=reporter, stop=stop)
+        recovered = consolidation.recover(repository, uuid, reporter=reporter, stop=stop)
         for failure in removal.delete_removed(repository.path / uuid):
             reporter.warning(f"A removed backup still takes room, because it cannot be deleted: {failure}.")
-        pruning = _plan(request, repository, consolidator)
+        pruning = replace(_plan(request, repository, consolidator), has_recovered=bool(recovered))
         return pruning if request.dry_run else _carry_out(pruning, repository, consolidator, reporter, stop)
 
 
@@ -250,7 +252,7 @@ def _carry_out(
         why_kept[line.id] = stays.IN_USE
         reporter.warning(f"Backup {line.id} stays: another vbackup has begun to read it. The next prune removes it.")
     failures = removal.delete_removed(domain_directory)
-    merge = pruning.merge
+    merge, busy = pruning.merge, pruning.busy
     if merge is not None and not why_kept.keys().isdisjoint(merge.heirs):
         why_kept.update(
             (one, "not merged now: another vbackup has begun to read one that depends on it or on others")
@@ -260,7 +262,11 @@ def _carry_out(
         merge = None
     if merge is not None and consolidator is not None:
         stop.check()
-        why_kept.update(consolidator.carry_out(merge))
+        carried = consolidator.carry_out(merge)
+        merge, busy = carried.merge, carried.busy
+        why_kept.update(carried.kept)
+        for backup_id, reason in busy.items():
+            reporter.warning(f"Backup {backup_id} did not become a full: {reason}.")
         failures = removal.delete_removed(domain_directory)
     if failures:
         raise StorageError(
@@ -277,4 +283,5 @@ def _carry_out(
         ),
         merge=merge,
         merged_bytes=pruning.merged_bytes if merge is not None else 0,
+        busy=busy,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,14 +44,23 @@ class Merge(Protocol):
         """Return the same as a JSON object."""
 
 
+@dataclass(frozen=True)
+class Carried:
+    """What became of a plan."""
+
+    merge: Merge  #: what was done of it
+    kept: Mapping[str, str]  #: why backups that were to be removed stay, by id
+    busy: Mapping[str, str] = field(default_factory=dict)  #: why others did not become fulls, by id
+
+
 class Consolidator(Protocol):
     """Gives the data of removed backups to those that depend on them."""
 
     def plan(self, catalogue: Catalogue, remove: Collection[str]) -> Merge:
         """Return what has to be done. Raises NoSpaceError, and whatever says that it cannot be done."""
 
-    def carry_out(self, merge: Merge) -> Mapping[str, str]:
-        """Do it, and remove the backups; return which of them stay all the same, and why."""
+    def carry_out(self, merge: Merge) -> Carried:
+        """Do it, and remove the backups; return what was done, and what not, because backups are in use."""
 
 
 @dataclass(frozen=True)
@@ -149,15 +158,19 @@ class Consolidation:
             merging.independence(after, too_long, way=self.way, place=place)
         return PlannedMerge(plan, directory, tuple(too_long), self.max_chain)
 
-    def carry_out(self, merge: Merge) -> Mapping[str, str]:
-        """Do it, and remove the backups; return which of them stay all the same, and why."""
+    def carry_out(self, merge: Merge) -> Carried:
+        """Do it, and remove the backups; return what was done, and what not, because backups are in use."""
         assert isinstance(merge, PlannedMerge)
-        done = consolidation.carry_out(merge.plan, repository=self.repository, reporter=self.reporter, stop=self.stop)
-        if self.max_chain is not None and merge.shortened:
-            catalogue = _whole(self.repository.catalogue(merge.plan.domain_uuid))
-            shorter = consolidation.plan_length(catalogue, self.max_chain, repository=self.repository, way=self.way)
-            consolidation.carry_out(shorter, repository=self.repository, reporter=self.reporter, stop=self.stop)
-        return done.kept
+        plan = merge.plan
+        done = consolidation.carry_out(plan, repository=self.repository, reporter=self.reporter, stop=self.stop)
+        merged = replace(plan, merges=tuple(one for one in plan.merges if one.heir in done.merged))
+        if self.max_chain is None or not merge.shortened:
+            return Carried(replace(merge, plan=merged), done.kept)
+        catalogue = _whole(self.repository.catalogue(plan.domain_uuid))
+        shorter = consolidation.plan_length(catalogue, self.max_chain, repository=self.repository, way=self.way)
+        then = consolidation.carry_out(shorter, repository=self.repository, reporter=self.reporter, stop=self.stop)
+        fulls = [(one.heir, disk.dev) for one in shorter.merges if one.heir in then.merged for disk in one.disks]
+        return Carried(replace(merge, plan=merged, shortened=tuple(sorted(fulls))), done.kept, then.busy)
 
 
 def _whole(catalogue: Catalogue) -> Catalogue:

@@ -18,6 +18,7 @@ from vbackup.errors import BusyError, ChainError, InterruptedBySignalError, Need
 from vbackup.model import EXCLUDED, Backup, LeftOut, Level
 from vbackup.operations import prune
 from vbackup.operations.prune import PruneRequest, Pruning
+from vbackup.operations.prune_merges import Carried
 from vbackup.repository import protection, readers, removal
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.protection import Protection
@@ -70,6 +71,7 @@ class FakeConsolidator:
     seen: Catalogue | None = None
     error: Exception | None = None
     stay: Mapping[str, str] = field(default_factory=dict)
+    busy: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self, catalogue: Catalogue, remove: Collection[str]) -> FakeMerge:
         self.log.append("plan")
@@ -84,12 +86,13 @@ class FakeConsolidator:
             }
         )
 
-    def carry_out(self, merge: Any) -> Mapping[str, str]:
+    def carry_out(self, merge: Any) -> Carried:
         self.log.append("carry out")
         for one in merge.heirs:
             if one not in self.stay:
                 assert removal.take_away(self.repository.directory(UUID, one))
-        return self.stay
+        heirs = {one: heirs for one, heirs in merge.heirs.items() if one not in self.stay}
+        return Carried(replace(merge, heirs=heirs), self.stay, self.busy)
 
 
 def run(
@@ -169,6 +172,23 @@ def test_backup_that_could_not_be_merged_after_all_is_told(repo: Repository, pat
     assert why(done, FIVE) == ("it is in use",)
     assert FIVE.id not in [line.id for line in done.removed]
     assert SIX.id in [line.id for line in done.removed]
+    assert done.merge is not None
+    assert done.merge.sentences() == [f"{SIX.id} goes into {SEVEN.id}."]  # only what was done
+    assert paths
+
+
+def test_chain_that_was_not_shortened_is_told(repo: Repository, paths: dict[str, Path]) -> None:
+    recorder = Recorder()
+    done = run(repo, consolidator=FakeConsolidator(repo, busy={SEVEN.id: "it is in use"}), recorder=recorder)
+    assert done.busy == {SEVEN.id: "it is in use"}
+    assert f"Backup {SEVEN.id} did not become a full: it is in use." in recorder.warnings
+    assert paths
+
+
+def test_dry_run_that_finished_what_a_killed_run_left_says_so(repo: Repository, paths: dict[str, Path]) -> None:
+    assert not run(repo, dry_run=True).has_recovered
+    (repo.path / UUID / f".merge-{SEVEN.id}").mkdir()
+    assert run(repo, dry_run=True).has_recovered
     assert paths
 
 

@@ -25,7 +25,10 @@ _WILDCARDS = frozenset("*?[")
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Prune the domains, one after the other; the exit status is 3 if it failed for some of several only."""
+    """Prune the domains, one after the other; the exit status is 3 if it failed for some of several only.
+
+    It is 8 if chains are longer than they may be, because backups are in use.
+    """
     rules = _rules(options)
     words = _words(options)
     repository = Repository.open(context.repository_path())
@@ -42,7 +45,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         if not done and not failed:
             print(output.plain(f"No domains in {repository.path} yet."))
     if not failed:
-        return Status.DONE
+        return Status.BUSY if any(one.busy for one in done) else Status.DONE
     print(f"vbackup: {len(failed)} of {len(uuids)} domains failed.", file=sys.stderr)
     return Status.SOME_FAILED
 
@@ -159,6 +162,7 @@ def _document(
                 "kept": len(one.lines) - len(one.removed),
                 "removed": len(one.removed),
                 "freed_bytes": one.freed_bytes,
+                "busy": [{"id": backup_id, "reason": reason} for backup_id, reason in one.busy.items()],
                 "consolidation": None if one.merge is None else one.merge.document(),
             }
             for one in done
@@ -204,5 +208,6 @@ def _row(line: Line) -> tuple[str, ...]:
 def _summary(one: Pruning, *, dry_run: bool) -> str:
     backups = f"{len(one.removed)} of {len(one.lines)} backups"
     if dry_run:
-        return f"Would remove {backups} and free {output.size(max(one.freed_bytes, 0))}; nothing was changed."
+        changed = "nothing but what a killed run had left was changed" if one.has_recovered else "nothing was changed"
+        return f"Would remove {backups} and free {output.size(max(one.freed_bytes, 0))}; {changed}."
     return f"Removed {backups}; {output.size(max(one.freed_bytes, 0))} freed."
