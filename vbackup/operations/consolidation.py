@@ -162,9 +162,7 @@ def place(directory: Path) -> Place:
     """Return what the filesystem of a domain's directory offers. Raises StorageError."""
     with storage_errors(f"write to {directory}"):
         found = filesystem.abilities(directory)
-        linked = {
-            (path.parent.name, path.stem) for path in directory.glob("*/*.qcow2") if path.lstat().st_nlink > 1
-        }
+        linked = {(path.parent.name, path.stem) for path in directory.glob("*/*.qcow2") if path.lstat().st_nlink > 1}
     return Place(found.reflinks, found.links, found.free_bytes, frozenset(linked))
 
 
@@ -511,8 +509,8 @@ def _allow_files(count: int) -> None:
     limit = readers.allow_files(count)
     if limit is not None and limit < count + _FILES:
         raise StorageError(
-            f"A merge in place of so long a chain needs {count + _FILES} open files at a time, and this process may have"
-            f" {limit}. Nothing was written; raise the limit (ulimit -Hn), remove fewer backups at a time, or use"
+            f"A merge in place of so long a chain needs {count + _FILES} open files at a time, and this process may"
+            f" have {limit}. Nothing was written; raise the limit (ulimit -Hn), remove fewer backups at a time, or use"
             " --consolidate copy."
         )
 

@@ -156,8 +156,8 @@ class _Work:
             for backup_id in self._selected.merging:
                 self._reporter.warning(
                     f"The images of backup {backup_id}, which is being removed, are not verified: others are being"
-                    " merged into them in place. If no vbackup does that now, it was interrupted: run 'vbackup recover',"
-                    " and then verify again."
+                    " merged into them in place. If no vbackup does that now, it was interrupted: run 'vbackup"
+                    " recover', and then verify again."
                 )
             self._check_further_files()
             order = self._verdicts.order(self._selected.links)

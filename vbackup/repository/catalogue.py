@@ -122,7 +122,7 @@ def read(directory: Path, uuid: str) -> Catalogue:
         tuple(domain_names(directory)),
         history=history,
         unreadable=tuple(unreadable),
-        incomplete=tuple(_incomplete(history)),
+        incomplete=tuple(_incomplete(history, directory)),
     )
 
 
@@ -193,7 +193,19 @@ def _shortened(text: str) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... (the rest of {len(text)} characters is left out)"
 
 
-def _incomplete(history: History) -> Iterator[Broken]:
+def _exchanged(backup: Backup, history: History, directory: Path) -> str:
+    """Return what to do if the images of a backup are incomplete because an exchange file by file was interrupted."""
+    for image in backup.disks:
+        for link in history.present(backup.id, image.dev):
+            if (directory / f"{merge_journal.MERGE}{link.backup.id}" / merge_journal.PUBLISH).exists():
+                return (
+                    f" The images of backup {link.backup.id} are being exchanged, or that was interrupted: nothing is"
+                    " lost, and 'vbackup recover' finishes it."
+                )
+    return ""
+
+
+def _incomplete(history: History, directory: Path) -> Iterator[Broken]:
     # In the order of sequence numbers, a base comes before the backups that depend on it: no link is followed twice.
     whole: set[tuple[str, str]] = set()
     for backup in history.backups:
@@ -202,4 +214,4 @@ def _incomplete(history: History) -> Iterator[Broken]:
                 history.links(backup.id, image.dev, whole=whole)
                 whole.add((backup.id, image.dev))
             except ChainError as err:
-                yield Broken(backup.id, str(err))
+                yield Broken(backup.id, str(err) + _exchanged(backup, history, directory))

@@ -27,6 +27,8 @@ SCHEMA = "vbackup.merge/1"
 #: Prefixes of what a run has in the domain's directory for a while: the stage of a merge, what is being removed, and
 #: the directory in which the filesystem is asked what it can do.
 MERGE, REMOVED, PROBE = ".merge-", ".removed-", ".probe-"
+#: The marker in a stage: every file in it is complete, and takes the place of the one that the backup has.
+PUBLISH = "publish"
 _MAX_BYTES = 4 * 1024 * 1024
 
 

@@ -24,11 +24,9 @@ from vbackup import names
 from vbackup.errors import BusyError
 from vbackup.files import fsync, is_directory, storage_errors
 from vbackup.repository import filesystem, merge_journal, readers
-from vbackup.repository.merge_journal import MERGE, REMOVED
+from vbackup.repository.merge_journal import MERGE, PUBLISH, REMOVED
 from vbackup.stop import Stop
 
-#: The marker: every file in the stage is complete, and takes the place of the one that the backup has.
-PUBLISH = "publish"
 _MANIFEST = "manifest.json"
 #: What a verify has found in the old images (vbackup.repository.verification): it says nothing about the new ones.
 _VERIFIED = "verified.json"

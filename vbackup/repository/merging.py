@@ -326,10 +326,13 @@ class _Planner:
             return "that backup stays"
         if not is_last:
             return "another backup takes it over"
-        if (chain[-1].backup.id, chain[-1].image.dev) in self._place.linked:
-            return "the image has another name too (a hard link), and a copy of the repository would be written"
         if not self._place.links:
             return "the filesystem has no hard links"
+        return self._why_not_written(chain)
+
+    def _why_not_written(self, chain: Sequence[Link]) -> str | None:
+        if (chain[-1].backup.id, chain[-1].image.dev) in self._place.linked:
+            return "the image has another name too (a hard link), and a copy of the repository would be written"
         if len({link.image.virtual_size_bytes for link in chain}) > 1:
             return "the disk has grown between them"
         if any(link.image.blocks is None for link in chain):

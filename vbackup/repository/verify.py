@@ -38,7 +38,8 @@ def check_chains(
     """Check the chain of each disk (``chains`` by dev); raise ChainError if an image does not match its manifest.
 
     Of an image with a block list, that is its header, its tables and the list; one of an older backup is read as a
-    whole. The tables of an image into which another is being merged in place are not compared: they change. All headers are checked before the first image is read: a wrong one is found at once.
+    whole. The tables of an image into which another is being merged in place are not compared: they change. All
+    headers are checked before the first image is read: a wrong one is found at once.
     """
     for links in chains.values():
         for link in links:

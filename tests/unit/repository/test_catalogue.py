@@ -110,6 +110,22 @@ def test_missing_link_makes_those_above_it_broken(repo: Repository) -> None:
     assert f"backup {ONE.id} is missing" in broken(repo)[TWO.id]
 
 
+def test_backup_whose_images_are_being_exchanged_names_the_remedy(repo: Repository) -> None:
+    """Where directories cannot exchange their names, images are there before the manifest."""
+    one = backup(1)
+    above = incremental(2, one)
+    directory = commit(repo, one)
+    commit(repo, above)
+    (directory / "vda.qcow2").write_bytes(b"larger" * 100000)
+    assert not any("vbackup recover" in each.reason for each in repo.catalogue(UUID).broken)
+    stage = directory.with_name(f".merge-{one.id}")
+    stage.mkdir()
+    (stage / "publish").touch()
+    reasons = [each.reason for each in repo.catalogue(UUID).broken]
+    assert len(reasons) == 2
+    assert all("'vbackup recover' finishes it" in reason for reason in reasons)
+
+
 def test_no_link_of_a_long_chain_is_followed_twice(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the time to list a chain would grow with the square of its length."""
     newest, length = ONE, 50
