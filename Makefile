@@ -57,10 +57,10 @@ help: ## List the targets
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
-check: lint man-lint ## Lint, type-check, build the man pages and run all tests
+check: lint man-lint ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint ## The same with coverage of lines and branches; .ci/run runs this
+check-all: lint man-lint ## The same with coverage of lines and branches
 	$(PYTEST) --cov --cov-report=term $(SUITES)
 
 bench: $(VENV_READY) ## As root: measure vbackup beside its peers (20 minutes), and write tests/bench/results
