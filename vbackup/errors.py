@@ -437,9 +437,9 @@ class DamagedError(ChainError):
         self.length_bytes = length_bytes
         super().__init__(
             f"Disk {dev}: the image {image} of backup {backup} was altered or is damaged: bytes {start_bytes} to"
-            f" {start_bytes + length_bytes - 1} of the disk are not what its block list says. Nothing was restored."
-            " Restore the file from a copy of the repository, or another backup: 'vbackup verify' shows which ones are"
-            " affected."
+            f" {start_bytes + length_bytes - 1} of the disk cannot be read, or are not what its block list says."
+            " Nothing was restored. Restore the file from a copy of the repository, or another backup: 'vbackup verify'"
+            " shows which ones are affected."
         )
 
 

@@ -156,9 +156,10 @@ def test_image_with_a_bad_block_is_told_and_nothing_is_restored(chain: Chain, co
     argv = ("-q", "restore", "bases", "-r", chain.repository, "--output", output)
     with bad_block(image, tmp_path, offset=4 << 20):
         assert command("list", "-r", chain.repository, "--json").document["broken"] == []
-        refused = command(*argv, status=7)
-        expect_one_sentence(refused.stderr)
-        assert f"Cannot read {image}" in refused.stderr
+        refused = command(*argv, status=6)
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr
+        assert f"the image {image} of backup {done['id']} was altered or is damaged" in refused.stderr
+        assert "cannot be read" in refused.stderr
         assert not output.exists()
         command(*argv, "--disk", "vda")
         shutil.rmtree(output)
