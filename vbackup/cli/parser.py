@@ -21,7 +21,7 @@ COMMANDS = {
     "diff": "show how much differs between two backups",
     "usage": "show where the room of a repository goes",
     "check": "look through a repository, and repair it",
-    "audit": "check that changed-block tracking told the truth",
+    "audit": "check that changed-block tracking missed nothing",
     "restore": "restore disks from a backup",
     "prune": "remove backups that no rule keeps",
     "consolidate": "make backups independent of older ones",

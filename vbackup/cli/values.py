@@ -25,7 +25,7 @@ MAX_WAIT_S = 365 * 24 * 3600
 MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 #: Most threads; more would only cost memory.
 MAX_COUNT = 1000
-#: The most backups that a rule can be told to keep: 114 years of one an hour.
+#: The largest number of backups that a rule can keep: 114 years of one an hour.
 MAX_KEPT = 1_000_000
 
 

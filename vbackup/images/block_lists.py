@@ -50,7 +50,7 @@ class ImageFile:
 class Watch:
     """Who follows the reading of a backup's images."""
 
-    reporter: Reporter  #: is told how far each image is, in several threads
+    reporter: Reporter  #: gets the progress of each image, from several threads
     check: Callable[[], None]  #: is called between pieces, and may raise
 
 

@@ -104,7 +104,7 @@ class Audit:
 
     @property
     def is_good(self) -> bool:
-        """True if tracking told the truth, as far as was looked at."""
+        """True if nothing was missed in what was read."""
         return all(disk.is_good for disk in self.disks)
 
 
@@ -284,8 +284,8 @@ def _opened(path: Path) -> int:
 def _keep(moment: datetime, one: DiskAudit, task: _Task, history: History, domain: LockedDomain) -> StorageError | None:
     """Take away the checkpoints of a disk where changes were missed: by the note of the result, and in QEMU.
 
-    Either is enough. The note is first, because QEMU may have ended meanwhile. Whoever asked is told before that:
-    nothing that follows, such as a full repository, keeps it back. Return the error if the note could not be written.
+    Either is enough. The note is first, because QEMU may have ended meanwhile. The warning comes before that: nothing
+    that follows, such as a full repository, can suppress it. Return the error if the note could not be written.
     """
     if not one.is_good:
         domain.reporter.warning(_missed(one, domain.source.domain.name))

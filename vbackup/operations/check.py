@@ -18,7 +18,7 @@ from vbackup.repository.place import Place
 from vbackup.repository.repository import MARKER, Repository
 from vbackup.stop import Stop
 
-#: Less room than that, as a part of the filesystem, is told.
+#: If less than this part of the filesystem is free, that is reported.
 _LITTLE_ROOM = 0.05
 _NO_ROOM_BYTES = 64 * 1024 * 1024
 #: What filesystems and their snapshots have in their topmost directory.

@@ -304,7 +304,7 @@ class _Run:
         return {image.base: backup_id for one in found for image in one.disks}
 
     def _merge(self, each: Merge) -> None:
-        """Merge with images of its own: what is published does not change before the end."""
+        """Merge into new images: what is published does not change before the end."""
         with MergeStage(self.directory, each.heir) as stage:
             history = self.repository.catalogue(self.uuid).history
             images = {disk.dev: self._image(disk, history, stage) for disk in each.disks}

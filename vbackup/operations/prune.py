@@ -74,7 +74,7 @@ class Pruning:
 
     @property
     def freed_bytes(self) -> int:
-        """The room that it frees, in bytes; blocks that files share are not told apart."""
+        """The room that it frees, in bytes; blocks that files share are counted in each."""
         return sum(line.size_bytes for line in self.removed if not line.heirs) + self.merged_bytes
 
 
@@ -209,7 +209,7 @@ def _without(catalogue: Catalogue, ids: Collection[str]) -> Catalogue:
 
 
 def _lines(repository: Repository, catalogue: Catalogue, fates: Mapping[str, _Fate]) -> list[Line]:
-    """Return what is told of each backup: those that cannot be read stand where their ids say."""
+    """Return a line for each backup; those that cannot be read stand where their ids say."""
     backups: Mapping[str, Backup] = {backup.id: backup for backup in catalogue.history.backups}
     order = list(backups)
     for broken in catalogue.unreadable:

@@ -107,16 +107,16 @@ class PlannedMerge:
 
     def sentences(self) -> list[str]:
         """Return what is done and how, for people."""
-        told = []
+        sentences = []
         for merge in self.plan.merges:
             for disk in merge.disks:
                 into = f"{disk.layers[-1]} on, {_WAYS[disk.way]}"
-                told.append(f"Disk {disk.dev}: {merge.heir} takes over what it needs from {into}.")
+                sentences.append(f"Disk {disk.dev}: {merge.heir} takes over what it needs from {into}.")
         for backup_id, dev in self.shortened:
-            told.append(
+            sentences.append(
                 f"Disk {dev}: {backup_id} becomes a full, so that no chain has more than {self.max_chain} images."
             )
-        return told
+        return sentences
 
     def document(self) -> dict[str, Any]:
         """Return the same as a JSON object."""

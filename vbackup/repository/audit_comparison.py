@@ -23,7 +23,7 @@ from vbackup.repository.block_list import (
 from vbackup.repository.block_scan import Layer, Scan, difference
 from vbackup.repository.composition import Composition
 
-#: How many ranges are told: more say nothing new.
+#: The largest number of ranges that are reported: more say nothing new.
 MAX_RANGES = 1000
 
 

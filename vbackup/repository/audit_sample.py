@@ -102,7 +102,7 @@ def _part(mask: int, share: float, random: Random) -> int:
 
 
 def chance_to_miss(bad_blocks: int, *, read: int, of: int) -> float:
-    """Return the chance that none of so many blocks is among those that were read, at random, of all."""
+    """Return the chance that a random sample contains none of this number of blocks."""
     return (1 - read / of) ** bad_blocks if read < of else 0.0
 
 

@@ -3,7 +3,7 @@
 A block that is in no list of a chain reads as zeros, and so does everything beyond the end of the smaller disk. A block
 that the same image decides on both sides is the same: chains that share images are compared above those only. What is
 left is compared by masks and by the digests of whole segments, so the size of the disk does not matter.
-Does no I/O of its own: vbackup.repository.block_list has the lists.
+Does no I/O: vbackup.repository.block_list has the lists.
 """
 
 from __future__ import annotations

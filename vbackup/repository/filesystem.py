@@ -93,7 +93,7 @@ def clone(source: Path, target: Path) -> None:
 
 
 def copy(source: Path, target: Path, *, check: Callable[[], None], progress: Callable[[int], None]) -> None:
-    """Make a new file with the same content, and data of its own, with mode 0600; holes stay holes.
+    """Make a new file with the same content, and separate data, with mode 0600; holes stay holes.
 
     ``check`` is called between pieces and may raise; ``progress`` gets the number of bytes so far. Raises OSError;
     nothing is left then.

@@ -140,7 +140,7 @@ def inspect(repository: Repository, uuid: str, *, check: Callable[[], None]) -> 
 
 
 def image_troubles(path: Path, link: Link) -> Iterator[Trouble]:
-    """Yield what is wrong with an image or its list, as far as can be told without reading its data."""
+    """Yield what is wrong with an image or its list, as far as its data need not be read for that."""
 
     def damage(kind: Kind, what: str) -> Trouble:
         return Trouble(Severity.DAMAGE, kind, what, REPAIR, backup=link.backup.id, dev=link.image.dev, path=path)

@@ -1,6 +1,6 @@
 """Find out from block lists how much of an image nobody would need any more if its backup was removed.
 
-The images that depend on it need its data only where they do not hold the block themselves. Does no I/O of its own.
+The images that depend on it need its data only where they do not hold the block themselves. Does no I/O.
 """
 
 from __future__ import annotations

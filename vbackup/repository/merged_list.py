@@ -1,6 +1,6 @@
 """Compare a merged image with the lists of the images that it was made of, and write its list from theirs.
 
-Nothing is digested anew: what a block has to be is known from the lists, and an image that differs is not published.
+Nothing gets a new digest: what a block has to be is known from the lists, and an image that differs is not published.
 So damage that was there before a merge is found by it, and never gets a digest that fits it.
 """
 

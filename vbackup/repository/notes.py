@@ -1,6 +1,6 @@
 """The note of a backup: a line for people, in the file ``note`` in its directory.
 
-It is in a file of its own from the beginning, and not in the manifest: it can be changed at any time, and a committed
+It is in a separate file from the beginning, and not in the manifest: it can be changed at any time, and a committed
 manifest is not. So there is one place to look for it, and one to write it. It is never needed to read the backup.
 """
 

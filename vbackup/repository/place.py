@@ -89,13 +89,13 @@ def _mount_of(path: Path) -> _Mount | None:
 
 
 def _is_encrypted(path: Path, mount: _Mount | None) -> bool | None:
-    """Return whether the data is stored encrypted; None if that cannot be told, as on a network filesystem."""
+    """Return whether the data is stored encrypted; None if that is not known, as on a network filesystem."""
     if mount is None:
         return None
     if mount.kind in _ENCRYPTING or _has_encrypt_flag(path):
         return True
     device = mount.device
-    if device.startswith("0:"):  # btrfs has a number of its own, and so have filesystems without a device
+    if device.startswith("0:"):  # btrfs has an anonymous number, and so have filesystems without a device
         try:
             status = Path(mount.source).stat()
         except (OSError, ValueError):

@@ -30,7 +30,7 @@ class ReadRate:
         self._free_at_s = clock()
 
     def take(self, size_bytes: int) -> None:
-        """Return when so many bytes may be read."""
+        """Return when this number of bytes may be read."""
         self._check()
         if self._bytes_s is None:
             return

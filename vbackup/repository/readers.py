@@ -127,9 +127,9 @@ def _locked(directory: Path, stop: Stop | None, deadline: float) -> int:
 
 
 def allow_files(count: int) -> int | None:
-    """Let this process have so many files open, and some more; return how many the hard limit allows, None for any.
+    """Raise the soft limit of open files to this number and some more.
 
-    The soft limit is 1024 for the sake of select(2), and a verify of all backups of a domain can hold more.
+    Returns how many the hard limit allows, None for any. The soft limit is 1024 for the sake of select(2), and a verify of all backups of a domain can hold more.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, count + _OTHER_FILES)

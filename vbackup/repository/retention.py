@@ -178,8 +178,8 @@ def decide(
 def kinds(backups: Sequence[Backup]) -> dict[str, list[Backup]]:
     """Return the backups by what tells them apart for people; "" are the whole ones of one machine.
 
-    A backup that was told to leave out disks never takes the place of a whole one, nor does one of another machine with
-    the same UUID (vbackup.repository.hosts).
+    A backup from which the user excluded disks never takes the place of a whole one, nor does one of another machine
+    with the same UUID (vbackup.repository.hosts).
     """
     labels = hosts.labels(backups) if hosts.break_of(backups) is not None else {}
     found: dict[str, list[Backup]] = {}

@@ -34,7 +34,7 @@ class Facts:
 
     catalogue: Catalogue
     broken: Mapping[str, str]  #: why; also those in which a verify found damage
-    protected: Mapping[str, str]  #: what people are told of it
+    protected: Mapping[str, str]  #: a text for people
     in_use: Collection[str]
     bases: Mapping[str, Sequence[str]]  #: what starts from it next
     needed_by: Mapping[str, Mapping[str, str]]  #: the broken and unfinished backups that depend on it, with the word

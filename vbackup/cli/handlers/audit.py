@@ -1,4 +1,4 @@
-"""``vbackup audit``: check that changed-block tracking told the truth."""
+"""``vbackup audit``: check that changed-block tracking missed nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vbackup.repository import audit_sample, manifest
 from vbackup.repository.block_list import BLOCK_BYTES
 from vbackup.repository.repository import Repository
 
-#: For how many wrong blocks the chance to miss them all is told.
+#: Numbers of wrong blocks for which the chance to miss them all is printed.
 _EXAMPLES = (1, 10, 100, 1000)
 
 
@@ -79,7 +79,7 @@ def _chance(disk: DiskAudit, blocks: int) -> float:
 
 
 def _print(done: Audit) -> None:
-    verdict = "tracking told the truth" if done.is_good else "tracking missed changes"
+    verdict = "tracking missed nothing" if done.is_good else "tracking missed changes"
     print(output.plain(f"Audit of domain {done.domain_name}, as of {output.local_time(done.time)}: {verdict}"))
     output.table(
         ("DISK", "SINCE", "UNCHANGED", "READ", "ZEROS READ", "WRONG"),

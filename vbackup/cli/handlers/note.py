@@ -34,6 +34,6 @@ def run(options: argparse.Namespace, context: Context) -> int:
         document = {"domain": {"name": name, "uuid": found.uuid}, "id": found.id, "note": request.text or None}
         context.print_document("vbackup.note/1", document)
     elif not context.is_quiet:
-        told = f"has the note: {request.text}" if request.text else "has no note any more."
-        print(output.plain(f"Backup {found.id} of domain {name} {told}"))
+        text = f"has the note: {request.text}" if request.text else "has no note any more."
+        print(output.plain(f"Backup {found.id} of domain {name} {text}"))
     return Status.DONE

@@ -58,7 +58,7 @@ def test_percentage_that_is_none_is_refused(command: Command, audited: dict[str,
 
 def test_confidence_is_told(command: Command, audited: dict[str, Any]) -> None:
     printed = command("audit", "web").stdout
-    assert "tracking told the truth" in printed
+    assert "tracking missed nothing" in printed
     assert (
         "Disk vda: 1 % of the unchanged data was read. Missed changes of 18.7 MiB (299 blocks, anywhere) would have"
         " been found with a chance of 95 %, one block with 1 %." in printed
