@@ -129,7 +129,8 @@ def _locked(directory: Path, stop: Stop | None, deadline: float) -> int:
 def allow_files(count: int) -> int | None:
     """Raise the soft limit of open files to this number and some more.
 
-    Returns how many the hard limit allows, None for any. The soft limit is 1024 for the sake of select(2), and a verify of all backups of a domain can hold more.
+    Returns how many the hard limit allows, None for any. The soft limit is 1024 for the sake of select(2), and a
+    verify of all backups of a domain can hold more.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, count + _OTHER_FILES)
