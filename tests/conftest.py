@@ -6,7 +6,10 @@ import functools
 import json
 import os
 import shutil
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +54,28 @@ def pytest_configure() -> None:
     """Each process has a separate libvirt."""
     if namespaces.reason_not_to_enter() is None:
         namespaces.hide_system()
+    threading._sys = _PatientSys()  # type: ignore[attr-defined]
+
+
+class _PatientSys:
+    """The module sys as the module threading has it, with a settrace that waits for its turn.
+
+    A new thread installs the trace function of a coverage measurement. Up to Python 3.11 that fails, and the thread
+    ends without doing anything, while another thread is doing the same (_PyEval_SetTrace in Python/ceval.c).
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+    def settrace(self, function: Any) -> None:
+        deadline_s = time.monotonic() + 10
+        while True:
+            try:
+                return sys.settrace(function)
+            except RuntimeError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.001)
 
 
 def needs_libvirtd(nodeid: str) -> bool:
