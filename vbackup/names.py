@@ -70,6 +70,15 @@ def new_group_id() -> str:
     return new_repository_id()
 
 
+#: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
+_WILDCARDS = frozenset("*?[")
+
+
+def is_pattern(word: str) -> bool:
+    """Return True if the word contains wildcards; it is then a pattern unless a domain has that name."""
+    return not _WILDCARDS.isdisjoint(word)
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """Return what to add to an error about an unknown word: "; the closest is 'X'", or "" if nothing is like it."""
     import difflib  # which only an error needs

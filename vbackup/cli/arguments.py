@@ -258,17 +258,23 @@ def optional_domain_of(options: argparse.Namespace) -> str | None:
 
 def domains_of(options: argparse.Namespace) -> list[str]:
     """Return the words that add_domains' arguments name domains with; none for --all. Raises UsageError."""
-    named: str | None = options.domain_option
-    words: list[str] = options.domains if named is None else [named]
-    for word in options.domains:
-        if word not in words:
-            raise UsageError(f"Two domains given: {word} and {named}.")
-    if options.all and words:
-        raise UsageError("Give domains or --all, not both.")
+    words = domain_words_of(options)
     if options.exclude and not options.all:
         raise UsageError("--exclude needs --all; without it, give only the domains to back up.")
     if not options.all and not words:
         raise UsageError(f"No domain given{_why_none(options)}.")
+    return words
+
+
+def domain_words_of(options: argparse.Namespace) -> list[str]:
+    """Return the words that name domains, by position, with --domain or with neither. Raises UsageError."""
+    named: str | None = getattr(options, "domain_option", None)
+    words: list[str] = options.domains if named is None else [named]
+    for word in options.domains:
+        if word not in words:
+            raise UsageError(f"Two domains given: {word} and {named}.")
+    if getattr(options, "all", False) and words:
+        raise UsageError("Give domains or --all, not both.")
     if "" in words:
         raise UsageError("The domain name is empty.")
     return words

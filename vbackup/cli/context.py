@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbackup.cli import reporters
-from vbackup.errors import AmbiguousNameError, UsageError, VbackupError
+from vbackup.errors import AmbiguousNameError, DomainNotFoundError, UsageError, VbackupError
 from vbackup.report import Labelling
 from vbackup.stop import Stop
 
@@ -47,6 +48,24 @@ class Context:
         if not self._repository:
             raise UsageError("No repository given: use -r DIR, or set VBACKUP_REPOSITORY.")
         return Path(self._repository)
+
+    def uuids_of(self, repository: Repository, words: Sequence[str]) -> list[str]:
+        """Return the UUIDs of the domains that words name, each once: by name, UUID or pattern of the newest name.
+
+        Raises what ``uuid_of`` raises, also if nothing matches a pattern.
+        """
+        from vbackup import names  # which 'vbackup --help' does without
+
+        found: dict[str, None] = {}
+        for word in words:
+            try:
+                found[self.uuid_of(repository, word)] = None
+            except DomainNotFoundError:
+                matching = [uuid for uuid in repository.uuids() if fnmatchcase(repository.name_of(uuid), word)]
+                if not (names.is_pattern(word) and matching):
+                    raise
+                found.update(dict.fromkeys(matching))
+        return list(found)
 
     def uuid_of(self, repository: Repository, domain: str) -> str:
         """Return the UUID of a domain of the repository, given by name or UUID.

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from vbackup import names
 from vbackup.domain import domain_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import ConnectionLostError, DomainNotFoundError, VbackupError
-
-#: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
-_WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -43,17 +41,12 @@ class Selection:
     unmatched: tuple[str, ...] = ()  #: words of the user, patterns or exclusions, that match no domain
 
 
-def is_pattern(word: str) -> bool:
-    """Return True if the word contains wildcards; it is then a pattern unless a domain has that name."""
-    return not _WILDCARDS.isdisjoint(word)
-
-
 def is_one(word: str, host: Host) -> bool:
     """Return True if the word can only mean one domain: it is no pattern, or it is the exact name of a domain.
 
     Raises HostUnreachableError, MonitorError.
     """
-    if not is_pattern(word):
+    if not names.is_pattern(word):
         return True
     try:
         host.domain(word)
@@ -85,7 +78,7 @@ def by_words(words: Sequence[str], host: Host) -> Selection:
 
 def _matches(word: str, handles: Sequence[DomainHandle]) -> list[Chosen]:
     exact = [it for it in handles if it.name == word] or [it for it in handles if it.uuid == word.lower()]
-    if exact or not is_pattern(word):
+    if exact or not names.is_pattern(word):
         return [_chosen(handle) for handle in exact] or [Chosen(word, None)]
     return [_chosen(handle) for handle in handles if fnmatchcase(handle.name, word)]
 

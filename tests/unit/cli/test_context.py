@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from tests.unit.builders import UUID, backup, commit
 from vbackup.cli import parser
 from vbackup.cli.context import Context
+from vbackup.errors import DomainNotFoundError
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -85,3 +87,12 @@ def test_name_that_libvirt_does_not_decide_is_refused(
     for arguments in (("show", "web"), ("restore", "web", "--output", tmp_path / "out")):
         refused = command("-c", f"test://{tmp_path}/node.xml", *arguments, "-r", twice, status=4)
         assert f"give the UUID: {UUID}, {OTHER}" in refused.stderr
+
+
+def test_words_name_domains_once_by_name_uuid_or_pattern(filled: Path) -> None:
+    repository = Repository.open(filled)
+    context = Context(parser.parse(["verify", "web", "-r", str(filled)]), Stop())
+    assert context.uuids_of(repository, ["web", UUID, "w*"]) == [UUID]
+    for word in ("nothing", "n*"):
+        with pytest.raises(DomainNotFoundError, match=re.escape(word)):
+            context.uuids_of(repository, [word])

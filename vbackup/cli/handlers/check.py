@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.cli import output
+from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
 from vbackup.operations import check
@@ -23,7 +24,7 @@ _HEADINGS = {Severity.DAMAGE: "Damage", Severity.STORAGE: "Storage", Severity.WA
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Check, and repair if that is asked for; the exit status is that of what is wrong at the end."""
-    words = _words(options)
+    words = domain_words_of(options)
     if not options.repair and (options.copies or options.dry_run):
         raise UsageError("--from and --dry-run need --repair.")
     repository = Repository.open(context.repository_path())
@@ -44,17 +45,6 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if checked.status is Status.DONE and failed:
         return next(iter(failed.values())).status
     return checked.status
-
-
-def _words(options: argparse.Namespace) -> list[str]:
-    words: list[str] = list(options.domains)
-    if options.domain_option is not None:
-        if words not in ([], [options.domain_option]):
-            raise UsageError(f"Two domains given: {words[0]} and {options.domain_option}.")
-        words = [options.domain_option]
-    if "" in words:
-        raise UsageError("The domain name is empty.")
-    return words
 
 
 def _repair(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from vbackup.cli import output
+from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
-from vbackup.errors import DomainNotFoundError, InterruptedBySignalError, Status, UsageError, VbackupError
+from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
 from vbackup.operations import prune
 from vbackup.operations.prune import Line, PruneRequest, Pruning
 from vbackup.operations.prune_merges import Consolidation
@@ -19,9 +19,6 @@ from vbackup.repository import manifest
 from vbackup.repository.merging import Way
 from vbackup.repository.repository import Repository
 from vbackup.repository.retention import Rules
-
-#: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
-_WILDCARDS = frozenset("*?[")
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -32,7 +29,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     rules = _rules(options)
     words = _words(options)
     repository = Repository.open(context.repository_path())
-    uuids = repository.uuids() if options.all else _uuids(words, context, repository)
+    uuids = repository.uuids() if options.all else context.uuids_of(repository, words)
     is_one = not options.all and len(uuids) == 1
     with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
         done, failed = _prune(uuids, rules, options, context=context, repository=repository, reporter=reporter)
@@ -72,40 +69,14 @@ def _rules(options: argparse.Namespace) -> Rules:
 
 
 def _words(options: argparse.Namespace) -> list[str]:
-    words: list[str] = list(options.domains)
-    if options.domain_option is not None:
-        if words not in ([], [options.domain_option]):
-            raise UsageError(f"Two domains given: {words[0]} and {options.domain_option}.")
-        words = [options.domain_option]
-    if options.all and words:
-        raise UsageError("Give domains or --all, not both.")
+    words = domain_words_of(options)
     if not options.all and not words:
         raise UsageError("Give a domain, or --all.")
-    if "" in words:
-        raise UsageError("The domain name is empty.")
     if options.max_chain is not None and options.consolidate == "never":
         raise UsageError("--max-chain merges backups, and --consolidate never forbids it.")
     if options.remove and (options.all or len(words) != 1):
         raise UsageError("--remove needs one domain: ids are unique in a domain only.")
     return words
-
-
-def _uuids(words: Sequence[str], context: Context, repository: Repository) -> list[str]:
-    """Return the UUIDs of the domains that the words name, each once. Raises DomainNotFoundError."""
-    found: dict[str, None] = {}
-    for word in words:
-        try:
-            found[context.uuid_of(repository, word)] = None
-        except DomainNotFoundError:
-            matching = [
-                uuid
-                for uuid in repository.uuids()
-                if not _WILDCARDS.isdisjoint(word) and fnmatchcase(repository.name_of(uuid), word)
-            ]
-            if not matching:
-                raise
-            found.update(dict.fromkeys(matching))
-    return list(found)
 
 
 def _prune(

@@ -7,8 +7,9 @@ from collections import Counter
 from typing import Any
 
 from vbackup.cli import output
+from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
-from vbackup.errors import Status, UsageError
+from vbackup.errors import Status
 from vbackup.operations import usage
 from vbackup.operations.usage import BackupUsage, DomainUsage, Leftover, Usage, UsageRequest
 from vbackup.repository import manifest
@@ -18,16 +19,11 @@ from vbackup.repository.room import Room, total
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the room of the domains, or of their backups."""
-    if options.all and options.domains:
-        raise UsageError("Give domains or --all, not both.")
-    if "" in options.domains:
-        raise UsageError("The domain name is empty.")
+    words = domain_words_of(options)
     repository = Repository.open(context.repository_path())
-    uuids = [uuid for domain in options.domains for uuid in repository.find_all(domain)]
-    is_summary = not options.domains and not options.all
-    request = UsageRequest(
-        tuple(dict.fromkeys(uuids)) if options.domains else None, with_freed=context.as_json or not is_summary
-    )
+    uuids = [uuid for word in words for uuid in repository.find_all(word)]
+    is_summary = not words and not options.all
+    request = UsageRequest(tuple(dict.fromkeys(uuids)) if words else None, with_freed=context.as_json or not is_summary)
     found = usage.run(request, repository=repository, stop=context.stop)
     if context.as_json:
         context.print_document("vbackup.usage/1", _document(repository, found))

@@ -6,14 +6,13 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from vbackup.cli import output
+from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import (
     ChainError,
-    DomainNotFoundError,
     InterruptedBySignalError,
     Status,
     UsageError,
@@ -27,8 +26,6 @@ from vbackup.repository.findings import Found
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Verdict
 
-#: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
-_WILDCARDS = frozenset("*?[")
 #: How many damaged backups are printed for each domain.
 _MAX_LINES = 20
 
@@ -64,15 +61,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _words(options: argparse.Namespace) -> list[str]:
-    words: list[str] = list(options.domains)
-    if options.domain_option is not None:
-        if words not in ([], [options.domain_option]):
-            raise UsageError(f"Two domains given: {words[0]} and {options.domain_option}.")
-        words = [options.domain_option]
-    if options.all and words:
-        raise UsageError("Give domains or --all, not both.")
-    if "" in words:
-        raise UsageError("The domain name is empty.")
+    words = domain_words_of(options)
     if options.backup is not None and (options.all or len(words) > 1):
         raise UsageError("--backup is about a backup of one domain.")
     if not options.all and not words and options.backup is None:
@@ -86,22 +75,10 @@ def _uuids(words: Sequence[str], options: argparse.Namespace, *, context: Contex
         return repository.uuids()
     if not words:
         return [_owner(options.backup, repository)]
-    found: dict[str, None] = {}
-    for word in words:
-        try:
-            found[context.uuid_of(repository, word)] = None
-        except DomainNotFoundError:
-            matching = [
-                uuid
-                for uuid in repository.uuids()
-                if not _WILDCARDS.isdisjoint(word) and fnmatchcase(repository.name_of(uuid), word)
-            ]
-            if not matching:
-                raise
-            found.update(dict.fromkeys(matching))
+    found = context.uuids_of(repository, words)
     if options.backup is not None and len(found) > 1:
         raise UsageError("--backup is about a backup of one domain.")
-    return list(found)
+    return found
 
 
 def _owner(backup_id: str, repository: Repository) -> str:
