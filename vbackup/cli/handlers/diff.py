@@ -47,10 +47,9 @@ def _points(options: argparse.Namespace) -> tuple[str | None, str, str | None]:
         domain = words.pop(0)
     if domain == "":
         raise UsageError("The domain name is empty.")
-    if not words and domain is not None and options.domain_option is None and "T" in domain and domain[:1].isdigit():
-        raise ChainError(f"No backup {domain!r}; 'vbackup list --all' lists the ids.")
     if not words:
-        raise UsageError("No backup given to start from; 'vbackup list DOMAIN' lists ids.")
+        only = f": {domain!r} is no backup id" if options.words else ""
+        raise UsageError(f"No backup given to start from{only}; 'vbackup list DOMAIN' lists ids.")
     if len(words) > 2:  # noqa: PLR2004
         raise UsageError(f"Two backups are compared, but {len(words)} are given: {' '.join(words)}.")
     return domain, words[0], words[1] if words[1:] else None

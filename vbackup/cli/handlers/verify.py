@@ -54,8 +54,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if context.as_json:
         context.print_document("vbackup.verify/1", _document(done, failed, repository, duration_s=duration_s))
     elif damaged or not context.is_quiet:
-        _print(done, duration_s=duration_s)
-        if not done and not failed:
+        if done or failed:
+            _print(done, duration_s=duration_s)
+        else:
             print(output.plain(f"No domains in {repository.path} yet."))
     return _status(done, failed, damaged)
 

@@ -104,7 +104,8 @@ def test_digests_of_two_kinds_decide_nothing(command: Command, repository: Path)
 
 
 def test_bad_words_are_told(command: Command, listed: Path) -> None:
-    command("diff", "-r", listed, status=2)
+    assert "No backup given to start from; " in command("diff", "-r", listed, status=2).stderr
+    assert "from: 'web' is no backup id; " in command("diff", "web", "-r", listed, status=2).stderr
     command("diff", "", ONE.id, "-r", listed, status=2)
     assert "3 are given" in command("diff", ONE.id, ONE.id, ONE.id, "-r", listed, status=2).stderr
     newest = command("diff", "web", THREE.id, "-r", listed, status=2).stderr

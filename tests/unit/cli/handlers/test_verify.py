@@ -121,7 +121,7 @@ def test_domain_that_cannot_be_verified_is_one_of_several(
 
 
 def test_empty_repository_has_nothing_to_verify(command: Command, repository: Path) -> None:
-    assert "No domains" in command("verify", "--all", "-r", repository).stdout
+    assert command("verify", "--all", "-r", repository).stdout == f"No domains in {repository} yet.\n"
 
 
 def test_signal_ends_it_with_its_status(command: Command, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
