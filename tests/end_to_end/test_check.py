@@ -32,7 +32,7 @@ def test_repair_that_gets_sigkill_leaves_the_image_and_is_gone_on_with(command: 
     words = ["check", "--repair", "--from", tmp_path / "copy", "-r", tmp_path / "repo", "--progress", "none"]
     argv = [sys.executable, "-m", "vbackup", *map(str, words)]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
-        staged = path.with_name(".mended-vda.qcow2")
+        staged = path.with_name(".repaired-vda.qcow2")
         deadline = time.monotonic() + 60
         while not staged.exists():
             assert process.poll() is None

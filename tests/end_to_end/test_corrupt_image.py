@@ -188,7 +188,7 @@ def test_image_found_corrupt_before_a_backup_does_not_hinder_the_other_disks(dam
     assert not any(damaged.left()["bitmaps"].values())
     damaged.run("recover", NAME, "-r", damaged.repository)
 
-    # Mended, all is as ever.
+    # RepairedImage, all is as ever.
     damaged.lab.remove(damaged.machine)
     subprocess.run(["qemu-img", "check", "-q", "-r", "all", str(damaged.directory / "vda.qcow2")], check=True)
     damaged.machine = damaged.start()

@@ -25,9 +25,9 @@ from vbackup.report import Reporter
 from vbackup.repository import (
     block_list,
     block_scan,
+    image_repair,
     inspection,
     manifest,
-    mending,
     merge_journal,
     quarantine,
     readers,
@@ -38,8 +38,8 @@ from vbackup.repository.block_list import algorithm_of
 from vbackup.repository.block_sources import BlockSources
 from vbackup.repository.catalogue import Catalogue, domain_names, read_text
 from vbackup.repository.history import Link
-from vbackup.repository.inspection import MENDED, TEMPORARY, Inspected, Kind
-from vbackup.repository.mending import Mending
+from vbackup.repository.image_repair import ImageRepair
+from vbackup.repository.inspection import REPAIRED, TEMPORARY, Inspected, Kind
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Verdict
 from vbackup.stop import Stop
@@ -170,14 +170,14 @@ class _Work:
         self._done += [Repair(what, self._uuid) for what in done]
 
     def _take_back(self) -> None:
-        """Take back from the quarantine what a copy could mend; if it cannot, it is put away again."""
+        """Take back from the quarantine what a copy could repair; if it cannot, it is put away again."""
         store = self._repository.path / quarantine.NAME / self._uuid
         if not is_directory(store):
             return
         for kept in sorted(store.iterdir()):
             path = self._directory / kept.name
-            can_be_mended = any(is_directory(twin) for twin in self._sources.twins(path))
-            if not names.BACKUP_ID.fullmatch(kept.name) or not can_be_mended or os.path.lexists(path):
+            can_be_repaired = any(is_directory(twin) for twin in self._sources.twins(path))
+            if not names.BACKUP_ID.fullmatch(kept.name) or not can_be_repaired or os.path.lexists(path):
                 continue
             if not self._dry_run:
                 with storage_errors(f"move {kept}"):
@@ -188,7 +188,7 @@ class _Work:
     def _leftovers(self) -> None:
         """Remove what dead runs have left half written: there is nothing in it that is not elsewhere."""
         for path, _ in list(inspection.walk(self._directory)):
-            if not path.name.startswith(MENDED) and not (TEMPORARY.fullmatch(path.name) and not _has_writer(path)):
+            if not path.name.startswith(REPAIRED) and not (TEMPORARY.fullmatch(path.name) and not _has_writer(path)):
                 continue
             if not self._dry_run:
                 with storage_errors(f"remove {path}"):
@@ -298,7 +298,7 @@ class _Work:
         with suppress(ChainError), verify.opened_list(path, link):
             return True
         target = path.with_suffix(block_list.SUFFIX)
-        staged = path.with_name(f"{MENDED}{target.name}")
+        staged = path.with_name(f"{REPAIRED}{target.name}")
         algorithm = algorithm_of(blocks.digest, where=f"The manifest of backup {link.backup.id}")
         source = None
         try:
@@ -311,7 +311,7 @@ class _Work:
                     verify.opened_list(twin, link).close()
                     with storage_errors(f"write {staged}"):
                         staged.unlink(missing_ok=True)
-                        mending.copy(twin.with_suffix(block_list.SUFFIX), staged, check=self._stop.check)
+                        image_repair.copy(twin.with_suffix(block_list.SUFFIX), staged, check=self._stop.check)
                     verify.opened_list(staged, link).close()
                     source = twin.with_suffix(block_list.SUFFIX)
                     break
@@ -334,33 +334,35 @@ class _Work:
         return not self._dry_run
 
     def _image(self, path: Path, link: Link) -> None:
-        work = Mending(path, link, self._sources, check=self._stop.check)
-        mended = work.run(is_dry=self._dry_run)
+        work = ImageRepair(path, link, self._sources, check=self._stop.check)
+        repaired = work.run(is_dry=self._dry_run)
         name = f"{link.backup.id}/{link.image.file}"
-        if not mended.mended and mended.source is None:
-            if mended.left:
+        if not repaired.repaired and repaired.source is None:
+            if repaired.left:
                 self._fail(
-                    f"Disk {link.image.dev}: {mended.left} blocks of {path} are damaged, and no image has the same."
+                    f"Disk {link.image.dev}: {repaired.left} blocks of {path} are damaged, and no image has the same."
                     " Give a copy of the repository with --from."
                 )
             else:
                 self._good.add(name)
             return
         kept = None
-        if mended.staged is not None:
+        if repaired.staged is not None:
             with ExitStack() as stack:
                 stack.callback(lambda: work.staged.unlink(missing_ok=True))
-                kept = quarantine.replace(self._repository, path, mended.staged)
-        whole = f", made from {mended.source}" if mended.source is not None else ""
-        still = f"; {mended.left} are still damaged" if mended.left else ""
+                kept = quarantine.replace(self._repository, path, repaired.staged)
+        whole = f", made from {repaired.source}" if repaired.source is not None else ""
+        still = f"; {repaired.left} are still damaged" if repaired.left else ""
         was = f" What was there is {kept}." if kept is not None else ""
-        blocks = f"{mended.mended} block{'s' * (mended.mended != 1)}"
+        blocks = f"{repaired.repaired} block{'s' * (repaired.repaired != 1)}"
         self._note(
             f"The image {path} was repaired ({blocks}{whole}{still}).{was}",
             f"The image {path} would be repaired ({blocks}{whole}{still}).",
         )
-        if mended.left:
-            self._fail(f"Disk {link.image.dev}: {mended.left} blocks of {path} are damaged, and no image has the same.")
+        if repaired.left:
+            self._fail(
+                f"Disk {link.image.dev}: {repaired.left} blocks of {path} are damaged, and no image has the same."
+            )
         else:
             self._good.add(name)
 
@@ -387,7 +389,7 @@ class _Work:
                 self._fail(f"{path} cannot be repaired: no backup has the same. Give a copy with --from.")
 
     def _replace(self, path: Path, data: bytes) -> None:
-        staged = path.with_name(f"{MENDED}{path.name}")
+        staged = path.with_name(f"{REPAIRED}{path.name}")
         with storage_errors(f"write {staged}"):
             staged.unlink(missing_ok=True)
             _write(staged, data)

@@ -37,8 +37,8 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 #: Files of a backup beside the manifest, the images and what the manifest names.
 _KNOWN = frozenset(("manifest.json", "journal", "verified.json", "protected", "note"))
 _DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json"))
-#: Prefix of an image that is being mended, which takes its name when it is complete.
-MENDED = ".mended-"
+#: Prefix of an image that is being repaired, which takes its name when it is complete.
+REPAIRED = ".repaired-"
 #: Temporary files of a dead run: vbackup.files.replace_text and vbackup.repository.late_lists.
 TEMPORARY = re.compile(r"\.[a-z0-9_.]+\.(json|blocks|note|protected)\.[0-9]+|\.(note|protected)\.[0-9]+")
 #: How many names a sentence has at most.
@@ -261,7 +261,7 @@ def _files(repository: Repository, backup: Backup) -> Iterator[Trouble]:
 
 
 def _stranger(entry: Path) -> Trouble:
-    if entry.name.startswith(MENDED) or TEMPORARY.fullmatch(entry.name):
+    if entry.name.startswith(REPAIRED) or TEMPORARY.fullmatch(entry.name):
         return Trouble(
             Severity.WARNING,
             Kind.LEFTOVER,

@@ -21,7 +21,7 @@ from vbackup.operations import check, repair, verify
 from vbackup.operations.repair import Repair
 from vbackup.operations.verify import VerifyRequest
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import filesystem, mending, quarantine, readers, verification
+from vbackup.repository import filesystem, image_repair, quarantine, readers, verification
 from vbackup.repository.block_sources import extent_of
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Damage, Verdict, Verification
@@ -254,7 +254,7 @@ def test_list_is_copied_in_pieces_and_compared(recorded: Recorded, monkeypatch: 
     def refuse(path: Path) -> bytes:
         raise AssertionError(f"all of {path} was read at once")
 
-    really = mending.copy
+    really = image_repair.copy
 
     def other_content(source: Path, staged: Path, **more: object) -> None:
         really(source, staged, **more)  # type: ignore[arg-type]
@@ -264,7 +264,7 @@ def test_list_is_copied_in_pieces_and_compared(recorded: Recorded, monkeypatch: 
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", refuse)
-        patched.setattr(mending, "copy", other_content)
+        patched.setattr(image_repair, "copy", other_content)
         assert [one.is_done for one in repaired(recorded, other)] == [False]
     assert not target.exists()
     with monkeypatch.context() as patched:
@@ -459,7 +459,7 @@ def test_owner_is_that_of_the_repository(recorded: Recorded) -> None:
 
 
 def test_leftovers_of_a_dead_repair_are_removed(recorded: Recorded, tmp_path: Path) -> None:
-    recorded.path(recorded.backups[0], ".mended-vda.qcow2").write_bytes(b"half")
+    recorded.path(recorded.backups[0], ".repaired-vda.qcow2").write_bytes(b"half")
     recorded.path(recorded.backups[0], ".verified.json.4194999").write_bytes(b"{")
     mine = recorded.path(recorded.backups[0], f".vda.blocks.{os.getpid()}")
     mine.write_bytes(b"a verify makes it at this moment")
@@ -537,7 +537,7 @@ def kill(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> lis
         (Path, "unlink"),
         (filesystem, "copy"),
         (filesystem, "clone"),
-        (mending, "fsync"),
+        (image_repair, "fsync"),
         (quarantine, "fsync"),
         (Path, "mkdir"),
     ):

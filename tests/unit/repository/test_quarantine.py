@@ -40,7 +40,7 @@ def test_replaced_file_is_kept(repo: Repository, file: Path, has_links: bool, mo
 
     if not has_links:
         monkeypatch.setattr(os, "link", refused)
-    new = file.with_name(".mended-vda.qcow2")
+    new = file.with_name(".repaired-vda.qcow2")
     new.write_text("new")
     kept = quarantine.replace(repo, file, new)
     assert kept is not None

@@ -1,4 +1,4 @@
-"""What stays whatever the rules say: protected, read, a base of the next backup, or needed by what may be mended."""
+"""What stays whatever the rules say: protected, read, a base of the next backup, or needed by what may be repaired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mending of one image; tests/unit/operations/test_repair.py has whole repairs."""
+"""The repair of one image; tests/unit/operations/test_repair.py has whole repairs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.recorded import BLOCK, Recorded, Write, story
 from tests.unit.builders import UUID
 from vbackup.errors import ChainError, NoSpaceError
 from vbackup.model import Level
-from vbackup.repository import filesystem, mending, verify
+from vbackup.repository import filesystem, image_repair, verify
 from vbackup.repository.block_sources import BlockSources
 from vbackup.repository.history import Link
-from vbackup.repository.mending import Mending
+from vbackup.repository.image_repair import ImageRepair
 from vbackup.repository.repository import Repository
 
 
@@ -35,12 +35,12 @@ def recorded(told: Recorded, tmp_path: Path) -> Recorded:
     return made
 
 
-def mending_of(recorded: Recorded, *copies: Repository, number: int = 0) -> Mending:
+def mending_of(recorded: Recorded, *copies: Repository, number: int = 0) -> ImageRepair:
     """Of the image of vda in the full, or in the backup with that number."""
     one = recorded.backups[number]
     link = Link(one, one.disks[0])
     sources = BlockSources(recorded.repository, copies, UUID, check=lambda: None)
-    return Mending(verify.image_path(recorded.repository, link), link, sources, check=lambda: None)
+    return ImageRepair(verify.image_path(recorded.repository, link), link, sources, check=lambda: None)
 
 
 def spoil(path: Path) -> None:
@@ -59,11 +59,11 @@ def test_copy_is_mended_and_the_image_is_not_written_to(recorded: Recorded, told
     spoil(path)
     spoiled = path.read_bytes()
     assert spoiled != good
-    mended = mending_of(recorded).run(is_dry=False)
-    assert (mended.mended, mended.left) == (1, 0)
-    assert mended.staged is not None
-    assert (mended.staged.read_bytes(), path.read_bytes()) == (good, spoiled)
-    assert mended.staged.stat().st_mode & 0o777 == 0o600
+    repaired = mending_of(recorded).run(is_dry=False)
+    assert (repaired.repaired, repaired.left) == (1, 0)
+    assert repaired.staged is not None
+    assert (repaired.staged.read_bytes(), path.read_bytes()) == (good, spoiled)
+    assert repaired.staged.stat().st_mode & 0o777 == 0o600
 
 
 def test_memory_is_that_of_one_block_however_many_are_damaged(recorded: Recorded, tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_memory_is_that_of_one_block_however_many_are_damaged(recorded: Recorded
     del good
     tracemalloc.start()
     try:
-        mended = work.run(is_dry=False)
+        repaired = work.run(is_dry=False)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert damage == count
-    assert (mended.mended, mended.left) == (count, 0)
+    assert (repaired.repaired, repaired.left) == (count, 0)
     assert peak_bytes < count * BLOCK // 2, peak_bytes
 
 
@@ -106,7 +106,7 @@ def test_no_room_leaves_nothing(recorded: Recorded, monkeypatch: pytest.MonkeyPa
 def test_storage_that_stores_something_else_is_found(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the copy is compared before it takes the name."""
     spoil(recorded.path(recorded.backups[0]))
-    really = mending.copy
+    really = image_repair.copy
 
     def other(source: Path, target: Path, **more: object) -> None:
         really(source, target, **more)  # type: ignore[arg-type]
@@ -114,14 +114,14 @@ def test_storage_that_stores_something_else_is_found(recorded: Recorded, monkeyp
             file.seek(8 * 65536)
             file.write(b"\xdd")
 
-    monkeypatch.setattr(mending, "copy", other)
+    monkeypatch.setattr(image_repair, "copy", other)
     with pytest.raises(ChainError, match="not what was written to it"):
         mending_of(recorded).run(is_dry=False)
     assert not mending_of(recorded).staged.exists()
 
 
 def test_bad_sector_does_not_end_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can be read is copied; the rest is mended, or is still damaged then."""
+    """What can be read is copied; the rest is repaired, or is still damaged then."""
 
     def cannot(*_args: object, **_more: object) -> None:
         raise OSError(95, "Operation not supported")
@@ -142,7 +142,7 @@ def test_bad_sector_does_not_end_the_copy(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(filesystem, "clone", cannot)
     monkeypatch.setattr(filesystem, "copy", bad)
     monkeypatch.setattr(os, "pread", pread)
-    mending.copy(source, target, check=lambda: None)
+    image_repair.copy(source, target, check=lambda: None)
     expected = bytearray(content)
     expected[4096:8192] = bytes(4096)
     assert target.read_bytes() == bytes(expected)
@@ -154,5 +154,5 @@ def test_image_without_its_tables_needs_a_copy(recorded: Recorded, told: Recorde
         file.write(b"\xff")
     with pytest.raises(ChainError, match="--from"):
         mending_of(recorded).run(is_dry=False)
-    mended = mending_of(recorded, told.repository).run(is_dry=True)
-    assert mended.source == told.path(told.backups[0])
+    repaired = mending_of(recorded, told.repository).run(is_dry=True)
+    assert repaired.source == told.path(told.backups[0])

@@ -1,7 +1,7 @@
-"""Mend an image of a backup: a copy of it, in which damaged blocks have their content again, takes its name.
+"""Repair an image of a backup: a copy of it, in which damaged blocks have their content again, takes its name.
 
 The published image is not written to: whoever has it open goes on with it, and a run that is killed leaves it as it is.
-The copy has the name .mended-DEV.qcow2 until all of it has been compared with the manifest and the block list. So it
+The copy has the name .repaired-DEV.qcow2 until all of it has been compared with the manifest and the block list. So it
 differs from what the backup recorded in nothing, wherever its blocks come from.
 """
 
@@ -24,7 +24,7 @@ from vbackup.repository.block_list import BLOCK_BYTES, Algorithm, BlockList, run
 from vbackup.repository.block_scan import Scan
 from vbackup.repository.block_sources import Block, BlockSources, Place, extent_of, read_block
 from vbackup.repository.history import Link
-from vbackup.repository.inspection import MENDED
+from vbackup.repository.inspection import REPAIRED
 
 _ZEROS = bytes(BLOCK_BYTES)
 #: How much is copied at a time; what cannot be read is left out in pieces of the size of a page.
@@ -32,23 +32,23 @@ _PIECE_BYTES, _PAGE_BYTES = 1024 * 1024, 4096
 
 
 @dataclass(frozen=True)
-class Mended:
+class RepairedImage:
     """What became of an image."""
 
-    staged: Path | None  #: the mended copy; None: nothing was to be done, or could be
-    mended: int  #: number of blocks
+    staged: Path | None  #: the repaired copy; None: nothing was to be done, or could be
+    repaired: int  #: number of blocks
     left: int  #: number of blocks that are still damaged
     source: Path | None = None  #: another file that the copy was made of
 
 
-class Mending:
-    """The mending of one image."""
+class ImageRepair:
+    """The repair of one image."""
 
     def __init__(self, path: Path, link: Link, sources: BlockSources, *, check: Callable[[], None]) -> None:
         self._path, self._link, self._sources, self._check = path, link, sources, check
 
-    def run(self, *, is_dry: bool) -> Mended:
-        """Mend a copy, which the caller publishes or removes; with ``is_dry`` only find out what can be mended.
+    def run(self, *, is_dry: bool) -> RepairedImage:
+        """Repair a copy, which the caller publishes or removes; with ``is_dry`` only find out what can be repaired.
 
         Raises ChainError if nothing can be, StorageError, NoSpaceError; the copy is removed then.
         """
@@ -60,20 +60,20 @@ class Mending:
             layer = stack.enter_context(Qcow2Layer(basis))
             bad = dict(self._bad(layer, listed))
             if not bad and basis == self._path:
-                return Mended(None, 0, 0)
+                return RepairedImage(None, 0, 0)
             places = self._places(bad, listed)
             other = basis if basis != self._path else None
             if is_dry:
-                return Mended(None, len(places), len(bad) - len(places), other)
+                return RepairedImage(None, len(places), len(bad) - len(places), other)
             if other is None and not places:
-                return Mended(None, 0, len(bad))
+                return RepairedImage(None, 0, len(bad))
             left = self._stage(basis, layer, places, listed, bad=bad)
-            return Mended(self.staged, len(bad) - left, left, other)
+            return RepairedImage(self.staged, len(bad) - left, left, other)
 
     @property
     def staged(self) -> Path:
         """The path of the copy."""
-        return self._path.with_name(f"{MENDED}{self._path.name}")
+        return self._path.with_name(f"{REPAIRED}{self._path.name}")
 
     def _basis(self) -> Path:
         """Return the file with the header and the tables that were recorded: the image, or one in a copy.
@@ -201,8 +201,8 @@ class Mending:
                         return file.read(room)
         return next((packed for packed in layer.packed(content) if len(packed) <= room), None)
 
-    def _whole(self, *, is_dry: bool) -> Mended:
-        """Mend an image of a backup without block lists: only a copy of the whole file can take its place."""
+    def _whole(self, *, is_dry: bool) -> RepairedImage:
+        """Repair an image of a backup without block lists: only a copy of the whole file can take its place."""
         for path in (self._path, *self._sources.twins(self._path)):
             try:
                 verify.check_header(path, self._link)
@@ -210,9 +210,9 @@ class Mending:
             except (ChainError, StorageError):
                 continue
             if path == self._path:
-                return Mended(None, 0, 0)
+                return RepairedImage(None, 0, 0)
             if is_dry:
-                return Mended(None, 1, 0, path)
+                return RepairedImage(None, 1, 0, path)
             try:
                 with storage_errors(f"write {self.staged}"):
                     self.staged.unlink(missing_ok=True)
@@ -224,7 +224,7 @@ class Mending:
                 with suppress(OSError):
                     self.staged.unlink(missing_ok=True)
                 raise
-            return Mended(self.staged, 1, 0, path)
+            return RepairedImage(self.staged, 1, 0, path)
         raise ChainError(
             f"Disk {self._link.image.dev}: {self._path} cannot be repaired: backups of that version have a digest of"
             " the whole image only. Give a copy of the repository with --from."
