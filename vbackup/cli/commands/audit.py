@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_disks, add_domain, add_exclusive
-from vbackup.cli.values import directory, milliseconds, percent, seconds, speed_bytes_s
+from vbackup.cli.arguments import add_common, add_disks, add_domain, add_exclusive, add_wait_lock
+from vbackup.cli.values import directory, milliseconds, percent, speed_bytes_s
 
 
 def add(commands: Any) -> None:
@@ -42,10 +42,4 @@ def add(commands: Any) -> None:
         help="directory for what is read until it is compared (default: in the repository)",
     )
     add_exclusive(parser)
-    parser.add_argument(
-        "--wait-lock",
-        metavar="TIME",
-        type=seconds,
-        default=0.0,
-        help="wait up to this time (90, 90s, 5m) for another vbackup that is working on the domain (default: 0)",
-    )
+    add_wait_lock(parser)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains, add_exclusive
-from vbackup.cli.values import count, directory, duration_s, milliseconds, note, seconds, speed_bytes_s
+from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains, add_exclusive, add_wait_lock
+from vbackup.cli.values import count, directory, duration_s, milliseconds, note, speed_bytes_s
 from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
 from vbackup.model import Compression, Level, Quiesce
 
@@ -36,13 +36,7 @@ def add(commands: Any) -> None:
     add_exclusive(parser)
     _add_quiesce(parser)
     _add_copying(parser)
-    parser.add_argument(
-        "--wait-lock",
-        metavar="TIME",
-        type=seconds,
-        default=0.0,
-        help="wait up to this time (90, 90s, 5m) for another vbackup that is working on the domain (default: 0)",
-    )
+    add_wait_lock(parser)
     parser.add_argument(
         "--fleecing",
         metavar="DIR",

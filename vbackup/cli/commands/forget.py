@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain, add_exclusive
-from vbackup.cli.values import seconds
+from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_wait_lock
 
 
 def add(commands: Any) -> None:
@@ -25,10 +24,4 @@ def add(commands: Any) -> None:
         action="store_true",
         help="with --repository-id: end a backup to that repository if it is still in QEMU",
     )
-    parser.add_argument(
-        "--wait-lock",
-        metavar="TIME",
-        type=seconds,
-        default=0.0,
-        help="wait up to this time (90, 90s, 5m) for another vbackup that is working on the domain (default: 0)",
-    )
+    add_wait_lock(parser)
