@@ -13,7 +13,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
-                             denied  denied_facts  written  storing  merge
+                             denied  denied_facts  written  storing  merge  opened_point
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
@@ -24,7 +24,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              protection  backup_filter  comparison  condition  merge_room  room  lookup  removal
                              retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
-                             inspection  image_repair  place  quarantine
+                             inspection  image_repair  place  quarantine  chosen
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

@@ -24,6 +24,8 @@ ELSEWHERE = {
     "cli.merges": "unit/cli/handlers/test_consolidate.py",  # prints its plan with merges
     "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
+    "images.opened_point": "contract/test_opened_point.py",  # needs the program
+    "repository.chosen": "end_to_end/test_restore.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",

@@ -27,7 +27,7 @@ from vbackup.images.storing import Storing
 from vbackup.model import LIVE_XML, Backup, ImageFormat, LeftOut
 from vbackup.qemu import qcow2
 from vbackup.report import Phase, Reporter
-from vbackup.repository import block_list, block_scan, choice, history, image_check, readers, verify
+from vbackup.repository import block_list, block_scan, chosen, history, image_check, verify
 from vbackup.repository.block_list import BlockList
 from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.history import Link
@@ -85,32 +85,13 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     """
     uuid = repository.find(request.domain)
     work = _Work(request, repository, reporter, stop)
-    with readers.unchanged(
-        lambda: _chosen(request, repository, uuid),
-        lambda found: _directories(found, repository, uuid),
-        stop=stop,
-    ) as (chosen, chains):
-        return _restore(chosen, chains, work)
+    wanted = Wanted(request.backup_id, request.at, host=request.host, disks=request.disks, is_mixed=request.is_mixed)
+    with chosen.held(repository, uuid, wanted, stop=stop) as point:
+        return _restore(point.choice, point.chains, work)
 
 
-def _chosen(request: RestoreRequest, repository: Repository, uuid: str) -> tuple[Choice, Mapping[str, Sequence[Link]]]:
-    """Return what is restored, and the chain of each disk."""
-    catalogue = repository.catalogue(uuid)
-    chosen = choice.choose(
-        catalogue,
-        Wanted(request.backup_id, request.at, host=request.host, disks=request.disks, is_mixed=request.is_mixed),
-    )
-    return chosen, {dev: catalogue.history.links(one.id, dev) for dev, one in chosen.disks.items()}
-
-
-def _directories(found: tuple[Choice, Mapping[str, Sequence[Link]]], repository: Repository, uuid: str) -> list[Path]:
-    chosen, chains = found
-    needed = {chosen.backup.id, *(link.backup.id for links in chains.values() for link in links)}
-    return [repository.directory(uuid, backup_id) for backup_id in needed]
-
-
-def _restore(chosen: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) -> Restored:
-    backup, request = chosen.backup, work.request
+def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) -> Restored:
+    backup, request = choice.backup, work.request
     output = request.output.absolute()
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
     further = [name for name in backup.files if name != LIVE_XML]
@@ -118,7 +99,7 @@ def _restore(chosen: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
     files.refuse_unwritable(output)  # before hours of reading
     verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
     texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files}
-    definition = _definition(chosen, texts, request=request, images=images)
+    definition = _definition(choice, texts, request=request, images=images)
     _refuse_existing([Path(name) for name in definition.new_files])
     texts = {name: texts[name] for name in further} | {"domain.xml": definition.text.encode()}
 
@@ -131,11 +112,11 @@ def _restore(chosen: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
         # The domain XML last: where it is, all that it names is there.
         others = [name for name in texts if name != "domain.xml"]
         _move_out(temporary, output, [*(path.name for path in images.values()), *others, "domain.xml"])
-    _warn(chosen, definition, work.reporter)
+    _warn(choice, definition, work.reporter)
     return Restored(
         backup,
         images,
-        {dev: one.id for dev, one in chosen.disks.items()},
+        {dev: one.id for dev, one in choice.disks.items()},
         output / "domain.xml",
         closed=files.closed_directories(output),
         left_out=definition.left_out,
@@ -153,13 +134,13 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
 
 
 def _definition(
-    chosen: Choice, texts: Mapping[str, bytes], *, request: RestoreRequest, images: Mapping[str, Path]
+    choice: Choice, texts: Mapping[str, bytes], *, request: RestoreRequest, images: Mapping[str, Path]
 ) -> RestoredXml:
     """Return the backup's domain XML with the paths of the restored files, and without what is the original's."""
-    backup, output = chosen.backup, request.output.absolute()
+    backup, output = choice.backup, request.output.absolute()
     if "domain.xml" not in texts:
         raise ChainError(f"The manifest of backup {backup.id} lists no domain.xml, but every backup has one.")
-    devs = {dev: history.image_of(one, dev).source for dev, one in chosen.disks.items()}
+    devs = {dev: history.image_of(one, dev).source for dev, one in choice.disks.items()}
     paths = {dev: (os.fspath(path), request.image_format) for dev, path in images.items()}
     try:
         xml = restored_xml.rework(
@@ -187,21 +168,21 @@ def _definition(
     return replace(xml, text=text, left_out=tuple(left_out), new_files=tuple(new_files))
 
 
-def _warn(chosen: Choice, definition: RestoredXml, reporter: Reporter) -> None:
+def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
     """Say loudly what the restored domain is not."""
-    backup = chosen.backup
-    if chosen.missing:
+    backup = choice.backup
+    if choice.missing:
         reporter.warning(
-            f"Backup {backup.id} was made without {', '.join(chosen.missing)}: the restored domain does not have"
+            f"Backup {backup.id} was made without {', '.join(choice.missing)}: the restored domain does not have"
             " these disks."
         )
-    if not chosen.is_of_one_moment:
-        of = ", ".join(f"{dev} of {one.id}" for dev, one in chosen.disks.items())
+    if not choice.is_of_one_moment:
+        of = ", ".join(f"{dev} of {one.id}" for dev, one in choice.disks.items())
         reporter.warning(f"The disks are of different moments ({of}): what spans them may not fit together.")
-    if chosen.other_hosts:
+    if choice.other_hosts:
         reporter.warning(
             f"Backup {backup.id} was made on host {backup.host}; the repository also has backups of this domain from"
-            f" {', '.join(chosen.other_hosts)}."
+            f" {', '.join(choice.other_hosts)}."
         )
     for left in definition.left_out:
         reporter.warning(f"Not in the restored domain.xml: {left.dev} ({left.reason}).")

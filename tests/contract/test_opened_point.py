@@ -1,0 +1,98 @@
+"""The disks of a backup opened by a real storage daemon: right bytes by NBD and by FUSE, nothing written to a layer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.unit.builders import Recorder
+from vbackup.errors import QmpError, StorageDaemonGoneError
+from vbackup.images.flatten import Layer
+from vbackup.images.opened_point import OpenedPoint
+
+MIB = 1024 * 1024
+SIZE_BYTES = 8 * MIB
+
+
+def image(path: Path, *writes: str, size_bytes: int = SIZE_BYTES, backing: str | None = None) -> Layer:
+    below = [] if backing is None else ["-u", "-b", backing, "-F", "qcow2"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *below, path, str(size_bytes)], check=True)
+    if writes:
+        # Opened without what the header names, as a backup's image is written.
+        opened = f'json:{{"driver":"qcow2","backing":null,"file":{{"driver":"file","filename":"{path}"}}}}'
+        commands = [word for write in writes for word in ("-c", write)]
+        subprocess.run(["qemu-io", *commands, opened], check=True, stdout=subprocess.DEVNULL)
+    return Layer(path, size_bytes)
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> list[Layer]:
+    """Three layers; what a header names does not exist."""
+    return [
+        image(tmp_path / "0.qcow2", "write -P 1 0 2M", size_bytes=SIZE_BYTES // 2),
+        image(tmp_path / "1.qcow2", "write -P 2 1M 2M", backing="missing"),
+        image(tmp_path / "2.qcow2", "write -z 1M 64k", "write -P 3 7M 64k", backing="missing"),
+    ]
+
+
+def expected() -> bytes:
+    data = bytearray(SIZE_BYTES)
+    data[0 : 2 * MIB] = b"\1" * (2 * MIB)
+    data[MIB : 3 * MIB] = b"\2" * (2 * MIB)
+    data[MIB : MIB + 65536] = bytes(65536)
+    data[7 * MIB : 7 * MIB + 65536] = b"\3" * 65536
+    return bytes(data)
+
+
+def over_nbd(socket: Path, output: Path, export: str = "vda") -> bytes:
+    uri = f"nbd+unix:///{export}?socket={socket}"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", uri, output], check=True)
+    return output.read_bytes()
+
+
+def test_nbd_has_the_whole_chain_and_the_files_stay_as_they_are(chain: list[Layer], tmp_path: Path) -> None:
+    before = [(layer.path.read_bytes(), layer.path.stat().st_mtime_ns) for layer in chain]
+    with OpenedPoint({"vda": chain}, reporter=Recorder()) as point:
+        point.listen(tmp_path / "s")
+        point.export_nbd("vda")
+        assert over_nbd(tmp_path / "s", tmp_path / "out") == expected()
+        assert point.size_bytes("vda") == SIZE_BYTES
+        with pytest.raises(QmpError):
+            point.export_nbd("vda", name="other", is_writable=True)
+    assert before == [(layer.path.read_bytes(), layer.path.stat().st_mtime_ns) for layer in chain]
+
+
+def test_writes_go_to_the_overlay_alone(chain: list[Layer], tmp_path: Path) -> None:
+    before = [layer.path.read_bytes() for layer in chain]
+    overlay = image(tmp_path / "overlay.qcow2").path
+    with OpenedPoint({"vda": chain}, reporter=Recorder()) as point:
+        point.write_to("vda", overlay)
+        point.listen(tmp_path / "s")
+        point.export_nbd("vda", is_writable=True)
+        uri = f"nbd+unix:///vda?socket={tmp_path / 's'}"
+        subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 9 4M 1M", uri], check=True, stdout=subprocess.DEVNULL)
+        data = over_nbd(tmp_path / "s", tmp_path / "out")
+    assert data == expected()[: 4 * MIB] + b"\x09" * MIB + expected()[5 * MIB :]
+    assert before == [layer.path.read_bytes() for layer in chain]
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
+def test_fuse_shows_a_raw_file(chain: list[Layer], tmp_path: Path) -> None:
+    file = tmp_path / "vda.raw"
+    file.touch()
+    with OpenedPoint({"vda": chain}, reporter=Recorder()) as point:
+        point.export_fuse("vda", file)
+        assert file.stat().st_size == SIZE_BYTES
+        assert file.read_bytes() == expected()
+        with pytest.raises(OSError):
+            file.open("r+b").write(b"x")
+    assert file.read_bytes() == b""
+
+
+def test_layer_that_cannot_be_opened_is_reported(chain: list[Layer], tmp_path: Path) -> None:
+    chain[1].path.write_bytes(b"no image")
+    with pytest.raises(StorageDaemonGoneError, match="1.qcow2|qcow2"), OpenedPoint({"vda": chain}, reporter=Recorder()):
+        pass

@@ -1,0 +1,122 @@
+"""Open the disks of a backup in a storage daemon, each as one flat disk, and export them: by NBD, or as files by FUSE.
+
+Everything that lets somebody look into a backup stands on this: mount, serve, single files, a live restore, the boot
+test. Each layer is named explicitly and opened read-only, never by a header, so the chain can have any length and the
+repository's files stay as they are in content, owner and mode. The caller has checked the headers
+(vbackup.repository.verify) and holds the backups (vbackup.repository.chosen).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vbackup.errors import QmpError, UnsuitableError
+from vbackup.images.flatten import Layer
+from vbackup.model import ImageFormat
+from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.report import Reporter
+from vbackup.repository import readers
+
+#: l2-cache-size of all layers of a disk together, and of each at least: 1 MiB covers 8 GiB of a layer.
+CACHE_BYTES, LAYER_CACHE_BYTES = 128 * 1024 * 1024, 1024 * 1024
+
+
+class OpenedPoint:
+    """The disks of a backup while the block runs. A context manager; the thread that enters the block must leave it.
+
+    ``disks`` has the layers of each disk (dev), the oldest first. The daemon ends with this process, however that ends
+    (see StorageDaemon), and with it all exports; a file that FUSE showed has to be unmounted then.
+    Entering raises UnsuitableError if no storage daemon is installed, StorageDaemonGoneError if a layer cannot be opened.
+    """
+
+    def __init__(self, disks: Mapping[str, Sequence[Layer]], *, reporter: Reporter) -> None:
+        self._disks = disks
+        self._nodes = {dev: f"d{number}" for number, dev in enumerate(disks)}
+        self._exports = 0
+        self.daemon = StorageDaemon(reporter, nodes=[node for dev in disks for node in self._layers(dev)])
+
+    def __enter__(self) -> OpenedPoint:
+        readers.allow_files(sum(len(layers) for layers in self._disks.values()))  # the daemon inherits the limit
+        self.daemon.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.daemon.__exit__(kind, error, traceback)
+
+    def node(self, dev: str) -> str:
+        """Return the node name of the flat, read-only disk; after ``write_to`` that of its overlay."""
+        return self._nodes[dev]
+
+    def size_bytes(self, dev: str) -> int:
+        """Return the virtual size of the disk."""
+        return self._disks[dev][-1].virtual_size_bytes
+
+    def write_to(self, dev: str, overlay: Path) -> None:
+        """Let writes of exports that are added from now on go to ``overlay``, an empty qcow2 image of the disk's size.
+
+        What is in the overlay already stays; the header of the overlay names no backing file. Raises QmpError.
+        """
+        name = f"{self._nodes[dev]}-overlay"
+        file = {"driver": "file", "filename": os.fspath(overlay.absolute())}
+        below = {"driver": "qcow2", "node-name": name, "file": file, "backing": self._nodes[dev], "discard": "unmap"}
+        self.daemon.execute("blockdev-add", below)
+        self._nodes[dev] = name
+
+    def listen(self, path: Path, *, max_connections: int = 0) -> None:
+        """Start the NBD server on a unix socket, whose directory decides who can connect. Raises QmpError.
+
+        ``max_connections``: 0 for any number. The path is at most 107 bytes long (sockaddr_un of Linux).
+        """
+        address = {"type": "unix", "data": {"path": os.fspath(path.absolute())}}
+        self.daemon.execute("nbd-server-start", {"addr": address, "max-connections": max_connections})
+
+    def export_nbd(self, dev: str, *, name: str | None = None, is_writable: bool = False) -> str:
+        """Export a disk on the NBD server, by default under its dev, and return the export's id. Raises QmpError."""
+        options = {"type": "nbd", "name": name or dev, "writable": is_writable}
+        return self._export(dev, options)
+
+    def export_fuse(self, dev: str, file: Path) -> str:
+        """Show a disk as the content of ``file``, an existing regular file, and return the export's id.
+
+        Only this user and root can read it. Raises UnsuitableError if this system cannot do that.
+        """
+        options = {"type": "fuse", "mountpoint": os.fspath(file.absolute()), "growable": False, "allow-other": "off"}
+        try:
+            return self._export(dev, options)
+        except QmpError as err:
+            raise UnsuitableError(
+                f"Cannot show disk {dev} as {file}: {err.description.rstrip('.')}. That needs /dev/fuse and fusermount3"
+                " (on Debian: fuse3), and a qemu-storage-daemon with FUSE."
+            ) from err
+
+    def _export(self, dev: str, options: Mapping[str, Any]) -> str:
+        self._exports += 1
+        export = f"export{self._exports}"
+        self.daemon.execute("block-export-add", {"id": export, "node-name": self._nodes[dev], **options})
+        return export
+
+    def _layers(self, dev: str) -> list[dict[str, Any]]:
+        layers = self._disks[dev]
+        nodes: list[dict[str, Any]] = []
+        below: str | None = None
+        for number, layer in enumerate(layers):
+            is_top = number == len(layers) - 1
+            name = self._nodes[dev] if is_top else f"{self._nodes[dev]}-{number}"
+            nodes.append(
+                {
+                    "driver": ImageFormat.QCOW2.value,
+                    "node-name": name,
+                    "read-only": True,
+                    "backing": below,
+                    "l2-cache-size": max(CACHE_BYTES // len(layers), LAYER_CACHE_BYTES),
+                    "file": {"driver": "file", "filename": os.fspath(layer.path.absolute())},
+                }
+            )
+            below = name
+        return nodes

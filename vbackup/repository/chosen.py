@@ -1,0 +1,57 @@
+"""A chosen backup with the chain of each disk, kept as it is while somebody reads it: a restore, a mount, a boot test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup.model import Backup
+from vbackup.repository import choice, readers, verify
+from vbackup.repository.choice import Choice, Wanted
+from vbackup.repository.history import Link
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is read of a repository for one point in time."""
+
+    choice: Choice
+    chains: Mapping[str, Sequence[Link]]  #: of each disk (dev), the newest image first
+
+    @property
+    def backup(self) -> Backup:
+        """The backup that gives everything but the disks, and most often them too."""
+        return self.choice.backup
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Ids of all backups that it depends on."""
+        return frozenset({self.backup.id, *(link.backup.id for links in self.chains.values() for link in links)})
+
+    def paths(self, repository: Repository, dev: str) -> list[tuple[Link, Path]]:
+        """Return the chain of a disk with the path of each image, the newest first."""
+        return [(link, verify.image_path(repository, link)) for link in self.chains[dev]]
+
+
+@contextmanager
+def held(repository: Repository, uuid: str, wanted: Wanted, *, stop: Stop) -> Iterator[Chosen]:
+    """Choose a backup of a domain; nobody removes or changes what it depends on during the block.
+
+    Raises what vbackup.repository.choice.choose and vbackup.repository.readers.unchanged raise.
+    """
+    with readers.unchanged(
+        lambda: _choose(repository, uuid, wanted),
+        lambda chosen: [repository.directory(uuid, backup_id) for backup_id in chosen.needed],
+        stop=stop,
+    ) as chosen:
+        yield chosen
+
+
+def _choose(repository: Repository, uuid: str, wanted: Wanted) -> Chosen:
+    catalogue = repository.catalogue(uuid)
+    found = choice.choose(catalogue, wanted)
+    return Chosen(found, {dev: catalogue.history.links(one.id, dev) for dev, one in found.disks.items()})
