@@ -444,16 +444,20 @@ class DamagedError(ChainError):
 
 
 class OutputDiffersError(ChainError):
-    """A restored image is not what was written to it, although the backup is good; nothing was restored."""
+    """A restored image is not what was written to it, although the backup is good; nothing was restored.
 
-    def __init__(self, dev: str, output: str, start_bytes: int) -> None:
+    ``was_written``: it is the disk itself, which a rollback has written.
+    """
+
+    def __init__(self, dev: str, output: str, start_bytes: int, *, was_written: bool = False) -> None:
         self.dev = dev
         self.output = output
         self.start_bytes = start_bytes  #: first byte of the disk that differs
+        end = "" if was_written else " Nothing was restored."
         super().__init__(
             f"Disk {dev}: {output} does not contain what was written to it, from byte {start_bytes} of the disk on,"
             " although the images of the backup are good there. Its storage or the memory of this host may be failing:"
-            " see the kernel log. Nothing was restored."
+            f" see the kernel log.{end}"
         )
 
 

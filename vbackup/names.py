@@ -42,6 +42,9 @@ _END_MARK = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-end-(?P<dev>{DEV.pattern})-(?P<size>[1-9][0-9]{{0,18}})"
 )
 
+_ROLLBACK = re.compile(
+    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})-rollback"
+)
 _JOB = re.compile(
     rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern}|{_AUDIT_ID.pattern})"
     rf"-(?P<dev>{DEV.pattern})"
@@ -131,6 +134,10 @@ class Naming:
     def working_bitmap(self, backup: str, dev: str) -> str:
         """Return the name of the working bitmap, which drives the copy and exists as long as the job."""
         return f"{self.job(backup, dev)}-working"
+
+    def rollback_mark(self, backup: str, dev: str) -> str:
+        """Return the name of the bitmap that disk ``dev`` has while it is rolled back to that backup."""
+        return f"{self.job(backup, dev)}-rollback"
 
     def allocation_bitmap(self, backup: str, dev: str) -> str:
         """Return the name of the bitmaps, on all layers of disk ``dev``, of what the layers have allocated."""
@@ -278,9 +285,24 @@ def parse_end_mark(name: str) -> EndMark | None:
     return None if match is None else EndMark(match["repository"], match["dev"], int(match["size"]))
 
 
+@dataclass(frozen=True)
+class RollbackMark:
+    """The parts of the name of a rollback's mark."""
+
+    repository_id: str
+    backup_id: str
+    dev: str
+
+
+def parse_rollback_mark(name: str) -> RollbackMark | None:
+    """Return the parts of the name of a rollback's mark; None for any other name."""
+    match = _ROLLBACK.fullmatch(name)
+    return None if match is None else RollbackMark(match["repository"], match["backup"], match["dev"])
+
+
 def repository_of(bitmap_name: str) -> str | None:
     """Return the id of the repository that a bitmap of any kind belongs to; None if vbackup did not make it."""
-    parsed = parse_bitmap(bitmap_name) or parse_end_mark(bitmap_name)
+    parsed = parse_bitmap(bitmap_name) or parse_end_mark(bitmap_name) or parse_rollback_mark(bitmap_name)
     return parsed.repository_id if parsed is not None else None
 
 

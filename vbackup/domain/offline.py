@@ -155,6 +155,14 @@ class OffSource:
         self._images.writes.expect(layer.filename, is_open=True)
         return self._images.daemon.writable(layer.node_name)
 
+    def store(self, layer: Layer) -> None:
+        """Store what QEMU has in memory of an active layer; unlike closing it, this reports errors: QmpError."""
+        self._images.daemon.store(layer.node_name)
+
+    def close_disk(self, disk: Disk) -> None:
+        """Close the images of a disk, which others may then replace."""
+        self._images.close(disk)
+
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Do nothing: there is no guest to freeze."""
 

@@ -79,6 +79,12 @@ class OpenImages:
                 self._open(disk, chains[disk.alias])
         return bool(new)
 
+    def close(self, disk: Disk) -> None:
+        """Close the images of a disk that is open."""
+        for name in self.daemon.chains[disk.alias]:
+            self._images.pop(name, None)
+        self.daemon.close(disk.alias)
+
     def nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """Return the disks' layers and bitmaps as they are now."""
         graph = block_graph(self.daemon, chains=self.daemon.chains)

@@ -20,7 +20,7 @@ from vbackup.layers import ChainState, FileState
 from vbackup.model import GRANULARITY_BYTES, Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import BitmapName, Naming
 from vbackup.qemu.block_graph import LAYERS_NOT_LISTED
-from vbackup.repository.history import History, image_of
+from vbackup.repository.history import History, Start, image_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Choice:
     base: Backup | None
     bitmaps: tuple[NodeBitmap, ...]  #: bitmaps, including end marks, that together record the changes since the base
     reason: str
+    chain: ChainState | None = None  #: of the disk at the base; None without one, or if it was not recorded
 
 
 def choose(
@@ -47,17 +48,23 @@ def choose(
     if level is Level.FULL:
         return Choice(level, None, (), f"asked for; {_without_bitmap(node)}")
     wanted = Level.INCREMENTAL if level is Level.AUTO else level
-    base = _wanted_base(level, dev, history)
-    try:
-        evidence = _evidence(node, base, history, naming=naming, started=started)
-        flaw = underlay.flaw(evidence.chain, node.chain, **evidence.of_underlay)
-        if flaw is not None:
-            raise _UntrustedError(f"backup {evidence.base.id} {flaw}")
-    except _UntrustedError as err:
-        if level is not Level.AUTO:
-            raise BaseError(dev, level.value, base.id if base else None, str(err)) from None
-        return Choice(Level.FULL, None, (), str(err) if node.read_only_reason is None else _without_bitmap(node))
-    return Choice(wanted, evidence.base, (*evidence.bitmaps, *evidence.marks), f"changes since {evidence.base.id}")
+    starts = _starts(level, node, history)
+    refusals: list[str] = []
+    for start in starts or [None]:
+        try:
+            evidence = _evidence(node, start, history, naming=naming, started=started)
+            flaw = underlay.flaw(evidence.chain, node.chain, **evidence.of_underlay)
+            if flaw is not None:
+                raise _UntrustedError(f"backup {evidence.base.id} {flaw}")
+        except _UntrustedError as err:
+            refusals.append(str(err))
+            continue
+        return Choice(
+            wanted, evidence.base, (*evidence.bitmaps, *evidence.marks), _reason(evidence), chain=evidence.chain
+        )
+    if level is not Level.AUTO:
+        raise BaseError(dev, level.value, starts[0].backup.id if starts else None, refusals[0])
+    return Choice(Level.FULL, None, (), refusals[0] if node.read_only_reason is None else _without_bitmap(node))
 
 
 def undecided(level: Level, node: DiskNode, history: History, *, naming: Naming) -> tuple[FileState, ...]:
@@ -65,18 +72,25 @@ def undecided(level: Level, node: DiskNode, history: History, *, naming: Naming)
 
     Empty if nothing depends on them.
     """
-    base = _wanted_base(level, node.disk.dev, history)
-    try:
-        evidence = _evidence(node, base, history, naming=naming, started=None)
-    except _UntrustedError:
-        return ()
-    return underlay.undecided(evidence.chain, node.chain, **evidence.of_underlay)
+    for start in _starts(level, node, history) or [None]:
+        try:
+            evidence = _evidence(node, start, history, naming=naming, started=None)
+        except _UntrustedError:
+            continue
+        return underlay.undecided(evidence.chain, node.chain, **evidence.of_underlay)
+    return ()
 
 
-def _wanted_base(level: Level, dev: str, history: History) -> Backup | None:
+def _starts(level: Level, node: DiskNode, history: History) -> list[Start]:
     if level in (Level.FULL, Level.COPY):
-        return None
-    return history.last_full(dev) if level is Level.DIFFERENTIAL else history.newest(dev)
+        return []
+    on_disk = {name for layer in node.layers for name in layer.bitmaps}
+    return history.starts(node.disk.dev, of_full=level is Level.DIFFERENTIAL, on_disk=on_disk)
+
+
+def _reason(evidence: _Evidence) -> str:
+    was = ", to which the disk was restored" if evidence.is_restored else ""
+    return f"changes since {evidence.base.id}{was}"
 
 
 class _UntrustedError(Exception):
@@ -92,6 +106,7 @@ class _Evidence:
     bitmaps: tuple[NodeBitmap, ...]
     marks: tuple[NodeBitmap, ...]
     is_known_image: bool
+    is_restored: bool
 
     @property
     def of_underlay(self) -> _OfUnderlay:
@@ -105,24 +120,24 @@ class _OfUnderlay(TypedDict):
 
 
 def _evidence(
-    node: DiskNode, base: Backup | None, history: History, *, naming: Naming, started: datetime | None
+    node: DiskNode, start: Start | None, history: History, *, naming: Naming, started: datetime | None
 ) -> _Evidence:
     """Check all but what lies below the bitmaps, and every external data file.
 
-    libvirt copies no end mark, so a mark of the newest backup on the active layer shows that the image is that of this
-    backup, or a copy of its file.
+    libvirt copies no end mark, so a mark on the active layer shows, with the bitmap of the newest backup or of a
+    restored checkpoint, that the image is that one, or a copy of its file.
     """
     if not node.bears_checkpoints:
         raise _UntrustedError(_no_bitmap(node))
-    if base is None:
+    if start is None:
         raise _UntrustedError("there is no earlier backup of this disk to start from")
+    base = start.backup
     _check_images(node, base, history)
-    bitmaps = _trusted_bitmaps(node, base, naming=naming, started=started)
+    bitmaps = _trusted_bitmaps(node, start, naming=naming, started=started)
     marks = _end_marks(node, base, naming=naming, bitmaps=bitmaps)
     _check_growth(node, base, marks=marks)
-    dev = node.disk.dev
-    is_known_image = base is history.newest(dev) and node.top.node_name in {mark.node_name for mark in marks}
-    return _Evidence(base, image_of(base, dev).chain, bitmaps, marks, is_known_image)
+    is_known_image = start.is_latest and node.top.node_name in {mark.node_name for mark in marks}
+    return _Evidence(base, start.chain, bitmaps, marks, is_known_image, start.is_restored)
 
 
 def _check_images(node: DiskNode, base: Backup, history: History) -> None:
@@ -178,10 +193,10 @@ def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) 
 
 
 def _trusted_bitmaps(
-    node: DiskNode, base: Backup, *, naming: Naming, started: datetime | None
+    node: DiskNode, start: Start, *, naming: Naming, started: datetime | None
 ) -> tuple[NodeBitmap, ...]:
     """Return the base's bitmaps: on the active layer, and on the layers below that have been active since the base."""
-    name = image_of(base, node.disk.dev).bitmap or ""
+    base, name = start.backup, start.bitmap
     parsed = names.parse_bitmap(name)
     own = (base.id, node.disk.dev)
     if parsed is not None and parsed.repository_id != naming.repository_id and (parsed.checkpoint, parsed.dev) == own:

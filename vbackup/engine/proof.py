@@ -50,11 +50,12 @@ def recorded(
 def _recorded(node: DiskNode, choice: Choice, history: History, domain: LockedDomain) -> DiskNode:
     dev = node.disk.dev
     newest = history.newest(dev)
-    bases = [image_of(one, dev).chain for one in (choice.base, newest) if one is not None]
+    base_chain = choice.chain or (image_of(choice.base, dev).chain if choice.base is not None else None)
+    bases = [base_chain, image_of(newest, dev).chain if newest is not None else None]
     chain = underlay.remembered(node.chain, bases, is_trusted=choice.base is not None)
     node = replace(node, looked_at=chain)
     with_bitmaps = [layer.node_name for layer in node.layers if layer.bitmaps]
-    unread = underlay.unread(chain, bases[0] if choice.base is not None else None, with_bitmaps=with_bitmaps)
+    unread = underlay.unread(chain, base_chain, with_bitmaps=with_bitmaps)
     node, unreadable = _with_digests(node, unread, domain, why="record")
     # What may never be read is trusted by size and time. What cannot be read only now keeps its ctime, so that it costs
     # a full when it was touched, and is not trusted without a proof.

@@ -102,21 +102,27 @@ class OpenedPoint:
         return export
 
     def _layers(self, dev: str) -> list[dict[str, Any]]:
-        layers = self._disks[dev]
-        nodes: list[dict[str, Any]] = []
-        below: str | None = None
-        for number, layer in enumerate(layers):
-            is_top = number == len(layers) - 1
-            name = self._nodes[dev] if is_top else f"{self._nodes[dev]}-{number}"
-            nodes.append(
-                {
-                    "driver": ImageFormat.QCOW2.value,
-                    "node-name": name,
-                    "read-only": True,
-                    "backing": below,
-                    "l2-cache-size": max(CACHE_BYTES // len(layers), LAYER_CACHE_BYTES),
-                    "file": {"driver": "file", "filename": os.fspath(layer.path.absolute())},
-                }
-            )
-            below = name
-        return nodes
+        return flat_nodes(self._nodes[dev], self._disks[dev])
+
+
+def flat_nodes(name: str, layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """Return the nodes (QAPI BlockdevOptions) that open a chain read-only as one flat disk, which is the node ``name``.
+
+    ``layers`` has the oldest first. The others are ``name`` with a number. They are added in this order.
+    """
+    nodes: list[dict[str, Any]] = []
+    below: str | None = None
+    for number, layer in enumerate(layers):
+        node_name = name if number == len(layers) - 1 else f"{name}-{number}"
+        nodes.append(
+            {
+                "driver": ImageFormat.QCOW2.value,
+                "node-name": node_name,
+                "read-only": True,
+                "backing": below,
+                "l2-cache-size": max(CACHE_BYTES // len(layers), LAYER_CACHE_BYTES),
+                "file": {"driver": "file", "filename": os.fspath(layer.path.absolute())},
+            }
+        )
+        below = node_name
+    return nodes

@@ -333,6 +333,7 @@ def _checkpoints(history: History, dev: str) -> list[str]:
 def _bitmaps(node: DiskNode, history: History, domain: LockedDomain) -> list[NodeBitmap]:
     """Return the checkpoints' bitmaps of the disk, on all layers that have them."""
     recorded = {image_of(history.get(each), node.disk.dev).bitmap for each in _checkpoints(history, node.disk.dev)}
+    recorded |= history.restored_bitmaps(node.disk.dev)
     return [
         NodeBitmap(layer.node_name, name)
         for layer in node.layers

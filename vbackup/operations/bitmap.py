@@ -275,6 +275,7 @@ def _consequence(bitmap: names.BitmapName, dev: str, history: History | None) ->
     if bitmap not in history.base_bitmaps(dev):
         return None
     newest = history.newest(dev)
-    if newest is not None and newest.id == bitmap.checkpoint:
+    restored = {names.parse_bitmap(one.bitmap) for one in history.restored_since(dev)}
+    if bitmap in restored or (newest is not None and newest.id == bitmap.checkpoint):
         return f"the next backup {backups} is a full"
     return f"a differential {backups} is not possible until the next full"

@@ -179,6 +179,25 @@ class StorageDaemon:
         finally:
             self.execute("blockdev-reopen", {"options": nodes})
 
+    def store(self, node_name: str) -> None:
+        """Make QEMU store what it has in memory of a layer that is open for writing: tables, and bitmaps.
+
+        The layer is reopened as read-only, and for writing again. Unlike closing it, this reports errors: QmpError.
+        """
+        node = self._nodes[node_name]
+        nodes = [*(self._nodes[name] for name in reopened(node)), node]
+        self.execute("blockdev-reopen", {"options": [{**options, "read-only": True} for options in nodes]})
+        self.execute("blockdev-reopen", {"options": nodes})
+
+    def close(self, alias: str) -> None:
+        """Close a backing chain that ``open`` opened. Raises QmpError."""
+        names = list(self._chains[alias])
+        storage = [child for name in names for child in reopened(self._nodes[name])]
+        for name in (*names, *storage):
+            self.execute("blockdev-del", {"node-name": name})
+            del self._nodes[name]
+        del self._chains[alias]
+
     def _add_secret(self, secret: SecretRef, value: bytes) -> None:
         """Pass a passphrase in memory, so that no command line, log or filesystem contains it.
 

@@ -18,7 +18,7 @@ from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import is_regular, read_regular, storage_errors
 from vbackup.model import Backup, DiskImage, HostIdentity
-from vbackup.repository import audited, manifest, merge_journal
+from vbackup.repository import audited, manifest, merge_journal, restored
 from vbackup.repository.history import History
 
 
@@ -116,7 +116,9 @@ def read(directory: Path, uuid: str) -> Catalogue:
         is_whole = _is_there if backup_id in merging else _is_whole  # what is being merged into has another size
         place = f"{directory}/{backup_id}"
         unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(place, image))
-    history = History(backups, unusable, audited.distrusted(directory), merging=merging)
+    history = History(
+        backups, unusable, audited.distrusted(directory), merging=merging, restored=restored.read(directory)
+    )
     return Catalogue(
         uuid,
         tuple(domain_names(directory)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vbackup import names
 from vbackup.errors import ChainError
+from vbackup.layers import ChainState
 from vbackup.model import Backup, DiskImage, Level
 from vbackup.names import BitmapName, EndMark
 
@@ -23,12 +24,40 @@ class Link:
     is_merging: bool = False  #: another image is being merged into it in place: only what those above hide may differ
 
 
+@dataclass(frozen=True)
+class RestoredDisk:
+    """An image that a restore made, or a disk that it rolled back, with a new bitmap of the restored checkpoint.
+
+    The name of the bitmap has a token of its own (vbackup.names), and is recorded here alone: no other image has it, but
+    copies of this one, and what libvirt lays over it.
+    """
+
+    dev: str
+    backup: str  #: id of the backup that was restored
+    bitmap: str
+    size_bytes: int  #: of the disk
+    after: int  #: sequence of the domain's newest backup at that time
+    chain: ChainState  #: its layers
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint that the next backup of a disk may start from, if the disk has its bitmap and that is trusted."""
+
+    backup: Backup
+    bitmap: str
+    chain: ChainState | None  #: of the disk at the checkpoint; None if it was not recorded
+    is_latest: bool  #: an image with this bitmap and an end mark is that of the checkpoint, or a copy of its file
+    is_restored: bool = False
+
+
 class History:
     """The backups of one domain in one repository, in the order of their commits, and which images are unusable.
 
     ``unusable`` has (backup id, dev) of the images that are missing or do not have the recorded size; ``distrusted``
     why no backup may start from a checkpoint. ``merging`` has the backups that are being removed by a merge in place
     (vbackup.repository.merge_journal): they are a part of the chains of others until that has ended, and nothing else.
+    ``restored`` has the disks that were restored, the oldest first (vbackup.repository.restored).
     """
 
     def __init__(
@@ -38,6 +67,7 @@ class History:
         distrusted: Mapping[tuple[str, str], str] | None = None,
         *,
         merging: Collection[str] = (),
+        restored: Sequence[RestoredDisk] = (),
     ) -> None:
         ordered = tuple(sorted(backups, key=lambda backup: backup.sequence))
         self.backups = tuple(backup for backup in ordered if backup.id not in merging)
@@ -45,6 +75,7 @@ class History:
         self._by_id = {backup.id: backup for backup in ordered}
         self._unusable = frozenset(unusable)
         self._distrusted = distrusted or {}
+        self._restored = tuple(restored)
 
     def get(self, backup_id: str) -> Backup:
         """Return the backup with that id. Raises ChainError if there is none."""
@@ -62,7 +93,7 @@ class History:
         """Return the history as it is when these backups are gone."""
         merging = [backup.id for backup in self.merging]
         left = [backup for backup in self._by_id.values() if backup.id not in ids]
-        return History(left, self._unusable, self._distrusted, merging=merging)
+        return History(left, self._unusable, self._distrusted, merging=merging, restored=self._restored)
 
     def distrust(self, backup_id: str, dev: str) -> str | None:
         """Return why no backup of a disk may start from that one, although its images can be restored; else None."""
@@ -76,7 +107,11 @@ class History:
     def with_committed(self, backup: Backup) -> History:
         """Return the history with one more backup."""
         return History(
-            [*self._by_id.values(), backup], self._unusable, self._distrusted, merging=[one.id for one in self.merging]
+            [*self._by_id.values(), backup],
+            self._unusable,
+            self._distrusted,
+            merging=[one.id for one in self.merging],
+            restored=self._restored,
         )
 
     def newest(self, dev: str) -> Backup | None:
@@ -86,6 +121,43 @@ class History:
     def last_full(self, dev: str) -> Backup | None:
         """Return the newest full backup of this disk that the next one can start from: a differential's base."""
         return next((backup for backup in self._checkpoints(dev) if image_of(backup, dev).level is Level.FULL), None)
+
+    def starts(self, dev: str, *, of_full: bool, on_disk: Collection[str]) -> list[Start]:
+        """Return the checkpoints that the next backup of a disk may start from, the likeliest first.
+
+        ``on_disk`` has the names of the disk's bitmaps, ``of_full`` asks for fulls, as a differential does. A restored
+        checkpoint is among them if the disk has its bitmap: before the newest backup if no backup was made since, else
+        after it, because the restored image may have come into use later.
+        """
+        newest = self.newest(dev)
+        usual = self.last_full(dev) if of_full else newest
+        starts: list[Start] = []
+        if usual is not None:
+            image = image_of(usual, dev)
+            starts.append(Start(usual, image.bitmap or "", image.chain, is_latest=usual is newest))
+        for one in self._restored:  # the oldest first
+            backup = self._by_id.get(one.backup)
+            image_then = backup.image(dev) if backup is not None and one.dev == dev else None
+            if backup is None or image_then is None or one.bitmap not in on_disk:
+                continue
+            if of_full and backup is not usual:
+                continue
+            place = 0 if newest is None or one.after >= newest.sequence else len(starts)
+            starts.insert(place, Start(backup, one.bitmap, one.chain, is_latest=True, is_restored=True))
+        return starts
+
+    def restored_since(self, dev: str) -> list[RestoredDisk]:
+        """Return what was restored of a disk since its newest backup: the next one may start from each of them."""
+        newest = self.newest(dev)
+        return [
+            one
+            for one in self._restored
+            if one.dev == dev and one.backup in self._by_id and (newest is None or one.after >= newest.sequence)
+        ]
+
+    def restored_bitmaps(self, dev: str) -> frozenset[str]:
+        """Return the bitmaps of all checkpoints that were restored of a disk."""
+        return frozenset(one.bitmap for one in self._restored if one.dev == dev)
 
     def base_bitmaps(self, dev: str) -> frozenset[BitmapName]:
         """Return the bitmaps that a later backup of this disk can start from; they have to be kept."""
@@ -161,6 +233,10 @@ class History:
             bitmap = names.parse_bitmap(image.bitmap or "") if image is not None else None
             if image is not None and bitmap is not None:
                 yield bitmap, image.virtual_size_bytes
+        for one in self.restored_since(dev):
+            bitmap = names.parse_bitmap(one.bitmap)
+            if bitmap is not None:
+                yield bitmap, one.size_bytes
 
     def _checkpoints(self, dev: str) -> Iterator[Backup]:
         for backup in reversed(self.backups):

@@ -257,6 +257,9 @@ def bases_of_next(history: History) -> dict[str, list[str]]:
         base, full = history.newest(dev), history.last_full(dev)
         if base is not None:
             found.setdefault(base.id, []).append(f"the next incremental of {dev} starts from it")
+        for backup_id in sorted({one.backup for one in history.restored_since(dev)}):
+            if base is None or backup_id != base.id:
+                found.setdefault(backup_id, []).append(f"the next incremental of {dev}, restored to it, starts from it")
         if full is not None and full is not base and (dev, full.id) in differentials:
             found.setdefault(full.id, []).append(f"the next differential of {dev} starts from it")
     return found
