@@ -160,8 +160,9 @@ class OffSource:
         self._images.daemon.store(layer.node_name)
 
     def close_disk(self, disk: Disk) -> None:
-        """Close the images of a disk, which others may then replace."""
-        self._images.close(disk)
+        """Close the images of a disk if they are open; others may then replace them."""
+        if disk.alias in self._images.daemon.chains:
+            self._images.close(disk)
 
     def prepare_freeze(self, quiesce: Quiesce, *, limit_s: int) -> None:
         """Do nothing: there is no guest to freeze."""

@@ -50,7 +50,7 @@ def choose(
     wanted = Level.INCREMENTAL if level is Level.AUTO else level
     starts = _starts(level, node, history)
     refusals: list[str] = []
-    for start in starts or [None]:
+    for start in starts or _NONE:
         try:
             evidence = _evidence(node, start, history, naming=naming, started=started)
             flaw = underlay.flaw(evidence.chain, node.chain, **evidence.of_underlay)
@@ -72,13 +72,17 @@ def undecided(level: Level, node: DiskNode, history: History, *, naming: Naming)
 
     Empty if nothing depends on them.
     """
-    for start in _starts(level, node, history) or [None]:
+    for start in _starts(level, node, history) or _NONE:
         try:
             evidence = _evidence(node, start, history, naming=naming, started=None)
         except _UntrustedError:
             continue
         return underlay.undecided(evidence.chain, node.chain, **evidence.of_underlay)
     return ()
+
+
+#: In place of what the next backup may start from: the refusal says what is missing.
+_NONE: Sequence[Start | None] = (None,)
 
 
 def _starts(level: Level, node: DiskNode, history: History) -> list[Start]:

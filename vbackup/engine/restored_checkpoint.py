@@ -56,9 +56,7 @@ def add(
     if not chosen:
         return []
     try:
-        recorded = record(
-            [(one.dev, one.backup, _state(one)) for one in chosen], uuid=uuid, repository=repository
-        )
+        recorded = record([(one.dev, one.backup, _state(one)) for one in chosen], uuid=uuid, repository=repository)
         _write(chosen, recorded, repository.naming, reporter=reporter, stop=stop)
     except InterruptedBySignalError:
         raise
@@ -70,9 +68,7 @@ def add(
     return [one.dev for one in chosen]
 
 
-def record(
-    disks: Sequence[tuple[str, Backup, ChainState]], *, uuid: str, repository: Repository
-) -> list[RestoredDisk]:
+def record(disks: Sequence[tuple[str, Backup, ChainState]], *, uuid: str, repository: Repository) -> list[RestoredDisk]:
     """Record disks (dev, the backup restored, their layers) with a new name of a bitmap each, and return the records.
 
     Raises StorageError, NoSpaceError. A record of a bitmap that is never made does no harm.
@@ -142,9 +138,9 @@ def _write(
         daemon.execute("transaction", {"actions": [action.document() for action in actions]})
         # Reopening stores the bitmaps and reports an error, which closing does not.
         daemon.execute("blockdev-reopen", {"options": [{**node, "read-only": True} for node in nodes]})
-    for one in images:
-        with storage_errors(f"write {one.path}"):
-            fsync(one.path)
+    for image in images:
+        with storage_errors(f"write {image.path}"):
+            fsync(image.path)
 
 
 def _node(number: int, path: Path) -> dict[str, Any]:

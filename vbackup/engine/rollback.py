@@ -5,8 +5,8 @@ of the disk record these writes like all others, and the daemon stores them also
 rollback that is run again starts from what is true. If the daemon itself is killed, QEMU finds its bitmaps inconsistent
 and nobody trusts them.
 
-From before the first write to the end the disk has a mark, a bitmap that says what it is in the middle of. It goes where
-the image goes, and no backup is made of such a disk (vbackup.engine.survey).
+From before the first write to the end the disk has a mark, a bitmap that says what it is in the middle of. It goes
+where the image goes, and no backup is made of such a disk (vbackup.engine.survey).
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vbackup import names
 from vbackup.domain.offline import OffSource
 from vbackup.engine import endmark, restored_checkpoint, scratch, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.endmark import NewMark
 from vbackup.errors import (
-    DiskError,
-    MalformedError,
     NoSpaceError,
     OutputDiffersError,
     QmpError,
@@ -34,7 +33,7 @@ from vbackup.errors import (
 from vbackup.images import targets, tuning
 from vbackup.images.flatten import Layer as ImageLayer
 from vbackup.images.opened_point import flat_nodes
-from vbackup.model import GRANULARITY_BYTES, Backup, DiskNode, Layer, Level, NodeBitmap
+from vbackup.model import GRANULARITY_BYTES, Backup, DiskNode, Layer, Level
 from vbackup.names import Naming
 from vbackup.qapi.actions import (
     Action,
@@ -90,8 +89,8 @@ class DiskRollback:
     @property
     def recorded_layers(self) -> tuple[Layer, ...]:
         """The layers with the bitmaps that record the changes, the active one first."""
-        names = {one.node_name for one in self.choice.bitmaps}
-        return tuple(layer for layer in self.node.layers if layer.node_name in names)
+        having = {one.node_name for one in self.choice.bitmaps}
+        return tuple(layer for layer in self.node.layers if layer.node_name in having)
 
     @property
     def is_resized(self) -> bool:
@@ -145,9 +144,7 @@ def dirty(monitor: Monitor, node: DiskNode, choice: Choice) -> dict[int, int]:
 
 
 @contextmanager
-def _bits(
-    monitor: Monitor, node_name: str, size_bytes: int, blocks: Blocks | None = None
-) -> Iterator[int]:
+def _bits(monitor: Monitor, node_name: str, size_bytes: int, blocks: Blocks | None = None) -> Iterator[int]:
     """Open an image in memory with a bitmap of these blocks, and yield its descriptor; it is closed after the block."""
     fd = os.memfd_create("vbackup-bits", os.MFD_CLOEXEC)
     try:
@@ -199,9 +196,7 @@ def _mark(disks: Sequence[DiskRollback], tools: Tools) -> None:
 
 def marks_of(layer: Layer) -> list[str]:
     """Return the marks of rollbacks that a layer has: of one that was interrupted, of any repository."""
-    from vbackup.names import parse_rollback_mark
-
-    return [name for name in sorted(layer.bitmaps) if parse_rollback_mark(name) is not None]
+    return [name for name in sorted(layer.bitmaps) if names.parse_rollback_mark(name) is not None]
 
 
 def _copy(disks: Sequence[DiskRollback], tools: Tools, speed_bytes_s: int | None) -> None:

@@ -16,7 +16,7 @@ from vbackup.engine import base, foreign_jobs, leftovers, plan, proof, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.plan import BackupPlan, Identity, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
-from vbackup.errors import BusyError
+from vbackup.errors import BusyError, DiskError, domain_argument
 from vbackup.hooks.events import Operation, events
 from vbackup.model import DiskNode, Level
 from vbackup.qemu import jobs
@@ -102,11 +102,28 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
 def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str]) -> list[DiskNode]:
     """Return the disks' layers and bitmaps, without the bitmaps of backups that were never committed."""
     nodes = domain.source.disk_nodes(selection.disks)
+    _refuse_rolling_back(nodes, domain)
     removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
     for name in removed:
         domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
     nodes = domain.source.disk_nodes(selection.disks) if removed else nodes
     return domain.source.look_at(nodes)
+
+
+def _refuse_rolling_back(nodes: Sequence[DiskNode], domain: LockedDomain) -> None:
+    """Raise DiskError for a disk that a rollback has left in the middle."""
+    for node in nodes:
+        for name in (name for layer in node.layers for name in layer.bitmaps):
+            mark = names.parse_rollback_mark(name)
+            if mark is not None:
+                domain_name = domain_argument(domain.source.domain.name)
+                raise DiskError(
+                    node.disk.dev,
+                    f"a rollback to backup {mark.backup_id} was interrupted, so it is partly as in that backup and"
+                    f" partly as it was before. Shut the domain off and run 'vbackup restore {domain_name}"
+                    f" {mark.backup_id} --in-place' again. Or, if the disk is to stay as it is, 'vbackup bitmap remove"
+                    f" {domain_name} {name}' removes the mark.",
+                )
 
 
 def _choices(

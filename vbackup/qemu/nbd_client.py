@@ -71,9 +71,7 @@ class NbdClient:
         """
         self._handle += 1
         try:
-            self._socket.sendall(
-                _REQUEST.pack(_REQUEST_MAGIC, 0, _READ, self._handle, start_bytes, length_bytes)
-            )
+            self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _READ, self._handle, start_bytes, length_bytes))
             pieces = sorted(self._chunks(start_bytes), key=lambda piece: piece[0])
         except OSError as err:
             raise StorageError(f"{self._export} cannot be read at byte {start_bytes}: {err.strerror or err}.") from err

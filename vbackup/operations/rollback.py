@@ -1,0 +1,202 @@
+"""Roll the disks of a domain that is off back to a backup, by writing only what differs.
+
+What differs is what the disks' bitmaps have recorded since the newest backup, with the same trust as a backup has in
+them (vbackup.engine.base), and what is different in the two backups by their block lists alone. So it takes as long as that
+takes to write, however large the disk is. Where the bitmaps cannot be trusted the disk needs a full restore, and the
+reason is told; nothing was touched then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from vbackup.domain import source
+from vbackup.domain.access import Access
+from vbackup.domain.host import DomainHandle
+from vbackup.domain.offline import OffSource
+from vbackup.engine import base, proof, rollback
+from vbackup.engine.rollback import DiskRollback, Tools
+from vbackup.engine.unfinished import LockedDomain
+from vbackup.errors import BusyError, ChainError, DiskError, UnsuitableError, domain_argument
+from vbackup.model import Disk, Level
+from vbackup.report import Phase, Reporter
+from vbackup.repository import changed_blocks, verify
+from vbackup.repository.block_list import BlockList
+from vbackup.repository.changed_blocks import Point
+from vbackup.repository.chosen import Chosen
+from vbackup.repository.comparison import Comparison
+from vbackup.repository.history import History, Link
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+
+@dataclass(frozen=True)
+class RollbackRequest:
+    """How a domain is rolled back."""
+
+    exclusive: bool = False  #: no other host uses the images of the domain while it is off
+    checkpoint: bool = True  #: the next backup starts from the point, not from the newest backup
+    speed_bytes_s: int | None = None  #: of each disk
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """A disk that was rolled back."""
+
+    dev: str
+    backup: str  #: id of the backup that it is like now
+    written_bytes: int  #: the rest was as in the backup already
+
+
+class Rollback:
+    """What is rolled back, and what needs a full restore instead; nothing is written before ``run``."""
+
+    def __init__(
+        self, disks: Sequence[DiskRollback], reasons: Mapping[str, str], request: RollbackRequest, tools: Tools
+    ) -> None:
+        self._disks, self._request, self._tools = disks, request, tools
+        self.reasons = reasons  #: by dev: why the disk needs a full restore
+        self.devs = [disk.dev for disk in disks]
+
+    def run(self) -> list[RolledBack]:
+        """Write the disks, and return what was done. If it fails, run it again before the domain is started.
+
+        Raises what vbackup.engine.rollback.carry_out raises, with a warning about the disks that are in the middle.
+        """
+        if not self._disks:
+            return []
+        reporter = self._tools.reporter
+        try:
+            rollback.carry_out(
+                self._disks,
+                self._tools,
+                speed_bytes_s=self._request.speed_bytes_s,
+                checkpoint=self._request.checkpoint,
+            )
+        except BaseException:
+            name = domain_argument(self._tools.source.domain.name)
+            reporter.warning(
+                f"The rollback of {', '.join(self.devs)} was interrupted: until it is run again, their content is"
+                f" neither that of {self._disks[0].backup.id} nor what it was. Do not start domain {name} before."
+            )
+            raise
+        done = [RolledBack(one.dev, one.backup.id, changed_blocks.count_bytes(one.blocks)) for one in self._disks]
+        for each in done:
+            reporter.step(
+                f"Disk {each.dev}: rolled back to {each.backup}; {each.written_bytes} bytes were written and checked,"
+                " all else was the same."
+            )
+        return done
+
+
+@contextmanager
+def prepared(
+    request: RollbackRequest,
+    handle: DomainHandle,
+    point: Chosen,
+    *,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> Iterator[Rollback]:
+    """Find out which disks of the point can be rolled back, check all that will be read, and yield what is to be done.
+
+    The caller has the domain's lock in the repository. During the block the images of the disks that can be rolled back
+    are open, so that the domain cannot be started. Raises UnsuitableError if the domain runs, BusyError if another
+    program has an image open, DamagedError or ChainError if the backup is damaged where it would be read.
+    """
+    if handle.is_active():
+        raise UnsuitableError(f"Domain {handle.name} is running; its disks can only be written while it is off.")
+    access = Access(request.exclusive, writes_data=True, check=stop.check)
+    with source.open_source(handle, reporter=reporter, access=access) as opened, ExitStack() as stack:
+        if not isinstance(opened, OffSource):
+            raise BusyError(f"Domain {handle.name} has been started; run the same command again when it is off.")
+        domain = LockedDomain(opened, repository, reporter, stop)
+        history = repository.catalogue(handle.uuid).history
+        lists = _Lists(repository, stack)
+        disks, reasons = list[DiskRollback](), dict[str, str]()
+        known = {disk.dev: disk for disk in opened.domain.disks}
+        for dev in point.chains:
+            if dev not in known:
+                reasons[dev] = "the domain has no such disk that can be opened"
+                continue
+            try:
+                disks.append(_disk(known[dev], point, history, lists, domain))
+            except _FullError as err:
+                reasons[dev] = str(err)
+                opened.close_disk(known[dev])
+        _check(disks, point, domain)
+        tools = Tools(opened, repository, handle.uuid, reporter, stop)
+        yield Rollback(disks, reasons, request, tools)
+
+
+class _FullError(Exception):
+    """The reason why a disk needs a full restore."""
+
+
+class _Lists:
+    """The block lists of images, each opened once: a comparison has to see which images two chains share."""
+
+    def __init__(self, repository: Repository, stack: ExitStack) -> None:
+        self._repository, self._stack = repository, stack
+        self._opened: dict[tuple[str, str], BlockList] = {}
+
+    def of(self, links: Sequence[Link]) -> list[BlockList]:
+        """Return the lists of a chain. Raises ChainError if one is missing or damaged."""
+        found = []
+        for link in links:
+            key = (link.backup.id, link.image.dev)
+            if key not in self._opened:
+                if link.image.blocks is None:
+                    raise ChainError(f"backup {link.backup.id} has no block list; 'vbackup verify' makes one")
+                path = verify.image_path(self._repository, link)
+                self._opened[key] = self._stack.enter_context(verify.opened_list(path, link))
+            found.append(self._opened[key])
+        return found
+
+
+def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: LockedDomain) -> DiskRollback:
+    """Return what is written of a disk. Raises _FullError."""
+    try:
+        nodes = domain.source.look_at(domain.source.disk_nodes([disk]))
+    except DiskError as err:
+        raise _FullError(str(err).removeprefix(f"Disk {disk.dev}: ").rstrip(".")) from err
+    (node,) = proof.compared(Level.AUTO, nodes, history, domain)
+    choice = base.choose(Level.AUTO, node, history, naming=domain.naming)
+    if choice.base is None:
+        raise _FullError(choice.reason)
+    links = point.chains[disk.dev]
+    try:
+        before, after = lists.of(history.links(choice.base.id, disk.dev)), lists.of(links)
+        comparison = Comparison(before, after)
+        blocks = rollback.dirty(domain.monitor, node, choice)
+        for changes in comparison.changes():
+            for mask in changes.masks.values():
+                blocks[changes.number] = blocks.get(changes.number, 0) | mask
+    except ChainError as err:
+        raise _FullError(str(err).rstrip(".")) from err
+    chain = [(link, verify.image_path(domain.repository, link)) for link in links]
+    made = DiskRollback(
+        node, choice, Point(chain, after), changed_blocks.of_disk(blocks, links[0].image.virtual_size_bytes)
+    )
+    if made.is_resized and len(node.layers) > 1:
+        raise _FullError(
+            f"the disk was resized from {made.point.size_bytes} to {node.top.virtual_size_bytes} bytes, and has layers"
+            " below, which have one of these sizes"
+        )
+    return made
+
+
+def _check(disks: Sequence[DiskRollback], point: Chosen, domain: LockedDomain) -> None:
+    """Compare what will be read of the repository with what is recorded, before the first disk is written."""
+    chains = {disk.dev: point.chains[disk.dev] for disk in disks}
+    verify.check_chains(chains, domain.repository, reporter=domain.reporter, stop=domain.stop)
+    for disk in disks:
+        total_bytes = changed_blocks.count_bytes(disk.blocks)
+
+        def progress(done_bytes: int, dev: str = disk.dev, total_bytes: int = total_bytes) -> None:
+            domain.reporter.progress(dev, Phase.CHECK, min(done_bytes, total_bytes), total_bytes)
+
+        changed_blocks.check_images(disk.point, disk.blocks, check=domain.stop.check, progress=progress)
