@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.end_to_end.chains import Chain, levels
-from tests.end_to_end.test_offline import write
+from tests.daemon import wait_for
+from tests.end_to_end.chains import Chain, levels, reasons
+from tests.end_to_end.test_offline import storage_daemons, write
 from tests.lab import DiskSpec, qemu_img_info
 from tests.unit.builders import Recorder
+from vbackup.engine import rollback as engine
+from vbackup.errors import BusyError, DamagedError, StorageError, UnsuitableError
 from vbackup.operations import rollback
 from vbackup.operations.rollback import RollbackRequest, RolledBack
+from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.repository import chosen
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
-    pass
+    from vbackup.domain.host import DomainHandle
+
+#: Of the steps at which a rollback is killed, every which one; VBACKUP_KILLS=1 takes them all.
+EVERY = int(os.environ.get("VBACKUP_KILLS", "12"))
+#: How many random histories; each takes some seconds.
+SEEDS = int(os.environ.get("VBACKUP_ROLLBACKS", "1"))
 
 
 class Rolled:
@@ -43,6 +60,11 @@ class Rolled:
         return path
 
     def roll(self, backup: str, *disks: str, **request: Any) -> tuple[list[RolledBack], dict[str, str], Recorder]:
+        return self.roll_with(self.chain.machine.handle, backup, *disks, **request)
+
+    def roll_with(
+        self, handle: DomainHandle, backup: str, *disks: str, **request: Any
+    ) -> tuple[list[RolledBack], dict[str, str], Recorder]:
         reporter = Recorder()
         wanted = Wanted(backup, disks=disks)
         with (
@@ -50,7 +72,7 @@ class Rolled:
             chosen.held(self.repository, self.chain.uuid, wanted, stop=Stop()) as point,
             rollback.prepared(
                 RollbackRequest(**request),
-                self.chain.machine.handle,
+                handle,
                 point,
                 repository=self.repository,
                 reporter=reporter,
@@ -62,7 +84,7 @@ class Rolled:
 
     def compare(self, backup: str, *devs: str) -> None:
         for spec in self.chain.specs:
-            if not devs or spec.dev in devs:
+            if spec.dev in (devs or ("vda", "vdb")):
                 compare_content(spec.path, self.copies[backup][spec.dev])
 
     def restored(self, backup: str) -> None:
@@ -108,3 +130,316 @@ def test_only_what_differs_is_written_and_the_next_backup_starts_from_the_point(
     assert third["disks"][0]["copied_bytes"] == 2 << 16
     for each in (first, second, third):
         rolled.restored(each["id"])
+
+
+def start(rolled: Rolled) -> None:
+    rolled.chain.machine.handle.domain.create()
+
+
+def stop(rolled: Rolled) -> None:
+    rolled.chain.machine.destroy()
+
+
+def resize(path: Path, size: str) -> None:
+    subprocess.run(["qemu-img", "resize", "-q", "--shrink", str(path), size], check=True)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_random_rounds(rolled: Rolled, seed: int) -> None:
+    """Whatever was written, zeroed, discarded and resized, by the guest or while the domain was off."""
+    choose = random.Random(13 + seed)
+    made: list[str] = []
+    for number in range(9 if SEEDS == 1 else 20):
+        for spec in rolled.chain.specs:
+            size = qemu_img_info(spec.path)["virtual-size"] >> 10
+            commands = []
+            for _ in range(choose.randrange(1, 5)):
+                verb = choose.choice([f"write -P {number + 1}", "write -z", "discard", "write -z -u", "write -P 0"])
+                length = choose.choice([4, 64, 100, 448])
+                commands.append(f"{verb} {choose.randrange(size - length) & ~3}k {length}k")
+            if choose.random() < 0.3:
+                start(rolled)
+                rolled.chain.machine.write(spec.dev, *commands)
+                stop(rolled)
+            else:
+                write(spec.path, *commands)
+        what = choose.random()
+        if what < 0.5 or len(made) < 3:
+            made.append(rolled.backup()["id"])
+            continue
+        if what < 0.6:
+            resize(rolled.chain.specs[0].path, choose.choice(["8M", "12M", str((8 << 20) + 512 * choose.randrange(99))]))
+        wanted = choose.choice(made)
+        devs = choose.choice([(), (), ("vda",), ("vdb",)])
+        done, reasons_, _ = rolled.roll(wanted, *devs)
+        if "vda" in reasons_:
+            assert "shrunk" in reasons_["vda"], reasons_
+        assert {one.dev for one in done} | set(reasons_) == set(devs or ("vda", "vdb"))
+        for one in done:
+            rolled.compare(wanted, one.dev)
+        if choose.random() < 0.5 and "vda" not in reasons_:
+            next_one = rolled.backup()
+            made.append(next_one["id"])
+            assert set(levels(next_one).values()) == {"incremental"}, reasons(next_one)
+    for each in made:
+        rolled.restored(each)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_snapshot_in_between(rolled: Rolled, committed: bool) -> None:
+    chain = rolled.chain
+    first = rolled.backup()
+    start(rolled)
+    chain.machine.write("vda", "write -P 5 1M 1M")
+    overlay = chain.tmp_path / "overlay.qcow2"
+    xml = (
+        f"<domainsnapshot><disks><disk name='vda'><source file='{overlay}'/></disk><disk name='vdb' snapshot='no'/>"
+        "</disks></domainsnapshot>"
+    )
+    chain.machine.handle.domain.snapshotCreateXML(xml, 16 | 4)  # DISK_ONLY, NO_METADATA
+    chain.machine.write("vda", "write -P 6 1536k 1M", "write -z 0 64k")
+    if committed:
+        commit(rolled)
+    stop(rolled)
+    path = chain.specs[0].path if committed else overlay
+    chain.specs[0] = DiskSpec(path, size="8M")
+    done, reasons_, _ = rolled.roll(first["id"])
+    assert reasons_ == {}
+    rolled.compare(first["id"])
+    write(path, "write -P 7 5M 64k")
+    start(rolled)
+    chain.machine.write("vda", "write -P 8 6M 64k")
+    if not committed:
+        commit(rolled)
+    stop(rolled)
+    chain.specs[0] = DiskSpec(chain.tmp_path / "vda.qcow2", size="8M")
+    second = rolled.backup()
+    assert levels(second) == {"vda": "incremental", "vdb": "incremental"}, reasons(second)
+    assert second["disks"][0]["base"] == first["id"]
+    rolled.restored(second["id"])
+
+
+def commit(rolled: Rolled) -> None:
+    domain = rolled.chain.machine.handle.domain
+    domain.blockCommit("vda", None, None, 0, 4)  # ACTIVE
+    deadline = time.monotonic() + 30
+    while True:
+        info = domain.blockJobInfo("vda")
+        if info and info["cur"] == info["end"] and info["end"]:
+            try:
+                domain.blockJobAbort("vda", 2)  # PIVOT
+                return
+            except Exception:  # noqa: BLE001 - not ready yet
+                pass
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Off:
+    """What a rollback asks of a domain that is off, without libvirt: its threads do not outlive a fork."""
+
+    class host:
+        is_local = True
+
+        @staticmethod
+        def volume_path(pool: str, volume: str) -> str:
+            raise AssertionError
+
+        secret_value = volume_path
+
+    def __init__(self, rolled: Rolled) -> None:
+        self.name, self.uuid, self._xml = "bases", rolled.chain.uuid, rolled.chain.machine.handle.live_xml()
+
+    def live_xml(self) -> str:
+        return self._xml
+
+    def is_active(self) -> bool:
+        return False
+
+
+def in_child(work: Callable[[], None], *, at: int, how: Callable[[StorageDaemon | None], None]) -> int:
+    """Run the work in a child, which calls ``how`` around its n-th command for the storage daemon; return its status."""
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+        execute = StorageDaemon.execute
+
+        def step(daemon: StorageDaemon) -> None:
+            nonlocal count
+            count += 1
+            if count == at:
+                how(daemon)
+
+        def stepped(daemon: StorageDaemon, *arguments: Any, **named: Any) -> Any:
+            step(daemon)
+            done = execute(daemon, *arguments, **named)
+            step(daemon)
+            return done
+
+        StorageDaemon.execute = stepped  # type: ignore[method-assign]
+        try:
+            work()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_vbackup(_daemon: StorageDaemon | None) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_daemon(daemon: StorageDaemon | None) -> None:
+    assert daemon is not None
+    os.kill(daemon.pid, signal.SIGKILL)
+
+
+def marks(path: Path) -> list[str]:
+    bitmaps = qemu_img_info(path)["format-specific"]["data"].get("bitmaps", [])
+    return [one["name"] for one in bitmaps if one["name"].endswith("-rollback")]
+
+
+@pytest.mark.parametrize("how", [kill_vbackup, kill_daemon])
+def test_killed_at_every_step_and_run_again(rolled: Rolled, how: Callable[[StorageDaemon | None], None]) -> None:
+    """Killed, it leaves the disks as they were, or marked; run again it is right, or says why a full is needed."""
+    vda, vdb = (spec.path for spec in rolled.chain.specs)
+    first = rolled.backup()
+    write(vda, "write -P 2 1M 256k", "write -z 128k 64k")
+    rolled.backup()
+    write(vda, "write -P 3 4M 1M", "discard 64k 64k")
+    write(vdb, "write -P 3 3M 64k")
+    before = {path: path.read_bytes() for path in (vda, vdb)}
+    copies = {spec.dev: rolled.copy(spec, "before") for spec in rolled.chain.specs}
+    records = rolled.chain.repository / rolled.chain.uuid / "restored.json"
+    off: Any = Off(rolled)
+    at, ended_well, again = 1, 0, 0
+    while True:
+        for path, content in before.items():
+            with path.open("r+b") as file:  # the same inode
+                file.write(content)
+                file.truncate(len(content))
+        records.unlink(missing_ok=True)
+        status = in_child(lambda: rolled.roll_with(off, first["id"]) and None, at=at, how=how)
+        wait_for(lambda: not storage_daemons(rolled.chain.tmp_path), "the end of the storage daemon")
+        if status == 0:
+            ended_well += 1
+            break
+        for spec in rolled.chain.specs:
+            if not marks(spec.path):
+                try:
+                    compare_content(spec.path, copies[spec.dev])
+                except AssertionError:
+                    rolled.compare(first["id"], spec.dev)
+        done, reasons_, _ = rolled.roll_with(off, first["id"])
+        assert all("inconsistent" in reason for reason in reasons_.values()), reasons_
+        assert not (reasons_ and how is kill_vbackup)
+        again += not reasons_
+        for one in done:
+            rolled.compare(first["id"], one.dev)
+        assert not any(marks(spec.path) for spec in rolled.chain.specs if spec.dev not in reasons_)
+        if at % (4 * EVERY) == 1 and not reasons_:
+            write(vda, "write -P 9 2M 64k")
+            third = rolled.backup()
+            assert {disk["base"] for disk in third["disks"]} == {first["id"]}
+            rolled.restored(third["id"])
+            shutil.rmtree(rolled.chain.repository / rolled.chain.uuid / third["id"])
+        at += EVERY
+    assert again
+    assert ended_well
+    rolled.compare(first["id"])
+
+
+def test_interrupted_rollback_is_not_backed_up(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr(engine, "_verify", _fail)
+        rolled.roll(first["id"], "vda")
+    refused = rolled.chain.run(status=5).stderr
+    assert f"a rollback to backup {first['id']} was interrupted" in refused
+    assert f"restore bases {first['id']} --in-place" in refused
+    assert levels(rolled.backup("--exclude-disk", "vda")) == {"vdb": "incremental"}
+    rolled.roll(first["id"], "vda")
+    rolled.compare(first["id"], "vda")
+    assert set(levels(rolled.backup()).values()) == {"incremental"}
+
+
+def _fail(*_: object) -> None:
+    raise StorageError("made up")
+
+
+def test_mark_can_be_removed_by_who_wants_to_keep_the_disk(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr(engine, "_verify", _fail)
+        rolled.roll(first["id"], "vda")
+    refused = rolled.chain.run(status=5).stderr
+    (name,) = marks(rolled.chain.specs[0].path)
+    assert f"'vbackup bitmap remove bases {name}'" in " ".join(refused.split())
+    rolled.chain.command("-c", rolled.chain.lab.uri, "bitmap", "remove", "bases", name)
+    done = rolled.backup()
+    assert set(levels(done).values()) == {"incremental"}
+    rolled.restored(done["id"])
+
+
+def test_damage_in_the_repository_never_reaches_the_disk(rolled: Rolled) -> None:
+    vda = rolled.chain.specs[0].path
+    first = rolled.backup()
+    write(vda, "write -P 3 64k 256k")
+    image = rolled.chain.repository / rolled.chain.uuid / first["id"] / "vda.qcow2"
+    mapped = subprocess.run(["qemu-img", "map", "--output=json", str(image)], capture_output=True, check=True)
+    place = next(one["offset"] for one in json.loads(mapped.stdout) if one.get("offset") and one["start"] == 0)
+    with image.open("r+b") as file:
+        file.seek(place + (128 << 10) + 5)
+        file.write(b"x")
+    before = rolled.copy(rolled.chain.specs[0], "before")
+    with pytest.raises(DamagedError) as caught:
+        rolled.roll(first["id"])
+    assert (caught.value.start_bytes, caught.value.length_bytes) == (128 << 10, 64 << 10)
+    compare_content(vda, before)
+    assert not marks(vda)
+    assert set(levels(rolled.chain.run().document).values()) == {"incremental"}
+
+
+def test_what_cannot_be_trusted_needs_a_full_restore_and_says_why(rolled: Rolled) -> None:
+    vda, vdb = (spec.path for spec in rolled.chain.specs)
+    first = rolled.backup()
+    before = {path: path.read_bytes() for path in (vda, vdb)}
+    name = next(one["name"] for one in qemu_img_info(vda)["format-specific"]["data"]["bitmaps"] if "-end-" not in one["name"])
+    subprocess.run(["qemu-img", "bitmap", "--remove", str(vda), name], check=True)
+    done, reasons_, _ = rolled.roll(first["id"])
+    assert [one.dev for one in done] == ["vdb"]
+    assert reasons_ == {"vda": f"checkpoint {first['id']} is missing from the image"}
+    vda.write_bytes(before[vda])
+    rolled.chain.machine.handle.domain.create()
+    with pytest.raises(UnsuitableError, match="is running"):
+        rolled.roll(first["id"])
+    rolled.chain.machine.destroy()
+    with qemu_io_holds(vda), pytest.raises(BusyError):
+        rolled.roll(first["id"])
+
+
+@contextlib.contextmanager
+def qemu_io_holds(path: Path) -> Iterator[None]:
+    """Another program has the image open for writing."""
+    argv = ["qemu-io", "-f", "qcow2", str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("read 0 512\n")
+        process.stdin.flush()
+        assert "read 512" in process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
+def test_speed_limit_and_no_checkpoint(rolled: Rolled) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+    second = rolled.backup()
+    rolled.roll(first["id"], checkpoint=False, speed_bytes_s=64 << 20)
+    rolled.compare(first["id"])
+    third = rolled.backup()
+    assert {disk["base"] for disk in third["disks"]} == {second["id"]}
+    rolled.restored(third["id"])

@@ -185,10 +185,12 @@ def _mark(disks: Sequence[DiskRollback], tools: Tools) -> None:
     """Add the marks, and store them: from here on everybody who opens an image sees what it is in the middle of."""
     actions: list[Action] = []
     for disk in disks:
-        name = tools.naming.rollback_mark(disk.backup.id, disk.dev)
-        actions += [BlockDirtyBitmapRemove(disk.top, mark) for mark in marks_of(disk.node.top)]
-        actions.append(BlockDirtyBitmapAdd(disk.top, name, granularity=GRANULARITY_BYTES, persistent=True))
-    send(tools.monitor, {"actions": [action.document() for action in actions]})
+        name, present = tools.naming.rollback_mark(disk.backup.id, disk.dev), marks_of(disk.node.top)
+        if name not in present:  # in one transaction QEMU does not add a persistent bitmap that it removes
+            actions.append(BlockDirtyBitmapAdd(disk.top, name, granularity=GRANULARITY_BYTES, persistent=True))
+        actions += [BlockDirtyBitmapRemove(disk.top, mark) for mark in present if mark != name]
+    if actions:
+        send(tools.monitor, {"actions": [action.document() for action in actions]})
     for disk in disks:
         with _refusals(disk):
             tools.source.store(disk.node.top)

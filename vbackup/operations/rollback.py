@@ -1,9 +1,9 @@
 """Roll the disks of a domain that is off back to a backup, by writing only what differs.
 
 What differs is what the disks' bitmaps have recorded since the newest backup, with the same trust as a backup has in
-them (vbackup.engine.base), and what is different in the two backups by their block lists alone. So it takes as long as that
-takes to write, however large the disk is. Where the bitmaps cannot be trusted the disk needs a full restore, and the
-reason is told; nothing was touched then.
+them (vbackup.engine.base), and what is different in the two backups by their block lists alone. So it takes as long as
+that takes to write, however large the disk is. Where the bitmaps cannot be trusted the disk needs a full restore, and
+the reason is told; nothing was touched then.
 """
 
 from __future__ import annotations
