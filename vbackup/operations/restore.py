@@ -19,6 +19,8 @@ from pathlib import Path
 from vbackup import files
 from vbackup.domain import domain_xml, restored_xml
 from vbackup.domain.restored_xml import RestoredXml
+from vbackup.engine import restored_checkpoint
+from vbackup.engine.restored_checkpoint import RestoredImage
 from vbackup.errors import ChainError, MalformedError, StorageError
 from vbackup.files import storage_errors
 from vbackup.images import written
@@ -47,6 +49,7 @@ class RestoreRequest:
     disks: tuple[str, ...] = ()  #: only these; empty: all
     is_mixed: bool = False  #: each disk from its newest backup
     image_format: ImageFormat = ImageFormat.QCOW2
+    checkpoint: bool = True  #: the next backup of the restored domain starts from the backup
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Restored:
     closed: tuple[Path, ...]  #: directories on the way to them that only their owner can enter, the outermost first
     left_out: tuple[LeftOut, ...]  #: what the original has and the restored domain.xml has not
     shared: tuple[LeftOut, ...]  #: what the restored domain.xml still has of the original's
+    checkpoints: tuple[str, ...] = ()  #: disks (dev) whose next backup starts from the backup
 
 
 #: Mode of the directories that a restore makes: others can reach a file that they may read, but list nothing.
@@ -108,6 +112,7 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
             _restore_disk(chains[dev], temporary / path.name, work)
         for name, data in texts.items():
             _write(temporary / name, data)
+        checkpoints = _add_checkpoints(choice, images, temporary, work)
         work.stop.check()
         # The domain XML last: where it is, all that it names is there.
         others = [name for name in texts if name != "domain.xml"]
@@ -121,6 +126,20 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
         closed=files.closed_directories(output),
         left_out=definition.left_out,
         shared=definition.shared,
+        checkpoints=tuple(checkpoints),
+    )
+
+
+def _add_checkpoints(choice: Choice, images: Mapping[str, Path], temporary: Path, work: _Work) -> list[str]:
+    """Let the chain of the restored domain, which has the UUID of the original, go on from the backup."""
+    if not work.request.checkpoint or work.request.image_format is not ImageFormat.QCOW2:
+        return []
+    return restored_checkpoint.add(
+        [RestoredImage(dev, choice.disks[dev], temporary / path.name, path) for dev, path in images.items()],
+        uuid=choice.backup.domain_uuid,
+        repository=work.repository,
+        reporter=work.reporter,
+        stop=work.stop,
     )
 
 

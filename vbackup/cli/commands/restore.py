@@ -35,3 +35,8 @@ def add(commands: Any) -> None:
         default=ImageFormat.QCOW2.value,
         help="image format (default: qcow2)",
     )
+    parser.add_argument(
+        "--no-checkpoint",
+        action="store_true",
+        help="let the next backup of the restored domain be a full, and not an incremental on this backup",
+    )

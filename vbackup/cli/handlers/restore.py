@@ -29,6 +29,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         disks=tuple(options.disk),
         is_mixed=options.mixed,
         image_format=ImageFormat(options.format),
+        checkpoint=not options.no_checkpoint,
     )
     with context.reporting(domain_of(options)) as reporter:
         done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop)
@@ -38,7 +39,13 @@ def run(options: argparse.Namespace, context: Context) -> int:
             "domain": {"name": done.backup.domain_name, "uuid": done.backup.domain_uuid},
             "host": None if done.backup.host is None else manifest.host_document(done.backup.host),
             "disks": [
-                {"dev": dev, "file": str(path), "format": options.format, "backup": done.backups[dev]}
+                {
+                    "dev": dev,
+                    "file": str(path),
+                    "format": options.format,
+                    "backup": done.backups[dev],
+                    "checkpoint": dev in done.checkpoints,
+                }
                 for dev, path in done.images.items()
             ],
             "domain_xml": str(done.domain_xml),
