@@ -8,10 +8,11 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              backup_table  merges
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
-                             check  repair
+                             check  repair  rollback
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
+                             rollback  restored_checkpoint
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts  written  storing  merge  opened_point
     domain | repository
@@ -24,10 +25,11 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              protection  backup_filter  comparison  condition  merge_room  room  lookup  removal
                              retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
-                             inspection  image_repair  place  quarantine  chosen
+                             inspection  image_repair  place  quarantine  chosen  restored  changed_blocks
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
+                             nbd_client
     qapi | hooks
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events

@@ -1,4 +1,7 @@
-"""The chain goes on after a restore: the next backup is an incremental on the restored point, and right."""
+"""The chain goes on after a restore: the next backup is an incremental on the restored point, and right.
+
+These are the tests of engine.restored_checkpoint.
+"""
 
 from __future__ import annotations
 

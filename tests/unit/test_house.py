@@ -23,6 +23,10 @@ ELSEWHERE = {
     "cli.handlers.hooks": "unit/hooks/test_install.py",  # which runs ``vbackup hooks``
     "cli.merges": "unit/cli/handlers/test_consolidate.py",  # prints its plan with merges
     "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
+    "engine.restored_checkpoint": "end_to_end/test_restored_checkpoint.py",  # needs the program
+    "engine.rollback": "end_to_end/test_rollback.py",
+    "operations.rollback": "end_to_end/test_rollback.py",
+    "qemu.nbd_client": "contract/test_nbd_client.py",  # a server of QEMU
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
     "repository.chosen": "end_to_end/test_restore.py",

@@ -133,6 +133,7 @@ class NbdClient:
         while done < length:
             received = self._socket.recv_into(buffer[done:])
             if not received:
-                raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                # QEMU does at an error in the middle of a sparse read (nbd_co_send_sparse_read in nbd/server.c).
+                raise OSError(errno.EIO, "QEMU closed the connection, as it does at an error of the storage")
             done += received
         return buffer
