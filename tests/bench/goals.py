@@ -231,6 +231,16 @@ def _prune(results: Results) -> list[Part]:
     return parts
 
 
+def _rollback(results: Results) -> list[Part]:
+    full_s = _wall_s(results, "rollback", "restore --output", x=8)
+    parts = []
+    for size_gib in (8, 1024):
+        ours_s = _wall_s(results, "rollback", "restore --in-place", x=size_gib)
+        ratio = ours_s / full_s
+        parts.append(Part(f"{size_gib} GiB {ours_s:.2f} s, {ratio:.2f} x the full restore", ratio <= 0.1))
+    return parts
+
+
 def _start(results: Results) -> list[Part]:
     cases = ("vbackup --help", "vbackup list, 3 backups", "vbackup list, 200 backups")
     peak = max(sample["peak_mib"] for name in cases for sample in _samples(results, "start", name))
@@ -291,6 +301,11 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
             " of a full, 1.5 x of a chain of 200; verify of 1 TiB with 64 MiB of data under 1 s; under 150 MiB"
         ),
         _verify,
+    ),
+    (
+        "rollback",
+        "Rollback of 100 MiB in 8 GiB and in 1 TiB, 2 GiB of data: at most 0.1 x the full restore",
+        _rollback,
     ),
     (
         "prune",

@@ -137,6 +137,14 @@ def test_foreign_bitmap_is_not_ours(foreign: str) -> None:
     assert names.repository_of(foreign) is None
 
 
+def test_mark_of_a_rollback_is_taken_apart_and_is_no_checkpoint() -> None:
+    name = names.Naming("0123456789ab").rollback_mark("20261123T101500Z-full", "vda")
+    assert names.parse_rollback_mark(name) == names.RollbackMark("0123456789ab", "20261123T101500Z-full", "vda")
+    assert names.parse_bitmap(name) is None
+    assert names.repository_of(name) == "0123456789ab"
+    assert names.parse_rollback_mark(name + "x") is None
+
+
 def test_end_mark_is_taken_apart() -> None:
     name = names.Naming("0123456789ab").end_mark("vda", 8 << 30)
     assert names.parse_end_mark(name) == names.EndMark("0123456789ab", "vda", 8 << 30)

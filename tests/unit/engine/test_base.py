@@ -11,6 +11,7 @@ import pytest
 from tests.unit import builders
 from tests.unit.builders import (
     MIB,
+    OTHER_TOKEN,
     REPOSITORY,
     SIZE_BYTES,
     TOKEN,
@@ -28,7 +29,7 @@ from vbackup.errors import BaseError
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
 from vbackup.names import Naming
-from vbackup.repository.history import History
+from vbackup.repository.history import History, RestoredDisk
 
 #: The device that had the disk at the first backup.
 DEVICE = ChainState((LayerState("libvirt-1-format", FileState("/images/vda.qcow2")),), device_mark="mark")
@@ -481,3 +482,91 @@ def test_backup_is_full_only_if_every_disk_is() -> None:
     assert level_of(Level.AUTO, [choice(None), choice(ONE)]) is Level.INCREMENTAL
     for asked in (Level.FULL, Level.COPY, Level.DIFFERENTIAL, Level.INCREMENTAL):
         assert level_of(asked, [choice(ONE)]) is asked
+
+
+RESTORED_IMAGE = FileState("/out/vda.qcow2", 1, 7, 1, 1)
+
+
+def restored(base: Backup, *, after: int, token: str = OTHER_TOKEN, dev: str = "vda") -> RestoredDisk:
+    """A restore of that backup, when the backup with the sequence ``after`` was the newest."""
+    bitmap_name = names.Naming(REPOSITORY).bitmap(base.id, dev, token)
+    return RestoredDisk(dev, base.id, bitmap_name, SIZE_BYTES, after, ChainState((LayerState("", RESTORED_IMAGE),)))
+
+
+def on(*names_of_bitmaps: str, file: FileState = RESTORED_IMAGE, marked: bool = True) -> DiskNode:
+    """A disk with these bitmaps and that file."""
+    one = layer(*map(bitmap, names_of_bitmaps), *([end_mark()] if marked else []))
+    return replace(builders.node(one), looked_at=ChainState((LayerState("libvirt-1-format", file),)))
+
+
+def after_restores(node: DiskNode, *restores: RestoredDisk, level: Level = Level.AUTO) -> Choice:
+    history = History([ONE, TWO, THREE], restored=restores)
+    return choose(level, node, history, naming=Naming(REPOSITORY))
+
+
+def test_restored_disk_starts_from_the_point_and_not_from_the_newest() -> None:
+    one = restored(TWO, after=3)
+    choice = after_restores(on(one.bitmap), one)
+    assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)
+    assert choice.reason == f"changes since {TWO.id}, to which the disk was restored"
+    assert choice.chain is one.chain
+    assert after_restores(on(one.bitmap), one, level=Level.INCREMENTAL).base == TWO
+
+
+def test_newer_restore_comes_first_and_the_bitmap_of_the_newest_stays_second() -> None:
+    first, second = restored(TWO, after=3), restored(ONE, after=3, token="0" * 12)
+    assert after_restores(on(name_of(THREE), first.bitmap, second.bitmap), first, second).base == ONE
+    assert after_restores(on(name_of(THREE), first.bitmap), first, second).base == TWO
+    # As after a rollback whose backup was removed.
+    full = backup(4)
+    lost = History([ONE, TWO, full], [(TWO.id, "vda")], restored=[replace(first, after=4)])
+    node = on(name_of(full), first.bitmap, file=FileState("/images/vda.qcow2"))
+    assert choose(Level.AUTO, node, lost, naming=Naming(REPOSITORY)).base == full
+
+
+def test_restored_image_comes_into_use_after_further_backups() -> None:
+    one = restored(ONE, after=1)
+    assert after_restores(on(one.bitmap), one).base == ONE
+    assert after_restores(on(one.bitmap, name_of(THREE)), one).base == THREE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inconsistent": True},
+        {"recording": False},
+        {"busy": True},
+        {"granularity_bytes": 4096},
+    ],
+)
+def test_restored_bitmap_is_trusted_like_any_other(change: dict[str, Any]) -> None:
+    one = restored(TWO, after=3)
+    node = on(one.bitmap)
+    node = replace(node, layers=(layer(bitmap(one.bitmap, **change), end_mark()),))
+    choice = after_restores(node, one)
+    assert choice.base is None
+    assert f"checkpoint {TWO.id}" in choice.reason
+
+
+def test_restored_bitmap_of_another_restore_disk_or_file_is_not_trusted() -> None:
+    one = restored(TWO, after=3)
+    unknown = names.Naming(REPOSITORY).bitmap(TWO.id, "vda", "0" * 12)
+    assert after_restores(on(unknown), one).base is None
+    assert after_restores(on(one.bitmap), restored(TWO, after=3, dev="vdb")).base is None
+    # An overlay of another file: libvirt gives it the bitmap, and no end mark.
+    other = replace(RESTORED_IMAGE, path="/other", inode=8)
+    assert "nothing proves that /other" in after_restores(on(one.bitmap, file=other, marked=False), one).reason
+    assert after_restores(on(one.bitmap, file=other), one).base == TWO  # a copy of the file
+
+
+def test_differential_starts_from_a_restored_full_only() -> None:
+    full, other = restored(ONE, after=3), restored(TWO, after=3, token="0" * 12)
+    assert after_restores(on(full.bitmap), full, level=Level.DIFFERENTIAL).base == ONE
+    with pytest.raises(BaseError):
+        after_restores(on(other.bitmap), other, level=Level.DIFFERENTIAL)
+
+
+def test_audit_that_distrusts_the_point_counts_after_a_restore() -> None:
+    one = restored(TWO, after=3)
+    history = History([ONE, TWO, THREE], (), {(TWO.id, "vda"): "an audit found changes"}, restored=[one])
+    assert choose(Level.AUTO, on(one.bitmap), history, naming=Naming(REPOSITORY)).reason == "an audit found changes"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.unit import builders
-from tests.unit.builders import backup, backup_id, copy, image, incremental
+from tests.unit.builders import REPOSITORY, TOKEN, backup, backup_id, copy, image, incremental
 from vbackup.errors import ChainError
+from vbackup.layers import ChainState
 from vbackup.model import Level
-from vbackup.repository.history import History
+from vbackup.names import EndMark, Naming
+from vbackup.repository.history import History, RestoredDisk
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
@@ -130,3 +132,19 @@ def test_disk_that_was_left_out_lately_keeps_its_bases() -> None:
     both = backup(1, image("vda"), image("vdb"))
     only = incremental(2, both, "vda")
     assert bases(History([both, only]), "vdb") == {both.id}
+
+
+def test_bitmaps_of_restores_since_the_newest_backup_are_bases() -> None:
+    def restored(number: int, *, after: int) -> RestoredDisk:
+        name = Naming(REPOSITORY).bitmap(ONE.id, "vda", f"{number:012x}")
+        return RestoredDisk("vda", ONE.id, name, 1 << 20, after, ChainState(()))
+
+    old, new = restored(1, after=1), restored(2, after=2)
+    history = History([ONE, TWO], restored=[old, new])
+    assert history.restored_since("vda") == [new]
+    assert history.restored_since("vdb") == []
+    assert {one.token for one in history.base_bitmaps("vda")} == {TOKEN, f"{2:012x}"}
+    assert EndMark(REPOSITORY, "vda", 1 << 20) in history.end_marks("vda")
+    assert history.restored_bitmaps("vda") == {old.bitmap, new.bitmap}
+    assert history.with_committed(THREE).restored_since("vda") == []
+    assert history.without([ONE.id]).restored_since("vda") == []

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.builders import NOON, backup, copy, image, incremental
+from tests.unit.builders import NOON, REPOSITORY, TOKEN, backup, copy, image, incremental
 from vbackup import names
+from vbackup.layers import ChainState
 from vbackup.model import EXCLUDED, Backup, HostIdentity, LeftOut, Level
 from vbackup.repository import retention
-from vbackup.repository.history import History
+from vbackup.repository.history import History, RestoredDisk
 from vbackup.repository.retention import BEYOND, IN_FUTURE, NEWEST, Duration, Rules, Verdict
 
 UTC = timezone.utc
@@ -335,6 +336,20 @@ def test_disk_that_the_domain_has_no_more_holds_nothing() -> None:
 def test_copy_is_no_base() -> None:
     one = backup(1)
     assert list(retention.bases_of_next(History([one, copy(2)]))) == [one.id]
+
+
+def test_restored_point_stays_until_the_next_backup() -> None:
+    one = backup(1)
+    two = incremental(2, one)
+    name = names.Naming(REPOSITORY).bitmap(one.id, "vda", TOKEN)
+    restored = [RestoredDisk("vda", one.id, name, 1, 2, ChainState(()))]
+    assert retention.bases_of_next(History([one, two], restored=restored)) == {
+        two.id: ["the next incremental of vda starts from it"],
+        one.id: ["the next incremental of vda, restored to it, starts from it"],
+    }
+    assert list(retention.bases_of_next(History([one, two, incremental(3, one)], restored=restored))) == [
+        incremental(3, one).id
+    ]
 
 
 def test_last_full_stays_only_if_differentials_are_made() -> None:
