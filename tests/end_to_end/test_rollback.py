@@ -21,8 +21,8 @@ import pytest
 
 from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels, reasons
-from tests.end_to_end.test_offline import storage_daemons, write
-from tests.lab import DiskSpec, qemu_img_info
+from tests.end_to_end.test_offline import PASSPHRASE, luks, luks_disks, storage_daemons, write, write_luks
+from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info
 from tests.unit.builders import Recorder
 from vbackup.engine import rollback as engine
 from vbackup.errors import BusyError, DamagedError, StorageError, UnsuitableError
@@ -35,6 +35,7 @@ from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
+    from tests.conftest import Command
     from vbackup.domain.host import DomainHandle
 
 #: Of the steps at which a rollback is killed, every which one; VBACKUP_KILLS=1 takes them all.
@@ -266,6 +267,9 @@ class Off:
     def is_active(self) -> bool:
         return False
 
+    def has_managed_save(self) -> bool:
+        return False
+
 
 def in_child(work: Callable[[], None], *, at: int, how: Callable[[StorageDaemon | None], None]) -> int:
     """Run the work in a child, which calls ``how`` before or after a command for its daemon; return its status."""
@@ -459,3 +463,55 @@ def test_speed_limit_and_no_checkpoint(rolled: Rolled) -> None:
     third = rolled.backup()
     assert {disk["base"] for disk in third["disks"]} == {second["id"]}
     rolled.restored(third["id"])
+
+
+class OffChain(Chain):
+    """Disks of any kind, of a domain that is never started."""
+
+    def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path, disks: list[str]) -> None:
+        self.lab, self.command, self.repository, self.tmp_path = lab, command, repository, tmp_path
+        self.specs = []
+        self.machine = lab.define(domain_xml("bases", disks))
+        self.uuid = self.machine.handle.uuid
+
+
+def test_kinds_of_images(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> None:
+    """An encrypted one stays encrypted; clusters of 2 MiB; a raw one and one with a data file need a full restore."""
+    encrypted, encrypted_raw = luks(tmp_path)
+    secret = lab.secrets.secretDefineXML("<secret ephemeral='no'/>")
+    secret.setValue(PASSPHRASE.encode(), 0)
+    by_uuid = f"uuid='{secret.UUIDString()}'"
+    specs = [DiskSpec(tmp_path / "vdc.qcow2", dev="vdc"), DiskSpec(tmp_path / "vdd.qcow2", dev="vdd")]
+    for spec, option in zip(specs, ("cluster_size=2M", f"data_file={tmp_path / 'data'}")):
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", option, spec.path, "8M"], check=True)
+    disks = [*luks_disks((encrypted, encrypted_raw), (by_uuid, by_uuid)), *(spec.xml() for spec in specs)]
+    chain = OffChain(lab, command, repository, tmp_path, disks)
+    rolled = Rolled(chain)
+
+    def change(*commands: str) -> None:
+        for one in commands:
+            write_luks(encrypted, one)
+            write_luks(encrypted_raw, one)
+        for spec in specs:
+            write(spec.path, *commands)
+
+    change("write -P 1 0 2M", "write -P 2 5M 64k")
+    first = chain.run("--compress").document
+    change("write -P 3 64k 1M", "write -z 5M 64k", "write -P 4 7M 64k")
+    chain.run("--compress")
+    change("write -P 5 6M 4k")
+    done, full, _ = rolled.roll(first["id"])
+    assert [one.dev for one in done] == ["vda", "vdc"]
+    assert full["vdb"] == "QEMU keeps no bitmap in a luks image while the domain is off"
+    assert "data file" in full["vdd"]
+    assert qemu_img_info(encrypted)["encrypted"]
+    copy, incremental = chain.run("--level", "copy").document, chain.run().document
+    assert [disk["base"] for disk in incremental["disks"]] == [first["id"], None, first["id"], None]
+    outputs = []
+    for one in (first, copy, incremental):
+        outputs.append(tmp_path / f"out-{one['id']}")
+        argv = ["-q", "restore", "bases", one["id"], "-r", chain.repository, "--disk", "vda", "vdc"]
+        command(*argv, "--output", outputs[-1])
+    for dev in ("vda", "vdc"):
+        for other in outputs[1:]:
+            compare(outputs[0] / f"{dev}.qcow2", other / f"{dev}.qcow2")

@@ -109,6 +109,12 @@ def prepared(
     """
     if handle.is_active():
         raise UnsuitableError(f"Domain {handle.name} is running; its disks can only be written while it is off.")
+    if handle.has_managed_save():
+        raise UnsuitableError(
+            f"Domain {handle.name} has saved memory (managed save), which would not fit the disks any more: its next start"
+            f" would damage them. Start it and shut it down, or remove it with 'virsh managedsave-remove"
+            f" {domain_argument(handle.name)}'."
+        )
     access = Access(request.exclusive, writes_data=True, check=stop.check)
     with source.open_source(handle, reporter=reporter, access=access) as opened, ExitStack() as stack:
         if not isinstance(opened, OffSource):
@@ -181,6 +187,11 @@ def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: Lo
     made = DiskRollback(
         node, choice, Point(chain, after), changed_blocks.of_disk(blocks, links[0].image.virtual_size_bytes)
     )
+    flawed = [one.name for one in node.top.bitmaps.values() if one.inconsistent]
+    if made.is_resized and flawed:  # qcow2_truncate_bitmaps_check in QEMU's block/qcow2-bitmap.c
+        raise _FullError(
+            f"the disk was resized, and QEMU resizes no image with an inconsistent bitmap, as {flawed[0]} is one"
+        )
     if made.is_resized and len(node.layers) > 1:
         raise _FullError(
             f"the disk was resized from {made.point.size_bytes} to {node.top.virtual_size_bytes} bytes, and has layers"
