@@ -93,6 +93,37 @@ def test_bitmaps_are_stored_at_the_end_and_the_images_let_go(tmp_path: Path) -> 
     assert recorder.warnings == []
 
 
+def opened(daemon: StorageDaemon, path: Path) -> str:
+    """Open an image as a disk; return its node."""
+    image = Image(str(path), BlockDriver.QCOW2, is_block_device=False, identity=(0, path.stat().st_ino))
+    daemon.open("disk", [image], secret_value=lambda _: b"")
+    (node,) = daemon.chains["disk"]
+    return node
+
+
+def test_bitmap_is_in_the_image_once_it_is_stored_even_if_the_daemon_is_killed(tmp_path: Path) -> None:
+    image = create(tmp_path / "a.qcow2")
+    with StorageDaemon(Recorder()) as daemon:
+        node = opened(daemon, image)
+        add_bitmap(daemon, node, "early")
+        daemon.store(node)
+        add_bitmap(daemon, node, "late")
+        os.kill(daemon.pid, signal.SIGKILL)
+    assert bitmaps(image) == {"early": ["in-use", "auto"]}
+
+
+def test_disk_that_is_closed_is_left_to_others(tmp_path: Path) -> None:
+    image = create(tmp_path / "a.qcow2")
+    with StorageDaemon(Recorder()) as daemon:
+        add_bitmap(daemon, opened(daemon, image))
+        assert write_outside(image) != 0
+        daemon.close("disk")
+        assert write_outside(image) == 0
+        assert bitmaps(image) == {"b": ["auto"]}
+        assert daemon.chains == {}
+        opened(daemon, image)
+
+
 def test_daemon_has_ended_after_the_block_and_left_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with StorageDaemon(Recorder()) as daemon:

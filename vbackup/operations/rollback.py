@@ -111,8 +111,8 @@ def prepared(
         raise UnsuitableError(f"Domain {handle.name} is running; its disks can only be written while it is off.")
     if handle.has_managed_save():
         raise UnsuitableError(
-            f"Domain {handle.name} has saved memory (managed save), which would not fit the disks any more: its next start"
-            f" would damage them. Start it and shut it down, or remove it with 'virsh managedsave-remove"
+            f"Domain {handle.name} has saved memory (managed save), which would not fit the disks any more: its next"
+            " start would damage them. Start it and shut it down, or remove it with 'virsh managedsave-remove"
             f" {domain_argument(handle.name)}'."
         )
     access = Access(request.exclusive, writes_data=True, check=stop.check)
