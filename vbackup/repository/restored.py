@@ -43,7 +43,7 @@ def read(directory: Path) -> list[RestoredDisk]:
 def add(directory: Path, disks: Sequence[RestoredDisk]) -> None:
     """Record these too. Raises StorageError, NoSpaceError."""
     with storage_errors(f"write {directory / NAME}"):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # two restores may end at the same time
             everything = [*read(directory), *disks]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import REPOSITORY, backup_id
+from vbackup.errors import StorageError
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.names import Naming
 from vbackup.repository import restored
@@ -32,6 +33,19 @@ def test_oldest_of_a_disk_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(restored, "MAX_OF_DISK", 2)
     restored.add(tmp_path, [disk(1, "vdb"), *(disk(number) for number in range(5))])
     assert restored.read(tmp_path) == [disk(1, "vdb"), disk(3), disk(4)]
+
+
+def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "domain").symlink_to("outside")
+    with pytest.raises(StorageError):
+        restored.add(tmp_path / "domain", [disk(1)])
+    (tmp_path / "outside" / restored.NAME).symlink_to(tmp_path / "victim")
+    (tmp_path / "victim").write_text("precious")
+    assert restored.read(tmp_path / "outside") == []
+    restored.add(tmp_path / "outside", [disk(1)])
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert restored.read(tmp_path / "outside") == [disk(1)]
 
 
 @pytest.mark.parametrize(
