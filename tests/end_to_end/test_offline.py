@@ -86,7 +86,8 @@ class Backups:
     def restore(self, *options: str) -> Path:
         self._count += 1
         output = self._tmp_path / f"restored-{self._count}"
-        self.command("-q", "restore", self.machine.name, "-r", self.repository, "--output", output, *options)
+        argv = ["-q", "restore", self.machine.name, "-r", self.repository, "--output", output, "--no-checkpoint"]
+        self.command(*argv, *options)
         return output
 
     def off(self, *specs: DiskSpec, options: tuple[str, ...] = ()) -> dict[str, Any]:
