@@ -519,3 +519,64 @@ def test_kinds_of_images(lab: Lab, command: Command, repository: Path, tmp_path:
     for dev in ("vda", "vdc"):
         for other in outputs[1:]:
             compare(outputs[0] / f"{dev}.qcow2", other / f"{dev}.qcow2")
+
+
+def in_place(rolled: Rolled, *options: str, status: int = 0) -> Any:
+    chain = rolled.chain
+    return chain.command(
+        "-c", chain.lab.uri, "restore", "bases", "-r", chain.repository, "--in-place", *options, status=status
+    )
+
+
+def test_command_restores_in_place_all_disks_or_none(rolled: Rolled) -> None:
+    vda, vdb = (spec.path for spec in rolled.chain.specs)
+    first = rolled.backup()
+    write(vda, "write -P 2 1M 64k")
+    rolled.backup()
+    write(vdb, "write -P 3 4M 128k")
+    document = in_place(rolled, "--backup", first["id"], "--json").document  # operations.restore_in_place
+    assert document["schema"] == "vbackup.rollback/1"
+    assert {one["dev"]: one["written_bytes"] for one in document["disks"]} == {"vda": 2 << 16, "vdb": 3 << 16}
+    rolled.compare(first["id"])
+    assert levels(rolled.backup()) == {"vda": "incremental", "vdb": "incremental"}
+
+    stored = qemu_img_info(vdb)["format-specific"]["data"]["bitmaps"]
+    for name in [one["name"] for one in stored]:
+        subprocess.run(["qemu-img", "bitmap", "--remove", "-f", "qcow2", str(vdb), name], check=True)
+    write(vda, "write -P 4 2M 64k")
+    copies = [rolled.copy(spec, "before") for spec in rolled.chain.specs]
+    said = in_place(rolled, "--backup", first["id"], status=5).stderr
+    assert "Disk vdb: it cannot be restored in place" in said
+    assert f"vbackup restore bases --backup={first['id']} --output=DIR" in said
+    for path, copy in zip((vda, vdb), copies):
+        compare_content(path, copy)
+    assert levels(rolled.backup()) == {"vda": "incremental", "vdb": "full"}
+
+    start(rolled)
+    assert "is running" in in_place(rolled, "--backup", first["id"], status=5).stderr
+
+
+def test_command_says_which_disks_stay_as_they_are(rolled: Rolled) -> None:
+    done = rolled.backup("--disk", "vda")
+    write(rolled.chain.specs[0].path, "write -P 2 1M 64k")
+    asked = ("--backup", done["id"], "--disk", "vda")
+    assert "stay as they are" not in in_place(rolled, *asked).stderr
+    outcome = in_place(rolled, "--backup", done["id"])
+    assert "stay as they are: vdb" in outcome.stderr
+    assert f"Domain bases is as in backup {done['id']}:" in outcome.stdout
+    rolled.compare(done["id"], "vda")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--in-place", "--format", "raw"), "--format is for a restore with --output"),
+        (("--in-place", "--output", "/nowhere"), "not allowed with argument"),
+        (("--output", "/nowhere", "--exclusive"), "--exclusive is for a restore with --in-place"),
+        ((), "One of the arguments --output --in-place is required"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    command: Command, repository: Path, options: tuple[str, ...], said: str
+) -> None:
+    assert said in command("restore", "bases", "-r", repository, *options, status=2).stderr

@@ -29,7 +29,8 @@ ELSEWHERE = {
     "qemu.nbd_client": "contract/test_nbd_client.py",  # a server of QEMU
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
-    "repository.chosen": "end_to_end/test_restore.py",
+    "operations.restore_in_place": "end_to_end/test_rollback.py",  # its whole work is in QEMU
+    "repository.chosen": "end_to_end/test_rollback.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",

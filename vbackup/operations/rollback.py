@@ -54,9 +54,16 @@ class Rollback:
     """What is rolled back, and what needs a full restore instead; nothing is written before ``run``."""
 
     def __init__(
-        self, disks: Sequence[DiskRollback], reasons: Mapping[str, str], request: RollbackRequest, tools: Tools
+        self,
+        disks: Sequence[DiskRollback],
+        reasons: Mapping[str, str],
+        request: RollbackRequest,
+        tools: Tools,
+        *,
+        untouched: Sequence[str],
     ) -> None:
         self._disks, self._request, self._tools = disks, request, tools
+        self.untouched = untouched  #: disks (dev) of the domain that the point does not have
         self.reasons = reasons  #: by dev: why the disk needs a full restore
         self.devs = [disk.dev for disk in disks]
 
@@ -135,7 +142,8 @@ def prepared(
                 opened.close_disk(known[dev])
         _check(disks, point, domain)
         tools = Tools(opened, repository, handle.uuid, reporter, stop)
-        yield Rollback(disks, reasons, request, tools)
+        untouched = [dev for dev in known if dev not in point.chains]
+        yield Rollback(disks, reasons, request, tools, untouched=untouched)
 
 
 class _FullError(Exception):

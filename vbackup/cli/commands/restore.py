@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_backup, add_common, add_disks, add_domain, add_host
+from vbackup.cli.arguments import (
+    add_backup,
+    add_common,
+    add_disks,
+    add_domain,
+    add_exclusive,
+    add_host,
+    add_wait_lock,
+)
 from vbackup.cli.values import directory, timestamp
 from vbackup.model import ImageFormat
 
@@ -13,7 +21,8 @@ def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "restore",
-        description="Write the disks of a backup as DIR/DEV.FORMAT, and a DIR/domain.xml that refers to them.",
+        description="Write the disks of a backup as DIR/DEV.FORMAT, and a DIR/domain.xml that refers to them, or roll"
+        " the disks of a domain that is off back to a backup.",
         allow_abbrev=False,
     )
     add_domain(parser)
@@ -26,15 +35,20 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--mixed", action="store_true", help="restore each disk from its newest backup, whatever moment that is of"
     )
-    parser.add_argument(
-        "--output", metavar="DIR", required=True, type=directory, help="directory to write to; nothing is overwritten"
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output", metavar="DIR", type=directory, help="directory to write to; nothing is overwritten")
+    where.add_argument(
+        "--in-place",
+        action="store_true",
+        help="roll the domain's own disks back, while it is off, by writing only what differs",
     )
     parser.add_argument(
         "--format",
         choices=[image_format.value for image_format in ImageFormat],
-        default=ImageFormat.QCOW2.value,
         help="image format (default: qcow2)",
     )
+    add_exclusive(parser)
+    add_wait_lock(parser)
     parser.add_argument(
         "--no-checkpoint",
         action="store_true",

@@ -1,4 +1,4 @@
-"""``vbackup restore``: write the disks and the domain XML of a backup to a directory."""
+"""``vbackup restore``: write the disks and the XML of a backup to a directory, or roll the domain's disks back."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import shlex
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
-from vbackup.errors import Status, domain_argument
+from vbackup.domain.host import Host
+from vbackup.errors import Status, UsageError, domain_argument
 from vbackup.model import ImageFormat
-from vbackup.operations import restore
+from vbackup.operations import restore, restore_in_place
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
@@ -19,6 +20,12 @@ from vbackup.repository.repository import Repository
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore the backup and print the paths of what was written."""
     backup_id = backup_of(options)
+    if options.in_place:
+        return _in_place(options, backup_id, context)
+    for name in ("exclusive", "wait_lock"):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for a restore with --in-place.")
+    options.format = options.format or ImageFormat.QCOW2.value
     repository = Repository.open(context.repository_path())
     request = restore.RestoreRequest(
         domain=context.uuid_of(repository, domain_of(options)),
@@ -57,6 +64,38 @@ def run(options: argparse.Namespace, context: Context) -> int:
         return Status.DONE
     if not context.is_quiet:
         _print(done, context)
+    return Status.DONE
+
+
+def _in_place(options: argparse.Namespace, backup_id: str | None, context: Context) -> int:
+    """Roll the disks of a domain of the host back, and print how much was written."""
+    if options.format is not None:
+        raise UsageError("--format is for a restore with --output: in place the images keep their format.")
+    repository = Repository.open(context.repository_path())
+    request = restore_in_place.InPlaceRequest(
+        domain=domain_of(options),
+        backup_id=backup_id,
+        at=options.at,
+        host=options.host,
+        disks=tuple(options.disk),
+        is_mixed=options.mixed,
+        checkpoint=not options.no_checkpoint,
+        exclusive=options.exclusive,
+        wait_lock_s=options.wait_lock,
+    )
+    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
+        done = restore_in_place.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    if context.as_json:
+        document = {
+            "id": done.backup_id,
+            "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
+            "disks": [{"dev": one.dev, "backup": one.backup, "written_bytes": one.written_bytes} for one in done.disks],
+        }
+        context.print_document("vbackup.rollback/1", document)
+    elif not context.is_quiet:
+        print(output.plain(f"Domain {done.domain_name} is as in backup {done.backup_id}:"))
+        for one in done.disks:
+            print(output.plain(f"  {one.dev}: {output.size(one.written_bytes)} written"))
     return Status.DONE
 
 

@@ -1,0 +1,93 @@
+"""Restore over the disks of a domain that is off, by writing only what differs: ``vbackup restore --in-place``.
+
+vbackup.operations.rollback does it. If one of the disks cannot be rolled back, none is written: the images are the
+user's only copy of what they have now, and a restore to a directory loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.errors import DiskError, domain_argument
+from vbackup.operations import rollback
+from vbackup.operations.rollback import RollbackRequest, RolledBack
+from vbackup.report import Reporter
+from vbackup.repository import chosen
+from vbackup.repository.choice import Wanted
+from vbackup.repository.chosen import Chosen
+from vbackup.repository.lock import LockWait
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+
+@dataclass(frozen=True)
+class InPlaceRequest:
+    """The options of ``vbackup restore --in-place``."""
+
+    domain: str  #: name or UUID of a domain of the host
+    backup_id: str | None = None  #: None: chosen by ``at``
+    at: datetime | None = None  #: the newest backup made at this time or before; None: the newest of all
+    host: str | None = None  #: only backups of the host with this name or machine id
+    disks: tuple[str, ...] = ()  #: only these; empty: all
+    is_mixed: bool = False  #: each disk from its newest backup
+    checkpoint: bool = True  #: the next backup starts from the restored one
+    exclusive: bool = False  #: no other host uses the images of the domain while it is off
+    wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
+
+
+@dataclass(frozen=True)
+class RestoredInPlace:
+    """What was restored."""
+
+    backup_id: str
+    domain_name: str
+    domain_uuid: str
+    disks: tuple[RolledBack, ...]
+
+
+def run(
+    request: InPlaceRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+) -> RestoredInPlace:
+    """Roll the domain's disks back, and return what was written. Its definition stays as it is.
+
+    Raises DomainNotFoundError, UnsuitableError if the domain runs or has saved memory, DiskError if a disk cannot be
+    rolled back (restore to a directory then), BusyError, ChainError, StorageError. Nothing was written then, unless
+    a warning says that a disk is in the middle.
+    """
+    handle = host.domain(request.domain)
+    repository.find(handle.uuid)  # a lock would make a directory
+    wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
+    wanted = Wanted(request.backup_id, request.at, host=request.host, disks=request.disks, is_mixed=request.is_mixed)
+    how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint)
+    with (
+        repository.lock(handle.uuid, wait=wait),
+        chosen.held(repository, handle.uuid, wanted, stop=stop) as point,
+        rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
+    ):
+        for dev, reason in ready.reasons.items():
+            raise DiskError(
+                dev,
+                f"it cannot be restored in place by writing only what differs: {reason.rstrip('.')}. Nothing was"
+                f" written. Restore it to a directory: vbackup restore {domain_argument(handle.name)}"
+                f" --backup={point.backup.id} --output=DIR.",
+            )
+        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.disks))
+        done = ready.run()
+    return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done))
+
+
+def _warn(
+    point: Chosen, untouched: Collection[str], handle: DomainHandle, reporter: Reporter, *, is_asked: bool
+) -> None:
+    """Say what may not fit together."""
+    if untouched and not is_asked:
+        reporter.warning(
+            f"Domain {handle.name} has disks that backup {point.backup.id} has not; they stay as they are:"
+            f" {', '.join(untouched)}."
+        )
+    if not point.choice.is_of_one_moment:
+        of = ", ".join(f"{dev} of {one.id}" for dev, one in point.choice.disks.items())
+        reporter.warning(f"The disks are of different moments ({of}): what spans them may not fit together.")
