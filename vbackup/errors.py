@@ -177,14 +177,14 @@ class DomainGoneError(QemuGoneError):
 
 
 class StorageDaemonGoneError(QemuGoneError):
-    """The storage daemon that reads the disks of a domain that is off ended unexpectedly."""
+    """The storage daemon that reads the disks of a domain that is off, or of a backup, ended unexpectedly."""
 
-    def __init__(self, how: str, last_words: str) -> None:
+    def __init__(self, how: str, last_words: str, *, remedy: str | None = None) -> None:
+        self.how = how
         self.last_words = last_words
         message = f": {last_words.rstrip('.')}" if last_words else ""
-        super().__init__(
-            f"qemu-storage-daemon {how}{message}. Nothing was kept of an unfinished backup; run the same command again."
-        )
+        remedy = remedy or "Nothing was kept of an unfinished backup; run the same command again."
+        super().__init__(f"qemu-storage-daemon {how}{message}. {remedy}")
 
 
 class UnsuitableError(VbackupError):

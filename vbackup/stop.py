@@ -6,6 +6,8 @@ request, which the work checks between its steps. Waits are short (vbackup.qemu.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,16 +23,37 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._writing: int | None = None
 
     def request(self, signum: int) -> None:
         """Request a stop for signal ``signum``. Can be called from a signal handler or another thread."""
         if self.signum is None:
             self.signum = signum
+        if self._writing is not None:
+            with contextlib.suppress(BlockingIOError):  # enough requests are in it
+                os.write(self._writing, b"\0")
 
     def check(self) -> None:
         """Raise InterruptedBySignalError if a stop was requested."""
         if self.signum is not None:
             raise InterruptedBySignalError(self.signum)
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """Yield a descriptor that poll(2) finds readable when a stop is requested, for a wait without a limit.
+
+        Python resumes a system call after the handler of a signal has run (PEP 475), which then returns at once.
+        """
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._writing = writing
+        try:
+            if self.signum is not None:
+                self.request(self.signum)
+            yield reading
+        finally:
+            self._writing = None
+            os.close(writing)
+            os.close(reading)
 
 
 @contextmanager

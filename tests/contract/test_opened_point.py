@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from tests.unit.builders import Recorder
 from vbackup.errors import QmpError, StorageDaemonGoneError
 from vbackup.images.flatten import Layer
 from vbackup.images.opened_point import OpenedPoint
+from vbackup.stop import Stop
 
 MIB = 1024 * 1024
 SIZE_BYTES = 8 * MIB
@@ -87,12 +91,52 @@ def test_fuse_shows_a_raw_file(chain: list[Layer], tmp_path: Path) -> None:
         point.export_fuse("vda", file)
         assert file.stat().st_size == SIZE_BYTES
         assert file.read_bytes() == expected()
-        with pytest.raises(OSError):
-            file.open("r+b").write(b"x")
+        with pytest.raises(PermissionError), file.open("r+b", buffering=0) as opened:
+            opened.write(b"x")
     assert file.read_bytes() == b""
 
 
 def test_layer_that_cannot_be_opened_is_reported(chain: list[Layer], tmp_path: Path) -> None:
     chain[1].path.write_bytes(b"no image")
-    with pytest.raises(StorageDaemonGoneError, match="1.qcow2|qcow2"), OpenedPoint({"vda": chain}, reporter=Recorder()):
-        pass
+    with pytest.raises(StorageDaemonGoneError, match="qcow2") as caught:
+        OpenedPoint({"vda": chain}, reporter=Recorder()).__enter__()
+    assert "'vbackup verify'" in str(caught.value)
+
+
+def test_wait_ends_with_a_request_to_stop_or_when_it_is_over(chain: list[Layer]) -> None:
+    stop, over = Stop(), [False]
+    reading, writing = os.pipe()
+    with OpenedPoint({"vda": chain}, reporter=Recorder()) as point:
+        later = threading.Timer(0.1, lambda: (over.insert(0, True), os.write(writing, b"x")))
+        later.start()
+        point.wait(stop, watched=[(reading, select.POLLIN)], is_over=lambda: over[0])
+        threading.Timer(0.1, lambda: stop.request(signal.SIGTERM)).start()
+        point.wait(stop)
+        point.wait(stop)  # at once
+    later.join()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_wait_reports_a_daemon_that_was_killed(chain: list[Layer]) -> None:
+    recorder = Recorder()
+
+    def look() -> None:
+        with OpenedPoint({"vda": chain}, reporter=recorder) as point:
+            threading.Timer(0.1, lambda: os.kill(point.daemon.pid, signal.SIGKILL)).start()
+            point.wait(Stop())
+
+    with pytest.raises(StorageDaemonGoneError, match=r"killed by SIGKILL\. Nothing can be read"):
+        look()
+    assert recorder.warnings == []
+
+
+def test_export_that_is_removed_is_no_longer_there(chain: list[Layer], tmp_path: Path) -> None:
+    with OpenedPoint({"vda": chain}, reporter=Recorder()) as point:
+        point.listen(tmp_path / "s")
+        export = point.export_nbd("vda")
+        point.remove_export(export)
+        done = subprocess.run(
+            ["qemu-img", "info", f"nbd+unix:///vda?socket={tmp_path / 's'}"], capture_output=True, check=False
+        )
+    assert done.returncode != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 
 import pytest
@@ -30,6 +31,17 @@ def test_first_signal_counts() -> None:
     stop.request(signal.SIGINT)
     with pytest.raises(InterruptedBySignalError, match="SIGTERM"):
         stop.check()
+
+
+def test_request_ends_a_wait_for_a_descriptor() -> None:
+    stop = Stop()
+    with stop.descriptor() as fd:
+        assert select.select([fd], [], [], 0)[0] == []
+        for _ in range(100_000):  # more than a pipe takes
+            stop.request(signal.SIGTERM)
+        assert select.select([fd], [], [], 0)[0] == [fd]
+    with stop.descriptor() as again:
+        assert select.select([again], [], [], 0)[0] == [again]
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -9,20 +9,25 @@ repository's files stay as they are in content, owner and mode. The caller has c
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import select
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vbackup.errors import QmpError, UnsuitableError
+from vbackup.errors import QmpError, StorageDaemonGoneError, UnsuitableError
 from vbackup.images.flatten import Layer
 from vbackup.model import ImageFormat
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter
 from vbackup.repository import readers
+from vbackup.stop import Stop
 
 #: l2-cache-size of all layers of a disk together, and of each at least: 1 MiB covers 8 GiB of a layer.
 CACHE_BYTES, LAYER_CACHE_BYTES = 128 * 1024 * 1024, 1024 * 1024
+
+_NOT_OPENED = "No disk was shown; 'vbackup verify' reads the images and says what is wrong with them."
+_NO_MORE = "Nothing can be read of the disks any more; run the same command again."
 
 
 class OpenedPoint:
@@ -30,7 +35,8 @@ class OpenedPoint:
 
     ``disks`` has the layers of each disk (dev), the oldest first. The daemon ends with this process, however that ends
     (see StorageDaemon), and with it all exports; a file that FUSE showed has to be unmounted then.
-    Entering raises UnsuitableError if no storage daemon is installed, StorageDaemonGoneError if a layer cannot be opened.
+    Entering raises UnsuitableError if no storage daemon is installed, StorageDaemonGoneError if a layer cannot be
+    opened.
     """
 
     def __init__(self, disks: Mapping[str, Sequence[Layer]], *, reporter: Reporter) -> None:
@@ -41,7 +47,10 @@ class OpenedPoint:
 
     def __enter__(self) -> OpenedPoint:
         readers.allow_files(sum(len(layers) for layers in self._disks.values()))  # the daemon inherits the limit
-        self.daemon.__enter__()
+        try:
+            self.daemon.__enter__()
+        except StorageDaemonGoneError as err:
+            raise StorageDaemonGoneError(err.how, err.last_words, remedy=_NOT_OPENED) from err
         return self
 
     def __exit__(
@@ -90,10 +99,37 @@ class OpenedPoint:
         try:
             return self._export(dev, options)
         except QmpError as err:
+            # The helper says on standard error what QEMU does not: "Failed to mount FUSE session to export".
+            why = self.daemon.last_words() or err.description
             raise UnsuitableError(
-                f"Cannot show disk {dev} as {file}: {err.description.rstrip('.')}. That needs /dev/fuse and fusermount3"
-                " (on Debian: fuse3), and a qemu-storage-daemon with FUSE."
+                f"Cannot show disk {dev} as {file}: {why.rstrip('.')}. That needs /dev/fuse, a qemu-storage-daemon with"
+                " FUSE and, unless vbackup runs as root, fusermount3 (on Debian: fuse3), which cannot work under"
+                " systemd's NoNewPrivileges=."
             ) from err
+
+    def remove_export(self, export: str) -> None:
+        """Remove an export, also while somebody uses it, who gets errors then. Raises QmpError."""
+        self.daemon.execute("block-export-del", {"id": export, "mode": "hard"})
+
+    def wait(
+        self, stop: Stop, *, watched: Sequence[tuple[int, int]] = (), is_over: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Return when a stop is requested, or when ``is_over`` says so.
+
+        That is asked first, and whenever one of ``watched`` (descriptors with poll(2) events) has something. Raises
+        StorageDaemonGoneError if the daemon ends before.
+        """
+        ending = os.pidfd_open(self.daemon.pid)
+        try:
+            with stop.descriptor() as stopping:
+                poll = select.poll()
+                for fd, events in ((ending, select.POLLIN), (stopping, select.POLLIN), *watched):
+                    poll.register(fd, events)
+                while stop.signum is None and not is_over():
+                    if ending in (fd for fd, _ in poll.poll()):
+                        raise self.daemon.gone(remedy=_NO_MORE)
+        finally:
+            os.close(ending)
 
     def _export(self, dev: str, options: Mapping[str, Any]) -> str:
         self._exports += 1

@@ -64,8 +64,8 @@ class StorageDaemon:
         for program, package in (("setpriv", "util-linux"), (PROGRAM, PROGRAM_PACKAGES)):
             if shutil.which(program) is None:
                 raise UnsuitableError(
-                    f"{program} is not installed, but is needed to read a domain that is off and to restore a long"
-                    f" chain. Install it (on Debian: {package})."
+                    f"{program} is not installed, but is needed to read a domain that is off, to restore a long chain"
+                    f" and to look into a backup. Install it (on Debian: {package})."
                 )
         with contextlib.ExitStack() as stack:
             self._stderr = stack.enter_context(tempfile.TemporaryFile())
@@ -230,6 +230,16 @@ class StorageDaemon:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+    def gone(self, *, remedy: str) -> StorageDaemonGoneError:
+        """Return the error for a daemon that ended by itself; ``remedy``: sentences on what that means."""
+        self._has_ended(within_s=ENDING_S)
+        err = self._gone()
+        return StorageDaemonGoneError(err.how, err.last_words, remedy=remedy)
+
+    def last_words(self) -> str:
+        """Return the last line that the daemon, or a program that it ran, wrote on standard error; "" if none."""
+        return self._last_message()
 
     def _gone(self) -> StorageDaemonGoneError:
         status: int | None = self._process.returncode

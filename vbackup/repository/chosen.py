@@ -1,4 +1,4 @@
-"""A chosen backup with the chain of each disk, kept as it is while somebody reads it: a restore, a mount, a boot test."""
+"""A chosen backup with the chain of each disk, kept as it is while somebody reads it: a restore, a mount, a boot."""
 
 from __future__ import annotations
 
