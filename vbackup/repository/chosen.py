@@ -36,6 +36,24 @@ class Chosen:
         """Return the chain of a disk with the path of each image, the newest first."""
         return [(link, verify.image_path(repository, link)) for link in self.chains[dev]]
 
+    def doubts(self) -> list[str]:
+        """Return sentences on what the backup is not, for whoever looks into it."""
+        backup, choice = self.backup, self.choice
+        found = []
+        if choice.missing:
+            found.append(
+                f"Backup {backup.id} was made without {', '.join(choice.missing)}: it is not the whole domain."
+            )
+        if not choice.is_of_one_moment:
+            of = ", ".join(f"{dev} of {one.id}" for dev, one in choice.disks.items())
+            found.append(f"The disks are of different moments ({of}): what spans them may not fit together.")
+        if choice.other_hosts:
+            found.append(
+                f"Backup {backup.id} was made on host {backup.host}; the repository also has backups of this domain"
+                f" from {', '.join(choice.other_hosts)}."
+            )
+        return found
+
 
 @contextmanager
 def held(repository: Repository, uuid: str, wanted: Wanted, *, stop: Stop) -> Iterator[Chosen]:
