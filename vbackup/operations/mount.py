@@ -90,7 +90,7 @@ def mounted(request: MountRequest, *, repository: Repository, reporter: Reporter
         mount_place.prepared(request.directory, reporter=reporter) as directory,
     ):
         verify.check_headers(found.chains, repository, stop=stop)
-        for doubt in found.doubts():
+        for doubt in found.doubts(repository):
             reporter.warning(doubt)
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
         with OpenedPoint(layers, reporter=reporter) as point:
@@ -99,5 +99,6 @@ def mounted(request: MountRequest, *, repository: Repository, reporter: Reporter
                 stop.check()
                 file = mount_place.create(directory, dev)
                 exports[dev] = point.export_fuse(dev, file)
+                mount_points.read_ahead(file)
                 disks[dev] = Shown(dev, one.id, point.size_bytes(dev), file)
             yield Mounted(found.backup, directory, disks, point, exports)

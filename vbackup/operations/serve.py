@@ -80,7 +80,7 @@ def served(request: ServeRequest, *, repository: Repository, reporter: Reporter,
     uuid = repository.find(request.domain)
     with chosen.held(repository, uuid, request.wanted, stop=stop) as found:
         verify.check_headers(found.chains, repository, stop=stop)
-        for doubt in found.doubts():
+        for doubt in found.doubts(repository):
             reporter.warning(doubt)
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
         with _named(path), OpenedPoint(layers, reporter=reporter) as point:
