@@ -27,6 +27,8 @@ ELSEWHERE = {
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
     "repository.chosen": "end_to_end/test_restore.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
+    "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a process of its own
+    "operations.umount": "end_to_end/test_mount.py",
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",
     "repository.merged_list": "end_to_end/test_merge_trees.py",
