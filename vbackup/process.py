@@ -90,7 +90,14 @@ def users_of(path: str) -> list[str]:
 
     It reads only names in /proc, never the file itself, whose storage may hang.
     """
-    real_path = os.path.realpath(path)
+    return having_open(os.path.realpath(path))
+
+
+def having_open(real_path: str) -> list[str]:
+    """Return the processes that have the file or device of this name open, as ``users_of`` does, without a look at it.
+
+    Looking up a symbolic link could hang as well.
+    """
     users = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -103,6 +103,23 @@ def test_layer_that_cannot_be_opened_is_reported(chain: list[Layer], tmp_path: P
     assert "'vbackup verify'" in str(caught.value)
 
 
+def test_long_chain_is_opened_in_no_time(tmp_path: Path) -> None:
+    """QEMU describes each layer by its name alone, and not by all that is below it, which it does again for each."""
+    layers = []
+    for number in range(4):
+        directory = tmp_path / "domain" / f"backup{number}"
+        directory.mkdir(parents=True)
+        backing = f"../backup{number - 1}/vda.qcow2" if number else None
+        layers.append(image(directory / "vda.qcow2", f"write -P {number + 1} {number}M 1M", backing=backing))
+    with OpenedPoint({"vda": layers}, reporter=Recorder()) as point:
+        nodes = {node["node-name"]: node for node in point.daemon.execute("query-named-block-nodes", {"flat": True})}
+        assert nodes[point.node("vda")]["file"] == "../backup3/vda.qcow2"  # not json:{...}
+        point.listen(tmp_path / "s")
+        point.export_nbd("vda")
+        data = over_nbd(tmp_path / "s", tmp_path / "out")
+    assert data == b"".join(bytes([number]) * MIB for number in range(1, 5)).ljust(SIZE_BYTES, b"\0")
+
+
 def test_wait_ends_with_a_request_to_stop_or_when_it_is_over(chain: list[Layer]) -> None:
     stop, over = Stop(), [False]
     reading, writing = os.pipe()

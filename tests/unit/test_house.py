@@ -32,6 +32,8 @@ ELSEWHERE = {
     "operations.restore_in_place": "end_to_end/test_rollback.py",  # its whole work is in QEMU
     "repository.chosen": "end_to_end/test_rollback.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
+    "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a process of its own
+    "operations.umount": "end_to_end/test_mount.py",
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",
     "repository.merged_list": "end_to_end/test_merge_trees.py",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vbackup.errors import UsageError
+
+if TYPE_CHECKING:
+    from vbackup.repository.choice import Wanted
 
 
 def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True) -> None:
@@ -195,6 +199,58 @@ def backup_words_of(options: argparse.Namespace) -> tuple[str | None, list[str]]
 def add_host(parser: argparse.ArgumentParser) -> None:
     """Add --host, which selects among the backups of one domain."""
     parser.add_argument("--host", metavar="HOST", help="only backups made on this host: its name or machine id")
+
+
+def add_point(parser: argparse.ArgumentParser, verb: str, *, has_id: bool) -> None:
+    """Add what chooses a backup and its disks; ``verb``: what is done with them. ``has_id``: ID is positional, too."""
+    from vbackup.cli.values import timestamp  # which 'vbackup --help' does without
+
+    which = parser.add_mutually_exclusive_group()
+    purpose = f"backup to {verb} (default: the newest)"
+    if has_id:
+        add_backup(parser, which, purpose)
+    else:
+        which.add_argument("--backup", metavar="ID", help=purpose)
+    which.add_argument("--at", metavar="TIME", type=timestamp, help=f"{verb} the newest backup made at TIME or before")
+    add_host(parser)
+    add_disks(parser, f"{verb} only these disks")
+    parser.add_argument(
+        "--mixed", action="store_true", help=f"{verb} each disk as its newest backup has it, whatever moment that is of"
+    )
+
+
+def wanted_of(options: argparse.Namespace, backup_id: str | None) -> Wanted:
+    """Return what add_point's arguments ask for."""
+    from vbackup.repository.choice import Wanted
+
+    return Wanted(backup_id, options.at, host=options.host, disks=tuple(options.disk), is_mixed=options.mixed)
+
+
+def directory_words_of(options: argparse.Namespace) -> tuple[str, str | None, Path]:
+    """Return the domain, the id of the backup, or None, and the directory of DOMAIN [ID] DIR.
+
+    Where --domain names the domain, its word can be left out. Raises UsageError.
+    """
+    words: list[str] = list(options.words)
+    named: str | None = options.domain_option
+    if not words:
+        raise UsageError(f"No directory given{swallowed(options)}.")
+    directory = words.pop()
+    if words and (named is None or words[0] == named or len(words) > 1):
+        domain = words.pop(0)
+        if named is not None and domain != named:
+            raise UsageError(f"Two domains given: {domain} and {named}.")
+        named = domain
+    if named is None:
+        raise UsageError(f"No domain given: the only word, {directory!r}, is the directory{swallowed(options)}.")
+    if "" in (named, directory):
+        raise UsageError(f"The {'domain name' if named == '' else 'path of the directory'} is empty.")
+    backup_id: str | None = options.backup
+    if len(words) > 1:
+        raise UsageError(f"Too many words: {' '.join(words[1:])}; give DOMAIN [ID] DIR.")
+    if words and backup_id not in (None, words[0]):
+        raise UsageError(f"Two backups given: {words[0]} and {backup_id}.")
+    return named, words[0] if words else backup_id, Path(directory)
 
 
 def add_exclusive(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from vbackup.model import ImageFormat
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter
 from vbackup.repository import readers
+from vbackup.repository.history import Link
 from vbackup.stop import Stop
 
 #: l2-cache-size of all layers of a disk together, and of each at least: 1 MiB covers 8 GiB of a layer.
@@ -43,7 +44,10 @@ class OpenedPoint:
         self._disks = disks
         self._nodes = {dev: f"d{number}" for number, dev in enumerate(disks)}
         self._exports = 0
-        self.daemon = StorageDaemon(reporter, nodes=[node for dev in disks for node in self._layers(dev)])
+        self._directory = _working_directory(disks)
+        nodes = [node for dev in disks for node in self._layers(dev)]
+        directory = self._directory or Path("/")
+        self.daemon = StorageDaemon(reporter, nodes=nodes, directory=directory, is_only_read=True)
 
     def __enter__(self) -> OpenedPoint:
         readers.allow_files(sum(len(layers) for layers in self._disks.values()))  # the daemon inherits the limit
@@ -138,10 +142,31 @@ class OpenedPoint:
         return export
 
     def _layers(self, dev: str) -> list[dict[str, Any]]:
-        return flat_nodes(self._nodes[dev], self._disks[dev])
+        return flat_nodes(self._nodes[dev], self._disks[dev], filename=self._filename)
+
+    def _filename(self, layer: Layer) -> str:
+        """Return the name of a layer as the header of the one above it has it, from the daemon's working directory.
+
+        Both are those of the repository. Where they differ, QEMU puts the whole chain into the description of each
+        layer, and opens 200 layers in 6 s instead of 0.3 s (bdrv_refresh_filename and bdrv_backing_overridden in
+        QEMU's block.c).
+        """
+        path = layer.path.absolute()
+        return os.fspath(path) if self._directory is None else f"../{path.parent.name}/{path.name}"
 
 
-def flat_nodes(name: str, layers: Sequence[Layer]) -> list[dict[str, Any]]:
+def _working_directory(disks: Mapping[str, Sequence[Layer]]) -> Path | None:
+    """Return a directory of a backup, if those of all layers are in the same one, or None."""
+    directories = [layer.path.absolute().parent for layers in disks.values() for layer in layers]
+    return directories[-1] if len({directory.parent for directory in directories}) == 1 else None
+
+
+def flat_nodes(
+    name: str,
+    layers: Sequence[Layer],
+    *,
+    filename: Callable[[Layer], str] = lambda layer: os.fspath(layer.path.absolute()),
+) -> list[dict[str, Any]]:
     """Return the nodes (QAPI BlockdevOptions) that open a chain read-only as one flat disk, which is the node ``name``.
 
     ``layers`` has the oldest first. The others are ``name`` with a number. They are added in this order.
@@ -157,8 +182,13 @@ def flat_nodes(name: str, layers: Sequence[Layer]) -> list[dict[str, Any]]:
                 "read-only": True,
                 "backing": below,
                 "l2-cache-size": max(CACHE_BYTES // len(layers), LAYER_CACHE_BYTES),
-                "file": {"driver": "file", "filename": os.fspath(layer.path.absolute())},
+                "file": {"driver": "file", "filename": filename(layer)},
             }
         )
         below = node_name
     return nodes
+
+
+def layers_of(chain: Sequence[tuple[Link, Path]]) -> list[Layer]:
+    """Return the layers of a disk, the oldest first, from its chain, the newest first (Chosen.paths)."""
+    return [Layer(path, link.image.virtual_size_bytes) for link, path in reversed(chain)]

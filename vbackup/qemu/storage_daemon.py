@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vbackup.errors import (
@@ -51,8 +52,21 @@ class StorageDaemon:
     Entering raises UnsuitableError if a program is not installed, StorageDaemonGoneError if the daemon ends too early.
     """
 
-    def __init__(self, reporter: Reporter, *, nodes: Sequence[Mapping[str, Any]] = ()) -> None:
-        """``nodes`` (QAPI BlockdevOptions) are opened as the daemon starts; if one fails, the daemon ends."""
+    def __init__(
+        self,
+        reporter: Reporter,
+        *,
+        nodes: Sequence[Mapping[str, Any]] = (),
+        directory: Path = Path("/"),
+        is_only_read: bool = False,
+    ) -> None:
+        """``nodes`` (QAPI BlockdevOptions) are opened as the daemon starts; if one fails, the daemon ends.
+
+        ``directory`` is its working directory: no name that an image has depends on where vbackup was started.
+        ``is_only_read``: nothing is lost if it ends badly, and what it says of its clients is not reported.
+        """
+        self._directory = directory
+        self._is_only_read = is_only_read
         self._reporter = reporter
         self._first_nodes = nodes
         self._numbers = itertools.count(1)
@@ -99,7 +113,7 @@ class StorageDaemon:
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
             pass_fds=(fd,),
-            cwd="/",  # no name that an image has depends on where vbackup was started
+            cwd=self._directory,
             start_new_session=True,  # Ctrl-C goes to vbackup only; the daemon ends after the undo
         )
 
@@ -217,6 +231,7 @@ class StorageDaemon:
 
     def _end(self, *, quiet: bool) -> None:
         """Make the daemon close the images and end: by QMP quit, SIGTERM, and SIGKILL last."""
+        lost = "" if self._is_only_read else f" {_LOST}"
         # Whether the reply arrives does not matter, only that the process ends.
         if self._process.poll() is None:
             with contextlib.suppress(VbackupError):
@@ -225,14 +240,14 @@ class StorageDaemon:
             self._process.terminate()
             if not self._has_ended(within_s=TERMINATE_S):
                 self._kill()
-                self._reporter.warning(f"{PROGRAM} did not end and was killed. {_LOST}")
+                self._reporter.warning(f"{PROGRAM} did not end and was killed.{lost}")
                 return
         if self._process.returncode != 0:  # it did not end because of quit
             if not quiet:
-                self._reporter.warning(f"{self._gone()} {_LOST}")
+                self._reporter.warning(f"{self._gone()}{lost}")
             return
         message = self._last_message()
-        if message:
+        if message and not self._is_only_read:
             self._reporter.warning(f"{PROGRAM} reported while closing the images: {message}")
 
     def _kill(self) -> None:

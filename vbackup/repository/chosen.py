@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.model import Backup
-from vbackup.repository import choice, readers, verify
+from vbackup.repository import choice, readers, verification, verify
 from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
+from vbackup.repository.verification import Verdict
 from vbackup.stop import Stop
 
 
@@ -35,6 +36,30 @@ class Chosen:
     def paths(self, repository: Repository, dev: str) -> list[tuple[Link, Path]]:
         """Return the chain of a disk with the path of each image, the newest first."""
         return [(link, verify.image_path(repository, link)) for link in self.chains[dev]]
+
+    def doubts(self, repository: Repository) -> list[str]:
+        """Return sentences on what the backup is not, for whoever looks into it without comparing it with its lists."""
+        backup, choice = self.backup, self.choice
+        found = []
+        if choice.missing:
+            without = ", ".join(choice.missing)
+            found.append(f"Backup {backup.id} was made without {without}: it is not the whole domain.")
+        if not choice.is_of_one_moment:
+            of = ", ".join(f"{dev} of {one.id}" for dev, one in choice.disks.items())
+            found.append(f"The disks are of different moments ({of}): what spans them may not fit together.")
+        if choice.other_hosts:
+            found.append(
+                f"Backup {backup.id} was made on host {backup.host}; the repository also has backups of this domain"
+                f" from {', '.join(choice.other_hosts)}."
+            )
+        for one in {one.id: one for one in choice.disks.values()}.values():
+            known = verification.read(repository.directory(one.domain_uuid, one.id))
+            if known is not None and known.verdict is Verdict.DAMAGED:
+                found.append(
+                    f"A verify has found damage in backup {one.id}, and what is damaged is read as it is:"
+                    f" 'vbackup show {one.domain_uuid} {one.id}' names it."
+                )
+        return found
 
 
 @contextmanager

@@ -41,9 +41,7 @@ def check_chains(
     whole. The tables of an image into which another is being merged in place are not compared: they change. All
     headers are checked before the first image is read: a wrong one is found at once.
     """
-    for links in chains.values():
-        for link in links:
-            check_header(image_path(repository, link), link)
+    check_headers(chains, repository, stop=stop)
     for dev, links in chains.items():
         for link in links:
             stop.check()
@@ -59,6 +57,17 @@ def check_chains(
             progress = _Progress(reporter, dev, sum(link.image.file_size_bytes for link in older))
             _check_digests(dev, older, repository=repository, progress=progress, stop=stop)
             reporter.step(f"Disk {dev}: {len(older)} image{'s' * (len(older) > 1)} checked.")
+
+
+def check_headers(chains: Mapping[str, Sequence[Link]], repository: Repository, *, stop: Stop) -> None:
+    """Raise ChainError if the header of an image names another file or size than its manifest.
+
+    That is what has to be right before QEMU opens the images, each by its path.
+    """
+    for links in chains.values():
+        for link in links:
+            stop.check()
+            check_header(image_path(repository, link), link)
 
 
 def read_file(repository: Repository, backup: Backup, name: str) -> bytes:

@@ -1,0 +1,78 @@
+"""``vbackup mount``: show the disks of a backup as files, in the background or until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import syslog
+from typing import Any
+
+from vbackup.cli import background, output
+from vbackup.cli.arguments import directory_words_of, wanted_of
+from vbackup.cli.background import Background
+from vbackup.cli.context import Context
+from vbackup.errors import Status, VbackupError
+from vbackup.operations import mount
+from vbackup.operations.mount import Mounted, MountRequest
+from vbackup.repository.repository import Repository
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Mount, print the files, and wait for the end; a signal is the usual one, with status 0."""
+    domain, backup_id, directory = directory_words_of(options)
+    path = context.repository_path().absolute()
+    child: Background | None = None
+    if not options.foreground:
+        started = background.start(context.stop)
+        if isinstance(started, int):
+            return started
+        child = started
+    repository = Repository.open(path)
+    request = MountRequest(context.uuid_of(repository, domain), directory.absolute(), wanted_of(options, backup_id))
+    with (
+        context.reporting(domain, steps=False) as reporter,
+        mount.mounted(request, repository=repository, reporter=reporter, stop=context.stop) as mounted,
+    ):
+        _print(mounted, context, in_background=child is not None)
+        if child is None:
+            mounted.wait(context.stop)
+            return Status.DONE
+        child.ready()
+        _wait_in_background(mounted, context)
+    return Status.DONE
+
+
+def _wait_in_background(mounted: Mounted, context: Context) -> None:
+    """Wait; nobody sees what is printed now, so that what went wrong is in the system's log."""
+    try:
+        mounted.wait(context.stop)
+    except VbackupError as err:
+        syslog.openlog("vbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(syslog.LOG_ERR, output.plain(f"mount {mounted.directory}: {err}"))
+        raise
+
+
+def _print(mounted: Mounted, context: Context, *, in_background: bool) -> None:
+    backup = mounted.backup
+    if context.as_json:
+        document: dict[str, Any] = {
+            "id": backup.id,
+            "domain": {"name": backup.domain_name, "uuid": backup.domain_uuid},
+            "directory": str(mounted.directory),
+            "pid": os.getpid(),
+            "disks": [
+                {"dev": one.dev, "backup": one.backup_id, "size_bytes": one.size_bytes, "file": str(one.file)}
+                for one in mounted.disks.values()
+            ],
+        }
+        context.print_document("vbackup.mount/1", document)
+    elif not context.is_quiet:
+        print(output.plain(f"Backup {backup.id} of domain {backup.domain_name} is mounted, read-only:"))
+        for one in mounted.disks.values():
+            of = f", of {one.backup_id}" if one.backup_id != backup.id else ""
+            print(output.plain(f"  {one.file} ({output.size(one.size_bytes)}{of})"))
+        end = f"vbackup umount {shlex.quote(str(mounted.directory))}"
+        print(output.plain(f"To end it: {end}" if in_background else f"To end it: Ctrl-C, or {end}"))
+    sys.stdout.flush()

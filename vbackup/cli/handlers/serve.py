@@ -1,0 +1,58 @@
+"""``vbackup serve``: serve the disks of a backup by NBD until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from vbackup.cli import output
+from vbackup.cli.arguments import backup_of, domain_of, wanted_of
+from vbackup.cli.context import Context
+from vbackup.errors import Status, UsageError
+from vbackup.operations import serve
+from vbackup.operations.serve import Served, ServeRequest
+from vbackup.repository.repository import Repository
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Serve, print the addresses, and wait for a signal, which is the usual end, with status 0."""
+    backup_id = backup_of(options)
+    if options.overlay is not None and not options.writable:
+        raise UsageError("--overlay needs --writable: nothing is written otherwise.")
+    repository = Repository.open(context.repository_path())
+    overlays = (options.overlay or serve.default_overlays()) if options.writable else None
+    domain = domain_of(options)
+    request = ServeRequest(
+        context.uuid_of(repository, domain), options.nbd, wanted_of(options, backup_id), overlays=overlays
+    )
+    with (
+        context.reporting(domain, steps=False) as reporter,
+        serve.served(request, repository=repository, reporter=reporter, stop=context.stop) as served,
+    ):
+        _print(served, context, is_writable=overlays is not None)
+        served.wait(context.stop)
+    return Status.DONE
+
+
+def _print(served: Served, context: Context, *, is_writable: bool) -> None:
+    backup = served.backup
+    if context.as_json:
+        document: dict[str, Any] = {
+            "id": backup.id,
+            "domain": {"name": backup.domain_name, "uuid": backup.domain_uuid},
+            "writable": is_writable,
+            "disks": [
+                {"dev": one.dev, "backup": one.backup_id, "size_bytes": one.size_bytes, "uri": one.uri}
+                for one in served.exports.values()
+            ],
+        }
+        context.print_document("vbackup.serve/1", document)
+    elif not context.is_quiet:
+        how = "for writing; nothing that is written is kept" if is_writable else "read-only"
+        print(output.plain(f"Backup {backup.id} of domain {backup.domain_name} is served, {how}:"))
+        for one in served.exports.values():
+            of = f", of {one.backup_id}" if one.backup_id != backup.id else ""
+            print(output.plain(f"  {one.uri} ({output.size(one.size_bytes)}{of})"))
+        print("Ctrl-C ends it.")
+    sys.stdout.flush()

@@ -1,0 +1,87 @@
+"""The lock of a directory in which a backup is mounted: it says who shows the disks there, if that process lives.
+
+It is a record lock (fcntl(2)) on a hidden file in the directory. The kernel knows whose it is (F_GETLK), and takes it
+away when that process ends, however that happens; a number in a file could by then be that of another process. A
+process loses such a lock when it closes any descriptor of the file, so the holder opens it once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vbackup.errors import BusyError
+from vbackup.files import open_regular, storage_errors
+
+#: Name of the file.
+NAME = ".vbackup-mount"
+#: struct flock, with its padding at the end: type, whence, start, length, pid.
+_FLOCK = "hhqqi0q"
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Have the directory for the block; the file is removed at the end. Raises BusyError, StorageError."""
+    path = directory / NAME
+    with storage_errors(f"write to {directory}"):
+        fd = _taken(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock ends: whoever waits for the name makes a new file
+        os.close(fd)
+
+
+def holder(directory: Path) -> int | None:
+    """Return the process that has the directory: its pid, 0 if it is of another PID namespace, None if there is none.
+
+    Raises StorageError.
+    """
+    with storage_errors(f"read {directory}"):
+        try:
+            fd = open_regular(directory / NAME)
+        except FileNotFoundError:
+            return None
+        try:
+            return _holder(fd)
+        finally:
+            os.close(fd)
+
+
+def _taken(path: Path) -> int:
+    """Return a descriptor of the locked file that has this name."""
+    while True:
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except FileNotFoundError:
+            pass  # its holder has just ended
+        except OSError as err:
+            if err.errno not in (errno.EAGAIN, errno.EACCES):
+                os.close(fd)
+                raise
+            pid = _holder(fd)
+            os.close(fd)
+            if pid is None:
+                continue
+            raise BusyError(
+                f"A backup is mounted at {path.parent} already (process {pid}): 'vbackup umount {path.parent}' ends"
+                " that."
+            ) from err
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _holder(fd: int) -> int | None:
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else max(pid, 0)

@@ -1,0 +1,129 @@
+"""The directory in which the disks of a backup are mounted: prepared, and left as it was.
+
+It holds an empty file for each disk, on which the storage daemon shows it, and the lock (vbackup.images.mount_lock).
+What a mount that was killed has left is removed by the next one, or by ``vbackup umount``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vbackup import names
+from vbackup.errors import StorageError
+from vbackup.files import open_regular, storage_errors
+from vbackup.images import mount_lock, mount_points
+from vbackup.report import Reporter
+
+_FILE = re.compile(rf"{names.DEV.pattern}\.raw")
+
+
+def file_of(directory: Path, dev: str) -> Path:
+    """Return the file that shows the disk."""
+    return directory / f"{dev}.raw"
+
+
+@contextmanager
+def prepared(directory: Path, *, reporter: Reporter) -> Iterator[Path]:
+    """Yield the real path of an empty directory that nobody else mounts in; at the end it is empty again.
+
+    The directory is created, but not its parents; it stays, unless the block fails. Raises StorageError if it cannot be
+    used, BusyError if a backup is mounted there.
+    """
+    is_new = _made(directory)
+    try:
+        with storage_errors(f"use {directory}"):
+            place = directory.resolve(strict=True)
+        with _claimed(place, reporter):
+            yield place
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+def create(directory: Path, dev: str) -> Path:
+    """Create the file of a disk, and return its path. Raises StorageError."""
+    path = file_of(directory, dev)
+    with storage_errors(f"write to {directory}"):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return path
+
+
+def clear(directory: Path) -> bool:
+    """Unmount what is still mounted in the directory, a real path, and remove the files of disks.
+
+    Return whether there were any. Only for who has the lock. Raises StorageError.
+    """
+    mounted = mount_points.mounted_in(directory)
+    for path in mounted:
+        mount_points.unmount(path, is_forced=True)
+    with storage_errors(f"write to {directory}"):
+        ours = [entry for entry in os.scandir(directory) if _is_ours(entry)]
+        for entry in ours:
+            Path(entry.path).unlink()
+    return bool(mounted or ours)
+
+
+def _made(directory: Path) -> bool:
+    """Create the directory, and return True, if it is not there."""
+    with storage_errors(f"create the directory {directory}"):
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            if not directory.is_dir():
+                raise StorageError(f"{directory} is not a directory; give an empty or a new one.") from None
+            return False
+        except FileNotFoundError as err:
+            raise StorageError(
+                f"Cannot create {directory}: the directory {directory.parent} is missing; create it first."
+            ) from err
+    return True
+
+
+@contextmanager
+def _claimed(place: Path, reporter: Reporter) -> Iterator[None]:
+    with storage_errors(f"read {place}"):
+        others = [entry.name for entry in place.iterdir()]
+    was_ours = mount_lock.NAME in others
+    if others and not was_ours:
+        raise StorageError(f"{place} is not empty: it has {others[0]}. Give an empty directory, or a new one.")
+    with mount_lock.held(place):
+        if was_ours and clear(place):
+            reporter.warning(f"A mount that was killed had left something in {place}; it was removed.")
+        with storage_errors(f"read {place}"):
+            others = [entry.name for entry in place.iterdir() if entry.name != mount_lock.NAME]
+        if others:
+            raise StorageError(f"{place} is not empty: it has {others[0]}. Give an empty directory, or a new one.")
+        try:
+            yield
+        finally:
+            clear(place)
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Return True for an empty regular file with a disk's name."""
+    if _FILE.fullmatch(entry.name) is None or not entry.is_file(follow_symlinks=False):
+        return False
+    return entry.stat(follow_symlinks=False).st_size == 0
+
+
+def refuse_unmounted(directory: Path) -> Path:
+    """Return the real path of a directory in which a backup is mounted, or was when its process was killed.
+
+    Raises StorageError if there is none.
+    """
+    with storage_errors(f"read {directory}"):
+        place = directory.resolve(strict=True)
+        if not place.is_dir():
+            raise StorageError(f"{directory} is not a directory; give the one in which a backup is mounted.")
+        try:
+            os.close(open_regular(place / mount_lock.NAME))
+        except FileNotFoundError:
+            raise StorageError(f"No backup is mounted at {directory}.") from None
+    return place
