@@ -25,7 +25,6 @@ ELSEWHERE = {
     "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
-    "repository.chosen": "end_to_end/test_restore.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a process of its own
     "operations.umount": "end_to_end/test_mount.py",

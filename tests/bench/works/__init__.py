@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.bench import Bench
-from tests.bench.works import chains, copies, looks, moments, pruning, scale, verifying
+from tests.bench.works import chains, copies, looks, moments, mounting, pruning, scale, verifying
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,6 @@ WORKS = (
     Work("latency", "Latency of the guest's writes while the repository takes 4 MB/s", moments.latency),
     Work("chain", "A chain of incrementals, by length", chains.chain),
     Work("verify", "Verify and restore, in the page cache", verifying.verify, in_smoke=True),
+    Work("mount", "Mount of the newest of a chain, 1 GiB of data", mounting.mount, in_smoke=True),
     Work("prune", "Prune of seven increments of 1 % into a full of 1 GiB", pruning.prune),
 )
