@@ -241,6 +241,17 @@ def _rollback(results: Results) -> list[Part]:
     return parts
 
 
+def _mount(results: Results) -> list[Part]:
+    def speed(length: int) -> float:
+        where: dict[str, Any] = {"series": "read all", "x": length}
+        return _wall_s(results, "mount", "qemu-img convert", **where) / _wall_s(results, "mount", "vbackup", **where)
+
+    return [
+        _seconds(_wall_s(results, "mount", "vbackup", series="first byte", x=200), 1.0, "first byte"),
+        Part(f"reads at {speed(200):.2f} x the speed of qemu-img convert ({speed(1):.2f} x one image)", speed(200) >= 0.7),
+    ]
+
+
 def _start(results: Results) -> list[Part]:
     cases = ("vbackup --help", "vbackup list, 3 backups", "vbackup list, 200 backups")
     peak = max(sample["peak_mib"] for name in cases for sample in _samples(results, "start", name))
@@ -314,6 +325,11 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
             " `qemu-img convert` of the full"
         ),
         _prune,
+    ),
+    (
+        "mount",
+        "Mount of the newest of 200: first byte in under 1 s, read at 0.7 x the speed of `qemu-img convert` at least",
+        _mount,
     ),
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
     ("list", "5,000 backups of 200 domains: lists under 1 s, 100 MiB", _list),

@@ -355,6 +355,10 @@ def test_owner_of_a_repository_mounts_without_root(nobodys: Run, told: Recorded,
     kill_both(pid, daemons(home)[0])
     assert "had been killed" in nobodys("umount", mounted).stdout
     assert list(mounted.iterdir()) == []
+    pid = json.loads(nobodys("mount", "web", mounted, "--json").stdout)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not daemons(home), "the end of the storage daemon")
+    assert mount_points.mounted_in(mounted.resolve()) == []  # it has unmounted what it showed
     nobodys("mount", "web", mounted)
     Run(home / "repository")("umount", mounted)  # root
     assert "may not write" in nobodys("mount", "web", "/etc/m", status=7).stderr

@@ -85,15 +85,15 @@ def mounted(request: MountRequest, *, repository: Repository, reporter: Reporter
     """
     mount_points.refuse_without_fuse()
     uuid = repository.find(request.domain)
-    with (
-        chosen.held(repository, uuid, request.wanted, stop=stop) as found,
-        mount_place.prepared(request.directory, reporter=reporter) as directory,
-    ):
+    with chosen.held(repository, uuid, request.wanted, stop=stop) as found:
         verify.check_headers(found.chains, repository, stop=stop)
         for doubt in found.doubts(repository):
             reporter.warning(doubt)
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
-        with OpenedPoint(layers, reporter=reporter) as point:
+        with (
+            mount_place.prepared(request.directory, reporter=reporter) as directory,
+            OpenedPoint(layers, reporter=reporter) as point,
+        ):
             disks, exports = {}, {}
             for dev, one in found.choice.disks.items():
                 stop.check()
