@@ -248,7 +248,9 @@ def _mount(results: Results) -> list[Part]:
 
     return [
         _seconds(_wall_s(results, "mount", "vbackup", series="first byte", x=200), 1.0, "first byte"),
-        Part(f"reads at {speed(200):.2f} x the speed of qemu-img convert ({speed(1):.2f} x one image)", speed(200) >= 0.7),
+        Part(
+            f"reads at {speed(200):.2f} x the speed of qemu-img convert ({speed(1):.2f} x one image)", speed(200) >= 0.7
+        ),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests.recorded import Recorded
 from tests.unit.builders import UUID, backup, commit, image
-from vbackup.model import HostIdentity
+from vbackup.model import EXCLUDED, HostIdentity, LeftOut
 from vbackup.repository import chosen, readers, verification
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
@@ -43,7 +43,7 @@ def test_damage_that_a_verify_has_found_is_said(recorded: Recorded) -> None:
 
 def test_part_of_a_machine_and_disks_of_several_moments_are_said(repo: Repository) -> None:
     whole = backup(1, image("vda"), image("vdb"))
-    part = replace(backup(2, image("vda")), excluded=("vdb",), host=HostIdentity("one", "1" * 32))
+    part = replace(backup(2, image("vda")), left_out=(LeftOut("vdb", EXCLUDED),), host=HostIdentity("one", "1" * 32))
     other = replace(backup(3, image("vda"), image("vdb")), host=HostIdentity("two", "2" * 32))
     for one in (whole, part, other):
         commit(repo, one)
