@@ -33,7 +33,7 @@ def test_smoke_run_writes_results_and_leaves_nothing(tmp_path: Path) -> None:
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     documents = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
-    assert set(documents) == {"start", "full", "incremental", "verify"}
+    assert set(documents) == {"start", "full", "incremental", "verify", "mount"}
     for document in documents.values():
         assert document["schema"] == "vbackup.bench/1"
         assert all(sample["wall_s"] > 0 for case in document["cases"] for sample in case["samples"])

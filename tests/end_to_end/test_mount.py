@@ -139,7 +139,7 @@ def test_every_point_is_shown_as_raw_files(told: Recorded, run: Run, place: Path
             assert path == place / "m" / f"{entry['dev']}.raw"
             assert path.stat().st_size == entry["size_bytes"]
             assert path.read_bytes() == told.contents[one.id, entry["dev"]]
-            with pytest.raises(PermissionError), path.open("r+b", buffering=0) as opened:
+            with pytest.raises(OSError, match=r"denied|Read-only"), path.open("r+b", buffering=0) as opened:
                 opened.write(b"x")
         assert "is unmounted" in run("umount", place / "m").stdout
         assert list((place / "m").iterdir()) == []

@@ -12,7 +12,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -83,11 +83,14 @@ def served(request: ServeRequest, *, repository: Repository, reporter: Reporter,
         for doubt in found.doubts(repository):
             reporter.warning(doubt)
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
-        with _named(path), OpenedPoint(layers, reporter=reporter) as point:
+        with ExitStack() as stack:
+            removal = stack.enter_context(ExitStack())  # when the daemon has ended
+            point = stack.enter_context(OpenedPoint(layers, reporter=reporter))
             for dev in layers if request.overlays is not None else ():
                 assert request.overlays is not None
                 _take_writes(point, dev, request.overlays)
             point.listen(path)
+            removal.callback(_remove, path, path.lstat())
             path.chmod(0o600)  # before there is anything to read, whatever the umask is
             exports = {}
             for dev, one in found.choice.disks.items():
@@ -149,12 +152,11 @@ def _is_listening(path: Path) -> bool:
     return error not in (errno.ECONNREFUSED, errno.ENOENT)  # EAGAIN: its queue is full
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Remove the socket at the end, if the daemon was killed before it could."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if stat.S_ISSOCK(path.lstat().st_mode) and not _is_listening(path):
-                path.unlink()
+def _remove(path: Path, made: os.stat_result) -> None:
+    """Remove the socket that the daemon has made, if it has not done that itself.
+
+    It does not if it is killed, and not from QEMU 11.1 on.
+    """
+    with suppress(OSError):
+        if os.path.samestat(path.lstat(), made):
+            path.unlink()
