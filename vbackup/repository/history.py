@@ -128,13 +128,17 @@ class History:
         ``on_disk`` has the names of the disk's bitmaps, ``of_full`` asks for fulls, as a differential does. A restored
         checkpoint is among them if the disk has its bitmap: before the newest backup if no backup was made since, else
         after it, because the restored image may have come into use later.
+
+        Each of these makes end marks, so a mark vouches for the latest alone: with an overlay in between, an earlier
+        checkpoint can have its bitmap on one image, and find the mark of a later one there.
         """
         newest = self.newest(dev)
         usual = self.last_full(dev) if of_full else newest
+        since = [one for one in self._restored if one.dev == dev and _is_since(one, newest)]
         starts: list[Start] = []
         if usual is not None:
             image = image_of(usual, dev)
-            starts.append(Start(usual, image.bitmap or "", image.chain, is_latest=usual is newest))
+            starts.append(Start(usual, image.bitmap or "", image.chain, is_latest=usual is newest and not since))
         for one in self._restored:  # the oldest first
             backup = self._by_id.get(one.backup)
             image_then = backup.image(dev) if backup is not None and one.dev == dev else None
@@ -142,17 +146,18 @@ class History:
                 continue
             if of_full and backup is not usual:
                 continue
-            place = 0 if newest is None or one.after >= newest.sequence else len(starts)
-            starts.insert(place, Start(backup, one.bitmap, one.chain, is_latest=True, is_restored=True))
+            place = 0 if one in since else len(starts)
+            # The restores since may be of other images: of those with their bitmaps on this disk, the last counts.
+            later = [other for other in since if other.bitmap in on_disk]
+            is_latest = bool(later) and one is later[-1]
+            starts.insert(place, Start(backup, one.bitmap, one.chain, is_latest, is_restored=True))
         return starts
 
     def restored_since(self, dev: str) -> list[RestoredDisk]:
         """Return what was restored of a disk since its newest backup: the next one may start from each of them."""
         newest = self.newest(dev)
         return [
-            one
-            for one in self._restored
-            if one.dev == dev and one.backup in self._by_id and (newest is None or one.after >= newest.sequence)
+            one for one in self._restored if one.dev == dev and one.backup in self._by_id and _is_since(one, newest)
         ]
 
     def restored_bitmaps(self, dev: str) -> frozenset[str]:
@@ -243,6 +248,11 @@ class History:
             image = backup.image(dev)
             if image is not None and image.bitmap is not None:
                 yield backup
+
+
+def _is_since(one: RestoredDisk, newest: Backup | None) -> bool:
+    """Return True if no backup of the disk was made after the restore."""
+    return newest is None or one.after >= newest.sequence
 
 
 def image_of(backup: Backup, dev: str) -> DiskImage:

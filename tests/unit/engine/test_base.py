@@ -559,6 +559,26 @@ def test_restored_bitmap_of_another_restore_disk_or_file_is_not_trusted() -> Non
     assert after_restores(on(one.bitmap, file=other), one).base == TWO  # a copy of the file
 
 
+def test_end_mark_vouches_for_the_latest_checkpoint_of_a_disk_alone() -> None:
+    """libvirt may have laid this file over the image, and whatever came after that has made its end mark there."""
+    moved = replace(RESTORED_IMAGE, path="/images/overlay.qcow2", inode=9)
+    first, second = restored(ONE, after=3), restored(TWO, after=3, token="0" * 12)
+    assert after_restores(on(second.bitmap, first.bitmap, file=moved), first, second).base == TWO
+    # A later restore, whose bitmap is no longer of use.
+    broken = layer(bitmap(second.bitmap, inconsistent=True), bitmap(first.bitmap), end_mark())
+    assert after_restores(replace(on(file=moved), layers=(broken,)), first, second).base is None
+    # A later backup.
+    earlier = restored(ONE, after=1)
+    assert after_restores(on(earlier.bitmap, file=moved), earlier).base is None
+    # A later restore, for the bitmap of the newest backup.
+    three = replace(THREE, disks=(replace(THREE.disks[0], chain=ChainState((LayerState("", RESTORED_IMAGE),))),))
+    history = History([ONE, TWO, three], restored=[first])
+    choice = choose(Level.AUTO, on(name_of(three), file=moved), history, naming=Naming(REPOSITORY))
+    assert "nothing proves that /images/overlay.qcow2" in choice.reason
+    without = choose(Level.AUTO, on(name_of(three), file=moved), History([ONE, TWO, three]), naming=Naming(REPOSITORY))
+    assert without.base == three
+
+
 def test_differential_starts_from_a_restored_full_only() -> None:
     full, other = restored(ONE, after=3), restored(TWO, after=3, token="0" * 12)
     assert after_restores(on(full.bitmap), full, level=Level.DIFFERENTIAL).base == ONE
