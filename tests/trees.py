@@ -22,6 +22,7 @@ from vbackup.operations.restore import RestoreRequest
 from vbackup.qemu import qemu_img
 from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.repository import block_list, block_scan
+from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -166,7 +167,7 @@ class Tree:
 
     def check_restore(self, backup_id: str, output: Path) -> None:
         """Restore a backup to a new directory, and compare all its disks with what they contained."""
-        request = RestoreRequest(self.uuid, output, backup_id=backup_id)
+        request = RestoreRequest(self.uuid, output, Wanted(backup_id))
         done = restore.run(request, repository=self.repository, reporter=builders.Recorder(), stop=Stop())
         assert done.images.keys() == self.states[backup_id].keys()
         for dev, path in done.images.items():

@@ -369,7 +369,14 @@ def test_interrupted_rollback_is_not_backed_up(rolled: Rolled) -> None:
     interrupt(rolled, first["id"])
     refused = rolled.chain.run(status=5).stderr
     assert f"a rollback to backup {first['id']} was interrupted" in refused
-    assert f"restore bases {first['id']} --in-place" in refused
+    assert f"restore bases {first['id']} --in-place' with this repository" in refused
+    other = rolled.chain.tmp_path / "other"
+    rolled.chain.command("init", "-r", other)
+    refused = rolled.chain.command(
+        "-c", rolled.chain.lab.uri, "backup", "bases", "-r", other, status=5
+    ).stderr  # fmt: skip
+    assert f"backup {first['id']} of repository {rolled.repository.id} was interrupted" in refused
+    assert "--in-place' with that repository" in refused
     assert levels(rolled.backup("--exclude-disk", "vda")) == {"vdb": "incremental"}
     rolled.roll(first["id"], "vda")
     rolled.compare(first["id"], "vda")
@@ -556,6 +563,33 @@ def test_command_restores_in_place_all_disks_or_none(rolled: Rolled) -> None:
     assert "is running" in in_place(rolled, "--backup", first["id"], status=5).stderr
 
 
+def test_command_passes_the_speed_on_and_says_what_may_not_fit(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rolled.backup()
+    rolled.backup("--disk", "vda")
+    write(rolled.chain.specs[0].path, "write -P 2 1M 64k")
+    job, jobs_of = engine._job, []
+
+    def seen(*arguments: Any) -> Any:
+        jobs_of.append(job(*arguments))
+        return jobs_of[-1]
+
+    monkeypatch.setattr(engine, "_job", seen)
+    outcome = in_place(rolled, "--mixed", "--speed", "50M")
+    assert {one.speed for one in jobs_of} == {50 << 20}
+    assert f"vdb of {first['id']}" in outcome.stderr
+    assert "what spans them may not fit together" in outcome.stderr
+
+
+def test_domain_without_backups_is_not_restored_in_place(chain: Chain, tmp_path: Path) -> None:
+    chain.stop()
+    repository = tmp_path / "empty"
+    chain.command("init", "-r", repository)
+    chain.machine = chain.lab.define(chain.xml())
+    argv = ("-c", chain.lab.uri, "restore", "bases", "-r", repository, "--in-place")
+    assert f"No domain 'bases ({chain.uuid})' in {repository}" in chain.command(*argv, status=4).stderr
+    assert sorted(path.name for path in repository.iterdir()) == ["vbackup.json"]
+
+
 def test_command_says_which_disks_stay_as_they_are(rolled: Rolled) -> None:
     done = rolled.backup("--disk", "vda")
     write(rolled.chain.specs[0].path, "write -P 2 1M 64k")
@@ -573,6 +607,8 @@ def test_command_says_which_disks_stay_as_they_are(rolled: Rolled) -> None:
         (("--in-place", "--format", "raw"), "--format is for a restore with --output"),
         (("--in-place", "--output", "/nowhere"), "not allowed with argument"),
         (("--output", "/nowhere", "--exclusive"), "--exclusive is for a restore with --in-place"),
+        (("--output", "/nowhere", "--speed", "1M"), "--speed is for a restore with --in-place"),
+        (("--output", "/nowhere", "--wait-lock", "1"), "--wait-lock is for a restore with --in-place"),
         ((), "One of the arguments --output --in-place is required"),
     ],
 )

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup import names
-from vbackup.domain.offline import OffSource
 from vbackup.engine import endmark, restored_checkpoint, scratch, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.endmark import NewMark
+from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import (
     NoSpaceError,
     OutputDiffersError,
@@ -31,10 +31,9 @@ from vbackup.errors import (
     UnsuitableError,
 )
 from vbackup.images import targets, tuning
-from vbackup.images.flatten import Layer as ImageLayer
+from vbackup.images.flatten import layers_of
 from vbackup.images.opened_point import flat_nodes
 from vbackup.model import GRANULARITY_BYTES, Backup, DiskNode, Layer, Level
-from vbackup.names import Naming
 from vbackup.qapi.actions import (
     Action,
     BitmapSyncMode,
@@ -55,8 +54,6 @@ from vbackup.repository import changed_blocks
 from vbackup.repository.block_list import SEGMENT_BLOCKS, SEGMENT_BYTES
 from vbackup.repository.changed_blocks import Blocks, Point
 from vbackup.repository.history import image_of
-from vbackup.repository.repository import Repository
-from vbackup.stop import Stop
 from vbackup.undo import Undo
 
 _CHANGED, _PLANNED = "changed", "planned"
@@ -96,27 +93,6 @@ class DiskRollback:
     def is_resized(self) -> bool:
         """True if the disk has another size than at the point."""
         return self.node.top.virtual_size_bytes != self.point.size_bytes
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What a rollback works with."""
-
-    source: OffSource
-    repository: Repository
-    uuid: str
-    reporter: Reporter
-    stop: Stop
-
-    @property
-    def monitor(self) -> Monitor:
-        """The storage daemon."""
-        return self.source.monitor
-
-    @property
-    def naming(self) -> Naming:
-        """The names of the repository's bitmaps."""
-        return self.repository.naming
 
 
 def dirty(monitor: Monitor, node: DiskNode, choice: Choice) -> dict[int, int]:
@@ -160,40 +136,47 @@ def _bits(monitor: Monitor, node_name: str, size_bytes: int, blocks: Blocks | No
         os.close(fd)
 
 
-def carry_out(disks: Sequence[DiskRollback], tools: Tools, *, speed_bytes_s: int | None, checkpoint: bool) -> None:
+def carry_out(
+    disks: Sequence[DiskRollback],
+    domain: LockedDomain,
+    *,
+    store: Callable[[Layer], None],
+    speed_bytes_s: int | None,
+    checkpoint: bool,
+) -> None:
     """Write the disks, compare what was written with the lists, and let their next backups start from the point.
 
     From the first write on an error leaves disks that are in the middle; the same rollback run again is right.
-    ``checkpoint``: give each disk the bitmap of the checkpoint. Raises NoSpaceError, StorageError, OutputDiffersError,
-    InterruptedBySignalError, StorageDaemonGoneError.
+    ``store`` is that of the domain's OffSource. ``checkpoint``: give each disk the bitmap of the checkpoint. Raises
+    NoSpaceError, StorageError, OutputDiffersError, InterruptedBySignalError, StorageDaemonGoneError.
     """
-    _mark(disks, tools)
+    _mark(disks, domain, store)
     for disk in disks:
         if disk.is_resized:
             with _refusals(disk):
                 size = {"node-name": disk.top, "size": disk.point.size_bytes}
-                tools.monitor.execute("block_resize", size)
-    _copy([disk for disk in disks if disk.blocks], tools, speed_bytes_s)
+                domain.monitor.execute("block_resize", size)
+    _copy([disk for disk in disks if disk.blocks], domain, speed_bytes_s)
     for disk in disks:
         with _refusals(disk):
-            tools.source.store(disk.node.top)
-    _verify(disks, tools)
-    _finish(disks, tools, checkpoint=checkpoint)
+            store(disk.node.top)
+    _verify(disks, domain)
+    _finish(disks, domain, checkpoint=checkpoint)
 
 
-def _mark(disks: Sequence[DiskRollback], tools: Tools) -> None:
+def _mark(disks: Sequence[DiskRollback], domain: LockedDomain, store: Callable[[Layer], None]) -> None:
     """Add the marks, and store them: from here on everybody who opens an image sees what it is in the middle of."""
     actions: list[Action] = []
     for disk in disks:
-        name, present = tools.naming.rollback_mark(disk.backup.id, disk.dev), marks_of(disk.node.top)
+        name, present = domain.naming.rollback_mark(disk.backup.id, disk.dev), marks_of(disk.node.top)
         if name not in present:  # in one transaction QEMU does not add a persistent bitmap that it removes
             actions.append(BlockDirtyBitmapAdd(disk.top, name, granularity=GRANULARITY_BYTES, persistent=True))
         actions += [BlockDirtyBitmapRemove(disk.top, mark) for mark in present if mark != name]
     if actions:
-        send(tools.monitor, {"actions": [action.document() for action in actions]})
+        send(domain.monitor, {"actions": [action.document() for action in actions]})
     for disk in disks:
         with _refusals(disk):
-            tools.source.store(disk.node.top)
+            store(disk.node.top)
 
 
 def marks_of(layer: Layer) -> list[str]:
@@ -201,22 +184,21 @@ def marks_of(layer: Layer) -> list[str]:
     return [name for name in sorted(layer.bitmaps) if names.parse_rollback_mark(name) is not None]
 
 
-def _copy(disks: Sequence[DiskRollback], tools: Tools, speed_bytes_s: int | None) -> None:
+def _copy(disks: Sequence[DiskRollback], domain: LockedDomain, speed_bytes_s: int | None) -> None:
     if not disks:
         return
-    monitor = tools.monitor
+    monitor = domain.monitor
     with ExitStack() as stack:
         actions: list[Action] = []
         for number, disk in enumerate(disks):
             node, bits = f"point-{number}", f"rollback-bits-{number}"
-            layers = [ImageLayer(path, link.image.virtual_size_bytes) for link, path in reversed(disk.point.chain)]
-            for options in flat_nodes(node, layers):
+            for options in flat_nodes(node, layers_of(disk.point.chain)):
                 monitor.execute("blockdev-add", options)
             stack.enter_context(_bits(monitor, bits, disk.point.size_bytes, disk.blocks))
             actions.append(BlockDirtyBitmapAdd(node, _CHANGED, granularity=GRANULARITY_BYTES, disabled=True))
             actions.append(BlockDirtyBitmapMerge(node, _CHANGED, (BlockDirtyBitmap(bits, _PLANNED),)))
             actions.append(_job(disk, node, speed_bytes_s))
-        tools.stop.check()
+        domain.stop.check()
         tuned(lambda sent: send(monitor, {"actions": sent}), [action.document() for action in actions])
         devs = [disk.dev for disk in disks]
         try:
@@ -224,8 +206,8 @@ def _copy(disks: Sequence[DiskRollback], tools: Tools, speed_bytes_s: int | None
                 monitor,
                 devs,
                 together=True,
-                reporter=tools.reporter,
-                stop=tools.stop,
+                reporter=domain.reporter,
+                stop=domain.stop,
                 stall_s=jobs.stall_limit_s(speed_bytes_s),
             )
             for dev, job in done.items():
@@ -253,9 +235,9 @@ def _job(disk: DiskRollback, node: str, speed_bytes_s: int | None) -> BlockdevBa
     )
 
 
-def _verify(disks: Sequence[DiskRollback], tools: Tools) -> None:
+def _verify(disks: Sequence[DiskRollback], domain: LockedDomain) -> None:
     """Read what was written through QEMU, as the guest will, whatever the image is like, and compare it."""
-    monitor, reporter = tools.monitor, tools.reporter
+    monitor, reporter = domain.monitor, domain.reporter
     with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
         path = Path(directory) / "nbd"
         monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": os.fspath(path)}}})
@@ -269,7 +251,7 @@ def _verify(disks: Sequence[DiskRollback], tools: Tools) -> None:
                     disk.blocks,
                     client,
                     max_read_bytes=nbd_client.MAX_READ_BYTES,
-                    check=tools.stop.check,
+                    check=domain.stop.check,
                     progress=_progress(reporter, disk.dev, total_bytes),
                 )
             if wrong is not None:
@@ -281,46 +263,46 @@ def _progress(reporter: Reporter, dev: str, total_bytes: int) -> Callable[[int],
     return lambda done_bytes: reporter.progress(dev, Phase.CHECK, min(done_bytes, total_bytes), total_bytes)
 
 
-def _finish(disks: Sequence[DiskRollback], tools: Tools, *, checkpoint: bool) -> None:
-    """Take the marks away, and in the same transaction give the disks the bitmaps of the restored checkpoints."""
-    naming, monitor = tools.naming, tools.monitor
+def _finish(disks: Sequence[DiskRollback], domain: LockedDomain, *, checkpoint: bool) -> None:
+    """Remove the marks, and in the same transaction give the disks the bitmaps of the restored checkpoints."""
+    naming, monitor = domain.naming, domain.monitor
     actions: list[Action] = [
         BlockDirtyBitmapRemove(disk.top, naming.rollback_mark(disk.backup.id, disk.dev)) for disk in disks
     ]
     with ExitStack() as stack:
-        chosen = [disk for disk in disks if checkpoint and _opened_for_writing(disk, tools, stack)]
+        chosen = [disk for disk in disks if checkpoint and _opened_for_writing(disk, domain, stack)]
         if chosen:
-            with Undo(tools.reporter) as undo:
-                actions += _checkpoint_actions(chosen, tools, undo)
+            with Undo(domain.reporter) as undo:
+                actions += _checkpoint_actions(chosen, domain, undo)
                 send(monitor, {"actions": [action.document() for action in actions]})
             return
         send(monitor, {"actions": [action.document() for action in actions]})
 
 
-def _opened_for_writing(disk: DiskRollback, tools: Tools, stack: ExitStack) -> bool:
+def _opened_for_writing(disk: DiskRollback, domain: LockedDomain, stack: ExitStack) -> bool:
     """Open the layers below for writing that record changes too; return False if a disk goes on with what it has."""
     if image_of(disk.backup, disk.dev).level is Level.COPY:
         return False
     try:
         for layer in disk.recorded_layers[1:]:
-            stack.enter_context(tools.source.writable(layer))
+            stack.enter_context(domain.source.writable(layer))
     except (QmpError, UnsuitableError) as err:
-        tools.reporter.step(f"Disk {disk.dev}: its next backup starts from an earlier one than could be: {err}")
+        domain.reporter.step(f"Disk {disk.dev}: its next backup starts from an older checkpoint than it could: {err}")
         return False
     return True
 
 
-def _checkpoint_actions(disks: Sequence[DiskRollback], tools: Tools, undo: Undo) -> list[Action]:
-    naming = tools.naming
+def _checkpoint_actions(disks: Sequence[DiskRollback], domain: LockedDomain, undo: Undo) -> list[Action]:
+    naming = domain.naming
     recorded = restored_checkpoint.record(
         [
             (disk.dev, disk.backup, underlay.remembered(disk.node.chain, [disk.choice.chain], is_trusted=True))
             for disk in disks
         ],
-        uuid=tools.uuid,
-        repository=tools.repository,
+        uuid=domain.uuid,
+        repository=domain.repository,
     )
-    fresh = {node.disk.dev: node for node in tools.source.disk_nodes([disk.node.disk for disk in disks])}
+    fresh = {node.disk.dev: node for node in domain.source.disk_nodes([disk.node.disk for disk in disks])}
     sizes = sorted({disk.point.size_bytes for disk in disks})
     new_marks: list[NewMark] = []
     for disk in disks:
@@ -334,11 +316,11 @@ def _checkpoint_actions(disks: Sequence[DiskRollback], tools: Tools, undo: Undo)
         new_marks += [] if mark is None else [mark]
     needed = {mark.scratch.node_name for mark in new_marks}
     scratch.prepare(
-        tools.monitor,
+        domain.monitor,
         {name: size for size in sizes if (name := naming.scratch_node(sizes.index(size))) in needed},
         naming=naming,
         undo=undo,
-        stop=tools.stop,
+        stop=domain.stop,
     )
     actions = [action for mark in new_marks for action in mark.actions()]
     for disk, one in zip(disks, recorded):

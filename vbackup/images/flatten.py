@@ -26,6 +26,7 @@ from vbackup.model import ImageFormat
 from vbackup.qemu import jobs, qemu_img
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter, Silent
+from vbackup.repository.history import Link
 from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,11 @@ class Layer:
 
     path: Path
     virtual_size_bytes: int
+
+
+def layers_of(chain: Sequence[tuple[Link, Path]]) -> list[Layer]:
+    """Return the layers of a disk, the oldest first, from its chain with the path of each image, the newest first."""
+    return [Layer(path, link.image.virtual_size_bytes) for link, path in reversed(chain)]
 
 
 def flatten(

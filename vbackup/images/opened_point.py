@@ -21,7 +21,6 @@ from vbackup.model import ImageFormat
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter
 from vbackup.repository import readers
-from vbackup.repository.history import Link
 from vbackup.stop import Stop
 
 #: l2-cache-size of all layers of a disk together, and of each at least: 1 MiB covers 8 GiB of a layer.
@@ -187,8 +186,3 @@ def flat_nodes(
         )
         below = node_name
     return nodes
-
-
-def layers_of(chain: Sequence[tuple[Link, Path]]) -> list[Layer]:
-    """Return the layers of a disk, the oldest first, from its chain, the newest first (Chosen.paths)."""
-    return [Layer(path, link.image.virtual_size_bytes) for link, path in reversed(chain)]

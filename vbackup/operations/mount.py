@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.images import mount_place, mount_points
-from vbackup.images.opened_point import OpenedPoint, layers_of
+from vbackup.images.flatten import layers_of
+from vbackup.images.opened_point import OpenedPoint
 from vbackup.model import Backup
 from vbackup.report import Reporter
-from vbackup.repository import chosen, verify
+from vbackup.repository import chosen
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -79,16 +80,13 @@ class Mounted:
 def mounted(request: MountRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Iterator[Mounted]:
     """Mount the backup during the block.
 
-    Raises what vbackup.repository.chosen.held raises, ChainError if a header of a chain is not as it was,
+    Raises what vbackup.repository.chosen.shown raises,
     UnsuitableError if this host has no FUSE or no storage daemon, StorageError if the directory cannot be used,
     BusyError if a backup is mounted there, StorageDaemonGoneError if an image cannot be opened.
     """
     mount_points.refuse_without_fuse()
     uuid = repository.find(request.domain)
-    with chosen.held(repository, uuid, request.wanted, stop=stop) as found:
-        verify.check_headers(found.chains, repository, stop=stop)
-        for doubt in found.doubts(repository):
-            reporter.warning(doubt)
+    with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
         with (
             mount_place.prepared(request.directory, reporter=reporter) as directory,

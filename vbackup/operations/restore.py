@@ -12,8 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vbackup import files
@@ -24,7 +23,7 @@ from vbackup.engine.restored_checkpoint import RestoredImage
 from vbackup.errors import ChainError, MalformedError, StorageError
 from vbackup.files import storage_errors
 from vbackup.images import written
-from vbackup.images.flatten import Layer, flatten
+from vbackup.images.flatten import flatten, layers_of
 from vbackup.images.storing import Storing
 from vbackup.model import LIVE_XML, Backup, ImageFormat, LeftOut
 from vbackup.qemu import qcow2
@@ -43,11 +42,7 @@ class RestoreRequest:
 
     domain: str  #: name or UUID
     output: Path
-    backup_id: str | None = None  #: None: chosen by ``at``
-    at: datetime | None = None  #: the newest backup made at this time or before; None: the newest of all
-    host: str | None = None  #: only backups of the host with this name or machine id
-    disks: tuple[str, ...] = ()  #: only these; empty: all
-    is_mixed: bool = False  #: each disk from its newest backup
+    wanted: Wanted = field(default_factory=Wanted)
     image_format: ImageFormat = ImageFormat.QCOW2
     checkpoint: bool = True  #: the next backup of the restored domain starts from the backup
 
@@ -89,8 +84,7 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
     """
     uuid = repository.find(request.domain)
     work = _Work(request, repository, reporter, stop)
-    wanted = Wanted(request.backup_id, request.at, host=request.host, disks=request.disks, is_mixed=request.is_mixed)
-    with chosen.held(repository, uuid, wanted, stop=stop) as point:
+    with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
         return _restore(point.choice, point.chains, work)
 
 
@@ -167,7 +161,7 @@ def _definition(
             texts[LIVE_XML].decode(errors="replace") if LIVE_XML in texts else None,
             devs,
             output=os.fspath(output),
-            keep_others=bool(request.disks),
+            keep_others=bool(request.wanted.disks),
         )
         is_qcow2 = texts.get("nvram", b"").startswith(qcow2.MAGIC)
         text = domain_xml.with_disks(
@@ -195,14 +189,8 @@ def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
             f"Backup {backup.id} was made without {', '.join(choice.missing)}: the restored domain does not have"
             " these disks."
         )
-    if not choice.is_of_one_moment:
-        of = ", ".join(f"{dev} of {one.id}" for dev, one in choice.disks.items())
-        reporter.warning(f"The disks are of different moments ({of}): what spans them may not fit together.")
-    if choice.other_hosts:
-        reporter.warning(
-            f"Backup {backup.id} was made on host {backup.host}; the repository also has backups of this domain from"
-            f" {', '.join(choice.other_hosts)}."
-        )
+    for remark in choice.remarks:
+        reporter.warning(remark)
     for left in definition.left_out:
         reporter.warning(f"Not in the restored domain.xml: {left.dev} ({left.reason}).")
     for left in definition.shared:
@@ -285,9 +273,7 @@ def _check_whole(links: Sequence[Link], work: _Work) -> None:
 
 def _convert(links: Sequence[Link], path: Path, work: _Work, storing: Storing, *, salvage: bool) -> None:
     dev, size_bytes = links[0].image.dev, links[0].image.virtual_size_bytes
-    layers = [
-        Layer(verify.image_path(work.repository, link), link.image.virtual_size_bytes) for link in reversed(links)
-    ]
+    layers = layers_of([(link, verify.image_path(work.repository, link)) for link in links])
 
     def progress(percent: float) -> None:
         work.reporter.progress(dev, Phase.WRITE, int(size_bytes * percent / 100), size_bytes)

@@ -6,12 +6,12 @@ user's only copy of what they have now, and a restore to a directory loses nothi
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DiskError, domain_argument
+from vbackup.errors import DiskError, DomainNotFoundError, domain_argument
 from vbackup.operations import rollback
 from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.report import Reporter
@@ -28,13 +28,10 @@ class InPlaceRequest:
     """The options of ``vbackup restore --in-place``."""
 
     domain: str  #: name or UUID of a domain of the host
-    backup_id: str | None = None  #: None: chosen by ``at``
-    at: datetime | None = None  #: the newest backup made at this time or before; None: the newest of all
-    host: str | None = None  #: only backups of the host with this name or machine id
-    disks: tuple[str, ...] = ()  #: only these; empty: all
-    is_mixed: bool = False  #: each disk from its newest backup
+    wanted: Wanted = field(default_factory=Wanted)
     checkpoint: bool = True  #: the next backup starts from the restored one
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
+    speed_bytes_s: int | None = None  #: of each disk
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
 
 
@@ -58,13 +55,17 @@ def run(
     a warning says that a disk is in the middle.
     """
     handle = host.domain(request.domain)
-    repository.find(handle.uuid)  # a lock would make a directory
+    if handle.uuid not in repository.uuids():  # and the lock would create its directory
+        raise DomainNotFoundError(
+            f"{handle.name} ({handle.uuid})",
+            f"in {repository.path}",
+            f"'vbackup list -r {shlex.quote(str(repository.path))}' lists the domains that have backups",
+        )
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
-    wanted = Wanted(request.backup_id, request.at, host=request.host, disks=request.disks, is_mixed=request.is_mixed)
-    how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint)
+    how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
     with (
         repository.lock(handle.uuid, wait=wait),
-        chosen.held(repository, handle.uuid, wanted, stop=stop) as point,
+        chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
         rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
     ):
         for dev, reason in ready.reasons.items():
@@ -74,7 +75,7 @@ def run(
                 f" written. Restore it to a directory: vbackup restore {domain_argument(handle.name)}"
                 f" --backup={point.backup.id} --output=DIR.",
             )
-        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.disks))
+        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
         done = ready.run()
     return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done))
 
@@ -85,9 +86,8 @@ def _warn(
     """Say what may not fit together."""
     if untouched and not is_asked:
         reporter.warning(
-            f"Domain {handle.name} has disks that backup {point.backup.id} has not; they stay as they are:"
+            f"Domain {handle.name} has disks that backup {point.backup.id} does not have; they stay as they are:"
             f" {', '.join(untouched)}."
         )
-    if not point.choice.is_of_one_moment:
-        of = ", ".join(f"{dev} of {one.id}" for dev, one in point.choice.disks.items())
-        reporter.warning(f"The disks are of different moments ({of}): what spans them may not fit together.")
+    for remark in point.choice.remarks:
+        reporter.warning(remark)

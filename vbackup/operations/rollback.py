@@ -2,13 +2,13 @@
 
 What differs is what the disks' bitmaps have recorded since the newest backup, with the same trust as a backup has in
 them (vbackup.engine.base), and what is different in the two backups by their block lists alone. So it takes as long as
-that takes to write, however large the disk is. Where the bitmaps cannot be trusted the disk needs a full restore, and
-the reason is told; nothing was touched then.
+that takes to write, however large the disk is. Where the bitmaps cannot be trusted, nothing is written, and the
+reason says why the disk needs a full restore.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.offline import OffSource
 from vbackup.engine import base, proof, rollback
-from vbackup.engine.rollback import DiskRollback, Tools
+from vbackup.engine.rollback import DiskRollback
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import BusyError, ChainError, DiskError, UnsuitableError, domain_argument
-from vbackup.model import Disk, Level
+from vbackup.model import Disk, Layer, Level
 from vbackup.report import Phase, Reporter
 from vbackup.repository import changed_blocks, verify
 from vbackup.repository.block_list import BlockList
@@ -58,11 +58,12 @@ class Rollback:
         disks: Sequence[DiskRollback],
         reasons: Mapping[str, str],
         request: RollbackRequest,
-        tools: Tools,
+        domain: LockedDomain,
         *,
+        store: Callable[[Layer], None],
         untouched: Sequence[str],
     ) -> None:
-        self._disks, self._request, self._tools = disks, request, tools
+        self._disks, self._request, self._domain, self._store = disks, request, domain, store
         self.untouched = untouched  #: disks (dev) of the domain that the point does not have
         self.reasons = reasons  #: by dev: why the disk needs a full restore
         self.devs = [disk.dev for disk in disks]
@@ -74,16 +75,17 @@ class Rollback:
         """
         if not self._disks:
             return []
-        reporter = self._tools.reporter
+        reporter = self._domain.reporter
         try:
             rollback.carry_out(
                 self._disks,
-                self._tools,
+                self._domain,
+                store=self._store,
                 speed_bytes_s=self._request.speed_bytes_s,
                 checkpoint=self._request.checkpoint,
             )
         except BaseException:
-            name = domain_argument(self._tools.source.domain.name)
+            name = domain_argument(self._domain.source.domain.name)
             reporter.warning(
                 f"The rollback of {', '.join(self.devs)} was interrupted: until it is run again, their content is"
                 f" neither that of {self._disks[0].backup.id} nor what it was. Do not start domain {name} before."
@@ -141,9 +143,8 @@ def prepared(
                 reasons[dev] = str(err)
                 opened.close_disk(known[dev])
         _check(disks, point, domain)
-        tools = Tools(opened, repository, handle.uuid, reporter, stop)
         untouched = [dev for dev in known if dev not in point.chains]
-        yield Rollback(disks, reasons, request, tools, untouched=untouched)
+        yield Rollback(disks, reasons, request, domain, store=opened.store, untouched=untouched)
 
 
 class _FullError(Exception):

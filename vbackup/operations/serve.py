@@ -20,11 +20,12 @@ from urllib.parse import quote
 from vbackup import files
 from vbackup.errors import BusyError, StorageError, UsageError
 from vbackup.files import storage_errors
-from vbackup.images.opened_point import OpenedPoint, layers_of
+from vbackup.images.flatten import layers_of
+from vbackup.images.opened_point import OpenedPoint
 from vbackup.model import Backup, ImageOptions
 from vbackup.qemu import qemu_img
 from vbackup.report import Reporter
-from vbackup.repository import chosen, verify
+from vbackup.repository import chosen
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -70,7 +71,7 @@ class Served:
 def served(request: ServeRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Iterator[Served]:
     """Serve the backup during the block.
 
-    Raises what vbackup.repository.chosen.held raises, ChainError if a header of a chain is not as it was, UsageError or
+    Raises what vbackup.repository.chosen.shown raises, UsageError or
     StorageError if there cannot be a socket of this name, or no overlay, BusyError if another process listens there,
     UnsuitableError if there is no storage daemon, StorageDaemonGoneError if an image cannot be opened.
     """
@@ -78,10 +79,7 @@ def served(request: ServeRequest, *, repository: Repository, reporter: Reporter,
     if request.overlays is not None:
         files.refuse_unwritable(request.overlays)
     uuid = repository.find(request.domain)
-    with chosen.held(repository, uuid, request.wanted, stop=stop) as found:
-        verify.check_headers(found.chains, repository, stop=stop)
-        for doubt in found.doubts(repository):
-            reporter.warning(doubt)
+    with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
         with ExitStack() as stack:
             removal = stack.enter_context(ExitStack())  # when the daemon has ended
@@ -123,7 +121,7 @@ def _take_writes(point: OpenedPoint, dev: str, directory: Path) -> None:
 
 
 def _socket_path(path: Path) -> Path:
-    """Return the absolute path of the socket, where there is none, or one on which nobody listens any more.
+    """Return the absolute path for the socket: it is free, or has a socket on which nobody listens any more.
 
     QEMU removes whatever has the name. Raises UsageError, StorageError, BusyError.
     """

@@ -42,6 +42,20 @@ class Choice:
         """True if all disks are of one backup."""
         return all(backup.id == self.backup.id for backup in self.disks.values())
 
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences for whoever restores or reads this: what may not fit together, and what else it could be."""
+        found = []
+        if not self.is_of_one_moment:
+            of = ", ".join(f"{dev} of {one.id}" for dev, one in self.disks.items())
+            found.append(f"The disks are of different moments ({of}): what spans them may not fit together.")
+        if self.other_hosts:
+            found.append(
+                f"Backup {self.backup.id} was made on host {self.backup.host}; the repository also has backups of this"
+                f" domain from {', '.join(self.other_hosts)}."
+            )
+        return found
+
 
 def choose(catalogue: Catalogue, wanted: Wanted) -> Choice:
     """Return what is restored.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.model import Backup
+from vbackup.report import Reporter
 from vbackup.repository import choice, readers, verification, verify
 from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.history import Link
@@ -44,14 +45,7 @@ class Chosen:
         if choice.missing:
             without = ", ".join(choice.missing)
             found.append(f"Backup {backup.id} was made without {without}: it is not the whole domain.")
-        if not choice.is_of_one_moment:
-            of = ", ".join(f"{dev} of {one.id}" for dev, one in choice.disks.items())
-            found.append(f"The disks are of different moments ({of}): what spans them may not fit together.")
-        if choice.other_hosts:
-            found.append(
-                f"Backup {backup.id} was made on host {backup.host}; the repository also has backups of this domain"
-                f" from {', '.join(choice.other_hosts)}."
-            )
+        found += choice.remarks
         for one in {one.id: one for one in choice.disks.values()}.values():
             known = verification.read(repository.directory(one.domain_uuid, one.id))
             if known is not None and known.verdict is Verdict.DAMAGED:
@@ -74,6 +68,19 @@ def held(repository: Repository, uuid: str, wanted: Wanted, *, stop: Stop) -> It
         stop=stop,
     ) as chosen:
         yield chosen
+
+
+@contextmanager
+def shown(repository: Repository, uuid: str, wanted: Wanted, *, reporter: Reporter, stop: Stop) -> Iterator[Chosen]:
+    """Hold a backup that somebody is about to look into as it is: with the headers checked, and doubts as warnings.
+
+    Raises what ``held`` raises, and ChainError if the header of an image is not as it was.
+    """
+    with held(repository, uuid, wanted, stop=stop) as found:
+        verify.check_headers(found.chains, repository, stop=stop)
+        for doubt in found.doubts(repository):
+            reporter.warning(doubt)
+        yield found
 
 
 def _choose(repository: Repository, uuid: str, wanted: Wanted) -> Chosen:

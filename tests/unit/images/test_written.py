@@ -14,6 +14,7 @@ from vbackup.model import Backup, ImageFormat
 from vbackup.operations import restore
 from vbackup.operations.restore import RestoreRequest
 from vbackup.report import Phase
+from vbackup.repository.choice import Wanted
 from vbackup.stop import Stop
 
 
@@ -24,7 +25,7 @@ def restored(
     image_format: ImageFormat = ImageFormat.RAW,
     recorder: Recorder | None = None,
 ) -> dict[str, bytes]:
-    request = RestoreRequest("web", output, backup_id=one.id, image_format=image_format)
+    request = RestoreRequest("web", output, Wanted(one.id), image_format=image_format)
     done = restore.run(request, repository=recorded.repository, reporter=recorder or Recorder(), stop=Stop())
     return {dev: path.read_bytes() for dev, path in done.images.items()}
 

@@ -20,6 +20,7 @@ from vbackup.model import Backup, ImageFormat, ImageOptions
 from vbackup.operations import restore
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.qemu import qemu_img
+from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -55,9 +56,15 @@ def filled(repo: Repository) -> Repository:
 
 
 def run(
-    repo: Repository, output: Path, *, recorder: Recorder | None = None, stop: Stop | None = None, **more: Any
+    repo: Repository,
+    output: Path,
+    *,
+    recorder: Recorder | None = None,
+    stop: Stop | None = None,
+    image_format: ImageFormat = ImageFormat.QCOW2,
+    **wanted: Any,
 ) -> Restored:
-    request = RestoreRequest("web", output, **more)
+    request = RestoreRequest("web", output, Wanted(**wanted), image_format=image_format)
     return restore.run(request, repository=repo, reporter=recorder or Recorder(), stop=stop or Stop())
 
 

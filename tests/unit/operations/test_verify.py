@@ -22,6 +22,7 @@ from vbackup.operations import restore, verify
 from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.verify import Verified, VerifyRequest
 from vbackup.repository import block_scan, image_check, readers, verdicts, verification
+from vbackup.repository.choice import Wanted
 from vbackup.repository.verification import Kind, Verdict
 from vbackup.stop import Stop
 
@@ -49,7 +50,7 @@ def run(repo: Recorded, recorder: Recorder | None = None, *, stop: Stop | None =
 def restored(
     repo: Recorded, one: Backup, output: Path, image_format: ImageFormat = ImageFormat.RAW
 ) -> dict[str, bytes]:
-    request = RestoreRequest("web", output, backup_id=one.id, image_format=image_format)
+    request = RestoreRequest("web", output, Wanted(one.id), image_format=image_format)
     done = restore.run(request, repository=repo.repository, reporter=Recorder(), stop=Stop())
     return {dev: path.read_bytes() for dev, path in done.images.items()}
 

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import (
-    add_backup,
-    add_common,
-    add_disks,
-    add_domain,
-    add_exclusive,
-    add_host,
-    add_wait_lock,
-)
-from vbackup.cli.values import directory, timestamp
+from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_point, add_wait_lock
+from vbackup.cli.values import directory, speed_bytes_s
 from vbackup.model import ImageFormat
 
 
@@ -27,14 +19,7 @@ def add(commands: Any) -> None:
     )
     add_domain(parser)
     add_common(parser)
-    which = parser.add_mutually_exclusive_group()
-    add_backup(parser, which, "backup to restore (default: the newest)")
-    which.add_argument("--at", metavar="TIME", type=timestamp, help="restore the newest backup made at TIME or before")
-    add_host(parser)
-    add_disks(parser, "restore only these disks")
-    parser.add_argument(
-        "--mixed", action="store_true", help="restore each disk from its newest backup, whatever moment that is of"
-    )
+    add_point(parser, "restore", has_id=True)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--output", metavar="DIR", type=directory, help="directory to write to; nothing is overwritten")
     where.add_argument(
@@ -46,6 +31,12 @@ def add(commands: Any) -> None:
         "--format",
         choices=[image_format.value for image_format in ImageFormat],
         help="image format (default: qcow2)",
+    )
+    parser.add_argument(
+        "--speed",
+        metavar="BYTES/S",
+        type=speed_bytes_s,
+        help="with --in-place: limit the copy speed of each disk (50M, 50MiB/s, 1GB)",
     )
     add_exclusive(parser)
     add_wait_lock(parser)

@@ -7,7 +7,7 @@ import os
 import shlex
 
 from vbackup.cli import output
-from vbackup.cli.arguments import backup_of, domain_of
+from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError, domain_argument
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     backup_id = backup_of(options)
     if options.in_place:
         return _in_place(options, backup_id, context)
-    for name in ("exclusive", "wait_lock"):
+    for name in ("exclusive", "speed", "wait_lock"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for a restore with --in-place.")
     options.format = options.format or ImageFormat.QCOW2.value
@@ -30,11 +30,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     request = restore.RestoreRequest(
         domain=context.uuid_of(repository, domain_of(options)),
         output=options.output,
-        backup_id=backup_id,
-        at=options.at,
-        host=options.host,
-        disks=tuple(options.disk),
-        is_mixed=options.mixed,
+        wanted=wanted_of(options, backup_id),
         image_format=ImageFormat(options.format),
         checkpoint=not options.no_checkpoint,
     )
@@ -74,13 +70,10 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
     repository = Repository.open(context.repository_path())
     request = restore_in_place.InPlaceRequest(
         domain=domain_of(options),
-        backup_id=backup_id,
-        at=options.at,
-        host=options.host,
-        disks=tuple(options.disk),
-        is_mixed=options.mixed,
+        wanted=wanted_of(options, backup_id),
         checkpoint=not options.no_checkpoint,
         exclusive=options.exclusive,
+        speed_bytes_s=options.speed,
         wait_lock_s=options.wait_lock,
     )
     with Host(context.uri) as host, context.reporting(request.domain) as reporter:
