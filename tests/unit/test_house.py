@@ -31,7 +31,7 @@ ELSEWHERE = {
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
     "operations.restore_in_place": "end_to_end/test_rollback.py",  # its whole work is in QEMU
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
-    "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a process of its own
+    "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
     "operations.umount": "end_to_end/test_mount.py",
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",

@@ -2,7 +2,7 @@
 
 A disk that was restored is as it was at that backup. With an empty bitmap that records from now on, as the backup's own
 did, the next backup starts from there, whatever newer backups the repository has. The bitmap is in the image before
-anybody can write to that, and QEMU records what is written by whatever program of its own: a start of the domain,
+anybody can write to it, and QEMU then records every write, whichever of its programs makes it: that of the domain,
 qemu-nbd, qemu-io. vbackup.repository.restored has the other half of the proof: which image got which bitmap.
 """
 

@@ -38,7 +38,7 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def holder(directory: Path) -> int | None:
-    """Return the process that has the directory: its pid, 0 if it is of another PID namespace, None if there is none.
+    """Return the process that has the directory: its pid, 0 if it is in another PID namespace, None if nobody has.
 
     Raises StorageError.
     """

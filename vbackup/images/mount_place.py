@@ -58,7 +58,7 @@ def create(directory: Path, dev: str) -> Path:
 def clear(directory: Path) -> bool:
     """Unmount what is still mounted in the directory, a real path, and remove the files of disks.
 
-    Return whether there were any. Only for who has the lock. Raises StorageError.
+    Return whether there were any. Only the holder of the lock may call this. Raises StorageError.
     """
     mounted = mount_points.mounted_in(directory)
     for path in mounted:
@@ -116,7 +116,7 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
 def refuse_unmounted(directory: Path) -> Path:
     """Return the real path of a directory in which a backup is mounted, or was when its process was killed.
 
-    Raises StorageError if there is none.
+    Raises StorageError if it is not such a directory.
     """
     with storage_errors(f"read {directory}"):
         place = directory.resolve(strict=True)

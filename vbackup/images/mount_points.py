@@ -110,7 +110,7 @@ def unmount(path: Path, *, is_forced: bool) -> None:
 
 
 def _unmounted(path: Path, *, is_forced: bool) -> tuple[int, str]:
-    """Return the number of the error, 0 if there is none, and its text."""
+    """Return the number and the text of the error; 0 means success."""
     if os.geteuid() == 0:
         flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if is_forced else 0)
         if _libc.umount2(os.fsencode(path), flags) == 0:

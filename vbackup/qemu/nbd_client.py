@@ -1,6 +1,6 @@
 """Read an NBD export of vbackup's own storage daemon: what the guest would read, whatever the image is like.
 
-Only what reading needs: the newstyle handshake and structured replies, in which the server tells of zeros without
+Only what reading needs: the newstyle handshake and structured replies, in which the server describes zeros instead of
 sending them. Protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md.
 """
 
@@ -18,7 +18,7 @@ from vbackup.errors import MalformedError, StorageError
 
 #: How much is asked for at a time; QEMU takes up to 32 MiB.
 MAX_READ_BYTES = 4 * 1024 * 1024
-#: How long to wait for an answer: storage that hangs shall not hang vbackup for ever.
+#: How long to wait for an answer, so that hanging storage does not hang vbackup for ever.
 TIMEOUT_S = 600.0
 _GREETING = struct.Struct(">8s8sH")
 _MAGIC, _OPTION_MAGIC = b"NBDMAGIC", b"IHAVEOPT"
@@ -34,7 +34,7 @@ _OFFSET, _HOLE_RANGE, _ERROR = struct.Struct(">Q"), struct.Struct(">QI"), struct
 
 
 class NbdClient:
-    """A connection to one export. A context manager. Entering raises MalformedError if the server is none of QEMU's."""
+    """A connection to one export. A context manager. Entering raises MalformedError if QEMU does not answer."""
 
     def __init__(self, path: Path, export: str) -> None:
         self._path, self._export = path, export

@@ -28,7 +28,7 @@ class Link:
 class RestoredDisk:
     """An image that a restore made, or a disk that it rolled back, with a new bitmap of the restored checkpoint.
 
-    The name of the bitmap has a token of its own (vbackup.names), and is recorded here alone: no other image has it,
+    The name of the bitmap has a unique token (vbackup.names), which is recorded here alone: no other image has it,
     but copies of this one, and what libvirt lays over it.
     """
 

@@ -24,7 +24,7 @@ from vbackup.repository.history import RestoredDisk
 
 NAME = "restored.json"
 SCHEMA = "vbackup.restored/1"
-#: How many are kept of a disk: so many restored images may lie somewhere before one of them comes into use.
+#: Number of records kept of a disk: a restored image may come into use after many others were made.
 MAX_OF_DISK = 64
 _MAX_BYTES = 16 * 1024 * 1024
 
