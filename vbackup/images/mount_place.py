@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vbackup import names
 from vbackup.errors import StorageError
 from vbackup.files import open_regular, storage_errors
 from vbackup.images import mount_lock, mount_points
 from vbackup.report import Reporter
-
-_FILE = re.compile(rf"{names.DEV.pattern}\.raw")
 
 
 def file_of(directory: Path, dev: str) -> Path:
@@ -108,7 +104,7 @@ def _claimed(place: Path, reporter: Reporter) -> Iterator[None]:
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Return True for an empty regular file with a disk's name."""
-    if _FILE.fullmatch(entry.name) is None or not entry.is_file(follow_symlinks=False):
+    if mount_points.FILE.fullmatch(entry.name) is None or not entry.is_file(follow_symlinks=False):
         return False
     return entry.stat(follow_symlinks=False).st_size == 0
 

@@ -15,12 +15,14 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from vbackup import files, process
+from vbackup import files, names, process
 from vbackup.errors import BusyError, StorageError, UnsuitableError
 
 #: How much the kernel asks for at once, ahead of a sequential reader.
 READ_AHEAD_KIB = 1024
 MOUNTINFO = Path("/proc/self/mountinfo")
+#: Name of the file that shows a disk.
+FILE = re.compile(rf"{names.DEV.pattern}\.raw")
 _DEVICE = Path("/dev/fuse")
 _HELPER = "fusermount3"
 #: umount2(2).
@@ -57,12 +59,15 @@ def read_ahead(path: Path) -> None:
 
 
 def mounted_in(directory: Path) -> list[Path]:
-    """Return the files of a directory, a real path, on which something is mounted by FUSE, alive or not."""
+    """Return the files of a directory, a real path, on which a disk is shown by FUSE, alive or not.
+
+    Others may have mounted something there by FUSE as well, which is not ours to unmount.
+    """
     found = []
     for line in MOUNTINFO.read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         path = Path(_ESCAPE.sub(lambda match: chr(int(match[1], 8)), before.split(" ")[4]))
-        if path.parent == directory and after.startswith("fuse"):
+        if path.parent == directory and FILE.fullmatch(path.name) and after.startswith("fuse"):
             found.append(path)
     return found
 

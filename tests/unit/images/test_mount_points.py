@@ -17,6 +17,7 @@ MOUNTS = r"""
 43 22 0:40 / /mnt/a\040b\134/vdb.raw rw,nosuid shared:3 - fuse /dev/fuse rw,user_id=0
 44 22 0:41 / /mnt/web/deeper/vdc.raw rw - fuse.sshfs host: rw
 45 22 0:42 / /mnt/web/tmp rw - tmpfs fuse rw
+46 22 0:43 / /mnt/web/data rw - fuse.sshfs host: rw
 """
 
 
