@@ -100,7 +100,8 @@ def run(
             _refuse_original_in_qemu(repository, domain_source)
         _end_backups(request, domain_source, reporter, locked=repository is not None)
         claims, unopened = _claims(request.repository_id, domain_source, reporter)
-        kept = [] if repository is None or request.is_by_id else _of_a_copy(claims, repository.naming)
+        kept = [Kept(claim, _HALF_DONE) for claim in claims if names.parse_rollback_mark(claim.name) is not None]
+        kept += [] if repository is None or request.is_by_id else _of_a_copy(_without(claims, kept), repository.naming)
         removable = _without(claims, kept)
         stop.check()
         kept += _foresee(removable, domain_source) if request.dry_run else _remove(removable, domain_source)
@@ -227,6 +228,7 @@ def _remove_from_layer(claims: list[Claim], domain_source: Source) -> Iterator[K
 
 
 _READ_ONLY = "its layer is read-only"
+_HALF_DONE = "a rollback was interrupted, and the disk is partly as in a backup and partly as it was before"
 _OF_A_COPY = "another copy of this repository made it, or this one before it was moved"
 
 
@@ -238,6 +240,12 @@ def _warn(kept: list[Kept], reporter: Reporter, *, is_running: bool) -> None:
     for (node_name, reason), claims in groups.items():
         many = len(claims) > 1
         where = f"Disk {claims[0].dev}" if claims[0].dev else f"Node {node_name}"
+        if reason == _HALF_DONE:
+            reporter.warning(
+                f"{where}: {claims[0].name} stays: {reason}. No backup is made of it until it is restored, or the mark"
+                " is removed with 'vbackup bitmap remove'."
+            )
+            continue
         when = "when nothing else uses the image"
         if reason == _OF_A_COPY:
             when = "with --repository-id instead of -r, if that copy is given up too"

@@ -76,10 +76,16 @@ def _check_snapshot(
 
 
 def _check_bitmap(node: str, name: str, path: str, existing: Mapping[str, Collection[str]]) -> None:
-    """Refuse a change to a checkpoint or an end mark; a bitmap that the transaction itself adds is neither yet."""
-    parsed = names.parse_bitmap(name) or names.parse_end_mark(name)
+    """Refuse a change to a checkpoint or a mark; a bitmap that the transaction itself adds is neither yet."""
+    parsed = names.parse_bitmap(name) or names.parse_end_mark(name) or names.parse_rollback_mark(name)
     if parsed is None or name not in existing.get(node, ()):
         return
+    if isinstance(parsed, names.RollbackMark):
+        raise UnsafeError(
+            path,
+            f"{name} says that disk {parsed.dev} is in the middle of a rollback. To remove it use 'vbackup bitmap"
+            " remove'",
+        )
     what = "an end mark" if isinstance(parsed, names.EndMark) else "a checkpoint"
     raise UnsafeError(
         path,
