@@ -77,7 +77,9 @@ def record(disks: Sequence[tuple[str, Backup, ChainState]], *, uuid: str, reposi
     Raises StorageError, NoSpaceError. A record of a bitmap that is never made does no harm.
     """
     naming = repository.naming
-    after = repository.catalogue(uuid).history.next_sequence - 1
+    history = repository.catalogue(uuid).history
+    after = history.next_sequence - 1
+    after_id = next((one.id for one in history.backups if one.sequence == after), None)
     made = [
         RestoredDisk(
             dev,
@@ -86,6 +88,7 @@ def record(disks: Sequence[tuple[str, Backup, ChainState]], *, uuid: str, reposi
             image_of(backup, dev).virtual_size_bytes,
             after,
             chain,
+            after_id,
         )
         for dev, backup, chain in disks
     ]

@@ -38,6 +38,7 @@ class RestoredDisk:
     size_bytes: int  #: of the disk
     after: int  #: sequence of the domain's newest backup at that time
     chain: ChainState  #: its layers
+    after_id: str | None = None  #: of the backup with that sequence, which can come again if a manifest was lost
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,9 @@ class History:
 
 def _is_since(one: RestoredDisk, newest: Backup | None) -> bool:
     """Return True if no backup of the disk was made after the restore."""
-    return newest is None or one.after >= newest.sequence
+    if newest is None or one.after > newest.sequence:
+        return True
+    return one.after == newest.sequence and one.after_id in (None, newest.id)
 
 
 def image_of(backup: Backup, dev: str) -> DiskImage:

@@ -66,6 +66,7 @@ def _document(one: RestoredDisk) -> dict[str, Any]:
         "bitmap": one.bitmap,
         "size_bytes": one.size_bytes,
         "after": one.after,
+        "after_id": one.after_id,
         "chain": one.chain.document(),
     }
 
@@ -77,6 +78,7 @@ def _parse(fields: Fields) -> RestoredDisk:
         bitmap=fields.text("bitmap"),
         size_bytes=fields.integer("size_bytes"),
         after=fields.integer("after"),
+        after_id=fields.optional_text("after_id"),
         chain=ChainState.read(fields.object("chain")),
     )
     parsed = names.parse_bitmap(one.bitmap)
