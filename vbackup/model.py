@@ -253,6 +253,7 @@ class Layer:
     lists_bitmaps: bool = True  #: False if QEMU could not be asked for them (vbackup.qemu.partial_graph)
     stores_bitmaps: bool = False  #: as qcow2 version 3 can; version 2 (compat=0.10) and raw cannot
     data_file: str | None = None  #: qcow2: the external data file, as the header names it
+    cluster_bytes: int | None = None  #: cluster-size of QAPI ImageInfo; None without clusters, or if QEMU does not say
     bitmaps: Mapping[str, Bitmap] = field(default_factory=dict)
 
 

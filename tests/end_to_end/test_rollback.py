@@ -25,11 +25,11 @@ from tests.end_to_end.test_offline import PASSPHRASE, luks, luks_disks, storage_
 from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info
 from tests.unit.builders import Recorder
 from vbackup.engine import rollback as engine
-from vbackup.errors import BusyError, DamagedError, StorageError, UnsuitableError
+from vbackup.errors import BusyError, DamagedError, OutputDiffersError, StorageError, UnsuitableError
 from vbackup.operations import rollback
 from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.qemu.storage_daemon import StorageDaemon
-from vbackup.repository import chosen
+from vbackup.repository import chosen, restored
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -597,7 +597,7 @@ def test_command_says_which_disks_stay_as_they_are(rolled: Rolled) -> None:
     assert "stay as they are" not in in_place(rolled, *asked).stderr
     outcome = in_place(rolled, "--backup", done["id"])
     assert "stay as they are: vdb" in outcome.stderr
-    assert f"Domain bases is as in backup {done['id']}:" in outcome.stdout
+    assert f"  vda: as in backup {done['id']}, " in outcome.stdout
     rolled.compare(done["id"], "vda")
 
 
@@ -616,3 +616,143 @@ def test_options_that_do_not_fit_are_refused(
     command: Command, repository: Path, options: tuple[str, ...], said: str
 ) -> None:
     assert said in command("restore", "bases", "-r", repository, *options, status=2).stderr
+
+
+# what a review found
+
+
+def clusters_of_2_mib(rolled: Rolled) -> None:
+    for spec in rolled.chain.specs:
+        spec.path.unlink()
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", str(spec.path), "8M"], check=True
+        )
+
+
+def damage(rolled: Rolled, backup: str, at: int) -> None:
+    """Change the content of the disk vda at that place in the image of a backup."""
+    image = rolled.chain.repository / rolled.chain.uuid / backup / "vda.qcow2"
+    mapped = subprocess.run(["qemu-img", "map", "--output=json", str(image)], capture_output=True, check=True)
+    one = next(one for one in json.loads(mapped.stdout) if one["start"] <= at < one["start"] + one["length"])
+    with image.open("r+b") as file:
+        file.seek(one["offset"] + at - one["start"])
+        file.write(b"x")
+
+
+def test_what_qemu_writes_together_is_compared_together(rolled: Rolled) -> None:
+    """It writes whole clusters of the disk's image."""
+    clusters_of_2_mib(rolled)
+    vda = rolled.chain.specs[0].path
+    write(vda, "write -P 1 0 4M")
+    first = rolled.backup()
+    write(vda, "write -P 2 2M 64k")
+    damage(rolled, first["id"], (3 << 20) + 5)
+    before = rolled.copy(rolled.chain.specs[0], "before")
+    with pytest.raises(DamagedError):
+        rolled.roll(first["id"], "vda")
+    compare_content(vda, before)
+    damage(rolled, first["id"], (1 << 20) + 5)  # in another cluster it does not matter
+    assert not marks(vda)
+
+
+def test_old_data_behind_the_end_of_a_disk_does_not_come_back(rolled: Rolled) -> None:
+    clusters_of_2_mib(rolled)
+    vda = rolled.chain.specs[0].path
+    resize(vda, "6M")
+    large = rolled.backup()
+    write(vda, "write -P 7 4M 2M")
+    resize(vda, str((4 << 20) + (64 << 10)))
+    small = rolled.backup()
+    assert rolled.roll(large["id"], "vda")[1] == {}
+    rolled.compare(large["id"], "vda")
+    assert rolled.roll(small["id"], "vda")[1] == {}
+    rolled.compare(small["id"], "vda")
+    resize(vda, "6M")
+    grown = rolled.backup()
+    assert "within a cluster of its image" in reasons(grown)["vda"]
+    rolled.restored(grown["id"])
+
+
+@pytest.mark.parametrize("size", ["4M", "12M"])
+def test_interrupted_rollback_of_a_resized_disk_is_run_again(rolled: Rolled, size: str) -> None:
+    vda = rolled.chain.specs[0].path
+    write(vda, "write -P 1 0 8M")
+    first = rolled.backup()
+    if size == "4M":
+        rolled.backup()  # the shrunk disk gets a full
+        resize(vda, size)
+        rolled.backup()
+    else:
+        resize(vda, size)
+        write(vda, "write -P 2 2M 9M")
+    interrupt(rolled, first["id"])
+    assert marks(vda)
+    assert rolled.roll(first["id"], "vda")[1] == {}
+    rolled.compare(first["id"], "vda")
+    assert not marks(vda)
+    write(vda, "write -P 3 3M 64k")
+    third = rolled.backup()
+    assert third["disks"][0]["base"] == first["id"]
+    rolled.restored(third["id"])
+
+
+def test_disk_that_is_not_as_it_was_written_is_an_error(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+    monkeypatch.setattr(engine, "_copy", lambda *_: None)
+    with pytest.raises(OutputDiffersError) as caught:
+        rolled.roll(first["id"], "vda")
+    assert caught.value.start_bytes == 4 << 20
+    assert marks(rolled.chain.specs[0].path)
+
+
+def test_repository_that_is_only_read_costs_the_checkpoint_alone(
+    rolled: Rolled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+    second = rolled.backup()
+
+    def fails(*_: object) -> None:
+        raise StorageError("The repository is read-only.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restored, "add", fails)
+        _, full, reporter = rolled.roll(first["id"])
+    assert full == {}
+    assert reporter.warnings == []
+    rolled.compare(first["id"])
+    third = rolled.backup()
+    assert {disk["base"] for disk in third["disks"]} == {second["id"]}
+    rolled.restored(third["id"])
+
+
+def test_mark_of_an_interrupted_rollback_outlives_forget_and_a_snapshot(rolled: Rolled) -> None:
+    chain = rolled.chain
+    vda = chain.specs[0].path
+    first = rolled.backup()
+    write(vda, "write -P 3 4M 1M")
+    interrupt(rolled, first["id"])
+    said = chain.command("-c", chain.lab.uri, "forget", "bases", "-r", chain.repository, status=None).stderr
+    assert "a rollback was interrupted" in said
+    (mark,) = marks(vda)
+    assert mark in said
+    start(rolled)
+    xml = (
+        f"<domainsnapshot><disks><disk name='vda'><source file='{chain.tmp_path / 'over.qcow2'}'/></disk>"
+        "<disk name='vdb' snapshot='no'/></disks></domainsnapshot>"
+    )
+    chain.machine.handle.domain.snapshotCreateXML(xml, 16 | 4)  # DISK_ONLY, NO_METADATA
+    assert f"bitmap remove bases {mark}" in chain.run(status=5).stderr  # libvirt gives the overlay one, too
+    chain.command("-c", chain.lab.uri, "bitmap", "remove", "bases", mark)
+    assert f"{vda} has the mark {mark}" in chain.run(status=5).stderr
+    stop(rolled)
+    assert "a layer below has the mark" in in_place(rolled, "--backup", first["id"], status=5).stderr
+
+
+def test_damaged_list_of_the_point_is_no_reason_for_a_full_restore_of_it(rolled: Rolled) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+    path = rolled.chain.repository / rolled.chain.uuid / first["id"] / "vda.blocks"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "vda.blocks" in in_place(rolled, "--backup", first["id"], status=6).stderr

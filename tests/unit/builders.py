@@ -149,6 +149,7 @@ def layer(*bitmaps: Bitmap, **changes: Any) -> Layer:
         "virtual_size_bytes": SIZE_BYTES,
         "filename": "/images/vda.qcow2",
         "stores_bitmaps": changes.get("driver", BlockDriver.QCOW2) == BlockDriver.QCOW2,
+        "cluster_bytes": 65536 if changes.get("driver", BlockDriver.QCOW2) == BlockDriver.QCOW2 else None,
         "bitmaps": {one.name: one for one in bitmaps},
     }
     return Layer(**{**values, **changes})

@@ -191,6 +191,12 @@ def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) 
     if top.driver != BlockDriver.QCOW2:
         # The new part of a raw image or block device may contain anything.
         raise _UntrustedError(f"the {top.driver} disk has grown {change}")
+    cluster_bytes = top.cluster_bytes or 0
+    if not cluster_bytes or (
+        cluster_bytes > GRANULARITY_BYTES and image_of(base, node.disk.dev).virtual_size_bytes % cluster_bytes
+    ):
+        # If the disk was larger before the base, QEMU left its data in the rest of the last cluster. Growing shows it.
+        raise _UntrustedError(f"the disk has grown {change}, within a cluster of its image, which may have old data")
     if top.node_name not in {mark.node_name for mark in marks}:
         # The new part may belong to a larger layer that came back when a smaller overlay was committed.
         raise _UntrustedError(f"the disk has grown {change}, and has no end mark of the earlier size")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ from vbackup.report import Phase, Reporter
 from vbackup.repository import changed_blocks
 from vbackup.repository.block_list import SEGMENT_BLOCKS, SEGMENT_BYTES
 from vbackup.repository.changed_blocks import Blocks, Point
-from vbackup.repository.history import image_of
+from vbackup.repository.history import RestoredDisk, image_of
 from vbackup.undo import Undo
 
 _CHANGED, _PLANNED = "changed", "planned"
@@ -120,14 +120,19 @@ def dirty(monitor: Monitor, node: DiskNode, choice: Choice) -> dict[int, int]:
 
 
 @contextmanager
-def _bits(monitor: Monitor, node_name: str, size_bytes: int, blocks: Blocks | None = None) -> Iterator[int]:
-    """Open an image in memory with a bitmap of these blocks, and yield its descriptor; it is closed after the block."""
+def _bits(
+    monitor: Monitor, node_name: str, size_bytes: int, blocks: Blocks | None = None, *, below: str | None = None
+) -> Iterator[int]:
+    """Open an image in memory with a bitmap of these blocks, and yield its descriptor; it is closed after the block.
+
+    It reads as the node ``below`` does, and beyond that as zeros.
+    """
     fd = os.memfd_create("vbackup-bits", os.MFD_CLOEXEC)
     try:
         with os.fdopen(os.dup(fd), "wb") as file:
             extents = changed_blocks.extents(blocks or {}, size_bytes)
             qcow2_bitmap.write(file, size_bytes, name=_PLANNED, extents=extents)
-        options = targets.node(node_name, f"/proc/{os.getpid()}/fd/{fd}")
+        options = {**targets.node(node_name, f"/proc/{os.getpid()}/fd/{fd}"), "backing": below}
         del options["l2-cache-entry-size"]  # its clusters are larger
         monitor.execute("blockdev-add", options)
         yield fd
@@ -150,18 +155,44 @@ def carry_out(
     ``store`` is that of the domain's OffSource. ``checkpoint``: give each disk the bitmap of the checkpoint. Raises
     NoSpaceError, StorageError, OutputDiffersError, InterruptedBySignalError, StorageDaemonGoneError.
     """
+    recorded = _recorded(disks, domain) if checkpoint else {}
     _mark(disks, domain, store)
-    for disk in disks:
-        if disk.is_resized:
-            with _refusals(disk):
-                size = {"node-name": disk.top, "size": disk.point.size_bytes}
-                domain.monitor.execute("block_resize", size)
+    _resize([disk for disk in disks if disk.point.size_bytes > disk.node.top.virtual_size_bytes], domain)
     _copy([disk for disk in disks if disk.blocks], domain, speed_bytes_s)
+    _store(disks, store)
+    _verify(disks, domain)
+    # A disk that is smaller than at the base is not trusted, so a run that is killed before this can be run again.
+    _resize([disk for disk in disks if disk.point.size_bytes < disk.node.top.virtual_size_bytes], domain)
+    _finish(disks, domain, recorded)
+    _store(disks, store)
+
+
+def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain) -> dict[str, RestoredDisk]:
+    """Record the restored checkpoints, by dev, while nothing is written yet; none if the repository is only read."""
+    chosen = [disk for disk in disks if image_of(disk.backup, disk.dev).level is not Level.COPY]
+    chains = [underlay.remembered(disk.node.chain, [disk.choice.chain], is_trusted=True) for disk in chosen]
+    try:
+        made = restored_checkpoint.record(
+            [(disk.dev, disk.backup, chain) for disk, chain in zip(chosen, chains)],
+            uuid=domain.uuid,
+            repository=domain.repository,
+        )
+    except StorageError as err:
+        domain.reporter.step(f"The next backup starts from the newest one, and not from the restored one: {err}")
+        return {}
+    return {one.dev: one for one in made}
+
+
+def _store(disks: Sequence[DiskRollback], store: Callable[[Layer], None]) -> None:
     for disk in disks:
         with _refusals(disk):
             store(disk.node.top)
-    _verify(disks, domain)
-    _finish(disks, domain, checkpoint=checkpoint)
+
+
+def _resize(disks: Sequence[DiskRollback], domain: LockedDomain) -> None:
+    for disk in disks:
+        with _refusals(disk):
+            domain.monitor.execute("block_resize", {"node-name": disk.top, "size": disk.point.size_bytes})
 
 
 def _mark(disks: Sequence[DiskRollback], domain: LockedDomain, store: Callable[[Layer], None]) -> None:
@@ -174,9 +205,7 @@ def _mark(disks: Sequence[DiskRollback], domain: LockedDomain, store: Callable[[
         actions += [BlockDirtyBitmapRemove(disk.top, mark) for mark in present if mark != name]
     if actions:
         send(domain.monitor, {"actions": [action.document() for action in actions]})
-    for disk in disks:
-        with _refusals(disk):
-            store(disk.node.top)
+    _store(disks, store)
 
 
 def marks_of(layer: Layer) -> list[str]:
@@ -194,10 +223,12 @@ def _copy(disks: Sequence[DiskRollback], domain: LockedDomain, speed_bytes_s: in
             node, bits = f"point-{number}", f"rollback-bits-{number}"
             for options in flat_nodes(node, layers_of(disk.point.chain)):
                 monitor.execute("blockdev-add", options)
-            stack.enter_context(_bits(monitor, bits, disk.point.size_bytes, disk.blocks))
-            actions.append(BlockDirtyBitmapAdd(node, _CHANGED, granularity=GRANULARITY_BYTES, disabled=True))
-            actions.append(BlockDirtyBitmapMerge(node, _CHANGED, (BlockDirtyBitmap(bits, _PLANNED),)))
-            actions.append(_job(disk, node, speed_bytes_s))
+            # As large as the disk, as the job wants it, if the disk is larger than the point.
+            size_bytes = max(disk.point.size_bytes, disk.node.top.virtual_size_bytes)
+            stack.enter_context(_bits(monitor, bits, size_bytes, disk.blocks, below=node))
+            actions.append(BlockDirtyBitmapAdd(bits, _CHANGED, granularity=GRANULARITY_BYTES, disabled=True))
+            actions.append(BlockDirtyBitmapMerge(bits, _CHANGED, (BlockDirtyBitmap(bits, _PLANNED),)))
+            actions.append(_job(disk, bits, speed_bytes_s))
         domain.stop.check()
         tuned(lambda sent: send(monitor, {"actions": sent}), [action.document() for action in actions])
         devs = [disk.dev for disk in disks]
@@ -263,17 +294,17 @@ def _progress(reporter: Reporter, dev: str, total_bytes: int) -> Callable[[int],
     return lambda done_bytes: reporter.progress(dev, Phase.CHECK, min(done_bytes, total_bytes), total_bytes)
 
 
-def _finish(disks: Sequence[DiskRollback], domain: LockedDomain, *, checkpoint: bool) -> None:
+def _finish(disks: Sequence[DiskRollback], domain: LockedDomain, recorded: Mapping[str, RestoredDisk]) -> None:
     """Remove the marks, and in the same transaction give the disks the bitmaps of the restored checkpoints."""
     naming, monitor = domain.naming, domain.monitor
     actions: list[Action] = [
         BlockDirtyBitmapRemove(disk.top, naming.rollback_mark(disk.backup.id, disk.dev)) for disk in disks
     ]
     with ExitStack() as stack:
-        chosen = [disk for disk in disks if checkpoint and _opened_for_writing(disk, domain, stack)]
+        chosen = [disk for disk in disks if disk.dev in recorded and _opened_for_writing(disk, domain, stack)]
         if chosen:
             with Undo(domain.reporter) as undo:
-                actions += _checkpoint_actions(chosen, domain, undo)
+                actions += _checkpoint_actions(chosen, recorded, domain, undo)
                 send(monitor, {"actions": [action.document() for action in actions]})
             return
         send(monitor, {"actions": [action.document() for action in actions]})
@@ -281,8 +312,6 @@ def _finish(disks: Sequence[DiskRollback], domain: LockedDomain, *, checkpoint: 
 
 def _opened_for_writing(disk: DiskRollback, domain: LockedDomain, stack: ExitStack) -> bool:
     """Open the layers below for writing that record changes too; return False if a disk goes on with what it has."""
-    if image_of(disk.backup, disk.dev).level is Level.COPY:
-        return False
     try:
         for layer in disk.recorded_layers[1:]:
             stack.enter_context(domain.source.writable(layer))
@@ -292,16 +321,10 @@ def _opened_for_writing(disk: DiskRollback, domain: LockedDomain, stack: ExitSta
     return True
 
 
-def _checkpoint_actions(disks: Sequence[DiskRollback], domain: LockedDomain, undo: Undo) -> list[Action]:
+def _checkpoint_actions(
+    disks: Sequence[DiskRollback], recorded: Mapping[str, RestoredDisk], domain: LockedDomain, undo: Undo
+) -> list[Action]:
     naming = domain.naming
-    recorded = restored_checkpoint.record(
-        [
-            (disk.dev, disk.backup, underlay.remembered(disk.node.chain, [disk.choice.chain], is_trusted=True))
-            for disk in disks
-        ],
-        uuid=domain.uuid,
-        repository=domain.repository,
-    )
     fresh = {node.disk.dev: node for node in domain.source.disk_nodes([disk.node.disk for disk in disks])}
     sizes = sorted({disk.point.size_bytes for disk in disks})
     new_marks: list[NewMark] = []
@@ -323,9 +346,10 @@ def _checkpoint_actions(disks: Sequence[DiskRollback], domain: LockedDomain, und
         stop=domain.stop,
     )
     actions = [action for mark in new_marks for action in mark.actions()]
-    for disk, one in zip(disks, recorded):
+    for disk in disks:
+        name = recorded[disk.dev].bitmap
         actions += [
-            BlockDirtyBitmapAdd(layer.node_name, one.bitmap, granularity=GRANULARITY_BYTES, persistent=True)
+            BlockDirtyBitmapAdd(layer.node_name, name, granularity=GRANULARITY_BYTES, persistent=True)
             for layer in disk.recorded_layers
         ]
     return actions

@@ -113,8 +113,14 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
 def _refuse_rolling_back(nodes: Sequence[DiskNode], domain: LockedDomain) -> None:
     """Raise DiskError for a disk that a rollback has left in the middle."""
     for node in nodes:
-        for name in (name for layer in node.layers for name in layer.bitmaps):
+        for layer, name in [(each, name) for each in node.layers for name in each.bitmaps]:
             mark = names.parse_rollback_mark(name)
+            if mark is not None and layer is not node.top:
+                raise DiskError(
+                    node.disk.dev,
+                    f"a rollback to backup {mark.backup_id} was interrupted, and the disk has got a layer above since"
+                    f" ({layer.filename} has the mark {name}). Restore it with 'vbackup restore --output'.",
+                )
             if mark is not None:
                 domain_name = domain_argument(domain.source.domain.name)
                 is_other = mark.repository_id != domain.repository.id

@@ -17,13 +17,14 @@ from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.offline import OffSource
 from vbackup.engine import base, proof, rollback
+from vbackup.engine.base import Choice
 from vbackup.engine.rollback import DiskRollback
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import BusyError, ChainError, DiskError, UnsuitableError, domain_argument
-from vbackup.model import Disk, Layer, Level
+from vbackup.model import Disk, DiskNode, Layer, Level
 from vbackup.report import Phase, Reporter
 from vbackup.repository import changed_blocks, verify
-from vbackup.repository.block_list import BlockList
+from vbackup.repository.block_list import BLOCK_BYTES, SEGMENT_BYTES, BlockList
 from vbackup.repository.changed_blocks import Point
 from vbackup.repository.chosen import Chosen
 from vbackup.repository.comparison import Comparison
@@ -159,13 +160,13 @@ class _Lists:
         self._opened: dict[tuple[str, str], BlockList] = {}
 
     def of(self, links: Sequence[Link]) -> list[BlockList]:
-        """Return the lists of a chain. Raises ChainError if one is missing or damaged."""
+        """Return the lists of a chain. Raises _FullError if an image has none, ChainError if one is damaged."""
         found = []
         for link in links:
             key = (link.backup.id, link.image.dev)
             if key not in self._opened:
                 if link.image.blocks is None:
-                    raise ChainError(f"backup {link.backup.id} has no block list; 'vbackup verify' makes one")
+                    raise _FullError(f"backup {link.backup.id} has no block list; 'vbackup verify' makes one")
                 path = verify.image_path(self._repository, link)
                 self._opened[key] = self._stack.enter_context(verify.opened_list(path, link))
             found.append(self._opened[key])
@@ -173,29 +174,27 @@ class _Lists:
 
 
 def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: LockedDomain) -> DiskRollback:
-    """Return what is written of a disk. Raises _FullError."""
+    """Return what is written of a disk. Raises _FullError, and ChainError if a list of the point is damaged."""
     try:
         nodes = domain.source.look_at(domain.source.disk_nodes([disk]))
     except DiskError as err:
         raise _FullError(str(err).removeprefix(f"Disk {disk.dev}: ").rstrip(".")) from err
     (node,) = proof.compared(Level.AUTO, nodes, history, domain)
+    below = [mark for layer in node.layers[1:] for mark in rollback.marks_of(layer)]
+    if below:
+        raise _FullError(f"a layer below has the mark of an interrupted rollback, {below[0]}")
     choice = base.choose(Level.AUTO, node, history, naming=domain.naming)
     if choice.base is None:
         raise _FullError(choice.reason)
     links = point.chains[disk.dev]
+    after = lists.of(links)
     try:
-        before, after = lists.of(history.links(choice.base.id, disk.dev)), lists.of(links)
-        comparison = Comparison(before, after)
-        blocks = rollback.dirty(domain.monitor, node, choice)
-        for changes in comparison.changes():
-            for mask in changes.masks.values():
-                blocks[changes.number] = blocks.get(changes.number, 0) | mask
+        before = lists.of(history.links(choice.base.id, disk.dev))
     except ChainError as err:
         raise _FullError(str(err).rstrip(".")) from err
     chain = [(link, verify.image_path(domain.repository, link)) for link in links]
-    made = DiskRollback(
-        node, choice, Point(chain, after), changed_blocks.of_disk(blocks, links[0].image.virtual_size_bytes)
-    )
+    aim = Point(chain, after)
+    made = DiskRollback(node, choice, aim, _blocks(node, choice, aim, before, domain))
     flawed = [one.name for one in node.top.bitmaps.values() if one.inconsistent]
     if made.is_resized and flawed:  # qcow2_truncate_bitmaps_check in QEMU's block/qcow2-bitmap.c
         raise _FullError(
@@ -207,6 +206,22 @@ def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: Lo
             " below, which have one of these sizes"
         )
     return made
+
+
+def _blocks(
+    node: DiskNode, choice: Choice, aim: Point, before: Sequence[BlockList], domain: LockedDomain
+) -> dict[int, int]:
+    """Return the blocks that differ from the point, and those that QEMU writes with them."""
+    blocks = rollback.dirty(domain.monitor, node, choice)
+    for changes in Comparison(before, aim.lists).changes():
+        for mask in changes.masks.values():
+            blocks[changes.number] = blocks.get(changes.number, 0) | mask
+    if aim.size_bytes > node.top.virtual_size_bytes:
+        # What lies behind the end in the last cluster, of an image that was larger once, comes back when it grows.
+        number, rest_bytes = divmod(node.top.virtual_size_bytes, SEGMENT_BYTES)
+        blocks[number] = blocks.get(number, 0) | 1 << rest_bytes // BLOCK_BYTES
+    widened = changed_blocks.whole_clusters(blocks, node.top.cluster_bytes or BLOCK_BYTES)
+    return changed_blocks.of_disk(widened, aim.size_bytes)
 
 
 def _check(disks: Sequence[DiskRollback], point: Chosen, domain: LockedDomain) -> None:

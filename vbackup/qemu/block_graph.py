@@ -270,6 +270,7 @@ def _nodes(reply: Any) -> Iterable[tuple[str, _Node]]:
             allocated_bytes=image.integer("actual-size") if "actual-size" in image else None,
             stores_bitmaps=_stores_bitmaps(driver, image),
             data_file=_of_qcow2(image, "data-file"),
+            cluster_bytes=image.integer("cluster-size") if "cluster-size" in image else None,
             bitmaps={bitmap.name: bitmap for bitmap in bitmaps if bitmap.name},
         )
         active = "active" not in entry or entry.boolean("active")  # since QEMU 10.0

@@ -60,6 +60,25 @@ class Point:
         return self.chain[0][0].image.virtual_size_bytes
 
 
+def whole_clusters(blocks: Blocks, cluster_bytes: int) -> dict[int, int]:
+    """Return the blocks of all clusters of an image that have one of these: QEMU copies no less into an image.
+
+    block_copy_calculate_cluster_size in QEMU's block/block-copy.c. Clusters have up to 2 MiB.
+    """
+    blocks_of_cluster = max(1, cluster_bytes // BLOCK_BYTES)
+    cluster = mask_of(0, blocks_of_cluster)
+    widened = {}
+    for number, mask in blocks.items():
+        whole = 0
+        for first, last in runs(mask):
+            begin = first // blocks_of_cluster * blocks_of_cluster
+            while begin < last:
+                whole |= cluster << begin
+                begin += blocks_of_cluster
+        widened[number] = whole
+    return widened
+
+
 def of_disk(blocks: Mapping[int, int], size_bytes: int) -> dict[int, int]:
     """Return those of the blocks that a disk of that size has, without empty segments."""
     total = -(-size_bytes // BLOCK_BYTES)

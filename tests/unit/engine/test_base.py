@@ -279,6 +279,19 @@ def test_grown_disk_without_a_mark_of_its_old_end_is_not_trusted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cluster_bytes", "is_trusted"), [(512, True), (65536, True), (MIB, True), (2 * SIZE_BYTES, False), (None, False)]
+)
+def test_growth_within_a_cluster_shows_what_a_larger_disk_had_there(
+    cluster_bytes: int | None, is_trusted: bool
+) -> None:
+    grown = layer(bitmap(name_of(ONE)), end_mark(), virtual_size_bytes=SIZE_BYTES + MIB, cluster_bytes=cluster_bytes)
+    if is_trusted:
+        assert auto(builders.node(grown), ONE).base == ONE
+    else:
+        assert "within a cluster of its image" in untrusted(builders.node(grown), ONE)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"dirty_bytes": 0}, "the disk has been shrunk and grown again"),
@@ -577,6 +590,13 @@ def test_end_mark_vouches_for_the_latest_checkpoint_of_a_disk_alone() -> None:
     assert "nothing proves that /images/overlay.qcow2" in choice.reason
     without = choose(Level.AUTO, on(name_of(three), file=moved), History([ONE, TWO, three]), naming=Naming(REPOSITORY))
     assert without.base == three
+
+
+def test_restore_is_older_than_a_backup_that_has_got_the_sequence_of_a_lost_one() -> None:
+    since = replace(restored(ONE, after=3), after_id=THREE.id)
+    lost = replace(since, after_id="20261123T235959Z-full")
+    for one, base in ((since, ONE), (lost, THREE)):
+        assert after_restores(on(one.bitmap, name_of(THREE)), one).base == base
 
 
 def test_differential_starts_from_a_restored_full_only() -> None:

@@ -12,7 +12,7 @@ from tests.trees import State, Tree
 from vbackup.errors import DamagedError
 from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.repository import changed_blocks, verify
-from vbackup.repository.block_list import BLOCK_BYTES, SEGMENT_BYTES
+from vbackup.repository.block_list import BLOCK_BYTES, SEGMENT_BLOCKS, SEGMENT_BYTES
 from vbackup.repository.changed_blocks import Point, check_images, first_difference
 
 SIZE_BYTES = 1024 * 1024 - 1024
@@ -116,3 +116,20 @@ def test_blocks_beyond_the_end_of_a_disk_are_left_out() -> None:
         (2 * BLOCK_BYTES, 3 * BLOCK_BYTES + 512),
     ]
     assert changed_blocks.count_bytes({0: 0b101, 7: 1}) == 3 * BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("blocks", "cluster_bytes", "widened"),
+    [
+        ({0: 0b1}, 65536, {0: 0b1}),
+        ({0: 0b1}, 512, {0: 0b1}),
+        ({0: 0b10000, 3: 0b1000}, 4 * 65536, {0: 0b11110000, 3: 0b1111}),
+        ({0: 0b11000}, 4 * 65536, {0: 0b11111111}),
+        ({1: 1 << SEGMENT_BLOCKS - 1}, 2 << 20, {1: ((1 << 32) - 1) << SEGMENT_BLOCKS - 32}),
+        ({}, 2 << 20, {}),
+    ],
+)
+def test_blocks_become_those_of_whole_clusters(
+    blocks: dict[int, int], cluster_bytes: int, widened: dict[int, int]
+) -> None:
+    assert changed_blocks.whole_clusters(blocks, cluster_bytes) == widened

@@ -86,9 +86,9 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
         }
         context.print_document("vbackup.rollback/1", document)
     elif not context.is_quiet:
-        print(output.plain(f"Domain {done.domain_name} is as in backup {done.backup_id}:"))
+        print(output.plain(f"Disks of domain {done.domain_name}, restored in place:"))
         for one in done.disks:
-            print(output.plain(f"  {one.dev}: {output.size(one.written_bytes)} written"))
+            print(output.plain(f"  {one.dev}: as in backup {one.backup}, {output.size(one.written_bytes)} written"))
     return Status.DONE
 
 
