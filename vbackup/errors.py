@@ -645,9 +645,9 @@ class GroupError(VbackupError):
 
 
 class InterruptedBySignalError(VbackupError):
-    """A signal asked vbackup to stop; everything that it had started was undone."""
+    """A signal asked vbackup to stop; everything that it had started was undone, unless ``state`` says otherwise."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, *, state: str = "nothing was kept of the unfinished work") -> None:
         self.signum = signum
         self.status = Status.SIGNAL + signum
-        super().__init__(f"Stopped by {signal.Signals(signum).name}; nothing was kept of the unfinished work.")
+        super().__init__(f"Stopped by {signal.Signals(signum).name}; {state}.")

@@ -25,7 +25,14 @@ from tests.end_to_end.test_offline import PASSPHRASE, luks, luks_disks, storage_
 from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info
 from tests.unit.builders import Recorder
 from vbackup.engine import rollback as engine
-from vbackup.errors import BusyError, DamagedError, OutputDiffersError, StorageError, UnsuitableError
+from vbackup.errors import (
+    BusyError,
+    DamagedError,
+    InterruptedBySignalError,
+    OutputDiffersError,
+    StorageError,
+    UnsuitableError,
+)
 from vbackup.operations import rollback
 from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.qemu.storage_daemon import StorageDaemon
@@ -756,3 +763,46 @@ def test_damaged_list_of_the_point_is_no_reason_for_a_full_restore_of_it(rolled:
     path = rolled.chain.repository / rolled.chain.uuid / first["id"] / "vda.blocks"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert "vda.blocks" in in_place(rolled, "--backup", first["id"], status=6).stderr
+
+
+def test_rollback_that_ends_early_says_what_is_true(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+
+    def stopped(*_: object) -> None:
+        raise InterruptedBySignalError(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_verify", stopped)
+        said = in_place(rolled, "--backup", first["id"], "--disk", "vda", status=143).stderr
+    assert f"The rollback of vda (to {first['id']}) was interrupted" in said
+    assert "run the same command again" in said
+    assert "Stopped by SIGTERM; the disks are in the middle of a rollback." in said
+    in_place(rolled, "--backup", first["id"])
+    rolled.compare(first["id"])
+
+
+def test_rollback_whose_daemon_is_killed_leads_to_a_full_restore(
+    rolled: Rolled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = rolled.backup()
+    write(rolled.chain.specs[0].path, "write -P 3 4M 1M")
+    copy = engine._copy
+
+    def killed(*arguments: Any) -> None:
+        copy(*arguments)
+        (daemon,) = storage_daemons(rolled.chain.tmp_path)
+        os.kill(daemon, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_copy", killed)
+        said = in_place(rolled, "--backup", first["id"], "--disk", "vda", status=1).stderr
+    assert "restore it with --output" in said
+    assert "run the same command again" not in said
+    for refused in (
+        in_place(rolled, "--backup", first["id"], "--disk", "vda", status=5).stderr,
+        rolled.chain.run(status=5).stderr,
+    ):
+        assert "rollback" in refused
+        assert "--output" in refused
+        assert "--in-place" not in refused

@@ -141,22 +141,33 @@ def _bits(
         os.close(fd)
 
 
+def begin(
+    disks: Sequence[DiskRollback], domain: LockedDomain, *, store: Callable[[Layer], None], checkpoint: bool
+) -> dict[str, RestoredDisk]:
+    """Mark the disks, and return the records of the checkpoints, by dev; their content is as it was.
+
+    ``store`` is that of the domain's OffSource. ``checkpoint``: record the restored checkpoints. Raises NoSpaceError,
+    StorageError, StorageDaemonGoneError.
+    """
+    recorded = _recorded(disks, domain) if checkpoint else {}
+    _mark(disks, domain, store)
+    return recorded
+
+
 def carry_out(
     disks: Sequence[DiskRollback],
     domain: LockedDomain,
+    recorded: Mapping[str, RestoredDisk],
     *,
     store: Callable[[Layer], None],
     speed_bytes_s: int | None,
-    checkpoint: bool,
 ) -> None:
     """Write the disks, compare what was written with the lists, and let their next backups start from the point.
 
     From the first write on an error leaves disks that are in the middle; the same rollback run again is right.
-    ``store`` is that of the domain's OffSource. ``checkpoint``: give each disk the bitmap of the checkpoint. Raises
-    NoSpaceError, StorageError, OutputDiffersError, InterruptedBySignalError, StorageDaemonGoneError.
+    ``recorded`` is what ``begin`` has returned: these disks get the bitmap of the checkpoint. Raises NoSpaceError,
+    StorageError, OutputDiffersError, InterruptedBySignalError, StorageDaemonGoneError.
     """
-    recorded = _recorded(disks, domain) if checkpoint else {}
-    _mark(disks, domain, store)
     _resize([disk for disk in disks if disk.point.size_bytes > disk.node.top.virtual_size_bytes], domain)
     _copy([disk for disk in disks if disk.blocks], domain, speed_bytes_s)
     _store(disks, store)

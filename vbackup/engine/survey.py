@@ -126,12 +126,14 @@ def _refuse_rolling_back(nodes: Sequence[DiskNode], domain: LockedDomain) -> Non
                 is_other = mark.repository_id != domain.repository.id
                 of = f" of repository {mark.repository_id}" if is_other else ""
                 where = f" with {'that' if is_other else 'this'} repository"
+                # Without its bitmaps the rollback cannot go on.
+                how = "--output DIR" if layer.bitmaps[name].inconsistent else "--in-place"
                 raise DiskError(
                     node.disk.dev,
                     f"a rollback to backup {mark.backup_id}{of} was interrupted, so it is partly as in that backup and"
                     f" partly as it was before. Shut the domain off and run 'vbackup restore {domain_name}"
-                    f" {mark.backup_id} --in-place'{where} again. Or, if the disk is to stay as it is,"
-                    f" 'vbackup bitmap remove {domain_name} {name}' removes the mark.",
+                    f" {mark.backup_id} {how}'{where}. Or, if the disk is to stay as it is, 'vbackup bitmap remove"
+                    f" {domain_name} {name}' removes the mark.",
                 )
 
 

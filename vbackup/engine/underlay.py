@@ -123,10 +123,9 @@ def _difference_of_chains(
     place = _place(then, recorded, same_boot=same_boot)
     if place is None:
         if not is_known_image:
-            return (
-                f"was of {then.layers[0].file.path}, and nothing proves that {now.layers[0].file.path} has the content"
-                " of that image"
-            )
+            former, path = then.layers[0].file.path, now.layers[0].file.path
+            what = "the file that has that name now" if former == path else path
+            return f"was of {former}, and nothing proves that {what} has the content of that image"
         place = 0
     elif place > 0:
         # It was below, and has the bitmap only since the layers above were committed into it. Before that, but after a

@@ -20,7 +20,15 @@ from vbackup.engine import base, proof, rollback
 from vbackup.engine.base import Choice
 from vbackup.engine.rollback import DiskRollback
 from vbackup.engine.unfinished import LockedDomain
-from vbackup.errors import BusyError, ChainError, DiskError, UnsuitableError, domain_argument
+from vbackup.errors import (
+    BusyError,
+    ChainError,
+    DiskError,
+    InterruptedBySignalError,
+    StorageDaemonGoneError,
+    UnsuitableError,
+    domain_argument,
+)
 from vbackup.model import Disk, DiskNode, Layer, Level
 from vbackup.report import Phase, Reporter
 from vbackup.repository import changed_blocks, verify
@@ -72,25 +80,28 @@ class Rollback:
     def run(self) -> list[RolledBack]:
         """Write the disks, and return what was done. If it fails, run it again before the domain is started.
 
-        Raises what vbackup.engine.rollback.carry_out raises, with a warning about the disks that are in the middle.
+        Raises what begin and carry_out of vbackup.engine.rollback raise, with a warning about disks in the middle.
         """
         if not self._disks:
             return []
         reporter = self._domain.reporter
+        recorded = rollback.begin(self._disks, self._domain, store=self._store, checkpoint=self._request.checkpoint)
         try:
             rollback.carry_out(
                 self._disks,
                 self._domain,
+                recorded,
                 store=self._store,
                 speed_bytes_s=self._request.speed_bytes_s,
-                checkpoint=self._request.checkpoint,
             )
+        except InterruptedBySignalError as err:
+            self._warn("run the same command again")
+            raise InterruptedBySignalError(err.signum, state="the disks are in the middle of a rollback") from err
+        except StorageDaemonGoneError as err:
+            self._warn("restore it with --output")  # nobody has stored the bitmaps
+            raise StorageDaemonGoneError(err.how, err.last_words, remedy="The rollback did not end.") from err
         except BaseException:
-            name = domain_argument(self._domain.source.domain.name)
-            reporter.warning(
-                f"The rollback of {', '.join(self.devs)} was interrupted: until it is run again, their content is"
-                f" neither that of {self._disks[0].backup.id} nor what it was. Do not start domain {name} before."
-            )
+            self._warn("run the same command again")
             raise
         done = [RolledBack(one.dev, one.backup.id, changed_blocks.count_bytes(one.blocks)) for one in self._disks]
         for each in done:
@@ -99,6 +110,13 @@ class Rollback:
                 " all else was the same."
             )
         return done
+
+    def _warn(self, remedy: str) -> None:
+        disks = ", ".join(f"{one.dev} (to {one.backup.id})" for one in self._disks)
+        self._domain.reporter.warning(
+            f"The rollback of {disks} was interrupted: the content is partly as in the backup and partly as it was."
+            f" Do not start domain {self._domain.source.domain.name}; {remedy}."
+        )
 
 
 @contextmanager
@@ -185,7 +203,8 @@ def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: Lo
         raise _FullError(f"a layer below has the mark of an interrupted rollback, {below[0]}")
     choice = base.choose(Level.AUTO, node, history, naming=domain.naming)
     if choice.base is None:
-        raise _FullError(choice.reason)
+        marks = rollback.marks_of(node.top)
+        raise _FullError(choice.reason + "; an interrupted rollback has left it half done" * bool(marks))
     links = point.chains[disk.dev]
     after = lists.of(links)
     try:

@@ -117,7 +117,7 @@ def _take_writes(point: OpenedPoint, dev: str, directory: Path) -> None:
         qemu_img.create(Path(name), point.size_bytes(dev), backing_rpath=None, options=ImageOptions())
         point.write_to(dev, Path(name))
     finally:
-        Path(name).unlink()
+        Path(name).unlink(missing_ok=True)  # qemu-img removes a file that it could not write
 
 
 def _socket_path(path: Path) -> Path:

@@ -316,3 +316,12 @@ def test_digest_is_recorded_with_the_ctime_of_the_first_look() -> None:
     """So that a change between the looks is found by the next backup."""
     later = chain(TOP, known(MIDDLE, None, ctime_ns=8), known(BASE, None), mark="m")
     assert underlay.agreed(RECORDED, later) == replace(RECORDED, device_mark="m")
+
+
+def test_another_file_of_the_same_name_is_called_that() -> None:
+    copy = replace(TOP, file=replace(TOP.file, inode=99))
+    said = flaw(THREE, chain(copy, MIDDLE, BASE), 1)
+    assert said is not None
+    assert said.startswith(
+        "was of /images/top, and nothing proves that the file that has that name now has the content"
+    )

@@ -43,5 +43,6 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--no-checkpoint",
         action="store_true",
-        help="let the next backup of the restored domain be a full, and not an incremental on this backup",
+        help="do not let the next backup start from this one: after --output it is a full, after --in-place an"
+        " incremental on the newest",
     )
