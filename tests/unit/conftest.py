@@ -102,6 +102,12 @@ def recorded(_story: Recorded, tmp_path: Path) -> Recorded:
 
 
 @pytest.fixture
+def untouched(_story: Recorded) -> Recorded:
+    """What ``recorded`` is a copy of; nothing is changed in it."""
+    return _story
+
+
+@pytest.fixture
 def recorded_old(_old_story: Recorded, tmp_path: Path) -> Recorded:
     """The same as an older vbackup made them, without block lists."""
     return _old_story.copied(tmp_path / "recorded_old")

@@ -71,7 +71,9 @@ def add(
     return [one.dev for one in chosen]
 
 
-def record(disks: Sequence[tuple[str, Backup, ChainState]], *, uuid: str, repository: Repository) -> list[RestoredDisk]:
+def record(
+    disks: Sequence[tuple[str, Backup, ChainState]], *, uuid: str, repository: Repository, is_in_place: bool = False
+) -> list[RestoredDisk]:
     """Record disks (dev, the backup restored, their layers) with a new name of a bitmap each, and return the records.
 
     Raises StorageError, NoSpaceError. A record of a bitmap that is never made does no harm.
@@ -89,6 +91,7 @@ def record(disks: Sequence[tuple[str, Backup, ChainState]], *, uuid: str, reposi
             after,
             chain,
             after_id,
+            is_in_place,
         )
         for dev, backup, chain in disks
     ]

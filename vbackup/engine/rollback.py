@@ -187,6 +187,7 @@ def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain) -> dict[str, 
             [(disk.dev, disk.backup, chain) for disk, chain in zip(chosen, chains)],
             uuid=domain.uuid,
             repository=domain.repository,
+            is_in_place=True,
         )
     except StorageError as err:
         domain.reporter.step(f"The next backup starts from the newest one, and not from the restored one: {err}")

@@ -39,6 +39,7 @@ class RestoredDisk:
     after: int  #: sequence of the domain's newest backup at that time
     chain: ChainState  #: its layers
     after_id: str | None = None  #: of the backup with that sequence, which can come again if a manifest was lost
+    is_in_place: bool = False  #: the domain's own disk was rolled back
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,12 @@ class History:
         """
         newest = self.newest(dev)
         usual = self.last_full(dev) if of_full else newest
-        since = [one for one in self._restored if one.dev == dev and _is_since(one, newest)]
+        # A restore to a directory that has nothing to do with this disk says nothing about its marks.
+        since = [
+            one
+            for one in self._restored
+            if one.dev == dev and _is_since(one, newest) and (one.is_in_place or one.bitmap in on_disk)
+        ]
         starts: list[Start] = []
         if usual is not None:
             image = image_of(usual, dev)
@@ -148,9 +154,7 @@ class History:
             if of_full and backup is not usual:
                 continue
             place = 0 if one in since else len(starts)
-            # The restores since may be of other images: of those with their bitmaps on this disk, the last counts.
-            later = [other for other in since if other.bitmap in on_disk]
-            is_latest = bool(later) and one is later[-1]
+            is_latest = bool(since) and one is since[-1]
             starts.insert(place, Start(backup, one.bitmap, one.chain, is_latest, is_restored=True))
         return starts
 

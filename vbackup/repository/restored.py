@@ -67,6 +67,7 @@ def _document(one: RestoredDisk) -> dict[str, Any]:
         "size_bytes": one.size_bytes,
         "after": one.after,
         "after_id": one.after_id,
+        "in_place": one.is_in_place,
         "chain": one.chain.document(),
     }
 
@@ -79,6 +80,7 @@ def _parse(fields: Fields) -> RestoredDisk:
         size_bytes=fields.integer("size_bytes"),
         after=fields.integer("after"),
         after_id=fields.optional_text("after_id"),
+        is_in_place="in_place" in fields and fields.boolean("in_place"),
         chain=ChainState.read(fields.object("chain")),
     )
     parsed = names.parse_bitmap(one.bitmap)

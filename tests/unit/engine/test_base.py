@@ -585,11 +585,17 @@ def test_end_mark_vouches_for_the_latest_checkpoint_of_a_disk_alone() -> None:
     assert after_restores(on(earlier.bitmap, file=moved), earlier).base is None
     # A later restore, for the bitmap of the newest backup.
     three = replace(THREE, disks=(replace(THREE.disks[0], chain=ChainState((LayerState("", RESTORED_IMAGE),))),))
-    history = History([ONE, TWO, three], restored=[first])
-    choice = choose(Level.AUTO, on(name_of(three), file=moved), history, naming=Naming(REPOSITORY))
-    assert "nothing proves that /images/overlay.qcow2" in choice.reason
-    without = choose(Level.AUTO, on(name_of(three), file=moved), History([ONE, TWO, three]), naming=Naming(REPOSITORY))
-    assert without.base == three
+    rolled_back = replace(first, is_in_place=True)
+    for on_disk, restores, is_trusted in (
+        ([], [], True),
+        ([], [first], True),  # to a directory, which has nothing to do with this image
+        ([], [rolled_back], False),
+        ([first.bitmap], [first], False),
+    ):
+        unusable = [bitmap(name, inconsistent=True) for name in on_disk]
+        node = replace(on(file=moved), layers=(layer(bitmap(name_of(three)), *unusable, end_mark()),))
+        choice = choose(Level.AUTO, node, History([ONE, TWO, three], restored=restores), naming=Naming(REPOSITORY))
+        assert (choice.base == three) is is_trusted
 
 
 def test_restore_is_older_than_a_backup_that_has_got_the_sequence_of_a_lost_one() -> None:

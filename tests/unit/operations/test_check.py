@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -20,23 +19,8 @@ from vbackup.operations import check
 from vbackup.operations.check import Checked
 from vbackup.repository import manifest, place, verification
 from vbackup.repository.inspection import Kind, Severity
-from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Damage, Verdict, Verification
 from vbackup.stop import Stop
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return story(tmp_path_factory.mktemp("told") / "repo")
-
-
-@pytest.fixture
-def recorded(told: Recorded, tmp_path: Path) -> Recorded:
-    """A copy of the story."""
-    shutil.copytree(told.repository.path, tmp_path / "repo")
-    made = copy.copy(told)
-    made.repository = Repository.open(tmp_path / "repo")
-    return made
 
 
 def checked(recorded: Recorded) -> Checked:

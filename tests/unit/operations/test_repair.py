@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -29,21 +28,6 @@ from vbackup.stop import Stop
 
 #: Of the disks of the story, in the end.
 SIZE_BYTES = 9 * MIB + 3 * 512
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return story(tmp_path_factory.mktemp("told") / "repo")
-
-
-@pytest.fixture
-def recorded(told: Recorded, tmp_path: Path) -> Recorded:
-    """A copy of the story."""
-    shutil.copytree(told.repository.path, tmp_path / "repo")
-    made = copy.copy(told)
-    made.repository = Repository.open(tmp_path / "repo")
-    made.backups, made.contents = [*told.backups], dict(told.contents)
-    return made
 
 
 def damaged(recorded: Recorded) -> list[str]:

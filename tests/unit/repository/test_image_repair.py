@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tracemalloc
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recorded import BLOCK, Recorded, Write, story
+from tests.recorded import BLOCK, Recorded, Write
 from tests.unit.builders import UUID
 from vbackup.errors import ChainError, NoSpaceError
 from vbackup.model import Level
@@ -21,21 +20,7 @@ from vbackup.repository.image_repair import ImageRepair
 from vbackup.repository.repository import Repository
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return story(tmp_path_factory.mktemp("told") / "repo")
-
-
-@pytest.fixture
-def recorded(told: Recorded, tmp_path: Path) -> Recorded:
-    shutil.copytree(told.repository.path, tmp_path / "repo")
-    made = copy.copy(told)
-    made.repository = Repository.open(tmp_path / "repo")
-    made.backups, made.contents = [*told.backups], dict(told.contents)
-    return made
-
-
-def mending_of(recorded: Recorded, *copies: Repository, number: int = 0) -> ImageRepair:
+def repair_of(recorded: Recorded, *copies: Repository, number: int = 0) -> ImageRepair:
     """Of the image of vda in the full, or in the backup with that number."""
     one = recorded.backups[number]
     link = Link(one, one.disks[0])
@@ -51,15 +36,15 @@ def spoil(path: Path) -> None:
 
 
 def test_good_image_needs_nothing(recorded: Recorded) -> None:
-    assert mending_of(recorded).run(is_dry=False).staged is None
+    assert repair_of(recorded).run(is_dry=False).staged is None
 
 
-def test_copy_is_mended_and_the_image_is_not_written_to(recorded: Recorded, told: Recorded) -> None:
-    path, good = recorded.path(recorded.backups[0]), told.path(told.backups[0]).read_bytes()
+def test_copy_is_repaired_and_the_image_is_not_written_to(recorded: Recorded, untouched: Recorded) -> None:
+    path, good = recorded.path(recorded.backups[0]), untouched.path(untouched.backups[0]).read_bytes()
     spoil(path)
     spoiled = path.read_bytes()
     assert spoiled != good
-    repaired = mending_of(recorded).run(is_dry=False)
+    repaired = repair_of(recorded).run(is_dry=False)
     assert (repaired.repaired, repaired.left) == (1, 0)
     assert repaired.staged is not None
     assert (repaired.staged.read_bytes(), path.read_bytes()) == (good, spoiled)
@@ -76,7 +61,7 @@ def test_memory_is_that_of_one_block_however_many_are_damaged(recorded: Recorded
     good = path.read_bytes()
     path.write_bytes(good[: 5 * BLOCK] + b"\xee" * (count * BLOCK) + good[(5 + count) * BLOCK :])
     damage = sum(good[n * BLOCK : (n + 1) * BLOCK] != b"\xee" * BLOCK for n in range(5, 5 + count))
-    work = mending_of(recorded, Repository.open(tmp_path / "copy"), number=-1)
+    work = repair_of(recorded, Repository.open(tmp_path / "copy"), number=-1)
     del good
     tracemalloc.start()
     try:
@@ -98,8 +83,8 @@ def test_no_room_leaves_nothing(recorded: Recorded, monkeypatch: pytest.MonkeyPa
     spoiled = path.read_bytes()
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(NoSpaceError):
-        mending_of(recorded).run(is_dry=False)
-    assert not mending_of(recorded).staged.exists()
+        repair_of(recorded).run(is_dry=False)
+    assert not repair_of(recorded).staged.exists()
     assert path.read_bytes() == spoiled
 
 
@@ -116,8 +101,8 @@ def test_storage_that_stores_something_else_is_found(recorded: Recorded, monkeyp
 
     monkeypatch.setattr(image_repair, "copy", other)
     with pytest.raises(ChainError, match="not what was written to it"):
-        mending_of(recorded).run(is_dry=False)
-    assert not mending_of(recorded).staged.exists()
+        repair_of(recorded).run(is_dry=False)
+    assert not repair_of(recorded).staged.exists()
 
 
 def test_bad_sector_does_not_end_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,11 +133,11 @@ def test_bad_sector_does_not_end_the_copy(tmp_path: Path, monkeypatch: pytest.Mo
     assert target.read_bytes() == bytes(expected)
 
 
-def test_image_without_its_tables_needs_a_copy(recorded: Recorded, told: Recorded) -> None:
+def test_image_without_its_tables_needs_a_copy(recorded: Recorded, untouched: Recorded) -> None:
     with recorded.path(recorded.backups[0]).open("r+b") as file:
         file.seek(3 * 65536 + 5)
         file.write(b"\xff")
     with pytest.raises(ChainError, match="--from"):
-        mending_of(recorded).run(is_dry=False)
-    repaired = mending_of(recorded, told.repository).run(is_dry=True)
-    assert repaired.source == told.path(told.backups[0])
+        repair_of(recorded).run(is_dry=False)
+    repaired = repair_of(recorded, untouched.repository).run(is_dry=True)
+    assert repaired.source == untouched.path(untouched.backups[0])
