@@ -98,6 +98,9 @@ def _end(first: int, signum: int) -> None:
     _libc._exit(128 + signum)
 
 
+_LOCALCA = "swtpm-localca"
+
+
 def hide_system() -> None:
     """Move this process to separate mounts and network, where libvirt has no state, control group or KVM."""
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET))
@@ -111,8 +114,12 @@ def hide_system() -> None:
     with _covered("/run"):
         pass
     with _covered("/var/lib") as before:
-        show(before, "/var/lib", ("libvirt", "vbackup"))
-    for place in ("/etc/libvirt", "/var/cache/libvirt", "/var/log/libvirt"):
+        show(before, "/var/lib", ("libvirt", "vbackup", _LOCALCA))
+        if (before / _LOCALCA).is_dir():  # swtpm makes its certificate authority there, as its own user
+            owner, authority = (before / _LOCALCA).stat(), Path("/var/lib", _LOCALCA)
+            authority.mkdir(mode=0o750)
+            os.chown(authority, owner.st_uid, owner.st_gid)
+    for place in ("/etc/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/var/log/swtpm"):
         if Path(place).is_dir():
             with _covered(place) as before:
                 _keep_capabilities(before, Path(place))

@@ -9,6 +9,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  mount  umount  serve
+                             saved_machine  restored_machine
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -20,6 +21,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
+                             machine_state  machine_xml  nvram_xml  state_files  tpm  driver
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
                              late_lists  read_progress  read_rate  block_list  block_scan  composition  notes
@@ -27,6 +29,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
                              inspection  image_repair  place  quarantine  chosen  restored  changed_blocks
+                             machine_files
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
@@ -35,11 +38,11 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo
+                             stop  undo  archive
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment and latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml,
-host_state and qemu_arguments, images.tuning and denied.
+host_state, machine_xml, nvram_xml and qemu_arguments, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

@@ -151,8 +151,13 @@ class Disk:
 
 #: File of a backup with the XML of the domain as it ran, which can differ from its definition (domain.xml).
 LIVE_XML = "live.xml"
+#: File of a backup with the variables of UEFI firmware.
+NVRAM = "nvram"
 #: The reason for leaving out a disk that could be backed up: a backup without it is not complete.
 EXCLUDED = "excluded by the user"
+
+#: Media in CD-ROM and floppy drives that are backed up on request: seeds of cloud-init, not installation media.
+MAX_MEDIUM_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -208,8 +213,10 @@ class Domain:
     disks: tuple[Disk, ...]
     left_out: tuple[LeftOut, ...]  #: disks that cannot be backed up
     agent_connected: bool
-    nvram_path: str | None = None
-    nvram_trouble: str | None = None  #: why the NVRAM that it has is in no file that the XML names
+    nvram_path: str | None = None  #: of a file or a block device
+    nvram_volume: tuple[str, str] | None = None  #: pool and volume, if it is one
+    nvram_url: str | None = None  #: QEMU's name of it, if it is on the network
+    nvram_trouble: str | None = None  #: why the NVRAM that it has is in no place that vbackup reads
     security_labels: tuple[SecurityLabel, ...] = ()  #: in the XML only while the domain runs
     host_state: tuple[LeftOut, ...] = ()  #: what else it has on the host, which no backup contains
     xml: str = field(default="", compare=False, repr=False)  #: the text that all this was read from
@@ -390,6 +397,40 @@ class DiskImage:
     change: ChangeRecord | None = None  #: None where ``blocks`` is, and in a backup that did not record it
 
 
+class MachineKind(Enum):
+    """What of a machine, beside its disks and its XML, a file of a backup is."""
+
+    NVRAM = "nvram"  #: UEFI variables: the image that the firmware's second flash is
+    VARSTORE = "varstore"  #: UEFI variables of QEMU's uefi-vars device, a JSON file
+    TPM = "tpm"  #: what swtpm keeps of an emulated TPM: a tar archive of the files in its directory
+    KERNEL = "kernel"  #: of a direct boot, and so the next two
+    INITRD = "initrd"
+    DTB = "dtb"
+    MEDIUM = "medium"  #: what is in a CD-ROM or floppy drive
+
+    def file_name(self, dev: str | None = None) -> str:
+        """Return the name of such a file in a backup; ``dev`` is the target of the drive that a medium is in."""
+        if self is MachineKind.MEDIUM:
+            return f"{dev}.medium"
+        return "tpm.tar" if self is MachineKind.TPM else self.value
+
+
+@dataclass(frozen=True)
+class MachineFile:
+    """A file of a backup that its machine needs beside disks and XML."""
+
+    kind: MachineKind
+    size_bytes: int | None  #: None if a backup of an earlier version did not record it
+    digest: str  #: of the file, "sha256:..."
+    path: str | None  #: where the original has it; None if the XML does not say
+    dev: str | None = None  #: the drive that a medium is in
+
+    @property
+    def file(self) -> str:
+        """Name in the backup's directory."""
+        return self.kind.file_name(self.dev)
+
+
 @dataclass(frozen=True)
 class GroupMember:
     """One backup of a group."""
@@ -424,10 +465,29 @@ class Backup:
     consistency: Consistency
     frozen_ms: int
     duration_s: float
-    files: Mapping[str, str]  #: digests of its other files by name: domain.xml, nvram
+    files: Mapping[str, str]  #: digests by name of domain.xml, live.xml, and nvram, which is in ``machine`` too
     versions: Mapping[str, str]  #: of vbackup, qemu and libvirt
     group: Group | None = None  #: None if it was not made in a group
     host: HostIdentity | None = None  #: None in a backup of a version that did not record it
+    machine: tuple[MachineFile, ...] = ()  #: what the machine needs beside disks and XML, as the manifest lists it
+    autostart: bool | None = None  #: whether libvirt starts the domain with the host; None if it is not known
+    loader: str | None = None  #: path of the UEFI firmware on the host, which is not in the backup
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Digests by name of all its files that are no images, lists or manifest."""
+        return {**self.files, **{one.file: one.digest for one in self.machine}}
+
+    @property
+    def machine_files(self) -> tuple[MachineFile, ...]:
+        """What the machine needs beside disks and XML; an earlier version listed its NVRAM only among ``files``."""
+        if NVRAM not in self.files or self.machine_file(MachineKind.NVRAM) is not None:
+            return self.machine
+        return (MachineFile(MachineKind.NVRAM, None, self.files[NVRAM], None), *self.machine)
+
+    def machine_file(self, kind: MachineKind) -> MachineFile | None:
+        """Return what ``machine`` lists of that kind: one at most unless it is a medium."""
+        return next((one for one in self.machine if one.kind is kind), None)
 
     @property
     def excluded(self) -> tuple[str, ...]:

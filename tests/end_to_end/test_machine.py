@@ -373,6 +373,6 @@ def test_qcow2_store_has_what_the_guest_wrote_although_qemu_caches_its_tables(
     handle: Any = Handle()
     data = nvram.read(handle, builders.domain(nvram_path=str(path)), monitor)
     assert data is not None
-    whole.write_bytes(data)
+    whole.write_bytes(data.data)
     assert bytes_of(whole, 17, size="64k")
     subprocess.run(["qemu-img", "check", "-q", str(whole)], check=True)

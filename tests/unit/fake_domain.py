@@ -83,6 +83,9 @@ class FakeDomain:
     def definition_xml(self) -> str:
         return self.live_xml()
 
+    def autostart(self) -> bool | None:
+        return False
+
     def is_paused_by_io_error(self) -> bool:
         return self.io_error
 

@@ -26,11 +26,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.builders import FIXTURES, SIZE_BYTES, UUID, backup, fixture_xml, incremental, patience
+from vbackup import archive
 from vbackup.cli import main
 from vbackup.domain import domain_xml, restored_xml
 from vbackup.errors import ChainError, StorageError, VbackupError
 from vbackup.fields import parse_json
-from vbackup.model import Backup, ImageFormat, ImageOptions
+from vbackup.model import Backup, ImageFormat, ImageOptions, MachineFile, MachineKind
 from vbackup.qemu import qcow2, qemu_img
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
@@ -54,7 +55,9 @@ def seal(path: Path, one: Backup) -> None:
         for disk in one.disks
     )
     files = {"domain.xml": digest((path / "domain.xml").read_bytes())}
-    (path / "manifest.json").write_text(manifest.dump(replace(one, disks=disks, files=files)))
+    tpm = (path / "tpm.tar").read_bytes()
+    machine = (MachineFile(MachineKind.TPM, len(tpm), digest(tpm), "/swtpm"),)
+    (path / "manifest.json").write_text(manifest.dump(replace(one, disks=disks, files=files, machine=machine)))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / "vda.qcow2").touch(mode=0o600)
         qemu_img.create(path / "vda.qcow2", SIZE_BYTES, backing_rpath=backing, options=ImageOptions())
         (path / "domain.xml").write_text(xml)
+        (path / "tpm.tar").write_bytes(archive.pack({"tpm2-00.permall": b"keys"}))
         seal(path, one)
     (repository.path / UUID / "domain.json").write_text('{"names": ["web"]}\n')
     return repository.path
@@ -136,7 +140,7 @@ def check(repository: Path) -> dict[str, tuple[int, str]]:
     if answers["restore"][0]:
         assert not (directory / "output").exists()
     else:
-        assert {path.name for path in (directory / "output").iterdir()} <= {"domain.xml", "nvram", "vda.qcow2"}
+        assert {path.name for path in (directory / "output").iterdir()} <= {"domain.xml", "nvram", "tpm", "vda.qcow2"}
         shutil.rmtree(directory / "output")
     assert snapshot(directory) == before
     # It writes its result into the repository, and block lists; elsewhere nothing.
@@ -160,7 +164,7 @@ def test_what_nobody_damaged_is_restored(place: Path) -> None:
 # something else instead of a file
 
 FILES = ("vbackup.json", f"{UUID}/domain.json", *(
-    f"{UUID}/{one.id}/{name}" for one in (ONE, TWO) for name in ("manifest.json", "domain.xml", "vda.qcow2")
+    f"{UUID}/{one.id}/{name}" for one in (ONE, TWO) for name in ("manifest.json", "domain.xml", "tpm.tar", "vda.qcow2")
 ))  # fmt: skip
 
 
@@ -216,8 +220,8 @@ def test_impostor_is_refused(place: Path, name: str, impostor: Callable[[Path], 
         assert {status for status, _ in answers.values()} == {7}
     elif name.endswith("domain.json"):
         assert (answers["list"][0], answers["show"][0], answers["restore"][0]) == (0, 4, 0)
-    elif name.endswith(f"{ONE.id}/domain.xml"):
-        assert answers["restore"][0] == 0  # the domain.xml of the other backup is used
+    elif name.endswith((f"{ONE.id}/domain.xml", f"{ONE.id}/tpm.tar")):
+        assert answers["restore"][0] == 0  # those of the other backup are used
     else:
         assert answers["restore"][0] == 6
 

@@ -26,6 +26,8 @@ from vbackup.model import (
     Group,
     HostIdentity,
     Level,
+    MachineFile,
+    MachineKind,
 )
 from vbackup.repository import manifest, repository
 
@@ -170,6 +172,9 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
         versions={},
         group=Group("0123456789ab", ()),
         host=HostIdentity("host", None),
+        machine=(MachineFile(MachineKind.NVRAM, 0, "sha256:", None),),
+        autostart=False,
+        loader="/code",
     )
     document = manifest.document(backup)
     told = [strong(term)[0] for term in terms(section(REPOSITORY_PAGE, "MANIFEST"))]

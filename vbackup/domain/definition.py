@@ -1,4 +1,4 @@
-"""Read what belongs to a domain apart from its disks: XML, NVRAM store, host, and the versions of what it runs on."""
+"""Read what belongs to a domain apart from its disks: XML, machine, host, and the versions of what it runs on."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ from dataclasses import dataclass
 
 import vbackup
 from vbackup import machine
-from vbackup.domain import domain_xml, nvram, restored_xml
+from vbackup.domain import domain_xml, machine_state, machine_xml, restored_xml
 from vbackup.domain.host import DomainHandle
-from vbackup.domain.nvram import NvramError
+from vbackup.domain.machine_state import Found, Unsaved
 from vbackup.errors import MalformedError
 from vbackup.fields import Fields
 from vbackup.model import LIVE_XML, Domain, HostIdentity, LeftOut
 from vbackup.qemu.monitor import Monitor
-from vbackup.report import Reporter
 
 
 @dataclass(frozen=True)
 class Further:
     """What a backup has of a domain apart from its disks, and what it has not."""
 
-    files: Mapping[str, bytes]  #: contents by name: domain.xml, live.xml, nvram
+    files: Mapping[str, bytes]  #: contents by name: domain.xml, live.xml
     left_out: tuple[LeftOut, ...]
+    machine: tuple[Found, ...] = ()  #: files that are yet to be read
+    unsaved: tuple[Unsaved, ...] = ()  #: what of the machine cannot be had
+    autostart: bool | None = None  #: whether libvirt starts it with the host; None if libvirt does not say
+    loader: str | None = None  #: path of its UEFI firmware
 
 
-def further(handle: DomainHandle, domain: Domain, monitor: Monitor, *, is_running: bool, reporter: Reporter) -> Further:
-    """Return the contents of a backup's further files, and what of the domain's definition is not in the backup.
+def further(
+    handle: DomainHandle, domain: Domain, monitor: Monitor, *, is_running: bool, with_media: bool = False
+) -> Further:
+    """Return what belongs to the backup apart from disks, and what of the domain's definition is not in it.
 
-    A warning reports an NVRAM store that should be there and cannot be read. Raises what libvirt's calls raise.
+    ``with_media``: media in CD-ROM and floppy drives belong to it. Raises what libvirt's calls raise.
     """
     definition = handle.definition_xml()
     found = {"domain.xml": definition.encode()}
@@ -38,16 +43,15 @@ def further(handle: DomainHandle, domain: Domain, monitor: Monitor, *, is_runnin
         left_out += restored_xml.only_defined(definition, domain.xml)
         known = {(state.kind, state.dev) for state in domain.host_state}
         left_out += [state for state in domain_xml.parse(definition).host_state if (state.kind, state.dev) not in known]
-    try:
-        variables = nvram.read(handle, domain, monitor if is_running else None)
-    except NvramError as err:
-        left_out.append(LeftOut("nvram", str(err), kind="nvram"))
-        if err.is_unexpected:
-            reporter.warning(f"The NVRAM is not in the backup: {err}.")
-    else:
-        if variables is not None:
-            found["nvram"] = variables
-    return Further(found, tuple(left_out))
+    machine = machine_state.find(handle, domain, definition, monitor if is_running else None, with_media=with_media)
+    return Further(
+        found,
+        tuple(left_out),
+        machine=tuple(machine.found),
+        unsaved=tuple(machine.unsaved),
+        autostart=handle.autostart(),
+        loader=machine_xml.loader(domain.xml) or machine_xml.loader(definition),
+    )
 
 
 def host_of(handle: DomainHandle) -> HostIdentity:

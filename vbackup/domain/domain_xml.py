@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from lxml import etree
 
-from vbackup.domain import host_state
+from vbackup.domain import host_state, nvram_xml
 from vbackup.errors import MalformedError, UsageError
 from vbackup.model import (
     BlockDriver,
@@ -27,9 +27,6 @@ from vbackup.model import (
 from vbackup.names import DEV, UUID
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
-
-#: libvirt before 9.2 chooses the file when it starts the domain, and names it only while the domain runs.
-NVRAM_UNNAMED = "the domain XML does not name the file of its UEFI variables"
 
 #: Domain types that run in QEMU.
 OF_QEMU = ("qemu", "kvm", "hvf")
@@ -60,17 +57,19 @@ def parse(xml: str) -> Domain:
         else:
             left_out.append(LeftOut(dev, reason))
     agent = root.find(f"devices/channel/target[@name='{AGENT_CHANNEL}']")
-    nvram_path, nvram_trouble = _nvram(root)
+    nvram = nvram_xml.find(root)
     return Domain(
         name=_text(root, "name"),
         uuid=uuid,
         disks=tuple(disks),
         left_out=tuple(left_out),
         agent_connected=agent is not None and agent.get("state") == "connected",
-        nvram_path=nvram_path,
-        nvram_trouble=nvram_trouble,
+        nvram_path=nvram.path,
+        nvram_volume=nvram.volume,
+        nvram_url=nvram.url,
+        nvram_trouble=nvram.trouble,
         security_labels=tuple(_security_labels(root)),
-        host_state=tuple(state.left_out for state in host_state.find(root)),
+        host_state=tuple(state.left_out for state in host_state.find(root) if state.machine is None),
         xml=xml,
     )
 
@@ -292,23 +291,6 @@ def _oddity(source: etree._Element, encryption: etree._Element | None) -> str | 
     if len(encryption.findall("secret")) != 1:
         return "the XML does not name exactly one secret for its encryption"
     return None
-
-
-def _nvram(root: etree._Element) -> tuple[str | None, str | None]:
-    """Return the path of the NVRAM file, or why there is none although the domain has NVRAM."""
-    if not host_state.needs_nvram(root):
-        return None, None
-    nvram = root.find("os/nvram")
-    if nvram is None:
-        return None, NVRAM_UNNAMED
-    source, kind = nvram.find("source"), nvram.get("type", "file")
-    path = (source.get("file") if source is not None else None) or (nvram.text or "").strip()
-    if kind == "file" and path:
-        return path, None
-    if kind == "file":
-        return None, NVRAM_UNNAMED if root.find("os").get("firmware") == "efi" else None  # type: ignore[union-attr]
-    where = source.get("dev") or source.get("volume") or source.get("protocol") if source is not None else None
-    return None, f"UEFI variables on a source of type {kind} ({where or 'unnamed'}), which vbackup does not read"
 
 
 def _security_labels(root: etree._Element) -> Iterator[SecurityLabel]:

@@ -342,6 +342,17 @@ class DomainHandle:
                 xml = self._domain.XMLDesc(inactive)
         return xml
 
+    def autostart(self) -> bool | None:
+        """Return True if libvirt starts the domain with the host (virDomainGetAutostart).
+
+        None if it does not say: a transient domain has no such flag.
+        """
+        try:
+            return bool(self._domain.autostart())
+        except libvirt.libvirtError as err:
+            log.debug("no autostart of %s: %s", self.name, err)
+            return None
+
     def checkpoints(self) -> frozenset[str]:
         """Return the names of libvirt's own checkpoints; each has a bitmap of the same name on some disks.
 
@@ -404,6 +415,12 @@ class DomainHandle:
         """Return True if the domain has a managed save image (virsh managedsave), from which its next start resumes."""
         with self.host.errors(f"read the saved state of domain {self.name}"):
             return bool(self._domain.hasManagedSaveImage(0))
+
+
+def library_version() -> int:
+    """Return the version of the libvirt library of this host, such as 9000000 for 9.0.0 (virGetVersion)."""
+    version: int = libvirt.getVersion()
+    return version
 
 
 #: The driver (another hypervisor's) or the daemon (an old one) lacks the function.

@@ -1,7 +1,8 @@
 """What else of the host a domain uses to keep data, beside its disks: TPM, NVDIMM, shared folders, devices and more.
 
-vbackup does not back these up, so each is named in the result of a backup (``left_out``), and restored domains do not
-get them (vbackup.domain.restored_xml), because they would write to what belongs to the original.
+What vbackup does not back up is named in the result of a backup (``left_out``), and restored domains do not get it
+(vbackup.domain.restored_xml), because they would write to what belongs to the original. What it does back up
+(vbackup.domain.machine_state) is found here too: a backup need not have it.
 
 The list is that of libvirt's schema (domaincommon.rng, every element that can name a file, a directory or a device),
 without what comes with the host's packages and is only read: ROM images, ACPI tables, templates. Kernels that the host
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vbackup.domain import qemu_arguments
-from vbackup.model import LeftOut
+from vbackup.model import LeftOut, MachineKind
 
 if TYPE_CHECKING:
     from lxml import etree
@@ -33,6 +34,7 @@ class HostState:
     name: str  #: unique enough for a person: "tpm", "filesystem share"
     reason: str  #: what it is and where, and that it is not in the backup
     is_only_read: bool = False  #: the guest cannot write to it, or it is no place at all
+    machine: MachineKind | None = None  #: what of a backup has it (vbackup.domain.machine_state)
 
     @property
     def left_out(self) -> LeftOut:
@@ -70,7 +72,8 @@ def _firmware(root: etree._Element) -> Iterator[HostState]:
         )
     for store in root.iterfind("os/varstore"):
         where = f" ({store.get('path')})" if store.get("path") else ""
-        yield HostState(store, "varstore", f"UEFI variables in a varstore{where}: they are {NOT_IN_BACKUP}")
+        reason = f"UEFI variables in a varstore{where}: they are {NOT_IN_BACKUP}"
+        yield HostState(store, "varstore", reason, machine=MachineKind.VARSTORE)
 
 
 def _direct_boot(root: etree._Element) -> Iterator[HostState]:
@@ -78,7 +81,7 @@ def _direct_boot(root: etree._Element) -> Iterator[HostState]:
         for element in root.iterfind(f"os/{name}"):
             reason = f"{what} of the host that the guest boots ({_words(element)}): it is {NOT_IN_BACKUP}"
             if _words(element):
-                yield HostState(element, name, reason, is_only_read=True)
+                yield HostState(element, name, reason, is_only_read=True, machine=MachineKind(name))
 
 
 def _tpm(root: etree._Element) -> Iterator[HostState]:
@@ -89,7 +92,7 @@ def _tpm(root: etree._Element) -> Iterator[HostState]:
             reason = f"emulated TPM: its state, such as keys of encrypted guest disks, is {NOT_IN_BACKUP}"
         else:
             reason = f"TPM of type {kind or 'unknown'}: its state is {NOT_IN_BACKUP}"
-        yield HostState(tpm, "tpm", reason)
+        yield HostState(tpm, "tpm", reason, machine=MachineKind.TPM if kind == "emulator" else None)
 
 
 def _memory(root: etree._Element) -> Iterator[HostState]:

@@ -1,103 +1,145 @@
-"""Read the NVRAM store of a domain's UEFI firmware: a file that libvirt names, or that it is known to open.
+"""Read the variables of a domain's UEFI firmware, wherever libvirt has them: a file, a device, a volume, an NBD export.
 
-The guest may set variables in the meantime, so the store is read until two readings are the same.
+The guest may set variables in the meantime, so they are read until two readings are the same. What is read is an image
+as QEMU has it, raw or qcow2, and stays of that format.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
-from vbackup.domain import domain_xml
+from vbackup.domain import driver, nvram_xml
 from vbackup.domain.host import DomainHandle
-from vbackup.errors import ChainError, MalformedError, QmpError
+from vbackup.domain.state_files import UnsavedError, stable, told
+from vbackup.errors import ChainError, MalformedError, QmpError, StorageError, VbackupError
 from vbackup.fields import objects
 from vbackup.files import is_regular, open_regular, read_regular
 from vbackup.model import BlockDriver, Domain
-from vbackup.qemu import qcow2
+from vbackup.qemu import qcow2, qemu_img
 from vbackup.qemu.monitor import Monitor
 
 #: NVRAM stores of UEFI firmware are well under 1 MiB.
 MAX_NVRAM_BYTES = 64 * 1024 * 1024
-#: A guest sets its variables in moments; firmware that writes all the time would be a fault.
-MAX_READINGS = 10
+#: How long a server may take to give one.
+_SERVER_S = 30.0
 
 
-class NvramError(Exception):
-    """The NVRAM that a domain has cannot be read. ``is_unexpected``: a warning should tell the user."""
+@dataclass(frozen=True)
+class Nvram:
+    """The variables, as an image."""
 
-    def __init__(self, reason: str, *, is_unexpected: bool = False) -> None:
-        self.is_unexpected = is_unexpected
-        super().__init__(reason)
+    data: bytes
+    path: str  #: where the original has them
 
 
-def read(handle: DomainHandle, domain: Domain, monitor: Monitor | None) -> bytes | None:
+def read(handle: DomainHandle, domain: Domain, monitor: Monitor | None) -> Nvram | None:
     """Return the variables of UEFI firmware: without them a guest may not find its boot loader.
 
     ``monitor`` is that of the domain's QEMU, None if it is off. Returns None for a domain without NVRAM.
-    Raises NvramError.
+    Raises UnsavedError.
     """
     path, is_local = domain.nvram_path, handle.host.is_local
-    if path is None and domain.nvram_trouble == domain_xml.NVRAM_UNNAMED and monitor is None and is_local:
-        path = _unnamed_nvram(handle, domain)
-    if path is None:
+    if path is None and domain.nvram_trouble == nvram_xml.UNNAMED and monitor is None and is_local:
+        path = _unnamed(handle, domain)
+    if domain.nvram_volume is not None:
+        path = _path_of_volume(handle, domain.nvram_volume) if is_local else "/".join(domain.nvram_volume)
+    if path is None and domain.nvram_url is None:
         if domain.nvram_trouble is None:
             return None
-        while_off = (
-            "; a backup of the running domain has them" if domain.nvram_trouble == domain_xml.NVRAM_UNNAMED else ""
-        )
-        raise NvramError(domain.nvram_trouble + while_off)
+        is_unnamed = domain.nvram_trouble == nvram_xml.UNNAMED
+        while_off = "; a backup of the running domain has them" if is_unnamed else ""
+        raise UnsavedError(domain.nvram_trouble + while_off)
     if not is_local:
-        raise NvramError(f"the NVRAM store {path} is on another host", is_unexpected=True)
-    try:
-        return _read_nvram(Path(path).resolve(), monitor)
-    except OSError as err:
-        is_huge = err.errno == errno.EFBIG
-        why = "is larger than any firmware's" if is_huge else f"cannot be read: {err.strerror or err}"
-        reason = f"the NVRAM store {path} {why}"
-        raise NvramError(reason, is_unexpected=True) from err
+        raise UnsavedError(f"the NVRAM store {path or domain.nvram_url} is on another host", is_unexpected=True)
+    if path is None:
+        assert domain.nvram_url is not None
+        return Nvram(_read_url(domain.nvram_url, monitor), domain.nvram_url)
+    with told(f"the NVRAM store {path}", too_large="is larger than any firmware's"):
+        return Nvram(_read_path(Path(path).resolve(), monitor), path)
 
 
-def _unnamed_nvram(handle: DomainHandle, domain: Domain) -> str | None:
+def _unnamed(handle: DomainHandle, domain: Domain) -> str | None:
     """Return the store that libvirt opens at the next start if its definition does not name one, if that is there.
 
     qemuDomainNVRAMPathFormat of libvirt 9.0: NAME_VARS.fd in the driver's directory.
     """
-    uri = urlsplit(handle.host.real_uri)
-    if handle.host.is_embedded:
-        directory = Path(parse_qs(uri.query).get("root", [""])[0]) / "lib/qemu/nvram"
-    elif uri.path == "/system":
-        directory = Path("/var/lib/libvirt/qemu/nvram")
-    else:
+    places = driver.directories(handle.host.real_uri)
+    if places is None:
         return None
-    path = directory / f"{domain.name}_VARS.fd"
+    path = places.nvram / f"{domain.name}_VARS.fd"
     return str(path) if is_regular(path) else None
 
 
-def _read_nvram(path: Path, monitor: Monitor | None) -> bytes:
-    """Return the content of the store at one moment, although the guest may write to it.
+def _path_of_volume(handle: DomainHandle, volume: tuple[str, str]) -> str:
+    try:
+        path = handle.host.volume_path(*volume)
+    except VbackupError as err:
+        raise UnsavedError(f"the NVRAM store is a volume: {str(err).rstrip('.')}", is_unexpected=True) from err
+    if not path.startswith("/"):
+        raise UnsavedError(f"UEFI variables on a volume ({path}) that is no file of this host")
+    return path
 
-    Two readings are the same. QEMU keeps tables of a qcow2 image in its cache, so it is asked to write them before each
-    reading. Raises OSError, NvramError.
+
+def _read_path(path: Path, monitor: Monitor | None) -> bytes:
+    """Return the content of the store at one moment. Raises OSError, UnsavedError."""
+    is_device = stat.S_ISBLK(path.lstat().st_mode)
+    if not is_device:
+        is_qcow2 = _format_of(path) is BlockDriver.QCOW2
+        return _stable(lambda: read_regular(path, max_bytes=MAX_NVRAM_BYTES), str(path), monitor, is_qcow2=is_qcow2)
+    if _read_device(path)[: len(qcow2.MAGIC)] == qcow2.MAGIC:
+        return _stable(lambda: _copied(str(path), is_qcow2=True), str(path), monitor, is_qcow2=True)
+    return _stable(lambda: _read_device(path), str(path), monitor, is_qcow2=False)
+
+
+def _read_url(url: str, monitor: Monitor | None) -> bytes:
+    is_qcow2 = _copied(url, is_qcow2=False)[: len(qcow2.MAGIC)] == qcow2.MAGIC
+    return _stable(lambda: _copied(url, is_qcow2=is_qcow2), url, monitor, is_qcow2=is_qcow2)
+
+
+def _stable(read_it: Callable[[], bytes], name: str, monitor: Monitor | None, *, is_qcow2: bool) -> bytes:
+    """Return what two readings have said alike.
+
+    QEMU keeps tables of a qcow2 image in its cache, so it is asked to write them before each reading.
     """
-    before: bytes | None = None
-    image_format = _format_of(path)
-    for _ in range(MAX_READINGS):
-        if image_format is BlockDriver.QCOW2 and monitor is not None:
-            _flush(path, monitor)
-        data = read_regular(path, max_bytes=MAX_NVRAM_BYTES)
-        if data == before:
-            return data
-        before = data
-    raise NvramError(f"the NVRAM store {path} changed each time it was read", is_unexpected=True)
+
+    def read_flushed() -> bytes:
+        if is_qcow2 and monitor is not None:
+            _flush(name, monitor)
+        return read_it()
+
+    return stable(read_flushed, f"the NVRAM store {name}")
+
+
+def _read_device(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as device:
+        size_bytes = os.lseek(device.fileno(), 0, os.SEEK_END)
+        if size_bytes > MAX_NVRAM_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return os.pread(device.fileno(), size_bytes, 0)
+
+
+def _copied(name: str, *, is_qcow2: bool) -> bytes:
+    """Return an image that QEMU opens under that name, as a file of the same format. Raises UnsavedError."""
+    driver_name = BlockDriver.QCOW2 if is_qcow2 else BlockDriver.RAW
+    with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
+        path = Path(directory) / "nvram"
+        try:
+            qemu_img.copy(name, path, driver_name, max_bytes=MAX_NVRAM_BYTES, timeout_s=_SERVER_S)
+            return read_regular(path, max_bytes=MAX_NVRAM_BYTES)
+        except (StorageError, OSError) as err:
+            raise UnsavedError(f"the NVRAM store {name}: {str(err).rstrip('.')}", is_unexpected=True) from err
 
 
 def _format_of(path: Path) -> BlockDriver:
     """Return the format of the store by its first bytes; a firmware volume begins with zeros.
 
-    Raises OSError, NvramError.
+    Raises OSError, UnsavedError.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         if file.read(len(qcow2.MAGIC)) != qcow2.MAGIC:
@@ -105,27 +147,27 @@ def _format_of(path: Path) -> BlockDriver:
     try:
         header = qcow2.header(path)
     except ChainError as err:
-        raise NvramError(str(err).rstrip("."), is_unexpected=True) from err
+        raise UnsavedError(str(err).rstrip("."), is_unexpected=True) from err
     if header.backing_file is not None or header.has_data_file or header.encrypted:
-        raise NvramError(f"the NVRAM store {path} has a part of its data in another file, or is encrypted")
+        raise UnsavedError(f"the NVRAM store {path} has a part of its data in another file, or is encrypted")
     return BlockDriver.QCOW2
 
 
-def _flush(path: Path, monitor: Monitor) -> None:
-    """Let QEMU write what it caches of the store, which is the file at that real path.
+def _flush(name: str, monitor: Monitor) -> None:
+    """Let QEMU write what it caches of the store, which is the file at that real path, or what it calls so itself.
 
-    Raises NvramError if it does not have it open or cannot write.
+    Raises UnsavedError if it does not have it open or cannot write.
     """
     for entry in objects(monitor.execute("query-block"), "query-block", MalformedError):
         image = entry.object("inserted").optional_text("file") if "inserted" in entry else None
         device = entry.optional_text("qdev")
-        if image is not None and os.path.realpath(image) == str(path) and device is not None:
+        if image is not None and device is not None and name in (image, os.path.realpath(image)):
             try:
                 # QMP has no command that flushes a node without changing it.
                 said = monitor.execute("human-monitor-command", {"command-line": f"qemu-io -d {device} flush"})
             except QmpError as err:
                 said = err.description
             if said:
-                raise NvramError(f"QEMU could not write the tables of the NVRAM store {path}", is_unexpected=True)
+                raise UnsavedError(f"QEMU could not write the tables of the NVRAM store {name}", is_unexpected=True)
             return
-    raise NvramError(f"QEMU does not have the NVRAM store {path} open", is_unexpected=True)
+    raise UnsavedError(f"QEMU does not have the NVRAM store {name} open", is_unexpected=True)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from lxml import etree
 
-from vbackup.domain import host_state
+from vbackup.domain import host_state, machine_xml
 from vbackup.domain.domain_xml import check_path, dev_of, root_of, text_of
+from vbackup.domain.machine_xml import NOWHERE, Places
 from vbackup.model import LeftOut
 
 #: Attributes of <source> that say which image it is, for all types of disks.
@@ -44,22 +45,31 @@ class RestoredXml:
 
 
 def rework(
-    definition: str, live: str | None, devs: Mapping[str, str | None], *, output: str, keep_others: bool
+    definition: str,
+    live: str | None,
+    devs: Mapping[str, str | None],
+    *,
+    output: str,
+    keep_others: bool,
+    places: Places = NOWHERE,
 ) -> RestoredXml:
     """Return the definition for a domain whose restored disks are ``devs``, each with the path of its original image.
 
     ``live`` is the XML of the running domain, None if it was off or the backup does not have it. ``output`` is the
     directory of the restored files. ``keep_others``: what was not asked for stays as it is in the definition, and is
-    reported as shared. Raises MalformedError if a text is no domain XML, UsageError if ``output`` cannot be written in
-    XML; the caller can choose another directory.
+    reported as shared. ``places`` has the files of the machine that are restored too: the domain uses them. Raises
+    MalformedError if a text is no domain XML, UsageError if ``output`` cannot be written in XML; the caller can choose
+    another directory.
     """
     check_path(output)
     root = root_of(definition)
     report = _Report()
-    _other_disks(root, devs, report, keep_others=keep_others)
+    _other_disks(root, devs, report, media=places.media, keep_others=keep_others)
     _place_disks(root, None if live is None else root_of(live), devs, report)
     for state in host_state.find(root):
-        _detach(state, output, report, keep_others=keep_others)
+        if state.machine is None or state.machine not in places.kinds:
+            _detach(state, output, report, keep_others=keep_others)
+    machine_xml.place(root, places)
     _remove_leases(root, report, keep_others=keep_others)
     _move_output(root, output, report, keep_others=keep_others)
     return RestoredXml(
@@ -229,10 +239,12 @@ def _insert(root: etree._Element, entry: etree._Element | None, new: etree._Elem
 # what is not in the backup
 
 
-def _other_disks(root: etree._Element, devs: Collection[str], report: _Report, *, keep_others: bool) -> None:
-    """Remove the disks that are not restored and that the guest would write to."""
+def _other_disks(
+    root: etree._Element, devs: Collection[str], report: _Report, *, media: Collection[str], keep_others: bool
+) -> None:
+    """Remove the disks that are not restored and that the guest would write to; ``media`` are restored too."""
     for dev, element in _disks(root).items():
-        if dev in devs:
+        if dev in devs or (dev in media and not _is_disk(element)):
             continue
         device, place = element.get("device", "disk"), _path(element)
         if device == "cdrom" or (device == "floppy" and place is None):

@@ -28,7 +28,7 @@ from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import recovery
+from vbackup.operations import recovery, saved_machine
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -65,6 +65,7 @@ class BackupRequest:
     fleecing: Path | None = None  #: the fleecing area: a directory (vbackup.engine.fleecing)
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
     note: str | None = None  #: for people (vbackup.repository.notes)
+    with_media: bool = False  #: small media in CD-ROM and floppy drives belong to it
 
 
 @dataclass(frozen=True)
@@ -276,13 +277,22 @@ def _draft(backup_plan: BackupPlan, stage: Stage, this: _Run) -> Unfinished:
     domain, handle = this.domain, this.domain.source.handle
     # Asked before the copy, so that a domain that is off does not need libvirtd until the end.
     further = definition.further(
-        handle, backup_plan.domain, domain.monitor, is_running=domain.source.is_running, reporter=domain.reporter
+        handle,
+        backup_plan.domain,
+        domain.monitor,
+        is_running=domain.source.is_running,
+        with_media=this.request.with_media,
+    )
+    # A full stands alone. Whatever an increment shares, it depends on the backups before it anyway.
+    earlier = backup_plan.history.backups[-1] if backup_plan.level is Level.INCREMENTAL else None
+    machine = saved_machine.save(
+        further, stage, earlier=earlier, repository=domain.repository, reporter=domain.reporter, stop=domain.stop
     )
     draft = backup_plan.draft(
         files={name: stage.write(name, data) for name, data in further.files.items()},
         versions=definition.versions(handle, domain.monitor),
     )
-    draft = replace(draft, left_out=(*draft.left_out, *further.left_out), host=definition.host_of(handle))
+    draft = replace(saved_machine.with_machine(draft, machine, further), host=definition.host_of(handle))
     if this.request.note is not None:
         stage.write(notes.NOTE, notes.data(this.request.note))
     group = this.moment.planned(GroupMember(draft.domain_name, draft.domain_uuid, draft.id))

@@ -19,7 +19,7 @@ from pathlib import Path
 from vbackup import files, names
 from vbackup.errors import ChainError, InterruptedBySignalError, NoSpaceError, StorageError, VbackupError
 from vbackup.fields import parse_json
-from vbackup.files import fsync, is_directory, read_regular, storage_errors
+from vbackup.files import fsync, is_directory, storage_errors
 from vbackup.operations import consolidation
 from vbackup.report import Reporter
 from vbackup.repository import (
@@ -227,9 +227,9 @@ class _Work:
                     text = read_text(twin)
                     backup = manifest.load(text, backup_id=broken.id, domain_uuid=self._uuid)
                     links = [Link(backup, image) for image in backup.disks]
-                    proofs = self._proofs(path.parent, backup.files, links)
+                    proofs = self._proofs(path.parent, backup.digests, links)
                     # Without a digest of itself, only what is here proves what it says.
-                    if not proofs or (not manifest.has_digest(text) and proofs < len(links) + len(backup.files)):
+                    if not proofs or (not manifest.has_digest(text) and proofs < len(links) + len(backup.digests)):
                         continue
                     if not self._dry_run:
                         self._replace(path, text.encode())
@@ -253,9 +253,8 @@ class _Work:
                     verify.check_digest(path, link, check=self._stop.check, progress=lambda _done_bytes: None)
                 proofs += 1
         for name, digest in recorded.items():
-            with suppress(OSError):
-                data = read_regular(directory / name, max_bytes=verify.MAX_FURTHER_BYTES)
-                proofs += files.digest_of(data) == digest
+            with suppress(StorageError):
+                proofs += files.digest(directory / name, check=self._stop.check) == digest
         return proofs
 
     def _images(self, found: Inspected) -> None:
@@ -367,26 +366,41 @@ class _Work:
             self._good.add(name)
 
     def _files(self, found: Inspected) -> None:
-        """Take domain.xml, live.xml and nvram from a copy, or from another backup that has the same."""
+        """Take what is no image, such as domain.xml, from a copy, or from another backup that has the same."""
         history = self._repository.catalogue(self._uuid).history
         for trouble in found.troubles:
             if trouble.kind is not Kind.FILE or trouble.path is None or trouble.backup is None:
                 continue
             path = trouble.path
-            digest = history.get(trouble.backup).files[path.name]
+            digest = history.get(trouble.backup).digests[path.name]
             others = (self._directory / other.id / path.name for other in history.backups)
             for source in (*self._sources.twins(path), *others):
-                with suppress(OSError):
-                    data = read_regular(source, max_bytes=verify.MAX_FURTHER_BYTES)
-                    if files.digest_of(data) != digest:
-                        continue
+                if self._digest_of(source) == digest:
                     if not self._dry_run:
-                        self._replace(path, data)
+                        self._take(path, source)
                     self._note(f"{path} was taken from {source}.", f"{path} would be taken from {source}.")
                     self._good.add(f"{trouble.backup}/{path.name}")
                     break
             else:
                 self._fail(f"{path} cannot be repaired: no backup has the same. Give a copy with --from.")
+
+    def _digest_of(self, path: Path) -> str | None:
+        try:
+            return files.digest(path, check=self._stop.check)
+        except StorageError:
+            return None
+
+    def _take(self, path: Path, source: Path) -> None:
+        """Put a copy of the source in the place of a file."""
+        staged = path.with_name(f"{REPAIRED}{path.name}")
+        with storage_errors(f"write {staged}"):
+            staged.unlink(missing_ok=True)
+            with os.fdopen(files.open_regular(source), "rb") as given:
+                fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                with os.fdopen(fd, "wb") as file:
+                    shutil.copyfileobj(given, file)
+            fsync(staged)
+        quarantine.replace(self._repository, path, staged)
 
     def _replace(self, path: Path, data: bytes) -> None:
         staged = path.with_name(f"{REPAIRED}{path.name}")

@@ -25,8 +25,9 @@ from vbackup.files import storage_errors
 from vbackup.images import written
 from vbackup.images.flatten import flatten, layers_of
 from vbackup.images.storing import Storing
-from vbackup.model import LIVE_XML, Backup, ImageFormat, LeftOut
-from vbackup.qemu import qcow2
+from vbackup.model import LIVE_XML, NVRAM, Backup, ImageFormat, LeftOut, MachineKind
+from vbackup.operations import restored_machine
+from vbackup.operations.restored_machine import Placed
 from vbackup.report import Phase, Reporter
 from vbackup.repository import block_list, block_scan, chosen, history, image_check, verify
 from vbackup.repository.block_list import BlockList
@@ -45,6 +46,7 @@ class RestoreRequest:
     wanted: Wanted = field(default_factory=Wanted)
     image_format: ImageFormat = ImageFormat.QCOW2
     checkpoint: bool = True  #: the next backup of the restored domain starts from the backup
+    uri: str | None = None  #: of the libvirt that will run the restored domain; nothing is asked of it
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Restored:
     left_out: tuple[LeftOut, ...]  #: what the original has and the restored domain.xml has not
     shared: tuple[LeftOut, ...]  #: what the restored domain.xml still has of the original's
     checkpoints: tuple[str, ...] = ()  #: disks (dev) whose next backup starts from the backup
+    machine: tuple[Placed, ...] = ()  #: what the domain needs beside disks and XML, and where it is now
+    tpm_place: Path | None = None  #: where the state of the TPM has to be copied to; None if libvirt finds it
 
 
 #: Mode of the directories that a restore makes: others can reach a file that they may read, but list nothing.
@@ -92,25 +96,25 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
     backup, request = choice.backup, work.request
     output = request.output.absolute()
     images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
-    further = [name for name in backup.files if name != LIVE_XML]
-    _refuse_existing([*images.values(), *(output / name for name in further)])
+    machine = restored_machine.placed(backup, output)
+    _refuse_existing([*images.values(), *(one.path for one in machine), output / "domain.xml"])
     files.refuse_unwritable(output)  # before hours of reading
     verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
-    texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files}
-    definition = _definition(choice, texts, request=request, images=images)
+    restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
+    texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files if name != NVRAM}
+    definition = _definition(choice, texts, work, images=images, machine=machine)
     _refuse_existing([Path(name) for name in definition.new_files])
-    texts = {name: texts[name] for name in further} | {"domain.xml": definition.text.encode()}
 
     with _temporary_directory(output) as temporary:
         for dev, path in images.items():
             _restore_disk(chains[dev], temporary / path.name, work)
-        for name, data in texts.items():
-            _write(temporary / name, data)
+        restored_machine.write(machine, backup, temporary, repository=work.repository, stop=work.stop)
+        _write(temporary / "domain.xml", definition.text.encode())
         checkpoints = _add_checkpoints(choice, images, temporary, work)
         work.stop.check()
         # The domain XML last: where it is, all that it names is there.
-        others = [name for name in texts if name != "domain.xml"]
-        _move_out(temporary, output, [*(path.name for path in images.values()), *others, "domain.xml"])
+        names = [*(path.name for path in images.values()), *restored_machine.names(machine, output)]
+        _move_out(temporary, output, [*names, "domain.xml"])
     _warn(choice, definition, work.reporter)
     return Restored(
         backup,
@@ -121,6 +125,8 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
         left_out=definition.left_out,
         shared=definition.shared,
         checkpoints=tuple(checkpoints),
+        machine=machine,
+        tpm_place=restored_machine.tpm_place(definition.text, machine, request.uri),
     )
 
 
@@ -147,12 +153,19 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
 
 
 def _definition(
-    choice: Choice, texts: Mapping[str, bytes], *, request: RestoreRequest, images: Mapping[str, Path]
+    choice: Choice,
+    texts: Mapping[str, bytes],
+    work: _Work,
+    *,
+    images: Mapping[str, Path],
+    machine: Sequence[Placed],
 ) -> RestoredXml:
     """Return the backup's domain XML with the paths of the restored files, and without what is the original's."""
-    backup, output = choice.backup, request.output.absolute()
+    backup, request, output = choice.backup, work.request, work.request.output.absolute()
     if "domain.xml" not in texts:
         raise ChainError(f"The manifest of backup {backup.id} lists no domain.xml, but every backup has one.")
+    place = restored_machine.path_of(machine, MachineKind.NVRAM)
+    nvram, has_nvram = os.fspath(place or output / NVRAM), place is not None
     devs = {dev: history.image_of(one, dev).source for dev, one in choice.disks.items()}
     paths = {dev: (os.fspath(path), request.image_format) for dev, path in images.items()}
     try:
@@ -162,23 +175,24 @@ def _definition(
             devs,
             output=os.fspath(output),
             keep_others=bool(request.wanted.disks),
+            places=restored_machine.places(machine),
         )
-        is_qcow2 = texts.get("nvram", b"").startswith(qcow2.MAGIC)
         text = domain_xml.with_disks(
             xml.text,
             paths,
             # Also without one in the backup: libvirt then makes a new one there, and leaves the original's alone.
-            nvram_path=os.fspath(output / "nvram") if "nvram" in texts or xml.has_nvram else None,
-            nvram_format=(ImageFormat.QCOW2 if is_qcow2 else ImageFormat.RAW) if "nvram" in texts else None,
+            nvram_path=nvram if has_nvram or xml.has_nvram else None,
+            nvram_format=restored_machine.nvram_format(machine, backup, repository=work.repository),
         )
     except MalformedError as err:
         raise ChainError(f"The domain.xml of backup {backup.id} is not valid: {err}") from err
     left_out, new_files = list(xml.left_out), list(xml.new_files)
-    if xml.has_nvram and "nvram" not in texts:
-        new_files.append(os.fspath(output / "nvram"))
-    nvram = restored_xml.nvram_left_out(xml, is_in_backup="nvram" in texts, path=os.fspath(output / "nvram"))
-    left_out += [nvram] if nvram is not None else []
-    return replace(xml, text=text, left_out=tuple(left_out), new_files=tuple(new_files))
+    if xml.has_nvram and not has_nvram:
+        new_files.append(nvram)
+    told = restored_xml.nvram_left_out(xml, is_in_backup=has_nvram, path=nvram)
+    left_out += [told] if told is not None else []
+    shared = [*xml.shared, *restored_machine.shared(text, machine, request.uri)]
+    return replace(xml, text=text, left_out=tuple(left_out), shared=tuple(shared), new_files=tuple(new_files))
 
 
 def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
@@ -195,6 +209,12 @@ def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
         reporter.warning(f"Not in the restored domain.xml: {left.dev} ({left.reason}).")
     for left in definition.shared:
         reporter.warning(f"The restored domain.xml still names the original's {left.dev} ({left.reason}).")
+    missing = restored_machine.missing_firmware(definition.text)
+    if missing is not None:
+        reporter.warning(
+            f"The firmware {missing}, which domain.xml names, is not on this host: install its package, or name another"
+            " in <loader> before the domain starts."
+        )
 
 
 def _make(output: Path) -> None:
@@ -323,5 +343,8 @@ def _move_out(temporary: Path, output: Path, names: Sequence[str]) -> None:
             files.fsync(output)
     except BaseException:
         for path in reversed(moved):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         raise

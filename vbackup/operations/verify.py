@@ -195,9 +195,9 @@ class _Work:
 
     def _check_further_files(self) -> None:
         for backup in self._selected.backups:
-            for name in backup.files:
+            for name in backup.digests:
                 try:
-                    verify.read_file(self._repository, backup, name)
+                    verify.check_file(self._repository, backup, name, stop=self._stop.check)
                 except ChainError as err:
                     self._warn(self._findings.add_file(backup, name, str(err)))
             self._verdicts.files_checked(backup)

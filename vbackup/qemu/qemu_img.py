@@ -108,6 +108,39 @@ def convert(
         _raise(errors, f"copy {layers[-1]} to {output}")
 
 
+def copy(name: str, output: Path, image_format: BlockDriver, *, max_bytes: int, timeout_s: float) -> None:
+    """Copy a small image, which another process may have open, to a new file of the same format.
+
+    ``name`` is what QEMU opens: an absolute path, or the URL of an export. Raises StorageError, also if the image is
+    larger than ``max_bytes`` or takes longer than that.
+    """
+    formats = ["-f", image_format.name, "-O", image_format.name]
+    try:
+        info = _small(["info", "-U", "--output=json", "-f", image_format.name, name], name, timeout_s=timeout_s)
+        size_bytes = Fields(json.loads(info), f"qemu-img info {name}", StorageError).integer("virtual-size")
+        if size_bytes > max_bytes:
+            raise StorageError(f"Cannot copy {name}: it has {size_bytes} bytes, which is more than {max_bytes}.")
+        _small(["convert", "-U", *formats, name, os.fspath(output.absolute())], name, timeout_s=timeout_s)
+    except subprocess.TimeoutExpired as err:
+        raise StorageError(f"Cannot copy {name}: it does not answer.") from err
+
+
+def _small(argv: Sequence[str], name: str, *, timeout_s: float) -> bytes:
+    """Run qemu-img for a moment, and return what it prints."""
+    result = subprocess.run(
+        ["qemu-img", *argv],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        cwd="/",
+        timeout=timeout_s,
+        umask=0o077,
+    )
+    if result.returncode != 0:
+        _raise(result.stderr, f"copy {name}")
+    return result.stdout
+
+
 def _chain(layers: Sequence[Path]) -> str:
     """Return the json: file name of the newest layer, with the older ones nested (QAPI BlockdevOptionsQcow2)."""
     options: dict[str, Any] | None = None

@@ -127,7 +127,7 @@ def inspect(repository: Repository, uuid: str, *, check: Callable[[], None]) -> 
     troubles += _chains(read, found)
     for backup in read.history.backups:
         check()
-        troubles += _files(repository, backup)
+        troubles += _files(repository, backup, check)
         troubles += _clock(backup)
         troubles += _verified(repository, backup)
     troubles += _rights(repository, uuid)
@@ -236,12 +236,12 @@ def _chains(read: Catalogue, found: Iterable[Trouble]) -> Iterator[Trouble]:
                     )
 
 
-def _files(repository: Repository, backup: Backup) -> Iterator[Trouble]:
+def _files(repository: Repository, backup: Backup, check: Callable[[], None]) -> Iterator[Trouble]:
     """Yield what is wrong with the further files of a backup, and which files do not belong to it."""
     directory = repository.directory(backup.domain_uuid, backup.id)
-    for name in backup.files:
+    for name in backup.digests:
         try:
-            verify.read_file(repository, backup, name)
+            verify.check_file(repository, backup, name, stop=check, quick=True)
         except ChainError as err:
             yield Trouble(
                 Severity.DAMAGE,
@@ -252,7 +252,7 @@ def _files(repository: Repository, backup: Backup) -> Iterator[Trouble]:
                 path=directory / name,
                 affected=(backup.id,),
             )
-    known = {*_KNOWN, *backup.files}
+    known = {*_KNOWN, *backup.digests}
     for image in backup.disks:
         known |= {image.file, f"{image.dev}{block_list.SUFFIX}"}
     for entry in _entries_of(directory):

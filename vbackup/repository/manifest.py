@@ -7,7 +7,7 @@ it that becomes part of a path is checked here, before any image is opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from vbackup.files import digest_of
 from vbackup.layers import ChainState
 from vbackup.model import (
     LIVE_XML,
+    NVRAM,
     Backup,
     BlockDriver,
     BlocksRecord,
@@ -30,14 +31,16 @@ from vbackup.model import (
     HostIdentity,
     LeftOut,
     Level,
+    MachineFile,
+    MachineKind,
 )
 
 NAME = "manifest.json"
 SCHEMA = "vbackup.manifest/1"
 #: A manifest of a thousand disks is under 1 MiB.
 MAX_SIZE_BYTES = 16 * 1024 * 1024
-#: Files that a backup can have in addition to its images.
-FURTHER_FILES = ("domain.xml", LIVE_XML, "nvram")
+#: Files that a backup can have in addition to its images and to what ``machine`` lists.
+FURTHER_FILES = ("domain.xml", LIVE_XML, NVRAM)
 
 #: Times in this range can be converted to every time zone.
 _EARLIEST, _LATEST = (datetime(*day, tzinfo=timezone.utc) for day in ((1, 1, 2), (9999, 12, 31)))
@@ -70,6 +73,12 @@ def document(backup: Backup) -> dict[str, Any]:
         members["host"] = host_document(backup.host)
     if backup.group is not None:
         members["group"] = group_document(backup.group)
+    if backup.machine:
+        members["machine"] = [_machine_document(one) for one in backup.machine]
+    if backup.autostart is not None:
+        members["autostart"] = backup.autostart
+    if backup.loader is not None:
+        members["loader"] = backup.loader
     return members
 
 
@@ -138,6 +147,10 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
     disks = tuple(_image(disk, where) for disk in fields.objects("disks"))
     if len({image.dev for image in disks}) != len(disks):
         raise ChainError(f"In {where}: it lists a disk twice.")
+    machine = tuple(_machine(fields, where))
+    for one in machine:
+        if files.get(one.file, one.digest) != one.digest:
+            raise ChainError(f"In {where}: it gives two digests of {one.file}.")
     return Backup(
         id=backup_id,
         sequence=fields.integer("sequence"),
@@ -155,7 +168,35 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
         versions={name: versions.text(name) for name in ("vbackup", "qemu", "libvirt") if name in versions},
         group=_group(fields.object("group")) if "group" in fields else None,
         host=host(fields.object("host")) if "host" in fields else None,
+        machine=machine,
+        autostart=fields.boolean("autostart") if "autostart" in fields else None,
+        loader=fields.optional_text("loader"),
     )
+
+
+def _machine_document(one: MachineFile) -> dict[str, Any]:
+    dev = {} if one.dev is None else {"dev": one.dev}
+    known = {"size_bytes": one.size_bytes, "digest": one.digest, "path": one.path}
+    return {"kind": one.kind.value, **dev, "file": one.file, **known}
+
+
+def _machine(fields: Fields, where: str) -> Iterator[MachineFile]:
+    """Yield what the machine needs; a kind that only a newer vbackup knows is passed over."""
+    seen = set()
+    for entry in fields.objects("machine") if "machine" in fields else ():
+        try:
+            kind = MachineKind(entry.text("kind"))
+        except ValueError:
+            continue
+        dev = entry.text("dev") if kind is MachineKind.MEDIUM else None
+        path = entry.optional_text("path")
+        one = MachineFile(kind, entry.integer("size_bytes"), entry.text("digest"), path, dev=dev)
+        if (dev is not None and not names.DEV.fullmatch(dev)) or entry.text("file") != one.file:
+            raise ChainError(f"In {where}: vbackup never writes a {kind.value} to a file {entry.text('file')!r}.")
+        if one.file in seen:
+            raise ChainError(f"In {where}: it lists {one.file} twice.")
+        seen.add(one.file)
+        yield one
 
 
 def left_out_document(left: LeftOut) -> dict[str, str]:

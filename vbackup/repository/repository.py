@@ -3,7 +3,7 @@
     REPO/vbackup.json                          format version, repository id
     REPO/<domain uuid>/domain.json             the names and hosts that the domain has had
     REPO/<domain uuid>/lock                    locked while a backup of the domain runs
-    REPO/<domain uuid>/<backup id>/            manifest.json  domain.xml  nvram  vda.qcow2 ...
+    REPO/<domain uuid>/<backup id>/            manifest.json  domain.xml  nvram  tpm.tar  vda.qcow2 ...
     REPO/<domain uuid>/<backup id>.partial/    the stage of a running or interrupted backup; also has a journal
     REPO/<domain uuid>/merge.json              who merges backups of the domain now, or was interrupted
     REPO/<domain uuid>/.merge-<backup id>/     the stage of new images of a backup (vbackup.repository.merge_stage)
@@ -16,11 +16,12 @@ vbackup.repository.journal records what a running backup does in QEMU.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,37 @@ class Stage:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
         return digest_of(data)
+
+    def write_pieces(self, name: str, pieces: Iterable[bytes], *, check: Callable[[], None]) -> tuple[str, int]:
+        """Write a new file piece by piece, and return its digest and its size in bytes.
+
+        ``check`` is called before each piece. If that or ``pieces`` raises, nothing of the file is left.
+        """
+        path, sha256, size_bytes = self.path / name, hashlib.sha256(), 0
+        with storage_errors(f"write {path}"):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    for piece in pieces:
+                        check()
+                        sha256.update(piece)
+                        size_bytes += file.write(piece)
+            except BaseException:
+                path.unlink()
+                raise
+        return f"sha256:{sha256.hexdigest()}", size_bytes
+
+    def share(self, name: str, earlier: Path) -> None:
+        """Let a file that was written be a further name of one of an earlier backup, which has the same content.
+
+        It stays as it was where the filesystem has no hard links, or none for this file.
+        """
+        path, link = self.path / name, self.path / f".shared-{name}"
+        with suppress(OSError):
+            os.link(earlier, link, follow_symlinks=False)
+            link.replace(path)
+        with suppress(OSError):
+            link.unlink()
 
     def scratch(self, name: str) -> Path:
         """Make an empty file for what QEMU needs while it copies, and return its path; a commit removes it.

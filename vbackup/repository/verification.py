@@ -42,7 +42,7 @@ class Kind(Enum):
     STRUCTURE = "structure"  #: header or tables of an image: none of it can be trusted
     LIST = "list"  #: the block list: nothing of the image can be checked
     IMAGE = "image"  #: the image as a whole: missing, unreadable, of another size, or not the recorded one
-    FILE = "file"  #: another file of the backup: domain.xml, live.xml, nvram
+    FILE = "file"  #: another file of the backup: domain.xml, live.xml, nvram, kernel and so on
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vbackup.model import Backup, BlockDriver
 from vbackup.qemu import qcow2
 from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.report import Phase, Reporter
-from vbackup.repository import block_list, block_scan
+from vbackup.repository import block_list, block_scan, machine_files
 from vbackup.repository.block_list import BlockList, algorithm_of
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
@@ -71,7 +71,7 @@ def check_headers(chains: Mapping[str, Sequence[Link]], repository: Repository, 
 
 
 def read_file(repository: Repository, backup: Backup, name: str) -> bytes:
-    """Return a backup's domain.xml or nvram. Raises ChainError if the file is missing, unreadable or altered."""
+    """Return a backup's domain.xml or live.xml. Raises ChainError if the file is missing, unreadable or altered."""
     path = repository.directory(backup.domain_uuid, backup.id) / name
     try:
         data = read_regular(path, max_bytes=MAX_FURTHER_BYTES)
@@ -84,6 +84,20 @@ def read_file(repository: Repository, backup: Backup, name: str) -> bytes:
             f"{path} of backup {backup.id} was altered or is damaged: its digest differs from the recorded one."
         )
     return data
+
+
+def check_file(
+    repository: Repository, backup: Backup, name: str, *, stop: Callable[[], None], quick: bool = False
+) -> None:
+    """Raise ChainError if a file of a backup that is no image (``Backup.digests``) is missing or altered.
+
+    ``stop`` and ``quick`` as for vbackup.repository.machine_files.check.
+    """
+    one = next((one for one in backup.machine if one.file == name), None)
+    if one is not None:
+        machine_files.check(repository, backup, one, stop=stop, quick=quick)
+    else:
+        read_file(repository, backup, name)
 
 
 def image_path(repository: Repository, link: Link) -> Path:

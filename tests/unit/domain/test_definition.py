@@ -1,4 +1,4 @@
-"""The further files of a backup, what it does not have of the definition, and a warning for what cannot be read."""
+"""The further files of a backup, and what it does not have of the definition."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import vbackup
 from tests.fake_qemu import FakeQemu
-from tests.unit.builders import FIXTURES, UUID, Recorder, fixture_xml
+from tests.unit.builders import FIXTURES, UUID, fixture_xml
 from vbackup.domain import definition, domain_xml
 from vbackup.domain.definition import Further
-from vbackup.model import HostIdentity
+from vbackup.model import HostIdentity, MachineKind
 
 
 class Handle:
@@ -27,60 +25,55 @@ class Handle:
         self.hostname = "elsewhere"
         self.xml = xml
 
+        self.starts_with_host: bool | None = False
+
     def definition_xml(self) -> str:
         return self.xml
+
+    def autostart(self) -> bool | None:
+        return self.starts_with_host
 
 
 def xml(system: str = "", devices: str = "") -> str:
     return f"<domain><name>käse</name><uuid>{UUID}</uuid><os>{system}</os><devices>{devices}</devices></domain>"
 
 
-def further(text: str, recorder: Recorder, *, live: str | None = None, is_local: bool = True) -> Further:
-    handle: Any = Handle(text, is_local=is_local)
+def further(text: str, *, live: str | None = None, **more: Any) -> Further:
+    handle: Any = Handle(text)
     domain = domain_xml.parse(text if live is None else live)
     monitor: Any = None
-    return definition.further(handle, domain, monitor, is_running=live is not None, reporter=recorder)
+    return definition.further(handle, domain, monitor, is_running=live is not None, **more)
 
 
-def test_domain_that_is_off_has_its_definition_only(recorder: Recorder) -> None:
-    assert further(xml(), recorder) == Further({"domain.xml": xml().encode()}, ())
-    assert recorder.warnings == []
+def test_domain_that_is_off_has_its_definition_only() -> None:
+    assert further(xml()) == Further({"domain.xml": xml().encode()}, (), autostart=False)
 
 
-def test_running_domain_has_the_xml_that_it_runs_with_too(recorder: Recorder) -> None:
+def test_running_domain_has_the_xml_that_it_runs_with_too() -> None:
     live = xml(devices="<emulator/>")
-    assert further(xml(), recorder, live=live).files == {"domain.xml": xml().encode(), "live.xml": live.encode()}
+    assert further(xml(), live=live).files == {"domain.xml": xml().encode(), "live.xml": live.encode()}
 
 
-def test_what_only_the_definition_has_is_left_out(recorder: Recorder) -> None:
+def test_what_only_the_definition_has_is_left_out() -> None:
     inactive = (FIXTURES / "differing" / "inactive.xml").read_text()
-    found = further(inactive, recorder, live=fixture_xml("differing"))
+    found = further(inactive, live=fixture_xml("differing"))
     assert [(left.kind, left.dev) for left in found.left_out] == [("disk", "vdb"), ("disk", "vde")]
-    tpm = xml(devices="<tpm><backend type='emulator'/></tpm>")
-    assert [left.kind for left in further(tpm, recorder, live=xml()).left_out] == ["tpm"]
-    assert further(tpm, recorder, live=tpm).left_out == (), "the plan has those of the running domain"
-    assert recorder.warnings == []
+    shmem = xml(devices="<shmem name='window'/>")
+    assert [left.kind for left in further(shmem, live=xml()).left_out] == ["shmem"]
+    assert further(shmem, live=shmem).left_out == (), "the plan has those of the running domain"
 
 
-def test_nvram_store_is_in_the_backup(recorder: Recorder, tmp_path: Path) -> None:
+def test_machine_is_found_and_its_firmware_noted(tmp_path: Path) -> None:
     (tmp_path / "nvram").write_bytes(b"variables")
-    found = further(xml(f"<nvram>{tmp_path}/nvram</nvram>"), recorder)
-    assert (found.files["nvram"], found.left_out, recorder.warnings) == (b"variables", (), [])
+    found = further(xml(f"<loader>/OVMF.fd</loader><nvram>{tmp_path}/nvram</nvram><kernel>/vmlinuz</kernel>"))
+    assert [one.kind for one in found.machine] == [MachineKind.NVRAM, MachineKind.KERNEL]
+    assert b"".join(found.machine[0].content()) == b"variables"
+    assert found.loader == "/OVMF.fd"
 
 
-def test_nvram_that_is_in_no_file_is_left_out_without_a_warning_each_night(recorder: Recorder) -> None:
-    found = further(xml("<nvram type='network'><source protocol='nbd'/></nvram>"), recorder)
-    assert [(left.kind, left.dev) for left in found.left_out] == [("nvram", "nvram")]
-    assert "source of type network (nbd)" in found.left_out[0].reason
-    assert recorder.warnings == []
-
-
-@pytest.mark.parametrize(("is_local", "said"), [(True, "cannot be read: No such"), (False, "is on another host")])
-def test_nvram_store_that_should_be_there_costs_a_warning(recorder: Recorder, is_local: bool, said: str) -> None:
-    found = further(xml("<nvram>/nowhere/nvram</nvram>"), recorder, is_local=is_local)
-    assert list(found.files) == ["domain.xml"]
-    assert said in found.left_out[0].reason
-    assert [said in warning for warning in recorder.warnings] == [True]
+def test_what_cannot_be_had_of_the_machine_is_told() -> None:
+    found = further(xml("<nvram type='network'><source protocol='rbd'/></nvram>"))
+    assert [(one.left_out.kind, one.left_out.dev) for one in found.unsaved] == [("nvram", "nvram")]
 
 
 def test_host_is_the_one_that_the_domain_is_on() -> None:

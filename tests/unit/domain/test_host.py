@@ -10,7 +10,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.host import DomainHandle, Host, library_version
 from vbackup.errors import (
     ConnectionLostError,
     DomainNotFoundError,
@@ -283,3 +283,17 @@ def test_domain_of_another_hypervisor_is_unsuitable(host: Host, tmp_path: Path) 
     with pytest.raises(UnsuitableError):
         backup.run(backup.BackupRequest("web"), host=host, repository=repository, reporter=Silent(), stop=Stop())
     assert repository.uuids() == []
+
+
+def test_autostart_is_reported_where_libvirt_has_it(host: Host) -> None:
+    handle = host.domain("web")
+    assert handle.autostart() is False
+    handle.domain.setAutostart(True)
+    assert handle.autostart() is True
+    handle.domain.destroy()
+    handle.domain.undefine()
+    assert handle.autostart() is None
+
+
+def test_version_of_the_library_is_a_number() -> None:
+    assert library_version() >= 8_002_000

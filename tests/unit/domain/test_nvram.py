@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from tests.unit import builders
-from vbackup.domain import domain_xml, nvram
-from vbackup.domain.nvram import NvramError
-from vbackup.errors import QmpError
+from vbackup.domain import nvram, nvram_xml
+from vbackup.domain.nvram import Nvram
+from vbackup.domain.state_files import UnsavedError
+from vbackup.errors import MonitorError, QmpError, StorageError
+from vbackup.model import BlockDriver
 
 MIB = 1024 * 1024
 
@@ -48,11 +50,12 @@ class Qemu:
 def read(path: Path | None, *, trouble: str | None = None, monitor: Any = None, handle: Handle | None = None) -> Any:
     domain = builders.domain(nvram_path=None if path is None else str(path), nvram_trouble=trouble)
     given: Any = handle or Handle()
-    return nvram.read(given, domain, monitor)
+    found = nvram.read(given, domain, monitor)
+    return None if found is None else found.data
 
 
 def refusal(*arguments: Any, **more: Any) -> tuple[str, bool]:
-    with pytest.raises(NvramError) as caught:
+    with pytest.raises(UnsavedError) as caught:
         read(*arguments, **more)
     return str(caught.value), caught.value.is_unexpected
 
@@ -112,17 +115,17 @@ def test_store_on_another_host_is_told() -> None:
 
 def test_store_of_a_domain_that_is_off_is_found_where_libvirt_puts_it(tmp_path: Path) -> None:
     handle = Handle(f"qemu:///embed?root={tmp_path}")
-    said, is_unexpected = refusal(None, trouble=domain_xml.NVRAM_UNNAMED, handle=handle)
+    said, is_unexpected = refusal(None, trouble=nvram_xml.UNNAMED, handle=handle)
     assert said.endswith("; a backup of the running domain has them")
     assert not is_unexpected
     (tmp_path / "lib/qemu/nvram").mkdir(parents=True)
     (tmp_path / "lib/qemu/nvram/web_VARS.fd").write_bytes(b"variables")
-    assert read(None, trouble=domain_xml.NVRAM_UNNAMED, handle=handle) == b"variables"
+    assert read(None, trouble=nvram_xml.UNNAMED, handle=handle) == b"variables"
 
 
 @pytest.mark.parametrize("uri", ["qemu:///session", "test:///default"])
 def test_store_of_another_driver_is_not_guessed(uri: str) -> None:
-    assert "does not name" in refusal(None, trouble=domain_xml.NVRAM_UNNAMED, handle=Handle(uri))[0]
+    assert "does not name" in refusal(None, trouble=nvram_xml.UNNAMED, handle=Handle(uri))[0]
 
 
 def test_store_in_no_file_is_told_as_it_is() -> None:
@@ -192,3 +195,71 @@ def test_qcow2_store_that_qemu_cannot_flush_is_told(tmp_path: Path, opened: str,
 def test_qcow2_store_that_is_not_all_of_it_is_told(tmp_path: Path, image: bytes, said: str) -> None:
     (tmp_path / "nvram").write_bytes(image)
     assert said in refusal(tmp_path / "nvram")[0]
+
+
+# in no file
+
+
+def test_volume_is_read_where_its_pool_has_it(tmp_path: Path) -> None:
+    (tmp_path / "v").write_bytes(b"variables")
+    handle: Any = Handle()
+    domain = builders.domain(nvram_volume=("pool", "v"))
+    handle.volume_path = lambda pool, volume: {("pool", "v"): f"{tmp_path}/v"}[pool, volume]
+    found = nvram.read(handle, domain, None)
+    assert found == Nvram(b"variables", f"{tmp_path}/v")
+    handle.volume_path = lambda _pool, _volume: "rbd/v"
+    with pytest.raises(UnsavedError, match="no file of this host"):
+        nvram.read(handle, domain, None)
+
+    def gone(_pool: str, _volume: str) -> str:
+        raise MonitorError("libvirt could not look up volume v.")
+
+    handle.volume_path = gone
+    with pytest.raises(UnsavedError, match=r"the NVRAM store is a volume: .*look up volume v$"):
+        nvram.read(handle, domain, None)
+    handle.is_local = False
+    with pytest.raises(UnsavedError, match="pool/v is on another host"):
+        nvram.read(handle, domain, None)
+
+
+def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> list[tuple[str, str]]:
+    """Let qemu-img find that on the network; returns the names and formats that it is asked for."""
+    asked: list[tuple[str, str]] = []
+
+    def copy(name: str, output: Path, image_format: BlockDriver, **_more: Any) -> None:
+        asked.append((name, image_format.name))
+        output.write_bytes(data)
+
+    monkeypatch.setattr(nvram.qemu_img, "copy", copy)
+    return asked
+
+
+def test_export_is_read_by_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle: Any = Handle()
+    asked = export(tmp_path, monkeypatch, b"variables")
+    domain = builders.domain(nvram_url="nbd://h/v")
+    assert nvram.read(handle, domain, None) == Nvram(b"variables", "nbd://h/v")
+    assert {*asked} == {("nbd://h/v", "raw")}
+
+
+def test_export_in_qcow2_format_is_read_as_such_after_qemu_has_written_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle: Any = Handle()
+    data = builders.qcow2_image(MIB)
+    asked = export(tmp_path, monkeypatch, data)
+    qemu: Any = Qemu(Path("nbd://h/v"))
+    qemu.path = "nbd://h/v"
+    assert nvram.read(handle, builders.domain(nvram_url="nbd://h/v"), qemu) == Nvram(data, "nbd://h/v")
+    assert asked == [("nbd://h/v", "raw"), ("nbd://h/v", "qcow2"), ("nbd://h/v", "qcow2")]
+    assert len(qemu.flushes) == 2
+
+
+def test_export_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: Any, **_more: Any) -> None:
+        raise StorageError("Cannot copy nbd://h/v: it does not answer.")
+
+    monkeypatch.setattr(nvram.qemu_img, "copy", refuse)
+    handle: Any = Handle()
+    with pytest.raises(UnsavedError, match=r"the NVRAM store nbd://h/v: Cannot copy .*: it does not answer$"):
+        nvram.read(handle, builders.domain(nvram_url="nbd://h/v"), None)

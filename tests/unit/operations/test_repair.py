@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ import pytest
 from tests.recorded import BLOCK, MIB, Recorded, Write, story
 from tests.unit.builders import NOON, UUID, Recorder
 from vbackup.errors import BusyError
-from vbackup.model import Level
+from vbackup.files import digest_of
+from vbackup.model import Level, MachineFile, MachineKind
 from vbackup.operations import check, repair, verify
 from vbackup.operations.repair import Repair
 from vbackup.operations.verify import VerifyRequest
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import filesystem, image_repair, quarantine, readers, verification
+from vbackup.repository import filesystem, image_repair, manifest, quarantine, readers, verification
 from vbackup.repository.block_sources import extent_of
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Damage, Verdict, Verification
@@ -271,6 +273,21 @@ def test_further_file_is_taken_from_another_backup_that_has_the_same(
     result = verification.read(path.parent)
     assert result is not None
     assert (result.verdict, result.damage) == (Verdict.GOOD, ())
+
+
+def test_large_file_of_the_machine_is_taken_from_a_copy_too(recorded: Recorded) -> None:
+    one = recorded.backups[0]
+    data = bytes(3 * 1024 * 1024) + b"initrd"
+    path = recorded.path(one, "initrd")
+    path.write_bytes(data)
+    machine = (MachineFile(MachineKind.INITRD, len(data), digest_of(data), "/initrd"),)
+    recorded.path(one, "manifest.json").write_text(manifest.dump(replace(one, machine=machine)))
+    other = copied(recorded)
+    path.write_bytes(data[1:])
+    assert [str(path) in sentence for sentence in damaged(recorded)] == [True]
+    assert all(each.is_done for each in repaired(recorded, other))
+    assert path.read_bytes() == data
+    assert damaged(recorded) == []
 
 
 def test_manifest_is_taken_from_a_copy_whose_digests_fit(recorded: Recorded, tmp_path: Path) -> None:

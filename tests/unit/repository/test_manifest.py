@@ -25,6 +25,8 @@ from vbackup.model import (
     HostIdentity,
     LeftOut,
     Level,
+    MachineFile,
+    MachineKind,
 )
 from vbackup.repository import manifest
 
@@ -33,6 +35,7 @@ SIMPLE = incremental(2, backup(1), "vda", "vdb")
 sizes = st.integers(0, 2**63 - 1)
 texts = st.text(max_size=20)
 some_levels = st.sampled_from([Level.FULL, Level.INCREMENTAL, Level.DIFFERENTIAL, Level.COPY])
+some_devs = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
 some_ids = st.integers(1, 20).flatmap(lambda number: some_levels.map(lambda level: backup_id(number, level)))
 
 
@@ -56,9 +59,18 @@ def images(draw: st.DrawFn, dev: str) -> DiskImage:
 
 
 @st.composite
+def machine_files(draw: st.DrawFn) -> MachineFile:
+    kind = draw(st.sampled_from(MachineKind))
+    dev = draw(some_devs) if kind is MachineKind.MEDIUM else None
+    return MachineFile(kind, draw(sizes), draw(texts), draw(st.none() | texts), dev)
+
+
+@st.composite
 def backups(draw: st.DrawFn) -> Backup:
     moment = draw(st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(timezone.utc)))  # noqa: DTZ001
-    devs = draw(st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True), max_size=3, unique=True))
+    devs = draw(st.lists(some_devs, max_size=3, unique=True))
+    machine = draw(st.lists(machine_files(), max_size=3, unique_by=lambda one: one.file))
+    files = draw(st.dictionaries(st.sampled_from(manifest.FURTHER_FILES), texts))
     return Backup(
         id=draw(some_ids),
         sequence=draw(sizes),
@@ -72,9 +84,12 @@ def backups(draw: st.DrawFn) -> Backup:
         consistency=draw(st.sampled_from(Consistency)),
         frozen_ms=draw(sizes),
         duration_s=draw(st.floats(0, 1e9)),
-        files=draw(st.dictionaries(st.sampled_from(manifest.FURTHER_FILES), texts)),
+        files={**files, **{one.file: one.digest for one in machine if one.kind is MachineKind.NVRAM}},
         versions=draw(st.dictionaries(st.sampled_from(["vbackup", "qemu", "libvirt"]), texts)),
         host=draw(st.none() | st.builds(HostIdentity, texts, st.none() | texts)),
+        machine=tuple(machine),
+        autostart=draw(st.none() | st.booleans()),
+        loader=draw(st.none() | texts),
     )
 
 
@@ -357,3 +372,63 @@ def test_host_that_is_none_is_told(host: object) -> None:
     document["host"] = host
     with pytest.raises(ChainError, match="host"):
         load(json.dumps(document))
+
+
+# what the machine needs beside its disks
+
+
+NVRAM = MachineFile(MachineKind.NVRAM, 9, "sha256:" + "2" * 64, "/nvram/web_VARS.fd")
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    known = {"kind": "medium", "dev": "sda", "file": "sda.medium", "size_bytes": 1, "digest": "sha256:3", "path": None}
+    return {**known, **changes}
+
+
+def test_machine_is_listed_with_what_proves_each_file() -> None:
+    document = manifest.document(backup(1, machine=(NVRAM,), autostart=True, loader="/OVMF.fd"))
+    assert document["machine"] == [
+        {"kind": "nvram", "file": "nvram", "size_bytes": 9, "digest": NVRAM.digest, "path": "/nvram/web_VARS.fd"}
+    ]
+    assert (document["autostart"], document["loader"]) == (True, "/OVMF.fd")
+
+
+def test_earlier_manifest_has_no_machine_and_says_nothing_of_autostart() -> None:
+    one = load(manifest.dump(SIMPLE))
+    assert (one.machine, one.autostart, one.loader) == ((), None, None)
+    assert not {"machine", "autostart", "loader"} & json.loads(manifest.dump(SIMPLE)).keys()
+
+
+def test_digests_are_of_every_file_that_is_no_image() -> None:
+    one = backup(1, machine=(NVRAM,))
+    assert one.digests == {"domain.xml": "sha256:" + "1" * 64, "nvram": NVRAM.digest}
+    assert one.machine_file(MachineKind.NVRAM) == NVRAM
+    assert one.machine_file(MachineKind.TPM) is None
+
+
+def test_kind_of_a_newer_vbackup_is_passed_over() -> None:
+    assert load(changed(machine=[entry(kind="crystal", file="../../x"), entry()])).machine == (
+        MachineFile(MachineKind.MEDIUM, 1, "sha256:3", None, "sda"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([entry(file="../sda.medium")], "never writes a medium to a file '../sda.medium'"),
+        ([entry(dev="../sda", file="../sda.medium")], "never writes a medium"),
+        ([entry(kind="tpm", file="nvram")], "never writes a tpm to a file 'nvram'"),
+        ([entry(), entry()], "lists sda.medium twice"),
+        ([entry(size_bytes=-1)], "should be an integer"),
+        ({"nvram": 1}, "should be a list"),
+    ],
+)
+def test_machine_file_that_leads_out_of_the_backup_is_refused(wrong: Any, said: str) -> None:
+    with pytest.raises(ChainError, match=said):
+        load(changed(machine=wrong))
+
+
+def test_two_digests_of_one_file_are_refused() -> None:
+    nvram = entry(kind="nvram", file="nvram")
+    with pytest.raises(ChainError, match="two digests of nvram"):
+        load(changed(machine=[nvram], files={"domain.xml": "sha256:1", "nvram": "sha256:4"}))

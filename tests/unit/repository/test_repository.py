@@ -443,3 +443,22 @@ def test_reader_sees_the_old_or_the_new_names(repo: Repository, monkeypatch: pyt
         repo.remember_name(UUID, "new")
     assert repo.catalogue(UUID).names == ("web",)
     assert [entry.name for entry in (repo.path / UUID).iterdir() if entry.name.startswith(".")] == []
+
+
+def test_file_is_written_piece_by_piece_or_not_at_all(repo: Repository) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError
+
+    with repo.lock(UUID), repo.stage(UUID, ONE.id) as stage:
+        checks: list[int] = []
+        written = stage.write_pieces("initrd", iter([b"ab", b"c"]), check=lambda: checks.append(1))
+        assert written == ("sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", 3)
+        assert (stage.path / "initrd").read_bytes() == b"abc"
+        assert len(checks) == 2
+        with pytest.raises(ValueError):  # noqa: PT011
+            stage.write_pieces("kernel", failing(), check=lambda: None)
+        assert not (stage.path / "kernel").exists()
+        with pytest.raises(StorageError):
+            stage.write_pieces("initrd", iter([b"other"]), check=lambda: None)
+        assert (stage.path / "initrd").read_bytes() == b"abc"

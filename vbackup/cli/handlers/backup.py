@@ -38,6 +38,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         exclusive=options.exclusive,
         allow_reflink=options.allow_reflink,
         note=options.note,
+        with_media=options.with_media,
     )
     repository = Repository.open(context.repository_path())
     with Host(context.uri) as host:

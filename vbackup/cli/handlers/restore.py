@@ -11,8 +11,8 @@ from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError, domain_argument
-from vbackup.model import ImageFormat
-from vbackup.operations import restore, restore_in_place
+from vbackup.model import ImageFormat, MachineKind
+from vbackup.operations import restore, restore_in_place, restored_machine
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
@@ -33,6 +33,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         wanted=wanted_of(options, backup_id),
         image_format=ImageFormat(options.format),
         checkpoint=not options.no_checkpoint,
+        uri=context.uri,
     )
     with context.reporting(domain_of(options)) as reporter:
         done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop)
@@ -52,6 +53,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 for dev, path in done.images.items()
             ],
             "domain_xml": str(done.domain_xml),
+            "machine": restored_machine.document(done.machine),
+            "tpm_place": None if done.tpm_place is None else str(done.tpm_place),
+            "autostart": done.backup.autostart,
             "closed": [str(path) for path in done.closed],
             "left_out": [manifest.left_out_document(left) for left in done.left_out],
             "shared": [manifest.left_out_document(left) for left in done.shared],
@@ -95,12 +99,28 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
 def _print(done: restore.Restored, context: Context) -> None:
     """Print what was written, and the commands that start the domain from it."""
     print(output.plain(f"Restored backup {done.backup.id} of domain {done.backup.domain_name}:"))
-    for path in (*done.images.values(), done.domain_xml):
+    for path in (*done.images.values(), *(one.path for one in done.machine), done.domain_xml):
         print(output.plain(f"  {path}"))
     virsh = ["virsh"] if context.uri is None else ["virsh", "-c", context.uri]
     print("To run it:")
     if done.closed and os.geteuid() == 0:
         directories, them = shlex.join(map(str, done.closed)), "it" if len(done.closed) == 1 else "them"
         print(output.plain(f"  chmod o+x {directories}  # or QEMU, as another user, cannot enter {them}"))
+    for command in _tpm_commands(done):
+        print(output.plain(f"  {command}"))
     print(output.plain(f"  {shlex.join([*virsh, 'define', str(done.domain_xml)])}"))
+    if done.backup.autostart:
+        autostart = f"{shlex.join([*virsh, 'autostart'])} {domain_argument(done.backup.domain_name)}"
+        print(output.plain(f"  {autostart}  # as the original had it"))
     print(output.plain(f"  {shlex.join([*virsh, 'start'])} {domain_argument(done.backup.domain_name)}"))
+
+
+def _tpm_commands(done: restore.Restored) -> list[str]:
+    """Return the commands that bring the state of the TPM to where an older libvirt looks for it."""
+    state = restored_machine.path_of(done.machine, MachineKind.TPM)
+    if done.tpm_place is None or state is None:
+        return []
+    return [
+        shlex.join(["mkdir", "-p", str(done.tpm_place)]),
+        f"{shlex.join(['cp', '-rT', str(state), str(done.tpm_place)])}  # the TPM's state, while no domain uses it",
+    ]

@@ -10,7 +10,7 @@ from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
-from vbackup.model import Backup, DiskImage
+from vbackup.model import Backup, DiskImage, MachineFile
 from vbackup.repository import change_watch, condition, manifest, verification
 from vbackup.repository.block_list import BLOCK_BYTES
 from vbackup.repository.condition import ChainSize, Condition
@@ -60,7 +60,8 @@ def _known_document(known: Condition) -> dict[str, Any]:
     }
 
 
-def _print(backup: Backup, known: Condition, chains: dict[str, list[str]], *, path: str) -> None:
+def _facts(backup: Backup, known: Condition, *, path: str) -> dict[str, str]:
+    """Return what is said of the backup as a whole, by the word in front of it."""
     facts = {
         "Backup": backup.id,
         "Domain": f"{backup.domain_name} ({backup.domain_uuid})",
@@ -81,10 +82,20 @@ def _print(backup: Backup, known: Condition, chains: dict[str, list[str]], *, pa
     if backup.group is not None:
         members = ", ".join(member.domain_name for member in backup.group.members)
         facts["Group"] = f"{backup.group.id}: {members}; within {backup.group.spread_ms:.1f} ms"
-    for name, value in facts.items():
+    if backup.autostart is not None:
+        facts["Autostart"] = "yes" if backup.autostart else "no"
+    if backup.loader is not None:
+        facts["Firmware"] = f"{backup.loader}, which is the host's and not in the backup"
+    return facts
+
+
+def _print(backup: Backup, known: Condition, chains: dict[str, list[str]], *, path: str) -> None:
+    for name, value in _facts(backup, known, path=path).items():
         output.labelled(f"{name + ':':<13}", value)
     print()
     _print_disks(backup)
+    for one in backup.machine:
+        output.labelled("Machine: ", _machine(one))
     for disk in backup.left_out:
         output.labelled("Left out: ", f"{disk.dev} ({disk.reason})")
     for image in backup.disks:
@@ -113,6 +124,13 @@ def _protected(found: Protection | None) -> str:
         return "no"
     since = f"since {output.local_time(found.since)}" if found.since is not None else "yes"
     return f"{since}: {found.reason}" if found.reason else since
+
+
+def _machine(one: MachineFile) -> str:
+    """Return what a file of the machine is, and the digest that proves it."""
+    of = f" in {one.dev}" if one.dev is not None else ""
+    size = "" if one.size_bytes is None else f", {output.size(one.size_bytes)}"
+    return f"{one.kind.value}{of}, of {one.path or 'an unknown place'}{size}; {one.digest}"
 
 
 def _content(image: DiskImage) -> str:

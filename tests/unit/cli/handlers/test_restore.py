@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.builders import UUID, backup
+from vbackup.model import MachineFile, MachineKind
 from vbackup.operations import restore
+from vbackup.operations.restored_machine import Placed
 from vbackup.repository import verify
 
 if TYPE_CHECKING:
@@ -54,6 +56,44 @@ def test_restore_ends_with_what_comes_next(
         "  virsh -c qemu:///system start --domain=-web",
     ]
     assert command(*arguments, "--json").document["closed"] == [str(restored.parent), str(restored)]
+
+
+def test_whole_machine_comes_with_what_it_still_needs(
+    command: Command, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    tpm = MachineFile(MachineKind.TPM, 1, "sha256:t", "/swtpm")
+    seed = MachineFile(MachineKind.MEDIUM, 1, "sha256:s", "/seed", "sda")
+    done = restore.Restored(
+        replace(ONE, autostart=True, machine=(tpm, seed)),
+        {"vda": tmp_path / "vda.qcow2"},
+        {"vda": ONE.id},
+        tmp_path / "domain.xml",
+        closed=(),
+        left_out=(),
+        shared=(),
+        machine=(Placed(tpm, tmp_path / "a b"), Placed(seed, tmp_path / "sda.medium")),
+        tpm_place=Path("/var/lib/libvirt/swtpm/uuid/tpm2"),
+    )
+    monkeypatch.setattr(restore, "run", lambda *_args, **_more: done)
+    arguments = ("restore", "web", "-r", filled, "--output", tmp_path)
+    lines = command(*arguments).stdout.splitlines()
+    assert lines[1 : lines.index("To run it:")] == [
+        f"  {tmp_path}/{name}" for name in ("vda.qcow2", "a b", "sda.medium", "domain.xml")
+    ]
+    assert lines[lines.index("To run it:") + 1 :] == [
+        "  mkdir -p /var/lib/libvirt/swtpm/uuid/tpm2",
+        f"  cp -rT '{tmp_path}/a b' /var/lib/libvirt/swtpm/uuid/tpm2  # the TPM's state, while no domain uses it",
+        f"  virsh define {tmp_path}/domain.xml",
+        "  virsh autostart --domain=-web  # as the original had it",
+        "  virsh start --domain=-web",
+    ]
+    document = command(*arguments, "--json").document
+    assert (document["autostart"], document["tpm_place"]) == (True, "/var/lib/libvirt/swtpm/uuid/tpm2")
+    assert [(one["kind"], one["dev"], one["path"]) for one in document["machine"]] == [
+        ("tpm", None, f"{tmp_path}/a b"),
+        ("medium", "sda", f"{tmp_path}/sda.medium"),
+    ]
 
 
 def test_success_is_quiet(command: Command, filled: Path, restored: Path) -> None:

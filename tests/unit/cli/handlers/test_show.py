@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.unit.builders import NOON, UUID, backup, commit, image, incremental
-from vbackup.model import BlocksRecord, HostIdentity
+from vbackup.model import BlocksRecord, HostIdentity, MachineFile, MachineKind
 from vbackup.repository import manifest, notes, protection, verification
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
@@ -118,3 +118,22 @@ def test_host_is_shown_if_it_is_recorded(command: Command, repository: Path) -> 
     assert f"Host:        here (machine id {'1' * 32})" in command("show", UUID, "-r", repository).stdout
     commit(Repository.open(repository), backup(2))
     assert "Host:" not in command("show", UUID, "-r", repository).stdout
+
+
+def test_machine_is_shown(command: Command, repository: Path) -> None:
+    files = (
+        MachineFile(MachineKind.NVRAM, 540672, "sha256:n", "/nvram/web_VARS.fd"),
+        MachineFile(MachineKind.MEDIUM, 2048, "sha256:s", None, "sda"),
+    )
+    one = backup(1, machine=files, autostart=True, loader="/OVMF.fd")
+    commit(Repository.open(repository), one)
+    text = " ".join(command("show", "web", "-r", repository).stdout.split())
+    for part in (
+        "Autostart: yes",
+        "Firmware: /OVMF.fd, which is the host's and not in the backup",
+        "Machine: nvram, of /nvram/web_VARS.fd, 528.0 KiB; sha256:n",
+        "Machine: medium in sda, of an unknown place, 2.0 KiB; sha256:s",
+    ):
+        assert part in text
+    document = command("show", "web", "-r", repository, "--json").document
+    assert [entry["file"] for entry in document["machine"]] == ["nvram", "sda.medium"]

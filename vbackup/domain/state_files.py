@@ -1,0 +1,71 @@
+"""Read files that a machine may be writing at this moment, or say why they are not in the backup."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from vbackup.files import open_regular
+
+#: What changes in moments is the same soon; what is written all the time would be a fault.
+MAX_READINGS = 10
+_PIECE_BYTES = 1024 * 1024
+
+T = TypeVar("T")
+
+
+class UnsavedError(Exception):
+    """Something that the machine has cannot be in the backup. ``is_unexpected``: a warning should tell the user."""
+
+    def __init__(self, reason: str, *, is_unexpected: bool = False) -> None:
+        self.is_unexpected = is_unexpected
+        super().__init__(reason)
+
+
+def stable(read: Callable[[], T], what: str) -> T:
+    """Return what two readings in a row have said alike: it is of one moment, although a guest may write meanwhile.
+
+    ``what`` names it in the UnsavedError that is raised if it changes each time.
+    """
+    before = read()
+    for _ in range(MAX_READINGS - 1):
+        now = read()
+        if now == before:
+            return now
+        before = now
+    raise UnsavedError(f"{what} changed each time it was read", is_unexpected=True)
+
+
+@contextmanager
+def told(what: str, *, too_large: str) -> Iterator[None]:
+    """Translate OSError into UnsavedError: "``what`` cannot be read: No such file", or "``what`` ``too_large``"."""
+    try:
+        yield
+    except OSError as err:
+        why = too_large if err.errno == errno.EFBIG else f"cannot be read: {err.strerror or err}"
+        raise UnsavedError(f"{what} {why}", is_unexpected=True) from err
+
+
+def pieces(path: str, what: str, *, max_bytes: int) -> Iterator[bytes]:
+    """Yield the content of a file that nobody should be writing. ``path`` may be a symbolic link, as of a kernel.
+
+    Raises UnsavedError if it cannot be read, is larger than ``max_bytes``, or was changed meanwhile.
+    """
+    what = f"{what} {path}"
+    with told(what, too_large=f"is larger than {max_bytes // 1024**2} MiB"):
+        fd = open_regular(Path(path).resolve())
+        with os.fdopen(fd, "rb") as file:
+            before = os.fstat(fd)
+            if before.st_size > max_bytes:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            read_bytes = 0
+            while read_bytes < before.st_size and (piece := file.read(min(_PIECE_BYTES, before.st_size - read_bytes))):
+                read_bytes += len(piece)
+                yield piece
+            after = os.fstat(fd)
+    if (read_bytes, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
+        raise UnsavedError(f"{what} changed while it was read", is_unexpected=True)

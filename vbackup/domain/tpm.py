@@ -1,0 +1,70 @@
+"""Read the state of an emulated TPM: the files that swtpm has in a directory of the domain.
+
+swtpm writes its state anew and renames it, so the directory is read until two readings are the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from vbackup import archive
+from vbackup.domain import driver
+from vbackup.domain.host import DomainHandle
+from vbackup.domain.machine_xml import TpmState
+from vbackup.domain.state_files import UnsavedError, stable, told
+from vbackup.files import read_regular
+
+#: The state of a TPM is well under 1 MiB.
+MAX_BYTES = 64 * 1024 * 1024
+#: What swtpm locks its directory with; each one makes its own.
+_LOCK = ".lock"
+
+
+def read(handle: DomainHandle, state: TpmState) -> tuple[str, bytes]:
+    """Return where the state is, and an archive of its files (vbackup.archive). Raises UnsavedError."""
+    path = _path(handle, state)
+    what = f"the state of the TPM in {path}"
+    with told(what, too_large="is larger than that of any TPM"):
+        files = stable(lambda: _files(path, state), what)
+    if not files:
+        raise UnsavedError(f"{path} has no state of a TPM", is_unexpected=True)
+    return str(path), archive.pack(files)
+
+
+def _path(handle: DomainHandle, state: TpmState) -> Path:
+    if state.path is not None:
+        return Path(state.path)
+    places = driver.directories(handle.host.real_uri)
+    if places is None:
+        raise UnsavedError(f"where the driver {handle.host.real_uri} has the state of a TPM is not known")
+    path = places.swtpm / handle.uuid / state.directory
+    if not path.parent.exists():
+        raise UnsavedError(f"it has no state in {path} yet, where libvirt makes it when the domain starts")
+    return path
+
+
+def _files(path: Path, state: TpmState) -> dict[str, bytes]:
+    if state.is_file:
+        return {path.name: read_regular(path, max_bytes=MAX_BYTES)}
+    files: dict[str, bytes] = {}
+    _add(path, "", files)
+    return files
+
+
+def _add(directory: Path, prefix: str, files: dict[str, bytes]) -> None:
+    """Add the files in a directory and below it; anything else, such as a symbolic link, is an OSError."""
+    with os.scandir(directory) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            _add(Path(entry.path), f"{prefix}{entry.name}/", files)
+        elif entry.name != _LOCK:
+            left_bytes = MAX_BYTES - sum(map(len, files.values()))
+            try:
+                files[prefix + entry.name] = read_regular(Path(entry.path), max_bytes=left_bytes)
+            except FileNotFoundError:
+                continue  # swtpm has renamed it meanwhile: the next reading tells
+        if len(files) > archive.MAX_FILES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
