@@ -155,6 +155,11 @@ class Daemon:
         self._defined.append(name)
         return Machine(self.host.domain(name))
 
+    def defined(self, name: str) -> Machine:
+        """A domain that somebody else has defined; it is undefined after the test."""
+        self._defined.append(name)
+        return Machine(self.host.domain(name))
+
     def secret(self, xml: str, value: bytes) -> str:
         """Define a secret and give its value; returns its UUID."""
         secret = self.host.connection.secretDefineXML(xml)
@@ -170,10 +175,13 @@ class Daemon:
         while self._secrets:
             connection.secretLookupByUUIDString(self._secrets.pop()).undefine()
         while self._defined:
-            domain = connection.lookupByName(self._defined.pop())
+            name = self._defined.pop()
+            if name not in {one.name() for one in connection.listAllDomains()}:
+                continue  # the test has undefined it
+            domain = connection.lookupByName(name)
             if domain.isActive():
                 domain.destroy()
-            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
         end_domains(connection)
         for pool in connection.listAllStoragePools():
             pool.destroy()

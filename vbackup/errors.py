@@ -564,6 +564,14 @@ class StorageError(VbackupError):
     status = Status.STORAGE
 
 
+class RestoredOnlyError(VbackupError):
+    """A domain was restored, but libvirt did not define or start it: what was restored stays. ``left``: what to do."""
+
+    def __init__(self, cause: VbackupError, left: str) -> None:
+        self.status = cause.status
+        super().__init__(f"{cause} {left}")
+
+
 class NoSpaceError(StorageError):
     """The filesystem of the repository or of the output is full."""
 

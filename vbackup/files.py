@@ -54,6 +54,21 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     return fd
 
 
+def open_block_device(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a block device, which the user has named, and return its descriptor. Symbolic links are followed.
+
+    Raises OSError if it cannot be opened or is not a block device.
+    """
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISBLK(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK), os.fspath(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
     """Return the content of the file. Raises OSError as ``open_regular``, and if it is larger than ``max_bytes``."""
     fd = open_regular(path)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.daemon import wait_for
-from tests.guest import Guest, GuestImage, build, domain_xml, make_disks, renamed
+from tests.guest import Guest, GuestImage, build, domain_xml, make_disks
 from tests.guest.disks import check_filesystem, preen_filesystem, read_file
 from tests.guest.machine import files_of, wait_ready
-from tests.lab import References, compare
+from tests.lab import Machine, References, compare
 from vbackup.domain.passthrough import Passthrough
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ def running(lab: Lab, xml: str, serial: Path) -> Iterator[Guest]:
     """A guest that lives as long as the block; the lab, which is emptied after each test, does not know of it."""
     machine = lab.start(xml)
     lab.machines.remove(machine)
+    with living(machine, serial) as guest:
+        yield guest
+
+
+@contextmanager
+def living(machine: Machine, serial: Path) -> Iterator[Guest]:
+    """The guest of a domain that was started, until the end of the block."""
     try:
         guest = Guest(machine, serial)
         guest.wait()
@@ -64,7 +71,8 @@ class Backups:
         )  # fmt: skip
 
     def restore(self, output: Path, *options: str) -> Path:
-        self._command("restore", self._guest.machine.name, "-r", self._repository, "--output", output, *options)
+        argv = ("-c", self._lab.uri, "restore", self._guest.machine.name)
+        self._command(*argv, "-r", self._repository, "--output", output, *options)
         return output
 
     def ids(self) -> list[str]:
@@ -126,18 +134,20 @@ def test_incremental_of_a_writing_guest_is_exact_and_clean(
     assert number(before, "vda") < number(output, "vda")
 
 
-def test_restored_guest_boots_and_lists_its_files(guest: Guest, backups: Backups, lab: Lab, tmp_path: Path) -> None:
+def test_restored_guest_boots_beside_the_original_and_lists_its_files(
+    guest: Guest, backups: Backups, lab: Lab, tmp_path: Path
+) -> None:
     written = {f"{mount}/files/{name}": f"{name} on {mount}".encode() for mount in DISKS.values() for name in "abc"}
     for path, data in written.items():
         guest.agent.write(path, data)
     backups.backup()
     guest.agent.run("/bin/rm", *written)
 
-    output = backups.restore(tmp_path / "restored")
-    serial = tmp_path / "console"
-    xml = renamed((output / "domain.xml").read_text(), name="restored", serial=serial)
-    with running(lab, xml, serial) as restored:
+    output = backups.restore(tmp_path / "restored", "--name", "restored", "--start")
+    (serial,) = output.glob("*.log")
+    with living(Machine(lab.host.domain("restored")), serial) as restored:
         said = wait_ready(serial)
+        assert guest.agent.filesystem_status() == "thawed", "the original goes on"
         listed = files_of(said)
         for path, data in written.items():
             assert listed[path] == hashlib.sha256(data).hexdigest() == restored.agent.sha256(path)

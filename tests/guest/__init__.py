@@ -16,6 +16,6 @@ into /log/counter. Of one moment vdb therefore has vda's number or the one befor
 from tests.guest.agent import Agent
 from tests.guest.disks import make_disks
 from tests.guest.image import GuestImage, MissingError, build
-from tests.guest.machine import Guest, domain_xml, renamed
+from tests.guest.machine import Guest, domain_xml
 
-__all__ = ["Agent", "Guest", "GuestImage", "MissingError", "build", "domain_xml", "make_disks", "renamed"]
+__all__ = ["Agent", "Guest", "GuestImage", "MissingError", "build", "domain_xml", "make_disks"]

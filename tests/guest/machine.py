@@ -50,19 +50,6 @@ def domain_xml(name: str, image: GuestImage, disks: Sequence[DiskSpec], *, seria
 """
 
 
-def renamed(xml: str, *, name: str, serial: Path) -> str:
-    """A definition under another name, with a new UUID and another console, to run beside the first."""
-    root = ElementTree.fromstring(xml)
-    for element in root.findall("name"):
-        element.text = name
-    for element in root.findall("uuid"):
-        root.remove(element)
-    for tag in ("serial", "console"):
-        for source in root.findall(f"devices/{tag}/source"):
-            source.set("path", os.fspath(serial))
-    return ElementTree.tostring(root, encoding="unicode")
-
-
 @dataclass(frozen=True)
 class Guest:
     """A running guest."""

@@ -50,6 +50,8 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.NewerJournalError("X-full", "f0000000", schema="vbackup.journal/2", known="vbackup.journal/1"), 7),
     (errors.StorageError("x"), 7),
     (errors.NoSpaceError("x"), 7),
+    (errors.RestoredOnlyError(errors.MonitorError("x."), "y."), 1),
+    (errors.RestoredOnlyError(errors.UnsuitableError("x."), "y."), 5),
     (errors.BusyError("x"), 8),
     (errors.DiskBusyError("vda", "commit", "commit-vda-x", by_libvirt=False), 8),
     (errors.StateLockedError("web", "x"), 8),

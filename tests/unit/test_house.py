@@ -30,6 +30,7 @@ ELSEWHERE = {
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
     "operations.restore_in_place": "end_to_end/test_rollback.py",  # its whole work is in QEMU
+    "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
     "operations.umount": "end_to_end/test_mount.py",

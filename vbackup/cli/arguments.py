@@ -150,9 +150,9 @@ def add_disks(parser: argparse.ArgumentParser, purpose: str) -> None:
     add_devs(parser, "--disk", purpose)
 
 
-def add_devs(parser: argparse.ArgumentParser, option: str, purpose: str) -> None:
+def add_devs(parser: argparse.ArgumentParser, option: str, purpose: str, *, metavar: str = "DEV") -> None:
     """Add an option that takes names of disks: vda vdb, or vda,vdb."""
-    parser.add_argument(option, metavar="DEV", nargs="+", action=_Devs, default=[], help=purpose)
+    parser.add_argument(option, metavar=metavar, nargs="+", action=_Devs, default=[], help=purpose)
 
 
 def add_wait_lock(parser: argparse.ArgumentParser) -> None:
@@ -201,8 +201,13 @@ def add_host(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="HOST", help="only backups made on this host: its name or machine id")
 
 
-def add_point(parser: argparse.ArgumentParser, verb: str, *, has_id: bool) -> None:
-    """Add what chooses a backup and its disks; ``verb``: what is done with them. ``has_id``: ID is positional, too."""
+def add_point(
+    parser: argparse.ArgumentParser, verb: str, *, has_id: bool, disks: tuple[str, str] | None = None
+) -> None:
+    """Add what chooses a backup and its disks; ``verb``: what is done with them. ``has_id``: ID is positional, too.
+
+    ``disks``: how --disk is shown, and its help.
+    """
     from vbackup.cli.values import timestamp  # which 'vbackup --help' does without
 
     which = parser.add_mutually_exclusive_group()
@@ -213,7 +218,8 @@ def add_point(parser: argparse.ArgumentParser, verb: str, *, has_id: bool) -> No
         which.add_argument("--backup", metavar="ID", help=purpose)
     which.add_argument("--at", metavar="TIME", type=timestamp, help=f"{verb} the newest backup made at TIME or before")
     add_host(parser)
-    add_disks(parser, f"{verb} only these disks")
+    metavar, purpose = disks or ("DEV", f"{verb} only these disks")
+    add_devs(parser, "--disk", purpose, metavar=metavar)
     parser.add_argument(
         "--mixed", action="store_true", help=f"{verb} each disk as its newest backup has it, whatever moment that is of"
     )

@@ -27,6 +27,8 @@ MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 MAX_COUNT = 1000
 #: The largest number of backups that a rule can keep: 114 years of one an hour.
 MAX_KEPT = 1_000_000
+#: libvirt writes a definition to NAME.xml.new first, and a file name has 255 bytes.
+MAX_NAME_BYTES = 255 - len(".xml.new")
 
 
 def directory(text: str) -> Path:
@@ -156,6 +158,16 @@ def seconds(text: str) -> float:
     if value is None or value > MAX_WAIT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time like 90, 90s, 5m or 1h30m, up to a year")
     return value
+
+
+def domain_name(text: str) -> str:
+    """Return the name of a new domain, which becomes a part of the names of libvirt's files."""
+    if not text.strip() or "/" in text or not text.isprintable() or len(text.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be the name of a domain: it has no '/', no control characters, and at most"
+            f" {MAX_NAME_BYTES} bytes"
+        )
+    return text
 
 
 def note(text: str) -> str:

@@ -7,7 +7,7 @@ Format: https://libvirt.org/formatdomain.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from lxml import etree
 
@@ -86,11 +86,13 @@ def with_disks(
     xml: str,
     images: Mapping[str, tuple[str, ImageFormat]],
     *,
+    block_devices: Collection[str] = (),
     nvram_path: str | None = None,
     nvram_format: ImageFormat | None = None,
 ) -> str:
     """Return the XML with the disks in ``images`` (by dev) pointing at the given path and format.
 
+    The paths of those in ``block_devices`` are block devices, the others files.
     What described the old image (backing chain, encryption, slices, startup policy, login) is removed, and what libvirt
     refuses for the new format. ``nvram_path`` is where the NVRAM is then, wherever the XML had it; None changes
     nothing. ``nvram_format``: None keeps the format that the XML gives. Raises MalformedError if the text is not a
@@ -104,12 +106,13 @@ def with_disks(
         if dev not in images or element.get("device", "disk") != "disk":
             continue
         path, image_format = images[dev]
-        element.set("type", "file")
+        is_device = dev in block_devices
+        element.set("type", "block" if is_device else "file")
         for name in ("source", "backingStore", "mirror", "encryption", "auth"):
             for old in element.findall(name):
                 element.remove(old)
         source = etree.Element("source")
-        source.set("file", path)
+        source.set("dev" if is_device else "file", path)
         target = element.find("target")
         assert target is not None  # dev_of has read it
         target.addprevious(source)

@@ -432,8 +432,21 @@ FDS_NOT_PASSED = frozenset((int(libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED), NO_SUPPOR
 #: (113) is libvirt's since 11.2; the daemon can be newer than the library, which has no name for it then.
 AGENT_REPLIED = frozenset((int(libvirt.VIR_ERR_INTERNAL_ERROR), 113))
 
+#: A flag or an argument that libvirt, perhaps an older one, does not take.
+INVALID_ARGUMENT = int(libvirt.VIR_ERR_INVALID_ARG)
+
+#: Defining checks the XML with libvirt's schema, too.
+DEFINE_VALIDATE = int(libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+#: Undefining removes neither UEFI variables nor the state of a TPM: KEEP_NVRAM, and KEEP_TPM (64), which is libvirt's
+#: since 8.9. The daemon can be newer than the library, which has no name for it then, or take fewer of them.
+UNDEFINE_FLAGS = (int(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) | 64, int(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM), 0)
+
 #: Another operation had the domain's lock for 30 s (QEMU_JOB_WAIT_TIME): "cannot acquire state change lock".
 OPERATION_TIMEOUT = int(libvirt.VIR_ERR_OPERATION_TIMEOUT)
+
+#: There is no such storage pool, or volume in it.
+NO_STORAGE_POOL = int(libvirt.VIR_ERR_NO_STORAGE_POOL)
+NO_STORAGE_VOLUME = int(libvirt.VIR_ERR_NO_STORAGE_VOL)
 
 #: The operating system reported an error, such as on the socket to a QEMU that ends.
 SYSTEM_ERROR = int(libvirt.VIR_ERR_SYSTEM_ERROR)

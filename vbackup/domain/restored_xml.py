@@ -72,6 +72,11 @@ def rework(
     machine_xml.place(root, places)
     _remove_leases(root, report, keep_others=keep_others)
     _move_output(root, output, report, keep_others=keep_others)
+    for dev, entry in _disks(root).items():
+        source = entry.find("source")
+        if dev in devs and entry.get("type") == "volume" and source is not None:
+            volume = f"volume {source.get('volume')} of pool {source.get('pool')}"
+            report.left_out.append(LeftOut(dev, f"{volume}: domain.xml has the path of the restored disk"))
     return RestoredXml(
         text_of(root),
         tuple(report.left_out),

@@ -6,6 +6,7 @@ vbackup.engine.plan makes the plan. The disks' files are looked at again when th
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -16,10 +17,11 @@ from vbackup.engine import base, foreign_jobs, leftovers, plan, proof, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.plan import BackupPlan, Identity, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
-from vbackup.errors import BusyError, DiskError, domain_argument
+from vbackup.errors import BusyError, ChainError, DiskError, StorageError, UnsuitableError, domain_argument
 from vbackup.hooks.events import Operation, events
 from vbackup.model import DiskNode, Level
 from vbackup.qemu import jobs
+from vbackup.repository import in_place_journal
 from vbackup.repository.history import History
 
 
@@ -101,6 +103,7 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
 
 def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str]) -> list[DiskNode]:
     """Return the disks' layers and bitmaps, without the bitmaps of backups that were never committed."""
+    _refuse_exchanging(domain)
     nodes = domain.source.disk_nodes(selection.disks)
     _refuse_rolling_back(nodes, domain)
     removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
@@ -108,6 +111,21 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
         domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
     nodes = domain.source.disk_nodes(selection.disks) if removed else nodes
     return domain.source.look_at(nodes)
+
+
+def _refuse_exchanging(domain: LockedDomain) -> None:
+    """Raise UnsuitableError if a restore in place was interrupted when some disks had new images and others not."""
+    directory = domain.repository.path / domain.uuid
+    entry = None
+    with suppress(ChainError, StorageError):
+        entry = in_place_journal.read(directory)
+    if entry is not None and entry.step is in_place_journal.Step.EXCHANGING:
+        name = domain_argument(domain.source.domain.name)
+        raise UnsuitableError(
+            f"A restore in place to backup {entry.backup} was interrupted, so some disks may be as in that backup and"
+            f" others as before. Shut the domain off and run 'vbackup restore {name} {entry.backup} --in-place' with"
+            f" this repository. Or, if the disks are to stay as they are, remove {directory / in_place_journal.NAME}."
+        )
 
 
 def _refuse_rolling_back(nodes: Sequence[DiskNode], domain: LockedDomain) -> None:
@@ -126,13 +144,11 @@ def _refuse_rolling_back(nodes: Sequence[DiskNode], domain: LockedDomain) -> Non
                 is_other = mark.repository_id != domain.repository.id
                 of = f" of repository {mark.repository_id}" if is_other else ""
                 where = f" with {'that' if is_other else 'this'} repository"
-                # Without its bitmaps the rollback cannot go on.
-                how = "--output DIR" if layer.bitmaps[name].inconsistent else "--in-place"
                 raise DiskError(
                     node.disk.dev,
                     f"a rollback to backup {mark.backup_id}{of} was interrupted, so it is partly as in that backup and"
                     f" partly as it was before. Shut the domain off and run 'vbackup restore {domain_name}"
-                    f" {mark.backup_id} {how}'{where}. Or, if the disk is to stay as it is, 'vbackup bitmap remove"
+                    f" {mark.backup_id} --in-place'{where}. Or, if the disk is to stay as it is, 'vbackup bitmap remove"
                     f" {domain_name} {name}' removes the mark.",
                 )
 

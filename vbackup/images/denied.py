@@ -61,7 +61,7 @@ def explain(facts: Facts) -> str:
         if facts.by_descriptor
         else "this connection cannot carry file descriptors, so QEMU opens the image by its path as its own user"
     )
-    barrier = None if facts.by_descriptor or facts.user is None else _barrier(facts.places, facts.user)
+    barrier = None if facts.by_descriptor else first_barrier(facts)
     if barrier is not None:
         assert facts.user is not None
         why = _by_mode(barrier, facts.user)
@@ -74,11 +74,12 @@ def explain(facts: Facts) -> str:
     return f"QEMU may not write {facts.path}: {how}. {why}"
 
 
-def _barrier(places: tuple[Place, ...], user: User) -> Place | None:
-    """Return the first place whose mode stops the user, or None."""
-    for place in places:
+def first_barrier(facts: Facts) -> Place | None:
+    """Return the first place whose mode stops the user, or None if there is none or the user is not known."""
+    user = facts.user
+    for place in facts.places:
         wanted = 1 if stat.S_ISDIR(place.mode) else 6
-        if not place.has_acl and not user.may(place, wanted):
+        if user is not None and not place.has_acl and not user.may(place, wanted):
             return place
     return None
 

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import NoSpaceError, QemuText, QmpError, StorageError
+from vbackup.images import device
 from vbackup.images.tuning import TABLES
 from vbackup.model import ImageFormat
 from vbackup.qemu import jobs, qemu_img
+from vbackup.qemu.qemu_img import Output
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter, Silent
 from vbackup.repository.history import Link
@@ -58,17 +60,19 @@ def flatten(
     output: Path,
     image_format: ImageFormat,
     *,
+    kind: Output = Output.NEW,
     salvage: bool = False,
+    speed_bytes_s: int | None = None,
     reporter: Reporter,
     stop: Stop,
     progress: Callable[[float], None],
 ) -> None:
-    """Write the content of a backing chain into a new image with mode 0600, without syncing it to storage.
+    """Write the content of a backing chain into one image, without syncing it to storage. A new one has mode 0600.
 
     ``layers`` has the oldest first; none is smaller than an older one. ``salvage``: what cannot be read of them becomes
-    zeros, for a caller that checks the output; what a newer layer covers does no harm then. ``progress`` is called with
-    the percentage. Raises NoSpaceError, StorageError, UnsuitableError if a long chain needs a storage daemon that is
-    not installed, InterruptedBySignalError.
+    zeros, for a caller that checks the output; what a newer layer covers does no harm then. What a block device has
+    behind the end of the disk stays. ``progress`` is called with the percentage. Raises NoSpaceError, StorageError,
+    UnsuitableError if a long chain needs a storage daemon that is not installed, InterruptedBySignalError.
     """
     share = 100 / len(layers)
     oldest, newer = layers[:CONVERT_LAYERS], layers[CONVERT_LAYERS:]
@@ -78,7 +82,9 @@ def flatten(
             [layer.path for layer in some],
             output,
             image_format,
+            kind=kind,
             salvage=salvage,
+            speed_bytes_s=speed_bytes_s,
             stop=stop,
             progress=lambda percent: progress(percent / 100 * share * len(some)),
         )
@@ -89,7 +95,9 @@ def flatten(
             newer,
             output,
             image_format,
+            kind=kind,
             below=oldest[-1],
+            speed_bytes_s=speed_bytes_s,
             reporter=reporter,
             stop=stop,
             progress=lambda count: progress((len(oldest) + count) * share),
@@ -102,7 +110,8 @@ def flatten(
         # A job copies all that a layer contains, and ends at the first cluster that cannot be read, needed or not.
         # qemu-img reads only what the output needs, and goes on.
         log.debug("layer after layer: %s", err)
-        output.unlink()
+        if kind is Output.NEW:
+            output.unlink()
         convert(layers)
 
 
@@ -111,7 +120,9 @@ def _write_newer(
     output: Path,
     image_format: ImageFormat,
     *,
+    kind: Output,
     below: Layer,
+    speed_bytes_s: int | None,
     reporter: Reporter,
     stop: Stop,
     progress: Callable[[int], None],
@@ -123,33 +134,47 @@ def _write_newer(
         # The caller syncs the output.
         output_options = {"discard": "unmap", "detect-zeroes": "unmap", "cache": {"no-flush": True}}
         tables = TABLES if image_format is ImageFormat.QCOW2 else {}
-        nodes = [{**_image(output, image_format), "node-name": _OUTPUT, **output_options, **tables}]
+        image = _device(output, below) if kind is Output.DEVICE else _image(output, image_format)
+        nodes = [{**image, "node-name": _OUTPUT, **output_options, **tables}]
         for number, layer in enumerate(batch):
             options = {"node-name": _name(number), "read-only": True, "backing": None, "l2-cache-size": CACHE_BYTES}
             nodes.append({**_image(layer.path, ImageFormat.QCOW2), **options})
         with StorageDaemon(reporter, nodes=nodes) as daemon:
             for number, layer in enumerate(batch):
                 if layer.virtual_size_bytes != below.virtual_size_bytes:  # the disk has grown since
-                    resize = {"node-name": _OUTPUT, "size": layer.virtual_size_bytes}
-                    _change(daemon, "block_resize", resize, output=output)
-                _write_over(daemon, _name(number), layer=layer, output=output, stop=stop)
+                    if kind is Output.DEVICE:
+                        nodes[0] = {**nodes[0], **_device(output, layer)}
+                        _change(daemon, "blockdev-del", {"node-name": _OUTPUT}, output=output)
+                        device.zero(output, below.virtual_size_bytes, layer.virtual_size_bytes, check=stop.check)
+                        _change(daemon, "blockdev-add", nodes[0], output=output)
+                    else:
+                        resize = {"node-name": _OUTPUT, "size": layer.virtual_size_bytes}
+                        _change(daemon, "block_resize", resize, output=output)
+                _write_over(daemon, _name(number), layer=layer, output=output, speed_bytes_s=speed_bytes_s, stop=stop)
                 below, done = layer, done + 1
                 progress(done)
             # Reopening flushes the image and reports an error, which closing it does not.
             _change(daemon, "blockdev-reopen", {"options": nodes[:1]}, output=output)
 
 
-def _write_over(daemon: StorageDaemon, name: str, *, layer: Layer, output: Path, stop: Stop) -> None:
+def _write_over(
+    daemon: StorageDaemon, name: str, *, layer: Layer, output: Path, speed_bytes_s: int | None, stop: Stop
+) -> None:
     """Copy what the layer itself contains, zeros included, over the output (blockdev-backup, sync=top)."""
-    daemon.execute(
-        "blockdev-backup",
-        {"job-id": name, "device": name, "target": _OUTPUT, "sync": "top", "auto-dismiss": False},
-    )
+    options = {"job-id": name, "device": name, "target": _OUTPUT, "sync": "top", "auto-dismiss": False}
+    daemon.execute("blockdev-backup", options if speed_bytes_s is None else {**options, "speed": speed_bytes_s})
     # Wait for events: a query takes longer than copying a few extents.
     while (event := daemon.next_event(jobs.TICK_S)) is not None:
         if (event.data.get("id"), event.data.get("status")) == (name, "concluded"):
             break
-    result = jobs.follow(daemon, [name], together=False, reporter=Silent(), stop=stop)[name]
+    result = jobs.follow(
+        daemon,
+        [name],
+        together=False,
+        reporter=Silent(),
+        stop=stop,
+        stall_s=jobs.stall_limit_s(speed_bytes_s),
+    )[name]
     if result.error is not None:
         raise _error(f"Cannot copy {layer.path} to {output}", result.error, output=output)
     daemon.execute("job-dismiss", {"id": name})
@@ -166,6 +191,12 @@ def _error(what: str, reason: QemuText, *, output: Path) -> StorageError:
     if reason.is_no_space:
         return NoSpaceError(f"Cannot write {output}: no space left. Free some space and run the same command again.")
     return StorageError(f"{what}: {reason.rstrip('.')}.")
+
+
+def _device(path: Path, layer: Layer) -> dict[str, Any]:
+    """Return the node of a block device of which only as much is used as the layer is large."""
+    file = {"driver": "host_device", "filename": os.fspath(path.absolute())}
+    return {"driver": "raw", "size": layer.virtual_size_bytes, "file": file}
 
 
 def _name(number: int) -> str:

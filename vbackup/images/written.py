@@ -28,17 +28,18 @@ def check(
     chain: Sequence[tuple[Link, Path]],
     lists: Sequence[BlockList],
     *,
+    is_device: bool = False,
     check: Callable[[], None],
     progress: Callable[[int], None],
 ) -> None:
     """Compare the image with the lists of its chain: image by image the newest first, with its path.
 
+    ``is_device``: the image is raw, on a block device that may be larger, and all of it is read.
     ``check`` is called between pieces and may raise; ``progress`` gets the number of bytes that were read so far.
     Raises DamagedError, which names the image of the chain that is damaged, and OutputDiffersError if none is.
     """
     composed = Composition(lists)
-    layer_of = Qcow2Layer if image_format is ImageFormat.QCOW2 else RawLayer
-    with layer_of(output) as layer, ExitStack() as stack:
+    with _layer(output, image_format, chain[0][0], is_device=is_device) as layer, ExitStack() as stack:
         if layer.virtual_size_bytes != chain[0][0].image.virtual_size_bytes:
             smaller = min(layer.virtual_size_bytes, chain[0][0].image.virtual_size_bytes)
             raise OutputDiffersError(chain[0][0].image.dev, str(output), smaller)
@@ -62,6 +63,12 @@ def check(
                 if blocks:
                     raise _error(output, chain, lists, number, blocks)
                 progress(done_bytes)
+
+
+def _layer(output: Path, image_format: ImageFormat, link: Link, *, is_device: bool) -> Qcow2Layer | RawLayer:
+    if is_device:
+        return RawLayer(output, device_bytes=link.image.virtual_size_bytes)
+    return Qcow2Layer(output) if image_format is ImageFormat.QCOW2 else RawLayer(output)
 
 
 def _union(parts: Sequence[Part]) -> int:

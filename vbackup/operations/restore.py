@@ -1,36 +1,39 @@
 """Restore a backup to a directory: an independent image of each disk, and a domain XML that uses these images.
 
 vbackup.repository.verify checks headers, tables and block lists of the chains before anything is written;
-vbackup.images.flatten merges a chain into one image, and vbackup.images.written compares that with the lists. Existing
-files are never overwritten. Files get their names when all are complete; if it fails, a restore leaves nothing behind.
+vbackup.images.restoring merges a chain into one image and compares that with the lists. Existing files are never
+overwritten. Files get their names when all are complete; if it fails, a restore leaves nothing behind. A disk can go to
+another place instead of the directory: a new file, a block device, whose old content is lost then, or a volume of a
+libvirt storage pool.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vbackup import files
-from vbackup.domain import domain_xml, restored_xml
+from vbackup.domain import domain_xml, pools, restored_xml
+from vbackup.domain.host import Host
+from vbackup.domain.pools import Pool
 from vbackup.domain.restored_xml import RestoredXml
 from vbackup.engine import restored_checkpoint
 from vbackup.engine.restored_checkpoint import RestoredImage
-from vbackup.errors import ChainError, MalformedError, StorageError
+from vbackup.errors import ChainError, MalformedError
 from vbackup.files import storage_errors
-from vbackup.images import written
-from vbackup.images.flatten import flatten, layers_of
-from vbackup.images.storing import Storing
+from vbackup.images import destination
+from vbackup.images.destination import Destination, Overwritten
+from vbackup.images.restoring import Restoring, needed_bytes
 from vbackup.model import LIVE_XML, NVRAM, Backup, ImageFormat, LeftOut, MachineKind
-from vbackup.operations import restored_machine
+from vbackup.operations import restored_domain, restored_machine
+from vbackup.operations.restored_domain import DefinedDomain, DefineRequest, Prepared
 from vbackup.operations.restored_machine import Placed
-from vbackup.report import Phase, Reporter
-from vbackup.repository import block_list, block_scan, chosen, history, image_check, verify
-from vbackup.repository.block_list import BlockList
+from vbackup.qemu.qemu_img import Output
+from vbackup.report import Reporter
+from vbackup.repository import chosen, history, verify
 from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
@@ -46,7 +49,10 @@ class RestoreRequest:
     wanted: Wanted = field(default_factory=Wanted)
     image_format: ImageFormat = ImageFormat.QCOW2
     checkpoint: bool = True  #: the next backup of the restored domain starts from the backup
+    define: DefineRequest | None = None  #: None: libvirt defines nothing
     uri: str | None = None  #: of the libvirt that will run the restored domain; nothing is asked of it
+    destinations: Mapping[str, Path] = field(default_factory=dict)  #: of disks (dev): a block device, or a new file
+    speed_bytes_s: int | None = None  #: of each disk
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,11 @@ class Restored:
     left_out: tuple[LeftOut, ...]  #: what the original has and the restored domain.xml has not
     shared: tuple[LeftOut, ...]  #: what the restored domain.xml still has of the original's
     checkpoints: tuple[str, ...] = ()  #: disks (dev) whose next backup starts from the backup
+    defined: DefinedDomain | None = None  #: None if that was not asked for
     machine: tuple[Placed, ...] = ()  #: what the domain needs beside disks and XML, and where it is now
     tpm_place: Path | None = None  #: where the state of the TPM has to be copied to; None if libvirt finds it
-
-
-#: Mode of the directories that a restore makes: others can reach a file that they may read, but list nothing.
-_DIRECTORY_MODE = 0o711
+    devices: tuple[str, ...] = ()  #: disks (dev) that were written to a block device, raw
+    volumes: Mapping[str, str] = field(default_factory=dict)  #: names of volumes, by dev
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,36 @@ class _Work:
     repository: Repository
     reporter: Reporter
     stop: Stop
+    host: Host | None
+    pool: Pool | None
+
+    @property
+    def new_name(self) -> str | None:
+        """The name of a domain that is not the original; None if it is."""
+        return None if self.request.define is None else self.request.define.name
 
 
-def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, stop: Stop) -> Restored:
+def run(
+    request: RestoreRequest,
+    *,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    host: Host | None = None,
+    pool: Pool | None = None,
+) -> Restored:
     """Restore the backup, and return what was written. Warnings say what the restored domain lacks or shares.
 
+    ``host`` is where the domain is to be defined, and is needed for nothing else. ``pool``: the disks become volumes of
+    it, but for those that have another destination.
+
     Raises DomainNotFoundError, ChainError (the backup is unknown, or an image of its chain is missing, foreign or
-    altered; DamagedError if a block that is needed is), AmbiguousHostError, PartialBackupError, DiskError, StorageError
-    (the output exists or cannot be written), NoSpaceError, BusyError.
+    altered; DamagedError if a block that is needed is), AmbiguousHostError, PartialBackupError, DiskError,
+    UnsuitableError (of the pool), StorageError (the output exists or cannot be written), NoSpaceError, BusyError; what
+    restored_domain.prepare and define raise.
     """
     uuid = repository.find(request.domain)
-    work = _Work(request, repository, reporter, stop)
+    work = _Work(request, repository, reporter, stop, host, pool)
     with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
         return _restore(point.choice, point.chains, work)
 
@@ -95,47 +119,162 @@ def run(request: RestoreRequest, *, repository: Repository, reporter: Reporter, 
 def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) -> Restored:
     backup, request = choice.backup, work.request
     output = request.output.absolute()
-    images = {dev: output / f"{dev}.{request.image_format.value}" for dev in chains}
+    volumes = _wanted_volumes(choice, chains, work)
+    destinations = _destinations([dev for dev in chains if dev not in volumes], request)
     machine = restored_machine.placed(backup, output)
-    _refuse_existing([*images.values(), *(one.path for one in machine), output / "domain.xml"])
+    destination.refuse_existing(
+        [*(one.path for one in destinations if one.is_new), *(one.path for one in machine), output / "domain.xml"]
+    )
     files.refuse_unwritable(output)  # before hours of reading
-    verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
-    texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files if name != NVRAM}
-    definition = _definition(choice, texts, work, images=images, machine=machine)
-    _refuse_existing([Path(name) for name in definition.new_files])
-
-    with _temporary_directory(output) as temporary:
-        for dev, path in images.items():
-            _restore_disk(chains[dev], temporary / path.name, work)
-        restored_machine.write(machine, backup, temporary, repository=work.repository, stop=work.stop)
-        _write(temporary / "domain.xml", definition.text.encode())
-        checkpoints = _add_checkpoints(choice, images, temporary, work)
-        work.stop.check()
-        # The domain XML last: where it is, all that it names is there.
-        names = [*(path.name for path in images.values()), *restored_machine.names(machine, output)]
-        _move_out(temporary, output, [*names, "domain.xml"])
+    with (
+        destination.claimed(destinations, chains, reporter=work.reporter, stop=work.stop) as overwritten,
+        ExitStack() as stack,
+    ):
+        verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
+        destinations += stack.enter_context(_made(volumes, work))
+        destinations.sort(key=lambda one: [*chains].index(one.dev))
+        texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files if name != NVRAM}
+        definition = _definition(choice, texts, work, destinations=destinations, machine=machine)
+        destination.refuse_existing([Path(name) for name in definition.new_files])
+        prepared = _prepare(definition, machine, work)
+        text = (definition if prepared is None else prepared).text
+        checkpoints = _write_all(
+            choice, chains, destinations, machine=machine, text=text, overwritten=overwritten, work=work
+        )
     _warn(choice, definition, work.reporter)
+    defined = None
+    if prepared is not None:
+        machine = restored_domain.place_machine(prepared, machine)
+        defined = restored_domain.define(
+            prepared, output / "domain.xml", autostart=backup.autostart or False, reporter=work.reporter
+        )
     return Restored(
         backup,
-        images,
+        {one.dev: one.path for one in destinations},
         {dev: one.id for dev, one in choice.disks.items()},
         output / "domain.xml",
-        closed=files.closed_directories(output),
+        closed=_closed([output, *(one.path.parent for one in destinations if one.output is not Output.DEVICE)]),
         left_out=definition.left_out,
         shared=definition.shared,
         checkpoints=tuple(checkpoints),
+        defined=defined,
         machine=machine,
-        tpm_place=restored_machine.tpm_place(definition.text, machine, request.uri),
+        tpm_place=restored_machine.tpm_place(definition.text, machine, request.uri) if prepared is None else None,
+        devices=tuple(one.dev for one in destinations if one.output is Output.DEVICE),
+        volumes={one.dev: one.volume for one in destinations if one.volume is not None},
     )
 
 
-def _add_checkpoints(choice: Choice, images: Mapping[str, Path], temporary: Path, work: _Work) -> list[str]:
+def _prepare(definition: RestoredXml, machine: Sequence[Placed], work: _Work) -> Prepared | None:
+    """Return the domain that libvirt would define, None if that was not asked for."""
+    if work.request.define is None or work.host is None:
+        return None
+    return restored_domain.prepare(
+        work.request.define,
+        definition,
+        machine=machine,
+        host=work.host,
+        output=work.request.output.absolute(),
+        reporter=work.reporter,
+    )
+
+
+def _closed(directories: Sequence[Path]) -> tuple[Path, ...]:
+    """Return these directories and those above them that only their owner can enter, each once."""
+    return tuple(dict.fromkeys(closed for one in directories for closed in files.closed_directories(one)))
+
+
+def _wanted_volumes(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) -> dict[str, pools.Wanted]:
+    """Return the volumes to make in the pool, by dev. Raises StorageError if one exists or the pool is too small."""
+    pool, request = work.pool, work.request
+    if pool is None:
+        return {}
+    sizes = {dev: links[0].image.virtual_size_bytes for dev, links in chains.items() if dev not in request.destinations}
+    name = work.new_name or choice.backup.domain_name
+    wanted = {dev: pool.wanted(name, dev, request.image_format, size) for dev, size in sizes.items()}
+    takes = sizes if pool.has_block_devices else {dev: needed_bytes(chains[dev], work.repository) for dev in sizes}
+    pool.refuse_full(sum(takes.values()))
+    return wanted
+
+
+@contextmanager
+def _made(volumes: Mapping[str, pools.Wanted], work: _Work) -> Iterator[list[Destination]]:
+    """Make the volumes, and yield where the disks go; if the block fails, they are removed."""
+    if work.pool is None:
+        yield []
+        return
+    output = Output.DEVICE if work.pool.has_block_devices else Output.FILE
+    with work.pool.created(volumes, reporter=work.reporter) as paths:
+        yield [Destination(dev, paths[dev], one.image_format, output, one.name) for dev, one in volumes.items()]
+
+
+def _destinations(devs: Sequence[str], request: RestoreRequest) -> list[Destination]:
+    """Return where each disk goes. Raises StorageError if one cannot go where the user wants it."""
+    image_format, output = request.image_format, request.output.absolute()
+    return [
+        destination.of_path(dev, request.destinations[dev], image_format)
+        if dev in request.destinations
+        else Destination(dev, output / f"{dev}.{image_format.value}", image_format)
+        for dev in devs
+    ]
+
+
+def _write_all(
+    choice: Choice,
+    chains: Mapping[str, Sequence[Link]],
+    destinations: Sequence[Destination],
+    *,
+    machine: Sequence[Placed],
+    text: str,
+    overwritten: Overwritten,
+    work: _Work,
+) -> list[str]:
+    """Write disks, files of the machine and its XML, name them, and return the disks (dev) whose chain goes on."""
+    output = work.request.output.absolute()
+    with ExitStack() as stack:
+        directories = {output: stack.enter_context(destination.temporary_directory(output))}
+        for one in destinations:
+            if one.is_new and one.path.parent not in directories:
+                directories[one.path.parent] = stack.enter_context(destination.temporary_directory(one.path.parent))
+        places = {
+            one.dev: directories[one.path.parent] / one.path.name if one.is_new else one.path for one in destinations
+        }
+        restoring = Restoring(
+            work.repository, work.reporter, work.stop, directories[output], speed_bytes_s=work.request.speed_bytes_s
+        )
+        for one in destinations:
+            if one.output is Output.DEVICE:
+                overwritten.begin(one, chains[one.dev][0].image.virtual_size_bytes)
+            restoring.write(chains[one.dev], places[one.dev], one.image_format, output=one.output)
+        restored_machine.write(machine, choice.backup, directories[output], repository=work.repository, stop=work.stop)
+        _write(directories[output] / "domain.xml", text.encode())
+        checkpoints = _add_checkpoints(choice, destinations, places, work)
+        work.stop.check()
+        # The domain XML last: where it is, all that it names is there.
+        others = restored_machine.names(machine, output)
+        moves = [(places[one.dev], one.path) for one in destinations if one.is_new]
+        destination.move_out(
+            [*moves, *((directories[output] / name, output / name) for name in [*others, "domain.xml"])]
+        )
+    return checkpoints
+
+
+def _add_checkpoints(
+    choice: Choice, destinations: Sequence[Destination], places: Mapping[str, Path], work: _Work
+) -> list[str]:
     """Let the chain of the restored domain, which has the UUID of the original, go on from the backup."""
-    if not work.request.checkpoint or work.request.image_format is not ImageFormat.QCOW2:
+    if not work.request.checkpoint or work.new_name is not None:
         return []
+    for one in destinations:
+        if one.output is not Output.NEW and one.image_format is ImageFormat.RAW:
+            work.reporter.step(f"Disk {one.dev}: {one.path} is raw and stores no bitmap, so its next backup is a full.")
     return restored_checkpoint.add(
-        [RestoredImage(dev, choice.disks[dev], temporary / path.name, path) for dev, path in images.items()],
+        [
+            RestoredImage(one.dev, choice.disks[one.dev], places[one.dev], one.path)
+            for one in destinations
+            if one.image_format is ImageFormat.QCOW2
+        ],
         uuid=choice.backup.domain_uuid,
         repository=work.repository,
         reporter=work.reporter,
@@ -143,21 +282,12 @@ def _add_checkpoints(choice: Choice, images: Mapping[str, Path], temporary: Path
     )
 
 
-def _refuse_existing(paths: Sequence[Path]) -> None:
-    with storage_errors("read the output directory"):
-        existing = [os.fspath(path) for path in paths if os.path.lexists(path)]
-    if existing:
-        raise StorageError(
-            f"{existing[0]} already exists, and vbackup never overwrites files; give another directory with --output."
-        )
-
-
 def _definition(
     choice: Choice,
     texts: Mapping[str, bytes],
     work: _Work,
     *,
-    images: Mapping[str, Path],
+    destinations: Sequence[Destination],
     machine: Sequence[Placed],
 ) -> RestoredXml:
     """Return the backup's domain XML with the paths of the restored files, and without what is the original's."""
@@ -167,19 +297,25 @@ def _definition(
     place = restored_machine.path_of(machine, MachineKind.NVRAM)
     nvram, has_nvram = os.fspath(place or output / NVRAM), place is not None
     devs = {dev: history.image_of(one, dev).source for dev, one in choice.disks.items()}
-    paths = {dev: (os.fspath(path), request.image_format) for dev, path in images.items()}
+    paths = {one.dev: (os.fspath(one.path), one.image_format) for one in destinations}
+    # With all disks named, and a place for one of them, it is the whole domain and not a part of one that is there.
+    is_part = bool(request.wanted.disks) and not (
+        any(one.output is not Output.NEW or one.dev in request.destinations for one in destinations)
+        and {*devs} >= {one.dev for one in backup.disks}
+    )
     try:
         xml = restored_xml.rework(
             texts["domain.xml"].decode(errors="replace"),
             texts[LIVE_XML].decode(errors="replace") if LIVE_XML in texts else None,
             devs,
             output=os.fspath(output),
-            keep_others=bool(request.wanted.disks),
+            keep_others=is_part,
             places=restored_machine.places(machine),
         )
         text = domain_xml.with_disks(
             xml.text,
             paths,
+            block_devices=[one.dev for one in destinations if one.output is Output.DEVICE],
             # Also without one in the backup: libvirt then makes a new one there, and leaves the original's alone.
             nvram_path=nvram if has_nvram or xml.has_nvram else None,
             nvram_format=restored_machine.nvram_format(machine, backup, repository=work.repository),
@@ -191,7 +327,10 @@ def _definition(
         new_files.append(nvram)
     told = restored_xml.nvram_left_out(xml, is_in_backup=has_nvram, path=nvram)
     left_out += [told] if told is not None else []
-    shared = [*xml.shared, *restored_machine.shared(text, machine, request.uri)]
+    of_machine = restored_machine.shared(text, machine, request.uri)
+    if request.define is not None:
+        of_machine = [left for left in of_machine if left.dev != "tpm"]  # it gets the state of its TPM at once
+    shared = [*xml.shared, *of_machine]
     return replace(xml, text=text, left_out=tuple(left_out), shared=tuple(shared), new_files=tuple(new_files))
 
 
@@ -217,134 +356,9 @@ def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
         )
 
 
-def _make(output: Path) -> None:
-    """Create a directory, and its parents, through which QEMU can reach the images; they keep mode 0600.
-
-    libvirt gives images to the user that QEMU runs as (dynamic_ownership), but it changes no directory.
-    """
-    missing = [path for path in (output, *output.parents) if not path.exists()]
-    output.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in missing:
-        path.chmod(_DIRECTORY_MODE)
-
-
-@contextmanager
-def _temporary_directory(output: Path) -> Iterator[Path]:
-    """Yield a temporary directory in the output directory.
-
-    It is removed at the end of the block, and so is an output directory that was created here and is still empty.
-    """
-    with storage_errors(f"write to {output}"):
-        is_new = not output.exists()
-        _make(output)
-        directory = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        if is_new and not any(output.iterdir()):
-            output.rmdir()
-
-
-def _restore_disk(links: Sequence[Link], path: Path, work: _Work) -> None:
-    """Write the image of a disk to ``path``, and check what was written."""
-    dev = links[0].image.dev
-    # What is checked is in the page cache, and storing it needs the storage, not the processor.
-    with _lists(links, path, work) as lists, storage_errors(f"write {path}"), Storing(path) as storing:
-        _convert(links, path, work, storing, salvage=bool(lists))
-        storing.all()
-        if lists:
-            _check(links, path, lists, work)
-    work.reporter.step(f"Disk {dev}: restored{' and checked' * bool(lists)}.")
-
-
-@contextmanager
-def _lists(links: Sequence[Link], path: Path, work: _Work) -> Iterator[list[BlockList]]:
-    """Yield the block lists of the images, newest first; none if no image has one: then the digests were checked.
-
-    In a mixed chain the images without one get a list for this restore, beside ``path``: their digests were checked.
-    """
-    with ExitStack() as stack:
-        lists: list[BlockList] = []
-        for link in links if any(link.image.blocks is not None for link in links) else ():
-            image = verify.image_path(work.repository, link)
-            if link.image.blocks is not None:
-                lists.append(stack.enter_context(verify.opened_list(image, link)))
-                continue
-            made = path.with_name(f".{link.backup.id}-{link.image.dev}{block_list.SUFFIX}")
-            try:
-                block_scan.make(image, made, algorithm=block_list.best_algorithm(), check=work.stop.check)
-            except ChainError:  # of a kind that lists are not made of: each of the other images has to be good
-                _check_whole(links, work)
-                lists = []
-                break
-            lists.append(stack.enter_context(BlockList.open(made)))
-        yield lists
-
-
-def _check_whole(links: Sequence[Link], work: _Work) -> None:
-    """Read all images that have a block list. Raises ChainError if one is damaged."""
-    watch = image_check.Watch(before=lambda _size_bytes: work.stop.check())
-    for link in links:
-        if link.image.blocks is not None:
-            for finding in image_check.check(verify.image_path(work.repository, link), link, watch).findings:
-                raise ChainError(finding.reason)
-
-
-def _convert(links: Sequence[Link], path: Path, work: _Work, storing: Storing, *, salvage: bool) -> None:
-    dev, size_bytes = links[0].image.dev, links[0].image.virtual_size_bytes
-    layers = layers_of([(link, verify.image_path(work.repository, link)) for link in links])
-
-    def progress(percent: float) -> None:
-        work.reporter.progress(dev, Phase.WRITE, int(size_bytes * percent / 100), size_bytes)
-        storing.some(int(size_bytes * percent / 100))
-
-    flatten(
-        layers,
-        path,
-        work.request.image_format,
-        salvage=salvage,
-        reporter=work.reporter,
-        stop=work.stop,
-        progress=progress,
-    )
-
-
-def _check(links: Sequence[Link], path: Path, lists: Sequence[BlockList], work: _Work) -> None:
-    """Compare what was written with the lists. Raises DamagedError, StorageError."""
-    dev = links[0].image.dev
-    size_bytes = path.stat().st_blocks * 512
-
-    def progress(done_bytes: int) -> None:
-        work.reporter.progress(dev, Phase.CHECK, min(done_bytes, size_bytes), size_bytes)
-
-    chain = [(link, verify.image_path(work.repository, link)) for link in links]
-    written.check(path, work.request.image_format, chain, lists, check=work.stop.check, progress=progress)
-    work.reporter.progress(dev, Phase.CHECK, size_bytes, size_bytes)
-
-
 def _write(path: Path, data: bytes) -> None:
     with storage_errors(f"write {path}"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
         files.fsync(path)
-
-
-def _move_out(temporary: Path, output: Path, names: Sequence[str]) -> None:
-    """Move these files to the output directory, in this order: all or none."""
-    moved: list[Path] = []
-    try:
-        with storage_errors(f"write to {output}"):
-            for name in names:
-                _refuse_existing([output / name])
-                (temporary / name).rename(output / name)
-                moved.append(output / name)
-            files.fsync(output)
-    except BaseException:
-        for path in reversed(moved):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        raise

@@ -1,7 +1,8 @@
-"""Restore over the disks of a domain that is off, by writing only what differs: ``vbackup restore --in-place``.
+"""Restore over the disks of a domain that is off: ``vbackup restore --in-place``.
 
-vbackup.operations.rollback does it. If one of the disks cannot be rolled back, none is written: the images are the
-user's only copy of what they have now, and a restore to a directory loses nothing.
+vbackup.operations.rollback writes only what differs. A disk where that cannot be trusted gets a new image in full
+(vbackup.operations.full_in_place). If one of the disks can have neither, none is written. The new images are made
+first, then the others are rolled back, and last the new ones take their places: what takes long loses nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DiskError, DomainNotFoundError, domain_argument
-from vbackup.operations import rollback
+from vbackup.errors import DomainNotFoundError
+from vbackup.operations import full_in_place, rollback
+from vbackup.operations.full_in_place import FullRequest, RestoredInFull
 from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.report import Reporter
 from vbackup.repository import chosen
@@ -33,6 +35,7 @@ class InPlaceRequest:
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
     speed_bytes_s: int | None = None  #: of each disk
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
+    keep_old: bool = False  #: images that are replaced are kept under another name
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,17 @@ class RestoredInPlace:
     domain_name: str
     domain_uuid: str
     disks: tuple[RolledBack, ...]
+    in_full: tuple[RestoredInFull, ...] = ()  #: disks that could not be rolled back
 
 
 def run(
     request: InPlaceRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
 ) -> RestoredInPlace:
-    """Roll the domain's disks back, and return what was written. Its definition stays as it is.
+    """Restore the domain's disks, and return what was written. Its definition stays as it is.
 
     Raises DomainNotFoundError, UnsuitableError if the domain runs or has saved memory, DiskError if a disk cannot be
-    rolled back (restore to a directory then), BusyError, ChainError, StorageError. Nothing was written then, unless
-    a warning says that a disk is in the middle.
+    restored in place (restore to a directory then), NoSpaceError, BusyError, ChainError, StorageError. Nothing was
+    written then, unless a warning says that a disk is in the middle.
     """
     handle = host.domain(request.domain)
     if handle.uuid not in repository.uuids():  # and the lock would create its directory
@@ -63,21 +67,26 @@ def run(
         )
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
-    with (
-        repository.lock(handle.uuid, wait=wait),
-        chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
-        rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
-    ):
-        for dev, reason in ready.reasons.items():
-            raise DiskError(
-                dev,
-                f"it cannot be restored in place by writing only what differs: {reason.rstrip('.')}. Nothing was"
-                f" written. Restore it to a directory: vbackup restore {domain_argument(handle.name)}"
-                f" --backup={point.backup.id} --output=DIR.",
-            )
-        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
-        done = ready.run()
-    return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done))
+    in_full = FullRequest(
+        request.exclusive,
+        checkpoint=request.checkpoint,
+        keep_old=request.keep_old,
+        speed_bytes_s=request.speed_bytes_s,
+    )
+    with repository.lock(handle.uuid, wait=wait):
+        full_in_place.settle(handle, repository=repository, reporter=reporter)
+        with (
+            chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
+            rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
+            full_in_place.prepared(
+                in_full, ready.reasons, handle, point, repository=repository, reporter=reporter, stop=stop
+            ) as full,
+        ):
+            _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
+            with full.written():
+                done = ready.run()
+                replaced = full.exchange()
+    return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced))
 
 
 def _warn(

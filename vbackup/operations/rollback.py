@@ -98,7 +98,7 @@ class Rollback:
             self._warn("run the same command again")
             raise InterruptedBySignalError(err.signum, state="the disks are in the middle of a rollback") from err
         except StorageDaemonGoneError as err:
-            self._warn("restore it with --output")  # nobody has stored the bitmaps
+            self._warn("run the same command again, which restores them in full")  # nobody has stored the bitmaps
             raise StorageDaemonGoneError(err.how, err.last_words, remedy="The rollback did not end.") from err
         except BaseException:
             self._warn("run the same command again")
@@ -135,14 +135,7 @@ def prepared(
     are open, so that the domain cannot be started. Raises UnsuitableError if the domain runs, BusyError if another
     program has an image open, DamagedError or ChainError if the backup is damaged where it would be read.
     """
-    if handle.is_active():
-        raise UnsuitableError(f"Domain {handle.name} is running; its disks can only be written while it is off.")
-    if handle.has_managed_save():
-        raise UnsuitableError(
-            f"Domain {handle.name} has saved memory (managed save), which would not fit the disks any more: its next"
-            " start would damage them. Start it and shut it down, or remove it with 'virsh managedsave-remove"
-            f" {domain_argument(handle.name)}'."
-        )
+    refuse_running(handle)
     access = Access(request.exclusive, writes_data=True, check=stop.check)
     with source.open_source(handle, reporter=reporter, access=access) as opened, ExitStack() as stack:
         if not isinstance(opened, OffSource):
@@ -164,6 +157,18 @@ def prepared(
         _check(disks, point, domain)
         untouched = [dev for dev in known if dev not in point.chains]
         yield Rollback(disks, reasons, request, domain, store=opened.store, untouched=untouched)
+
+
+def refuse_running(handle: DomainHandle) -> None:
+    """Raise UnsuitableError if the disks of the domain may not be written: it runs, or has saved memory."""
+    if handle.is_active():
+        raise UnsuitableError(f"Domain {handle.name} is running; its disks can only be written while it is off.")
+    if handle.has_managed_save():
+        raise UnsuitableError(
+            f"Domain {handle.name} has saved memory (managed save), which would not fit the disks any more: its next"
+            " start would damage them. Start it and shut it down, or remove it with 'virsh managedsave-remove"
+            f" {domain_argument(handle.name)}'."
+        )
 
 
 class _FullError(Exception):

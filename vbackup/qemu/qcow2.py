@@ -23,6 +23,7 @@ _V2, _V3 = 2, 3
 #: Version 2: magic, version, backing file (offset, size), cluster bits, size, encryption method; length of the header.
 _FIXED = struct.Struct(">4sIQIIQI")
 _LENGTH_V2 = 72
+_SNAPSHOTS_AT = 60
 #: Version 3 adds: incompatible features at offset 72, and the length of the header at offset 100.
 _INCOMPATIBLE = struct.Struct(">Q")
 _LENGTH_V3 = 104
@@ -43,6 +44,7 @@ class Header:
     has_data_file: bool
     data_file: str | None  #: its name, if the header has one
     encrypted: bool
+    snapshots: int = 0  #: number of internal snapshots
 
 
 def header(path: Path, *, opened: Callable[[Path], int] = open_regular) -> Header:
@@ -95,6 +97,7 @@ def _parse(data: bytes) -> Header:
         has_data_file=bool(incompatible & _DATA_FILE_BIT) or _DATA_FILE in known,
         data_file=_text(known[_DATA_FILE]) if _DATA_FILE in known else None,
         encrypted=encryption != 0,
+        snapshots=struct.unpack_from(">I", data, _SNAPSHOTS_AT)[0],
     )
 
 

@@ -13,6 +13,7 @@ import select
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from vbackup.model import BlockDriver, Compression, ImageFormat, ImageOptions
 from vbackup.stop import Stop
 
 _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
+
+
+class Output(Enum):
+    """What an image is written to."""
+
+    NEW = "a file that does not exist yet"
+    FILE = "an existing file, whose content is replaced"
+    DEVICE = "a block device, which may be larger, and whose old content may be anything"
 
 
 @dataclass(frozen=True)
@@ -77,19 +86,24 @@ def convert(
     output: Path,
     image_format: ImageFormat,
     *,
+    kind: Output = Output.NEW,
     salvage: bool = False,
+    speed_bytes_s: int | None = None,
     stop: Stop,
     progress: Callable[[float], None],
 ) -> None:
-    """Write the content of a backing chain into a new image with mode 0600; ``layers`` has the oldest first.
+    """Write the content of a backing chain into one image; ``layers`` has the oldest first. A new one has mode 0600.
 
     Each layer is opened by its path; backing files in the headers are ignored. ``salvage``: what cannot be read becomes
     zeros, for a caller that checks the output. ``progress`` is called with the percentage. Raises NoSpaceError,
     StorageError, or InterruptedBySignalError after killing qemu-img.
     """
-    os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    if kind is Output.NEW:
+        os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
     argv += ["--salvage"] if salvage else []
+    argv += [f"-r{speed_bytes_s}"] if speed_bytes_s is not None else []
+    argv += ["-n"] if kind is Output.DEVICE else []  # which then writes zeros too
     argv += [_chain(layers), os.fspath(output.absolute())]
     with subprocess.Popen(
         argv,

@@ -1,7 +1,7 @@
 """Read a raw image as vbackup.qemu.qcow2_layer reads a qcow2 one: where the file has data, and the data.
 
 Where the file has a hole, it holds nothing. The filesystem tells (lseek with SEEK_DATA); one that has no account of
-holes calls everything data.
+holes calls everything data. So does a block device, which may be larger than the disk that is on it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vbackup.errors import ChainError
-from vbackup.files import open_regular
+from vbackup.files import open_block_device, open_regular
 from vbackup.model import CLUSTER_BYTES
 from vbackup.qemu.qcow2_layer import TABLE_BYTES, Extent, read_into
 
@@ -24,13 +24,15 @@ class RawLayer:
     Raises ChainError, also in its methods, if the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, device_bytes: int | None = None) -> None:
+        """``device_bytes``: it is a block device, and this is the size of the disk that begins with it."""
         self.path = path
+        self._is_device = device_bytes is not None
         try:
-            self._fd = open_regular(path)
+            self._fd = open_regular(path) if device_bytes is None else open_block_device(path)
         except OSError as err:
             raise self._unreadable(err) from err
-        self.virtual_size_bytes = os.fstat(self._fd).st_size
+        self.virtual_size_bytes = os.fstat(self._fd).st_size if device_bytes is None else device_bytes
 
     def __enter__(self) -> RawLayer:
         return self
@@ -66,8 +68,9 @@ class RawLayer:
         assert extent.offset is not None
         length = clusters * CLUSTER_BYTES
         data = memoryview(bytearray(length) if buffer is None else buffer)[:length]
+        begin = extent.offset + first * CLUSTER_BYTES
         try:
-            size_bytes = read_into(self._fd, data, extent.offset + first * CLUSTER_BYTES)
+            size_bytes = read_into(self._fd, data[: max(0, self.virtual_size_bytes - begin)], begin)
         except OSError as err:
             raise self._unreadable(err) from err
         data[size_bytes:] = bytes(length - size_bytes)
@@ -77,6 +80,8 @@ class RawLayer:
         """Return where data or a hole begins at that place or after it, None if none does."""
         if at >= self.virtual_size_bytes:
             return None
+        if self._is_device:
+            return at if whence == os.SEEK_DATA else None
         try:
             return os.lseek(self._fd, at, whence)
         except OSError as err:

@@ -36,7 +36,7 @@ _CLOCK_DRIFT = timedelta(minutes=10)
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 #: Files of a backup beside the manifest, the images and what the manifest names.
 _KNOWN = frozenset(("manifest.json", "journal", "verified.json", "protected", "note"))
-_DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json", "restored.json"))
+_DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json", "restored.json", "in-place.json"))
 #: Prefix of an image that is being repaired, which takes its name when it is complete.
 REPAIRED = ".repaired-"
 #: Temporary files of a dead run: vbackup.files.replace_text and vbackup.repository.late_lists.

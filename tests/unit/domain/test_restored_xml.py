@@ -313,3 +313,12 @@ def test_output_that_xml_cannot_have_is_told(output: str) -> None:
 def test_text_that_is_not_a_domain_is_malformed(definition: str, live: str | None) -> None:
     with pytest.raises(MalformedError):
         rework(definition, live)
+
+
+def test_volume_that_is_none_any_more_is_told() -> None:
+    volume = "<disk type='volume' device='disk'><source pool='default' volume='web'/><target dev='vda'/></disk>"
+    found = rework(domain(volume + disk("vdb", "/vdb")), None, "vda", "vdb")
+    assert [(left.dev, left.reason) for left in found.left_out] == [
+        ("vda", "volume web of pool default: domain.xml has the path of the restored disk")
+    ]
+    assert restored(found, "vda", "vdb")["vda"] == ("disk", "/out/vda.qcow2")

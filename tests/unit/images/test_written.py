@@ -10,6 +10,7 @@ import pytest
 from tests.recorded import BLOCK, MIB, Recorded, Write, flip, flip_block
 from tests.unit.builders import Recorder
 from vbackup.errors import ChainError, DamagedError, OutputDiffersError
+from vbackup.images import restoring
 from vbackup.model import Backup, ImageFormat
 from vbackup.operations import restore
 from vbackup.operations.restore import RestoreRequest
@@ -56,13 +57,13 @@ def test_compressed_cluster_that_cannot_be_read_is_named_if_it_is_needed(recorde
 def test_output_that_is_not_what_was_written_is_no_damage_of_the_repository(
     recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    flattened = restore.flatten
+    flattened = restoring.flatten
 
     def spoil(layers: Any, path: Path, *more: Any, **options: Any) -> None:
         flattened(layers, path, *more, **options)
         flip(path, at % path.stat().st_size)
 
-    monkeypatch.setattr(restore, "flatten", spoil)
+    monkeypatch.setattr(restoring, "flatten", spoil)
     with pytest.raises(OutputDiffersError, match="does not contain what was written to it, from byte") as caught:
         restored(recorded, recorded.backups[1], tmp_path / "out")
     assert caught.value.status == 6
@@ -70,14 +71,14 @@ def test_output_that_is_not_what_was_written_is_no_damage_of_the_repository(
 
 
 def test_output_of_another_size_is_refused(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flattened = restore.flatten
+    flattened = restoring.flatten
 
     def cut(layers: Any, path: Path, *more: Any, **options: Any) -> None:
         flattened(layers, path, *more, **options)
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 512)
 
-    monkeypatch.setattr(restore, "flatten", cut)
+    monkeypatch.setattr(restoring, "flatten", cut)
     with pytest.raises(OutputDiffersError):
         restored(recorded, recorded.backups[1], tmp_path / "out")
 
@@ -94,6 +95,6 @@ def test_list_of_the_chain_is_checked_before_anything_is_written(
     recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(recorded.path(recorded.backups[0], "vda.blocks"), 100)
-    monkeypatch.setattr(restore, "flatten", lambda *_more, **_options: pytest.fail("something was written"))
+    monkeypatch.setattr(restoring, "flatten", lambda *_more, **_options: pytest.fail("something was written"))
     with pytest.raises(ChainError, match=r"the block list .*vda\.blocks"):
         restored(recorded, recorded.backups[3], tmp_path / "out")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from contextlib import ExitStack
+from pathlib import Path
 
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
+from vbackup.domain import pools
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError, domain_argument
 from vbackup.model import ImageFormat, MachineKind
 from vbackup.operations import restore, restore_in_place, restored_machine
+from vbackup.operations.restored_domain import DefineRequest
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
@@ -20,11 +24,14 @@ from vbackup.repository.repository import Repository
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore the backup and print the paths of what was written."""
     backup_id = backup_of(options)
+    destinations = _take_destinations(options)
     if options.in_place:
         return _in_place(options, backup_id, context)
-    for name in ("exclusive", "speed", "wait_lock"):
+    for name in ("exclusive", "wait_lock", "keep_old"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for a restore with --in-place.")
+    if options.name is not None and not (options.define or options.start):
+        raise UsageError("--name is for a domain that libvirt defines: give --define, too.")
     options.format = options.format or ImageFormat.QCOW2.value
     repository = Repository.open(context.repository_path())
     request = restore.RestoreRequest(
@@ -33,10 +40,19 @@ def run(options: argparse.Namespace, context: Context) -> int:
         wanted=wanted_of(options, backup_id),
         image_format=ImageFormat(options.format),
         checkpoint=not options.no_checkpoint,
+        define=DefineRequest(options.name, options.start) if options.define or options.start else None,
         uri=context.uri,
+        destinations=destinations,
+        speed_bytes_s=options.speed,
     )
-    with context.reporting(domain_of(options)) as reporter:
-        done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop)
+    with ExitStack() as stack:
+        host = pool = None
+        # Nothing else of a restore needs libvirt.
+        if request.define is not None or options.pool is not None:
+            host = stack.enter_context(Host(context.uri))
+            pool = None if options.pool is None else pools.opened(host, options.pool)
+        reporter = stack.enter_context(context.reporting(domain_of(options)))
+        done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop, host=host, pool=pool)
     if context.as_json:
         document = {
             "id": done.backup.id,
@@ -46,7 +62,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 {
                     "dev": dev,
                     "file": str(path),
-                    "format": options.format,
+                    "type": "block" if dev in done.devices else "file",
+                    "volume": done.volumes.get(dev),
+                    "format": ImageFormat.RAW.value if dev in done.devices else options.format,
                     "backup": done.backups[dev],
                     "checkpoint": dev in done.checkpoints,
                 }
@@ -59,6 +77,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
             "closed": [str(path) for path in done.closed],
             "left_out": [manifest.left_out_document(left) for left in done.left_out],
             "shared": [manifest.left_out_document(left) for left in done.shared],
+            "defined": done.defined is not None,
+            "name": done.backup.domain_name if done.defined is None else done.defined.name,
+            "uuid": done.backup.domain_uuid if done.defined is None else done.defined.uuid,
+            "started": done.defined is not None and done.defined.started,
         }
         context.print_document("vbackup.restore/1", document)
         return Status.DONE
@@ -67,10 +89,36 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
+def _take_destinations(options: argparse.Namespace) -> dict[str, Path]:
+    """Return where disks go that were given as DEV=PATH, and leave their names in the options. Raises UsageError."""
+    found: dict[str, Path] = {}
+    devs: list[str] = []
+    for word in options.disk:
+        dev, is_given, path = word.partition("=")
+        if is_given and not (dev and path):
+            raise UsageError(f"--disk {word}: give the name of a disk and a path, as in vda=/dev/vg/web.")
+        if is_given and options.in_place:
+            raise UsageError(f"--disk {word}: with --in-place a disk stays where it is; use --output.")
+        if dev in devs and (is_given or dev in found):
+            raise UsageError(f"--disk: {dev} is given twice.")
+        if is_given and (other := next((one for one, of in found.items() if of == Path(path)), None)) is not None:
+            raise UsageError(f"--disk: {other} and {dev} would both be written to {path}.")
+        devs.append(dev)
+        if is_given:
+            found[dev] = Path(path)
+    options.disk = devs
+    return found
+
+
 def _in_place(options: argparse.Namespace, backup_id: str | None, context: Context) -> int:
     """Roll the disks of a domain of the host back, and print how much was written."""
+    if options.pool is not None:
+        raise UsageError("--pool is for a restore with --output: in place the images stay where they are.")
     if options.format is not None:
         raise UsageError("--format is for a restore with --output: in place the images keep their format.")
+    for name in ("define", "name", "start"):
+        if getattr(options, name):
+            raise UsageError(f"--{name} is for a restore with --output: in place the domain stays as it is defined.")
     repository = Repository.open(context.repository_path())
     request = restore_in_place.InPlaceRequest(
         domain=domain_of(options),
@@ -79,6 +127,7 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
         exclusive=options.exclusive,
         speed_bytes_s=options.speed,
         wait_lock_s=options.wait_lock,
+        keep_old=options.keep_old,
     )
     with Host(context.uri) as host, context.reporting(request.domain) as reporter:
         done = restore_in_place.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
@@ -86,13 +135,30 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
         document = {
             "id": done.backup_id,
             "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
-            "disks": [{"dev": one.dev, "backup": one.backup, "written_bytes": one.written_bytes} for one in done.disks],
+            "disks": [
+                {"dev": one.dev, "backup": one.backup, "written_bytes": one.written_bytes, "full": None, "kept": None}
+                for one in done.disks
+            ]
+            + [
+                {
+                    "dev": one.dev,
+                    "backup": one.backup,
+                    "written_bytes": one.written_bytes,
+                    "full": one.reason,
+                    "kept": None if one.kept is None else str(one.kept),
+                }
+                for one in done.in_full
+            ],
         }
         context.print_document("vbackup.rollback/1", document)
     elif not context.is_quiet:
         print(output.plain(f"Disks of domain {done.domain_name}, restored in place:"))
         for one in done.disks:
             print(output.plain(f"  {one.dev}: as in backup {one.backup}, {output.size(one.written_bytes)} written"))
+        for full in done.in_full:
+            how = f"a new image of {output.size(full.written_bytes)}, since {full.reason.rstrip('.')}"
+            kept = "" if full.kept is None else f"; the old one is {full.kept}"
+            print(output.plain(f"  {full.dev}: as in backup {full.backup}, {how}{kept}"))
     return Status.DONE
 
 
@@ -102,6 +168,13 @@ def _print(done: restore.Restored, context: Context) -> None:
     for path in (*done.images.values(), *(one.path for one in done.machine), done.domain_xml):
         print(output.plain(f"  {path}"))
     virsh = ["virsh"] if context.uri is None else ["virsh", "-c", context.uri]
+    if done.defined is not None:
+        state = "defined and started" if done.defined.started else "defined"
+        print(output.plain(f"Domain {done.defined.name} (UUID {done.defined.uuid}) is {state}."))
+        if not done.defined.started:
+            print("To run it:")
+            print(output.plain(f"  {shlex.join([*virsh, 'start'])} {domain_argument(done.defined.name)}"))
+        return
     print("To run it:")
     if done.closed and os.geteuid() == 0:
         directories, them = shlex.join(map(str, done.closed)), "it" if len(done.closed) == 1 else "them"

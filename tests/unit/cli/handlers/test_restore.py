@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.unit.builders import UUID, backup
+from vbackup.cli.handlers import restore as handler
 from vbackup.model import MachineFile, MachineKind
 from vbackup.operations import restore
+from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
 from vbackup.operations.restored_machine import Placed
 from vbackup.repository import verify
 
@@ -147,3 +150,123 @@ def test_empty_output_is_not_the_working_directory(
     monkeypatch.chdir(tmp_path / "here")
     assert "the path is empty" in command("restore", "web", "-r", filled, "--output", "", status=2).stderr
     assert not list(Path().iterdir())
+
+
+# a domain that libvirt has then
+
+
+@pytest.mark.parametrize(("option", "started"), [("--define", False), ("--start", True)])
+def test_defined_domain_is_reported(
+    command: Command, filled: Path, restored: Path, monkeypatch: pytest.MonkeyPatch, option: str, started: bool
+) -> None:
+    asked = []
+
+    def run(request: restore.RestoreRequest, **_more: object) -> restore.Restored:
+        asked.append(request.define)
+        return replace(done, defined=DefinedDomain("-new", UUID, started=started))
+
+    done = restore.run(None, repository=None, reporter=None, stop=None)  # type: ignore[arg-type]
+    monkeypatch.setattr(restore, "run", run)
+    host: Any = nullcontext(None)
+    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    arguments = ("restore", "web", "-r", filled, "--output", restored, option, "--name=-new")
+    lines = command(*arguments).stdout.splitlines()
+    state = "defined and started" if started else "defined"
+    start = [] if started else ["To run it:", "  virsh start --domain=-new"]
+    assert lines[-1 - len(start) :] == [f"Domain -new (UUID {UUID}) is {state}.", *start]
+    assert asked == [DefineRequest("-new", started)]
+    document = command(*arguments, "--json").document
+    assert {name: document[name] for name in ("defined", "name", "uuid", "started")} == {
+        "defined": True,
+        "name": "-new",
+        "uuid": UUID,
+        "started": started,
+    }
+
+
+def test_restore_without_define_needs_no_libvirt(
+    command: Command, filled: Path, restored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "Host", lambda _uri: pytest.fail("libvirt was asked"))
+    document = command("restore", "web", "-r", filled, "--output", restored, "--json").document
+    assert {name: document[name] for name in ("defined", "name", "uuid", "started")} == {
+        "defined": False,
+        "name": ONE.domain_name,
+        "uuid": ONE.domain_uuid,
+        "started": False,
+    }
+
+
+def test_places_and_speed_of_disks_are_passed_on(
+    command: Command, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[restore.RestoreRequest] = []
+
+    def run(request: restore.RestoreRequest, **_more: object) -> restore.Restored:
+        seen.append(request)
+        paths = {"vda": Path("/dev/vg/web"), "vdb": tmp_path / "vdb.qcow2"}
+        ids = dict.fromkeys(paths, ONE.id)
+        return restore.Restored(
+            ONE, paths, ids, tmp_path / "domain.xml", closed=(), left_out=(), shared=(), devices=("vda",)
+        )
+
+    monkeypatch.setattr(restore, "run", run)
+    argv = ("restore", "web", "-r", filled, "--output", tmp_path, "--speed", "2M")
+    document = command(*argv, "--disk", "vda=/dev/vg/web,vdb", "--json").document
+    [request] = seen
+    assert request.destinations == {"vda": Path("/dev/vg/web")}
+    assert (request.wanted.disks, request.speed_bytes_s) == (("vda", "vdb"), 2 << 20)
+    assert [(disk["type"], disk["format"], disk["volume"]) for disk in document["disks"]] == [
+        ("block", "raw", None),
+        ("file", "qcow2", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--name", "new"), "--name is for a domain that libvirt defines: give --define, too"),
+        (("--define", "--name", "a/b"), "'a/b' cannot be the name of a domain"),
+        (("--define", "--name", " "), "cannot be the name of a domain"),
+        (("--define", "--name", "x" * 248), "at most 247 bytes"),
+        (("--define", "--name", "a\nb"), "no control characters"),
+    ],
+)
+def test_options_that_do_not_fit_are_usage_errors(
+    command: Command, filled: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    outcome = command("restore", "web", "-r", filled, "--output", tmp_path / "out", *options, status=2)
+    assert said in outcome.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--define", "--name=new", "--start"])
+def test_domain_in_place_is_not_defined(command: Command, filled: Path, option: str) -> None:
+    outcome = command("restore", "web", "-r", filled, "--in-place", option, status=2)
+    assert f"{option.partition('=')[0]} is for a restore with --output" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--disk", "vda="), "give the name of a disk and a path"),
+        (("--disk", "=/dev/x"), "give the name of a disk and a path"),
+        (("--disk", "vda=/a", "vda"), "vda is given twice"),
+        (("--disk", "vda", "vda=/a"), "vda is given twice"),
+        (("--disk", "vda=/a", "vdb=/a"), "vda and vdb would both be written to /a"),
+        (("--keep-old",), "--keep-old is for a restore with --in-place"),
+    ],
+)
+def test_places_that_make_no_sense_are_status_two(
+    command: Command, filled: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    argv = ("restore", "web", "-r", filled, "--output", tmp_path / "out", *options)
+    assert said in command(*argv, status=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [("--pool", "p"), ("--format", "raw"), ("--disk", "vda=/a")])
+def test_in_place_has_no_other_place(command: Command, filled: Path, options: tuple[str, ...]) -> None:
+    assert "in place" in command("restore", "web", "-r", filled, "--in-place", *options, status=2).stderr.replace(
+        "-", " "
+    )

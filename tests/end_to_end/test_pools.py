@@ -1,0 +1,176 @@
+"""Disks are restored to volumes of libvirt's storage pools: made by libvirt, written by path, compared as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+import pytest
+
+from tests.end_to_end.test_destinations import raw
+from tests.filesystem import loop_device
+from tests.lab import DiskSpec
+from tests.lab import domain_xml as of_disks
+from tests.recorded import MIB, Recorded, story
+from tests.unit.builders import Recorder
+from vbackup.domain import domain_xml
+from vbackup.domain.pools import Pool, Wanted
+from vbackup.images import restoring
+from vbackup.model import ImageFormat
+from vbackup.operations import restore
+from vbackup.operations.restore import RestoreRequest
+from vbackup.report import Reporter
+from vbackup.repository.choice import Wanted as Choose
+from vbackup.stop import Stop
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+    from tests.daemon import Daemon
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return story(tmp_path_factory.mktemp("pools") / "repository")
+
+
+@pytest.fixture
+def pool(daemon: Daemon, images: Path) -> Any:
+    """A pool of files."""
+    xml = f"<pool type='dir'><name>files of ours</name><target><path>{images}</path></target></pool>"
+    return daemon.host.connection.storagePoolCreateXML(xml)
+
+
+@pytest.mark.parametrize("image_format", ImageFormat)
+def test_volumes_of_a_directory(
+    recorded: Recorded, daemon: Daemon, command: Command, pool: Any, images: Path, tmp_path: Path,
+    image_format: ImageFormat,
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    done = command(
+        "-c", daemon.uri, "restore", "web", "-r", recorded.repository.path, "--output", out, "--pool", pool.name(),
+        "--format", image_format.value, "--json",
+    ).document  # fmt: skip
+    end = ".qcow2" if image_format is ImageFormat.QCOW2 else ""
+    names = [f"web-{dev}{end}" for dev in ("vda", "vdb")]
+    assert sorted(pool.listVolumes()) == names
+    expected = recorded.expected(recorded.backups[-1])
+    disks = {disk["dev"]: disk for disk in done["disks"]}
+    for dev, name in zip(("vda", "vdb"), names):
+        assert (disks[dev]["volume"], disks[dev]["file"], disks[dev]["type"]) == (name, str(images / name), "file")
+        assert raw(images / name, image_format) == expected[dev]
+        assert disks[dev]["checkpoint"] == (image_format is ImageFormat.QCOW2)
+        volume = pool.storageVolLookupByName(name)
+        assert volume.info()[1] == len(expected[dev])
+    text = (out / "domain.xml").read_text()
+    assert {one.dev: one.path for one in domain_xml.parse(text).disks} == {
+        dev: str(images / name) for dev, name in zip(("vda", "vdb"), names)
+    }
+    assert sorted(path.name for path in out.iterdir()) == ["domain.xml", "nvram"]
+    again = command(
+        "-c", daemon.uri, "restore", "web", "-r", recorded.repository.path, "--output", tmp_path / "other",
+        "--pool", pool.name(), "--format", image_format.value, status=7,
+    ).stderr  # fmt: skip
+    assert f"already has a volume {names[0]}" in again
+    assert f"virsh vol-delete --pool 'files of ours' {names[0]}" in again
+
+
+class Logical(Pool):
+    """A pool of logical volumes whose only volume is a loop device; kernels of containers often have no LVM."""
+
+    device: Path
+
+    def wanted(self, domain: str, dev: str, image_format: ImageFormat, size_bytes: int) -> Wanted:
+        return Wanted(f"{domain}-{dev}", ImageFormat.RAW, size_bytes)
+
+    @contextmanager
+    def created(self, wanted: Mapping[str, Wanted], *, reporter: Reporter) -> Iterator[dict[str, Path]]:
+        yield dict.fromkeys(wanted, self.device)
+
+
+def test_logical_volumes_are_raw_and_have_nothing_old_in_them(recorded: Recorded, tmp_path: Path) -> None:
+    (tmp_path / "backing").write_bytes(b"\xa5" * (12 * MIB))
+    expected = recorded.expected(recorded.backups[-1])["vda"]
+    with loop_device(tmp_path / "backing") as loop:
+        pool = Logical("group", "logical", 12 * MIB, None, None)  # type: ignore[arg-type]
+        object.__setattr__(pool, "device", loop)
+        request = RestoreRequest("web", tmp_path / "out", Choose(disks=("vda",)))
+        recorder = Recorder()
+        done = restore.run(request, repository=recorded.repository, reporter=recorder, stop=Stop(), pool=pool)
+        content = loop.read_bytes()
+    assert content == expected + bytes(12 * MIB - len(expected))
+    assert (done.devices, done.volumes, done.checkpoints) == (("vda",), {"vda": "web-vda"}, ())
+    assert not [step for step in recorder.steps if "overwritten" in step]
+    (disk, *_) = domain_xml.parse(done.domain_xml.read_text()).disks
+    assert (str(disk.images[0].source_type), disk.path, str(disk.format)) == ("block", str(loop), "raw")
+
+
+def test_failure_leaves_no_volume(
+    recorded: Recorded, daemon: Daemon, command: Command, pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flattened, seen = restoring.flatten, []
+
+    def spoil(layers: Any, path: Path, *more: Any, **options: Any) -> None:
+        flattened(layers, path, *more, **options)
+        seen.append(sorted(pool.listVolumes()))
+        if "vdb" in path.name:
+            with path.open("r+b") as file:
+                file.seek(5 * MIB)
+                file.write(b"x")
+
+    monkeypatch.setattr(restoring, "flatten", spoil)
+    told = command(
+        "-c", daemon.uri, "restore", "web", "-r", recorded.repository.path, "--output", tmp_path / "out",
+        "--pool", pool.name(), "--format", "raw", status=6,
+    ).stderr  # fmt: skip
+    assert "does not contain what was written" in told
+    assert seen == [["web-vda", "web-vdb"]] * 2
+    pool.refresh()
+    assert pool.listVolumes() == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_pools_that_will_not_do(
+    recorded: Recorded, daemon: Daemon, command: Command, pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(status: int, name: str, *options: str) -> str:
+        told = command(
+            "-c", daemon.uri, "restore", "web", "-r", recorded.repository.path, "--output", tmp_path / "out",
+            "--pool", name, *options, status=status,
+        ).stderr  # fmt: skip
+        assert not (tmp_path / "out").exists()
+        return str(told)
+
+    assert "no storage pool 'files of our'; the closest is 'files of ours'; its pools are" in refused(5, "files of our")
+    inactive = daemon.host.connection.storagePoolDefineXML(
+        f"<pool type='dir'><name>off</name><target><path>{tmp_path}</path></target></pool>"
+    )
+    try:
+        assert "is not active. Start it ('virsh pool-start off')" in refused(5, "off")
+    finally:
+        inactive.undefine()
+    monkeypatch.setattr(restoring, "needed_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr("vbackup.operations.restore.needed_bytes", lambda *_: 1 << 60)
+    assert f"and the disks need {2 << 60}. Nothing was written" in refused(7, pool.name())
+    assert pool.listVolumes() == []
+
+
+def test_restored_volume_starts_and_its_next_backup_is_an_incremental(
+    daemon: Daemon, command: Command, pool: Any, images: Path, repository: Path, tmp_path: Path
+) -> None:
+    spec = DiskSpec(images / "vda.qcow2")
+    spec.create()
+    machine = daemon.start(of_disks("volumes", [spec.xml()]))
+    machine.write("vda", "write -P 7 1M 1M")
+    first = command("-c", daemon.uri, "backup", "volumes", "-r", repository, "--json").document
+    machine.handle.domain.destroy()
+    argv = ("-c", daemon.uri, "-q", "restore", "volumes", "-r", repository)
+    command(*argv, "--output", tmp_path / "out", "--pool", pool.name())
+    text = (tmp_path / "out" / "domain.xml").read_text()
+    daemon.host.connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE).undefine()
+    machine = daemon.start(text)
+    machine.write("vda", "write -P 8 1M 64k")
+    second = command("-c", daemon.uri, "backup", "volumes", "-r", repository, "--json").document
+    assert (second["disks"][0]["level"], second["disks"][0]["base"]) == ("incremental", first["id"])

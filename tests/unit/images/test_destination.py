@@ -1,0 +1,96 @@
+"""A disk goes to a new file or to a block device; whatever else is at the path stays as it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.builders import Recorder
+from vbackup.errors import StorageError
+from vbackup.images import destination, device
+from vbackup.images.destination import Destination, Overwritten
+from vbackup.model import ImageFormat
+from vbackup.qemu.qemu_img import Output
+from vbackup.stop import Stop
+
+QCOW2 = ImageFormat.QCOW2
+
+
+def test_new_file_has_the_format_and_a_device_is_raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = destination.of_path("vda", Path("new.img"), QCOW2)
+    assert found == Destination("vda", tmp_path / "new.img", QCOW2, Output.NEW)
+    monkeypatch.setattr(device, "is_block_device", lambda _path: True)
+    found = destination.of_path("vda", tmp_path / "lv", QCOW2)
+    assert found == Destination("vda", tmp_path / "lv", ImageFormat.RAW, Output.DEVICE)
+    assert not found.is_new
+
+
+def test_what_is_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("file", "dangling", "fifo", "."):
+        with pytest.raises(StorageError, match=r"already exists.*another path"):
+            destination.of_path("vda", tmp_path / name, QCOW2)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_misspelled_device_or_directory_is_refused(tmp_path: Path) -> None:
+    for path in ("/dev/no-such-device", "/dev/no-such-group/volume", "/dev/../dev/x"):
+        with pytest.raises(StorageError, match=f"there is no block device {path}"):
+            destination.of_path("vda", Path(path), QCOW2)
+    with pytest.raises(StorageError, match=f"there is no directory {tmp_path}/none"):
+        destination.of_path("vda", tmp_path / "none" / "a.qcow2", QCOW2)
+    assert not (tmp_path / "none").exists()
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=f"Two files would both be {tmp_path}/a"):
+        destination.refuse_existing([tmp_path / "a", tmp_path / "b", tmp_path / "a"])
+
+
+def test_device_that_was_overwritten_is_named_if_the_restore_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeroed = []
+    monkeypatch.setattr(device, "zero", lambda _path, start, end, check: zeroed.append((start, end)))
+    recorder = Recorder()
+    monkeypatch.setattr(device, "size_bytes", lambda _path: 100)
+    devices = {dev: Path("/dev") / dev for dev in ("vda", "vdb")}
+    vda = Destination("vda", devices["vda"], ImageFormat.RAW, Output.DEVICE)
+    overwritten = Overwritten(devices, recorder, Stop())
+    overwritten.begin(vda, 90)
+    overwritten.__exit__(ZeroDivisionError, None, None)
+    assert zeroed == [(90, 100)]
+    [warning] = recorder.warnings
+    assert "Disk vda: the restore to /dev/vda did not end. Its old content is lost" in warning
+    assert "its last 10 bytes" in recorder.steps[0]
+    with Overwritten(devices, recorder, Stop()) as overwritten:
+        overwritten.begin(vda, 100)
+    assert recorder.warnings == [warning]
+
+
+def test_device_that_was_made_for_the_restore_has_nothing_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeroed = []
+    monkeypatch.setattr(device, "zero", lambda _path, start, end, check: zeroed.append((start, end)))
+    monkeypatch.setattr(device, "size_bytes", lambda _path: 100)
+    recorder = Recorder()
+    overwritten = Overwritten({}, recorder, Stop())
+    overwritten.begin(Destination("vda", Path("/dev/vg/web-vda"), ImageFormat.RAW, Output.DEVICE, "web-vda"), 90)
+    overwritten.__exit__(ZeroDivisionError, None, None)
+    assert zeroed == [(90, 100)]
+    assert recorder.warnings == recorder.steps == []
+
+
+def test_files_are_moved_all_or_none(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("a", "b")]
+    for path in places:
+        path.touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b").write_text("mine")
+    moves = [(path, tmp_path / "other" / path.name) for path in places]
+    with pytest.raises(StorageError, match="already exists"):
+        destination.move_out(moves)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["b"]
+    assert (tmp_path / "other" / "b").read_text() == "mine"

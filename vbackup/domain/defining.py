@@ -1,0 +1,185 @@
+"""Define a restored domain in libvirt, after libvirt itself has said that it would accept it.
+
+No call of libvirt only checks a domain XML: VIR_DOMAIN_DEFINE_VALIDATE is a flag of defining. So ``check`` defines the
+XML under a throw-away name and UUID, and undefines it at once. That makes no file but the definition's own, and takes
+some 20 ms with libvirt 9.0. What a run that was killed in between has left is removed by the next one: its name is
+``vbackup-check-`` and its own UUID.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid as uuids
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from vbackup.domain import capabilities, identity, media
+from vbackup.domain.capabilities import Capabilities
+from vbackup.domain.host import (
+    DEFINE_VALIDATE,
+    INVALID_ARGUMENT,
+    NO_SUPPORT,
+    UNDEFINE_FLAGS,
+    DomainHandle,
+    Host,
+    error_code,
+)
+from vbackup.domain.identity import Identity
+from vbackup.errors import MonitorError, UnsuitableError, VbackupError, domain_argument
+
+log = logging.getLogger(__name__)
+
+CHECK_PREFIX = "vbackup-check-"
+
+
+def refuse_taken(host: Host, wanted: Identity, *, is_new: bool) -> None:
+    """Raise UnsuitableError if a domain of the host has this name or UUID. ``is_new``: the user has chosen the name."""
+    for handle in host.domains():
+        if wanted.uuid == handle.uuid or wanted.name == handle.name:
+            raise UnsuitableError(_taken(handle, wanted, is_new=is_new))
+
+
+def _taken(handle: DomainHandle, wanted: Identity, *, is_new: bool) -> str:
+    state = "and runs" if handle.is_active() else "and is off"
+    if is_new:
+        return f"libvirt already has a domain {handle.name}, {state}: choose another name with --name."
+    beside = "'--name NEW' restores the backup beside it, as a new domain"
+    name = domain_argument(handle.name)
+    if handle.uuid != wanted.uuid:
+        return f"libvirt has another domain {handle.name} (UUID {handle.uuid}), {state}: {beside}."
+    known_as = "" if handle.name == wanted.name else f", as {handle.name}"
+    room = f"'virsh undefine {name}' makes room for it, and leaves the disks"
+    if handle.is_active():
+        room = f"'virsh shutdown {name}' and then {room}"
+    return (
+        f"libvirt already has domain {wanted.name} (UUID {wanted.uuid}){known_as}, {state}: {beside}; {room}; 'vbackup"
+        " restore --in-place' rolls back the disks of a domain that is off."
+    )
+
+
+def check(host: Host, xml: str) -> None:
+    """Raise UnsuitableError if libvirt would not define this XML, with what it has in place of what it lacks."""
+    wanted = identity.of(xml)
+    _remove_throw_aways(host)
+    uuid = str(uuids.uuid4())
+    text = identity.renamed(xml, Identity(CHECK_PREFIX + uuid, uuid))
+    try:
+        with host.errors(f"accept the XML of domain {wanted.name}"):
+            domain = host.connection.defineXMLFlags(text, DEFINE_VALIDATE)
+    except MonitorError as err:
+        hint = capabilities.hint(xml, of(host))
+        remedy = "Nothing was written: restore without --define, correct the domain.xml, and define it with virsh."
+        raise UnsuitableError(" ".join([*str(err).split(), *hint.split(), remedy])) from err
+    _undefine(host, domain)
+
+
+def start_troubles(host: Host, xml: str) -> list[str]:
+    """Return why libvirt could not start the domain on this host, apart from its disks, which are not looked at.
+
+    It makes a QEMU command line of the XML (virConnectDomainXMLToNative), for which it needs no network and no image.
+    """
+    found = []
+    try:
+        with host.errors("make a QEMU command line of its XML"):
+            host.connection.domainXMLToNative("qemu-argv", xml, 0)
+    except MonitorError as err:
+        if error_code(err.__cause__) != NO_SUPPORT:
+            found.append(" ".join(str(err).split()).rstrip("."))
+    for kind, name in sorted(identity.networks(xml)):
+        if not _has_network(host, kind, name):
+            found.append(f"its {kind} {name} is not on this host")
+    return found
+
+
+def _has_network(host: Host, kind: str, name: str) -> bool:
+    if kind == "bridge":
+        return Path("/sys/class/net", name).exists()
+    try:
+        with host.errors(f"look up network {name}"):
+            host.connection.networkLookupByName(name)
+    except MonitorError as err:
+        return error_code(err.__cause__) == NO_SUPPORT  # the driver cannot say
+    return True
+
+
+def of(host: Host) -> Capabilities:
+    """Return what the host's libvirt can run."""
+    with host.errors("read the capabilities of the host"):
+        return capabilities.parse(host.connection.getCapabilities())
+
+
+def define(host: Host, xml: str) -> DomainHandle:
+    """Define the domain, and return it. Raises what libvirt's calls raise."""
+    wanted = identity.of(xml)
+    with host.errors(f"define domain {wanted.name}"):
+        return DomainHandle(host, host.connection.defineXMLFlags(xml, DEFINE_VALIDATE))
+
+
+def set_autostart(handle: DomainHandle) -> None:
+    """Let libvirt start the domain with its host. Raises what libvirt's calls raise."""
+    with handle.host.errors(f"let domain {handle.name} start with the host"):
+        handle.domain.setAutostart(1)
+
+
+def start(handle: DomainHandle) -> None:
+    """Start the domain. Raises what libvirt's calls raise."""
+    with handle.host.errors(f"start domain {handle.name}"):
+        handle.domain.create()
+
+
+def mac_addresses(host: Host) -> set[str]:
+    """Return the MAC addresses of all domains of the host, in lower case."""
+    found: set[str] = set()
+    for handle in host.domains():
+        for read in (handle.live_xml, handle.definition_xml):
+            found |= _quietly(read)
+    return found
+
+
+def _quietly(read: Callable[[], str]) -> frozenset[str]:
+    """Return the MAC addresses in an XML, none if the domain has gone or is transient."""
+    try:
+        return identity.mac_addresses(read())
+    except VbackupError as err:
+        log.debug("no MAC addresses: %s", err)
+        return frozenset()
+
+
+def missing_media(host: Host, xml: str, *, restored: Collection[str] = ()) -> list[media.Medium]:
+    """Return the media that this host does not have: without them libvirt does not start the domain.
+
+    ``restored``: paths that will be there.
+    """
+    return [one for one in media.of(xml) if one.path not in restored and not _is_there(host, one)]
+
+
+def _is_there(host: Host, medium: media.Medium) -> bool:
+    if medium.path is not None:
+        return Path(medium.path).exists()
+    try:
+        host.volume_path(medium.pool or "", medium.volume or "")
+    except MonitorError:
+        return False
+    return True
+
+
+def _remove_throw_aways(host: Host) -> None:
+    for handle in host.domains():
+        if handle.name == CHECK_PREFIX + handle.uuid and not handle.is_active():
+            try:
+                _undefine(host, handle.domain)
+            except MonitorError as err:
+                log.debug("%s", err)  # that of another vbackup, which has undefined it now
+
+
+def _undefine(host: Host, domain: Any) -> None:
+    """Undefine a domain, and keep whatever its XML names."""
+    for flags in UNDEFINE_FLAGS:
+        try:
+            with host.errors("undefine a definition that was only a test"):
+                domain.undefineFlags(flags)
+            return
+        except MonitorError as err:
+            if error_code(err.__cause__) != INVALID_ARGUMENT or flags == UNDEFINE_FLAGS[-1]:
+                raise

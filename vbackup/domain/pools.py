@@ -1,0 +1,167 @@
+"""Volumes of a libvirt storage pool, made for restored disks: the pool has to be active, and on this host.
+
+The images are written by this process, by the path of the volume; so only pools will do whose volumes have one.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from vbackup import names
+from vbackup.domain.host import NO_STORAGE_POOL, NO_STORAGE_VOLUME, Host, error_code
+from vbackup.errors import MonitorError, NoSpaceError, StorageError, UnsuitableError, VbackupError
+from vbackup.model import ImageFormat
+from vbackup.report import Reporter
+
+#: Kinds of pools whose volumes are files in a directory, and logical volumes.
+_OF_FILES, _LOGICAL = frozenset(("dir", "fs", "netfs")), "logical"
+#: What LVM allows in the name of a logical volume.
+_LV_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*", re.ASCII)
+_KIND = re.compile(r"\s*<pool type=['\"]([a-z-]+)['\"]", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A volume to make."""
+
+    name: str
+    image_format: ImageFormat
+    size_bytes: int  #: of the disk
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An active storage pool."""
+
+    name: str
+    kind: str  #: libvirt's type: dir, logical, ...
+    available_bytes: int
+    host: Host
+    pool: Any  #: virStoragePool
+
+    @property
+    def has_block_devices(self) -> bool:
+        """True if its volumes are block devices, which are raw and take all of their size at once."""
+        return self.kind == _LOGICAL
+
+    def wanted(self, domain: str, dev: str, image_format: ImageFormat, size_bytes: int) -> Wanted:
+        """Return the volume for a disk: DOMAIN-DEV, and .qcow2 for that format.
+
+        Raises UnsuitableError if a volume cannot be named after the domain, StorageError if there is one.
+        """
+        image_format = ImageFormat.RAW if self.has_block_devices else image_format
+        name = f"{domain}-{dev}" + (".qcow2" if image_format is ImageFormat.QCOW2 else "")
+        if "/" in name or name.startswith(".") or (self.has_block_devices and not _LV_NAME.fullmatch(name)):
+            raise UnsuitableError(
+                f"Disk {dev}: no volume of pool {self.name} can have the name {name!r}. Restore it to a path, with"
+                f" --disk {dev}=PATH."
+            )
+        try:
+            with self.host.errors(f"look up volume {name} of pool {self.name}"):
+                self.pool.storageVolLookupByName(name)
+        except MonitorError as err:
+            if error_code(err.__cause__) == NO_STORAGE_VOLUME:
+                return Wanted(name, image_format, size_bytes)
+            raise
+        raise StorageError(
+            f"Disk {dev}: pool {self.name} already has a volume {name}, and vbackup never overwrites volumes. If it is"
+            " what an interrupted restore has left, remove it: virsh vol-delete --pool"
+            f" {shlex.quote(self.name)} {shlex.quote(name)}."
+        )
+
+    @contextmanager
+    def created(self, wanted: Mapping[str, Wanted], *, reporter: Reporter) -> Iterator[dict[str, Path]]:
+        """Make the volumes, and yield the path of each, by dev; if the block fails, they are removed.
+
+        Raises StorageError, ConnectionLostError.
+        """
+        with ExitStack() as stack:
+            paths = {}
+            for dev, one in wanted.items():
+                volume = self._create(one)
+                stack.callback(self._delete, volume, one.name, reporter)
+                with self.host.errors(f"get the path of volume {one.name}"):
+                    paths[dev] = Path(volume.path())
+            yield paths
+            stack.pop_all()
+        self._refresh()
+
+    def _create(self, one: Wanted) -> Any:
+        allocation = one.size_bytes if self.has_block_devices else 0
+        xml = (
+            f"<volume><name>{escape(one.name)}</name><capacity unit='bytes'>{one.size_bytes}</capacity>"
+            f"<allocation unit='bytes'>{allocation}</allocation>"
+            f"<target><format type='{one.image_format.value}'/></target></volume>"
+        )
+        try:
+            with self.host.errors(f"make volume {one.name} of pool {self.name}"):
+                return self.pool.createXML(xml, 0)
+        except MonitorError as err:
+            raise StorageError(f"{err} Nothing was kept; fix the cause, or give another place.") from err
+
+    def _delete(self, volume: Any, name: str, reporter: Reporter) -> None:
+        try:
+            with self.host.errors(f"remove volume {name} of pool {self.name}"):
+                volume.delete(0)
+        except VbackupError as err:
+            remedy = f"virsh vol-delete --pool {shlex.quote(self.name)} {shlex.quote(name)}"
+            reporter.warning(f"Volume {name} of pool {self.name} is left over; remove it with '{remedy}': {err}")
+
+    def _refresh(self) -> None:
+        """Let libvirt see how large the volumes are now; it does so by itself when it starts the pool."""
+        try:
+            with self.host.errors(f"refresh pool {self.name}"):
+                self.pool.refresh(0)
+        except VbackupError:
+            return
+
+    def refuse_full(self, needed_bytes: int) -> None:
+        """Raise NoSpaceError if the pool has less available."""
+        if needed_bytes > self.available_bytes:
+            raise NoSpaceError(
+                f"Pool {self.name} has {self.available_bytes} bytes available, and the disks need {needed_bytes}."
+                " Nothing was written. Free some space, or give another pool."
+            )
+
+
+def opened(host: Host, name: str) -> Pool:
+    """Return the pool with this name. Raises UnsuitableError if no volumes can be made in it for us to write."""
+    if not host.is_local:
+        raise UnsuitableError(
+            f"{host.real_uri} is another host, and volumes of its pools cannot be written from here. Run vbackup there."
+        )
+    try:
+        with host.errors(f"look up pool {name}"):
+            pool = host.connection.storagePoolLookupByName(name)
+    except MonitorError as err:
+        if error_code(err.__cause__) != NO_STORAGE_POOL:
+            raise
+        with host.errors("list the storage pools"):
+            known = sorted(one.name() for one in host.connection.listAllStoragePools())
+        raise UnsuitableError(
+            f"libvirt has no storage pool {name!r}{names.closest(name, known)};"
+            f" {'its pools are ' + ', '.join(known) if known else 'it has none at all'}."
+        ) from err
+    with host.errors(f"look at pool {name}"):
+        if not pool.isActive():
+            raise UnsuitableError(
+                f"Storage pool {name} is not active. Start it ('virsh pool-start {shlex.quote(name)}') and run the same"
+                " command again."
+            )
+        pool.refresh(0)
+        match = _KIND.match(pool.XMLDesc(0))
+        available_bytes = int(pool.info()[3])
+    kind = match[1] if match is not None else "unknown"
+    if kind not in _OF_FILES and kind != _LOGICAL:
+        raise UnsuitableError(
+            f"Storage pool {name} is of type {kind}. Volumes can be made and written in pools of the types"
+            f" {', '.join(sorted(_OF_FILES))} and {_LOGICAL}; give another one, or a path with --disk DEV=PATH."
+        )
+    return Pool(name, kind, available_bytes, host, pool)

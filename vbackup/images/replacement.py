@@ -1,0 +1,93 @@
+"""Put a new image in the place of another one: it is made beside it, and the two exchange places in one step.
+
+NAME is the image. The new one is .NAME.vbackup-ID until it is complete, and the old one NAME.before-ID afterwards; ID
+is that of the backup. An image always has the name: first the old one gets a second name (link), then the new one the
+first (rename). Where the filesystem knows no second names, there is a moment without NAME, which a run after a crash
+ends. vbackup.repository.in_place_journal records what is under way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup import files
+
+#: Errors of a filesystem where a file has one name only.
+_NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
+#: What follows from the content of a file, and must not be copied to another.
+_OF_CONTENT = frozenset(("security.ima", "security.evm"))
+_COPIED = ("security.", "system.posix_acl_access", "user.")
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """An image that is replaced, and the names that belong to it."""
+
+    path: Path  #: of the image; no symbolic link
+    backup: str  #: id of the backup that the new one is of
+
+    @property
+    def new(self) -> Path:
+        """The new image until it is in its place."""
+        return self.path.with_name(f".{self.path.name}.vbackup-{self.backup}")
+
+    @property
+    def kept(self) -> Path:
+        """The old image afterwards."""
+        return self.path.with_name(f"{self.path.name}.before-{self.backup}")
+
+    def discard(self) -> None:
+        """Remove the new image if it is not in its place yet. Raises OSError."""
+        self.new.unlink(missing_ok=True)
+
+    def take_attributes(self) -> None:
+        """Give the new image owner, mode, label, ACL and further attributes of the old one, if there is one.
+
+        Raises OSError.
+        """
+        if not os.path.lexists(self.path):
+            return
+        status = self.path.stat()
+        own = self.new.stat()
+        if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+            os.chown(self.new, status.st_uid, status.st_gid)
+        self.new.chmod(status.st_mode & 0o7777)
+        for name in _attributes(self.path):
+            os.setxattr(self.new, name, os.getxattr(self.path, name))
+        files.fsync(self.new)
+
+    def put(self) -> None:
+        """Put the new image in the place of the old one, which is kept; again, if that was interrupted. Raises OSError.
+
+        Does nothing if the new image is in its place.
+        """
+        if not os.path.lexists(self.new):
+            return
+        if os.path.lexists(self.path) and not os.path.lexists(self.kept):
+            try:
+                os.link(self.path, self.kept, follow_symlinks=False)
+            except OSError as err:
+                if err.errno not in _NO_LINKS:
+                    raise
+                self.path.rename(self.kept)
+        files.fsync(self.path.parent)  # the old image is never without a name
+        self.new.replace(self.path)
+        files.fsync(self.path.parent)
+
+    def remove_old(self) -> None:
+        """Remove the old image. Raises OSError."""
+        self.kept.unlink(missing_ok=True)
+        files.fsync(self.path.parent)
+
+
+def _attributes(path: Path) -> list[str]:
+    try:
+        names = os.listxattr(path)
+    except OSError as err:
+        if err.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return []
+        raise
+    return [name for name in names if name.startswith(_COPIED) and name not in _OF_CONTENT]
