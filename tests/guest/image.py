@@ -39,16 +39,17 @@ class GuestImage:
     initramfs: Path
 
 
-def build(cache: Path) -> GuestImage:
+def build(cache: Path, *, modules: Sequence[str] = ()) -> GuestImage:
     """Make kernel and initramfs in ``cache``, or find them there if their sources have not changed.
 
-    The kernel is copied: libvirt may chown and label what it boots, and /boot is not ours. Raises MissingError.
+    ``modules`` are inserted, too. The kernel is copied: libvirt may chown and label what it boots, and /boot is not
+    ours. Raises MissingError.
     """
     kernel = _newest_kernel()
     release = kernel.name[len("vmlinuz-") :]
     programs = [program("busybox"), program("qemu-ga")]
-    modules = _modules(Path("/lib/modules") / release)
-    key = _key([kernel, INIT, *programs, *modules])
+    files = _modules(Path("/lib/modules") / release, [*MODULES, *modules])
+    key = _key([kernel, INIT, *programs, *files])
     cache.mkdir(parents=True, exist_ok=True)
     made = GuestImage(cache / f"vmlinuz-{key}", cache / f"initramfs-{key}.gz")
     if not made.kernel.exists():
@@ -56,7 +57,7 @@ def build(cache: Path) -> GuestImage:
             shutil.copyfile(kernel, temporary)
     if not made.initramfs.exists():
         with tempfile.TemporaryDirectory(dir=cache) as root, _written(made.initramfs) as temporary:
-            _fill(Path(root), programs, modules)
+            _fill(Path(root), programs, files)
             _pack(Path(root), temporary)
     return made
 
@@ -80,8 +81,8 @@ def _version(path: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", path.name)]
 
 
-def _modules(directory: Path) -> list[Path]:
-    """The files of MODULES and of what they need, in the order in which they can be inserted."""
+def _modules(directory: Path, wanted: Sequence[str]) -> list[Path]:
+    """The files of these modules and of what they need, in the order in which they can be inserted."""
     try:
         lines = (directory / "modules.dep").read_text().splitlines()
         builtin = {_module_name(line) for line in (directory / "modules.builtin").read_text().split()}
@@ -89,7 +90,7 @@ def _modules(directory: Path) -> list[Path]:
         raise MissingError(f"the file {err.filename}") from err
     needs = {_module_name(line.split(":")[0]): line.replace(":", "").split() for line in lines}
     order: list[Path] = []
-    for name in MODULES:
+    for name in wanted:
         if name in builtin:
             continue
         if name not in needs:
