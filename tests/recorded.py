@@ -36,6 +36,14 @@ class Write:
         return f"write {'-c ' * self.is_packed}{flags} {self.at} {self.length}"
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A qcow2 image that somebody else has made; what it has below it in the backup is another's."""
+
+    path: Path
+    size_bytes: int
+
+
 class Recorded:
     """A repository, and what each disk contained at each backup."""
 
@@ -46,7 +54,7 @@ class Recorded:
 
     def add(
         self,
-        writes: Mapping[str, Sequence[Write]],
+        writes: Mapping[str, Sequence[Write] | Ready],
         *,
         level: Level = Level.INCREMENTAL,
         size_bytes: int = 8 * MIB,
@@ -56,10 +64,11 @@ class Recorded:
     ) -> Backup:
         """A backup of these disks. The base of an increment is the newest backup that has the disk.
 
-        Of a disk that ``is_huge`` the contents are not kept.
+        Of a disk that ``is_huge``, and of an image that is ready, the contents are not kept.
         """
         repository, number = self.repository, len(self.backups) + 1
         bases = {dev: self._newest(dev) if level is not Level.FULL else None for dev in writes}
+        sizes = {dev: one.size_bytes if isinstance(one, Ready) else size_bytes for dev, one in writes.items()}
         draft = backup(
             number,
             *(
@@ -67,7 +76,7 @@ class Recorded:
                     dev,
                     level=Level.FULL if base is None else level,
                     base=None if base is None else base.id,
-                    virtual_size_bytes=size_bytes,
+                    virtual_size_bytes=sizes[dev],
                     source=f"/capture/{dev}.qcow2",
                 )
                 for dev, base in bases.items()
@@ -78,11 +87,14 @@ class Recorded:
             disks = []
             for drafted in draft.disks:
                 path, dev = stage.path / drafted.file, drafted.dev
-                base = bases[dev]
-                _make(path, size_bytes, base, writes[dev], compression)
-                if not is_huge:
-                    before = b"" if base is None else self.contents[base.id, dev]
-                    self.contents[draft.id, dev] = _written(before, size_bytes, writes[dev])
+                base, content = bases[dev], writes[dev]
+                if isinstance(content, Ready):
+                    _take(content.path, path, base)
+                else:
+                    _make(path, size_bytes, base, content, compression)
+                    if not is_huge:
+                        before = b"" if base is None else self.contents[base.id, dev]
+                        self.contents[draft.id, dev] = _written(before, size_bytes, content)
                 sized = replace(drafted, file_size_bytes=path.stat().st_size, digest=None)
                 if has_lists:
                     made = block_scan.make(
@@ -128,6 +140,14 @@ def _written(before: bytes, size_bytes: int, writes: Sequence[Write]) -> bytes:
     for write in writes:
         content[write.at : write.at + write.length] = bytes([write.pattern or 0]) * write.length
     return bytes(content)
+
+
+def _take(image: Path, path: Path, base: Backup | None) -> None:
+    shutil.copyfile(image, path)
+    path.chmod(0o600)
+    if base is not None:
+        argv = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", f"../{base.id}/{path.name}", "-F", "qcow2", str(path)]
+        subprocess.run(argv, check=True)
 
 
 def _make(path: Path, size_bytes: int, base: Backup | None, writes: Sequence[Write], compression: str) -> None:

@@ -5,18 +5,19 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
-                             backup_table  merges  background
+                             backup_table  merges  background  keys  guest_files
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  mount  umount  serve
-                             saved_machine  restored_machine  restored_domain
+                             saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
                              rollback  restored_checkpoint
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
-                             mount_lock  device  destination  restoring  replacement
+                             mount_lock  device  destination  restoring  replacement  appliance  guest_address
+                             guest  guest_files  unpacking
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached

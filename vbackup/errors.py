@@ -187,6 +187,24 @@ class StorageDaemonGoneError(QemuGoneError):
         super().__init__(f"qemu-storage-daemon {how}{message}. {remedy}")
 
 
+class ApplianceError(VbackupError):
+    """libguestfs's appliance, which reads the file systems of a guest, cannot be started, has ended or hangs."""
+
+
+class ApplianceRefusedError(ApplianceError):
+    """A command of guestfish failed; the appliance goes on. ``reason``: libguestfs's words, without a full stop."""
+
+    def __init__(self, command: str, reason: str) -> None:
+        self.command = command
+        self.reason = reason.rstrip(".")
+        super().__init__(f"libguestfs could not carry out {command}: {self.reason}.")
+
+    @property
+    def is_not_found(self) -> bool:
+        """True for ENOENT and ENOTDIR."""
+        return "No such file or directory" in self.reason or "Not a directory" in self.reason
+
+
 class UnsuitableError(VbackupError):
     """The domain or a disk cannot be backed up in the requested way."""
 

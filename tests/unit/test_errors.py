@@ -13,6 +13,8 @@ from vbackup.errors import Status, VbackupError
 #: One of each, with its exit status (design: 0 to 9, 128 + the signal).
 EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.VbackupError("x"), 1),
+    (errors.ApplianceError("x"), 1),
+    (errors.ApplianceRefusedError("ls0", "no"), 1),
     (errors.UsageError("x"), 2),
     (errors.MalformedError("x"), 1),
     (errors.HostUnreachableError("qemu:///system", "refused"), 4),
@@ -179,3 +181,18 @@ def test_base_error_names_the_remedy() -> None:
 )
 def test_unreachable_libvirt_has_its_remedy(message: str, remedy: str) -> None:
     assert remedy in str(errors.HostUnreachableError("u:///x", message))
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_not_found"),
+    [
+        ("lstatns: /x: No such file or directory", True),
+        ("lstatns: /x/y: Not a directory", True),
+        ("download: /x: is a directory.", False),
+    ],
+)
+def test_refusal_of_libguestfs_says_what_was_missing(reason: str, is_not_found: bool) -> None:
+    err = errors.ApplianceRefusedError("lstatns", reason)
+    assert err.is_not_found is is_not_found
+    assert not err.reason.endswith(".")
+    assert err.status == Status.FAILED

@@ -34,6 +34,11 @@ ELSEWHERE = {
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
     "operations.umount": "end_to_end/test_mount.py",
+    "operations.inside": "end_to_end/test_guest_files.py",  # needs a storage daemon and libguestfs
+    "operations.ls": "unit/cli/handlers/test_ls.py",  # all of them with a fake of guestfish
+    "operations.cp": "unit/cli/handlers/test_cp.py",
+    "operations.cat": "unit/cli/handlers/test_cat.py",
+    "operations.search": "unit/cli/handlers/test_search.py",
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",
     "repository.merged_list": "end_to_end/test_merge_trees.py",

@@ -232,6 +232,38 @@ def wanted_of(options: argparse.Namespace, backup_id: str | None) -> Wanted:
     return Wanted(backup_id, options.at, host=options.host, disks=tuple(options.disk), is_mixed=options.mixed)
 
 
+def add_key_file(parser: argparse.ArgumentParser) -> None:
+    """Add --key-file."""
+    from vbackup.cli.values import directory as path  # which 'vbackup --help' does without
+
+    parser.add_argument(
+        "--key-file",
+        metavar="FILE",
+        type=path,
+        help="file whose only line is the passphrase of what is encrypted in the guest (default: ask on the terminal)",
+    )
+
+
+def add_words(parser: argparse.ArgumentParser, metavar: str, purpose: str) -> None:
+    """Add the words of a command, the domain first, between which options can stand (see vbackup.cli.parser.parse)."""
+    parser.add_argument("words", metavar=metavar, nargs="*", action=ShownAsRequired, help=purpose)
+    parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
+    parser.set_defaults(has_loose_words=True)
+
+
+def domain_and_words_of(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return the domain, which is the first of add_words' words or --domain, and the other words. Raises UsageError."""
+    words: list[str] = list(options.words)
+    named: str | None = options.domain_option
+    if words and (named is None or words[0] == named):
+        named = words.pop(0)
+    if named is None:
+        raise UsageError(f"No domain given{swallowed(options)}.")
+    if named == "":
+        raise UsageError("The domain name is empty.")
+    return named, words
+
+
 def directory_words_of(options: argparse.Namespace) -> tuple[str, str | None, Path]:
     """Return the domain, the id of the backup, or None, and the directory of DOMAIN [ID] DIR.
 

@@ -14,7 +14,9 @@ from vbackup.cli.streams import Result
 from vbackup.stop import Stop, on_signals
 
 #: The commands that only print.
-_ONLY_PRINT = frozenset(("list", "show", "verify", "diff", "usage", "bitmap list", "hooks status"))
+_ONLY_PRINT = frozenset(
+    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status")
+)
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:
@@ -43,7 +45,9 @@ def _command(options: argparse.Namespace) -> str:
 def _is_trial(options: argparse.Namespace) -> bool:
     if options.command == "check" and not options.repair:
         return True
-    return bool(getattr(options, "dry_run", False) or getattr(options, "test", False))
+    if options.command == "cp" and options.words[-1:] == ["-"]:  # an archive on standard output, as with --tar
+        return True
+    return bool(getattr(options, "dry_run", False) or getattr(options, "test", False) or getattr(options, "tar", False))
 
 
 def _set_up_logging(*, verbose: bool) -> None:

@@ -26,6 +26,10 @@ COMMANDS = {
     "mount": "show the disks of a backup as files",
     "umount": "end a mount",
     "serve": "serve the disks of a backup by NBD",
+    "ls": "list files of a guest in a backup",
+    "cp": "copy files of a guest out of a backup",
+    "cat": "print a file of a guest in a backup",
+    "search": "find files of guests in all backups",
     "prune": "remove backups that no rule keeps",
     "consolidate": "make backups independent of older ones",
     "protect": "protect backups from being removed",
@@ -129,7 +133,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options. Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0)."""
     parser = build(arguments)
     options, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    if getattr(options, "has_loose_words", False) and all(word == "-" or not word.startswith("-") for word in unknown):
+        # argparse gives the words after an option to no argument once it has words before it.
+        options.words = [*options.words, *unknown]
+    elif unknown:
         raise _parser_of(parser, options).unknown(unknown)
     return options
 

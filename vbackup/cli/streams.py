@@ -54,6 +54,28 @@ def output_error() -> OSError | None:
     return raw.error if isinstance(raw, _Lossy) else None
 
 
+class LostOutput(Exception):  # noqa: N818 - no error for the user: vbackup.cli.main says what is to be said
+    """What was to be written cannot be, so there is no need to go on."""
+
+
+class Binary(io.RawIOBase):
+    """Standard output for bytes. Unlike the text on it, what cannot be written ends the work: LostOutput."""
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write all of the data, and return its length."""
+        buffer = getattr(sys.stdout, "buffer", None)
+        size_bytes = memoryview(data).nbytes
+        if buffer is not None:
+            buffer.write(data)
+        if output_error() is not None:
+            raise LostOutput
+        return size_bytes
+
+
 def _occupy() -> None:
     """Open the numbers 0 to 2 where they are closed, as gnulib's stdopen does.
 

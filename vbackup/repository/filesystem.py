@@ -21,7 +21,7 @@ from vbackup.repository.merge_journal import PROBE
 #: linux/fs.h: the target shares all data of the source, until one of them is written.
 _FICLONE = 0x40049409
 _AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _PIECE_BYTES = 4 * 1024 * 1024
 #: Errors of a filesystem, or of a kernel, that cannot do something.
 _CANNOT = frozenset(
@@ -152,6 +152,22 @@ def exchange(one: Path, other: Path) -> None:
     if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), os.fspath(one))
+
+
+def move(source: Path, free: Path) -> None:
+    """Rename a file or a directory; raises FileExistsError, and changes nothing, if the new name is taken.
+
+    Raises OSError. Where the filesystem cannot promise that, another process could take the name in between.
+    """
+    call = _renameat2()
+    if call is not None and call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(free), _RENAME_NOREPLACE) == 0:
+        return
+    number = ctypes.get_errno() if call is not None else errno.ENOSYS
+    if number not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(number, os.strerror(number), os.fspath(free))
+    if os.path.lexists(free):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(free))
+    source.rename(free)
 
 
 @lru_cache(maxsize=1)

@@ -97,3 +97,16 @@ def test_output_of_a_check_is_its_work_unless_it_repairs(
     result = Result()
     assert dispatch.run([*words, "-r", str(tmp_path)], result) == 0
     assert result.is_the_work is is_the_work
+
+
+@pytest.mark.parametrize(
+    ("words", "is_the_work"),
+    [(("/a", "-"), True), (("--tar", "/a"), True), (("/a", "place"), False)],
+)
+def test_output_of_a_copy_is_its_work_if_it_is_an_archive(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], is_the_work: bool
+) -> None:
+    monkeypatch.setattr("vbackup.cli.handlers.cp.run", lambda *_arguments: 0)
+    result = Result()
+    assert dispatch.run(["cp", "web", *words, "-r", str(tmp_path)], result) == 0
+    assert result.is_the_work is is_the_work

@@ -55,6 +55,12 @@ if TYPE_CHECKING:
         ("restore", "web", "--output", "x", "--format", "vmdk"),
         ("restore", "web", "--output", "x", "--at", "yesterday"),
         ("restore", "web", "--output", "x", "--at", "2026-11-23", "--backup", "x"),
+        ("ls",),
+        ("ls", "web", "etc"),
+        ("ls", "web", "--no-such-option", "/etc"),
+        ("cp", "web", "/etc"),
+        ("cat", "web"),
+        ("search", "*.conf"),
         ("show",),
         ("show", "web", "--backup"),
         ("list", "web", "two"),
@@ -146,3 +152,16 @@ def test_usage_shows_what_is_required(command: Command, name: str, usage: str) -
 def test_connection_is_offered_by_the_commands_that_use_it(command: Command, name: str) -> None:
     offered = "--connect" in command(name, *(["list"] if name == "bitmap" else []), "--help").stdout
     assert offered == (name not in ("init", "list", "usage", "hooks", "umount"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cp", "web", "/a", "-", "--backup", "x"),
+        ("cp", "web", "--backup", "x", "/a", "-"),
+        ("cp", "--backup", "x", "web", "--archive", "/a", "-q", "-"),
+    ],
+)
+def test_options_can_stand_between_the_words_of_a_command_with_paths(arguments: tuple[str, ...]) -> None:
+    options = parser.parse(arguments)
+    assert (options.words, options.backup) == (["web", "/a", "-"], "x")

@@ -68,3 +68,18 @@ def test_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         filesystem.copy(source, tmp_path / "target", check=check, progress=lambda _bytes: None)
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("is_able", [True, False])
+def test_move_to_a_name_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_able: bool) -> None:
+    if not is_able:
+        monkeypatch.setattr(filesystem, "_renameat2", lambda: None)
+    (tmp_path / "one").write_text("one")
+    (tmp_path / "taken").symlink_to("nowhere")
+    with pytest.raises(FileExistsError):
+        filesystem.move(tmp_path / "one", tmp_path / "taken")
+    filesystem.move(tmp_path / "one", tmp_path / "free")
+    assert (tmp_path / "free").read_text() == "one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free", "taken"]
+    with pytest.raises(FileNotFoundError):
+        filesystem.move(tmp_path / "one", tmp_path / "other")

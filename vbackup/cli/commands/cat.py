@@ -1,0 +1,24 @@
+"""``vbackup cat``: its arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vbackup.cli.arguments import add_common, add_key_file, add_point, add_words
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "cat",
+        description="Print a file of a guest as it is in a backup.",
+        allow_abbrev=False,
+    )
+    add_words(
+        parser,
+        "DOMAIN [WHERE:]/PATH",
+        "name or UUID of the domain; a file in the guest, WHERE: a disk, DISK/PARTITION or VG/LV",
+    )
+    add_common(parser)
+    add_point(parser, "look into", has_id=False)
+    add_key_file(parser)

@@ -1,0 +1,48 @@
+"""``vbackup cat``: print a file of a guest in a backup."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+
+from vbackup.cli import keys, output, streams
+from vbackup.cli.arguments import domain_and_words_of, swallowed, wanted_of
+from vbackup.cli.context import Context
+from vbackup.errors import Status, UsageError
+from vbackup.images import guest_address
+from vbackup.operations import cat
+from vbackup.operations.cat import CatRequest
+from vbackup.repository.repository import Repository
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Print the bytes of the file; on a terminal with what could steer it escaped."""
+    domain, words = domain_and_words_of(options)
+    if len(words) != 1:
+        given = f"One file is printed, but {len(words)} are given" if words else "No file given"
+        raise UsageError(f"{given}{swallowed(options)}.")
+    if context.as_json:
+        raise UsageError("A file is printed as it is, not as JSON; 'vbackup ls --json' describes it.")
+    address = guest_address.parse(words[0])
+    repository = Repository.open(context.repository_path())
+    request = CatRequest(context.uuid_of(repository, domain), wanted_of(options, options.backup), address)
+    with suppress(streams.LostOutput), context.reporting(domain, steps=False) as reporter:
+        cat.run(
+            request,
+            _print_escaped if sys.stdout.isatty() else streams.Binary().write,
+            keys=keys.of(options.key_file, context.stop),
+            repository=repository,
+            reporter=reporter,
+            stop=context.stop,
+        )
+    sys.stdout.flush()
+    return Status.DONE
+
+
+def _print_escaped(data: bytes) -> None:
+    text = data.decode(errors="backslashreplace")
+    for line in text.splitlines(keepends=True):
+        body = line.rstrip("\r\n")
+        shown = "\t".join(output.plain(part) for part in body.split("\t"))
+        print(shown, end="\n" if line != body else "")

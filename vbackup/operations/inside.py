@@ -1,0 +1,86 @@
+"""Look into the file systems of a backup: its disks in a storage daemon, and libguestfs's appliance on them.
+
+``vbackup ls``, ``cp``, ``cat`` and ``search`` stand on this. The appliance gets the disks as NBD exports, read-only, so
+that neither it nor what it runs has a path to the repository. It takes some seconds to start: one serves a command.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup.files import storage_errors
+from vbackup.images import appliance
+from vbackup.images.appliance import Drive
+from vbackup.images.flatten import layers_of
+from vbackup.images.guest import Guest, Keys
+from vbackup.images.guest_files import GuestFiles
+from vbackup.images.opened_point import OpenedPoint
+from vbackup.model import Backup
+from vbackup.report import Reporter
+from vbackup.repository import chosen
+from vbackup.repository.choice import Wanted
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+#: More than this in front of it, and the path of a socket is too long for Linux (sockaddr_un).
+_MAX_DIRECTORY_BYTES = 60
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A backup that is looked into."""
+
+    backup: Backup
+    guest: Guest
+    files: GuestFiles
+
+
+@contextmanager
+def opened(
+    domain: str,
+    wanted: Wanted,
+    *,
+    where: str | None,
+    keys: Keys,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> Iterator[Inside]:
+    """Open a backup of a domain (name or UUID) during the block; nothing is mounted yet.
+
+    ``where``: what of it will be mounted; if that is on one disk, the appliance gets no other. Raises what
+    vbackup.repository.chosen.shown raises, UnsuitableError if guestfish or the storage daemon is not installed,
+    StorageDaemonGoneError if an image cannot be opened, ApplianceError if the appliance does not start.
+    """
+    appliance.refuse_missing()
+    uuid = repository.find(domain)
+    with (
+        chosen.shown(repository, uuid, wanted, reporter=reporter, stop=stop) as found,
+        ExitStack() as stack,
+    ):
+        head = (where or "").partition("/")[0]
+        devs = [head] if head in found.choice.disks else list(found.choice.disks)
+        layers = {dev: layers_of(found.paths(repository, dev)) for dev in devs}
+        directory = _socket_directory()
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        point = stack.enter_context(OpenedPoint(layers, reporter=reporter))
+        point.listen(directory / "nbd")
+        for dev in devs:
+            point.export_nbd(dev)
+        drives = [Drive(directory / "nbd", dev) for dev in devs]
+        session = stack.enter_context(appliance.session(drives, stop=stop))
+        yield Inside(found.backup, Guest(session, devs, keys=keys, warn=reporter.warning), GuestFiles(session))
+
+
+def _socket_directory() -> Path:
+    """Return a new directory that only this user can enter, with a short path."""
+    usual = tempfile.gettempdir()
+    place = usual if len(os.fsencode(usual)) <= _MAX_DIRECTORY_BYTES else "/tmp"  # noqa: S108 - mkdtemp is safe there
+    with storage_errors(f"make a directory in {place}"):
+        return Path(tempfile.mkdtemp(prefix="vbackup-", dir=place))
