@@ -395,6 +395,7 @@ class DiskImage:
     chain: ChainState | None = None  #: the disk's layers at that moment; None if it was not recorded
     blocks: BlocksRecord | None = None  #: None in a draft, and in a backup that has no block lists
     change: ChangeRecord | None = None  #: None where ``blocks`` is, and in a backup that did not record it
+    checkpoint: str | None = None  #: id of the merged full whose checkpoint ``bitmap`` is; None if it is its own
 
 
 class MachineKind(Enum):

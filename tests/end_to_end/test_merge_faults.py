@@ -213,20 +213,22 @@ def test_backup_stays_hidden_if_something_was_written(tmp_path: Path, monkeypatc
     one.check()
 
 
-def test_backup_made_a_full_lends_its_bitmap_to_nobody(tmp_path: Path) -> None:
-    """Only the newest backup and the last full have theirs in the domain: a differential starts from the true full."""
+def test_backup_made_a_full_has_a_checkpoint_that_the_domain_has(tmp_path: Path) -> None:
+    """The domain has the bitmaps of the newest backup and of the last full: one of these, and never its own."""
     one, ids = chain(tmp_path / "repository", 4)
     before = one.repository.catalogue(one.uuid).history
-    for backup_id, is_kept in ((ids[2], False), (ids[3], True)):
+    for backup_id, of in ((ids[2], ids[0]), (ids[3], None)):
         request = ConsolidateRequest(one.uuid, backup_id=backup_id)
         consolidation.run(request, repository=one.repository, reporter=Recorder(), stop=Stop())
         image = one.get(backup_id).image("vda")
         assert image is not None
-        assert (image.bitmap is not None) == is_kept
-        if not is_kept:
-            after = one.repository.catalogue(one.uuid).history
-            assert after.last_full("vda") == before.last_full("vda")
+        assert image.checkpoint == of
+        after = one.repository.catalogue(one.uuid).history
+        assert after.last_full("vda") == one.get(backup_id)
+        if of is not None:
+            assert image.bitmap == before.get(of).disks[0].bitmap
             assert after.base_bitmaps("vda") == before.base_bitmaps("vda")
+            assert after.checkpoints == {of}
     one.check()
 
 

@@ -262,6 +262,41 @@ def test_full_for_ever_of_a_machine_takes_over_the_oldest_and_goes_on(
     assert command("list", "bases", "-r", chain.repository).stderr == ""
 
 
+@pytest.mark.parametrize("way", ["in-place", "copy"])
+def test_differential_starts_from_what_the_last_full_was_merged_into(chain: Chain, command: Command, way: str) -> None:
+    made = []
+    for step, options in enumerate((("--level", "full"), (), (), ())):
+        chain.machine.write("vda", f"write -P {step + 1} {step}M 1M", f"write -P {step + 11} 6M 64k")
+        made.append(chain.backup(*options)["id"])
+    for keep in ("3", "2"):  # the second heir takes over what the first one had
+        command("-q", "prune", "bases", "--keep-last", keep, "-r", chain.repository, "--consolidate", way)
+    command("-c", chain.lab.uri, "-q", "recover", "bases", "-r", chain.repository)
+    chain.machine.write("vda", "write -P 77 5M 64k", "write -z 6M 32k")
+    for level in ("incremental", "differential", "incremental", "differential"):
+        done = chain.backup("--level", level)  # which compares what is restored
+        assert set(levels(done).values()) == {level}
+        if level == "differential":
+            assert {disk["base"] for disk in done["disks"]} == {made[2]}
+            assert {disk["reason"] for disk in done["disks"]} == {
+                f"changes since {made[2]}, as the checkpoint of {made[0]}, which was merged into it, shows them"
+            }
+        chain.machine.write("vda", "write -P 78 4M 64k")
+
+
+def test_without_the_bitmap_of_the_full_there_is_no_differential_until_the_next(chain: Chain, command: Command) -> None:
+    made = [chain.backup(*options) for options in (("--level", "full"), (), ())]
+    command("-q", "prune", "bases", "--keep-last", "2", "-r", chain.repository)
+    lost = made[0]["disks"][0]["bitmap"]
+    refused = command("-c", chain.lab.uri, "bitmap", "remove", "bases", lost, "-r", chain.repository, status=5)
+    assert "a differential of disk vda" in refused.stderr
+    command("-c", chain.lab.uri, "bitmap", "remove", "bases", lost, "-r", chain.repository, "--force")
+    refused = chain.run("--level", "differential", status=6)
+    assert f"checkpoint {made[0]['id']} is missing from the image" in refused.stderr
+    assert "Take a full backup" in refused.stderr
+    chain.backup("--level", "full")
+    assert set(levels(chain.backup("--level", "differential")).values()) == {"differential"}
+
+
 def test_backup_that_starts_while_prune_runs_is_busy_or_waits(
     chain: Chain, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

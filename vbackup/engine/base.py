@@ -93,8 +93,11 @@ def _starts(level: Level, node: DiskNode, history: History) -> list[Start]:
 
 
 def _reason(evidence: _Evidence) -> str:
-    was = ", to which the disk was restored" if evidence.is_restored else ""
-    return f"changes since {evidence.base.id}{was}"
+    start = evidence.start
+    was = ", to which the disk was restored" if start.is_restored else ""
+    if start.checkpoint != start.backup.id:
+        was = f", as the checkpoint of {start.checkpoint}, which was merged into it, shows them"
+    return f"changes since {start.backup.id}{was}"
 
 
 class _UntrustedError(Exception):
@@ -105,12 +108,20 @@ class _UntrustedError(Exception):
 class _Evidence:
     """What speaks for a base, but for what no bitmap covers."""
 
-    base: Backup
-    chain: ChainState | None  #: of the disk at the base
+    start: Start
     bitmaps: tuple[NodeBitmap, ...]
     marks: tuple[NodeBitmap, ...]
     is_known_image: bool
-    is_restored: bool
+
+    @property
+    def base(self) -> Backup:
+        """The backup that is started from."""
+        return self.start.backup
+
+    @property
+    def chain(self) -> ChainState | None:
+        """The chain of the disk at the checkpoint."""
+        return self.start.chain
 
     @property
     def of_underlay(self) -> _OfUnderlay:
@@ -134,20 +145,26 @@ def _evidence(
     if not node.bears_checkpoints:
         raise _UntrustedError(_no_bitmap(node))
     if start is None:
-        raise _UntrustedError("there is no earlier backup of this disk to start from")
+        raise _UntrustedError(_no_start(node, history))
     base = start.backup
-    _check_images(node, base, history)
+    _check_images(node, start, history)
     bitmaps = _trusted_bitmaps(node, start, naming=naming, started=started)
     marks = _end_marks(node, base, naming=naming, bitmaps=bitmaps)
     _check_growth(node, base, marks=marks)
     is_known_image = start.is_latest and node.top.node_name in {mark.node_name for mark in marks}
-    return _Evidence(base, start.chain, bitmaps, marks, is_known_image, start.is_restored)
+    return _Evidence(start, bitmaps, marks, is_known_image)
 
 
-def _check_images(node: DiskNode, base: Backup, history: History) -> None:
+def _no_start(node: DiskNode, history: History) -> str:
+    if history.newest(node.disk.dev) is not None:
+        return "no full backup of this disk has a checkpoint that a differential could start from"
+    return "there is no earlier backup of this disk to start from"
+
+
+def _check_images(node: DiskNode, start: Start, history: History) -> None:
     """Check that the images of the base are in the repository, and that the disk is not smaller than it was then."""
-    dev = node.disk.dev
-    distrust = history.distrust(base.id, dev)
+    base, dev = start.backup, node.disk.dev
+    distrust = history.distrust(base.id, dev) or history.distrust(start.checkpoint, dev)
     if distrust is not None:
         raise _UntrustedError(distrust)
     try:
@@ -206,16 +223,16 @@ def _trusted_bitmaps(
     node: DiskNode, start: Start, *, naming: Naming, started: datetime | None
 ) -> tuple[NodeBitmap, ...]:
     """Return the base's bitmaps: on the active layer, and on the layers below that have been active since the base."""
-    base, name = start.backup, start.bitmap
+    base, name, checkpoint = start.backup, start.bitmap, start.checkpoint
     parsed = names.parse_bitmap(name)
-    own = (base.id, node.disk.dev)
+    own = (checkpoint, node.disk.dev)
     if parsed is not None and parsed.repository_id != naming.repository_id and (parsed.checkpoint, parsed.dev) == own:
         raise _UntrustedError(
-            f"checkpoint {base.id} belongs to repository {parsed.repository_id}, of which this one was a copy"
+            f"checkpoint {checkpoint} belongs to repository {parsed.repository_id}, of which this one was a copy"
         )
     if parsed is None or (parsed.repository_id, parsed.checkpoint, parsed.dev) != (
         naming.repository_id,
-        base.id,
+        checkpoint,
         node.disk.dev,
     ):
         raise _UntrustedError(
@@ -225,16 +242,16 @@ def _trusted_bitmaps(
         raise _UntrustedError(LAYERS_NOT_LISTED)
     layers = [layer for layer in node.layers if name in layer.bitmaps]
     if not layers:
-        raise _UntrustedError(f"checkpoint {base.id} is {_lost(node, base, parsed=parsed, started=started)}")
+        raise _UntrustedError(f"checkpoint {checkpoint} is {_lost(node, base, parsed=parsed, started=started)}")
     if layers != list(node.layers[: len(layers)]):
         raise _UntrustedError(
-            f"checkpoint {base.id} is not on every layer above {layers[-1].node_name}, as after an external snapshot"
+            f"checkpoint {checkpoint} is not on every layer above {layers[-1].node_name}, as after an external snapshot"
             " that was made while the domain was off, or without libvirt"
         )
     for layer in layers:
         flaw = _flaw(layer.bitmaps[name])
         if flaw is not None:
-            raise _UntrustedError(f"checkpoint {base.id} {flaw}")
+            raise _UntrustedError(f"checkpoint {checkpoint} {flaw}")
         if layer.virtual_size_bytes != node.top.virtual_size_bytes:
             # "Bitmaps are of different sizes (...) and can't be merged"
             raise _UntrustedError(
@@ -242,7 +259,7 @@ def _trusted_bitmaps(
                 f" layer {layer.node_name}, and QEMU does not merge the bitmaps of layers of different sizes"
             )
     if not layers[0].bitmaps[name].recording:
-        raise _UntrustedError(f"checkpoint {base.id} is disabled, so later changes are unknown")
+        raise _UntrustedError(f"checkpoint {checkpoint} is disabled, so later changes are unknown")
     return tuple(NodeBitmap(layer.node_name, name) for layer in layers)
 
 

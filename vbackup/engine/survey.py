@@ -44,8 +44,8 @@ def plan_of(selection: Selection, domain: LockedDomain, wishes: Wishes, *, is_dr
     Raises BaseError if the level needs a base and a disk has none, QmpError, StorageError.
     """
     taken_ids = domain.repository.taken_ids(domain.uuid)
-    nodes = _nodes(selection, domain, taken_ids)
     catalogue = domain.repository.catalogue(domain.uuid)
+    nodes = _nodes(selection, domain, taken_ids | catalogue.history.checkpoints)
     for broken in catalogue.broken:
         domain.reporter.warning(broken.sentence)
     nodes = proof.compared(wishes.level, nodes, catalogue.history, domain)

@@ -270,7 +270,7 @@ def _consequence(bitmap: names.BitmapName, dev: str, history: History | None) ->
     backups = f"of disk {dev} to repository {bitmap.repository_id}"
     if history is None:
         return f"the next backup {backups} is a full if it would have started from {bitmap.checkpoint}"
-    if bitmap.checkpoint not in {backup.id for backup in history.backups}:
+    if bitmap.checkpoint not in {backup.id for backup in history.backups} | history.checkpoints:
         return f"backup {bitmap.checkpoint}, which is still running or cannot be read, cannot be a base"
     if bitmap not in history.base_bitmaps(dev):
         return None

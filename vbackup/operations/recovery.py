@@ -251,6 +251,7 @@ def _remove_bitmaps(domain: LockedDomain) -> None:
     try:
         nodes = domain.source.disk_nodes(domain.source.domain.disks)
         taken_ids = domain.repository.taken_ids(domain.uuid)
+        taken_ids |= domain.repository.catalogue(domain.uuid).history.checkpoints
         for name in leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming):
             domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
     except DiskError as err:

@@ -50,6 +50,7 @@ class Start:
     bitmap: str
     chain: ChainState | None  #: of the disk at the checkpoint; None if it was not recorded
     is_latest: bool  #: an image with this bitmap and an end mark is that of the checkpoint, or a copy of its file
+    checkpoint: str  #: id of the backup that made the bitmap: ``backup``, or a removed full that was merged into it
     is_restored: bool = False
 
 
@@ -145,7 +146,9 @@ class History:
         starts: list[Start] = []
         if usual is not None:
             image = image_of(usual, dev)
-            starts.append(Start(usual, image.bitmap or "", image.chain, is_latest=usual is newest and not since))
+            is_own = image.checkpoint is None
+            is_latest = usual is newest and is_own and not since
+            starts.append(Start(usual, image.bitmap or "", image.chain, is_latest, image.checkpoint or usual.id))
         for one in self._restored:  # the oldest first
             backup = self._by_id.get(one.backup)
             image_then = backup.image(dev) if backup is not None and one.dev == dev else None
@@ -155,7 +158,7 @@ class History:
                 continue
             place = 0 if one in since else len(starts)
             is_latest = bool(since) and one is since[-1]
-            starts.insert(place, Start(backup, one.bitmap, one.chain, is_latest, is_restored=True))
+            starts.insert(place, Start(backup, one.bitmap, one.chain, is_latest, backup.id, is_restored=True))
         return starts
 
     def restored_since(self, dev: str) -> list[RestoredDisk]:
@@ -168,6 +171,12 @@ class History:
     def restored_bitmaps(self, dev: str) -> frozenset[str]:
         """Return the bitmaps of all checkpoints that were restored of a disk."""
         return frozenset(one.bitmap for one in self._restored if one.dev == dev)
+
+    @property
+    def checkpoints(self) -> frozenset[str]:
+        """The ids of the removed fulls whose checkpoints heirs have taken over, on any disk."""
+        images = (image for backup in self._by_id.values() for image in backup.disks)
+        return frozenset(image.checkpoint for image in images if image.checkpoint is not None)
 
     def base_bitmaps(self, dev: str) -> frozenset[BitmapName]:
         """Return the bitmaps that a later backup of this disk can start from; they have to be kept."""

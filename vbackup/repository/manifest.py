@@ -245,6 +245,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
     blocks = {} if image.blocks is None else {"blocks": blocks_document(image.blocks)}
     change = {} if image.change is None else {"change": change_document(image.change)}
     digest = {} if image.digest is None else {"digest": image.digest}
+    checkpoint = {} if image.checkpoint is None else {"checkpoint": image.checkpoint}
     return {
         "dev": image.dev,
         "level": image.level.value,
@@ -259,6 +260,7 @@ def _image_document(image: DiskImage) -> dict[str, Any]:
         **blocks,
         **change,
         "bitmap": image.bitmap,
+        **checkpoint,
         "node_name": image.node_name,
         "source": image.source,
         "source_format": image.source_format.name,
@@ -324,6 +326,7 @@ def _image(fields: Fields, where: str) -> DiskImage:
         blocks=_blocks(fields.object("blocks")) if "blocks" in fields else None,
         change=_change(fields.object("change")) if "change" in fields else None,
         bitmap=fields.optional_text("bitmap"),
+        checkpoint=_backup_id(fields.optional_text("checkpoint"), where) if "checkpoint" in fields else None,
         node_name=fields.text("node_name"),
         source=fields.optional_text("source"),
         source_format=BlockDriver(fields.text("source_format")),

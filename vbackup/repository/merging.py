@@ -17,8 +17,9 @@ from enum import Enum
 from typing import Any
 
 from vbackup.errors import NoSpaceError, StorageError
+from vbackup.layers import ChainState
 from vbackup.model import Backup, BlocksRecord, DiskImage, Level
-from vbackup.repository.history import History, Link
+from vbackup.repository.history import History, Link, image_of
 
 #: What an image takes besides the blocks that it gets: new tables, and what the filesystem needs for it.
 _MARGIN_BYTES = 1024 * 1024
@@ -187,7 +188,10 @@ def merged_backup(
         image
         if image.dev not in merges
         else _merged_image(
-            image, merges[image.dev], *images[image.dev], is_newest=history.newest(image.dev) in (None, backup)
+            image,
+            merges[image.dev],
+            *images[image.dev],
+            checkpoint=_checkpoint(backup, image, merges[image.dev], history),
         )
         for image in backup.disks
     )
@@ -197,21 +201,52 @@ def merged_backup(
     return replace(backup, disks=new, parent=parent, level=level)
 
 
-def _merged_image(
-    image: DiskImage, merge: DiskMerge, blocks: BlocksRecord, size_bytes: int, *, is_newest: bool
-) -> DiskImage:
-    """Return the record of an image; one that becomes a full has no bitmap, unless its backup is the newest.
+@dataclass(frozen=True)
+class _Checkpoint:
+    """From what the next backup of a disk can start at a merged image."""
 
-    The domain has the bitmaps of the newest backup and of the last full (History.base_bitmaps). With the name of one
-    that it has not, this image would be taken for the last full, and the bitmap of the true one would go.
+    bitmap: str | None
+    of: str | None  #: id of the backup that made it, if another did
+    chain: ChainState | None
+
+
+def _checkpoint(backup: Backup, image: DiskImage, merge: DiskMerge, history: History) -> _Checkpoint:
+    """Return the checkpoint of an image that is merged.
+
+    The domain has the bitmaps of the newest backup and of the last full (History.base_bitmaps). An image that becomes a
+    full takes over that of the last full if it is merged with it: what has changed since then has all that has changed
+    since this backup, so a differential can start here with it. With the name of a bitmap that the domain has not, the
+    image would be taken for the last full, and the bitmap of the true one would go.
     """
+    if merge.base is not None or history.newest(image.dev) in (None, backup):
+        return _Checkpoint(image.bitmap, image.checkpoint, image.chain)
+    full = history.present(backup.id, image.dev)[-1]
+    of = full.image.checkpoint or full.backup.id
+    last = history.last_full(image.dev)
+    if (
+        # A later full, but for another that has just taken over the same.
+        (last is not None and last.sequence > full.backup.sequence and image_of(last, image.dev).checkpoint != of)
+        # The end mark of its size is what shows whether the disk has been smaller.
+        or full.image.virtual_size_bytes != image.virtual_size_bytes
+        or history.distrust(full.backup.id, image.dev) is not None
+        or full.image.bitmap is None
+    ):
+        return _Checkpoint(None, None, image.chain)
+    return _Checkpoint(full.image.bitmap, of, full.image.chain)
+
+
+def _merged_image(
+    image: DiskImage, merge: DiskMerge, blocks: BlocksRecord, size_bytes: int, *, checkpoint: _Checkpoint
+) -> DiskImage:
     others = ", ".join(merge.layers[1:])
     reason = f"merged with {others}" if merge.base is None else f"changes since {merge.base}, merged with {others}"
     return replace(
         image,
         base=merge.base,
         level=Level.FULL if merge.base is None else image.level,
-        bitmap=None if merge.base is None and not is_newest else image.bitmap,
+        bitmap=checkpoint.bitmap,
+        checkpoint=checkpoint.of,
+        chain=checkpoint.chain,
         reason=reason,
         blocks=blocks,
         digest=None,

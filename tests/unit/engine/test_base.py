@@ -127,6 +127,28 @@ def test_differential_after_a_differential_starts_from_the_full() -> None:
     assert choice.base == ONE
 
 
+def test_differential_starts_from_the_heir_of_the_full_with_the_bitmap_of_the_full() -> None:
+    heir = backup(2, image(bitmap=name_of(ONE), checkpoint=ONE.id))
+    third = incremental(3, heir)
+    history = History([heir, third])
+    choice = choose(Level.DIFFERENTIAL, having(ONE, third), history, naming=Naming(REPOSITORY))
+    assert (choice.base, choice.bitmaps) == (heir, (NodeBitmap("libvirt-1-format", name_of(ONE)),))
+    assert ONE.id in choice.reason
+    with pytest.raises(BaseError, match=f"since {heir.id} is possible: checkpoint {ONE.id} is missing"):
+        choose(Level.DIFFERENTIAL, having(heir, third), History([heir, third]), naming=Naming(REPOSITORY))
+    for distrusted in (heir.id, ONE.id):
+        history = History([heir, third], distrusted={(distrusted, "vda"): "an audit found a change"})
+        with pytest.raises(BaseError, match="an audit found a change"):
+            choose(Level.DIFFERENTIAL, having(ONE, third), history, naming=Naming(REPOSITORY))
+
+
+def test_full_without_a_checkpoint_is_no_start_of_a_differential() -> None:
+    heir = backup(2, image(bitmap=None))
+    third = incremental(3, heir)
+    with pytest.raises(BaseError, match="no full backup of this disk has a checkpoint"):
+        choose(Level.DIFFERENTIAL, having(third), History([heir, third]), naming=Naming(REPOSITORY))
+
+
 def test_auto_is_incremental_where_it_can_be() -> None:
     choice = auto(having(ONE, TWO), ONE, TWO)
     assert (choice.level, choice.base) == (Level.INCREMENTAL, TWO)

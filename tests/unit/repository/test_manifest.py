@@ -55,6 +55,7 @@ def images(draw: st.DrawFn, dev: str) -> DiskImage:
         node_name=draw(texts),
         encrypted=draw(st.booleans()),
         change=draw(st.none() | st.builds(ChangeRecord, sizes, sizes, sizes, sizes, st.none() | texts)),
+        checkpoint=draw(st.none() | some_ids),
     )
 
 

@@ -173,6 +173,52 @@ def test_record_of_an_heir() -> None:
     assert History([made]).last_full("vda") is made
 
 
+def heirs_of(history: History, *removed: Backup) -> list[Backup]:
+    """The records of all heirs, each made with the history that the one before has left."""
+    plan = merging.removal(history, [one.id for one in removed], way=Way.COPY, place=ROOM)
+    made = []
+    for each in plan.merges:
+        heir = merging.merged_backup(
+            history.get(each.heir), {disk.dev: (BLOCKS, 77) for disk in each.disks}, each.disks, history
+        )
+        history = history.without([heir.id]).with_committed(heir)
+        made.append(heir)
+    return made
+
+
+def test_heir_of_the_last_full_takes_over_its_checkpoint() -> None:
+    a = full(1)
+    b, d = upon(2, a), upon(3, a)
+    c = upon(4, b)
+    made = heirs_of(History([a, b, d, c]), a)
+    assert {one.id for one in made} == {b.id, d.id}
+    for one in made:
+        assert (one.disks[0].bitmap, one.disks[0].checkpoint) == (a.disks[0].bitmap, a.id)
+    after = History([*made, c])
+    (start,) = after.starts("vda", of_full=True, on_disk=())
+    assert (start.backup.id, start.checkpoint, start.is_latest) == (d.id, a.id, False)
+    assert after.checkpoints == {a.id}
+    assert after.base_bitmaps("vda") == History([a, b, c]).base_bitmaps("vda")
+    # The next heir takes over what this one has taken over.
+    again = heirs_of(History([made[0] if made[0].id == b.id else made[1], c, upon(5, c)]), b)
+    assert (again[0].disks[0].bitmap, again[0].disks[0].checkpoint) == (a.disks[0].bitmap, a.id)
+
+
+def test_heir_has_no_checkpoint_that_shows_too_little_or_is_not_there() -> None:
+    a = full(1)
+    b = upon(2, a)
+    grown = upon(2, a, size_bytes=32 * MIB)
+    end = backup(4, image(blocks=BLOCKS, level=Level.INCREMENTAL, base=b.id), level=Level.INCREMENTAL)
+    cases = [
+        History([a, grown, upon(3, grown, size_bytes=32 * MIB)]),
+        History([a, b, full(3), end]),  # the bitmap of a was removed when the later full was made
+        History([a, b, end], distrusted={(a.id, "vda"): "an audit found changes that it had missed"}),
+    ]
+    for history in cases:
+        (heir,) = heirs_of(history, a)
+        assert (heir.disks[0].bitmap, heir.disks[0].checkpoint, heir.level) == (None, None, Level.FULL)
+
+
 def test_backup_that_is_being_merged_is_a_part_of_chains_only() -> None:
     a = full(1)
     b = upon(2, a)
