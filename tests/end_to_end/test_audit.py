@@ -272,6 +272,22 @@ def test_damaged_list_is_told_and_nothing_is_distrusted(chain: Chain) -> None:
     assert set(levels(chain.run().document).values()) == {"incremental"}
 
 
+def test_damaged_results_cost_one_full_of_each_disk(chain: Chain) -> None:
+    full = chain.backup()
+    lie(chain, full, "vda", "write -P 7 1M 64k")
+    audit(chain, status=6)
+    path = chain.repository / full["domain"]["uuid"] / "audit.json"
+    path.write_bytes(path.read_bytes()[:100])
+    assert f"{path} cannot be read" in chain.command("check", "-r", chain.repository).stdout
+    assert "audit.json is damaged" in audit(chain, status=5).stderr
+    chain.run("--dry-run")
+    assert f"{path} cannot be read" in chain.command("check", "-r", chain.repository).stdout
+    done = chain.backup()
+    assert set(levels(done).values()) == {"full"}
+    assert "audit.json" not in chain.command("check", "-r", chain.repository).stdout
+    assert set(levels(chain.backup()).values()) == {"incremental"}
+
+
 @pytest.mark.parametrize("sender", ["recover", "audit", "backup"])
 def test_killed_audit_is_cleaned_up_by_the_next_command(
     daemon: Daemon, command: Command, repository: Path, slow_machine: Callable[[str], Machine], sender: str

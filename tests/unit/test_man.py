@@ -154,6 +154,7 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
         blocks=BlocksRecord("sha256:", "sha256:", data_blocks=0, zero_blocks=0),
         chain=ChainState(()),
         change=ChangeRecord(0, 0, 0, 0),
+        checkpoint="20261123T101500Z-full",
     )
     backup = Backup(
         id="20261123T101500Z-full",

@@ -18,10 +18,12 @@ from vbackup.engine.base import Choice
 from vbackup.engine.plan import BackupPlan, Identity, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import BusyError, ChainError, DiskError, StorageError, UnsuitableError, domain_argument
+from vbackup.files import replace_text, storage_errors
 from vbackup.hooks.events import Operation, events
 from vbackup.model import DiskNode, Level
 from vbackup.qemu import jobs
-from vbackup.repository import in_place_journal
+from vbackup.repository import audited, in_place_journal
+from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import History
 
 
@@ -45,6 +47,7 @@ def plan_of(selection: Selection, domain: LockedDomain, wishes: Wishes, *, is_dr
     """
     taken_ids = domain.repository.taken_ids(domain.uuid)
     catalogue = domain.repository.catalogue(domain.uuid)
+    _renew_audits(catalogue, domain, is_dry_run=is_dry_run)
     nodes = _nodes(selection, domain, taken_ids | catalogue.history.checkpoints)
     for broken in catalogue.broken:
         domain.reporter.warning(broken.sentence)
@@ -61,6 +64,20 @@ def plan_of(selection: Selection, domain: LockedDomain, wishes: Wishes, *, is_dr
     )
     _warn_of_another_host(backup_plan, catalogue.history, domain)
     return backup_plan
+
+
+def _renew_audits(catalogue: Catalogue, domain: LockedDomain, *, is_dry_run: bool) -> None:
+    """If the results of audits cannot be read, warn; what is not to be trusted now is written down, and so ends."""
+    directory = domain.repository.path / domain.uuid
+    flaw = audited.flaw(directory)
+    if flaw is None:
+        return
+    domain.reporter.warning(f"{flaw} No bitmap is trusted until a full, because an audit may have found it wrong.")
+    if not is_dry_run:
+        history = catalogue.history
+        text = audited.renewed([*history.backups, *history.merging], now=datetime.now(timezone.utc))
+        with storage_errors(f"write {directory / audited.NAME}"):
+            replace_text(directory / audited.NAME, text)
 
 
 def with_chains(backup_plan: BackupPlan, started: Unfinished) -> Unfinished:

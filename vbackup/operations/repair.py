@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import files, names
@@ -23,6 +24,7 @@ from vbackup.files import fsync, is_directory, storage_errors
 from vbackup.operations import consolidation
 from vbackup.report import Reporter
 from vbackup.repository import (
+    audited,
     block_list,
     block_scan,
     image_repair,
@@ -137,6 +139,8 @@ class _Work:
         self._verdicts()
         if any(trouble.kind is Kind.NAMES for trouble in found.troubles):
             self._names()
+        if any(trouble.kind is Kind.AUDITS for trouble in found.troubles):
+            self._audits()
         self._put_away()
         return self._done
 
@@ -435,6 +439,16 @@ class _Work:
             f"{self._directory / 'domain.json'} was made from the manifests: {domain_names(self._directory)[-1]}.",
             f"{self._directory / 'domain.json'} would be made from the manifests.",
         )
+
+    def _audits(self) -> None:
+        """Write audit.json anew: what it has said of the backups is not known, so none may start from them."""
+        path = self._directory / audited.NAME
+        if not self._dry_run:
+            history = self._repository.catalogue(self._uuid).history
+            now = datetime.now(timezone.utc)
+            self._replace(path, audited.renewed([*history.backups, *history.merging], now=now).encode())
+        after = "the next backup of each disk is a full"
+        self._note(f"{path} was written anew: {after}.", f"{path} would be written anew: {after}.")
 
     def _put_away(self) -> None:
         """Move backups of which nothing can be restored to the quarantine."""

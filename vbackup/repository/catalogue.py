@@ -117,7 +117,7 @@ def read(directory: Path, uuid: str) -> Catalogue:
         place = f"{directory}/{backup_id}"
         unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(place, image))
     history = History(
-        backups, unusable, audited.distrusted(directory), merging=merging, restored=restored.read(directory)
+        backups, unusable, audited.distrusted(directory, backups), merging=merging, restored=restored.read(directory)
     )
     return Catalogue(
         uuid,

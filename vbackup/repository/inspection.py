@@ -23,7 +23,7 @@ from vbackup.errors import ChainError, StorageError
 from vbackup.files import is_directory, is_regular, storage_errors
 from vbackup.model import Backup
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import affected, block_list, catalogue, merge_journal, quarantine, verification, verify
+from vbackup.repository import affected, audited, block_list, catalogue, merge_journal, quarantine, verification, verify
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import Link
 from vbackup.repository.repository import PARTIAL, Repository
@@ -65,6 +65,7 @@ class Kind(Enum):
     FILE = "file"  #: domain.xml, live.xml, nvram
     QUARANTINED = "quarantined"  #: a backup was put away
     NAMES = "names"  #: domain.json
+    AUDITS = "audits"  #: audit.json
     UNFINISHED = "unfinished"
     LEFTOVER = "leftover"  #: of a dead run
     UNKNOWN = "unknown"  #: nothing that vbackup writes
@@ -116,6 +117,7 @@ def inspect(repository: Repository, uuid: str, *, check: Callable[[], None]) -> 
     links = [Link(backup, image) for backup in read.history.backups for image in backup.disks]
     troubles = [*_entries(repository, uuid), *_names(repository, uuid, read), *_manifests(read)]
     troubles += _quarantined(repository, uuid, read)
+    troubles += _audits(repository.path / uuid)
     with ThreadPoolExecutor(max_workers=_MAX_IMAGES) as pool:
 
         def look(link: Link) -> list[Trouble]:
@@ -356,6 +358,19 @@ def _names(repository: Repository, uuid: str, read: Catalogue) -> Iterator[Troub
             f"{repository.path / uuid / 'domain.json'} is missing or damaged: the domain is not found by its name.",
             "'vbackup check --repair' makes it from the manifests.",
             path=repository.path / uuid / "domain.json",
+        )
+
+
+def _audits(directory: Path) -> Iterator[Trouble]:
+    flaw = audited.flaw(directory)
+    if flaw is not None:
+        yield Trouble(
+            Severity.WARNING,
+            Kind.AUDITS,
+            f"{flaw} An audit may have found that changes were missed, so no bitmap is trusted, and the next backup of"
+            " each disk is a full.",
+            "That backup writes the file anew, and so does 'vbackup check --repair'.",
+            path=directory / audited.NAME,
         )
 
 

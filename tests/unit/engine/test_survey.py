@@ -38,6 +38,19 @@ def test_nodes_are_asked_for_after_it_is_known_that_no_job_changes_them(
     assert domain.qemu.sent == []
 
 
+def test_damaged_results_of_audits_cost_one_full_of_each_disk(domain: FakeDomain, repo: Repository) -> None:
+    one, recorder = run(domain, repo), Recorder()
+    path = repo.path / one.domain_uuid / "audit.json"
+    path.write_text('{"schema": "vbackup.audited/1", "disks": [{"dev": "vda", "ti')
+    two = run(domain, repo, recorder)
+    assert [image.level for image in two.disks] == [Level.FULL] * len(two.disks)
+    assert all("audit.json is damaged" in image.reason for image in two.disks)
+    assert any("audit.json cannot be read" in warning for warning in recorder.warnings)
+    again = run(domain, repo, recorder)
+    assert {image.base for image in again.disks} == {two.id}
+    assert len([warning for warning in recorder.warnings if "audit.json" in warning]) == 1
+
+
 def test_file_below_that_is_changed_at_the_moment_costs_the_backup(
     domain: FakeDomain, repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -564,3 +564,27 @@ def test_repair_that_is_killed_is_gone_on_with(
     assert path.exists()
     repaired(recorded)
     assert_all_is_as_it_was(recorded, tmp_path)
+
+
+def test_damaged_results_of_audits_are_written_anew_and_distrust_what_was_there(recorded: Recorded) -> None:
+    path = recorded.repository.path / UUID / "audit.json"
+    path.write_text("{")
+    path.chmod(0o600)
+
+    def findings() -> list[str]:
+        checked = check.run([UUID], repository=recorded.repository, reporter=Recorder(), stop=Stop())
+        assert checked.status.value == 0
+        return [trouble.sentence for trouble in checked.troubles if trouble.kind.value == "audits"]
+
+    (finding,) = findings()
+    assert f"{path} cannot be read" in finding
+    assert "the next backup of each disk is a full" in finding
+    assert [one.is_done for one in repaired(recorded, dry_run=True)] == [True]
+    assert path.read_text() == "{"
+    (done,) = repaired(recorded)
+    assert "written anew" in done.what
+    assert findings() == []
+    history = recorded.repository.catalogue(UUID).history
+    assert all(history.distrust(backup.id, image.dev) for backup in history.backups for image in backup.disks)
+    (kept,) = (recorded.repository.path / quarantine.NAME).rglob("audit.json*")
+    assert kept.read_text() == "{"

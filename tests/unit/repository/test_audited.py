@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import NOON, backup, backup_id, image
+from vbackup.errors import ChainError
 from vbackup.repository import audited
 from vbackup.repository.audited import Audited
 from vbackup.repository.history import History
@@ -27,12 +28,12 @@ def test_later_result_takes_the_place_of_that_disk_only(tmp_path: Path) -> None:
     audited.add(tmp_path, [GOOD, MISSED])
     audited.add(tmp_path, [replace(GOOD, dev="vdb")])
     assert [one.is_good for one in audited.read(tmp_path).values()] == [True, True]
-    assert audited.distrusted(tmp_path) == {}
+    assert audited.distrusted(tmp_path, []) == {}
 
 
 def test_distrust_says_when_it_was_found(tmp_path: Path) -> None:
     audited.add(tmp_path, [MISSED])
-    history = History([backup(0, image("vdb"))], (), audited.distrusted(tmp_path))
+    history = History([backup(0, image("vdb"))], (), audited.distrusted(tmp_path, []))
     reason = history.distrust(backup_id(0), "vdb")
     assert reason == "an audit at 2026-11-23 12:00:00Z found changes that its bitmap had missed"
     assert history.distrust(backup_id(0), "vda") is None
@@ -41,8 +42,30 @@ def test_distrust_says_when_it_was_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"schema": "vbackup.audited/1", "disks": [{"dev": 1}]}', '{"schema": "x"}']
 )
-def test_file_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+def test_file_that_cannot_be_read_may_have_distrusted_everything(tmp_path: Path, text: str) -> None:
     (tmp_path / audited.NAME).write_text(text)
-    assert audited.read(tmp_path) == {}
-    audited.add(tmp_path, [GOOD])
-    assert list(audited.read(tmp_path)) == ["vda"]
+    with pytest.raises(ChainError, match=r"audit.json cannot be read: "):
+        audited.read(tmp_path)
+    assert audited.flaw(tmp_path) is not None
+    with pytest.raises(ChainError):
+        audited.add(tmp_path, [GOOD])
+    assert (tmp_path / audited.NAME).read_text() == text
+    backups = [backup(0, image("vdb")), backup(1)]
+    before = audited.distrusted(tmp_path, backups)
+    assert set(before) == {(backups[0].id, "vdb"), (backups[1].id, "vda")}
+    assert "audit.json is damaged" in before[backups[1].id, "vda"]
+    # What is written in its place says the same of these, and nothing of later ones.
+    (tmp_path / audited.NAME).write_text(audited.renewed(backups, now=NOON))
+    assert audited.flaw(tmp_path) is None
+    assert audited.distrusted(tmp_path, [*backups, backup(2)]) == before
+    audited.add(tmp_path, [replace(GOOD, backup=backup_id(2))])
+    assert set(audited.distrusted(tmp_path, [])) == {(backups[0].id, "vdb")}
+
+
+def test_file_that_is_no_file_or_unreadable_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / audited.NAME).symlink_to(tmp_path / "nothing")
+    assert audited.flaw(tmp_path) is not None
+    (tmp_path / audited.NAME).unlink()
+    (tmp_path / audited.NAME).mkdir()
+    assert audited.flaw(tmp_path) is not None
+    assert audited.flaw(tmp_path / "missing") is None
