@@ -117,6 +117,20 @@ def is_directory(path: Path) -> bool:
         return False
 
 
+def refuse_link(directory: Path) -> None:
+    """Raise StorageError if the directory of a domain is a symbolic link, whatever is behind it."""
+    if directory.is_symlink():
+        raise StorageError(" ".join(of_link(directory)))
+
+
+def of_link(directory: Path) -> tuple[str, str]:
+    """Return why the directory of a domain is no symbolic link, and what to do, as sentences."""
+    return (
+        f"{directory} is a symbolic link, which could lead out of the repository; vbackup does not follow it.",
+        "Put the directory itself in its place, or use 'mount --bind' if it has to be elsewhere.",
+    )
+
+
 def refuse_unwritable(directory: Path) -> None:
     """Raise StorageError if nothing can be created in the directory, or in the nearest one above it that exists."""
     with storage_errors(f"write to {directory}"):

@@ -61,7 +61,8 @@ class Context:
             try:
                 found[self.uuid_of(repository, word)] = None
             except DomainNotFoundError:
-                matching = [uuid for uuid in repository.uuids() if fnmatchcase(repository.name_of(uuid), word)]
+                known = [*repository.uuids(), *repository.linked()]
+                matching = [uuid for uuid in known if fnmatchcase(repository.name_of(uuid), word)]
                 if not (names.is_pattern(word) and matching):
                     raise
                 found.update(dict.fromkeys(matching))

@@ -28,11 +28,12 @@ def run(repository: Repository, *, reporter: Reporter) -> Adopted:
     """Make a copy of a repository a separate one, with a new id; what QEMU has of the original is not touched.
 
     Unfinished backups that were copied are discarded. The next backup of each disk is a full. Raises BusyError if a
-    backup into it is being made, ChainError if an unfinished one was begun here: that has to be recovered first.
+    backup into it is being made, ChainError if an unfinished one was begun here: that has to be recovered first;
+    StorageError if the directory of a domain is a symbolic link.
     """
     with ExitStack() as stack:
         copies = []
-        for uuid in repository.uuids():
+        for uuid in [*repository.uuids(), *repository.linked()]:
             stack.enter_context(repository.lock(uuid))
             for backup_id in repository.unfinished(uuid):
                 entry, reason = recovery.read(repository, uuid, backup_id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from vbackup import names
 from vbackup.errors import Status, StorageError, VbackupError
 from vbackup.fields import parse_json
-from vbackup.files import is_directory
+from vbackup.files import is_directory, of_link
 from vbackup.report import Reporter
 from vbackup.repository import inspection, merge_journal, place, quarantine
 from vbackup.repository.catalogue import read_text
@@ -124,6 +124,9 @@ def _layout(repository: Repository) -> Iterator[Trouble]:
                 "'vbackup check --repair' removes it.",
                 path=entry,
             )
+            continue
+        if names.UUID.fullmatch(entry.name) and entry.is_symlink():
+            yield Trouble(Severity.STORAGE, Kind.UNKNOWN, *of_link(entry), path=entry)
             continue
         known = entry.name in (MARKER, quarantine.NAME) or entry.name in _OF_FILESYSTEMS
         if not known and not (names.UUID.fullmatch(entry.name) and is_directory(entry)):

@@ -33,6 +33,7 @@ from vbackup.errors import (
     VbackupError,
     domain_argument,
 )
+from vbackup.files import refuse_link
 from vbackup.images import targets
 from vbackup.model import FreezeMark, NodeBitmap
 from vbackup.qemu import jobs
@@ -82,12 +83,13 @@ def uuid_of(domain: str, host: Host, repository: Repository) -> str:
     """Return the UUID of a domain that libvirt or the repository knows by that name or UUID.
 
     Of several that have had the name it is the one that libvirt has, if anything of that is in the repository. Raises
-    DomainNotFoundError, AmbiguousNameError.
+    DomainNotFoundError, AmbiguousNameError, StorageError if its directory is a symbolic link.
     """
     try:
         uuid = host.domain(domain).uuid
     except DomainNotFoundError:
         return repository.find(domain)
+    refuse_link(repository.path / uuid)
     if uuid not in repository.uuids():
         with suppress(DomainNotFoundError):
             return repository.find(domain)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import DomainNotFoundError
+from vbackup.files import refuse_link
 from vbackup.operations import full_in_place, rollback
 from vbackup.operations.full_in_place import FullRequest, RestoredInFull
 from vbackup.operations.rollback import RollbackRequest, RolledBack
@@ -59,6 +60,7 @@ def run(
     written then, unless a warning says that a disk is in the middle.
     """
     handle = host.domain(request.domain)
+    refuse_link(repository.path / handle.uuid)
     if handle.uuid not in repository.uuids():  # and the lock would create its directory
         raise DomainNotFoundError(
             f"{handle.name} ({handle.uuid})",

@@ -16,7 +16,7 @@ from pathlib import Path
 from vbackup import names
 from vbackup.errors import ChainError
 from vbackup.fields import Fields, parse_json
-from vbackup.files import is_regular, read_regular, storage_errors
+from vbackup.files import is_regular, read_regular, refuse_link, storage_errors
 from vbackup.model import Backup, DiskImage, HostIdentity
 from vbackup.repository import audited, manifest, merge_journal, restored
 from vbackup.repository.history import History
@@ -100,8 +100,9 @@ def _as_given(time: datetime) -> str:
 def read(directory: Path, uuid: str) -> Catalogue:
     """Read all manifests in a domain's directory; backups whose manifest cannot be read are in ``unreadable``.
 
-    Raises StorageError if the directory cannot be read.
+    Raises StorageError if the directory cannot be read, or is a symbolic link.
     """
+    refuse_link(directory)
     backups: list[Backup] = []
     unreadable: list[Broken] = []
     unusable: set[tuple[str, str]] = set()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vbackup import names
 from vbackup.errors import ChainError, StorageError
-from vbackup.files import is_directory, is_regular, storage_errors
+from vbackup.files import is_directory, is_regular, of_link, storage_errors
 from vbackup.model import Backup
 from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.repository import affected, audited, block_list, catalogue, merge_journal, quarantine, verification, verify
@@ -271,6 +271,8 @@ def _stranger(entry: Path) -> Trouble:
             "'vbackup check --repair' puts it away.",
             path=entry,
         )
+    if names.BACKUP_ID.fullmatch(entry.name) and entry.is_symlink():
+        return Trouble(Severity.STORAGE, Kind.UNKNOWN, *of_link(entry), path=entry)
     return Trouble(
         Severity.WARNING,
         Kind.UNKNOWN,

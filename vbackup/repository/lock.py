@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.errors import BusyError, StorageError
-from vbackup.files import open_regular
+from vbackup.errors import BusyError
+from vbackup.files import open_regular, refuse_link
 from vbackup.report import Reporter
 from vbackup.stop import Stop
 
@@ -63,10 +63,7 @@ def take(directory: Path, name: str, *, check: Callable[[], None] = lambda: None
     """
     while True:
         directory.mkdir(mode=0o700, exist_ok=True)
-        if directory.is_symlink():
-            raise StorageError(
-                f"{directory} is a symbolic link, which could lead out of the repository; vbackup does not follow it."
-            )
+        refuse_link(directory)
         try:
             fd = open_regular(directory / LOCK, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:

@@ -34,6 +34,7 @@ from vbackup.files import (
     digest_of,
     fsync,
     is_directory,
+    refuse_link,
     replace_text,
     storage_errors,
 )
@@ -110,6 +111,12 @@ class Repository:
                 entry.name for entry in self.path.iterdir() if names.UUID.fullmatch(entry.name) and is_directory(entry)
             )
 
+    def linked(self) -> list[str]:
+        """Return the UUIDs that are symbolic links; every command refuses them (vbackup.files.refuse_link)."""
+        with storage_errors(f"read {self.path}"):
+            entries = [entry for entry in self.path.iterdir() if names.UUID.fullmatch(entry.name)]
+            return sorted(entry.name for entry in entries if entry.is_symlink())
+
     def find(self, domain: str) -> str:
         """Return the UUID of a domain, given by UUID or name; current names come before former ones.
 
@@ -124,9 +131,15 @@ class Repository:
     def find_all(self, domain: str) -> list[str]:
         """Return the UUIDs of all domains that have, or have had, this name; or the one with this UUID.
 
-        Raises DomainNotFoundError if there is none.
+        Raises DomainNotFoundError if there is none, StorageError if the directory of one is a symbolic link.
         """
-        uuids = self.uuids()
+        bearers = self._bearers(domain)
+        for uuid in bearers:
+            refuse_link(self.path / uuid)
+        return bearers
+
+    def _bearers(self, domain: str) -> list[str]:
+        uuids = [*self.uuids(), *self.linked()]
         if domain.lower() in uuids:
             return [domain.lower()]
         names_of = {uuid: catalogue.domain_names(self.path / uuid) for uuid in uuids}

@@ -16,6 +16,7 @@ from vbackup.cli import backup_table, output
 from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
+from vbackup.files import of_link
 from vbackup.model import Backup, Level
 from vbackup.repository import change_watch, condition, hosts, manifest
 from vbackup.repository.backup_filter import BackupFilter
@@ -84,10 +85,15 @@ def _run(options: argparse.Namespace, context: Context) -> int:
     else:
         _print_backups(catalogues, unfinished, conditions, as_tree=options.tree, columns=_columns(options))
     broken = [backup for catalogue in catalogues for backup in catalogue.broken]
+    linked = repository.linked() if domain is None else []
     with context.reporting(steps=False) as reporter:
         for backup in broken:
             reporter.warning(backup.sentence)
-    return Status.CHAIN if broken else Status.DONE
+        for uuid in linked:
+            reporter.warning(" ".join(of_link(repository.path / uuid)))
+    if broken:
+        return Status.CHAIN
+    return Status.STORAGE if linked else Status.DONE
 
 
 def _filter(options: argparse.Namespace) -> BackupFilter:

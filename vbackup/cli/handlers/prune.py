@@ -29,10 +29,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
     rules = _rules(options)
     words = _words(options)
     repository = Repository.open(context.repository_path())
-    uuids = repository.uuids() if options.all else context.uuids_of(repository, words)
+    uuids = [*repository.uuids(), *repository.linked()] if options.all else context.uuids_of(repository, words)
     is_one = not options.all and len(uuids) == 1
     with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
-        done, failed = _prune(uuids, rules, options, context=context, repository=repository, reporter=reporter)
+        done, failed = _prune(
+            uuids, rules, options, context=context, repository=repository, reporter=reporter, is_one=is_one
+        )
     if is_one and failed:
         raise next(iter(failed.values()))
     if context.as_json:
@@ -87,11 +89,12 @@ def _prune(
     context: Context,
     repository: Repository,
     reporter: Labelling,
+    is_one: bool,
 ) -> tuple[list[Pruning], dict[str, VbackupError]]:
     done: list[Pruning] = []
     failed: dict[str, VbackupError] = {}
     for uuid in uuids:
-        of_domain = reporter if len(uuids) == 1 else reporter.labelled(repository.name_of(uuid))
+        of_domain = reporter if is_one else reporter.labelled(repository.name_of(uuid))
         request = PruneRequest(
             uuid, rules, tuple(options.remove), dry_run=options.dry_run, wait_lock_s=options.wait_lock
         )
@@ -106,7 +109,7 @@ def _prune(
             raise
         except VbackupError as err:
             failed[uuid] = err
-            if len(uuids) > 1:
+            if not is_one:
                 of_domain.warning(str(err))
     return done, failed
 

@@ -67,7 +67,8 @@ def _recover(
     recovered: dict[str, Sequence[recovery.Recovered]] = {}
     failed: dict[str, VbackupError] = {}
     with Host(context.uri) as host, context.reporting(domain) as reporter:
-        for uuid in repository.uuids() if domain is None else [recovery.uuid_of(domain, host, repository=repository)]:
+        everything = [*repository.uuids(), *repository.linked()]
+        for uuid in everything if domain is None else [recovery.uuid_of(domain, host, repository=repository)]:
             try:
                 recovered[uuid] = recovery.run(
                     uuid,

@@ -10,6 +10,7 @@ from vbackup.cli import output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
+from vbackup.files import of_link
 from vbackup.operations import usage
 from vbackup.operations.usage import BackupUsage, DomainUsage, Leftover, Usage, UsageRequest
 from vbackup.repository import manifest
@@ -31,7 +32,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
         _print_summary(found)
     else:
         _print_backups(found)
-    return Status.DONE
+    linked = [] if words else repository.linked()
+    with context.reporting(steps=False) as reporter:
+        for uuid in linked:
+            reporter.warning(" ".join(of_link(repository.path / uuid)))
+    return Status.STORAGE if linked else Status.DONE
 
 
 def _print_summary(found: Usage) -> None:

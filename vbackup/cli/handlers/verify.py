@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     )
     is_one = not options.all and len(uuids) == 1
     with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
-        done, failed = _verify(uuids, request, context=context, repository=repository, reporter=reporter)
+        done, failed = _verify(uuids, request, context=context, repository=repository, reporter=reporter, is_one=is_one)
     if is_one and failed:
         raise next(iter(failed.values()))
     duration_s = round(time.monotonic() - started, 3)
@@ -73,7 +73,7 @@ def _words(options: argparse.Namespace) -> list[str]:
 def _uuids(words: Sequence[str], options: argparse.Namespace, *, context: Context, repository: Repository) -> list[str]:
     """Return the UUIDs of the domains that the words name, each once. Raises DomainNotFoundError, ChainError."""
     if options.all:
-        return repository.uuids()
+        return [*repository.uuids(), *repository.linked()]
     if not words:
         return [_owner(options.backup, repository)]
     found = context.uuids_of(repository, words)
@@ -93,19 +93,25 @@ def _owner(backup_id: str, repository: Repository) -> str:
 
 
 def _verify(
-    uuids: Sequence[str], request: VerifyRequest, *, context: Context, repository: Repository, reporter: Labelling
+    uuids: Sequence[str],
+    request: VerifyRequest,
+    *,
+    context: Context,
+    repository: Repository,
+    reporter: Labelling,
+    is_one: bool,
 ) -> tuple[list[Verified], dict[str, VbackupError]]:
     done: list[Verified] = []
     failed: dict[str, VbackupError] = {}
     for uuid in uuids:
-        of_domain = reporter if len(uuids) == 1 else reporter.labelled(repository.name_of(uuid))
+        of_domain = reporter if is_one else reporter.labelled(repository.name_of(uuid))
         try:
             done.append(verify.run(request, uuid, repository=repository, reporter=of_domain, stop=context.stop))
         except InterruptedBySignalError:
             raise
         except VbackupError as err:
             failed[uuid] = err
-            if len(uuids) > 1:
+            if not is_one:
                 of_domain.warning(str(err))
     return done, failed
 

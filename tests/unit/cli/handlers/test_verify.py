@@ -130,3 +130,46 @@ def test_signal_ends_it_with_its_status(command: Command, recorded: Recorded, mo
 
     monkeypatch.setattr(verify, "run", interrupted)
     command("verify", "--all", "-r", recorded.repository.path, status=130)
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (("verify", "--all"), 7),
+        (("verify", "web"), 7),
+        (("verify", "we*"), 7),
+        (("list",), 7),
+        (("list", "--all"), 7),
+        (("list", "web"), 7),
+        (("show", "web"), 7),
+        (("usage",), 7),
+        (("usage", "web"), 7),
+        (("check",), 7),
+        (("check", "web"), 7),
+        (("check", "--repair"), 7),
+        (("prune", "--all", "--keep-last", "1"), 3),
+        (("prune", "web", "--keep-last", "1"), 7),
+        (("consolidate", "web", "--max-chain", "1"), 7),
+        (("restore", "web", "--output", "out"), 7),
+        (("protect", "web", "ID"), 7),
+        (("note", "web", "ID", "text"), 7),
+        (("diff", "web", "ID", "ID"), 7),
+        (("mount", "web", "out", "--foreground"), 7),
+        (("serve", "web", "--nbd", "socket"), 7),
+        (("recover", "--adopt"), 7),
+    ],
+)
+def test_domain_behind_a_link_is_refused_by_every_command(
+    command: Command, recorded: Recorded, tmp_path: Path, argv: tuple[str, ...], status: int
+) -> None:
+    """Not one ends as if there were nothing, reads what is behind it, or writes there."""
+    place, behind = recorded.repository.path / UUID, tmp_path / "behind"
+    place.rename(behind)
+    place.symlink_to(behind)
+    before = {path: path.lstat().st_mtime_ns for path in behind.rglob("*")}
+    argv = tuple(recorded.backups[0].id if word == "ID" else word for word in argv)
+    argv = tuple(str(tmp_path / word) if word in ("out", "socket") else word for word in argv)
+    done = command(*argv, "-r", recorded.repository.path, status=status)
+    assert f"{place} is a symbolic link" in done.stdout + done.stderr
+    assert "mount --bind" in done.stdout + done.stderr
+    assert {path: path.lstat().st_mtime_ns for path in behind.rglob("*")} == before
