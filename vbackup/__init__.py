@@ -30,8 +30,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              protection  backup_filter  comparison  condition  merge_room  room  lookup  removal
                              retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
-                             inspection  image_repair  place  quarantine  chosen  restored  changed_blocks
-                             machine_files  in_place_journal
+                             inspection  image_repair  backup_repair  place  quarantine  chosen  restored
+                             changed_blocks  machine_files  in_place_journal
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

@@ -18,13 +18,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import files, names
-from vbackup.errors import ChainError, InterruptedBySignalError, NoSpaceError, StorageError, VbackupError
+from vbackup.errors import BusyError, ChainError, InterruptedBySignalError, NoSpaceError, StorageError, VbackupError
 from vbackup.fields import parse_json
 from vbackup.files import fsync, is_directory, storage_errors
 from vbackup.operations import consolidation
 from vbackup.report import Reporter
 from vbackup.repository import (
     audited,
+    backup_repair,
     block_list,
     block_scan,
     image_repair,
@@ -114,9 +115,11 @@ class _Work:
         self._uuid, self._repository, self._dry_run = uuid, repository, dry_run
         self._reporter, self._stop = reporter, stop
         self._directory = repository.path / uuid
+        self._copies = copies
         self._sources = BlockSources(repository, copies, uuid, check=stop.check)
         self._done: list[Repair] = []
         self._is_merging = False  #: a merge or removal is half done, so what its backups are is not known
+        self._is_incomplete = False  #: a dry run: what backups would be brought back, on which others depend
         self._good: set[str] = set()  #: images that were read and are good now, as verified.json names them
 
     def run(self) -> list[Repair]:
@@ -133,6 +136,7 @@ class _Work:
             if any(trouble.kind is kind for trouble in found.troubles):
                 self._stop.check()
                 repair()
+        self._missing()
         found = self._inspect()
         self._images(found)
         self._files(found)
@@ -196,7 +200,10 @@ class _Work:
                 continue
             if not self._dry_run:
                 with storage_errors(f"remove {path}"):
-                    path.unlink()
+                    if is_directory(path):
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
             self._note(f"{path} was removed.", f"{path} would be removed.")
 
     def _rights(self) -> None:
@@ -242,6 +249,56 @@ class _Work:
                         f"The manifest of backup {broken.id} would be taken from {twin}.",
                     )
                     break
+
+    def _missing(self) -> None:
+        """Bring back from a copy the backups that others depend on, and that are not here or are without an image."""
+        if self._is_merging:
+            return  # what has been removed is known only when that has ended
+        tried: set[str] = set()
+        while wanted := self._wanted() - tried:
+            tried |= wanted
+            for backup_id in sorted(wanted):
+                self._stop.check()
+                try:
+                    self._bring_back(backup_id)
+                except NoSpaceError:
+                    raise
+                except (ChainError, StorageError, BusyError) as err:
+                    self._fail(str(err))
+
+    def _wanted(self) -> set[str]:
+        read = self._repository.catalogue(self._uuid)
+        gaps = [gap[1] for backup in read.history.backups if (gap := read.history.gap(backup)) is not None]
+        wanted = {backup_id for backup_id in gaps if not os.path.lexists(self._directory / backup_id)}
+        for broken in read.unreadable:  # an image would prove its manifest, or show that it is another
+            if is_directory(self._directory / broken.id) and not any((self._directory / broken.id).glob("*.qcow2")):
+                wanted.add(broken.id)
+        return wanted
+
+    def _bring_back(self, backup_id: str) -> None:
+        path = self._directory / backup_id
+        # A backup is known by its id in one repository only.
+        copies = [copy for copy in self._copies if copy.id == self._repository.id]
+        twins = [copy.path / path.relative_to(self._repository.path) for copy in copies]
+        if os.path.lexists(path):
+            if not any(is_directory(twin) for twin in twins) or self._why_not_moved(path) is not None:
+                return  # _put_away deals with it
+            if not self._dry_run:
+                quarantine.put(self._repository, path)
+        source = backup_repair.bring_back(path, twins, check=self._stop.check, is_dry=self._dry_run)
+        if source is not None:
+            self._is_incomplete = self._dry_run
+            self._note(
+                f"Backup {backup_id} was brought back from {source}.",
+                f"Backup {backup_id} would be brought back from {source}.",
+            )
+        elif len(copies) < len(self._copies):
+            self._fail(
+                f"Backup {backup_id} is missing. What has another id than {self._repository.id} is no copy of this"
+                " repository, so a whole backup is not taken from there. Give a copy of it with --from."
+            )
+        else:
+            self._fail(f"Backup {backup_id} is missing. Give a copy of the repository that has it with --from.")
 
     def _proofs(self, directory: Path, recorded: Mapping[str, str], links: Sequence[Link]) -> int:
         """Return how many images and files of the backup are those of this manifest; 0 if an image has another size."""
@@ -456,6 +513,8 @@ class _Work:
         usable = {backup.id for backup in read.history.backups if _has_a_whole_disk(read, backup.id)}
         unusable = [broken.id for broken in read.unreadable]
         unusable += [backup.id for backup in read.history.backups if backup.disks and backup.id not in usable]
+        if self._is_incomplete:
+            return
         if unusable and self._is_merging:
             self._fail(
                 f"What cannot be restored now ({', '.join(unusable)}) stays where it is until the interrupted merge or"
@@ -464,22 +523,26 @@ class _Work:
             return
         for backup_id in unusable:
             path = self._directory / backup_id
-            if (path / _PROTECTED).exists():
-                self._fail(f"Backup {backup_id} cannot be restored, but is protected, so it stays where it is.")
-                continue
-            reason = _why_it_stays(path)
+            reason = self._why_not_moved(path)
             if reason is not None:
                 self._fail(f"Backup {backup_id} cannot be restored now, but stays where it is: {reason}.")
                 continue
-            with storage_errors(f"lock {path}"), readers.claimed(path) as is_free:
-                if not is_free:
-                    self._fail(f"Backup {backup_id} cannot be restored, but is being read, so it stays where it is.")
-                    continue
             kept = quarantine.put(self._repository, path) if not self._dry_run else None
             self._note(
                 f"Backup {backup_id}, of which nothing can be restored, was moved to {kept}.",
                 f"Backup {backup_id}, of which nothing can be restored, would be moved to the quarantine.",
             )
+
+    def _why_not_moved(self, path: Path) -> str | None:
+        """Return why a backup that cannot be restored stays where it is; None if it may be moved."""
+        if (path / _PROTECTED).exists():
+            return "it is protected"
+        reason = _why_it_stays(path)
+        if reason is None:
+            with storage_errors(f"lock {path}"), readers.claimed(path) as is_free:
+                if not is_free:
+                    return "it is being read"
+        return reason
 
 
 def _has_a_whole_disk(read: Catalogue, backup_id: str) -> bool:

@@ -22,9 +22,9 @@ from vbackup.operations import check, repair, verify
 from vbackup.operations.repair import Repair
 from vbackup.operations.verify import VerifyRequest
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import filesystem, image_repair, manifest, quarantine, readers, verification
+from vbackup.repository import filesystem, image_repair, manifest, notes, quarantine, readers, verification
 from vbackup.repository.block_sources import extent_of
-from vbackup.repository.repository import Repository
+from vbackup.repository.repository import MARKER, Repository
 from vbackup.repository.verification import Damage, Verdict, Verification
 from vbackup.stop import Stop
 
@@ -362,8 +362,8 @@ def test_backup_that_is_protected_or_being_read_stays(recorded: Recorded) -> Non
     with readers.reading([recorded.path(other).parent]):
         done = repaired(recorded)
     assert [each.what for each in done if not each.is_done] == [
-        f"Backup {one.id} cannot be restored, but is protected, so it stays where it is.",
-        f"Backup {other.id} cannot be restored, but is being read, so it stays where it is.",
+        f"Backup {one.id} cannot be restored now, but stays where it is: it is protected.",
+        f"Backup {other.id} cannot be restored now, but stays where it is: it is being read.",
     ]
     assert recorded.path(one).exists()
     assert recorded.path(other).exists()
@@ -588,3 +588,83 @@ def test_damaged_results_of_audits_are_written_anew_and_distrust_what_was_there(
     assert all(history.distrust(backup.id, image.dev) for backup in history.backups for image in backup.disks)
     (kept,) = (recorded.repository.path / quarantine.NAME).rglob("audit.json*")
     assert kept.read_text() == "{"
+
+
+def test_missing_backup_on_which_others_depend_is_brought_back_from_a_copy(recorded: Recorded, tmp_path: Path) -> None:
+    """Two in a row, and what people have said of them."""
+    notes.write(recorded.path(recorded.backups[1]).parent, "before the migration")
+    other = copied(recorded)
+    lost = [recorded.path(one).parent for one in recorded.backups[:2]]
+    for path in lost:
+        shutil.rmtree(path)
+    assert damaged(recorded) != []
+    assert [one.what for one in repaired(recorded, other, dry_run=True)] == [
+        f"Backup {lost[1].name} would be brought back from {other.directory(UUID, lost[1].name)}."
+    ]
+    assert not any(path.exists() for path in lost)
+    # Without a copy, what depends on them is of no use, and is put away; with one it is taken back.
+    assert any("with --from" in one.what for one in repaired(recorded))
+    done = [one.what for one in repaired(recorded, other)]
+    assert [what for what in done if "brought back" in what] == [
+        f"Backup {path.name} was brought back from {other.directory(UUID, path.name)}." for path in reversed(lost)
+    ]
+    assert_all_is_as_it_was(recorded, tmp_path)
+    assert notes.read(lost[1]) == "before the migration"
+    assert {path.lstat().st_mode & 0o777 for path in lost[1].iterdir()} == {0o600}
+
+
+def test_backup_that_lost_all_but_its_name_is_brought_back(recorded: Recorded, tmp_path: Path) -> None:
+    other = copied(recorded)
+    path = recorded.path(recorded.backups[1]).parent
+    for entry in path.iterdir():
+        entry.unlink()
+    repaired(recorded, other)
+    assert_all_is_as_it_was(recorded, tmp_path)
+    assert list((recorded.repository.path / quarantine.NAME / UUID / path.name).iterdir()) == []
+    assert repaired(recorded, other) == []
+
+
+def test_image_and_list_that_are_missing_are_brought_back(recorded: Recorded, tmp_path: Path) -> None:
+    other = copied(recorded)
+    for name in ("vda.qcow2", "vda.blocks"):
+        recorded.path(recorded.backups[1], name).unlink()
+    assert all(one.is_done for one in repaired(recorded, other))
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vda.qcow2", "vda.blocks", "domain.xml", "manifest.json"])
+def test_backup_that_is_not_whole_in_the_copy_is_not_brought_back(recorded: Recorded, name: str) -> None:
+    other = copied(recorded)
+    path = recorded.path(recorded.backups[0]).parent
+    shutil.rmtree(path)
+    twin = other.directory(UUID, path.name) / name
+    if name == "vda.qcow2":
+        spoil(twin, 2)
+    else:
+        data = bytearray(twin.read_bytes())
+        data[len(data) // 2] ^= 1
+        twin.write_bytes(data)
+    [failed] = [one for one in repaired(recorded, other) if not one.is_done]
+    assert f"Backup {path.name} is missing" in failed.what
+    assert "from a copy: " in failed.what or "with --from" in failed.what
+    left = {entry.name for entry in (recorded.repository.path / UUID).iterdir()}
+    assert path.name not in left
+    assert not [entry for entry in left if entry.startswith(".repaired-")]
+
+
+def test_backup_of_another_repository_is_not_brought_back(recorded: Recorded) -> None:
+    """It may have the same id, as the backups of a group have."""
+    other = copied(recorded)
+    marker = other.path / MARKER
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "id": "ba9876543210"}))
+    shutil.rmtree(recorded.path(recorded.backups[0]).parent)
+    [failed] = [one for one in repaired(recorded, Repository.open(other.path)) if not one.is_done]
+    assert "is no copy of this repository" in failed.what
+
+
+def test_stage_of_a_killed_repair_is_removed(recorded: Recorded) -> None:
+    stage = recorded.repository.path / UUID / f".repaired-{recorded.backups[0].id}"
+    stage.mkdir(mode=0o700)
+    (stage / "vda.qcow2").touch(mode=0o600)
+    assert [one.what for one in repaired(recorded)] == [f"{stage} was removed."]
+    assert not stage.exists()
