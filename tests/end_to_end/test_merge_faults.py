@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from vbackup.operations.consolidation import ConsolidateRequest, Done
 from vbackup.operations.prune import PruneRequest, Pruning
 from vbackup.operations.prune_merges import Consolidation
 from vbackup.operations.verify import VerifyRequest
-from vbackup.repository import block_list, filesystem, merge_journal, merge_stage, readers
+from vbackup.repository import block_list, filesystem, merge_journal, merge_stage, merging, readers
 from vbackup.repository.merging import Way
 from vbackup.repository.retention import Rules
 from vbackup.stop import Stop
@@ -100,6 +101,48 @@ def test_image_that_another_kept_backup_still_needs_is_not_written(
     monkeypatch.undo()
     assert recover(one) == []
     assert prune(one, [full]).removed == (full,)
+    one.check()
+
+
+def test_wait_for_a_reader_is_told_and_is_as_long_for_all_as_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, ids = chain(tmp_path / "repository", 4)
+    monkeypatch.setattr(merge_stage, "PATIENCE_S", 0.4)
+    monkeypatch.setattr(readers, "users", lambda path: f"process 7 (vbackup mount of {path.name})")
+    recorder = Recorder()
+    wanted = [(backup_id, "vda") for backup_id in ids[1:]]
+    with one.repository.lock(one.uuid), readers.reading([one.directory / backup_id for backup_id in ids[2:]]):
+        history = one.repository.catalogue(one.uuid).history
+        place = consolidation.place(one.directory)
+        plan = merging.independence(history, wanted, way=Way.COPY, place=place)
+        began = time.monotonic()
+        done = consolidation.carry_out(plan, repository=one.repository, reporter=recorder, stop=Stop())
+    waits = [step for step in recorder.steps if "aiting" in step]
+    assert waits == [f"Waiting up to 0 s for process 7 (vbackup mount of {ids[3]}), which reads backup {ids[3]}."]
+    assert done.merged == (ids[1],)
+    assert set(done.busy) == set(ids[2:])
+    assert "process 7 (vbackup mount" in done.busy[ids[2]]
+    assert time.monotonic() - began < 30
+    one.check()
+
+
+def test_wait_for_a_reader_that_ends_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, ids = chain(tmp_path / "repository", 2)
+    reader = readers.reading([one.directory / ids[1]])
+    reader.__enter__()
+    recorder = Recorder()
+    step = recorder.step
+
+    def end(message: str) -> None:
+        step(message)
+        if message.startswith("Waiting up to 30 s for "):
+            reader.__exit__(None, None, None)
+
+    monkeypatch.setattr(recorder, "step", end)
+    request = ConsolidateRequest(one.uuid, backup_id=ids[1])
+    done = consolidation.run(request, repository=one.repository, reporter=recorder, stop=Stop())
+    assert (done.merged, done.busy) == ((ids[1],), {})
     one.check()
 
 

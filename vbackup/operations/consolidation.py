@@ -42,7 +42,7 @@ from vbackup.repository.block_list import BlockList
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import History, Link
 from vbackup.repository.merge_journal import MergeJournal
-from vbackup.repository.merge_stage import MergeStage
+from vbackup.repository.merge_stage import MergeStage, Patience
 from vbackup.repository.merged_list import Comparison, Layer
 from vbackup.repository.merging import DiskMerge, Merge, Place, Plan, Way
 from vbackup.repository.repository import Repository
@@ -130,7 +130,7 @@ def plan(catalogue: Catalogue, remove: Collection[str], *, repository: Repositor
                 f"Backup {backup_id} is protected, so it is not removed; 'vbackup unprotect' takes the protection away."
             )
     kept = {
-        backup_id: "it is in use by a restore, a verify, a mount or a session"
+        backup_id: f"it is in use: {readers.users(directory / backup_id)} reads it"
         for backup_id in remove
         if readers.is_in_use(directory / backup_id)
     }
@@ -246,6 +246,9 @@ class _Run:
     merged: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.patience = Patience(self.reporter)
+
     @property
     def directory(self) -> Path:
         """The domain's."""
@@ -308,7 +311,7 @@ class _Run:
         with MergeStage(self.directory, each.heir) as stage:
             history = self.repository.catalogue(self.uuid).history
             images = {disk.dev: self._image(disk, history, stage) for disk in each.disks}
-            self._publish(each, images, history, stage)
+            self._publish(each, images, history, stage, self.patience)
 
     def _merge_in_place(self, each: Merge, wanted: Plan) -> None:
         """Merge into published images: from the first write on, the backups that these are of cannot be restored."""
@@ -329,7 +332,7 @@ class _Run:
             stack.enter_context(self._marked(lost, [self._path(disk.layers[-1], disk.dev) for disk in in_place]))
             for disk in in_place:
                 images[disk.dev] = self._image(disk, history, stage)
-            self._publish(each, images, history, stage, is_claimed=True)
+            self._publish(each, images, history, stage, None)
 
     @contextmanager
     def _marked(self, lost: Collection[str], paths: Sequence[Path]) -> Iterator[None]:
@@ -375,11 +378,10 @@ class _Run:
         images: Mapping[str, tuple[BlocksRecord, int]],
         history: History,
         stage: MergeStage,
-        *,
-        is_claimed: bool = False,
+        patience: Patience | None,
     ) -> None:
         backup = merging.merged_backup(history.get(each.heir), images, each.disks, history)
-        stage.publish(manifest.dump(backup), exchanges=self._exchanges, stop=self.stop, is_claimed=is_claimed)
+        stage.publish(manifest.dump(backup), exchanges=self._exchanges, stop=self.stop, patience=patience)
         others = ", ".join(sorted(_below(each)))
         self.reporter.step(f"Backup {each.heir} has taken over what it needs of {others}.")
 

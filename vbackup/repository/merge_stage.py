@@ -23,6 +23,7 @@ from pathlib import Path
 from vbackup import names
 from vbackup.errors import BusyError
 from vbackup.files import fsync, is_directory, storage_errors
+from vbackup.report import Reporter
 from vbackup.repository import filesystem, merge_journal, readers
 from vbackup.repository.merge_journal import MERGE, PUBLISH, REMOVED
 from vbackup.stop import Stop
@@ -30,8 +31,35 @@ from vbackup.stop import Stop
 _MANIFEST = "manifest.json"
 #: What a verify has found in the old images (vbackup.repository.verification): it says nothing about the new ones.
 _VERIFIED = "verified.json"
-#: How long a publication waits for readers of the old files.
+#: How long the publications of one run wait, in all, for readers of the old files.
 PATIENCE_S = 30.0
+
+
+class Patience:
+    """How long a run still waits for readers; ``reporter`` is told for whom when a wait begins."""
+
+    def __init__(self, reporter: Reporter, left_s: float | None = None) -> None:
+        self.left_s = PATIENCE_S if left_s is None else left_s
+        self._reporter = reporter
+        self._began: float | None = None
+
+    def wait(self, directory: Path) -> bool:
+        """Wait a moment for the readers of a backup; return False, at once, if there is no time left."""
+        if self.left_s <= 0:
+            return False
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+            self._reporter.step(
+                f"Waiting up to {self.left_s:.0f} s for {readers.users(directory)}, which reads backup {directory.name}."
+            )
+        time.sleep(readers.TICK_S)
+        self.left_s -= time.monotonic() - now
+        return True
+
+    def end(self) -> None:
+        """End a wait: the next one is told of again."""
+        self._began = None
 
 
 class MergeStage:
@@ -52,11 +80,11 @@ class MergeStage:
         if not os.path.lexists(self.path / PUBLISH):
             _remove_tree(self.path)
 
-    def publish(self, manifest_text: str, *, exchanges: bool, stop: Stop, is_claimed: bool = False) -> None:
+    def publish(self, manifest_text: str, *, exchanges: bool, stop: Stop, patience: Patience | None) -> None:
         """Put the staged files, with this manifest, in the place of the backup's.
 
-        Raises BusyError if the backup is being read for longer than PATIENCE_S seconds (``is_claimed``: the caller has
-        seen to that), StorageError, NoSpaceError, InterruptedBySignalError; the old files stay then.
+        Raises BusyError if the backup is being read for longer than ``patience`` has (None: the caller has claimed it),
+        StorageError, NoSpaceError, InterruptedBySignalError; the old files stay then.
         """
         with storage_errors(f"write to {self.path}"):
             _write(self.path / _MANIFEST, manifest_text.encode())
@@ -66,8 +94,8 @@ class MergeStage:
                     fsync(entry)
             fsync(self.path)
         with ExitStack() as stack:
-            if not is_claimed:
-                stack.enter_context(claim([self._final], stop=stop, patience_s=PATIENCE_S))
+            if patience is not None:
+                stack.enter_context(claim([self._final], stop=stop, patience=patience))
             stop.check()
             with storage_errors(f"write to {self._domain}"):
                 if can_exchange:
@@ -110,24 +138,26 @@ def _link(source: str | Path, target: str | Path, *, follow_symlinks: bool = Fal
 
 
 @contextmanager
-def claim(directories: Collection[Path], *, stop: Stop, patience_s: float = 0.0) -> Iterator[None]:
+def claim(directories: Collection[Path], *, stop: Stop, patience: Patience | None = None) -> Iterator[None]:
     """Have these backups for the block: nobody reads one. Raises BusyError, InterruptedBySignalError."""
-    deadline = time.monotonic() + patience_s
     while True:
         with ExitStack() as stack, storage_errors("lock a backup"):
             used = [one for one in sorted(directories) if not stack.enter_context(readers.claimed(one))]
             held = stack.pop_all()
         with held:
             if not used:
+                if patience is not None:
+                    patience.end()
                 yield
                 return
         stop.check()
-        if time.monotonic() > deadline:
+        if patience is None or not patience.wait(used[0]):
+            if patience is not None:
+                patience.end()
             raise BusyError(
-                f"Backup {used[0].name} is in use: a restore, a verify, a mount or a session reads it. Run the same"
-                " command again when that has ended."
+                f"Backup {used[0].name} is in use: {readers.users(used[0])} reads it. Run the same command again when"
+                " that has ended."
             )
-        time.sleep(readers.TICK_S)
 
 
 def remove(directory: Path, backup_id: str, *, stop: Stop) -> None:

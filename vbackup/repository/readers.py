@@ -36,6 +36,8 @@ _NO_LOCKS = frozenset((errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, er
 _OTHER_FILES = 512
 #: How often a chain is read again because it changed before it was locked.
 _ATTEMPTS = 100
+#: Where the kernel lists all locks (proc_locks(5)).
+_LOCKS = Path("/proc/locks")
 
 
 @contextmanager
@@ -98,6 +100,34 @@ def is_in_use(directory: Path) -> bool:
     """Return True if somebody reads the backup at this moment. Raises OSError."""
     with claimed(directory) as is_free:
         return not is_free
+
+
+def users(directory: Path) -> str:
+    """Return who reads a backup, for people: the processes with their commands, as far as they can be seen."""
+    try:
+        status = directory.lstat()
+        wanted = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        with _LOCKS.open() as file:
+            pids = {int(words[4]) for words in map(str.split, file) if words[1] == "FLOCK" and _inode(words[5]) == wanted}
+    except (OSError, ValueError, IndexError):
+        pids = set()
+    found = [f"process {pid} ({command})" for pid in sorted(pids - {os.getpid()}) if (command := _command(pid))]
+    return ", ".join(found) or "a restore, a verify, a mount or a session"
+
+
+def _inode(text: str) -> tuple[int, int, int]:
+    major, minor, inode = text.split(":")
+    return int(major, 16), int(minor, 16), int(inode)
+
+
+def _command(pid: int) -> str | None:
+    """Return the command of a process without its interpreter; None if it has ended or is not seen."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return None
+    start = next((place for place, word in enumerate(words) if os.path.basename(word) == "vbackup"), 0)
+    return " ".join(["vbackup", *words[start + 1 :]] if start else words) or None
 
 
 def _locked(directory: Path, stop: Stop | None, deadline: float) -> int:

@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,3 +146,26 @@ def test_more_backups_than_files_may_be_open_can_be_read(tmp_path: Path) -> None
             assert all(readers.is_in_use(directory) for directory in directories)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_users_are_named_by_their_commands(backup: Path, tmp_path: Path) -> None:
+    hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[2], os.O_RDONLY), fcntl.LOCK_SH); print(); input()"
+    (tmp_path / "vbackup").write_text(hold)
+    argv = [sys.executable, str(tmp_path / "vbackup"), "mount", str(backup)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert readers.users(backup) == f"process {process.pid} (vbackup mount {backup})"
+        assert not is_free(backup)
+        process.communicate(b"\n")
+    assert readers.users(backup) == "a restore, a verify, a mount or a session"
+    assert readers.users(tmp_path / "missing") == "a restore, a verify, a mount or a session"
+
+
+@pytest.mark.parametrize("text", ["", "1: FLOCK\n", "1: FLOCK ADVISORY READ x 0:0:0 0 EOF\n"])
+def test_users_are_not_known_where_the_kernel_does_not_tell(
+    backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "locks").write_text(text)
+    monkeypatch.setattr(readers, "_LOCKS", tmp_path / "locks")
+    assert readers.users(backup) == "a restore, a verify, a mount or a session"
