@@ -219,6 +219,8 @@ def why_denied(path: Path, wanted: str = "rw") -> str:
                 f"{denied} Its storage does not let root in, as NFS with root_squash does: export it with"
                 f" no_root_squash, or run vbackup as {owner}."
             )
+        if status.st_uid == uid:  # an ACL is about others than the owner
+            return f"{denied} Run: chmod u+{right} {shlex.quote(str(barrier))}."
         if "w" in right and barrier.parts[:2] in _SYSTEM:  # whoever may write there might become root
             return f"{denied} Run vbackup as root."
         return f"{denied} Run vbackup as root, or as root run: setfacl -m u:{user}:{right} {shlex.quote(str(barrier))}."

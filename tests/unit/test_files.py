@@ -195,6 +195,15 @@ def test_denied_right_is_told_with_who_what_and_how_to_mend_it(
     )
 
 
+def test_owner_of_a_directory_that_he_may_not_write_changes_its_mode(shut: Path, nobody: None) -> None:
+    """An access control list is not asked about the owner."""
+    os.seteuid(0)
+    os.chown(shut, 65534, -1)
+    shut.chmod(0o500)
+    os.seteuid(65534)
+    assert files.why_denied(shut / "new").endswith(f"(owner nobody, mode 0500). Run: chmod u+wx {shut}.")
+
+
 def test_right_that_root_is_denied_is_the_storage_s(shut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "access", lambda place, *_more, **_options: Path(place) != shut)

@@ -20,18 +20,28 @@ from vbackup.files import open_regular, storage_errors
 
 #: Name of the file.
 NAME = ".vbackup-mount"
+#: What the file says of a directory that was made for the mount.
+_NEW = b"new\n"
 #: struct flock, with its padding at the end: type, whence, start, length, pid.
 _FLOCK = "hhqqi0q"
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Have the directory for the block; the file is removed at the end. Raises BusyError, StorageError."""
+def held(directory: Path, *, is_new: bool = False) -> Iterator[bool]:
+    """Have the directory for the block; the file is removed at the end. Raises BusyError, StorageError.
+
+    ``is_new``: the directory was made for the mount. The value is True if it was, for this one or for one that was
+    killed: then it goes with the mount.
+    """
     path = directory / NAME
     with storage_errors(f"write to {directory}"):
         fd = _taken(path)
     try:
-        yield
+        with storage_errors(f"write to {directory}"):
+            if is_new:
+                os.pwrite(fd, _NEW, 0)
+            is_ours = os.pread(fd, len(_NEW) + 1, 0) == _NEW
+        yield is_ours
     finally:
         path.unlink(missing_ok=True)  # before the lock ends: whoever waits for the name makes a new file
         os.close(fd)

@@ -27,20 +27,24 @@ def file_of(directory: Path, dev: str) -> Path:
 def prepared(directory: Path, *, reporter: Reporter) -> Iterator[Path]:
     """Yield the real path of an empty directory that nobody else mounts in; at the end it is empty again.
 
-    The directory is created, but not its parents; it stays, unless the block fails. Raises StorageError if it cannot be
+    If it is not there, it is created, but not its parents, and removed at the end. Raises StorageError if it cannot be
     used, BusyError if a backup is mounted there.
     """
-    is_new = _made(directory)
+    goes = is_new = _made(directory)
     try:
         with storage_errors(f"use {directory}"):
             place = directory.resolve(strict=True)
-        with _claimed(place, reporter):
+        with _claimed(place, reporter, is_new=is_new) as goes:
             yield place
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-        raise
+    finally:
+        if goes:
+            remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory that was made for a mount; it stays if somebody has put something there."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def create(directory: Path, dev: str) -> Path:
@@ -83,13 +87,14 @@ def _made(directory: Path) -> bool:
 
 
 @contextmanager
-def _claimed(place: Path, reporter: Reporter) -> Iterator[None]:
+def _claimed(place: Path, reporter: Reporter, *, is_new: bool) -> Iterator[bool]:
+    """Yield whether the directory goes with the mount."""
     with storage_errors(f"read {place}"):
         others = [entry.name for entry in place.iterdir()]
     was_ours = mount_lock.NAME in others
     if others and not was_ours:
         raise StorageError(f"{place} is not empty: it has {others[0]}. Give an empty directory, or a new one.")
-    with mount_lock.held(place):
+    with mount_lock.held(place, is_new=is_new) as goes:
         if was_ours and clear(place):
             reporter.warning(f"A mount that was killed had left something in {place}; it was removed.")
         with storage_errors(f"read {place}"):
@@ -97,7 +102,7 @@ def _claimed(place: Path, reporter: Reporter) -> Iterator[None]:
         if others:
             raise StorageError(f"{place} is not empty: it has {others[0]}. Give an empty directory, or a new one.")
         try:
-            yield
+            yield goes
         finally:
             clear(place)
 
@@ -115,7 +120,10 @@ def refuse_unmounted(directory: Path) -> Path:
     Raises StorageError if it is not such a directory.
     """
     with storage_errors(f"read {directory}"):
-        place = directory.resolve(strict=True)
+        try:
+            place = directory.resolve(strict=True)
+        except FileNotFoundError:
+            raise StorageError(f"No backup is mounted at {directory}, which is not there.") from None
         if not place.is_dir():
             raise StorageError(f"{directory} is not a directory; give the one in which a backup is mounted.")
         try:

@@ -100,5 +100,8 @@ def _wait(process: int, pid: int, directory: Path, stop: Stop) -> None:
 def _clear(directory: Path) -> None:
     """Remove what a process that was killed has left."""
     if (directory / mount_lock.NAME).exists():
-        with suppress(BusyError), mount_lock.held(directory):  # busy: it is mounted again
+        goes = False
+        with suppress(BusyError), mount_lock.held(directory) as goes:  # busy: it is mounted again
             mount_place.clear(directory)
+        if goes:
+            mount_place.remove(directory)

@@ -108,7 +108,9 @@ def users(directory: Path) -> str:
         status = directory.lstat()
         wanted = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
         with _LOCKS.open() as file:
-            pids = {int(words[4]) for words in map(str.split, file) if words[1] == "FLOCK" and _inode(words[5]) == wanted}
+            pids = {
+                int(words[4]) for words in map(str.split, file) if words[1] == "FLOCK" and _inode(words[5]) == wanted
+            }
     except (OSError, ValueError, IndexError):
         pids = set()
     found = [f"process {pid} ({command})" for pid in sorted(pids - {os.getpid()}) if (command := _command(pid))]

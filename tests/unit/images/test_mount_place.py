@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,40 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_directory_is_made_and_is_empty_at_the_end(tmp_path: Path, recorder: Recorder) -> None:
+def test_directory_is_made_and_removed_at_the_end(tmp_path: Path, recorder: Recorder) -> None:
     with mount_place.prepared(tmp_path / "m", reporter=recorder) as place:
         assert place == (tmp_path / "m").resolve()
         assert place.stat().st_mode & 0o777 == 0o700
         assert mount_place.create(place, "vda") == place / "vda.raw"
         assert names(place) == [mount_lock.NAME, "vda.raw"]
-    assert names(tmp_path / "m") == []
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "m").mkdir()
     with mount_place.prepared(tmp_path / "m", reporter=recorder):
         pass
+    assert names(tmp_path / "m") == []
+    with mount_place.prepared(tmp_path / "n", reporter=recorder) as place:
+        (place / "somebody's").touch()
+    assert names(tmp_path / "n") == ["somebody's"]
     assert recorder.warnings == []
+
+
+def test_directory_that_a_killed_mount_had_made_goes_with_the_next(tmp_path: Path, recorder: Recorder) -> None:
+    def killed(directory: Path) -> None:
+        pid = os.fork()
+        if pid == 0:
+            with mount_place.prepared(directory, reporter=recorder) as place:
+                mount_place.create(place, "vda")
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new"):
+        killed(tmp_path / name)
+        assert names(tmp_path / name) == [mount_lock.NAME, "vda.raw"]
+        with mount_place.prepared(tmp_path / name, reporter=recorder):
+            pass
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
 
 
 def test_directory_that_was_made_goes_with_a_failure(tmp_path: Path, recorder: Recorder) -> None:
@@ -70,7 +95,7 @@ def test_place_without_a_mount_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="not a directory"):
         mount_place.refuse_unmounted(tmp_path / "file")
-    with pytest.raises(StorageError, match="No such file"):
+    with pytest.raises(StorageError, match=r"No backup is mounted at .*/nothing, which is not there"):
         mount_place.refuse_unmounted(tmp_path / "nothing")
     (tmp_path / mount_lock.NAME).touch()
     assert mount_place.refuse_unmounted(tmp_path) == tmp_path.resolve()
