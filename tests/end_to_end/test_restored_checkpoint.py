@@ -211,3 +211,10 @@ def test_repository_that_is_only_read(domain: Restored, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(restored, "add", refuse)
     assert bitmaps(domain.restore(first["id"]) / "vda.qcow2") == []
+    # A warning is no success: -q does not hide it.
+    argv = ("-q", "restore", "bases", "-r", domain.chain.repository, "--output", domain.chain.tmp_path / "quiet")
+    said = domain.chain.command(*argv).stderr
+    assert "warning: The restored disks got no bitmap" in said
+    assert "their next backup is a full: Read-only file system. If that is wanted, --no-checkpoint" in said
+    (domain.chain.tmp_path / "quieter").mkdir()
+    assert domain.chain.command(*argv[:-1], domain.chain.tmp_path / "quieter", "--no-checkpoint").stderr == ""

@@ -18,7 +18,7 @@ from typing import Any
 from vbackup import names
 from vbackup.engine import scratch
 from vbackup.engine.endmark import NewMark
-from vbackup.errors import InterruptedBySignalError, StorageError, UnsuitableError, VbackupError
+from vbackup.errors import InterruptedBySignalError, VbackupError
 from vbackup.files import fsync, storage_errors
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import GRANULARITY_BYTES, Backup, Level, NodeBitmap
@@ -60,12 +60,10 @@ def add(
         _write(chosen, recorded, repository.naming, reporter=reporter, stop=stop)
     except InterruptedBySignalError:
         raise
-    except (UnsuitableError, StorageError) as err:  # no storage daemon here, or the repository is only read
-        reporter.step(f"The next backup of the restored disks is a full: {err}")
-        return []
-    except VbackupError as err:
+    except VbackupError as err:  # such as no storage daemon here, or a repository that is only read
         reporter.warning(
-            f"The restored disks got no bitmap of the restored checkpoint, so their next backup is a full: {err}"
+            f"The restored disks got no bitmap of the restored checkpoint, so their next backup is a full: {err} If"
+            " that is wanted, --no-checkpoint does without it."
         )
         return []
     return [one.dev for one in chosen]

@@ -190,7 +190,7 @@ def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain) -> dict[str, 
             is_in_place=True,
         )
     except StorageError as err:
-        domain.reporter.step(f"The next backup starts from the newest one, and not from the restored one: {err}")
+        domain.reporter.warning(f"The next backup starts from the newest one, and not from the restored one: {err}")
         return {}
     return {one.dev: one for one in made}
 

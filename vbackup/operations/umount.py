@@ -100,8 +100,8 @@ def _wait(process: int, pid: int, directory: Path, stop: Stop) -> None:
 def _clear(directory: Path) -> None:
     """Remove what a process that was killed has left."""
     if (directory / mount_lock.NAME).exists():
-        goes = False
-        with suppress(BusyError), mount_lock.held(directory) as goes:  # busy: it is mounted again
-            mount_place.clear(directory)
-        if goes:
-            mount_place.remove(directory)
+        with suppress(BusyError):  # it is mounted again
+            with mount_lock.held(directory) as goes:
+                mount_place.clear(directory)
+            if goes:
+                mount_place.remove(directory)

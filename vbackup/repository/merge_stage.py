@@ -50,9 +50,8 @@ class Patience:
         now = time.monotonic()
         if self._began is None:
             self._began = now
-            self._reporter.step(
-                f"Waiting up to {self.left_s:.0f} s for {readers.users(directory)}, which reads backup {directory.name}."
-            )
+            who = readers.users(directory)
+            self._reporter.step(f"Waiting up to {self.left_s:.0f} s for {who}, which reads backup {directory.name}.")
         time.sleep(readers.TICK_S)
         self.left_s -= time.monotonic() - now
         return True

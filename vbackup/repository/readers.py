@@ -108,9 +108,8 @@ def users(directory: Path) -> str:
         status = directory.lstat()
         wanted = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
         with _LOCKS.open() as file:
-            pids = {
-                int(words[4]) for words in map(str.split, file) if words[1] == "FLOCK" and _inode(words[5]) == wanted
-            }
+            locks = [words for words in map(str.split, file) if words[1] == "FLOCK"]
+        pids = {int(words[4]) for words in locks if _inode(words[5]) == wanted}
     except (OSError, ValueError, IndexError):
         pids = set()
     found = [f"process {pid} ({command})" for pid in sorted(pids - {os.getpid()}) if (command := _command(pid))]
@@ -128,7 +127,7 @@ def _command(pid: int) -> str | None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
         return None
-    start = next((place for place, word in enumerate(words) if os.path.basename(word) == "vbackup"), 0)
+    start = next((place for place, word in enumerate(words) if Path(word).name == "vbackup"), 0)
     return " ".join(["vbackup", *words[start + 1 :]] if start else words) or None
 
 
