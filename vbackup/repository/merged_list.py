@@ -1,7 +1,8 @@
 """Compare a merged image with the lists of the images that it was made of, and write its list from theirs.
 
-Nothing gets a new digest: what a block has to be is known from the lists, and an image that differs is not published.
-So damage that was there before a merge is found by it, and never gets a digest that fits it.
+Nothing gets a new digest: what a block has to be is known from the lists, and an image in which what was read differs
+is not published. Blocks that the merge did not write are read only if the image is a copy, or an interrupted run has
+written into it. So damage never gets a digest that fits it, and where it is not found by the merge, a verify finds it.
 """
 
 from __future__ import annotations
