@@ -28,6 +28,7 @@ from vbackup.repository import (
     backup_repair,
     block_list,
     block_scan,
+    image_check,
     image_repair,
     inspection,
     manifest,
@@ -41,6 +42,7 @@ from vbackup.repository.block_list import algorithm_of
 from vbackup.repository.block_sources import BlockSources
 from vbackup.repository.catalogue import Catalogue, domain_names, read_text
 from vbackup.repository.history import Link
+from vbackup.repository.image_check import Watch
 from vbackup.repository.image_repair import ImageRepair
 from vbackup.repository.inspection import REPAIRED, TEMPORARY, Inspected, Kind
 from vbackup.repository.repository import Repository
@@ -120,6 +122,7 @@ class _Work:
         self._done: list[Repair] = []
         self._is_merging = False  #: a merge or removal is half done, so what its backups are is not known
         self._is_incomplete = False  #: a dry run: what backups would be brought back, on which others depend
+        self._lost_journal: str | None = None  #: why the journal of an interrupted merge cannot be read
         self._good: set[str] = set()  #: images that were read and are good now, as verified.json names them
 
     def run(self) -> list[Repair]:
@@ -163,6 +166,14 @@ class _Work:
         """Finish or undo the merges and removals that a dead run began."""
         if not merge_journal.leftovers(self._directory):
             return
+        try:
+            merge_journal.read(self._directory)
+        except ChainError as err:
+            self._is_merging = True
+            self._lost_journal = str(err)  # _images finds out whether it is needed
+            return
+        except StorageError:
+            pass  # a newer one: it is reported below
         if self._dry_run:
             self._is_merging = True
             self._note("", "An interrupted merge or removal of backups would be finished or undone.")
@@ -326,6 +337,8 @@ class _Work:
             if trouble.kind in (Kind.IMAGE, Kind.STRUCTURE, Kind.LIST)
         }
         suspect |= {*self._damaged_by_verify(read)}
+        written = self._written(read) if self._lost_journal is not None else {}
+        suspect |= {(link.backup.id, link.image.dev) for link in written.values()}
         for backup in read.history.backups:
             for image in backup.disks:
                 if (backup.id, image.dev) in suspect:
@@ -339,6 +352,37 @@ class _Work:
                         raise
                     except (ChainError, StorageError) as err:
                         self._fail(str(err))
+        if self._lost_journal is not None:
+            self._put_journal_away([name for name in written if name not in self._good])
+
+    def _written(self, read: Catalogue) -> dict[str, Link]:
+        """Read the images on which others depend: a merge in place may have written into one. Return those that differ.
+
+        By the names that verified.json has for them.
+        """
+        bases = {(image.base, image.dev) for backup in read.history.backups for image in backup.disks}
+        differing = {}
+        for backup in read.history.backups:
+            for image in backup.disks:
+                link = Link(backup, image)
+                if (backup.id, image.dev) in bases:
+                    path = verify.image_path(self._repository, link)
+                    if image_check.check(path, link, Watch(lambda _read_bytes: self._stop.check())).findings:
+                        differing[f"{backup.id}/{image.file}"] = link
+        return differing
+
+    def _put_journal_away(self, differing: Sequence[str]) -> None:
+        """Put a damaged journal of merges away if no image has to be finished; then undo what was only staged."""
+        path = self._directory / merge_journal.NAME
+        if differing:
+            self._fail(f"{self._lost_journal} Not as they were: {', '.join(differing)}.")
+            return
+        kept = quarantine.put(self._repository, path) if not self._dry_run else None
+        why = "it is damaged, and all images on which others depend are as they were"
+        self._note(f"{path} was moved to {kept}: {why}.", f"{path} would be moved to the quarantine: {why}.")
+        self._is_merging, self._lost_journal = False, None
+        if not self._dry_run:
+            self._merges()
 
     def _damaged_by_verify(self, read: Catalogue) -> Iterator[tuple[str, str]]:
         for backup in read.history.backups:

@@ -56,24 +56,26 @@ def read(directory: Path) -> Entry | None:
     """
     path = directory / NAME
     try:
-        fields = Fields(parse_json(files.read_regular(path, max_bytes=_MAX_BYTES).decode()), f"{path}", ChainError)
+        fields = Fields(parse_json(files.read_regular(path, max_bytes=_MAX_BYTES).decode()), "it", ChainError)
+        schema = fields.text("schema")
+        if schema == SCHEMA:
+            return Entry(
+                Writer.read(fields.object("writer")),
+                fields.optional_text("identity"),
+                removed=_ids(fields, "removed"),
+                in_place=_ids(fields, "in_place"),
+            )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as err:
+    except (OSError, ValueError, RecursionError, ChainError) as err:
         raise ChainError(
-            f"{path} is damaged ({err}), so which backups were being merged is not known. Restore it from a copy of the"
-            " repository; if there is none, check all backups of the domain with 'vbackup verify', and remove the file."
+            f"{path} is damaged ({str(err).rstrip('.')}), so it is not known which images were being written to."
+            " 'vbackup check --repair' reads the images, and puts the file away if all of them are as they were; with"
+            " --from it takes back from a copy of the repository what is not."
         ) from err
-    if fields.text("schema") != SCHEMA:
-        raise StorageError(
-            f"{path} has format {fields.text('schema')[:50]}, but this vbackup only knows {SCHEMA}; use the newer"
-            " vbackup that began the merge. Nothing was changed."
-        )
-    return Entry(
-        Writer.read(fields.object("writer")),
-        fields.optional_text("identity"),
-        removed=_ids(fields, "removed"),
-        in_place=_ids(fields, "in_place"),
+    raise StorageError(
+        f"{path} has format {schema[:50]}, but this vbackup only knows {SCHEMA}; use the newer vbackup that began the"
+        " merge. Nothing was changed."
     )
 
 

@@ -668,3 +668,41 @@ def test_stage_of_a_killed_repair_is_removed(recorded: Recorded) -> None:
     (stage / "vda.qcow2").touch(mode=0o600)
     assert [one.what for one in repaired(recorded)] == [f"{stage} was removed."]
     assert not stage.exists()
+
+
+def lost_journal(recorded: Recorded) -> Path:
+    """The journal of an interrupted merge, damaged, and what it had staged."""
+    path = recorded.repository.path / UUID / "merge.json"
+    path.write_text("{")
+    path.chmod(0o600)
+    stage = path.with_name(f".merge-{recorded.backups[1].id}")
+    stage.mkdir(mode=0o700)
+    return path
+
+
+def test_damaged_journal_of_merges_is_put_away_if_no_image_was_written_to(recorded: Recorded, tmp_path: Path) -> None:
+    path = lost_journal(recorded)
+    [would] = repaired(recorded, dry_run=True)
+    assert "would be moved to the quarantine" in would.what
+    assert path.exists()
+    done = repaired(recorded)
+    assert all(one.is_done for one in done)
+    assert (recorded.repository.path / quarantine.NAME / UUID / "merge.json").read_text() == "{"
+    assert not [entry for entry in path.parent.iterdir() if "merge" in entry.name]
+    assert_all_is_as_it_was(recorded, tmp_path)
+    assert repaired(recorded) == []
+
+
+def test_damaged_journal_of_merges_stays_while_an_image_is_not_as_it_was(recorded: Recorded, tmp_path: Path) -> None:
+    """Its tables are the same: what a merge in place writes over a block that is there changes none."""
+    for place in (6 * MIB, 7 * MIB):
+        recorded.add({"vda": [Write(place, 3000, place // MIB)]}, size_bytes=SIZE_BYTES)
+    other = copied(recorded)
+    path = lost_journal(recorded)
+    spoil(recorded.path(recorded.backups[-2]), 96)
+    failed = [one.what for one in repaired(recorded) if not one.is_done]
+    assert any(f"{path} is damaged" in what and "vda.qcow2" in what for what in failed)
+    assert path.exists()
+    assert all(one.is_done for one in repaired(recorded, other))
+    assert not path.exists()
+    assert_all_is_as_it_was(recorded, tmp_path)

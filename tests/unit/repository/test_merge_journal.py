@@ -49,7 +49,7 @@ def test_copy_of_a_repository_is_told_from_the_original(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", '{"schema": 1}', '{"schema": "vbackup.merge/1"}', "[]"])
 def test_damaged_journal_is_named_and_hides_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / merge_journal.NAME).write_text(text)
-    with pytest.raises(ChainError, match=r"merge\.json"):
+    with pytest.raises(ChainError, match=r"merge\.json is damaged .* 'vbackup check --repair'"):
         merge_journal.read(tmp_path)
     assert merge_journal.in_place(tmp_path) == frozenset()
 
