@@ -47,7 +47,8 @@ class Fields:
 
     def optional_text(self, name: str) -> str | None:
         """Return a string, or None if it is missing or null."""
-        return None if self._members.get(name) is None else self.text(name)
+        value = self._members.get(name)
+        return value if value is None or type(value) is str else self.text(name)
 
     def boolean(self, name: str) -> bool:
         """Return a required boolean."""
@@ -74,7 +75,9 @@ class Fields:
 
     def object(self, name: str) -> Fields:
         """Return a required object."""
-        return Fields(self._get(name, dict), f"{self._where}.{name}", self._error)
+        value = self._members.get(name)
+        value = value if type(value) is dict else self._get(name, dict)
+        return Fields(value, f"{self._where}.{name}", self._error)
 
     def objects(self, name: str) -> Iterator[Fields]:
         """Return the objects in a required list."""

@@ -34,7 +34,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+def open_regular(path: Path | str, flags: int = os.O_RDONLY) -> int:
     """Open the file and return its descriptor; a new file (O_CREAT) has mode 0600.
 
     Raises OSError if it cannot be opened or is not a regular file. The type is checked before opening, which may
@@ -69,7 +69,7 @@ def open_block_device(path: Path, flags: int = os.O_RDONLY) -> int:
     return fd
 
 
-def read_regular(path: Path, *, max_bytes: int) -> bytes:
+def read_regular(path: Path | str, *, max_bytes: int) -> bytes:
     """Return the content of the file. Raises OSError as ``open_regular``, and if it is larger than ``max_bytes``."""
     fd = open_regular(path)
     try:

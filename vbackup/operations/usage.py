@@ -108,7 +108,7 @@ def run(request: UsageRequest, *, repository: Repository, stop: Stop) -> Usage:
 
 
 def _domain(repository: Repository, uuid: str, meter: Meter, *, with_freed: bool, stop: Stop) -> DomainUsage:
-    catalogue = repository.catalogue(uuid)
+    catalogue = repository.catalogue(uuid, with_chains=False)
     backups = catalogue.history.backups
     heirs = _heirs(backups)
     measured = []

@@ -97,8 +97,10 @@ def _as_given(time: datetime) -> str:
     return time.isoformat(" ", "seconds").replace("+00:00", "Z")
 
 
-def read(directory: Path, uuid: str) -> Catalogue:
+def read(directory: Path, uuid: str, *, with_chains: bool = True) -> Catalogue:
     """Read all manifests in a domain's directory; backups whose manifest cannot be read are in ``unreadable``.
+
+    Without ``with_chains`` it is for people only: no backup may start from one of these (vbackup.repository.manifest).
 
     Raises StorageError if the directory cannot be read, or is a symbolic link.
     """
@@ -109,7 +111,7 @@ def read(directory: Path, uuid: str) -> Catalogue:
     merging = merge_journal.in_place(directory)
     for backup_id in sorted(_committed(directory)):
         try:
-            backup = _manifest(directory, backup_id, uuid)
+            backup = _manifest(directory, backup_id, uuid, with_chains=with_chains)
         except ChainError as err:
             unreadable.append(Broken(backup_id, _shortened(str(err))))
             continue
@@ -154,7 +156,7 @@ def domain_hosts(directory: Path) -> list[HostIdentity]:
         return []
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | str) -> str:
     """Return the text of a regular file. Raises OSError, and ValueError if it is too large or not UTF-8."""
     return read_regular(path, max_bytes=manifest.MAX_SIZE_BYTES).decode()
 
@@ -169,13 +171,13 @@ def _committed(directory: Path) -> Iterator[str]:
     yield from filter(names.BACKUP_ID.fullmatch, found)
 
 
-def _manifest(directory: Path, backup_id: str, uuid: str) -> Backup:
+def _manifest(directory: Path, backup_id: str, uuid: str, *, with_chains: bool) -> Backup:
     try:
-        text = read_text(Path(directory, backup_id, "manifest.json"))
+        text = read_text(f"{directory}/{backup_id}/manifest.json")
     except (OSError, ValueError) as err:
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err
         raise ChainError(f"The manifest of backup {backup_id} cannot be read: {reason}.") from err
-    return manifest.load(text, backup_id=backup_id, domain_uuid=uuid)
+    return manifest.load(text, backup_id=backup_id, domain_uuid=uuid, with_chains=with_chains)
 
 
 def _is_there(directory: str, image: DiskImage) -> bool:

@@ -96,7 +96,11 @@ def text_of(members: Mapping[str, Any]) -> str:
 def _digest(members: Mapping[str, Any]) -> str:
     """Return the digest of the members but ``digest``, whatever their order and the white space between them."""
     others = {name: value for name, value in members.items() if name != _DIGEST}
-    return digest_of(json.dumps(others, sort_keys=True, separators=(",", ":")).encode())
+    return digest_of(_CANONICAL.encode(others).encode())
+
+
+#: json.dumps would make one for each manifest.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def has_digest(text: str) -> bool:
@@ -109,9 +113,11 @@ def iso(time: datetime) -> str:
     return time.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
+def load(text: str, *, backup_id: str, domain_uuid: str, with_chains: bool = True) -> Backup:
     """Return the backup that a manifest describes; the id and the domain have to be those of its directory.
 
+    Without ``with_chains``, for people who look at backups, ``chain`` is None of all disks: it is half of a manifest.
+    What is there then is proved by the digest all the same; a manifest without one is read as a whole.
     Raises ChainError, which names the member that is wrong.
     """
     where = f"the manifest of backup {backup_id}"
@@ -122,7 +128,8 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
     fields = Fields(value, where, ChainError)
     if fields.text("schema") != SCHEMA:
         raise ChainError(f"In {where}: schema {fields.text('schema')} is unknown; this vbackup reads {SCHEMA}.")
-    backup = parse(fields, where, backup_id=backup_id, domain_uuid=domain_uuid)
+    with_chains = with_chains or _DIGEST not in fields
+    backup = parse(fields, where, backup_id=backup_id, domain_uuid=domain_uuid, with_chains=with_chains)
     for image in backup.disks:
         if image.blocks is None and image.digest is None:
             raise ChainError(f"In {where}: disk {image.dev} should have blocks or a digest, but has neither.")
@@ -134,7 +141,7 @@ def load(text: str, *, backup_id: str, domain_uuid: str) -> Backup:
     return backup
 
 
-def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Backup:
+def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str, with_chains: bool = True) -> Backup:
     """Return the backup described by an object in the form of ``document``; ``where`` names it in errors.
 
     Raises ChainError, which names the member that is wrong.
@@ -142,9 +149,8 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
     domain = fields.object("domain")
     if fields.text("id") != backup_id or domain.text("uuid") != domain_uuid:
         raise ChainError(f"In {where}: it belongs to backup {fields.text('id')} of domain {domain.text('uuid')}.")
-    files = {name: fields.object("files").text(name) for name in FURTHER_FILES if name in fields.object("files")}
-    versions = fields.object("versions")
-    disks = tuple(_image(disk, where) for disk in fields.objects("disks"))
+    files, versions = fields.object("files"), fields.object("versions")
+    disks = tuple(_image(disk, where, with_chain=with_chains) for disk in fields.objects("disks"))
     if len({image.dev for image in disks}) != len(disks):
         raise ChainError(f"In {where}: it lists a disk twice.")
     machine = tuple(_machine(fields, where))
@@ -164,7 +170,7 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str) -> Ba
         consistency=_enum(Consistency, fields.text("consistency"), where),
         frozen_ms=fields.integer("frozen_ms"),
         duration_s=fields.number("duration_s"),
-        files=files,
+        files={name: files.text(name) for name in FURTHER_FILES if name in files},
         versions={name: versions.text(name) for name in ("vbackup", "qemu", "libvirt") if name in versions},
         group=_group(fields.object("group")) if "group" in fields else None,
         host=host(fields.object("host")) if "host" in fields else None,
@@ -309,7 +315,7 @@ def _change(fields: Fields) -> ChangeRecord:
     )
 
 
-def _image(fields: Fields, where: str) -> DiskImage:
+def _image(fields: Fields, where: str, *, with_chain: bool) -> DiskImage:
     dev = fields.text("dev")
     if not names.DEV.fullmatch(dev) or fields.text("file") != f"{dev}.qcow2":
         raise ChainError(f"In {where}: vbackup never writes a disk {dev!r} to a file {fields.text('file')!r}.")
@@ -331,7 +337,7 @@ def _image(fields: Fields, where: str) -> DiskImage:
         source=fields.optional_text("source"),
         source_format=BlockDriver(fields.text("source_format")),
         encrypted=fields.boolean("encrypted"),
-        chain=ChainState.read(fields.object("chain")) if "chain" in fields else None,
+        chain=ChainState.read(fields.object("chain")) if with_chain and "chain" in fields else None,
     )
 
 

@@ -157,9 +157,9 @@ class Repository:
         """Return the name that the domain had last, its UUID if none is recorded."""
         return catalogue.domain_names(self.path / uuid)[-1]
 
-    def catalogue(self, uuid: str) -> Catalogue:
+    def catalogue(self, uuid: str, *, with_chains: bool = True) -> Catalogue:
         """Return the domain's backups (vbackup.repository.catalogue)."""
-        return catalogue.read(self.path / uuid, uuid)
+        return catalogue.read(self.path / uuid, uuid, with_chains=with_chains)
 
     def directory(self, uuid: str, backup_id: str) -> Path:
         """Return the path of a committed backup."""

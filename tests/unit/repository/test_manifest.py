@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import UUID, backup, backup_id, image, incremental
 from vbackup.errors import ChainError
+from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import (
     EXCLUDED,
     Backup,
@@ -433,3 +435,23 @@ def test_two_digests_of_one_file_are_refused() -> None:
     nvram = entry(kind="nvram", file="nvram")
     with pytest.raises(ChainError, match="two digests of nvram"):
         load(changed(machine=[nvram], files={"domain.xml": "sha256:1", "nvram": "sha256:4"}))
+
+
+def test_without_chains_all_else_is_read_and_proved_by_the_digest() -> None:
+    chain = ChainState((LayerState("node", FileState("/a", 1, 2, 3, 4)),), "mark", "boot")
+    one = replace(SIMPLE, disks=tuple(replace(disk, chain=chain) for disk in SIMPLE.disks))
+    text = manifest.dump(one)
+    argv = {"backup_id": one.id, "domain_uuid": one.domain_uuid}
+    assert manifest.load(text, **argv) == one
+    assert manifest.load(text, **argv, with_chains=False) == SIMPLE
+    altered = text.replace('"/a"', '"/b"')
+    assert altered != text
+    with pytest.raises(ChainError, match="differs from its digest"):
+        manifest.load(altered, **argv, with_chains=False)
+    # Without a digest, only reading shows whether it is a manifest.
+    members = json.loads(text)
+    del members["digest"]
+    assert manifest.load(json.dumps(members), **argv, with_chains=False) == one
+    members["disks"][0]["chain"] = 7
+    with pytest.raises(ChainError, match="chain should be an object"):
+        manifest.load(json.dumps(members), **argv, with_chains=False)

@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace, context: Context) -> int:
     unfinished = {uuid: _Unfinished(repository.unfinished(uuid), repository.running(uuid)) for uuid in uuids}
     catalogues = [
         catalogue
-        for catalogue in map(repository.catalogue, uuids)
+        for catalogue in (repository.catalogue(uuid, with_chains=False) for uuid in uuids)
         if catalogue.history.backups or catalogue.broken or unfinished[catalogue.uuid].ids
     ]
     catalogues.sort(key=lambda catalogue: (catalogue.names[-1], catalogue.uuid))
