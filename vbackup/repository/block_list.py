@@ -48,6 +48,7 @@ RECORD = struct.Struct("<QQII")
 #: 2 PiB: QEMU's limit for images with clusters of 64 KiB (QCOW_MAX_L1_SIZE in block/qcow2.h).
 _MAX_SIZE_BYTES = 1 << 51
 _RUNS = re.compile("1+")
+_FEW_RUNS = 16
 _PIECE_BYTES = 1024 * 1024
 #: A list of up to this size is kept in memory, and its file is not kept open.
 _SMALL_BYTES = 64 * 1024
@@ -163,8 +164,17 @@ def count(mask: int) -> int:
 
 def runs(mask: int) -> Iterator[tuple[int, int]]:
     """Yield start and end of each run of bits that are set, in ascending order."""
+    end = 0
+    for _ in range(_FEW_RUNS):  # an increment has few in a segment: shifts then take a third of the time of a search
+        if not mask:
+            return
+        start = end + (mask & -mask).bit_length() - 1
+        mask >>= start - end
+        end = start + (~mask & (mask + 1)).bit_length() - 1
+        mask >>= end - start
+        yield start, end
     if mask:
-        for match in _RUNS.finditer(bin(mask)[:1:-1]):
+        for match in _RUNS.finditer(bin(mask << end)[:1:-1]):
             yield match.span()
 
 

@@ -393,3 +393,14 @@ def test_module_is_imported_where_blake3_cannot_be() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "sha256\n"
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 18, 4096])
+def test_runs_of_many_and_few_are_the_same(count: int) -> None:
+    """Few are found by shifting, the others by a search."""
+    expected = [(2 * n, 2 * n + 1) for n in range(count)]
+    assert list(runs(sum(mask_of(start, end) for start, end in expected))) == expected
+    wide = [(100 * n + 7, 100 * n + 60) for n in range(min(count, 80))]
+    assert list(runs(sum(mask_of(start, end) for start, end in wide))) == wide
+    assert list(runs(ALL)) == [(0, SEGMENT_BLOCKS)]
+    assert list(runs(0)) == []
