@@ -25,6 +25,9 @@ from vbackup.qemu import qcow2
 
 #: Number of clusters that one L2 table maps.
 TABLE_CLUSTERS = CLUSTER_BYTES // 8
+#: Entries of an L2 table that are looked at together.
+_PIECE_CLUSTERS = 64
+_NOTHING = array("Q", [0] * _PIECE_CLUSTERS)
 TABLE_BYTES = TABLE_CLUSTERS * CLUSTER_BYTES
 #: Version 3 header: L1 entries and offset, refcount table offset and clusters; features; refcount order; compression.
 _TABLES = struct.Struct(">IQQI")
@@ -107,21 +110,26 @@ class Qcow2Layer:
             return extents
         #: The run of clusters that is being followed, its first entry, and the entry that would continue it.
         start, first, following, step = -1, 0, 0, 0
-        for cluster, entry in enumerate(self._l2(number)):
-            if entry == following:
-                following += step
+        table = self._l2(number)
+        for begin in range(0, TABLE_CLUSTERS, _PIECE_CLUSTERS):
+            piece = table[begin : begin + _PIECE_CLUSTERS]
+            if start < 0 and piece == _NOTHING:  # most of an increment
                 continue
-            if start >= 0:
-                extents.append(self._run(start, cluster, first))
-            start, following, step = -1, 0, 0
-            if not entry:
-                continue
-            if entry & _COMPRESSED:
-                extents.append(self._compressed(cluster, entry))
-                continue
-            start, first = cluster, entry
-            step = 0 if entry & _ZERO else CLUSTER_BYTES
-            following = entry + step
+            for cluster, entry in enumerate(piece, begin):
+                if entry == following:
+                    following += step
+                    continue
+                if start >= 0:
+                    extents.append(self._run(start, cluster, first))
+                start, following, step = -1, 0, 0
+                if not entry:
+                    continue
+                if entry & _COMPRESSED:
+                    extents.append(self._compressed(cluster, entry))
+                    continue
+                start, first = cluster, entry
+                step = 0 if entry & _ZERO else CLUSTER_BYTES
+                following = entry + step
         if start >= 0:
             extents.append(self._run(start, TABLE_CLUSTERS, first))
         return extents
