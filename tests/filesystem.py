@@ -1,19 +1,21 @@
-"""Block devices and filesystems for tests: a loop device, and an ext4 that can be lost at any moment."""
+"""Block devices and filesystems for tests: a loop device, and an ext4 or XFS that can be lost at any moment."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-#: EXT4_IOC_SHUTDOWN. From then on every read, write and fsync ends with EIO; what is not on the disk yet is lost.
+#: EXT4_IOC_SHUTDOWN, which is XFS_IOC_GOINGDOWN. From then on every read, write and fsync ends with EIO; what is not
+#: on the disk yet is lost.
 _SHUTDOWN, _NO_FLUSH = 0x8004587D, 2
 #: linux/loop.h
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LO_FLAGS_AUTOCLEAR = 0x4C82, 0x4C0A, 4
@@ -48,13 +50,17 @@ def loop_device(backing: Path) -> Iterator[Path]:
 class Ext4:
     """ext4 in a file, mounted through a loop device. Needs root; ``mount`` skips the test where it cannot be."""
 
+    MAKE: Sequence[str] = ("mkfs.ext4", "-q", "-E", "nodiscard")
+
     def __init__(self, directory: Path, *, size_mib: int = 200) -> None:
-        self.image = directory / "ext4"
+        self.image = directory / "filesystem"
         self.path = directory / "mounted"  #: where it is mounted
         self.path.mkdir()
         with self.image.open("xb") as file:
             file.truncate(size_mib << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-E", "nodiscard", str(self.image)], check=True)
+        if shutil.which(self.MAKE[0]) is None:
+            pytest.skip(f"{self.MAKE[0]} is not installed")
+        subprocess.run([*self.MAKE, str(self.image)], check=True)
 
     def mount(self) -> None:
         done = subprocess.run(
@@ -78,3 +84,9 @@ class Ext4:
         """Mount what had reached the disk by then; nothing may be open in it any more."""
         self.unmount()
         self.mount()
+
+
+class Xfs(Ext4):
+    """XFS, which shares data (reflink), in the same way; it needs 300 MiB."""
+
+    MAKE = ("mkfs.xfs", "-q", "-K")
