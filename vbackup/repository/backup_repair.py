@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vbackup import files
-from vbackup.errors import ChainError
-from vbackup.files import fsync, is_regular, read_regular, storage_errors
+from vbackup.errors import ChainError, StorageError
+from vbackup.files import fsync, is_regular, storage_errors
 from vbackup.model import Backup
-from vbackup.repository import block_list, image_check, image_repair, manifest, readers, verify
+from vbackup.repository import block_list, image_check, image_repair, manifest, readers
 from vbackup.repository.catalogue import read_text
 from vbackup.repository.history import Link
 from vbackup.repository.image_check import Watch
@@ -79,7 +79,7 @@ _OPTIONAL = (NOTE, PROTECTED)
 
 def _names(backup: Backup) -> list[str]:
     lists = [f"{image.dev}{block_list.SUFFIX}" for image in backup.disks if image.blocks is not None]
-    return [_MANIFEST, *backup.files, *(image.file for image in backup.disks), *lists, *_OPTIONAL]
+    return [_MANIFEST, *backup.digests, *(image.file for image in backup.disks), *lists, *_OPTIONAL]
 
 
 def _backup(directory: Path, target: Path) -> Backup:
@@ -93,13 +93,12 @@ def _backup(directory: Path, target: Path) -> Backup:
 
 def _check(directory: Path, backup: Backup, check: Callable[[], None]) -> None:
     """Read all of a backup. Raises ChainError if anything is not what its manifest records."""
-    for name, digest in backup.files.items():
-        check()
+    for name, digest in backup.digests.items():
         try:
-            data = read_regular(directory / name, max_bytes=verify.MAX_FURTHER_BYTES)
-        except OSError as err:
-            raise ChainError(f"{directory / name} cannot be read: {err.strerror or err}.") from err
-        if files.digest_of(data) != digest:
+            found_digest = files.digest(directory / name, check=check)
+        except StorageError as err:
+            raise ChainError(f"{directory / name} cannot be read: {err}") from err
+        if found_digest != digest:
             raise ChainError(f"{directory / name} was altered or is damaged.")
     for image in backup.disks:
         found = image_check.check(directory / image.file, Link(backup, image), Watch(lambda _read_bytes: check()))
