@@ -284,13 +284,18 @@ def _pieces(file: FileIO) -> Iterator[memoryview]:
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Write a small text so that a reader sees either the old or the new content."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
     """Write a small file so that a reader sees either the old or the new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)  # left by a dead run, or planted by another user
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -30,6 +30,9 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: Disk names that libvirt accepts, and that are short enough for a node name (QEMU: 31 bytes).
 DEV = re.compile(r"[a-z][a-z0-9_]{0,9}")
 
+#: Beginning of the names of the domains that boot tests run.
+BOOT_COPY_PREFIX = "vbackup-boot-"
+
 #: What an audit is named by in QEMU; the repository has nothing of this name.
 _AUDIT_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-audit")
 

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "cli.handlers.hooks": "unit/hooks/test_install.py",  # which runs ``vbackup hooks``
     "cli.merges": "unit/cli/handlers/test_consolidate.py",  # prints its plan with merges
     "domain.watchdog.__main__": "unit/domain/test_watchdog.py",  # starts it
+    "domain.boot_guard.__main__": "unit/domain/test_boot_guard.py",  # starts it
     "engine.restored_checkpoint": "end_to_end/test_restored_checkpoint.py",  # needs the program
     "engine.rollback": "end_to_end/test_rollback.py",
     "operations.rollback": "end_to_end/test_rollback.py",
@@ -32,6 +33,8 @@ ELSEWHERE = {
     "operations.restore_in_place": "end_to_end/test_rollback.py",  # its whole work is in QEMU
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
+    "operations.boot_test": "end_to_end/test_boot_test.py",  # its whole work is in libvirt and QEMU
+    "operations.fsck": "end_to_end/test_fsck.py",
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
     "operations.umount": "end_to_end/test_mount.py",
     "operations.inside": "end_to_end/test_guest_files.py",  # needs a storage daemon and libguestfs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -25,6 +26,8 @@ MAX_WAIT_S = 365 * 24 * 3600
 MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 #: Most threads; more would only cost memory.
 MAX_COUNT = 1000
+#: Less than any guest that boots has.
+MIN_MEMORY_BYTES = 16 * 1024 * 1024
 #: The largest number of backups that a rule can keep: 114 years of one an hour.
 MAX_KEPT = 1_000_000
 #: libvirt writes a definition to NAME.xml.new first, and a file name has 255 bytes.
@@ -53,6 +56,35 @@ def _size_bytes(text: str) -> int | None:
         return None
     # A number too long for a float is infinite, and beyond every limit.
     return int(min(float(match["number"]) * factor, MAX_SIZE_BYTES + 1))
+
+
+def memory_bytes(text: str) -> int:
+    """Return an amount of memory, such as 512M or 4G, from 16 MiB up."""
+    size = _size_bytes(text)
+    if size is None or size < MIN_MEMORY_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory like 512M or 4G, from 16M up")
+    return size
+
+
+def guest_command(text: str) -> str:
+    """Return a command for the guest, whose words can be told apart."""
+    try:
+        words = shlex.split(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} has words that cannot be told apart: {err}") from None
+    if not words:
+        raise argparse.ArgumentTypeError("the command is empty")
+    return text
+
+
+def console_pattern(text: str) -> str:
+    """Return a regular expression, which matches something."""
+    try:
+        if re.compile(text).search(""):
+            raise argparse.ArgumentTypeError(f"{text!r} also matches a console on which nothing is")
+    except (re.error, OverflowError, RecursionError) as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {err}") from None
+    return text
 
 
 def speed_bytes_s(text: str) -> int:

@@ -125,11 +125,12 @@ def with_disks(
         if image_format is ImageFormat.RAW:
             _drop_what_only_qcow2_has(driver)
     if nvram_path is not None:
-        _point_nvram(root, nvram_path, nvram_format)
+        point_nvram(root, nvram_path, nvram_format)
     return text_of(root)
 
 
-def _point_nvram(root: etree._Element, path: str, image_format: ImageFormat | None) -> None:
+def point_nvram(root: etree._Element, path: str, image_format: ImageFormat | None) -> None:
+    """Let the UEFI variables be in a file of that path; ``image_format``: None keeps the format that the XML gives."""
     system = root.find("os")
     if system is None:
         return

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 #: How long to retry a broken connection: libvirtd restarts in well under this.
 RECONNECT_S = 20.0
+#: How much of a stream is read at a time: the most that a message of libvirt has.
+_PIECE_BYTES = 256 * 1024
 #: A remote libvirtd that is silent for interval x count seconds counts as lost.
 KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
 
@@ -145,6 +147,22 @@ class Host:
             f"that is the libvirt of the user {user_name(os.geteuid())} alone. The domains of the system are at"
             " qemu:///system: run vbackup as root, or with -c qemu:///system as a member of the group libvirt"
         )
+
+    def start_transient(self, xml: str) -> DomainHandle:
+        """Start a domain that is defined as long as it runs, and ends with this connection at the latest.
+
+        The embedded driver does not end it (VIR_DOMAIN_START_AUTODESTROY: "not supported for embedded drivers yet").
+        Raises MonitorError if libvirt refuses, ConnectionLostError.
+        """
+        flags = 0 if self.is_embedded else int(libvirt.VIR_DOMAIN_START_AUTODESTROY)
+        with self.errors("start a domain"):
+            return DomainHandle(self, self._connection.createXML(xml, flags))
+
+    def capabilities(self) -> str:
+        """Return what libvirt says of the host, as XML (virConnectGetCapabilities)."""
+        with self.errors("read the capabilities of the host"):
+            xml: str = self._connection.getCapabilities()
+        return xml
 
     @property
     def connection(self) -> Any:
@@ -410,6 +428,32 @@ class DomainHandle:
         """Resume the guest; QEMU retries a write that had failed (virDomainResume)."""
         with self.host.errors(f"resume domain {self.name}"):
             self._domain.resume()
+
+    def destroy(self) -> None:
+        """End the domain as a power cut does (virDomainDestroy). One that has ended stays so."""
+        try:
+            with self.host.errors(f"destroy domain {self.name}"):
+                self._domain.destroy()
+        except MonitorError as err:
+            if error_code(err.__cause__) not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise
+
+    def screenshot(self, *, max_bytes: int) -> bytes:
+        """Return a picture of the first screen, PNG or PPM as QEMU makes it (virDomainScreenshot).
+
+        Raises MonitorError if there is no screen, or if the picture is larger.
+        """
+        with self.host.errors(f"take a screenshot of domain {self.name}"):
+            stream = self.host.connection.newStream(0)
+            self._domain.screenshot(stream, 0)
+            data = bytearray()
+            while piece := stream.recv(_PIECE_BYTES):
+                data += piece
+                if len(data) > max_bytes:
+                    stream.abort()
+                    raise MonitorError(f"The screenshot of domain {self.name} is larger than {max_bytes} bytes.")
+            stream.finish()
+        return bytes(data)
 
     def has_managed_save(self) -> bool:
         """Return True if the domain has a managed save image (virsh managedsave), from which its next start resumes."""

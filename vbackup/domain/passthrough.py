@@ -93,7 +93,7 @@ class Passthrough:
         except queue.Empty:
             return None
 
-    def agent(self, command: str, *, timeout_s: int) -> Any:
+    def agent(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: int) -> Any:
         """Send a command to the guest agent and return the "return" member of its reply.
 
         Waits at most ``timeout_s`` seconds (virDomainQemuAgentCommand); libvirt's virDomainFSFreeze has no limit.
@@ -101,7 +101,7 @@ class Passthrough:
         DomainGoneError.
         """
         self._reconnect_if_lost()
-        request = json.dumps({"execute": command})
+        request = json.dumps({"execute": command, **({"arguments": dict(arguments)} if arguments else {})})
         try:
             with self._errors(f"run guest agent command {command}"):
                 text = libvirt_qemu.qemuAgentCommand(self._handle.domain, request, timeout_s, 0)

@@ -80,7 +80,7 @@ def _matches(word: str, handles: Sequence[DomainHandle]) -> list[Chosen]:
     exact = [it for it in handles if it.name == word] or [it for it in handles if it.uuid == word.lower()]
     if exact or not names.is_pattern(word):
         return [_chosen(handle) for handle in exact] or [Chosen(word, None)]
-    return [_chosen(handle) for handle in handles if fnmatchcase(handle.name, word)]
+    return [_chosen(handle) for handle in handles if fnmatchcase(handle.name, word) and not _is_boot_copy(handle)]
 
 
 def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
@@ -110,6 +110,8 @@ def _is_excluded(handle: DomainHandle, excluded: Sequence[str]) -> bool:
 
 def _reason_to_skip(handle: DomainHandle) -> str | None:
     """Return why the domain cannot be backed up, as far as its XML and state show; None if it may be possible."""
+    if _is_boot_copy(handle):
+        return "it is the copy of a domain that a boot test runs"
     try:
         xml = handle.live_xml()
         kind = domain_xml.hypervisor(xml)
@@ -130,3 +132,7 @@ def _reason_to_skip(handle: DomainHandle) -> str | None:
 
 def _chosen(handle: DomainHandle) -> Chosen:
     return Chosen(handle.name, handle.uuid)
+
+
+def _is_boot_copy(handle: DomainHandle) -> bool:
+    return handle.name.startswith(names.BOOT_COPY_PREFIX)

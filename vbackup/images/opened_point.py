@@ -115,13 +115,19 @@ class OpenedPoint:
         self.daemon.execute("block-export-del", {"id": export, "mode": "hard"})
 
     def wait(
-        self, stop: Stop, *, watched: Sequence[tuple[int, int]] = (), is_over: Callable[[], bool] = lambda: False
+        self,
+        stop: Stop,
+        *,
+        watched: Sequence[tuple[int, int]] = (),
+        is_over: Callable[[], bool] = lambda: False,
+        timeout_s: float | None = None,
     ) -> None:
-        """Return when a stop is requested, or when ``is_over`` says so.
+        """Return when a stop is requested, when ``is_over`` says so, or after ``timeout_s`` seconds.
 
-        That is asked first, and whenever one of ``watched`` (descriptors with poll(2) events) has something. Raises
-        StorageDaemonGoneError if the daemon ends before.
+        ``is_over`` is asked first, and whenever one of ``watched`` (descriptors with poll(2) events) has something.
+        Raises StorageDaemonGoneError if the daemon ends before.
         """
+        timeout_ms = None if timeout_s is None else max(0, timeout_s) * 1000
         ending = os.pidfd_open(self.daemon.pid)
         try:
             with stop.descriptor() as stopping:
@@ -129,7 +135,10 @@ class OpenedPoint:
                 for fd, events in ((ending, select.POLLIN), (stopping, select.POLLIN), *watched):
                     poll.register(fd, events)
                 while stop.signum is None and not is_over():
-                    if ending in (fd for fd, _ in poll.poll()):
+                    ready = poll.poll(timeout_ms)
+                    if not ready:
+                        return
+                    if ending in (fd for fd, _ in ready):
                         raise self.daemon.gone(remedy=_NO_MORE)
         finally:
             os.close(ending)

@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from urllib.parse import quote
 from vbackup import files
 from vbackup.errors import BusyError, StorageError, UsageError
 from vbackup.files import storage_errors
+from vbackup.images import throwaway
 from vbackup.images.flatten import layers_of
 from vbackup.images.opened_point import OpenedPoint
-from vbackup.model import Backup, ImageOptions
-from vbackup.qemu import qemu_img
+from vbackup.model import Backup
 from vbackup.report import Reporter
 from vbackup.repository import chosen
 from vbackup.repository.choice import Wanted
@@ -86,7 +85,7 @@ def served(request: ServeRequest, *, repository: Repository, reporter: Reporter,
             point = stack.enter_context(OpenedPoint(layers, reporter=reporter))
             for dev in layers if request.overlays is not None else ():
                 assert request.overlays is not None
-                _take_writes(point, dev, request.overlays)
+                throwaway.take_writes(point, dev, request.overlays)
             point.listen(path)
             removal.callback(_remove, path, path.lstat())
             path.chmod(0o600)  # before there is anything to read, whatever the umask is
@@ -101,23 +100,6 @@ def served(request: ServeRequest, *, repository: Repository, reporter: Reporter,
 def uri(path: Path, dev: str) -> str:
     """Return the address of an export, as qemu-img and libnbd take it."""
     return f"nbd+unix:///{quote(dev)}?socket={quote(os.fspath(path))}"
-
-
-def default_overlays() -> Path:
-    """Return where overlays are by default: TMPDIR, or /var/tmp, which is not in memory as /tmp can be."""
-    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - a file there has no name for long
-
-
-def _take_writes(point: OpenedPoint, dev: str, directory: Path) -> None:
-    """Let writes of a disk go to a new file in the directory, which loses its name as soon as the daemon has it."""
-    with storage_errors(f"create a file in {directory}"):
-        fd, name = tempfile.mkstemp(prefix="vbackup-serve-", suffix=".qcow2", dir=directory)
-        os.close(fd)
-    try:
-        qemu_img.create(Path(name), point.size_bytes(dev), backing_rpath=None, options=ImageOptions())
-        point.write_to(dev, Path(name))
-    finally:
-        Path(name).unlink(missing_ok=True)  # qemu-img removes a file that it could not write
 
 
 def _socket_path(path: Path) -> Path:

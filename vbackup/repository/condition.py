@@ -1,6 +1,6 @@
 """What is known of a backup besides its manifest: the last verify, protection, note, and how much its chain takes.
 
-For people who look at a repository. No backup needs any of it.
+The last boot test, too. It is for people who look at a repository. No backup needs any of it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from enum import Enum
 from pathlib import Path
 
 from vbackup.model import Backup
-from vbackup.repository import notes, protection, verification
+from vbackup.repository import boot_result, fsck_result, notes, protection, verification
+from vbackup.repository.boot_result import BootResult
 from vbackup.repository.catalogue import Catalogue
+from vbackup.repository.fsck_result import FsckResult
 from vbackup.repository.protection import Protection
 from vbackup.repository.verification import Verdict, Verification
 
@@ -48,6 +50,8 @@ class Condition:
     note: str | None
     is_broken: bool
     chains: Mapping[str, ChainSize]  #: by dev; without those of which an image is missing
+    boot: BootResult | None = None  #: of the last boot test
+    fsck: FsckResult | None = None  #: of the last check of its file systems
 
     @property
     def state(self) -> State:
@@ -120,6 +124,8 @@ def _condition(directory: str, *, is_broken: bool, chains: Mapping[str, ChainSiz
         verification=verification.read(Path(directory)) if verification.NAME in there else None,
         protection=protection.read(Path(directory)) if protection.PROTECTED in there else None,
         note=notes.read(Path(directory)) if notes.NOTE in there else None,
+        boot=boot_result.read(Path(directory)) if boot_result.NAME in there else None,
+        fsck=fsck_result.read(Path(directory)) if fsck_result.NAME in there else None,
         is_broken=is_broken,
         chains=chains,
     )

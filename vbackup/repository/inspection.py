@@ -35,12 +35,14 @@ _MAX_IMAGES = 4
 _CLOCK_DRIFT = timedelta(minutes=10)
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 #: Files of a backup beside the manifest, the images and what the manifest names.
-_KNOWN = frozenset(("manifest.json", "journal", "verified.json", "protected", "note"))
+_KNOWN = frozenset(
+    ("manifest.json", "journal", "verified.json", "boot.json", "boot.png", "fsck.json", "protected", "note")
+)
 _DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json", "restored.json", "in-place.json"))
 #: Prefix of an image that is being repaired, which takes its name when it is complete.
 REPAIRED = ".repaired-"
 #: Temporary files of a dead run: vbackup.files.replace_text and vbackup.repository.late_lists.
-TEMPORARY = re.compile(r"\.[a-z0-9_.]+\.(json|blocks|note|protected)\.[0-9]+|\.(note|protected)\.[0-9]+")
+TEMPORARY = re.compile(r"\.[a-z0-9_.]+\.(json|png|blocks|note|protected)\.[0-9]+|\.(note|protected)\.[0-9]+")
 #: How many names a sentence has at most.
 _MAX_NAMED = 4
 

@@ -155,7 +155,7 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str, with_
         raise ChainError(f"In {where}: it lists a disk twice.")
     machine = tuple(_machine(fields, where))
     for one in machine:
-        if files.get(one.file, one.digest) != one.digest:
+        if one.file in files and files.text(one.file) != one.digest:
             raise ChainError(f"In {where}: it gives two digests of {one.file}.")
     return Backup(
         id=backup_id,

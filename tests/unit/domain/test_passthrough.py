@@ -290,6 +290,15 @@ def test_end_over_a_broken_connection_is_quiet(
 # the guest agent
 
 
+def test_agent_gets_the_arguments_of_a_command(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
+    qemu.reply = '{"return": {"pid": 7}}'
+    assert monitor.agent("guest-exec", {"path": "/bin/true"}, timeout_s=5) == {"pid": 7}
+    assert qemu.asked[-1][0] == {
+        "execute": "guest-exec",
+        "arguments": {"path": "/bin/true"},
+    }
+
+
 def test_agent_is_asked_with_its_own_time_limit(monitor: Passthrough, qemu: FakeLibvirtQemu) -> None:
     qemu.reply = '{"return": 2}'
     assert monitor.agent("guest-fsfreeze-freeze", timeout_s=10) == 2

@@ -82,6 +82,13 @@ def test_order_is_that_of_the_words_and_each_counts_once() -> None:
     assert chosen(host, "c", "*", uuid(1).upper(), "a", "a") == ["c", "a", "b"]
 
 
+def test_copy_that_a_boot_test_runs_is_no_domain_to_back_up() -> None:
+    host: Any = FakeHost("a", "vbackup-boot-01234567")
+    assert chosen(host, "*") == ["a"]
+    [skipped] = selection.all_domains(host, []).skipped
+    assert skipped.reason == "it is the copy of a domain that a boot test runs"
+
+
 def test_exact_name_of_a_domain_is_not_a_pattern() -> None:
     host = FakeHost("[x]", "x", "*")
     assert chosen(host, "[x]") == ["[x]"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from vbackup.errors import BusyError, NoSpaceError, StorageError, UsageError
+from vbackup.errors import BusyError, StorageError, UsageError
 from vbackup.operations import serve
-from vbackup.qemu import qemu_img
 
 
 def test_name_that_nobody_has_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,22 +39,3 @@ def test_path_that_cannot_be_a_socket(tmp_path: Path) -> None:
 
 def test_address_is_quoted() -> None:
     assert serve.uri(Path("/run/a b&c/s"), "vda") == "nbd+unix:///vda?socket=/run/a%20b%26c/s"
-
-
-def test_overlays_are_not_in_memory_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TMPDIR", raising=False)
-    assert serve.default_overlays() == Path("/var/tmp")
-    monkeypatch.setenv("TMPDIR", "/fast")
-    assert serve.default_overlays() == Path("/fast")
-
-
-def test_overlay_without_room_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, *_: object, **__: object) -> None:
-        path.unlink()  # as qemu-img does
-        raise NoSpaceError("no space left")
-
-    monkeypatch.setattr(qemu_img, "create", full)
-    point = SimpleNamespace(size_bytes=lambda _dev: 1 << 20)
-    with pytest.raises(NoSpaceError):
-        serve._take_writes(point, "vda", tmp_path)  # type: ignore[arg-type]
-    assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,8 @@ from vbackup.repository.repository import Repository
         (".manifest.json.1", True),
         (".verified.json.77", True),
         (".vda.blocks.123", True),
+        (".boot.json.9", True),
+        (".boot.png.9", True),
         (".note.5", True),
         (".protected.5", True),
         (".domain.json", False),

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_disks
-from vbackup.cli.values import count, percent, speed_bytes_s
+from vbackup.cli.values import console_pattern, count, guest_command, memory_bytes, percent, seconds, speed_bytes_s
 
 
 def add(commands: Any) -> None:
@@ -14,7 +14,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         description="Read the images of backups and compare every block with the block lists. Damage is reported with"
-        " the backups that it affects, and the result is kept with each backup.",
+        " the backups that it affects, and the result is kept with each backup. With --boot, boot a copy of the domain"
+        " instead, without a network, and throw away what it writes; with --fsck, check its file systems.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -40,4 +41,41 @@ def add(commands: Any) -> None:
     parser.add_argument("--speed", metavar="RATE", type=speed_bytes_s, help="limit of the reading (50M, 50MiB/s)")
     parser.add_argument(
         "--force", action="store_true", help="do not go on where a verify was stopped: read everything again"
+    )
+    parser.add_argument(
+        "--boot",
+        action="store_true",
+        help="boot a copy of the newest backup, or of --backup, and see that its guest agent answers, or its screen is"
+        " in use if it has no agent",
+    )
+    parser.add_argument(
+        "--boot-exec",
+        metavar="COMMAND",
+        type=guest_command,
+        help="with --boot: the guest agent runs this command in the guest, which has to exit with status 0",
+    )
+    parser.add_argument(
+        "--boot-console",
+        metavar="PATTERN",
+        type=console_pattern,
+        help="with --boot: this regular expression has to match what is written to the serial console",
+    )
+    parser.add_argument(
+        "--boot-screen",
+        action="store_true",
+        help="with --boot: the screen has to be in use, whatever else is asked for",
+    )
+    parser.add_argument(
+        "--boot-timeout", metavar="TIME", type=seconds, help="with --boot: how long it may take (default: 5m)"
+    )
+    parser.add_argument(
+        "--boot-memory",
+        metavar="SIZE",
+        type=memory_bytes,
+        help="with --boot: memory of the copy, if that is less than the domain's (default: 2G)",
+    )
+    parser.add_argument(
+        "--fsck",
+        action="store_true",
+        help="check the file systems of the newest backup, or of --backup, in libguestfs's appliance",
     )

@@ -10,6 +10,7 @@ from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
+from vbackup.images import throwaway
 from vbackup.operations import serve
 from vbackup.operations.serve import Served, ServeRequest
 from vbackup.repository.repository import Repository
@@ -21,7 +22,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.overlay is not None and not options.writable:
         raise UsageError("--overlay needs --writable: nothing is written otherwise.")
     repository = Repository.open(context.repository_path())
-    overlays = (options.overlay or serve.default_overlays()) if options.writable else None
+    overlays = (options.overlay or throwaway.default_directory()) if options.writable else None
     domain = domain_of(options)
     request = ServeRequest(
         context.uuid_of(repository, domain), options.nbd, wanted_of(options, backup_id), overlays=overlays

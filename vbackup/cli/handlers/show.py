@@ -11,9 +11,11 @@ from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
 from vbackup.model import Backup, DiskImage, MachineFile
-from vbackup.repository import change_watch, condition, manifest, verification
+from vbackup.repository import boot_result, change_watch, condition, fsck_result, manifest, verification
 from vbackup.repository.block_list import BLOCK_BYTES
+from vbackup.repository.boot_result import BootResult
 from vbackup.repository.condition import ChainSize, Condition
+from vbackup.repository.fsck_result import FsckResult
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Verification
@@ -56,6 +58,8 @@ def _known_document(known: Condition) -> dict[str, Any]:
             "time": None if protection.since is None else manifest.iso(protection.since),
             "reason": protection.reason,
         },
+        "boot": None if known.boot is None else boot_result.document(known.boot),
+        "fsck": None if known.fsck is None else fsck_result.document(known.fsck),
         "note": known.note,
     }
 
@@ -72,6 +76,8 @@ def _facts(backup: Backup, known: Condition, *, path: str) -> dict[str, str]:
         "Duration": f"{backup.duration_s:.1f} s",
         "Size": f"{output.size(backup.size_bytes)} of {output.size(known.chain_size_bytes)} in its chains",
         "Verified": _verified(known.verification),
+        "Boot test": _booted(known.boot, path),
+        "Fsck": _checked(known.fsck),
         "Protected": _protected(known.protection),
         "Note": known.note or "-",
         "Directory": path,
@@ -117,6 +123,20 @@ def _verified(found: Verification | None) -> str:
     if found.unfinished is not None:
         text += f"; one that began {output.local_time(found.unfinished)} was stopped, and the next goes on there"
     return text
+
+
+def _booted(found: BootResult | None, path: str) -> str:
+    if found is None:
+        return "never"
+    picture = f" Screen: {path}/{boot_result.PICTURE}." if found.picture is not None else ""
+    return f"{found.verdict}, {output.local_time(found.time)}. {found.reason}{picture}"
+
+
+def _checked(found: FsckResult | None) -> str:
+    if found is None:
+        return "never"
+    damaged = "".join(f" Damaged: {one.name} ({one.type})." for one in found.of(fsck_result.DAMAGED))
+    return f"{found.verdict}, {output.local_time(found.time)}. {found.reason}{damaged}"
 
 
 def _protected(found: Protection | None) -> str:

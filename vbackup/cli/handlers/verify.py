@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vbackup.cli import output
+from vbackup.cli import output, proofs
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import (
@@ -33,9 +33,12 @@ _MAX_LINES = 20
 def run(options: argparse.Namespace, context: Context) -> int:
     """Verify the domains, one after the other; the exit status is 6 if anything is damaged."""
     started = time.monotonic()
+    proofs.check(options)
     words = _words(options)
     repository = Repository.open(context.repository_path())
     uuids = _uuids(words, options, context=context, repository=repository)
+    if (options.boot or options.fsck) and uuids:
+        return proofs.run(options, context, repository, uuids)
     request = VerifyRequest(
         options.backup,
         tuple(options.disk),

@@ -57,13 +57,18 @@ def test_show_as_a_document_is_the_manifest_and_more(command: Command, filled: P
     assert document.pop("schema") == "vbackup.show/1"
     assert document.pop("chains") == {"vda": [ONE.id]}
     assert document.pop("path") == os.fspath(filled / UUID / ONE.id)
-    known = {name: document.pop(name) for name in ("chain_sizes", "states", "verification", "protection", "note")}
+    known = {
+        name: document.pop(name)
+        for name in ("chain_sizes", "states", "verification", "protection", "boot", "fsck", "note")
+    }
     assert document == manifest.document(ONE)
     assert known == {
         "chain_sizes": {"vda": {"images": 1, "size_bytes": 200704}},
         "states": ["unverified"],
         "verification": None,
         "protection": None,
+        "boot": None,
+        "fsck": None,
         "note": None,
     }
 

@@ -1,0 +1,159 @@
+"""``vbackup verify --boot`` and ``--fsck``: prove that a backup boots, or that its file systems are whole."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from vbackup.cli import output
+from vbackup.cli.context import Context
+from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
+from vbackup.report import Reporter
+from vbackup.repository import boot_result, fsck_result
+from vbackup.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from vbackup.operations.boot_test import Booted
+    from vbackup.operations.fsck import Checked
+
+#: Options that are of no use without --boot, by their names in the namespace.
+_ONLY_WITH_BOOT = ("boot_exec", "boot_console", "boot_screen", "boot_timeout", "boot_memory")
+#: Options of verify that are about reading images.
+_OF_READING = ("sample", "parallel", "speed", "force")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise UsageError if options contradict each other."""
+    if options.boot and options.fsck:
+        raise UsageError("Give --boot or --fsck, not both.")
+    mode = "--boot" if options.boot else "--fsck"
+    if (options.boot or options.fsck) and (given := _given(options, _OF_READING)):
+        raise UsageError(f"{given} is about reading the images, which {mode} does not do: verify without {mode}.")
+    if not options.boot and (given := _given(options, _ONLY_WITH_BOOT)):
+        raise UsageError(f"{given} needs --boot.")
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """Return the first of these options that was given, or None."""
+    given = (name for name in names if getattr(options, name) not in (None, False))
+    return next((f"--{name.replace('_', '-')}" for name in given), None)
+
+
+def run(options: argparse.Namespace, context: Context, repository: Repository, uuids: Sequence[str]) -> int:
+    """Prove a backup of each domain, one after the other; the exit status is 6 if one is not what it should be."""
+    started = time.monotonic()
+    is_one = not options.all and len(uuids) == 1
+    done: list[Any] = []
+    failed: dict[str, VbackupError] = {}
+    with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter, ExitStack() as stack:
+        prove = (_booting if options.boot else _checking)(options, context, repository, stack)
+        for uuid in uuids:
+            of_domain = reporter if len(uuids) == 1 else reporter.labelled(repository.name_of(uuid))
+            try:
+                done.append(prove(uuid, of_domain))
+            except InterruptedBySignalError:
+                raise
+            except VbackupError as err:
+                failed[uuid] = err
+                if not is_one:
+                    of_domain.warning(str(err))
+    if is_one and failed:
+        raise next(iter(failed.values()))
+    bad = [one for one in done if not one.result.is_good]
+    if context.as_json:
+        document = {
+            "repository": {"path": str(repository.path), "id": repository.id},
+            "domains": [
+                *({"uuid": one.uuid, "name": one.name, **_document(one, options)} for one in done),
+                *_failed_documents(failed, repository),
+            ],
+            "damaged": 0 if options.boot else len(bad),
+            "not_booted": len(bad) if options.boot else 0,
+            "duration_s": round(time.monotonic() - started, 3),
+        }
+        context.print_document("vbackup.verify/1", document)
+    elif bad or not context.is_quiet:
+        for one in done:
+            (_print_booted if options.boot else _print_checked)(one)
+    return _status(len(done), len(bad), failed, "did not boot" if options.boot else "have damaged file systems")
+
+
+Prove = Callable[[str, Reporter], Any]
+
+
+def _booting(options: argparse.Namespace, context: Context, repository: Repository, stack: ExitStack) -> Prove:
+    from vbackup.domain.host import Host  # to read images, verify needs no libvirt
+    from vbackup.operations import boot_test
+    from vbackup.operations.boot_test import BootRequest
+
+    request = BootRequest(
+        options.backup,
+        tuple(options.disk),
+        command=options.boot_exec,
+        console=options.boot_console,
+        screen=options.boot_screen,
+        timeout_s=boot_test.TIMEOUT_S if options.boot_timeout is None else options.boot_timeout,
+        max_memory_bytes=boot_test.MAX_MEMORY_BYTES if options.boot_memory is None else options.boot_memory,
+    )
+    host = stack.enter_context(Host(context.uri))
+
+    def prove(uuid: str, reporter: Reporter) -> Booted:
+        return boot_test.run(request, uuid, host=host, repository=repository, reporter=reporter, stop=context.stop)
+
+    return prove
+
+
+def _checking(options: argparse.Namespace, context: Context, repository: Repository, _stack: ExitStack) -> Prove:
+    from vbackup.operations import fsck
+    from vbackup.operations.fsck import FsckRequest
+
+    request = FsckRequest(options.backup, tuple(options.disk))
+
+    def prove(uuid: str, reporter: Reporter) -> Checked:
+        return fsck.run(request, uuid, repository=repository, reporter=reporter, stop=context.stop)
+
+    return prove
+
+
+def _status(done: int, bad: int, failed: Mapping[str, VbackupError], what: str) -> int:
+    if bad:
+        print(f"vbackup: {bad} of {done} backup{'s' * (done != 1)} {what}.", file=sys.stderr)
+        return Status.CHAIN
+    if failed:
+        print(f"vbackup: {len(failed)} of {done + len(failed)} domains failed.", file=sys.stderr)
+        return Status.SOME_FAILED if done else next(iter(failed.values())).status
+    return Status.DONE
+
+
+def _document(one: Any, options: argparse.Namespace) -> dict[str, Any]:
+    members = boot_result.document(one.result) if options.boot else fsck_result.document(one.result)
+    return {"boot" if options.boot else "fsck": {"backup": one.backup.id, **members, "kept": one.is_kept}}
+
+
+def _failed_documents(failed: Mapping[str, VbackupError], repository: Repository) -> list[dict[str, Any]]:
+    return [
+        {"uuid": uuid, "name": repository.name_of(uuid), "error": output.error_document(err)}
+        for uuid, err in failed.items()
+    ]
+
+
+def _print_booted(one: Booted) -> None:
+    result = one.result
+    print(output.plain(f"Domain {one.name}, backup {one.backup.id}: {result.verdict}. {result.reason}"))
+    if result.picture is not None and one.is_kept:
+        print(output.plain(f"  Its screen: {one.directory / boot_result.PICTURE}"))
+    if not result.is_good and result.console_end.strip():
+        print(output.plain(f"  The last line of its console: {result.console_end.strip().splitlines()[-1]}"))
+    for remark in result.remarks if not result.is_good else ():
+        print(output.plain(f"  Not in the copy: {remark}"))
+
+
+def _print_checked(one: Checked) -> None:
+    print(output.plain(f"Domain {one.name}, backup {one.backup.id}: {one.result.reason}"))
+    for system in one.result.file_systems:
+        detail = f": {' '.join(system.detail.split())}" if system.detail else ""
+        print(output.plain(f"  {system.name} ({system.type}): {system.state}{detail}"))

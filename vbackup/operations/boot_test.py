@@ -1,0 +1,397 @@
+"""Prove that a backup boots: start a copy of its domain that reaches nothing. ``vbackup verify --boot``.
+
+The copy reads the backup through a storage daemon, and what it writes goes to overlays without names, so the repository
+stays as it is (vbackup.images.opened_point). The copy has another name and UUID, no network and nothing of the host
+(vbackup.domain.boot_copy). It ends with the test, also if vbackup is killed (vbackup.domain.boot_guard). The result and
+a screenshot are kept with the backup (vbackup.repository.boot_result).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import time
+import uuid as uuids
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import vbackup
+from vbackup import files
+from vbackup.domain import boot_copy, boot_watch, screenshot
+from vbackup.domain.boot_console import BootConsoles
+from vbackup.domain.boot_copy import BootCopy, Place
+from vbackup.domain.boot_guard import BootGuard
+from vbackup.domain.boot_watch import Goals, Watched
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.passthrough import Passthrough
+from vbackup.errors import ChainError, MalformedError, QmpError, StorageError, UnsuitableError, VbackupError
+from vbackup.fields import objects
+from vbackup.files import storage_errors
+from vbackup.images import throwaway
+from vbackup.images.flatten import layers_of
+from vbackup.images.opened_point import OpenedPoint
+from vbackup.model import LIVE_XML, NVRAM, Backup, ImageFormat, MachineKind
+from vbackup.names import BOOT_COPY_PREFIX
+from vbackup.qemu import qcow2
+from vbackup.report import Reporter
+from vbackup.repository import boot_result, chosen, history, machine_files, verify
+from vbackup.repository.boot_result import BootResult
+from vbackup.repository.choice import Wanted
+from vbackup.repository.chosen import Chosen
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+#: How long a guest may take, and how much memory a copy gets at most, by default.
+TIMEOUT_S, MAX_MEMORY_BYTES = 300.0, 2 * 1024**3
+#: A screen of 8K with three bytes for each pixel has 100 MB.
+_MAX_PICTURE_BYTES = 128 * 1024 * 1024
+#: A kernel with its initial RAM disk has some 100 MB.
+_MAX_BOOT_FILE_BYTES = 1024 * 1024 * 1024
+#: How much of the end of the consoles is kept with the result.
+_CONSOLE_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class BootRequest:
+    """The options of ``vbackup verify --boot``, for one domain. What is asked for has to be reached, all of it."""
+
+    backup_id: str | None = None  #: None: the newest
+    disks: tuple[str, ...] = ()  #: the copy has only these; empty: all
+    command: str | None = None  #: to run in the guest
+    console: str | None = None  #: a regular expression that the consoles have to match
+    screen: bool = False  #: something is on the screen, and the guest has read from its disks
+    timeout_s: float = TIMEOUT_S
+    max_memory_bytes: int = MAX_MEMORY_BYTES
+
+    @property
+    def goals(self) -> Goals:
+        """What was asked for, without a choice of vbackup's."""
+        return Goals(self.command is not None, self.command, self.console, self.screen)
+
+
+@dataclass(frozen=True)
+class Booted:
+    """What the boot test of a backup has shown."""
+
+    uuid: str
+    name: str
+    backup: Backup
+    result: BootResult
+    directory: Path  #: of the backup
+    is_kept: bool  #: False if the result could not be written, as in a read-only repository
+
+
+def run(
+    request: BootRequest, uuid: str, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+) -> Booted:
+    """Boot a backup of a domain and keep the result. That a guest does not boot is a result.
+
+    Raises what vbackup.repository.chosen.shown raises; UnsuitableError if the copy cannot be tested on this host;
+    ChainError if the domain's definition is damaged; MonitorError if libvirt does not start the copy; StorageError;
+    StorageDaemonGoneError if an image cannot be opened; InterruptedBySignalError. Nothing is kept then.
+    """
+    if not host.is_local:
+        raise UnsuitableError(
+            f"{host.real_uri} is another host, whose QEMU cannot reach the disks of a backup here: run the boot test"
+            " there, or with a libvirt of this host (-c qemu:///system)."
+        )
+    wanted = Wanted(request.backup_id, disks=request.disks)
+    with chosen.shown(repository, uuid, wanted, reporter=reporter, stop=stop) as found:
+        test = _Test(request, found, host=host, repository=repository, reporter=reporter, stop=stop)
+        result, picture = test.run()
+        backup = found.backup
+        directory = repository.directory(uuid, backup.id)
+        try:
+            result, is_kept = boot_result.write(directory, result, picture), True
+        except StorageError as err:
+            reporter.warning(f"The result of the boot test is not kept with the backup: {err}")
+            is_kept = False
+    return Booted(uuid, backup.domain_name, backup, result, directory, is_kept)
+
+
+class _Test:
+    """The boot test of one backup."""
+
+    def __init__(
+        self, request: BootRequest, found: Chosen, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+    ) -> None:
+        self._request, self._found, self._host = request, found, host
+        self._repository, self._reporter, self._stop = repository, reporter, stop
+        self._owner = _owner(host)
+
+    def run(self) -> tuple[BootResult, bytes | None]:
+        """Do it, and return the result with the picture of the screen at the end."""
+        began = time.monotonic()
+        uuid = str(uuids.uuid4())
+        directory = _directory(uuid)
+        with ExitStack() as stack:
+            guard = stack.enter_context(BootGuard(uuid=uuid, directory=directory))
+            stack.enter_context(_made(directory, self._owner))
+            copy = self._copy(uuid, directory)
+            goals = self._goals(copy)
+            for remark in copy.remarks:
+                self._reporter.step(f"Not in the copy: {remark}.")
+            consoles = stack.enter_context(BootConsoles([Path(path) for path in copy.consoles], owner=self._owner))
+            point = stack.enter_context(self._point(directory))
+            self._stop.check()
+            machine = stack.enter_context(self._started(copy, consoles, point, guard))
+            self._reporter.step(f"The copy {copy.name} of backup {self._found.backup.id} runs.")
+            watched = boot_watch.watch(machine, goals, timeout_s=self._request.timeout_s)
+            picture = machine.last_picture() if copy.has_screen else None
+            text = consoles.text()
+        return self._result(copy, goals, watched, text, round(time.monotonic() - began, 3)), picture
+
+    def _result(self, copy: BootCopy, goals: Goals, watched: Watched, text: str, duration_s: float) -> BootResult:
+        return BootResult(
+            time=datetime.now(timezone.utc),
+            is_good=watched.failure is None,
+            reason=watched.failure or _reached(watched),
+            asked={"agent": goals.agent, "exec": goals.command, "console": goals.console, "screen": goals.screen},
+            agent_s=watched.agent_s,
+            exec_s=watched.command_s,
+            exec_status=watched.command_status,
+            exec_output=watched.command_output,
+            console_s=watched.console_s,
+            screen_s=watched.screen_s,
+            duration_s=duration_s,
+            timeout_s=self._request.timeout_s,
+            disks=tuple(self._found.chains),
+            remarks=copy.remarks,
+            console_end=text[-_CONSOLE_CHARACTERS:],
+            versions={"vbackup": vbackup.__version__, "libvirt": self._host.libvirt_version},
+        )
+
+    def _goals(self, copy: BootCopy) -> Goals:
+        """Return what was asked for, or what can show best that the copy has booted. Raises UnsuitableError."""
+        goals = self._request.goals
+        least = boot_watch.MIN_READ_OF_DIRECT_BOOT_BYTES if copy.is_direct_boot else boot_watch.MIN_READ_BYTES
+        if goals == Goals():
+            goals = Goals(agent=copy.has_agent, screen=not copy.has_agent)
+            if not copy.has_agent and not copy.has_screen:
+                raise self._unsuitable(
+                    "has neither a channel for the guest agent nor a screen: say with --boot-console what appears on"
+                    " its serial console when it has booted"
+                )
+        if goals.agent and not copy.has_agent:
+            raise self._unsuitable("has no channel for the guest agent, which --boot-exec needs")
+        if goals.screen and not copy.has_screen:
+            raise self._unsuitable("has no screen for --boot-screen")
+        if goals.console is not None and not copy.consoles:
+            raise self._unsuitable("has no serial console for --boot-console")
+        return Goals(goals.agent, goals.command, goals.console, goals.screen, min_read_bytes=least)
+
+    def _unsuitable(self, what: str) -> UnsuitableError:
+        return UnsuitableError(f"Domain {self._found.backup.domain_name} {what}.")
+
+    # what the copy has
+
+    def _copy(self, uuid: str, directory: Path) -> BootCopy:
+        """Return the copy, with its files in the directory. Raises ChainError, UnsuitableError, StorageError."""
+        backup, choice = self._found.backup, self._found.choice
+        texts = {name: verify.read_file(self._repository, backup, name) for name in backup.files if name != NVRAM}
+        if "domain.xml" not in texts:
+            raise ChainError(f"The manifest of backup {backup.id} lists no domain.xml, but every backup has one.")
+        definition = texts["domain.xml"].decode(errors="replace")
+        nvram = self._take(MachineKind.NVRAM, directory)
+        try:
+            place = Place(
+                os.fspath(directory / "nbd"),
+                os.fspath(directory),
+                boot_files=self._boot_files(definition, directory),
+                nvram=os.fspath(directory / NVRAM),
+                nvram_format=None if nvram is None else _format_of(nvram),
+            )
+            return boot_copy.make(
+                definition,
+                texts[LIVE_XML].decode(errors="replace") if LIVE_XML in texts else None,
+                {dev: history.image_of(one, dev).source for dev, one in choice.disks.items()},
+                place,
+                uuid=uuid,
+                max_memory_bytes=self._request.max_memory_bytes,
+            )
+        except MalformedError as err:
+            raise ChainError(f"The domain.xml of backup {backup.id} is not valid: {err}") from err
+
+    def _boot_files(self, definition: str, directory: Path) -> dict[str, str]:
+        """Copy what the domain boots directly: libvirt changes the owner of a file that it boots."""
+        copies = {}
+        for name, path in boot_copy.boot_files(definition).items():
+            if self._take(MachineKind(name), directory) is None:
+                self._write(directory / name, self._host_file(name, Path(path)))
+                self._reporter.step(f"The {name} is not in the backup: that of this host is used, {path}.")
+            copies[name] = os.fspath(directory / name)
+        return copies
+
+    def _take(self, kind: MachineKind, directory: Path) -> Path | None:
+        """Copy a file of the backup for QEMU, and return the copy; None if the backup has no such file."""
+        backup = self._found.backup
+        one = next((one for one in backup.machine_files if one.kind is kind), None)
+        if one is None:
+            return None
+        path = directory / one.file
+        machine_files.write(self._repository, backup, one, path, stop=self._stop.check)
+        self._give(path)
+        return path
+
+    def _host_file(self, name: str, path: Path) -> bytes:
+        """Return the content of a file that the domain boots and that is not in the backup. Raises UnsuitableError.
+
+        The path comes from the repository, and what is read goes to a guest whose console is kept there: so it has to
+        be a file that is no secret, or that QEMU's user has anyway.
+        """
+        where = f"boots the {name} {path} of the host, which is not in the backup and"
+        try:
+            with os.fdopen(files.open_regular(path.resolve()), "rb") as file:
+                status = os.fstat(file.fileno())
+                is_qemus = self._owner is not None and status.st_uid == self._owner[0]
+                if not status.st_mode & stat.S_IROTH and not is_qemus:
+                    raise self._unsuitable(f"{where} which not everybody may read: 'chmod o+r {path}' allows it")
+                if status.st_size > _MAX_BOOT_FILE_BYTES:
+                    raise self._unsuitable(f"{where} which is larger than any: {status.st_size} bytes")
+                return file.read()
+        except (OSError, ValueError, RuntimeError) as err:  # RuntimeError: links in a circle
+            why = err.strerror if isinstance(err, OSError) else err
+            raise self._unsuitable(f"{where} cannot be read here ({why}): copy it to that path") from err
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Write a file for QEMU."""
+        with storage_errors(f"write {path}"):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+        self._give(path)
+
+    def _give(self, path: Path) -> None:
+        if self._owner is not None:
+            with storage_errors(f"give QEMU {path}"):
+                os.chown(path, *self._owner)
+
+    @contextmanager
+    def _point(self, directory: Path) -> Iterator[OpenedPoint]:
+        """Export the disks for the copy alone; what it writes is thrown away."""
+        overlays = throwaway.default_directory()
+        files.refuse_unwritable(overlays)
+        layers = {dev: layers_of(self._found.paths(self._repository, dev)) for dev in self._found.chains}
+        with OpenedPoint(layers, reporter=self._reporter) as point:
+            for dev in layers:
+                throwaway.take_writes(point, dev, overlays)
+            path = directory / "nbd"
+            point.listen(path)
+            with storage_errors(f"give QEMU the socket {path}"):
+                path.chmod(0o600)
+                if self._owner is not None:
+                    os.chown(path, *self._owner)
+            for dev in layers:
+                point.export_nbd(dev, is_writable=True)
+            yield point
+
+    @contextmanager
+    def _started(
+        self, copy: BootCopy, consoles: BootConsoles, point: OpenedPoint, guard: BootGuard
+    ) -> Iterator[_Machine]:
+        """Run the copy during the block."""
+        handle = self._host.start_transient(copy.xml)
+        try:
+            with Passthrough(handle) as monitor:
+                yield _Machine(handle, monitor, consoles, point, self._stop)
+        finally:
+            try:
+                handle.destroy()
+            except VbackupError as err:
+                guard.act()
+                self._reporter.step(f"libvirt did not end the copy, and its QEMU is killed: {err}")
+
+
+class _Machine:
+    """A copy that runs (vbackup.domain.boot_watch.Copy)."""
+
+    def __init__(
+        self, handle: DomainHandle, monitor: Passthrough, consoles: BootConsoles, point: OpenedPoint, stop: Stop
+    ) -> None:
+        self._handle, self._monitor, self._consoles = handle, monitor, consoles
+        self._point, self._stop = point, stop
+        self.agent = monitor.agent
+        self.console = consoles.text
+        self.is_active = handle.is_active
+
+    def read_bytes(self) -> int:
+        """Return how much the guest has read of its disks (query-blockstats)."""
+        try:
+            entries = list(objects(self._monitor.execute("query-blockstats"), "query-blockstats", MalformedError))
+            return sum(entry.object("stats").integer("rd_bytes") for entry in entries)
+        except (QmpError, MalformedError):
+            return 0
+
+    def picture(self) -> bytes:
+        """Return the screen as PNG. Raises MonitorError, MalformedError."""
+        return screenshot.png(self._handle.screenshot(max_bytes=_MAX_PICTURE_BYTES))
+
+    def last_picture(self) -> bytes | None:
+        """Return the screen as PNG, None if there is none any more."""
+        try:
+            return self.picture()
+        except VbackupError:
+            return None
+
+    def wait(self, timeout_s: float) -> None:
+        """Return after that time. Raises InterruptedBySignalError, StorageDaemonGoneError."""
+        self._point.wait(self._stop, timeout_s=timeout_s)
+        self._stop.check()
+
+
+def _format_of(path: Path) -> ImageFormat:
+    with storage_errors(f"read {path}"), path.open("rb") as file:
+        return ImageFormat.QCOW2 if file.read(len(qcow2.MAGIC)) == qcow2.MAGIC else ImageFormat.RAW
+
+
+def _reached(watched: Watched) -> str:
+    """Return in a sentence what has shown that the guest has booted."""
+    found = []
+    if watched.agent_s is not None:
+        found.append(f"its agent answered after {watched.agent_s:g} s")
+    if watched.command_s is not None:
+        found.append(f"the command had exited with status 0 after {watched.command_s:g} s")
+    if watched.console_s is not None:
+        found.append(f"its console matched after {watched.console_s:g} s")
+    if watched.screen_s is not None:
+        found.append(f"it had read its disks and its screen was in use after {watched.screen_s:g} s")
+    return f"The guest booted: {', '.join(found)}."
+
+
+def _owner(host: Host) -> tuple[int, int] | None:
+    """Return user and group id of QEMU if they are not those of this process. Raises UnsuitableError."""
+    owner = boot_copy.qemu_owner(host.capabilities())
+    if owner is None or owner[0] == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise UnsuitableError(
+            f"The QEMU of {host.real_uri} runs as user {files.user_name(owner[0])}, and only root can give that user"
+            " the disks of the copy: run vbackup as root, or with -c qemu:///session."
+        )
+    return owner
+
+
+def _directory(uuid: str) -> Path:
+    """Return the path for the sockets and files of a copy: short enough for sockets, and gone after a boot."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    parent = "/run" if os.geteuid() == 0 else runtime if runtime.startswith("/") else "/tmp"  # noqa: S108 - unguessable
+    return Path(parent) / f"{BOOT_COPY_PREFIX}{uuid}"
+
+
+@contextmanager
+def _made(directory: Path, owner: tuple[int, int] | None) -> Iterator[None]:
+    """Make a directory that QEMU's group can enter, if that is another one, and remove it with its content."""
+    with storage_errors(f"create {directory}"):
+        directory.mkdir(mode=0o700)
+    try:
+        if owner is not None:
+            with storage_errors(f"let QEMU enter {directory}"):
+                os.chown(directory, -1, owner[1])
+                directory.chmod(0o710)
+        yield
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
