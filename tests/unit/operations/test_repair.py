@@ -22,7 +22,16 @@ from vbackup.operations import check, repair, verify
 from vbackup.operations.repair import Repair
 from vbackup.operations.verify import VerifyRequest
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import filesystem, image_repair, manifest, notes, quarantine, readers, verification
+from vbackup.repository import (
+    backup_repair,
+    filesystem,
+    image_repair,
+    manifest,
+    notes,
+    quarantine,
+    readers,
+    verification,
+)
 from vbackup.repository.block_sources import extent_of
 from vbackup.repository.repository import MARKER, Repository
 from vbackup.repository.verification import Damage, Verdict, Verification
@@ -563,6 +572,26 @@ def test_repair_that_is_killed_is_gone_on_with(
     assert set(verified(recorded)) <= damaged_before
     assert path.exists()
     repaired(recorded)
+    assert_all_is_as_it_was(recorded, tmp_path)
+
+
+@pytest.mark.parametrize("kill", range(0, 31, 4), indirect=True)
+def test_repair_that_is_killed_while_it_brings_a_backup_back_is_gone_on_with(
+    recorded: Recorded, tmp_path: Path, kill: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill[0] = -10000  # not while it is prepared
+    other = copied(recorded)
+    lost = recorded.path(recorded.backups[1]).parent
+    shutil.rmtree(lost)
+    # A process that is killed removes nothing.
+    monkeypatch.setattr(backup_repair.shutil, "rmtree", lambda *_args, **_options: None)
+    kill[0] = 0
+    with suppress(Killed):
+        repaired(recorded, other)
+    monkeypatch.undo()
+    if lost.exists():  # then it is whole
+        assert verified(recorded) == []
+    repaired(recorded, other)
     assert_all_is_as_it_was(recorded, tmp_path)
 
 
