@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.recorded import MIB, Ready, Recorded
+from tests.recorded import KIB, MIB, Ready, Recorded
 from vbackup.images.appliance import command_line
 from vbackup.model import Level
 
@@ -29,6 +29,8 @@ BIG = bytes(range(256)) * 4096
 MTIME_S = 1_700_000_000
 #: Names that a terminal, a shell or guestfish could take for something else, below /etc/names.
 NAMES = ("new\nline", "it's \\", "\x1b[31mred", "\udcff", 'say "x"', "-rf", "~root", "$(id)")
+#: The key slots of LUKS without a key: random bytes, which do not compress.
+_UNUSED_SLOTS = range(32 * KIB + 252 * KIB, 32 * KIB + MIB)
 #: Where the root file system of vda is.
 ROOT = "vg0/root"
 
@@ -148,8 +150,11 @@ def _make(directory: Path) -> None:
     key = directory / "key"
     key.write_text(PASSPHRASE)
     cheap = ["--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-metadata-size", "16k"]
-    argv = ["cryptsetup", "luksFormat", "--batch-mode", *cheap, "--luks2-keyslots-size", "256k", str(luks), str(key)]
+    argv = ["cryptsetup", "luksFormat", "--batch-mode", *cheap, "--luks2-keyslots-size", "1m", str(luks), str(key)]
     subprocess.run(argv, check=True)
+    with luks.open("r+b") as file:
+        file.seek(_UNUSED_SLOTS.start)
+        file.write(bytes(len(_UNUSED_SLOTS)))
     images = {dev: [directory / f"{dev}-1.qcow2", directory / f"{dev}-2.qcow2"] for dev in SIZES_BYTES}
     for dev, (first, second) in images.items():
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(first), str(SIZES_BYTES[dev])], check=True)
