@@ -279,13 +279,19 @@ def qemu_process(path: Path, options: Sequence[str] = ("-machine", "none")) -> I
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + PATIENCE_S
-            while not path.exists():
+            while not _is_listened_on(path):
                 assert process.poll() is None, "QEMU did not start"
                 assert time.monotonic() < deadline, "QEMU makes no socket"
                 time.sleep(0.01)  # nothing tells when it is there
             yield process
         finally:
             end(process)
+
+
+def _is_listened_on(path: Path) -> bool:
+    """The name is there before QEMU listens (proc(5), net/unix: 00010000 is __SO_ACCEPTCON)."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(line[-1] == os.fspath(path) and line[3] == "00010000" for line in lines)
 
 
 @contextmanager
