@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.streams import run_with_broken
+from vbackup.cli import streams
 from vbackup.errors import Status
 
 OUTPUT = pytest.mark.parametrize("broken", ["full", "closed", "gone"])
@@ -116,3 +117,20 @@ def test_stream_that_takes_no_more_now_is_not_waited_for(tmp_path: Path) -> None
     os.close(writing)
     assert done.returncode == 0
     assert (tmp_path / "image").read_text() == "bytes of the guest"
+
+
+def test_bytes_end_the_work_as_soon_as_they_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", streams._stream(full, None, errors="strict"))
+        output = streams.Binary()
+        with pytest.raises(streams.LostOutput):
+            output.write(b"lost")
+    os.close(full)
+    reading, writing = os.pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", streams._stream(writing, None, errors="strict"))
+        assert output.write(memoryview(b"\0\xff")) == 2
+        assert os.read(reading, 10) == b"\0\xff"  # at once
+    os.close(reading)
+    os.close(writing)
