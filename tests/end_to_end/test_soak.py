@@ -28,7 +28,7 @@ from tests.daemon import Daemon, end_domains, wait_for
 from tests.end_to_end.test_migration import a_host
 from tests.guest import Guest, build, make_disks
 from tests.guest import domain_xml as guest_xml
-from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, References, compare, domain_xml
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, References, compare, domain_xml, qemu_img_info
 from vbackup.domain.host import Host
 from vbackup.repository.journal import Step
 
@@ -87,6 +87,7 @@ class Soak:
             (0.4, self.consolidate),
             (0.4, self.verify),
             (0.6, self.audit),
+            (0.6, self.restore_in_place),
         ]
 
     def step(self) -> None:
@@ -265,13 +266,55 @@ class Soak:
             self._guest.wait()
         return self._guest
 
+    def restore_in_place(self) -> str | None:
+        """To any backup: by what differs, or in full; or it is refused, and nothing is written."""
+        repository = self.dice.choice(self.repositories)
+        if not self.contents[repository] or self._is_busy():
+            return None
+        there = [one["id"] for one in self.command("list", NAME, "-r", repository, "--json").document["backups"]]
+        backup_id = self.dice.choice(there)
+        self.machine.destroy()
+        wait_for(lambda: not self.machine.handle.is_active(), "the end of the domain")
+        before = {dev: self._content(layers[0]) for dev, layers in self.disks.items()}
+        domain = self.daemon.host.connection.defineXML(self._xml())
+        try:
+            argv = ("-q", "restore", NAME, backup_id, "-r", repository, "--in-place", "--json")
+            outcome = self.command("-c", self.daemon.uri, *argv, status=None)
+        finally:
+            domain.undefine()
+        if outcome.status == 5:
+            assert "Nothing was written" in outcome.stderr, outcome.stderr
+            assert {dev: self._content(layers[0]) for dev, layers in self.disks.items()} == before
+            said = "refused"
+        else:
+            assert outcome.status == 0, outcome.stderr
+            said = str([(one["dev"], "full" if one["full"] else "changes") for one in outcome.document["disks"]])
+            for one in outcome.document["disks"]:
+                active = self.disks[one["dev"]][0]
+                assert self._content(active) == self.contents[repository][one["backup"]][one["dev"]], (one, backup_id)
+                if one["full"]:
+                    self.disks[one["dev"]] = [active]
+                self.sizes[one["dev"]] = qemu_img_info(active)["virtual-size"]
+        self.start()
+        return f"{backup_id} of {repository.name}: {said}"
+
+    def _content(self, image: Path) -> str:
+        """A SHA-256 of what the disk has."""
+        raw = self.directory / "content.raw"
+        subprocess.run(["qemu-img", "convert", "-O", "raw", str(image), str(raw)], check=True, timeout=60)
+        digest = hashlib.sha256(raw.read_bytes()).hexdigest()
+        raw.unlink()
+        return digest
+
     # what happens to the domain
 
     def start(self) -> None:
         self.has_iothread = self.dice.choice((True, False))
+        self.machine = self.daemon.start(self._xml())
+
+    def _xml(self) -> str:
         disks = [self._spec(dev).xml() for dev in self.disks]
-        top = f"<uuid>{UUID}</uuid><iothreads>1</iothreads>"
-        self.machine = self.daemon.start(domain_xml(NAME, disks, top=top))
+        return domain_xml(NAME, disks, top=f"<uuid>{UUID}</uuid><iothreads>1</iothreads>")
 
     def restart(self) -> None:
         self.machine.destroy()
