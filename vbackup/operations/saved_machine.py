@@ -56,7 +56,7 @@ def save(
 def _save(found: Found, stage: Stage, stop: Stop) -> MachineFile:
     name = found.kind.file_name(found.dev)
     digest, size_bytes = stage.write_pieces(name, found.content(), check=stop.check)
-    return MachineFile(found.kind, size_bytes, digest, found.path, found.dev)
+    return MachineFile(found.kind, size_bytes, digest, found.path, found.dev, found.image_format)
 
 
 def _has(earlier: Backup, one: MachineFile, repository: Repository, stop: Stop) -> bool:
