@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +130,8 @@ def _read_device(path: Path) -> bytes:
 
 def _read_url(url: str) -> bytes:
     """Return all bytes of an export, whatever they are. Raises UnsavedError."""
+    import tempfile  # which few domains need
+
     with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
         path = Path(directory) / "nvram"
         try:
