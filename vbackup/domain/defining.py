@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from vbackup import files
 from vbackup.domain import capabilities, identity, media
 from vbackup.domain.capabilities import Capabilities
 from vbackup.domain.host import (
@@ -94,7 +95,7 @@ def start_troubles(host: Host, xml: str) -> list[str]:
 
 def _has_network(host: Host, kind: str, name: str) -> bool:
     if kind == "bridge":
-        return Path("/sys/class/net", name).exists()
+        return not files.is_missing(Path("/sys/class/net", name))
     try:
         with host.errors(f"look up network {name}"):
             host.connection.networkLookupByName(name)
@@ -156,7 +157,7 @@ def missing_media(host: Host, xml: str, *, restored: Collection[str] = ()) -> li
 
 def _is_there(host: Host, medium: media.Medium) -> bool:
     if medium.path is not None:
-        return Path(medium.path).exists()
+        return not files.is_missing(medium.path)
     try:
         host.volume_path(medium.pool or "", medium.volume or "")
     except MonitorError:

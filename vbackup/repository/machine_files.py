@@ -131,11 +131,7 @@ def _write_tpm(repository: Repository, backup: Backup, one: MachineFile, path: P
         path.mkdir(mode=0o700)
         for name, content in state.items():
             (path / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            files.write_new(path / name, content)
         files.fsync(path)
 
 

@@ -86,6 +86,8 @@ def test_network_that_is_not_there(host: Host) -> None:
         "<interface type='bridge'><source bridge='nobridge0'/></interface>"
         "<interface type='bridge'><source bridge='lo'/></interface>"
     )
+    long = f"<interface type='bridge'><source bridge='{'x' * 300}'/></interface>"
+    assert len(defining.start_troubles(host, xml("web", UUID, devices=long))) == 1
     text = xml("web", UUID, devices=nets)
     expected = ["its bridge nobridge0 is not on this host", "its network default is not on this host"]
     assert defining.start_troubles(host, text) == expected
@@ -137,6 +139,8 @@ def test_media_that_the_host_does_not_have(host: Host, tmp_path: Path) -> None:
     text = xml("web", UUID, devices=drives)
     assert [one.dev for one in defining.missing_media(host, text)] == ["sdb", "sdc"]
     assert [one.dev for one in defining.missing_media(host, text, restored=[str(tmp_path / "gone.iso")])] == ["sdc"]
+    text = text.replace("gone.iso", "x" * 300)
+    assert [one.dev for one in defining.missing_media(host, text)] == ["sdb", "sdc"]
 
 
 # doing it
