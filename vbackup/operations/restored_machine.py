@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vbackup import files
 from vbackup.domain import domain_xml, driver, machine_xml
 from vbackup.domain.machine_xml import Places
 from vbackup.model import Backup, ImageFormat, LeftOut, MachineFile, MachineKind
@@ -83,6 +85,14 @@ def tpm_place(definition: str, restored: Sequence[Placed], uri: str | None) -> P
     return directories.swtpm / domain_xml.parse(definition).uuid / state.directory
 
 
+def tpm_commands(state: Path, place: Path) -> list[str]:
+    """Return the commands that bring the state of the TPM to where an older libvirt looks for it."""
+    return [
+        shlex.join(["mkdir", "-p", os.fspath(place)]),
+        shlex.join(["cp", "-rT", os.fspath(state), os.fspath(place)]),
+    ]
+
+
 def shared(definition: str, restored: Sequence[Placed], uri: str | None) -> list[LeftOut]:
     """Return what the restored domain would share with the original until the user has acted. Raises MalformedError."""
     found = []
@@ -103,7 +113,7 @@ def missing_firmware(definition: str) -> str | None:
     Firmware comes with packages, and is in no backup.
     """
     loader = machine_xml.loader(definition)
-    return None if loader is None or Path(loader).exists() else loader
+    return loader if loader is not None and files.is_missing(loader) else None
 
 
 def path_of(places: Sequence[Placed], kind: MachineKind) -> Path | None:

@@ -143,6 +143,7 @@ def test_firmware_that_this_host_does_not_have_is_told(tmp_path: Path) -> None:
     assert missing("") is None
     assert missing(f"<loader>{tmp_path}/code.fd</loader>") is None
     assert missing(f"<loader>{tmp_path}/other.fd</loader>") == f"{tmp_path}/other.fd"
+    assert missing(f"<loader>/{'x' * 300}</loader>") == f"/{'x' * 300}"
 
 
 def test_secret_that_the_tpm_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
