@@ -32,15 +32,20 @@ def unpack(data: bytes) -> dict[str, bytes]:
     import tarfile
 
     files: dict[str, bytes] = {}
+    left_bytes = len(data)
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None or not _is_harmless(member.name) or member.name in files:
+                # A sparse member is small in the archive, and unpacks to any size that its header says.
+                is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+                if not is_plain or not _is_harmless(member.name) or member.name in files:
                     raise ValueError(f"it has an entry that does not belong there: {member.name!r}")
+                left_bytes -= member.size
+                if len(files) == MAX_FILES or left_bytes < 0:
+                    raise ValueError(f"it has more than {MAX_FILES} files, or more in them than its own size")
+                content = archive.extractfile(member)
+                assert content is not None
                 files[member.name] = content.read()
-                if len(files) > MAX_FILES:
-                    raise ValueError(f"it has more than {MAX_FILES} files")
     except (tarfile.TarError, OverflowError, EOFError) as err:
         raise ValueError(f"it cannot be read: {err}") from err
     directories = {str(parent) for name in files for parent in PurePosixPath(name).parents}

@@ -117,6 +117,17 @@ def is_directory(path: Path) -> bool:
         return False
 
 
+def is_missing(path: Path | str) -> bool:
+    """Return True if there is nothing at ``path``, which can be any text; False also if that cannot be told."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError as err:
+        return err.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    return False
+
+
 def refuse_link(directory: Path) -> None:
     """Raise StorageError if the directory of a domain is a symbolic link, whatever is behind it."""
     if directory.is_symlink():
@@ -303,6 +314,14 @@ def replace_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a small file that does not exist yet, with mode 0600, and put it on the disk. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    fsync(path)
 
 
 def fsync(path: Path) -> None:

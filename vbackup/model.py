@@ -158,6 +158,8 @@ EXCLUDED = "excluded by the user"
 
 #: Media in CD-ROM and floppy drives that are backed up on request: seeds of cloud-init, not installation media.
 MAX_MEDIUM_BYTES = 64 * 1024 * 1024
+#: NVRAM stores of UEFI firmware are well under 1 MiB.
+MAX_NVRAM_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ class Domain:
     nvram_volume: tuple[str, str] | None = None  #: pool and volume, if it is one
     nvram_url: str | None = None  #: QEMU's name of it, if it is on the network
     nvram_trouble: str | None = None  #: why the NVRAM that it has is in no place that vbackup reads
+    nvram_format: ImageFormat = ImageFormat.RAW
     security_labels: tuple[SecurityLabel, ...] = ()  #: in the XML only while the domain runs
     host_state: tuple[LeftOut, ...] = ()  #: what else it has on the host, which no backup contains
     xml: str = field(default="", compare=False, repr=False)  #: the text that all this was read from
@@ -425,6 +428,7 @@ class MachineFile:
     digest: str  #: of the file, "sha256:..."
     path: str | None  #: where the original has it; None if the XML does not say
     dev: str | None = None  #: the drive that a medium is in
+    image_format: ImageFormat | None = None  #: of an NVRAM; None if an earlier version did not record it
 
     @property
     def file(self) -> str:

@@ -314,3 +314,14 @@ def disk_devs() -> Iterator[str]:
     for length in itertools.count(1):
         for letters in itertools.product(string.ascii_lowercase, repeat=length):
             yield "vd" + "".join(letters)
+
+
+def is_printable_part(text: str, *, max_bytes: int) -> bool:
+    """Return True for text that can be a part of the name of a file, and that a person can read."""
+    size_bytes = len(text.encode(errors="replace"))
+    return bool(text.strip()) and "/" not in text and text.isprintable() and size_bytes <= max_bytes
+
+
+def is_file_name(text: str) -> bool:
+    """Return True for the name of a file that is not hidden, and that a person can read."""
+    return is_printable_part(text, max_bytes=255) and not text.startswith(".")

@@ -17,7 +17,7 @@ from tests.unit import builders
 from vbackup import machine as this_machine
 from vbackup.domain import domain_xml as reader
 from vbackup.domain import nvram
-from vbackup.model import HostIdentity
+from vbackup.model import HostIdentity, ImageFormat
 from vbackup.qemu.qmp_socket import Socket
 
 if TYPE_CHECKING:
@@ -371,7 +371,8 @@ def test_qcow2_store_has_what_the_guest_wrote_although_qemu_caches_its_tables(
         is_local = True
 
     handle: Any = Handle()
-    data = nvram.read(handle, builders.domain(nvram_path=str(path)), monitor)
+    domain = builders.domain(nvram_path=str(path), nvram_format=ImageFormat.QCOW2)
+    data = nvram.read(handle, domain, monitor)
     assert data is not None
     whole.write_bytes(data.data)
     assert bytes_of(whole, 17, size="64k")

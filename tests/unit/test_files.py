@@ -250,3 +250,28 @@ def test_directories_that_only_their_owner_can_enter_are_found_from_the_outside_
         path.chmod(mode)
     closed = files.closed_directories(inner)
     assert [path for path in closed if tmp_path in path.parents] == [tmp_path / "one", inner]
+
+
+def test_nothing_can_be_at_a_path_that_no_file_has(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    gone = ("x", "x" * 300, "f/x", "loop", "a\0b", "\udcff\ud800")
+    assert {name: files.is_missing(f"{tmp_path}/{name}") for name in ("f", *gone)} == {
+        "f": False,
+        **dict.fromkeys(gone, True),
+    }
+
+
+def test_what_cannot_be_looked_at_may_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert not files.is_missing("/root/x")
+
+
+def test_new_file_is_nobody_elses_and_replaces_none(tmp_path: Path) -> None:
+    files.write_new(tmp_path / "f", b"abc")
+    assert ((tmp_path / "f").read_bytes(), stat.S_IMODE((tmp_path / "f").stat().st_mode)) == (b"abc", 0o600)
+    with pytest.raises(FileExistsError):
+        files.write_new(tmp_path / "f", b"other")

@@ -208,3 +208,15 @@ def test_what_an_audit_has_in_qemu_is_told_from_a_backups() -> None:
     for node in (naming.audit_copy(9999), naming.audit_bits(9999)):
         assert len(node) <= 31
         assert not naming.is_target_node(node)
+
+
+@pytest.mark.parametrize("text", ["", " ", "a/b", "a\0b", "a\nb", "\udcff", "x" * 256, "ä" * 128])
+def test_what_is_no_name_of_a_file(text: str) -> None:
+    assert not names.is_printable_part(text, max_bytes=255)
+    assert not names.is_file_name(text)
+
+
+def test_names_of_files() -> None:
+    assert all(names.is_file_name(text) for text in ("x" * 255, "ä" * 127, "with space", "-a", "a.b"))
+    assert not names.is_file_name("..")
+    assert not names.is_file_name(".hidden")

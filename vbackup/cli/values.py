@@ -8,6 +8,7 @@ import shlex
 from datetime import datetime, timezone
 from pathlib import Path
 
+from vbackup import names
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 from vbackup.repository import notes
@@ -194,7 +195,7 @@ def seconds(text: str) -> float:
 
 def domain_name(text: str) -> str:
     """Return the name of a new domain, which becomes a part of the names of libvirt's files."""
-    if not text.strip() or "/" in text or not text.isprintable() or len(text.encode(errors="replace")) > MAX_NAME_BYTES:
+    if not names.is_printable_part(text, max_bytes=MAX_NAME_BYTES):
         raise argparse.ArgumentTypeError(
             f"{text!r} cannot be the name of a domain: it has no '/', no control characters, and at most"
             f" {MAX_NAME_BYTES} bytes"

@@ -15,6 +15,8 @@ from vbackup.domain.domain_xml import root_of
 from vbackup.errors import MalformedError
 from vbackup.model import SecurityLabel
 
+#: QEMU's machine types have some 20; what is in an XML can be anything.
+_MAX_MACHINE_CHARACTERS = 100
 _VERSIONED = re.compile(r"(?P<family>.*?)-?(?P<version>[0-9]+(?:\.[0-9]+)*)")
 
 
@@ -83,7 +85,7 @@ def hint(xml: str, capabilities: Capabilities) -> str:
 
 def _nearest(machine: str, known: Iterable[str]) -> str | None:
     """Return the newest of the same family that is not newer, or else the oldest; of a vendor's, QEMU's own family."""
-    wanted = _VERSIONED.fullmatch(machine)
+    wanted = _VERSIONED.fullmatch(machine) if len(machine) <= _MAX_MACHINE_CHARACTERS else None
     if wanted is None:
         return None
     families: dict[str, list[tuple[tuple[int, ...], str]]] = {}

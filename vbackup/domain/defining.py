@@ -3,22 +3,25 @@
 No call of libvirt only checks a domain XML: VIR_DOMAIN_DEFINE_VALIDATE is a flag of defining. So ``check`` defines the
 XML under a throw-away name and UUID, and undefines it at once. That makes no file but the definition's own, and takes
 some 20 ms with libvirt 9.0. What a run that was killed in between has left is removed by the next one: its name is
-``vbackup-check-`` and its own UUID.
+``vbackup-check-``, the process that has made it, and its own UUID.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import uuid as uuids
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from vbackup import files
 from vbackup.domain import capabilities, identity, media
 from vbackup.domain.capabilities import Capabilities
 from vbackup.domain.host import (
     DEFINE_VALIDATE,
     INVALID_ARGUMENT,
+    NO_DOMAIN,
     NO_SUPPORT,
     UNDEFINE_FLAGS,
     DomainHandle,
@@ -27,10 +30,11 @@ from vbackup.domain.host import (
 )
 from vbackup.domain.identity import Identity
 from vbackup.errors import MonitorError, UnsuitableError, VbackupError, domain_argument
+from vbackup.process import Process
 
 log = logging.getLogger(__name__)
 
-CHECK_PREFIX = "vbackup-check-"
+_THROW_AWAY = re.compile(r"vbackup-check-(?P<pid>[0-9]{1,9})-(?P<start_ticks>[0-9]{1,19})-(?P<uuid>[0-9a-f-]{36})")
 
 
 def refuse_taken(host: Host, wanted: Identity, *, is_new: bool) -> None:
@@ -62,8 +66,7 @@ def check(host: Host, xml: str) -> None:
     """Raise UnsuitableError if libvirt would not define this XML, with what it has in place of what it lacks."""
     wanted = identity.of(xml)
     _remove_throw_aways(host)
-    uuid = str(uuids.uuid4())
-    text = identity.renamed(xml, Identity(CHECK_PREFIX + uuid, uuid))
+    text = identity.renamed(xml, _throw_away())
     try:
         with host.errors(f"accept the XML of domain {wanted.name}"):
             domain = host.connection.defineXMLFlags(text, DEFINE_VALIDATE)
@@ -72,6 +75,11 @@ def check(host: Host, xml: str) -> None:
         remedy = "Nothing was written: restore without --define, correct the domain.xml, and define it with virsh."
         raise UnsuitableError(" ".join([*str(err).split(), *hint.split(), remedy])) from err
     _undefine(host, domain)
+
+
+def _throw_away() -> Identity:
+    uuid, process = str(uuids.uuid4()), Process.this()
+    return Identity(f"vbackup-check-{process.pid}-{process.start_ticks}-{uuid}", uuid)
 
 
 def start_troubles(host: Host, xml: str) -> list[str]:
@@ -94,7 +102,7 @@ def start_troubles(host: Host, xml: str) -> list[str]:
 
 def _has_network(host: Host, kind: str, name: str) -> bool:
     if kind == "bridge":
-        return Path("/sys/class/net", name).exists()
+        return not files.is_missing(Path("/sys/class/net", name))
     try:
         with host.errors(f"look up network {name}"):
             host.connection.networkLookupByName(name)
@@ -156,7 +164,7 @@ def missing_media(host: Host, xml: str, *, restored: Collection[str] = ()) -> li
 
 def _is_there(host: Host, medium: media.Medium) -> bool:
     if medium.path is not None:
-        return Path(medium.path).exists()
+        return not files.is_missing(medium.path)
     try:
         host.volume_path(medium.pool or "", medium.volume or "")
     except MonitorError:
@@ -166,20 +174,32 @@ def _is_there(host: Host, medium: media.Medium) -> bool:
 
 def _remove_throw_aways(host: Host) -> None:
     for handle in host.domains():
-        if handle.name == CHECK_PREFIX + handle.uuid and not handle.is_active():
+        if _is_left(handle) and not handle.is_active():
             try:
                 _undefine(host, handle.domain)
             except MonitorError as err:
-                log.debug("%s", err)  # that of another vbackup, which has undefined it now
+                log.debug("%s", err)
+
+
+def _is_left(handle: DomainHandle) -> bool:
+    """Return True for a throw-away whose process has ended; another vbackup may be checking an XML now."""
+    match = _THROW_AWAY.fullmatch(handle.name)
+    if match is None or match["uuid"] != handle.uuid:
+        return False
+    process = Process.of(int(match["pid"]))
+    return process is None or process.start_ticks != int(match["start_ticks"])
 
 
 def _undefine(host: Host, domain: Any) -> None:
-    """Undefine a domain, and keep whatever its XML names."""
+    """Undefine a domain that is there or not, and keep whatever its XML names."""
     for flags in UNDEFINE_FLAGS:
         try:
             with host.errors("undefine a definition that was only a test"):
                 domain.undefineFlags(flags)
             return
         except MonitorError as err:
-            if error_code(err.__cause__) != INVALID_ARGUMENT or flags == UNDEFINE_FLAGS[-1]:
+            code = error_code(err.__cause__)
+            if code == NO_DOMAIN:
+                return
+            if code != INVALID_ARGUMENT or flags == UNDEFINE_FLAGS[-1]:
                 raise

@@ -68,6 +68,7 @@ def parse(xml: str) -> Domain:
         nvram_volume=nvram.volume,
         nvram_url=nvram.url,
         nvram_trouble=nvram.trouble,
+        nvram_format=nvram.image_format,
         security_labels=tuple(_security_labels(root)),
         host_state=tuple(state.left_out for state in host_state.find(root) if state.machine is None),
         xml=xml,

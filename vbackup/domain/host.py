@@ -479,6 +479,9 @@ AGENT_REPLIED = frozenset((int(libvirt.VIR_ERR_INTERNAL_ERROR), 113))
 #: A flag or an argument that libvirt, perhaps an older one, does not take.
 INVALID_ARGUMENT = int(libvirt.VIR_ERR_INVALID_ARG)
 
+#: libvirt has no such domain, or no longer.
+NO_DOMAIN = int(libvirt.VIR_ERR_NO_DOMAIN)
+
 #: Defining checks the XML with libvirt's schema, too.
 DEFINE_VALIDATE = int(libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 #: Undefining removes neither UEFI variables nor the state of a TPM: KEEP_NVRAM, and KEEP_TPM (64), which is libvirt's

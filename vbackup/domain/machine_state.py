@@ -16,7 +16,7 @@ from vbackup.domain.host import DomainHandle
 from vbackup.domain.machine_xml import NamedFile
 from vbackup.domain.state_files import UnsavedError, pieces, stable, told
 from vbackup.files import read_regular
-from vbackup.model import MAX_MEDIUM_BYTES, Domain, LeftOut, MachineKind
+from vbackup.model import MAX_MEDIUM_BYTES, Domain, ImageFormat, LeftOut, MachineKind
 from vbackup.qemu.monitor import Monitor
 
 #: More than any kernel or initial RAM disk has.
@@ -34,6 +34,7 @@ class Found:
     path: str | None
     content: Callable[[], Iterator[bytes]]
     dev: str | None = None
+    image_format: ImageFormat | None = None  #: of an NVRAM
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ def unsaved(kind: MachineKind, reason: str, *, dev: str | None = None) -> LeftOu
     return LeftOut(dev or kind.value, reason, kind="disk" if dev is not None else kind.value)
 
 
-def _add(machine: Machine, kind: MachineKind, path: str, data: bytes) -> None:
-    machine.found.append(Found(kind, path, lambda: iter([data])))
+def _add(
+    machine: Machine, kind: MachineKind, path: str, data: bytes, *, image_format: ImageFormat | None = None
+) -> None:
+    machine.found.append(Found(kind, path, lambda: iter([data]), image_format=image_format))
 
 
 def _miss(machine: Machine, kind: MachineKind, err: UnsavedError, *, what: str = "", dev: str | None = None) -> None:
@@ -94,7 +97,7 @@ def _variables(handle: DomainHandle, domain: Domain, monitor: Monitor | None, ma
         _miss(machine, MachineKind.NVRAM, err)
     else:
         if found is not None:
-            _add(machine, MachineKind.NVRAM, found.path, found.data)
+            _add(machine, MachineKind.NVRAM, found.path, found.data, image_format=domain.nvram_format)
 
 
 def _varstore(domain: Domain, machine: Machine, *, is_local: bool) -> None:

@@ -1,7 +1,8 @@
 """Read the variables of a domain's UEFI firmware, wherever libvirt has them: a file, a device, a volume, an NBD export.
 
-The guest may set variables in the meantime, so they are read until two readings are the same. What is read is an image
-as QEMU has it, raw or qcow2, and stays of that format.
+The guest may set variables in the meantime, so they are read until two readings are the same. What is read are the
+bytes of the image that QEMU has, raw or qcow2. Only the XML tells which: the guest can write anything to a raw store,
+also the header of a qcow2 image that names a file of the host. So nothing is ever opened as qcow2 to read it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,11 @@ from vbackup.domain.host import DomainHandle
 from vbackup.domain.state_files import UnsavedError, stable, told
 from vbackup.errors import ChainError, MalformedError, QmpError, StorageError, VbackupError
 from vbackup.fields import objects
-from vbackup.files import is_regular, open_regular, read_regular
-from vbackup.model import BlockDriver, Domain
+from vbackup.files import is_regular, read_regular
+from vbackup.model import MAX_NVRAM_BYTES, Domain, ImageFormat
 from vbackup.qemu import qcow2, qemu_img
 from vbackup.qemu.monitor import Monitor
 
-#: NVRAM stores of UEFI firmware are well under 1 MiB.
-MAX_NVRAM_BYTES = 64 * 1024 * 1024
 #: How long a server may take to give one.
 _SERVER_S = 30.0
 
@@ -59,9 +57,10 @@ def read(handle: DomainHandle, domain: Domain, monitor: Monitor | None) -> Nvram
         raise UnsavedError(f"the NVRAM store {path or domain.nvram_url} is on another host", is_unexpected=True)
     if path is None:
         assert domain.nvram_url is not None
-        return Nvram(_read_url(domain.nvram_url, monitor), domain.nvram_url)
+        url = domain.nvram_url
+        return Nvram(_stable(lambda: _read_url(url), url, domain, monitor), url)
     with told(f"the NVRAM store {path}", too_large="is larger than any firmware's"):
-        return Nvram(_read_path(Path(path).resolve(), monitor), path)
+        return Nvram(_read_path(Path(path).resolve(), domain, monitor), path)
 
 
 def _unnamed(handle: DomainHandle, domain: Domain) -> str | None:
@@ -86,34 +85,39 @@ def _path_of_volume(handle: DomainHandle, volume: tuple[str, str]) -> str:
     return path
 
 
-def _read_path(path: Path, monitor: Monitor | None) -> bytes:
+def _read_path(path: Path, domain: Domain, monitor: Monitor | None) -> bytes:
     """Return the content of the store at one moment. Raises OSError, UnsavedError."""
-    is_device = stat.S_ISBLK(path.lstat().st_mode)
-    if not is_device:
-        is_qcow2 = _format_of(path) is BlockDriver.QCOW2
-        return _stable(lambda: read_regular(path, max_bytes=MAX_NVRAM_BYTES), str(path), monitor, is_qcow2=is_qcow2)
-    if _read_device(path)[: len(qcow2.MAGIC)] == qcow2.MAGIC:
-        return _stable(lambda: _copied(str(path), is_qcow2=True), str(path), monitor, is_qcow2=True)
-    return _stable(lambda: _read_device(path), str(path), monitor, is_qcow2=False)
+    if stat.S_ISBLK(path.lstat().st_mode):
+        return _stable(lambda: _read_device(path), str(path), domain, monitor)
+    return _stable(lambda: read_regular(path, max_bytes=MAX_NVRAM_BYTES), str(path), domain, monitor)
 
 
-def _read_url(url: str, monitor: Monitor | None) -> bytes:
-    is_qcow2 = _copied(url, is_qcow2=False)[: len(qcow2.MAGIC)] == qcow2.MAGIC
-    return _stable(lambda: _copied(url, is_qcow2=is_qcow2), url, monitor, is_qcow2=is_qcow2)
-
-
-def _stable(read_it: Callable[[], bytes], name: str, monitor: Monitor | None, *, is_qcow2: bool) -> bytes:
-    """Return what two readings have said alike.
+def _stable(read_it: Callable[[], bytes], name: str, domain: Domain, monitor: Monitor | None) -> bytes:
+    """Return what two readings have said alike. Raises UnsavedError.
 
     QEMU keeps tables of a qcow2 image in its cache, so it is asked to write them before each reading.
     """
+    is_qcow2 = domain.nvram_format is ImageFormat.QCOW2
 
     def read_flushed() -> bytes:
         if is_qcow2 and monitor is not None:
             _flush(name, monitor)
         return read_it()
 
-    return stable(read_flushed, f"the NVRAM store {name}")
+    data = stable(read_flushed, f"the NVRAM store {name}")
+    if is_qcow2:
+        _refuse_parts_elsewhere(data, name)
+    return data
+
+
+def _refuse_parts_elsewhere(data: bytes, name: str) -> None:
+    """Raise UnsavedError if these bytes are no qcow2 image, or not all of one."""
+    try:
+        header = qcow2.header_in(data, Path(name))
+    except ChainError as err:
+        raise UnsavedError(str(err).rstrip("."), is_unexpected=True) from err
+    if not header.is_alone:
+        raise UnsavedError(f"the NVRAM store {name} has a part of its data in another file, or is encrypted")
 
 
 def _read_device(path: Path) -> bytes:
@@ -124,33 +128,17 @@ def _read_device(path: Path) -> bytes:
         return os.pread(device.fileno(), size_bytes, 0)
 
 
-def _copied(name: str, *, is_qcow2: bool) -> bytes:
-    """Return an image that QEMU opens under that name, as a file of the same format. Raises UnsavedError."""
-    driver_name = BlockDriver.QCOW2 if is_qcow2 else BlockDriver.RAW
+def _read_url(url: str) -> bytes:
+    """Return all bytes of an export, whatever they are. Raises UnsavedError."""
+    import tempfile  # which few domains need
+
     with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
         path = Path(directory) / "nvram"
         try:
-            qemu_img.copy(name, path, driver_name, max_bytes=MAX_NVRAM_BYTES, timeout_s=_SERVER_S)
+            qemu_img.copy_bytes(url, path, max_bytes=MAX_NVRAM_BYTES, timeout_s=_SERVER_S)
             return read_regular(path, max_bytes=MAX_NVRAM_BYTES)
         except (StorageError, OSError) as err:
-            raise UnsavedError(f"the NVRAM store {name}: {str(err).rstrip('.')}", is_unexpected=True) from err
-
-
-def _format_of(path: Path) -> BlockDriver:
-    """Return the format of the store by its first bytes; a firmware volume begins with zeros.
-
-    Raises OSError, UnsavedError.
-    """
-    with os.fdopen(open_regular(path), "rb") as file:
-        if file.read(len(qcow2.MAGIC)) != qcow2.MAGIC:
-            return BlockDriver.RAW
-    try:
-        header = qcow2.header(path)
-    except ChainError as err:
-        raise UnsavedError(str(err).rstrip("."), is_unexpected=True) from err
-    if header.backing_file is not None or header.has_data_file or header.encrypted:
-        raise UnsavedError(f"the NVRAM store {path} has a part of its data in another file, or is encrypted")
-    return BlockDriver.QCOW2
+            raise UnsavedError(f"the NVRAM store {url}: {str(err).rstrip('.')}", is_unexpected=True) from err
 
 
 def _flush(name: str, monitor: Monitor) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from vbackup.domain import host_state
+from vbackup.model import ImageFormat
 
 if TYPE_CHECKING:
     from lxml import etree
@@ -19,12 +20,14 @@ _NBD_PORT = "10809"
 
 @dataclass(frozen=True)
 class NvramPlace:
-    """Where the variables are; at most one member is given, and none without variables."""
+    """Where the variables are; at most one of the places is given, and none without variables."""
 
     path: str | None = None  #: of a file or a block device
     volume: tuple[str, str] | None = None  #: pool and volume
     url: str | None = None  #: QEMU's name of it
     trouble: str | None = None  #: why they are in none of these, although the domain has them
+    #: As the XML says. The guest writes the first bytes of a raw store, so what is in it tells nothing of its format.
+    image_format: ImageFormat = ImageFormat.RAW
 
 
 def find(root: etree._Element) -> NvramPlace:
@@ -34,6 +37,14 @@ def find(root: etree._Element) -> NvramPlace:
     system, nvram = root.find("os"), root.find("os/nvram")
     if nvram is None or system is None:
         return NvramPlace(trouble=UNNAMED)
+    try:
+        image_format = ImageFormat(nvram.get("format", ImageFormat.RAW.value))
+    except ValueError:
+        return NvramPlace(trouble=f"UEFI variables in format {nvram.get('format')}, which vbackup does not read")
+    return replace(_place(system, nvram), image_format=image_format)
+
+
+def _place(system: etree._Element, nvram: etree._Element) -> NvramPlace:
     if nvram.get("type", "file") != "file":
         return _elsewhere(nvram)
     source = nvram.find("source")

@@ -58,7 +58,7 @@ class Pool:
         """
         image_format = ImageFormat.RAW if self.has_block_devices else image_format
         name = f"{domain}-{dev}" + (".qcow2" if image_format is ImageFormat.QCOW2 else "")
-        if "/" in name or name.startswith(".") or (self.has_block_devices and not _LV_NAME.fullmatch(name)):
+        if not names.is_file_name(name) or (self.has_block_devices and not _LV_NAME.fullmatch(name)):
             raise UnsuitableError(
                 f"Disk {dev}: no volume of pool {self.name} can have the name {name!r}. Restore it to a path, with"
                 f" --disk {dev}=PATH."

@@ -21,8 +21,9 @@ T = TypeVar("T")
 class UnsavedError(Exception):
     """Something that the machine has cannot be in the backup. ``is_unexpected``: a warning should tell the user."""
 
-    def __init__(self, reason: str, *, is_unexpected: bool = False) -> None:
+    def __init__(self, reason: str, *, is_unexpected: bool = False, is_too_large: bool = False) -> None:
         self.is_unexpected = is_unexpected
+        self.is_too_large = is_too_large
         super().__init__(reason)
 
 
@@ -46,8 +47,9 @@ def told(what: str, *, too_large: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        why = too_large if err.errno == errno.EFBIG else f"cannot be read: {err.strerror or err}"
-        raise UnsavedError(f"{what} {why}", is_unexpected=True) from err
+        is_too_large = err.errno == errno.EFBIG
+        why = too_large if is_too_large else f"cannot be read: {err.strerror or err}"
+        raise UnsavedError(f"{what} {why}", is_unexpected=True, is_too_large=is_too_large) from err
 
 
 def pieces(path: str, what: str, *, max_bytes: int) -> Iterator[bytes]:

@@ -19,6 +19,8 @@ from vbackup.files import storage_errors
 #: The user and the group that libvirt runs swtpm as if its configuration names none, root where there is no such user
 #: (virQEMUDriverConfigNew).
 DEFAULT = "tss"
+#: More than any file of a TPM's state has.
+_MAX_BYTES = 128 * 1024 * 1024
 _SETTING = re.compile(r'\s*(swtpm_user|swtpm_group)\s*=\s*"([^"]*)"')
 
 
@@ -72,23 +74,35 @@ def install(state: Path, place: Path, to: tuple[int, int] | None) -> None:
     NoSpaceError.
     """
     refuse_existing(place)
-    unfinished = place.with_name(f".{place.name}.vbackup")
+    made = place.with_name(f".{place.name}.vbackup")
     with storage_errors(f"write {place}"):
         missing = [parent for parent in place.parents if not parent.exists()]
-        place.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(state, unfinished)
-            unfinished.chmod(0o700)
-            give(unfinished, to)
-            for path in unfinished.rglob("*"):
+            for directory in reversed(missing):
+                directory.mkdir(exist_ok=True)
+                directory.chmod(0o711)  # whatever the umask is
+            shutil.rmtree(made, ignore_errors=True)
+            _copy(state, made)
+            give(made, to)
+            for path in (*made.rglob("*"), made):
                 files.fsync(path)
-            unfinished.rename(place)
-            files.fsync(place.parent)
+            made = made.rename(place)
+            for directory in (place.parent, *(one.parent for one in missing)):
+                files.fsync(directory)
         except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(made, ignore_errors=True)
             remove_empty(missing)
             raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a directory of regular files and such directories. Raises OSError."""
+    target.mkdir(mode=0o700)
+    for path in source.iterdir():
+        if files.is_directory(path):
+            _copy(path, target / path.name)
+        else:
+            files.write_new(target / path.name, files.read_regular(path, max_bytes=_MAX_BYTES))
 
 
 def remove(place: Path) -> None:

@@ -14,7 +14,7 @@ from vbackup.domain import driver
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.machine_xml import TpmState
 from vbackup.domain.state_files import UnsavedError, stable, told
-from vbackup.files import read_regular
+from vbackup.files import is_missing, read_regular
 
 #: The state of a TPM is well under 1 MiB.
 MAX_BYTES = 64 * 1024 * 1024
@@ -40,7 +40,7 @@ def _path(handle: DomainHandle, state: TpmState) -> Path:
     if places is None:
         raise UnsavedError(f"where the driver {handle.host.real_uri} has the state of a TPM is not known")
     path = places.swtpm / handle.uuid / state.directory
-    if not path.parent.exists():
+    if is_missing(path.parent):
         raise UnsavedError(f"it has no state in {path} yet, where libvirt makes it when the domain starts")
     return path
 

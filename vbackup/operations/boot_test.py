@@ -34,9 +34,8 @@ from vbackup.files import storage_errors
 from vbackup.images import throwaway
 from vbackup.images.flatten import layers_of
 from vbackup.images.opened_point import OpenedPoint
-from vbackup.model import LIVE_XML, NVRAM, Backup, ImageFormat, MachineKind
+from vbackup.model import LIVE_XML, NVRAM, Backup, MachineKind
 from vbackup.names import BOOT_COPY_PREFIX
-from vbackup.qemu import qcow2
 from vbackup.report import Reporter
 from vbackup.repository import boot_result, chosen, history, machine_files, verify
 from vbackup.repository.boot_result import BootResult
@@ -196,14 +195,16 @@ class _Test:
         if "domain.xml" not in texts:
             raise ChainError(f"The manifest of backup {backup.id} lists no domain.xml, but every backup has one.")
         definition = texts["domain.xml"].decode(errors="replace")
-        nvram = self._take(MachineKind.NVRAM, directory)
+        nvram = next((one for one in backup.machine_files if one.kind is MachineKind.NVRAM), None)
+        nvram_format = None if nvram is None else machine_files.nvram_format(self._repository, backup, nvram)
+        self._take(MachineKind.NVRAM, directory)
         try:
             place = Place(
                 os.fspath(directory / "nbd"),
                 os.fspath(directory),
                 boot_files=self._boot_files(definition, directory),
                 nvram=os.fspath(directory / NVRAM),
-                nvram_format=None if nvram is None else _format_of(nvram),
+                nvram_format=nvram_format,
             )
             return boot_copy.make(
                 definition,
@@ -341,11 +342,6 @@ class _Machine:
         """Return after that time. Raises InterruptedBySignalError, StorageDaemonGoneError."""
         self._point.wait(self._stop, timeout_s=timeout_s)
         self._stop.check()
-
-
-def _format_of(path: Path) -> ImageFormat:
-    with storage_errors(f"read {path}"), path.open("rb") as file:
-        return ImageFormat.QCOW2 if file.read(len(qcow2.MAGIC)) == qcow2.MAGIC else ImageFormat.RAW
 
 
 def _reached(watched: Watched) -> str:

@@ -139,10 +139,12 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
         destination.refuse_existing([Path(name) for name in definition.new_files])
         prepared = _prepare(definition, machine, work)
         text = (definition if prepared is None else prepared).text
+        warnings = _warnings(choice, definition)
         checkpoints = _write_all(
             choice, chains, destinations, machine=machine, text=text, overwritten=overwritten, work=work
         )
-    _warn(choice, definition, work.reporter)
+    for warning in warnings:
+        work.reporter.warning(warning)
     defined = None
     if prepared is not None:
         machine = restored_domain.place_machine(prepared, machine)
@@ -334,31 +336,29 @@ def _definition(
     return replace(xml, text=text, left_out=tuple(left_out), shared=tuple(shared), new_files=tuple(new_files))
 
 
-def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
-    """Say loudly what the restored domain is not."""
+def _warnings(choice: Choice, definition: RestoredXml) -> list[str]:
+    """Return what the restored domain is not, to be said loudly."""
     backup = choice.backup
+    found = []
     if choice.missing:
-        reporter.warning(
+        found.append(
             f"Backup {backup.id} was made without {', '.join(choice.missing)}: the restored domain does not have"
             " these disks."
         )
-    for remark in choice.remarks:
-        reporter.warning(remark)
-    for left in definition.left_out:
-        reporter.warning(f"Not in the restored domain.xml: {left.dev} ({left.reason}).")
-    for left in definition.shared:
-        reporter.warning(f"The restored domain.xml still names the original's {left.dev} ({left.reason}).")
+    found += choice.remarks
+    found += [f"Not in the restored domain.xml: {left.dev} ({left.reason})." for left in definition.left_out]
+    found += [
+        f"The restored domain.xml still names the original's {left.dev} ({left.reason})." for left in definition.shared
+    ]
     missing = restored_machine.missing_firmware(definition.text)
     if missing is not None:
-        reporter.warning(
+        found.append(
             f"The firmware {missing}, which domain.xml names, is not on this host: install its package, or name another"
             " in <loader> before the domain starts."
         )
+    return found
 
 
 def _write(path: Path, data: bytes) -> None:
     with storage_errors(f"write {path}"):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        files.fsync(path)
+        files.write_new(path, data)

@@ -20,7 +20,14 @@ from vbackup.domain import domain_xml as domain_xml_
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.identity import Identity
 from vbackup.domain.restored_xml import RestoredXml
-from vbackup.errors import RestoredOnlyError, StorageError, UnsuitableError, VbackupError, domain_argument
+from vbackup.errors import (
+    ConnectionLostError,
+    RestoredOnlyError,
+    StorageError,
+    UnsuitableError,
+    VbackupError,
+    domain_argument,
+)
 from vbackup.images import denied, denied_facts
 from vbackup.model import MachineKind
 from vbackup.operations import restored_machine
@@ -112,18 +119,26 @@ def define(prepared: Prepared, domain_xml: Path, *, autostart: bool, reporter: R
     to do: what was restored stays.
     """
     wanted, host = prepared.identity, prepared.host
+    with_autostart = autostart and prepared.request.name is None
     # Hours can have passed: libvirtd may have been restarted, and a domain defined that this one would replace.
-    command = shlex.join(["virsh", *([] if host.uri is None else ["-c", host.uri])])
+    virsh = shlex.join(["virsh", *([] if host.uri is None else ["-c", host.uri])])
+    name = domain_argument(wanted.name)
     try:
         if not host.is_alive():
             host.reopen()
         defining.refuse_taken(host, wanted, is_new=prepared.request.name is not None)
-        handle = _with_tpm(prepared)
+        handle = _defined(prepared)
     except VbackupError as err:
-        later = f"'{command} define {shlex.quote(str(domain_xml))}' does that later"
-        raise RestoredOnlyError(err, f"The disks are restored, but the domain is not defined: {later}.") from err
+        commands = [
+            *_tpm_commands(prepared),
+            f"{virsh} define {shlex.quote(str(domain_xml))}",
+            *([f"{virsh} autostart {name}"] if with_autostart else []),
+            *([f"{virsh} start {name}"] if prepared.request.start else []),
+        ]
+        later = f"To define it later, run: {' && '.join(commands)}"
+        raise RestoredOnlyError(err, f"The disks are restored, but the domain is not defined. {later}") from err
     reporter.step(f"Domain {handle.name}: defined.")
-    if autostart and prepared.request.name is None:
+    if with_autostart:
         try:
             defining.set_autostart(handle)
         except VbackupError as err:
@@ -132,8 +147,8 @@ def define(prepared: Prepared, domain_xml: Path, *, autostart: bool, reporter: R
         try:
             defining.start(handle)
         except VbackupError as err:
-            later = f"'{command} start {domain_argument(handle.name)}' starts it when the cause is gone"
-            raise RestoredOnlyError(err, f"The domain is restored and defined: {later}.") from err
+            later = f"When the cause is gone, run: {virsh} start {name}"
+            raise RestoredOnlyError(err, f"The domain is restored and defined. {later}") from err
         reporter.step(f"Domain {handle.name}: started.")
     return DefinedDomain(handle.name, handle.uuid, prepared.request.start)
 
@@ -158,23 +173,42 @@ def _tpm(text: str, machine: Sequence[Placed], host: Host) -> Tpm | None:
     return Tpm(state, place)
 
 
-def _with_tpm(prepared: Prepared) -> DomainHandle:
+def _tpm_commands(prepared: Prepared) -> list[str]:
+    """Return what must come before the domain is defined by hand: otherwise it starts with an empty TPM."""
+    tpm = prepared.tpm
+    return [] if tpm is None or tpm.place is None else restored_machine.tpm_commands(tpm.state, tpm.place)
+
+
+def _defined(prepared: Prepared) -> DomainHandle:
     """Define the domain when the state of its TPM is where libvirt looks for it; if it fails, that is only restored."""
     tpm, host = prepared.tpm, prepared.host
-    if tpm is None:
-        return defining.define(host, prepared.text)
-    to = swtpm.owner(host.real_uri)
-    if tpm.place is None:
-        swtpm.give(tpm.state, to)
-        return defining.define(host, prepared.text)
-    swtpm.install(tpm.state, tpm.place, to)
+    place = None if tpm is None else tpm.place
+    if tpm is not None and place is None:
+        swtpm.give(tpm.state, swtpm.owner(host.real_uri))
+    elif tpm is not None and place is not None:
+        swtpm.install(tpm.state, place, swtpm.owner(host.real_uri))
     try:
         handle = defining.define(host, prepared.text)
-    except BaseException:
-        swtpm.remove(tpm.place)
-        raise
-    shutil.rmtree(tpm.state, ignore_errors=True)  # the keys in it are in one place only
+    except BaseException as err:
+        found = _after_loss(prepared) if isinstance(err, ConnectionLostError) else False
+        if place is not None and found is False:
+            swtpm.remove(place)
+        if not isinstance(found, DomainHandle):
+            raise
+        handle = found
+    if tpm is not None and place is not None:
+        shutil.rmtree(tpm.state, ignore_errors=True)  # the keys in it are in one place only
     return handle
+
+
+def _after_loss(prepared: Prepared) -> DomainHandle | bool | None:
+    """Return the domain if libvirt has defined it before the connection broke, False if not, None if nobody knows."""
+    host = prepared.host
+    try:
+        host.reopen()
+        return next((one for one in host.domains() if one.uuid == prepared.identity.uuid), False)
+    except VbackupError:
+        return None
 
 
 def _identified(request: DefineRequest, restored: RestoredXml, *, host: Host) -> identity.Identified:

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vbackup import files
 from vbackup.domain import domain_xml, driver, machine_xml
 from vbackup.domain.machine_xml import Places
 from vbackup.model import Backup, ImageFormat, LeftOut, MachineFile, MachineKind
-from vbackup.qemu import qcow2
 from vbackup.repository import machine_files
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -40,9 +41,10 @@ def placed(backup: Backup, output: Path) -> tuple[Placed, ...]:
 
 
 def check(places: Sequence[Placed], backup: Backup, *, repository: Repository, stop: Stop) -> None:
-    """Raise ChainError if one of the files in the repository is missing or damaged."""
+    """Raise ChainError if one of the files in the repository is missing, damaged, or nothing for a machine."""
     for one in places:
         machine_files.check(repository, backup, one.file, stop=stop.check)
+        machine_files.refuse_unusable(repository, backup, one.file)
 
 
 def write(places: Sequence[Placed], backup: Backup, directory: Path, *, repository: Repository, stop: Stop) -> None:
@@ -83,6 +85,14 @@ def tpm_place(definition: str, restored: Sequence[Placed], uri: str | None) -> P
     return directories.swtpm / domain_xml.parse(definition).uuid / state.directory
 
 
+def tpm_commands(state: Path, place: Path) -> list[str]:
+    """Return the commands that bring the state of the TPM to where an older libvirt looks for it."""
+    return [
+        shlex.join(["mkdir", "-p", os.fspath(place)]),
+        shlex.join(["cp", "-rT", os.fspath(state), os.fspath(place)]),
+    ]
+
+
 def shared(definition: str, restored: Sequence[Placed], uri: str | None) -> list[LeftOut]:
     """Return what the restored domain would share with the original until the user has acted. Raises MalformedError."""
     found = []
@@ -103,7 +113,7 @@ def missing_firmware(definition: str) -> str | None:
     Firmware comes with packages, and is in no backup.
     """
     loader = machine_xml.loader(definition)
-    return None if loader is None or Path(loader).exists() else loader
+    return loader if loader is not None and files.is_missing(loader) else None
 
 
 def path_of(places: Sequence[Placed], kind: MachineKind) -> Path | None:
@@ -112,13 +122,9 @@ def path_of(places: Sequence[Placed], kind: MachineKind) -> Path | None:
 
 
 def nvram_format(places: Sequence[Placed], backup: Backup, *, repository: Repository) -> ImageFormat | None:
-    """Return the format of the NVRAM in the backup, None if it has none. ``check`` has read it."""
+    """Return the format of the NVRAM in the backup, None if it has none. Raises ChainError."""
     one = next((one for one in places if one.file.kind is MachineKind.NVRAM), None)
-    if one is None:
-        return None
-    path = repository.directory(backup.domain_uuid, backup.id) / one.file.file
-    with path.open("rb") as file:
-        return ImageFormat.QCOW2 if file.read(len(qcow2.MAGIC)) == qcow2.MAGIC else ImageFormat.RAW
+    return None if one is None else machine_files.nvram_format(repository, backup, one.file)
 
 
 def names(places: Sequence[Placed], output: Path) -> list[str]:

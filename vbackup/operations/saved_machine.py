@@ -46,7 +46,9 @@ def save(
                 stage.share(one.file, repository.directory(earlier.domain_uuid, earlier.id) / one.file)
         except UnsavedError as err:
             left = machine_state.unsaved(found.kind, str(err), dev=found.dev)
-            unsaved.append(Unsaved(left, err.is_unexpected and found.kind is not MachineKind.MEDIUM))
+            # An installation medium, which is too large each night, is no mishap.
+            is_expected = found.kind is MachineKind.MEDIUM and err.is_too_large
+            unsaved.append(Unsaved(left, err.is_unexpected and not is_expected))
     for missed in unsaved:
         if missed.is_unexpected:
             reporter.warning(f"The {missed.left_out.dev} is not in the backup: {missed.left_out.reason}.")
@@ -56,7 +58,7 @@ def save(
 def _save(found: Found, stage: Stage, stop: Stop) -> MachineFile:
     name = found.kind.file_name(found.dev)
     digest, size_bytes = stage.write_pieces(name, found.content(), check=stop.check)
-    return MachineFile(found.kind, size_bytes, digest, found.path, found.dev)
+    return MachineFile(found.kind, size_bytes, digest, found.path, found.dev, found.image_format)
 
 
 def _has(earlier: Backup, one: MachineFile, repository: Repository, stop: Stop) -> bool:

@@ -46,6 +46,11 @@ class Header:
     encrypted: bool
     snapshots: int = 0  #: number of internal snapshots
 
+    @property
+    def is_alone(self) -> bool:
+        """True if QEMU opens no other file and needs no key for it."""
+        return self.backing_file is None and not self.has_data_file and not self.encrypted
+
 
 def header(path: Path, *, opened: Callable[[Path], int] = open_regular) -> Header:
     """Read the header of the image at ``path``; no other file is opened. ``opened`` returns a descriptor of it.

@@ -122,21 +122,21 @@ def convert(
         _raise(errors, f"copy {layers[-1]} to {output}")
 
 
-def copy(name: str, output: Path, image_format: BlockDriver, *, max_bytes: int, timeout_s: float) -> None:
-    """Copy a small image, which another process may have open, to a new file of the same format.
+def copy_bytes(url: str, output: Path, *, max_bytes: int, timeout_s: float) -> None:
+    """Copy all bytes of a small export, which another process may have open, to a new file.
 
-    ``name`` is what QEMU opens: an absolute path, or the URL of an export. Raises StorageError, also if the image is
-    larger than ``max_bytes`` or takes longer than that.
+    They are not looked at: if they are an image that names other files, none of these is opened. Raises StorageError,
+    also if the export is larger than ``max_bytes`` or takes longer than that.
     """
-    formats = ["-f", image_format.name, "-O", image_format.name]
     try:
-        info = _small(["info", "-U", "--output=json", "-f", image_format.name, name], name, timeout_s=timeout_s)
-        size_bytes = Fields(json.loads(info), f"qemu-img info {name}", StorageError).integer("virtual-size")
+        info = _small(["info", "-U", "--output=json", "-f", "raw", url], url, timeout_s=timeout_s)
+        size_bytes = Fields(json.loads(info), f"qemu-img info {url}", StorageError).integer("virtual-size")
         if size_bytes > max_bytes:
-            raise StorageError(f"Cannot copy {name}: it has {size_bytes} bytes, which is more than {max_bytes}.")
-        _small(["convert", "-U", *formats, name, os.fspath(output.absolute())], name, timeout_s=timeout_s)
+            raise StorageError(f"Cannot copy {url}: it has {size_bytes} bytes, which is more than {max_bytes}.")
+        argv = ["convert", "-U", "-f", "raw", "-O", "raw", url, os.fspath(output.absolute())]
+        _small(argv, url, timeout_s=timeout_s)
     except subprocess.TimeoutExpired as err:
-        raise StorageError(f"Cannot copy {name}: it does not answer.") from err
+        raise StorageError(f"Cannot copy {url}: it does not answer.") from err
 
 
 def _small(argv: Sequence[str], name: str, *, timeout_s: float) -> bytes:

@@ -29,6 +29,7 @@ from vbackup.model import (
     Group,
     GroupMember,
     HostIdentity,
+    ImageFormat,
     LeftOut,
     Level,
     MachineFile,
@@ -183,7 +184,8 @@ def parse(fields: Fields, where: str, *, backup_id: str, domain_uuid: str, with_
 def _machine_document(one: MachineFile) -> dict[str, Any]:
     dev = {} if one.dev is None else {"dev": one.dev}
     known = {"size_bytes": one.size_bytes, "digest": one.digest, "path": one.path}
-    return {"kind": one.kind.value, **dev, "file": one.file, **known}
+    image_format = {} if one.image_format is None else {"format": one.image_format.value}
+    return {"kind": one.kind.value, **dev, "file": one.file, **image_format, **known}
 
 
 def _machine(fields: Fields, where: str) -> Iterator[MachineFile]:
@@ -196,7 +198,9 @@ def _machine(fields: Fields, where: str) -> Iterator[MachineFile]:
             continue
         dev = entry.text("dev") if kind is MachineKind.MEDIUM else None
         path = entry.optional_text("path")
-        one = MachineFile(kind, entry.integer("size_bytes"), entry.text("digest"), path, dev=dev)
+        has_format = kind is MachineKind.NVRAM and "format" in entry
+        image_format = _enum(ImageFormat, entry.text("format"), where) if has_format else None
+        one = MachineFile(kind, entry.integer("size_bytes"), entry.text("digest"), path, dev, image_format)
         if (dev is not None and not names.DEV.fullmatch(dev)) or entry.text("file") != one.file:
             raise ChainError(f"In {where}: vbackup never writes a {kind.value} to a file {entry.text('file')!r}.")
         if one.file in seen:

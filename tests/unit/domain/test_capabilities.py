@@ -60,7 +60,7 @@ def test_nearest_machine_type(known: Capabilities, machine: str, nearest: str) -
     assert capabilities.hint(domain(machine), known) == f"Its nearest machine type to {machine} is {nearest}."
 
 
-@pytest.mark.parametrize("machine", ["pc", "pc-q35-7.2", "microvm", "virt-7.2", "none"])
+@pytest.mark.parametrize("machine", ["pc", "pc-q35-7.2", "microvm", "virt-7.2", "none", "pc-q35-" + "9" * 5000])
 def test_machine_type_that_is_there_or_like_none(known: Capabilities, machine: str) -> None:
     assert capabilities.hint(domain(machine, "/usr/bin/kvm"), known) == ""
 

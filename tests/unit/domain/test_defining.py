@@ -16,6 +16,7 @@ from vbackup.domain import defining, identity
 from vbackup.domain.host import NO_SUPPORT, Host, error_code
 from vbackup.domain.identity import Identity
 from vbackup.errors import MonitorError, Status, UnsuitableError
+from vbackup.process import Process
 
 OTHER = "f0000000-0000-4000-8000-000000000002"
 
@@ -63,7 +64,8 @@ def test_xml_is_refused_by_the_schema_with_what_the_host_has(host: Host) -> None
 
 def test_what_a_killed_check_has_left_is_removed(host: Host) -> None:
     """And nothing else: neither a domain of the user's with such a name, nor one that runs."""
-    left, users = f"vbackup-check-{UUID}", f"vbackup-check-{UUID.upper()}"
+    this = Process.this()
+    left, users = f"vbackup-check-{this.pid}-1-{UUID}", f"vbackup-check-{this.pid}-1-{UUID.upper()}"
     host.connection.defineXML(xml(left, UUID))
     host.connection.defineXML(xml(users, OTHER))
     defining.check(host, xml("web", "f0000000-0000-4000-8000-000000000003"))
@@ -71,6 +73,22 @@ def test_what_a_killed_check_has_left_is_removed(host: Host) -> None:
     host.connection.createXML(xml(left, UUID))
     defining.check(host, xml("web", "f0000000-0000-4000-8000-000000000003"))
     assert names(host) == [users, left]
+
+
+def test_check_of_another_vbackup_is_left_alone(host: Host) -> None:
+    this = Process.this()
+    others = f"vbackup-check-{this.pid}-{this.start_ticks}-{UUID}"
+    host.connection.defineXML(xml(others, UUID))
+    defining.check(host, xml("web", OTHER))
+    assert names(host) == [others]
+
+
+def test_throw_away_that_another_vbackup_has_removed_is_no_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = defining.DomainHandle(host, host.connection.defineXML(xml("web", UUID)))
+    monkeypatch.setattr(defining, "UNDEFINE_FLAGS", (0,))
+    made.domain.undefine()
+    defining._undefine(host, made.domain)
+    assert names(host) == []
 
 
 def test_host_that_cannot_say_has_no_troubles(host: Host) -> None:
@@ -86,6 +104,8 @@ def test_network_that_is_not_there(host: Host) -> None:
         "<interface type='bridge'><source bridge='nobridge0'/></interface>"
         "<interface type='bridge'><source bridge='lo'/></interface>"
     )
+    long = f"<interface type='bridge'><source bridge='{'x' * 300}'/></interface>"
+    assert len(defining.start_troubles(host, xml("web", UUID, devices=long))) == 1
     text = xml("web", UUID, devices=nets)
     expected = ["its bridge nobridge0 is not on this host", "its network default is not on this host"]
     assert defining.start_troubles(host, text) == expected
@@ -137,6 +157,8 @@ def test_media_that_the_host_does_not_have(host: Host, tmp_path: Path) -> None:
     text = xml("web", UUID, devices=drives)
     assert [one.dev for one in defining.missing_media(host, text)] == ["sdb", "sdc"]
     assert [one.dev for one in defining.missing_media(host, text, restored=[str(tmp_path / "gone.iso")])] == ["sdc"]
+    text = text.replace("gone.iso", "x" * 300)
+    assert [one.dev for one in defining.missing_media(host, text)] == ["sdb", "sdc"]
 
 
 # doing it

@@ -13,7 +13,7 @@ from vbackup.domain import nvram, nvram_xml
 from vbackup.domain.nvram import Nvram
 from vbackup.domain.state_files import UnsavedError
 from vbackup.errors import MonitorError, QmpError, StorageError
-from vbackup.model import BlockDriver
+from vbackup.model import ImageFormat
 
 MIB = 1024 * 1024
 
@@ -47,8 +47,17 @@ class Qemu:
         return self.on_flush()
 
 
-def read(path: Path | None, *, trouble: str | None = None, monitor: Any = None, handle: Handle | None = None) -> Any:
-    domain = builders.domain(nvram_path=None if path is None else str(path), nvram_trouble=trouble)
+def read(
+    path: Path | None,
+    *,
+    trouble: str | None = None,
+    monitor: Any = None,
+    handle: Handle | None = None,
+    image_format: ImageFormat = ImageFormat.RAW,
+) -> Any:
+    domain = builders.domain(
+        nvram_path=None if path is None else str(path), nvram_trouble=trouble, nvram_format=image_format
+    )
     given: Any = handle or Handle()
     found = nvram.read(given, domain, monitor)
     return None if found is None else found.data
@@ -138,7 +147,25 @@ def test_store_in_no_file_is_told_as_it_is() -> None:
 def test_qcow2_store_of_a_domain_that_is_off_is_its_file(tmp_path: Path) -> None:
     data = builders.qcow2_image(MIB)
     (tmp_path / "nvram").write_bytes(data)
-    assert read(tmp_path / "nvram") == data
+    assert read(tmp_path / "nvram", image_format=ImageFormat.QCOW2) == data
+
+
+@pytest.mark.parametrize("monitor", [None, Qemu(Path("/not this one"))], ids=["off", "running"])
+def test_header_that_the_guest_wrote_to_a_raw_store_is_not_heeded(tmp_path: Path, monitor: Any) -> None:
+    """In a qcow2 image it would name a file of the host."""
+    data = builders.qcow2_image(MIB, backing="/etc/shadow")
+    (tmp_path / "nvram").write_bytes(data)
+    assert read(tmp_path / "nvram", monitor=monitor) == data
+
+
+def test_header_that_changes_while_it_is_read_is_checked_as_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has a harmless header whenever it is opened for itself."""
+    (tmp_path / "nvram").write_bytes(builders.qcow2_image(MIB))
+    harmful = builders.qcow2_image(MIB, backing="/etc/shadow")
+    monkeypatch.setattr(nvram, "read_regular", lambda _path, *, max_bytes: harmful)
+    assert "another file" in refusal(tmp_path / "nvram", image_format=ImageFormat.QCOW2)[0]
 
 
 def test_qemu_writes_the_tables_of_a_qcow2_store_before_each_reading(tmp_path: Path) -> None:
@@ -152,14 +179,15 @@ def test_qemu_writes_the_tables_of_a_qcow2_store_before_each_reading(tmp_path: P
         return ""
 
     qemu = Qemu(path, flush)
-    assert read(path, monitor=qemu) == builders.qcow2_image(MIB, offset_4096=b"two")
+    assert read(path, monitor=qemu, image_format=ImageFormat.QCOW2) == builders.qcow2_image(MIB, offset_4096=b"two")
     assert qemu.flushes == ["qemu-io -d /machine/system.flash1 flush"] * 3
 
 
 def test_qcow2_store_that_libvirt_names_by_a_link_is_flushed(tmp_path: Path) -> None:
     (tmp_path / "nvram").write_bytes(builders.qcow2_image(MIB))
     (tmp_path / "link").symlink_to("nvram")
-    assert read(tmp_path / "link", monitor=Qemu(tmp_path / "link")) == builders.qcow2_image(MIB)
+    found = read(tmp_path / "link", monitor=Qemu(tmp_path / "link"), image_format=ImageFormat.QCOW2)
+    assert found == builders.qcow2_image(MIB)
 
 
 def test_qemu_that_refuses_to_flush_the_store_does_not_end_the_backup(tmp_path: Path) -> None:
@@ -167,7 +195,8 @@ def test_qemu_that_refuses_to_flush_the_store_does_not_end_the_backup(tmp_path: 
         raise QmpError("human-monitor-command", "CommandNotFound", "The command has been disabled")
 
     (tmp_path / "nvram").write_bytes(builders.qcow2_image(MIB))
-    told, is_unexpected = refusal(tmp_path / "nvram", monitor=Qemu(tmp_path / "nvram", refuse))
+    qemu = Qemu(tmp_path / "nvram", refuse)
+    told, is_unexpected = refusal(tmp_path / "nvram", monitor=qemu, image_format=ImageFormat.QCOW2)
     assert "could not write the tables" in told
     assert is_unexpected
 
@@ -178,7 +207,8 @@ def test_qemu_that_refuses_to_flush_the_store_does_not_end_the_backup(tmp_path: 
 )
 def test_qcow2_store_that_qemu_cannot_flush_is_told(tmp_path: Path, opened: str, answer: str, said: str) -> None:
     (tmp_path / "nvram").write_bytes(builders.qcow2_image(MIB))
-    told, is_unexpected = refusal(tmp_path / "nvram", monitor=Qemu(tmp_path / opened, lambda: answer))
+    qemu = Qemu(tmp_path / opened, lambda: answer)
+    told, is_unexpected = refusal(tmp_path / "nvram", monitor=qemu, image_format=ImageFormat.QCOW2)
     assert said in told
     assert is_unexpected
 
@@ -189,12 +219,13 @@ def test_qcow2_store_that_qemu_cannot_flush_is_told(tmp_path: Path, opened: str,
         (builders.qcow2_image(MIB, backing="base.qcow2"), "has a part of its data in another file"),
         (builders.qcow2_image(MIB, offset_72=(4).to_bytes(8, "big")), "has a part of its data in another file"),
         (builders.qcow2_image(MIB)[:80], "it is not a qcow2 image"),
+        (b"variables", "it is not a qcow2 image"),
     ],
-    ids=["backing file", "data file", "torn"],
+    ids=["backing file", "data file", "torn", "raw"],
 )
 def test_qcow2_store_that_is_not_all_of_it_is_told(tmp_path: Path, image: bytes, said: str) -> None:
     (tmp_path / "nvram").write_bytes(image)
-    assert said in refusal(tmp_path / "nvram")[0]
+    assert said in refusal(tmp_path / "nvram", image_format=ImageFormat.QCOW2)[0]
 
 
 # in no file
@@ -222,44 +253,43 @@ def test_volume_is_read_where_its_pool_has_it(tmp_path: Path) -> None:
         nvram.read(handle, domain, None)
 
 
-def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> list[tuple[str, str]]:
-    """Let qemu-img find that on the network; returns the names and formats that it is asked for."""
-    asked: list[tuple[str, str]] = []
+def export(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Let qemu-img find that on the network."""
 
-    def copy(name: str, output: Path, image_format: BlockDriver, **_more: Any) -> None:
-        asked.append((name, image_format.name))
+    def copy(url: str, output: Path, **_more: Any) -> None:
+        assert url == "nbd://h/v"
         output.write_bytes(data)
 
-    monkeypatch.setattr(nvram.qemu_img, "copy", copy)
-    return asked
+    monkeypatch.setattr(nvram.qemu_img, "copy_bytes", copy)
 
 
-def test_export_is_read_by_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", [b"variables", builders.qcow2_image(MIB, backing="/etc/shadow")])
+def test_export_is_read_by_qemu_img(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     handle: Any = Handle()
-    asked = export(tmp_path, monkeypatch, b"variables")
+    export(monkeypatch, data)
     domain = builders.domain(nvram_url="nbd://h/v")
-    assert nvram.read(handle, domain, None) == Nvram(b"variables", "nbd://h/v")
-    assert {*asked} == {("nbd://h/v", "raw")}
+    assert nvram.read(handle, domain, None) == Nvram(data, "nbd://h/v")
 
 
-def test_export_in_qcow2_format_is_read_as_such_after_qemu_has_written_its_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_in_qcow2_format_is_read_after_qemu_has_written_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     handle: Any = Handle()
     data = builders.qcow2_image(MIB)
-    asked = export(tmp_path, monkeypatch, data)
+    export(monkeypatch, data)
     qemu: Any = Qemu(Path("nbd://h/v"))
     qemu.path = "nbd://h/v"
-    assert nvram.read(handle, builders.domain(nvram_url="nbd://h/v"), qemu) == Nvram(data, "nbd://h/v")
-    assert asked == [("nbd://h/v", "raw"), ("nbd://h/v", "qcow2"), ("nbd://h/v", "qcow2")]
+    domain = builders.domain(nvram_url="nbd://h/v", nvram_format=ImageFormat.QCOW2)
+    assert nvram.read(handle, domain, qemu) == Nvram(data, "nbd://h/v")
     assert len(qemu.flushes) == 2
+    export(monkeypatch, builders.qcow2_image(MIB, backing="/etc/shadow"))
+    with pytest.raises(UnsavedError, match="another file"):
+        nvram.read(handle, domain, qemu)
 
 
 def test_export_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: Any, **_more: Any) -> None:
         raise StorageError("Cannot copy nbd://h/v: it does not answer.")
 
-    monkeypatch.setattr(nvram.qemu_img, "copy", refuse)
+    monkeypatch.setattr(nvram.qemu_img, "copy_bytes", refuse)
     handle: Any = Handle()
     with pytest.raises(UnsavedError, match=r"the NVRAM store nbd://h/v: Cannot copy .*: it does not answer$"):
         nvram.read(handle, builders.domain(nvram_url="nbd://h/v"), None)

@@ -7,6 +7,7 @@ from lxml import etree
 
 from vbackup.domain import nvram_xml
 from vbackup.domain.nvram_xml import UNNAMED, NvramPlace
+from vbackup.model import ImageFormat
 
 
 def find(system: str) -> NvramPlace:
@@ -29,6 +30,15 @@ def network(host: str, more: str = "") -> str:
         ("<os><nvram type='file'><source file='/n'/></nvram></os>", NvramPlace(path="/n")),
         ("<os><nvram type='block'><source dev='/dev/n'/></nvram></os>", NvramPlace(path="/dev/n")),
         ("<os><nvram type='volume'><source pool='p' volume='v'/></nvram></os>", NvramPlace(volume=("p", "v"))),
+        ("<os><nvram format='qcow2'>/n</nvram></os>", NvramPlace(path="/n", image_format=ImageFormat.QCOW2)),
+        (
+            "<os><nvram type='block' format='raw'><source dev='/dev/n'/></nvram></os>",
+            NvramPlace(path="/dev/n", image_format=ImageFormat.RAW),
+        ),
+        (
+            "<os><nvram format='vmdk'>/n</nvram></os>",
+            NvramPlace(trouble="UEFI variables in format vmdk, which vbackup does not read"),
+        ),
         (network("<host name='h' port='1'/>", "name='a/b'"), NvramPlace(url="nbd://h:1/a%2Fb")),
         (network("<host name='::1'/>"), NvramPlace(url="nbd://[::1]:10809/")),
         (

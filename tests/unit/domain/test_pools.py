@@ -132,7 +132,17 @@ def test_volume_is_named_after_domain_and_disk(kind: str, image_format: ImageFor
 
 
 @pytest.mark.parametrize(
-    ("kind", "domain"), [("dir", "a/../../etc"), ("dir", ".web"), ("logical", "with space"), ("logical", "-web")]
+    ("kind", "domain"),
+    [
+        ("dir", "a/../../etc"),
+        ("dir", ".web"),
+        ("dir", "a\0b"),
+        ("dir", "\udcff"),
+        ("dir", "a\nb"),
+        ("dir", "x" * 252),
+        ("logical", "with space"),
+        ("logical", "-web"),
+    ],
 )
 def test_name_that_no_volume_can_have_is_refused(kind: str, domain: str) -> None:
     with pytest.raises(UnsuitableError, match="--disk vda=PATH") as caught:

@@ -50,8 +50,9 @@ def test_file_is_read_whole_also_through_a_link(tmp_path: Path, size_bytes: int)
 )
 def test_file_that_cannot_be_read_is_told(tmp_path: Path, make: object, said: str) -> None:
     make(tmp_path / "k")  # type: ignore[operator]
-    with pytest.raises(UnsavedError, match=f"^kernel {tmp_path}/k {said}"):
+    with pytest.raises(UnsavedError, match=f"^kernel {tmp_path}/k {said}") as caught:
         read(tmp_path / "k")
+    assert caught.value.is_too_large is ("larger" in said)
 
 
 @pytest.mark.parametrize("change", [lambda path: os.truncate(path, 17), lambda path: os.utime(path, (1, 1))])

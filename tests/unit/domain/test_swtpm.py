@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
@@ -11,7 +12,7 @@ import pytest
 
 from vbackup import files
 from vbackup.domain import swtpm
-from vbackup.errors import StorageError
+from vbackup.errors import NoSpaceError, StorageError
 
 ME = (os.geteuid(), os.getegid())
 
@@ -37,6 +38,39 @@ def test_state_is_copied_and_the_way_to_it_can_be_entered(state: Path, tmp_path:
     assert (state / "tpm2-00.permall").exists()
 
 
+def test_others_can_enter_the_way_whatever_the_umask_is(state: Path, tmp_path: Path) -> None:
+    place = tmp_path / "lib" / "swtpm" / "uuid" / "tpm2"
+    before = os.umask(0o077)
+    try:
+        swtpm.install(state, place, None)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (*list(place.parents)[:3], place)]
+    assert modes == [0o711] * 3 + [0o700]
+
+
+def test_state_is_on_the_disk_with_the_way_to_it(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only other copy is removed then."""
+    synced, real = [], files.fsync
+    monkeypatch.setattr(files, "fsync", lambda path: (synced.append(path), real(path)))
+    (state / "sub").mkdir()
+    place = tmp_path / "swtpm" / "uuid" / "tpm2"
+    swtpm.install(state, place, None)
+    unfinished = place.with_name(".tpm2.vbackup")
+    assert {unfinished, unfinished / "tpm2-00.permall", unfinished / "sub"} <= {*synced}
+    assert synced[-3:] == [place.parent, tmp_path / "swtpm", tmp_path]
+
+
+def test_full_filesystem_is_told_as_such(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_new", refuse)
+    with pytest.raises(NoSpaceError):
+        swtpm.install(state, tmp_path / "swtpm" / "uuid" / "tpm2", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("dangling", [True, False])
 def test_state_that_is_there_stays(state: Path, tmp_path: Path, dangling: bool) -> None:
     place = tmp_path / "swtpm" / "tpm2"
@@ -52,9 +86,14 @@ def test_failure_leaves_nothing(state: Path, tmp_path: Path, monkeypatch: pytest
     def refuse(_path: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(files, "fsync", refuse)
-    with pytest.raises(StorageError, match="Input/output error"):
-        swtpm.install(state, tmp_path / "swtpm" / "uuid" / "tpm2", ME)
+    def refuse_last(path: Path) -> None:
+        if path == tmp_path:
+            refuse(path)
+
+    for failing in (refuse, refuse_last):
+        monkeypatch.setattr(files, "fsync", failing)
+        with pytest.raises(StorageError, match="Input/output error"):
+            swtpm.install(state, tmp_path / "swtpm" / "uuid" / "tpm2", ME)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

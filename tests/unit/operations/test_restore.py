@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import FIXTURES, MIB, SIZE_BYTES, UUID, Recorder, backup, fixture_xml, image, incremental
+from tests.unit.builders import (
+    FIXTURES,
+    MIB,
+    SIZE_BYTES,
+    UUID,
+    Recorder,
+    backup,
+    fixture_xml,
+    image,
+    incremental,
+    qcow2_image,
+)
 from vbackup import files
 from vbackup.domain import domain_xml
 from vbackup.errors import ChainError, DiskError, InterruptedBySignalError, NoSpaceError, StorageError
@@ -239,7 +250,9 @@ def test_what_is_missing_and_what_is_shared_is_warned_of(
     assert "The restored domain.xml still names the original's vdb" in recorder.warnings[-2]
 
 
-@pytest.mark.parametrize(("data", "image_format"), [(b"QFI\xfb...", "qcow2"), (b"variables", None)])
+@pytest.mark.parametrize(
+    ("data", "image_format"), [(qcow2_image(65536), "qcow2"), (b"QFI\xfb...", None), (b"variables", None)]
+)
 def test_nvram_has_the_format_that_it_was_saved_in(
     repo: Repository, tmp_path: Path, data: bytes, image_format: str | None
 ) -> None:

@@ -17,7 +17,15 @@ from vbackup.domain.capabilities import Capabilities
 from vbackup.domain.driver import Directories
 from vbackup.domain.host import Host
 from vbackup.domain.restored_xml import RestoredXml
-from vbackup.errors import MonitorError, RestoredOnlyError, Status, StorageError, UnsuitableError
+from vbackup.errors import (
+    ConnectionLostError,
+    HostUnreachableError,
+    MonitorError,
+    RestoredOnlyError,
+    Status,
+    StorageError,
+    UnsuitableError,
+)
 from vbackup.files import user_name
 from vbackup.model import MachineFile, MachineKind, SecurityLabel
 from vbackup.operations import restored_domain, restored_machine
@@ -90,8 +98,8 @@ def test_taken_name_is_found_before_anything_is_written_and_again_at_the_end(hos
         define(prepared, recorder)
     assert caught.value.status == Status.UNSUITABLE
     assert str(caught.value).endswith(
-        "The disks are restored, but the domain is not defined: 'virsh -c "
-        f"{host.uri} define '/out dir/domain.xml'' does that later."
+        "The disks are restored, but the domain is not defined. To define it later, run: virsh -c "
+        f"{host.uri} define '/out dir/domain.xml'"
     )
     assert "52:54" not in host.domain("web").definition_xml(), "the other domain was replaced"
 
@@ -106,7 +114,7 @@ def test_domain_that_libvirt_refuses_to_start_stays(
 
     monkeypatch.setattr(defining, "start", refuse)
     with pytest.raises(
-        RestoredOnlyError, match=r"no memory\. The domain is restored and defined: 'virsh .* start web'"
+        RestoredOnlyError, match=r"no memory\. The domain is restored and defined\. When .*, run: virsh .* start web$"
     ):
         define(prepared, recorder)
     assert names(host) == ["web"]
@@ -294,12 +302,49 @@ def test_domain_that_is_not_defined_has_its_tpm_only_restored(
     def refuse(*_: object) -> None:
         raise MonitorError("libvirt could not define domain web: no.")
 
-    prepared, machine = with_tpm(host, recorder, tmp_path)
+    prepared, machine = with_tpm(host, recorder, tmp_path, start=True)
     monkeypatch.setattr(defining, "define", refuse)
-    with pytest.raises(RestoredOnlyError, match=r"no\. The disks are restored, but the domain is not defined"):
-        define(prepared, recorder)
+    with pytest.raises(RestoredOnlyError, match=r"no\. The disks are restored, but the domain is not def") as caught:
+        define(prepared, recorder, autostart=True)
     assert not (tpm / UUID).exists()
     assert (machine[0].path / "tpm2-00.permall").exists()
+    # A domain that is defined without these starts with an empty TPM.
+    place, virsh = tpm / UUID / "tpm2", f"virsh -c {host.uri}"
+    commands = str(caught.value).partition("To define it later, run: ")[2].split(" && ")
+    assert commands == [
+        f"mkdir -p {place}",
+        f"cp -rT {machine[0].path} {place}",
+        f"{virsh} define '/out dir/domain.xml'",
+        f"{virsh} autostart web",
+        f"{virsh} start web",
+    ]
+
+
+@pytest.mark.parametrize("now", ["defined", "not defined", "unknown"])
+def test_connection_that_breaks_while_the_domain_is_defined_takes_no_tpm_from_it(
+    host: Host, recorder: Recorder, tpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    prepared, machine = with_tpm(host, recorder, tmp_path)
+    defined = defining.define
+
+    def lose(host: Host, text: str) -> None:
+        if now == "defined":
+            defined(host, text)
+        raise ConnectionLostError("The connection to libvirt broke.")
+
+    def reopen() -> None:
+        if now == "unknown":
+            raise HostUnreachableError(None, "gone")
+
+    monkeypatch.setattr(defining, "define", lose)
+    monkeypatch.setattr(host, "reopen", reopen)
+    if now == "defined":
+        assert define(prepared, recorder) == DefinedDomain("web", UUID, started=False)
+    else:
+        with pytest.raises(RestoredOnlyError, match="The connection to libvirt broke"):
+            define(prepared, recorder)
+    assert (tpm / UUID / "tpm2" / "tpm2-00.permall").exists() is (now != "not defined")
+    assert machine[0].path.exists() is (now != "defined")
 
 
 def test_tpm_that_the_xml_places_gets_its_owner_only(

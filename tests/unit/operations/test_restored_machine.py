@@ -11,6 +11,7 @@ from tests.unit.builders import UUID, backup, commit, qcow2_image
 from vbackup import archive
 from vbackup.domain import host
 from vbackup.domain.machine_xml import Places
+from vbackup.errors import ChainError
 from vbackup.files import digest_of
 from vbackup.model import Backup, ImageFormat, MachineFile, MachineKind
 from vbackup.operations import restored_machine
@@ -73,20 +74,57 @@ def test_tpm_of_a_domain_on_another_host_will_be_in_the_place_of_its_system(monk
     assert place == Path("/var/lib/libvirt/swtpm") / UUID / "tpm1.2"
 
 
-def kept(repository: Repository, kind: MachineKind, data: bytes) -> Backup:
-    one = backup(1, machine=(MachineFile(kind, len(data), digest_of(data), None),))
+def kept(repository: Repository, kind: MachineKind, data: bytes, *, image_format: ImageFormat | None = None) -> Backup:
+    one = backup(1, machine=(MachineFile(kind, len(data), digest_of(data), None, image_format=image_format),))
     (commit(repository, one) / one.machine[0].file).write_bytes(data)
     return one
 
 
-@pytest.mark.parametrize(("data", "expected"), [(bytes(512), ImageFormat.RAW), (qcow2_image(65536), ImageFormat.QCOW2)])
-def test_format_of_the_nvram_is_that_of_the_file(tmp_path: Path, data: bytes, expected: ImageFormat) -> None:
+HARMFUL = [
+    qcow2_image(65536, backing="/etc/shadow"),
+    qcow2_image(65536, offset_72=(4).to_bytes(8, "big")),
+    qcow2_image(65536, offset_32=(1).to_bytes(4, "big")),
+    qcow2_image(65536)[:80],
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "recorded", "expected"),
+    [
+        (bytes(512), None, ImageFormat.RAW),
+        (qcow2_image(65536), None, ImageFormat.QCOW2),
+        *((data, None, ImageFormat.RAW) for data in HARMFUL),
+        *((data, ImageFormat.RAW, ImageFormat.RAW) for data in (bytes(512), qcow2_image(65536), *HARMFUL)),
+        (qcow2_image(65536), ImageFormat.QCOW2, ImageFormat.QCOW2),
+    ],
+)
+def test_format_of_the_nvram_is_what_the_manifest_says(
+    tmp_path: Path, data: bytes, recorded: ImageFormat | None, expected: ImageFormat
+) -> None:
     repository = Repository.create(tmp_path / "repository")
-    one = kept(repository, MachineKind.NVRAM, data)
+    one = kept(repository, MachineKind.NVRAM, data, image_format=recorded)
     placed = restored_machine.placed(one, OUT)
     restored_machine.check(placed, one, repository=repository, stop=Stop())
     assert restored_machine.nvram_format(placed, one, repository=repository) is expected
     assert restored_machine.nvram_format((), one, repository=repository) is None
+
+
+@pytest.mark.parametrize("data", [*HARMFUL, bytes(512)])
+def test_nvram_that_names_another_file_is_refused_before_anything_is_written(tmp_path: Path, data: bytes) -> None:
+    repository = Repository.create(tmp_path / "repository")
+    one = kept(repository, MachineKind.NVRAM, data, image_format=ImageFormat.QCOW2)
+    placed = restored_machine.placed(one, OUT)
+    with pytest.raises(ChainError, match="is not a qcow2 image that QEMU may open"):
+        restored_machine.check(placed, one, repository=repository, stop=Stop())
+    with pytest.raises(ChainError, match="is not a qcow2 image that QEMU may open"):
+        restored_machine.nvram_format(placed, one, repository=repository)
+
+
+def test_archive_that_does_not_unpack_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    repository = Repository.create(tmp_path / "repository")
+    one = kept(repository, MachineKind.TPM, archive.pack({"../state": b"keys"}))
+    with pytest.raises(ChainError, match="is no archive of a TPM's state"):
+        restored_machine.check(restored_machine.placed(one, OUT), one, repository=repository, stop=Stop())
 
 
 def test_files_are_written_under_the_names_of_their_places(tmp_path: Path) -> None:
@@ -105,6 +143,7 @@ def test_firmware_that_this_host_does_not_have_is_told(tmp_path: Path) -> None:
     assert missing("") is None
     assert missing(f"<loader>{tmp_path}/code.fd</loader>") is None
     assert missing(f"<loader>{tmp_path}/other.fd</loader>") == f"{tmp_path}/other.fd"
+    assert missing(f"<loader>/{'x' * 300}</loader>") == f"/{'x' * 300}"
 
 
 def test_secret_that_the_tpm_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

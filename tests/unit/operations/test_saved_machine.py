@@ -27,9 +27,9 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         yield stage
 
 
-def failing(*, is_unexpected: bool) -> Iterator[bytes]:
+def failing(*, is_unexpected: bool, is_too_large: bool = False) -> Iterator[bytes]:
     yield b"half"
-    raise UnsavedError("initrd /i changed while it was read", is_unexpected=is_unexpected)
+    raise UnsavedError("initrd /i changed while it was read", is_unexpected=is_unexpected, is_too_large=is_too_large)
 
 
 def save(
@@ -72,10 +72,14 @@ def test_file_that_cannot_be_read_whole_is_left_out(stage: Stage, recorder: Reco
     ] * is_unexpected
 
 
-def test_large_medium_each_night_is_no_warning(stage: Stage, recorder: Recorder) -> None:
-    saved = save(stage, recorder, Found(MachineKind.MEDIUM, "/s", lambda: failing(is_unexpected=True), "sda"))
+@pytest.mark.parametrize("is_too_large", [False, True])
+def test_medium_that_cannot_be_read_is_a_warning_and_a_large_one_each_night_is_not(
+    stage: Stage, recorder: Recorder, is_too_large: bool
+) -> None:
+    medium = Found(MachineKind.MEDIUM, "/s", lambda: failing(is_unexpected=True, is_too_large=is_too_large), "sda")
+    saved = save(stage, recorder, medium)
     assert [(left.kind, left.dev) for left in saved.unsaved] == [("disk", "sda")]
-    assert recorder.warnings == []
+    assert len(recorder.warnings) == (not is_too_large)
 
 
 @pytest.mark.parametrize(

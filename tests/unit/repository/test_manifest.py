@@ -25,6 +25,7 @@ from vbackup.model import (
     Group,
     GroupMember,
     HostIdentity,
+    ImageFormat,
     LeftOut,
     Level,
     MachineFile,
@@ -65,7 +66,8 @@ def images(draw: st.DrawFn, dev: str) -> DiskImage:
 def machine_files(draw: st.DrawFn) -> MachineFile:
     kind = draw(st.sampled_from(MachineKind))
     dev = draw(some_devs) if kind is MachineKind.MEDIUM else None
-    return MachineFile(kind, draw(sizes), draw(texts), draw(st.none() | texts), dev)
+    image_format = draw(st.none() | st.sampled_from(ImageFormat)) if kind is MachineKind.NVRAM else None
+    return MachineFile(kind, draw(sizes), draw(texts), draw(st.none() | texts), dev, image_format)
 
 
 @st.composite
@@ -380,7 +382,7 @@ def test_host_that_is_none_is_told(host: object) -> None:
 # what the machine needs beside its disks
 
 
-NVRAM = MachineFile(MachineKind.NVRAM, 9, "sha256:" + "2" * 64, "/nvram/web_VARS.fd")
+NVRAM = MachineFile(MachineKind.NVRAM, 9, "sha256:" + "2" * 64, "/nvram/web_VARS.fd", image_format=ImageFormat.QCOW2)
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -391,7 +393,14 @@ def entry(**changes: Any) -> dict[str, Any]:
 def test_machine_is_listed_with_what_proves_each_file() -> None:
     document = manifest.document(backup(1, machine=(NVRAM,), autostart=True, loader="/OVMF.fd"))
     assert document["machine"] == [
-        {"kind": "nvram", "file": "nvram", "size_bytes": 9, "digest": NVRAM.digest, "path": "/nvram/web_VARS.fd"}
+        {
+            "kind": "nvram",
+            "file": "nvram",
+            "format": "qcow2",
+            "size_bytes": 9,
+            "digest": NVRAM.digest,
+            "path": "/nvram/web_VARS.fd",
+        }
     ]
     assert (document["autostart"], document["loader"]) == (True, "/OVMF.fd")
 
@@ -423,6 +432,7 @@ def test_kind_of_a_newer_vbackup_is_passed_over() -> None:
         ([entry(kind="tpm", file="nvram")], "never writes a tpm to a file 'nvram'"),
         ([entry(), entry()], "lists sda.medium twice"),
         ([entry(size_bytes=-1)], "should be an integer"),
+        ([entry(kind="nvram", file="nvram", format="vmdk")], "vmdk"),
         ({"nvram": 1}, "should be a list"),
     ],
 )

@@ -193,7 +193,5 @@ def _tpm_commands(done: restore.Restored) -> list[str]:
     state = restored_machine.path_of(done.machine, MachineKind.TPM)
     if done.tpm_place is None or state is None:
         return []
-    return [
-        shlex.join(["mkdir", "-p", str(done.tpm_place)]),
-        f"{shlex.join(['cp', '-rT', str(state), str(done.tpm_place)])}  # the TPM's state, while no domain uses it",
-    ]
+    *others, copy = restored_machine.tpm_commands(state, done.tpm_place)
+    return [*others, f"{copy}  # the TPM's state, while no domain uses it"]
