@@ -162,7 +162,7 @@ def test_domain_that_does_not_start_is_restored_and_defined(defined: Defined, tm
     defined.machine = defined.lab.start(xml)
     defined.backup()
     outcome = defined.restore("out", "--start", "--name", "copy", status=1)
-    assert "Failed to reserve port 5917. The domain is restored and defined: 'virsh -c " in outcome.stderr
+    assert "Failed to reserve port 5917. The domain is restored and defined. When the cause is gone" in outcome.stderr
     assert "only one domain at a time can use: vnc port 5917" in outcome.stderr
     machine = defined.found("copy")
     assert not machine.handle.is_active()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,15 @@ from tests.lab import DiskSpec
 from tests.lab import domain_xml as of_disks
 from tests.recorded import MIB, Recorded, story
 from tests.unit.builders import Recorder
-from vbackup.domain import domain_xml
-from vbackup.domain.pools import Pool, Wanted
+from tests.unit.domain.test_pools import FakePool, Volume, opened
+from vbackup.domain import defining, domain_xml
+from vbackup.domain.pools import Pool
+from vbackup.errors import MonitorError
 from vbackup.images import restoring
 from vbackup.model import ImageFormat
 from vbackup.operations import restore
 from vbackup.operations.restore import RestoreRequest
-from vbackup.report import Reporter
+from vbackup.repository import verify
 from vbackup.repository.choice import Wanted as Choose
 from vbackup.stop import Stop
 
@@ -77,30 +78,31 @@ def test_volumes_of_a_directory(
     assert f"virsh vol-delete --pool 'files of ours' {names[0]}" in again
 
 
-class Logical(Pool):
-    """A pool of logical volumes whose only volume is a loop device; kernels of containers often have no LVM."""
+class LoopVolume(Volume):
+    """A logical volume that is a loop device; kernels of containers often have no LVM."""
 
     device: Path
 
-    def wanted(self, domain: str, dev: str, image_format: ImageFormat, size_bytes: int) -> Wanted:
-        return Wanted(f"{domain}-{dev}", ImageFormat.RAW, size_bytes)
-
-    @contextmanager
-    def created(self, wanted: Mapping[str, Wanted], *, reporter: Reporter) -> Iterator[dict[str, Path]]:
-        yield dict.fromkeys(wanted, self.device)
+    def path(self) -> str:
+        return str(self.device)
 
 
-def test_logical_volumes_are_raw_and_have_nothing_old_in_them(recorded: Recorded, tmp_path: Path) -> None:
+def test_logical_volumes_are_raw_and_have_nothing_old_in_them(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "backing").write_bytes(b"\xa5" * (12 * MIB))
     expected = recorded.expected(recorded.backups[-1])["vda"]
     with loop_device(tmp_path / "backing") as loop:
-        pool = Logical("group", "logical", 12 * MIB, None, None)  # type: ignore[arg-type]
-        object.__setattr__(pool, "device", loop)
+        monkeypatch.setattr(LoopVolume, "device", loop, raising=False)
+        monkeypatch.setattr("tests.unit.domain.test_pools.Volume", LoopVolume)
+        fake = FakePool("logical", room=12 * MIB)
+        pool = opened(fake)
         request = RestoreRequest("web", tmp_path / "out", Choose(disks=("vda",)))
         recorder = Recorder()
         done = restore.run(request, repository=recorded.repository, reporter=recorder, stop=Stop(), pool=pool)
         content = loop.read_bytes()
     assert content == expected + bytes(12 * MIB - len(expected))
+    assert f"<allocation unit='bytes'>{len(expected)}</allocation>" in fake.volumes["web-vda"].xml
     assert (done.devices, done.volumes, done.checkpoints) == (("vda",), {"vda": "web-vda"}, ())
     assert not [step for step in recorder.steps if "overwritten" in step]
     (disk, *_) = domain_xml.parse(done.domain_xml.read_text()).disks
@@ -174,3 +176,66 @@ def test_restored_volume_starts_and_its_next_backup_is_an_incremental(
     machine.write("vda", "write -P 8 1M 64k")
     second = command("-c", daemon.uri, "backup", "volumes", "-r", repository, "--json").document
     assert (second["disks"][0]["level"], second["disks"][0]["base"]) == ("incremental", first["id"])
+
+
+@pytest.fixture
+def volumes(daemon: Daemon, command: Command, images: Path, repository: Path) -> Iterator[Any]:
+    """A domain ``volumes`` with a backup; yields the command that restores it, and undefines what that defines."""
+    spec = DiskSpec(images / "vda.qcow2")
+    spec.create()
+    machine = daemon.start(of_disks("volumes", [spec.xml()]))
+    machine.write("vda", "write -P 7 1M 1M")
+    command("-c", daemon.uri, "backup", "volumes", "-r", repository, "--json")
+    yield lambda *options, **more: command(
+        "-c", daemon.uri, "restore", "volumes", "-r", repository, "--output", images / "out", "--json", *options, **more
+    )
+    for handle in daemon.host.domains():
+        if handle.name == "new":
+            handle.domain.undefine()
+
+
+@pytest.mark.parametrize("is_foreseen", [True, False])
+def test_new_domain_has_its_own_volumes(
+    volumes: Any, daemon: Daemon, pool: Any, images: Path, monkeypatch: pytest.MonkeyPatch, is_foreseen: bool
+) -> None:
+    """Also if libvirt makes a volume where nobody expected it."""
+    checked = []
+    check = defining.check
+    monkeypatch.setattr(defining, "check", lambda host, xml: (checked.append(xml), check(host, xml)))
+    if not is_foreseen:
+        monkeypatch.setattr(Pool, "likely_path", lambda _pool, one: images / f"other-{one.name}")
+    done = volumes("--pool", pool.name(), "--define", "--name", "new").document
+    assert (done["name"], done["disks"][0]["volume"]) == ("new", "new-vda.qcow2")
+    (disk,) = domain_xml.parse(daemon.host.domain("new").definition_xml()).disks
+    assert disk.path == str(images / "new-vda.qcow2")
+    assert bytes([7]) * MIB in raw(images / "new-vda.qcow2", ImageFormat.QCOW2)
+    assert len(checked) == (1 if is_foreseen else 2)
+
+
+def test_name_that_is_taken_is_found_before_anything_is_read_or_made(
+    volumes: Any, pool: Any, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "check_chains", lambda *_args, **_more: pytest.fail("the chains were read"))
+    for options in (("--define",), ("--define", "--name", "volumes")):
+        told = volumes("--pool", pool.name(), *options, status=5).stderr
+        assert "already has domain volumes" in told or "already has a domain volumes" in told
+    pool.refresh()
+    assert not [name for name in pool.listVolumes() if name.startswith(("volumes-", "new-"))]
+    assert not (images / "out").exists()
+
+
+def test_volumes_stay_if_libvirt_does_not_define_the_domain_at_last(
+    volumes: Any, daemon: Daemon, pool: Any, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are complete, and what is left to do needs them."""
+
+    def refuse(*_args: object) -> None:
+        raise MonitorError("libvirt could not define domain new: no.")
+
+    monkeypatch.setattr(defining, "define", refuse)
+    told = volumes("--pool", pool.name(), "--define", "--name", "new", status=1).stderr
+    assert "The disks are restored, but the domain is not defined. To define it later, run: virsh" in told
+    assert bytes([7]) * MIB in raw(images / "new-vda.qcow2", ImageFormat.QCOW2)
+    daemon.host.connection.defineXML((images / "out" / "domain.xml").read_text())
+    (disk,) = domain_xml.parse(daemon.host.domain("new").definition_xml()).disks
+    assert disk.path == str(images / "new-vda.qcow2")

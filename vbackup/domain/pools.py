@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from vbackup import names
 from vbackup.domain.host import NO_STORAGE_POOL, NO_STORAGE_VOLUME, Host, error_code
@@ -24,6 +24,7 @@ from vbackup.report import Reporter
 _OF_FILES, _LOGICAL = frozenset(("dir", "fs", "netfs")), "logical"
 #: What LVM allows in the name of a logical volume.
 _LV_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*", re.ASCII)
+_TARGET = re.compile(r"<target>\s*<path>([^<]*)</path>")
 _KIND = re.compile(r"\s*<pool type=['\"]([a-z-]+)['\"]", re.ASCII)
 
 
@@ -45,6 +46,7 @@ class Pool:
     available_bytes: int
     host: Host
     pool: Any  #: virStoragePool
+    target: Path = Path("/")  #: where its volumes are
 
     @property
     def has_block_devices(self) -> bool:
@@ -75,6 +77,10 @@ class Pool:
             " what an interrupted restore has left, remove it: virsh vol-delete --pool"
             f" {shlex.quote(self.name)} {shlex.quote(name)}."
         )
+
+    def likely_path(self, one: Wanted) -> Path:
+        """Return the path that a volume will have, which only libvirt decides when it makes it."""
+        return self.target / one.name
 
     @contextmanager
     def created(self, wanted: Mapping[str, Wanted], *, reporter: Reporter) -> Iterator[dict[str, Path]]:
@@ -156,7 +162,8 @@ def opened(host: Host, name: str) -> Pool:
                 " command again."
             )
         pool.refresh(0)
-        match = _KIND.match(pool.XMLDesc(0))
+        xml = pool.XMLDesc(0)
+        match, target = _KIND.match(xml), _TARGET.search(xml)
         available_bytes = int(pool.info()[3])
     kind = match[1] if match is not None else "unknown"
     if kind not in _OF_FILES and kind != _LOGICAL:
@@ -164,4 +171,4 @@ def opened(host: Host, name: str) -> Pool:
             f"Storage pool {name} is of type {kind}. Volumes can be made and written in pools of the types"
             f" {', '.join(sorted(_OF_FILES))} and {_LOGICAL}; give another one, or a path with --disk DEV=PATH."
         )
-    return Pool(name, kind, available_bytes, host, pool)
+    return Pool(name, kind, available_bytes, host, pool, Path("/", unescape(target[1]) if target is not None else ""))

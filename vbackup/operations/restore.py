@@ -85,6 +85,11 @@ class _Work:
     host: Host | None
     pool: Pool | None
 
+    def likely_path(self, volume: pools.Wanted) -> Path:
+        """Where a volume of the pool will be."""
+        assert self.pool is not None
+        return self.pool.likely_path(volume)
+
     @property
     def new_name(self) -> str | None:
         """The name of a domain that is not the original; None if it is."""
@@ -127,17 +132,21 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
     )
     files.refuse_unwritable(output)  # before hours of reading
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
+    texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files if name != NVRAM}
+    planned = [*destinations, *_volumes(volumes, {dev: work.likely_path(one) for dev, one in volumes.items()}, work)]
+    definition = _definition(choice, texts, work, destinations=planned, machine=machine)
+    destination.refuse_existing([Path(name) for name in definition.new_files])
+    prepared = _prepare(definition, machine, work)  # also before hours of reading
     with (
         destination.claimed(destinations, chains, reporter=work.reporter, stop=work.stop) as overwritten,
         ExitStack() as stack,
     ):
         verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
         destinations += stack.enter_context(_made(volumes, work))
+        if destinations != planned:  # libvirt has another place for a volume
+            definition = _definition(choice, texts, work, destinations=destinations, machine=machine)
+            prepared = _prepare(definition, machine, work)
         destinations.sort(key=lambda one: [*chains].index(one.dev))
-        texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files if name != NVRAM}
-        definition = _definition(choice, texts, work, destinations=destinations, machine=machine)
-        destination.refuse_existing([Path(name) for name in definition.new_files])
-        prepared = _prepare(definition, machine, work)
         text = (definition if prepared is None else prepared).text
         warnings = _warnings(choice, definition)
         checkpoints = _write_all(
@@ -206,9 +215,14 @@ def _made(volumes: Mapping[str, pools.Wanted], work: _Work) -> Iterator[list[Des
     if work.pool is None:
         yield []
         return
-    output = Output.DEVICE if work.pool.has_block_devices else Output.FILE
     with work.pool.created(volumes, reporter=work.reporter) as paths:
-        yield [Destination(dev, paths[dev], one.image_format, output, one.name) for dev, one in volumes.items()]
+        yield _volumes(volumes, paths, work)
+
+
+def _volumes(volumes: Mapping[str, pools.Wanted], paths: Mapping[str, Path], work: _Work) -> list[Destination]:
+    """Return where the disks go that become volumes with these paths."""
+    output = Output.DEVICE if work.pool is not None and work.pool.has_block_devices else Output.FILE
+    return [Destination(dev, paths[dev], one.image_format, output, one.name) for dev, one in volumes.items()]
 
 
 def _destinations(devs: Sequence[str], request: RestoreRequest) -> list[Destination]:

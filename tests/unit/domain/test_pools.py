@@ -62,7 +62,7 @@ class FakePool:
         self.refreshed += 1
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802
-        return f"<pool type='{self.kind}'>\n  <name>p</name></pool>"
+        return f"<pool type='{self.kind}'>\n  <name>p</name><target>\n <path>/pool</path></target></pool>"
 
     def info(self) -> list[int]:
         return [2, 1 << 31, 1 << 30, self.room]
@@ -120,7 +120,7 @@ def test_volume_is_named_after_domain_and_disk(kind: str, image_format: ImageFor
     wanted = pool.wanted("web", "vda", image_format, 9 * MIB)
     assert (wanted.name, wanted.image_format.value, wanted.size_bytes) == (name, made, 9 * MIB)
     with pool.created({"vda": wanted}, reporter=Recorder()) as paths:
-        assert paths == {"vda": Path("/pool") / name}
+        assert paths == {"vda": Path("/pool") / name} == {"vda": pool.likely_path(wanted)}
         xml = fake.volumes[name].xml
         assert f"<capacity unit='bytes'>{9 * MIB}</capacity>" in xml
         assert f"<allocation unit='bytes'>{9 * MIB if kind == 'logical' else 0}</allocation>" in xml
