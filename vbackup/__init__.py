@@ -8,8 +8,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              backup_table  merges  background  keys  guest_files  proofs
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
-                             check  repair  restore_in_place  rollback  full_in_place  mount  umount  serve
-                             saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
+                             check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
+                             serve  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
                              boot_test  fsck
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers

@@ -93,6 +93,12 @@ def users_of(path: str) -> list[str]:
     return having_open(os.path.realpath(path))
 
 
+def other_users_of(path: str, pid: int | None = None) -> list[str]:
+    """Return what ``users_of`` does, without the process with that pid; None: this one."""
+    own = f"(pid {os.getpid() if pid is None else pid})"
+    return [user for user in users_of(path) if not user.endswith(own)]
+
+
 def having_open(real_path: str) -> list[str]:
     """Return the processes that have the file or device of this name open, as ``users_of`` does, without a look at it.
 

@@ -22,6 +22,7 @@ from tests.filesystem import loop_device
 from tests.lab import DiskSpec, domain_xml, qemu_img_info
 from tests.unit.builders import Recorder
 from vbackup import files
+from vbackup.errors import NoSpaceError, UnsuitableError, VbackupError
 from vbackup.images import replacement, restoring
 from vbackup.operations import restore_in_place
 from vbackup.operations.restore_in_place import InPlaceRequest
@@ -302,10 +303,76 @@ def test_full_restore_killed_at_every_step_is_ended_by_the_next(
         assert in_place_journal.read(directory) is None
         assert not list(directory.glob("in-place*"))
         at += max(1, EVERY // (3 if has_links else 2))
-    assert seen == {None, *in_place_journal.Step}
+    assert seen == {None, in_place_journal.Step.WRITING, in_place_journal.Step.EXCHANGING}
     third = rolled.backup()
     assert {disk["base"] for disk in third["disks"]} == {first["id"]}
     rolled.restored(third["id"])
+
+
+def test_disk_that_was_rolled_back_before_another_could_be_replaced_is_no_disk_to_back_up(
+    rolled: Rolled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vda is rolled back, vdb gets a new image; the run ends between the two, by SIGKILL and by an error."""
+    vda, vdb = (spec.path for spec in rolled.chain.specs)
+    first = rolled.backup()
+    directory = rolled.chain.repository / rolled.chain.uuid
+    off: Any = Off(rolled)
+
+    def restore(*disks: str, backup: str = first["id"]) -> Recorder:
+        recorder = Recorder()
+        restore_in_place.run(
+            InPlaceRequest("bases", Wanted(backup, disks=disks)),
+            host=off, repository=rolled.repository, reporter=recorder, stop=Stop(),
+        )  # fmt: skip
+        return recorder
+
+    def end(how: Callable[[], None]) -> None:
+        """Come to the exchange, and no further."""
+        for path in (vda, vdb):
+            write(path, "write -P 3 4M 1M")
+        lose_bitmaps(vdb)
+        written = in_place_journal.write
+
+        def record(directory: Path, step: in_place_journal.Step, **named: Any) -> None:
+            if step is in_place_journal.Step.EXCHANGING:
+                how()
+            written(directory, step, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(in_place_journal, "write", record)
+            restore()
+
+    def full() -> None:
+        raise NoSpaceError("The repository is full.")
+
+    for kills in (True, False):
+        if kills:
+            pid = os.fork()
+            if pid == 0:
+                end(lambda: os.kill(os.getpid(), signal.SIGKILL))
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+            wait_for(lambda: not storage_daemons(rolled.chain.tmp_path), "the end of the storage daemon")
+        else:
+            with pytest.raises(NoSpaceError, match="is full"):
+                end(full)
+            assert images(rolled) == ["vda.qcow2", "vdb.qcow2"]
+        entry = in_place_journal.read(directory)
+        assert entry is not None
+        assert (entry.step, entry.rolled) == (in_place_journal.Step.ROLLING, {"vda"})
+        rolled.compare(first["id"], "vda")
+        assert f"'vbackup restore bases {first['id']} --in-place'" in rolled.chain.run(status=5).stderr
+        present = images(rolled)
+        with pytest.raises(VbackupError, match="20200101T000000Z"):
+            restore(backup="20200101T000000Z-full")
+        assert (images(rolled), in_place_journal.read(directory)) == (present, entry)
+        with pytest.raises(UnsuitableError, match="Restore all of them, vda too"):
+            restore("vdb")
+        assert "may have been rolled back; this run restores all" in restore().steps[0]
+        rolled.compare(first["id"])
+        assert images(rolled) == ["vda.qcow2", "vdb.qcow2"]
+        assert in_place_journal.read(directory) is None
+    assert set(levels(rolled.backup()).values()) == {"incremental"}
 
 
 def test_journal_of_a_copy_or_of_other_images_is_not_heeded(rolled: Rolled) -> None:

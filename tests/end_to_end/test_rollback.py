@@ -551,6 +551,7 @@ def test_command_restores_in_place_all_disks_or_none(rolled: Rolled, monkeypatch
     write(vdb, "write -P 3 4M 128k")
     document = in_place(rolled, "--backup", first["id"], "--json").document  # operations.restore_in_place
     assert document["schema"] == "vbackup.rollback/1"
+    assert document["machine_untouched"] == []
     assert {one["dev"]: one["written_bytes"] for one in document["disks"]} == {"vda": 2 << 16, "vdb": 3 << 16}
     rolled.compare(first["id"])
     assert levels(rolled.backup()) == {"vda": "incremental", "vdb": "incremental"}

@@ -30,7 +30,6 @@ ELSEWHERE = {
     "qemu.nbd_client": "contract/test_nbd_client.py",  # a server of QEMU
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
-    "operations.restore_in_place": "end_to_end/test_rollback.py",  # its whole work is in QEMU
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.boot_test": "end_to_end/test_boot_test.py",  # its whole work is in libvirt and QEMU

@@ -13,7 +13,7 @@ import pytest
 from vbackup.errors import ChainError
 from vbackup.fields import Fields
 from vbackup.hooks.marks import Process
-from vbackup.process import open_files, users_of
+from vbackup.process import open_files, other_users_of, users_of
 
 
 def test_process_with_an_odd_name_is_known(tmp_path: Path) -> None:
@@ -80,6 +80,8 @@ def test_users_of_a_file_are_named_by_program_and_pid(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(path)
     with path.open():
         (user,) = users_of(str(tmp_path / "link"))
+        assert other_users_of(str(path)) == []
+        assert other_users_of(str(path), 1) == [user]
     assert user.endswith(f" (pid {os.getpid()})")
 
 

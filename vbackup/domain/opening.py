@@ -107,9 +107,8 @@ class OpenImages:
 
     def busy(self, images: Sequence[Image] = ()) -> BusyError:
         """Return the error that says who else has one of the images, or of all that are open here, open."""
-        own = f"(pid {self.daemon.pid})"
         for image in images or self._images.values():
-            users = [user for user in process.users_of(image.path) if not user.endswith(own)]
+            users = process.other_users_of(image.path, self.daemon.pid)
             if users:
                 return BusyError(
                     f"The image {image.path} is open in {users[0]}, which keeps others out; run the same command again"

@@ -131,12 +131,12 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
 
 
 def _refuse_exchanging(domain: LockedDomain) -> None:
-    """Raise UnsuitableError if a restore in place was interrupted when some disks had new images and others not."""
+    """Raise UnsuitableError if a restore in place was interrupted when some disks were restored and others not."""
     directory = domain.repository.path / domain.uuid
     entry = None
     with suppress(ChainError, StorageError):
         entry = in_place_journal.read(directory)
-    if entry is not None and entry.step is in_place_journal.Step.EXCHANGING:
+    if entry is not None and entry.is_begun:
         name = domain_argument(domain.source.domain.name)
         raise UnsuitableError(
             f"A restore in place to backup {entry.backup} was interrupted, so some disks may be as in that backup and"

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vbackup.images import device
 from vbackup.model import ImageFormat
 from vbackup.qemu.qemu_img import Output
 from vbackup.report import Reporter
+from vbackup.repository import filesystem
 from vbackup.repository.history import Link
 from vbackup.stop import Stop
 
@@ -155,20 +156,25 @@ def temporary_directory(output: Path) -> Iterator[Path]:
 
 
 def move_out(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Move files and directories to the names that they are to have, in this order: all or none."""
+    """Move files and directories to the names that they are to have: all or none, and the last one last.
+
+    It gets its name when the others have theirs on storage. Raises StorageError, also if a name was taken meanwhile.
+    """
     moved: list[Path] = []
     try:
         with storage_errors(f"write to {moves[-1][1].parent}"):
-            for source, target in moves:
-                refuse_existing([target])
-                source.rename(target)
-                moved.append(target)
-            for directory in dict.fromkeys(target.parent for _, target in moves):
-                files.fsync(directory)
+            for batch in (moves[:-1], moves[-1:]):
+                for source, target in batch:
+                    refuse_existing([target])
+                    filesystem.move(source, target)
+                    moved.append(target)
+                for directory in dict.fromkeys(target.parent for _, target in batch):
+                    files.fsync(directory)
     except BaseException:
         for path in reversed(moved):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            with suppress(OSError):  # which would hide the cause
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         raise

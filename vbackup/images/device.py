@@ -26,6 +26,9 @@ _PIECE_BYTES = 256 * 1024 * 1024
 #: At least the size of a logical block: what the kernel zeroes begins and ends with one.
 _ALIGNMENT_BYTES = 4096
 _ZEROS = bytes(1024 * 1024)
+#: Errors of a device, or of a kernel, that cannot do it: EBUSY if there are pages in its cache (translate_err and
+#: handle_aiocb_write_zeroes in QEMU's block/file-posix.c).
+_CANNOT = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EBUSY))
 
 
 def is_block_device(path: Path) -> bool:
@@ -54,8 +57,7 @@ def claimed(dev: str, path: Path, *, disk_bytes: int) -> Iterator[None]:
                 " device."
             ) from err
     try:
-        own = f"(pid {os.getpid()})"
-        users = [user for user in process.users_of(str(path)) if not user.endswith(own)]
+        users = process.other_users_of(str(path))
         if users:
             raise BusyError(
                 f"Disk {dev}: {path} is open in {users[0]}; nothing was written. Run the same command again when it is"
@@ -116,6 +118,6 @@ def _fallocate(fd: int, mode: int, start_bytes: int, length_bytes: int) -> bool:
     if call(fd, mode, ctypes.c_int64(start_bytes), ctypes.c_int64(length_bytes)) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
+    if code in _CANNOT:
         return False
     raise OSError(code, os.strerror(code))

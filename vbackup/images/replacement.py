@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,25 +49,28 @@ class Replacement:
 
         Raises OSError.
         """
-        if not os.path.lexists(self.path):
-            return
-        status = self.path.stat()
-        own = self.new.stat()
-        if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
-            os.chown(self.new, status.st_uid, status.st_gid)
-        self.new.chmod(status.st_mode & 0o7777)
-        for name in _attributes(self.path):
-            os.setxattr(self.new, name, os.getxattr(self.path, name))
-        files.fsync(self.new)
+        if os.path.lexists(self.path):
+            with self.new.open("rb") as new:
+                _give(self.path, new.fileno())
+            files.fsync(self.new)
+
+    def check_attributes(self) -> None:
+        """Raise OSError if a new image cannot be made there, or not with what the old one has; nothing is left."""
+        with tempfile.TemporaryFile(dir=self.path.parent) as probe:
+            if os.path.lexists(self.path):
+                _give(self.path, probe.fileno())
 
     def put(self) -> None:
         """Put the new image in the place of the old one, which is kept; again, if that was interrupted. Raises OSError.
 
-        Does nothing if the new image is in its place.
+        Does nothing if the new image is in its place. The old one never loses its last name.
         """
         if not os.path.lexists(self.new):
             return
-        if os.path.lexists(self.path) and not os.path.lexists(self.kept):
+        if os.path.lexists(self.path) and os.path.lexists(self.kept):
+            if not os.path.samestat(self.path.lstat(), self.kept.lstat()):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(self.kept))
+        elif os.path.lexists(self.path):
             try:
                 os.link(self.path, self.kept, follow_symlinks=False)
             except OSError as err:
@@ -81,6 +85,15 @@ class Replacement:
         """Remove the old image. Raises OSError."""
         self.kept.unlink(missing_ok=True)
         files.fsync(self.path.parent)
+
+
+def _give(old: Path, fd: int) -> None:
+    status, own = old.stat(), os.fstat(fd)
+    if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+        os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, status.st_mode & 0o7777)
+    for name in _attributes(old):
+        os.setxattr(fd, name, os.getxattr(old, name))
 
 
 def _attributes(path: Path) -> list[str]:

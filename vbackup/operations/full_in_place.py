@@ -2,18 +2,20 @@
 
 The new image is made and checked beside the old one, and takes its place when the images of all disks are complete
 (vbackup.images.replacement). What is the only copy of the present content is never written to: so block devices, and
-images whose kind a new one could not have, are refused. A journal in the repository tells the next run what to end.
+images whose kind a new one could not have, are refused. A journal in the repository tells the next run what to end
+(vbackup.operations.in_place_end).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vbackup.domain import domain_xml
@@ -22,11 +24,9 @@ from vbackup.domain.host import DomainHandle
 from vbackup.engine import restored_checkpoint
 from vbackup.engine.restored_checkpoint import RestoredImage
 from vbackup.errors import (
-    BusyError,
     ChainError,
     DiskError,
     NoSpaceError,
-    UnsuitableError,
     VbackupError,
     domain_argument,
 )
@@ -34,14 +34,14 @@ from vbackup.files import storage_errors
 from vbackup.images import destination, device, restoring
 from vbackup.images.replacement import Replacement
 from vbackup.images.restoring import Restoring
-from vbackup.model import BlockDriver, Disk, ImageFormat, SourceType
-from vbackup.operations import rollback
+from vbackup.model import BlockDriver, Disk, ImageFormat
+from vbackup.operations import in_place_end
 from vbackup.qemu import image_lock, qcow2
 from vbackup.qemu.backing_chain import Image
 from vbackup.report import Reporter
 from vbackup.repository import in_place_journal
 from vbackup.repository.chosen import Chosen
-from vbackup.repository.in_place_journal import Replaced, Step
+from vbackup.repository.in_place_journal import Replaced, Seen, Step
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -94,35 +94,68 @@ class FullRestore:
         repository: Repository,
         reporter: Reporter,
         stop: Stop,
+        is_resumed: bool,
     ) -> None:
         self._targets, self._request, self._point, self._handle = targets, request, point, handle
         self._repository, self._reporter, self._stop = repository, reporter, stop
         self._directory = repository.path / handle.uuid
+        self._rolled, self._is_resumed = frozenset[str](), is_resumed
         self._journal = [
-            Replaced(one.dev, one.replacement.path, one.replacement.backup, request.keep_old or one.has_snapshots)
+            Replaced(
+                one.dev,
+                one.replacement.path,
+                one.replacement.backup,
+                request.keep_old or one.has_snapshots,
+                Seen.of(one.replacement.path),
+            )
             for one in targets
         ]
 
     @contextmanager
-    def written(self) -> Iterator[None]:
+    def written(self, rolled: Collection[str]) -> Iterator[None]:
         """Make the new images, beside the old ones, and check them; they are removed if the block fails.
 
-        Raises what Restoring.write raises.
+        During the block the disks in ``rolled`` (dev) are rolled back. From its begin on the restore has to be
+        finished, and the journal stays until it is. Raises what Restoring.write raises, BusyError.
         """
-        if not self._targets:
+        if not self._targets and not self._is_resumed:
             yield
             return
-        self._record(Step.WRITING)
+        self._rolled = frozenset(rolled)
+        self._record(Step.ROLLING if self._is_resumed else Step.WRITING)
         try:
             self._write()
-            yield
+            self._stop.check()
+            with image_lock.held([one.replacement.new for one in self._targets]):
+                self._journal = [
+                    replace(recorded, new=Seen.of(one.replacement.new))
+                    for one, recorded in zip(self._targets, self._journal)
+                ]
+                if rolled:
+                    self._record(Step.ROLLING)
+                yield
         except BaseException:
-            entry = in_place_journal.read(self._directory)
-            if entry is not None and entry.step is Step.WRITING:  # else it is finished by the next run
-                for one in self._targets:
-                    one.replacement.discard()
-                in_place_journal.remove(self._directory)
+            self._end()
             raise
+
+    def _end(self) -> None:
+        """Undo what can be undone after an error, which a further one must not hide."""
+        step = Step.EXCHANGING
+        with suppress(VbackupError):
+            entry = in_place_journal.read(self._directory)
+            step = step if entry is None else entry.step  # as the next run will find it
+        if step is not Step.EXCHANGING:
+            for one in self._targets:
+                with suppress(OSError):
+                    one.replacement.discard()
+        if step is Step.WRITING:
+            with suppress(VbackupError):
+                in_place_journal.remove(self._directory)
+            return
+        self._reporter.warning(
+            f"The restore of domain {self._handle.name} to backup {self._point.backup.id} did not end: some disks may"
+            " be as in that backup and others as before. Do not start it. Run the same command again, which ends it."
+        )
 
     def _write(self) -> None:
         with tempfile.TemporaryDirectory(prefix="vbackup-") as scratch:
@@ -151,19 +184,12 @@ class FullRestore:
     def exchange(self) -> list[RestoredInFull]:
         """Put the new images in their places, and return what was done. Raises StorageError: then run it again."""
         if not self._targets:
+            if self._is_resumed:
+                in_place_journal.remove(self._directory)
             return []
-        self._stop.check()
-        with image_lock.held([one.replacement.new for one in self._targets]):
-            sizes_bytes = {one.dev: one.replacement.new.stat().st_blocks * 512 for one in self._targets}
-            self._record(Step.EXCHANGING)
-            try:
-                _finish(self._directory, self._journal)
-            except BaseException:
-                self._reporter.warning(
-                    f"The images of domain {self._handle.name} were about to be exchanged, and some may be: do not"
-                    " start it. Run the same command again, which ends it."
-                )
-                raise
+        sizes_bytes = {one.dev: one.replacement.new.stat().st_blocks * 512 for one in self._targets}
+        self._record(Step.EXCHANGING)
+        in_place_end.finish(self._directory, self._journal, reporter=self._reporter)
         done = []
         for one, recorded in zip(self._targets, self._journal):
             kept = one.replacement.kept if recorded.is_kept and os.path.lexists(one.replacement.kept) else None
@@ -178,69 +204,9 @@ class FullRestore:
         return done
 
     def _record(self, step: Step) -> None:
-        in_place_journal.write(self._directory, step, backup=self._point.backup.id, disks=self._journal)
-
-
-def _finish(directory: Path, disks: Sequence[Replaced]) -> None:
-    """Put all new images in their places, remove the old ones unless they are kept, and then the journal."""
-    replacements = [(Replacement(one.path, one.backup), one.is_kept) for one in disks]
-    for one, _ in replacements:
-        with storage_errors(f"put {one.new} in the place of {one.path}"):
-            one.put()
-    for one, is_kept in replacements:
-        if not is_kept:
-            with storage_errors(f"remove {one.kept}"):
-                one.remove_old()
-    in_place_journal.remove(directory)
-
-
-def settle(handle: DomainHandle, *, repository: Repository, reporter: Reporter) -> None:
-    """End what a dead run of a restore in place has left: undo it, or finish it if all images were complete.
-
-    The caller has the domain's lock in the repository. Raises UnsuitableError if the domain runs, or the journal is not
-    of this host and repository, ChainError if it cannot be read, BusyError, StorageError.
-    """
-    directory = repository.path / handle.uuid
-    entry = in_place_journal.read(directory)
-    if entry is None:
-        return
-    rollback.refuse_running(handle)
-    journal = directory / in_place_journal.NAME
-    if not entry.is_of(directory):
-        if entry.step is Step.EXCHANGING:
-            raise UnsuitableError(
-                f"A restore in place to backup {entry.backup} was interrupted on host {entry.writer.host}, or before"
-                " this repository was copied or moved; some images may be in their places and others not. Run it again"
-                f" there. If you know what the images of the domain are like, remove {journal} and run it here."
-            )
-        in_place_journal.remove(directory)
-        return
-    paths = {path for disk in domain_xml.parse(handle.live_xml()).disks if (path := _path(disk, handle)) is not None}
-    unknown = [one for one in entry.disks if one.path not in paths]
-    if unknown:
-        raise UnsuitableError(
-            f"A restore in place to backup {entry.backup} was interrupted, but {unknown[0].path}, which it replaced, is"
-            f" no image of domain {handle.name} any more. Look at the images, and remove {journal}."
+        in_place_journal.write(
+            self._directory, step, backup=self._point.backup.id, disks=self._journal, rolled=self._rolled
         )
-    replacements = [Replacement(one.path, one.backup) for one in entry.disks]
-    if entry.step is Step.WRITING:
-        for one in replacements:
-            with storage_errors(f"remove {one.new}"):
-                one.discard()
-        in_place_journal.remove(directory)
-        reporter.step(
-            f"An interrupted restore in place to backup {entry.backup} was undone: no image was replaced yet."
-        )
-        return
-    with image_lock.held([path for one in replacements for path in (one.path, one.new) if os.path.lexists(path)]):
-        _refuse_started(handle)
-        _finish(directory, entry.disks)
-    reporter.step(f"An interrupted restore in place to backup {entry.backup} was finished.")
-
-
-def _refuse_started(handle: DomainHandle) -> None:
-    if handle.is_active():
-        raise BusyError(f"Domain {handle.name} has been started; run the same command again when it is off.")
 
 
 @contextmanager
@@ -253,11 +219,13 @@ def prepared(
     repository: Repository,
     reporter: Reporter,
     stop: Stop,
+    is_resumed: bool = False,
 ) -> Iterator[FullRestore]:
     """Find out whether the disks in ``reasons`` (dev: why it cannot be rolled back) can be restored in full.
 
-    During the block no QEMU can open their images. Raises DiskError for the first disk that cannot be, NoSpaceError if
-    there is no room for a new image, StorageError, BusyError; nothing was written then.
+    ``is_resumed``: the run finishes one that had begun to change disks (vbackup.operations.in_place_end). During the
+    block no QEMU can open their images. Raises DiskError for the first disk that cannot be, NoSpaceError if there is no
+    room for a new image, StorageError, BusyError; nothing was written then.
     """
     known = {disk.dev: disk for disk in domain_xml.parse(handle.live_xml()).disks}
     targets = []
@@ -277,8 +245,17 @@ def prepared(
     old = [one.replacement.path for one in targets if os.path.lexists(one.replacement.path)]
     with image_lock.held(old):
         if targets:
-            _refuse_started(handle)
-        yield FullRestore(targets, request, handle, point, repository=repository, reporter=reporter, stop=stop)
+            in_place_end.refuse_started(handle)
+        yield FullRestore(
+            targets,
+            request,
+            handle,
+            point,
+            repository=repository,
+            reporter=reporter,
+            stop=stop,
+            is_resumed=is_resumed,
+        )
 
 
 class _UnfitError(Exception):
@@ -293,7 +270,7 @@ def _target(disk: Disk, reason: str, request: FullRequest, handle: DomainHandle,
     dev = disk.dev
     if len(disk.images) > 1:
         raise _UnfitError("the definition of the domain names the images below it, which would show through")
-    image_format, path = _FORMATS.get(disk.format), _path(disk, handle)
+    image_format, path = _FORMATS.get(disk.format), in_place_end.image_path(disk, handle)
     if disk.encrypted or disk.images[0].secret is not None:
         raise _UnfitError("it is encrypted, and the new image would not be")
     if disk.images[0].oddity is not None:
@@ -338,22 +315,6 @@ def _look_at(path: Path, disk: Disk, request: FullRequest) -> bool:
     return header.snapshots > 0
 
 
-def _path(disk: Disk, handle: DomainHandle) -> Path | None:
-    """Return the path of a disk's image without symbolic links, None if it is not in a file or block device."""
-    image = disk.images[0] if disk.images else None
-    if image is None:
-        return None
-    path = image.path
-    if image.source_type == SourceType("volume") and image.pool and image.volume:
-        try:
-            path = handle.host.volume_path(image.pool, image.volume)
-        except VbackupError:
-            return None
-    elif image.source_type not in (SourceType.FILE, SourceType("block")):
-        return None
-    return None if path is None or not handle.host.is_local else Path(os.path.realpath(path))
-
-
 def _refuse_full(targets: Sequence[_Target], point: Chosen, repository: Repository) -> None:
     """Raise NoSpaceError if the new images do not fit beside the old ones, StorageError if none can be made there."""
     needed: dict[int, int] = {}
@@ -363,6 +324,13 @@ def _refuse_full(targets: Sequence[_Target], point: Chosen, repository: Reposito
             status, room = directory.stat(), os.statvfs(directory)
             if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(13, os.strerror(13), os.fspath(one.replacement.new))
+        with storage_errors(f"give a new image in {directory} the owner, mode and label of {one.replacement.path}"):
+            try:
+                one.replacement.check_attributes()
+            except PermissionError as err:
+                if os.geteuid() == 0:
+                    raise
+                raise PermissionError(errno.EACCES, err.strerror) from err
         image_bytes = restoring.needed_bytes(point.chains[one.dev], repository)
         needed[status.st_dev] = needed.get(status.st_dev, 0) + image_bytes
         free_bytes = room.f_bavail * room.f_frsize

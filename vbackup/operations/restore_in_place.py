@@ -2,7 +2,8 @@
 
 vbackup.operations.rollback writes only what differs. A disk where that cannot be trusted gets a new image in full
 (vbackup.operations.full_in_place). If one of the disks can have neither, none is written. The new images are made
-first, then the others are rolled back, and last the new ones take their places: what takes long loses nothing.
+first, then the others are rolled back, and last the new ones take their places: what takes long loses nothing. A run
+that ends between the two is ended by the next one (vbackup.operations.in_place_end).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DomainNotFoundError
+from vbackup.errors import DomainNotFoundError, domain_argument
 from vbackup.files import refuse_link
-from vbackup.operations import full_in_place, rollback
+from vbackup.model import Backup, MachineKind
+from vbackup.operations import full_in_place, in_place_end, rollback
 from vbackup.operations.full_in_place import FullRequest, RestoredInFull
 from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.report import Reporter
@@ -24,6 +26,13 @@ from vbackup.repository.chosen import Chosen
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
+
+#: What a machine writes beside its disks, in words.
+_STATE = {
+    MachineKind.NVRAM: "UEFI variables",
+    MachineKind.VARSTORE: "UEFI variables",
+    MachineKind.TPM: "state of the TPM",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class RestoredInPlace:
     domain_uuid: str
     disks: tuple[RolledBack, ...]
     in_full: tuple[RestoredInFull, ...] = ()  #: disks that could not be rolled back
+    machine_untouched: tuple[MachineKind, ...] = ()  #: what the backup has of the machine's state, and stays as it is
 
 
 def run(
@@ -75,20 +85,38 @@ def run(
         keep_old=request.keep_old,
         speed_bytes_s=request.speed_bytes_s,
     )
-    with repository.lock(handle.uuid, wait=wait):
-        full_in_place.settle(handle, repository=repository, reporter=reporter)
+    with (
+        repository.lock(handle.uuid, wait=wait),
+        chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
+    ):
+        is_resumed = in_place_end.settle(
+            handle, point.chains, keep_old=request.keep_old, repository=repository, reporter=reporter
+        )
         with (
-            chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
             rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
             full_in_place.prepared(
-                in_full, ready.reasons, handle, point, repository=repository, reporter=reporter, stop=stop
+                in_full,
+                ready.reasons,
+                handle,
+                point,
+                repository=repository,
+                reporter=reporter,
+                stop=stop,
+                is_resumed=is_resumed,
             ) as full,
         ):
             _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
-            with full.written():
+            with full.written(ready.devs):
                 done = ready.run()
                 replaced = full.exchange()
-    return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced))
+    return RestoredInPlace(
+        point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)
+    )
+
+
+def machine_untouched(backup: Backup) -> tuple[MachineKind, ...]:
+    """Return what a backup has of the state that a machine keeps beside its disks: a restore in place leaves it."""
+    return tuple(one.kind for one in backup.machine_files if one.kind in _STATE)
 
 
 def _warn(
@@ -99,6 +127,14 @@ def _warn(
         reporter.warning(
             f"Domain {handle.name} has disks that backup {point.backup.id} does not have; they stay as they are:"
             f" {', '.join(untouched)}."
+        )
+    state = machine_untouched(point.backup)
+    if state:
+        kept = " and ".join(_STATE[one] for one in state)
+        reporter.warning(
+            f"Only the disks are restored in place: domain {handle.name} keeps its {kept} as now,"
+            f" which may not fit them. 'vbackup restore {domain_argument(handle.name)} {point.backup.id} --output=DIR'"
+            " gives those of the backup."
         )
     for remark in point.choice.remarks:
         reporter.warning(remark)

@@ -44,8 +44,7 @@ def held(paths: Sequence[Path]) -> Iterator[None]:
                         raise
                     continue
             if not is_free:
-                own = f"(pid {os.getpid()})"
-                users = [user for user in process.users_of(str(path)) if not user.endswith(own)]
+                users = process.other_users_of(str(path))
                 raise BusyError(
                     f"The image {path} is open in {users[0] if users else 'another process'}; nothing was written. Run"
                     " the same command again when it is not."

@@ -1,17 +1,17 @@
 """The journal of a restore that replaces images of a domain (in-place.json in its directory): what has to be ended.
 
-It is there from before the first new image until all are in their places. Before that moment a dead run is undone: the
-new images are removed. From the moment on it is finished, since some images may be in their places already.
+It is there from before the first new image until all are in their places. As long as no disk was changed, a dead run is
+undone: the new images are removed. From then on it has to be finished, since some disks are as in the backup already.
 
 A repository may be hostile, and whoever finishes removes and renames files: so the journal names images only, no other
-files, and vbackup.operations.full_in_place heeds none that is not a disk of the domain.
+files, and vbackup.operations.in_place_end heeds none that is not a disk of the domain, or not as it was recorded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -29,8 +29,27 @@ _MAX_BYTES = 1024 * 1024
 class Step(Enum):
     """How far the restore has come."""
 
-    WRITING = "writing"  #: new images are made; the old ones are in their places
+    WRITING = "writing"  #: new images are made; all disks are as they were
+    ROLLING = "rolling"  #: other disks are rolled back; the old images are in their places
     EXCHANGING = "exchanging"  #: all new images are complete, and are put into their places
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What tells an image from another one, and from itself before it was written to."""
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Seen | None:
+        """Return what a file is like, None if there is none. Raises OSError."""
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return None
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)  # st_dev can be another after a reboot
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,8 @@ class Replaced:
     path: Path
     backup: str  #: id of the backup that the new one is of
     is_kept: bool  #: the old image is kept
+    old: Seen | None = None  #: the old image; None if there was none
+    new: Seen | None = None  #: the new image; None while it is made
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,17 @@ class Entry:
     disks: tuple[Replaced, ...]
     writer: Writer
     inode: int  #: of the domain's directory: a copy of the repository has another
+    rolled: frozenset[str] = frozenset()  #: disks (dev) that are rolled back
+
+    @property
+    def is_begun(self) -> bool:
+        """True if some disks may be as in the backup, and others as before."""
+        return self.step is not Step.WRITING
+
+    @property
+    def devs(self) -> frozenset[str]:
+        """All disks that the restore writes."""
+        return frozenset({*self.rolled, *(one.dev for one in self.disks)})
 
     def is_of(self, directory: Path) -> bool:
         """Return False if the restore ran on another host, or the repository is a copy of the one that it was from."""
@@ -88,10 +120,10 @@ def read(directory: Path) -> Entry | None:
         raise ChainError(f"{path} has an unknown step, {fields.text('step')[:50]!r}.") from err
     disks = tuple(_disk(each) for each in fields.objects("disks"))
     backup, writer = _id(fields, "backup"), Writer.read(fields.object("writer"))
-    return Entry(step, backup, disks, writer, fields.integer("inode"))
+    return Entry(step, backup, disks, writer, fields.integer("inode"), fields.strings("rolled"))
 
 
-def write(directory: Path, step: Step, *, backup: str, disks: Sequence[Replaced]) -> None:
+def write(directory: Path, step: Step, *, backup: str, disks: Sequence[Replaced], rolled: Collection[str] = ()) -> None:
     """Record, durably, that this process is at that step. Raises StorageError, NoSpaceError."""
     path = directory / NAME
     with storage_errors(f"write {path}"):
@@ -100,8 +132,17 @@ def write(directory: Path, step: Step, *, backup: str, disks: Sequence[Replaced]
             "step": step.value,
             "backup": backup,
             "disks": [
-                {"dev": one.dev, "path": str(one.path), "backup": one.backup, "kept": one.is_kept} for one in disks
+                {
+                    "dev": one.dev,
+                    "path": str(one.path),
+                    "backup": one.backup,
+                    "kept": one.is_kept,
+                    "old": None if one.old is None else asdict(one.old),
+                    "new": None if one.new is None else asdict(one.new),
+                }
+                for one in disks
             ],
+            "rolled": sorted(rolled),
             "writer": Writer.this().document(),
             "inode": directory.lstat().st_ino,  # st_dev can be another after a reboot
         }
@@ -116,7 +157,21 @@ def remove(directory: Path) -> None:
 
 
 def _disk(fields: Fields) -> Replaced:
-    return Replaced(fields.text("dev"), Path(fields.text("path")), _id(fields, "backup"), fields.boolean("kept"))
+    return Replaced(
+        fields.text("dev"),
+        Path(fields.text("path")),
+        _id(fields, "backup"),
+        fields.boolean("kept"),
+        _seen(fields, "old"),
+        _seen(fields, "new"),
+    )
+
+
+def _seen(fields: Fields, member: str) -> Seen | None:
+    if member not in fields:
+        return None
+    found = fields.object(member)
+    return Seen(found.integer("inode"), found.integer("size_bytes"), found.integer("mtime_ns"))
 
 
 def _id(fields: Fields, member: str) -> str:

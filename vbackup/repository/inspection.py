@@ -23,7 +23,17 @@ from vbackup.errors import ChainError, StorageError
 from vbackup.files import is_directory, is_regular, of_link, storage_errors
 from vbackup.model import Backup
 from vbackup.qemu.qcow2_layer import Qcow2Layer
-from vbackup.repository import affected, audited, block_list, catalogue, merge_journal, quarantine, verification, verify
+from vbackup.repository import (
+    affected,
+    audited,
+    block_list,
+    catalogue,
+    in_place_journal,
+    merge_journal,
+    quarantine,
+    verification,
+    verify,
+)
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import Link
 from vbackup.repository.repository import PARTIAL, Repository
@@ -325,6 +335,7 @@ def _entries(repository: Repository, uuid: str) -> Iterator[Trouble]:
             "'vbackup check --repair' finishes or undoes it, and so does the next command that changes the domain.",
             path=merges[0],
         )
+    yield from _in_place(directory)
     for entry in _entries_of(directory):
         name = entry.name
         if entry in merges:
@@ -342,6 +353,25 @@ def _entries(repository: Repository, uuid: str) -> Iterator[Trouble]:
                 backup=backup_id,
                 path=entry,
             )
+
+
+def _in_place(directory: Path) -> Iterator[Trouble]:
+    path = directory / in_place_journal.NAME
+    remedy = f"'vbackup restore {directory.name} --in-place' ends it, while the domain is off."
+    try:
+        entry = in_place_journal.read(directory)
+        if entry is None or entry.writer.sign_of_life(time.time() - path.lstat().st_mtime, has_lock=False) is not None:
+            return
+        what = f"A restore in place to backup {entry.backup} was interrupted"
+        if entry.is_begun:
+            what += ", and some disks of the domain may be as in that backup and others as before"
+            remedy = f"'vbackup restore {directory.name} {entry.backup} --in-place' ends it, while the domain is off."
+        what = f"{what}: {path}."
+    except FileNotFoundError:  # it has just ended
+        return
+    except (ChainError, StorageError) as err:
+        what = str(err)
+    yield Trouble(Severity.WARNING, Kind.UNFINISHED, what, remedy, path=path)
 
 
 def _is_merging(directory: Path) -> bool:

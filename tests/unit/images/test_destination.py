@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import Recorder
+from vbackup import files
 from vbackup.errors import StorageError
 from vbackup.images import destination, device
 from vbackup.images.destination import Destination, Overwritten
 from vbackup.model import ImageFormat
 from vbackup.qemu.qemu_img import Output
+from vbackup.repository import filesystem
 from vbackup.stop import Stop
 
 QCOW2 = ImageFormat.QCOW2
@@ -94,3 +96,37 @@ def test_files_are_moved_all_or_none(tmp_path: Path) -> None:
         destination.move_out(moves)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["b"]
     assert (tmp_path / "other" / "b").read_text() == "mine"
+
+
+def test_last_file_gets_its_name_when_the_others_are_on_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    moved, synced = filesystem.move, files.fsync
+    monkeypatch.setattr(filesystem, "move", lambda one, to: (moved(one, to), done.append(to.name)))
+    monkeypatch.setattr(files, "fsync", lambda path: (synced(path), done.append(f"fsync {path.name}")))
+    places = [tmp_path / "from" / name for name in ("vda", "domain.xml")]
+    for name in ("from", "images", "out"):
+        (tmp_path / name).mkdir()
+    for path in places:
+        path.touch()
+    destination.move_out([(places[0], tmp_path / "images" / "vda"), (places[1], tmp_path / "out" / "domain.xml")])
+    assert done == ["vda", "fsync images", "domain.xml", "fsync out"]
+
+
+def test_name_that_is_taken_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And an error of the undo does not hide why."""
+    monkeypatch.setattr(destination, "refuse_existing", lambda _paths: None)
+    for name in ("a", "b", "taken"):
+        (tmp_path / name).write_text(name)
+    unlink = Path.unlink
+
+    def vanished(path: Path, *arguments: bool) -> None:
+        unlink(path, *arguments)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "unlink", vanished)
+    with pytest.raises(StorageError, match="File exists"):
+        destination.move_out([(tmp_path / "a", tmp_path / "free"), (tmp_path / "b", tmp_path / "taken")])
+    assert (tmp_path / "taken").read_text() == "taken"
+    assert not (tmp_path / "free").exists()

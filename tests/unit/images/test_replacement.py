@@ -59,6 +59,29 @@ def test_filesystem_without_second_names(pair: Replacement, monkeypatch: pytest.
     assert (pair.path.read_text(), pair.kept.read_text()) == ("new", "old")
 
 
+def test_old_image_never_loses_its_last_name(pair: Replacement) -> None:
+    pair.kept.write_text("theirs")
+    with pytest.raises(FileExistsError):
+        pair.put()
+    assert (pair.path.read_text(), pair.kept.read_text(), pair.new.read_text()) == ("old", "theirs", "new")
+
+
+def test_owner_that_cannot_be_given_is_known_before_the_image_is_made(
+    pair: Replacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = names_in(pair)
+    pair.check_attributes()
+    pair.path.chmod(0o4600)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    with pytest.raises(PermissionError):
+        pair.check_attributes()
+    assert names_in(pair) == before
+
+
 def test_lost_image_is_put_where_it_was(pair: Replacement) -> None:
     pair.path.unlink()
     pair.take_attributes()

@@ -10,18 +10,22 @@ import pytest
 
 from vbackup.errors import ChainError, StorageError
 from vbackup.repository import in_place_journal
-from vbackup.repository.in_place_journal import Replaced, Step
+from vbackup.repository.in_place_journal import Replaced, Seen, Step
 
 ID = "20261123T101500Z-full"
-DISKS = [Replaced("vda", Path("/images/vda.qcow2"), ID, True), Replaced("vdb", Path("/images/b"), ID, False)]
+DISKS = [
+    Replaced("vda", Path("/images/vda.qcow2"), ID, True, Seen(1, 2, 3), Seen(4, 5, 6)),
+    Replaced("vdb", Path("/images/b"), ID, False),
+]
 
 
 @pytest.mark.parametrize("step", Step)
 def test_what_is_recorded_is_read_until_it_is_removed(tmp_path: Path, step: Step) -> None:
     assert in_place_journal.read(tmp_path) is None
-    in_place_journal.write(tmp_path, step, backup=ID, disks=DISKS)
+    in_place_journal.write(tmp_path, step, backup=ID, disks=DISKS, rolled=["vdc"])
     entry = in_place_journal.read(tmp_path)
     assert entry is not None
+    assert (entry.devs, entry.is_begun) == ({"vda", "vdb", "vdc"}, step is not Step.WRITING)
     assert (entry.step, entry.backup, list(entry.disks)) == (step, ID, DISKS)
     assert entry.is_of(tmp_path)
     assert (tmp_path / in_place_journal.NAME).stat().st_mode & 0o777 == 0o600
@@ -53,6 +57,8 @@ def test_copy_of_the_repository_and_another_host_are_told(tmp_path: Path) -> Non
         {"backup": "../x"},
         {"disks": [{"dev": "vda", "path": "/x", "backup": "../../y", "kept": False}]},
         {"disks": "vda"},
+        {"disks": [{"dev": "vda", "path": "/x", "backup": ID, "kept": False, "old": {"inode": 1}}]},
+        {"rolled": [1]},
         {"inode": "1"},
     ],
 )

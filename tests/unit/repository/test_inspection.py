@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.builders import UUID, backup, commit, incremental
-from vbackup.repository import inspection
+from vbackup.repository import in_place_journal, inspection
+from vbackup.repository.in_place_journal import Step
 from vbackup.repository.inspection import Kind, Trouble
 from vbackup.repository.repository import Repository
 
@@ -77,3 +78,21 @@ def test_inspection_ends_when_it_is_told_to(repo: Repository) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         inspection.inspect(repo, UUID, check=stop)
+
+
+@pytest.mark.parametrize("step", Step)
+def test_restore_in_place_that_was_interrupted_is_told(repo: Repository, step: Step) -> None:
+    commit(repo, backup(1))
+
+    def told() -> list[Trouble]:
+        found = inspection.inspect(repo, UUID, check=lambda: None)
+        return [trouble for trouble in found.troubles if trouble.kind is Kind.UNFINISHED]
+
+    assert told() == []
+    in_place_journal.write(repo.path / UUID, step, backup=backup(1).id, disks=[], rolled=("vdb",))
+    [pending] = told()  # its writer is this process, which does no restore
+    assert f"A restore in place to backup {backup(1).id} was interrupted" in pending.what
+    assert ("others as before" in pending.what) is (step is not Step.WRITING)
+    assert f"'vbackup restore {UUID}" in pending.remedy
+    pending.path.write_text("{") if pending.path else None
+    assert "is damaged" in told()[0].what

@@ -149,6 +149,7 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
                 }
                 for one in done.in_full
             ],
+            "machine_untouched": [kind.value for kind in done.machine_untouched],
         }
         context.print_document("vbackup.rollback/1", document)
     elif not context.is_quiet:
