@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import uuid as uuids
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vbackup.domain.host import (
     DEFINE_VALIDATE,
     INVALID_ARGUMENT,
     NO_SUPPORT,
+    UNDEFINE_ALL_FLAGS,
     UNDEFINE_FLAGS,
     DomainHandle,
     Host,
@@ -69,9 +70,9 @@ def check(host: Host, xml: str) -> None:
             domain = host.connection.defineXMLFlags(text, DEFINE_VALIDATE)
     except MonitorError as err:
         hint = capabilities.hint(xml, of(host))
-        remedy = "Nothing was written: restore without --define, correct the domain.xml, and define it with virsh."
+        remedy = "Nothing was written: restore to a directory only, correct the domain.xml, and define it with virsh."
         raise UnsuitableError(" ".join([*str(err).split(), *hint.split(), remedy])) from err
-    _undefine(host, domain)
+    _undefine(host, domain, UNDEFINE_FLAGS)
 
 
 def start_troubles(host: Host, xml: str) -> list[str]:
@@ -105,8 +106,7 @@ def _has_network(host: Host, kind: str, name: str) -> bool:
 
 def of(host: Host) -> Capabilities:
     """Return what the host's libvirt can run."""
-    with host.errors("read the capabilities of the host"):
-        return capabilities.parse(host.connection.getCapabilities())
+    return capabilities.parse(host.capabilities())
 
 
 def define(host: Host, xml: str) -> DomainHandle:
@@ -168,18 +168,23 @@ def _remove_throw_aways(host: Host) -> None:
     for handle in host.domains():
         if handle.name == CHECK_PREFIX + handle.uuid and not handle.is_active():
             try:
-                _undefine(host, handle.domain)
+                _undefine(host, handle.domain, UNDEFINE_FLAGS)
             except MonitorError as err:
                 log.debug("%s", err)  # that of another vbackup, which has undefined it now
 
 
-def _undefine(host: Host, domain: Any) -> None:
-    """Undefine a domain, and keep whatever its XML names."""
-    for flags in UNDEFINE_FLAGS:
+def undefine(handle: DomainHandle) -> None:
+    """Remove the definition and the state of its TPM; what its XML names stays. Raises what libvirt's calls raise."""
+    _undefine(handle.host, handle.domain, UNDEFINE_ALL_FLAGS)
+
+
+def _undefine(host: Host, domain: Any, choices: Sequence[int]) -> None:
+    """Undefine a domain with the first of these flags that its libvirt knows."""
+    for flags in choices:
         try:
-            with host.errors("undefine a definition that was only a test"):
+            with host.errors(f"undefine domain {domain.name()}"):
                 domain.undefineFlags(flags)
             return
         except MonitorError as err:
-            if error_code(err.__cause__) != INVALID_ARGUMENT or flags == UNDEFINE_FLAGS[-1]:
+            if error_code(err.__cause__) != INVALID_ARGUMENT or flags == choices[-1]:
                 raise

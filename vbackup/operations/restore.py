@@ -142,7 +142,7 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
         checkpoints = _write_all(
             choice, chains, destinations, machine=machine, text=text, overwritten=overwritten, work=work
         )
-    _warn(choice, definition, work.reporter)
+    warn(choice, definition, work.reporter)
     defined = None
     if prepared is not None:
         machine = restored_domain.place_machine(prepared, machine)
@@ -248,7 +248,7 @@ def _write_all(
                 overwritten.begin(one, chains[one.dev][0].image.virtual_size_bytes)
             restoring.write(chains[one.dev], places[one.dev], one.image_format, output=one.output)
         restored_machine.write(machine, choice.backup, directories[output], repository=work.repository, stop=work.stop)
-        _write(directories[output] / "domain.xml", text.encode())
+        write(directories[output] / "domain.xml", text.encode())
         checkpoints = _add_checkpoints(choice, destinations, places, work)
         work.stop.check()
         # The domain XML last: where it is, all that it names is there.
@@ -280,6 +280,21 @@ def _add_checkpoints(
         reporter=work.reporter,
         stop=work.stop,
     )
+
+
+def definition_for(
+    request: RestoreRequest,
+    choice: Choice,
+    machine: Sequence[Placed],
+    *,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> RestoredXml:
+    """Return the domain XML of a restore to new files, and nothing else of it. Raises ChainError."""
+    work = _Work(request, repository, reporter, stop, None, None)
+    texts = {name: verify.read_file(repository, choice.backup, name) for name in choice.backup.files if name != NVRAM}
+    return _definition(choice, texts, work, destinations=_destinations([*choice.disks], request), machine=machine)
 
 
 def _definition(
@@ -334,7 +349,7 @@ def _definition(
     return replace(xml, text=text, left_out=tuple(left_out), shared=tuple(shared), new_files=tuple(new_files))
 
 
-def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
+def warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
     """Say loudly what the restored domain is not."""
     backup = choice.backup
     if choice.missing:
@@ -356,7 +371,8 @@ def _warn(choice: Choice, definition: RestoredXml, reporter: Reporter) -> None:
         )
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Write a new file with mode 0600, and store it. Raises StorageError."""
     with storage_errors(f"write {path}"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
