@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 import libvirt
@@ -26,9 +27,18 @@ import pytest
 
 from tests.busy import FIRST_BYTE, LENGTH_BYTES, BusyDisk
 from tests.daemon import Daemon, wait_for
-from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, domain_xml
-from vbackup.domain import live_xml
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
+from vbackup import archive
+from vbackup.domain import defining, live_xml
+from vbackup.domain.host import UNDEFINE_FLAGS, DomainHandle, library_version
+from vbackup.errors import MonitorError
+from vbackup.operations import live_pull
+from vbackup.operations.restored_machine import TPM_SOURCE_SINCE
 from vbackup.repository import live_state, readers
+from vbackup.repository.live_state import LiveState
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
 
 UUID = "77777777-2222-3333-4444-555555555555"
 NAME = "live"
@@ -420,3 +430,74 @@ def test_start_that_fails_leaves_nothing(live: Live) -> None:
     assert live.kept.files() == before
     assert live.daemon.host.connection.listAllDomains() == []
     assert storage_daemons(live.kept.repository) == []
+
+
+def lost_machine(daemon: Daemon, command: Command, repository: Path, images: Path) -> DiskSpec:
+    """A backup of a domain with UEFI variables and a TPM, which the host has lost but for its files."""
+    spec, code, variables = DiskSpec(images / "vda.qcow2", size="8M"), images / "code.fd", images / "vars.fd"
+    spec.create()
+    code.write_bytes(Path("/usr/share/seabios/bios-256k.bin").read_bytes())
+    variables.write_bytes(b"variable" * 64 * 1024)
+    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
+    xml = domain_xml("web", [spec.xml()], devices=tpm, top=f"<uuid>{UUID}</uuid>")
+    firmware = f"<loader readonly='yes' type='pflash'>{code}</loader><nvram>{variables}</nvram>"
+    machine = daemon.define(xml.replace("</type></os>", f"</type>{firmware}</os>"))
+    machine.handle.domain.setAutostart(1)
+    machine.handle.domain.create()
+    machine.write("vda", "write -P 1 0 1M")
+    command("-c", daemon.uri, "-q", "backup", "web", "-r", repository)
+    machine.destroy()
+    daemon._defined.remove("web")
+    defining.undefine(machine.handle)
+    return spec
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
+def test_whole_machine_comes_and_goes(
+    daemon: Daemon, command: Command, repository: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UEFI variables, the state of the TPM, and that the domain starts with the host, also when it was undefined."""
+    spec = lost_machine(daemon, command, repository, images)
+    (saved,) = repository.glob(f"{UUID}/*/tpm.tar")
+    known = archive.unpack(saved.read_bytes())["tpm2-00.permall"]
+    output, has_source = images / "out", library_version() >= TPM_SOURCE_SINCE
+    state = output / "tpm" if has_source else Path("/var/lib/libvirt/swtpm", UUID, "tpm2")
+    assert not state.exists()
+    seen: list[bytes] = []
+    start = live_pull.start
+
+    def started(handle: DomainHandle, of: LiveState) -> live_pull.Overlays:
+        seen.append((state / "tpm2-00.permall").read_bytes())  # the firmware writes to it
+        return start(handle, of)
+
+    def interrupted(*_words: object) -> None:
+        raise MonitorError("That is enough.")
+
+    argv = ("-c", daemon.uri, "restore", "web", "-r", repository, "--live", "--json", "--output", output)
+    monkeypatch.setattr(live_pull, "start", started)
+    with monkeypatch.context() as broken:
+        broken.setattr(live_pull._Pulls, "follow", interrupted)
+        assert "That is enough." in command(*argv, status=1).stderr
+        assert seen == [known]
+        assert (output / "nvram").read_bytes() == (images / "vars.fd").read_bytes()
+        command(*argv, "--abort", "--yes")
+        assert not output.exists()
+        assert not state.parent.exists()
+        assert daemon.host.domains() == []
+        command(*argv, status=1)
+    again = daemon.defined("web")
+    again.destroy()
+    again.handle.domain.undefineFlags(UNDEFINE_FLAGS[0])
+    if not has_source:  # killed before libvirt had the domain
+        shutil.rmtree(output / "tpm", ignore_errors=True)
+        shutil.copytree(state, output / "tpm")
+        shutil.rmtree(state.parent)
+    before = ((output / "tpm" if not has_source else state) / "tpm2-00.permall").read_bytes()
+    command(*argv, "--resume")
+    assert seen[1:] == [known, before]
+    assert again.handle.is_active()
+    assert again.handle.domain.autostart() == 1
+    again.destroy()
+    compare(spec.path, output / "vda.qcow2")
+    left = {"vda.qcow2", "domain.xml", "nvram", *({"tpm"} if has_source else ())}
+    assert {path.name for path in output.iterdir()} == left
