@@ -176,6 +176,16 @@ class DomainGoneError(QemuGoneError):
         )
 
 
+class LiveRestoreEndedError(QemuGoneError):
+    """A domain that is being restored live has ended before all of its data was at home."""
+
+    def __init__(self, domain: str, *, advice: str) -> None:
+        self.domain = domain
+        super().__init__(
+            f"Domain {domain} has ended before all of its data was at home. What it has written is safe. {advice}"
+        )
+
+
 class StorageDaemonGoneError(QemuGoneError):
     """The storage daemon that reads the disks of a domain that is off, or of a backup, ended unexpectedly."""
 
@@ -329,6 +339,11 @@ class QemuText(str):
     def is_no_bitmap(self) -> bool:
         """True if the bitmap does not exist: Dirty bitmap 'X' not found."""
         return self.startswith("Dirty bitmap '") and self.rstrip(".").endswith("' not found")
+
+    @property
+    def is_no_node(self) -> bool:
+        """True if the node does not exist: Failed to find node with node-name='X'."""
+        return self.startswith("Failed to find node with node-name=")
 
     @property
     def ejected_node(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -157,3 +158,32 @@ def test_export_that_is_removed_is_no_longer_there(chain: list[Layer], tmp_path:
             ["qemu-img", "info", f"nbd+unix:///vda?socket={tmp_path / 's'}"], capture_output=True, check=False
         )
     assert done.returncode != 0
+
+
+@pytest.mark.parametrize("is_shielded", [True, False])
+def test_what_cannot_be_told_is_data(tmp_path: Path, is_shielded: bool) -> None:
+    """A table that cannot be read: its query fails in QEMU's own way, and with the quorum only the read does.
+
+    Whoever reads through a copy-on-read filter would take the failed query for the end of the disk.
+    """
+    layer = image(tmp_path / "0.qcow2", "write -P 1 0 2M")
+    with layer.path.open("r+b") as file:
+        file.seek(40)  # l1_table_offset (qcow2.txt in QEMU's docs/interop)
+        l1 = int.from_bytes(file.read(8), "big")
+        file.seek(l1)
+        file.write(((1 << 63) | 0x40200).to_bytes(8, "big"))  # no table can begin there
+    socket = tmp_path / "s"
+    with OpenedPoint({"vda": [layer]}, reporter=Recorder()) as point:
+        point.listen(socket)
+        if is_shielded:
+            point.answer_all_queries("vda")
+        point.export_nbd("vda")
+        uri = f"nbd+unix:///vda?socket={socket}"
+        argv = ["qemu-img", "map", "-f", "raw", "--output=json", uri]
+        mapped = subprocess.run(argv, capture_output=True, text=True, check=False)
+        read = subprocess.run(["qemu-io", "-r", "-f", "raw", "-c", "read 0 64k", uri], capture_output=True, check=False)
+    assert b"read failed" in read.stdout
+    if is_shielded:
+        assert [(one["length"], one["data"]) for one in json.loads(mapped.stdout)] == [(SIZE_BYTES, True)]
+    else:
+        assert mapped.returncode != 0

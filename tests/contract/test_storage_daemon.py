@@ -36,6 +36,7 @@ from vbackup.qemu import backing_chain, jobs, qmp_socket, storage_daemon
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.qmp_socket import Socket
 from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.repository import readers
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -320,6 +321,34 @@ def test_daemon_closes_the_images_when_its_parent_dies_in_whatever_way(tmp_path:
         parent.send_signal(signum)
     wait_for(lambda: not is_running(pid), "the end of the daemon")
     assert bitmaps(path) == {"b": ["auto"]}
+
+
+def test_daemon_that_survives_is_found_again_and_keeps_its_locks(tmp_path: Path) -> None:
+    program = """
+        import fcntl, os, signal, sys
+        from vbackup.qemu.storage_daemon import StorageDaemon, Survival
+        from vbackup.report import Silent
+        fd = os.open(sys.argv[1], os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        with StorageDaemon(Silent(), survival=Survival("live-test", [fd])):
+            print("runs", flush=True)
+            signal.pause()
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "runs\n"
+        parent.kill()
+    assert storage_daemon.survivors("live-other") == []
+    (pid,) = storage_daemon.survivors("live-test")
+    try:
+        with readers.claimed(tmp_path) as is_free:
+            assert not is_free
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not storage_daemon.survivors("live-test"), "the daemon's end")
+    with readers.claimed(tmp_path) as is_free:
+        assert is_free
 
 
 def test_interrupt_of_the_terminal_is_not_for_the_daemon() -> None:

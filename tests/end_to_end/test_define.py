@@ -144,7 +144,7 @@ def test_xml_that_this_libvirt_refuses_stops_everything_before_a_byte_is_written
     with_machine("pc-i440fx-99.2")
     said = defined.restore("out", "--define", status=5).stderr
     assert "does not support machine type 'pc-i440fx-99.2'. Its nearest machine type to pc-i440fx-99.2 is pc-i4" in said
-    assert "Nothing was written: restore without --define, correct the domain.xml" in said
+    assert "Nothing was written: restore to a directory only, correct the domain.xml" in said
     with_machine("pc", "/usr/libexec/qemu-kvm")
     said = defined.restore("out", "--define", "--name", "copy", status=5).stderr
     assert (

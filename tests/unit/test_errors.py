@@ -26,6 +26,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.NoBackupRunningError("web"), 4),
     (errors.QemuGoneError("x"), 1),
     (errors.DomainGoneError("web"), 1),
+    (errors.LiveRestoreEndedError("web", advice="x"), 1),
     (errors.StorageDaemonGoneError("was killed by SIGKILL", "x"), 1),
     (errors.UnsuitableError("x"), 5),
     (errors.DiskError("vda", "x"), 5),

@@ -81,25 +81,6 @@ def boot_files(definition: str) -> dict[str, str]:
     return {name: path for name, path in found if path}
 
 
-def qemu_owner(capabilities: str) -> tuple[int, int] | None:
-    """Return user and group id of QEMU, as libvirt's capabilities name them; None if they name none.
-
-    Raises MalformedError if the text is no XML.
-    """
-    try:
-        root = etree.fromstring(capabilities.encode(), etree.XMLParser(resolve_entities=False, no_network=True))
-    except etree.XMLSyntaxError as err:
-        raise MalformedError(f"The capabilities of libvirt cannot be read: {err}.") from err
-    for model in root.iterfind("host/secmodel"):
-        if model.findtext("model") != "dac":
-            continue
-        for label in model.iterfind("baselabel"):
-            uid, _, gid = (label.text or "").replace("+", "").partition(":")
-            if uid.isdecimal() and gid.isdecimal():
-                return int(uid), int(gid)
-    return None
-
-
 def make(
     definition: str,
     live: str | None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid as uuids
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vbackup.domain.host import (
     INVALID_ARGUMENT,
     NO_DOMAIN,
     NO_SUPPORT,
+    UNDEFINE_ALL_FLAGS,
     UNDEFINE_FLAGS,
     DomainHandle,
     Host,
@@ -72,9 +73,9 @@ def check(host: Host, xml: str) -> None:
             domain = host.connection.defineXMLFlags(text, DEFINE_VALIDATE)
     except MonitorError as err:
         hint = capabilities.hint(xml, of(host))
-        remedy = "Nothing was written: restore without --define, correct the domain.xml, and define it with virsh."
+        remedy = "Nothing was written: restore to a directory only, correct the domain.xml, and define it with virsh."
         raise UnsuitableError(" ".join([*str(err).split(), *hint.split(), remedy])) from err
-    _undefine(host, domain)
+    _undefine(host, domain, UNDEFINE_FLAGS)
 
 
 def _throw_away() -> Identity:
@@ -113,8 +114,7 @@ def _has_network(host: Host, kind: str, name: str) -> bool:
 
 def of(host: Host) -> Capabilities:
     """Return what the host's libvirt can run."""
-    with host.errors("read the capabilities of the host"):
-        return capabilities.parse(host.connection.getCapabilities())
+    return capabilities.parse(host.capabilities())
 
 
 def define(host: Host, xml: str) -> DomainHandle:
@@ -176,7 +176,7 @@ def _remove_throw_aways(host: Host) -> None:
     for handle in host.domains():
         if _is_left(handle) and not handle.is_active():
             try:
-                _undefine(host, handle.domain)
+                _undefine(host, handle.domain, UNDEFINE_FLAGS)
             except MonitorError as err:
                 log.debug("%s", err)
 
@@ -190,16 +190,21 @@ def _is_left(handle: DomainHandle) -> bool:
     return process is None or process.start_ticks != int(match["start_ticks"])
 
 
-def _undefine(host: Host, domain: Any) -> None:
-    """Undefine a domain that is there or not, and keep whatever its XML names."""
-    for flags in UNDEFINE_FLAGS:
+def undefine(handle: DomainHandle) -> None:
+    """Remove the definition and the state of its TPM; what its XML names stays. Raises what libvirt's calls raise."""
+    _undefine(handle.host, handle.domain, UNDEFINE_ALL_FLAGS)
+
+
+def _undefine(host: Host, domain: Any, choices: Sequence[int]) -> None:
+    """Undefine a domain that is there or not, with the first of these flags that its libvirt knows."""
+    for flags in choices:
         try:
-            with host.errors("undefine a definition that was only a test"):
+            with host.errors(f"undefine domain {domain.name()}"):
                 domain.undefineFlags(flags)
             return
         except MonitorError as err:
             code = error_code(err.__cause__)
             if code == NO_DOMAIN:
                 return
-            if code != INVALID_ARGUMENT or flags == UNDEFINE_FLAGS[-1]:
+            if code != INVALID_ARGUMENT or flags == choices[-1]:
                 raise

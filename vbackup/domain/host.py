@@ -1,4 +1,4 @@
-"""The libvirt host: its connection, its domains, its event loop. The only importer of libvirt.
+"""The libvirt host: its connection, its domains, its event loop. With lifecycle, the only importer of libvirt.
 
 Commands for QEMU itself go through vbackup.domain.passthrough.
 API: https://libvirt.org/html/index.html
@@ -487,6 +487,14 @@ DEFINE_VALIDATE = int(libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 #: Undefining removes neither UEFI variables nor the state of a TPM: KEEP_NVRAM, and KEEP_TPM (64), which is libvirt's
 #: since 8.9. The daemon can be newer than the library, which has no name for it then, or take fewer of them.
 UNDEFINE_FLAGS = (int(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) | 64, int(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM), 0)
+#: Undefining removes all that libvirt has of a domain, but no UEFI variables: VIR_DOMAIN_UNDEFINE_TPM (32), too.
+_UNDEFINE_ALL = int(
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+)
+UNDEFINE_ALL_FLAGS = (_UNDEFINE_ALL | 32, _UNDEFINE_ALL)
 
 #: Another operation had the domain's lock for 30 s (QEMU_JOB_WAIT_TIME): "cannot acquire state change lock".
 OPERATION_TIMEOUT = int(libvirt.VIR_ERR_OPERATION_TIMEOUT)

@@ -5,13 +5,14 @@ The facts are those of this host. If QEMU runs on another host, the same storage
 
 from __future__ import annotations
 
-import grp
 import os
 import pwd
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from vbackup.domain import qemu_user
+from vbackup.errors import MalformedError
 from vbackup.images.denied import Facts, Place, User
 from vbackup.model import SecurityLabel
 from vbackup.repository.repository import MARKER
@@ -59,18 +60,16 @@ def _places(path: Path) -> tuple[Place, ...]:
 
 
 def _user(label: str) -> User | None:
-    """Return the user in libvirt's DAC label: ``+64055:+109``, or names instead of the numbers."""
-    user, _, group = label.partition(":")
+    """Return the user in libvirt's DAC label, None if this host does not have it."""
     try:
-        uid = int(user) if user.startswith("+") else pwd.getpwnam(user).pw_uid
-        gid = int(group) if group.startswith("+") else grp.getgrnam(group).gr_gid
-    except (KeyError, ValueError):
+        found = qemu_user.parse(label)
+    except MalformedError:
         return None  # a user of another host
-    groups = {gid}
+    groups = {found.gid}
     with suppress(KeyError, OSError):
         # libvirt does the same when it starts QEMU (virGetGroupList).
-        groups.update(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
-    return User(_user_name(uid), uid, frozenset(groups))
+        groups.update(os.getgrouplist(pwd.getpwuid(found.uid).pw_name, found.gid))
+    return User(_user_name(found.uid), found.uid, frozenset(groups))
 
 
 def _user_name(uid: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from vbackup.errors import QmpError, StorageDaemonGoneError, UnsuitableError
 from vbackup.images.flatten import Layer
 from vbackup.model import ImageFormat
-from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.qemu.storage_daemon import StorageDaemon, Survival
 from vbackup.report import Reporter
 from vbackup.repository import readers
 from vbackup.stop import Stop
@@ -39,14 +39,17 @@ class OpenedPoint:
     opened.
     """
 
-    def __init__(self, disks: Mapping[str, Sequence[Layer]], *, reporter: Reporter) -> None:
+    def __init__(
+        self, disks: Mapping[str, Sequence[Layer]], *, reporter: Reporter, survival: Survival | None = None
+    ) -> None:
+        """``survival``: the daemon goes on if this process dies, and with it all exports."""
         self._disks = disks
         self._nodes = {dev: f"d{number}" for number, dev in enumerate(disks)}
         self._exports = 0
         self._directory = _working_directory(disks)
         nodes = [node for dev in disks for node in self._layers(dev)]
         directory = self._directory or Path("/")
-        self.daemon = StorageDaemon(reporter, nodes=nodes, directory=directory, is_only_read=True)
+        self.daemon = StorageDaemon(reporter, nodes=nodes, directory=directory, is_only_read=True, survival=survival)
 
     def __enter__(self) -> OpenedPoint:
         readers.allow_files(sum(len(layers) for layers in self._disks.values()))  # the daemon inherits the limit
@@ -78,6 +81,17 @@ class OpenedPoint:
         file = {"driver": "file", "filename": os.fspath(overlay.absolute())}
         below = {"driver": "qcow2", "node-name": name, "file": file, "backing": self._nodes[dev], "discard": "unmap"}
         self.daemon.execute("blockdev-add", below)
+        self._nodes[dev] = name
+
+    def answer_all_queries(self, dev: str) -> None:
+        """Let no query of the allocation fail, in exports that are added from now on: what cannot be told is data.
+
+        A read of it fails then. A quorum of one does that (quorum_co_block_status in QEMU's block/quorum.c). Raises
+        QmpError if this daemon has none.
+        """
+        name = f"{self._nodes[dev]}-quorum"
+        quorum = {"driver": "quorum", "node-name": name, "vote-threshold": 1, "children": [self._nodes[dev]]}
+        self.daemon.execute("blockdev-add", {**quorum, "read-only": True})
         self._nodes[dev] = name
 
     def listen(self, path: Path, *, max_connections: int = 0) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import vbackup
 from vbackup import files
-from vbackup.domain import boot_copy, boot_watch, screenshot
+from vbackup.domain import boot_copy, boot_watch, defining, qemu_user, screenshot
 from vbackup.domain.boot_console import BootConsoles
 from vbackup.domain.boot_copy import BootCopy, Place
 from vbackup.domain.boot_guard import BootGuard
@@ -360,15 +360,15 @@ def _reached(watched: Watched) -> str:
 
 def _owner(host: Host) -> tuple[int, int] | None:
     """Return user and group id of QEMU if they are not those of this process. Raises UnsuitableError."""
-    owner = boot_copy.qemu_owner(host.capabilities())
-    if owner is None or owner[0] == os.geteuid():
+    user = qemu_user.of(defining.of(host).labels)
+    if user.uid == os.geteuid():
         return None
     if os.geteuid() != 0:
         raise UnsuitableError(
-            f"The QEMU of {host.real_uri} runs as user {files.user_name(owner[0])}, and only root can give that user"
+            f"The QEMU of {host.real_uri} runs as user {files.user_name(user.uid)}, and only root can give that user"
             " the disks of the copy: run vbackup as root, or with -c qemu:///session."
         )
-    return owner
+    return user.uid, user.gid
 
 
 def _directory(uuid: str) -> Path:

@@ -148,11 +148,11 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
             prepared = _prepare(definition, machine, work)
         destinations.sort(key=lambda one: [*chains].index(one.dev))
         text = (definition if prepared is None else prepared).text
-        warnings = _warnings(choice, definition)
+        warned = warnings(choice, definition)
         checkpoints = _write_all(
             choice, chains, destinations, machine=machine, text=text, overwritten=overwritten, work=work
         )
-    for warning in warnings:
+    for warning in warned:
         work.reporter.warning(warning)
     defined = None
     if prepared is not None:
@@ -264,7 +264,7 @@ def _write_all(
                 overwritten.begin(one, chains[one.dev][0].image.virtual_size_bytes)
             restoring.write(chains[one.dev], places[one.dev], one.image_format, output=one.output)
         restored_machine.write(machine, choice.backup, directories[output], repository=work.repository, stop=work.stop)
-        _write(directories[output] / "domain.xml", text.encode())
+        write(directories[output] / "domain.xml", text.encode())
         checkpoints = _add_checkpoints(choice, destinations, places, work)
         work.stop.check()
         # The domain XML last: where it is, all that it names is there.
@@ -296,6 +296,21 @@ def _add_checkpoints(
         reporter=work.reporter,
         stop=work.stop,
     )
+
+
+def definition_for(
+    request: RestoreRequest,
+    choice: Choice,
+    machine: Sequence[Placed],
+    *,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> RestoredXml:
+    """Return the domain XML of a restore to new files, and nothing else of it. Raises ChainError."""
+    work = _Work(request, repository, reporter, stop, None, None)
+    texts = {name: verify.read_file(repository, choice.backup, name) for name in choice.backup.files if name != NVRAM}
+    return _definition(choice, texts, work, destinations=_destinations([*choice.disks], request), machine=machine)
 
 
 def _definition(
@@ -350,7 +365,7 @@ def _definition(
     return replace(xml, text=text, left_out=tuple(left_out), shared=tuple(shared), new_files=tuple(new_files))
 
 
-def _warnings(choice: Choice, definition: RestoredXml) -> list[str]:
+def warnings(choice: Choice, definition: RestoredXml) -> list[str]:
     """Return what the restored domain is not, to be said loudly."""
     backup = choice.backup
     found = []
@@ -373,6 +388,7 @@ def _warnings(choice: Choice, definition: RestoredXml) -> list[str]:
     return found
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Write a new file with mode 0600, and store it. Raises StorageError."""
     with storage_errors(f"write {path}"):
         files.write_new(path, data)

@@ -103,7 +103,7 @@ def prepare(
     if troubles and request.start:
         raise UnsuitableError(
             f"Domain {made.identity.name} could not be started here: {'; '.join(troubles)}. Nothing was written;"
-            " without --start it is restored and defined."
+            " --define without --start restores and defines it."
         )
     notes += [f"Domain {made.identity.name} cannot be started yet: {trouble}." for trouble in troubles]
     for note in (*made.notes, *notes):
@@ -127,7 +127,7 @@ def define(prepared: Prepared, domain_xml: Path, *, autostart: bool, reporter: R
         if not host.is_alive():
             host.reopen()
         defining.refuse_taken(host, wanted, is_new=prepared.request.name is not None)
-        handle = _defined(prepared)
+        handle = define_only(prepared)
     except VbackupError as err:
         commands = [
             *_tpm_commands(prepared),
@@ -179,7 +179,7 @@ def _tpm_commands(prepared: Prepared) -> list[str]:
     return [] if tpm is None or tpm.place is None else restored_machine.tpm_commands(tpm.state, tpm.place)
 
 
-def _defined(prepared: Prepared) -> DomainHandle:
+def define_only(prepared: Prepared) -> DomainHandle:
     """Define the domain when the state of its TPM is where libvirt looks for it; if it fails, that is only restored."""
     tpm, host = prepared.tpm, prepared.host
     place = None if tpm is None else tpm.place
@@ -209,6 +209,20 @@ def _after_loss(prepared: Prepared) -> DomainHandle | bool | None:
         return next((one for one in host.domains() if one.uuid == prepared.identity.uuid), False)
     except VbackupError:
         return None
+
+
+def define_again(host: Host, text: str, machine: Sequence[Placed]) -> DomainHandle:
+    """Define a restored domain that is not defined, or not any more. Raises StorageError, what libvirt's calls raise.
+
+    The state of its TPM comes to where libvirt looks for it, unless there is one already.
+    """
+    wanted = identity.of(text)
+    state = restored_machine.path_of(machine, MachineKind.TPM)
+    tpm = None
+    if state is not None and state.exists() and machine_xml.tpm(text) is not None:
+        place = restored_machine.tpm_place(text, machine, host.real_uri)
+        tpm = None if place is not None and place.exists() else Tpm(state, place)
+    return define_only(Prepared(DefineRequest(), host, wanted, text, tpm))
 
 
 def _identified(request: DefineRequest, restored: RestoredXml, *, host: Host) -> identity.Identified:

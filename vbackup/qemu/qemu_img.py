@@ -55,6 +55,15 @@ def create(path: Path, size_bytes: int, *, backing_rpath: str | None, options: I
     _run([*argv, os.fspath(path.absolute()), str(size_bytes)], f"create the image {path}")
 
 
+def create_over(path: Path, size_bytes: int, *, backing: str) -> None:
+    """Create an empty qcow2 image of ``size_bytes`` at ``path``; the file exists and is empty.
+
+    ``backing`` is a name or URI of QEMU's of a raw image below it, which is not opened. Errors as for ``create``.
+    """
+    argv = ["create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", "raw"]
+    _run([*argv, os.fspath(path.absolute()), str(size_bytes)], f"create the image {path}")
+
+
 def create_in(fd: int, size_bytes: int, *, what: str) -> None:
     """Create an empty qcow2 image of ``size_bytes`` in the open file ``fd``, which needs no name.
 

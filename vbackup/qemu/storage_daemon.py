@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ END_S, TERMINATE_S = 60.0, 10.0
 ENDING_S = 2.0
 
 
+@dataclass(frozen=True)
+class Survival:
+    """How a daemon survives this process."""
+
+    mark: str  #: finds it again (``survivors``): letters, digits and dashes
+    locks: Sequence[int]  #: descriptors whose locks it keeps
+
+
 class StorageDaemon:
     """A daemon that runs while the block does, and its monitor (vbackup.qemu.monitor.Monitor). A context manager.
 
@@ -59,12 +68,15 @@ class StorageDaemon:
         nodes: Sequence[Mapping[str, Any]] = (),
         directory: Path = Path("/"),
         is_only_read: bool = False,
+        survival: Survival | None = None,
     ) -> None:
         """``nodes`` (QAPI BlockdevOptions) are opened as the daemon starts; if one fails, the daemon ends.
 
         ``directory`` is its working directory: no name that an image has depends on where vbackup was started.
         ``is_only_read``: nothing is lost if it ends badly, and what it says of its clients is not reported.
+        ``survival``: the daemon goes on if this process dies.
         """
+        self._survival = survival
         self._directory = directory
         self._is_only_read = is_only_read
         self._reporter = reporter
@@ -102,17 +114,20 @@ class StorageDaemon:
 
     def _start(self, fd: int) -> subprocess.Popen[bytes]:
         """Start the process; ``fd`` is its end of the QMP connection."""
+        survival = self._survival
+        name = "qmp" if survival is None else survival.mark
         return subprocess.Popen(
             [
-                *("setpriv", "--pdeathsig", "TERM", "--", PROGRAM),
-                *("--chardev", f"socket,id=qmp,fd={fd},server=off"),
-                *("--monitor", "chardev=qmp"),
+                *(("setpriv", "--pdeathsig", "TERM", "--") if survival is None else ()),
+                PROGRAM,
+                *("--chardev", f"socket,id={name},fd={fd},server=off"),
+                *("--monitor", f"chardev={name}"),
                 *(word for node in self._first_nodes for word in ("--blockdev", json.dumps(node))),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
-            pass_fds=(fd,),
+            pass_fds=(fd, *(survival.locks if survival is not None else ())),
             cwd=self._directory,
             start_new_session=True,  # Ctrl-C goes to vbackup only; the daemon ends after the undo
         )
@@ -125,6 +140,11 @@ class StorageDaemon:
     def pid(self) -> int:
         """Process id of the daemon."""
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the process has ended."""
+        return self._process.poll() is not None
 
     @property
     def chains(self) -> Mapping[str, Sequence[str]]:
@@ -288,6 +308,17 @@ class StorageDaemon:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         lines = [line for line in lines if _OF_SCRATCH_NODES not in line]
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
+
+
+def survivors(mark: str) -> list[int]:
+    """Return the pids of the daemons with this mark that run on this host."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            words = entry.read_bytes().split(b"\0")
+            if words[0].rpartition(b"/")[2] == PROGRAM.encode() and f"chardev={mark}".encode() in words:
+                found.append(int(entry.parent.name))
+    return found
 
 
 #: QEMU's warning about nodes without storage, which hold no data (vbackup.engine.scratch).

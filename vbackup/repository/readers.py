@@ -41,9 +41,12 @@ _LOCKS = Path("/proc/locks")
 
 
 @contextmanager
-def reading(directories: Iterable[Path], *, stop: Stop | None = None, wait_s: float = WAIT_S) -> Iterator[None]:
+def reading(
+    directories: Iterable[Path], *, stop: Stop | None = None, wait_s: float = WAIT_S
+) -> Iterator[tuple[int, ...]]:
     """Keep these backups as they are during the block: nobody removes one, or changes its files.
 
+    Yields the descriptors that have the locks: a process that inherits them has these too, after the block as well.
     ``stop`` ends a wait. Raises ChainError if a directory is missing, BusyError if it is being changed for longer than
     ``wait_s`` seconds, InterruptedBySignalError. What was read of the backups before may be old: see ``unchanged``.
     """
@@ -51,9 +54,11 @@ def reading(directories: Iterable[Path], *, stop: Stop | None = None, wait_s: fl
         deadline = time.monotonic() + wait_s
         ordered = sorted(set(directories))  # in one order, or two could wait for each other
         allow_files(len(ordered))
+        fds = []
         for directory in ordered:
-            stack.callback(os.close, _locked(directory, stop, deadline))
-        yield
+            fds.append(_locked(directory, stop, deadline))
+            stack.callback(os.close, fds[-1])
+        yield tuple(fds)
 
 
 @contextmanager

@@ -248,19 +248,6 @@ def test_template_of_variables_is_a_file_of_a_package(template: str, is_kept: bo
     assert nvram.get("template") == (template if is_kept else None)
 
 
-# libvirt's words
-
-
-def test_owner_of_qemu_is_that_of_the_capabilities() -> None:
-    dac = "<secmodel><model>dac</model><baselabel type='kvm'>+64055:+106</baselabel></secmodel>"
-    none = "<secmodel><model>none</model></secmodel>"
-    assert boot_copy.qemu_owner(f"<capabilities><host>{none}{dac}</host></capabilities>") == (64055, 106)
-    assert boot_copy.qemu_owner(f"<capabilities><host>{none}</host></capabilities>") is None
-    assert boot_copy.qemu_owner(f"<capabilities><host>{dac.replace('+64055', 'x')}</host></capabilities>") is None
-    with pytest.raises(MalformedError, match="capabilities"):
-        boot_copy.qemu_owner("<capabilities>")
-
-
 def test_path_that_xml_cannot_have_is_refused() -> None:
     with pytest.raises(UsageError, match="another directory"):
         make(place=Place("/p\x01/nbd", "/p"))

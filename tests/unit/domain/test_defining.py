@@ -57,7 +57,9 @@ def test_xml_is_refused_by_the_schema_with_what_the_host_has(host: Host) -> None
     assert said.startswith("libvirt could not accept the XML of domain web: XML document failed to validate")
     assert "extra content: nonsense" in said
     assert "\n" not in said
-    assert "Its QEMU for i686 is /usr/bin/test-hv, not /opt/qemu. Nothing was written: restore without --define" in said
+    assert (
+        "Its QEMU for i686 is /usr/bin/test-hv, not /opt/qemu. Nothing was written: restore to a directory only" in said
+    )
     assert caught.value.status == Status.UNSUITABLE
     assert names(host) == []
 

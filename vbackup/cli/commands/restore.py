@@ -57,6 +57,7 @@ def add(commands: Any) -> None:
         type=speed_bytes_s,
         help="limit the copy speed of each disk (50M, 50MiB/s, 1GB)",
     )
+    _add_live(parser)
     add_exclusive(parser)
     add_wait_lock(parser)
     parser.add_argument(
@@ -65,3 +66,16 @@ def add(commands: Any) -> None:
         help="do not let the next backup start from this one: after --output it is a full, after --in-place an"
         " incremental on the newest",
     )
+
+
+def _add_live(parser: Any) -> None:
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="with --output: define and start the domain at once, and copy its data to DIR while it runs",
+    )
+    parser.add_argument("--resume", action="store_true", help="with --live: go on with what was interrupted")
+    parser.add_argument(
+        "--abort", action="store_true", help="with --live: end the domain and remove what was restored and written"
+    )
+    parser.add_argument("--yes", action="store_true", help="with --abort: do it")

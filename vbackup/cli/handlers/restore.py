@@ -8,7 +8,7 @@ import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
-from vbackup.cli import output
+from vbackup.cli import live_restore, output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.domain import pools
@@ -23,6 +23,8 @@ from vbackup.repository.repository import Repository
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore the backup and print the paths of what was written."""
+    if options.live or options.resume or options.abort or options.yes:
+        return live_restore.run(options, context)
     backup_id = backup_of(options)
     destinations = _take_destinations(options)
     if options.in_place:

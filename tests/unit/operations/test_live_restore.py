@@ -1,0 +1,104 @@
+"""A live restore is refused before anything is written: another host, a long path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.builders import REPOSITORY, UUID, Recorder, backup, backup_id, commit
+from vbackup.errors import DomainNotFoundError, UnsuitableError, UsageError
+from vbackup.operations import live_pull, live_restore, live_resume
+from vbackup.repository import live_state, protection
+from vbackup.repository.live_state import LiveDisk, LiveState
+from vbackup.repository.protection import Protection
+from vbackup.repository.repository import Repository
+
+
+class Host:
+    """Has domains, by name or UUID."""
+
+    def __init__(self, *known: str, xml: str = "") -> None:
+        self.known, self.xml = known, xml
+
+    def domain(self, word: str) -> Any:
+        if word not in self.known:
+            raise DomainNotFoundError(word, "here", "look")
+        return SimpleNamespace(name="web", uuid=UUID, definition_xml=lambda: self.xml)
+
+
+def state_in(output: Path) -> LiveState:
+    return LiveState(
+        output=output,
+        repository_id=REPOSITORY,
+        uuid=UUID,
+        name="web",
+        backup=backup_id(1),
+        disks={"vda": LiveDisk("vda", backup_id(1))},
+        files=("domain.xml", "vda.qcow2"),
+        later=("serial0.log",),
+        protected=(backup_id(1),),
+    )
+
+
+def test_libvirt_of_another_host_is_refused() -> None:
+    with pytest.raises(UnsuitableError, match="another host"):
+        live_restore.refuse_remote(SimpleNamespace(is_local=False, real_uri="qemu+ssh://far/system"))  # type: ignore[arg-type]
+
+
+def test_path_has_to_be_short_enough_for_a_socket() -> None:
+    longest = Path("/" + "a" * 96)
+    live_restore.refuse_long(longest)
+    with pytest.raises(UsageError, match="at most 97 bytes"):
+        live_restore.refuse_long(Path("/" + "a" * 97))
+
+
+def test_domain_that_uses_other_images_is_left_alone(tmp_path: Path) -> None:
+    state = state_in(tmp_path)
+    disk = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
+    assert live_resume.domain_of(Host(UUID, xml=disk.format(state.image("vda"))), state) is not None  # type: ignore[arg-type]
+    assert live_resume.domain_of(Host(), state) is None  # type: ignore[arg-type]
+    with pytest.raises(UnsuitableError, match="/elsewhere"):
+        live_resume.domain_of(Host(UUID, xml=disk.format("/elsewhere")), state)  # type: ignore[arg-type]
+
+
+def test_restore_of_another_domain_or_repository_is_refused(tmp_path: Path) -> None:
+    state, ours = state_in(tmp_path), SimpleNamespace(id=REPOSITORY, path=tmp_path)
+    for name in ("web", UUID):
+        live_resume.refuse_other(state, name, ours)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not other"):
+        live_resume.refuse_other(state, "other", ours)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="another repository"):
+        live_resume.refuse_other(state, "web", SimpleNamespace(id="ba9876543210", path=tmp_path))  # type: ignore[arg-type]
+
+
+def test_protection_that_somebody_else_gave_stays(repository: Path, tmp_path: Path) -> None:
+    opened, state = Repository.open(repository), state_in(tmp_path)
+    commit(opened, backup(1))
+    directory = opened.directory(UUID, backup_id(1))
+    for reason, stays in ((f"live restore to {tmp_path}", False), ("mine", True)):
+        protection.protect(directory, Protection(None, reason))
+        live_restore.unprotect(state, opened, Recorder())
+        assert (protection.read(directory) is not None) is stays
+
+
+def test_all_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    output = tmp_path / "restored"
+    output.mkdir()
+    state = state_in(output)
+    live_state.write(state)
+    for name in (*state.files, *state.later, "live.sock", "mine"):
+        (output / name).touch()
+    live_restore.remove_files(state)
+    assert [path.name for path in output.iterdir()] == ["mine"]
+    (output / "mine").unlink()
+    live_state.write(state)
+    live_restore.remove_files(state)
+    assert not output.exists()
+
+
+def test_advice_is_a_command(tmp_path: Path) -> None:
+    state = state_in(tmp_path / "with space")
+    assert f"vbackup restore {UUID} --live --resume --output '{tmp_path}/with space'" in live_pull.advice(state)

@@ -1,0 +1,49 @@
+"""Tell as which user a domain's QEMU runs: sockets and images have to be given to it."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vbackup.errors import MalformedError
+from vbackup.model import SecurityLabel
+
+
+@dataclass(frozen=True)
+class QemuUser:
+    """Whom a QEMU process runs as."""
+
+    uid: int
+    gid: int
+
+
+def of(labels: Iterable[SecurityLabel]) -> QemuUser:
+    """Return whom the QEMU of a domain runs as.
+
+    ``labels``: of the domain's definition, and then those of the host (vbackup.domain.defining.of); the first of the
+    DAC driver decides. A driver without the DAC model runs QEMU as its own user, which is this process's. Raises
+    MalformedError if this host has no such user.
+    """
+    label = next((one.label for one in labels if one.model == "dac" and one.label.strip()), None)
+    return QemuUser(os.geteuid(), os.getegid()) if label is None else parse(label)
+
+
+def parse(label: str) -> QemuUser:
+    """Return the user in libvirt's DAC label: ``+64055:+109``, or names instead of the numbers.
+
+    Raises MalformedError if this host has no such user or group.
+    """
+    user, _, group = label.strip().partition(":")
+    try:
+        uid = int(user) if _is_number(user) else pwd.getpwnam(user).pw_uid
+        gid = int(group) if _is_number(group) else grp.getgrnam(group).gr_gid
+    except KeyError as err:
+        raise MalformedError(f"libvirt runs QEMU as {label!r}, but this host has no such user or group.") from err
+    return QemuUser(uid, gid)
+
+
+def _is_number(word: str) -> bool:
+    return word.removeprefix("+").isdecimal()

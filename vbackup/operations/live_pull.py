@@ -1,0 +1,194 @@
+"""Start a domain that is being restored live, and follow its data home, whatever ends on the way.
+
+vbackup.operations.live_restore begins with it, vbackup.operations.live_resume goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+
+from vbackup.domain import defining, domain_xml, lifecycle, live_xml
+from vbackup.domain.host import DomainHandle
+from vbackup.domain.lifecycle import Pull
+from vbackup.domain.passthrough import Passthrough
+from vbackup.engine import live_backing
+from vbackup.engine.live_backing import Overlay
+from vbackup.errors import (
+    ConnectionLostError,
+    LiveRestoreEndedError,
+    MonitorError,
+    NoSpaceError,
+    QemuGoneError,
+    VbackupError,
+)
+from vbackup.report import Phase, Reporter
+from vbackup.repository import live_state
+from vbackup.repository.live_state import LiveState
+from vbackup.stop import Stop
+
+Overlays = Mapping[str, Overlay]  # by dev
+
+#: The longest time between two looks at the pulls.
+TICK_S = 0.25
+#: How often a pull may end early in a row without having copied anything.
+_ATTEMPTS = 3
+#: How many times in a row the connection to libvirt may be lost.
+_MAX_LOSSES = 3
+#: Less room than this, and a failed write is taken for a lack of it.
+_FULL_BYTES = 16 * 1024 * 1024
+
+
+def advice(state: LiveState) -> str:
+    """Return how to go on, as a sentence."""
+    words = f"vbackup restore {state.uuid} --live --resume --output {shlex.quote(str(state.output))}"
+    return f"'{words}' goes on; the domain starts then if it is off."
+
+
+def start(handle: DomainHandle, state: LiveState) -> Overlays:
+    """Start the domain, which is off, with a node that reconnects below each disk, and let the guest run."""
+    lifecycle.start_paused(handle)
+    overlays = secure(handle, state)
+    handle.resume()
+    return overlays
+
+
+def secure(handle: DomainHandle, state: LiveState) -> Overlays:
+    """Put the node that reconnects below each disk whose data is not at home, and return these. No pull may run."""
+    xml, socket = handle.live_xml(), os.fspath(state.socket)
+    aliases = {disk.dev: disk.alias for disk in domain_xml.parse(xml).disks}
+    pending = live_xml.pending(xml, socket)
+    found = {}
+    with Passthrough(handle) as monitor:
+        for dev in state.away:
+            found[dev] = live_backing.overlay(monitor, dev, aliases[dev], live_xml.format_options(xml, dev))
+            if dev in pending:
+                live_backing.put_below(monitor, found[dev], socket)
+    return found
+
+
+def home(
+    handle: DomainHandle,
+    state: LiveState,
+    overlays: Overlays,
+    *,
+    speed_bytes_s: int | None,
+    reporter: Reporter,
+    stop: Stop,
+) -> None:
+    """Return when all data is at home, and the definition is plain. ``overlays``: as ``secure`` returns them.
+
+    Raises LiveRestoreEndedError if the domain ends before; NoSpaceError or another VbackupError if the data of a disk
+    cannot be brought home, and InterruptedBySignalError: the guest is paused then.
+    """
+    try:
+        with Passthrough(handle) as monitor:
+            _Pulls(handle, state, overlays, monitor, reporter).follow(speed_bytes_s, stop)
+    except QemuGoneError as err:
+        if handle.is_active():
+            raise
+        raise LiveRestoreEndedError(state.name, advice=advice(state)) from err
+    except VbackupError:
+        _pause(handle, state, reporter)
+        raise
+    make_plain(handle, state)
+
+
+def make_plain(handle: DomainHandle, state: LiveState) -> None:
+    """Make the definition what it would be after any other restore."""
+    original = (state.output / "domain.xml").read_text()
+    defining.define(handle.host, live_xml.plain(handle.definition_xml(), original, tuple(state.disks)))
+
+
+def _pause(handle: DomainHandle, state: LiveState, reporter: Reporter) -> None:
+    """Pause the guest while the daemon still serves it: without it, QEMU would wait for the end of its reads."""
+    try:
+        for dev in state.disks:
+            lifecycle.end_pull(handle, dev)
+        lifecycle.suspend(handle)
+    except VbackupError as err:
+        reporter.warning(f"Could not pause domain {state.name}: {err}")
+    else:
+        reporter.warning(f"Domain {state.name} is paused. {advice(state)}")
+
+
+class _Pulls:
+    """The pulls of the disks, one after the other.
+
+    When one has ended, libvirt asks for all nodes, and at the end of another one that crashes QEMU (see Overlay).
+    """
+
+    def __init__(
+        self, handle: DomainHandle, state: LiveState, overlays: Overlays, monitor: Passthrough, reporter: Reporter
+    ) -> None:
+        self._handle, self._state, self._overlays = handle, state, overlays
+        self._monitor, self._reporter = monitor, reporter
+        self._attempts: dict[str, int] = {}
+        self._done_bytes: dict[str, int] = {}
+
+    def follow(self, speed_bytes_s: int | None, stop: Stop) -> None:
+        """Return when all data of all disks is at home."""
+        losses = 0
+        while True:
+            stop.check()
+            try:
+                self._step(speed_bytes_s)
+                if not self._state.away:
+                    return
+                losses = 0
+            except ConnectionLostError:
+                losses += 1
+                if losses > _MAX_LOSSES:
+                    raise
+                self._handle.reconnect()
+            self._monitor.next_event(TICK_S)
+
+    def _step(self, speed_bytes_s: int | None) -> None:
+        """Start the next pull, report how far it is, or record its end."""
+        dev = self._state.away[0]
+        try:
+            pull = lifecycle.pull_of(self._handle, dev)
+            if pull is not None:
+                self._report(dev, pull)
+            elif dev in live_xml.pending(self._handle.live_xml(), os.fspath(self._state.socket)):
+                self._start(dev, speed_bytes_s)
+            else:
+                self._keep(dev)
+        except MonitorError:
+            if self._handle.is_active():
+                raise
+        if not self._handle.is_active():
+            raise LiveRestoreEndedError(self._state.name, advice=advice(self._state))
+
+    def _report(self, dev: str, pull: Pull) -> None:
+        if pull.done_bytes > self._done_bytes.get(dev, 0):  # further than any attempt before
+            self._attempts[dev], self._done_bytes[dev] = 0, pull.done_bytes
+        self._reporter.progress(dev, Phase.COPY, pull.done_bytes, pull.total_bytes)
+
+    def _start(self, dev: str, speed_bytes_s: int | None) -> None:
+        self._attempts[dev] = self._attempts.get(dev, 0) + 1
+        if self._attempts[dev] > _ATTEMPTS:
+            raise self._failed(dev)
+        lifecycle.start_pull(self._handle, dev, speed_bytes_s)
+
+    def _keep(self, dev: str) -> None:
+        """Record that all data of a disk is at home, once it is on storage."""
+        live_backing.store(self._monitor, self._overlays[dev])
+        live_backing.remove(self._monitor, dev)
+        self._state = replace(self._state, home=self._state.home | {dev})
+        live_state.write(self._state)
+        self._reporter.step(f"Disk {dev}: its data is at home.")
+
+    def _failed(self, dev: str) -> VbackupError:
+        status = os.statvfs(self._state.output)
+        if status.f_bavail * status.f_frsize < _FULL_BYTES:
+            return NoSpaceError(
+                f"Disk {dev}: no space left in {self._state.output} for its data. Free some space;"
+                f" {advice(self._state)}"
+            )
+        return MonitorError(
+            f"Disk {dev}: its data cannot be brought home; the log of QEMU in /var/log/libvirt/qemu may say why."
+            f" {advice(self._state)}"
+        )

@@ -1,0 +1,345 @@
+"""Run a domain from a backup at once, while its data comes home: ``vbackup restore --live``.
+
+Each disk is an overlay in its final place; its backing file is the backup, which vbackup's storage daemon serves on a
+unix socket (vbackup.images.live_point). So libvirt gets nothing of the repository. Below the overlay lies a node that
+waits for the daemon, however long (vbackup.engine.live_backing). libvirt pulls the data home while the guest runs
+(vbackup.operations.live_pull); what the guest writes is at home from the beginning.
+
+live.json in the output directory (vbackup.repository.live_state) is what ``--resume`` and ``--abort`` work with. Before
+the guest has run, a failure leaves nothing behind; afterwards nothing is removed without ``--abort``.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import quote
+
+from vbackup import files
+from vbackup.domain import defining, domain_xml, live_xml, qemu_user
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.qemu_user import QemuUser
+from vbackup.domain.restored_xml import RestoredXml
+from vbackup.errors import (
+    DomainNotFoundError,
+    NoSpaceError,
+    StorageError,
+    UnsuitableError,
+    UsageError,
+    VbackupError,
+)
+from vbackup.files import storage_errors
+from vbackup.images import destination
+from vbackup.images.flatten import Layer, layers_of
+from vbackup.images.live_point import LivePoint
+from vbackup.model import Backup, LeftOut
+from vbackup.operations import live_pull, restore, restored_domain, restored_machine, serve
+from vbackup.operations.restore import RestoreRequest
+from vbackup.operations.restored_domain import DefineRequest
+from vbackup.operations.restored_machine import Placed
+from vbackup.qemu import qemu_img
+from vbackup.report import Reporter
+from vbackup.repository import chosen, data_size, live_state, protection, readers
+from vbackup.repository.choice import Wanted
+from vbackup.repository.chosen import Chosen
+from vbackup.repository.live_state import LiveDisk, LiveState
+from vbackup.repository.protection import Protection
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+
+@dataclass(frozen=True)
+class LiveRequest:
+    """The options of ``vbackup restore --live``."""
+
+    domain: str  #: name or UUID
+    output: Path
+    wanted: Wanted
+    speed_bytes_s: int | None = None  #: of the pull of each disk; None: no limit
+
+
+@dataclass(frozen=True)
+class LiveRestored:
+    """A domain that runs from its own images only."""
+
+    backup_id: str
+    name: str
+    uuid: str
+    images: Mapping[str, Path]  #: by dev
+    backups: Mapping[str, str]  #: id of the backup that each disk is of, by dev
+    left_out: tuple[LeftOut, ...] = ()  #: what the original has and this domain has not
+    shared: tuple[LeftOut, ...] = ()  #: what this domain has of the original's
+    machine: tuple[Placed, ...] = ()  #: what the domain needs beside disks and XML, and where it is now
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a live restore works with."""
+
+    request: LiveRequest
+    host: Host
+    repository: Repository
+    reporter: Reporter
+    stop: Stop
+
+
+def run(request: LiveRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop) -> LiveRestored:
+    """Start the domain, pull its data home, and return when all of it is there.
+
+    Raises what vbackup.repository.chosen.shown raises, UnsuitableError (the host has such a domain already, libvirt is
+    on another host, no storage daemon), UsageError (the path of the directory is too long), StorageError (a file is
+    there already, QEMU could not enter the directory), NoSpaceError, all before anything is written; what libvirt says
+    of the definition and the start, after which nothing is left; and what vbackup.operations.live_pull.home raises:
+    the domain is there then, and its restore can be resumed.
+    """
+    work = _Work(replace(request, output=request.output.absolute()), host, repository, reporter, stop)
+    uuid = repository.find(request.domain)
+    refuse_remote(host)
+    with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:
+        return _restore(found, work)
+
+
+def _restore(found: Chosen, work: _Work) -> LiveRestored:
+    backup, output, host = found.backup, work.request.output, work.host
+    refuse_long(output)
+    machine = restored_machine.placed(backup, output)
+    images = [output / f"{dev}.qcow2" for dev in found.chains]
+    names = [*(path.name for path in images), *restored_machine.names(machine, output), "domain.xml"]
+    destination.refuse_existing([output / name for name in (*names, live_state.FILE)])
+    files.refuse_unwritable(output)
+    restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
+    restoring = RestoreRequest(
+        backup.domain_uuid, output, work.request.wanted, define=DefineRequest(start=True), uri=host.uri
+    )
+    definition = restore.definition_for(
+        restoring, found.choice, machine, repository=work.repository, reporter=work.reporter, stop=work.stop
+    )
+    destination.refuse_existing([Path(name) for name in definition.new_files])
+    prepared = restored_domain.prepare(
+        DefineRequest(start=True), definition, machine=machine, host=host, output=output, reporter=work.reporter
+    )
+    user = user_of(host, prepared.text)
+    _refuse_full(found, work)
+    state = _state(found, names, definition.new_files, work)
+    layers = {dev: layers_of(found.paths(work.repository, dev)) for dev in found.chains}
+    backups = [work.repository.directory(state.uuid, one) for one in found.needed]
+    with ExitStack() as undo:
+        _write(state, found, work, undo, machine=machine, text=prepared.text)
+        with live_state.locked(output), served(layers, state, user, backups, work.reporter):
+            _protect(state, work)
+            xml = live_xml.live(prepared.text, tuple(state.disks), os.fspath(state.socket))
+            handle = restored_domain.define_only(replace(prepared, text=xml))
+            overlays = live_pull.start(handle, state)
+            undo.pop_all()  # the guest runs
+            for warning in restore.warnings(found.choice, definition):
+                work.reporter.warning(warning)
+            work.reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
+            live_pull.home(
+                handle,
+                state,
+                overlays,
+                speed_bytes_s=work.request.speed_bytes_s,
+                stop=work.stop,
+                reporter=work.reporter,
+            )
+            finish(handle, state, backup, repository=work.repository, reporter=work.reporter)
+    return restored(state, definition, restored_domain.place_machine(prepared, machine))
+
+
+def restored(state: LiveState, definition: RestoredXml | None = None, machine: tuple[Placed, ...] = ()) -> LiveRestored:
+    """Return what a live restore has become."""
+    return LiveRestored(
+        state.backup,
+        state.name,
+        state.uuid,
+        {dev: state.image(dev) for dev in state.disks},
+        {dev: one.backup for dev, one in state.disks.items()},
+        left_out=() if definition is None else definition.left_out,
+        shared=() if definition is None else definition.shared,
+        machine=machine,
+    )
+
+
+@contextmanager
+def served(
+    layers: Mapping[str, Sequence[Layer]],
+    state: LiveState,
+    user: QemuUser,
+    backups: Sequence[Path],
+    reporter: Reporter,
+) -> Iterator[None]:
+    """Serve the disks during the block, and if this process dies, until somebody ends the daemon.
+
+    ``backups`` are the directories of all that are read.
+    """
+    with (
+        readers.reading(backups) as locks,
+        LivePoint(layers, state.socket, user=user, locks=locks, reporter=reporter),
+    ):
+        yield
+
+
+def finish(
+    handle: DomainHandle, state: LiveState, backup: Backup, *, repository: Repository, reporter: Reporter
+) -> None:
+    """Let a domain whose data is at home start with its host if the original did, and forget the live restore."""
+    if backup.autostart:
+        try:
+            defining.set_autostart(handle)
+        except VbackupError as err:
+            reporter.warning(f"{err} The original had that (autostart).")
+    unprotect(state, repository, reporter)
+    live_state.remove(state.output)
+
+
+def unprotect(state: LiveState, repository: Repository, reporter: Reporter) -> None:
+    """End the protection that the restore gave to backups, unless somebody has another reason by now."""
+    for one in state.protected:
+        directory = repository.directory(state.uuid, one)
+        try:
+            known = protection.read(directory)
+            if known is not None and known.reason == _reason(state):
+                protection.unprotect(directory)
+        except VbackupError as err:
+            reporter.warning(f"Backup {one} stays protected: {err}")
+
+
+# what is refused before anything is written
+
+
+def refuse_remote(host: Host) -> None:
+    """Raise UnsuitableError if QEMU would run on another host than this process."""
+    if not host.is_local:
+        raise UnsuitableError(
+            f"{host.real_uri} is on another host, but a live restore serves the backup on a socket of this one; run"
+            " vbackup there."
+        )
+
+
+def refuse_long(output: Path) -> None:
+    """Raise UsageError if the socket in the directory would have too long a path."""
+    path = os.fsencode(live_state.socket_of(output))
+    if len(path) > serve.MAX_PATH_BYTES:
+        room = serve.MAX_PATH_BYTES - len(live_state.SOCKET) - 1
+        raise UsageError(
+            f"The path of the directory {output} is too long for a socket in it; give one of at most {room} bytes."
+        )
+
+
+def _refuse_full(found: Chosen, work: _Work) -> None:
+    needed = sum(data_size.image_bytes(found.paths(work.repository, dev)) for dev in found.chains)
+    output = work.request.output
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    with storage_errors(f"read {nearest}"):
+        status = os.statvfs(nearest)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise NoSpaceError(
+            f"{output} has room for {free} bytes, but the disks of backup {found.backup.id} have {needed} bytes of"
+            " data; free some space, or give another directory with --output."
+        )
+
+
+def user_of(host: Host, definition: str) -> QemuUser:
+    """Return whom the QEMU of the domain will run as."""
+    return qemu_user.of([*domain_xml.parse(definition).security_labels, *defining.of(host).labels])
+
+
+# the steps to a running guest, each with its undo
+
+
+def _state(found: Chosen, names: Sequence[str], new_files: Sequence[str], work: _Work) -> LiveState:
+    backup = found.backup
+    used = sorted({backup.id, *(one.id for one in found.choice.disks.values())})
+    free = [one for one in used if protection.read(work.repository.directory(backup.domain_uuid, one)) is None]
+    return LiveState(
+        output=work.request.output,
+        repository_id=work.repository.id,
+        uuid=backup.domain_uuid,
+        name=backup.domain_name,
+        backup=backup.id,
+        disks={dev: LiveDisk(dev, one.id) for dev, one in found.choice.disks.items()},
+        files=tuple(names),
+        later=tuple(Path(one).name for one in new_files if Path(one).parent == work.request.output),
+        protected=tuple(free),
+    )
+
+
+def _write(
+    state: LiveState,
+    found: Chosen,
+    work: _Work,
+    undo: ExitStack,
+    *,
+    machine: Sequence[Placed],
+    text: str,
+) -> None:
+    """Write all files of the domain; live.json gets its name last."""
+    with destination.temporary_directory(state.output) as temporary:
+        for dev in state.disks:
+            path = temporary / state.image(dev).name
+            restore.write(path, b"")
+            # Whoever opens the image without vbackup is refused then, and does not take holes for zeros.
+            uri = f"nbd+unix:///{quote(dev)}?socket={quote(os.fspath(state.socket))}"
+            qemu_img.create_over(path, found.chains[dev][0].image.virtual_size_bytes, backing=uri)
+            files.fsync(path)
+        restored_machine.write(machine, found.backup, temporary, repository=work.repository, stop=work.stop)
+        restore.write(temporary / "domain.xml", text.encode())
+        restore.write(temporary / live_state.FILE, state.text().encode())
+        work.stop.check()
+        destination.move_out([(temporary / name, state.output / name) for name in (*state.files, live_state.FILE)])
+    undo.callback(_take_back, state, work)
+
+
+def remove_files(state: LiveState) -> None:
+    """Remove all files that the restore has made, live.json last, and the directory if it is empty then."""
+    with storage_errors(f"remove the files in {state.output}"):
+        for name in (*state.files, *state.later):
+            path = state.output / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)  # the state of a TPM
+            else:
+                path.unlink(missing_ok=True)
+    state.socket.unlink(missing_ok=True)
+    live_state.remove(state.output)
+    if not any(state.output.iterdir()):
+        state.output.rmdir()
+
+
+def _reason(state: LiveState) -> str:
+    return f"live restore to {state.output}"
+
+
+def _protect(state: LiveState, work: _Work) -> None:
+    """Keep the backups until the restore has ended, also if nobody reads them for a while."""
+    for one in state.protected:
+        directory = work.repository.directory(state.uuid, one)
+        try:
+            protection.protect(directory, Protection(datetime.now(timezone.utc), _reason(state)))
+        except StorageError as err:
+            work.reporter.warning(
+                f"Do not remove backup {one} before the restore has ended; nothing protects it: {err}"
+            )
+
+
+def _take_back(state: LiveState, work: _Work) -> None:
+    """Leave nothing of a start that failed. Files that a domain uses stay: a lost connection can leave it running."""
+    try:
+        try:
+            handle = work.host.domain(state.uuid)
+        except DomainNotFoundError:
+            pass
+        else:
+            handle.destroy()
+            defining.undefine(handle)
+        unprotect(state, work.repository, work.reporter)
+        remove_files(state)
+    except VbackupError as err:
+        words = f"vbackup restore {state.uuid} --live --abort --yes --output {shlex.quote(str(state.output))}"
+        work.reporter.warning(f"Could not undo the start of domain {state.name}: {err} '{words}' does that.")

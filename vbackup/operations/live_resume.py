@@ -1,0 +1,136 @@
+"""Go on with a live restore after the death of vbackup, of the storage daemon, of QEMU or of the host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup.domain import defining, lifecycle, live_xml
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.errors import DomainNotFoundError, UnsuitableError, UsageError
+from vbackup.files import storage_errors
+from vbackup.images import live_point
+from vbackup.images.flatten import layers_of
+from vbackup.model import Backup
+from vbackup.operations import live_pull, live_restore, restored_domain, restored_machine
+from vbackup.operations.live_restore import LiveRestored
+from vbackup.report import Reporter
+from vbackup.repository import live_state, readers, verify
+from vbackup.repository.history import Link
+from vbackup.repository.live_state import LiveState
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+
+@dataclass(frozen=True)
+class ResumeRequest:
+    """The options of ``vbackup restore --live --resume``."""
+
+    domain: str  #: name or UUID
+    output: Path
+    speed_bytes_s: int | None = None  #: of the pull of each disk; None: no limit
+
+
+def run(request: ResumeRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop) -> LiveRestored:
+    """Serve the backup again, start the domain if it is off, and return when all data is at home.
+
+    The guest runs on whoever has paused it. Raises StorageError if no live restore to this directory is unfinished,
+    UsageError if it is of another domain or repository, UnsuitableError if the domain does not use its images,
+    BusyError if another vbackup works on it, and what vbackup.operations.live_restore.run raises.
+    """
+    live_restore.refuse_remote(host)
+    with live_state.locked(request.output.absolute()) as state:
+        refuse_other(state, request.domain, repository)
+        live_point.end_earlier(state.socket)
+        backup = repository.catalogue(state.uuid).history.get(state.backup)
+        handle = _domain(host, state, backup)
+        if state.away:
+            _go_on(handle, state, request, host=host, repository=repository, reporter=reporter, stop=stop)
+        else:
+            live_pull.make_plain(handle, state)
+        live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
+    return live_restore.restored(state)
+
+
+def refuse_other(state: LiveState, domain: str, repository: Repository) -> None:
+    """Raise UsageError if the live restore is of another repository or domain."""
+    if state.repository_id != repository.id:
+        raise UsageError(f"The live restore to {state.output} is from another repository than {repository.path}.")
+    if domain not in (state.uuid, state.name):
+        raise UsageError(f"The live restore to {state.output} is of domain {state.name} ({state.uuid}), not {domain}.")
+
+
+def domain_of(host: Host, state: LiveState) -> DomainHandle | None:
+    """Return the domain that is being restored, None if the host has none of this UUID.
+
+    Raises UnsuitableError if a domain of this UUID does not use the restore's images.
+    """
+    try:
+        handle = host.domain(state.uuid)
+    except DomainNotFoundError:
+        return None
+    images = live_xml.images(handle.definition_xml())
+    strange = [dev for dev in state.disks if images.get(dev) != os.fspath(state.image(dev))]
+    if strange:
+        raise UnsuitableError(
+            f"Domain {handle.name} does not use {state.image(strange[0])} as its disk {strange[0]} (it has"
+            f" {images.get(strange[0], 'none')}); change that back with 'virsh edit'."
+        )
+    return handle
+
+
+def _domain(host: Host, state: LiveState, backup: Backup) -> DomainHandle:
+    """Return the domain. If it is off, it is defined as it has to be, whoever has changed that meanwhile."""
+    handle = domain_of(host, state)
+    if handle is not None and handle.is_active():
+        return handle
+    with storage_errors(f"read {state.output / 'domain.xml'}"):
+        xml = (state.output / "domain.xml").read_text() if handle is None else handle.definition_xml()
+    text = live_xml.live(xml, state.away, os.fspath(state.socket))
+    if handle is not None:
+        return defining.define(host, text)
+    return restored_domain.define_again(host, text, restored_machine.placed(backup, state.output))
+
+
+def _go_on(
+    handle: DomainHandle,
+    state: LiveState,
+    request: ResumeRequest,
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> None:
+    user = live_restore.user_of(host, handle.definition_xml())
+
+    def read() -> Mapping[str, Sequence[Link]]:
+        history = repository.catalogue(state.uuid).history
+        return {dev: history.links(one.backup, dev) for dev, one in state.disks.items()}
+
+    def directories(chains: Mapping[str, Sequence[Link]]) -> list[Path]:
+        needed = {link.backup.id for links in chains.values() for link in links}
+        return [repository.directory(state.uuid, one) for one in sorted(needed)]
+
+    with readers.unchanged(read, directories, stop=stop) as chains:
+        verify.check_headers(chains, repository, stop=stop)
+        layers = {
+            dev: layers_of([(link, verify.image_path(repository, link)) for link in links])
+            for dev, links in chains.items()
+        }
+        with live_restore.served(layers, state, user, directories(chains), reporter):
+            overlays = _taken_over(handle, state) if handle.is_active() else live_pull.start(handle, state)
+            reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
+            live_pull.home(handle, state, overlays, speed_bytes_s=request.speed_bytes_s, reporter=reporter, stop=stop)
+
+
+def _taken_over(handle: DomainHandle, state: LiveState) -> live_pull.Overlays:
+    """Let the guest of a dead run go on; its pulls have ended then, and begin where they were."""
+    for dev in state.away:
+        lifecycle.end_pull(handle, dev)
+    overlays = live_pull.secure(handle, state)
+    if handle.halted() is not None:
+        handle.resume()
+    return overlays
