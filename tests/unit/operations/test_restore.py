@@ -31,6 +31,7 @@ from vbackup.model import Backup, ImageFormat, ImageOptions
 from vbackup.operations import restore
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.qemu import qemu_img
+from vbackup.repository import filesystem
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -139,14 +140,14 @@ def test_file_that_appears_meanwhile_undoes_what_was_moved(
     filled: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "output"
-    rename = Path.rename
+    move = filesystem.move
 
-    def rename_and_meddle(path: Path, target: Path) -> Path:
-        if target == output / "vdb.qcow2":
+    def move_and_meddle(source: Path, free: Path) -> None:
+        if free == output / "vdb.qcow2":
             (output / "domain.xml").write_text("somebody else's")
-        return rename(path, target)
+        move(source, free)
 
-    monkeypatch.setattr(Path, "rename", rename_and_meddle)
+    monkeypatch.setattr(filesystem, "move", move_and_meddle)
     with pytest.raises(StorageError, match="already exists"):
         run(filled, output)
     assert names_in(output) == ["domain.xml"]
@@ -155,8 +156,8 @@ def test_file_that_appears_meanwhile_undoes_what_was_moved(
 
 def test_domain_xml_gets_its_name_last(filled: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
-    rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda path, target: (moved.append(target.name), rename(path, target))[1])
+    move = filesystem.move
+    monkeypatch.setattr(filesystem, "move", lambda source, free: (moved.append(free.name), move(source, free))[1])
     run(filled, tmp_path / "output")
     assert moved == ["vda.qcow2", "vdb.qcow2", "nvram", "domain.xml"]
 
