@@ -394,7 +394,7 @@ def name_data_file(path: Path) -> None:
     name = f"{path.parents[3]}/canary"
     extension = struct.pack(">II", 0x44415441, len(name)) + name.encode().ljust((len(name) + 7) // 8 * 8, b"\0")
     patched(path, 72, struct.pack(">Q", 1 << 2))
-    patched(path, 112, extension)
+    patched(path, 112, extension + bytes(8))  # the end of all extensions
 
 
 @pytest.mark.parametrize(
