@@ -112,10 +112,12 @@ def run(
 
     Raises DomainNotFoundError, ChainError (the backup is unknown, or an image of its chain is missing, foreign or
     altered; DamagedError if a block that is needed is), AmbiguousHostError, PartialBackupError, DiskError,
-    UnsuitableError (of the pool), StorageError (the output exists or cannot be written), NoSpaceError, BusyError; what
-    restored_domain.prepare and define raise.
+    UnsuitableError (of the pool), StorageError (the output exists, is in the repository or cannot be written),
+    NoSpaceError, BusyError; what restored_domain.prepare and define raise.
     """
     uuid = repository.find(request.domain)
+    places = [request.output, *request.destinations.values(), *([] if pool is None else [pool.target])]
+    destination.refuse_inside(repository.path, places)
     work = _Work(request, repository, reporter, stop, host, pool)
     with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
         return _restore(point.choice, point.chains, work)

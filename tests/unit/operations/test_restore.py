@@ -31,6 +31,7 @@ from vbackup.model import Backup, ImageFormat, ImageOptions
 from vbackup.operations import restore
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.qemu import qemu_img
+from vbackup.repository import filesystem
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -123,6 +124,23 @@ def test_only_the_wanted_disks_are_checked_and_written(filled: Repository, tmp_p
         run(filled, tmp_path / "other", disks=("vdz",))
 
 
+def test_nothing_is_restored_into_the_repository(filled: Repository, tmp_path: Path) -> None:
+    before = sorted(filled.path.rglob("*"))
+    (tmp_path / "link").symlink_to(filled.path)
+    (tmp_path / "output").mkdir()
+    for output, destinations in [
+        (filled.path, {}),
+        (tmp_path / "link" / "new" / "output", {}),
+        (tmp_path / "output", {"vda": tmp_path / "link" / UUID / "vda.img"}),
+    ]:
+        request = RestoreRequest("web", output, destinations=destinations)
+        with pytest.raises(StorageError, match=f"is in the repository {filled.path}, where only backups") as caught:
+            restore.run(request, repository=filled, reporter=Recorder(), stop=Stop())
+        assert caught.value.status == 7
+    assert sorted(filled.path.rglob("*")) == before
+    assert not names_in(tmp_path / "output")
+
+
 @pytest.mark.parametrize("name", ["vdb.qcow2", "domain.xml", "nvram"])
 @pytest.mark.parametrize("dangling", [False, True], ids=["file", "dangling link"])
 def test_nothing_that_is_there_is_overwritten(filled: Repository, tmp_path: Path, name: str, dangling: bool) -> None:
@@ -139,14 +157,14 @@ def test_file_that_appears_meanwhile_undoes_what_was_moved(
     filled: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "output"
-    rename = Path.rename
+    move = filesystem.move
 
-    def rename_and_meddle(path: Path, target: Path) -> Path:
+    def move_and_meddle(path: Path, target: Path) -> None:
         if target == output / "vdb.qcow2":
             (output / "domain.xml").write_text("somebody else's")
-        return rename(path, target)
+        move(path, target)
 
-    monkeypatch.setattr(Path, "rename", rename_and_meddle)
+    monkeypatch.setattr(filesystem, "move", move_and_meddle)
     with pytest.raises(StorageError, match="already exists"):
         run(filled, output)
     assert names_in(output) == ["domain.xml"]
@@ -155,8 +173,8 @@ def test_file_that_appears_meanwhile_undoes_what_was_moved(
 
 def test_domain_xml_gets_its_name_last(filled: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
-    rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda path, target: (moved.append(target.name), rename(path, target))[1])
+    move = filesystem.move
+    monkeypatch.setattr(filesystem, "move", lambda path, target: (moved.append(target.name), move(path, target)))
     run(filled, tmp_path / "output")
     assert moved == ["vda.qcow2", "vdb.qcow2", "nvram", "domain.xml"]
 
