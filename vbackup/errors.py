@@ -224,8 +224,10 @@ class UnsuitableError(VbackupError):
 class DiskError(UnsuitableError):
     """A disk is unknown, cannot be found in QEMU's block graph, or cannot be backed up."""
 
-    def __init__(self, dev: str, message: str) -> None:
+    def __init__(self, dev: str, message: str, *, cause: str | None = None) -> None:
+        """``cause``: the message without what a backup can do about it."""
         self.dev = dev
+        self.cause = (message if cause is None else cause).rstrip(".")
         super().__init__(f"Disk {dev}: {message}")
 
 

@@ -1,8 +1,8 @@
 """Where the disks of a restore go: each to a file that does not exist yet, to a block device, or to a new volume.
 
 A new file is written in a temporary directory beside its name, and gets that name when the restore is complete. A
-restore that is killed leaves the directory, and the lock on a file in it (flock(2)) ends: the next one removes it. A block
-device is written as it is: whatever ends the restore then, its old content is gone.
+restore that is killed leaves the directory, and the lock on a file in it (flock(2)) ends: the next one removes it. A
+block device is written as it is: whatever ends the restore then, its old content is gone.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def claimed(dev: str, path: Path, *, disk_bytes: int) -> Iterator[None]:
     with storage_errors(f"open {path}"):
         if _is_read_only(path):
             raise StorageError(
-                f"Disk {dev}: {path} is read-only; nothing was written. Give another device, or, if it is the right one,"
-                f" run: blockdev --setrw {shlex.quote(str(path))}."
+                f"Disk {dev}: {path} is read-only; nothing was written. Give another device, or, if it is the right"
+                f" one, run: blockdev --setrw {shlex.quote(str(path))}."
             )
         try:
             fd = open_block_device(path, os.O_RDWR | os.O_EXCL)
