@@ -206,6 +206,7 @@ def _wanted_volumes(choice: Choice, chains: Mapping[str, Sequence[Link]], work: 
     sizes = {dev: links[0].image.virtual_size_bytes for dev, links in chains.items() if dev not in request.destinations}
     name = work.new_name or choice.backup.domain_name
     wanted = {dev: pool.wanted(name, dev, request.image_format, size) for dev, size in sizes.items()}
+    pool.refuse_existing(wanted.values())
     takes = sizes if pool.has_block_devices else {dev: needed_bytes(chains[dev], work.repository) for dev in sizes}
     pool.refuse_full(sum(takes.values()))
     return wanted
