@@ -224,9 +224,15 @@ class UnsuitableError(VbackupError):
 class DiskError(UnsuitableError):
     """A disk is unknown, cannot be found in QEMU's block graph, or cannot be backed up."""
 
-    def __init__(self, dev: str, message: str) -> None:
+    def __init__(self, dev: str, message: str, *, cause: str | None = None) -> None:
         self.dev = dev
+        self._cause = (message if cause is None else cause).rstrip(".")
         super().__init__(f"Disk {dev}: {message}")
+
+    @property
+    def cause(self) -> str:
+        """The message without what a backup can do about it."""
+        return self._cause
 
 
 class CorruptImageError(DiskError):

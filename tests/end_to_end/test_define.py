@@ -109,8 +109,8 @@ def test_new_domain_runs_beside_the_original(defined: Defined, tmp_path: Path) -
 
 def test_domain_that_is_there_stops_everything_before_a_byte_is_written(defined: Defined, tmp_path: Path) -> None:
     defined.backup()
-    for options, state in ((("--define",), "and runs"), (("--start",), "and is off")):
-        if state == "and is off":
+    for options, state in ((("--define",), "which runs"), (("--start",), "which is off")):
+        if state == "which is off":
             defined.machine.destroy()
         said = defined.restore("out", *options, status=5).stderr
         assert f"libvirt already has domain web (UUID {UUID}), {state}: '--name NEW' restores" in said

@@ -414,6 +414,11 @@ def test_what_a_new_image_could_not_be_is_refused_with_what_to_do(
         assert f"{loop} is a block device, on which the old content could not be kept" in said
         assert f"vbackup restore kinds --backup={first} --output=DIR --disk=vda={loop}." in said
         assert specs[1].path.read_bytes()[1 << 20] == 3
+        if subprocess.run(["chattr", "+i", str(specs[1].path)], check=False).returncode == 0:  # not on every filesystem
+            said = command("restore", "kinds", "--in-place", "--disk", "vdb", *argv, status=5).stderr
+            subprocess.run(["chattr", "-i", str(specs[1].path)], check=True)
+            assert f"{specs[1].path} is immutable ('chattr -i {specs[1].path}' changes that). Nothing was wr" in said
+            assert "exclude-disk" not in said
         done = command("restore", "kinds", "--in-place", "--disk", "vdb", "--json", *argv).document
         assert "raw" in done["disks"][0]["full"]
         assert specs[1].path.read_bytes() == bytes(8 << 20)

@@ -74,8 +74,9 @@ def test_volumes_of_a_directory(
         "-c", daemon.uri, "restore", "web", "-r", recorded.repository.path, "--output", tmp_path / "other",
         "--pool", pool.name(), "--format", image_format.value, status=7,
     ).stderr  # fmt: skip
-    assert f"already has a volume {names[0]}" in again
-    assert f"virsh vol-delete --pool 'files of ours' {names[0]}" in again
+    assert f"already has the volumes {', '.join(names)}, and" in again
+    for name in names:
+        assert f"vol-delete --pool 'files of ours' {name}" in again
 
 
 class LoopVolume(Volume):

@@ -101,7 +101,7 @@ def test_statuses_are_those_of_the_manual() -> None:
 @pytest.mark.parametrize(
     ("error", "evidence"),
     [
-        (errors.DiskError("vda", "x"), {"dev": "vda"}),
+        (errors.DiskError("vda", "x", cause="y"), {"dev": "vda"}),
         (
             errors.QmpError("query-x", "GenericError", "x"),
             {"command": "query-x", "error_class": "GenericError", "description": "x"},

@@ -46,7 +46,7 @@ def refuse_taken(host: Host, wanted: Identity, *, is_new: bool) -> None:
 
 
 def _taken(handle: DomainHandle, wanted: Identity, *, is_new: bool) -> str:
-    state = "and runs" if handle.is_active() else "and is off"
+    state = "which runs" if handle.is_active() else "which is off"
     if is_new:
         return f"libvirt already has a domain {handle.name}, {state}: choose another name with --name."
     beside = "'--name NEW' restores the backup beside it, as a new domain"

@@ -235,16 +235,17 @@ def _refusals(disk: Disk) -> Iterator[None]:
     try:
         yield
     except QmpError as err:
+        cause = f"its image {path} cannot be opened: {err.description.rstrip('.')}"
         if err.description.is_denied and disk.path is not None:
             raise DiskError(
                 disk.dev,
-                f"its image {path} cannot be opened: {err.description.rstrip('.')}. {why_denied(Path(disk.path))} Or"
-                f" leave the disk out with --exclude-disk {disk.dev}.",
+                f"{cause}. {why_denied(Path(disk.path))} Or leave the disk out with --exclude-disk {disk.dev}.",
+                cause=cause,
             ) from err
         raise DiskError(
             disk.dev,
-            f"its image {path} cannot be opened: {err.description}. Leave it out with --exclude-disk {disk.dev}, or"
-            " fix it.",
+            f"{cause}. Leave it out with --exclude-disk {disk.dev}, or fix it.",
+            cause=cause,
         ) from err
     except DiskError:
         raise  # it names the disk already

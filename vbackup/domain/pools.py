@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class Pool:
     def wanted(self, domain: str, dev: str, image_format: ImageFormat, size_bytes: int) -> Wanted:
         """Return the volume for a disk: DOMAIN-DEV, and .qcow2 for that format.
 
-        Raises UnsuitableError if a volume cannot be named after the domain, StorageError if there is one.
+        Raises UnsuitableError if a volume cannot be named after the domain.
         """
         image_format = ImageFormat.RAW if self.has_block_devices else image_format
         name = f"{domain}-{dev}" + (".qcow2" if image_format is ImageFormat.QCOW2 else "")
@@ -65,18 +65,34 @@ class Pool:
                 f"Disk {dev}: no volume of pool {self.name} can have the name {name!r}. Restore it to a path, with"
                 f" --disk {dev}=PATH."
             )
+        return Wanted(name, image_format, size_bytes)
+
+    def refuse_existing(self, wanted: Iterable[Wanted]) -> None:
+        """Raise StorageError if the pool has one of the volumes; all that it has are named."""
+        existing = [one.name for one in wanted if self._has(one.name)]
+        if not existing:
+            return
+        volumes, them = ("a volume", "it") if len(existing) == 1 else ("the volumes", "them")
+        raise StorageError(
+            f"Pool {self.name} already has {volumes} {', '.join(existing)}, and vbackup never overwrites volumes."
+            f" Another restore may still be writing {them}. If an interrupted one has left {them}, remove {them}:"
+            f" {' && '.join(self._removal(name) for name in existing)}."
+        )
+
+    def _has(self, name: str) -> bool:
         try:
             with self.host.errors(f"look up volume {name} of pool {self.name}"):
                 self.pool.storageVolLookupByName(name)
         except MonitorError as err:
             if error_code(err.__cause__) == NO_STORAGE_VOLUME:
-                return Wanted(name, image_format, size_bytes)
+                return False
             raise
-        raise StorageError(
-            f"Disk {dev}: pool {self.name} already has a volume {name}, and vbackup never overwrites volumes. If it is"
-            " what an interrupted restore has left, remove it: virsh vol-delete --pool"
-            f" {shlex.quote(self.name)} {shlex.quote(name)}."
-        )
+        return True
+
+    def _removal(self, name: str) -> str:
+        """Return the command that removes a volume."""
+        virsh = ["virsh", *([] if self.host.uri is None else ["-c", self.host.uri])]
+        return shlex.join([*virsh, "vol-delete", "--pool", self.name, name])
 
     def likely_path(self, one: Wanted) -> Path:
         """Return the path that a volume will have, which only libvirt decides when it makes it."""
@@ -117,8 +133,8 @@ class Pool:
             with self.host.errors(f"remove volume {name} of pool {self.name}"):
                 volume.delete(0)
         except VbackupError as err:
-            remedy = f"virsh vol-delete --pool {shlex.quote(self.name)} {shlex.quote(name)}"
-            reporter.warning(f"Volume {name} of pool {self.name} is left over; remove it with '{remedy}': {err}")
+            remedy = f"remove it with '{self._removal(name)}'"
+            reporter.warning(f"Volume {name} of pool {self.name} is left over; {remedy}: {err}")
 
     def _refresh(self) -> None:
         """Let libvirt see how large the volumes are now; it does so by itself when it starts the pool."""

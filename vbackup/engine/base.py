@@ -245,7 +245,7 @@ def _trusted_bitmaps(
         raise _UntrustedError(f"checkpoint {checkpoint} is {_lost(node, base, parsed=parsed, started=started)}")
     if layers != list(node.layers[: len(layers)]):
         raise _UntrustedError(
-            f"checkpoint {checkpoint} is not on every layer above {layers[-1].node_name}, as after an external snapshot"
+            f"checkpoint {checkpoint} is not on every layer above {layers[-1].filename}, as after an external snapshot"
             " that was made while the domain was off, or without libvirt"
         )
     for layer in layers:
@@ -256,7 +256,7 @@ def _trusted_bitmaps(
             # "Bitmaps are of different sizes (...) and can't be merged"
             raise _UntrustedError(
                 f"the disk was resized from {layer.virtual_size_bytes} to {node.top.virtual_size_bytes} bytes above the"
-                f" layer {layer.node_name}, and QEMU does not merge the bitmaps of layers of different sizes"
+                f" layer {layer.filename}, and QEMU does not merge the bitmaps of layers of different sizes"
             )
     if not layers[0].bitmaps[name].recording:
         raise _UntrustedError(f"checkpoint {checkpoint} is disabled, so later changes are unknown")

@@ -1,13 +1,17 @@
 """Where the disks of a restore go: each to a file that does not exist yet, to a block device, or to a new volume.
 
-A new file is written in a temporary directory beside its name, and gets that name when the restore is complete. A block
-device is written as it is: whatever ends the restore then, its old content is gone.
+A new file is written in a temporary directory beside its name, and gets that name when the restore is complete. A
+restore that is killed leaves the directory, and the lock on a file in it (flock(2)) ends: the next one removes it. A
+block device is written as it is: whatever ends the restore then, its old content is gone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +29,8 @@ from vbackup.repository import filesystem
 from vbackup.repository.history import Link
 from vbackup.stop import Stop
 
+#: A temporary directory, and the file in it that a living restore has locked.
+_TEMPORARY, _LOCK = re.compile(r"\.vbackup-[a-z0-9_]{8}"), ".vbackup-lock"
 #: What has names of devices only; a file made there by mistake would fill memory.
 _DEVICES = Path("/dev")
 
@@ -61,6 +67,18 @@ def of_path(dev: str, path: Path, image_format: ImageFormat) -> Destination:
         raise StorageError(f"Disk {dev}: there is no directory {path.parent}; make it, or give another path.")
     files.refuse_unwritable(path.parent)
     return Destination(dev, path, image_format)
+
+
+def refuse_inside(repository: Path, paths: Sequence[Path]) -> None:
+    """Raise StorageError if one of the paths is, or would be, the repository or in it: only backups are there."""
+    with storage_errors("read the output directory"):
+        real_path = repository.resolve()
+        inside = [path for path in paths if real_path in (path.resolve(), *path.resolve().parents)]
+    if inside:
+        raise StorageError(
+            f"{inside[0]} is in the repository {repository}, where only backups belong: nothing was written. Give"
+            " another place."
+        )
 
 
 def refuse_existing(paths: Sequence[Path], *, instead: str = "another directory with --output") -> None:
@@ -141,18 +159,56 @@ def _make(output: Path) -> None:
 def temporary_directory(output: Path) -> Iterator[Path]:
     """Yield a temporary directory in a directory, which is made if it does not exist.
 
-    It is removed at the end of the block, and so is the directory if it was made here and is still empty.
+    It is removed at the end of the block, and so is the directory if it was made here and is still empty. Those that
+    dead restores have left there are removed at the begin.
     """
     with storage_errors(f"write to {output}"):
         is_new = not output.exists()
         _make(output)
+        _remove_dead(output)
         directory = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
+    lock = None
     try:
+        with storage_errors(f"write to {directory}"):
+            lock = _lock(directory)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
         if is_new and not any(output.iterdir()):
             output.rmdir()
+
+
+def _lock(directory: Path) -> int:
+    """Make the lock of a temporary directory, and return its descriptor; nobody sees it unlocked while we live."""
+    path = directory / f"{_LOCK}.new"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with suppress(OSError):  # a filesystem without locks, on which no directory counts as dead
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.rename(directory / _LOCK)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _remove_dead(output: Path) -> None:
+    """Remove the temporary directories of this user whose restore has ended without removing them."""
+    for directory in output.iterdir():
+        if not _TEMPORARY.fullmatch(directory.name):
+            continue
+        with suppress(OSError):  # another one removes it
+            status = directory.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                continue
+            fd = files.open_regular(directory / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory)
+            finally:
+                os.close(fd)
 
 
 def move_out(moves: Sequence[tuple[Path, Path]]) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shlex
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,8 @@ _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
 _PIECE_BYTES = 256 * 1024 * 1024
 #: At least the size of a logical block: what the kernel zeroes begins and ends with one.
 _ALIGNMENT_BYTES = 4096
+#: linux/fs.h: the ioctl that says whether a block device is read-only.
+_BLKROGET = 0x125E
 _ZEROS = bytes(1024 * 1024)
 #: Errors of a device, or of a kernel, that cannot do it: EBUSY if there are pages in its cache (translate_err and
 #: handle_aiocb_write_zeroes in QEMU's block/file-posix.c).
@@ -43,9 +47,14 @@ def is_block_device(path: Path) -> bool:
 def claimed(dev: str, path: Path, *, disk_bytes: int) -> Iterator[None]:
     """Hold a block device for a disk ``dev`` of that size during the block.
 
-    Raises BusyError if somebody uses the device, StorageError if it is too small or may not be written.
+    Raises BusyError if somebody uses the device, StorageError if it is too small or read-only or may not be written.
     """
     with storage_errors(f"open {path}"):
+        if _is_read_only(path):
+            raise StorageError(
+                f"Disk {dev}: {path} is read-only; nothing was written. Give another device, or, if it is the right"
+                f" one, run: blockdev --setrw {shlex.quote(str(path))}."
+            )
         try:
             fd = open_block_device(path, os.O_RDWR | os.O_EXCL)
         except OSError as err:
@@ -71,6 +80,18 @@ def claimed(dev: str, path: Path, *, disk_bytes: int) -> Iterator[None]:
                 " was written; give a device that is as large."
             )
         yield
+    finally:
+        os.close(fd)
+
+
+def _is_read_only(path: Path) -> bool:
+    """Return True if the kernel lets nobody write to the block device. Raises OSError if it is none."""
+    try:
+        fd = open_block_device(path)
+    except PermissionError:
+        return False  # whoever may not even read it is told what is missing when it is opened for writing
+    try:
+        return bool(struct.unpack("i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))[0])
     finally:
         os.close(fd)
 

@@ -9,7 +9,10 @@ ends. vbackup.repository.in_place_journal records what is under way.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shlex
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,9 @@ from vbackup import files
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
 #: What follows from the content of a file, and must not be copied to another.
 _OF_CONTENT = frozenset(("security.ima", "security.evm"))
+#: linux/fs.h: the ioctl that returns the attributes of chattr(1), and those with which no name can be exchanged.
+_FS_IOC_GETFLAGS = 0x80086601
+_FIXED = {0x10: ("immutable", "i"), 0x20: ("append-only", "a")}
 _COPIED = ("security.", "system.posix_acl_access", "user.")
 
 
@@ -60,6 +66,18 @@ class Replacement:
             if os.path.lexists(self.path):
                 _give(self.path, probe.fileno())
 
+    def barrier(self) -> str | None:
+        """Return why the image can get no other name, and the command that changes that; None if it can.
+
+        Nobody, not even root, renames what has these attributes, or a file in a directory that has.
+        """
+        for path in (self.path.parent, self.path):
+            flags = _flags(path)
+            for flag, (name, letter) in _FIXED.items():
+                if flags & flag:
+                    return f"{path} is {name} ('chattr -{letter} {shlex.quote(str(path))}' changes that)"
+        return None
+
     def put(self) -> None:
         """Put the new image in the place of the old one, which is kept; again, if that was interrupted. Raises OSError.
 
@@ -85,6 +103,20 @@ class Replacement:
         """Remove the old image. Raises OSError."""
         self.kept.unlink(missing_ok=True)
         files.fsync(self.path.parent)
+
+
+def _flags(path: Path) -> int:
+    """Return the attributes of a file or directory; none if nobody may look, or the filesystem has none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(struct.unpack("I", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:4])[0])
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
 
 
 def _give(old: Path, fd: int) -> None:

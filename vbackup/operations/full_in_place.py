@@ -290,6 +290,9 @@ def _target(disk: Disk, reason: str, request: FullRequest, handle: DomainHandle,
         has_snapshots = _look_at(path, disk, request)
     elif not path.parent.is_dir():
         raise _UnfitError(f"there is no directory {path.parent}")
+    barrier = replacement.barrier()
+    if barrier is not None:
+        raise _UnfitError(barrier)
     destination.refuse_existing([replacement.new, replacement.kept], instead="it another name, or remove it")
     return _Target(dev, replacement, image_format, reason, has_snapshots)
 

@@ -112,10 +112,12 @@ def run(
 
     Raises DomainNotFoundError, ChainError (the backup is unknown, or an image of its chain is missing, foreign or
     altered; DamagedError if a block that is needed is), AmbiguousHostError, PartialBackupError, DiskError,
-    UnsuitableError (of the pool), StorageError (the output exists or cannot be written), NoSpaceError, BusyError; what
-    restored_domain.prepare and define raise.
+    UnsuitableError (of the pool), StorageError (the output exists, is in the repository or cannot be written),
+    NoSpaceError, BusyError; what restored_domain.prepare and define raise.
     """
     uuid = repository.find(request.domain)
+    places = [request.output, *request.destinations.values(), *([] if pool is None else [pool.target])]
+    destination.refuse_inside(repository.path, places)
     work = _Work(request, repository, reporter, stop, host, pool)
     with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
         return _restore(point.choice, point.chains, work)
@@ -204,6 +206,7 @@ def _wanted_volumes(choice: Choice, chains: Mapping[str, Sequence[Link]], work: 
     sizes = {dev: links[0].image.virtual_size_bytes for dev, links in chains.items() if dev not in request.destinations}
     name = work.new_name or choice.backup.domain_name
     wanted = {dev: pool.wanted(name, dev, request.image_format, size) for dev, size in sizes.items()}
+    pool.refuse_existing(wanted.values())
     takes = sizes if pool.has_block_devices else {dev: needed_bytes(chains[dev], work.repository) for dev in sizes}
     pool.refuse_full(sum(takes.values()))
     return wanted

@@ -72,11 +72,7 @@ def run(
     handle = host.domain(request.domain)
     refuse_link(repository.path / handle.uuid)
     if handle.uuid not in repository.uuids():  # and the lock would create its directory
-        raise DomainNotFoundError(
-            f"{handle.name} ({handle.uuid})",
-            f"in {repository.path}",
-            f"'vbackup list -r {shlex.quote(str(repository.path))}' lists the domains that have backups",
-        )
+        raise _not_there(handle, repository)
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
     in_full = FullRequest(
@@ -112,6 +108,22 @@ def run(
     return RestoredInPlace(
         point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)
     )
+
+
+def _not_there(handle: DomainHandle, repository: Repository) -> DomainNotFoundError:
+    """Return the error that says that there are no backups of the domain, and whether there are of a namesake."""
+    where = shlex.quote(str(repository.path))
+    try:
+        namesakes = repository.find_all(handle.name)
+    except DomainNotFoundError:
+        hint = f"'vbackup list -r {where}' lists the domains that have backups"
+    else:
+        hint = (
+            f"it has backups of another domain of that name, with the UUID {' or '.join(namesakes)}, and in place only"
+            f" a domain's own disks are restored. 'vbackup restore {namesakes[0]} -r {where} --output=DIR --define"
+            " --name=NEW' restores the other one as a new domain"
+        )
+    return DomainNotFoundError(f"{handle.name} ({handle.uuid})", f"in {repository.path}", hint)
 
 
 def machine_untouched(backup: Backup) -> tuple[MachineKind, ...]:

@@ -201,7 +201,7 @@ def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: Lo
     try:
         nodes = domain.source.look_at(domain.source.disk_nodes([disk]))
     except DiskError as err:
-        raise _FullError(str(err).removeprefix(f"Disk {disk.dev}: ").rstrip(".")) from err
+        raise _FullError(err.cause) from err
     (node,) = proof.compared(Level.AUTO, nodes, history, domain)
     below = [mark for layer in node.layers[1:] for mark in rollback.marks_of(layer)]
     if below:

@@ -215,10 +215,9 @@ def _file(disk: Disk, path: str) -> tuple[bool, tuple[int, int]]:
         if not os.access(path, os.R_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except PermissionError as err:
+        cause = f"its image {path} cannot be opened: {err.strerror}. {why_denied(Path(path))}"
         raise DiskError(
-            disk.dev,
-            f"its image {path} cannot be opened: {err.strerror}. {why_denied(Path(path))} Or leave the disk out with"
-            f" --exclude-disk {disk.dev}.",
+            disk.dev, f"{cause} Or leave the disk out with --exclude-disk {disk.dev}.", cause=cause
         ) from err
     except OSError as err:
         raise _unopenable(disk, f"the image {path} cannot be accessed: {err.strerror}") from err
@@ -260,4 +259,5 @@ def _unopenable(disk: Disk, reason: str) -> DiskError:
         disk.dev,
         f"it cannot be read while the domain is off: {reason}. Leave it out with --exclude-disk {disk.dev}, or start"
         " the domain.",
+        cause=f"it cannot be read: {reason}",
     )

@@ -1,7 +1,8 @@
 """Run qemu-img: create target images, read headers, convert a backing chain into one image.
 
 Formats are always given, so nothing is probed. Paths are absolute, so no part of a name is taken for a protocol. The
-working directory is "/": QEMU looks there for a relative data file.
+working directory is "/": QEMU looks there for a relative data file. If vbackup dies in any way, the kernel kills its
+qemu-img (PR_SET_PDEATHSIG), so that nothing goes on writing; the thread that starts it waits for its end.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vbackup.fields import Fields
 from vbackup.model import BlockDriver, Compression, ImageFormat, ImageOptions
 from vbackup.stop import Stop
 
+_PROGRAM = ("setpriv", "--pdeathsig", "KILL", "--", "qemu-img")
 _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
 
 
@@ -78,7 +80,7 @@ def header(path: Path, *, image_format: BlockDriver) -> Header:
 
     Raises ChainError if the image cannot be read as ``image_format``.
     """
-    argv = ["qemu-img", "info", "-f", image_format.name, "--output=json", "-U", os.fspath(path.absolute())]
+    argv = [*_PROGRAM, "info", "-f", image_format.name, "--output=json", "-U", os.fspath(path.absolute())]
     result = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False, cwd="/")
     if result.returncode != 0:
         raise ChainError(f"The image {path} cannot be read: {_last_line(result.stderr)}.")
@@ -109,7 +111,7 @@ def convert(
     """
     if kind is Output.NEW:
         os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    argv = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
+    argv = [*_PROGRAM, "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
     argv += ["--salvage"] if salvage else []
     argv += [f"-r{speed_bytes_s}"] if speed_bytes_s is not None else []
     argv += ["-n"] if kind is Output.DEVICE else []  # which then writes zeros too
@@ -151,7 +153,7 @@ def copy_bytes(url: str, output: Path, *, max_bytes: int, timeout_s: float) -> N
 def _small(argv: Sequence[str], name: str, *, timeout_s: float) -> bytes:
     """Run qemu-img for a moment, and return what it prints."""
     result = subprocess.run(
-        ["qemu-img", *argv],
+        [*_PROGRAM, *argv],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,
@@ -196,7 +198,7 @@ def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[fl
 
 def _run(argv: Sequence[str], what: str, *, pass_fds: Sequence[int] = ()) -> None:
     result = subprocess.run(
-        ["qemu-img", *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds, cwd="/"
+        [*_PROGRAM, *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds, cwd="/"
     )
     if result.returncode != 0:
         _raise(result.stderr, what)

@@ -52,7 +52,7 @@ _DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json", "restored.json",
 #: Prefix of an image that is being repaired, which takes its name when it is complete.
 REPAIRED = ".repaired-"
 #: Temporary files of a dead run: vbackup.files.replace_text and vbackup.repository.late_lists.
-TEMPORARY = re.compile(r"\.[a-z0-9_.]+\.(json|png|blocks|note|protected)\.[0-9]+|\.(note|protected)\.[0-9]+")
+TEMPORARY = re.compile(r"\.[a-z0-9_.-]+\.(json|png|blocks|note|protected)\.[0-9]+|\.(note|protected)\.[0-9]+")
 #: How many names a sentence has at most.
 _MAX_NAMED = 4
 

@@ -85,11 +85,10 @@ def test_check_of_another_vbackup_is_left_alone(host: Host) -> None:
     assert names(host) == [others]
 
 
-def test_throw_away_that_another_vbackup_has_removed_is_no_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throw_away_that_another_vbackup_has_removed_is_no_error(host: Host) -> None:
     made = defining.DomainHandle(host, host.connection.defineXML(xml("web", UUID)))
-    monkeypatch.setattr(defining, "UNDEFINE_FLAGS", (0,))
     made.domain.undefine()
-    defining._undefine(host, made.domain)
+    defining._undefine(host, made.domain, (0,))
     assert names(host) == []
 
 
@@ -123,7 +122,7 @@ def test_domain_with_the_same_uuid_or_name_is_in_the_way(host: Host, runs: bool)
     made = host.connection.defineXML(xml("web", UUID))
     if runs:
         made.create()
-    state = "and runs" if runs else "and is off"
+    state = "which runs" if runs else "which is off"
     for wanted, said in (
         (
             Identity("web", UUID),

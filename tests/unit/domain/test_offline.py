@@ -72,10 +72,11 @@ def test_locked_image_means_that_the_domain_was_started_only_if_it_was(
 def test_image_that_qemu_refuses_is_named(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     refused_to_open(monkeypatch, "Image is corrupt")
     with (  # fmt: skip
-        pytest.raises(DiskError, match=r"Disk vda: its image .*Image is corrupt.*--exclude-disk vda"),
+        pytest.raises(DiskError, match=r"Disk vda: its image .*Image is corrupt.*--exclude-disk vda") as caught,
         open_source(domain, reporter=Recorder()) as opened,
     ):
         opened.disk_nodes(opened.domain.disks)
+    assert "exclude-disk" not in caught.value.cause  # which a restore in place gives as the reason
 
 
 def test_image_that_may_not_be_opened_is_told_with_both_remedies(domain: Any, monkeypatch: pytest.MonkeyPatch) -> None:

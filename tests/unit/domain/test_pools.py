@@ -83,6 +83,7 @@ class FakePool:
 class FakeHost:
     def __init__(self, pool: FakePool, *, is_local: bool = True) -> None:
         self.pool, self.is_local, self.real_uri = pool, is_local, "qemu:///system"
+        self.uri: str | None = None
         self.connection: Any = self
 
     def storagePoolLookupByName(self, name: str) -> FakePool:  # noqa: N802
@@ -128,7 +129,22 @@ def test_volume_is_named_after_domain_and_disk(kind: str, image_format: ImageFor
     assert [*fake.volumes] == [name]
     assert fake.refreshed == 2
     with pytest.raises(StorageError, match=f"already has a volume {name}.*virsh vol-delete --pool p {name}"):
-        pool.wanted("web", "vda", image_format, 9 * MIB)
+        pool.refuse_existing([wanted])
+
+
+def test_all_volumes_that_exist_are_named_with_the_commands() -> None:
+    pool = opened(FakePool())
+    pool.host.uri = "qemu:///session"
+    wanted = {dev: pool.wanted("my web", dev, ImageFormat.RAW, MIB) for dev in ("vda", "vdb", "vdc")}
+    pool.refuse_existing(wanted.values())
+    with pool.created({dev: wanted[dev] for dev in ("vda", "vdc")}, reporter=Recorder()):
+        pass
+    with pytest.raises(StorageError, match="has the volumes my web-vda, my web-vdc, and vbackup never") as caught:
+        pool.refuse_existing(wanted.values())
+    commands = [f"virsh -c qemu:///session vol-delete --pool p 'my web-{dev}'" for dev in ("vda", "vdc")]
+    assert "Another restore may still be writing them." in str(caught.value)
+    assert str(caught.value).endswith(f"remove them: {' && '.join(commands)}.")
+    assert caught.value.status == 7
 
 
 @pytest.mark.parametrize(

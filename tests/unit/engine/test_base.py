@@ -405,6 +405,7 @@ def layers_with(*states: dict[str, Any] | None) -> DiskNode:
         layer(
             *([] if state is None else [bitmap(name_of(ONE), **state)]),
             node_name=f"libvirt-{number}-format",
+            filename=f"/images/{number}.qcow2",
             read_only=number > 0,
         )
         for number, state in enumerate(states)
@@ -422,19 +423,19 @@ def test_changes_are_the_union_over_the_layers_above_the_base(recording: bool) -
 
 def test_overlay_without_the_bitmap_is_not_trusted() -> None:
     """Somebody made it without libvirt: what was written to it since is recorded nowhere."""
-    assert "not on every layer above libvirt-1-format" in untrusted(layers_with(None, {}), ONE)
+    assert "not on every layer above /images/1.qcow2," in untrusted(layers_with(None, {}), ONE)
 
 
 def test_gap_between_the_layers_is_not_trusted() -> None:
-    assert "not on every layer above libvirt-2-format" in untrusted(layers_with({}, None, {}), ONE)
+    assert "not on every layer above /images/2.qcow2," in untrusted(layers_with({}, None, {}), ONE)
 
 
 def test_disk_resized_over_an_overlay_is_not_trusted() -> None:
     """QEMU merges no bitmaps of different sizes."""
     top = layer(bitmap(name_of(ONE)), end_mark(), virtual_size_bytes=SIZE_BYTES + MIB)
-    below = layer(bitmap(name_of(ONE)), node_name="libvirt-2-format", read_only=True)
+    below = layer(bitmap(name_of(ONE)), node_name="libvirt-2-format", filename="/images/below.qcow2", read_only=True)
     said = untrusted(builders.node(top, below), ONE)
-    assert f"resized from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes above the layer libvirt-2-format" in said
+    assert f"resized from {SIZE_BYTES} to {SIZE_BYTES + MIB} bytes above the layer /images/below.qcow2," in said
 
 
 def test_disk_resized_over_a_layer_that_does_not_count_is_trusted() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,40 @@ def test_name_that_is_taken_meanwhile_is_not_overwritten(tmp_path: Path, monkeyp
         destination.move_out([(tmp_path / "a", tmp_path / "free"), (tmp_path / "b", tmp_path / "taken")])
     assert (tmp_path / "taken").read_text() == "taken"
     assert not (tmp_path / "free").exists()
+
+
+def test_directory_of_a_killed_restore_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from vbackup.images import destination\n"
+        f"with destination.temporary_directory(Path('{tmp_path}')) as directory:\n"
+        "    (directory / 'vda.qcow2').touch(); print(directory, flush=True); sys.stdin.read()"
+    )
+    for name in (".vbackup-mine", ".vbackup-cp-abcdefgh", ".vbackup-00000000"):  # the last one without a lock
+        (tmp_path / name).mkdir()
+    others = {path.name for path in tmp_path.iterdir()}
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        left = Path(killed.stdout.readline().decode().strip())
+        with destination.temporary_directory(tmp_path) as directory:
+            assert {path.name for path in tmp_path.iterdir()} == others | {left.name, directory.name}
+            assert (left / "vda.qcow2").exists()
+        killed.kill()
+    assert (left / "vda.qcow2").exists()
+    with destination.temporary_directory(tmp_path) as directory:
+        assert {path.name for path in tmp_path.iterdir()} == others | {directory.name}
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
+def test_nothing_else_counts_as_a_dead_restore(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / ".vbackup-lock").touch()
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / ".vbackup-aaaaaaaa").symlink_to(kept)
+    (output / ".vbackup-bbbbbbbb").mkdir()
+    (output / ".vbackup-bbbbbbbb" / ".vbackup-lock").symlink_to(kept / ".vbackup-lock")
+    with destination.temporary_directory(output):
+        pass
+    assert sorted(path.name for path in output.iterdir()) == [".vbackup-aaaaaaaa", ".vbackup-bbbbbbbb"]
+    assert (kept / ".vbackup-lock").exists()

@@ -80,6 +80,16 @@ def test_device_that_is_too_small_or_in_use_or_none(loop: Path, tmp_path: Path) 
         device.claimed("vda", tmp_path / "file", disk_bytes=1).__enter__()
 
 
+def test_device_that_is_read_only_is_refused(loop: Path) -> None:
+    subprocess.run(["blockdev", "--setro", str(loop)], check=True)
+    with pytest.raises(StorageError, match=rf"{loop} is read-only; nothing was written.*--setrw {loop}") as caught:
+        device.claimed("vda", loop, disk_bytes=1).__enter__()
+    assert caught.value.status == 7
+    subprocess.run(["blockdev", "--setrw", str(loop)], check=True)
+    with device.claimed("vda", loop, disk_bytes=1):
+        pass
+
+
 def test_symbolic_link_leads_to_the_device(loop: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(loop)
     assert device.is_block_device(tmp_path / "link")

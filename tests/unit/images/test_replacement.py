@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,23 @@ def test_new_image_is_as_accessible_as_the_old_one(pair: Replacement) -> None:
     assert (new.st_uid, new.st_gid, stat.S_IMODE(new.st_mode)) == (old.st_uid, old.st_gid, 0o664)
     assert os.getxattr(pair.new, "user.theirs") == b"x"
     assert pair.new.read_text() == "new"
+
+
+@pytest.mark.parametrize(("letter", "name"), [("i", "immutable"), ("a", "append-only")])
+@pytest.mark.parametrize("what", ["image", "directory"])
+def test_what_can_get_no_other_name_is_told(pair: Replacement, letter: str, name: str, what: str) -> None:
+    assert pair.barrier() is None
+    path = pair.path if what == "image" else pair.path.parent
+    if subprocess.run(["chattr", f"+{letter}", str(path)], capture_output=True, check=False).returncode:
+        pytest.skip("this filesystem, or this user, cannot do that")
+    try:
+        assert pair.barrier() == f"{path} is {name} ('chattr -{letter} {path}' changes that)"
+        with pytest.raises(PermissionError):
+            pair.put()
+    finally:
+        subprocess.run(["chattr", f"-{letter}", str(path)], check=True)
+    assert pair.barrier() is None
+
+
+def test_image_that_is_not_there_is_in_nobodys_way(tmp_path: Path) -> None:
+    assert Replacement(tmp_path / "none.qcow2", ID).barrier() is None

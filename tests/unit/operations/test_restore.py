@@ -124,6 +124,23 @@ def test_only_the_wanted_disks_are_checked_and_written(filled: Repository, tmp_p
         run(filled, tmp_path / "other", disks=("vdz",))
 
 
+def test_nothing_is_restored_into_the_repository(filled: Repository, tmp_path: Path) -> None:
+    before = sorted(filled.path.rglob("*"))
+    (tmp_path / "link").symlink_to(filled.path)
+    (tmp_path / "output").mkdir()
+    for output, destinations in [
+        (filled.path, {}),
+        (tmp_path / "link" / "new" / "output", {}),
+        (tmp_path / "output", {"vda": tmp_path / "link" / UUID / "vda.img"}),
+    ]:
+        request = RestoreRequest("web", output, destinations=destinations)
+        with pytest.raises(StorageError, match=f"is in the repository {filled.path}, where only backups") as caught:
+            restore.run(request, repository=filled, reporter=Recorder(), stop=Stop())
+        assert caught.value.status == 7
+    assert sorted(filled.path.rglob("*")) == before
+    assert not names_in(tmp_path / "output")
+
+
 @pytest.mark.parametrize("name", ["vdb.qcow2", "domain.xml", "nvram"])
 @pytest.mark.parametrize("dangling", [False, True], ids=["file", "dangling link"])
 def test_nothing_that_is_there_is_overwritten(filled: Repository, tmp_path: Path, name: str, dangling: bool) -> None:

@@ -85,6 +85,7 @@ def refused(one: Disk, said: str) -> None:
     with pytest.raises(DiskError, match=said) as caught:
         found(one)
     assert caught.value.dev == "vda"
+    assert "exclude-disk" not in caught.value.cause
 
 
 def test_backing_file_without_a_format_is_what_it_looks_like(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from vbackup.errors import ChainError, InterruptedBySignalError, NoSpaceError, StorageError
 from vbackup.model import BlockDriver, Compression, ImageFormat, ImageOptions
+from vbackup.process import Process
 from vbackup.qemu import qemu_img
 from vbackup.stop import Stop
 
@@ -173,3 +176,24 @@ def test_server_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: py
     program(tmp_path, monkeypatch, "exec sleep 60")
     with pytest.raises(StorageError, match="it does not answer"):
         qemu_img.copy_bytes("nbd://x", tmp_path / "b", max_bytes=MIB, timeout_s=0.2)
+
+
+def test_qemu_img_ends_when_vbackup_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 600")
+    script = (
+        "from pathlib import Path; from vbackup.model import ImageFormat; from vbackup.qemu import qemu_img;"
+        "from vbackup.stop import Stop;"
+        f"qemu_img.convert([Path('/x')], Path('{tmp_path}/out'), ImageFormat.RAW, stop=Stop(), progress=print)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script]) as vbackup:
+        wait_until((tmp_path / "pid").exists)
+        vbackup.kill()
+    child = int((tmp_path / "pid").read_text())
+    wait_until(lambda: Process.of(child) is None)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
