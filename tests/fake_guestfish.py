@@ -38,6 +38,8 @@ for number, line in enumerate(sys.stdin.buffer, 1):
         text = answer.args[0]
         if text == "hang":
             time.sleep(600)
+        if text.startswith("with KVM: ") and os.environ.get("LIBGUESTFS_BACKEND_SETTINGS") == "force_tcg":
+            continue
         if text == "die":
             os.write(2, b"it is over\n")
             sys.exit(1)

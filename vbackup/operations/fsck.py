@@ -93,5 +93,5 @@ def _check(found: Chosen, *, repository: Repository, reporter: Reporter, stop: S
         for dev in layers:
             point.export_nbd(dev)
         drives = [Drive(directory / "nbd", dev) for dev in layers]
-        session = stack.enter_context(appliance.session(drives, stop=stop))
+        session = stack.enter_context(appliance.session(drives, stop=stop, step=reporter.step))
         return fsck.check(session, list(layers), step=reporter.step)

@@ -74,7 +74,7 @@ def opened(
         for dev in devs:
             point.export_nbd(dev)
         drives = [Drive(directory / "nbd", dev) for dev in devs]
-        session = stack.enter_context(appliance.session(drives, stop=stop))
+        session = stack.enter_context(appliance.session(drives, stop=stop, step=reporter.step))
         yield Inside(found.backup, Guest(session, devs, keys=keys, warn=reporter.warning), GuestFiles(session))
 
 
