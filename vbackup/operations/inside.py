@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.files import storage_errors
-from vbackup.images import appliance
+from vbackup.images import appliance, guest_address
 from vbackup.images.appliance import Drive
 from vbackup.images.flatten import layers_of
 from vbackup.images.guest import Guest, Keys
@@ -64,6 +64,8 @@ def opened(
         chosen.shown(repository, uuid, wanted, reporter=reporter, stop=stop) as found,
         ExitStack() as stack,
     ):
+        if where is not None:
+            guest_address.refuse_unknown_disk(where, found.choice.disks, backup_id=found.backup.id)
         head = (where or "").partition("/")[0]
         devs = [head] if head in found.choice.disks else list(found.choice.disks)
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in devs}

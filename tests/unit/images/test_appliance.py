@@ -131,7 +131,8 @@ def test_long_cause_ends_with_a_word(fake: FakeGuestfish) -> None:
 
 
 CRASHED = OSError(
-    "with KVM: appliance closed the connection unexpectedly.\nThis usually means the libguestfs appliance crashed.\nDo:\n"
+    "with KVM: appliance closed the connection unexpectedly.\nThis usually means the libguestfs appliance crashed.\n"
+    "Do:\n  export LIBGUESTFS_DEBUG=1"
 )
 
 
