@@ -132,12 +132,16 @@ def _name(source: Address) -> str:
     return name
 
 
-def _copy_all(there: Inside, works: Sequence[tuple[Address, Entry, Path]], keep: Keep, stop: Stop) -> list[Copied]:
+#: What is copied, what that is, and the path of the copy.
+_Work = tuple[Address, Entry, Path]
+
+
+def _copy_all(there: Inside, works: Sequence[_Work], keep: Keep, stop: Stop) -> list[Copied]:
     """Copy each to its place. An error says which copies were made before: they are whole, and stay."""
     copied: list[Copied] = []
-    for source, found, place in works:
+    for work in works:
         try:
-            copied.append(_copy(there, source, found, place, keep, stop))
+            copied.append(_copy(there, work, keep, stop))
         except VbackupError as err:
             if not copied:
                 raise
@@ -148,8 +152,9 @@ def _copy_all(there: Inside, works: Sequence[tuple[Address, Entry, Path]], keep:
     return copied
 
 
-def _copy(there: Inside, source: Address, found: Entry, place: Path, keep: Keep, stop: Stop) -> Copied:
-    """Copy a file or a directory to ``place``."""
+def _copy(there: Inside, work: _Work, keep: Keep, stop: Stop) -> Copied:
+    """Copy a file or a directory to its place."""
+    source, found, place = work
     with _temporary(place, is_directory=found.is_directory) as path:
         if found.is_directory:
             with there.files.archive(source.path) as stream:
