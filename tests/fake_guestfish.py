@@ -29,7 +29,7 @@ for number, line in enumerate(sys.stdin.buffer, 1):
         sys.stdout.buffer.flush()
         continue
     log.write(repr((name.decode(), *map(os.fsdecode, words))).encode() + b"\n")
-    files = [word for word in words if b"/vbackup-appliance-" in word and b"/stream" in word]
+    files = [word for word in words if b"/vbackup-scratch-" in word and b"/stream" in word]
     key = (name.decode(), *(os.fsdecode(word) for word in words if word not in files))
     answer = ANSWERS.get(key, ANSWERS.get(key[0], ""))
     if key[0] == "cryptsetup-open":

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from vbackup.errors import ApplianceError, ApplianceRefusedError, UnsuitableError
 from vbackup.files import storage_errors
+from vbackup.images import scratch
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
@@ -271,9 +272,8 @@ def session(drives: Sequence[Drive], *, stop: Stop, step: Callable[[str], None] 
 @contextlib.contextmanager
 def _launched(drives: Sequence[Drive], *, stop: Stop, is_without_kvm: bool = False) -> Iterator[Session]:
     with contextlib.ExitStack() as stack:
-        with storage_errors("make a temporary directory"):
-            directory = Path(tempfile.mkdtemp(prefix="vbackup-appliance-"))
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        directory = stack.enter_context(scratch.directory(Path(tempfile.gettempdir())))
+        with storage_errors(f"write to {directory}"):
             # Opened twice: a descriptor that guestfish inherits would share its offset.
             errors_fd = stack.enter_context((directory / "stderr").open("ab"))
             errors = stack.enter_context((directory / "stderr").open("rb"))

@@ -97,7 +97,7 @@ def test_commands_and_answers(fake: FakeGuestfish, tmp_path: Path) -> None:
         f"('add-drive', 'vda', 'protocol:nbd', 'server:unix:{tmp_path}/s', 'format:raw', 'readonly:true')",
         "('run',)",
     ]
-    assert list(tmp_path.glob("vbackup-appliance-*")) == []
+    assert list(tmp_path.glob("vbackup-scratch-*")) == []
 
 
 def test_stream_of_a_command_that_fails_has_nothing(fake: FakeGuestfish) -> None:
@@ -153,7 +153,7 @@ def test_appliance_that_kvm_stops_is_started_without_it(fake: FakeGuestfish, tmp
     assert steps[0] == "Starting libguestfs's appliance."
     assert "started without" in steps[1]
     assert len(steps) == 2
-    assert list(tmp_path.glob("vbackup-appliance-*")) == []
+    assert list(tmp_path.glob("vbackup-scratch-*")) == []
 
 
 @pytest.mark.usefixtures("kvm")
