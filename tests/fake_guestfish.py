@@ -29,7 +29,7 @@ for number, line in enumerate(sys.stdin.buffer, 1):
         sys.stdout.buffer.flush()
         continue
     log.write(repr((name.decode(), *map(os.fsdecode, words))).encode() + b"\n")
-    files = [word for word in words if b"/vbackup-appliance-" in word and b"/stream" in word]
+    files = [word for word in words if b"/vbackup-scratch-" in word and b"/stream" in word]
     key = (name.decode(), *(os.fsdecode(word) for word in words if word not in files))
     answer = ANSWERS.get(key, ANSWERS.get(key[0], ""))
     if key[0] == "cryptsetup-open":
@@ -38,6 +38,8 @@ for number, line in enumerate(sys.stdin.buffer, 1):
         text = answer.args[0]
         if text == "hang":
             time.sleep(600)
+        if text.startswith("with KVM: ") and os.environ.get("LIBGUESTFS_BACKEND_SETTINGS") == "force_tcg":
+            continue
         if text == "die":
             os.write(2, b"it is over\n")
             sys.exit(1)

@@ -18,7 +18,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address
-                             guest  guest_files  unpacking  throwaway  fsck  live_point
+                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
     domain | repository
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached

@@ -611,6 +611,14 @@ class RestoredOnlyError(VbackupError):
         super().__init__(f"{cause} {left}")
 
 
+class PartlyCopiedError(VbackupError):
+    """Of several files of a guest one could not be copied; those that were copied before stay. ``made``: which."""
+
+    def __init__(self, cause: VbackupError, made: str) -> None:
+        self.status = cause.status
+        super().__init__(f"{cause} {made}.")
+
+
 class NoSpaceError(StorageError):
     """The filesystem of the repository or of the output is full."""
 

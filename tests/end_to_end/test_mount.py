@@ -359,6 +359,7 @@ def test_owner_of_a_repository_mounts_without_root(nobodys: Run, told: Recorded,
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not daemons(home), "the end of the storage daemon")
     assert mount_points.mounted_in(mounted.resolve()) == []  # it has unmounted what it showed
+    assert (mounted / "vda.raw").stat().st_mode & 0o777 == 0  # not to be taken for an empty disk
     nobodys("mount", "web", mounted)
     Run(home / "repository")("umount", mounted)  # root
     assert "may not write" in nobodys("mount", "web", "/etc/m", status=7).stderr

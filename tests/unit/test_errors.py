@@ -55,6 +55,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.NoSpaceError("x"), 7),
     (errors.RestoredOnlyError(errors.MonitorError("x."), "y."), 1),
     (errors.RestoredOnlyError(errors.UnsuitableError("x."), "y."), 5),
+    (errors.PartlyCopiedError(errors.UnsuitableError("x."), "y"), 5),
     (errors.BusyError("x"), 8),
     (errors.DiskBusyError("vda", "commit", "commit-vda-x", by_libvirt=False), 8),
     (errors.StateLockedError("web", "x"), 8),

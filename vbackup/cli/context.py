@@ -30,13 +30,15 @@ class Context:
         self._progress: str = options.progress
         self.is_quiet: bool = options.quiet
 
-    def reporting(self, domain: str | None = None, *, steps: bool = True) -> AbstractContextManager[Labelling]:
+    def reporting(
+        self, domain: str | None = None, *, steps: bool = True, is_log: bool = True
+    ) -> AbstractContextManager[Labelling]:
         """Return a context manager that yields a reporter; print results after its block.
 
         ``domain`` is the only domain that the command works on. A command without steps only has warnings to report:
-        they are messages to its user, not the lines of a log.
+        they are messages to its user, not the lines of a log. Nor are its steps without ``is_log``.
         """
-        return reporters.choose(self._progress, quiet=self.is_quiet or not steps, domain=domain)
+        return reporters.choose(self._progress, quiet=self.is_quiet or not steps, domain=domain, is_log=is_log)
 
     @property
     def has_repository(self) -> bool:

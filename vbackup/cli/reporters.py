@@ -18,15 +18,18 @@ LINE_INTERVAL_S = 10.0
 
 
 @contextmanager
-def choose(progress: str, *, quiet: bool, domain: str | None = None) -> Iterator[Labelling]:
+def choose(progress: str, *, quiet: bool, domain: str | None = None, is_log: bool = True) -> Iterator[Labelling]:
     """Yield the reporter for ``--progress`` and ``--quiet``; its bars stop at the end of the block.
 
-    ``domain`` is the only domain that the command works on, for log lines.
+    ``domain`` is the only domain that the command works on, for log lines; ``is_log``: without a terminal, there are
+    log lines.
     """
     if progress == "json":
         yield JsonLines()
     elif progress == "none" or quiet:
         yield Warnings()
+    elif not is_log:
+        yield Messages()
     elif sys.stderr.isatty():
         with Terminal() as terminal:
             yield terminal
@@ -50,6 +53,14 @@ class Warnings:
     def labelled(self, domain: str) -> Reporter:
         """Return a reporter whose lines begin with the domain."""
         return Labelled(self, domain)
+
+
+class Messages(Warnings):
+    """Prints steps as it does warnings: for a user who waits for an answer, not for a log."""
+
+    def step(self, message: str) -> None:
+        """Print a line."""
+        _print_line(f"vbackup: {plain(message)}")
 
 
 class Lines(Warnings):

@@ -193,6 +193,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def positive_seconds(text: str) -> float:
+    """Return a time to wait in seconds, as ``seconds``, but above 0."""
+    value = seconds(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in which anything can happen: give one like 90s or 5m")
+    return value
+
+
 def domain_name(text: str) -> str:
     """Return the name of a new domain, which becomes a part of the names of libvirt's files."""
     if not names.is_printable_part(text, max_bytes=MAX_NAME_BYTES):

@@ -27,6 +27,9 @@ MIN_READ_BYTES = 1024 * 1024
 MIN_READ_OF_DIRECT_BOOT_BYTES = 16 * 1024
 #: How much of the end of what a command has printed is kept.
 KEPT_CHARACTERS = 2000
+#: QERR_QGA_COMMAND_FAILED of QEMU's guest agent, and what GLib says at the end (g_spawn_async_with_pipes).
+_AGENT_ERROR = re.compile(r"error was '(.*)'", re.DOTALL)
+_SYSTEM_ERROR = re.compile(r"\(([^()]+)\)\.?\Z")
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class _Watch:
             code = code if isinstance(code := status.raw("exitcode"), int) else None  # Windows has negative ones
             output = "".join(_decoded(status.optional_text(name)) for name in ("out-data", "err-data"))
         except QmpError as err:
-            raise _FailedError(f"The guest agent did not run {command!r}: {err}") from err
+            raise _FailedError(f"The guest agent did not run {command!r}: {_cause(err)}.") from err
         except MalformedError as err:
             raise _FailedError(f"The guest agent gave a wrong answer: {err}") from err
         except MonitorError:
@@ -198,6 +201,14 @@ class _Watch:
             is_alive = False  # a guest can switch its screen off
         if is_alive:
             self._seen = replace(self._seen, screen_s=self._passed())
+
+
+def _cause(err: QmpError) -> str:
+    """Return why the agent did not run a program, without the words around it: of libvirt, of QEMU and of GLib."""
+    said = _AGENT_ERROR.search(err.description)
+    reason = err.description if said is None else said[1]
+    system = _SYSTEM_ERROR.search(reason)
+    return (reason if system is None else system[1]).rstrip(".")
 
 
 def _decoded(text: str | None) -> str:

@@ -20,13 +20,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vbackup.errors import ApplianceError, ApplianceRefusedError, UnsuitableError
 from vbackup.files import storage_errors
+from vbackup.images import scratch
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ _ERROR = re.compile(r"(?:^|(?<=\n))(?:\*stdin\*:\d+: )?(?:libguestfs: error|gues
 _ADVICE = " dmesg(1) may have more information after failed mount system call."
 #: What the environment must not change: the sink of messages, the backend, and where its files are.
 _NOT_INHERITED = ("LIBGUESTFS_DEBUG", "LIBGUESTFS_TRACE", "LIBGUESTFS_ATTACH_METHOD")
+#: Where the user, or vbackup, says that KVM is not to be used.
+_SETTINGS = "LIBGUESTFS_BACKEND_SETTINGS"
+_KVM = Path("/dev/kvm")
 
 
 @dataclass(frozen=True)
@@ -225,10 +229,10 @@ class _Stream(io.RawIOBase):
 
 
 _TEST_TOOL = "'libguestfs-test-tool' shows whether libguestfs works on this host, and why not."
-_TOO_SLOW = (
-    "If its QEMU hangs with KVM, as in some virtual machines, set LIBGUESTFS_BACKEND_SETTINGS=force_tcg in the"
-    " environment."
-)
+#: Words of guestfs(3)'s advice, which follow on the cause.
+_ADVICE_OF_LAUNCH = re.compile(r"\.? (?=This usually means|Do: |For further information|You can also run|To see full)")
+#: How much of libguestfs's words is shown.
+_MAX_REASON_CHARACTERS = 300
 
 
 def refuse_missing() -> None:
@@ -243,21 +247,37 @@ def refuse_missing() -> None:
 
 
 @contextlib.contextmanager
-def session(drives: Sequence[Drive], *, stop: Stop) -> Iterator[Session]:
+def session(drives: Sequence[Drive], *, stop: Stop, step: Callable[[str], None] = log.debug) -> Iterator[Session]:
     """Run an appliance with these drives, /dev/sda and so on in this order, while the block runs.
 
-    What it writes to them is gone at the end. The thread that enters the block must leave it. Raises UnsuitableError if
-    guestfish is not installed, ApplianceError if the appliance cannot be started.
+    What it writes to them is gone at the end. The thread that enters the block must leave it. ``step`` gets a sentence
+    before what takes long. Where it does not start with KVM, which some virtual machines only seem to have, it is
+    started without. Raises UnsuitableError if guestfish is not installed, ApplianceError if the appliance cannot be
+    started.
     """
     refuse_missing()
     with contextlib.ExitStack() as stack:
-        with storage_errors("make a temporary directory"):
-            directory = Path(tempfile.mkdtemp(prefix="vbackup-appliance-"))
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        step("Starting libguestfs's appliance.")
+        try:
+            opened = stack.enter_context(_launched(drives, stop=stop))
+        except ApplianceError as err:
+            if not _may_be_kvm() or _unreadable_kernel() is not None:
+                raise
+            log.debug("with KVM: %s", err)
+            step("The appliance does not start with KVM; it is started without, which is slower (force_tcg).")
+            opened = stack.enter_context(_launched(drives, stop=stop, is_without_kvm=True))
+        yield opened
+
+
+@contextlib.contextmanager
+def _launched(drives: Sequence[Drive], *, stop: Stop, is_without_kvm: bool = False) -> Iterator[Session]:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(scratch.directory(Path(tempfile.gettempdir())))
+        with storage_errors(f"write to {directory}"):
             # Opened twice: a descriptor that guestfish inherits would share its offset.
             errors_fd = stack.enter_context((directory / "stderr").open("ab"))
             errors = stack.enter_context((directory / "stderr").open("rb"))
-        process = _start(directory, errors_fd.fileno())
+        process = _start(directory, errors_fd.fileno(), {_SETTINGS: "force_tcg"} if is_without_kvm else {})
         stack.callback(_end, process)
         opened = Session(process, errors, directory, stop)
         try:
@@ -267,15 +287,19 @@ def session(drives: Sequence[Drive], *, stop: Stop) -> Iterator[Session]:
             opened.run("run", timeout_s=START_S)
         except ApplianceRefusedError as err:
             raise ApplianceError(_not_started(err.reason)) from err
-        except ApplianceError as err:
-            raise ApplianceError(f"{err} {_TOO_SLOW}") from err
         yield opened
 
 
-def _start(directory: Path, stderr: int) -> subprocess.Popen[bytes]:
+def _may_be_kvm() -> bool:
+    """Return True if libguestfs chooses KVM; the user has not said otherwise."""
+    return _SETTINGS not in os.environ and os.access(_KVM, os.R_OK | os.W_OK)
+
+
+def _start(directory: Path, stderr: int, more: Mapping[str, str]) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     # Without libvirt, which would run the appliance as another user; error messages in English.
     environment |= {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_TMPDIR": os.fspath(directory), "LC_ALL": "C.UTF-8"}
+    environment |= more
     # Not in TMPDIR, of which there can be many: it would be built in each.
     environment.setdefault("LIBGUESTFS_CACHEDIR", "/var/tmp")  # noqa: S108 - libguestfs checks the owner
     return subprocess.Popen(
@@ -310,14 +334,24 @@ def _wait_for_pipe(fd: int) -> None:
         pass
 
 
-def _not_started(reason: str) -> str:
+def _unreadable_kernel() -> Path | None:
+    """Return a kernel if there are some and this user may read none, of which the appliance is made."""
     kernels = [path for path in Path("/boot").glob("vmlinuz*") if path.is_file()]
-    if kernels and not any(os.access(path, os.R_OK) for path in kernels):
+    return kernels[0] if kernels and not any(os.access(path, os.R_OK) for path in kernels) else None
+
+
+def _not_started(reason: str) -> str:
+    kernel = _unreadable_kernel()
+    if kernel is not None:
         return (
-            f"libguestfs's appliance cannot be started: this user may not read {kernels[0]}, from which it is made."
-            f" As root run: chmod +r {kernels[0]}."
+            f"libguestfs's appliance cannot be started: this user may not read {kernel}, from which it is made."
+            f" As root run: chmod +r {kernel}."
         )
-    return f"libguestfs's appliance cannot be started: {reason[:500]}. {_TEST_TOOL}"
+    cause = _ADVICE_OF_LAUNCH.split(reason, maxsplit=1)[0].rstrip(".")
+    if len(cause) > _MAX_REASON_CHARACTERS:
+        cause = cause[:_MAX_REASON_CHARACTERS].rpartition(" ")[0] + " ..."
+        return f"libguestfs's appliance cannot be started: {cause} {_TEST_TOOL}"
+    return f"libguestfs's appliance cannot be started: {cause}. {_TEST_TOOL}"
 
 
 def command_line(words: Iterable[str]) -> bytes:

@@ -156,7 +156,9 @@ class Guest:
                 there = self.file_systems()
                 found = _of_name(there, where)
         if found is None:
-            raise UnsuitableError(f"There is no file system {where} in the backup; {self._described(there)}.")
+            is_on_disk = guest_address.disk_of(where, self._devs) is not None
+            disks = "" if is_on_disk else f", which has the disks {', '.join(self._devs)}"
+            raise UnsuitableError(f"There is no file system {where} in the backup{disks}; {self._described(there)}.")
         if not found.has_files:
             raise UnsuitableError(f"{where} has no files ({found.type}); {self._described(there)}.")
         self._mount_device(where, found.device)

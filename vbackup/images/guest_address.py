@@ -7,12 +7,13 @@ the domain does.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vbackup.errors import UsageError
+from vbackup.errors import UnsuitableError, UsageError
 
 _DISK = re.compile(r"/dev/sd([a-z]+)([0-9]*)")
+_RAID = re.compile(r"md[0-9]+")
 _LETTERS = 26
 
 
@@ -41,6 +42,12 @@ def parse(text: str) -> Address:
     elif not where or where.endswith("/") or not (path == "" or path.startswith("/")):
         raise UsageError(f"{text!r} is no path in the guest: what follows the colon begins with a slash.")
     return Address(where or None, path or "/")
+
+
+def refuse_unknown_disk(where: str, disks: Collection[str], *, backup_id: str) -> None:
+    """Raise UnsuitableError if ``where`` can only be a disk, and the backup has no such disk."""
+    if "/" not in where and where not in disks and _RAID.fullmatch(where) is None:
+        raise UnsuitableError(f"There is no disk {where} in backup {backup_id}, which has {', '.join(disks)}.")
 
 
 def device_of(where: str, devs: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ Names are those of the guest: any bytes but NUL and slash, with those that are n
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -13,6 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import PurePosixPath
 
 from vbackup.errors import ApplianceRefusedError, UnsuitableError
 from vbackup.images import appliance
@@ -20,6 +22,8 @@ from vbackup.images.appliance import Session, word_list
 
 #: Room for the names in one command of guestfish, quoted as it wants them.
 _LIST_BYTES = appliance.MAX_LINE_BYTES // 2
+#: How many directories above a missing path are looked at, and how many of the names there are shown and compared.
+_MAX_PARENTS, _NAMED, _MAX_COMPARED, _SHOWN_CHARACTERS = 64, 8, 1000, 64
 _FIELD = re.compile(r"^ *st_(\w+): (-?\d+)$", re.MULTILINE)
 _STRUCT = re.compile(r"^\[\d+\] = \{$", re.MULTILINE)
 
@@ -73,14 +77,44 @@ class GuestFiles:
         self._session = session
 
     def find(self, path: str, *, follow: bool = False) -> Entry:
-        """Return what is at ``path``; ``follow``: at the end of symbolic links. Raises UnsuitableError."""
+        """Return what is at ``path``; ``follow``: at the end of symbolic links.
+
+        Raises UnsuitableError, which names what there is if there is no such path.
+        """
         with _named(path):
-            text = self._session.run("statns" if follow else "lstatns", path)
+            try:
+                text = self._session.run("statns" if follow else "lstatns", path)
+            except ApplianceRefusedError as err:
+                if err.is_not_found:
+                    raise UnsuitableError(f"There is no {path} in the guest{self._nearest(path)}.") from err
+                raise
         found = _entry(path, text)
         if found.is_link:
             with _named(path):
                 return replace(found, target=self._session.run("readlink", path).removesuffix("\n"))
         return found
+
+    def _nearest(self, path: str) -> str:
+        """Return what the nearest directory above a missing path has, as a part of a sentence, "" if it is unknown."""
+        wanted = PurePosixPath(path).name
+        for parent in list(PurePosixPath(path).parents)[:_MAX_PARENTS]:
+            try:
+                found = _entry(str(parent), self._session.run("statns", str(parent)))
+                if not found.is_directory:
+                    return f": {parent} is no directory"
+                names = sorted(self.names(str(parent)), key=os.fsencode)
+            except ApplianceRefusedError as err:
+                if err.is_not_found:
+                    wanted = parent.name
+                    continue
+                return ""
+            except UnsuitableError:
+                return ""
+            similar = difflib.get_close_matches(wanted, names[:_MAX_COMPARED], n=_NAMED)
+            shown = [name[:_SHOWN_CHARACTERS] for name in dict.fromkeys((*similar, *names))][:_NAMED]
+            more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+            return f": {parent} has {', '.join(shown)}{more}" if names else f": {parent} is empty"
+        return ""
 
     def real_path(self, path: str) -> str:
         """Return the path without symbolic links. Raises UnsuitableError."""

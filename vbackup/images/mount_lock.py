@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vbackup.errors import BusyError
+from vbackup.errors import BusyError, StorageError
 from vbackup.files import open_regular, storage_errors
 
 #: Name of the file.
@@ -63,6 +64,27 @@ def holder(directory: Path) -> int | None:
             os.close(fd)
 
 
+def umount_command(directory: Path) -> str:
+    """Return the command, for a shell, that ends a mount."""
+    return f"vbackup umount {shlex.quote(os.fspath(directory))}"
+
+
+def refuse_inside(directory: Path) -> None:
+    """Raise BusyError if a directory above this one, a real path, has a mount of this user or of root."""
+    for above in directory.parents:
+        try:
+            if (above / NAME).lstat().st_uid not in (os.geteuid(), 0):
+                continue  # anybody can put a file into /tmp
+            pid = holder(above)
+        except (OSError, StorageError):
+            continue  # there is none, or none that this user can see
+        if pid is not None:
+            raise BusyError(
+                f"{directory} is inside of {above}, where a backup is mounted (process {pid}). Give a directory outside"
+                f" of it, or end that: {umount_command(above)}."
+            )
+
+
 def _taken(path: Path) -> int:
     """Return a descriptor of the locked file that has this name."""
     while True:
@@ -82,8 +104,8 @@ def _taken(path: Path) -> int:
             if pid is None:
                 continue
             raise BusyError(
-                f"A backup is mounted at {path.parent} already (process {pid}): 'vbackup umount {path.parent}' ends"
-                " that."
+                f"A backup is mounted at {path.parent} already (process {pid}). To end that:"
+                f" {umount_command(path.parent)}."
             ) from err
         except BaseException:
             os.close(fd)

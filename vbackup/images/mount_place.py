@@ -28,8 +28,10 @@ def prepared(directory: Path, *, reporter: Reporter) -> Iterator[Path]:
     """Yield the real path of an empty directory that nobody else mounts in; at the end it is empty again.
 
     If it is not there, it is created, but not its parents, and removed at the end. Raises StorageError if it cannot be
-    used, BusyError if a backup is mounted there.
+    used, BusyError if a backup is mounted there, or in a directory above it.
     """
+    with storage_errors(f"use {directory}"):
+        mount_lock.refuse_inside(directory.resolve())
     goes = is_new = _made(directory)
     try:
         with storage_errors(f"use {directory}"):
@@ -47,12 +49,22 @@ def remove(directory: Path) -> None:
         directory.rmdir()
 
 
-def create(directory: Path, dev: str) -> Path:
-    """Create the file of a disk, and return its path. Raises StorageError."""
+@contextmanager
+def created(directory: Path, dev: str) -> Iterator[Path]:
+    """Create the file of a disk, and yield its path for the block, in which the disk is mounted on it.
+
+    The file itself has no rights then, so that what a killed mount leaves is not taken for an empty disk: a helper of
+    FUSE has to open the file for writing before. Raises StorageError.
+    """
     path = file_of(directory, dev)
     with storage_errors(f"write to {directory}"):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    return path
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield path
+        with storage_errors(f"write to {directory}"):
+            os.fchmod(fd, 0)
+    finally:
+        os.close(fd)
 
 
 def clear(directory: Path) -> bool:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from contextlib import suppress
@@ -111,7 +112,10 @@ def unmount(path: Path, *, is_forced: bool) -> None:
         return
     if number == errno.EBUSY:
         raise busy(path)
-    raise StorageError(f"Cannot unmount {path}: {why}. 'fusermount3 -u -z {path}', or 'umount --lazy' as root, may.")
+    quoted = shlex.quote(os.fspath(path))
+    raise StorageError(
+        f"Cannot unmount {path}: {why}. Run: fusermount3 -u -z {quoted}, or as root: umount --lazy {quoted}."
+    )
 
 
 def _unmounted(path: Path, *, is_forced: bool) -> tuple[int, str]:

@@ -9,6 +9,7 @@ a screenshot are kept with the backup (vbackup.repository.boot_result).
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import time
@@ -250,7 +251,9 @@ class _Test:
                 status = os.fstat(file.fileno())
                 is_qemus = self._owner is not None and status.st_uid == self._owner[0]
                 if not status.st_mode & stat.S_IROTH and not is_qemus:
-                    raise self._unsuitable(f"{where} which not everybody may read: 'chmod o+r {path}' allows it")
+                    raise self._unsuitable(
+                        f"{where} which not everybody may read; run: chmod o+r {shlex.quote(str(path))}"
+                    )
                 if status.st_size > _MAX_BOOT_FILE_BYTES:
                     raise self._unsuitable(f"{where} which is larger than any: {status.st_size} bytes")
                 return file.read()

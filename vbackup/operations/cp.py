@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup import files
-from vbackup.errors import StorageError, UsageError
+from vbackup.errors import InterruptedBySignalError, PartlyCopiedError, StorageError, UsageError, VbackupError
 from vbackup.files import storage_errors
 from vbackup.images import guest_files, unpacking
 from vbackup.images.guest import Keys
@@ -94,11 +94,13 @@ def run(
         stop=stop,
     ) as there:
         there.guest.mount(request.where)
+        keeps_links = output is not None or request.keeps_everything
+        found = [there.files.find(source.path, follow=not keeps_links) for source in request.sources]
         if output is not None:
-            copied = _archive(there, request.sources, output, stop)
+            copied = _archive(there, request.sources, found, output, stop)
         else:
             keep = Keep(request.keeps_everything, unpacking.current_umask())
-            copied = [_copy(there, source, path, keep, stop) for source, path in zip(request.sources, places)]
+            copied = _copy_all(there, list(zip(request.sources, found, places)), keep, stop)
         return Copies(there.backup, tuple(copied))
 
 
@@ -130,9 +132,29 @@ def _name(source: Address) -> str:
     return name
 
 
-def _copy(there: Inside, source: Address, place: Path, keep: Keep, stop: Stop) -> Copied:
-    """Copy a file or a directory to ``place``; a symbolic link is followed, unless everything is kept."""
-    found = there.files.find(source.path, follow=not keep.everything)
+#: What is copied, what that is, and the path of the copy.
+_Work = tuple[Address, Entry, Path]
+
+
+def _copy_all(there: Inside, works: Sequence[_Work], keep: Keep, stop: Stop) -> list[Copied]:
+    """Copy each to its place. An error says which copies were made before: they are whole, and stay."""
+    copied: list[Copied] = []
+    for work in works:
+        try:
+            copied.append(_copy(there, work, keep, stop))
+        except VbackupError as err:
+            if not copied:
+                raise
+            made = f"{len(copied)} of {len(works)} were copied before: {', '.join(str(one.path) for one in copied)}"
+            if isinstance(err, InterruptedBySignalError):
+                raise InterruptedBySignalError(err.signum, state=made) from err
+            raise PartlyCopiedError(err, made) from err
+    return copied
+
+
+def _copy(there: Inside, work: _Work, keep: Keep, stop: Stop) -> Copied:
+    """Copy a file or a directory to its place."""
+    source, found, place = work
     with _temporary(place, is_directory=found.is_directory) as path:
         if found.is_directory:
             with there.files.archive(source.path) as stream:
@@ -170,13 +192,14 @@ def _temporary(place: Path, *, is_directory: bool) -> Iterator[Path]:
 # as an archive
 
 
-def _archive(there: Inside, sources: Sequence[Address], output: io.RawIOBase, stop: Stop) -> list[Copied]:
+def _archive(
+    there: Inside, sources: Sequence[Address], found: Sequence[Entry], output: io.RawIOBase, stop: Stop
+) -> list[Copied]:
     with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8") as archive:
-        return [_add(there, source, archive, stop) for source in sources]
+        return [_add(there, source, one, archive, stop) for source, one in zip(sources, found)]
 
 
-def _add(there: Inside, source: Address, archive: tarfile.TarFile, stop: Stop) -> Copied:
-    found = there.files.find(source.path)
+def _add(there: Inside, source: Address, found: Entry, archive: tarfile.TarFile, stop: Stop) -> Copied:
     prefix = unpacking.parts_of(source.path.lstrip("/"))
     name = prefix[-1] if prefix else ""
     if not found.is_directory:

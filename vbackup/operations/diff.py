@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.errors import ChainError, DiskError, UsageError
+from vbackup.errors import ChainError, DiskError, UsageError, domain_argument
 from vbackup.model import Backup
 from vbackup.repository import readers, verify
 from vbackup.repository.block_list import BlockList
@@ -120,6 +120,6 @@ def _open(repository: Repository, link: Link) -> BlockList:
     if link.image.blocks is None:
         raise ChainError(
             f"Disk {link.image.dev}: backup {link.backup.id} has no block list, as it was made by an older vbackup;"
-            f" 'vbackup verify {link.backup.domain_name} --backup {link.backup.id}' makes one."
+            f" 'vbackup verify {domain_argument(link.backup.domain_name)} --backup {link.backup.id}' makes one."
         )
     return verify.opened_list(verify.image_path(repository, link), link)

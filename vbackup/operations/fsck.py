@@ -6,8 +6,6 @@ repository has to do with what is in them (vbackup.images.fsck). The result is k
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup.errors import StorageError, UnsuitableError
-from vbackup.files import storage_errors
-from vbackup.images import appliance, fsck
+from vbackup.images import appliance, fsck, scratch
 from vbackup.images.appliance import Drive
 from vbackup.images.flatten import layers_of
 from vbackup.images.fsck import FileSystem, State
@@ -84,14 +81,12 @@ def run(request: FsckRequest, uuid: str, *, repository: Repository, reporter: Re
 def _check(found: Chosen, *, repository: Repository, reporter: Reporter, stop: Stop) -> list[FileSystem]:
     layers = {dev: layers_of(found.paths(repository, dev)) for dev in found.chains}
     with ExitStack() as stack:
-        with storage_errors("make a temporary directory"):
-            # Not in TMPDIR: the path of a socket has to be short.
-            directory = Path(tempfile.mkdtemp(prefix="vbackup-", dir="/tmp"))
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        # Not in TMPDIR: the path of a socket has to be short.
+        directory = stack.enter_context(scratch.directory(Path("/tmp")))  # noqa: S108 - mkdtemp is safe there
         point = stack.enter_context(OpenedPoint(layers, reporter=reporter))
         point.listen(directory / "nbd")
         for dev in layers:
             point.export_nbd(dev)
         drives = [Drive(directory / "nbd", dev) for dev in layers]
-        session = stack.enter_context(appliance.session(drives, stop=stop))
+        session = stack.enter_context(appliance.session(drives, stop=stop, step=reporter.step))
         return fsck.check(session, list(layers), step=reporter.step)

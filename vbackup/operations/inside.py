@@ -7,15 +7,13 @@ that neither it nor what it runs has a path to the repository. It takes some sec
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.files import storage_errors
-from vbackup.images import appliance
+from vbackup.images import appliance, guest_address, scratch
 from vbackup.images.appliance import Drive
 from vbackup.images.flatten import layers_of
 from vbackup.images.guest import Guest, Keys
@@ -64,23 +62,22 @@ def opened(
         chosen.shown(repository, uuid, wanted, reporter=reporter, stop=stop) as found,
         ExitStack() as stack,
     ):
+        if where is not None:
+            guest_address.refuse_unknown_disk(where, found.choice.disks, backup_id=found.backup.id)
         head = (where or "").partition("/")[0]
         devs = [head] if head in found.choice.disks else list(found.choice.disks)
         layers = {dev: layers_of(found.paths(repository, dev)) for dev in devs}
-        directory = _socket_directory()
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        directory = stack.enter_context(scratch.directory(_place_of_sockets()))
         point = stack.enter_context(OpenedPoint(layers, reporter=reporter))
         point.listen(directory / "nbd")
         for dev in devs:
             point.export_nbd(dev)
         drives = [Drive(directory / "nbd", dev) for dev in devs]
-        session = stack.enter_context(appliance.session(drives, stop=stop))
+        session = stack.enter_context(appliance.session(drives, stop=stop, step=reporter.step))
         yield Inside(found.backup, Guest(session, devs, keys=keys, warn=reporter.warning), GuestFiles(session))
 
 
-def _socket_directory() -> Path:
-    """Return a new directory that only this user can enter, with a short path."""
+def _place_of_sockets() -> Path:
+    """Return a directory for temporary ones, with a short path."""
     usual = tempfile.gettempdir()
-    place = usual if len(os.fsencode(usual)) <= _MAX_DIRECTORY_BYTES else "/tmp"  # noqa: S108 - mkdtemp is safe there
-    with storage_errors(f"make a directory in {place}"):
-        return Path(tempfile.mkdtemp(prefix="vbackup-", dir=place))
+    return Path(usual if len(os.fsencode(usual)) <= _MAX_DIRECTORY_BYTES else "/tmp")  # noqa: S108 - mkdtemp is safe there

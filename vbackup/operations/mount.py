@@ -95,8 +95,8 @@ def mounted(request: MountRequest, *, repository: Repository, reporter: Reporter
             disks, exports = {}, {}
             for dev, one in found.choice.disks.items():
                 stop.check()
-                file = mount_place.create(directory, dev)
-                exports[dev] = point.export_fuse(dev, file)
+                with mount_place.created(directory, dev) as file:
+                    exports[dev] = point.export_fuse(dev, file)
                 mount_points.read_ahead(file)
                 disks[dev] = Shown(dev, one.id, point.size_bytes(dev), file)
             yield Mounted(found.backup, directory, disks, point, exports)

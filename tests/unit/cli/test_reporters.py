@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.builders import tell
 from vbackup.cli import reporters
-from vbackup.cli.reporters import JsonLines, Lines, Terminal, Warnings
+from vbackup.cli.reporters import JsonLines, Lines, Messages, Terminal, Warnings
 from vbackup.report import Phase, Reporter
 
 # which one
@@ -37,6 +37,21 @@ def test_reporter_is_chosen_by_the_options(progress: str, quiet: bool, kind: typ
         assert type(reporter) is kind
 
 
+def test_command_without_a_log_has_messages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with reporters.choose("auto", quiet=False, is_log=False) as reporter:
+        tell(reporter)
+    assert capsys.readouterr().err.splitlines() == [
+        "vbackup: Disk vda: full, asked for.",
+        "vbackup: warning: The disk [bold]vdb[/bold] is käse.",
+        "vbackup: Disk vda: 1 image checked.",
+    ]
+    with reporters.choose("auto", quiet=True, is_log=False) as reporter:
+        assert type(reporter) is Warnings
+
+
 def test_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with reporters.choose("auto", quiet=False) as reporter:
@@ -46,7 +61,7 @@ def test_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 # without a terminal
 
 
-@pytest.mark.parametrize("make", [Warnings, Lines, JsonLines], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [Warnings, Messages, Lines, JsonLines], ids=lambda make: make.__name__)
 def test_no_escape_codes_without_a_terminal(make: Callable[[], Reporter], capsys: pytest.CaptureFixture[str]) -> None:
     tell(make())
     captured = capsys.readouterr()

@@ -120,8 +120,17 @@ def test_command_that_fails_ends_the_test_at_once(status: dict[str, Any], said: 
 
 def test_command_that_the_agent_refuses_and_one_that_does_not_end() -> None:
     copy = FakeCopy(agent=5)
-    copy.error = QmpError("guest-exec", "GenericError", "disabled")
-    assert "did not run 'check'" in (watch(copy, Goals(agent=True, command="check")).failure or "")
+    for description, cause in (
+        ("disabled", "disabled"),
+        (
+            "Guest agent command failed, error was 'Failed to execute child process “x” (No such file or directory)'",
+            "No such file or directory",
+        ),
+        ("Guest agent command failed, error was 'it cannot (now) be run.'", "it cannot (now) be run"),
+    ):
+        copy.error = QmpError("guest-exec", "GenericError", description)
+        failure = watch(copy, Goals(agent=True, command="check")).failure
+        assert failure == f"The guest agent did not run 'check': {cause}."
     found = watch(FakeCopy(agent=5, exited=99), Goals(agent=True, command="check"))
     assert found.failure == "Within 60 s, the command 'check' did not end in the guest."
 

@@ -97,7 +97,7 @@ def test_commands_and_answers(fake: FakeGuestfish, tmp_path: Path) -> None:
         f"('add-drive', 'vda', 'protocol:nbd', 'server:unix:{tmp_path}/s', 'format:raw', 'readonly:true')",
         "('run',)",
     ]
-    assert list(tmp_path.glob("vbackup-appliance-*")) == []
+    assert list(tmp_path.glob("vbackup-scratch-*")) == []
 
 
 def test_stream_of_a_command_that_fails_has_nothing(fake: FakeGuestfish) -> None:
@@ -119,9 +119,51 @@ def test_secret_is_a_line_of_its_own(fake: FakeGuestfish) -> None:
 
 def test_appliance_that_does_not_start(fake: FakeGuestfish) -> None:
     fake.answer("run", with_=OSError("guestfs_launch failed.\nThis usually means ..."))
-    why = r"cannot be started: guestfs_launch failed\. This .*test-tool"
+    why = r"cannot be started: guestfs_launch failed\. 'libguestfs-test-tool'"
     with pytest.raises(ApplianceError, match=why), appliance.session([], stop=Stop()):
         pass
+
+
+def test_long_cause_ends_with_a_word(fake: FakeGuestfish) -> None:
+    fake.answer("run", with_=OSError("cause " * 100))
+    with pytest.raises(ApplianceError, match=r"cause \.\.\. 'libguestfs"), appliance.session([], stop=Stop()):
+        pass
+
+
+CRASHED = OSError(
+    "with KVM: appliance closed the connection unexpectedly.\nThis usually means the libguestfs appliance crashed.\n"
+    "Do:\n  export LIBGUESTFS_DEBUG=1"
+)
+
+
+@pytest.fixture
+def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(appliance, "_KVM", tmp_path / "kvm")
+    monkeypatch.delenv("LIBGUESTFS_BACKEND_SETTINGS", raising=False)
+
+
+@pytest.mark.usefixtures("kvm")
+def test_appliance_that_kvm_stops_is_started_without_it(fake: FakeGuestfish, tmp_path: Path) -> None:
+    fake.answer("run", with_=CRASHED)
+    steps: list[str] = []
+    with appliance.session([Drive(tmp_path / "s", "vda")], stop=Stop(), step=steps.append) as guest:
+        assert guest.run("ls", "/") == ""
+    assert [told.partition(",")[0] for told in fake.told()] == ["('add-drive'", "('run'"] * 2 + ["('ls'"]
+    assert steps[0] == "Starting libguestfs's appliance."
+    assert "started without" in steps[1]
+    assert len(steps) == 2
+    assert list(tmp_path.glob("vbackup-scratch-*")) == []
+
+
+@pytest.mark.usefixtures("kvm")
+def test_settings_of_the_user_are_left_alone(fake: FakeGuestfish, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.answer("run", with_=CRASHED)
+    monkeypatch.setenv("LIBGUESTFS_BACKEND_SETTINGS", "")
+    why = r"started: with KVM: appliance closed the connection unexpectedly\. 'lib"
+    with pytest.raises(ApplianceError, match=why), appliance.session([], stop=Stop()):
+        pass
+    assert fake.told() == ["('run',)"]
 
 
 def test_guestfish_that_dies_or_hangs(fake: FakeGuestfish) -> None:

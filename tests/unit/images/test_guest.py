@@ -110,7 +110,7 @@ def test_what_is_not_there_is_answered_with_what_is(place: Place) -> None:
     there = r"vda/1 \(ext4\), vda/3 \(swap\), vdb \(vfat\), vg0/root \(xfs\)\.$"
     with pytest.raises(UnsuitableError, match=rf"There is no file system vda/7 in the backup; .*{there}"):
         place.mounted("vda/7")
-    with pytest.raises(UnsuitableError, match=r"There is no file system vdz"):
+    with pytest.raises(UnsuitableError, match=r"file system vdz in the backup, which has the disks vda, vdb; the file"):
         place.mounted("vdz")
     with pytest.raises(UnsuitableError, match=r"vda/3 has no files \(swap\)"):
         place.mounted("vda/3")

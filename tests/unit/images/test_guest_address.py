@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vbackup.errors import UsageError
+from vbackup.errors import UnsuitableError, UsageError
 from vbackup.images import guest_address
 from vbackup.images.guest_address import Address
 
@@ -70,3 +70,11 @@ def test_disks_beyond_the_alphabet() -> None:
 def test_disk_that_has_something() -> None:
     assert guest_address.disk_of("vda/1", DEVS) == "vda"
     assert guest_address.disk_of("vg0/root", DEVS) is None
+
+
+def test_only_a_disk_of_the_backup_is_one() -> None:
+    for where in ("sdb", "vdz/1", "vg0/root", "md127"):
+        guest_address.refuse_unknown_disk(where, DEVS, backup_id="B")
+    for where in ("vdz", "md", "mdx", "VDA", "root"):
+        with pytest.raises(UnsuitableError, match=f"no disk {where} in backup B, which has vda, sdb, hdc"):
+            guest_address.refuse_unknown_disk(where, DEVS, backup_id="B")

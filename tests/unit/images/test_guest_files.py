@@ -56,6 +56,37 @@ def test_file(fake: FakeGuestfish, request: pytest.FixtureRequest) -> None:
         guest.find("/no", follow=True)
 
 
+NO = OSError("statns: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("path", "listed", "said"),
+    [
+        ("/etc/fstap", b"passwd\0fstab\0", ": /etc has fstab, passwd."),
+        ("/etc/fstap/x/y", b"passwd\0fstab\0", ": /etc has fstab, passwd."),
+        ("/etc/x", b"", ": /etc is empty."),
+        ("/etc/x", b"".join(b"n%d\0" % number for number in range(20)), "n15 and 12 more."),
+        ("/etc/x", b"y" * 255 + b"\0", f"has {'y' * 64}."),
+        ("/etc/x", OSError("ls0: Input/output error"), "no /etc/x in the guest."),
+        ("/file/x", b"", ": /file is no directory."),
+    ],
+)
+def test_missing_path_is_answered_with_what_there_is(
+    fake: FakeGuestfish, request: pytest.FixtureRequest, path: str, listed: bytes | OSError, said: str
+) -> None:
+    fake.answer("lstatns", with_=NO)
+    fake.answer("statns", with_=NO)
+    fake.answer("statns", "/etc", with_=struct(mode=0o40755))
+    fake.answer("statns", "/file", with_=struct(mode=0o100644))
+    fake.answer("ls0", "/etc", with_=listed)
+    guest = request.getfixturevalue("guest")
+    for follow in (False, True):
+        with pytest.raises(UnsuitableError) as caught:
+            guest.find(path, follow=follow)
+        assert str(caught.value).startswith(f"There is no {path} in the guest")
+        assert str(caught.value).endswith(said)
+
+
 def test_entries_of_a_directory(fake: FakeGuestfish, request: pytest.FixtureRequest) -> None:
     names = ["a\nb", "it's", "gone", "link", "other"]
     fake.answer("ls0", "/d", with_=b"a\nb\0it's\0link\0\xff\0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -40,11 +41,37 @@ def test_holder_is_the_process_that_has_it(tmp_path: Path) -> None:
     assert mount_lock.holder(tmp_path) is None
     with other(tmp_path) as process:
         assert mount_lock.holder(tmp_path) == process.pid
-        with pytest.raises(BusyError, match=rf"process {process.pid}\): 'vbackup umount {tmp_path}'"):
+        with pytest.raises(BusyError, match=rf"process {process.pid}\)\. To end that: vbackup umount {tmp_path}\.$"):
             mount_lock.held(tmp_path).__enter__()
         process.communicate("\n", timeout=10)
         assert mount_lock.holder(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_command_in_a_message_is_one_for_a_shell(tmp_path: Path) -> None:
+    directory = tmp_path / "it's a mount"
+    directory.mkdir()
+    with other(directory), pytest.raises(BusyError) as caught:
+        mount_lock.held(directory).__enter__()
+    *_, path = shlex.split(str(caught.value).rpartition("end that: ")[2].removesuffix("."))
+    assert path == str(directory)
+
+
+def test_directory_inside_of_a_mount_is_refused(tmp_path: Path) -> None:
+    with other(tmp_path) as process:
+        for directory in (tmp_path / "sub", tmp_path / "sub" / "m"):
+            with pytest.raises(BusyError, match=rf"is inside of {tmp_path}, where .*process {process.pid}"):
+                mount_lock.refuse_inside(directory)
+        mount_lock.refuse_inside(tmp_path)
+    (tmp_path / mount_lock.NAME).touch()  # of a mount that was killed
+    mount_lock.refuse_inside(tmp_path / "sub")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_somebody_else_cannot_refuse_a_place_in_a_shared_directory(tmp_path: Path) -> None:
+    with other(tmp_path):
+        os.chown(tmp_path / mount_lock.NAME, 65534, 65534)
+        mount_lock.refuse_inside(tmp_path / "sub")
 
 
 def test_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:

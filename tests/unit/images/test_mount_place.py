@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import Recorder
-from vbackup.errors import StorageError
+from vbackup.errors import BusyError, StorageError
 from vbackup.images import mount_lock, mount_place
 
 
@@ -20,7 +20,10 @@ def test_directory_is_made_and_removed_at_the_end(tmp_path: Path, recorder: Reco
     with mount_place.prepared(tmp_path / "m", reporter=recorder) as place:
         assert place == (tmp_path / "m").resolve()
         assert place.stat().st_mode & 0o777 == 0o700
-        assert mount_place.create(place, "vda") == place / "vda.raw"
+        with mount_place.created(place, "vda") as path:
+            assert path == place / "vda.raw"
+            assert path.stat().st_mode & 0o777 == 0o600
+        assert path.stat().st_mode & 0o777 == 0
         assert names(place) == [mount_lock.NAME, "vda.raw"]
     assert not (tmp_path / "m").exists()
     (tmp_path / "m").mkdir()
@@ -38,7 +41,8 @@ def test_directory_that_a_killed_mount_had_made_goes_with_the_next(tmp_path: Pat
         pid = os.fork()
         if pid == 0:
             with mount_place.prepared(directory, reporter=recorder) as place:
-                mount_place.create(place, "vda")
+                with mount_place.created(place, "vda"):
+                    pass
                 os._exit(0)
         os.waitpid(pid, 0)
 
@@ -52,10 +56,23 @@ def test_directory_that_a_killed_mount_had_made_goes_with_the_next(tmp_path: Pat
     assert names(tmp_path / "there") == []
 
 
+def test_place_inside_of_a_mount_is_refused_before_it_is_made(tmp_path: Path, recorder: Recorder) -> None:
+    with mount_place.prepared(tmp_path / "m", reporter=recorder) as place:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                mount_place.prepared(tmp_path / "m" / "sub", reporter=recorder).__enter__()
+            except BusyError:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert names(place) == [mount_lock.NAME]
+
+
 def test_directory_that_was_made_goes_with_a_failure(tmp_path: Path, recorder: Recorder) -> None:
     def fail(directory: Path) -> None:
-        with mount_place.prepared(directory, reporter=recorder) as place:
-            mount_place.create(place, "vda")
+        with mount_place.prepared(directory, reporter=recorder) as place, mount_place.created(place, "vda"):
             raise StorageError("x")
 
     (tmp_path / "there").mkdir()

@@ -6,7 +6,15 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_disks
-from vbackup.cli.values import console_pattern, count, guest_command, memory_bytes, percent, seconds, speed_bytes_s
+from vbackup.cli.values import (
+    console_pattern,
+    count,
+    guest_command,
+    memory_bytes,
+    percent,
+    positive_seconds,
+    speed_bytes_s,
+)
 
 
 def add(commands: Any) -> None:
@@ -66,7 +74,7 @@ def add(commands: Any) -> None:
         help="with --boot: the screen has to be in use, whatever else is asked for",
     )
     parser.add_argument(
-        "--boot-timeout", metavar="TIME", type=seconds, help="with --boot: how long it may take (default: 5m)"
+        "--boot-timeout", metavar="TIME", type=positive_seconds, help="with --boot: how long it may take (default: 5m)"
     )
     parser.add_argument(
         "--boot-memory",

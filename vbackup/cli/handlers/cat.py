@@ -27,7 +27,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     address = guest_address.parse(words[0])
     repository = Repository.open(context.repository_path())
     request = CatRequest(context.uuid_of(repository, domain), wanted_of(options, options.backup), address)
-    with suppress(streams.LostOutput), context.reporting(domain, steps=False) as reporter:
+    with suppress(streams.LostOutput), context.reporting(domain, is_log=False) as reporter:
         cat.run(
             request,
             _print_escaped if sys.stdout.isatty() else streams.Binary().write,

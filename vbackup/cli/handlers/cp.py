@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         target,
         keeps_everything=options.archive,
     )
-    with context.reporting(domain, steps=False) as reporter:
+    with context.reporting(domain, is_log=False) as reporter:
         try:
             copies = cp.run(
                 request,

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         address,
         is_recursive=options.recursive,
     )
-    with context.reporting(domain, steps=False) as reporter:
+    with context.reporting(domain, is_log=False) as reporter:
         listing = ls.run(
             request,
             keys=keys.of(options.key_file, context.stop),

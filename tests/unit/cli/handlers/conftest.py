@@ -139,7 +139,7 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InsideGuest:
         made.opened.append((wanted.backup_id, where))
         made.by_backup.get(wanted.backup_id or "", lambda: None)()
         backup = choice.choose(repository.catalogue(repository.find(domain)), wanted).backup
-        with appliance.session([], stop=stop) as session:
+        with appliance.session([], stop=stop, step=reporter.step) as session:
             yield Inside(backup, Guest(session, ["vda"], keys=keys, warn=reporter.warning), GuestFiles(session))
 
     monkeypatch.setattr(inside, "opened", opened)

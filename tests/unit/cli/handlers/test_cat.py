@@ -47,6 +47,6 @@ def test_output_that_cannot_be_written_ends_it(
     fd = os.open("/dev/full", os.O_WRONLY)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", streams._stream(fd, None, errors="strict"))
-        done = command("cat", "web", "/etc/file", "-r", filled, status=1)
+        done = command("cat", "web", "/etc/file", "-q", "-r", filled, status=1)
     os.close(fd)
     assert done.stderr == "vbackup: Cannot write the output: No space left on device.\n"

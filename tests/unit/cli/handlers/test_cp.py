@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vbackup.images import unpacking
+from vbackup.stop import Stop
+
 if TYPE_CHECKING:
     from tests.conftest import Command
     from tests.unit.cli.handlers.conftest import InsideGuest
@@ -87,6 +90,43 @@ def test_nothing_is_overwritten_and_nothing_is_left(
     assert (tmp_path / "into" / "file").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} >= {"into"}
     assert not [path for path in tmp_path.iterdir() if "new" in path.name or ".vbackup" in path.name]
+
+
+def test_all_paths_are_looked_up_before_the_first_copy(command: Command, filled: Path, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    for options in ([], ["-a"]):
+        done = command("cp", "web", *options, "/etc/file", "/etc/no", into, "-r", filled, status=5)
+        assert "no /etc/no in the guest" in done.stderr
+        assert list(into.iterdir()) == []
+
+
+def test_copies_that_were_made_before_an_error_are_named(
+    command: Command, filled: Path, tmp_path: Path, guest: InsideGuest
+) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    guest.fake.answer("download", "/etc/file", with_=OSError("download: Input/output error"))
+    done = command("cp", "web", "/etc/tree", "/etc/file", into, "-r", filled, status=5)
+    assert f"Input/output error. 1 of 2 were copied before: {into}/tree." in done.stderr
+    assert [path.name for path in into.iterdir()] == ["tree"]
+
+
+def test_copies_that_were_made_before_a_signal_are_named(
+    command: Command, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    monkeypatch.setattr(unpacking, "write_file", lambda *_, check: Stop.check(stopped()))
+    done = command("cp", "web", "/etc/link", "/etc/file", "-a", into, "-r", filled, status=130)
+    assert f"Stopped by SIGINT; 1 of 2 were copied before: {into}/link." in done.stderr
+    assert [path.name for path in into.iterdir()] == ["link"]
+
+
+def stopped() -> Stop:
+    stop = Stop()
+    stop.request(2)
+    return stop
 
 
 def test_tree_is_copied_and_stays_in_its_place(command: Command, filled: Path, tmp_path: Path) -> None:

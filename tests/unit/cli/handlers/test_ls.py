@@ -24,13 +24,18 @@ ETC = {
 
 def test_directory_is_listed_as_ls_does(command: Command, filled: Path, guest: InsideGuest) -> None:
     guest.tree("/etc", ETC)
-    lines = command("ls", "web", "/etc", "-r", filled).stdout.splitlines()
+    done = command("ls", "web", "/etc", "-r", filled)
+    lines = done.stdout.splitlines()
     assert lines == [
         "-rw-r--r-- 7 1000 1.5 KiB 2023-11-14 22:13:20 evil\\x1b[31m\\n",
         "lrwxrwxrwx 7 1000     5 B 2023-11-14 22:13:20 link -> to\\x07it",
         "crw------- 7 1000    1, 3 2023-11-14 22:13:20 null",
         "drwxrwxrwt 7 1000 4.0 KiB 2023-11-14 22:13:20 sub",
     ]
+    assert done.stderr == "vbackup: Starting libguestfs's appliance.\n"
+    assert command("ls", "web", "/etc", "-q", "-r", filled).stderr == ""
+    missing = command("ls", "web", "/etc/sup", "-q", "-r", filled, status=5).stderr
+    assert missing == "vbackup: There is no /etc/sup in the guest: /etc has sub, evil\\x1b[31m\\n, link, null.\n"
     lines = command("ls", "web", "-r", filled, "/etc", "-R", "--bytes").stdout.splitlines()
     assert [line.split(maxsplit=6)[3:] for line in lines[-2:]] == [
         ["4096", "2023-11-14", "22:13:20", "sub"],
