@@ -38,7 +38,6 @@ ELSEWHERE = {
     "operations.live_pull": "end_to_end/test_live_restore.py",
     "operations.live_resume": "end_to_end/test_live_restore.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
-    "operations.boot_test": "end_to_end/test_boot_test.py",  # its whole work is in libvirt and QEMU
     "operations.fsck": "end_to_end/test_fsck.py",
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
     "operations.umount": "end_to_end/test_mount.py",

@@ -34,6 +34,8 @@ _TOP = frozenset([
 _SYSTEM = frozenset([
     "type", "loader", "nvram", "boot", "bootmenu", "smbios", "bios", "firmware", "cmdline", "kernel", "initrd", "dtb",
 ])
+#: What a domain can have more than once; libvirt would read the second of anything else, too, which is not reworked.
+_REPEATED = frozenset(["sysinfo"])
 #: Devices that are in the copy as they are.
 _AS_THEY_ARE = frozenset(["controller", "hub", "panic", "memballoon", "iommu"])
 #: What of a disk is about its device, and of its <driver> about how QEMU offers it.
@@ -72,6 +74,7 @@ class BootCopy:
     consoles: tuple[str, ...]  #: paths of the sockets, which must be listened on before it starts
     has_nvram: bool
     is_direct_boot: bool
+    firmware: str | None  #: path of the host, which QEMU reads
 
 
 def boot_files(definition: str) -> dict[str, str]:
@@ -99,6 +102,7 @@ def make(
         check_path(path)
     reworked = restored_xml.rework(definition, live, devs, output=place.consoles, keep_others=False)
     root = root_of(reworked.text)
+    etree.strip_tags(root, etree.Comment, etree.ProcessingInstruction)  # libvirt joins the text around one
     left_out = [left for left in reworked.left_out if left.kind not in _PORTS]
     left_out += [left for left in reworked.shared if left.kind == "disk"]
     remarks = [f"{left.dev}: {left.reason}" for left in left_out]
@@ -129,13 +133,18 @@ def make(
         consoles=tuple(consoles),
         has_nvram=reworked.has_nvram,
         is_direct_boot=root.find("os/kernel") is not None,
+        firmware=root.findtext("os/loader") or None,
     )
 
 
 def _keep(root: etree._Element) -> Iterator[str]:
     """Keep of the domain what describes the machine; yield what is removed that its guest might miss."""
+    seen: set[str] = set()
     for element in list(root):
-        if isinstance(element.tag, str) and element.tag in _TOP:
+        if element.tag in _TOP:
+            if element.tag in seen - _REPEATED:
+                raise MalformedError(f"The domain XML has a second <{element.tag}>, which libvirt never writes.")
+            seen.add(str(element.tag))
             continue
         root.remove(element)
         if element.tag in (f"{host_state.QEMU}commandline", f"{host_state.QEMU}override"):
@@ -150,6 +159,11 @@ def _forget_files(root: etree._Element) -> None:
     for element in list(system) if system is not None else ():
         if not isinstance(element.tag, str) or element.tag not in _SYSTEM:
             system.remove(element)  # type: ignore[union-attr]
+    loaders = root.findall("os/loader")
+    for another in loaders[1:]:
+        another.getparent().remove(another)  # type: ignore[union-attr]
+    for loader in loaders[:1]:
+        _retain(loader, frozenset(), attributes=tuple(map(str, loader.attrib)))
     for nvram in root.iterfind("os/nvram"):
         template = nvram.get("template", "")
         if not template.startswith("/usr/share/") or ".." in template:  # libvirtd reads it as root
@@ -179,12 +193,18 @@ def _identify(root: etree._Element, name: str, uuid: str) -> None:
 def _limit_memory(root: etree._Element, max_bytes: int) -> None:
     """Give the copy the domain's memory, or ``max_bytes`` if that is less, in one piece then."""
     memory = root.find("memory")
-    if memory is None or _bytes(memory) <= max_bytes:
+    if memory is None:
+        memory = etree.SubElement(root, "memory")
+        memory.text = "0"  # libvirt takes that of the NUMA cells
+    cells = [(cell.get("memory", ""), cell.get("unit")) for cell in root.iterfind("cpu/numa/cell")]
+    sizes = root.iterfind("devices/memory[@model='dimm']/target/size")
+    parts = [*cells, *((_joined(size), size.get("unit")) for size in sizes)]
+    if max(_bytes(_joined(memory), memory.get("unit")), sum(_bytes(*part) for part in parts)) <= max_bytes:
         return
     for parent, tag in (("cpu", "numa"), (".", "maxMemory"), ("devices", "memory"), (".", "currentMemory")):
         for element in root.findall(f"{parent}/{tag}"):
             element.getparent().remove(element)  # type: ignore[union-attr]
-    memory.attrib.clear()
+    memory.clear()
     memory.set("unit", "KiB")
     memory.text = str(max_bytes // _KIB)
 
@@ -193,8 +213,13 @@ _UNITS = {"b": 1, "bytes": 1, "kb": 10**3, "k": _KIB, "kib": _KIB, "mb": 10**6, 
 _UNITS |= {"gb": 10**9, "g": _KIB**3, "gib": _KIB**3, "tb": 10**12, "t": _KIB**4, "tib": _KIB**4}
 
 
-def _bytes(memory: etree._Element) -> int:
-    text, unit = (memory.text or "").strip(), memory.get("unit", "KiB").lower()
+def _joined(element: etree._Element) -> str:
+    """Return the text of an element as libvirt reads it, with that of what is in it."""
+    return "".join(map(str, element.itertext()))
+
+
+def _bytes(text: str, unit: str | None) -> int:
+    text, unit = text.strip(), (unit or "KiB").lower()
     if not text.isdecimal() or len(text) > 20 or unit not in _UNITS:  # noqa: PLR2004 - no memory has that many digits
         raise MalformedError(f"The domain XML has a <memory> of {text} {unit}, which is not valid.")
     return int(text) * _UNITS[unit]

@@ -51,6 +51,8 @@ TIMEOUT_S, MAX_MEMORY_BYTES = 300.0, 2 * 1024**3
 _MAX_PICTURE_BYTES = 128 * 1024 * 1024
 #: A kernel with its initial RAM disk has some 100 MB.
 _MAX_BOOT_FILE_BYTES = 1024 * 1024 * 1024
+#: Where packages, or an administrator, put firmware.
+_FIRMWARE_PLACES = ("/usr/share/", "/usr/lib/", "/usr/local/share/")
 #: How much of the end of the consoles is kept with the result.
 _CONSOLE_CHARACTERS = 4000
 
@@ -207,7 +209,7 @@ class _Test:
                 nvram=os.fspath(directory / NVRAM),
                 nvram_format=nvram_format,
             )
-            return boot_copy.make(
+            copy = boot_copy.make(
                 definition,
                 texts[LIVE_XML].decode(errors="replace") if LIVE_XML in texts else None,
                 {dev: history.image_of(one, dev).source for dev, one in choice.disks.items()},
@@ -217,6 +219,21 @@ class _Test:
             )
         except MalformedError as err:
             raise ChainError(f"The domain.xml of backup {backup.id} is not valid: {err}") from err
+        if copy.firmware is not None:
+            self._refuse_strange(copy.firmware)
+        return copy
+
+    def _refuse_strange(self, firmware: str) -> None:
+        """Raise UnsuitableError for a <loader> that no package brings: its path comes from the repository.
+
+        QEMU's user can read images of other guests, and the copy's guest could read them as firmware.
+        """
+        for path in (firmware, os.path.realpath(firmware)):  # in other directories, links can change after this
+            if ".." in path.split("/") or not path.startswith(_FIRMWARE_PLACES):
+                raise self._unsuitable(
+                    f"has the firmware {firmware}, and a copy only gets firmware below {' or '.join(_FIRMWARE_PLACES)}:"
+                    " no boot test on this host"
+                )
 
     def _boot_files(self, definition: str, directory: Path) -> dict[str, str]:
         """Copy what the domain boots directly: libvirt changes the owner of a file that it boots."""
@@ -298,7 +315,11 @@ class _Test:
         self, copy: BootCopy, consoles: BootConsoles, point: OpenedPoint, guard: BootGuard
     ) -> Iterator[_Machine]:
         """Run the copy during the block."""
-        handle = self._host.start_transient(copy.xml)
+        try:
+            handle = self._host.start_transient(copy.xml)
+        except VbackupError:
+            guard.act()  # a connection that broke does not say whether the copy runs
+            raise
         try:
             with Passthrough(handle) as monitor:
                 yield _Machine(handle, monitor, consoles, point, self._stop)

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup import files
-from vbackup.errors import InterruptedBySignalError, PartlyCopiedError, StorageError, UsageError, VbackupError
+from vbackup.errors import (
+    InterruptedBySignalError,
+    PartlyCopiedError,
+    StorageError,
+    UnsuitableError,
+    UsageError,
+    VbackupError,
+)
 from vbackup.files import storage_errors
 from vbackup.images import guest_files, unpacking
 from vbackup.images.guest import Keys
@@ -226,8 +233,18 @@ def _add_file(there: Inside, source: Address, found: Entry, name: str, archive: 
         archive.addfile(info)
     elif found.is_regular:
         info.size = found.size_bytes
+        is_whole = False
         with there.files.content(source.path) as stream:
-            archive.addfile(info, stream)
+            try:
+                archive.addfile(info, stream)
+                is_whole = True
+            except OSError as err:
+                if err.errno is not None:  # of the output; tarfile's own, that the content ends early, has no number
+                    raise
+        if not is_whole:  # and libguestfs has not said why
+            raise UnsuitableError(
+                f"{source.path} of the guest cannot be read: it ends before its {info.size} bytes do."
+            )
     else:
         return Copied(source, None, 0, 0, (f"{source}: it is {guest_files.kind(found.mode)}",))
     return Copied(source, None, 1, info.size, ())

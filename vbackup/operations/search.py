@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from vbackup.errors import ApplianceError, ChainError, UnsuitableError, VbackupError
+from vbackup.errors import ChainError, InterruptedBySignalError, VbackupError
+from vbackup.images import appliance
 from vbackup.images.guest import Keys
 from vbackup.images.guest_address import Address
 from vbackup.images.guest_files import Entry
@@ -71,6 +72,7 @@ def run(
     Raises UnsuitableError if guestfish is not installed, ChainError for an unknown host, InterruptedBySignalError.
     """
     points = list(reversed(_points(uuid, request, repository)))
+    appliance.refuse_missing()
     open_: dict[Address, Found] = {}  # as they are in the backup that was searched last
     closed: list[Found] = []
     searched, failed = [], []
@@ -87,7 +89,9 @@ def run(
                 stop=stop,
             ) as there:
                 here = {one.address: one for one in _matching(there, request, point.id)}
-        except (UnsuitableError, ChainError, ApplianceError) as err:
+        except InterruptedBySignalError:
+            raise
+        except VbackupError as err:
             failed.append((point.id, err))
             reporter.warning(f"Backup {point.id} was not searched: {err}")
             here = {}

@@ -207,6 +207,26 @@ def test_memory_is_that_of_the_domain_up_to_the_limit() -> None:
         assert limited.find(tag) is None
 
 
+@pytest.mark.parametrize(
+    "memory",
+    [
+        "<memory unit='GiB'>1</memory><cpu><numa><cell memory='1048576'/><cell memory='1' unit='GiB'/></numa></cpu>",
+        "<memory unit='GiB'>1</memory><cpu><numa><cell memory='1048576'/></numa></cpu>",
+        "<memory>1<!-- -->000000000</memory>",
+        "<memory>1<x>000000000</x></memory>",
+        "<cpu><numa><cell memory='3' unit='GiB'/></numa></cpu>",
+    ],
+)
+def test_memory_is_also_that_of_cells_and_modules(memory: str) -> None:
+    module = "<memory model='dimm'><target><size unit='MiB'>1</size></target></memory>"
+    text = f"<domain><name>web</name><uuid>{UUID}</uuid>{memory}<devices>{DISK}{module}</devices></domain>"
+    limited = root(of(text, max_memory_bytes=GIB))
+    found = limited.find("memory")
+    assert found is not None
+    assert ("".join(map(str, found.itertext())), dict(found.attrib)) == (str(GIB // 1024), {"unit": "KiB"})
+    assert [limited.find(tag) for tag in ("cpu/numa", "devices/memory")] == [None, None]
+
+
 @pytest.mark.parametrize("memory", ["<memory>many</memory>", "<memory unit='PiB'>1</memory>"])
 def test_memory_that_is_not_valid_is_refused(memory: str) -> None:
     text = f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid>{memory}<devices>{DISK}</devices></domain>"
@@ -246,6 +266,20 @@ def test_template_of_variables_is_a_file_of_a_package(template: str, is_kept: bo
     nvram = root(copy).find("os/nvram")
     assert nvram is not None
     assert nvram.get("template") == (template if is_kept else None)
+
+
+def test_firmware_is_the_one_that_libvirt_reads() -> None:
+    assert make().firmware is None
+    more = "<os><loader type='rom'>/usr/share/a<!-- -->/b<x>/../../../etc/shadow</x></loader><loader>/c</loader></os>"
+    copy = make(more=more)
+    assert copy.firmware == "/usr/share/a/b"
+    assert [text_of(one) for one in root(copy).iterfind("os/loader")] == ['<loader type="rom">/usr/share/a/b</loader>']
+
+
+@pytest.mark.parametrize("tag", ["devices", "os", "cpu"])
+def test_second_of_what_is_reworked_is_refused(tag: str) -> None:
+    with pytest.raises(MalformedError, match=f"second <{tag}>"):
+        make(more=f"<os/><cpu/><{tag}/><{tag}/>")
 
 
 def test_path_that_xml_cannot_have_is_refused() -> None:

@@ -185,6 +185,19 @@ def test_header_cannot_bring_a_name_back(filled: Path, guest: InsideGuest, print
         assert [(each.name, each.linkname, each.pax_headers) for each in written] == [("tree/good", "", {})]
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(OSError("download: /etc/file: Input/output error"), "Input/output error"), (b"cont", "before its 7 bytes")],
+)
+def test_file_with_a_bad_block_is_no_whole_member(
+    command: Command, filled: Path, guest: InsideGuest, answer: object, reason: str
+) -> None:
+    guest.fake.answer("download", "/etc/file", with_=answer)
+    said = command("cp", "web", "/etc/file", "-", "-r", filled, status=5).stderr
+    assert "/etc/file of the guest cannot be read" in said
+    assert reason in said
+
+
 def test_bad_input_is_refused(command: Command, filled: Path, guest: InsideGuest, tmp_path: Path) -> None:
     assert "No target given" in command("cp", "web", "/etc/file", "-r", filled, status=2).stderr
     assert "No file given" in command("cp", "web", "-r", filled, status=2).stderr

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.unit.builders import backup, commit, incremental
-from vbackup.errors import UnsuitableError
+from vbackup.errors import (
+    BusyError,
+    InterruptedBySignalError,
+    StorageDaemonGoneError,
+    StorageError,
+    UnsuitableError,
+    VbackupError,
+)
 from vbackup.operations import search
 from vbackup.repository.repository import Repository
 
@@ -77,6 +85,40 @@ def test_backup_that_cannot_be_searched(command: Command, three: Path, guest: In
     guest.by_backup = dict.fromkeys(guest.by_backup, fail)
     done = command("search", "*", "web", "-r", three, status=5)
     assert f"Backup {TWO.id} was not searched: No operating system" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [StorageDaemonGoneError("status 1", ""), BusyError("It is merged."), StorageError("It is slow.")]
+)
+def test_storage_that_fails_ends_the_search_of_one_backup(
+    command: Command, three: Path, guest: InsideGuest, error: VbackupError
+) -> None:
+    def fail() -> None:
+        raise error
+
+    guest.by_backup[TWO.id] = fail
+    done = command("search", "*", "web", "-r", three, status=3)
+    assert f"Backup {TWO.id} was not searched: {error}" in done.stderr
+    assert "/etc/gone" in done.stdout
+
+
+def test_signal_ends_it(command: Command, three: Path, guest: InsideGuest) -> None:
+    def stop() -> None:
+        raise InterruptedBySignalError(15)
+
+    guest.by_backup[TWO.id] = stop
+    command("search", "*", "web", "-r", three, status=143)
+    assert [backup_id for backup_id, _ in guest.opened] == [THREE.id, TWO.id]
+
+
+def test_missing_guestfish_is_said_once(command: Command, three: Path, guest: InsideGuest) -> None:
+    guest.fake.path.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "which", lambda _program: None)
+        done = command("search", "*", "web", "-r", three, status=5)
+    assert "guestfish is not installed" in done.stderr
+    assert "was not searched" not in done.stderr
+    assert guest.opened == []
 
 
 def test_patterns() -> None:
