@@ -35,7 +35,6 @@ ELSEWHERE = {
     "engine.live_backing": "end_to_end/test_live_restore.py",
     "images.live_point": "end_to_end/test_live_restore.py",
     "operations.live_abort": "end_to_end/test_live_restore.py",
-    "operations.live_pull": "end_to_end/test_live_restore.py",
     "operations.live_resume": "end_to_end/test_live_restore.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.boot_test": "end_to_end/test_boot_test.py",  # its whole work is in libvirt and QEMU

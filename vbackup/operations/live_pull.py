@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
+from vbackup import files
 from vbackup.domain import defining, domain_xml, lifecycle, live_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.lifecycle import Pull
@@ -24,6 +25,7 @@ from vbackup.errors import (
     QemuGoneError,
     VbackupError,
 )
+from vbackup.files import storage_errors
 from vbackup.report import Phase, Reporter
 from vbackup.repository import live_state
 from vbackup.repository.live_state import LiveState
@@ -177,6 +179,9 @@ class _Pulls:
         """Record that all data of a disk is at home, once it is on storage."""
         live_backing.store(self._monitor, self._overlays[dev])
         live_backing.remove(self._monitor, dev)
+        image = self._state.image(dev)
+        with storage_errors(f"flush {image}"):
+            files.fsync(image)  # with cache='unsafe' QEMU flushes nothing
         self._state = replace(self._state, home=self._state.home | {dev})
         live_state.write(self._state)
         self._reporter.step(f"Disk {dev}: its data is at home.")
