@@ -49,6 +49,12 @@ def advice(state: LiveState) -> str:
     return f"'{words}' goes on; the domain starts then if it is off."
 
 
+def strange(xml: str, state: LiveState) -> list[str]:
+    """Return the disks (dev) of the restore that have another active image in the XML than the restore's, or none."""
+    images = live_xml.images(xml)
+    return [dev for dev in state.disks if images.get(dev) != os.fspath(state.image(dev))]
+
+
 def start(handle: DomainHandle, state: LiveState) -> Overlays:
     """Start the domain, which is off, with a node that reconnects below each disk, and let the guest run."""
     lifecycle.start_paused(handle)

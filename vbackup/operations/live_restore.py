@@ -135,6 +135,8 @@ def _restore(found: Chosen, work: _Work) -> LiveRestored:
         with live_state.locked(output), served(layers, state, user, backups, work.reporter):
             _protect(state, work)
             xml = live_xml.live(prepared.text, tuple(state.disks), os.fspath(state.socket))
+            # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
+            defining.refuse_taken(host, prepared.identity, is_new=False)
             handle = restored_domain.define_only(replace(prepared, text=xml))
             overlays = live_pull.start(handle, state)
             undo.pop_all()  # the guest runs
@@ -330,15 +332,19 @@ def _protect(state: LiveState, work: _Work) -> None:
 
 
 def _take_back(state: LiveState, work: _Work) -> None:
-    """Leave nothing of a start that failed. Files that a domain uses stay: a lost connection can leave it running."""
+    """Leave nothing of a start that failed. Files that a domain uses stay: a lost connection can leave it running.
+
+    A domain with other images, now or when it starts again, is another restore's.
+    """
     try:
         try:
             handle = work.host.domain(state.uuid)
         except DomainNotFoundError:
             pass
         else:
-            handle.destroy()
-            defining.undefine(handle)
+            if not any(live_pull.strange(xml, state) for xml in (handle.live_xml(), handle.definition_xml())):
+                handle.destroy()
+                defining.undefine(handle)
         unprotect(state, work.repository, work.reporter)
         remove_files(state)
     except VbackupError as err:

@@ -71,12 +71,11 @@ def domain_of(host: Host, state: LiveState) -> DomainHandle | None:
         handle = host.domain(state.uuid)
     except DomainNotFoundError:
         return None
-    images = live_xml.images(handle.definition_xml())
-    strange = [dev for dev in state.disks if images.get(dev) != os.fspath(state.image(dev))]
-    if strange:
+    definition = handle.definition_xml()
+    for dev in live_pull.strange(definition, state):
         raise UnsuitableError(
-            f"Domain {handle.name} does not use {state.image(strange[0])} as its disk {strange[0]} (it has"
-            f" {images.get(strange[0], 'none')}); change that back with 'virsh edit'."
+            f"Domain {handle.name} does not use {state.image(dev)} as its disk {dev} (it has"
+            f" {live_xml.images(definition).get(dev, 'none')}); change that back with 'virsh edit'."
         )
     return handle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,9 @@ from vbackup.repository import live_state, protection
 from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+
+
+DISK = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
 
 
 class Host:
@@ -57,11 +61,32 @@ def test_path_has_to_be_short_enough_for_a_socket() -> None:
 
 def test_domain_that_uses_other_images_is_left_alone(tmp_path: Path) -> None:
     state = state_in(tmp_path)
-    disk = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
-    assert live_resume.domain_of(Host(UUID, xml=disk.format(state.image("vda"))), state) is not None  # type: ignore[arg-type]
+    assert live_resume.domain_of(Host(UUID, xml=DISK.format(state.image("vda"))), state) is not None  # type: ignore[arg-type]
     assert live_resume.domain_of(Host(), state) is None  # type: ignore[arg-type]
     with pytest.raises(UnsuitableError, match="/elsewhere"):
-        live_resume.domain_of(Host(UUID, xml=disk.format("/elsewhere")), state)  # type: ignore[arg-type]
+        live_resume.domain_of(Host(UUID, xml=DISK.format("/elsewhere")), state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("whose", ["ours", "elsewhere", "replaced"])
+def test_start_that_failed_ends_no_guest_of_another_restore(tmp_path: Path, repository: Path, whose: str) -> None:
+    output = tmp_path / "restored"
+    output.mkdir()
+    state, ended = state_in(output), list[str]()
+    live_state.write(state)
+    ours, other = (DISK.format(path) for path in (state.image("vda"), "/elsewhere"))
+    live, definition = {"ours": (ours, ours), "elsewhere": (other, other), "replaced": (other, ours)}[whose]
+    handle = SimpleNamespace(
+        live_xml=lambda: live, definition_xml=lambda: definition, destroy=lambda: ended.append("destroyed")
+    )
+    work: Any = SimpleNamespace(
+        host=SimpleNamespace(domain=lambda _: handle), repository=Repository.open(repository), reporter=Recorder()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_restore.defining, "undefine", lambda _: ended.append("undefined"))
+        live_restore._take_back(replace(state, protected=()), work)
+    assert ended == (["destroyed", "undefined"] if whose == "ours" else [])
+    assert work.reporter.warnings == []
+    assert not output.exists()
 
 
 def test_restore_of_another_domain_or_repository_is_refused(tmp_path: Path) -> None:
