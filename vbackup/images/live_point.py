@@ -64,6 +64,7 @@ class LivePoint:
         self._disks, self._path, self._user, self._reporter = disks, path, user, reporter
         self._locks = locks
         self._stack = ExitStack()
+        self._is_left = False
 
     def __enter__(self) -> LivePoint:
         self._start()
@@ -78,7 +79,13 @@ class LivePoint:
         os.close(self._writing)
         self._thread.join()
         os.close(self._stopping)
+        if self._is_left:
+            self._point.daemon.leave()
         self._stack.__exit__(kind, error, traceback)
+
+    def leave(self) -> None:
+        """Let the daemon serve on after the block, as it does when this process dies."""
+        self._is_left = True
 
     def _watch(self) -> None:
         """Start another daemon whenever one has ended, until the block ends.
@@ -116,7 +123,7 @@ class LivePoint:
             point = stack.enter_context(
                 OpenedPoint(self._disks, reporter=self._reporter, survival=Survival(_mark(self._path), self._locks))
             )
-            stack.callback(_unlink, self._path)
+            stack.callback(self._remove_socket)
             point.listen(self._path)
             self._give_to_qemu()
             for dev in self._disks:
@@ -130,6 +137,10 @@ class LivePoint:
                 point.export_nbd(dev)
             self._point = point
             self._stack = stack.pop_all()
+
+    def _remove_socket(self) -> None:
+        if not self._is_left:
+            _unlink(self._path)
 
     def _give_to_qemu(self) -> None:
         """Let QEMU's user, and nobody else, connect; before there is anything to read."""

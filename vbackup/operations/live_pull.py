@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from vbackup import files
@@ -26,6 +27,7 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.files import storage_errors
+from vbackup.images.live_point import LivePoint
 from vbackup.report import Phase, Reporter
 from vbackup.repository import live_state
 from vbackup.repository.live_state import LiveState
@@ -86,22 +88,28 @@ def home(
     reporter: Reporter,
     stop: Stop,
 ) -> None:
-    """Return when all data is at home, and the definition is plain. ``overlays``: as ``secure`` returns them.
+    """Return when all data is at home. ``overlays``: as ``secure`` returns them.
 
     Raises LiveRestoreEndedError if the domain ends before; NoSpaceError or another VbackupError if the data of a disk
-    cannot be brought home, and InterruptedBySignalError: the guest is paused then.
+    cannot be brought home, and InterruptedBySignalError.
     """
+    with Passthrough(handle) as monitor:
+        _Pulls(handle, state, overlays, monitor, reporter).follow(speed_bytes_s, stop)
+
+
+@contextmanager
+def guarded(handle: DomainHandle, state: LiveState, point: LivePoint, reporter: Reporter) -> Iterator[None]:
+    """If the block fails, pause the guest; if that fails too, leave it the daemon that serves its disks."""
     try:
-        with Passthrough(handle) as monitor:
-            _Pulls(handle, state, overlays, monitor, reporter).follow(speed_bytes_s, stop)
-    except QemuGoneError as err:
-        if handle.is_active():
-            raise
-        raise LiveRestoreEndedError(state.name, advice=advice(state)) from err
-    except VbackupError:
-        _pause(handle, state, reporter)
+        yield
+    except BaseException as err:
+        is_on = _is_active(handle)
+        if is_on is False:
+            if isinstance(err, QemuGoneError):
+                raise LiveRestoreEndedError(state.name, advice=advice(state)) from err
+        elif not _pause(handle, state, reporter):
+            point.leave()
         raise
-    make_plain(handle, state)
 
 
 def make_plain(handle: DomainHandle, state: LiveState) -> None:
@@ -110,16 +118,33 @@ def make_plain(handle: DomainHandle, state: LiveState) -> None:
     defining.define(handle.host, live_xml.plain(handle.definition_xml(), original, tuple(state.disks)))
 
 
-def _pause(handle: DomainHandle, state: LiveState, reporter: Reporter) -> None:
-    """Pause the guest while the daemon still serves it: without it, QEMU would wait for the end of its reads."""
+def _is_active(handle: DomainHandle) -> bool | None:
+    """Return whether the domain has a QEMU, None if libvirt does not say."""
+    try:
+        return handle.is_active()
+    except VbackupError:
+        return None
+
+
+def _pause(handle: DomainHandle, state: LiveState, reporter: Reporter) -> bool:
+    """Pause the guest while the daemon still serves it: without it, QEMU would wait for the end of its reads.
+
+    Return False if the guest may still run.
+    """
     try:
         for dev in state.disks:
             lifecycle.end_pull(handle, dev)
         lifecycle.suspend(handle)
     except VbackupError as err:
-        reporter.warning(f"Could not pause domain {state.name}: {err}")
-    else:
-        reporter.warning(f"Domain {state.name} is paused. {advice(state)}")
+        if _is_active(handle) is False:
+            return True
+        reporter.warning(
+            f"Could not pause domain {state.name}: {err} Its backup is still served, so its guest can go on."
+            f" {advice(state)}"
+        )
+        return False
+    reporter.warning(f"Domain {state.name} is paused. {advice(state)}")
+    return True
 
 
 class _Pulls:

@@ -132,7 +132,7 @@ def _restore(found: Chosen, work: _Work) -> LiveRestored:
     backups = [work.repository.directory(state.uuid, one) for one in found.needed]
     with ExitStack() as undo:
         _write(state, found, work, undo, machine=machine, text=prepared.text)
-        with live_state.locked(output), served(layers, state, user, backups, work.reporter):
+        with live_state.locked(output), served(layers, state, user, backups, work.reporter) as point:
             _protect(state, work)
             xml = live_xml.live(prepared.text, tuple(state.disks), os.fspath(state.socket))
             # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
@@ -143,14 +143,16 @@ def _restore(found: Chosen, work: _Work) -> LiveRestored:
             for warning in restore.warnings(found.choice, definition):
                 work.reporter.warning(warning)
             work.reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
-            live_pull.home(
-                handle,
-                state,
-                overlays,
-                speed_bytes_s=work.request.speed_bytes_s,
-                stop=work.stop,
-                reporter=work.reporter,
-            )
+            with live_pull.guarded(handle, state, point, work.reporter):
+                live_pull.home(
+                    handle,
+                    state,
+                    overlays,
+                    speed_bytes_s=work.request.speed_bytes_s,
+                    stop=work.stop,
+                    reporter=work.reporter,
+                )
+            live_pull.make_plain(handle, state)
             finish(handle, state, backup, repository=work.repository, reporter=work.reporter)
     return restored(state, definition, restored_domain.place_machine(prepared, machine))
 
@@ -176,16 +178,16 @@ def served(
     user: QemuUser,
     backups: Sequence[Path],
     reporter: Reporter,
-) -> Iterator[None]:
+) -> Iterator[LivePoint]:
     """Serve the disks during the block, and if this process dies, until somebody ends the daemon.
 
     ``backups`` are the directories of all that are read.
     """
     with (
         readers.reading(backups) as locks,
-        LivePoint(layers, state.socket, user=user, locks=locks, reporter=reporter),
+        LivePoint(layers, state.socket, user=user, locks=locks, reporter=reporter) as point,
     ):
-        yield
+        yield point
 
 
 def finish(

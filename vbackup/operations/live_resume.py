@@ -43,13 +43,13 @@ def run(request: ResumeRequest, *, host: Host, repository: Repository, reporter:
     live_restore.refuse_remote(host)
     with live_state.locked(request.output.absolute()) as state:
         refuse_other(state, request.domain, repository)
-        live_point.end_earlier(state.socket)
         backup = repository.catalogue(state.uuid).history.get(state.backup)
         handle = _domain(host, state, backup)
         if state.away:
             _go_on(handle, state, request, host=host, repository=repository, reporter=reporter, stop=stop)
         else:
-            live_pull.make_plain(handle, state)
+            live_point.end_earlier(state.socket)
+        live_pull.make_plain(handle, state)
         live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
     return live_restore.restored(state)
 
@@ -119,7 +119,11 @@ def _go_on(
             dev: layers_of([(link, verify.image_path(repository, link)) for link in links])
             for dev, links in chains.items()
         }
-        with live_restore.served(layers, state, user, directories(chains), reporter):
+        live_point.end_earlier(state.socket)  # nothing that can refuse comes after it
+        with (
+            live_restore.served(layers, state, user, directories(chains), reporter) as point,
+            live_pull.guarded(handle, state, point, reporter),
+        ):
             overlays = _taken_over(handle, state) if handle.is_active() else live_pull.start(handle, state)
             reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
             live_pull.home(handle, state, overlays, speed_bytes_s=request.speed_bytes_s, reporter=reporter, stop=stop)

@@ -77,6 +77,7 @@ class StorageDaemon:
         ``survival``: the daemon goes on if this process dies.
         """
         self._survival = survival
+        self._is_left = False
         self._directory = directory
         self._is_only_read = is_only_read
         self._reporter = reporter
@@ -99,7 +100,7 @@ class StorageDaemon:
             stack.enter_context(own_end)
             with daemon_end:
                 self._process = self._start(daemon_end.fileno())
-            stack.callback(self._kill)
+            stack.callback(self._kill_unless_left)
             # Imported only when needed: with qemu.qmp and asyncio it takes a fifth of vbackup's start-up time.
             from vbackup.qemu.qmp_socket import Socket
 
@@ -134,7 +135,12 @@ class StorageDaemon:
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         with self._stack:
-            self._end(quiet=kind is not None)
+            if not self._is_left:
+                self._end(quiet=kind is not None)
+
+    def leave(self) -> None:
+        """Let a daemon that survives this process survive the end of the block too."""
+        self._is_left = True
 
     @property
     def pid(self) -> int:
@@ -269,6 +275,10 @@ class StorageDaemon:
         message = self._last_message()
         if message and not self._is_only_read:
             self._reporter.warning(f"{PROGRAM} reported while closing the images: {message}")
+
+    def _kill_unless_left(self) -> None:
+        if not self._is_left:
+            self._kill()
 
     def _kill(self) -> None:
         """Send SIGKILL and wait at most TERMINATE_S seconds; does nothing if the process has ended.

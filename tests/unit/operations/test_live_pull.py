@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.unit.builders import REPOSITORY, UUID, Recorder, backup_id
 from vbackup import files
+from vbackup.domain import lifecycle
 from vbackup.engine import live_backing
-from vbackup.errors import StorageError
+from vbackup.errors import ConnectionLostError, DomainGoneError, LiveRestoreEndedError, MonitorError, StorageError
 from vbackup.operations import live_pull
 from vbackup.repository import live_state
 from vbackup.repository.live_state import LiveDisk, LiveState
@@ -63,3 +64,46 @@ def test_disk_is_at_home_only_when_the_host_has_flushed_it(state: LiveState, mon
     pulls(None, state)._keep("vda")
     assert done[:2] == ["store", "vda.qcow2"]
     assert live_state.read(state.output).home == {"vda"}
+
+
+class Guest:
+    """A domain that may be off, may not be paused, or whose libvirt may be away."""
+
+    name = "web"
+
+    def __init__(self, *, is_on: bool = True, is_away: bool = False) -> None:
+        self.is_on, self.is_away, self.is_paused = is_on, is_away, False
+
+    def is_active(self) -> bool:
+        if self.is_away:
+            raise ConnectionLostError("libvirt is away.")
+        return self.is_on
+
+    def suspend(self, *_words: object) -> None:
+        if self.is_away:
+            raise ConnectionLostError("libvirt is away.")
+        self.is_paused = True
+
+
+@pytest.mark.parametrize(
+    ("guest", "is_paused", "is_left"),
+    [(Guest(), True, False), (Guest(is_away=True), False, True), (Guest(is_on=False), False, False)],
+)
+def test_guest_that_still_runs_keeps_its_server(
+    guest: Guest, is_paused: bool, is_left: bool, state: LiveState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[bool] = []
+    point, reporter, handle = SimpleNamespace(leave=lambda: left.append(True)), Recorder(), cast("Any", guest)
+    monkeypatch.setattr(lifecycle, "end_pull", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "suspend", Guest.suspend)
+    with pytest.raises(MonitorError, match="first"), live_pull.guarded(handle, state, cast("Any", point), reporter):
+        raise MonitorError("The first error.")
+    assert (guest.is_paused, bool(left)) == (is_paused, is_left)
+    assert all("--resume" in one for one in reporter.warnings)
+    assert len(reporter.warnings) == guest.is_on
+
+
+def test_guest_that_has_ended_is_named_as_the_reason(state: LiveState) -> None:
+    guest, point = cast("Any", Guest(is_on=False)), cast("Any", None)
+    with pytest.raises(LiveRestoreEndedError), live_pull.guarded(guest, state, point, Recorder()):
+        raise DomainGoneError("web")

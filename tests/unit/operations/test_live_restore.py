@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import REPOSITORY, UUID, Recorder, backup, backup_id, commit
-from vbackup.errors import DomainNotFoundError, UnsuitableError, UsageError
+from vbackup.errors import ChainError, DomainNotFoundError, UnsuitableError, UsageError
 from vbackup.operations import live_pull, live_restore, live_resume
 from vbackup.repository import live_state, protection
 from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
 
 
 DISK = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
@@ -87,6 +88,31 @@ def test_start_that_failed_ends_no_guest_of_another_restore(tmp_path: Path, repo
     assert ended == (["destroyed", "undefined"] if whose == "ours" else [])
     assert work.reporter.warnings == []
     assert not output.exists()
+
+
+def test_resume_that_is_refused_leaves_the_guest_its_server(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, ended = Repository.open(repository), list[Path]()
+    commit(opened, backup(1))
+    state = replace(state_in(tmp_path), repository_id=opened.id)
+    live_state.write(state)
+    (tmp_path / "domain.xml").touch()
+    xml = DISK.format(state.image("vda"))
+    handle = SimpleNamespace(name="web", definition_xml=lambda: xml, is_active=lambda: True)
+    host: Any = SimpleNamespace(is_local=True, domain=lambda _: handle)
+
+    def refuse(*_words: object, **_options: object) -> None:
+        raise ChainError("The image is damaged.")
+
+    monkeypatch.setattr(live_resume.live_point, "end_earlier", ended.append)
+    monkeypatch.setattr(live_restore, "user_of", lambda *_: None)
+    monkeypatch.setattr(live_resume.verify, "check_headers", refuse)
+    with pytest.raises(ChainError, match="damaged"):
+        live_resume.run(
+            live_resume.ResumeRequest("web", tmp_path), host=host, repository=opened, reporter=Recorder(), stop=Stop()
+        )
+    assert ended == []
 
 
 def test_restore_of_another_domain_or_repository_is_refused(tmp_path: Path) -> None:
