@@ -303,18 +303,24 @@ def _write(
 
 
 def remove_files(state: LiveState) -> None:
-    """Remove all files that the restore has made, live.json last, and the directory if it is empty then."""
+    """Remove all files that the restore has made, and the directory if it is empty then.
+
+    live.json comes after them, and the file with the lock last: until then it can be done again.
+    """
     with storage_errors(f"remove the files in {state.output}"):
         for name in (*state.files, *state.later):
+            if name == live_state.LOCKED:
+                continue
             path = state.output / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)  # the state of a TPM
             else:
                 path.unlink(missing_ok=True)
-    state.socket.unlink(missing_ok=True)
-    live_state.remove(state.output)
-    if not any(state.output.iterdir()):
-        state.output.rmdir()
+        state.socket.unlink(missing_ok=True)
+        live_state.remove(state.output)
+        (state.output / live_state.LOCKED).unlink(missing_ok=True)
+        if not any(state.output.iterdir()):
+            state.output.rmdir()
 
 
 def _reason(state: LiveState) -> str:

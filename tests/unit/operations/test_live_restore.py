@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import REPOSITORY, UUID, Recorder, backup, backup_id, commit
-from vbackup.errors import ChainError, DomainNotFoundError, UnsuitableError, UsageError
-from vbackup.operations import live_pull, live_restore, live_resume
+from vbackup.errors import ChainError, DomainNotFoundError, StorageError, UnsuitableError, UsageError
+from vbackup.operations import live_abort, live_pull, live_restore, live_resume
 from vbackup.repository import live_state, protection
 from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.protection import Protection
@@ -24,6 +25,8 @@ DISK = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></de
 
 class Host:
     """Has domains, by name or UUID."""
+
+    is_local = True
 
     def __init__(self, *known: str, xml: str = "") -> None:
         self.known, self.xml = known, xml
@@ -147,6 +150,31 @@ def test_all_files_are_removed_and_no_others(tmp_path: Path) -> None:
     (output / "mine").unlink()
     live_state.write(state)
     live_restore.remove_files(state)
+    assert not output.exists()
+
+
+def test_abort_that_failed_is_done_again(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, opened = tmp_path / "restored", Repository.open(repository)
+    output.mkdir()
+    state = replace(state_in(output), repository_id=opened.id, protected=())
+    live_state.write(state)
+    for name in state.files:
+        (output / name).touch()
+    request: Any = live_abort.AbortRequest("web", output, is_confirmed=True)
+    host: Any = Host()
+    unlink = Path.unlink
+
+    def fail(path: Path, *, missing_ok: bool = False) -> None:
+        if path == state.image("vda"):
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", fail)
+        with pytest.raises(StorageError, match="Input/output"):
+            live_abort.run(request, host=host, repository=opened, reporter=Recorder())
+    assert state.image("vda").exists()
+    live_abort.run(request, host=host, repository=opened, reporter=Recorder())
     assert not output.exists()
 
 
