@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -24,7 +24,9 @@ from vbackup.errors import (
     MonitorError,
     NoSpaceError,
     QemuGoneError,
+    UnsuitableError,
     VbackupError,
+    domain_argument,
 )
 from vbackup.files import storage_errors
 from vbackup.images.live_point import LivePoint
@@ -57,6 +59,18 @@ def strange(xml: str, state: LiveState) -> list[str]:
     return [dev for dev in state.disks if images.get(dev) != os.fspath(state.image(dev))]
 
 
+def refuse_strange(name: str, xml: str, state: LiveState, devs: Collection[str]) -> None:
+    """Raise UnsuitableError if one of these disks has another active image in the domain's XML than the restore's."""
+    for dev in strange(xml, state):
+        if dev in devs:
+            words = f"virsh blockcommit {domain_argument(name)} {dev} --base {shlex.quote(str(state.image(dev)))}"
+            raise UnsuitableError(
+                f"Domain {name} does not use {state.image(dev)} as its disk {dev} (it has"
+                f" {live_xml.images(xml).get(dev, 'none')}). If that is a snapshot on top of it, '{words} --active"
+                " --pivot' ends the snapshot, and keeps what is in it; then use --resume."
+            )
+
+
 def start(handle: DomainHandle, state: LiveState) -> Overlays:
     """Start the domain, which is off, with a node that reconnects below each disk, and let the guest run."""
     lifecycle.start_paused(handle)
@@ -68,6 +82,7 @@ def start(handle: DomainHandle, state: LiveState) -> Overlays:
 def secure(handle: DomainHandle, state: LiveState) -> Overlays:
     """Put the node that reconnects below each disk whose data is not at home, and return these. No pull may run."""
     xml, socket = handle.live_xml(), os.fspath(state.socket)
+    refuse_strange(handle.name, xml, state, state.away)
     aliases = {disk.dev: disk.alias for disk in domain_xml.parse(xml).disks}
     pending = live_xml.pending(xml, socket)
     found = {}
@@ -204,6 +219,7 @@ class _Pulls:
         self._attempts[dev] = self._attempts.get(dev, 0) + 1
         if self._attempts[dev] > _ATTEMPTS:
             raise self._failed(dev)
+        refuse_strange(self._handle.name, self._handle.live_xml(), self._state, [dev])
         lifecycle.start_pull(self._handle, dev, speed_bytes_s)
 
     def _keep(self, dev: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vbackup.domain import defining, lifecycle, live_xml
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DomainNotFoundError, UnsuitableError, UsageError
+from vbackup.errors import DomainNotFoundError, UsageError
 from vbackup.files import storage_errors
 from vbackup.images import live_point
 from vbackup.images.flatten import layers_of
@@ -71,12 +71,7 @@ def domain_of(host: Host, state: LiveState) -> DomainHandle | None:
         handle = host.domain(state.uuid)
     except DomainNotFoundError:
         return None
-    definition = handle.definition_xml()
-    for dev in live_pull.strange(definition, state):
-        raise UnsuitableError(
-            f"Domain {handle.name} does not use {state.image(dev)} as its disk {dev} (it has"
-            f" {live_xml.images(definition).get(dev, 'none')}); change that back with 'virsh edit'."
-        )
+    live_pull.refuse_strange(handle.name, handle.definition_xml(), state, tuple(state.disks))
     return handle
 
 

@@ -13,7 +13,14 @@ from tests.unit.builders import REPOSITORY, UUID, Recorder, backup_id
 from vbackup import files
 from vbackup.domain import lifecycle
 from vbackup.engine import live_backing
-from vbackup.errors import ConnectionLostError, DomainGoneError, LiveRestoreEndedError, MonitorError, StorageError
+from vbackup.errors import (
+    ConnectionLostError,
+    DomainGoneError,
+    LiveRestoreEndedError,
+    MonitorError,
+    StorageError,
+    UnsuitableError,
+)
 from vbackup.operations import live_pull
 from vbackup.repository import live_state
 from vbackup.repository.live_state import LiveDisk, LiveState
@@ -64,6 +71,23 @@ def test_disk_is_at_home_only_when_the_host_has_flushed_it(state: LiveState, mon
     pulls(None, state)._keep("vda")
     assert done[:2] == ["store", "vda.qcow2"]
     assert live_state.read(state.output).home == {"vda"}
+
+
+def test_snapshot_of_the_disk_gets_no_pull(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would fill the snapshot, and leave the restore's image with holes that nobody fills."""
+    disk = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
+    started: list[str] = []
+    monkeypatch.setattr(lifecycle, "start_pull", lambda _handle, dev, _speed: started.append(dev))
+    for path, is_ours in ((state.output / "vda.snap", False), (state.image("vda"), True)):
+        guest = SimpleNamespace(name="web", live_xml=lambda path=path: disk.format(path))
+        if is_ours:
+            pulls(guest, state)._start("vda", None)
+        else:
+            with pytest.raises(UnsuitableError, match="blockcommit"):
+                pulls(guest, state)._start("vda", None)
+            with pytest.raises(UnsuitableError, match="blockcommit"):
+                live_pull.secure(cast("Any", guest), state)
+        assert bool(started) is is_ours
 
 
 class Guest:

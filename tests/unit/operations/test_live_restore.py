@@ -19,7 +19,6 @@ from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
-
 DISK = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
 
 
@@ -67,8 +66,10 @@ def test_domain_that_uses_other_images_is_left_alone(tmp_path: Path) -> None:
     state = state_in(tmp_path)
     assert live_resume.domain_of(Host(UUID, xml=DISK.format(state.image("vda"))), state) is not None  # type: ignore[arg-type]
     assert live_resume.domain_of(Host(), state) is None  # type: ignore[arg-type]
-    with pytest.raises(UnsuitableError, match="/elsewhere"):
+    with pytest.raises(UnsuitableError, match="/elsewhere") as caught:
         live_resume.domain_of(Host(UUID, xml=DISK.format("/elsewhere")), state)  # type: ignore[arg-type]
+    assert f"virsh blockcommit web vda --base {state.image('vda')} --active --pivot" in str(caught.value)
+    assert "virsh edit" not in str(caught.value)
 
 
 @pytest.mark.parametrize("whose", ["ours", "elsewhere", "replaced"])
