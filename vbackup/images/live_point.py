@@ -94,7 +94,12 @@ class LivePoint:
         (QEMU 7.2, a disk with an iothread).
         """
         while True:
-            ending = os.pidfd_open(self._point.daemon.pid)
+            try:
+                ending = os.pidfd_open(self._point.daemon.pid)
+            except OSError:  # no descriptor is left
+                if self._stops_within(AGAIN_S):
+                    return
+                continue
             try:
                 if self._stopping in select.select([ending, self._stopping], [], [])[0]:
                     return
@@ -111,12 +116,15 @@ class LivePoint:
         while True:
             try:
                 self._start()
-            except VbackupError as err:
+            except (VbackupError, OSError) as err:  # whatever it is, the guest waits
                 self._reporter.warning(f"{gone} Another one does not start: {err} vbackup goes on trying.")
             else:
                 return True
-            if select.select([self._stopping], [], [], AGAIN_S)[0]:
+            if self._stops_within(AGAIN_S):
                 return False
+
+    def _stops_within(self, seconds: float) -> bool:
+        return bool(select.select([self._stopping], [], [], seconds)[0])
 
     def _start(self) -> None:
         with ExitStack() as stack:
@@ -144,15 +152,16 @@ class LivePoint:
 
     def _give_to_qemu(self) -> None:
         """Let QEMU's user, and nobody else, connect; before there is anything to read."""
-        try:
-            self._path.chmod(0o600)
-            if self._user.uid != os.geteuid():
-                os.chown(self._path, self._user.uid, self._user.gid)
-        except PermissionError as err:
-            raise UnsuitableError(
-                f"QEMU runs as user {self._user.uid}, to whom vbackup cannot give the socket {self._path}: run it as"
-                " root."
-            ) from err
+        with storage_errors(f"use the socket {self._path}"):
+            try:
+                self._path.chmod(0o600)
+                if self._user.uid != os.geteuid():
+                    os.chown(self._path, self._user.uid, self._user.gid)
+            except PermissionError as err:
+                raise UnsuitableError(
+                    f"QEMU runs as user {self._user.uid}, to whom vbackup cannot give the socket {self._path}: run it"
+                    " as root."
+                ) from err
 
 
 def end_earlier(path: Path) -> None:

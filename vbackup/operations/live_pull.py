@@ -67,7 +67,7 @@ def refuse_strange(name: str, xml: str, state: LiveState, devs: Collection[str])
             raise UnsuitableError(
                 f"Domain {name} does not use {state.image(dev)} as its disk {dev} (it has"
                 f" {live_xml.images(xml).get(dev, 'none')}). If that is a snapshot on top of it, '{words} --active"
-                " --pivot' ends the snapshot, and keeps what is in it; then use --resume."
+                " --pivot' ends the snapshot, and keeps what is in it."
             )
 
 

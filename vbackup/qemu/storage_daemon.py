@@ -29,6 +29,7 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
+from vbackup.files import storage_errors
 from vbackup.model import SecretRef
 from vbackup.qemu.backing_chain import Image, blockdevs, is_format_node, reopened
 from vbackup.qemu.monitor import Event
@@ -58,7 +59,8 @@ class StorageDaemon:
     killed before setpriv has requested that, a daemon without images remains.) The kernel watches the thread that
     enters the block, so the same thread must leave it.
 
-    Entering raises UnsuitableError if a program is not installed, StorageDaemonGoneError if the daemon ends too early.
+    Entering raises UnsuitableError if a program is not installed, StorageDaemonGoneError if the daemon ends too early,
+    StorageError if it cannot be started, as when no descriptor or memory is left.
     """
 
     def __init__(
@@ -95,11 +97,12 @@ class StorageDaemon:
                     f" and to look into a backup. Install it (on Debian: {package})."
                 )
         with contextlib.ExitStack() as stack:
-            self._stderr = stack.enter_context(tempfile.TemporaryFile())
-            own_end, daemon_end = socket.socketpair()
-            stack.enter_context(own_end)
-            with daemon_end:
-                self._process = self._start(daemon_end.fileno())
+            with storage_errors(f"start {PROGRAM}"):
+                self._stderr = stack.enter_context(tempfile.TemporaryFile())
+                own_end, daemon_end = socket.socketpair()
+                stack.enter_context(own_end)
+                with daemon_end:
+                    self._process = self._start(daemon_end.fileno())
             stack.callback(self._kill_unless_left)
             # Imported only when needed: with qemu.qmp and asyncio it takes a fifth of vbackup's start-up time.
             from vbackup.qemu.qmp_socket import Socket
