@@ -347,6 +347,34 @@ def test_signal_pauses_the_guest_and_what_is_home_stays(live: Live) -> None:
     live.is_home()
 
 
+#: vbackup where neither a pull can be followed nor the guest be paused.
+UNABLE = """
+from vbackup.cli import command
+from vbackup.domain import lifecycle
+from vbackup.errors import MonitorError
+from vbackup.operations import live_pull
+
+def fail(*_words):
+    raise MonitorError("That is enough.")
+
+live_pull._Pulls.follow = lifecycle.suspend = fail
+command()
+"""
+
+
+def test_guest_that_cannot_be_paused_keeps_its_server(live: Live) -> None:
+    argv = [word if word != "-m" else "-c" for word in live.words()]
+    argv[argv.index("vbackup")] = UNABLE
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    assert "Its backup is still served" in done.stderr
+    live.works()
+    assert live.server()
+    live.run("--resume")
+    live.is_home()
+
+
 # what ends it for good, and what it does not begin
 
 

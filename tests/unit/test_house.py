@@ -33,9 +33,7 @@ ELSEWHERE = {
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones
     "engine.live_backing": "end_to_end/test_live_restore.py",
-    "images.live_point": "end_to_end/test_live_restore.py",
     "operations.live_abort": "end_to_end/test_live_restore.py",
-    "operations.live_pull": "end_to_end/test_live_restore.py",
     "operations.live_resume": "end_to_end/test_live_restore.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.fsck": "end_to_end/test_fsck.py",

@@ -64,6 +64,7 @@ class LivePoint:
         self._disks, self._path, self._user, self._reporter = disks, path, user, reporter
         self._locks = locks
         self._stack = ExitStack()
+        self._is_left = False
 
     def __enter__(self) -> LivePoint:
         self._start()
@@ -78,7 +79,13 @@ class LivePoint:
         os.close(self._writing)
         self._thread.join()
         os.close(self._stopping)
+        if self._is_left:
+            self._point.daemon.leave()
         self._stack.__exit__(kind, error, traceback)
+
+    def leave(self) -> None:
+        """Let the daemon serve on after the block, as it does when this process dies."""
+        self._is_left = True
 
     def _watch(self) -> None:
         """Start another daemon whenever one has ended, until the block ends.
@@ -87,7 +94,12 @@ class LivePoint:
         (QEMU 7.2, a disk with an iothread).
         """
         while True:
-            ending = os.pidfd_open(self._point.daemon.pid)
+            try:
+                ending = os.pidfd_open(self._point.daemon.pid)
+            except OSError:  # no descriptor is left
+                if self._stops_within(AGAIN_S):
+                    return
+                continue
             try:
                 if self._stopping in select.select([ending, self._stopping], [], [])[0]:
                     return
@@ -104,19 +116,22 @@ class LivePoint:
         while True:
             try:
                 self._start()
-            except VbackupError as err:
+            except (VbackupError, OSError) as err:  # whatever it is, the guest waits
                 self._reporter.warning(f"{gone} Another one does not start: {err} vbackup goes on trying.")
             else:
                 return True
-            if select.select([self._stopping], [], [], AGAIN_S)[0]:
+            if self._stops_within(AGAIN_S):
                 return False
+
+    def _stops_within(self, seconds: float) -> bool:
+        return bool(select.select([self._stopping], [], [], seconds)[0])
 
     def _start(self) -> None:
         with ExitStack() as stack:
             point = stack.enter_context(
                 OpenedPoint(self._disks, reporter=self._reporter, survival=Survival(_mark(self._path), self._locks))
             )
-            stack.callback(_unlink, self._path)
+            stack.callback(self._remove_socket)
             point.listen(self._path)
             self._give_to_qemu()
             for dev in self._disks:
@@ -131,17 +146,22 @@ class LivePoint:
             self._point = point
             self._stack = stack.pop_all()
 
+    def _remove_socket(self) -> None:
+        if not self._is_left:
+            _unlink(self._path)
+
     def _give_to_qemu(self) -> None:
         """Let QEMU's user, and nobody else, connect; before there is anything to read."""
-        try:
-            self._path.chmod(0o600)
-            if self._user.uid != os.geteuid():
-                os.chown(self._path, self._user.uid, self._user.gid)
-        except PermissionError as err:
-            raise UnsuitableError(
-                f"QEMU runs as user {self._user.uid}, to whom vbackup cannot give the socket {self._path}: run it as"
-                " root."
-            ) from err
+        with storage_errors(f"use the socket {self._path}"):
+            try:
+                self._path.chmod(0o600)
+                if self._user.uid != os.geteuid():
+                    os.chown(self._path, self._user.uid, self._user.gid)
+            except PermissionError as err:
+                raise UnsuitableError(
+                    f"QEMU runs as user {self._user.uid}, to whom vbackup cannot give the socket {self._path}: run it"
+                    " as root."
+                ) from err
 
 
 def end_earlier(path: Path) -> None:

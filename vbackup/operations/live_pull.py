@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
+from vbackup import files
 from vbackup.domain import defining, domain_xml, lifecycle, live_xml
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.lifecycle import Pull
@@ -22,8 +24,12 @@ from vbackup.errors import (
     MonitorError,
     NoSpaceError,
     QemuGoneError,
+    UnsuitableError,
     VbackupError,
+    domain_argument,
 )
+from vbackup.files import storage_errors
+from vbackup.images.live_point import LivePoint
 from vbackup.report import Phase, Reporter
 from vbackup.repository import live_state
 from vbackup.repository.live_state import LiveState
@@ -47,6 +53,24 @@ def advice(state: LiveState) -> str:
     return f"'{words}' goes on; the domain starts then if it is off."
 
 
+def strange(xml: str, state: LiveState) -> list[str]:
+    """Return the disks (dev) of the restore that have another active image in the XML than the restore's, or none."""
+    images = live_xml.images(xml)
+    return [dev for dev in state.disks if images.get(dev) != os.fspath(state.image(dev))]
+
+
+def refuse_strange(name: str, xml: str, state: LiveState, devs: Collection[str]) -> None:
+    """Raise UnsuitableError if one of these disks has another active image in the domain's XML than the restore's."""
+    for dev in strange(xml, state):
+        if dev in devs:
+            words = f"virsh blockcommit {domain_argument(name)} {dev} --base {shlex.quote(str(state.image(dev)))}"
+            raise UnsuitableError(
+                f"Domain {name} does not use {state.image(dev)} as its disk {dev} (it has"
+                f" {live_xml.images(xml).get(dev, 'none')}). If that is a snapshot on top of it, '{words} --active"
+                " --pivot' ends the snapshot, and keeps what is in it."
+            )
+
+
 def start(handle: DomainHandle, state: LiveState) -> Overlays:
     """Start the domain, which is off, with a node that reconnects below each disk, and let the guest run."""
     lifecycle.start_paused(handle)
@@ -58,6 +82,7 @@ def start(handle: DomainHandle, state: LiveState) -> Overlays:
 def secure(handle: DomainHandle, state: LiveState) -> Overlays:
     """Put the node that reconnects below each disk whose data is not at home, and return these. No pull may run."""
     xml, socket = handle.live_xml(), os.fspath(state.socket)
+    refuse_strange(handle.name, xml, state, state.away)
     aliases = {disk.dev: disk.alias for disk in domain_xml.parse(xml).disks}
     pending = live_xml.pending(xml, socket)
     found = {}
@@ -78,22 +103,28 @@ def home(
     reporter: Reporter,
     stop: Stop,
 ) -> None:
-    """Return when all data is at home, and the definition is plain. ``overlays``: as ``secure`` returns them.
+    """Return when all data is at home. ``overlays``: as ``secure`` returns them.
 
     Raises LiveRestoreEndedError if the domain ends before; NoSpaceError or another VbackupError if the data of a disk
-    cannot be brought home, and InterruptedBySignalError: the guest is paused then.
+    cannot be brought home, and InterruptedBySignalError.
     """
+    with Passthrough(handle) as monitor:
+        _Pulls(handle, state, overlays, monitor, reporter).follow(speed_bytes_s, stop)
+
+
+@contextmanager
+def guarded(handle: DomainHandle, state: LiveState, point: LivePoint, reporter: Reporter) -> Iterator[None]:
+    """If the block fails, pause the guest; if that fails too, leave it the daemon that serves its disks."""
     try:
-        with Passthrough(handle) as monitor:
-            _Pulls(handle, state, overlays, monitor, reporter).follow(speed_bytes_s, stop)
-    except QemuGoneError as err:
-        if handle.is_active():
-            raise
-        raise LiveRestoreEndedError(state.name, advice=advice(state)) from err
-    except VbackupError:
-        _pause(handle, state, reporter)
+        yield
+    except BaseException as err:
+        is_on = _is_active(handle)
+        if is_on is False:
+            if isinstance(err, QemuGoneError):
+                raise LiveRestoreEndedError(state.name, advice=advice(state)) from err
+        elif not _pause(handle, state, reporter):
+            point.leave()
         raise
-    make_plain(handle, state)
 
 
 def make_plain(handle: DomainHandle, state: LiveState) -> None:
@@ -102,16 +133,33 @@ def make_plain(handle: DomainHandle, state: LiveState) -> None:
     defining.define(handle.host, live_xml.plain(handle.definition_xml(), original, tuple(state.disks)))
 
 
-def _pause(handle: DomainHandle, state: LiveState, reporter: Reporter) -> None:
-    """Pause the guest while the daemon still serves it: without it, QEMU would wait for the end of its reads."""
+def _is_active(handle: DomainHandle) -> bool | None:
+    """Return whether the domain has a QEMU, None if libvirt does not say."""
+    try:
+        return handle.is_active()
+    except VbackupError:
+        return None
+
+
+def _pause(handle: DomainHandle, state: LiveState, reporter: Reporter) -> bool:
+    """Pause the guest while the daemon still serves it: without it, QEMU would wait for the end of its reads.
+
+    Return False if the guest may still run.
+    """
     try:
         for dev in state.disks:
             lifecycle.end_pull(handle, dev)
         lifecycle.suspend(handle)
     except VbackupError as err:
-        reporter.warning(f"Could not pause domain {state.name}: {err}")
-    else:
-        reporter.warning(f"Domain {state.name} is paused. {advice(state)}")
+        if _is_active(handle) is False:
+            return True
+        reporter.warning(
+            f"Could not pause domain {state.name}: {err} Its backup is still served, so its guest can go on."
+            f" {advice(state)}"
+        )
+        return False
+    reporter.warning(f"Domain {state.name} is paused. {advice(state)}")
+    return True
 
 
 class _Pulls:
@@ -171,12 +219,16 @@ class _Pulls:
         self._attempts[dev] = self._attempts.get(dev, 0) + 1
         if self._attempts[dev] > _ATTEMPTS:
             raise self._failed(dev)
+        refuse_strange(self._handle.name, self._handle.live_xml(), self._state, [dev])
         lifecycle.start_pull(self._handle, dev, speed_bytes_s)
 
     def _keep(self, dev: str) -> None:
         """Record that all data of a disk is at home, once it is on storage."""
         live_backing.store(self._monitor, self._overlays[dev])
         live_backing.remove(self._monitor, dev)
+        image = self._state.image(dev)
+        with storage_errors(f"flush {image}"):
+            files.fsync(image)  # with cache='unsafe' QEMU flushes nothing
         self._state = replace(self._state, home=self._state.home | {dev})
         live_state.write(self._state)
         self._reporter.step(f"Disk {dev}: its data is at home.")

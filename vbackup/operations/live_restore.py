@@ -132,23 +132,27 @@ def _restore(found: Chosen, work: _Work) -> LiveRestored:
     backups = [work.repository.directory(state.uuid, one) for one in found.needed]
     with ExitStack() as undo:
         _write(state, found, work, undo, machine=machine, text=prepared.text)
-        with live_state.locked(output), served(layers, state, user, backups, work.reporter):
+        with live_state.locked(output), served(layers, state, user, backups, work.reporter) as point:
             _protect(state, work)
             xml = live_xml.live(prepared.text, tuple(state.disks), os.fspath(state.socket))
+            # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
+            defining.refuse_taken(host, prepared.identity, is_new=False)
             handle = restored_domain.define_only(replace(prepared, text=xml))
             overlays = live_pull.start(handle, state)
             undo.pop_all()  # the guest runs
             for warning in restore.warnings(found.choice, definition):
                 work.reporter.warning(warning)
             work.reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
-            live_pull.home(
-                handle,
-                state,
-                overlays,
-                speed_bytes_s=work.request.speed_bytes_s,
-                stop=work.stop,
-                reporter=work.reporter,
-            )
+            with live_pull.guarded(handle, state, point, work.reporter):
+                live_pull.home(
+                    handle,
+                    state,
+                    overlays,
+                    speed_bytes_s=work.request.speed_bytes_s,
+                    stop=work.stop,
+                    reporter=work.reporter,
+                )
+            live_pull.make_plain(handle, state)
             finish(handle, state, backup, repository=work.repository, reporter=work.reporter)
     return restored(state, definition, restored_domain.place_machine(prepared, machine))
 
@@ -174,16 +178,16 @@ def served(
     user: QemuUser,
     backups: Sequence[Path],
     reporter: Reporter,
-) -> Iterator[None]:
+) -> Iterator[LivePoint]:
     """Serve the disks during the block, and if this process dies, until somebody ends the daemon.
 
     ``backups`` are the directories of all that are read.
     """
     with (
         readers.reading(backups) as locks,
-        LivePoint(layers, state.socket, user=user, locks=locks, reporter=reporter),
+        LivePoint(layers, state.socket, user=user, locks=locks, reporter=reporter) as point,
     ):
-        yield
+        yield point
 
 
 def finish(
@@ -299,18 +303,24 @@ def _write(
 
 
 def remove_files(state: LiveState) -> None:
-    """Remove all files that the restore has made, live.json last, and the directory if it is empty then."""
+    """Remove all files that the restore has made, and the directory if it is empty then.
+
+    live.json comes after them, and the file with the lock last: until then it can be done again.
+    """
     with storage_errors(f"remove the files in {state.output}"):
         for name in (*state.files, *state.later):
+            if name == live_state.LOCKED:
+                continue
             path = state.output / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)  # the state of a TPM
             else:
                 path.unlink(missing_ok=True)
-    state.socket.unlink(missing_ok=True)
-    live_state.remove(state.output)
-    if not any(state.output.iterdir()):
-        state.output.rmdir()
+        state.socket.unlink(missing_ok=True)
+        live_state.remove(state.output)
+        (state.output / live_state.LOCKED).unlink(missing_ok=True)
+        if not any(state.output.iterdir()):
+            state.output.rmdir()
 
 
 def _reason(state: LiveState) -> str:
@@ -330,15 +340,19 @@ def _protect(state: LiveState, work: _Work) -> None:
 
 
 def _take_back(state: LiveState, work: _Work) -> None:
-    """Leave nothing of a start that failed. Files that a domain uses stay: a lost connection can leave it running."""
+    """Leave nothing of a start that failed. Files that a domain uses stay: a lost connection can leave it running.
+
+    A domain with other images, now or when it starts again, is another restore's.
+    """
     try:
         try:
             handle = work.host.domain(state.uuid)
         except DomainNotFoundError:
             pass
         else:
-            handle.destroy()
-            defining.undefine(handle)
+            if not any(live_pull.strange(xml, state) for xml in (handle.live_xml(), handle.definition_xml())):
+                handle.destroy()
+                defining.undefine(handle)
         unprotect(state, work.repository, work.reporter)
         remove_files(state)
     except VbackupError as err:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vbackup.domain import defining, lifecycle, live_xml
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.errors import DomainNotFoundError, UnsuitableError, UsageError
+from vbackup.errors import DomainNotFoundError, UsageError
 from vbackup.files import storage_errors
 from vbackup.images import live_point
 from vbackup.images.flatten import layers_of
@@ -43,13 +43,13 @@ def run(request: ResumeRequest, *, host: Host, repository: Repository, reporter:
     live_restore.refuse_remote(host)
     with live_state.locked(request.output.absolute()) as state:
         refuse_other(state, request.domain, repository)
-        live_point.end_earlier(state.socket)
         backup = repository.catalogue(state.uuid).history.get(state.backup)
         handle = _domain(host, state, backup)
         if state.away:
             _go_on(handle, state, request, host=host, repository=repository, reporter=reporter, stop=stop)
         else:
-            live_pull.make_plain(handle, state)
+            live_point.end_earlier(state.socket)
+        live_pull.make_plain(handle, state)
         live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
     return live_restore.restored(state)
 
@@ -71,13 +71,7 @@ def domain_of(host: Host, state: LiveState) -> DomainHandle | None:
         handle = host.domain(state.uuid)
     except DomainNotFoundError:
         return None
-    images = live_xml.images(handle.definition_xml())
-    strange = [dev for dev in state.disks if images.get(dev) != os.fspath(state.image(dev))]
-    if strange:
-        raise UnsuitableError(
-            f"Domain {handle.name} does not use {state.image(strange[0])} as its disk {strange[0]} (it has"
-            f" {images.get(strange[0], 'none')}); change that back with 'virsh edit'."
-        )
+    live_pull.refuse_strange(handle.name, handle.definition_xml(), state, tuple(state.disks))
     return handle
 
 
@@ -120,7 +114,11 @@ def _go_on(
             dev: layers_of([(link, verify.image_path(repository, link)) for link in links])
             for dev, links in chains.items()
         }
-        with live_restore.served(layers, state, user, directories(chains), reporter):
+        live_point.end_earlier(state.socket)  # nothing that can refuse comes after it
+        with (
+            live_restore.served(layers, state, user, directories(chains), reporter) as point,
+            live_pull.guarded(handle, state, point, reporter),
+        ):
             overlays = _taken_over(handle, state) if handle.is_active() else live_pull.start(handle, state)
             reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
             live_pull.home(handle, state, overlays, speed_bytes_s=request.speed_bytes_s, reporter=reporter, stop=stop)

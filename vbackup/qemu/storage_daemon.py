@@ -29,6 +29,7 @@ from vbackup.errors import (
     UnsuitableError,
     VbackupError,
 )
+from vbackup.files import storage_errors
 from vbackup.model import SecretRef
 from vbackup.qemu.backing_chain import Image, blockdevs, is_format_node, reopened
 from vbackup.qemu.monitor import Event
@@ -58,7 +59,8 @@ class StorageDaemon:
     killed before setpriv has requested that, a daemon without images remains.) The kernel watches the thread that
     enters the block, so the same thread must leave it.
 
-    Entering raises UnsuitableError if a program is not installed, StorageDaemonGoneError if the daemon ends too early.
+    Entering raises UnsuitableError if a program is not installed, StorageDaemonGoneError if the daemon ends too early,
+    StorageError if it cannot be started, as when no descriptor or memory is left.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class StorageDaemon:
         ``survival``: the daemon goes on if this process dies.
         """
         self._survival = survival
+        self._is_left = False
         self._directory = directory
         self._is_only_read = is_only_read
         self._reporter = reporter
@@ -94,12 +97,13 @@ class StorageDaemon:
                     f" and to look into a backup. Install it (on Debian: {package})."
                 )
         with contextlib.ExitStack() as stack:
-            self._stderr = stack.enter_context(tempfile.TemporaryFile())
-            own_end, daemon_end = socket.socketpair()
-            stack.enter_context(own_end)
-            with daemon_end:
-                self._process = self._start(daemon_end.fileno())
-            stack.callback(self._kill)
+            with storage_errors(f"start {PROGRAM}"):
+                self._stderr = stack.enter_context(tempfile.TemporaryFile())
+                own_end, daemon_end = socket.socketpair()
+                stack.enter_context(own_end)
+                with daemon_end:
+                    self._process = self._start(daemon_end.fileno())
+            stack.callback(self._kill_unless_left)
             # Imported only when needed: with qemu.qmp and asyncio it takes a fifth of vbackup's start-up time.
             from vbackup.qemu.qmp_socket import Socket
 
@@ -134,7 +138,12 @@ class StorageDaemon:
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         with self._stack:
-            self._end(quiet=kind is not None)
+            if not self._is_left:
+                self._end(quiet=kind is not None)
+
+    def leave(self) -> None:
+        """Let a daemon that survives this process survive the end of the block too."""
+        self._is_left = True
 
     @property
     def pid(self) -> int:
@@ -269,6 +278,10 @@ class StorageDaemon:
         message = self._last_message()
         if message and not self._is_only_read:
             self._reporter.warning(f"{PROGRAM} reported while closing the images: {message}")
+
+    def _kill_unless_left(self) -> None:
+        if not self._is_left:
+            self._kill()
 
     def _kill(self) -> None:
         """Send SIGKILL and wait at most TERMINATE_S seconds; does nothing if the process has ended.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,16 +11,21 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import REPOSITORY, UUID, Recorder, backup, backup_id, commit
-from vbackup.errors import DomainNotFoundError, UnsuitableError, UsageError
-from vbackup.operations import live_pull, live_restore, live_resume
+from vbackup.errors import ChainError, DomainNotFoundError, StorageError, UnsuitableError, UsageError
+from vbackup.operations import live_abort, live_pull, live_restore, live_resume
 from vbackup.repository import live_state, protection
 from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+DISK = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
 
 
 class Host:
     """Has domains, by name or UUID."""
+
+    is_local = True
 
     def __init__(self, *known: str, xml: str = "") -> None:
         self.known, self.xml = known, xml
@@ -57,11 +64,59 @@ def test_path_has_to_be_short_enough_for_a_socket() -> None:
 
 def test_domain_that_uses_other_images_is_left_alone(tmp_path: Path) -> None:
     state = state_in(tmp_path)
-    disk = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
-    assert live_resume.domain_of(Host(UUID, xml=disk.format(state.image("vda"))), state) is not None  # type: ignore[arg-type]
+    assert live_resume.domain_of(Host(UUID, xml=DISK.format(state.image("vda"))), state) is not None  # type: ignore[arg-type]
     assert live_resume.domain_of(Host(), state) is None  # type: ignore[arg-type]
-    with pytest.raises(UnsuitableError, match="/elsewhere"):
-        live_resume.domain_of(Host(UUID, xml=disk.format("/elsewhere")), state)  # type: ignore[arg-type]
+    with pytest.raises(UnsuitableError, match="/elsewhere") as caught:
+        live_resume.domain_of(Host(UUID, xml=DISK.format("/elsewhere")), state)  # type: ignore[arg-type]
+    assert f"virsh blockcommit web vda --base {state.image('vda')} --active --pivot" in str(caught.value)
+    assert "virsh edit" not in str(caught.value)
+
+
+@pytest.mark.parametrize("whose", ["ours", "elsewhere", "replaced"])
+def test_start_that_failed_ends_no_guest_of_another_restore(tmp_path: Path, repository: Path, whose: str) -> None:
+    output = tmp_path / "restored"
+    output.mkdir()
+    state, ended = state_in(output), list[str]()
+    live_state.write(state)
+    ours, other = (DISK.format(path) for path in (state.image("vda"), "/elsewhere"))
+    live, definition = {"ours": (ours, ours), "elsewhere": (other, other), "replaced": (other, ours)}[whose]
+    handle = SimpleNamespace(
+        live_xml=lambda: live, definition_xml=lambda: definition, destroy=lambda: ended.append("destroyed")
+    )
+    work: Any = SimpleNamespace(
+        host=SimpleNamespace(domain=lambda _: handle), repository=Repository.open(repository), reporter=Recorder()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_restore.defining, "undefine", lambda _: ended.append("undefined"))
+        live_restore._take_back(replace(state, protected=()), work)
+    assert ended == (["destroyed", "undefined"] if whose == "ours" else [])
+    assert work.reporter.warnings == []
+    assert not output.exists()
+
+
+def test_resume_that_is_refused_leaves_the_guest_its_server(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, ended = Repository.open(repository), list[Path]()
+    commit(opened, backup(1))
+    state = replace(state_in(tmp_path), repository_id=opened.id)
+    live_state.write(state)
+    (tmp_path / "domain.xml").touch()
+    xml = DISK.format(state.image("vda"))
+    handle = SimpleNamespace(name="web", definition_xml=lambda: xml, is_active=lambda: True)
+    host: Any = SimpleNamespace(is_local=True, domain=lambda _: handle)
+
+    def refuse(*_words: object, **_options: object) -> None:
+        raise ChainError("The image is damaged.")
+
+    monkeypatch.setattr(live_resume.live_point, "end_earlier", ended.append)
+    monkeypatch.setattr(live_restore, "user_of", lambda *_: None)
+    monkeypatch.setattr(live_resume.verify, "check_headers", refuse)
+    with pytest.raises(ChainError, match="damaged"):
+        live_resume.run(
+            live_resume.ResumeRequest("web", tmp_path), host=host, repository=opened, reporter=Recorder(), stop=Stop()
+        )
+    assert ended == []
 
 
 def test_restore_of_another_domain_or_repository_is_refused(tmp_path: Path) -> None:
@@ -96,6 +151,31 @@ def test_all_files_are_removed_and_no_others(tmp_path: Path) -> None:
     (output / "mine").unlink()
     live_state.write(state)
     live_restore.remove_files(state)
+    assert not output.exists()
+
+
+def test_abort_that_failed_is_done_again(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, opened = tmp_path / "restored", Repository.open(repository)
+    output.mkdir()
+    state = replace(state_in(output), repository_id=opened.id, protected=())
+    live_state.write(state)
+    for name in state.files:
+        (output / name).touch()
+    request: Any = live_abort.AbortRequest("web", output, is_confirmed=True)
+    host: Any = Host()
+    unlink = Path.unlink
+
+    def fail(path: Path, *, missing_ok: bool = False) -> None:
+        if path == state.image("vda"):
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", fail)
+        with pytest.raises(StorageError, match="Input/output"):
+            live_abort.run(request, host=host, repository=opened, reporter=Recorder())
+    assert state.image("vda").exists()
+    live_abort.run(request, host=host, repository=opened, reporter=Recorder())
     assert not output.exists()
 
 

@@ -1,0 +1,133 @@
+"""When the data of a disk counts as at home, and what becomes of a running guest when its pulls cannot be followed."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.builders import REPOSITORY, UUID, Recorder, backup_id
+from vbackup import files
+from vbackup.domain import lifecycle
+from vbackup.engine import live_backing
+from vbackup.errors import (
+    ConnectionLostError,
+    DomainGoneError,
+    LiveRestoreEndedError,
+    MonitorError,
+    StorageError,
+    UnsuitableError,
+)
+from vbackup.operations import live_pull
+from vbackup.repository import live_state
+from vbackup.repository.live_state import LiveDisk, LiveState
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> LiveState:
+    made = LiveState(
+        output=tmp_path,
+        repository_id=REPOSITORY,
+        uuid=UUID,
+        name="web",
+        backup=backup_id(1),
+        disks={"vda": LiveDisk("vda", backup_id(1))},
+        files=("domain.xml", "vda.qcow2"),
+    )
+    live_state.write(made)
+    made.image("vda").touch()
+    return made
+
+
+def pulls(handle: Any, state: LiveState) -> live_pull._Pulls:
+    overlays: Any = {"vda": None}
+    return live_pull._Pulls(handle, state, overlays, SimpleNamespace(), Recorder())  # type: ignore[arg-type]
+
+
+def test_disk_is_at_home_only_when_the_host_has_flushed_it(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With cache='unsafe' QEMU leaves that to nobody."""
+    done: list[str] = []
+    flush = files.fsync
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def fsync(path: Path) -> None:
+        done.append(path.name)
+        flush(path)
+
+    monkeypatch.setattr(live_backing, "store", lambda *_: done.append("store"))
+    monkeypatch.setattr(live_backing, "remove", lambda *_: None)
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "fsync", fail)
+        with pytest.raises(StorageError, match=r"vda\.qcow2"):
+            pulls(None, state)._keep("vda")
+    assert live_state.read(state.output).home == set()
+    done.clear()
+    monkeypatch.setattr(files, "fsync", fsync)
+    pulls(None, state)._keep("vda")
+    assert done[:2] == ["store", "vda.qcow2"]
+    assert live_state.read(state.output).home == {"vda"}
+
+
+def test_snapshot_of_the_disk_gets_no_pull(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would fill the snapshot, and leave the restore's image with holes that nobody fills."""
+    disk = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
+    started: list[str] = []
+    monkeypatch.setattr(lifecycle, "start_pull", lambda _handle, dev, _speed: started.append(dev))
+    for path, is_ours in ((state.output / "vda.snap", False), (state.image("vda"), True)):
+        guest = SimpleNamespace(name="web", live_xml=lambda path=path: disk.format(path))
+        if is_ours:
+            pulls(guest, state)._start("vda", None)
+        else:
+            with pytest.raises(UnsuitableError, match="blockcommit"):
+                pulls(guest, state)._start("vda", None)
+            with pytest.raises(UnsuitableError, match="blockcommit"):
+                live_pull.secure(cast("Any", guest), state)
+        assert bool(started) is is_ours
+
+
+class Guest:
+    """A domain that may be off, may not be paused, or whose libvirt may be away."""
+
+    name = "web"
+
+    def __init__(self, *, is_on: bool = True, is_away: bool = False) -> None:
+        self.is_on, self.is_away, self.is_paused = is_on, is_away, False
+
+    def is_active(self) -> bool:
+        if self.is_away:
+            raise ConnectionLostError("libvirt is away.")
+        return self.is_on
+
+    def suspend(self, *_words: object) -> None:
+        if self.is_away:
+            raise ConnectionLostError("libvirt is away.")
+        self.is_paused = True
+
+
+@pytest.mark.parametrize(
+    ("guest", "is_paused", "is_left"),
+    [(Guest(), True, False), (Guest(is_away=True), False, True), (Guest(is_on=False), False, False)],
+)
+def test_guest_that_still_runs_keeps_its_server(
+    guest: Guest, is_paused: bool, is_left: bool, state: LiveState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[bool] = []
+    point, reporter, handle = SimpleNamespace(leave=lambda: left.append(True)), Recorder(), cast("Any", guest)
+    monkeypatch.setattr(lifecycle, "end_pull", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "suspend", Guest.suspend)
+    with pytest.raises(MonitorError, match="first"), live_pull.guarded(handle, state, cast("Any", point), reporter):
+        raise MonitorError("The first error.")
+    assert (guest.is_paused, bool(left)) == (is_paused, is_left)
+    assert all("--resume" in one for one in reporter.warnings)
+    assert len(reporter.warnings) == guest.is_on
+
+
+def test_guest_that_has_ended_is_named_as_the_reason(state: LiveState) -> None:
+    guest, point = cast("Any", Guest(is_on=False)), cast("Any", None)
+    with pytest.raises(LiveRestoreEndedError), live_pull.guarded(guest, state, point, Recorder()):
+        raise DomainGoneError("web")
