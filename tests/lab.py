@@ -25,6 +25,8 @@ from vbackup.names import is_ours
 QEMU_CONF = """\
 user = "{user}"
 group = "{group}"
+swtpm_user = "{user}"
+swtpm_group = "{group}"
 stdio_handler = "file"
 security_driver = "none"
 namespaces = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import libvirt
 import pytest
@@ -40,7 +41,12 @@ def test_guest_stopped_by_a_full_repository_goes_on(
 ) -> None:
     repository = small_filesystem / "repository"
     command("init", "-r", repository)
-    # Room for what QEMU saves of the guest's first writes, and for little else.
+    system = ElementTree.fromstring(guest.machine.handle.live_xml()).find("os")
+    assert system is not None
+    kernel_bytes = sum(Path(system.findtext(name, "")).stat().st_size for name in ("kernel", "initrd"))
+    room = f"remount,size={(12 << 20) + kernel_bytes}"
+    subprocess.run(["mount", "-o", room, str(small_filesystem)], check=True)
+    # Room for what boots the guest, for what QEMU saves of the guest's first writes, and for little else.
     (small_filesystem / "ballast").write_bytes(bytes(9 << 20))
     # Once round its noise the guest overwrites what is there, and QEMU saves that first.
     wait_for(lambda: int(guest.agent.read("/log/counter")) > 70, "the guest's first round")

@@ -173,21 +173,20 @@ def temporary_directory(output: Path) -> Iterator[Path]:
             lock = _lock(directory)
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
         if lock is not None:
-            os.close(lock)
+            os.close(lock)  # an SMB server removes nothing that is open
+        shutil.rmtree(directory, ignore_errors=True)
         if is_new and not any(output.iterdir()):
             output.rmdir()
 
 
 def _lock(directory: Path) -> int:
-    """Make the lock of a temporary directory, and return its descriptor; nobody sees it unlocked while we live."""
-    path = directory / f"{_LOCK}.new"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """Make the lock of a temporary directory, and return its descriptor; it counts from the moment it has content."""
+    fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with suppress(OSError):  # a filesystem without locks, on which no directory counts as dead
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.rename(directory / _LOCK)
+            os.write(fd, b"locked\n")
     except BaseException:
         os.close(fd)
         raise
@@ -201,14 +200,18 @@ def _remove_dead(output: Path) -> None:
             continue
         with suppress(OSError):  # another one removes it
             status = directory.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                continue
-            fd = files.open_regular(directory / _LOCK, os.O_RDWR)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and _is_dead(directory / _LOCK):
                 shutil.rmtree(directory)
-            finally:
-                os.close(fd)
+
+
+def _is_dead(lock: Path) -> bool:
+    """Return True if nobody has the lock, and somebody had it. Raises OSError, also if it is locked."""
+    fd = files.open_regular(lock, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(fd).st_size > 0
+    finally:
+        os.close(fd)
 
 
 def move_out(moves: Sequence[tuple[Path, Path]]) -> None:

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -160,6 +161,7 @@ def move(source: Path, free: Path) -> None:
     Raises OSError. Where the filesystem cannot promise that, another process could take the name in between.
     """
     call = _renameat2()
+    sys.audit("os.rename", os.fspath(source), os.fspath(free), -1, -1)  # as os.rename, for whoever watches
     if call is not None and call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(free), _RENAME_NOREPLACE) == 0:
         return
     number = ctypes.get_errno() if call is not None else errno.ENOSYS
