@@ -263,7 +263,7 @@ def test_no_room_in_the_middle(way: Way, tmp_path: Path, disk: Ext4, monkeypatch
     failures = 0
     for free_kib in (*range(0, 1024, 64 * (1 + EVERY // 5)), 8192):
         one = copied(original, place / "repository")
-        os.sync()  # what is not stored yet has no room of its own
+        os.sync()  # data that is not stored yet has no blocks
         filler = place / "filler"
         with filler.open("wb") as file, suppress(OSError):
             while (left := free_bytes(place) - (free_kib << 10)) > 0:

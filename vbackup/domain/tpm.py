@@ -1,6 +1,6 @@
 """Read the state of an emulated TPM: the files that swtpm has in a directory of the domain.
 
-swtpm writes its state anew and renames it, so the directory is read until two readings are the same.
+swtpm writes a new file and renames it, so the directory is read until two readings are the same.
 """
 
 from __future__ import annotations

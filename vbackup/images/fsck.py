@@ -1,6 +1,6 @@
 """Check the file systems of a guest in libguestfs's appliance, each with the program that is made for it.
 
-The appliance writes to an overlay of its own, so a journal can be replayed as the guest would do it after a power cut;
+The appliance writes to a separate overlay, so a journal can be replayed as the guest would do it after a power cut;
 what a check repairs on the way is gone at the end. A check that finds more than that has found damage.
 """
 

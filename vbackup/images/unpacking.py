@@ -1,7 +1,7 @@
 """Write what comes out of a guest to files: one file, or a tree from a tar archive, which nobody vouches for.
 
 Nothing is written outside of the given directory, whatever the names in the archive are: it is empty and only this user
-can enter it, every file is created anew, and symbolic links are made last, so that nothing goes through one.
+can enter it, every file is a new one, and symbolic links are made last, so that nothing goes through one.
 """
 
 from __future__ import annotations

@@ -542,14 +542,14 @@ class _Work:
         )
 
     def _audits(self) -> None:
-        """Write audit.json anew: what it has said of the backups is not known, so none may start from them."""
+        """Rewrite audit.json: what it said of the backups is not known, so none may start from them."""
         path = self._directory / audited.NAME
         if not self._dry_run:
             history = self._repository.catalogue(self._uuid).history
             now = datetime.now(timezone.utc)
             self._replace(path, audited.renewed([*history.backups, *history.merging], now=now).encode())
         after = "the next backup of each disk is a full"
-        self._note(f"{path} was written anew: {after}.", f"{path} would be written anew: {after}.")
+        self._note(f"{path} was rewritten: {after}.", f"{path} would be rewritten: {after}.")
 
     def _put_away(self) -> None:
         """Move backups of which nothing can be restored to the quarantine."""

@@ -403,7 +403,7 @@ def _audits(directory: Path) -> Iterator[Trouble]:
             Kind.AUDITS,
             f"{flaw} An audit may have found that changes were missed, so no bitmap is trusted, and the next backup of"
             " each disk is a full.",
-            "That backup writes the file anew, and so does 'vbackup check --repair'.",
+            "That backup rewrites the file, and so does 'vbackup check --repair'.",
             path=directory / audited.NAME,
         )
 

@@ -24,7 +24,7 @@ def paeth(left: int, above: int, corner: int) -> int:
 
 
 def encoded(rows: list[bytes], kinds: list[int]) -> bytes:
-    """A PNG of these rows of RGB pixels, each with a filter of its own."""
+    """A PNG of these rows of RGB pixels, each with its own filter."""
     packed = b""
     above = bytes(len(rows[0]))
     for row, kind in zip(rows, kinds):

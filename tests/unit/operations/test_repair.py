@@ -611,7 +611,7 @@ def test_damaged_results_of_audits_are_written_anew_and_distrust_what_was_there(
     assert [one.is_done for one in repaired(recorded, dry_run=True)] == [True]
     assert path.read_text() == "{"
     (done,) = repaired(recorded)
-    assert "written anew" in done.what
+    assert "rewritten" in done.what
     assert findings() == []
     history = recorded.repository.catalogue(UUID).history
     assert all(history.distrust(backup.id, image.dev) for backup in history.backups for image in backup.disks)
