@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from vbackup.cli import output
+from vbackup.cli import one_by_one, output
 from vbackup.cli.context import Context
-from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
+from vbackup.errors import Status, UsageError, VbackupError
 from vbackup.report import Reporter
 from vbackup.repository import boot_result, fsck_result
 from vbackup.repository.repository import Repository
@@ -47,20 +47,9 @@ def run(options: argparse.Namespace, context: Context, repository: Repository, u
     """Prove a backup of each domain, one after the other; the exit status is 6 if one is not what it should be."""
     started = time.monotonic()
     is_one = not options.all and len(uuids) == 1
-    done: list[Any] = []
-    failed: dict[str, VbackupError] = {}
     with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter, ExitStack() as stack:
         prove = (_booting if options.boot else _checking)(options, context, repository, stack)
-        for uuid in uuids:
-            of_domain = reporter if len(uuids) == 1 else reporter.labelled(repository.name_of(uuid))
-            try:
-                done.append(prove(uuid, of_domain))
-            except InterruptedBySignalError:
-                raise
-            except VbackupError as err:
-                failed[uuid] = err
-                if not is_one:
-                    of_domain.warning(str(err))
+        done, failed = one_by_one.run(uuids, prove, repository=repository, reporter=reporter, is_one=is_one)
     if is_one and failed:
         raise next(iter(failed.values()))
     bad = [one for one in done if not one.result.is_good]

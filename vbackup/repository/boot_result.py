@@ -6,7 +6,6 @@ vbackup-repository(5) describes the members. vbackup.operations.boot_test makes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -14,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import ChainError
-from vbackup.fields import Fields, parse_json
-from vbackup.files import digest_of, read_regular, replace_bytes, replace_text, storage_errors
-from vbackup.repository import manifest
+from vbackup.fields import Fields
+from vbackup.files import digest_of, replace_bytes, storage_errors
+from vbackup.repository import kept_result, manifest
 
 NAME, PICTURE = "boot.json", "boot.png"
 SCHEMA = "vbackup.boot/1"
 BOOTED, FAILED = "booted", "failed"
-_MAX_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,19 @@ class BootResult:
 
 def read(directory: Path) -> BootResult | None:
     """Return the result that is kept in a backup's directory; None if there is none, or it cannot be read."""
-    try:
-        fields = Fields(parse_json(read_regular(directory / NAME, max_bytes=_MAX_BYTES).decode()), NAME, ChainError)
-        return _parse(fields) if fields.text("schema") == SCHEMA else None
-    except (OSError, ValueError, RecursionError, ChainError):
-        return None
+    return kept_result.read(directory / NAME, SCHEMA, _parse)
 
 
 def write(directory: Path, result: BootResult, picture: bytes | None) -> BootResult:
     """Keep the result and the picture (PNG) in a backup's directory, and return it with the picture's digest.
 
-    A reader sees the former result or this one. Raises StorageError if it cannot be written, as in a repository that is
-    read-only; NoSpaceError.
+    Raises StorageError, NoSpaceError.
     """
     kept = replace(result, picture=None if picture is None else digest_of(picture))
-    text = json.dumps({"schema": SCHEMA, **document(kept)}, indent=2, ensure_ascii=False) + "\n"
     with storage_errors(f"write {directory / NAME}"):
         if picture is not None:
             replace_bytes(directory / PICTURE, picture)
-        replace_text(directory / NAME, text)
+        kept_result.write(directory / NAME, SCHEMA, document(kept))
         if picture is None:
             (directory / PICTURE).unlink(missing_ok=True)
     return kept

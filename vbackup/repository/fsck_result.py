@@ -5,7 +5,6 @@ It is a note, like verified.json. vbackup-repository(5) describes the members; v
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import ChainError
-from vbackup.fields import Fields, parse_json
-from vbackup.files import read_regular, replace_text, storage_errors
-from vbackup.repository import manifest
+from vbackup.fields import Fields
+from vbackup.repository import kept_result, manifest
 
 NAME = "fsck.json"
 SCHEMA = "vbackup.fsck/1"
 #: States of a file system; accept others.
 CLEAN, DAMAGED, UNCHECKED = "clean", "damaged", "unchecked"
-_MAX_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -67,21 +64,12 @@ class FsckResult:
 
 def read(directory: Path) -> FsckResult | None:
     """Return the result that is kept in a backup's directory; None if there is none, or it cannot be read."""
-    try:
-        fields = Fields(parse_json(read_regular(directory / NAME, max_bytes=_MAX_BYTES).decode()), NAME, ChainError)
-        return _parse(fields) if fields.text("schema") == SCHEMA else None
-    except (OSError, ValueError, RecursionError, ChainError):
-        return None
+    return kept_result.read(directory / NAME, SCHEMA, _parse)
 
 
 def write(directory: Path, result: FsckResult) -> None:
-    """Keep the result in a backup's directory; a reader sees the former one or this one.
-
-    Raises StorageError if it cannot be written, as in a repository that is read-only; NoSpaceError.
-    """
-    text = json.dumps({"schema": SCHEMA, **document(result)}, indent=2, ensure_ascii=False) + "\n"
-    with storage_errors(f"write {directory / NAME}"):
-        replace_text(directory / NAME, text)
+    """Keep the result in a backup's directory. Raises StorageError, NoSpaceError."""
+    kept_result.write(directory / NAME, SCHEMA, document(result))
 
 
 def document(result: FsckResult) -> Mapping[str, Any]:

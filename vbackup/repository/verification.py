@@ -6,7 +6,6 @@ vbackup-repository(5) describes the members. vbackup.operations.verify makes it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,16 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import ChainError
-from vbackup.fields import Fields, parse_json
-from vbackup.files import read_regular, replace_text, storage_errors
-from vbackup.repository import manifest
+from vbackup.fields import Fields
+from vbackup.repository import kept_result, manifest
 
 NAME = "verified.json"
 SCHEMA = "vbackup.verified/1"
 #: How many damaged ranges are kept: more say nothing new, and the file stays small.
 MAX_DAMAGE = 1000
-_MAX_BYTES = 4 * 1024 * 1024
 
 
 class Verdict(Enum):
@@ -84,21 +80,12 @@ class Verification:
 
 def read(directory: Path) -> Verification | None:
     """Return the result that is kept in a backup's directory; None if there is none, or it cannot be read."""
-    try:
-        fields = Fields(parse_json(read_regular(directory / NAME, max_bytes=_MAX_BYTES).decode()), NAME, ChainError)
-        return _parse(fields) if fields.text("schema") == SCHEMA else None
-    except (OSError, ValueError, RecursionError, ChainError):
-        return None
+    return kept_result.read(directory / NAME, SCHEMA, _parse)
 
 
 def write(directory: Path, verification: Verification) -> None:
-    """Keep the result in a backup's directory; a reader sees the former one or this one.
-
-    Raises StorageError if it cannot be written, as in a repository that is read-only; NoSpaceError.
-    """
-    text = json.dumps({"schema": SCHEMA, **document(verification)}, indent=2, ensure_ascii=False) + "\n"
-    with storage_errors(f"write {directory / NAME}"):
-        replace_text(directory / NAME, text)
+    """Keep the result in a backup's directory. Raises StorageError, NoSpaceError."""
+    kept_result.write(directory / NAME, SCHEMA, document(verification))
 
 
 def document(verification: Verification) -> dict[str, Any]:

@@ -50,6 +50,16 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--force", action="store_true", help="do not go on where a verify was stopped: read everything again"
     )
+    _add_boot(parser)
+    parser.add_argument(
+        "--fsck",
+        action="store_true",
+        help="check the file systems of the newest backup, or of --backup, in libguestfs's appliance",
+    )
+
+
+def _add_boot(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a boot test."""
     parser.add_argument(
         "--boot",
         action="store_true",
@@ -81,9 +91,4 @@ def add(commands: Any) -> None:
         metavar="SIZE",
         type=memory_bytes,
         help="with --boot: memory of the copy, if that is less than the domain's (default: 2G)",
-    )
-    parser.add_argument(
-        "--fsck",
-        action="store_true",
-        help="check the file systems of the newest backup, or of --backup, in libguestfs's appliance",
     )

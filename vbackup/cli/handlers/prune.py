@@ -7,14 +7,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vbackup.cli import output
+from vbackup.cli import one_by_one, output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
-from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
+from vbackup.errors import Status, UsageError, VbackupError
 from vbackup.operations import prune
 from vbackup.operations.prune import Line, PruneRequest, Pruning
 from vbackup.operations.prune_merges import Consolidation
-from vbackup.report import Labelling, Reporter
+from vbackup.report import Reporter
 from vbackup.repository import manifest
 from vbackup.repository.merging import Way
 from vbackup.repository.repository import Repository
@@ -32,8 +32,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
     uuids = [*repository.uuids(), *repository.linked()] if options.all else context.uuids_of(repository, words)
     is_one = not options.all and len(uuids) == 1
     with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
-        done, failed = _prune(
-            uuids, rules, options, context=context, repository=repository, reporter=reporter, is_one=is_one
+        done, failed = one_by_one.run(
+            uuids,
+            lambda uuid, reporter: _prune(uuid, rules, options, reporter, context=context, repository=repository),
+            repository=repository,
+            reporter=reporter,
+            is_one=is_one,
         )
     if is_one and failed:
         raise next(iter(failed.values()))
@@ -82,36 +86,17 @@ def _words(options: argparse.Namespace) -> list[str]:
 
 
 def _prune(
-    uuids: Sequence[str],
+    uuid: str,
     rules: Rules,
     options: argparse.Namespace,
+    reporter: Reporter,
     *,
     context: Context,
     repository: Repository,
-    reporter: Labelling,
-    is_one: bool,
-) -> tuple[list[Pruning], dict[str, VbackupError]]:
-    done: list[Pruning] = []
-    failed: dict[str, VbackupError] = {}
-    for uuid in uuids:
-        of_domain = reporter if is_one else reporter.labelled(repository.name_of(uuid))
-        request = PruneRequest(
-            uuid, rules, tuple(options.remove), dry_run=options.dry_run, wait_lock_s=options.wait_lock
-        )
-        consolidator = _consolidator(options, context, repository, of_domain)
-        try:
-            done.append(
-                prune.run(
-                    request, repository=repository, consolidator=consolidator, reporter=of_domain, stop=context.stop
-                )
-            )
-        except InterruptedBySignalError:
-            raise
-        except VbackupError as err:
-            failed[uuid] = err
-            if not is_one:
-                of_domain.warning(str(err))
-    return done, failed
+) -> Pruning:
+    request = PruneRequest(uuid, rules, tuple(options.remove), dry_run=options.dry_run, wait_lock_s=options.wait_lock)
+    consolidator = _consolidator(options, context, repository, reporter)
+    return prune.run(request, repository=repository, consolidator=consolidator, reporter=reporter, stop=context.stop)
 
 
 def _consolidator(

@@ -7,6 +7,7 @@ import os
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from vbackup.cli import live_restore, output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
@@ -56,39 +57,43 @@ def run(options: argparse.Namespace, context: Context) -> int:
         reporter = stack.enter_context(context.reporting(domain_of(options)))
         done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop, host=host, pool=pool)
     if context.as_json:
-        document = {
-            "id": done.backup.id,
-            "domain": {"name": done.backup.domain_name, "uuid": done.backup.domain_uuid},
-            "host": None if done.backup.host is None else manifest.host_document(done.backup.host),
-            "disks": [
-                {
-                    "dev": dev,
-                    "file": str(path),
-                    "type": "block" if dev in done.devices else "file",
-                    "volume": done.volumes.get(dev),
-                    "format": ImageFormat.RAW.value if dev in done.devices else options.format,
-                    "backup": done.backups[dev],
-                    "checkpoint": dev in done.checkpoints,
-                }
-                for dev, path in done.images.items()
-            ],
-            "domain_xml": str(done.domain_xml),
-            "machine": restored_machine.document(done.machine),
-            "tpm_place": None if done.tpm_place is None else str(done.tpm_place),
-            "autostart": done.backup.autostart,
-            "closed": [str(path) for path in done.closed],
-            "left_out": [manifest.left_out_document(left) for left in done.left_out],
-            "shared": [manifest.left_out_document(left) for left in done.shared],
-            "defined": done.defined is not None,
-            "name": done.backup.domain_name if done.defined is None else done.defined.name,
-            "uuid": done.backup.domain_uuid if done.defined is None else done.defined.uuid,
-            "started": done.defined is not None and done.defined.started,
-        }
-        context.print_document("vbackup.restore/1", document)
+        context.print_document("vbackup.restore/1", _document(done, options.format))
         return Status.DONE
     if not context.is_quiet:
         _print(done, context)
     return Status.DONE
+
+
+def _document(done: restore.Restored, image_format: str) -> dict[str, Any]:
+    """Return what was restored; ``image_format``: of the files."""
+    return {
+        "id": done.backup.id,
+        "domain": {"name": done.backup.domain_name, "uuid": done.backup.domain_uuid},
+        "host": None if done.backup.host is None else manifest.host_document(done.backup.host),
+        "disks": [
+            {
+                "dev": dev,
+                "file": str(path),
+                "type": "block" if dev in done.devices else "file",
+                "volume": done.volumes.get(dev),
+                "format": ImageFormat.RAW.value if dev in done.devices else image_format,
+                "backup": done.backups[dev],
+                "checkpoint": dev in done.checkpoints,
+            }
+            for dev, path in done.images.items()
+        ],
+        "domain_xml": str(done.domain_xml),
+        "machine": restored_machine.document(done.machine),
+        "tpm_place": None if done.tpm_place is None else str(done.tpm_place),
+        "autostart": done.backup.autostart,
+        "closed": [str(path) for path in done.closed],
+        "left_out": [manifest.left_out_document(left) for left in done.left_out],
+        "shared": [manifest.left_out_document(left) for left in done.shared],
+        "defined": done.defined is not None,
+        "name": done.backup.domain_name if done.defined is None else done.defined.name,
+        "uuid": done.backup.domain_uuid if done.defined is None else done.defined.uuid,
+        "started": done.defined is not None and done.defined.started,
+    }
 
 
 def _take_destinations(options: argparse.Namespace) -> dict[str, Path]:

@@ -8,19 +8,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vbackup.cli import output, proofs
+from vbackup.cli import one_by_one, output, proofs
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import (
     ChainError,
-    InterruptedBySignalError,
     Status,
     UsageError,
     VbackupError,
 )
 from vbackup.operations import verify
 from vbackup.operations.verify import Verified, VerifyRequest
-from vbackup.report import Labelling
 from vbackup.repository import verification
 from vbackup.repository.findings import Found
 from vbackup.repository.repository import Repository
@@ -49,7 +47,15 @@ def run(options: argparse.Namespace, context: Context) -> int:
     )
     is_one = not options.all and len(uuids) == 1
     with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
-        done, failed = _verify(uuids, request, context=context, repository=repository, reporter=reporter, is_one=is_one)
+        done, failed = one_by_one.run(
+            uuids,
+            lambda uuid, reporter: verify.run(
+                request, uuid, repository=repository, reporter=reporter, stop=context.stop
+            ),
+            repository=repository,
+            reporter=reporter,
+            is_one=is_one,
+        )
     if is_one and failed:
         raise next(iter(failed.values()))
     duration_s = round(time.monotonic() - started, 3)
@@ -93,30 +99,6 @@ def _owner(backup_id: str, repository: Repository) -> str:
     if len(owners) > 1:
         raise UsageError(f"Several domains have a backup {backup_id}; give the domain, too.")
     return owners[0]
-
-
-def _verify(
-    uuids: Sequence[str],
-    request: VerifyRequest,
-    *,
-    context: Context,
-    repository: Repository,
-    reporter: Labelling,
-    is_one: bool,
-) -> tuple[list[Verified], dict[str, VbackupError]]:
-    done: list[Verified] = []
-    failed: dict[str, VbackupError] = {}
-    for uuid in uuids:
-        of_domain = reporter if is_one else reporter.labelled(repository.name_of(uuid))
-        try:
-            done.append(verify.run(request, uuid, repository=repository, reporter=of_domain, stop=context.stop))
-        except InterruptedBySignalError:
-            raise
-        except VbackupError as err:
-            failed[uuid] = err
-            if not is_one:
-                of_domain.warning(str(err))
-    return done, failed
 
 
 def _status(done: Sequence[Verified], failed: Mapping[str, VbackupError], damaged: int) -> int:
