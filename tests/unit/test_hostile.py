@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +35,9 @@ from vbackup.model import Backup, ImageFormat, ImageOptions, MachineFile, Machin
 from vbackup.qemu import qcow2, qemu_img
 from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
 
 ONE = backup(1)
 TWO = incremental(2, ONE)
@@ -543,3 +546,24 @@ def test_any_header_is_refused_as_ours_or_harmless(made: Path, data: st.DataObje
         with contextlib.suppress(ChainError):
             found = qcow2.header(path)
             assert 0 <= found.virtual_size_bytes < 2**64
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("restore", "web", "--output", "DIR"),
+        ("mount", "web", "DIR", "--foreground"),
+        ("serve", "web", "--nbd", "DIR"),
+        ("serve", "web", "--nbd", "SOCKET", "--writable", "--overlay", "DIR"),
+        ("cp", "web", "/etc/fstab", "DIR"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_else_is_written_into_a_repository(
+    command: Command, place: Path, tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    before = snapshot(place)
+    words = {"DIR": place / "new", "SOCKET": tmp_path / "socket"}
+    outcome = command(*(words.get(word, word) for word in argv), "-r", place, status=7)
+    assert "where only backups belong: nothing was written" in outcome.stderr
+    assert snapshot(place) == before

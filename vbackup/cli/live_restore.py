@@ -28,7 +28,7 @@ _OTHERS = {
     "pool": "the new images are in the directory",
     "define": "a live restore defines and starts the domain itself",
     "start": "a live restore defines and starts the domain itself",
-    "name": "the domain is the original",
+    "name": "the domain keeps its name",
     "keep_old": "it is for a restore with --in-place",
 }
 

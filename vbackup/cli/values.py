@@ -197,7 +197,7 @@ def positive_seconds(text: str) -> float:
     """Return a time to wait in seconds, as ``seconds``, but above 0."""
     value = seconds(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time in which anything can happen: give one like 90s or 5m")
+        raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 seconds: give one like 90s or 5m")
     return value
 
 

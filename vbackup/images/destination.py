@@ -69,18 +69,6 @@ def of_path(dev: str, path: Path, image_format: ImageFormat) -> Destination:
     return Destination(dev, path, image_format)
 
 
-def refuse_inside(repository: Path, paths: Sequence[Path]) -> None:
-    """Raise StorageError if one of the paths is, or would be, the repository or in it: only backups are there."""
-    with storage_errors("read the output directory"):
-        real_path = repository.resolve()
-        inside = [path for path in paths if real_path in (path.resolve(), *path.resolve().parents)]
-    if inside:
-        raise StorageError(
-            f"{inside[0]} is in the repository {repository}, where only backups belong: nothing was written. Give"
-            " another place."
-        )
-
-
 def refuse_existing(paths: Sequence[Path], *, instead: str = "another directory with --output") -> None:
     """Raise StorageError if one of the files exists, be it a symbolic link that leads nowhere, or is there twice."""
     with storage_errors("read the output directory"):

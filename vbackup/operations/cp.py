@@ -91,6 +91,7 @@ def run(
     vbackup.operations.inside.opened raises, UnsuitableError if there is no such file.
     """
     places = _places(request)
+    repository.refuse_inside(*places)
     with inside.opened(
         request.domain,
         request.wanted,

@@ -107,7 +107,7 @@ def run(request: LiveRequest, *, host: Host, repository: Repository, reporter: R
 
 def _restore(found: Chosen, work: _Work) -> LiveRestored:
     backup, output, host = found.backup, work.request.output, work.host
-    destination.refuse_inside(work.repository.path, [output])
+    work.repository.refuse_inside(output)
     refuse_long(output)
     machine = restored_machine.placed(backup, output)
     images = [output / f"{dev}.qcow2" for dev in found.chains]

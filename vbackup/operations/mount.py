@@ -84,6 +84,7 @@ def mounted(request: MountRequest, *, repository: Repository, reporter: Reporter
     UnsuitableError if this host has no FUSE or no storage daemon, StorageError if the directory cannot be used,
     BusyError if a backup is mounted there, StorageDaemonGoneError if an image cannot be opened.
     """
+    repository.refuse_inside(request.directory)
     mount_points.refuse_without_fuse()
     uuid = repository.find(request.domain)
     with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:

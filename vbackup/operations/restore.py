@@ -117,7 +117,7 @@ def run(
     """
     uuid = repository.find(request.domain)
     places = [request.output, *request.destinations.values(), *([] if pool is None else [pool.target])]
-    destination.refuse_inside(repository.path, places)
+    repository.refuse_inside(*places)
     work = _Work(request, repository, reporter, stop, host, pool)
     with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
         return _restore(point.choice, point.chains, work)

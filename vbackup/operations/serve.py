@@ -75,6 +75,7 @@ def served(request: ServeRequest, *, repository: Repository, reporter: Reporter,
     UnsuitableError if there is no storage daemon, StorageDaemonGoneError if an image cannot be opened.
     """
     path = _socket_path(request.socket)
+    repository.refuse_inside(path, *([] if request.overlays is None else [request.overlays]))
     if request.overlays is not None:
         files.refuse_unwritable(request.overlays)
     uuid = repository.find(request.domain)

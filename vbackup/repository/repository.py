@@ -161,6 +161,17 @@ class Repository:
         """Return the domain's backups (vbackup.repository.catalogue)."""
         return catalogue.read(self.path / uuid, uuid, with_chains=with_chains)
 
+    def refuse_inside(self, *paths: Path) -> None:
+        """Raise StorageError if one of the paths, for something to write, is the repository or below it."""
+        with storage_errors(f"read {self.path}"):
+            own = self.path.resolve()
+            inside = [path for path in paths if own in (path.resolve(), *path.resolve().parents)]
+        if inside:
+            raise StorageError(
+                f"{inside[0]} is in the repository {self.path}, where only backups belong: nothing was written. Give"
+                " another place."
+            )
+
     def directory(self, uuid: str, backup_id: str) -> Path:
         """Return the path of a committed backup."""
         return self.path / uuid / backup_id

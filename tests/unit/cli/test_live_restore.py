@@ -61,7 +61,7 @@ def test_requests_and_results(command: Command, filled: Path, tmp_path: Path, as
         (("--live", "--disk", "vda"), "--disk cannot be given with --live"),
         (("--live", "--no-checkpoint"), "--no-checkpoint cannot be given with --live"),
         (("--live", "--disk", "vda=/dev/vg/web"), "--disk cannot be given with --live"),
-        (("--live", "--name", "new"), "--name cannot be given with --live: the domain is the original"),
+        (("--live", "--name", "new"), "--name cannot be given with --live: the domain keeps its name"),
         (("--live", "--define"), "--define cannot be given with --live"),
         (("--live", "--start"), "--start cannot be given with --live"),
         (("--live", "--pool", "default"), "--pool cannot be given with --live"),

@@ -124,8 +124,8 @@ def test_domain_that_cannot_be_tested(command: Command, recorded: Recorded, answ
         (("--boot", "--boot-console", "x*"), "a console on which nothing is"),
         (("--boot", "--boot-timeout", "soon"), "is not a time"),
         (("--boot", "--boot-memory", "1M"), "from 16M up"),
-        (("--boot", "--boot-timeout", "0"), "'0' is no time"),
-        (("--boot", "--boot-timeout", "0m0s"), "'0m0s' is no time"),
+        (("--boot", "--boot-timeout", "0"), "'0' is not more than 0 seconds"),
+        (("--boot", "--boot-timeout", "0m0s"), "'0m0s' is not more than 0 seconds"),
     ],
 )
 def test_arguments_that_make_no_sense(

@@ -462,3 +462,16 @@ def test_file_is_written_piece_by_piece_or_not_at_all(repo: Repository) -> None:
         with pytest.raises(StorageError):
             stage.write_pieces("initrd", iter([b"other"]), check=lambda: None)
         assert (stage.path / "initrd").read_bytes() == b"abc"
+
+
+# what else is written is somewhere else
+
+
+def test_path_in_the_repository_is_refused_whatever_leads_there(tmp_path: Path) -> None:
+    made = Repository.create(tmp_path / "repo")
+    (tmp_path / "link").symlink_to(made.path)
+    made.refuse_inside(tmp_path / "repo2", tmp_path, tmp_path / "link" / ".." / "other")
+    for path in (made.path, made.path / "new" / "x", tmp_path / "link", tmp_path / "a" / ".." / "repo" / "x"):
+        with pytest.raises(StorageError, match="where only backups belong: nothing was written") as caught:
+            made.refuse_inside(tmp_path / "good", path)
+        assert caught.value.status == 7
