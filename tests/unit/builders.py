@@ -30,6 +30,7 @@ from vbackup.model import (
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.block_graph import BlockGraph
 from vbackup.report import Phase, Reporter
+from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.repository import Repository
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -274,3 +275,19 @@ def patience() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def live_state_in(output: Path, *devs: str) -> LiveState:
+    """A live restore to that directory; without ``devs`` of a domain with the disk vda."""
+    disks = devs or ("vda",)
+    return LiveState(
+        output=output,
+        repository_id=REPOSITORY,
+        uuid=UUID,
+        name="web",
+        backup=backup_id(1),
+        disks={dev: LiveDisk(dev, backup_id(1)) for dev in disks},
+        files=("domain.xml", *(f"{dev}.qcow2" for dev in disks)),
+        later=("serial0.log",),
+        protected=(backup_id(1),),
+    )

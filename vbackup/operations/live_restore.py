@@ -140,7 +140,7 @@ def _restore(found: Chosen, work: _Work) -> LiveRestored:
             handle = restored_domain.define_only(replace(prepared, text=xml))
             overlays = live_pull.start(handle, state)
             undo.pop_all()  # the guest runs
-            for warning in restore.warnings(found.choice, definition):
+            for warning in restore.definition_warnings(definition):  # the others were there before the start
                 work.reporter.warning(warning)
             work.reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
             with live_pull.guarded(handle, state, point, work.reporter):

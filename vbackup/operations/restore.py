@@ -377,8 +377,12 @@ def warnings(choice: Choice, definition: RestoredXml) -> list[str]:
             f"Backup {backup.id} was made without {', '.join(choice.missing)}: the restored domain does not have"
             " these disks."
         )
-    found += choice.remarks
-    found += [f"Not in the restored domain.xml: {left.dev} ({left.reason})." for left in definition.left_out]
+    return [*found, *choice.remarks, *definition_warnings(definition)]
+
+
+def definition_warnings(definition: RestoredXml) -> list[str]:
+    """Return what the restored definition lacks, or shares with the original, to be said loudly."""
+    found = [f"Not in the restored domain.xml: {left.dev} ({left.reason})." for left in definition.left_out]
     found += [
         f"The restored domain.xml still names the original's {left.dev} ({left.reason})." for left in definition.shared
     ]

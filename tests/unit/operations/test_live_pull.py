@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.unit.builders import REPOSITORY, UUID, Recorder, backup_id
+from tests.unit.builders import Recorder, live_state_in
 from vbackup import files
 from vbackup.domain import lifecycle
 from vbackup.engine import live_backing
@@ -23,20 +23,12 @@ from vbackup.errors import (
 )
 from vbackup.operations import live_pull
 from vbackup.repository import live_state
-from vbackup.repository.live_state import LiveDisk, LiveState
+from vbackup.repository.live_state import LiveState
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> LiveState:
-    made = LiveState(
-        output=tmp_path,
-        repository_id=REPOSITORY,
-        uuid=UUID,
-        name="web",
-        backup=backup_id(1),
-        disks={"vda": LiveDisk("vda", backup_id(1))},
-        files=("domain.xml", "vda.qcow2"),
-    )
+    made = live_state_in(tmp_path)
     live_state.write(made)
     made.image("vda").touch()
     return made

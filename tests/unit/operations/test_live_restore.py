@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import REPOSITORY, UUID, Recorder, backup, backup_id, commit
+from tests.unit.builders import REPOSITORY, UUID, Recorder, backup, backup_id, commit, live_state_in
 from vbackup.errors import ChainError, DomainNotFoundError, StorageError, UnsuitableError, UsageError
 from vbackup.operations import live_abort, live_pull, live_restore, live_resume
 from vbackup.repository import live_state, protection
-from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -36,20 +35,6 @@ class Host:
         return SimpleNamespace(name="web", uuid=UUID, definition_xml=lambda: self.xml)
 
 
-def state_in(output: Path) -> LiveState:
-    return LiveState(
-        output=output,
-        repository_id=REPOSITORY,
-        uuid=UUID,
-        name="web",
-        backup=backup_id(1),
-        disks={"vda": LiveDisk("vda", backup_id(1))},
-        files=("domain.xml", "vda.qcow2"),
-        later=("serial0.log",),
-        protected=(backup_id(1),),
-    )
-
-
 def test_libvirt_of_another_host_is_refused() -> None:
     with pytest.raises(UnsuitableError, match="another host"):
         live_restore.refuse_remote(SimpleNamespace(is_local=False, real_uri="qemu+ssh://far/system"))  # type: ignore[arg-type]
@@ -63,7 +48,7 @@ def test_path_has_to_be_short_enough_for_a_socket() -> None:
 
 
 def test_domain_that_uses_other_images_is_left_alone(tmp_path: Path) -> None:
-    state = state_in(tmp_path)
+    state = live_state_in(tmp_path)
     assert live_resume.domain_of(Host(UUID, xml=DISK.format(state.image("vda"))), state) is not None  # type: ignore[arg-type]
     assert live_resume.domain_of(Host(), state) is None  # type: ignore[arg-type]
     with pytest.raises(UnsuitableError, match="/elsewhere") as caught:
@@ -76,7 +61,7 @@ def test_domain_that_uses_other_images_is_left_alone(tmp_path: Path) -> None:
 def test_start_that_failed_ends_no_guest_of_another_restore(tmp_path: Path, repository: Path, whose: str) -> None:
     output = tmp_path / "restored"
     output.mkdir()
-    state, ended = state_in(output), list[str]()
+    state, ended = live_state_in(output), list[str]()
     live_state.write(state)
     ours, other = (DISK.format(path) for path in (state.image("vda"), "/elsewhere"))
     live, definition = {"ours": (ours, ours), "elsewhere": (other, other), "replaced": (other, ours)}[whose]
@@ -99,7 +84,7 @@ def test_resume_that_is_refused_leaves_the_guest_its_server(
 ) -> None:
     opened, ended = Repository.open(repository), list[Path]()
     commit(opened, backup(1))
-    state = replace(state_in(tmp_path), repository_id=opened.id)
+    state = replace(live_state_in(tmp_path), repository_id=opened.id)
     live_state.write(state)
     (tmp_path / "domain.xml").touch()
     xml = DISK.format(state.image("vda"))
@@ -120,7 +105,7 @@ def test_resume_that_is_refused_leaves_the_guest_its_server(
 
 
 def test_restore_of_another_domain_or_repository_is_refused(tmp_path: Path) -> None:
-    state, ours = state_in(tmp_path), SimpleNamespace(id=REPOSITORY, path=tmp_path)
+    state, ours = live_state_in(tmp_path), SimpleNamespace(id=REPOSITORY, path=tmp_path)
     for name in ("web", UUID):
         live_resume.refuse_other(state, name, ours)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="not other"):
@@ -130,7 +115,7 @@ def test_restore_of_another_domain_or_repository_is_refused(tmp_path: Path) -> N
 
 
 def test_protection_that_somebody_else_gave_stays(repository: Path, tmp_path: Path) -> None:
-    opened, state = Repository.open(repository), state_in(tmp_path)
+    opened, state = Repository.open(repository), live_state_in(tmp_path)
     commit(opened, backup(1))
     directory = opened.directory(UUID, backup_id(1))
     for reason, stays in ((f"live restore to {tmp_path}", False), ("mine", True)):
@@ -142,7 +127,7 @@ def test_protection_that_somebody_else_gave_stays(repository: Path, tmp_path: Pa
 def test_all_files_are_removed_and_no_others(tmp_path: Path) -> None:
     output = tmp_path / "restored"
     output.mkdir()
-    state = state_in(output)
+    state = live_state_in(output)
     live_state.write(state)
     for name in (*state.files, *state.later, "live.sock", "mine"):
         (output / name).touch()
@@ -157,7 +142,7 @@ def test_all_files_are_removed_and_no_others(tmp_path: Path) -> None:
 def test_abort_that_failed_is_done_again(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, opened = tmp_path / "restored", Repository.open(repository)
     output.mkdir()
-    state = replace(state_in(output), repository_id=opened.id, protected=())
+    state = replace(live_state_in(output), repository_id=opened.id, protected=())
     live_state.write(state)
     for name in state.files:
         (output / name).touch()
@@ -180,5 +165,5 @@ def test_abort_that_failed_is_done_again(tmp_path: Path, repository: Path, monke
 
 
 def test_advice_is_a_command(tmp_path: Path) -> None:
-    state = state_in(tmp_path / "with space")
+    state = live_state_in(tmp_path / "with space")
     assert f"vbackup restore {UUID} --live --resume --output '{tmp_path}/with space'" in live_pull.advice(state)

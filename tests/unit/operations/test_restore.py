@@ -26,13 +26,14 @@ from tests.unit.builders import (
 )
 from vbackup import files
 from vbackup.domain import domain_xml
+from vbackup.domain.restored_xml import RestoredXml
 from vbackup.errors import ChainError, DiskError, InterruptedBySignalError, NoSpaceError, StorageError
-from vbackup.model import Backup, ImageFormat, ImageOptions
+from vbackup.model import Backup, ImageFormat, ImageOptions, LeftOut
 from vbackup.operations import restore
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.qemu import qemu_img
 from vbackup.repository import filesystem
-from vbackup.repository.choice import Wanted
+from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -303,3 +304,19 @@ def test_progress_is_told_for_each_disk(filled: Repository, tmp_path: Path, reco
         "Disk vdb: restored.",
     ]
     assert {dev: told[-1] for dev, told in recorder.told.items()} == dict.fromkeys(("vda", "vdb"), (16 * MIB, 16 * MIB))
+
+
+def test_each_warning_of_a_restore_is_there_once(filled: Repository) -> None:
+    """A live restore says what it restores before the start, and what the definition lacks after it."""
+    left, kept = LeftOut("sda", "a CD-ROM", kind="disk"), LeftOut("nvram", "shared", kind="nvram")
+    definition = RestoredXml("<domain/>", (left,), (kept,), has_nvram=False)
+    two = {"vda": ONE, "vdb": TWO}
+    choice = Choice(TWO, two, missing=("vdc",), other_hosts=())
+    everything = restore.warnings(choice, definition)
+    of_definition = restore.definition_warnings(definition)
+    before = [line for line in everything if line not in of_definition]
+    assert [line.partition(" (")[0] for line in of_definition] == [
+        "Not in the restored domain.xml: sda",
+        "The restored domain.xml still names the original's nvram",
+    ]
+    assert ["vdc" in before[0], "different moments" in before[1], len(before)] == [True, True, 2]

@@ -9,25 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import REPOSITORY, UUID, backup_id
+from tests.unit.builders import backup_id, live_state_in
 from vbackup.errors import BusyError, StorageError
 from vbackup.repository import live_state
-from vbackup.repository.live_state import LiveDisk, LiveState
+from vbackup.repository.live_state import LiveState
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> LiveState:
-    made = LiveState(
-        output=tmp_path,
-        repository_id=REPOSITORY,
-        uuid=UUID,
-        name="web",
-        backup=backup_id(1),
-        disks={dev: LiveDisk(dev, backup_id(1)) for dev in ("vda", "vdb")},
-        files=("domain.xml", "vda.qcow2", "vdb.qcow2"),
-        later=("serial0.log",),
-        protected=(backup_id(1),),
-    )
+    made = live_state_in(tmp_path, "vda", "vdb")
     (tmp_path / "domain.xml").touch()
     live_state.write(made)
     return made
