@@ -297,6 +297,20 @@ class References:
         return self.images
 
 
+@contextmanager
+def qemu_io(image: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A qemu-io that has the image open during the block, and takes commands until its standard input is closed."""
+    argv = ["qemu-io", "-f", "qcow2", *options, os.fspath(image)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("read 0 512\n")
+        process.stdin.flush()
+        assert "read 512" in process.stdout.readline()
+        yield process
+        process.stdin.close()
+
+
 def compare(one: Path, other: Path) -> None:
     """Assert that two images hold the same bytes and are of the same size."""
     done = subprocess.run(

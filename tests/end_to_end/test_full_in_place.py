@@ -17,9 +17,9 @@ import pytest
 from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels
 from tests.end_to_end.test_offline import storage_daemons, write
-from tests.end_to_end.test_rollback import EVERY, LocalHost, Rolled, compare_content, in_place, qemu_io_holds, start
+from tests.end_to_end.test_rollback import EVERY, Off, Rolled, compare_content, in_place, start
 from tests.filesystem import loop_device
-from tests.lab import DiskSpec, domain_xml, qemu_img_info
+from tests.lab import DiskSpec, domain_xml, qemu_img_info, qemu_io
 from tests.unit.builders import Recorder
 from vbackup import files
 from vbackup.errors import NoSpaceError, UnsuitableError, VbackupError
@@ -138,7 +138,7 @@ def test_no_room_or_another_user_of_the_image(rolled: Rolled, monkeypatch: pytes
     lose_bitmaps(vda)
     write(vda, "write -P 3 4M 128k")
     before = vda.read_bytes()
-    with qemu_io_holds(vda):
+    with qemu_io(vda):
         in_place(rolled, "--backup", first["id"], status=8)
     with monkeypatch.context() as patch:
         patch.setattr(restoring, "needed_bytes", lambda *_: 1 << 60)
@@ -185,30 +185,14 @@ def test_failed_image_leaves_all_as_it_was(rolled: Rolled, monkeypatch: pytest.M
     assert in_place_journal.read(rolled.chain.repository / rolled.chain.uuid) is None
 
 
-class Off:
+class OffHost:
     """What a restore in place asks of libvirt, without it: its threads do not outlive a fork."""
 
     def __init__(self, rolled: Rolled) -> None:
-        self.handle = _OffHandle(rolled)
+        self.handle = Off(rolled)
 
-    def domain(self, _name: str) -> _OffHandle:
+    def domain(self, _name: str) -> Off:
         return self.handle
-
-
-class _OffHandle:
-    host = LocalHost()
-
-    def __init__(self, rolled: Rolled) -> None:
-        self.name, self.uuid, self._xml = "bases", rolled.chain.uuid, rolled.chain.machine.handle.live_xml()
-
-    def live_xml(self) -> str:
-        return self._xml
-
-    def is_active(self) -> bool:
-        return False
-
-    def has_managed_save(self) -> bool:
-        return False
 
 
 def killed(work: Callable[[], None], *, at: int) -> int:
@@ -274,7 +258,7 @@ def test_full_restore_killed_at_every_step_is_ended_by_the_next(
     copies = {spec.dev: rolled.copy(spec, "before") for spec in rolled.chain.specs}
     before = {path: path.read_bytes() for path in paths}
     directory = rolled.chain.repository / rolled.chain.uuid
-    off: Any = Off(rolled)
+    off: Any = OffHost(rolled)
     request = InPlaceRequest("bases", Wanted(first["id"]))
 
     def restore(recorder: Recorder) -> Any:
@@ -316,7 +300,7 @@ def test_disk_that_was_rolled_back_before_another_could_be_replaced_is_no_disk_t
     vda, vdb = (spec.path for spec in rolled.chain.specs)
     first = rolled.backup()
     directory = rolled.chain.repository / rolled.chain.uuid
-    off: Any = Off(rolled)
+    off: Any = OffHost(rolled)
 
     def restore(*disks: str, backup: str = first["id"]) -> Recorder:
         recorder = Recorder()

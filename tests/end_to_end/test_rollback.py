@@ -5,7 +5,6 @@ VBACKUP_KILLS=1 kills a rollback at every step, and VBACKUP_ROLLBACKS=8 takes ei
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -13,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ import pytest
 from tests.daemon import wait_for
 from tests.end_to_end.chains import Chain, levels, reasons
 from tests.end_to_end.test_offline import PASSPHRASE, luks, luks_disks, storage_daemons, write, write_luks
-from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info
+from tests.lab import DiskSpec, Lab, compare, domain_xml, qemu_img_info, qemu_io
 from tests.unit.builders import Recorder
 from vbackup.domain import access
 from vbackup.engine import rollback as engine
@@ -451,26 +450,12 @@ def test_what_cannot_be_trusted_needs_a_full_restore_and_says_why(rolled: Rolled
     with pytest.raises(UnsuitableError, match="is running"):
         rolled.roll(first["id"])
     rolled.chain.machine.destroy()
-    with qemu_io_holds(vda), pytest.raises(BusyError):
+    with qemu_io(vda), pytest.raises(BusyError):
         rolled.roll(first["id"])
     rolled.chain.machine.handle.domain.create()
     rolled.chain.machine.handle.domain.managedSave(0)
     with pytest.raises(UnsuitableError, match="has saved memory"):
         rolled.roll(first["id"])
-
-
-@contextlib.contextmanager
-def qemu_io_holds(path: Path) -> Iterator[None]:
-    """Another program has the image open for writing."""
-    argv = ["qemu-io", "-f", "qcow2", str(path)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write("read 0 512\n")
-        process.stdin.flush()
-        assert "read 512" in process.stdout.readline()
-        yield
-        process.stdin.close()
 
 
 def test_speed_limit_and_no_checkpoint(rolled: Rolled) -> None:

@@ -18,7 +18,7 @@ import pytest
 from tests.daemon import wait_for
 from tests.end_to_end.chains import END_BYTES
 from tests.filesystem import loop_device
-from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml, qemu_img_info
+from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml, qemu_img_info, qemu_io
 from vbackup.domain import file_contents, opening
 from vbackup.domain.access import file_system_of
 from vbackup.qemu import jobs
@@ -157,14 +157,10 @@ def test_image_that_cannot_be_written_is_read_and_says_why(
 def test_image_that_somebody_writes_is_busy_and_says_who(lab: Lab, backups: Backups, template: Machine) -> None:
     """It was never started: nothing says that it was."""
     image = backups.tmp_path / "template.qcow2"
-    argv = ["qemu-io", "-f", "qcow2", str(image)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.read(8) == b"qemu-io>"  # it has the image; whoever asks the image takes a lock himself
+    with qemu_io(image) as writer:
         refused = backups("template", status=8)
         assert f"The image {image} is open in qemu-io (pid {writer.pid})" in refused.stderr
         assert "started" not in refused.stderr
-        writer.communicate(b"quit\n")
 
 
 # a template and its clones, all off

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import qemu_io
 from vbackup.errors import BusyError, StorageError
 from vbackup.qemu import image_lock
 
@@ -36,13 +37,9 @@ def test_no_qemu_opens_it_meanwhile_whatever_its_name(image: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-r",)], ids=["written", "read"])
 def test_image_that_a_qemu_has_open_is_busy(image: Path, options: tuple[str, ...]) -> None:
-    argv = ["qemu-io", "-f", "qcow2", *options, str(image)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with qemu_io(image, *options) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write("read 0 512\n")
-        process.stdin.flush()
-        assert "read 512" in process.stdout.readline()
         with pytest.raises(BusyError, match=rf"is open in qemu-io \(pid {process.pid}\); nothing was written"):
             image_lock.held([image]).__enter__()
         process.stdin.write("read 512 512\n")  # and it goes on
