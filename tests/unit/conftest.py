@@ -17,6 +17,7 @@ from tests.recorded import Recorded, story
 from tests.unit.builders import Recorder, backup, commit, image_file, incremental
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
 from vbackup.domain import freeze_turn, offline, opening, source
+from vbackup.domain.host import Host
 from vbackup.hooks import marks
 from vbackup.images import block_lists
 from vbackup.model import BlocksRecord, ImageOptions
@@ -93,6 +94,15 @@ def _story(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 @pytest.fixture(scope="session")
 def _old_story(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return story(tmp_path_factory.mktemp("old_story") / "repository", has_lists=False)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host without domains: libvirt's own test driver, which checks XML as the others do."""
+    path = tmp_path / "node.xml"
+    path.write_text("<node/>")
+    with Host(f"test://{path}") as made:
+        yield made
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ libvirt's test driver does what the one of QEMU does here; tests/end_to_end/test
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
@@ -26,15 +25,6 @@ def xml(name: str, uuid: str, *, devices: str = "", more: str = "", arch: str = 
         f"<domain type='test'><name>{name}</name><uuid>{uuid}</uuid><memory>1024</memory>{more}"
         f"<os><type arch='{arch}'>hvm</type></os><devices>{devices}</devices></domain>"
     )
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    """A host without domains."""
-    path = tmp_path / "node.xml"
-    path.write_text("<node/>")
-    with Host(f"test://{path}") as made:
-        yield made
 
 
 def names(host: Host) -> list[str]:

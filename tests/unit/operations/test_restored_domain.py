@@ -36,15 +36,6 @@ NIC = "<interface type='user'><mac address='52:54:00:00:00:01'/></interface>"
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    """A host without domains."""
-    path = tmp_path / "node.xml"
-    path.write_text("<node/>")
-    with Host(f"test://{path}") as made:
-        yield made
-
-
-@pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
 
