@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.end_to_end import whole
 from tests.end_to_end.chains import levels, reasons
 from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml
 from tests.unit.builders import FIXTURES, UUID
@@ -179,19 +180,8 @@ def test_whole_machine_is_where_qemu_and_swtpm_without_privileges_look_for_it(
 
     libvirt gives the files to QEMU's user and takes them back; it changes no directory, so these have to be open.
     """
-    spec, code, variables = DiskSpec(images / "vda.qcow2", size="8M"), images / "code.fd", images / "vars.fd"
-    spec.create()
-    code.write_bytes(Path("/usr/share/seabios/bios-256k.bin").read_bytes())
-    variables.write_bytes(b"variable" * 64 * 1024)
-    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
-    xml = domain_xml("web", [spec.xml()], devices=NIC + tpm, top=f"<uuid>{UUID}</uuid>")
-    firmware = f"<loader readonly='yes' type='pflash'>{code}</loader><nvram>{variables}</nvram>"
-    machine = daemon.define(xml.replace("</type></os>", f"</type>{firmware}</os>"))
-    machine.handle.domain.setAutostart(1)
-    machine.handle.domain.create()
-    machine.write("vda", "write -P 1 0 1M")
-    command("-c", daemon.uri, "-q", "backup", "web", "-r", repository)
-    machine.destroy()
+    machine, spec = whole.backed_up(daemon, command, repository, images, devices=NIC)
+    variables = images / "vars.fd"
     original = Path("/var/lib/libvirt/swtpm", UUID, "tpm2")
     (saved,) = repository.glob(f"{UUID}/*/tpm.tar")  # firmware has changed the original's since
     known = archive.unpack(saved.read_bytes())["tpm2-00.permall"]

@@ -27,6 +27,7 @@ import pytest
 
 from tests.busy import FIRST_BYTE, LENGTH_BYTES, BusyDisk
 from tests.daemon import Daemon, wait_for
+from tests.end_to_end import whole
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
 from vbackup import archive
 from vbackup.domain import defining, live_xml
@@ -462,19 +463,7 @@ def test_start_that_fails_leaves_nothing(live: Live) -> None:
 
 def lost_machine(daemon: Daemon, command: Command, repository: Path, images: Path) -> DiskSpec:
     """A backup of a domain with UEFI variables and a TPM, which the host has lost but for its files."""
-    spec, code, variables = DiskSpec(images / "vda.qcow2", size="8M"), images / "code.fd", images / "vars.fd"
-    spec.create()
-    code.write_bytes(Path("/usr/share/seabios/bios-256k.bin").read_bytes())
-    variables.write_bytes(b"variable" * 64 * 1024)
-    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
-    xml = domain_xml("web", [spec.xml()], devices=tpm, top=f"<uuid>{UUID}</uuid>")
-    firmware = f"<loader readonly='yes' type='pflash'>{code}</loader><nvram>{variables}</nvram>"
-    machine = daemon.define(xml.replace("</type></os>", f"</type>{firmware}</os>"))
-    machine.handle.domain.setAutostart(1)
-    machine.handle.domain.create()
-    machine.write("vda", "write -P 1 0 1M")
-    command("-c", daemon.uri, "-q", "backup", "web", "-r", repository)
-    machine.destroy()
+    machine, spec = whole.backed_up(daemon, command, repository, images)
     daemon._defined.remove("web")
     defining.undefine(machine.handle)
     return spec
@@ -486,10 +475,10 @@ def test_whole_machine_comes_and_goes(
 ) -> None:
     """UEFI variables, the state of the TPM, and that the domain starts with the host, also when it was undefined."""
     spec = lost_machine(daemon, command, repository, images)
-    (saved,) = repository.glob(f"{UUID}/*/tpm.tar")
+    (saved,) = repository.glob(f"{whole.UUID}/*/tpm.tar")
     known = archive.unpack(saved.read_bytes())["tpm2-00.permall"]
     output, has_source = images / "out", library_version() >= TPM_SOURCE_SINCE
-    state = output / "tpm" if has_source else Path("/var/lib/libvirt/swtpm", UUID, "tpm2")
+    state = output / "tpm" if has_source else Path("/var/lib/libvirt/swtpm", whole.UUID, "tpm2")
     assert not state.exists()
     seen: list[bytes] = []
     start = live_pull.start
