@@ -21,7 +21,7 @@ from vbackup.model import Backup, ImageFormat
 from vbackup.operations import restore, verify
 from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.verify import Verified, VerifyRequest
-from vbackup.repository import block_scan, image_check, readers, verdicts, verification
+from vbackup.repository import block_scan, image_check, kept_result, readers, verdicts, verification
 from vbackup.repository.choice import Wanted
 from vbackup.repository.verification import Kind, Verdict
 from vbackup.stop import Stop
@@ -447,7 +447,7 @@ def test_read_only_repository_is_verified_and_says_that_nothing_is_kept(
     def refuse(*_arguments: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(verification, "replace_text", refuse)
+    monkeypatch.setattr(kept_result, "replace_text", refuse)
     recorder = Recorder()
     done = run(repo, recorder)
     assert (done.damaged, done.is_kept) == ([], False)
