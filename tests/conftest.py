@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -141,9 +142,13 @@ def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(place, "look", roomy)
 
 
-def _check_documents(arguments: Sequence[object], stdout: str, stderr: str) -> None:
+#: The command in an argument list: also as it is installed, or in a process that a test kills at a certain step.
+_VBACKUP = re.compile(r"(^|/)vbackup$|^tests\.end_to_end\.killed$")
+
+
+def _check_documents(arguments: Sequence[str | bytes | os.PathLike[Any]], stdout: str, stderr: str) -> None:
     """What vbackup was asked to print as JSON is as its schema describes it."""
-    words = [str(argument) for argument in arguments]
+    words = [os.fsdecode(argument) for argument in arguments]
     if "--json" in words:
         documents.check_output(stdout)
     if "json" in words and words[words.index("json") - 1] == "--progress":
@@ -158,8 +163,8 @@ def _checked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def checked(self: subprocess.Popen[Any], *arguments: Any, **more: Any) -> tuple[Any, Any]:
         out, err = communicate(self, *arguments, **more)
         words = self.args if isinstance(self.args, (list, tuple)) else []
-        if "vbackup" in words and (self.returncode or 0) >= 0:
-            texts = (text.decode() if isinstance(text, bytes) else text or "" for text in (out, err))
+        if any(_VBACKUP.search(os.fsdecode(word)) for word in words) and (self.returncode or 0) >= 0:
+            texts = (text.decode(errors="replace") if isinstance(text, bytes) else text or "" for text in (out, err))
             _check_documents(words, *texts)
         return out, err
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -95,11 +96,13 @@ def check(document: dict[str, Any]) -> None:
 def check_output(stdout: str) -> None:
     """Fail if standard output of a command with --json is not one document as its schema describes it.
 
-    A command can print nothing: it was stopped, or printed its help. ``vbackup schema`` prints a schema.
+    A command can print nothing: it was stopped, or printed its help. ``vbackup schema`` prints a schema. What a test
+    prints before the command does not count.
     """
-    if not stdout.startswith("{"):
+    start = re.search(r"^\{", stdout, re.MULTILINE)
+    if start is None:
         return
-    document = json.loads(stdout)
+    document = json.loads(stdout[start.start() :])
     if "$schema" not in document:
         check(document)
 

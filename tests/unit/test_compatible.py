@@ -199,7 +199,7 @@ def places(node: Any, *path: str | int) -> Iterator[tuple[tuple[str | int, ...],
     if isinstance(node, dict):
         if path and path[-1] not in ("properties", "$defs", "if"):
             for kind in node.keys() & {"type", "enum", "const", "$ref", "required", "items"}:
-                # An object in the definitions, and what refers to it with members of its own, both say that it is one.
+                # An object in the definitions, and what refers to it with further members, both say that it is one.
                 if kind != "type" or not ("$ref" in node or path[-2:-1] == ("$defs",)):
                     yield path, kind
         for name, value in node.items():

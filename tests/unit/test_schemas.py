@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -18,6 +20,7 @@ from tests.documents import resolved
 from tests.recorded import Recorded
 from tests.unit.builders import NOON, REPOSITORY, UUID, backup, backup_id, live_state_in
 from vbackup import schemas
+from vbackup.cli.reporters import JsonLines
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Group, GroupMember
 from vbackup.names import Naming
@@ -41,6 +44,9 @@ from vbackup.repository.journal import Journal
 from vbackup.repository.merge_journal import MergeJournal
 from vbackup.repository.protection import Protection
 from vbackup.repository.verification import Verdict, Verification
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
 
 PACKAGE = Path(vbackup.__file__).parent
 TOP = PACKAGE.parent
@@ -146,6 +152,28 @@ def test_what_the_schema_does_not_describe_is_found() -> None:
     ):
         with pytest.raises(AssertionError, match=r"vbackup/schemas"):
             documents.check(wrong)
+
+
+@pytest.mark.parametrize("words", [["vbackup", "list", "--json"], ["/usr/bin/vbackup", "list", "--json"]])
+def test_process_that_a_test_waits_for_is_checked_too(words: list[str]) -> None:
+    def printing(document: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-c", f"import sys; print({document!r}, file=sys.stdout)", *arguments]
+
+    with pytest.raises(AssertionError, match="weather"):
+        subprocess.run(printing('{"schema": "vbackup.weather/1"}', *words), capture_output=True, check=True)
+    with pytest.raises(AssertionError, match="weather"):
+        subprocess.run(printing('frozen\n{"schema": "vbackup.weather/1"}', *words), stdout=subprocess.PIPE, check=True)
+    subprocess.run(printing('{"schema": "vbackup.weather/1"}', *words[:-1]), capture_output=True, check=True)
+    subprocess.run(printing('{"schema": "vbackup.weather/1"}', "ls", "--json"), capture_output=True, check=True)
+
+
+def test_events_are_checked(command: Command, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("verify", "web", "-r", recorded.repository.path, "--progress", "json", "--sample", "1")
+    assert '"event": "progress"' in command(*arguments).stderr
+    event = JsonLines._event
+    monkeypatch.setattr(JsonLines, "_event", lambda self, name, **more: event(self, name, **more, weather="fine"))
+    with pytest.raises(AssertionError, match="weather"):
+        command(*arguments)
 
 
 def test_reader_accepts_what_a_newer_vbackup_adds() -> None:
