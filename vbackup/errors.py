@@ -71,6 +71,22 @@ class VbackupError(Exception):
         }
 
 
+def error_document(err: VbackupError) -> dict[str, object]:
+    """Return the error as a JSON document."""
+    details = err.evidence()
+    return {
+        "schema": "vbackup.error/1",
+        "code": err.code,
+        "message": str(err),
+        "status": int(err.status),
+        "retry": Retry(err.retry).value,
+        "details": details,
+        # What the first readers of the document know.
+        "error": type(err).__name__,
+        "evidence": details,
+    }
+
+
 class UsageError(VbackupError):
     """An invalid argument; correct the command line. ``help_of``: the command whose --help has what is valid."""
 

@@ -12,8 +12,7 @@ import pytest
 
 from tests import documents
 from vbackup import errors, schemas
-from vbackup.cli.output import error_document
-from vbackup.errors import Status, VbackupError
+from vbackup.errors import Status, VbackupError, error_document
 
 #: One of each, with its exit status (design: 0 to 9, 128 + the signal).
 EXAMPLES: list[tuple[VbackupError, int]] = [

@@ -15,7 +15,7 @@ from vbackup.domain import selection
 from vbackup.domain.host import Host
 from vbackup.domain.selection import Selection, Skipped
 from vbackup.engine.plan import BackupPlan
-from vbackup.errors import GroupError, InterruptedBySignalError, Status
+from vbackup.errors import GroupError, InterruptedBySignalError, Status, error_document
 from vbackup.model import Backup, Group
 from vbackup.operations import batch
 from vbackup.operations.backup import BackupRequest
@@ -120,7 +120,7 @@ def _document(results: Sequence[Result[Any]], selected: Selection, *, duration_s
 def _entry(result: Result[Any]) -> dict[str, Any]:
     entry = {"name": result.domain.name, "uuid": result.domain.uuid, "duration_s": result.duration_s}
     if result.error is not None:
-        return {**entry, "error": output.error_document(result.error)}
+        return {**entry, "error": error_document(result.error)}
     if isinstance(result.made, Backup):
         return {**entry, "backup": {"schema": "vbackup.backup/1", **manifest.document(result.made)}}
     assert result.made is not None  # a result has either
