@@ -156,9 +156,19 @@ def _check_documents(arguments: Sequence[str | bytes | os.PathLike[Any]], stdout
 
 
 @pytest.fixture(autouse=True)
-def _checked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for every vbackup that a test runs in a separate process, and waits for as subprocess.run does."""
-    communicate = subprocess.Popen.communicate
+def _checked_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for every vbackup that a test runs in a separate process, and waits for as subprocess.run does.
+
+    And for every document that a test prints in this process, and looks at what was printed.
+    """
+    readouterr, communicate = pytest.CaptureFixture.readouterr, subprocess.Popen.communicate
+
+    def looked_at(self: pytest.CaptureFixture[Any]) -> Any:
+        captured = readouterr(self)
+        for text in captured:
+            if isinstance(text, str):
+                documents.check_text(text)
+        return captured
 
     def checked(self: subprocess.Popen[Any], *arguments: Any, **more: Any) -> tuple[Any, Any]:
         out, err = communicate(self, *arguments, **more)
@@ -168,6 +178,7 @@ def _checked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
             _check_documents(words, *texts)
         return out, err
 
+    monkeypatch.setattr(pytest.CaptureFixture, "readouterr", looked_at)
     monkeypatch.setattr(subprocess.Popen, "communicate", checked)
 
 

@@ -107,6 +107,13 @@ def check_output(stdout: str) -> None:
         check(document)
 
 
+def check_text(text: str) -> None:
+    """Fail if there is a document in the text, at the start of a line, that is not as its schema describes it."""
+    for match in re.finditer(r'^\{\s*"schema": "vbackup\.', text, re.MULTILINE):
+        document, _end = json.JSONDecoder().raw_decode(text[match.start() :])
+        check(document)
+
+
 def check_events(stderr: str) -> None:
     """Fail if lines of JSON on standard error are not as the schema of events describes them."""
     for line in stderr.splitlines():

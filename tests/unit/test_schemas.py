@@ -20,6 +20,7 @@ from tests.documents import resolved
 from tests.recorded import Recorded
 from tests.unit.builders import NOON, REPOSITORY, UUID, backup, backup_id, live_state_in
 from vbackup import schemas
+from vbackup.cli.context import Context
 from vbackup.cli.reporters import JsonLines
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Group, GroupMember
@@ -165,6 +166,14 @@ def test_process_that_a_test_waits_for_is_checked_too(words: list[str]) -> None:
         subprocess.run(printing('frozen\n{"schema": "vbackup.weather/1"}', *words), stdout=subprocess.PIPE, check=True)
     subprocess.run(printing('{"schema": "vbackup.weather/1"}', *words[:-1]), capture_output=True, check=True)
     subprocess.run(printing('{"schema": "vbackup.weather/1"}', "ls", "--json"), capture_output=True, check=True)
+
+
+def test_what_a_test_prints_by_itself_is_checked_too(capfd: pytest.CaptureFixture[str]) -> None:
+    Context.print_document(object(), "vbackup.umount/1", {"directory": "/m", "was_dead": False})  # type: ignore[arg-type]
+    assert capfd.readouterr().out
+    Context.print_stream(object(), "vbackup.weather/1", {}, "days", [{}])  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="weather"):
+        capfd.readouterr()
 
 
 def test_events_are_checked(command: Command, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,11 +50,11 @@ def test_events_are_json_lines_on_stderr(command: Command, filled: Path) -> None
 
 def test_document_begins_with_its_schema_and_keeps_every_character(capsys: pytest.CaptureFixture[str]) -> None:
     options = parser.parse(["list", "--json"])
-    Context(options, Stop()).print_document("vbackup.test/1", {"name": "käse", "path": Path("/x")})
+    Context(options, Stop()).print_document("vbackup.init/1", {"id": "käse", "path": Path("/x")})
     text = capsys.readouterr().out
-    assert text.splitlines()[1] == '  "schema": "vbackup.test/1",'
+    assert text.splitlines()[1] == '  "schema": "vbackup.init/1",'
     assert "käse" in text
-    assert json.loads(text) == {"schema": "vbackup.test/1", "name": "käse", "path": "/x"}
+    assert json.loads(text) == {"schema": "vbackup.init/1", "id": "käse", "path": "/x"}
 
 
 # a name that several domains have had
