@@ -20,7 +20,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address
                              guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
-    domain | repository
+    domain | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
@@ -37,6 +37,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
                              kept_result
                              data_size  live_state
+      sessions               the record of pull sessions: record  checkpoint
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
@@ -48,9 +49,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              stop  undo  archive
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment and latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml,
-live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot,
-images.tuning and denied.
+allocation, moment and latency, repository.history and hosts, sessions.checkpoint, qemu.block_graph,
+domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml,
+qemu_arguments, boot_copy and screenshot, images.tuning and denied.
 """
 
 __version__ = "0.1.0"
