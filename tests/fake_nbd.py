@@ -77,10 +77,16 @@ class FakeNbd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for connection in (self._listening, *self._open):
+        self.drop()
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def drop(self) -> None:
+        """Close all connections."""
+        for connection in self._open:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

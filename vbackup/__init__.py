@@ -20,13 +20,14 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address
                              guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
-    domain | repository | sessions
+    domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
                              machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
                              capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
                              boot_watch  screenshot  lifecycle  live_xml  qemu_user
+      http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
                              late_lists  read_progress  read_rate  block_list  block_scan  composition  notes
@@ -49,8 +50,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              stop  undo  archive
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment and latency, repository.history and hosts, sessions.checkpoint, qemu.block_graph,
-domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml,
+allocation, moment and latency, repository.history and hosts, http.ranges, sessions.checkpoint,
+qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml,
 qemu_arguments, boot_copy and screenshot, images.tuning and denied.
 """
 

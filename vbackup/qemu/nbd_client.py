@@ -63,6 +63,8 @@ _EXTENT = struct.Struct(">II")
 _MAX_STATUS_BYTES = _NUMBER.size + 2 * 1024 * 1024
 #: The longest error chunk: the code, the length of a text, and the text.
 _MAX_ERROR_BYTES = _ERROR.size + 4096 + _OFFSET.size
+#: errno of ssl.SSLWantReadError: SSL_ERROR_WANT_READ, without importing ssl.
+_SSL_WANT_READ = 2
 #: The largest export: QEMU's offsets are signed.
 _MAX_SIZE_BYTES = 2**63 - 1
 
@@ -124,6 +126,17 @@ class NbdClient:
     def fileno(self) -> int:
         """Return the descriptor of the connection, for poll(2): between requests it is readable when it has ended."""
         return self._socket.fileno()
+
+    def has_ended(self) -> bool:
+        """Return True if the server has closed the connection, on which no request is waiting."""
+        try:
+            self._socket.settimeout(0)
+            self._socket.recv(1)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as err:  # TLS has messages without data: ssl.SSLWantReadError
+            return err.errno != _SSL_WANT_READ
+        return True  # the end, or what no server may send
 
     def shut_down(self) -> None:
         """End the connection from another thread: the request that waits fails at once."""
