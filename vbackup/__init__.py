@@ -50,8 +50,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              stop  undo  archive
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment and latency, repository.history and hosts, http.ranges, sessions.checkpoint,
-qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml,
+allocation, moment and latency, repository.history and hosts, http.ranges, sessions.checkpoint, qemu.block_graph,
+domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml,
 qemu_arguments, boot_copy and screenshot, images.tuning and denied.
 """
 
