@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pytest
 # libvirt reads it when it is first imported, which a test may do before vbackup.domain.host does.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
-from tests import namespaces
+from tests import documents, namespaces
 from vbackup.cli import main
 from vbackup.repository import place
 from vbackup.repository.place import Place
@@ -140,6 +142,35 @@ def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(place, "look", roomy)
 
 
+#: The command in an argument list: also as it is installed, or in a process that a test kills at a certain step.
+_VBACKUP = re.compile(r"(^|/)vbackup$|^tests\.end_to_end\.killed$")
+
+
+def _check_documents(arguments: Sequence[str | bytes | os.PathLike[Any]], stdout: str, stderr: str) -> None:
+    """What vbackup was asked to print as JSON is as its schema describes it."""
+    words = [os.fsdecode(argument) for argument in arguments]
+    if "--json" in words:
+        documents.check_output(stdout)
+    if "json" in words and words[words.index("json") - 1] == "--progress":
+        documents.check_events(stderr)
+
+
+@pytest.fixture(autouse=True)
+def _checked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for every vbackup that a test runs in a separate process, and waits for as subprocess.run does."""
+    communicate = subprocess.Popen.communicate
+
+    def checked(self: subprocess.Popen[Any], *arguments: Any, **more: Any) -> tuple[Any, Any]:
+        out, err = communicate(self, *arguments, **more)
+        words = self.args if isinstance(self.args, (list, tuple)) else []
+        if any(_VBACKUP.search(os.fsdecode(word)) for word in words) and (self.returncode or 0) >= 0:
+            texts = (text.decode(errors="replace") if isinstance(text, bytes) else text or "" for text in (out, err))
+            _check_documents(words, *texts)
+        return out, err
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", checked)
+
+
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Command:
     """Run ``vbackup`` in this process with the given arguments."""
@@ -150,6 +181,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
         captured = capfd.readouterr()
         outcome = Outcome(got, captured.out, captured.err)
         assert status is None or got == status, outcome
+        _check_documents(arguments, captured.out, captured.err)
         assert "Traceback" not in captured.err
         return outcome
 

@@ -43,9 +43,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
                              nbd_address  nbd_client  nbd_blocks  image_lock
-    qapi | hooks
+    qapi | hooks | schemas
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  events
+      schemas                JSON Schemas of all documents, as data: (no module)
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive
 

@@ -1,7 +1,8 @@
 """All errors that vbackup raises, as one tree of exceptions.
 
-Each class owns its exit status (vbackup(1), EXIT STATUS). The text is a sentence for the administrator that says what
-to do; the attributes are for programs. Only vbackup.cli prints and exits.
+Each class owns its exit status (vbackup(1), EXIT STATUS), its code, and what a program can do about it
+(vbackup-json(7), ERRORS). The text is a sentence for the administrator that says what to do; the attributes are for
+programs. Only vbackup.cli prints and exits.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import re
 import shlex
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from enum import IntEnum
+from enum import Enum, IntEnum
+from typing import ClassVar
 
 _ACTION = re.compile(r"actions\[([0-9]+)\]")
 
@@ -31,6 +33,16 @@ class Status(IntEnum):
     SIGNAL = 128
 
 
+class Retry(Enum):
+    """What a program can do after an error; a stable interface."""
+
+    SAME = "same"  #: give the same command again: nothing of the failed run is in its way
+    LATER = "later"  #: the same, when something else has ended, or there is room again
+    FULL = "full"  #: give the command with level full or auto
+    BEGIN = "begin"  #: begin a new session
+    NEVER = "never"  #: nothing before somebody has changed what the message names
+
+
 def domain_argument(name: str) -> str:
     """Return a domain's name as it stands in a command line of virsh or vbackup, also if it begins with a dash.
 
@@ -40,19 +52,30 @@ def domain_argument(name: str) -> str:
 
 
 class VbackupError(Exception):
-    """Base class of all errors that vbackup raises on purpose."""
+    """Base class of all errors that vbackup raises on purpose.
+
+    A subclass has a ``code`` that no other has and that never changes, and inherits ``status`` and ``retry`` if they
+    are the same.
+    """
 
     status: int = Status.FAILED
+    code: ClassVar[str] = "FAILED"
+    retry: Retry = Retry.NEVER
 
     def evidence(self) -> dict[str, object]:
-        """Return the public attributes by name, for machine-readable output."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        """Return the public attributes by name, for machine-readable output; their types are those of the schema."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in ("status", "retry")
+        }
 
 
 class UsageError(VbackupError):
     """An invalid argument; correct the command line. ``help_of``: the command whose --help has what is valid."""
 
     status = Status.USAGE
+    code = "USAGE"
 
     def __init__(self, message: str, *, help_of: str | None = None) -> None:
         self._help_of = help_of
@@ -67,9 +90,13 @@ class UsageError(VbackupError):
 class MalformedError(VbackupError):
     """Data from outside (domain XML, QMP reply) does not match its specification."""
 
+    code = "MALFORMED"
+
 
 class InstallationError(VbackupError):
     """A module that vbackup needs cannot be loaded: Python was upgraded, or a package is gone. Install it again."""
+
+    code = "INSTALLATION"
 
     def __init__(self, module: str, python: str, reason: str) -> None:
         self.module = module
@@ -100,6 +127,8 @@ class HostUnreachableError(VbackupError):
     """libvirt cannot be reached, or did not come back after the connection was lost."""
 
     status = Status.NOT_FOUND
+    code = "HOST_UNREACHABLE"
+    retry = Retry.LATER
 
     def __init__(self, uri: str | None, message: str) -> None:
         self.uri = uri
@@ -126,12 +155,15 @@ class ConnectionLostError(VbackupError):
     """
 
     status = Status.NOT_FOUND
+    code = "CONNECTION_LOST"
+    retry = Retry.SAME
 
 
 class DomainNotFoundError(VbackupError):
     """There is no such domain in libvirt or in the repository. ``domain``: None if the user named none."""
 
     status = Status.NOT_FOUND
+    code = "DOMAIN_NOT_FOUND"
 
     def __init__(self, domain: str | None, where: str, hint: str) -> None:
         self.domain = domain
@@ -140,6 +172,8 @@ class DomainNotFoundError(VbackupError):
 
 class AmbiguousNameError(DomainNotFoundError):
     """Several domains of the repository have this name; give a UUID."""
+
+    code = "NAME_AMBIGUOUS"
 
     def __init__(self, domain: str, repository: str, uuids: list[str]) -> None:
         self.uuids = uuids
@@ -155,6 +189,7 @@ class NoBackupRunningError(VbackupError):
     """No backup of the domain is running, so there is no speed to change."""
 
     status = Status.NOT_FOUND
+    code = "NO_BACKUP_RUNNING"
 
     def __init__(self, domain: str, which: str = "") -> None:
         self.domain = domain
@@ -164,9 +199,14 @@ class NoBackupRunningError(VbackupError):
 class QemuGoneError(VbackupError):
     """The QEMU process that reads the disks has ended, and with it all jobs and nodes in it."""
 
+    code = "QEMU_GONE"
+    retry = Retry.SAME
+
 
 class DomainGoneError(QemuGoneError):
     """The domain stopped, crashed or was destroyed while it was being backed up."""
+
+    code = "DOMAIN_GONE"
 
     def __init__(self, domain: str) -> None:
         self.domain = domain
@@ -179,6 +219,9 @@ class DomainGoneError(QemuGoneError):
 class LiveRestoreEndedError(QemuGoneError):
     """A domain that is being restored live has ended before all of its data was at home."""
 
+    code = "LIVE_RESTORE_ENDED"
+    retry = Retry.NEVER
+
     def __init__(self, domain: str, *, advice: str) -> None:
         self.domain = domain
         super().__init__(
@@ -188,6 +231,8 @@ class LiveRestoreEndedError(QemuGoneError):
 
 class StorageDaemonGoneError(QemuGoneError):
     """The storage daemon that reads the disks of a domain that is off, or of a backup, ended unexpectedly."""
+
+    code = "STORAGE_DAEMON_GONE"
 
     def __init__(self, how: str, last_words: str, *, remedy: str | None = None) -> None:
         self.how = how
@@ -200,9 +245,13 @@ class StorageDaemonGoneError(QemuGoneError):
 class ApplianceError(VbackupError):
     """libguestfs's appliance, which reads the file systems of a guest, cannot be started, has ended or hangs."""
 
+    code = "APPLIANCE_FAILED"
+
 
 class ApplianceRefusedError(ApplianceError):
     """A command of guestfish failed; the appliance goes on. ``reason``: libguestfs's words, without a full stop."""
+
+    code = "APPLIANCE_REFUSED"
 
     def __init__(self, command: str, reason: str) -> None:
         self.command = command
@@ -219,10 +268,13 @@ class UnsuitableError(VbackupError):
     """The domain or a disk cannot be backed up in the requested way."""
 
     status = Status.UNSUITABLE
+    code = "UNSUITABLE"
 
 
 class DiskError(UnsuitableError):
     """A disk is unknown, cannot be found in QEMU's block graph, or cannot be backed up."""
+
+    code = "DISK_UNSUITABLE"
 
     def __init__(self, dev: str, message: str, *, cause: str | None = None) -> None:
         self.dev = dev
@@ -238,6 +290,8 @@ class DiskError(UnsuitableError):
 class CorruptImageError(DiskError):
     """QEMU found a disk's image corrupt while it had it open, and has closed it."""
 
+    code = "IMAGE_CORRUPT"
+
     def __init__(self, dev: str, filename: str | None) -> None:
         self.filename = filename
         super().__init__(
@@ -251,6 +305,9 @@ class CorruptImageError(DiskError):
 class QuiesceError(UnsuitableError):
     """The guest's filesystems could not be frozen, although ``--quiesce required`` was given."""
 
+    code = "QUIESCE_FAILED"
+    retry = Retry.SAME
+
 
 # QEMU
 
@@ -258,11 +315,15 @@ class QuiesceError(UnsuitableError):
 class MonitorError(VbackupError):
     """A command did not reach QEMU or libvirt refused it; the text has libvirt's message."""
 
+    code = "MONITOR_REFUSED"
+
 
 class StateLockedError(MonitorError):
     """libvirt did not let the command through: another operation has held the domain's lock for half a minute."""
 
     status = Status.BUSY
+    code = "STATE_LOCKED"
+    retry = Retry.LATER
 
     def __init__(self, domain: str, message: str) -> None:
         self.domain = domain
@@ -275,9 +336,13 @@ class StateLockedError(MonitorError):
 class FdsNotPassedError(MonitorError):
     """The connection to QEMU cannot carry file descriptors: another host, or libvirt before 8.2."""
 
+    code = "FDS_NOT_PASSED"
+
 
 class FdsNotNeededError(FdsNotPassedError):
     """vbackup's storage daemon accepts no file descriptors: it opens files with vbackup's rights."""
+
+    code = "FDS_NOT_NEEDED"
 
 
 class QemuText(str):
@@ -366,6 +431,8 @@ class QemuText(str):
 class QmpError(VbackupError):
     """QEMU answered a command with an error; the command had no effect."""
 
+    code = "QMP_REFUSED"
+
     def __init__(self, command: str, error_class: str, description: str) -> None:
         self.command = command
         self.error_class = error_class
@@ -381,6 +448,7 @@ class TransactionError(VbackupError):
     """
 
     status = Status.USAGE
+    code = "TRANSACTION_INVALID"
 
     def __init__(self, path: str, message: str) -> None:
         self.path = path
@@ -402,6 +470,8 @@ class TransactionRefusedError(VbackupError):
     user calls that action, if the transaction is not the user's own.
     """
 
+    code = "TRANSACTION_REFUSED"
+
     def __init__(self, description: str, index: int | None, kind: str | None, *, at: str | None = None) -> None:
         self.description = description
         self.index = index
@@ -413,6 +483,8 @@ class TransactionRefusedError(VbackupError):
 class UnsafeError(UnsuitableError):
     """A transaction or command that would damage something that libvirt, a repository or the user relies on."""
 
+    code = "TRANSACTION_UNSAFE"
+
     def __init__(self, path: str, message: str, *, instead: str = "--unsafe sends it anyway") -> None:
         self.path = path
         super().__init__(f"{path}: {message}; {instead}.")
@@ -420,6 +492,9 @@ class UnsafeError(UnsuitableError):
 
 class JobError(VbackupError):
     """A backup job failed; all jobs of that backup were cancelled and undone."""
+
+    code = "JOB_FAILED"
+    retry = Retry.SAME
 
     def __init__(self, dev: str, reason: str) -> None:
         self.dev = dev
@@ -438,6 +513,9 @@ class JobError(VbackupError):
 class JobStalledError(VbackupError):
     """No job made progress within the limit; all were cancelled."""
 
+    code = "JOB_STALLED"
+    retry = Retry.SAME
+
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         super().__init__(
@@ -452,10 +530,13 @@ class ChainError(VbackupError):
     """A backup, or one that it depends on, is unknown, missing, altered, or belongs elsewhere."""
 
     status = Status.CHAIN
+    code = "CHAIN_BROKEN"
 
 
 class MissingPackageError(VbackupError):
     """A package is missing that only some backups need: nothing is wrong with the backup, so this is no ChainError."""
+
+    code = "PACKAGE_MISSING"
 
     def __init__(self, package: str, why: str, *, debian: str) -> None:
         self.package = package
@@ -467,6 +548,8 @@ class MissingPackageError(VbackupError):
 
 class DamagedError(ChainError):
     """A block that a restore needs is damaged in the repository; nothing was restored."""
+
+    code = "BACKUP_DAMAGED"
 
     def __init__(self, dev: str, *, image: str, backup: str, start_bytes: int, length_bytes: int) -> None:
         self.dev = dev
@@ -488,6 +571,9 @@ class OutputDiffersError(ChainError):
     ``was_written``: it is the disk itself, which a rollback has written.
     """
 
+    code = "OUTPUT_DIFFERS"
+    retry = Retry.SAME
+
     def __init__(self, dev: str, output: str, start_bytes: int, *, was_written: bool = False) -> None:
         self.dev = dev
         self.output = output
@@ -503,6 +589,8 @@ class OutputDiffersError(ChainError):
 class NeededError(ChainError):
     """A backup that was to be removed has to stay: it is protected, or something needs it. Nothing was removed."""
 
+    code = "BACKUP_NEEDED"
+
     def __init__(self, backup: str, reasons: Sequence[str], remedy: str = "") -> None:
         self.backup = backup
         self.reasons = list(reasons)
@@ -513,6 +601,8 @@ class NeededError(ChainError):
 
 class CopiedError(ChainError):
     """A backup in the repository is a copy of one that is, or was, being made elsewhere; nothing was changed."""
+
+    code = "REPOSITORY_COPIED"
 
     def __init__(self, repository: str, backup_id: str, domain_uuid: str) -> None:
         self.repository = repository
@@ -532,6 +622,7 @@ class NewerJournalError(ChainError):
     """A newer vbackup began the unfinished backup, and only it knows what it has done; nothing was changed."""
 
     status = Status.STORAGE
+    code = "JOURNAL_NEWER"
 
     def __init__(self, backup_id: str, domain_uuid: str, *, schema: str, known: str) -> None:
         self.backup_id = backup_id
@@ -544,6 +635,9 @@ class NewerJournalError(ChainError):
 
 class BaseError(ChainError):
     """The requested level has no usable base on a disk (``auto`` would take a full backup)."""
+
+    code = "BASE_UNUSABLE"
+    retry = Retry.FULL
 
     def __init__(self, dev: str, level: str, checkpoint: str | None, reason: str) -> None:
         self.dev = dev
@@ -559,6 +653,8 @@ class BaseError(ChainError):
 
 class PartialBackupError(UnsuitableError):
     """The newest backup leaves out disks of the domain, so that it is not the whole machine."""
+
+    code = "BACKUP_PARTIAL"
 
     def __init__(
         self, backup: str, missing: Sequence[str], *, complete: str | None, never_backed_up: Sequence[str] = ()
@@ -585,6 +681,8 @@ class PartialBackupError(UnsuitableError):
 class AmbiguousHostError(UnsuitableError):
     """Several hosts have backups of this UUID that do not continue each other: they can be different machines."""
 
+    code = "HOST_AMBIGUOUS"
+
     def __init__(self, newest: Mapping[str, str], first: str, *, is_mixed: bool = False) -> None:
         self.newest = dict(newest)  #: for each host the id of its newest backup
         self.first = first  #: id of the first backup that does not continue the other host's
@@ -601,36 +699,51 @@ class StorageError(VbackupError):
     """The repository, the output or a hook script cannot be used: missing, full, no permission, exists already."""
 
     status = Status.STORAGE
+    code = "STORAGE_UNUSABLE"
 
 
 class RestoredOnlyError(VbackupError):
     """A domain was restored, but libvirt did not define or start it: what was restored stays. ``left``: what to do."""
 
+    code = "RESTORED_ONLY"
+
     def __init__(self, cause: VbackupError, left: str) -> None:
         self.status = cause.status
+        self.cause = cause.code  #: as in the next ones: the code of the error behind this one
         super().__init__(f"{cause} {left}")
 
 
 class PartlyCopiedError(VbackupError):
     """Of several files of a guest one could not be copied; those that were copied before stay. ``made``: which."""
 
+    code = "PARTLY_COPIED"
+
     def __init__(self, cause: VbackupError, made: str) -> None:
         self.status = cause.status
+        self.retry = cause.retry
+        self.cause = cause.code
         super().__init__(f"{cause} {made}.")
 
 
 class NoSpaceError(StorageError):
     """The filesystem of the repository or of the output is full."""
 
+    code = "NO_SPACE"
+    retry = Retry.LATER
+
 
 class BusyError(VbackupError):
     """Another vbackup or another block job is using the domain."""
 
     status = Status.BUSY
+    code = "BUSY"
+    retry = Retry.LATER
 
 
 class DiskBusyError(BusyError):
     """A block job that is not vbackup's is running on a disk; detected before anything was started."""
+
+    code = "DISK_BUSY"
 
     def __init__(self, dev: str, job_type: str, job_id: str, *, by_libvirt: bool) -> None:
         self.dev = dev
@@ -642,6 +755,8 @@ class DiskBusyError(BusyError):
 
 class MigratingError(BusyError):
     """The domain is on its way from or to another host; detected before anything was sent to QEMU."""
+
+    code = "MIGRATING"
 
     def __init__(self, domain: str, *, incoming: bool) -> None:
         self.domain = domain
@@ -657,6 +772,8 @@ class InactiveError(BusyError):
 
     ``run_state`` is QEMU's (QAPI RunState), "" if that is not known.
     """
+
+    code = "DOMAIN_INACTIVE"
 
     def __init__(self, qemu: str, run_state: str, *, resume: str) -> None:
         self.run_state = run_state
@@ -680,6 +797,8 @@ class InactiveError(BusyError):
 class NotLoadedError(BusyError):
     """QEMU has not loaded the bitmaps that an image stores, so a new one could collide with one of them."""
 
+    code = "BITMAPS_NOT_LOADED"
+
     def __init__(self, dev: str, filename: str, names: Collection[str]) -> None:
         self.dev = dev
         self.names = sorted(names)
@@ -693,14 +812,21 @@ class NotLoadedError(BusyError):
 class GroupError(VbackupError):
     """Another domain of the group failed, so all backups of the group were undone."""
 
+    code = "GROUP_MEMBER_FAILED"
+
     def __init__(self, domain: str, cause: VbackupError) -> None:
         self.domain = domain
         self.status = cause.status
+        self.retry = cause.retry
+        self.cause = cause.code
         super().__init__(f"Domain {domain} of the same group failed, so all backups of the group were undone: {cause}")
 
 
 class InterruptedBySignalError(VbackupError):
     """A signal asked vbackup to stop; everything that it had started was undone, unless ``state`` says otherwise."""
+
+    code = "INTERRUPTED"
+    retry = Retry.SAME
 
     def __init__(self, signum: int, *, state: str = "nothing was kept of the unfinished work") -> None:
         self.signum = signum

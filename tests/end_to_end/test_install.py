@@ -30,9 +30,13 @@ def test_installed_command_is_everybody_s_whatever_the_umask(tmp_path: Path) -> 
         assert path.stat().st_mode & 0o777 == wanted, path
         assert not path.is_symlink(), path
     assert {path.name for path in (prefix / "lib" / "vbackup").iterdir()} == {"vbackup"}
-    assert len(list((prefix / "share" / "man").rglob("vbackup*"))) == 4
+    assert len(list((prefix / "share" / "man").rglob("vbackup*"))) == 5
     environment = {**os.environ, "PYTHONPATH": os.fspath(tmp_path)}  # which -I ignores
-    for arguments, said in ((["--version"], "vbackup "), (["hooks", "status", "--root", str(tmp_path)], "50-vbackup")):
+    for arguments, said in (
+        (["--version"], "vbackup "),
+        (["hooks", "status", "--root", str(tmp_path)], "50-vbackup"),
+        (["schema", "backup"], '"vbackup.backup/1"'),
+    ):
         argv = [sys.executable, "-I", os.fspath(prefix / "bin" / "vbackup"), *arguments]
         done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
         assert said in done.stdout

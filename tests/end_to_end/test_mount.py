@@ -20,6 +20,7 @@ from typing import IO, Any
 import pytest
 
 import vbackup
+from tests import documents
 from tests.daemon import wait_for
 from tests.lab import HEEDING_SIGNALS
 from tests.recorded import MIB, Recorded, Write, story
@@ -86,6 +87,7 @@ def document(stream: IO[str]) -> dict[str, Any]:
     for line in stream:
         lines.append(line)
         if line == "}\n":
+            documents.check_output("".join(lines))
             return dict(json.loads("".join(lines)))
     raise AssertionError("".join(lines))
 

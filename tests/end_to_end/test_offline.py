@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
+from tests import documents
 from tests.daemon import Daemon, wait_for
 from tests.end_to_end.chains import END_BYTES
 from tests.end_to_end.test_daemon import Running
@@ -544,6 +545,7 @@ def start_slow_backup(machine: Machine, daemon: Daemon, repository: Path, *optio
     running = Running(*argv, "--speed", "2M", *options)
     assert running.process.stderr is not None
     for line in running.process.stderr:
+        documents.check_events(line)
         event = json.loads(line)
         if event["event"] == "progress" and 0 < event["done_bytes"] < event["total_bytes"]:
             return running

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import documents
 from tests.daemon import Daemon
 from tests.lab import DiskSpec, Machine, compare, domain_xml
 from tests.streams import run_with_broken
@@ -42,6 +43,8 @@ def on_a_terminal(*arguments: str, columns: int = 80, environment: dict[str, str
         assert process.stdout is not None
         out = process.stdout.read()
     assert process.returncode == 0, seen
+    if "--json" in arguments:
+        documents.check_output(out.decode())
     return out.decode(), seen.decode()
 
 

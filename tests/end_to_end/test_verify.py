@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import documents
 from tests.daemon import wait_for
 from tests.lab import DiskSpec, Lab
 from tests.recorded import BLOCK, MIB, Recorded, Write, flip_block
@@ -42,6 +43,7 @@ def test_signal_ends_a_verify_and_the_next_one_goes_on(tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
+            documents.check_events(line)
             event = json.loads(line)
             if (event["event"], event.get("dev")) == ("progress", "vdb"):
                 process.send_signal(signal.SIGINT)

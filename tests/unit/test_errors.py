@@ -1,13 +1,18 @@
-"""Exit statuses are an interface: each error class has one, and it does not change."""
+"""Exit statuses and codes are an interface: each error class has one of each, and they do not change."""
 
 from __future__ import annotations
 
+import json
+import re
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vbackup import errors
+from tests import documents
+from vbackup import errors, schemas
+from vbackup.cli.output import error_document
 from vbackup.errors import Status, VbackupError
 
 #: One of each, with its exit status (design: 0 to 9, 128 + the signal).
@@ -83,6 +88,50 @@ def test_no_error_class_is_forgotten_here() -> None:
     assert {one for one in all_classes() if one.__module__ == "vbackup.errors"} == known
 
 
+# codes
+
+
+CODES = Path(__file__).parents[1] / "fixtures" / "codes.json"
+
+
+@pytest.mark.parametrize("one", sorted(all_classes(), key=lambda one: one.__name__), ids=lambda one: one.__name__)
+def test_class_has_a_code_that_no_other_has(one: type[VbackupError]) -> None:
+    assert "code" in vars(one), f"{one.__name__} needs a code: vbackup-json(7), ERRORS, and tests/fixtures/codes.json"
+    assert re.fullmatch(r"[A-Z]+(_[A-Z]+)*", one.code)
+    assert [other for other in all_classes() if other.code == one.code] == [one]
+
+
+def test_codes_are_those_that_were_published() -> None:
+    """A code that is there stays, with its meaning: status and retry are a part of that. New ones are added."""
+    recorded = json.loads(CODES.read_text())
+    current = {one.code: {"status": int(one.status), "retry": one.retry.value} for one in all_classes()}
+    assert recorded == current, "codes that are in the file stay as they are; add new ones to it"
+
+
+@pytest.mark.parametrize("error", [error for error, _ in EXAMPLES], ids=lambda error: type(error).__name__)
+def test_document_of_an_error_is_as_its_schema_says(error: VbackupError) -> None:
+    document = error_document(error)
+    documents.check(json.loads(json.dumps(document)))  # without the default that a document is printed with
+    assert document["details"] == document["evidence"]
+    schema = schemas.load("vbackup.error/1")
+    described = {
+        each["if"]["properties"]["code"]["const"]: each["then"]["properties"]["details"] for each in schema["allOf"]
+    }
+    assert document["details"].keys() == described.get(error.code, {"properties": {}})["properties"].keys()
+
+
+def test_codes_in_the_schema_are_those_of_the_classes() -> None:
+    known = schemas.load("vbackup.error/1")["properties"]["code"]["anyOf"][0]["enum"]
+    assert sorted(known) == sorted(one.code for one in all_classes())
+
+
+def test_error_with_a_cause_retries_as_that_does() -> None:
+    full = errors.NoSpaceError("x")
+    for error in (errors.GroupError("web", full), errors.PartlyCopiedError(full, "y")):
+        assert (error.retry, error.evidence()["cause"]) == (full.retry, "NO_SPACE")
+    assert errors.RestoredOnlyError(full, "y").retry is errors.Retry.NEVER
+
+
 def test_statuses_are_those_of_the_manual() -> None:
     assert {status.name: int(status) for status in Status} == {
         "DONE": 0,
@@ -126,8 +175,8 @@ def test_text_is_a_sentence_about_what_happened(error: VbackupError) -> None:
     text = str(error)
     assert text
     assert ".." not in text
-    for value in error.evidence().values():
-        if isinstance(value, str):
+    for name, value in error.evidence().items():
+        if isinstance(value, str) and name != "cause":  # which is a code
             assert value in text or value == "GenericError"
 
 

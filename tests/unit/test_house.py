@@ -58,6 +58,8 @@ ELSEWHERE = {
 NO_MODULE = {
     "test_house.py": "the package as a whole",
     "test_man.py": "the man pages and this package's options, statuses and documents",
+    "test_compatible.py": "the schemas beside those that were published",
+    "test_json_page.py": "the man page vbackup-json(7) with its examples",
     "test_start.py": "what every command imports",
     "test_hostile.py": "all commands that read a repository",
     "test_bench.py": "the package tests.bench",

@@ -45,6 +45,7 @@ COMMAND_PAGE = page("vbackup.1")
 REPOSITORY_PAGE = page("vbackup-repository.5")
 TRANSACTION_PAGE = page("vbackup-transaction.7")
 RECOVERY_PAGE = page("vbackup-recovery.7")
+JSON_PAGE = page("vbackup-json.7")
 
 
 def section(document: nodes.document, title: str) -> nodes.section:
@@ -136,7 +137,7 @@ def test_exit_statuses_are_those_of_the_code() -> None:
 
 def test_kinds_of_json_are_those_of_the_code() -> None:
     sources = "".join(path.read_text() for path in Path(vbackup.__file__).parent.rglob("*.py"))
-    in_code = set(re.findall(r'"(vbackup\.[a-z]+/\d+)"', sources))
+    in_code = set(re.findall(r'"(vbackup\.[a-z-]+/\d+)"', sources))
     printed = {strong(term)[0] for term in terms(section(COMMAND_PAGE, "JSON OUTPUT")) if strong(term)}
     printed = {word for word in printed if "/" in word}
     kept = {
@@ -194,7 +195,7 @@ def test_files_of_a_backup_are_told() -> None:
         assert name in files
 
 
-@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE, RECOVERY_PAGE])
+@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE, RECOVERY_PAGE, JSON_PAGE])
 def test_version_is_that_of_the_code(document: nodes.document) -> None:
     assert document.next_node(nodes.version).astext() == f"vbackup {vbackup.__version__}"
 

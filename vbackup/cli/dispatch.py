@@ -15,7 +15,7 @@ from vbackup.stop import Stop, on_signals
 
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
-    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status")
+    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema")
 )
 
 

@@ -68,12 +68,17 @@ def plain(text: str) -> str:
 
 def error_document(err: VbackupError) -> dict[str, Any]:
     """Return the error as a JSON document."""
+    details = err.evidence()
     return {
         "schema": "vbackup.error/1",
-        "error": type(err).__name__,
+        "code": err.code,
         "message": str(err),
         "status": int(err.status),
-        "evidence": err.evidence(),
+        "retry": err.retry.value,
+        "details": details,
+        # What the first version of the document had.
+        "error": type(err).__name__,
+        "evidence": details,
     }
 
 

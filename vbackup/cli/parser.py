@@ -41,6 +41,7 @@ COMMANDS = {
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",
     "hooks": "install or remove libvirt's hook script",
+    "schema": "print the JSON Schema of a document",
 }
 
 
@@ -113,7 +114,8 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     parser = Parser(
         prog="vbackup",
         description="Make incremental image backups of libvirt/QEMU virtual machines, running or shut off.",
-        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7).",
+        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7),"
+        " vbackup-json(7).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vbackup {vbackup.__version__}")

@@ -94,7 +94,7 @@ class Lines(Warnings):
 
 
 class JsonLines:
-    """Prints one JSON object per event, as vbackup(1) describes them; ``members`` are in each."""
+    """Prints one JSON object per event, as vbackup-json(7) describes them; ``members`` are in each."""
 
     def __init__(self, **members: Any) -> None:
         self._members = members
@@ -116,7 +116,7 @@ class JsonLines:
         self._event("progress", dev=dev, phase=phase.value, done_bytes=done_bytes, total_bytes=total_bytes)
 
     def _event(self, event: str, **members: Any) -> None:
-        line = {"event": event, "time": round(time.time(), 3), **self._members, **members}
+        line = {"schema": "vbackup.event/1", "event": event, "time": round(time.time(), 3), **self._members, **members}
         _print_line(json.dumps(line, ensure_ascii=False))
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TOP = Path(__file__).resolve().parents[3]
 SCRIPT = (TOP / "hooks" / "qemu").read_bytes()
+SCHEMAS = {path.name for path in (TOP / "vbackup" / "schemas").glob("*.json")}
 OURS_OLD = b"#!/bin/sh\n" + MARKER + b" as it was once\nexit 1\n"
 THEIRS = b"#!/bin/sh\n# not vbackup-libvirt-hook\nexit 0\n"
 
@@ -296,7 +297,7 @@ def test_daemons_are_told_even_if_the_script_was_there(
 
 
 @pytest.mark.parametrize("kind", ["build", "sdist"])
-def test_script_is_shipped_as_a_file(tmp_path: Path, kind: str) -> None:
+def test_script_and_schemas_are_shipped_as_files(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "source"
     for name in ("vbackup", "hooks"):
         shutil.copytree(TOP / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -309,12 +310,15 @@ def test_script_is_shipped_as_a_file(tmp_path: Path, kind: str) -> None:
     if kind == "sdist":
         (archive,) = out.iterdir()
         with tarfile.open(archive) as packed:
+            packed_names = packed.getnames()
+            assert all(any(one.endswith(f"/vbackup/schemas/{name}") for one in packed_names) for name in SCHEMAS)
             (member,) = [one for one in packed.getmembers() if one.name.endswith("/vbackup/hooks/qemu")]
             assert member.isreg()
             file = packed.extractfile(member)
             assert file is not None
             assert file.read() == SCRIPT
     else:
+        assert {path.name for path in (out / "vbackup" / "schemas").glob("*.json")} == SCHEMAS
         shipped = out / "vbackup" / "hooks" / "qemu"
         assert not shipped.is_symlink()
         assert shipped.read_bytes() == SCRIPT

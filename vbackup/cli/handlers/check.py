@@ -130,7 +130,10 @@ def _document(
         "findings": [_finding(trouble) for trouble in checked.troubles],
         "dry_run": dry_run,
         "repairs": [{"domain": {"uuid": one.uuid}, "what": one.what, "done": one.is_done} for one in repairs],
-        "failed": [{"domain": {"uuid": uuid}, "message": str(err)} for uuid, err in failed.items()],
+        "failed": [
+            {"domain": {"uuid": uuid}, "message": str(err), "error": output.error_document(err)}
+            for uuid, err in failed.items()
+        ],
     }
 
 

@@ -99,7 +99,10 @@ def _document(recovered: _Recovered, failed: _Failed, *, dry_run: bool) -> dict[
             for uuid, backups in recovered.items()
             for backup in backups
         ],
-        "failed": [{"domain": {"uuid": uuid}, "message": str(err)} for uuid, err in failed.items()],
+        "failed": [
+            {"domain": {"uuid": uuid}, "message": str(err), "error": output.error_document(err)}
+            for uuid, err in failed.items()
+        ],
     }
 
 

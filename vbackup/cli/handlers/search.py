@@ -93,7 +93,10 @@ def _document(searched: Searched) -> dict[str, Any]:
     return {
         "domain": {"name": searched.domain_name, "uuid": searched.domain_uuid},
         "backups": list(searched.backups),
-        "failed": [{"id": backup_id, "message": str(err)} for backup_id, err in searched.failed],
+        "failed": [
+            {"id": backup_id, "message": str(err), "error": output.error_document(err)}
+            for backup_id, err in searched.failed
+        ],
         "found": [
             {"from": one.oldest, "to": one.newest, "where": one.address.where, **guest_files.document(one.entry)}
             for one in searched.found
