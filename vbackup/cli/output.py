@@ -10,12 +10,10 @@ import os
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
-
-    from vbackup.errors import VbackupError
 
 #: Headings of the columns that are aligned to the right.
 _RIGHT_ALIGNED = (
@@ -64,17 +62,6 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def error_document(err: VbackupError) -> dict[str, Any]:
-    """Return the error as a JSON document."""
-    return {
-        "schema": "vbackup.error/1",
-        "error": type(err).__name__,
-        "message": str(err),
-        "status": int(err.status),
-        "evidence": err.evidence(),
-    }
 
 
 def local_time(time: datetime) -> str:
