@@ -12,6 +12,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
                              serve  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
                              boot_test  fsck  live_restore  live_pull  live_resume  live_abort  documents
+                             restore_documents  restore_scripts
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -43,7 +44,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              nbd_client  image_lock
     qapi | hooks | scripts
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
-      hooks                  libvirt's hook script: install  daemons  marks  events
+      hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive

@@ -39,8 +39,9 @@ from vbackup.repository.history import History
 from vbackup.repository.journal import Journal
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository, Stage
+from vbackup.scripts import runner
 from vbackup.scripts.finding import ScriptPhase
-from vbackup.scripts.runner import DomainScripts, Settings
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -117,7 +118,7 @@ def run(
     """
     begun = time.monotonic()
     access = _access(request, images_in_use, stop)
-    scripts = scripts or DomainScripts(Settings(), reporter=reporter, stop=stop, work="backup", domain=request.domain)
+    scripts = scripts or runner.none(reporter=reporter, stop=stop, work="backup", domain=request.domain)
     scripts.know(repository=os.fspath(repository.path.absolute()))
     with scripts.attended():
         handle = host.domain(request.domain)

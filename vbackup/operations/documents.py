@@ -1,4 +1,4 @@
-"""The JSON documents of plans and results: what --json prints, and what the user's scripts get as their input."""
+"""The JSON documents of a backup: what --json prints, and what the user's scripts get as their input."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import vbackup
 from vbackup.errors import ScriptError, VbackupError, error_document
@@ -23,6 +23,8 @@ from vbackup.scripts import finding, program
 from vbackup.scripts.finding import Found, Script, ScriptPhase
 from vbackup.scripts.program import End, How
 from vbackup.stop import Stop
+
+T = TypeVar("T")
 
 #: How long a script may run by default, in seconds.
 TIMEOUT_S = 300.0
@@ -84,6 +86,11 @@ class Outcome:
             "failure": self.failure,
             "duration_s": round(self.duration_s, 3),
         }
+
+
+def none(*, reporter: Reporter, stop: Stop, work: str, domain: str) -> DomainScripts:
+    """Return no scripts, for work that nobody has scripts for."""
+    return DomainScripts(Settings(), reporter=reporter, stop=stop, work=work, domain=domain)
 
 
 class DomainScripts:
@@ -191,6 +198,13 @@ class DomainScripts:
         if self.has(phase):
             self._thread = threading.Thread(target=self.after, args=(phase, document), name=phase.value)
             self._thread.start()
+
+    def around(self, work: Callable[[], T], *, after: ScriptPhase, document: Callable[[T], Mapping[str, Any]]) -> T:
+        """Do the work attended, run the scripts of the phase after it with its document, and return what it returns."""
+        with self.attended():
+            done = work()
+        self.after(after, document(done))
+        return done
 
     @contextmanager
     def attended(self) -> Iterator[None]:
