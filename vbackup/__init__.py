@@ -6,12 +6,13 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one
+                             one_by_one  script_options
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
                              serve  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
-                             boot_test  fsck  live_restore  live_pull  live_resume  live_abort
+                             boot_test  fsck  live_restore  live_pull  live_resume  live_abort  documents
+                             restore_documents  restore_scripts
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -43,10 +44,11 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
                              nbd_address  nbd_client  nbd_blocks  image_lock
-    qapi | hooks | schemas
+    qapi | hooks | schemas | scripts
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
-      hooks                  libvirt's hook script: install  daemons  marks  events
+      hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       schemas                JSON Schemas of all documents, as data: (no module)
+      scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive
 

@@ -12,8 +12,7 @@ import pytest
 
 from tests import documents
 from vbackup import errors, schemas
-from vbackup.cli.output import error_document
-from vbackup.errors import Status, VbackupError
+from vbackup.errors import Status, VbackupError, error_document
 
 #: One of each, with its exit status (design: 0 to 9, 128 + the signal).
 EXAMPLES: list[tuple[VbackupError, int]] = [
@@ -58,6 +57,8 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.NewerJournalError("X-full", "f0000000", schema="vbackup.journal/2", known="vbackup.journal/1"), 7),
     (errors.StorageError("x"), 7),
     (errors.NoSpaceError("x"), 7),
+    (errors.UnsafeScriptError("/x", "can be written by others than its owner"), 7),
+    (errors.ScriptError("pre-backup", "/x", "ended with exit status 1", exit_status=1, state="x"), 9),
     (errors.RestoredOnlyError(errors.MonitorError("x."), "y."), 1),
     (errors.RestoredOnlyError(errors.UnsuitableError("x."), "y."), 5),
     (errors.PartlyCopiedError(errors.UnsuitableError("x."), "y"), 5),

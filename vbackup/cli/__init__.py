@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vbackup.cli import streams
-from vbackup.cli.output import error_document, plain
-from vbackup.errors import InstallationError, Status, UsageError, VbackupError
+from vbackup.cli.output import plain
+from vbackup.errors import InstallationError, Status, UsageError, VbackupError, error_document
 
 log = logging.getLogger(__name__)
 

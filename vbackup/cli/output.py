@@ -10,12 +10,10 @@ import os
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
-
-    from vbackup.errors import VbackupError
 
 #: Headings of the columns that are aligned to the right.
 _RIGHT_ALIGNED = (
@@ -64,22 +62,6 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def error_document(err: VbackupError) -> dict[str, Any]:
-    """Return the error as a JSON document."""
-    details = err.evidence()
-    return {
-        "schema": "vbackup.error/1",
-        "code": err.code,
-        "message": str(err),
-        "status": int(err.status),
-        "retry": err.retry.value,
-        "details": details,
-        # What the first version of the document had.
-        "error": type(err).__name__,
-        "evidence": details,
-    }
 
 
 def local_time(time: datetime) -> str:

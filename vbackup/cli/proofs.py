@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbackup.cli import one_by_one, output
 from vbackup.cli.context import Context
-from vbackup.errors import Status, UsageError, VbackupError
+from vbackup.errors import Status, UsageError, VbackupError, error_document
 from vbackup.report import Reporter
 from vbackup.repository import boot_result, fsck_result
 from vbackup.repository.repository import Repository
@@ -125,8 +125,7 @@ def _document(one: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _failed_documents(failed: Mapping[str, VbackupError], repository: Repository) -> list[dict[str, Any]]:
     return [
-        {"uuid": uuid, "name": repository.name_of(uuid), "error": output.error_document(err)}
-        for uuid, err in failed.items()
+        {"uuid": uuid, "name": repository.name_of(uuid), "error": error_document(err)} for uuid, err in failed.items()
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
-from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
+from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError, error_document
 from vbackup.operations import check
 from vbackup.operations.check import Checked
 from vbackup.operations.repair import Repair
@@ -131,7 +131,7 @@ def _document(
         "dry_run": dry_run,
         "repairs": [{"domain": {"uuid": one.uuid}, "what": one.what, "done": one.is_done} for one in repairs],
         "failed": [
-            {"domain": {"uuid": uuid}, "message": str(err), "error": output.error_document(err)}
+            {"domain": {"uuid": uuid}, "message": str(err), "error": error_document(err)}
             for uuid, err in failed.items()
         ],
     }

@@ -10,7 +10,7 @@ from typing import Any
 from vbackup.cli import one_by_one, output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
-from vbackup.errors import Status, UsageError, VbackupError
+from vbackup.errors import Status, UsageError, VbackupError, error_document
 from vbackup.operations import prune
 from vbackup.operations.prune import Line, PruneRequest, Pruning
 from vbackup.operations.prune_merges import Consolidation
@@ -127,7 +127,7 @@ def _document(
             for one in done
         ],
         "failed": [
-            {"domain": {"name": repository.name_of(uuid), "uuid": uuid}, "error": output.error_document(err)}
+            {"domain": {"name": repository.name_of(uuid), "uuid": uuid}, "error": error_document(err)}
             for uuid, err in failed.items()
         ],
     }

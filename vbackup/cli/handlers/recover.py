@@ -10,7 +10,7 @@ from vbackup.cli import output
 from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
 from vbackup.domain.host import Host
-from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError
+from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError, error_document
 from vbackup.operations import adopt, recovery
 from vbackup.repository.repository import Repository
 
@@ -100,7 +100,7 @@ def _document(recovered: _Recovered, failed: _Failed, *, dry_run: bool) -> dict[
             for backup in backups
         ],
         "failed": [
-            {"domain": {"uuid": uuid}, "message": str(err), "error": output.error_document(err)}
+            {"domain": {"uuid": uuid}, "message": str(err), "error": error_document(err)}
             for uuid, err in failed.items()
         ],
     }

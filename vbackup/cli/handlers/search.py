@@ -9,7 +9,7 @@ from vbackup import names
 from vbackup.cli import guest_files, keys, output
 from vbackup.cli.arguments import domain_and_words_of, swallowed
 from vbackup.cli.context import Context
-from vbackup.errors import Status, UsageError
+from vbackup.errors import Status, UsageError, error_document
 from vbackup.operations import search
 from vbackup.operations.search import Found, Searched, SearchRequest
 from vbackup.repository.repository import Repository
@@ -94,8 +94,7 @@ def _document(searched: Searched) -> dict[str, Any]:
         "domain": {"name": searched.domain_name, "uuid": searched.domain_uuid},
         "backups": list(searched.backups),
         "failed": [
-            {"id": backup_id, "message": str(err), "error": output.error_document(err)}
-            for backup_id, err in searched.failed
+            {"id": backup_id, "message": str(err), "error": error_document(err)} for backup_id, err in searched.failed
         ],
         "found": [
             {"from": one.oldest, "to": one.newest, "where": one.address.where, **guest_files.document(one.entry)}

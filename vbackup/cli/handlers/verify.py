@@ -16,6 +16,7 @@ from vbackup.errors import (
     Status,
     UsageError,
     VbackupError,
+    error_document,
 )
 from vbackup.operations import verify
 from vbackup.operations.verify import Verified, VerifyRequest
@@ -119,8 +120,7 @@ def _document(
 ) -> dict[str, Any]:
     domains = [_domain_document(one) for one in done]
     domains += [
-        {"uuid": uuid, "name": repository.name_of(uuid), "error": output.error_document(err)}
-        for uuid, err in failed.items()
+        {"uuid": uuid, "name": repository.name_of(uuid), "error": error_document(err)} for uuid, err in failed.items()
     ]
     return {
         "repository": {"path": str(repository.path), "id": repository.id},
