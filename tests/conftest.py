@@ -125,7 +125,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("VBACKUP_REPOSITORY", "LIBVIRT_DEFAULT_URI", "NO_COLOR"):
+    for name in ("VBACKUP_REPOSITORY", "VBACKUP_SCRIPTS", "LIBVIRT_DEFAULT_URI", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
 

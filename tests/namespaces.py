@@ -119,7 +119,7 @@ def hide_system() -> None:
             owner, authority = (before / _LOCALCA).stat(), Path("/var/lib", _LOCALCA)
             authority.mkdir(mode=0o750)
             os.chown(authority, owner.st_uid, owner.st_gid)
-    for place in ("/etc/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/var/log/swtpm"):
+    for place in ("/etc/libvirt", "/etc/vbackup", "/var/cache/libvirt", "/var/log/libvirt", "/var/log/swtpm"):
         if Path(place).is_dir():
             with _covered(place) as before:
                 _keep_capabilities(before, Path(place))

@@ -6,12 +6,13 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one
+                             one_by_one  script_options
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
                              serve  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
-                             boot_test  fsck  live_restore  live_pull  live_resume  live_abort
+                             boot_test  fsck  live_restore  live_pull  live_resume  live_abort  documents
+                             restore_documents  restore_scripts
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -20,13 +21,14 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address
                              guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
-    domain | repository
+    domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
                              machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
                              capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
                              boot_watch  screenshot  lifecycle  live_xml  qemu_user
+      http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
                              late_lists  read_progress  read_rate  block_list  block_scan  composition  notes
@@ -37,21 +39,23 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
                              kept_result
                              data_size  live_state
+      sessions               the record of pull sessions: record  checkpoint
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
-                             nbd_client  image_lock
-    qapi | hooks | schemas
+                             nbd_address  nbd_client  nbd_blocks  image_lock
+    qapi | hooks | schemas | scripts
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
-      hooks                  libvirt's hook script: install  daemons  marks  events
+      hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       schemas                JSON Schemas of all documents, as data: (no module)
+      scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment and latency, repository.history and hosts, qemu.block_graph, domain.domain_xml, restored_xml,
-live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot,
-images.tuning and denied.
+allocation, moment and latency, repository.history and hosts, http.ranges, sessions.checkpoint, qemu.block_graph,
+domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml,
+qemu_arguments, boot_copy and screenshot, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

@@ -718,6 +718,30 @@ class StorageError(VbackupError):
     code = "STORAGE_UNUSABLE"
 
 
+class UnsafeScriptError(StorageError):
+    """A script of the user's, or a directory on the way to it, can be changed by others, so none is run."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(
+            f"{path} {reason}, so scripts from there are not run. Nothing was changed. Give it to root and remove the"
+            " permission with 'chown root' and 'chmod go-w', or give --no-scripts."
+        )
+
+
+class ScriptError(VbackupError):
+    """A script of the user's stopped the work before it began. ``state`` says in a sentence what has become of it."""
+
+    status = Status.SCRIPT
+
+    def __init__(self, phase: str, script: str, failure: str, *, exit_status: int | None, state: str) -> None:
+        self.phase = phase
+        self.script = script
+        self.exit_status = exit_status  #: None if it did not end by itself
+        super().__init__(f"The {phase} script {script} {failure}. {state}")
+
+
 class RestoredOnlyError(VbackupError):
     """A domain was restored, but libvirt did not define or start it: what was restored stays. ``left``: what to do."""
 

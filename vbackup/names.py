@@ -24,6 +24,12 @@ from vbackup.model import Level
 
 BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-(full|incremental|differential|copy)")
 REPOSITORY_ID = re.compile(r"[0-9a-f]{12}")
+#: A tracker (vbackup.sessions) has what a repository has in QEMU, under an id that no repository can have.
+TRACKER_ID = re.compile(r"t[0-9a-f]{11}")
+#: What the client of pull sessions calls itself; also the name of a file.
+TRACKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,62}")
+#: The id of a pull session; also the name of a directory, and the beginning of the names of its exports.
+SESSION_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 TOKEN = re.compile(r"[0-9a-f]{12}(?:[0-9a-f]{4})?")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -36,20 +42,20 @@ BOOT_COPY_PREFIX = "vbackup-boot-"
 #: What an audit is named by in QEMU; the repository has nothing of this name.
 _AUDIT_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-audit")
 
-_PREFIX = re.compile(rf"vbackup-{REPOSITORY_ID.pattern}-")
+#: The id in the names: of a repository, or of a tracker.
+_OWNER = rf"(?:{REPOSITORY_ID.pattern}|{TRACKER_ID.pattern})"
+_PREFIX = re.compile(rf"vbackup-{_OWNER}-")
 _BITMAP = re.compile(
-    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern}|{_AUDIT_ID.pattern})"
+    rf"vbackup-(?P<repository>{_OWNER})-(?P<backup>{BACKUP_ID.pattern}|{_AUDIT_ID.pattern})"
     rf"-(?P<dev>{DEV.pattern})-(?:(?P<token>{TOKEN.pattern})|working|allocated)"
 )
-_END_MARK = re.compile(
-    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-end-(?P<dev>{DEV.pattern})-(?P<size>[1-9][0-9]{{0,18}})"
-)
+_END_MARK = re.compile(rf"vbackup-(?P<repository>{_OWNER})-end-(?P<dev>{DEV.pattern})-(?P<size>[1-9][0-9]{{0,18}})")
 
 _ROLLBACK = re.compile(
-    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})-rollback"
+    rf"vbackup-(?P<repository>{_OWNER})-(?P<backup>{BACKUP_ID.pattern})-(?P<dev>{DEV.pattern})-rollback"
 )
 _JOB = re.compile(
-    rf"vbackup-(?P<repository>{REPOSITORY_ID.pattern})-(?P<backup>{BACKUP_ID.pattern}|{_AUDIT_ID.pattern})"
+    rf"vbackup-(?P<repository>{_OWNER})-(?P<backup>{BACKUP_ID.pattern}|{_AUDIT_ID.pattern})"
     rf"-(?P<dev>{DEV.pattern})"
 )
 
@@ -78,6 +84,21 @@ def new_group_id() -> str:
 
 #: Characters that make a word a pattern (see fnmatch), unless a domain has exactly that name.
 _WILDCARDS = frozenset("*?[")
+
+
+def tracker_id(name: str) -> str:
+    """Return the id that stands for a tracker in the names of what it has in QEMU."""
+    return "t" + hashlib.sha256(name.encode()).hexdigest()[:11]
+
+
+def new_session_id(time: datetime) -> str:
+    """Return the id of a pull session: its beginning, and six random hexadecimal digits."""
+    return f"{stamp(time)}-{new_repository_id()[:6]}"
+
+
+def is_tracker(owner: str) -> bool:
+    """Return True if the id in a name is that of a tracker, False if it is that of a repository."""
+    return TRACKER_ID.fullmatch(owner) is not None
 
 
 def is_pattern(word: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.builders import Recorder
 from vbackup.errors import MalformedError, StorageError
 from vbackup.qemu import nbd_client
+from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_client import NbdClient
 from vbackup.qemu.storage_daemon import StorageDaemon
 
@@ -52,7 +53,7 @@ def content(client: NbdClient, start_bytes: int, length_bytes: int) -> bytes:
 
 
 def test_content_is_that_of_the_disk(server: tuple[StorageDaemon, Path]) -> None:
-    with NbdClient(server[1], "disk") as client:
+    with NbdClient(NbdAddress("disk", path=server[1])) as client:
         expected = bytearray(8 * MIB + 512)
         for start, length, value in ((MIB, 100 * 1024, 1), (3 * MIB, 2 * MIB, 2), (8 * MIB, 512, 3)):
             expected[start : start + length] = bytes([value]) * length
@@ -66,28 +67,28 @@ def test_content_is_that_of_the_disk(server: tuple[StorageDaemon, Path]) -> None
 
 
 def test_zeros_are_not_sent(server: tuple[StorageDaemon, Path]) -> None:
-    with NbdClient(server[1], "disk") as client:
+    with NbdClient(NbdAddress("disk", path=server[1])) as client:
         assert list(client.read(0, MIB)) == [(0, MIB, None)]
         assert [data is None for _, _, data in client.read(4 * MIB - 65536, 3 * 65536)] == [False, True, False]
 
 
 def test_error_of_the_storage_names_the_place(server: tuple[StorageDaemon, Path]) -> None:
-    with NbdClient(server[1], "bad") as client:
+    with NbdClient(NbdAddress("bad", path=server[1])) as client:
         assert content(client, 0, MIB) == bytes(MIB)
         with pytest.raises(StorageError, match="bad cannot be read at byte 3145728: QEMU closed the connection"):
             content(client, 3 * MIB, 65536)
 
 
 def test_export_that_is_not_there_and_server_that_is_none(server: tuple[StorageDaemon, Path], tmp_path: Path) -> None:
-    with pytest.raises(MalformedError, match="refuses to export other"), NbdClient(server[1], "other"):
+    with pytest.raises(MalformedError, match="refuses to export other"), NbdClient(NbdAddress("other", path=server[1])):
         pass
-    with pytest.raises(StorageError, match="No such file"), NbdClient(tmp_path / "none", "disk"):
+    with pytest.raises(StorageError, match="No such file"), NbdClient(NbdAddress("disk", path=tmp_path / "none")):
         pass
 
 
 def test_server_that_ends_in_the_middle(server: tuple[StorageDaemon, Path]) -> None:
     daemon, path = server
-    with NbdClient(path, "disk") as client:
+    with NbdClient(NbdAddress("disk", path=path)) as client:
         daemon.execute("nbd-server-stop")
         with pytest.raises(StorageError, match="cannot be read at byte 0"):
             content(client, 0, 512)

@@ -27,11 +27,14 @@ from vbackup.model import (
     LeftOut,
     Level,
 )
+from vbackup.process import Process
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.block_graph import BlockGraph
 from vbackup.report import Phase, Reporter
 from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.repository import Repository
+from vbackup.sessions.checkpoint import Checkpoint, TrackedDisk
+from vbackup.sessions.record import Internals, Session, SessionDisk, SessionState
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 REPOSITORY, FOREIGN = "0123456789ab", "ba9876543210"
@@ -291,3 +294,63 @@ def live_state_in(output: Path, *devs: str) -> LiveState:
         later=("serial0.log",),
         protected=(backup_id(1),),
     )
+
+
+#: The tracker of the sessions below, and the id that it has in QEMU.
+TRACKER = "acme:web"
+TRACKER_ID = names.tracker_id(TRACKER)
+
+
+def session_checkpoint(number: int, *devs: str, level: Level = Level.FULL) -> Checkpoint:
+    """The ``number``-th checkpoint of the tracker TRACKER."""
+    time = NOON + timedelta(seconds=number)
+    id_ = names.backup_id(time, level)
+    naming = names.Naming(TRACKER_ID)
+    disks = [
+        TrackedDisk(dev, level, SIZE_BYTES, naming.bitmap(id_, dev, f"{number:012x}"), "libvirt-1-format")
+        for dev in devs
+    ]
+    return Checkpoint(
+        id_, number, time, f"{names.stamp(time)}-{number:06x}", level, disks={disk.dev: disk for disk in disks}
+    )
+
+
+def pull_session(*devs: str, number: int = 2, **changes: Any) -> Session:
+    """An open session that is incremental since the first checkpoint of TRACKER."""
+    base = session_checkpoint(1, *devs)
+    checkpoint = session_checkpoint(number, *devs, level=Level.INCREMENTAL)
+    context = f"qemu:dirty-bitmap:{base.id}"
+    disks = [
+        SessionDisk(
+            dev=dev,
+            size_bytes=SIZE_BYTES,
+            export=f"{checkpoint.session}-{dev}",
+            uri=f"nbd+unix:///{checkpoint.session}-{dev}?socket=/run/x/nbd.sock",
+            level_asked=Level.AUTO,
+            level=Level.INCREMENTAL,
+            reason_code="base-trusted",
+            reason=f"changes since {base.id}",
+            base_checkpoint=base.id,
+            base_context=context,
+            contexts={base.id: context},
+            dirty_bytes=65536,
+        )
+        for dev in devs
+    ]
+    values: dict[str, Any] = {
+        "id": checkpoint.session,
+        "tracker": TRACKER,
+        "domain_name": "web",
+        "domain_uuid": UUID,
+        "state": SessionState.OPEN,
+        "level": Level.AUTO,
+        "base_asked": None,
+        "checkpoint": checkpoint.id,
+        "base_checkpoint": base.id,
+        "started": checkpoint.time,
+        "expires": checkpoint.time + timedelta(hours=2),
+        "socket": "/run/x/nbd.sock",
+        "disks": tuple(disks),
+        "internals": Internals(Process(4711, 1, "boot"), "/var/tmp", checkpoint),
+    }
+    return Session(**{**values, **changes})

@@ -15,6 +15,7 @@ from vbackup.operations.backup import BackupRequest
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import Event
 from vbackup.repository.repository import Repository
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 
 SIZE_BYTES = 16 * MIB
@@ -200,7 +201,13 @@ class FakeWatchdog:
 
 
 def run(
-    domain: FakeDomain, repo: Repository, recorder: Recorder | None = None, *, stop: Stop | None = None, **request: Any
+    domain: FakeDomain,
+    repo: Repository,
+    recorder: Recorder | None = None,
+    *,
+    stop: Stop | None = None,
+    scripts: DomainScripts | None = None,
+    **request: Any,
 ) -> Backup:
     return backup.run(
         BackupRequest("web", **request),
@@ -208,6 +215,7 @@ def run(
         repository=repo,
         reporter=recorder or Recorder(),
         stop=stop or Stop(),
+        scripts=scripts,
     )
 
 

@@ -27,8 +27,8 @@ ELSEWHERE = {
     "engine.restored_checkpoint": "end_to_end/test_restored_checkpoint.py",  # needs the program
     "engine.rollback": "end_to_end/test_rollback.py",
     "operations.rollback": "end_to_end/test_rollback.py",
-    "qemu.nbd_client": "contract/test_nbd_client.py",  # a server of QEMU
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
+    "http.served": "unit/http/test_server.py",  # protocols
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones

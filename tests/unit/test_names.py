@@ -220,3 +220,35 @@ def test_names_of_files() -> None:
     assert all(names.is_file_name(text) for text in ("x" * 255, "ä" * 127, "with space", "-a", "a.b"))
     assert not names.is_file_name("..")
     assert not names.is_file_name(".hidden")
+
+
+def test_tracker_s_names_are_no_repository_s() -> None:
+    owner = names.tracker_id("acme:web")
+    assert names.TRACKER_ID.fullmatch(owner)
+    assert not names.REPOSITORY_ID.fullmatch(owner)
+    assert names.is_tracker(owner)
+    assert not names.is_tracker(names.new_repository_id())
+    assert owner != names.tracker_id("acme:web2")
+
+
+@given(times, levels, devs)
+def test_bitmap_of_a_tracker_is_ours_and_its_own(time: datetime, level: Level, dev: str) -> None:
+    owner = names.tracker_id("acme")
+    name = names.Naming(owner).bitmap(names.backup_id(time, level), dev, names.new_token())
+    parsed = names.parse_bitmap(name)
+    assert parsed is not None
+    assert parsed.repository_id == owner
+    assert names.is_ours(name)
+    assert names.repository_of(names.Naming(owner).end_mark(dev, 1)) == owner
+
+
+def test_session_s_id_tells_when_it_began() -> None:
+    session = names.new_session_id(NOON)
+    assert names.SESSION_ID.fullmatch(session)
+    assert session.startswith(names.stamp(NOON))
+    assert names.new_session_id(NOON) != session
+
+
+@pytest.mark.parametrize("name", ["", ".", "-x", "a/b", "a b", "x" * 64, "\u00e4"])
+def test_what_is_no_name_of_a_tracker(name: str) -> None:
+    assert not names.TRACKER.fullmatch(name)

@@ -301,6 +301,26 @@ def add_exclusive(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scripts(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the user's scripts (vbackup.cli.script_options)."""
+    from vbackup.cli.values import directory, positive_seconds  # which 'vbackup --help' does without
+
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--scripts",
+        metavar="DIR",
+        type=directory,
+        help="run the scripts in DIR (default: VBACKUP_SCRIPTS, or /etc/vbackup/scripts.d if it exists)",
+    )
+    which.add_argument("--no-scripts", action="store_true", help="run no scripts")
+    parser.add_argument(
+        "--script-timeout",
+        metavar="TIME",
+        type=positive_seconds,
+        help="end a script that takes longer than this (90, 90s, 5m) (default: 5m)",
+    )
+
+
 def add_qemu(parser: argparse.ArgumentParser) -> None:
     """Add the QEMU to work on: a domain's, one with a QMP socket, or a storage daemon on image files."""
     add_domain(parser, otherwise=" (or give --socket or --image)")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from vbackup.cli import output, plans
+from vbackup.cli import output, plans, script_options
 from vbackup.cli.context import Context
 from vbackup.domain import selection
 from vbackup.domain.host import Host
@@ -17,7 +17,7 @@ from vbackup.domain.selection import Selection, Skipped
 from vbackup.engine.plan import BackupPlan
 from vbackup.errors import GroupError, InterruptedBySignalError, Status, error_document
 from vbackup.model import Backup, Group
-from vbackup.operations import batch
+from vbackup.operations import batch, documents
 from vbackup.operations.backup import BackupRequest
 from vbackup.operations.batch import Batch, Result
 from vbackup.repository import manifest
@@ -47,6 +47,7 @@ def run(
             reporter=reporter,
             stop=context.stop,
             total_bytes_s=options.total_speed,
+            scripts=script_options.for_several(options, reporter),
         )
         results = _run(work, selected, options=options)
     duration_s = round(time.monotonic() - started, 3)
@@ -118,13 +119,18 @@ def _document(results: Sequence[Result[Any]], selected: Selection, *, duration_s
 
 
 def _entry(result: Result[Any]) -> dict[str, Any]:
-    entry = {"name": result.domain.name, "uuid": result.domain.uuid, "duration_s": result.duration_s}
+    entry = {
+        "name": result.domain.name,
+        "uuid": result.domain.uuid,
+        "duration_s": result.duration_s,
+        "scripts": [outcome.document() for outcome in result.scripts],
+    }
     if result.error is not None:
         return {**entry, "error": error_document(result.error)}
     if isinstance(result.made, Backup):
-        return {**entry, "backup": {"schema": "vbackup.backup/1", **manifest.document(result.made)}}
+        return {**entry, "backup": documents.backup(result.made)}
     assert result.made is not None  # a result has either
-    return {**entry, "plan": {"schema": "vbackup.plan/1", **plans.document(result.made)}}
+    return {**entry, "plan": documents.plan(result.made)}
 
 
 def _print(results: Sequence[Result[Any]], skipped: Sequence[Skipped], *, duration_s: float, dry_run: bool) -> None:

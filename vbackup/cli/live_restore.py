@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from vbackup.cli import output
+from vbackup.cli import output, script_options
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
-from vbackup.operations import live_abort, live_restore, live_resume, restored_machine
+from vbackup.operations import live_abort, live_restore, live_resume, restore_documents
 from vbackup.operations.live_abort import Aborted, AbortRequest
 from vbackup.operations.live_restore import LiveRequest, LiveRestored
 from vbackup.operations.live_resume import ResumeRequest
-from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
+from vbackup.scripts.finding import ScriptPhase
+from vbackup.scripts.runner import DomainScripts
 
 _SCHEMA = "vbackup.liverestore/1"
 #: Options of ``restore`` that a live restore has no use for, and why.
@@ -47,9 +48,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
     repository = Repository.open(context.repository_path())
     if options.abort:
         return _abort(options, repository, context)
-    done = _resume(options, repository, context) if options.resume else _start(options, repository, context)
+    done, scripts = (_resume if options.resume else _start)(options, repository, context)
     if context.as_json:
-        context.print_document(_SCHEMA, _document(done))
+        context.print_document(_SCHEMA, {**restore_documents.live_restored(done), "scripts": scripts.documents()})
     elif not context.is_quiet:
         print(output.plain(f"Domain {done.name} runs from its own images, restored from backup {done.backup_id}:"))
         for path in done.images.values():
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
-def _start(options: argparse.Namespace, repository: Repository, context: Context) -> LiveRestored:
+def _start(options: argparse.Namespace, repository: Repository, context: Context) -> tuple[LiveRestored, DomainScripts]:
     backup_id = backup_of(options)
     request = LiveRequest(
         context.uuid_of(repository, domain_of(options)),
@@ -66,13 +67,33 @@ def _start(options: argparse.Namespace, repository: Repository, context: Context
         speed_bytes_s=options.speed,
     )
     with Host(context.uri) as host, context.reporting(domain_of(options)) as reporter:
-        return live_restore.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        own = script_options.of_domain(
+            options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
+        )
+        done = own.around(
+            lambda: live_restore.run(
+                request, host=host, repository=repository, reporter=reporter, stop=context.stop, scripts=own
+            ),
+            after=ScriptPhase.POST_RESTORE,
+            document=restore_documents.live_restored,
+        )
+    return done, own
 
 
-def _resume(options: argparse.Namespace, repository: Repository, context: Context) -> LiveRestored:
+def _resume(
+    options: argparse.Namespace, repository: Repository, context: Context
+) -> tuple[LiveRestored, DomainScripts]:
     request = ResumeRequest(_domain(options), options.output, speed_bytes_s=options.speed)
     with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        return live_resume.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        own = script_options.of_domain(options, request.domain, work="restore", reporter=reporter, stop=context.stop)
+        done = own.around(
+            lambda: live_resume.run(
+                request, host=host, repository=repository, reporter=reporter, stop=context.stop, scripts=own
+            ),
+            after=ScriptPhase.POST_RESTORE,
+            document=restore_documents.live_restored,
+        )
+    return done, own
 
 
 def _abort(options: argparse.Namespace, repository: Repository, context: Context) -> int:
@@ -91,21 +112,6 @@ def _domain(options: argparse.Namespace) -> str:
     if backup_of(options) is not None:
         raise UsageError("--resume and --abort take no backup: the restore that has begun is of one already.")
     return domain_of(options)
-
-
-def _document(done: LiveRestored) -> dict[str, object]:
-    return {
-        "id": done.backup_id,
-        "state": "home",
-        "domain": {"name": done.name, "uuid": done.uuid},
-        "disks": [
-            {"dev": dev, "file": str(path), "format": "qcow2", "backup": done.backups[dev]}
-            for dev, path in done.images.items()
-        ],
-        "machine": restored_machine.document(done.machine),
-        "left_out": [manifest.left_out_document(left) for left in done.left_out],
-        "shared": [manifest.left_out_document(left) for left in done.shared],
-    }
 
 
 def _aborted_document(done: Aborted) -> dict[str, object]:

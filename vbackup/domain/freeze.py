@@ -77,6 +77,7 @@ class Freeze:
 
     consistency: Consistency = Consistency.CRASH
     frozen_ms: int = 0  #: from the freeze command to the answer to the thaw; 0 if nothing was frozen
+    begun: float | None = None  #: time of the freeze command on ``clock``; None if vbackup has not frozen the guest
 
 
 class Thaw(Enum):
@@ -133,6 +134,7 @@ def frozen(
         reason = attempt.freeze()
         if reason is not None and not attempt.was_too_late:
             _do_without(quiesce, reason, reporter)
+        freeze.begun = attempt.begun if reason is None else None
         yield freeze
     finally:
         attempt.thaw()
@@ -170,7 +172,7 @@ class _Attempt:
 
     def __init__(self, agent: Agent, thawer: Thawer, reporter: Reporter, clock: Callable[[], float]) -> None:
         self._agent, self._thawer, self._reporter, self._clock = agent, thawer, reporter, clock
-        self._begun = clock()
+        self.begun = clock()  #: when the freeze command is sent
         self._answered = False
         self._refused = False
         self._was_thawed_blindly = False
@@ -223,7 +225,7 @@ class _Attempt:
         if self._late and self._answered and (self._was_thawed_blindly or self._thawer.has_thawed()):
             self._thawer.thawed()
             self._thaw = Thawed(Thaw.NOTHING_FROZEN)
-            self.frozen_ms = max(1, round((self._clock() - self._begun) * 1000))
+            self.frozen_ms = max(1, round((self._clock() - self.begun) * 1000))
             return
         thawed = self._thaw = thaw(self._agent, sure=self._answered, deadline_s=THAW_DEADLINE_S, clock=self._clock)
         if thawed.how is Thaw.NO_ANSWER:
@@ -243,7 +245,7 @@ class _Attempt:
                 f"The guest agent froze {thawed.count} filesystem(s) before it failed; they are thawed again."
             )
         if self._count or thawed.count or not self._answered:  # without an answer it may have frozen them
-            self.frozen_ms = max(1, round((self._clock() - self._begun) * 1000))
+            self.frozen_ms = max(1, round((self._clock() - self.begun) * 1000))
 
     def reason_not_to_trust(self) -> str | None:
         """Return why the filesystems may have thawed before the end of the block, or None if they were frozen."""
@@ -260,7 +262,7 @@ class _Attempt:
         return None
 
     def _is_over(self) -> bool:
-        return self._clock() - self._begun >= self._thawer.limit_s
+        return self._clock() - self.begun >= self._thawer.limit_s
 
     def _thaw_blindly(self) -> None:
         with contextlib.suppress(VbackupError):  # the thaw at the end of the block reports errors

@@ -46,6 +46,7 @@ from vbackup.qapi.actions import (
 )
 from vbackup.qemu import jobs, nbd_client, qcow2_bitmap
 from vbackup.qemu.monitor import Monitor
+from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_client import NbdClient
 from vbackup.qemu.stored_bitmap import StoredBitmap
 from vbackup.qemu.transaction import send, tuned
@@ -288,7 +289,7 @@ def _verify(disks: Sequence[DiskRollback], domain: LockedDomain) -> None:
             total_bytes = changed_blocks.count_bytes(disk.blocks)
             options = {"type": "nbd", "id": disk.dev, "name": disk.dev, "node-name": disk.top, "writable": False}
             monitor.execute("block-export-add", options)
-            with NbdClient(path, disk.dev) as client:
+            with NbdClient(NbdAddress(disk.dev, path=path)) as client:
                 wrong = changed_blocks.first_difference(
                     disk.point,
                     disk.blocks,

@@ -52,7 +52,7 @@ class Event:
     extra: str  #: a dash if libvirt passed nothing
     domain_name: str
     boot_id: str  #: /proc/sys/kernel/random/boot_id at that time
-    refused: bool  #: the hook refused the start, because an offline backup was running
+    refused: bool  #: the hook refused the start: the disks were in use by vbackup, or half restored
 
 
 def events(uuid: str) -> tuple[Event, ...]:

@@ -1,6 +1,6 @@
-"""Mark the domains whose disks an offline backup has open, so that the hook script refuses to start them.
+"""Mark the domains whose disks vbackup has open while they are off, so that the hook script refuses to start them.
 
-    /run/vbackup/offline/<domain uuid>    JSON: pid, start_ticks, boot_id, since
+    /run/vbackup/offline/<domain uuid>    JSON: pid, start_ticks, boot_id, since, work
 
 A mark counts only while the process that set it lives, so a mark left behind has no effect. Marks improve the message;
 the locks on the images protect them: without a mark the start fails in QEMU, with a message that says less.
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 
 from vbackup import names
@@ -30,34 +31,43 @@ DIRECTORY = Path("/run/vbackup/offline")
 LIMIT_BYTES = 4096
 
 
+class Work(Enum):
+    """What is done with the disks."""
+
+    BACKUP = "backup"
+    RESTORE = "restore"  #: in place
+
+
 @dataclass(frozen=True)
 class Mark:
-    """The process that has the disks of a domain open in an offline backup."""
+    """The process that has the disks of a domain open."""
 
     process: Process
     since: datetime
 
 
 @contextmanager
-def offline_mark(uuid: str) -> Iterator[None]:
+def offline_mark(uuid: str, work: Work = Work.BACKUP) -> Iterator[None]:
     """Make the hook script refuse to start domain ``uuid`` during the block.
 
-    Check that the domain is off inside the block, not before it: a start that was earlier than the mark has made the
-    domain active by then. A user who may not set marks, such as one who is not root, goes without. Raises BusyError if
-    another living process has set one.
+    Within such a block of this process another one changes nothing. Check that the domain is off inside the block,
+    not before it: a start that was earlier than the mark has made the domain active by then. A user who may not set
+    marks, such as one who is not root, goes without. Raises BusyError if another living process has set one.
     """
+    is_set = False
     try:
-        _set(uuid)
+        is_set = _set(uuid, work)
     except OSError as err:
-        log.debug("no mark that domain %s is in an offline backup: %s", uuid, err)
+        log.debug("no mark that domain %s has to stay off: %s", uuid, err)
     try:
         yield
     finally:
         try:
-            _clear(uuid)
+            if is_set:
+                _clear(uuid)
         except OSError as err:
             # It stops counting when this process ends.
-            log.debug("the mark that domain %s is in an offline backup stays: %s", uuid, err)
+            log.debug("the mark that domain %s has to stay off remains: %s", uuid, err)
 
 
 def live_mark(uuid: str) -> Mark | None:
@@ -75,18 +85,22 @@ def _path(uuid: str) -> Path:
     return DIRECTORY / uuid
 
 
-def _set(uuid: str) -> None:
+def _set(uuid: str, work: Work) -> bool:
+    """Return False if this process has set one already."""
     mark = Mark(Process.this(), datetime.now(timezone.utc))
     with _locked():
         other = live_mark(uuid)
         if other is not None and other.process != mark.process:
             raise BusyError(
-                f"Another vbackup (process {other.process.pid}) has the disks of domain {uuid} open in an offline"
-                " backup; wait for it to end."
+                f"Another vbackup (process {other.process.pid}) has the disks of domain {uuid} open, which is off; wait"
+                " for it to end."
             )
+        if other is not None:
+            return False
         path = _path(uuid)
         temporary = path.with_name(f".{uuid}.new")
-        text = json.dumps({**mark.process.document(), "since": mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")})
+        since = mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")
+        text = json.dumps({**mark.process.document(), "since": since, "work": work.value})
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(fd, "w", encoding="ascii") as file:
@@ -95,6 +109,7 @@ def _set(uuid: str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    return True
 
 
 def _clear(uuid: str) -> None:

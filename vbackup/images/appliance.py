@@ -1,8 +1,8 @@
 """Run libguestfs's appliance on disks that somebody exports: guestfish, driven by its standard input.
 
 What is in a disk of a guest is not to be trusted. The appliance is a small virtual machine: its kernel mounts the file
-systems, never the host's. guestfish is a program of its own and not a library here, as a fault in it then ends that
-process only. Its standard input is the only way that survives everything: names need no shell, a passphrase is in no
+systems, never the host's. guestfish runs as a separate program, not as a library: a fault in it ends only that
+process. Its standard input is the only way that survives everything: names need no shell, a passphrase is in no
 argument list, and if this process dies, guestfish and its QEMU end.
 """
 

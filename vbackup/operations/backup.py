@@ -7,8 +7,9 @@ the retry is the same command. vbackup.operations.restore is the way back.
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from vbackup.domain import definition, source
 from vbackup.domain.access import Access, ImagesInUse
-from vbackup.domain.freeze import DEFAULT_LIMIT_S
-from vbackup.domain.host import Host
+from vbackup.domain.freeze import DEFAULT_LIMIT_S, Freeze
+from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import finish, fleecing, leftovers, preparation, survey
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
@@ -28,7 +29,7 @@ from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import recovery, saved_machine
+from vbackup.operations import documents, recovery, saved_machine
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -38,6 +39,9 @@ from vbackup.repository.history import History
 from vbackup.repository.journal import Journal
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository, Stage
+from vbackup.scripts import runner
+from vbackup.scripts.finding import ScriptPhase
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
     from vbackup.engine.latency_throttle import LatencyThrottle
 
 log = logging.getLogger(__name__)
+
+#: How much of --freeze-limit the user's scripts may take, so that the moment comes before the limit.
+SCRIPTS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class _Run:
     domain: LockedDomain
     moment: Moment
     throttle: jobs.Throttle | None
+    scripts: DomainScripts
 
     def slowest_bytes_s(self, disks: int) -> int | None:
         """Return the lowest lasting speed of each of ``disks`` jobs, in bytes per second; None is no limit."""
@@ -98,33 +106,50 @@ def run(
     moment: Moment | None = None,
     throttle: jobs.Throttle | None = None,
     images_in_use: ImagesInUse | None = None,
+    scripts: DomainScripts | None = None,
 ) -> Backup:
     """Make a backup and return it as it was committed.
 
     ``moment`` makes it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request;
-    ``images_in_use`` has what other backups of the same command have open.
-    Raises a VbackupError, whose class says what went wrong; nothing of the backup is left then, and a warning reports
-    what could not be undone because QEMU or libvirt could not be reached.
+    ``images_in_use`` has what other backups of the same command have open; ``scripts`` are the user's, which run around
+    it and know afterwards how each of them ended.
+    Raises a VbackupError, whose class says what went wrong (ScriptError: a script stopped it); nothing of the backup is
+    left then, and a warning reports what could not be undone because QEMU or libvirt could not be reached.
     """
     begun = time.monotonic()
     access = _access(request, images_in_use, stop)
-    with _locked(request, access, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
-        domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
-        backup_plan = _plan(request, domain, is_dry_run=False)
-        try:
-            backup = _make(backup_plan, _Run(request, domain, moment or Alone(), throttle), begun=begun)
-        except (JobError, QmpError) as err:
-            # QEMU cancels its jobs as it ends, which is seen first.
-            if isinstance(err, JobError) and domain.source.has_ended():
-                raise DomainGoneError(domain.source.handle.name) from err
-            _refuse_corrupt(err, backup_plan, domain)
-            raise
-        finally:
-            nodes = {disk.dev: disk.node.top.node_name for disk in backup_plan.disks}
-            detached = domain.source.close_detached(nodes)
-            for dev in detached:
-                reporter.step(f"Disk {dev} was detached during the backup.")
-        _remove_superseded(backup_plan, backup_plan.history.with_committed(backup), domain, detached)
+    scripts = scripts or runner.none(reporter=reporter, stop=stop, work="backup", domain=request.domain)
+    scripts.know(repository=os.fspath(repository.path.absolute()))
+    with scripts.attended():
+        handle = host.domain(request.domain)
+        scripts.of_domain(handle.name, handle.uuid, uri=host.real_uri)
+        with _locked(handle, request, access, repository=repository, reporter=reporter, stop=stop) as domain:
+            backup = _backed_up(_Run(request, domain, moment or Alone(), throttle, scripts), begun=begun)
+    scripts.after(ScriptPhase.POST_BACKUP, documents.backup(backup))
+    return backup
+
+
+def _backed_up(this: _Run, *, begun: float) -> Backup:
+    """Plan the backup of a domain that is locked, make it, and remove what it supersedes."""
+    request, domain = this.request, this.domain
+    domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
+    backup_plan = _plan(request, domain, is_dry_run=False)
+    this.scripts.know(backup_id=backup_plan.id, level=backup_plan.level.value)
+    this.scripts.before(ScriptPhase.PRE_BACKUP, documents.plan(backup_plan))
+    try:
+        backup = _make(backup_plan, this, begun=begun)
+    except (JobError, QmpError) as err:
+        # QEMU cancels its jobs as it ends, which is seen first.
+        if isinstance(err, JobError) and domain.source.has_ended():
+            raise DomainGoneError(domain.source.handle.name) from err
+        _refuse_corrupt(err, backup_plan, domain)
+        raise
+    finally:
+        nodes = {disk.dev: disk.node.top.node_name for disk in backup_plan.disks}
+        detached = domain.source.close_detached(nodes)
+        for dev in detached:
+            domain.reporter.step(f"Disk {dev} was detached during the backup.")
+    _remove_superseded(backup_plan, backup_plan.history.with_committed(backup), domain, detached)
     return backup
 
 
@@ -154,7 +179,8 @@ def dry_run(
     it. Raises what ``run`` would raise up to that point.
     """
     access = _access(request, images_in_use, stop)
-    with _locked(request, access, host=host, repository=repository, reporter=reporter, stop=stop) as domain:
+    handle = host.domain(request.domain)
+    with _locked(handle, request, access, repository=repository, reporter=reporter, stop=stop) as domain:
         backup_plan = _plan(request, domain, is_dry_run=True)
         with repository.stage(domain.uuid, backup_plan.id) as stage, Undo(reporter) as undo:
             creation.reserve(preparation.new_images(backup_plan, stage))
@@ -173,10 +199,15 @@ def _access(request: BackupRequest, images_in_use: ImagesInUse | None, stop: Sto
 
 @contextmanager
 def _locked(
-    request: BackupRequest, access: Access, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+    handle: DomainHandle,
+    request: BackupRequest,
+    access: Access,
+    *,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
 ) -> Iterator[LockedDomain]:
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
-    handle = host.domain(request.domain)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     with (
@@ -319,10 +350,15 @@ def _start(
     )
     transaction = backup_plan.transaction()
     this.moment.ready()
-    with domain.source.frozen(this.request.quiesce, domain.reporter) as freeze, this.moment.taken():
-        now = datetime.now(timezone.utc)
-        with _refusals_of_lock(domain):
-            tuned(lambda actions: send(domain.monitor, {"actions": actions}), transaction)
+    with (
+        _scripts_of_the_freeze(backup_plan, this) as frozen,
+        domain.source.frozen(this.request.quiesce, domain.reporter) as freeze,
+    ):
+        frozen(freeze)
+        with this.moment.taken():
+            now = datetime.now(timezone.utc)
+            with _refusals_of_lock(domain):
+                tuned(lambda actions: send(domain.monitor, {"actions": actions}), transaction)
     this.moment.sent()
     draft = replace(
         planned.draft,
@@ -335,6 +371,31 @@ def _start(
     if freeze.frozen_ms:
         domain.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
     return replace(planned, draft=draft)
+
+
+@contextmanager
+def _scripts_of_the_freeze(backup_plan: BackupPlan, this: _Run) -> Iterator[Callable[[Freeze], None]]:
+    """Yield what runs the post-freeze scripts of a guest that vbackup has frozen; after the block, start post-thaw.
+
+    Those scripts also run if the block fails, as they undo what the former have done, and beside the copy: a job whose
+    target is full stops the guest until somebody ends it.
+    """
+    scripts, document = this.scripts, documents.plan(backup_plan)
+    was_frozen = False
+
+    def frozen(freeze: Freeze) -> None:
+        nonlocal was_frozen
+        if freeze.begun is not None and scripts.has(ScriptPhase.POST_FREEZE, ScriptPhase.POST_THAW):
+            was_frozen = True
+            deadline = freeze.begun + this.request.freeze_limit_s * SCRIPTS_SHARE
+            scripts.while_frozen(ScriptPhase.POST_FREEZE, document, deadline=deadline)
+
+    try:
+        yield frozen
+    finally:
+        if was_frozen:
+            scripts.begin(ScriptPhase.POST_THAW, document)
+        scripts.report()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from vbackup.domain.access import Identity, ImagesInUse
@@ -27,6 +27,8 @@ from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
 from vbackup.report import Labelling, Reporter
 from vbackup.repository.repository import Repository
+from vbackup.scripts.runner import DomainScripts, Settings
+from vbackup.scripts.runner import Outcome as ScriptOutcome
 from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Result(Generic[T]):
     duration_s: float
     made: T | None  #: None if it failed
     error: VbackupError | None  #: None if it succeeded
+    scripts: tuple[ScriptOutcome, ...] = ()  #: how the user's scripts ended
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Batch:
     reporter: Labelling
     stop: Stop
     total_bytes_s: int | None = None  #: limit of all jobs together; the request's speed still limits each job
+    scripts: Settings = field(default_factory=Settings)  #: the user's, which run around the backup of each domain
 
     def of(self, domain: Chosen) -> BackupRequest:
         """Return the request for one domain."""
@@ -73,7 +77,7 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
     rate = _rate(batch, at_once=min(parallel, len(domains)))
     images_in_use = ImagesInUse()
 
-    def back_up(domain: Chosen, reporter: Reporter) -> Backup:
+    def back_up(domain: Chosen, reporter: Reporter, made: list[DomainScripts]) -> Backup:
         with ExitStack() as stack:
             host = stack.enter_context(batch.host.another())
             committed = backup.run(
@@ -84,6 +88,7 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
                 stop=batch.stop,
                 throttle=_share(rate, batch, stack),
                 images_in_use=images_in_use,
+                scripts=_scripts(domain, batch, reporter, batch.stop, made),
             )
         return _reported(committed, reporter)
 
@@ -94,7 +99,7 @@ def dry_run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[R
     """Like ``run``, but only plan the backups and let QEMU check them; nothing is copied, frozen or kept."""
     images_in_use = ImagesInUse()
 
-    def plan(domain: Chosen, reporter: Reporter) -> BackupPlan:
+    def plan(domain: Chosen, reporter: Reporter, _made: list[DomainScripts]) -> BackupPlan:
         with batch.host.another() as host:
             return backup.dry_run(
                 batch.of(domain),
@@ -126,7 +131,7 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
     images_in_use = ImagesInUse(_shared(batch.host, members))
     rate = _rate(batch, at_once=len(domains))
 
-    def back_up(domain: Chosen, reporter: Reporter) -> Backup:
+    def back_up(domain: Chosen, reporter: Reporter, made: list[DomainScripts]) -> Backup:
         stop = MemberStop(moments.meeting, domain.name)
         repository = MemberRepository(
             batch.repository, member=domain.name, turns=turns, meeting=moments.meeting, stop=stop
@@ -143,6 +148,7 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
                     moment=moments.member(domain.name),
                     throttle=_share(rate, batch, stack),
                     images_in_use=images_in_use,
+                    scripts=_scripts(domain, batch, reporter, stop, made),
                 )
             return _reported(committed, reporter)
         except Exception as err:
@@ -169,20 +175,27 @@ def _shared(host: Host, members: Sequence[str]) -> Mapping[Identity, Collection[
 
 
 def _in_threads(
-    batch: Batch, domains: Sequence[Chosen], work: Callable[[Chosen, Reporter], T], *, threads: int
+    batch: Batch,
+    domains: Sequence[Chosen],
+    work: Callable[[Chosen, Reporter, list[DomainScripts]], T],
+    *,
+    threads: int,
 ) -> list[Result[T]]:
+    """Do the work for each domain; it puts the scripts that it runs into the list, where an error leaves them, too."""
+
     def run_one(domain: Chosen) -> Result[T]:
         started = time.monotonic()
-        reporter = batch.reporter.labelled(domain.name)
+        reporter, made = batch.reporter.labelled(domain.name), list[DomainScripts]()
         try:
             batch.stop.check()
-            outcome, error = work(domain, reporter), None
+            outcome, error = work(domain, reporter, made), None
         except Exception as err:  # noqa: BLE001 - a bug that shows in one thread must not end the other backups
             outcome, error = None, _known(err)
             # The cause of these errors is reported once for all domains.
             if not isinstance(error, (GroupError, InterruptedBySignalError)):
                 reporter.warning(str(error))
-        return Result(domain, round(time.monotonic() - started, 3), made=outcome, error=error)
+        scripts = tuple(ended for one in made for ended in one.outcomes)
+        return Result(domain, round(time.monotonic() - started, 3), made=outcome, error=error, scripts=scripts)
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="domain") as pool:
         return list(pool.map(run_one, domains))
@@ -198,6 +211,11 @@ def _known(err: Exception) -> VbackupError:
         return err
     log.debug("unexpected", exc_info=err)
     return VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")
+
+
+def _scripts(domain: Chosen, batch: Batch, reporter: Reporter, stop: Stop, made: list[DomainScripts]) -> DomainScripts:
+    made.append(DomainScripts(batch.scripts, reporter=reporter, stop=stop, work="backup", domain=domain.name))
+    return made[-1]
 
 
 def _rate(batch: Batch, *, at_once: int) -> TotalRate | None:

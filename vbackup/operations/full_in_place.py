@@ -13,7 +13,7 @@ import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,13 +181,17 @@ class FullRestore:
             with storage_errors(f"give {one.replacement.new} the owner, mode and label of {one.replacement.path}"):
                 one.replacement.take_attributes()
 
-    def exchange(self) -> list[RestoredInFull]:
-        """Put the new images in their places, and return what was done. Raises StorageError: then run it again."""
+    def exchange(self, *, about_to_write: Callable[[Sequence[str]], None] = lambda _devs: None) -> list[RestoredInFull]:
+        """Put the new images in their places, and return what was done. Raises StorageError: then run it again.
+
+        ``about_to_write`` is called with the disks (dev) while they are as they were.
+        """
         if not self._targets:
             if self._is_resumed:
                 in_place_journal.remove(self._directory)
             return []
         sizes_bytes = {one.dev: one.replacement.new.stat().st_blocks * 512 for one in self._targets}
+        about_to_write([one.dev for one in self._targets])
         self._record(Step.EXCHANGING)
         in_place_end.finish(self._directory, self._journal, reporter=self._reporter)
         done = []

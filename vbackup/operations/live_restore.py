@@ -39,8 +39,9 @@ from vbackup.images import destination
 from vbackup.images.flatten import Layer, layers_of
 from vbackup.images.live_point import LivePoint
 from vbackup.model import Backup, LeftOut
-from vbackup.operations import live_pull, restore, restored_domain, restored_machine, serve
+from vbackup.operations import live_pull, restore, restore_scripts, restored_domain, restored_machine, serve
 from vbackup.operations.restore import RestoreRequest
+from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import DefineRequest
 from vbackup.operations.restored_machine import Placed
 from vbackup.qemu import qemu_img
@@ -51,6 +52,8 @@ from vbackup.repository.chosen import Chosen
 from vbackup.repository.live_state import LiveDisk, LiveState
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+from vbackup.scripts import runner
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 
 
@@ -89,23 +92,34 @@ class _Work:
     stop: Stop
 
 
-def run(request: LiveRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop) -> LiveRestored:
+def run(
+    request: LiveRequest,
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    scripts: DomainScripts | None = None,
+) -> LiveRestored:
     """Start the domain, pull its data home, and return when all of it is there.
 
+    ``scripts`` are the user's, of which those before a restore are run.
     Raises what vbackup.repository.chosen.shown raises, UnsuitableError (the host has such a domain already, libvirt is
-    on another host, no storage daemon), UsageError (the path of the directory is too long), StorageError (a file is
-    there already, QEMU could not enter the directory), NoSpaceError, all before anything is written; what libvirt says
-    of the definition and the start, after which nothing is left; and what vbackup.operations.live_pull.home raises:
-    the domain is there then, and its restore can be resumed.
+    on another host, no storage daemon), ScriptError, UsageError (the path of the directory is too long), StorageError
+    (a file is there already, QEMU could not enter the directory), NoSpaceError, all before anything is written; what
+    libvirt says of the definition and the start, after which nothing is left; and what vbackup.operations.live_pull
+    (home) raises: the domain is there then, and its restore can be resumed.
     """
     work = _Work(replace(request, output=request.output.absolute()), host, repository, reporter, stop)
     uuid = repository.find(request.domain)
     refuse_remote(host)
+    scripts = scripts or runner.none(reporter=reporter, stop=stop, work="restore", domain=request.domain)
     with chosen.shown(repository, uuid, request.wanted, reporter=reporter, stop=stop) as found:
-        return _restore(found, work)
+        restore_scripts.know(scripts, found.backup, repository=repository, uri=host.real_uri, output=request.output)
+        return _restore(found, work, scripts)
 
 
-def _restore(found: Chosen, work: _Work) -> LiveRestored:
+def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored:
     backup, output, host = found.backup, work.request.output, work.host
     work.repository.refuse_inside(output)
     refuse_long(output)
@@ -130,6 +144,8 @@ def _restore(found: Chosen, work: _Work) -> LiveRestored:
     state = _state(found, names, definition.new_files, work)
     layers = {dev: layers_of(found.paths(work.repository, dev)) for dev in found.chains}
     backups = [work.repository.directory(state.uuid, one) for one in found.needed]
+    files_of = {dev: output / f"{dev}.qcow2" for dev in found.chains}
+    restore_scripts.before(scripts, found, Way.LIVE, output=output, files=files_of)
     with ExitStack() as undo:
         _write(state, found, work, undo, machine=machine, text=prepared.text)
         with live_state.locked(output), served(layers, state, user, backups, work.reporter) as point:

@@ -14,13 +14,14 @@ from vbackup.files import storage_errors
 from vbackup.images import live_point
 from vbackup.images.flatten import layers_of
 from vbackup.model import Backup
-from vbackup.operations import live_pull, live_restore, restored_domain, restored_machine
+from vbackup.operations import live_pull, live_restore, restore_scripts, restored_domain, restored_machine
 from vbackup.operations.live_restore import LiveRestored
 from vbackup.report import Reporter
 from vbackup.repository import live_state, readers, verify
 from vbackup.repository.history import Link
 from vbackup.repository.live_state import LiveState
 from vbackup.repository.repository import Repository
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 
 
@@ -33,9 +34,18 @@ class ResumeRequest:
     speed_bytes_s: int | None = None  #: of the pull of each disk; None: no limit
 
 
-def run(request: ResumeRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop) -> LiveRestored:
+def run(
+    request: ResumeRequest,
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    scripts: DomainScripts | None = None,
+) -> LiveRestored:
     """Serve the backup again, start the domain if it is off, and return when all data is at home.
 
+    ``scripts`` are the user's; those before the restore were run when it began, and the caller runs the later ones.
     The guest runs on whoever has paused it. Raises StorageError if no live restore to this directory is unfinished,
     UsageError if it is of another domain or repository, UnsuitableError if the domain does not use its images,
     BusyError if another vbackup works on it, and what vbackup.operations.live_restore.run raises.
@@ -44,6 +54,8 @@ def run(request: ResumeRequest, *, host: Host, repository: Repository, reporter:
     with live_state.locked(request.output.absolute()) as state:
         refuse_other(state, request.domain, repository)
         backup = repository.catalogue(state.uuid).history.get(state.backup)
+        if scripts is not None:
+            restore_scripts.know(scripts, backup, repository=repository, uri=host.real_uri, output=request.output)
         handle = _domain(host, state, backup)
         if state.away:
             _go_on(handle, state, request, host=host, repository=repository, reporter=reporter, stop=stop)

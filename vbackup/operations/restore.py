@@ -28,15 +28,19 @@ from vbackup.images import destination
 from vbackup.images.destination import Destination, Overwritten
 from vbackup.images.restoring import Restoring, needed_bytes
 from vbackup.model import LIVE_XML, NVRAM, Backup, ImageFormat, LeftOut, MachineKind
-from vbackup.operations import restored_domain, restored_machine
+from vbackup.operations import restore_scripts, restored_domain, restored_machine
+from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import DefinedDomain, DefineRequest, Prepared
 from vbackup.operations.restored_machine import Placed
 from vbackup.qemu.qemu_img import Output
 from vbackup.report import Reporter
 from vbackup.repository import chosen, history, verify
 from vbackup.repository.choice import Choice, Wanted
+from vbackup.repository.chosen import Chosen
 from vbackup.repository.history import Link
 from vbackup.repository.repository import Repository
+from vbackup.scripts import runner
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 
 
@@ -104,26 +108,30 @@ def run(
     stop: Stop,
     host: Host | None = None,
     pool: Pool | None = None,
+    scripts: DomainScripts | None = None,
 ) -> Restored:
     """Restore the backup, and return what was written. Warnings say what the restored domain lacks or shares.
 
     ``host`` is where the domain is to be defined, and is needed for nothing else. ``pool``: the disks become volumes of
-    it, but for those that have another destination.
+    it, but for those that have another destination. ``scripts`` are the user's; those before a restore are run.
 
     Raises DomainNotFoundError, ChainError (the backup is unknown, or an image of its chain is missing, foreign or
     altered; DamagedError if a block that is needed is), AmbiguousHostError, PartialBackupError, DiskError,
     UnsuitableError (of the pool), StorageError (the output exists, is in the repository or cannot be written),
-    NoSpaceError, BusyError; what restored_domain.prepare and define raise.
+    NoSpaceError, BusyError; what restored_domain.prepare and define raise; ScriptError.
     """
     uuid = repository.find(request.domain)
     places = [request.output, *request.destinations.values(), *([] if pool is None else [pool.target])]
     repository.refuse_inside(*places)
+    scripts = scripts or runner.none(reporter=reporter, stop=stop, work="restore", domain=request.domain)
     work = _Work(request, repository, reporter, stop, host, pool)
     with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
-        return _restore(point.choice, point.chains, work)
+        restore_scripts.know(scripts, point.backup, repository=repository, uri=request.uri, output=request.output)
+        return _restore(point, work, scripts)
 
 
-def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) -> Restored:
+def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
+    choice, chains = point.choice, point.chains
     backup, request = choice.backup, work.request
     output = request.output.absolute()
     volumes = _wanted_volumes(choice, chains, work)
@@ -139,6 +147,8 @@ def _restore(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) 
     definition = _definition(choice, texts, work, destinations=planned, machine=machine)
     destination.refuse_existing([Path(name) for name in definition.new_files])
     prepared = _prepare(definition, machine, work)  # also before hours of reading
+    files_of = {one.dev: one.path for one in planned}
+    restore_scripts.before(scripts, point, Way.NEW, output=output, files=files_of, name=work.new_name)
     with (
         destination.claimed(destinations, chains, reporter=work.reporter, stop=work.stop) as overwritten,
         ExitStack() as stack,

@@ -9,15 +9,19 @@ that ends between the two is ended by the next one (vbackup.operations.in_place_
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import DomainNotFoundError, domain_argument
 from vbackup.files import refuse_link
+from vbackup.hooks import half_restored
+from vbackup.hooks.marks import Work, offline_mark
 from vbackup.model import Backup, MachineKind
-from vbackup.operations import full_in_place, in_place_end, rollback
+from vbackup.operations import full_in_place, in_place_end, restore_scripts, rollback
 from vbackup.operations.full_in_place import FullRequest, RestoredInFull
+from vbackup.operations.restore_scripts import Way
 from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.report import Reporter
 from vbackup.repository import chosen
@@ -25,6 +29,8 @@ from vbackup.repository.choice import Wanted
 from vbackup.repository.chosen import Chosen
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
+from vbackup.scripts import runner
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 
 #: What a machine writes beside its disks, in words.
@@ -61,18 +67,26 @@ class RestoredInPlace:
 
 
 def run(
-    request: InPlaceRequest, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+    request: InPlaceRequest,
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    scripts: DomainScripts | None = None,
 ) -> RestoredInPlace:
     """Restore the domain's disks, and return what was written. Its definition stays as it is.
 
+    ``scripts`` are the user's, of which those before a restore are run; one of them may shut the domain off.
     Raises DomainNotFoundError, UnsuitableError if the domain runs or has saved memory, DiskError if a disk cannot be
-    restored in place (restore to a directory then), NoSpaceError, BusyError, ChainError, StorageError. Nothing was
-    written then, unless a warning says that a disk is in the middle.
+    restored in place (restore to a directory then), NoSpaceError, BusyError, ChainError, StorageError, ScriptError.
+    Nothing was written then, unless a warning says that a disk is in the middle.
     """
     handle = host.domain(request.domain)
     refuse_link(repository.path / handle.uuid)
     if handle.uuid not in repository.uuids():  # and the lock would create its directory
         raise _not_there(handle, repository)
+    scripts = scripts or runner.none(reporter=reporter, stop=stop, work="restore", domain=request.domain)
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
     in_full = FullRequest(
@@ -81,10 +95,19 @@ def run(
         keep_old=request.keep_old,
         speed_bytes_s=request.speed_bytes_s,
     )
+
+    def half_written(devs: Sequence[str]) -> None:
+        command = _command(request, handle, point.backup, repository)
+        half_restored.begin(handle.uuid, devs, domain=handle.name, command=command)
+
     with (
         repository.lock(handle.uuid, wait=wait),
         chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
+        ExitStack() as stack,
     ):
+        restore_scripts.know(scripts, point.backup, repository=repository, uri=host.real_uri, output=None)
+        restore_scripts.before(scripts, point, Way.IN_PLACE)
+        stack.enter_context(offline_mark(handle.uuid, Work.RESTORE))
         is_resumed = in_place_end.settle(
             handle, point.chains, keep_old=request.keep_old, repository=repository, reporter=reporter
         )
@@ -103,8 +126,9 @@ def run(
         ):
             _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
             with full.written(ready.devs):
-                done = ready.run()
-                replaced = full.exchange()
+                done = ready.run(about_to_write=half_written)
+                replaced = full.exchange(about_to_write=half_written)
+        half_restored.end(handle.uuid, [*(one.dev for one in done), *(one.dev for one in replaced)])
     return RestoredInPlace(
         point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)
     )
@@ -124,6 +148,14 @@ def _not_there(handle: DomainHandle, repository: Repository) -> DomainNotFoundEr
             " --name=NEW' restores the other one as a new domain"
         )
     return DomainNotFoundError(f"{handle.name} ({handle.uuid})", f"in {repository.path}", hint)
+
+
+def _command(request: InPlaceRequest, handle: DomainHandle, backup: Backup, repository: Repository) -> str:
+    """Return the command that runs this restore again."""
+    words = [f"--backup={backup.id}", "--in-place", "-r", str(repository.path.absolute())]
+    words += ["--mixed"] if request.wanted.is_mixed else []
+    words += [f"--disk={','.join(request.wanted.disks)}"] if request.wanted.disks else []
+    return f"vbackup restore {domain_argument(handle.name)} {shlex.join(words)}"
 
 
 def machine_untouched(backup: Backup) -> tuple[MachineKind, ...]:

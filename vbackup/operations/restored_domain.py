@@ -28,6 +28,7 @@ from vbackup.errors import (
     VbackupError,
     domain_argument,
 )
+from vbackup.hooks import half_restored
 from vbackup.images import denied, denied_facts
 from vbackup.model import MachineKind
 from vbackup.operations import restored_machine
@@ -196,6 +197,7 @@ def define_only(prepared: Prepared) -> DomainHandle:
         if not isinstance(found, DomainHandle):
             raise
         handle = found
+    half_restored.end(handle.uuid)  # of the disks that a domain with this UUID had before
     if tpm is not None and place is not None:
         shutil.rmtree(tpm.state, ignore_errors=True)  # the keys in it are in one place only
     return handle

@@ -77,15 +77,17 @@ class Rollback:
         self.reasons = reasons  #: by dev: why the disk needs a full restore
         self.devs = [disk.dev for disk in disks]
 
-    def run(self) -> list[RolledBack]:
+    def run(self, *, about_to_write: Callable[[Sequence[str]], None] = lambda _devs: None) -> list[RolledBack]:
         """Write the disks, and return what was done. If it fails, run it again before the domain is started.
 
+        ``about_to_write`` is called with the disks (dev) while they are as they were.
         Raises what begin and carry_out of vbackup.engine.rollback raise, with a warning about disks in the middle.
         """
         if not self._disks:
             return []
         reporter = self._domain.reporter
         recorded = rollback.begin(self._disks, self._domain, store=self._store, checkpoint=self._request.checkpoint)
+        about_to_write(self.devs)
         try:
             rollback.carry_out(
                 self._disks,

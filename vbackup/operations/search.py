@@ -1,7 +1,7 @@
 """Find files by name in the backups of domains, the newest first: ``vbackup search``.
 
-Each backup is a disk of its own for libguestfs's appliance, which is started for each: copies of one file system cannot
-be mounted beside each other. A file that is the same in backups that follow each other is reported once.
+libguestfs's appliance is started for each backup separately: copies of one file system cannot be mounted beside each
+other. A file that is the same in backups that follow each other is reported once.
 """
 
 from __future__ import annotations

@@ -113,3 +113,13 @@ def test_mark_in_the_way_is_no_failure(directory: Path) -> None:
     with offline_mark(UUID):
         pass
     assert [path.name for path in directory.iterdir()] == [UUID]
+
+
+def test_mark_within_a_mark_changes_nothing(directory: Path) -> None:
+    with offline_mark(UUID, marks.Work.RESTORE):
+        text = (directory / UUID).read_text()
+        assert json.loads(text)["work"] == "restore"
+        with offline_mark(UUID):
+            assert (directory / UUID).read_text() == text
+        assert (directory / UUID).read_text() == text
+    assert list(directory.iterdir()) == []

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import UUID
-from vbackup.hooks import events, install, marks
+from vbackup.hooks import events, half_restored, install, marks
 from vbackup.hooks.events import Operation
 
 OTHER_UUID = "f0000000-0000-4000-8000-000000000002"
@@ -64,6 +64,7 @@ class Hook:
 def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hook:
     monkeypatch.setattr(marks, "DIRECTORY", tmp_path / "run" / "offline")
     monkeypatch.setattr(events, "DIRECTORY", tmp_path / "var" / "events")
+    monkeypatch.setattr(half_restored, "DIRECTORY", tmp_path / "lib" / "half-restored")
     path = tmp_path / "qemu"
     path.write_text(
         replaced(
@@ -72,6 +73,7 @@ def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hook:
             f'"{events.DIRECTORY}"',
         )
     )
+    path.write_text(replaced(path.read_text(), '"/var/lib/vbackup/half-restored"', f'"{half_restored.DIRECTORY}"'))
     path.chmod(0o755)
     return Hook(path)
 
@@ -97,6 +99,8 @@ def test_script_and_package_mean_the_same_files() -> None:
     text = install.SCRIPT.read_text()
     assert f'\nMARKS_DIRECTORY = "{marks.DIRECTORY}"\n' in text
     assert f'\nEVENTS_DIRECTORY = "{events.DIRECTORY}"\n' in text
+    assert f'\nHALF_RESTORED_DIRECTORY = "{half_restored.DIRECTORY}"\n' in text
+    assert f"\nHALF_RESTORED_LIMIT_BYTES = {half_restored.LIMIT_BYTES // 1024} * 1024\n" in text
 
 
 def test_script_needs_only_the_system_s_python() -> None:
@@ -483,3 +487,72 @@ def test_mark_that_is_no_file_stops_no_guest(hook: Hook, make: object) -> None:
     )
     assert (done.returncode, done.stdout) == (0, b"")
     assert [event.refused for event in events.events(UUID)] == [False]
+
+
+def test_start_during_a_restore_in_place_is_refused_in_one_sentence(hook: Hook) -> None:
+    with marks.offline_mark(UUID, marks.Work.RESTORE):
+        said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
+    assert said.startswith(f"vbackup is restoring the disks of domain 'web' in place (process {os.getpid()}, since 20")
+    assert said.endswith("; start the domain when the restore has ended.\n")
+    hook.call("web", "prepare", "begin", "-")
+
+
+# what a restore in place has left half done
+
+
+def half_restore(command: str = "vbackup restore web --in-place -r /srv") -> Path:
+    half_restored.DIRECTORY.parent.mkdir(exist_ok=True)
+    half_restored.begin(UUID, ["vda", "vdb"], domain="web", command=command)
+    return half_restored.DIRECTORY / UUID
+
+
+def test_half_restored_domain_is_refused_until_the_restore_has_ended(hook: Hook) -> None:
+    path = half_restore()
+    said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
+    assert said == (
+        "A restore in place of domain 'web' was interrupted: its disks (vda, vdb) are partly as in the backup and"
+        " partly as before, and a start would damage what is on them. Run 'vbackup restore web --in-place -r /srv',"
+        f" which ends the restore; if the disks have been restored in another way, remove {path}.\n"
+    )
+    assert events.events(UUID)[-1].refused
+    for call in CALLS[1:]:
+        hook.call("web", *call)
+    half_restored.end(UUID, ["vda"])
+    hook.call("web", "prepare", "begin", "-", status=1, silent=False)
+    half_restored.end(UUID, ["vdb"])
+    hook.call("web", "prepare", "begin", "-")
+
+
+def test_other_domain_is_not_half_restored(hook: Hook) -> None:
+    half_restore()
+    xml = XML.replace(UUID.encode(), OTHER_UUID.encode())
+    hook.call("web", "prepare", "begin", "-", xml=xml)
+
+
+UNREADABLE = [b"", b"[]", b"{", b"\xff", b"[" * 4000, b'{"disks": [1], "command": "x"}', b"{}" * 50000]
+
+
+@pytest.mark.parametrize("text", UNREADABLE, ids=lambda text: ascii(text[:10]))
+def test_record_that_cannot_be_read_is_one_all_the_same(hook: Hook, text: bytes) -> None:
+    path = half_restore()
+    path.write_bytes(text)
+    said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
+    assert "its disks (some) are partly" in said
+    assert "'vbackup restore --in-place', which ends the restore" in said
+
+
+def test_long_path_in_a_command_fits(hook: Hook) -> None:
+    half_restore("vbackup restore web --in-place -r /" + "r" * 16000)
+    said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr
+    assert said.count(b"r" * 16000) == 1
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_record_stops_no_guest(hook: Hook, make: object) -> None:
+    assert callable(make)
+    half_restored.DIRECTORY.mkdir(parents=True)
+    make(half_restored.DIRECTORY / UUID)
+    done = subprocess.run(
+        hook.argv("web", "prepare", "begin", "-"), input=XML, capture_output=True, check=False, timeout=30
+    )
+    assert done.returncode == (1 if make is os.mkfifo else 0)

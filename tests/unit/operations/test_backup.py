@@ -6,6 +6,7 @@ once; after that the earlier checkpoints must be as they were, and the same comm
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ import pytest
 
 from tests.fake_qemu import MIB, FakeQemu
 from tests.unit.builders import UUID, Recorder, bitmap_of
-from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial, run, shrink_and_grow
+from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, FakePassthrough, partial, run, shrink_and_grow
 from vbackup import names
 from vbackup.engine import survey
 from vbackup.errors import (
@@ -29,7 +30,9 @@ from vbackup.errors import (
     NoSpaceError,
     QmpError,
     QuiesceError,
+    ScriptError,
     StorageError,
+    UnsafeScriptError,
     UnsuitableError,
     VbackupError,
 )
@@ -39,6 +42,8 @@ from vbackup.operations.backup import BackupRequest
 from vbackup.repository import notes
 from vbackup.repository.journal import Journal
 from vbackup.repository.repository import Repository
+from vbackup.scripts.finding import ScriptPhase
+from vbackup.scripts.runner import DomainScripts, Settings
 from vbackup.stop import Stop
 
 # success
@@ -307,6 +312,175 @@ def test_raw_disk_of_a_domain_that_is_off_gets_no_checkpoint(domain: FakeDomain,
     assert [(disk.level, disk.base) for disk in two.disks] == [(Level.INCREMENTAL, one.id), (Level.FULL, None)]
     assert first.id in two.disks[1].reason
     assert {disk.base for disk in run(domain, repo).disks} == {two.id}
+
+
+# the user's scripts
+
+
+class Scripts:
+    """Scripts that each note their phase, how many transactions were sent by then, and what they get."""
+
+    def __init__(self, directory: Path, domain: FakeDomain, *, stop: Stop | None = None, timeout_s: float = 20) -> None:
+        self.directory, self.recorder, self.stop = directory, Recorder(), stop or Stop()
+        self._domain, self._timeout_s = domain, timeout_s
+        directory.mkdir(mode=0o755)
+
+    def write(self, rpath: str, text: str = "echo $VBACKUP_PHASE $VBACKUP_BACKUP_ID $VBACKUP_LEVEL") -> None:
+        path = self.directory / rpath
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def opened(self) -> DomainScripts:
+        settings = Settings(self.directory, timeout_s=self._timeout_s)
+        return DomainScripts(settings, reporter=self.recorder, stop=self.stop, work="backup", domain="web")
+
+    @property
+    def said(self) -> list[str]:
+        return [line.partition(": ")[2] for line in self.recorder.steps if " script " in line]
+
+
+@pytest.fixture
+def scripts(domain: FakeDomain, tmp_path: Path) -> Scripts:
+    made = Scripts(tmp_path / "scripts.d", domain)
+    for phase in ScriptPhase:
+        made.write(f"{phase.directory}/50-note")
+    return made
+
+
+def test_scripts_run_around_a_backup(domain: FakeDomain, repo: Repository, scripts: Scripts) -> None:
+    domain.agent_connected = True
+    own = scripts.opened()
+    made = run(domain, repo, scripts.recorder, scripts=own)
+    phases = ["pre-backup", "post-freeze", "post-thaw", "post-backup"]
+    assert scripts.said == [f"{phase} {made.id} full" for phase in phases]
+    assert [(one.script.phase.value, one.failure) for one in own.outcomes] == [(phase, None) for phase in phases]
+
+
+def test_scripts_get_the_plan_and_the_result(
+    domain: FakeDomain, repo: Repository, scripts: Scripts, tmp_path: Path
+) -> None:
+    domain.agent_connected = True
+    for phase in ScriptPhase:
+        scripts.write(f"{phase.directory}/50-note", f"cat >> {tmp_path}/given")
+    made = run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    given = [json.loads(line) for line in (tmp_path / "given").read_text().splitlines()]
+    assert sorted(one["schema"] for one in given) == ["vbackup.backup/1"] + ["vbackup.plan/1"] * 3
+    assert {one["id"] for one in given} == {made.id}
+
+
+def test_frozen_guest_has_its_script_before_the_transaction(
+    domain: FakeDomain, repo: Repository, scripts: Scripts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain.agent_connected = True
+    for phase in (ScriptPhase.POST_FREEZE, ScriptPhase.POST_THAW):
+        scripts.write(f"{phase.directory}/50-note", f"echo $VBACKUP_PHASE $VBACKUP_TIMEOUT >> {tmp_path}/order")
+    agent = FakePassthrough.agent
+    execute = FakePassthrough.execute
+
+    def asked(self: FakePassthrough, command: str, **more: Any) -> Any:
+        note(command)
+        return agent(self, command, **more)
+
+    def executed(self: FakePassthrough, command: str, *given: Any, **more: Any) -> Any:
+        if command == "transaction":
+            note(command)
+        return execute(self, command, *given, **more)
+
+    def note(command: str) -> None:
+        with (tmp_path / "order").open("a") as file:
+            file.write(f"{command}\n")
+
+    monkeypatch.setattr(FakePassthrough, "agent", asked)
+    monkeypatch.setattr(FakePassthrough, "execute", executed)
+    made = run(domain, repo, scripts.recorder, scripts=scripts.opened(), freeze_limit_s=10)
+    order = (tmp_path / "order").read_text().splitlines()
+    words = [line.split()[0] for line in order]
+    begin = words.index("guest-fsfreeze-freeze")
+    assert words[begin : begin + 4] == ["guest-fsfreeze-freeze", "post-freeze", "transaction", "guest-fsfreeze-thaw"]
+    assert "post-thaw" in words[begin + 4 :]
+    assert 4 < float(order[begin + 1].split()[1]) <= 5  # half of the limit
+    assert made.consistency is Consistency.FILESYSTEM
+
+
+def test_late_script_does_not_keep_the_guest_frozen(domain: FakeDomain, repo: Repository, scripts: Scripts) -> None:
+    domain.agent_connected = True
+    scripts.write("post-freeze.d/60-late", "exec sleep 1000")
+    own = scripts.opened()
+    made = run(domain, repo, scripts.recorder, scripts=own, freeze_limit_s=1)
+    assert made.consistency is Consistency.FILESYSTEM
+    assert 500 <= made.frozen_ms < 1000
+    late = [one for one in own.outcomes if one.failure is not None]
+    assert [one.script.path.name for one in late] == ["60-late"]
+    assert "post-thaw" in " ".join(scripts.said)
+    assert [text for text in scripts.recorder.warnings if "60-late was killed" in text]
+
+
+@pytest.mark.parametrize("why", ["no agent", "nobody wants it", "off"])
+def test_without_a_freeze_its_scripts_do_not_run(
+    domain: FakeDomain, repo: Repository, scripts: Scripts, why: str
+) -> None:
+    domain.agent_connected = why != "no agent"
+    domain.is_off = why == "off"
+    quiesce = Quiesce.NO if why == "nobody wants it" else Quiesce.AUTO
+    run(domain, repo, scripts.recorder, scripts=scripts.opened(), quiesce=quiesce)
+    assert [line.split()[0] for line in scripts.said] == ["pre-backup", "post-backup"]
+
+
+def test_script_that_fails_before_the_backup_stops_it(domain: FakeDomain, repo: Repository, scripts: Scripts) -> None:
+    scripts.write("pre-backup.d/60-no", "exit 1")
+    before = domain.qemu.state()
+    with pytest.raises(ScriptError):
+        run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    assert [line.split()[0] for line in scripts.said] == ["pre-backup", "on-failure"]
+    assert domain.qemu.state() == before
+    assert repo.catalogue(UUID).history.backups == ()
+    assert partial(repo) == []
+
+
+def test_script_that_fails_after_the_backup_leaves_it_good(
+    domain: FakeDomain, repo: Repository, scripts: Scripts
+) -> None:
+    scripts.write("post-backup.d/60-no", "exit 1")
+    made = run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    assert repo.catalogue(UUID).history.backups == (made,)
+    assert [text for text in scripts.recorder.warnings if "60-no ended with exit status 1" in text]
+
+
+def test_thawed_guest_has_its_script_also_when_the_transaction_fails(
+    domain: FakeDomain, repo: Repository, scripts: Scripts
+) -> None:
+    domain.agent_connected = True
+    domain.qemu.refuse("transaction", "no")
+    with pytest.raises(QmpError):
+        run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    assert [line.split()[0] for line in scripts.said] == ["pre-backup", "post-freeze", "post-thaw", "on-failure"]
+
+
+def test_failure_before_the_plan_is_told_too(domain: FakeDomain, repo: Repository, scripts: Scripts) -> None:
+    scripts.write("on-failure.d/50-note", "echo $VBACKUP_DOMAIN $VBACKUP_UUID $VBACKUP_STATUS")
+    with repo.lock(UUID), pytest.raises(BusyError):
+        run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    assert scripts.said == [f"web {UUID} 8"]
+
+
+def test_unsafe_script_of_the_domain_stops_the_backup(domain: FakeDomain, repo: Repository, scripts: Scripts) -> None:
+    scripts.write("domains/web/post-backup.d/10-x")
+    (scripts.directory / "domains" / "web").chmod(0o777)
+    with pytest.raises(UnsafeScriptError):
+        run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    assert [line.split()[0] for line in scripts.said] == ["on-failure"]
+    assert not any(repo.path.glob("*/*"))
+
+
+def test_scripts_after_the_backup_find_the_domain_unlocked(
+    domain: FakeDomain, repo: Repository, scripts: Scripts
+) -> None:
+    lock = repo.path / UUID / "lock"
+    scripts.write("post-backup.d/50-note", f"flock -n {lock} echo free")
+    scripts.write("pre-backup.d/50-note", f"flock -n {lock} echo free || echo locked")
+    run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    assert scripts.said == ["locked", "free"]
 
 
 # refusals

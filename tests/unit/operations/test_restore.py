@@ -27,7 +27,7 @@ from tests.unit.builders import (
 from vbackup import files
 from vbackup.domain import domain_xml
 from vbackup.domain.restored_xml import RestoredXml
-from vbackup.errors import ChainError, DiskError, InterruptedBySignalError, NoSpaceError, StorageError
+from vbackup.errors import ChainError, DiskError, InterruptedBySignalError, NoSpaceError, ScriptError, StorageError
 from vbackup.model import Backup, ImageFormat, ImageOptions, LeftOut
 from vbackup.operations import restore
 from vbackup.operations.restore import Restored, RestoreRequest
@@ -35,6 +35,7 @@ from vbackup.qemu import qemu_img
 from vbackup.repository import filesystem
 from vbackup.repository.choice import Choice, Wanted
 from vbackup.repository.repository import Repository
+from vbackup.scripts.runner import DomainScripts, Settings
 from vbackup.stop import Stop
 
 ONE = backup(1, *(image(dev, source=f"/capture/{dev}.qcow2") for dev in ("vda", "vdb")))
@@ -320,3 +321,51 @@ def test_each_warning_of_a_restore_is_there_once(filled: Repository) -> None:
         "The restored domain.xml still names the original's nvram",
     ]
     assert ["vdc" in before[0], "different moments" in before[1], len(before)] == [True, True, 2]
+
+
+# the user's scripts
+
+
+def script(directory: Path, phase: str, text: str) -> None:
+    path = directory / f"{phase}.d" / "x"
+    path.parent.mkdir(mode=0o755, parents=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def run_with_scripts(repo: Repository, output: Path, directory: Path, recorder: Recorder) -> Restored:
+    scripts = DomainScripts(Settings(directory), reporter=recorder, stop=Stop(), work="restore", domain="web")
+    request = RestoreRequest("web", output)
+    with scripts.attended():
+        return restore.run(request, repository=repo, reporter=recorder, stop=Stop(), scripts=scripts)
+
+
+def test_script_runs_before_anything_is_written(filled: Repository, tmp_path: Path) -> None:
+    output, directory, recorder = tmp_path / "o", tmp_path / "scripts.d", Recorder()
+    script(directory, "pre-restore", f"test ! -e {output}; echo $? $VBACKUP_OUTPUT; grep -o {output}/vda.qcow2")
+    run_with_scripts(filled, output, directory, recorder)
+    assert [line for line in recorder.steps if "script" in line] == [
+        f"pre-restore script x: 0 {output}",
+        f"pre-restore script x: {output}/vda.qcow2",
+    ]
+
+
+def test_script_that_fails_stops_the_restore(filled: Repository, tmp_path: Path) -> None:
+    output, directory, recorder = tmp_path / "o", tmp_path / "scripts.d", Recorder()
+    script(directory, "pre-restore", "exit 1")
+    script(directory, "on-failure", "echo $VBACKUP_STATUS $VBACKUP_WORK")
+    with pytest.raises(ScriptError):
+        run_with_scripts(filled, output, directory, recorder)
+    assert not output.exists()
+    assert recorder.steps == ["on-failure script x: 9 restore"]
+
+
+def test_what_is_refused_anyway_runs_no_script_before_it(filled: Repository, tmp_path: Path) -> None:
+    output, directory, recorder = tmp_path / "o", tmp_path / "scripts.d", Recorder()
+    script(directory, "pre-restore", "echo ran")
+    script(directory, "on-failure", "echo $VBACKUP_STATUS")
+    output.mkdir()
+    (output / "vda.qcow2").touch()
+    with pytest.raises(StorageError):
+        run_with_scripts(filled, output, directory, recorder)
+    assert recorder.steps == ["on-failure script x: 7"]

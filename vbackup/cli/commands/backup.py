@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains, add_exclusive, add_wait_lock
+from vbackup.cli.arguments import (
+    add_common,
+    add_devs,
+    add_disks,
+    add_domains,
+    add_exclusive,
+    add_scripts,
+    add_wait_lock,
+)
 from vbackup.cli.values import count, directory, duration_s, milliseconds, note, speed_bytes_s
 from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
 from vbackup.model import MAX_MEDIUM_BYTES, Compression, Level, Quiesce
@@ -53,6 +61,7 @@ def add(commands: Any) -> None:
         help="back up the media in CD-ROM and floppy drives too, such as seeds of cloud-init: raw image files of up to"
         f" {MAX_MEDIUM_BYTES // 1024**2} MiB",
     )
+    add_scripts(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and let QEMU check it; keep nothing")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_point, add_wait_lock
+from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_point, add_scripts, add_wait_lock
 from vbackup.cli.values import directory, domain_name, speed_bytes_s
 from vbackup.model import ImageFormat
 
@@ -58,6 +58,7 @@ def add(commands: Any) -> None:
         help="limit the copy speed of each disk (50M, 50MiB/s, 1GB)",
     )
     _add_live(parser)
+    add_scripts(parser)
     add_exclusive(parser)
     add_wait_lock(parser)
     parser.add_argument(

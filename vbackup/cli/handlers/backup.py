@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from vbackup.cli import batch, output, plans
+from vbackup.cli import batch, output, plans, script_options
 from vbackup.cli.arguments import domains_of
 from vbackup.cli.context import Context
 from vbackup.domain import selection
@@ -13,8 +13,7 @@ from vbackup.domain.host import Host
 from vbackup.engine import total_rate
 from vbackup.errors import Status, UsageError
 from vbackup.model import Backup, Compression, Level, Quiesce
-from vbackup.operations import backup
-from vbackup.repository import manifest
+from vbackup.operations import backup, documents
 from vbackup.repository.repository import Repository
 
 
@@ -55,7 +54,7 @@ def _plan(request: backup.BackupRequest, context: Context, *, host: Host, reposi
     with context.reporting(request.domain) as reporter:
         plan = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
     if context.as_json:
-        context.print_document("vbackup.plan/1", plans.document(plan))
+        context.print_document("vbackup.plan/1", documents.plan(plan))
     else:
         plans.print_plan(plan)
 
@@ -73,11 +72,18 @@ def _back_up(
         if options.total_speed is not None:
             total = total_rate.TotalRate(options.total_speed, at_once=1)
             throttle = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
+        own = script_options.of_domain(options, request.domain, work="backup", reporter=reporter, stop=context.stop)
         done = backup.run(
-            request, host=host, repository=repository, reporter=reporter, stop=context.stop, throttle=throttle
+            request,
+            host=host,
+            repository=repository,
+            reporter=reporter,
+            stop=context.stop,
+            throttle=throttle,
+            scripts=own,
         )
     if context.as_json:
-        context.print_document("vbackup.backup/1", manifest.document(done))
+        context.print_document("vbackup.backup/1", {**documents.backup(done), "scripts": own.documents()})
     elif not context.is_quiet:
         _print(done)
 

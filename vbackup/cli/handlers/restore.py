@@ -7,19 +7,18 @@ import os
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from vbackup.cli import live_restore, output
+from vbackup.cli import live_restore, output, script_options
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.domain import pools
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError, domain_argument
 from vbackup.model import ImageFormat, MachineKind
-from vbackup.operations import restore, restore_in_place, restored_machine
+from vbackup.operations import restore, restore_documents, restore_in_place, restored_machine
 from vbackup.operations.restored_domain import DefineRequest
-from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
+from vbackup.scripts.finding import ScriptPhase
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -55,45 +54,29 @@ def run(options: argparse.Namespace, context: Context) -> int:
             host = stack.enter_context(Host(context.uri))
             pool = None if options.pool is None else pools.opened(host, options.pool)
         reporter = stack.enter_context(context.reporting(domain_of(options)))
-        done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop, host=host, pool=pool)
+        own = script_options.of_domain(
+            options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
+        )
+        done = own.around(
+            lambda: restore.run(
+                request,
+                repository=repository,
+                reporter=reporter,
+                stop=context.stop,
+                host=host,
+                pool=pool,
+                scripts=own,
+            ),
+            after=ScriptPhase.POST_RESTORE,
+            document=lambda done: restore_documents.restored(done, request.image_format),
+        )
     if context.as_json:
-        context.print_document("vbackup.restore/1", _document(done, options.format))
+        document = restore_documents.restored(done, request.image_format)
+        context.print_document("vbackup.restore/1", {**document, "scripts": own.documents()})
         return Status.DONE
     if not context.is_quiet:
         _print(done, context)
     return Status.DONE
-
-
-def _document(done: restore.Restored, image_format: str) -> dict[str, Any]:
-    """Return what was restored; ``image_format``: of the files."""
-    return {
-        "id": done.backup.id,
-        "domain": {"name": done.backup.domain_name, "uuid": done.backup.domain_uuid},
-        "host": None if done.backup.host is None else manifest.host_document(done.backup.host),
-        "disks": [
-            {
-                "dev": dev,
-                "file": str(path),
-                "type": "block" if dev in done.devices else "file",
-                "volume": done.volumes.get(dev),
-                "format": ImageFormat.RAW.value if dev in done.devices else image_format,
-                "backup": done.backups[dev],
-                "checkpoint": dev in done.checkpoints,
-            }
-            for dev, path in done.images.items()
-        ],
-        "domain_xml": str(done.domain_xml),
-        "machine": restored_machine.document(done.machine),
-        "tpm_place": None if done.tpm_place is None else str(done.tpm_place),
-        "autostart": done.backup.autostart,
-        "closed": [str(path) for path in done.closed],
-        "left_out": [manifest.left_out_document(left) for left in done.left_out],
-        "shared": [manifest.left_out_document(left) for left in done.shared],
-        "defined": done.defined is not None,
-        "name": done.backup.domain_name if done.defined is None else done.defined.name,
-        "uuid": done.backup.domain_uuid if done.defined is None else done.defined.uuid,
-        "started": done.defined is not None and done.defined.started,
-    }
 
 
 def _take_destinations(options: argparse.Namespace) -> dict[str, Path]:
@@ -137,28 +120,18 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
         keep_old=options.keep_old,
     )
     with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        done = restore_in_place.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        own = script_options.of_domain(options, request.domain, work="restore", reporter=reporter, stop=context.stop)
+        done = own.around(
+            lambda: restore_in_place.run(
+                request, host=host, repository=repository, reporter=reporter, stop=context.stop, scripts=own
+            ),
+            after=ScriptPhase.POST_RESTORE,
+            document=restore_documents.rolled_back,
+        )
     if context.as_json:
-        document = {
-            "id": done.backup_id,
-            "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
-            "disks": [
-                {"dev": one.dev, "backup": one.backup, "written_bytes": one.written_bytes, "full": None, "kept": None}
-                for one in done.disks
-            ]
-            + [
-                {
-                    "dev": one.dev,
-                    "backup": one.backup,
-                    "written_bytes": one.written_bytes,
-                    "full": one.reason,
-                    "kept": None if one.kept is None else str(one.kept),
-                }
-                for one in done.in_full
-            ],
-            "machine_untouched": [kind.value for kind in done.machine_untouched],
-        }
-        context.print_document("vbackup.rollback/1", document)
+        context.print_document(
+            "vbackup.rollback/1", {**restore_documents.rolled_back(done), "scripts": own.documents()}
+        )
     elif not context.is_quiet:
         print(output.plain(f"Disks of domain {done.domain_name}, restored in place:"))
         for one in done.disks:

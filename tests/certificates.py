@@ -1,0 +1,40 @@
+"""Certificates of a CA, a server and a client, in a directory as QEMU's tls-creds-x509 has it. Made by openssl."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+def make(directory: Path) -> Path:
+    """Return ``directory`` with new files: of one CA, for localhost and 127.0.0.1, and of a client."""
+    shutil.copytree(_made(), directory, dirs_exist_ok=True)
+    return directory
+
+
+@functools.cache
+def _made() -> Path:
+    """Of this process; the run's temporary directory goes with the run."""
+    directory = Path(tempfile.mkdtemp(prefix="vbackup-certificates-"))
+    ca = ("-subj", "/CN=vbackup test CA", "-keyout", "ca-key.pem", "-out", "ca-cert.pem")
+    _openssl(directory, "req", "-x509", *_NEW_KEY, *ca, "-days", "2")
+    for name, usage in (("server", "serverAuth"), ("client", "clientAuth")):
+        (directory / "extensions").write_text(
+            f"subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage={usage}\nkeyUsage=digitalSignature\n"
+        )
+        request = ("-subj", f"/CN=vbackup test {name}", "-keyout", f"{name}-key.pem", "-out", "request.pem")
+        _openssl(directory, "req", *_NEW_KEY, *request)
+        signing = ("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-extfile", "extensions")
+        _openssl(directory, "x509", "-req", "-in", "request.pem", *signing, "-days", "2", "-out", f"{name}-cert.pem")
+    for name in ("extensions", "request.pem"):
+        (directory / name).unlink()
+    return directory
+
+
+def _openssl(directory: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)

@@ -1,0 +1,42 @@
+"""The user's scripts of a command, as its options and its environment name them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from vbackup.report import Reporter
+from vbackup.scripts import finding, runner
+from vbackup.scripts.runner import DomainScripts, Settings
+from vbackup.stop import Stop
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return what add_scripts' arguments ask for."""
+    if options.no_scripts:
+        return Settings()
+    timeout_s = runner.TIMEOUT_S if options.script_timeout is None else options.script_timeout
+    from_environment = os.environ.get("VBACKUP_SCRIPTS")
+    named = options.scripts or (Path(from_environment) if from_environment else None)
+    return Settings(named or finding.DIRECTORY, is_wanted=named is not None, timeout_s=timeout_s)
+
+
+def for_several(options: argparse.Namespace, reporter: Reporter) -> Settings:
+    """Return what the arguments ask for, for several domains; what is to be said of the scripts for all is said once.
+
+    Raises what vbackup.scripts.finding.find raises, before there is anything of the first domain.
+    """
+    if options.dry_run:
+        return Settings()
+    settings = settings_of(options)
+    common = settings.find().warnings
+    for warning in common:
+        reporter.warning(warning)
+    return replace(settings, reported=common)
+
+
+def of_domain(options: argparse.Namespace, domain: str, *, work: str, reporter: Reporter, stop: Stop) -> DomainScripts:
+    """Return the scripts for the one domain of a command. Raises what DomainScripts raises."""
+    return DomainScripts(settings_of(options), reporter=reporter, stop=stop, work=work, domain=domain)

@@ -1,0 +1,249 @@
+"""A pull session: one moment of a domain's disks, which QEMU serves by NBD until the client commits or aborts.
+
+``document`` is what the client reads (schema vbackup.session/1). The state directory (vbackup.sessions.store) has the
+same object with one more member, ``internal``: what vbackup needs to end the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from vbackup import names
+from vbackup.errors import StorageError
+from vbackup.fields import Fields
+from vbackup.model import Consistency, Level
+from vbackup.process import Process
+from vbackup.sessions.checkpoint import Checkpoint, iso, moment, session_id, word
+
+SCHEMA = "vbackup.session/1"
+
+
+class SessionState(Enum):
+    """What has become of a session."""
+
+    BEGINNING = "beginning"  #: vbackup is making it, or died while it did
+    OPEN = "open"  #: the disks are served
+    COMMITTED = "committed"  #: its checkpoint is the tracker's base
+    ABORTED = "aborted"  #: the client gave it up; the base is as it was
+    EXPIRED = "expired"  #: it was not committed in time; the base is as it was
+    FAILED = "failed"  #: it could not go on; the base is as it was
+
+    @property
+    def has_ended(self) -> bool:
+        """True if nothing is served any more."""
+        return self not in (SessionState.BEGINNING, SessionState.OPEN)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A warning, with a code for programs."""
+
+    code: str
+    message: str
+    dev: str | None = None  #: the disk that it is about
+
+    def document(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {"code": self.code, "message": self.message, **({} if self.dev is None else {"disk": self.dev})}
+
+    @classmethod
+    def read(cls, fields: Fields) -> Note:
+        """Return the warning that ``document`` describes. Raises StorageError."""
+        return cls(fields.text("code"), fields.text("message"), fields.optional_text("disk"))
+
+
+@dataclass(frozen=True)
+class SessionDisk:
+    """One disk of a session, as it was at the moment."""
+
+    dev: str
+    size_bytes: int
+    export: str  #: name of the NBD export
+    uri: str  #: NBD URI of the export (nbd+unix:// or nbds://)
+    level_asked: Level
+    level: Level  #: as granted: a disk without a base that can be trusted is full
+    reason_code: str  #: why, for programs (vbackup.engine.base.Reason)
+    reason: str  #: the same, for people
+    base_checkpoint: str | None  #: what an incremental or differential disk starts from
+    base_context: str | None  #: metadata context of the changes since then, "qemu:dirty-bitmap:NAME"
+    contexts: Mapping[str, str] = field(default_factory=dict)  #: the same by checkpoint, for each that can be trusted
+    dirty_bytes: int | None = None  #: size of the changes since the base; None for a full
+
+    def document(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "dev": self.dev,
+            "size_bytes": self.size_bytes,
+            "export": self.export,
+            "uri": self.uri,
+            "level_asked": self.level_asked.value,
+            "level": self.level.value,
+            "reason_code": self.reason_code,
+            "reason": self.reason,
+            "base_checkpoint": self.base_checkpoint,
+            "base_context": self.base_context,
+            "contexts": dict(self.contexts),
+            "dirty_bytes": self.dirty_bytes,
+        }
+
+    @classmethod
+    def read(cls, fields: Fields) -> SessionDisk:
+        """Return the disk that ``document`` describes. Raises StorageError."""
+        dev = fields.text("dev")
+        if not names.DEV.fullmatch(dev):
+            raise StorageError(f"{dev[:50]!r} is not the name of a disk.")
+        of = fields.object("contexts")
+        contexts = fields.raw("contexts")
+        return cls(
+            dev=dev,
+            size_bytes=fields.integer("size_bytes"),
+            export=fields.text("export"),
+            uri=fields.text("uri"),
+            level_asked=word(Level, fields.text("level_asked")),
+            level=word(Level, fields.text("level")),
+            reason_code=fields.text("reason_code"),
+            reason=fields.text("reason"),
+            base_checkpoint=fields.optional_text("base_checkpoint"),
+            base_context=fields.optional_text("base_context"),
+            contexts={name: of.text(name) for name in contexts},
+            dirty_bytes=fields.integer("dirty_bytes") if "dirty_bytes" in fields else None,
+        )
+
+
+@dataclass(frozen=True)
+class Internals:
+    """What vbackup needs to end a session, whoever began it."""
+
+    writer: Process  #: the vbackup that begins it
+    scratch: str  #: path of the scratch directory
+    checkpoint: Checkpoint | None = None  #: what ``commit`` gives the tracker; None before the plan is made
+    watcher: Process | None = None  #: ends the session when it expires
+    daemon: Process | None = None  #: the storage daemon of a domain that is off
+    connection: str | None = None  #: libvirt's URI; None: the default
+
+    def document(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "writer": self.writer.document(),
+            "scratch": self.scratch,
+            "checkpoint": None if self.checkpoint is None else self.checkpoint.document(),
+            "watcher": None if self.watcher is None else self.watcher.document(),
+            "daemon": None if self.daemon is None else self.daemon.document(),
+            "connection": self.connection,
+        }
+
+    @classmethod
+    def read(cls, fields: Fields) -> Internals:
+        """Return what ``document`` describes. Raises StorageError."""
+        return cls(
+            writer=Process.read(fields.object("writer")),
+            scratch=fields.text("scratch"),
+            checkpoint=Checkpoint.read(fields.object("checkpoint")) if "checkpoint" in fields else None,
+            watcher=Process.read(fields.object("watcher")) if "watcher" in fields else None,
+            daemon=Process.read(fields.object("daemon")) if "daemon" in fields else None,
+            connection=fields.optional_text("connection"),
+        )
+
+
+@dataclass(frozen=True)
+class Session:
+    """A pull session."""
+
+    id: str
+    tracker: str
+    domain_name: str
+    domain_uuid: str
+    state: SessionState
+    level: Level  #: as asked for; ``auto`` decides for each disk
+    base_asked: str | None  #: the checkpoint that the client named
+    checkpoint: str  #: what ``commit`` makes the base of the tracker's next session
+    base_checkpoint: str | None  #: the newest checkpoint that a disk starts from; None if all are full
+    started: datetime
+    expires: datetime
+    socket: str | None = None  #: path of the unix socket; None with ``listen``
+    listen: str | None = None  #: HOST:PORT of the TLS server
+    tls: str | None = None  #: directory of its certificates
+    consistency: Consistency = Consistency.CRASH
+    frozen_ms: int = 0
+    disks: Sequence[SessionDisk] = ()
+    warnings: Sequence[Note] = ()
+    ended: datetime | None = None
+    end_reason: str | None = None  #: why it failed
+    internals: Internals | None = None
+
+    def disk(self, dev: str) -> SessionDisk | None:
+        """Return the disk of that name, or None if the session has none."""
+        return next((disk for disk in self.disks if disk.dev == dev), None)
+
+    def has_expired(self, now: datetime) -> bool:
+        """Return True if its time is up; that does not end it yet."""
+        return now >= self.expires
+
+    def document(self) -> dict[str, Any]:
+        """Return what the client reads, as a JSON object."""
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "tracker": self.tracker,
+            "domain": {"name": self.domain_name, "uuid": self.domain_uuid},
+            "state": self.state.value,
+            "level": self.level.value,
+            "base_asked": self.base_asked,
+            "checkpoint": self.checkpoint,
+            "base_checkpoint": self.base_checkpoint,
+            "started": iso(self.started),
+            "expires": iso(self.expires),
+            "socket": self.socket,
+            "listen": self.listen,
+            "tls": self.tls,
+            "consistency": self.consistency.value,
+            "frozen_ms": self.frozen_ms,
+            "disks": [disk.document() for disk in self.disks],
+            "warnings": [note.document() for note in self.warnings],
+            "ended": None if self.ended is None else iso(self.ended),
+            "end_reason": self.end_reason,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return what the state directory has of it, as a JSON object."""
+        internals = None if self.internals is None else self.internals.document()
+        return {**self.document(), "internal": internals}
+
+
+def read(fields: Fields) -> Session:
+    """Return the session that ``record`` or ``document`` describes. Raises StorageError."""
+    if fields.text("schema") != SCHEMA:
+        raise StorageError(
+            f"The session has format {fields.text('schema')[:50]!r}, but this vbackup knows only {SCHEMA}."
+        )
+    domain = fields.object("domain")
+    tracker, uuid = fields.text("tracker"), domain.text("uuid")
+    if not names.TRACKER.fullmatch(tracker) or not names.UUID.fullmatch(uuid):
+        raise StorageError(f"{tracker[:70]!r} of domain {uuid[:50]!r} is not a tracker that vbackup writes down.")
+    return Session(
+        id=session_id(fields.text("id")),
+        tracker=tracker,
+        domain_name=domain.text("name"),
+        domain_uuid=uuid,
+        state=word(SessionState, fields.text("state")),
+        level=word(Level, fields.text("level")),
+        base_asked=fields.optional_text("base_asked"),
+        checkpoint=fields.text("checkpoint"),
+        base_checkpoint=fields.optional_text("base_checkpoint"),
+        started=moment(fields.text("started")),
+        expires=moment(fields.text("expires")),
+        socket=fields.optional_text("socket"),
+        listen=fields.optional_text("listen"),
+        tls=fields.optional_text("tls"),
+        consistency=word(Consistency, fields.text("consistency")),
+        frozen_ms=fields.integer("frozen_ms"),
+        disks=tuple(SessionDisk.read(disk) for disk in fields.objects("disks")),
+        warnings=tuple(Note.read(note) for note in fields.objects("warnings")),
+        ended=moment(fields.text("ended")) if "ended" in fields else None,
+        end_reason=fields.optional_text("end_reason"),
+        internals=Internals.read(fields.object("internal")) if "internal" in fields else None,
+    )
