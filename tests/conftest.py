@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vbackup.cli import main
 from vbackup.repository import place
 from vbackup.repository.place import Place
 from vbackup.repository.repository import Repository
+from vbackup.scripts import runner
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,16 @@ def _check_documents(arguments: Sequence[str | bytes | os.PathLike[Any]], stdout
 def _checked_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for every vbackup that a test runs in a separate process, and waits for as subprocess.run does.
 
-    And for every document that a test prints in this process, and looks at what was printed.
+    And for every document that a test prints in this process, and looks at what was printed; and for the input of the
+    user's scripts.
     """
-    readouterr, communicate = pytest.CaptureFixture.readouterr, subprocess.Popen.communicate
+    readouterr, communicate, data = pytest.CaptureFixture.readouterr, subprocess.Popen.communicate, runner._data
+
+    def given(document: Mapping[str, Any]) -> bytes:
+        text = data(document)
+        if str(document.get("schema")).startswith("vbackup."):  # the runner's own tests give it others
+            documents.check(json.loads(text))
+        return text
 
     def looked_at(self: pytest.CaptureFixture[Any]) -> Any:
         captured = readouterr(self)
@@ -178,6 +186,7 @@ def _checked_documents(monkeypatch: pytest.MonkeyPatch) -> None:
             _check_documents(words, *texts)
         return out, err
 
+    monkeypatch.setattr(runner, "_data", given)
     monkeypatch.setattr(pytest.CaptureFixture, "readouterr", looked_at)
     monkeypatch.setattr(subprocess.Popen, "communicate", checked)
 

@@ -721,6 +721,8 @@ class StorageError(VbackupError):
 class UnsafeScriptError(StorageError):
     """A script of the user's, or a directory on the way to it, can be changed by others, so none is run."""
 
+    code = "SCRIPT_UNSAFE"
+
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         self.reason = reason
@@ -734,6 +736,8 @@ class ScriptError(VbackupError):
     """A script of the user's stopped the work before it began. ``state`` says in a sentence what has become of it."""
 
     status = Status.SCRIPT
+    code = "SCRIPT_FAILED"
+    retry = Retry.LATER
 
     def __init__(self, phase: str, script: str, failure: str, *, exit_status: int | None, state: str) -> None:
         self.phase = phase
