@@ -12,7 +12,7 @@ import pytest
 import vbackup
 from tests.unit.builders import UUID, Recorder
 from tests.unit.scripts.conftest import Write
-from vbackup.errors import BusyError, InterruptedBySignalError, ScriptError, UnsafeScriptError
+from vbackup.errors import BusyError, InterruptedBySignalError, ScriptError, UnsafeScriptError, error_document
 from vbackup.scripts import runner
 from vbackup.scripts.finding import ScriptPhase
 from vbackup.scripts.runner import DomainScripts, Settings
@@ -145,13 +145,7 @@ def test_failure_is_told_to_the_scripts_for_it(directory: Path, write: Write, re
         fail()
     thawed, document, words = recorder.steps
     assert thawed == "post-thaw script x: thawed"
-    assert json.loads(document.removeprefix("on-failure script x: ")) == {
-        "schema": "vbackup.error/1",
-        "error": "BusyError",
-        "message": "Busy.",
-        "status": 8,
-        "evidence": {},
-    }
+    assert json.loads(document.removeprefix("on-failure script x: ")) == error_document(BusyError("Busy."))
     assert words == "on-failure script x: 8 on-failure"
 
 
