@@ -247,7 +247,7 @@ def test_mail_goes_to_root_and_says_if_it_does_not(around: Around, tmp_path: Pat
 # guest-flush, with a fake of virsh; test_scripts.py has a guest
 
 VIRSH = """
-case "$6" in
+case "$8" in
     *guest-exec-status*)
         if [ -e {0}/ended ]; then echo '{{"return": {{"exited": true, "exitcode": {1}, "out-data": "aGVsZAo="}}}}'
         else touch {0}/ended; echo '{{"return": {{"exited": false}}}}'; fi ;;
@@ -263,7 +263,7 @@ def test_program_in_the_guest_is_waited_for(around: Around, tmp_path: Path, stat
     (around.directory / ".guest-flush").write_text("/usr/local/sbin/db-backup\n")
     assert around.run(ScriptPhase.PRE_BACKUP, {}) == ["held"]
     request = (tmp_path / "request").read_text()
-    assert request.startswith(f"-q -c qemu:///system qemu-agent-command {UUID} ")
+    assert request.startswith(f"-q -c qemu:///system qemu-agent-command --timeout 30 {UUID} ")
     sent = json.loads(request[request.index("{") : request.rindex("}") + 1])
     assert sent["arguments"] == {
         "path": "/usr/local/sbin/db-backup",
