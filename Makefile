@@ -20,8 +20,7 @@ BENCH =
 VENV := .venv
 VENV_READY := $(VENV)/.ready
 BIN := $(VENV)/bin
-MAN_PAGES := $(addprefix build/man/,vbackup.1 vbackup-repository.5 vbackup-transaction.7 vbackup-recovery.7 \
-    vbackup-json.7)
+MAN_PAGES := $(patsubst man/%.rst,build/man/%,$(sort $(wildcard man/*.rst)))
 # Every directory with tests, the quick ones first.
 QUICK := tests/unit tests/contract
 SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py)))))
@@ -30,6 +29,8 @@ SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard 
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
+# Examples of the user's scripts.
+EXAMPLES = $(PREFIX)/share/vbackup/examples
 # Extras of setup.cfg to install too: EXTRAS=blake3.
 EXTRAS =
 # What installs Debian packages; "true" where another way has installed them.
@@ -79,6 +80,7 @@ lint: $(VENV_READY) ## Run only the linters and the type checker
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy hooks/qemu
+	$(BIN)/mypy --scripts-are-modules $(wildcard hooks/examples/*)
 	$(BIN)/lint-imports
 
 man: $(MAN_PAGES) ## Build the man pages in build/man
@@ -118,7 +120,7 @@ $(STAGE_READY): FORCE
 install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages below DESTDIR/PREFIX
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(LIBRARY)")' \
 	    'from vbackup.cli import command' 'command()' > $(STAGE)/vbackup
-	install -d -m 755 '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' \
+	install -d -m 755 '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(EXAMPLES)' \
 	    $(foreach page,$(STAGED_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))')
 	rm -rf '$(DESTDIR)$(LIBRARY).new'
 	cp -R $(STAGE)/lib '$(DESTDIR)$(LIBRARY).new'
@@ -126,10 +128,11 @@ install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages
 	rm -rf '$(DESTDIR)$(LIBRARY)'
 	mv '$(DESTDIR)$(LIBRARY).new' '$(DESTDIR)$(LIBRARY)'
 	install -m 755 $(STAGE)/vbackup '$(DESTDIR)$(COMMAND)'
+	install -m 755 hooks/examples/* '$(DESTDIR)$(EXAMPLES)'
 	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 
 uninstall: ## Remove what install has installed
-	rm -rf '$(DESTDIR)$(LIBRARY)'
+	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)'
 	rm -f '$(DESTDIR)$(COMMAND)' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))')
 
 clean: ## Remove everything that make has created here, with the virtual environment

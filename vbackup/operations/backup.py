@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from vbackup.domain import definition, source
 from vbackup.domain.access import Access, ImagesInUse
-from vbackup.domain.freeze import DEFAULT_LIMIT_S, Freeze
+from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import finish, fleecing, leftovers, preparation, survey
 from vbackup.engine.finish import Following
@@ -29,7 +29,7 @@ from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import documents, recovery, saved_machine
+from vbackup.operations import documents, freeze_scripts, recovery, saved_machine
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from vbackup.engine.latency_throttle import LatencyThrottle
 
 log = logging.getLogger(__name__)
-
-#: How much of --freeze-limit the user's scripts may take, so that the moment comes before the limit.
-SCRIPTS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -343,7 +340,8 @@ def _start(
     """Freeze, send the transaction, thaw; return the backup with the moment it is of."""
     domain = this.domain
     domain.stop.check()
-    domain.source.prepare_freeze(this.request.quiesce, limit_s=this.request.freeze_limit_s)  # resumed since
+    limit_s = this.request.freeze_limit_s
+    domain.source.prepare_freeze(this.request.quiesce, limit_s=limit_s)  # resumed since
     # Nothing is written to the repository while the guest is frozen: its storage may be slow.
     written.moment(
         datetime.now(timezone.utc), guest_was_stopped=guest_was_stopped, freeze_mark=domain.source.freeze_mark
@@ -351,7 +349,7 @@ def _start(
     transaction = backup_plan.transaction()
     this.moment.ready()
     with (
-        _scripts_of_the_freeze(backup_plan, this) as frozen,
+        freeze_scripts.around(this.scripts, documents.plan(backup_plan), limit_s=limit_s) as frozen,
         domain.source.frozen(this.request.quiesce, domain.reporter) as freeze,
     ):
         frozen(freeze)
@@ -371,31 +369,6 @@ def _start(
     if freeze.frozen_ms:
         domain.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
     return replace(planned, draft=draft)
-
-
-@contextmanager
-def _scripts_of_the_freeze(backup_plan: BackupPlan, this: _Run) -> Iterator[Callable[[Freeze], None]]:
-    """Yield what runs the post-freeze scripts of a guest that vbackup has frozen; after the block, start post-thaw.
-
-    Those scripts also run if the block fails, as they undo what the former have done, and beside the copy: a job whose
-    target is full stops the guest until somebody ends it.
-    """
-    scripts, document = this.scripts, documents.plan(backup_plan)
-    was_frozen = False
-
-    def frozen(freeze: Freeze) -> None:
-        nonlocal was_frozen
-        if freeze.begun is not None and scripts.has(ScriptPhase.POST_FREEZE, ScriptPhase.POST_THAW):
-            was_frozen = True
-            deadline = freeze.begun + this.request.freeze_limit_s * SCRIPTS_SHARE
-            scripts.while_frozen(ScriptPhase.POST_FREEZE, document, deadline=deadline)
-
-    try:
-        yield frozen
-    finally:
-        if was_frozen:
-            scripts.begin(ScriptPhase.POST_THAW, document)
-        scripts.report()
 
 
 @contextmanager
