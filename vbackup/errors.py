@@ -597,6 +597,57 @@ class AmbiguousHostError(UnsuitableError):
         )
 
 
+# pull sessions
+
+
+class UnknownSessionError(ChainError):
+    """There is no session with that id; it may have ended long ago."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        super().__init__(f"No session {session!r}; 'vbackup session list' lists them.")
+
+
+class UnknownTrackerError(ChainError):
+    """The domain has no tracker of that name: no session of it was ever committed."""
+
+    def __init__(self, tracker: str, domain: str, known: Sequence[str]) -> None:
+        self.tracker = tracker
+        self.known = list(known)
+        has = f"it has {', '.join(self.known)}" if self.known else "it has none"
+        super().__init__(f"Domain {domain} has no tracker {tracker!r}; {has}.")
+
+
+class UnknownCheckpointError(ChainError):
+    """The tracker has no such checkpoint; begin a session with another base, or a full one."""
+
+    def __init__(self, checkpoint: str, tracker: str, known: Sequence[str]) -> None:
+        self.checkpoint = checkpoint
+        self.tracker = tracker
+        self.known = list(known)
+        self.retry = "full"
+        has = f"it has {', '.join(self.known)}" if self.known else "it has none"
+        super().__init__(
+            f"Tracker {tracker} has no checkpoint {checkpoint!r}; {has}. Begin a session with --level full or without"
+            " --base."
+        )
+
+
+class SessionEndedError(ChainError):
+    """The session has ended, so it cannot be committed or renewed any more; the tracker's base is as it was.
+
+    ``retry`` is what the client does: begin another one, or never for a session that was committed or aborted.
+    """
+
+    def __init__(self, session: str, state: str, reason: str | None = None, *, retry: str = "begin") -> None:
+        self.session = session
+        self.state = state
+        self.retry = retry
+        why = f": {reason.rstrip('.')}" if reason else ""
+        then = " Begin another one." if retry == "begin" else ""
+        super().__init__(f"Session {session} is {state}{why}.{then}")
+
+
 class StorageError(VbackupError):
     """The repository, the output or a hook script cannot be used: missing, full, no permission, exists already."""
 
@@ -627,6 +678,19 @@ class BusyError(VbackupError):
     """Another vbackup or another block job is using the domain."""
 
     status = Status.BUSY
+
+
+class SessionAliveError(BusyError):
+    """Another session of the tracker is open; commit it, abort it, or wait until it expires."""
+
+    def __init__(self, session: str, tracker: str, expires: str) -> None:
+        self.session = session
+        self.tracker = tracker
+        self.expires = expires
+        super().__init__(
+            f"Session {session} of tracker {tracker} is open until {expires}. Commit it, or abort it: vbackup session"
+            f" abort {session}."
+        )
 
 
 class DiskBusyError(BusyError):

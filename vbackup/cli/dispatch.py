@@ -15,8 +15,9 @@ from vbackup.stop import Stop, on_signals
 
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
-    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status")
-)
+    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status",
+     "session list", "session status", "tracker list", "checkpoint list")
+)  # fmt: skip
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:

@@ -40,6 +40,9 @@ COMMANDS = {
     "transaction": "check and send a QMP transaction",
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",
+    "session": "serve a moment of a domain's disks to other programs",
+    "tracker": "list and forget the trackers of sessions",
+    "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
 }
 

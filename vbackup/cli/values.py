@@ -201,6 +201,16 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def tracker_name(text: str) -> str:
+    """Return the name of a tracker, which becomes a part of the names of files."""
+    if names.TRACKER.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be the name of a tracker: it has up to 63 letters, digits and characters of ._:@+-, and"
+            " begins with a letter or digit"
+        )
+    return text
+
+
 def domain_name(text: str) -> str:
     """Return the name of a new domain, which becomes a part of the names of libvirt's files."""
     if not names.is_printable_part(text, max_bytes=MAX_NAME_BYTES):

@@ -60,6 +60,17 @@ def offline_mark(uuid: str) -> Iterator[None]:
             log.debug("the mark that domain %s is in an offline backup stays: %s", uuid, err)
 
 
+def hand_over(uuid: str, process: Process) -> None:
+    """Let the mark that this process has set count as long as another one lives, and stay. Never fails."""
+    try:
+        with _locked():
+            mark = live_mark(uuid)
+            if mark is not None and mark.process == Process.this():
+                _write(uuid, Mark(process, mark.since))
+    except OSError as err:
+        log.debug("the mark that domain %s is in an offline backup ends with this process: %s", uuid, err)
+
+
 def live_mark(uuid: str) -> Mark | None:
     """Return the mark of domain ``uuid`` if the process that set it lives, else None; also if it cannot be read."""
     try:
@@ -84,17 +95,22 @@ def _set(uuid: str) -> None:
                 f"Another vbackup (process {other.process.pid}) has the disks of domain {uuid} open in an offline"
                 " backup; wait for it to end."
             )
-        path = _path(uuid)
-        temporary = path.with_name(f".{uuid}.new")
-        text = json.dumps({**mark.process.document(), "since": mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")})
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                file.write(text + "\n")
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        _write(uuid, mark)
+
+
+def _write(uuid: str, mark: Mark) -> None:
+    """Write a mark down; the directory is locked."""
+    path = _path(uuid)
+    temporary = path.with_name(f".{uuid}.new")
+    text = json.dumps({**mark.process.document(), "since": mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")})
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _clear(uuid: str) -> None:

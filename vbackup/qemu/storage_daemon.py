@@ -48,7 +48,8 @@ class Survival:
     """How a daemon survives this process."""
 
     mark: str  #: finds it again (``survivors``): letters, digits and dashes
-    locks: Sequence[int]  #: descriptors whose locks it keeps
+    locks: Sequence[int] = ()  #: descriptors whose locks it keeps
+    monitor: Path | None = None  #: a QMP socket, by which others can reach it
 
 
 class StorageDaemon:
@@ -126,6 +127,7 @@ class StorageDaemon:
                 PROGRAM,
                 *("--chardev", f"socket,id={name},fd={fd},server=off"),
                 *("--monitor", f"chardev={name}"),
+                *(() if survival is None or survival.monitor is None else _second_monitor(survival.monitor)),
                 *(word for node in self._first_nodes for word in ("--blockdev", json.dumps(node))),
             ],
             stdin=subprocess.DEVNULL,
@@ -321,6 +323,12 @@ class StorageDaemon:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         lines = [line for line in lines if _OF_SCRATCH_NODES not in line]
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
+
+
+def _second_monitor(path: Path) -> tuple[str, ...]:
+    """Return the arguments for a QMP socket that QEMU makes at a path."""
+    escaped = os.fspath(path).replace(",", ",,")  # as qemu_opts_parse has it
+    return ("--chardev", f"socket,id=control,path={escaped},server=on,wait=off", "--monitor", "chardev=control")
 
 
 def survivors(mark: str) -> list[int]:
