@@ -6,14 +6,14 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one
-    operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget
-                             bitmap  speed  transaction  diff  usage  note  protect  prune  prune_merges
-                             consolidation  audit  check  repair  restore_in_place  rollback  full_in_place
-                             in_place_end  mount  umount  serve  session_begin  session_end  session_offline
-                             session_status  session_recovery  session_daemon  session_watcher  tracker
-                             checkpoint  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat
-                             search  boot_test  fsck  live_restore  live_pull  live_resume  live_abort
+                             one_by_one  session_changes
+    operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
+                             speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
+                             check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
+                             serve  session_begin  session_end  session_offline  session_status  session_changes
+                             serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
+                             saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
+                             fsck  live_restore  live_pull  live_resume  live_abort
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy

@@ -455,12 +455,12 @@ class ChainError(VbackupError):
 
 
 class MissingPackageError(VbackupError):
-    """A package is missing that only some backups need: nothing is wrong with the backup, so this is no ChainError."""
+    """A package is missing that only some backups or commands need: nothing is wrong with the backup."""
 
-    def __init__(self, package: str, why: str, *, debian: str) -> None:
+    def __init__(self, package: str, why: str, *, debian: str, purpose: str = "read that") -> None:
         self.package = package
         super().__init__(
-            f"{why}, and this Python has no {package} to read that: install the Debian package {debian}, or run"
+            f"{why}, and this Python has no {package} to {purpose}: install the Debian package {debian}, or run"
             f" 'pip install {package}'."
         )
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "mount": "show the disks of a backup as files",
     "umount": "end a mount",
     "serve": "serve the disks of a backup by NBD",
+    "serve-session": "serve the disks of a pull session over HTTPS",
     "ls": "list files of a guest in a backup",
     "cp": "copy files of a guest out of a backup",
     "cat": "print a file of a guest in a backup",
@@ -126,7 +127,7 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     )
     for name, purpose in COMMANDS.items():
         if name in words:
-            import_module(f"vbackup.cli.commands.{name}").add(_Commands(commands))
+            import_module(f"vbackup.cli.commands.{name.replace('-', '_')}").add(_Commands(commands))
         else:
             commands.add_parser(name, help=purpose)
     return parser

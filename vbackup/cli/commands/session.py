@@ -7,7 +7,7 @@ from typing import Any
 
 from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domain, add_exclusive
 from vbackup.cli.commands.backup import add_quiesce
-from vbackup.cli.values import directory, positive_seconds, tracker_name
+from vbackup.cli.values import MAX_RESULTS, directory, offset_bytes, positive_seconds, result_count, tracker_name
 from vbackup.model import Level
 
 _LEVELS = (Level.AUTO, Level.FULL, Level.INCREMENTAL, Level.DIFFERENTIAL)
@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
     )
     add_domain(listing, otherwise=" (default: all)")
     add_common(listing)
+    _add_changes(subcommands)
     for name, purpose in (
         ("status", "show a session"),
         ("renew", "give a session more time"),
@@ -93,6 +94,42 @@ def _add_begin(subcommands: Any) -> None:
         type=directory,
         help="directory with ca-cert.pem, server-cert.pem and server-key.pem; clients need a certificate of the same"
         " authority",
+    )
+
+
+def _add_changes(subcommands: Any) -> None:
+    parser = subcommands.add_parser(
+        "changes",
+        help="list the extents of a disk that a client has to read",
+        description="List the extents of a disk: those that changed, which of them are zeros, or those with data.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("session", metavar="ID", help="id of the session")
+    add_common(parser)
+    parser.add_argument("--disk", metavar="DEV", required=True, help="the disk")
+    parser.add_argument("--offset", metavar="N", type=offset_bytes, default=0, help="begin there (default: 0)")
+    parser.add_argument("--length", metavar="N", type=offset_bytes, help="go so far (default: to the end of the disk)")
+    parser.add_argument(
+        "--max-results",
+        metavar="N",
+        type=result_count,
+        default=MAX_RESULTS,
+        help="list no more extents than this; the result says where to go on (default, and most: 1000000)",
+    )
+    parser.add_argument(
+        "--kind",
+        metavar=("KIND", "CHECKPOINT"),
+        nargs="+",
+        default=["delta"],
+        help="delta (default): what changed since the base, or the whole disk of a full; allocated: what has data;"
+        " between CHECKPOINT: what changed since that checkpoint",
+    )
+    parser.add_argument(
+        "--tls-creds",
+        metavar="DIR",
+        type=directory,
+        help="directory with ca-cert.pem, client-cert.pem and client-key.pem, for a session with --listen HOST:PORT"
+        " (default: that of the session)",
     )
 
 

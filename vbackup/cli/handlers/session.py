@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
-from vbackup.cli import output
+from vbackup.cli import output, session_changes
 from vbackup.cli.arguments import domain_of, optional_domain_of
 from vbackup.cli.context import Context
 from vbackup.domain.host import Host
@@ -152,6 +152,7 @@ def _store() -> Store:
 _STEPS: Mapping[str, Callable[[argparse.Namespace, Context], None]] = {
     "begin": _begin,
     "status": _status,
+    "changes": session_changes.run,
     "list": _list,
     "renew": _renew,
     "commit": _commit,
