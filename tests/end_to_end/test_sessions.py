@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.daemon import Daemon, wait_for
-from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, domain_xml
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
+from vbackup.domain.host import libvirt
 
 if TYPE_CHECKING:
     from tests.conftest import Command
 
-DEVS = ("vda", "vdb")
+#: The second one is on SCSI: such a disk is detached without the help of a guest.
+DEVS = ("vda", "sda")
 
 
 class Vendor:
@@ -36,19 +39,33 @@ class Vendor:
         self.daemon, self.command, self.directory, self.name = daemon, command, directory, name
         self.specs = [
             DiskSpec(directory / "vda.qcow2", size="64M"),
-            DiskSpec(directory / "vdb.raw", dev="vdb", format="raw", size="17M"),
+            DiskSpec(directory / "sda.raw", dev="sda", bus="scsi", format="raw", size="17M"),
         ]
         for spec in self.specs:
             spec.create()
             spec.path.chmod(0o666)
         self.machine: Machine
         self._references = 0
+        self._uuid = str(uuid.uuid4())
+        self.defined = daemon.define(self.xml())
 
     def xml(self) -> str:
-        return domain_xml(self.name, [spec.xml() for spec in self.specs])
+        disks = [spec.xml() for spec in self.specs]
+        return domain_xml(self.name, disks, top=f"<uuid>{self._uuid}</uuid>")
+
+    def off(self) -> None:
+        """Shut the domain down, as QEMU does at its end: bitmaps are stored."""
+        self.machine.handle.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+
+    def record(self, session: dict[str, Any]) -> dict[str, Any]:
+        """What vbackup has written down of a session."""
+        state = Path(os.environ["VBACKUP_SESSIONS"]) / session["domain"]["uuid"]
+        record: dict[str, Any] = json.loads((state / f"session-{session['id']}.json").read_text())
+        return record
 
     def start(self) -> None:
-        self.machine = self.daemon.start(self.xml())
+        self.defined.handle.domain.create()
+        self.machine = self.defined
         roots = {one.get("qdev"): one["inserted"]["node-name"] for one in self.machine.execute("query-block")}
         self._nodes = {dev: roots[self.machine.qdev(dev)] for dev in DEVS}
 
@@ -152,7 +169,7 @@ def vendor(daemon: Daemon, command: Command, images: Path, sockets: Path) -> Ven
 def test_life_of_a_vendor(vendor: Vendor) -> None:
     machine = vendor.machine
     machine.write("vda", "write -P 1 0 8M", "write -P 2 20M 1M")
-    machine.write("vdb", "write -P 3 0 3M", "write -P 4 16M 1M")
+    machine.write("sda", "write -P 3 0 3M", "write -P 4 16M 1M")
     clean = machine.state()
     for turn in range(5):
         held = vendor.reference()
@@ -304,7 +321,7 @@ def test_full_scratch_ends_the_session_and_not_the_guest(
         clean = machine.state()
         held = vendor.reference()
         session = vendor.begin("--scratch", str(scratch))
-        watcher = watcher_of(session, sockets)
+        watcher: int = vendor.record(session)["internal"]["watcher"]["pid"]
         os.kill(watcher, signal.SIGSTOP)
         for start in range(16):
             machine.write("vda", f"write -P 2 {start}M 1M")
@@ -337,14 +354,6 @@ def test_full_scratch_ends_the_session_and_not_the_guest(
         subprocess.run(["umount", "-l", str(scratch)], check=True)
 
 
-def watcher_of(session: dict[str, Any], sockets: Path) -> int:
-    """The pid of the session's watcher."""
-    uuid = session["domain"]["uuid"]
-    record = json.loads((sockets / "state" / uuid / f"session-{session['id']}.json").read_text())
-    pid: int = record["internal"]["watcher"]["pid"]
-    return pid
-
-
 def compare_range(copy: Path, reference: Path, start: int, length: int) -> subprocess.CompletedProcess[str]:
     """Compare a range of a raw copy with that of a qcow2 reference."""
     options = [
@@ -358,3 +367,136 @@ def compare_range(copy: Path, reference: Path, start: int, length: int) -> subpr
     ]
     argv = ["qemu-img", "compare", *(f"json:{json.dumps(one)}" for one in options)]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+# what becomes of the domain
+
+
+def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
+    """A storage daemon serves it, the domain cannot start meanwhile, and the chain goes on when it runs."""
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    machine.write("sda", "write -P 2 0 4M")
+    first = vendor.begin()
+    vendor.pull(first)
+    vendor.session("commit", first["id"])
+    machine.write("vda", "write -P 3 1M 1M")
+    held = vendor.reference()
+    vendor.off()
+    before = vendor.specs[0].path.stat()
+    session = vendor.begin()
+    assert session["consistency"] == "offline"
+    levels = {disk["dev"]: (disk["level"], disk["reason_code"]) for disk in session["disks"]}
+    assert levels == {"vda": ("incremental", "base-trusted"), "sda": ("full", "disk-without-bitmaps")}
+    pulled = vendor.pull(session)
+    assert pulled["vda"] <= 1024 * 1024 + 65536
+    vendor.check(held)
+    with pytest.raises(libvirt.libvirtError, match="lock"):
+        vendor.defined.handle.domain.create()
+    assert vendor.session("abort", session["id"])["state"] == "aborted"
+    after = vendor.specs[0].path.stat()
+    assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+    # A daemon that dies costs nothing either.
+    session = vendor.begin()
+    record = vendor.record(session)
+    os.kill(record["internal"]["daemon"]["pid"], signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{record['internal']['daemon']['pid']}/fd/0").exists(), "its end")
+    error = vendor.session("commit", session["id"], status=6)
+    assert (error["evidence"]["state"], error["evidence"]["retry"]) == ("failed", "begin")
+    session = vendor.begin()
+    assert session["base_checkpoint"] == first["checkpoint"]
+    vendor.pull(session)
+    vendor.check(held)
+    assert vendor.session("commit", session["id"])["state"] == "committed"
+    vendor.start()
+    vendor.machine.write("vda", "write -P 4 2M 1M")
+    held = vendor.reference()
+    third = vendor.begin()
+    assert third["disks"][0]["base_checkpoint"] == session["checkpoint"]
+    assert vendor.pull(third)["vda"] <= 1024 * 1024 + 65536
+    vendor.check(held)
+    vendor.session("abort", third["id"])
+    assert not list(sockets.glob("2*"))
+
+
+def test_domain_that_is_shut_down_in_the_middle(vendor: Vendor, sockets: Path) -> None:
+    vendor.machine.write("vda", "write -P 1 0 4M")
+    first = vendor.begin()
+    vendor.pull(first)
+    vendor.session("commit", first["id"])
+    vendor.machine.write("vda", "write -P 2 0 1M")
+    session = vendor.begin()
+    vendor.machine.write("vda", "write -P 3 2M 1M")
+    vendor.off()
+    error = vendor.session("commit", session["id"], status=6)
+    assert error["evidence"]["state"] == "failed"
+    assert not (sockets / session["id"]).exists()
+    vendor.start()
+    held = vendor.reference()
+    again = vendor.begin()
+    assert again["disks"][0]["base_checkpoint"] == first["checkpoint"]
+    vendor.pull(again)
+    vendor.check(held)
+    vendor.session("commit", again["id"])
+    bitmaps = [name for names in vendor.machine.bitmaps().values() for name in names]
+    assert not [name for name in bitmaps if session["checkpoint"] in name]
+
+
+def test_disk_that_is_detached_in_the_middle_is_served_to_the_end(vendor: Vendor) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    machine.write("sda", "write -P 2 0 4M")
+    held = vendor.reference()
+    session = vendor.begin()
+    machine.write("sda", "write -P 3 0 1M")
+    machine.handle.domain.detachDeviceFlags(vendor.specs[1].xml(), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    wait_for(lambda: "'sda'" not in machine.handle.live_xml(), "the end of the detaching")
+    vendor.pull(session)
+    vendor.check(held)
+    assert vendor.session("commit", session["id"])["state"] == "committed"
+    nodes = machine.state()["nodes"]
+    assert not [name for name in nodes if "sda" in name or name.startswith("vbackup-")]
+    machine.handle.domain.attachDeviceFlags(vendor.specs[1].xml(), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    again = vendor.begin()
+    assert {disk["dev"]: disk["level"] for disk in again["disks"]} == {"vda": "incremental", "sda": "full"}
+    vendor.session("abort", again["id"])
+
+
+def test_beside_our_own_backup_and_a_libvirtd_that_is_killed(vendor: Vendor, tmp_path: Path) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    repository = tmp_path / "repository"
+    vendor.command("init", "-r", repository)
+    backup = ("backup", vendor.name, "-r", str(repository))
+    vendor.vbackup(*backup)
+    held = vendor.reference()
+    session = vendor.begin()
+    machine.write("vda", "write -P 2 1M 1M")
+    later = vendor.reference()
+    done = vendor.vbackup(*backup)
+    assert done["level"] == "incremental"
+    vendor.daemon.kill()
+    vendor.daemon.restart()
+    vendor.pull(session)
+    vendor.check(held)
+    vendor.daemon.host.reopen()
+    assert vendor.session("status", session["id"])["state"] == "open"
+    vendor.session("commit", session["id"])
+    vendor.vbackup("restore", vendor.name, "-r", str(repository), "--output", str(tmp_path / "out"))
+    for dev in DEVS:
+        compare(tmp_path / "out" / f"{dev}.qcow2", later[dev])
+    owners = {one["owner"] for one in vendor.vbackup("bitmap", "list", vendor.name)["bitmaps"]}
+    assert owners == {"vbackup", "tracker"}
+
+
+def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
+    machine = vendor.machine
+    clean = machine.state()
+    address = {"type": "unix", "data": {"path": str(images / "other.sock")}}
+    machine.execute("nbd-server-start", addr=address)
+    error = vendor.begin(status=8)
+    assert "NBD server" in error["message"]
+    assert machine.state() == clean
+    machine.execute("nbd-server-stop")
+    session = vendor.begin()
+    vendor.session("abort", session["id"])

@@ -8,6 +8,7 @@ shows in the files.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from vbackup.domain import source
 from vbackup.domain.access import Access
@@ -15,6 +16,7 @@ from vbackup.domain.host import DomainHandle
 from vbackup.engine import leftovers, scratch, session_close, session_history, session_plan
 from vbackup.engine.session_survey import SessionDomain
 from vbackup.errors import SessionEndedError, VbackupError
+from vbackup.layers import FileState
 from vbackup.model import DiskNode
 from vbackup.operations import session_daemon, session_recovery
 from vbackup.operations.session_recovery import SessionQemu
@@ -50,12 +52,12 @@ def checkpoint_of(
     try:
         if handle is None or handle.is_active():
             raise SessionEndedError(session.id, SessionState.FAILED.value, "the domain was started")
+        _refuse_changed(session, pending)
         access = Access(session.internals.exclusive, check=stop.check)
         with source.open_source(handle, reporter=reporter, access=access) as opened:
             this = SessionDomain(opened, qemu.naming, reporter, stop)
             disks = [disk for disk in opened.domain.disks if disk.dev in pending.disks]
-            nodes = opened.look_at(opened.disk_nodes(disks))
-            _refuse_changed(session, pending, nodes)
+            nodes = opened.disk_nodes(disks)
             leftovers.remove_uncommitted(this.monitor, nodes, tracker.ids, this.naming)
             _begin(session, tracker, pending, nodes, this)
     except VbackupError as err:
@@ -66,17 +68,25 @@ def checkpoint_of(
     return pending
 
 
-def _refuse_changed(session: Session, pending: Checkpoint, nodes: Sequence[DiskNode]) -> None:
-    """Raise SessionEndedError if the files of a disk are not those of the moment, as far as their times tell."""
-    for node in nodes:
-        then = pending.disks[node.disk.dev].chain
-        if then is None:
-            continue
-        now = [(file.path, file.inode, file.size_bytes, file.mtime_ns) for file in node.chain.files]
-        if now != [(file.path, file.inode, file.size_bytes, file.mtime_ns) for file in then.files]:
-            raise SessionEndedError(
-                session.id, SessionState.FAILED.value, f"the image of disk {node.disk.dev} was changed since"
-            )
+def _refuse_changed(session: Session, pending: Checkpoint) -> None:
+    """Raise SessionEndedError if the files of a disk are not those of the moment, as far as their times tell.
+
+    It comes before the images are opened: that changes what they store of their bitmaps.
+    """
+    for disk in pending.disks.values():
+        for file in disk.chain.files if disk.chain is not None else ():
+            if file.is_proven and not _is_unchanged(file):
+                raise SessionEndedError(
+                    session.id, SessionState.FAILED.value, f"{file.path}, of disk {disk.dev}, was changed since"
+                )
+
+
+def _is_unchanged(file: FileState) -> bool:
+    try:
+        now = Path(file.path).stat()
+    except OSError:
+        return False
+    return (now.st_ino, now.st_size, now.st_mtime_ns) == (file.inode, file.size_bytes, file.mtime_ns)
 
 
 def _begin(

@@ -146,6 +146,7 @@ class StorageDaemon:
     def leave(self) -> None:
         """Let a daemon that survives this process survive the end of the block too."""
         self._is_left = True
+        _LEFT.append(self._process)
 
     @property
     def pid(self) -> int:
@@ -342,6 +343,8 @@ def survivors(mark: str) -> list[int]:
     return found
 
 
+#: Daemons that go on alone. A Popen that is garbage-collected while its process runs gives a ResourceWarning.
+_LEFT: list[subprocess.Popen[bytes]] = []
 #: QEMU's warning about nodes without storage, which hold no data (vbackup.engine.scratch).
 _OF_SCRATCH_NODES = "doesn't provide information about the block size"
 _LOST = "It could not store the disks' bitmaps, so the next backup of each disk is a full."

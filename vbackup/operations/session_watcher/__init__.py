@@ -29,6 +29,8 @@ from vbackup.sessions.store import DomainStore, Store
 log = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).with_name("__main__.py")
+#: How long the process may take to say that it runs; usually a fraction of a second.
+READY_S = 10.0
 
 
 def start(
@@ -49,30 +51,30 @@ def start(
         "reserve_bytes": reserve_bytes,
     }
     try:
+        # setsid --fork: it is not our child, for whose end we would have to wait, nor of our process group.
         process = subprocess.Popen(
             # Run by path and isolated (-I): it imports only from this process's sys.path, which the orders contain.
-            [sys.executable, "-I", os.fspath(PROGRAM)],
+            ["setsid", "--fork", sys.executable, "-I", os.fspath(PROGRAM)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a signal to vbackup's process group must not end it
             cwd="/",
         )
-        assert process.stdin is not None
-        with process.stdin:
-            process.stdin.write(json.dumps(orders).encode())
+        said, _ = process.communicate(json.dumps(orders).encode(), timeout=READY_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        said = b""
     except OSError as err:
-        return _without(session, domain, f"{sys.executable or 'Python'} cannot be started: {err.strerror}", reporter)
-    _LEFT.append(process)
+        return _without(session, domain, f"setsid cannot be started: {err.strerror}", reporter)
+    watcher = Process.of(int(said)) if said.strip().isdigit() else None
+    if watcher is None:
+        return _without(session, domain, f"{sys.executable or 'Python'} did not start it", reporter)
     assert session.internals is not None
-    return domain.write(replace(session, internals=replace(session.internals, watcher=Process.of(process.pid))))
+    return domain.write(replace(session, internals=replace(session.internals, watcher=watcher)))
 
 
 def _without(session: Session, domain: DomainStore, why: str, reporter: Reporter) -> Session:
     message = f"Nobody ends session {session.id} when it expires, until the next command of vbackup for it: {why}."
     reporter.warning(message)
     return domain.write(replace(session, warnings=(*session.warnings, Note("NO_WATCHER", message))))
-
-
-#: Processes that go on alone. A Popen that is garbage-collected while its process runs gives a ResourceWarning.
-_LEFT: list[subprocess.Popen[bytes]] = []
