@@ -254,6 +254,12 @@ def _mount(results: Results) -> list[Part]:
     ]
 
 
+def _pull(results: Results) -> list[Part]:
+    bare_s, ours_s = (_wall_s(results, "pull", name) for name in ("qemu-storage-daemon", "vbackup"))
+    ratio = bare_s / ours_s
+    return [Part(f"{ratio:.2f} x nbdcopy from a bare qemu-storage-daemon", ratio >= 0.8)]
+
+
 def _file(results: Results) -> list[Part]:
     where = {"series": "ext4 on LVM, named"}
     ours_s, theirs_s = (_wall_s(results, "file", name, **where) for name in ("vbackup", "guestfish copy-out"))
@@ -339,6 +345,7 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
         "Mount of the newest of 200: first byte in under 1 s, read at 0.7 x the speed of `qemu-img convert` at least",
         _mount,
     ),
+    ("pull", "Pull of 2 GiB out of a session: at least 0.8 x nbdcopy from a bare storage daemon", _pull),
     ("file", "A file of 1 MiB out of ext4 on LVM, with libguestfs under TCG: under 20 s", _file),
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
     ("list", "5,000 backups of 200 domains: lists under 1 s, 100 MiB", _list),

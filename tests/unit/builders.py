@@ -351,6 +351,6 @@ def pull_session(*devs: str, number: int = 2, **changes: Any) -> Session:
         "expires": checkpoint.time + timedelta(hours=2),
         "socket": "/run/x/nbd.sock",
         "disks": tuple(disks),
-        "internals": Internals(Process(4711, 1, "boot"), "/var/tmp", checkpoint),
+        "internals": Internals(Process(4711, 1, "boot"), "/var/tmp", checkpoint=checkpoint),
     }
     return Session(**{**values, **changes})

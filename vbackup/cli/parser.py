@@ -26,6 +26,7 @@ COMMANDS = {
     "mount": "show the disks of a backup as files",
     "umount": "end a mount",
     "serve": "serve the disks of a backup by NBD",
+    "serve-session": "serve the disks of a pull session over HTTPS",
     "ls": "list files of a guest in a backup",
     "cp": "copy files of a guest out of a backup",
     "cat": "print a file of a guest in a backup",
@@ -40,6 +41,9 @@ COMMANDS = {
     "transaction": "check and send a QMP transaction",
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",
+    "session": "serve a moment of a domain's disks to other programs",
+    "tracker": "list and forget the trackers of sessions",
+    "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
     "schema": "print the JSON Schema of a document",
 }
@@ -125,7 +129,7 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     )
     for name, purpose in COMMANDS.items():
         if name in words:
-            import_module(f"vbackup.cli.commands.{name}").add(_Commands(commands))
+            import_module(f"vbackup.cli.commands.{name.replace('-', '_')}").add(_Commands(commands))
         else:
             commands.add_parser(name, help=purpose)
     return parser

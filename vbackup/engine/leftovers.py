@@ -139,6 +139,11 @@ def remove_uncommitted(
     return _remove(monitor, disks, naming=naming, keep=is_committed)
 
 
+def remove_all(monitor: Monitor, disks: Collection[DiskNode], naming: Naming) -> list[str]:
+    """Remove all bitmaps that have this id, as far as QEMU lets go of them; return their names."""
+    return _remove(monitor, disks, naming=naming, keep=lambda _dev, _parsed, _bitmap: False)
+
+
 def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, naming: Naming) -> list[str]:
     """Remove the bitmaps that no later backup can start from, and the end marks of other sizes; return their names.
 

@@ -29,7 +29,7 @@ from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import documents, freeze_scripts, recovery, saved_machine
+from vbackup.operations import documents, freeze_scripts, recovery, saved_machine, session_recovery
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -205,6 +205,7 @@ def _locked(
     stop: Stop,
 ) -> Iterator[LockedDomain]:
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
+    session_recovery.end_expired(handle, reporter=reporter)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     with (

@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     add_disks(parser, "back up only these disks")
     add_devs(parser, "--exclude-disk", "do not back up these disks")
     add_exclusive(parser)
-    _add_quiesce(parser)
+    add_quiesce(parser)
     _add_copying(parser)
     add_wait_lock(parser)
     parser.add_argument(
@@ -65,7 +65,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and let QEMU check it; keep nothing")
 
 
-def _add_quiesce(parser: argparse.ArgumentParser) -> None:
+def add_quiesce(parser: argparse.ArgumentParser) -> None:
+    """Add how the guest's filesystems are frozen at the moment."""
     parser.add_argument(
         "--quiesce",
         choices=[quiesce.value for quiesce in Quiesce],
