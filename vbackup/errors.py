@@ -186,6 +186,15 @@ class LiveRestoreEndedError(QemuGoneError):
         )
 
 
+class ConsumerGoneError(VbackupError):
+    """Whoever reads the stream on standard output has gone (EPIPE); the backup was undone."""
+
+    status = Status.SIGNAL + signal.SIGPIPE
+
+    def __init__(self) -> None:
+        super().__init__("The reader of the stream has gone. Nothing was kept of this backup; its base is as it was.")
+
+
 class StorageDaemonGoneError(QemuGoneError):
     """The storage daemon that reads the disks of a domain that is off, or of a backup, ended unexpectedly."""
 
@@ -452,6 +461,19 @@ class ChainError(VbackupError):
     """A backup, or one that it depends on, is unknown, missing, altered, or belongs elsewhere."""
 
     status = Status.CHAIN
+
+
+class StreamError(ChainError):
+    """A stream is cut, reordered, of another domain, damaged or no stream of vbackup; nothing of it was kept."""
+
+
+class StreamNotPendingError(ChainError):
+    """No stream of that job waits for its commit: it failed, was undone, or the next backup has taken its place."""
+
+    def __init__(self, domain: str, job: str, *, why: str) -> None:
+        self.domain = domain
+        self.job = job
+        super().__init__(f"Domain {domain}: {why}")
 
 
 class MissingPackageError(VbackupError):

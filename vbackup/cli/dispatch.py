@@ -15,8 +15,15 @@ from vbackup.stop import Stop, on_signals
 
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
-    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status")
+    (
+        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status"),
+        *("stream backup", "engine read", "engine config"),
+    )
 )
+
+
+#: Where the options of a command with commands have the inner one.
+_INNER = ("bitmap_command", "stream_command", "engine_command", "action")
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:
@@ -38,7 +45,7 @@ def run(arguments: Sequence[str], result: Result | None = None) -> int:
 
 
 def _command(options: argparse.Namespace) -> str:
-    inner = getattr(options, "bitmap_command", None) or getattr(options, "action", None)
+    inner = next((inner for name in _INNER if (inner := getattr(options, name, None))), None)
     return f"{options.command} {inner}" if inner else str(options.command)
 
 

@@ -40,6 +40,8 @@ COMMANDS = {
     "transaction": "check and send a QMP transaction",
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",
+    "stream": "back up and restore through a pipe",
+    "engine": "work for a director such as Bacula",
     "hooks": "install or remove libvirt's hook script",
 }
 
@@ -113,7 +115,8 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     parser = Parser(
         prog="vbackup",
         description="Make incremental image backups of libvirt/QEMU virtual machines, running or shut off.",
-        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7).",
+        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7),"
+        " vbackup-engines(7).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vbackup {vbackup.__version__}")
