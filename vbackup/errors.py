@@ -473,7 +473,7 @@ class StreamNotPendingError(ChainError):
     def __init__(self, domain: str, job: str, *, why: str) -> None:
         self.domain = domain
         self.job = job
-        super().__init__(f"Domain {domain}: {why}")
+        super().__init__(f"The stream of job {job} of domain {domain} {why}")
 
 
 class MissingPackageError(VbackupError):

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import stat
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vbackup.cli import streams
 from vbackup.cli.output import plain
-from vbackup.errors import ConsumerGoneError, UsageError, VbackupError
+from vbackup.errors import ConsumerGoneError, InterruptedBySignalError, UsageError, VbackupError
 from vbackup.files import storage_errors
 from vbackup.repository.stream_tar import Read, Write
 from vbackup.stop import Stop
@@ -27,7 +29,8 @@ _STDIN, _STDOUT, _STDERR = range(3)
 def output(stop: Stop) -> Iterator[Write]:
     """Yield what writes to standard output: all that it gets, or it raises ConsumerGoneError or StorageError.
 
-    Raises UsageError if standard output is a terminal.
+    If whoever reads goes before anything is written, ``stop`` is requested, and the block ends with ConsumerGoneError
+    too: QEMU may copy for hours before there is something to write. Raises UsageError if standard output is a terminal.
     """
     if os.isatty(_STDOUT):
         raise UsageError("A stream is not written to a terminal: send standard output to a pipe or a file.")
@@ -48,10 +51,37 @@ def output(stop: Stop) -> Iterator[Write]:
                 _wait(_STDOUT, select.POLLOUT, stop)
 
     try:
-        yield write
+        with _watched(stop) if is_pipe else nullcontext():
+            yield write
+    except InterruptedBySignalError as err:
+        if err.signum == signal.SIGPIPE:
+            raise ConsumerGoneError from err
+        raise
     finally:
         if is_pipe:
             os.set_blocking(_STDOUT, was_blocking)
+
+
+@contextmanager
+def _watched(stop: Stop) -> Iterator[None]:
+    """Request a stop when nobody has the other end of standard output any more."""
+    ended, end = os.pipe2(os.O_CLOEXEC)
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(_STDOUT, 0)  # errors are reported anyway
+        poll.register(ended, 0)
+        if any(fd == _STDOUT for fd, _ in poll.poll()):
+            stop.request(signal.SIGPIPE)
+
+    thread = threading.Thread(target=watch, name="pipe", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(end)
+        thread.join()
+        os.close(ended)
 
 
 def _write_some(data: memoryview) -> int:

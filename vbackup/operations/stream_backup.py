@@ -7,20 +7,24 @@ stream has kept it (vbackup.operations.stream_end); if that never comes, the nex
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vbackup.domain.host import Host
 from vbackup.engine.delivery import Delivery
-from vbackup.errors import BaseError, DomainNotFoundError
+from vbackup.errors import BaseError, ChainError, DomainNotFoundError
 from vbackup.model import Backup, Level
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
 from vbackup.report import Reporter
-from vbackup.repository import repository, stream_members, stream_record
+from vbackup.repository import journal, repository, stream_members, stream_record, writer
 from vbackup.repository.repository import Repository
 from vbackup.repository.stream_tar import Write
 from vbackup.stop import Stop
+
+#: How long to wait for an earlier backup that was asked to end. It cancels its jobs, and closes its images.
+TAKE_OVER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class StreamRequest:
     backup: BackupRequest
     job: str  #: what a commit names it by
     falls_back: bool = False  #: without a base for a differential it is a full
+    takes_over: bool = False  #: an earlier one that still runs has been given up, and is ended
 
 
 def opened_stage(path: Path) -> Repository:
@@ -62,6 +67,8 @@ def run(
             delivery=Delivery(request.job, asked, send),
         )
 
+    if request.takes_over:
+        request = replace(request, backup=_taken_over(request.backup, host=host, stage=stage, reporter=reporter))
     asked = request.backup.level
     if asked is Level.DIFFERENTIAL and request.falls_back and not _has_full(request.backup.domain, stage, host):
         reporter.step("No full backup that was asked for is a base for a differential of all disks: this is a full.")
@@ -73,6 +80,21 @@ def run(
             raise
         reporter.warning(f"{err} This backup is a full, in place of the differential.")
         return make(Level.FULL, asked)
+
+
+def _taken_over(request: BackupRequest, *, host: Host, stage: Repository, reporter: Reporter) -> BackupRequest:
+    """Ask the vbackup that still backs up the domain here to end; return a request that waits for that.
+
+    A director that cancels a job goes on reading its pipe until there is something in it, which can take as long as
+    QEMU copies; meanwhile its next job begins.
+    """
+    uuid = host.domain(request.domain).uuid
+    for backup_id in stage.unfinished(uuid):
+        with suppress(ChainError):
+            entry = journal.read(stage.stage_path(uuid, backup_id), backup_id=backup_id, domain_uuid=uuid)
+            if entry is not None and writer.terminate(entry.writer):
+                reporter.step(f"Ended backup {backup_id}, which process {entry.writer.process.pid} was still making.")
+    return replace(request, wait_lock_s=max(request.wait_lock_s, TAKE_OVER_S))
 
 
 def _has_full(domain: str, stage: Repository, host: Host) -> bool:

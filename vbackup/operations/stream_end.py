@@ -111,11 +111,11 @@ def _committed(stage: Repository, uuid: str, job: str) -> Backup | None:
 
 def _not_pending(stage: Repository, uuid: str, *, domain: str, job: str) -> StreamNotPendingError:
     why = (
-        f"no stream of job {job} waits for its commit. It failed, was undone, or a later backup has taken its place;"
-        " the next backup starts from the one before."
+        "does not wait for a commit: it failed, was undone, or a later backup has taken its place. The next backup"
+        " starts from the one before."
     )
     if stage.running(uuid):
-        why = f"the stream of job {job} has not ended, or a later backup has taken its place."
+        why = "does not wait for a commit: it has not ended, or a later backup has taken its place."
     return StreamNotPendingError(domain, job, why=why)
 
 

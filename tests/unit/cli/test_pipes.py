@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.streams import descriptor
 from vbackup.cli import pipes
 from vbackup.errors import ConsumerGoneError, InterruptedBySignalError, StorageError, UsageError
 from vbackup.stop import Stop
-
-
-@contextmanager
-def standing_for(number: int, fd: int) -> Iterator[None]:
-    """Let a descriptor be a standard one for a while."""
-    saved = os.dup(number)
-    os.dup2(fd, number)
-    try:
-        yield
-    finally:
-        os.dup2(saved, number)
-        os.close(saved)
 
 
 @pytest.fixture
@@ -51,7 +40,7 @@ def test_more_than_a_pipe_holds_arrives(pipe: tuple[int, int]) -> None:
 
     thread = threading.Thread(target=read)
     thread.start()
-    with standing_for(1, writing), pipes.output(Stop()) as write:
+    with descriptor(1, writing), pipes.output(Stop()) as write:
         write(data)
     thread.join()
     assert got == data
@@ -61,23 +50,39 @@ def test_more_than_a_pipe_holds_arrives(pipe: tuple[int, int]) -> None:
 def test_reader_that_has_gone_is_told(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.close(reading)
-    with standing_for(1, writing), pipes.output(Stop()) as write, pytest.raises(ConsumerGoneError) as caught:
+    with descriptor(1, writing), pytest.raises(ConsumerGoneError) as caught, pipes.output(Stop()) as write:
         write(b"x")
     assert caught.value.status == 128 + signal.SIGPIPE
+
+
+def test_reader_that_goes_before_anything_is_written_ends_the_work(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    stop = Stop()
+
+    def work() -> None:
+        with pipes.output(stop):
+            stop.check()
+            os.close(reading)
+            with stop.descriptor() as stopped:
+                assert select.select([stopped], [], [], 10)[0]
+            stop.check()
+
+    with descriptor(1, writing), pytest.raises(ConsumerGoneError):
+        work()
 
 
 def test_signal_ends_the_wait_for_a_reader_that_does_not_read(pipe: tuple[int, int]) -> None:
     stop = Stop()
     timer = threading.Timer(0.2, lambda: stop.request(signal.SIGTERM))
     timer.start()
-    with standing_for(1, pipe[1]), pipes.output(stop) as write, pytest.raises(InterruptedBySignalError):
+    with descriptor(1, pipe[1]), pipes.output(stop) as write, pytest.raises(InterruptedBySignalError):
         write(bytes(1 << 20))
     timer.join()
 
 
 def test_full_disk_is_an_error() -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
-    with standing_for(1, fd), pipes.output(Stop()) as write, pytest.raises(StorageError, match="standard output"):
+    with descriptor(1, fd), pipes.output(Stop()) as write, pytest.raises(StorageError, match="standard output"):
         write(b"x")
     os.close(fd)
 
@@ -85,7 +90,7 @@ def test_full_disk_is_an_error() -> None:
 @pytest.mark.parametrize(("number", "enter"), [(1, pipes.output), (0, pipes.given)])
 def test_stream_is_not_for_a_terminal(number: int, enter: object) -> None:
     main, other = os.openpty()
-    with standing_for(number, other), pytest.raises(UsageError, match="terminal"), enter(Stop()):  # type: ignore[operator]
+    with descriptor(number, other), pytest.raises(UsageError, match="terminal"), enter(Stop()):  # type: ignore[operator]
         pass
     os.close(main)
     os.close(other)
@@ -95,7 +100,7 @@ def test_input_is_read_to_its_end(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.write(writing, b"abcdef")
     os.close(writing)
-    with standing_for(0, reading), pipes.given(Stop()) as read:
+    with descriptor(0, reading), pipes.given(Stop()) as read:
         assert [read(4), read(4), read(4), read(4)] == [b"abcd", b"ef", b"", b""]
 
 
@@ -103,7 +108,7 @@ def test_signal_ends_the_wait_for_input(pipe: tuple[int, int]) -> None:
     stop = Stop()
     timer = threading.Timer(0.2, lambda: stop.request(signal.SIGINT))
     timer.start()
-    with standing_for(0, pipe[0]), pipes.given(stop) as read, pytest.raises(InterruptedBySignalError):
+    with descriptor(0, pipe[0]), pipes.given(stop) as read, pytest.raises(InterruptedBySignalError):
         read(1)
     timer.join()
 

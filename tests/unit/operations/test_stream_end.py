@@ -59,7 +59,7 @@ def test_commit_of_what_was_undone_is_refused(domain: FakeDomain, stage: Reposit
     back_up(domain, stage, "3")
     abort(domain, stage, "3")
     for job in ("1", "3", "4"):
-        with pytest.raises(StreamNotPendingError, match="waits for its commit"):
+        with pytest.raises(StreamNotPendingError, match="does not wait for a commit"):
             commit(stage, job)
 
 

@@ -84,7 +84,10 @@ def _read(options: argparse.Namespace, context: Context) -> int:
     if options.log is None:
         options.log = _log_path(options, stream_backup.opened_stage(options.stage))
     request = StreamRequest(
-        BackupRequest(options.domain, level), options.job_id, falls_back=level is Level.DIFFERENTIAL
+        BackupRequest(options.domain, level),
+        options.job_id,
+        falls_back=level is Level.DIFFERENTIAL,
+        takes_over=True,
     )
     stream.back_up(request, options, context)
     return Status.DONE

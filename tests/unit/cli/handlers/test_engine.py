@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.recorded import Recorded
+from tests.streams import descriptor
 from tests.unit.builders import UUID, Recorder
-from tests.unit.cli.handlers.test_stream import descriptor
 from tests.unit.fake_domain import FakeDomain
 from vbackup.cli.handlers import engine, stream
 from vbackup.repository import stream_members
@@ -40,7 +40,7 @@ def read(command: Command, domain: FakeDomain, stage: Path, monkeypatch: pytest.
     def run(job: str, level: str, *, status: int = 0, output: int | Path | None = None) -> Outcome:
         domain.write()
         target = tmp_path / f"{job}.tar" if output is None else output
-        with descriptor(1, target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
+        with descriptor(1, target):
             return command(
                 *("engine", "read", "--domain", "web", "--job-id", job, "--level", level, "--stage", stage),
                 status=status,
@@ -106,7 +106,7 @@ def test_job_whose_reader_has_failed_is_no_success(read: Job, finish: Job, stage
     os.close(writing)
     said = finish("2", "Incremental", status=6).stdout
     assert "The reader of the stream has gone" in said
-    assert "waits for its commit" in said
+    assert "does not wait for a commit" in said
     assert levels(stage) == ["full"]
 
 
@@ -132,12 +132,12 @@ def test_write_puts_streams_into_a_repository_of_the_restore(
         directory = untouched.repository.directory(UUID, one.id)
         with (tmp_path / "stream").open("wb") as file:
             stream_members.send(one, directory, file.write, reporter=Recorder(), check=lambda: None)
-        with descriptor(0, tmp_path / "stream", os.O_RDONLY):
+        with descriptor(0, tmp_path / "stream"):
             command("engine", "write", "--domain", "web", "--where", tmp_path / "restore")
     restored = Repository.open(tmp_path / "restore" / "vbackup").catalogue(UUID)
     assert (list(restored.history.backups), restored.broken) == (untouched.backups, ())
     assert "is in the repository" in (tmp_path / "restore" / "vbackup.log").read_text()
-    with descriptor(0, tmp_path / "stream", os.O_RDONLY):
+    with descriptor(0, tmp_path / "stream"):
         command("engine", "write", "--domain", "db", "--where", tmp_path / "restore", status=6)
     assert "and not of db" in (tmp_path / "restore" / "vbackup.log").read_text()
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.recorded import Recorded
+from tests.streams import descriptor
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import FakeDomain
 from vbackup.cli.handlers import stream
@@ -21,21 +22,6 @@ from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
     from tests.conftest import Command
-
-
-@contextmanager
-def descriptor(number: int, path: Path | int, flags: int) -> Iterator[None]:
-    """Let a standard descriptor be a file."""
-    fd = path if isinstance(path, int) else os.open(path, flags, 0o600)
-    saved = os.dup(number)
-    os.dup2(fd, number)
-    try:
-        yield
-    finally:
-        os.dup2(saved, number)
-        os.close(saved)
-        if not isinstance(path, int):
-            os.close(fd)
 
 
 @pytest.fixture
@@ -54,7 +40,7 @@ def streamed(command: Command, tmp_path: Path, here: FakeDomain) -> Callable[...
         log = tmp_path / "log"
         log.unlink(missing_ok=True)
         target = tmp_path / "stream.tar" if output is None else output
-        with descriptor(1, target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
+        with descriptor(1, target):
             done = command(
                 *("stream", "backup", "web", "--stage", tmp_path / "stage", "--job", job, "--log", log, *arguments),
                 status=status,
@@ -82,7 +68,7 @@ def test_stream_commit_and_the_next_one(command: Command, streamed: Callable[...
     assert (said["schema"], said["state"], said["changed"], said["job"]) == ("vbackup.stream/1", "undone", True, "2")
     said = end(command, tmp_path, "abort", "2").stdout
     assert said == "No backup of job 2 is left to be undone.\n"
-    assert "waits for its commit" in end(command, tmp_path, "commit", "2", status=6).stderr
+    assert "does not wait for a commit" in end(command, tmp_path, "commit", "2", status=6).stderr
 
 
 def test_reader_that_has_gone_is_status_141(command: Command, streamed: Callable[..., str], tmp_path: Path) -> None:
@@ -128,7 +114,7 @@ def given(untouched: Recorded, tmp_path: Path) -> Path:
 
 
 def restore(command: Command, given: Path, *arguments: str | Path, status: int = 0) -> Any:
-    with descriptor(0, given, os.O_RDONLY):
+    with descriptor(0, given):
         return command("stream", "restore", *arguments, status=status)
 
 
