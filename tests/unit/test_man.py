@@ -45,6 +45,7 @@ COMMAND_PAGE = page("vbackup.1")
 REPOSITORY_PAGE = page("vbackup-repository.5")
 TRANSACTION_PAGE = page("vbackup-transaction.7")
 RECOVERY_PAGE = page("vbackup-recovery.7")
+ENGINES_PAGE = page("vbackup-engines.7")
 
 
 def section(document: nodes.document, title: str) -> nodes.section:
@@ -194,7 +195,7 @@ def test_files_of_a_backup_are_told() -> None:
         assert name in files
 
 
-@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE, RECOVERY_PAGE])
+@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE, RECOVERY_PAGE, ENGINES_PAGE])
 def test_version_is_that_of_the_code(document: nodes.document) -> None:
     assert document.next_node(nodes.version).astext() == f"vbackup {vbackup.__version__}"
 

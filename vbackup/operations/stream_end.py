@@ -6,6 +6,8 @@ to the backup of the next one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from vbackup.domain.host import Host
@@ -57,11 +59,19 @@ def commit(
     return Ended(uuid, job, backup_id, is_done=True)
 
 
-def abort(domain: str, job: str, *, host: Host, stage: Repository, reporter: Reporter, stop: Stop) -> Ended:
+def abort(
+    domain: str,
+    job: str,
+    *,
+    connect: Callable[[], AbstractContextManager[Host]],
+    stage: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> Ended:
     """Undo the backup of that job, in QEMU too; its base is as it was. A job without a backup has nothing to undo.
 
-    Raises ChainError if it was committed, BusyError if another backup of the domain has begun, and what
-    recovery.run raises.
+    ``connect`` opens the connection to libvirt, which only an undo needs. Raises ChainError if it was committed,
+    BusyError if another backup of the domain has begun, and what recovery.run raises.
     """
     try:
         uuid = stage.find(domain)
@@ -77,7 +87,8 @@ def abort(domain: str, job: str, *, host: Host, stage: Repository, reporter: Rep
     if backup_id is None:
         return Ended(uuid, job, None, is_done=False)
     try:
-        recovery.run(uuid, host=host, repository=stage, reporter=reporter, stop=stop, abort=True)
+        with connect() as host:
+            recovery.run(uuid, host=host, repository=stage, reporter=reporter, stop=stop, abort=True)
     except BusyError:
         if _pending(stage, uuid, job) is not None:
             raise

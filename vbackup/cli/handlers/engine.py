@@ -120,10 +120,14 @@ def _finish(options: argparse.Namespace, context: Context) -> int:
                 said, status = f"{err}", err.status
         else:
             status = Status.FAILED
-            with Host(context.uri) as host:
-                ended = stream_end.abort(
-                    options.domain, options.job_id, host=host, stage=stage, reporter=reporter, stop=context.stop
-                )
+            ended = stream_end.abort(
+                options.domain,
+                options.job_id,
+                connect=lambda: Host(context.uri),
+                stage=stage,
+                reporter=reporter,
+                stop=context.stop,
+            )
             undone = "nothing of its backup was kept" if ended.backup_id is None else f"{ended.backup_id} was undone"
             said = f"The job ended with {options.exit!r}: {undone}; the next backup starts from the one before."
     print(output.plain(f"vbackup: {said}"))

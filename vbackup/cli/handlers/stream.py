@@ -62,9 +62,14 @@ def _commit(options: argparse.Namespace, context: Context) -> None:
 
 def _abort(options: argparse.Namespace, context: Context) -> None:
     stage = Repository.open(options.stage, is_stage=True)
-    with Host(context.uri) as host, context.reporting(is_log=False) as reporter:
+    with context.reporting(is_log=False) as reporter:
         ended = stream_end.abort(
-            domain_of(options), options.job, host=host, stage=stage, reporter=reporter, stop=context.stop
+            domain_of(options),
+            options.job,
+            connect=lambda: Host(context.uri),
+            stage=stage,
+            reporter=reporter,
+            stop=context.stop,
         )
     _print(ended, "undone", context, nothing=f"No backup of job {options.job} is left to be undone.")
 
