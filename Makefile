@@ -25,6 +25,11 @@ MAN_PAGES := $(patsubst man/%.rst,build/man/%,$(sort $(wildcard man/*.rst)))
 QUICK := tests/unit tests/contract
 SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py)))))
 
+# Directors that tests run, unpacked and not installed.
+ENGINES := build/engines
+ENGINES_READY := build/.engines-ready
+ENGINE_TESTS := tests/end_to_end/test_bacula.py tests/end_to_end/test_engine_recipes.py
+
 # Where make install puts vbackup and everything it imports, separate from the system's Python packages.
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
@@ -50,7 +55,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-all check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
+.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -59,11 +64,14 @@ help: ## List the targets
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
-check: lint man-lint ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
+check: lint man-lint $(ENGINES_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint ## The same with coverage of lines and branches
+check-all: lint man-lint $(ENGINES_READY) ## The same with coverage of lines and branches
 	$(PYTEST) --cov --cov-report=term $(SUITES)
+
+check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
+	$(BIN)/python -m pytest $(ENGINE_TESTS)
 
 bench: $(VENV_READY) ## As root: measure vbackup beside its peers (20 minutes), and write tests/bench/results
 	.ci/install-packages bench-packages
@@ -139,6 +147,11 @@ clean: ## Remove everything that make has created here, with the virtual environ
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
 	    .hypothesis
 	find vbackup tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ENGINES_READY): .ci/engine-packages .ci/unpack-packages
+	.ci/unpack-packages $(ENGINES) engine-packages
+	@mkdir -p $(@D)
+	@touch $@
 
 FORCE:
 

@@ -245,6 +245,15 @@ class LiveRestoreEndedError(QemuGoneError):
         )
 
 
+class ConsumerGoneError(VbackupError):
+    """Whoever reads the stream on standard output has gone (EPIPE); the backup was undone."""
+
+    status = Status.SIGNAL + signal.SIGPIPE
+
+    def __init__(self) -> None:
+        super().__init__("The reader of the stream has gone. Nothing was kept of this backup; its base is as it was.")
+
+
 class StorageDaemonGoneError(QemuGoneError):
     """The storage daemon that reads the disks of a domain that is off, or of a backup, ended unexpectedly."""
 
@@ -547,6 +556,19 @@ class ChainError(VbackupError):
 
     status = Status.CHAIN
     code = "CHAIN_BROKEN"
+
+
+class StreamError(ChainError):
+    """A stream is cut, reordered, of another domain, damaged or no stream of vbackup; nothing of it was kept."""
+
+
+class StreamNotPendingError(ChainError):
+    """No stream of that job waits for its commit: it failed, was undone, or the next backup has taken its place."""
+
+    def __init__(self, domain: str, job: str, *, why: str) -> None:
+        self.domain = domain
+        self.job = job
+        super().__init__(f"The stream of job {job} of domain {domain} {why}")
 
 
 class MissingPackageError(VbackupError):

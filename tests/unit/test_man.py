@@ -50,6 +50,7 @@ TRANSACTION_PAGE = page("vbackup-transaction.7")
 RECOVERY_PAGE = page("vbackup-recovery.7")
 JSON_PAGE = page("vbackup-json.7")
 SCRIPTS_PAGE = page("vbackup-scripts.7")
+ENGINES_PAGE = page("vbackup-engines.7")
 PAGES = [page(path.stem) for path in sorted((TOP / "man").glob("*.rst"))]
 
 

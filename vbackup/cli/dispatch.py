@@ -15,9 +15,16 @@ from vbackup.stop import Stop, on_signals
 
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
-    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema",
-      "session list", "session status", "session changes", "tracker list", "checkpoint list")
-)  # fmt: skip
+    (
+        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
+        *("session list", "session status", "session changes", "tracker list", "checkpoint list"),
+        *("stream backup", "engine read", "engine config"),
+    )
+)
+
+
+#: Where the options of a command with commands have the inner one.
+_INNER = ("bitmap_command", "stream_command", "engine_command", "action")
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:
@@ -39,7 +46,7 @@ def run(arguments: Sequence[str], result: Result | None = None) -> int:
 
 
 def _command(options: argparse.Namespace) -> str:
-    inner = getattr(options, "bitmap_command", None) or getattr(options, "action", None)
+    inner = next((inner for name in _INNER if (inner := getattr(options, name, None))), None)
     return f"{options.command} {inner}" if inner else str(options.command)
 
 

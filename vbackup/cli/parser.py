@@ -44,6 +44,8 @@ COMMANDS = {
     "session": "serve a moment of a domain's disks to other programs",
     "tracker": "list and forget the trackers of sessions",
     "checkpoint": "list and delete checkpoints of a tracker",
+    "stream": "back up and restore through a pipe",
+    "engine": "work for a director such as Bacula",
     "hooks": "install or remove libvirt's hook script",
     "schema": "print the JSON Schema of a document",
 }

@@ -247,6 +247,18 @@ def domain_name(text: str) -> str:
     return text
 
 
+def job(text: str) -> str:
+    """Return the name of a director's job."""
+    from vbackup.repository import stream_record
+
+    if not stream_record.is_job(text):
+        raise argparse.ArgumentTypeError(
+            f"{text[:200]!r} cannot name a job: it needs 1 to {stream_record.MAX_JOB_BYTES} printable bytes without a"
+            " slash, and no dot in front"
+        )
+    return text
+
+
 def note(text: str) -> str:
     """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
     fault = notes.fault(text)

@@ -124,8 +124,10 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
     nodes = domain.source.disk_nodes(selection.disks)
     refuse_rolling_back(nodes, domain.source.domain.name, repository_id=domain.repository.id)
     removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
+    # Of what was committed, a stage forgets what no backup starts from any more.
+    why = "which no later backup starts from" if domain.repository.is_stage else leftovers.UNCOMMITTED
     for name in removed:
-        domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
+        domain.reporter.step(f"Removed bitmap {name}, {why}.")
     nodes = domain.source.disk_nodes(selection.disks) if removed else nodes
     return domain.source.look_at(nodes)
 

@@ -20,7 +20,9 @@ from vbackup.domain import definition, source
 from vbackup.domain.access import Access, ImagesInUse
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
+from vbackup.engine import delivery as delivery_
 from vbackup.engine import finish, fleecing, leftovers, preparation, survey
+from vbackup.engine.delivery import Delivery
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
 from vbackup.engine.moment import Alone, Moment
@@ -81,6 +83,7 @@ class _Run:
     moment: Moment
     throttle: jobs.Throttle | None
     scripts: DomainScripts
+    delivery: Delivery | None = None
 
     def slowest_bytes_s(self, disks: int) -> int | None:
         """Return the lowest lasting speed of each of ``disks`` jobs, in bytes per second; None is no limit."""
@@ -104,12 +107,13 @@ def run(
     throttle: jobs.Throttle | None = None,
     images_in_use: ImagesInUse | None = None,
     scripts: DomainScripts | None = None,
+    delivery: Delivery | None = None,
 ) -> Backup:
     """Make a backup and return it as it was committed.
 
     ``moment`` makes it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request;
     ``images_in_use`` has what other backups of the same command have open; ``scripts`` are the user's, which run around
-    it and know afterwards how each of them ended.
+    it and know afterwards how each of them ended. With ``delivery`` the backup is sent and not committed.
     Raises a VbackupError, whose class says what went wrong (ScriptError: a script stopped it); nothing of the backup is
     left then, and a warning reports what could not be undone because QEMU or libvirt could not be reached.
     """
@@ -121,7 +125,7 @@ def run(
         handle = host.domain(request.domain)
         scripts.of_domain(handle.name, handle.uuid, uri=host.real_uri)
         with _locked(handle, request, access, repository=repository, reporter=reporter, stop=stop) as domain:
-            backup = _backed_up(_Run(request, domain, moment or Alone(), throttle, scripts), begun=begun)
+            backup = _backed_up(_Run(request, domain, moment or Alone(), throttle, scripts, delivery), begun=begun)
     scripts.after(ScriptPhase.POST_BACKUP, documents.backup(backup))
     return backup
 
@@ -146,7 +150,10 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
         detached = domain.source.close_detached(nodes)
         for dev in detached:
             domain.reporter.step(f"Disk {dev} was detached during the backup.")
-    _remove_superseded(backup_plan, backup_plan.history.with_committed(backup), domain, detached)
+    committed = backup_plan.history.with_committed(backup)
+    # What is not committed is a base as well as what it may still fall back to.
+    histories = [committed] if this.delivery is None else [committed, backup_plan.history]
+    _remove_superseded(backup_plan, histories, domain, detached)
     return backup
 
 
@@ -296,7 +303,10 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
                 started = survey.with_chains(backup_plan, started)
                 copied = _copy(backup_plan, started, this, written, watch)
             undo_in_qemu.release()
-        backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
+        if this.delivery is None:
+            backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
+        else:
+            backup = delivery_.deliver(copied, written, this.delivery, begun=begun)
         undo.release()
     return backup
 
@@ -429,25 +439,25 @@ def _space_watch(backup_plan: BackupPlan, this: _Run) -> SpaceWatch | None:
 
 
 def _remove_superseded(
-    backup_plan: BackupPlan, history: History, domain: LockedDomain, detached: Collection[str]
+    backup_plan: BackupPlan, histories: Sequence[History], domain: LockedDomain, detached: Collection[str]
 ) -> None:
-    """Remove the bitmaps that drove the copies, and those that no later backup starts from.
+    """Remove the bitmaps that drove the copies, and those that no later backup starts from, by any of the histories.
 
     What stays only costs memory.
     """
     try:
         nodes = domain.source.disk_nodes([disk.node.disk for disk in backup_plan.disks if disk.dev not in detached])
-        for name in leftovers.remove_superseded(domain.monitor, nodes, history, domain.naming):
+        for name in leftovers.remove_superseded(domain.monitor, nodes, histories, domain.naming):
             log.debug("removed bitmap %s", name)
-        _report_other_places(nodes, history, domain)
+        _report_other_places(nodes, histories, domain)
     except DomainGoneError as err:
         log.debug("%s", err)  # the next backup removes them
     except VbackupError as err:
         domain.reporter.warning(f"The backup is complete, but superseded bitmaps were not removed: {err}")
 
 
-def _report_other_places(nodes: Sequence[DiskNode], history: History, domain: LockedDomain) -> None:
-    bases = {bitmap for node in nodes for bitmap in history.base_bitmaps(node.disk.dev)}
+def _report_other_places(nodes: Sequence[DiskNode], histories: Sequence[History], domain: LockedDomain) -> None:
+    bases = {bitmap for node in nodes for history in histories for bitmap in history.base_bitmaps(node.disk.dev)}
     others = [name for name, parsed in leftovers.of_other_places(nodes, domain.naming).items() if parsed not in bases]
     if others:
         domain.reporter.step(

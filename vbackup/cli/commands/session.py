@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domain, add_exclusive
-from vbackup.cli.commands.backup import add_quiesce
+from vbackup.cli.making import add_quiesce
 from vbackup.cli.values import MAX_RESULTS, directory, offset_bytes, positive_seconds, result_count, tracker_name
 from vbackup.model import Level
 
