@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
+from vbackup.domain import pools
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
 from vbackup.operations import live_abort, live_restore, live_resume, restored_machine
@@ -17,37 +20,30 @@ from vbackup.repository import manifest
 from vbackup.repository.repository import Repository
 
 _SCHEMA = "vbackup.liverestore/1"
+#: Options that only the beginning of a live restore takes.
+_OF_START = ("disk", "pool", "name", "no_checkpoint")
 #: Options of ``restore`` that a live restore has no use for, and why.
 _OTHERS = {
     "in_place": "a live restore makes new images",
     "format": "a live restore makes qcow2 images",
     "exclusive": "it is for a restore with --in-place",
     "wait_lock": "it is for a restore with --in-place",
-    "no_checkpoint": "after a live restore the next backup is a full anyway",
-    "disk": "a domain that runs at once needs all of its disks, as new images in the directory",
-    "pool": "the new images are in the directory",
     "define": "a live restore defines and starts the domain itself",
     "start": "a live restore defines and starts the domain itself",
-    "name": "the domain keeps its name",
     "keep_old": "it is for a restore with --in-place",
 }
 
 
-def run(options: argparse.Namespace, context: Context) -> int:
-    """Start, resume or abort, and print what has become of it."""
-    if not options.live:
-        raise UsageError("--resume, --abort and --yes are for a restore with --live.")
-    for name, reason in _OTHERS.items():
-        if getattr(options, name, None):
-            raise UsageError(f"--{name.replace('_', '-')} cannot be given with --live: {reason}.")
-    if options.yes and not options.abort:
-        raise UsageError("--yes is for --abort.")
-    if options.resume and options.abort:
-        raise UsageError("Give one of --resume and --abort.")
+def run(options: argparse.Namespace, destinations: Mapping[str, Path], context: Context) -> int:
+    """Start, resume or abort, and print what has become of it. ``destinations``: of disks (dev) with a path."""
+    _refuse(options)
     repository = Repository.open(context.repository_path())
     if options.abort:
         return _abort(options, repository, context)
-    done = _resume(options, repository, context) if options.resume else _start(options, repository, context)
+    if options.resume:
+        done = _resume(options, repository, context)
+    else:
+        done = _start(options, destinations, repository, context)
     if context.as_json:
         context.print_document(_SCHEMA, _document(done))
     elif not context.is_quiet:
@@ -57,16 +53,44 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
-def _start(options: argparse.Namespace, repository: Repository, context: Context) -> LiveRestored:
+def _refuse(options: argparse.Namespace) -> None:
+    """Raise UsageError if the options cannot be given together."""
+    if not options.live:
+        raise UsageError("--resume, --abort and --yes are for a restore with --live.")
+    for name, reason in _OTHERS.items():
+        if getattr(options, name, None):
+            raise UsageError(f"--{name.replace('_', '-')} cannot be given with --live: {reason}.")
+    if options.yes and not options.abort:
+        raise UsageError("--yes is for --abort.")
+    if options.resume and options.abort:
+        raise UsageError("Give one of --resume and --abort.")
+    for name in _OF_START if options.resume or options.abort else ():
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot be given with --resume or --abort: the restore has begun without"
+                " or with it."
+            )
+
+
+def _start(
+    options: argparse.Namespace, destinations: Mapping[str, Path], repository: Repository, context: Context
+) -> LiveRestored:
     backup_id = backup_of(options)
     request = LiveRequest(
         context.uuid_of(repository, domain_of(options)),
         options.output,
         wanted_of(options, backup_id),
         speed_bytes_s=options.speed,
+        name=options.name,
+        destinations=destinations,
+        checkpoint=not options.no_checkpoint,
     )
-    with Host(context.uri) as host, context.reporting(domain_of(options)) as reporter:
-        return live_restore.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    with Host(context.uri) as host:
+        pool = None if options.pool is None else pools.opened(host, options.pool)
+        with context.reporting(domain_of(options)) as reporter:
+            return live_restore.run(
+                request, host=host, repository=repository, reporter=reporter, stop=context.stop, pool=pool
+            )
 
 
 def _resume(options: argparse.Namespace, repository: Repository, context: Context) -> LiveRestored:
@@ -99,7 +123,13 @@ def _document(done: LiveRestored) -> dict[str, object]:
         "state": "home",
         "domain": {"name": done.name, "uuid": done.uuid},
         "disks": [
-            {"dev": dev, "file": str(path), "format": "qcow2", "backup": done.backups[dev]}
+            {
+                "dev": dev,
+                "file": str(path),
+                "format": "qcow2",
+                "backup": done.backups[dev],
+                "checkpoint": dev in done.checkpoints,
+            }
             for dev, path in done.images.items()
         ],
         "machine": restored_machine.document(done.machine),

@@ -234,11 +234,11 @@ class _Pulls:
         self._reporter.step(f"Disk {dev}: its data is at home.")
 
     def _failed(self, dev: str) -> VbackupError:
-        status = os.statvfs(self._state.output)
+        directory = self._state.image(dev).parent
+        status = os.statvfs(directory)
         if status.f_bavail * status.f_frsize < _FULL_BYTES:
             return NoSpaceError(
-                f"Disk {dev}: no space left in {self._state.output} for its data. Free some space;"
-                f" {advice(self._state)}"
+                f"Disk {dev}: no space left in {directory} for its data. Free some space; {advice(self._state)}"
             )
         return MonitorError(
             f"Disk {dev}: its data cannot be brought home; the log of QEMU in /var/log/libvirt/qemu may say why."

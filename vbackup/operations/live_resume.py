@@ -43,15 +43,15 @@ def run(request: ResumeRequest, *, host: Host, repository: Repository, reporter:
     live_restore.refuse_remote(host)
     with live_state.locked(request.output.absolute()) as state:
         refuse_other(state, request.domain, repository)
-        backup = repository.catalogue(state.uuid).history.get(state.backup)
+        backup = repository.catalogue(state.original).history.get(state.backup)
         handle = _domain(host, state, backup)
         if state.away:
             _go_on(handle, state, request, host=host, repository=repository, reporter=reporter, stop=stop)
         else:
             live_point.end_earlier(state.socket)
         live_pull.make_plain(handle, state)
-        live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
-    return live_restore.restored(state)
+        checkpoints = live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
+    return live_restore.restored(state, checkpoints)
 
 
 def refuse_other(state: LiveState, domain: str, repository: Repository) -> None:
@@ -101,12 +101,12 @@ def _go_on(
     user = live_restore.user_of(host, handle.definition_xml())
 
     def read() -> Mapping[str, Sequence[Link]]:
-        history = repository.catalogue(state.uuid).history
+        history = repository.catalogue(state.original).history
         return {dev: history.links(one.backup, dev) for dev, one in state.disks.items()}
 
     def directories(chains: Mapping[str, Sequence[Link]]) -> list[Path]:
         needed = {link.backup.id for links in chains.values() for link in links}
-        return [repository.directory(state.uuid, one) for one in sorted(needed)]
+        return [repository.directory(state.original, one) for one in sorted(needed)]
 
     with readers.unchanged(read, directories, stop=stop) as chains:
         verify.check_headers(chains, repository, stop=stop)
