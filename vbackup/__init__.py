@@ -12,7 +12,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
                              serve  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
                              boot_test  fsck  live_restore  live_pull  live_resume  live_abort  disk_places
-                             live_files
+                             live_files  boot_tpm
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
