@@ -190,6 +190,7 @@ def _restore(found: Chosen, work: _Work) -> LiveRestored:
                     state,
                     overlays,
                     speed_bytes_s=work.request.speed_bytes_s,
+                    boots=True,
                     stop=work.stop,
                     reporter=work.reporter,
                 )

@@ -119,9 +119,18 @@ def _go_on(
             live_restore.served(layers, state, user, directories(chains), reporter) as point,
             live_pull.guarded(handle, state, point, reporter),
         ):
-            overlays = _taken_over(handle, state) if handle.is_active() else live_pull.start(handle, state)
+            is_on = handle.is_active()
+            overlays = _taken_over(handle, state) if is_on else live_pull.start(handle, state)
             reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
-            live_pull.home(handle, state, overlays, speed_bytes_s=request.speed_bytes_s, reporter=reporter, stop=stop)
+            live_pull.home(
+                handle,
+                state,
+                overlays,
+                speed_bytes_s=request.speed_bytes_s,
+                boots=not is_on,
+                reporter=reporter,
+                stop=stop,
+            )
 
 
 def _taken_over(handle: DomainHandle, state: LiveState) -> live_pull.Overlays:
