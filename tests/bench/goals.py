@@ -241,6 +241,16 @@ def _rollback(results: Results) -> list[Part]:
     return parts
 
 
+def _live(results: Results) -> list[Part]:
+    parts = []
+    for size_gib in (8, 1024):
+        ours_s = _wall_s(results, "live", "restore --live", x=size_gib)
+        local_s = _wall_s(results, "live", "virsh start, of the image itself", x=size_gib)
+        text = f"{size_gib} GiB {ours_s:.1f} s, {ours_s / local_s:.2f} x the local start of {local_s:.1f} s"
+        parts.append(Part(text, ours_s <= 1.2 * local_s))
+    return parts
+
+
 def _mount(results: Results) -> list[Part]:
     def speed(length: int) -> float:
         where: dict[str, Any] = {"series": "read all", "x": length}
@@ -331,6 +341,11 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
         "rollback",
         "Rollback of 100 MiB in 8 GiB and in 1 TiB, 2 GiB of data: at most 0.1 x the full restore",
         _rollback,
+    ),
+    (
+        "live",
+        "Live restore, 2 GiB of data in 8 GiB and in 1 TiB: the agent answers within 1.2 x the time of a local start",
+        _live,
     ),
     (
         "prune",

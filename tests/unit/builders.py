@@ -286,11 +286,12 @@ def live_state_in(output: Path, *devs: str) -> LiveState:
     return LiveState(
         output=output,
         repository_id=REPOSITORY,
+        original=UUID,
         uuid=UUID,
         name="web",
         backup=backup_id(1),
-        disks={dev: LiveDisk(dev, backup_id(1)) for dev in disks},
-        files=("domain.xml", *(f"{dev}.qcow2" for dev in disks)),
+        disks={dev: LiveDisk(dev, backup_id(1), output / f"{dev}.qcow2") for dev in disks},
+        files=("domain.xml",),
         later=("serial0.log",),
         protected=(backup_id(1),),
     )
