@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,20 +16,21 @@ from typing import Any
 
 import pytest
 
-from tests import certificates, exports
+from tests import exports
+from tests.end_to_end import movers
+from tests.end_to_end.movers import TOKEN, Served
 from tests.exports import exported, image_with_changes, on_socket
 from tests.unit.builders import TRACKER, UUID, pull_session, session_checkpoint
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.sessions.record import Session, SessionState
-from vbackup.sessions.store import ENVIRONMENT, Store
+from vbackup.sessions.store import Store
 from vbackup.sessions.trackers import Tracker
 from vbackup.stop import Stop
 
 MIB = 1024 * 1024
 SIZE = 24 * MIB + 512
 BASE = session_checkpoint(1, "vda")
-TOKEN = "0123456789abcdef-token"
 BEFORE = ["write -P 1 0 20M", "write -P 2 22M 1M"]
 CHANGES = [
     "write -P 3 64k 4k",
@@ -52,24 +52,15 @@ class Place:
     content: bytes
 
     def write(self, **changes: Any) -> None:
-        with Store(self.directory / "sessions").locked(UUID, stop=Stop()) as domain:
+        with Store(self.sessions).locked(UUID, stop=Stop()) as domain:
             domain.write(replace(self.session, **changes))
 
-    def started(self, *options: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "vbackup", "serve-session", self.session.id, "--http", "--json", *options]
-        argv += ["--tls-creds", os.fspath(self.directory / "pki"), "--token-file", os.fspath(self.directory / "token")]
-        environment = {**os.environ, ENVIRONMENT: os.fspath(self.directory / "sessions")}
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    @property
+    def sessions(self) -> Path:
+        return self.directory / "sessions"
 
     def served(self, *options: str) -> Served:
-        process = self.started(*options)
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line == "}\n":
-                return Served(self, process, json.loads("".join(lines)))
-        raise AssertionError(process.communicate())
+        return movers.served(self.directory, self.session.id, *options, sessions=self.sessions)
 
     @contextmanager
     def ended(self, state: SessionState) -> Iterator[None]:
@@ -83,61 +74,13 @@ class Place:
             self.write()
 
 
-@dataclass
-class Served:
-    """The process that serves it."""
-
-    place: Place
-    process: subprocess.Popen[str]
-    document: dict[str, Any]
-
-    def __enter__(self) -> Served:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def end(self, signum: int | None = signal.SIGTERM) -> tuple[int, str, str]:
-        """Its status, and what it has said since its document."""
-        if signum is not None:
-            self.process.send_signal(signum)
-        stdout, stderr = self.process.communicate(timeout=30)
-        return self.process.returncode, stdout, stderr
-
-    def url(self, what: str) -> str:
-        return f"{self.document['url']}/vda/{what}"
-
-    def curl(self, url: str, *options: str, header: str = "header") -> Sequence[str]:
-        """The words of a call of curl, with the token in a file."""
-        pki = self.place.directory / "pki"
-        words = ("curl", "--silent", "--show-error", "--cacert", os.fspath(pki / "ca-cert.pem"))
-        return *words, "--header", f"@{self.place.directory / header}", *options, url
-
-    def ask(self, url: str, *options: str, header: str = "header") -> tuple[int, bytes]:
-        """Status and body of an answer."""
-        argv = self.curl(url, "--write-out", "%{stderr}%{http_code}", *options, header=header)
-        done = subprocess.run(argv, capture_output=True, check=False, timeout=60)
-        return int(done.stderr[-3:]), done.stdout
-
-    def map(self, **query: object) -> dict[str, Any]:
-        words = "&".join(f"{name}={value}" for name, value in query.items())
-        status, body = self.ask(self.url(f"map?{words}"))
-        assert status == 200, body
-        document: dict[str, Any] = json.loads(body)
-        return document
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     directory = tmp_path_factory.mktemp("serve")
     image = image_with_changes(directory, SIZE, before=BEFORE, changes=CHANGES)
     now = directory / "now.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", str(image), str(now)], check=True)
-    certificates.make(directory / "pki")
-    for name, text in (("token", TOKEN), ("header", f"Authorization: Bearer {TOKEN}"), ("wrong", "Authorization: x")):
-        (directory / name).write_text(text + "\n")
-        (directory / name).chmod(0o600)
+    movers.prepare(directory)
     session = pull_session("vda")
     context = "qemu:dirty-bitmap:b"
     [disk] = session.disks
@@ -160,37 +103,21 @@ def served(place: Place) -> Iterator[Served]:
         yield one
 
 
-def test_whole_disk_is_that_of_the_moment(served: Served) -> None:
+def test_whole_disk_is_that_of_the_moment(place: Place, served: Served) -> None:
     status, body = served.ask(served.url("data"))
-    assert (status, body == served.place.content) == (200, True)
+    assert (status, body == place.content) == (200, True)
 
 
-def test_pull_of_the_changed_extents_onto_a_copy_is_the_disk(served: Served, tmp_path: Path) -> None:
-    copy = bytearray((served.place.directory / "disk.raw").read_bytes())
-    assert copy != served.place.content
-    offset: int | None = 0
-    pages, read_bytes = 0, 0
-    while offset is not None:
-        page = served.map(offset=offset, page_size=2)
-        offset = page["next_offset"]
-        pages += 1
-        for extent in page["extents"]:
-            start, end = extent["start"], extent["start"] + extent["length"]
-            if extent["zero"]:
-                copy[start:end] = bytes(end - start)
-                continue
-            status, body = served.ask(served.url("data"), "--range", f"{start}-{end - 1}")
-            assert (status, len(body)) == (206, end - start)
-            copy[start:end] = body
-            read_bytes += end - start
-    assert copy == served.place.content
-    assert pages == 3
-    assert read_bytes == 64 * 1024 * 2 + 3 * MIB + 512
+def test_pull_of_the_changed_extents_onto_a_copy_is_the_disk(place: Place, served: Served) -> None:
+    copy = bytearray((place.directory / "disk.raw").read_bytes())
+    assert copy != place.content
+    assert served.pull(copy, page_size=2) == (3, 64 * 1024 * 2 + 3 * MIB + 512)
+    assert copy == place.content
 
 
-def test_ranges_in_the_url_as_kubevirt_has_them(served: Served) -> None:
+def test_ranges_in_the_url_as_kubevirt_has_them(place: Place, served: Served) -> None:
     status, body = served.ask(served.url("data?offset=67000&length=5000000"))
-    assert (status, body == served.place.content[67000:5067000]) == (206, True)
+    assert (status, body == place.content[67000:5067000]) == (206, True)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +141,8 @@ def test_range_that_lies_gets_no_data(served: Served, path: str, options: Sequen
 
 
 @pytest.mark.parametrize("what", ["data", "map"])
-def test_without_the_token_there_is_not_one_byte(served: Served, what: str) -> None:
+def test_without_the_token_there_is_not_one_byte(place: Place, served: Served, what: str) -> None:
     for header in ("wrong", "empty"):
-        (served.place.directory / "empty").write_text("")
         status, body = served.ask(served.url(what), header=header)
         assert (status, json.loads(body)["error"]["code"]) == (401, "unauthorized")
 
@@ -227,11 +153,11 @@ def test_without_tls_there_is_not_one_byte(served: Served) -> None:
     assert (done.returncode != 0, done.stdout) == (True, b"")
 
 
-def test_several_readers_at_once_get_the_same(served: Served) -> None:
+def test_several_readers_at_once_get_the_same(place: Place, served: Served) -> None:
     argv = served.curl(served.url("data"))
     readers = [subprocess.Popen(argv, stdout=subprocess.PIPE) for _ in range(4)]
     digests = {sha256(reader.communicate(timeout=60)[0]).hexdigest() for reader in readers}
-    assert digests == {sha256(served.place.content).hexdigest()}
+    assert digests == {sha256(place.content).hexdigest()}
 
 
 def test_clients_that_drop_leave_nothing(served: Served) -> None:
@@ -277,9 +203,9 @@ def test_session_that_is_committed_is_a_good_end_that_clients_hear_of(place: Pla
         status, body = one.ask(one.url("data"))
         assert (status, json.loads(body)["error"]["code"]) == (410, "session-ended")
         assert one.end(None) == (0, "", "")
-        process = place.started()
+        process = movers.start(place.directory, place.session.id, sessions=place.sessions)
         stdout, stderr = process.communicate(timeout=30)
-        assert (process.returncode, stderr) == (6, "")
+        assert (process.returncode, stderr.count("\n")) == (6, 1)
         assert "is committed" in json.loads(stdout)["message"]
 
 
