@@ -20,16 +20,22 @@ BENCH =
 VENV := .venv
 VENV_READY := $(VENV)/.ready
 BIN := $(VENV)/bin
-MAN_PAGES := $(addprefix build/man/,vbackup.1 vbackup-repository.5 vbackup-transaction.7 vbackup-recovery.7 \
-    vbackup-json.7)
+MAN_PAGES := $(patsubst man/%.rst,build/man/%,$(sort $(wildcard man/*.rst)))
 # Every directory with tests, the quick ones first.
 QUICK := tests/unit tests/contract
 SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py)))))
+
+# Directors that tests run, unpacked and not installed.
+ENGINES := build/engines
+ENGINES_READY := build/.engines-ready
+ENGINE_TESTS := tests/end_to_end/test_bacula.py tests/end_to_end/test_engine_recipes.py
 
 # Where make install puts vbackup and everything it imports, separate from the system's Python packages.
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
+# Examples of the user's scripts.
+EXAMPLES = $(PREFIX)/share/vbackup/examples
 # Extras of setup.cfg to install too: EXTRAS=blake3.
 EXTRAS =
 # What installs Debian packages; "true" where another way has installed them.
@@ -49,7 +55,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-all check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
+.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,11 +64,14 @@ help: ## List the targets
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
-check: lint man-lint ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
+check: lint man-lint $(ENGINES_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint ## The same with coverage of lines and branches
+check-all: lint man-lint $(ENGINES_READY) ## The same with coverage of lines and branches
 	$(PYTEST) --cov --cov-report=term $(SUITES)
+
+check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
+	$(BIN)/python -m pytest $(ENGINE_TESTS)
 
 bench: $(VENV_READY) ## As root: measure vbackup beside its peers (20 minutes), and write tests/bench/results
 	.ci/install-packages bench-packages
@@ -79,6 +88,7 @@ lint: $(VENV_READY) ## Run only the linters and the type checker
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy hooks/qemu
+	$(BIN)/mypy --scripts-are-modules $(wildcard hooks/examples/*)
 	$(BIN)/lint-imports
 
 man: $(MAN_PAGES) ## Build the man pages in build/man
@@ -118,7 +128,7 @@ $(STAGE_READY): FORCE
 install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages below DESTDIR/PREFIX
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' 'sys.path.insert(0, "$(LIBRARY)")' \
 	    'from vbackup.cli import command' 'command()' > $(STAGE)/vbackup
-	install -d -m 755 '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' \
+	install -d -m 755 '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(EXAMPLES)' \
 	    $(foreach page,$(STAGED_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))')
 	rm -rf '$(DESTDIR)$(LIBRARY).new'
 	cp -R $(STAGE)/lib '$(DESTDIR)$(LIBRARY).new'
@@ -126,16 +136,22 @@ install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages
 	rm -rf '$(DESTDIR)$(LIBRARY)'
 	mv '$(DESTDIR)$(LIBRARY).new' '$(DESTDIR)$(LIBRARY)'
 	install -m 755 $(STAGE)/vbackup '$(DESTDIR)$(COMMAND)'
+	install -m 755 hooks/examples/* '$(DESTDIR)$(EXAMPLES)'
 	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 
 uninstall: ## Remove what install has installed
-	rm -rf '$(DESTDIR)$(LIBRARY)'
+	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)'
 	rm -f '$(DESTDIR)$(COMMAND)' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))')
 
 clean: ## Remove everything that make has created here, with the virtual environment
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
 	    .hypothesis
 	find vbackup tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ENGINES_READY): .ci/engine-packages .ci/unpack-packages
+	.ci/unpack-packages $(ENGINES) engine-packages
+	@mkdir -p $(@D)
+	@touch $@
 
 FORCE:
 

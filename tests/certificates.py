@@ -17,12 +17,18 @@ def make(directory: Path) -> Path:
     return directory
 
 
+def other_ca(directory: Path) -> str:
+    """Return the certificate of a CA that has signed nothing; ``directory`` is created."""
+    directory.mkdir()
+    _ca(directory)
+    return (directory / "ca-cert.pem").read_text()
+
+
 @functools.cache
 def _made() -> Path:
     """Of this process; the run's temporary directory goes with the run."""
     directory = Path(tempfile.mkdtemp(prefix="vbackup-certificates-"))
-    ca = ("-subj", "/CN=vbackup test CA", "-keyout", "ca-key.pem", "-out", "ca-cert.pem")
-    _openssl(directory, "req", "-x509", *_NEW_KEY, *ca, "-days", "2")
+    _ca(directory)
     for name, usage in (("server", "serverAuth"), ("client", "clientAuth")):
         (directory / "extensions").write_text(
             f"subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage={usage}\nkeyUsage=digitalSignature\n"
@@ -34,6 +40,11 @@ def _made() -> Path:
     for name in ("extensions", "request.pem"):
         (directory / name).unlink()
     return directory
+
+
+def _ca(directory: Path) -> None:
+    files = ("-subj", "/CN=vbackup test CA", "-keyout", "ca-key.pem", "-out", "ca-cert.pem")
+    _openssl(directory, "req", "-x509", *_NEW_KEY, *files, "-days", "2")
 
 
 def _openssl(directory: Path, *arguments: str) -> None:

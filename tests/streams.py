@@ -1,12 +1,13 @@
-"""Run a process whose standard streams are closed, on a full disk, or pipes without a reader."""
+"""Run a process whose standard streams are closed, on a full disk, or pipes without a reader; or files in this one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 
 def break_stream(fd: int, how: str, stack: ExitStack) -> Callable[[], None]:
@@ -42,3 +43,18 @@ def run_with_broken(
             env=environment | ({"PYTHONUNBUFFERED": "1"} if unbuffered else {}),
             preexec_fn=lambda: [do() for do in breaks],
         )
+
+
+@contextmanager
+def descriptor(number: int, target: Path | int) -> Iterator[None]:
+    """Let a standard descriptor of this process be a file, or a copy of another descriptor, during the block."""
+    flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    opened = os.dup(target) if isinstance(target, int) else os.open(target, flags, 0o600)
+    saved = os.dup(number)
+    os.dup2(opened, number)
+    os.close(opened)
+    try:
+        yield
+    finally:
+        os.dup2(saved, number)
+        os.close(saved)

@@ -6,17 +6,21 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one  script_options
+                             one_by_one  script_options  session_changes  making  pipes  director_config
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
-                             serve  saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search
-                             boot_test  fsck  live_restore  live_pull  live_resume  live_abort  documents
-                             restore_documents  restore_scripts
+                             serve  session_begin  session_end  session_offline  session_status  session_changes
+                             serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
+                             saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
+                             fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
+                             restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
+                             disk_places  live_files  boot_tpm
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
-                             rollback  restored_checkpoint  live_backing
+                             rollback  restored_checkpoint  live_backing  session_plan  session_history
+                             session_survey  session_scratch  session_server  session_close  delivery
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address
@@ -38,8 +42,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
                              kept_result
-                             data_size  live_state
-      sessions               the record of pull sessions: record  checkpoint
+                             data_size  live_state  stream_tar  stream_members  stream_record
+      sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
@@ -53,9 +57,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              stop  undo  archive
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment and latency, repository.history and hosts, http.ranges, sessions.checkpoint, qemu.block_graph,
-domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities, media, machine_xml, nvram_xml,
-qemu_arguments, boot_copy and screenshot, images.tuning and denied.
+allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
+sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities,
+media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

@@ -33,7 +33,7 @@ class Status(IntEnum):
     SIGNAL = 128
 
 
-class Retry(Enum):
+class Retry(str, Enum):
     """What a program can do after an error; a stable interface."""
 
     SAME = "same"  #: give the same command again: nothing of the failed run is in its way
@@ -243,6 +243,15 @@ class LiveRestoreEndedError(QemuGoneError):
         super().__init__(
             f"Domain {domain} has ended before all of its data was at home. What it has written is safe. {advice}"
         )
+
+
+class ConsumerGoneError(VbackupError):
+    """Whoever reads the stream on standard output has gone (EPIPE); the backup was undone."""
+
+    status = Status.SIGNAL + signal.SIGPIPE
+
+    def __init__(self) -> None:
+        super().__init__("The reader of the stream has gone. Nothing was kept of this backup; its base is as it was.")
 
 
 class StorageDaemonGoneError(QemuGoneError):
@@ -549,15 +558,28 @@ class ChainError(VbackupError):
     code = "CHAIN_BROKEN"
 
 
+class StreamError(ChainError):
+    """A stream is cut, reordered, of another domain, damaged or no stream of vbackup; nothing of it was kept."""
+
+
+class StreamNotPendingError(ChainError):
+    """No stream of that job waits for its commit: it failed, was undone, or the next backup has taken its place."""
+
+    def __init__(self, domain: str, job: str, *, why: str) -> None:
+        self.domain = domain
+        self.job = job
+        super().__init__(f"The stream of job {job} of domain {domain} {why}")
+
+
 class MissingPackageError(VbackupError):
-    """A package is missing that only some backups need: nothing is wrong with the backup, so this is no ChainError."""
+    """A package is missing that only some backups or commands need: nothing is wrong with the backup."""
 
     code = "PACKAGE_MISSING"
 
-    def __init__(self, package: str, why: str, *, debian: str) -> None:
+    def __init__(self, package: str, why: str, *, debian: str, purpose: str = "read that") -> None:
         self.package = package
         super().__init__(
-            f"{why}, and this Python has no {package} to read that: install the Debian package {debian}, or run"
+            f"{why}, and this Python has no {package} to {purpose}: install the Debian package {debian}, or run"
             f" 'pip install {package}'."
         )
 
@@ -711,6 +733,62 @@ class AmbiguousHostError(UnsuitableError):
         )
 
 
+# pull sessions
+
+
+class UnknownSessionError(ChainError):
+    """There is no session with that id; it may have ended long ago."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        super().__init__(f"No session {session!r}; 'vbackup session list' lists them.")
+
+
+class UnknownTrackerError(ChainError):
+    """The domain has no tracker of that name: no session of it was ever committed."""
+
+    def __init__(self, tracker: str, domain: str, known: Sequence[str]) -> None:
+        self.tracker = tracker
+        self.known = list(known)
+        has = f"it has {', '.join(self.known)}" if self.known else "it has none"
+        super().__init__(f"Domain {domain} has no tracker {tracker!r}; {has}.")
+
+
+class UnknownCheckpointError(ChainError):
+    """The tracker has no such checkpoint; begin a session with another base, or a full one."""
+
+    code = "CHECKPOINT_UNKNOWN"
+    retry = Retry.FULL
+
+    def __init__(self, checkpoint: str, tracker: str, known: Sequence[str]) -> None:
+        self.checkpoint = checkpoint
+        self.tracker = tracker
+        self.known = list(known)
+        has = f"it has {', '.join(self.known)}" if self.known else "it has none"
+        super().__init__(
+            f"Tracker {tracker} has no checkpoint {checkpoint!r}; {has}. Begin a session with --level full or without"
+            " --base."
+        )
+
+
+class SessionEndedError(ChainError):
+    """The session has ended, so it cannot be committed or renewed any more; the tracker's base is as it was.
+
+    ``retry`` is what the client does: begin another one, or never for a session that was committed or aborted.
+    """
+
+    code = "SESSION_ENDED"
+    retry = Retry.BEGIN
+
+    def __init__(self, session: str, state: str, reason: str | None = None, *, retry: Retry = Retry.BEGIN) -> None:
+        self.session = session
+        self.state = state
+        self.retry = retry
+        why = f": {reason.rstrip('.')}" if reason else ""
+        then = " Begin another one." if retry is Retry.BEGIN else ""
+        super().__init__(f"Session {session} is {state}{why}.{then}")
+
+
 class StorageError(VbackupError):
     """The repository, the output or a hook script cannot be used: missing, full, no permission, exists already."""
 
@@ -782,6 +860,19 @@ class BusyError(VbackupError):
     status = Status.BUSY
     code = "BUSY"
     retry = Retry.LATER
+
+
+class SessionAliveError(BusyError):
+    """Another session of the tracker is open; commit it, abort it, or wait until it expires."""
+
+    def __init__(self, session: str, tracker: str, expires: str) -> None:
+        self.session = session
+        self.tracker = tracker
+        self.expires = expires
+        super().__init__(
+            f"Session {session} of tracker {tracker} is open until {expires}. Commit it, or abort it: vbackup session"
+            f" abort {session}."
+        )
 
 
 class DiskBusyError(BusyError):

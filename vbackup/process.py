@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -59,6 +60,22 @@ class Process:
     def lives(self) -> bool:
         """True while the process runs."""
         return Process.of(self.pid) == self
+
+    def terminate(self) -> bool:
+        """Ask it to end (SIGTERM); return False if it has ended, or is not this user's."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except OSError:
+            return False
+        try:
+            if not self.lives:  # another process has its pid
+                return False
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
     @property
     def is_of_this_boot(self) -> bool:

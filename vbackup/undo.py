@@ -20,8 +20,12 @@ class Undo:
     nothing to undo. ``release`` drops the steps and so keeps the work.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, *, tries_again: str = "The next backup of this domain") -> None:
+        """``tries_again``: who does what could not be done, as the subject of a sentence."""
         self._reporter = reporter
+        self._tries_again = tries_again
+        #: True if every step that has run so far has done its work.
+        self.is_complete = True
         self._steps: list[tuple[str, Callable[[], object]]] = []
 
     def push(self, what: str, step: Callable[[], object]) -> None:
@@ -45,6 +49,5 @@ class Undo:
             except QemuGoneError:
                 continue  # it disappeared with QEMU
             except Exception as err:  # noqa: BLE001 - a fault in one undo must not prevent the others
-                self._reporter.warning(
-                    f"Could not {what}: {str(err).rstrip('.')}. The next backup of this domain tries again."
-                )
+                self.is_complete = False
+                self._reporter.warning(f"Could not {what}: {str(err).rstrip('.')}. {self._tries_again} tries again.")

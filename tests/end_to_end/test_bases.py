@@ -240,7 +240,7 @@ def test_disk_with_another_block_job_is_busy(chain: Chain) -> None:
 def at_one_second(chain: Chain) -> dict[str, Any]:
     """A backup whose id is that of another, made into a copy of the repository."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vbackup.engine.plan._free_id", lambda *_: "20261124T000000Z-incremental")
+        patch.setattr("vbackup.engine.plan.free_id", lambda *_: "20261124T000000Z-incremental")
         return chain.backup()
 
 
@@ -290,7 +290,7 @@ def test_image_of_another_domain_is_not_taken_for_its_own(chain: Chain) -> None:
     donor = chain.lab.start(domain_xml("donor", [other.xml()]))
     donor.write("vda", "write -P 66 0 4M")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vbackup.engine.plan._free_id", lambda *_: "20261124T000000Z-full")
+        patch.setattr("vbackup.engine.plan.free_id", lambda *_: "20261124T000000Z-full")
         chain.command("-c", chain.lab.uri, "-q", "backup", "donor", "-r", chain.repository)
         chain.backup()
     chain.lab.remove(donor)

@@ -1,12 +1,13 @@
 """``vbackup verify --boot`` with a real guest: true verdicts, a picture, and nothing left, whatever ends it.
 
-The operation is vbackup.operations.boot_test.
+The operation is vbackup.operations.boot_test, with boot_tpm.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from tests.daemon import wait_for
 from tests.end_to_end.test_mount import daemons, digests
 from tests.guest import build, domain_xml, make_disks
 from tests.guest.agent import AGENT_PORT
-from tests.lab import HEEDING_SIGNALS, DiskSpec, write_qemu_conf
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, write_qemu_conf
 from tests.lab import domain_xml as firmware_xml
+from vbackup import archive
 from vbackup.cli import main
 from vbackup.domain import boot_copy, boot_watch, screenshot
 from vbackup.domain import domain_xml as domain_xml_
 from vbackup.domain.boot_copy import Place
-from vbackup.domain.host import libvirt
+from vbackup.domain.boot_watch import Watched
+from vbackup.domain.host import Host, libvirt
 from vbackup.names import BOOT_COPY_PREFIX
 from vbackup.repository import boot_result
 
@@ -152,11 +155,41 @@ def test_filesystem_that_is_gone_is_seen_by_a_command(
     assert found["screenshot"] is None  # it has no screen
 
 
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
+def test_copy_has_the_state_of_the_tpm_until_it_ends(
+    daemon: Daemon, command: Command, repository: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, states = DiskSpec(images / "vda.qcow2"), Path("/var/lib/libvirt/swtpm")
+    spec.create()
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    original = daemon.define(firmware_xml("sealed", [spec.xml()], devices=DEVICES + tpm))
+    original.handle.domain.create()
+    command("-c", daemon.uri, "-q", "backup", "sealed", "-r", repository)
+    original.destroy()
+    [saved] = repository.glob("*/*/tpm.tar")
+    known, seen = archive.unpack(saved.read_bytes()), list[dict[str, bytes]]()
+    start = Host.start_transient
+
+    def started(host: Host, text: str) -> Any:
+        identity = Path(states, domain_xml_.parse(text).uuid, "tpm2")
+        seen.append({path.name: path.read_bytes() for path in identity.iterdir()})
+        handle = start(host, text)
+        assert len(Machine(handle).execute("query-tpm")) == 1
+        return handle
+
+    monkeypatch.setattr(Host, "start_transient", started)
+    monkeypatch.setattr(boot_watch, "watch", lambda *_args, **_more: Watched(screen_s=1.0))
+    found = boot(command, daemon.uri, repository, "--boot-screen")
+    assert (found["verdict"], found["remarks"]) == ("booted", [])
+    assert seen == [known]
+    assert [path.name for path in states.iterdir()] == [original.handle.uuid]
+
+
 def test_libvirt_accepts_the_copy_of_every_fixture(lab: Lab) -> None:
     for path in FIXTURES:
         text = path.read_text()
         devs = {disk.dev: disk.path for disk in domain_xml_.parse(text).disks}
-        place = Place("/p/nbd", "/p", nvram="/p/nvram")
+        place = Place("/p/nbd", "/p", nvram="/p/nvram", has_tpm=True)
         for limit in (GIB // 4, 1024 * GIB):
             copy = boot_copy.make(text, None, devs, place, uuid=str(uuid.uuid4()), max_memory_bytes=limit)
             defined = lab.host.connection.defineXMLFlags(copy.xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)

@@ -189,7 +189,7 @@ class OffHost:
     """What a restore in place asks of libvirt, without it: its threads do not outlive a fork."""
 
     def __init__(self, rolled: Rolled) -> None:
-        self.handle = Off(rolled)
+        self.handle, self.real_uri = Off(rolled), "qemu:///system"
 
     def domain(self, _name: str) -> Off:
         return self.handle

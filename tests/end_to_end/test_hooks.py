@@ -10,16 +10,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import libvirt
 import pytest
 
 from tests.daemon import Daemon, wait_for
-from tests.lab import Machine, domain_xml
+from tests.end_to_end.test_offline import write
+from tests.lab import DiskSpec, Machine, compare, domain_xml
 from vbackup.cli import main
-from vbackup.hooks import daemons, events, marks
+from vbackup.hooks import daemons, events, half_restored, marks
 from vbackup.hooks.events import Operation
 from vbackup.hooks.install import Place, State
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
 
 UUID = "f0000000-0000-4000-8000-00000000ab01"
 OTHER_UUID = "f0000000-0000-4000-8000-00000000ab02"
@@ -86,7 +91,9 @@ def _installed(_daemon: Daemon, _alone: None) -> Iterator[None]:
         _daemon.clear()
         assert main(["hooks", "remove"]) == 0
         forget()
-        remove_if_empty(events.DIRECTORY, events.DIRECTORY.parent, marks.DIRECTORY, marks.DIRECTORY.parent)
+        remove_if_empty(
+            half_restored.DIRECTORY, events.DIRECTORY, events.DIRECTORY.parent, marks.DIRECTORY, marks.DIRECTORY.parent
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -259,6 +266,56 @@ def test_mark_of_a_killed_backup_stops_nobody(daemon: Daemon) -> None:
         assert start(daemon).handle.is_active()
     finally:
         mark.unlink()
+
+
+# restores in place
+
+
+#: vbackup that dies while the disks of a domain are written.
+DYING = """
+import os, signal, sys
+from vbackup.cli import main
+from vbackup.engine import rollback
+
+copy = rollback._copy
+rollback._copy = lambda *given: (copy(*given), os.kill(os.getpid(), signal.SIGKILL))
+sys.exit(main())
+"""
+
+
+def test_start_of_a_domain_that_is_half_restored_is_refused_until_the_restore_ends(
+    daemon: Daemon, command: Command, repository: Path, images: Path
+) -> None:
+    spec = DiskSpec(images / "vda.qcow2", size="8M")
+    spec.create()
+    machine = daemon.define(domain_xml("hook-01", [spec.xml()], top=f"<uuid>{UUID}</uuid>"))
+    write(spec.path, "write -P 1 0 2M")
+    backup = ("-c", daemon.uri, "-q", "backup", "hook-01", "-r", repository, "--json")
+    first = command(*backup).document["id"]
+    before = images / "before.qcow2"
+    before.write_bytes(spec.path.read_bytes())
+    write(spec.path, "write -P 2 1M 1M")
+    restore = ["restore", "hook-01", f"--backup={first}", "--in-place", "-r", str(repository)]
+    argv = [sys.executable, "-c", DYING, "-c", daemon.uri, *restore]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == -signal.SIGKILL
+    with pytest.raises(libvirt.libvirtError) as refusal:
+        machine.handle.domain.create()
+    said = str(refusal.value)
+    assert "A restore in place of domain 'hook-01' was interrupted: its disks (vda) are partly as in the backup" in said
+    assert f"Run 'vbackup {' '.join(restore)}', which ends the restore" in said
+    command("-c", daemon.uri, "-q", *restore)
+    compare(spec.path, before)
+    machine.handle.domain.create()
+    assert machine.handle.is_active()
+
+
+def test_start_during_a_restore_in_place_is_refused(daemon: Daemon) -> None:
+    with (
+        marks.offline_mark(UUID, marks.Work.RESTORE),
+        pytest.raises(libvirt.libvirtError, match="vbackup is restoring the disks of domain 'hook-01' in place"),
+    ):
+        start(daemon)
+    start(daemon)
 
 
 # the installed script

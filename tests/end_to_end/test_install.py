@@ -26,11 +26,13 @@ def test_installed_command_is_everybody_s_whatever_the_umask(tmp_path: Path) -> 
     )
     assert made.returncode == 0, made.stderr
     for path in prefix.rglob("*"):
-        wanted = 0o755 if path.is_dir() or path.parent.name == "bin" or path.name == "qemu" else 0o644
+        wanted = 0o755 if path.is_dir() or path.parent.name in ("bin", "examples") or path.name == "qemu" else 0o644
         assert path.stat().st_mode & 0o777 == wanted, path
         assert not path.is_symlink(), path
     assert {path.name for path in (prefix / "lib" / "vbackup").iterdir()} == {"vbackup"}
-    assert len(list((prefix / "share" / "man").rglob("vbackup*"))) == 5
+    assert (prefix / "share" / "vbackup" / "examples" / "webhook").exists()
+    pages = {path.stem for path in (TOP / "man").iterdir()}
+    assert {path.name for path in (prefix / "share" / "man").rglob("vbackup*")} == pages
     environment = {**os.environ, "PYTHONPATH": os.fspath(tmp_path)}  # which -I ignores
     for arguments, said in (
         (["--version"], "vbackup "),

@@ -1,8 +1,8 @@
 """``vbackup restore --live`` with a guest that writes all the time: every kind of death in the middle, every byte home.
 
 A libvirtd for the tests alone runs QEMU without privileges. vbackup is a separate process, which can be killed. This is
-the test of operations live_restore, live_pull, live_resume and live_abort, and of what only they use: lifecycle,
-live_backing, live_point.
+the test of operations live_restore, live_files, live_pull, live_resume and live_abort, and of what only they use:
+lifecycle, live_backing, live_point.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ class Kept:
     points: dict[str, bytes]  #: by dev
 
     def files(self) -> dict[str, tuple[str, int, int, int]]:
-        """Content, owner, group and mode of everything but the lock."""
+        """Content, owner, group and mode of everything but the record of restored checkpoints."""
         return {
             str(path.relative_to(self.repository)): (
                 sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
@@ -66,6 +66,7 @@ class Kept:
                 path.stat().st_mode,
             )
             for path in self.repository.rglob("*")
+            if path.name != "restored.json"
         }
 
 
@@ -122,12 +123,14 @@ class Live:
 
     def __init__(self, daemon: Daemon, kept: Kept, place: Path) -> None:
         self.daemon, self.kept = daemon, kept
+        self.domain, self.uuid = NAME, UUID
         self.output = place / "restored"
+        self.images = {dev: self.output / f"{dev}.qcow2" for dev in ("vda", "sda")}
         self.serial = self.output / "serial0.log"
         self.processes: list[subprocess.Popen[str]] = []
 
     def words(self, *options: str) -> list[str]:
-        argv = [*HEEDING_SIGNALS, sys.executable, "-m", "vbackup", "-c", self.daemon.uri, "restore", NAME]
+        argv = [*HEEDING_SIGNALS, sys.executable, "-m", "vbackup", "-c", self.daemon.uri, "restore", self.domain]
         return [*argv, "-r", str(self.kept.repository), "--live", "--output", str(self.output), "--json", *options]
 
     def start(self, *options: str) -> subprocess.Popen[str]:
@@ -149,7 +152,7 @@ class Live:
 
     @property
     def machine(self) -> Machine:
-        return Machine(self.daemon.host.domain(UUID))
+        return Machine(self.daemon.host.domain(self.uuid))
 
     def said(self) -> bytes:
         return self.serial.read_bytes() if self.serial.exists() else b""
@@ -184,7 +187,7 @@ class Live:
         return pid
 
     def qemu(self) -> int:
-        return int(next(Path("/run/libvirt/qemu").glob(f"{NAME}.pid")).read_text())
+        return int(next(Path("/run/libvirt/qemu").glob(f"{self.machine.handle.name}.pid")).read_text())
 
     def is_home(self) -> None:
         """All is as if the domain had been there all the time, and every byte is right."""
@@ -201,13 +204,12 @@ class Live:
         assert not [name for name in nodes if name.startswith("vbackup")]
         assert machine.execute("query-jobs") == []
         machine.handle.domain.destroy()
-        assert {path.name for path in self.output.iterdir()} == {"vda.qcow2", "sda.qcow2", "domain.xml", "serial0.log"}
+        here = {path.name for path in self.images.values() if path.parent == self.output}
+        assert {path.name for path in self.output.iterdir()} == {*here, "domain.xml", "serial0.log"}
         assert storage_daemons(self.kept.repository) == []
         for dev, point in self.kept.points.items():
             raw = self.output.parent / "raw"
-            subprocess.run(
-                ["qemu-img", "convert", "-O", "raw", str(self.output / f"{dev}.qcow2"), str(raw)], check=True
-            )
+            subprocess.run(["qemu-img", "convert", "-O", "raw", str(self.images[dev]), str(raw)], check=True)
             check(raw.read_bytes(), point, is_busy=dev == "vda", rounds=self.said().count(b"."))
 
 
@@ -272,8 +274,84 @@ def test_guest_runs_at_once_and_all_comes_home(live: Live) -> None:
     assert {disk["dev"]: disk["file"] for disk in done["disks"]} == {
         dev: str(live.output / f"{dev}.qcow2") for dev in ("vda", "sda")
     }
+    assert all(disk["checkpoint"] for disk in done["disks"])
     assert live.kept.files() == before
     live.is_home()
+
+
+def test_next_backup_has_what_the_guest_has_written_and_no_more(live: Live) -> None:
+    """From its first write on, while the data came home, and afterwards: compared byte for byte."""
+    repository = live.output.parent / "repository"
+    shutil.copytree(live.kept.repository, repository)
+    live.kept = replace(live.kept, repository=repository)
+    newest = max(path.name for path in (repository / UUID).glob("*Z-*"))
+    live.run()
+    live.works()
+    live.machine.handle.domain.suspend()
+    words = ("backup", NAME, "-r", repository, "--level", "incremental", "--json")
+    done = json.loads(vbackup("-c", live.daemon.uri, *words).stdout)
+    disks = {disk["dev"]: disk for disk in done["disks"]}
+    assert [disk["base"] for disk in disks.values()] == [newest] * 2
+    live.machine.destroy()
+    held = {dev: held_bytes(repository / UUID / done["id"] / f"{dev}.qcow2") for dev in disks}
+    assert 0 < held["vda"] <= LENGTH_BYTES
+    assert held["sda"] == 0
+    again = live.output.parent / "again"
+    vbackup("restore", NAME, "-r", repository, "--output", again, "-q")
+    for dev, image in live.images.items():
+        compare(image, again / f"{dev}.qcow2")
+
+
+def held_bytes(image: Path) -> int:
+    """How much of a disk the image itself has, but for the last granule, which every incremental copies."""
+    argv = ["qemu-img", "map", "-f", "qcow2", "--output=json", str(image)]
+    extents = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+    end = max(one["start"] + one["length"] for one in extents) - 65536
+    return sum(max(0, min(one["length"], end - one["start"])) for one in extents if one["depth"] == 0)
+
+
+def test_new_domain_has_an_identity_and_places_of_its_own(live: Live) -> None:
+    """Beside the original, in a pool and at a path: aborted, done again, killed and resumed by its name."""
+    daemon, place = live.daemon, live.output.parent
+    original = daemon.define(domain_xml(NAME, [], top=f"<uuid>{UUID}</uuid>"))
+    (place / "pool").mkdir()
+    pool = daemon.host.connection.storagePoolCreateXML(
+        f"<pool type='dir'><name>live pool</name><target><path>{place / 'pool'}</path></target></pool>"
+    )
+    live.images = {"vda": place / "elsewhere.qcow2", "sda": place / "pool" / "new-sda.qcow2"}
+    begin = ("--name", "new", "--pool", "live pool", "--disk", f"vda={live.images['vda']}", "sda", *SLOW)
+    assert "give sda to --disk, too" in live.run("--disk", f"vda={live.images['vda']}", status=2).stderr
+    for is_aborted in (True, False):
+        live.domain = NAME
+        process = live.start(*begin)
+        live.uuid = "new"
+        live.works()
+        assert pool.listVolumes() == ["new-sda.qcow2"]
+        process.kill()
+        process.communicate()
+        assert f"is of domain new ({live.machine.handle.uuid}), not {NAME}" in live.run("--resume", status=2).stderr
+        live.domain = "new"
+        if is_aborted:
+            removed = json.loads(live.run("--abort", "--yes").stdout)["removed"]
+            assert {str(path) for path in live.images.values()} < {*removed}
+            assert not [path for path in (live.output, *live.images.values()) if path.exists()]
+            assert pool.listVolumes() == []
+            assert [one.name for one in daemon.host.domains()] == [NAME]
+    os.kill(live.qemu(), signal.SIGKILL)
+    wait_for(lambda: not live.machine.handle.is_active(), "the end of the domain")
+    live.domain = live.machine.handle.uuid
+    done = json.loads(live.run("--resume").stdout)
+    assert done["domain"]["uuid"] not in ("", UUID)
+    assert {disk["dev"]: (disk["file"], disk["checkpoint"]) for disk in done["disks"]} == {
+        dev: (str(path), False) for dev, path in live.images.items()
+    }
+    assert original.handle.uuid == UUID
+    live.is_home()
+    for path in live.images.values():
+        argv = ["qemu-img", "info", "--output=json", str(path)]
+        info = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+        assert "bitmaps" not in info["format-specific"]["data"]
+    live.machine.handle.domain.undefine()
 
 
 # deaths in the middle
@@ -308,8 +386,9 @@ def test_guest_goes_on_without_vbackup_and_waits_without_anybody(live: Live) -> 
     assert all(readers.is_in_use(path) for path in (live.kept.repository / UUID).glob("*Z-*"))
     os.kill(live.server(), signal.SIGKILL)
     process = live.start("--resume")
-    status, _, err = live.end(process)
+    status, out, err = live.end(process)
     assert status == 0, err
+    assert [disk["checkpoint"] for disk in json.loads(out)["disks"]] == [True, True]
     live.is_home()
 
 
@@ -344,7 +423,8 @@ def test_signal_pauses_the_guest_and_what_is_home_stays(live: Live) -> None:
     assert storage_daemons(live.kept.repository) == []
     os.kill(live.qemu(), signal.SIGKILL)
     wait_for(lambda: not live.machine.handle.is_active(), "the end of the domain")
-    live.run("--resume")
+    done = json.loads(live.run("--resume").stdout)
+    assert [disk["checkpoint"] for disk in done["disks"]] == [False, False]  # QEMU has not stored its bitmaps
     live.is_home()
 
 
@@ -518,3 +598,32 @@ def test_whole_machine_comes_and_goes(
     compare(spec.path, output / "vda.qcow2")
     left = {"vda.qcow2", "domain.xml", "nvram", *({"tpm"} if has_source else ())}
     assert {path.name for path in output.iterdir()} == left
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
+def test_machine_of_a_new_domain_is_beside_that_of_the_original(
+    daemon: Daemon, command: Command, repository: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, _ = whole.backed_up(daemon, command, repository, images)
+    output = images / "out"
+    argv = ("-c", daemon.uri, "restore", "-r", repository, "--live", "--output", output)
+
+    def interrupted(*_words: object) -> None:
+        raise MonitorError("That is enough.")
+
+    monkeypatch.setattr(live_pull._Pulls, "follow", interrupted)
+    assert "That is enough." in command(*argv, "web", "--name", "new", status=1).stderr
+    new = daemon.host.domain("new")
+    assert new.halted() == "paused"
+    assert new.domain.autostart() == 0
+    text = new.definition_xml()
+    assert f">{output / 'nvram'}</nvram>" in text
+    assert str(images / "vars.fd") not in text
+    states = Path("/var/lib/libvirt/swtpm")
+    state = output / "tpm" if library_version() >= TPM_SOURCE_SINCE else states / new.uuid / "tpm2"
+    assert (state / "tpm2-00.permall").exists()
+    command(*argv, "new", "--abort", "--yes")
+    assert not (states / new.uuid).exists()
+    assert [one.uuid for one in daemon.host.domains()] == [original.handle.uuid]
+    assert (images / "vars.fd").read_bytes() == b"variable" * 64 * 1024
+    assert (states / whole.UUID / "tpm2" / "tpm2-00.permall").exists()

@@ -1,7 +1,9 @@
-"""Disks are restored to volumes of libvirt's storage pools: made by libvirt, written by path, compared as bytes."""
+"""Disks are restored to volumes of libvirt's storage pools: written by path, compared as bytes, known to libvirt."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
+from tests.daemon import wait_for
 from tests.end_to_end.test_destinations import raw
 from tests.filesystem import loop_device
 from tests.lab import DiskSpec
@@ -17,7 +20,6 @@ from tests.recorded import MIB, Recorded, story
 from tests.unit.builders import Recorder
 from tests.unit.domain.test_pools import FakePool, Volume, opened
 from vbackup.domain import defining, domain_xml
-from vbackup.domain.pools import Pool
 from vbackup.errors import MonitorError
 from vbackup.images import restoring
 from vbackup.model import ImageFormat
@@ -129,10 +131,29 @@ def test_failure_leaves_no_volume(
         "--pool", pool.name(), "--format", "raw", status=6,
     ).stderr  # fmt: skip
     assert "does not contain what was written" in told
-    assert seen == [["web-vda", "web-vdb"]] * 2
+    assert seen == [[], []]
     pool.refresh()
     assert pool.listVolumes() == []
     assert not (tmp_path / "out").exists()
+
+
+def test_restore_that_is_killed_leaves_no_volume_and_the_next_one_removes_the_rest(
+    recorded: Recorded, daemon: Daemon, pool: Any, images: Path, tmp_path: Path
+) -> None:
+    argv = [sys.executable, "-m", "vbackup", "-c", daemon.uri, "restore", "web", "-r", str(recorded.repository.path)]
+    argv += ["--output", str(tmp_path / "out"), "--pool", pool.name()]
+    process = subprocess.Popen([*argv, "--speed", "100K"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: [*images.glob(".vbackup-*/web-vda.qcow2")] != [], "the image of a volume")
+    finally:
+        process.kill()
+        process.wait()
+    pool.refresh()
+    assert not [name for name in pool.listVolumes() if name.startswith("web-")]
+    assert [*images.glob(".vbackup-*")]
+    subprocess.run([*argv, "-q"], check=True, timeout=60)
+    assert sorted(pool.listVolumes()) == ["web-vda.qcow2", "web-vdb.qcow2"]
+    assert [*images.glob(".vbackup-*")] == []
 
 
 def test_pools_that_will_not_do(
@@ -155,7 +176,7 @@ def test_pools_that_will_not_do(
     finally:
         inactive.undefine()
     monkeypatch.setattr(restoring, "needed_bytes", lambda *_: 1 << 60)
-    monkeypatch.setattr("vbackup.operations.restore.needed_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr("vbackup.operations.disk_places.needed_bytes", lambda *_: 1 << 60)
     assert f"and the disks need {2 << 60}. Nothing was written" in refused(7, pool.name())
     assert pool.listVolumes() == []
 
@@ -195,22 +216,12 @@ def volumes(daemon: Daemon, command: Command, images: Path, repository: Path) ->
             handle.domain.undefine()
 
 
-@pytest.mark.parametrize("is_foreseen", [True, False])
-def test_new_domain_has_its_own_volumes(
-    volumes: Any, daemon: Daemon, pool: Any, images: Path, monkeypatch: pytest.MonkeyPatch, is_foreseen: bool
-) -> None:
-    """Also if libvirt makes a volume where nobody expected it."""
-    checked = []
-    check = defining.check
-    monkeypatch.setattr(defining, "check", lambda host, xml: (checked.append(xml), check(host, xml)))
-    if not is_foreseen:
-        monkeypatch.setattr(Pool, "likely_path", lambda _pool, one: images / f"other-{one.name}")
+def test_new_domain_has_its_own_volumes(volumes: Any, daemon: Daemon, pool: Any, images: Path) -> None:
     done = volumes("--pool", pool.name(), "--define", "--name", "new").document
     assert (done["name"], done["disks"][0]["volume"]) == ("new", "new-vda.qcow2")
     (disk,) = domain_xml.parse(daemon.host.domain("new").definition_xml()).disks
     assert disk.path == str(images / "new-vda.qcow2")
     assert bytes([7]) * MIB in raw(images / "new-vda.qcow2", ImageFormat.QCOW2)
-    assert len(checked) == (1 if is_foreseen else 2)
 
 
 def test_name_that_is_taken_is_found_before_anything_is_read_or_made(

@@ -286,11 +286,12 @@ def live_state_in(output: Path, *devs: str) -> LiveState:
     return LiveState(
         output=output,
         repository_id=REPOSITORY,
+        original=UUID,
         uuid=UUID,
         name="web",
         backup=backup_id(1),
-        disks={dev: LiveDisk(dev, backup_id(1)) for dev in disks},
-        files=("domain.xml", *(f"{dev}.qcow2" for dev in disks)),
+        disks={dev: LiveDisk(dev, backup_id(1), output / f"{dev}.qcow2") for dev in disks},
+        files=("domain.xml",),
         later=("serial0.log",),
         protected=(backup_id(1),),
     )
@@ -351,6 +352,6 @@ def pull_session(*devs: str, number: int = 2, **changes: Any) -> Session:
         "expires": checkpoint.time + timedelta(hours=2),
         "socket": "/run/x/nbd.sock",
         "disks": tuple(disks),
-        "internals": Internals(Process(4711, 1, "boot"), "/var/tmp", checkpoint),
+        "internals": Internals(Process(4711, 1, "boot"), "/var/tmp", checkpoint=checkpoint),
     }
     return Session(**{**values, **changes})

@@ -35,6 +35,20 @@ ELSEWHERE = {
     "engine.live_backing": "end_to_end/test_live_restore.py",
     "operations.live_abort": "end_to_end/test_live_restore.py",
     "operations.live_resume": "end_to_end/test_live_restore.py",
+    "engine.session_close": "end_to_end/test_sessions.py",  # needs libvirt, QEMU and the watcher, as the next ones
+    "engine.session_server": "end_to_end/test_sessions.py",
+    "engine.session_survey": "end_to_end/test_sessions.py",
+    "operations.session_begin": "end_to_end/test_sessions.py",
+    "operations.session_daemon": "end_to_end/test_sessions.py",
+    "operations.session_end": "end_to_end/test_sessions.py",
+    "operations.session_offline": "end_to_end/test_sessions.py",
+    "operations.session_recovery": "end_to_end/test_sessions.py",
+    "operations.session_status": "end_to_end/test_sessions.py",
+    "operations.session_watcher": "end_to_end/test_sessions.py",
+    "operations.session_watcher.__main__": "end_to_end/test_sessions.py",
+    "operations.session_watcher.process": "end_to_end/test_sessions.py",
+    "operations.tracker": "end_to_end/test_sessions.py",
+    "operations.checkpoint": "end_to_end/test_sessions.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.fsck": "end_to_end/test_fsck.py",
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
@@ -64,6 +78,7 @@ NO_MODULE = {
     "test_hostile.py": "all commands that read a repository",
     "test_bench.py": "the package tests.bench",
     "cli/test_cli.py": "vbackup/cli/__init__.py, which is the room itself",
+    "scripts/test_examples.py": "the scripts in hooks/examples and in vbackup-scripts(7)",
     "hooks/test_script.py": "the script hooks/qemu, which imports nothing from vbackup",
 }
 

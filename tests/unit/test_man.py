@@ -30,6 +30,9 @@ from vbackup.model import (
     MachineKind,
 )
 from vbackup.repository import manifest, repository
+from vbackup.scripts import finding
+from vbackup.scripts.finding import ScriptPhase
+from vbackup.scripts.runner import VARIABLES
 
 TOP = Path(__file__).resolve().parents[2]
 COMMON = "Options of every command"
@@ -46,6 +49,9 @@ REPOSITORY_PAGE = page("vbackup-repository.5")
 TRANSACTION_PAGE = page("vbackup-transaction.7")
 RECOVERY_PAGE = page("vbackup-recovery.7")
 JSON_PAGE = page("vbackup-json.7")
+SCRIPTS_PAGE = page("vbackup-scripts.7")
+ENGINES_PAGE = page("vbackup-engines.7")
+PAGES = [page(path.stem) for path in sorted((TOP / "man").glob("*.rst"))]
 
 
 def section(document: nodes.document, title: str) -> nodes.section:
@@ -149,6 +155,14 @@ def test_kinds_of_json_are_those_of_the_code() -> None:
     assert printed.isdisjoint(kept)
 
 
+def test_phases_and_variables_of_scripts_are_those_of_the_code() -> None:
+    phases = [strong(term)[0] for term in terms(section(SCRIPTS_PAGE, "PHASES"))]
+    assert sorted(phases) == sorted(phase.value for phase in ScriptPhase)
+    variables = {word for term in terms(section(SCRIPTS_PAGE, "ENVIRONMENT")) for word in strong(term)}
+    assert variables == set(VARIABLES)
+    assert str(finding.DIRECTORY) in SCRIPTS_PAGE.astext()
+
+
 def test_members_of_a_manifest_are_those_of_the_code() -> None:
     image = DiskImage(
         *("vda", Level.FULL, None, "asked for", "vda.qcow2", 0, 0, 0, "sha256:", None, "node", None, BlockDriver.RAW),
@@ -195,7 +209,7 @@ def test_files_of_a_backup_are_told() -> None:
         assert name in files
 
 
-@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE, RECOVERY_PAGE, JSON_PAGE])
+@pytest.mark.parametrize("document", PAGES)
 def test_version_is_that_of_the_code(document: nodes.document) -> None:
     assert document.next_node(nodes.version).astext() == f"vbackup {vbackup.__version__}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -95,3 +96,14 @@ def test_open_files_of_a_process(tmp_path: Path) -> None:
     assert found is not None
     assert [one in found for one in identities] == [True, False]
     assert open_files(2**22 + 1) is None
+
+
+def test_process_is_asked_to_end_only_if_it_is_the_one() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        process = Process.of(child.pid)
+        assert process is not None
+        assert not replace(process, start_ticks=process.start_ticks + 1).terminate()
+        assert child.poll() is None
+        assert process.terminate()
+        assert child.wait(timeout=10) == -signal.SIGTERM
+    assert not process.terminate()

@@ -15,8 +15,16 @@ from vbackup.stop import Stop, on_signals
 
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
-    ("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema")
+    (
+        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
+        *("session list", "session status", "session changes", "tracker list", "checkpoint list"),
+        *("stream backup", "engine read", "engine config"),
+    )
 )
+
+
+#: Where the options of a command with commands have the inner one.
+_INNER = ("bitmap_command", "stream_command", "engine_command", "action")
 
 
 def run(arguments: Sequence[str], result: Result | None = None) -> int:
@@ -32,13 +40,13 @@ def run(arguments: Sequence[str], result: Result | None = None) -> int:
     _set_up_logging(verbose=options.verbose)
     with on_signals(Stop()) as stop:
         # The only import of a handler: each brings what its command works with, and a command waits for no other's.
-        handler = import_module(f"vbackup.cli.handlers.{options.command}")
+        handler = import_module(f"vbackup.cli.handlers.{options.command.replace('-', '_')}")
         status: int = handler.run(options, Context(options, stop))
     return status
 
 
 def _command(options: argparse.Namespace) -> str:
-    inner = getattr(options, "bitmap_command", None) or getattr(options, "action", None)
+    inner = next((inner for name in _INNER if (inner := getattr(options, name, None))), None)
     return f"{options.command} {inner}" if inner else str(options.command)
 
 

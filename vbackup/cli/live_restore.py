@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 
 from vbackup.cli import output, script_options
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
+from vbackup.domain import pools
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
 from vbackup.operations import live_abort, live_restore, live_resume, restore_documents
@@ -18,37 +21,30 @@ from vbackup.scripts.finding import ScriptPhase
 from vbackup.scripts.runner import DomainScripts
 
 _SCHEMA = "vbackup.liverestore/1"
+#: Options that only the beginning of a live restore takes.
+_OF_START = ("disk", "pool", "name", "no_checkpoint")
 #: Options of ``restore`` that a live restore has no use for, and why.
 _OTHERS = {
     "in_place": "a live restore makes new images",
     "format": "a live restore makes qcow2 images",
     "exclusive": "it is for a restore with --in-place",
     "wait_lock": "it is for a restore with --in-place",
-    "no_checkpoint": "after a live restore the next backup is a full anyway",
-    "disk": "a domain that runs at once needs all of its disks, as new images in the directory",
-    "pool": "the new images are in the directory",
     "define": "a live restore defines and starts the domain itself",
     "start": "a live restore defines and starts the domain itself",
-    "name": "the domain keeps its name",
     "keep_old": "it is for a restore with --in-place",
 }
 
 
-def run(options: argparse.Namespace, context: Context) -> int:
-    """Start, resume or abort, and print what has become of it."""
-    if not options.live:
-        raise UsageError("--resume, --abort and --yes are for a restore with --live.")
-    for name, reason in _OTHERS.items():
-        if getattr(options, name, None):
-            raise UsageError(f"--{name.replace('_', '-')} cannot be given with --live: {reason}.")
-    if options.yes and not options.abort:
-        raise UsageError("--yes is for --abort.")
-    if options.resume and options.abort:
-        raise UsageError("Give one of --resume and --abort.")
+def run(options: argparse.Namespace, destinations: Mapping[str, Path], context: Context) -> int:
+    """Start, resume or abort, and print what has become of it. ``destinations``: of disks (dev) with a path."""
+    _refuse(options)
     repository = Repository.open(context.repository_path())
     if options.abort:
         return _abort(options, repository, context)
-    done, scripts = (_resume if options.resume else _start)(options, repository, context)
+    if options.resume:
+        done, scripts = _resume(options, repository, context)
+    else:
+        done, scripts = _start(options, destinations, repository, context)
     if context.as_json:
         context.print_document(_SCHEMA, {**restore_documents.live_restored(done), "scripts": scripts.documents()})
     elif not context.is_quiet:
@@ -58,25 +54,57 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
-def _start(options: argparse.Namespace, repository: Repository, context: Context) -> tuple[LiveRestored, DomainScripts]:
+def _refuse(options: argparse.Namespace) -> None:
+    """Raise UsageError if the options cannot be given together."""
+    if not options.live:
+        raise UsageError("--resume, --abort and --yes are for a restore with --live.")
+    for name, reason in _OTHERS.items():
+        if getattr(options, name, None):
+            raise UsageError(f"--{name.replace('_', '-')} cannot be given with --live: {reason}.")
+    if options.yes and not options.abort:
+        raise UsageError("--yes is for --abort.")
+    if options.resume and options.abort:
+        raise UsageError("Give one of --resume and --abort.")
+    for name in _OF_START if options.resume or options.abort else ():
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot be given with --resume or --abort: the restore has begun without"
+                " or with it."
+            )
+
+
+def _start(
+    options: argparse.Namespace, destinations: Mapping[str, Path], repository: Repository, context: Context
+) -> tuple[LiveRestored, DomainScripts]:
     backup_id = backup_of(options)
     request = LiveRequest(
         context.uuid_of(repository, domain_of(options)),
         options.output,
         wanted_of(options, backup_id),
         speed_bytes_s=options.speed,
+        name=options.name,
+        destinations=destinations,
+        checkpoint=not options.no_checkpoint,
     )
-    with Host(context.uri) as host, context.reporting(domain_of(options)) as reporter:
-        own = script_options.of_domain(
-            options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
-        )
-        done = own.around(
-            lambda: live_restore.run(
-                request, host=host, repository=repository, reporter=reporter, stop=context.stop, scripts=own
-            ),
-            after=ScriptPhase.POST_RESTORE,
-            document=restore_documents.live_restored,
-        )
+    with Host(context.uri) as host:
+        pool = None if options.pool is None else pools.opened(host, options.pool)
+        with context.reporting(domain_of(options)) as reporter:
+            own = script_options.of_domain(
+                options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
+            )
+            done = own.around(
+                lambda: live_restore.run(
+                    request,
+                    host=host,
+                    repository=repository,
+                    reporter=reporter,
+                    stop=context.stop,
+                    pool=pool,
+                    scripts=own,
+                ),
+                after=ScriptPhase.POST_RESTORE,
+                document=restore_documents.live_restored,
+            )
     return done, own
 
 

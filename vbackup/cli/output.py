@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _RIGHT_ALIGNED = (
     *("SIZE", "COPIED", "VIRTUAL SIZE", "AGE", "BACKUPS", "DIRTY", "OLD", "NEW", "CHAIN", "CHAIN SIZE", "SHARED"),
     *("UNFINISHED", "PRUNING FREES", "CHANGED", "TO ZEROS", "FROM ZEROS", "UNDECIDED"),
-    *("UNCHANGED", "READ", "ZEROS READ", "WRONG"),
+    *("UNCHANGED", "READ", "ZEROS READ", "WRONG", "START", "LENGTH"),
 )
 _GAP = "  "
 #: Least width of a table's last column, however narrow the terminal.

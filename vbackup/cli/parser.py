@@ -26,6 +26,7 @@ COMMANDS = {
     "mount": "show the disks of a backup as files",
     "umount": "end a mount",
     "serve": "serve the disks of a backup by NBD",
+    "serve-session": "serve the disks of a pull session over HTTPS",
     "ls": "list files of a guest in a backup",
     "cp": "copy files of a guest out of a backup",
     "cat": "print a file of a guest in a backup",
@@ -40,6 +41,11 @@ COMMANDS = {
     "transaction": "check and send a QMP transaction",
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",
+    "session": "serve a moment of a domain's disks to other programs",
+    "tracker": "list and forget the trackers of sessions",
+    "checkpoint": "list and delete checkpoints of a tracker",
+    "stream": "back up and restore through a pipe",
+    "engine": "work for a director such as Bacula",
     "hooks": "install or remove libvirt's hook script",
     "schema": "print the JSON Schema of a document",
 }
@@ -115,7 +121,7 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
         prog="vbackup",
         description="Make incremental image backups of libvirt/QEMU virtual machines, running or shut off.",
         epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7),"
-        " vbackup-json(7).",
+        " vbackup-session(7), vbackup-engines(7), vbackup-scripts(7), vbackup-json(7), vbackup-api(7).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vbackup {vbackup.__version__}")
@@ -125,7 +131,7 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     )
     for name, purpose in COMMANDS.items():
         if name in words:
-            import_module(f"vbackup.cli.commands.{name}").add(_Commands(commands))
+            import_module(f"vbackup.cli.commands.{name.replace('-', '_')}").add(_Commands(commands))
         else:
             commands.add_parser(name, help=purpose)
     return parser

@@ -54,6 +54,11 @@ def output_error() -> OSError | None:
     return raw.error if isinstance(raw, _Lossy) else None
 
 
+def on_standard_error() -> io.TextIOWrapper:
+    """Return a text stream on the descriptor of standard error, wherever that leads now."""
+    return _stream(_STDERR, sys.stderr, errors="backslashreplace")
+
+
 class LostOutput(Exception):  # noqa: N818 - no error for the user: vbackup.cli.main says what is to be said
     """What was to be written cannot be, so there is no need to go on."""
 

@@ -29,6 +29,9 @@ MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 MAX_COUNT = 1000
 #: Less than any guest that boots has.
 MIN_MEMORY_BYTES = 16 * 1024 * 1024
+MAX_PORT = 65535
+#: Most extents of one answer.
+MAX_RESULTS = 1_000_000
 #: The largest number of backups that a rule can keep: 114 years of one an hour.
 MAX_KEPT = 1_000_000
 #: libvirt writes a definition to NAME.xml.new first, and a file name has 255 bytes.
@@ -40,6 +43,29 @@ def directory(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return a host and a port: localhost:8443, 0.0.0.0:8443, [::1]:8443. Port 0 is any that is free."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^\s:\[\]/]+)):(\d{1,5})", text, re.ASCII)
+    if match is None or int(match[3]) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as localhost:8443 or [::1]:8443")
+    return match[1] or match[2], int(match[3])
+
+
+def offset_bytes(text: str) -> int:
+    """Return an offset or a length such as 0, 65536 or 4G."""
+    size = _size_bytes(text)
+    if size is None or size > MAX_SIZE_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes like 65536 or 4G")
+    return size
+
+
+def result_count(text: str) -> int:
+    """Return how many results an answer has at most, from 1 to MAX_RESULTS: they are in memory."""
+    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not 1 <= int(text) <= MAX_RESULTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_RESULTS}")
+    return int(text)
 
 
 def granularity_bytes(text: str) -> int:
@@ -201,12 +227,34 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def tracker_name(text: str) -> str:
+    """Return the name of a tracker, which becomes a part of the names of files."""
+    if names.TRACKER.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be the name of a tracker: it has up to 63 letters, digits and characters of ._:@+-, and"
+            " begins with a letter or digit"
+        )
+    return text
+
+
 def domain_name(text: str) -> str:
     """Return the name of a new domain, which becomes a part of the names of libvirt's files."""
     if not names.is_printable_part(text, max_bytes=MAX_NAME_BYTES):
         raise argparse.ArgumentTypeError(
             f"{text!r} cannot be the name of a domain: it has no '/', no control characters, and at most"
             f" {MAX_NAME_BYTES} bytes"
+        )
+    return text
+
+
+def job(text: str) -> str:
+    """Return the name of a director's job."""
+    from vbackup.repository import stream_record
+
+    if not stream_record.is_job(text):
+        raise argparse.ArgumentTypeError(
+            f"{text[:200]!r} cannot name a job: it needs 1 to {stream_record.MAX_JOB_BYTES} printable bytes without a"
+            " slash, and no dot in front"
         )
     return text
 

@@ -144,6 +144,7 @@ class Access:
     """How the images of a domain that is off may be opened."""
 
     exclusive: bool = False  #: the user says that no other host has them open
+    only_reads: bool = False  #: nothing is written to them, no bitmap either
     writes_data: bool = False  #: a user's transaction may write more than bitmaps, and so to every format
     images_in_use: ImagesInUse = field(default_factory=ImagesInUse)
     check: Callable[[], None] = lambda: None  #: raises if the work has to stop, while it waits for another backup

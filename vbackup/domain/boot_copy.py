@@ -3,7 +3,7 @@
 What is not known to do no harm is not in the copy. Its disks are exports of a storage daemon; its network cards are
 there, without a network; its consoles end in sockets of vbackup. It has neither devices nor folders of the host, no
 graphics server, no port, and nothing with a name or path of the original's. vbackup.domain.restored_xml decides which
-disks it has, as for a restore.
+disks it has, as for a restore. A TPM has a copy of its state (vbackup.operations.boot_tpm).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from lxml import etree
 
 from vbackup.domain import host_state, restored_xml
 from vbackup.domain.domain_xml import AGENT_CHANNEL, check_path, dev_of, point_nvram, root_of, text_of
+from vbackup.domain.machine_xml import Places
 from vbackup.errors import MalformedError
-from vbackup.model import ImageFormat
+from vbackup.model import ImageFormat, MachineKind
 from vbackup.names import BOOT_COPY_PREFIX
 
 #: Files of the host that a direct boot starts from, below <os>.
@@ -48,6 +49,7 @@ _OF_DISK_DRIVER = (
 # fmt: on
 _OF_INTERFACE = frozenset(["mac", "model", "address", "alias", "acpi"])
 _OF_PORT = frozenset(["target", "address", "alias"])
+_OF_TPM = frozenset(["backend", "address", "alias"])
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Place:
     boot_files: Mapping[str, str] = field(default_factory=dict)  #: paths by BOOT_FILES
     nvram: str = ""  #: path of its UEFI variables, if it has such a file
     nvram_format: ImageFormat | None = None  #: None: libvirt makes a new file
+    has_tpm: bool = False  #: libvirt has a state for its emulated TPM
+    why_no_tpm: str | None = None  #: why it has none, although the backup has one
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,14 @@ def make(
     """
     for path in (place.nbd_socket, place.consoles, place.nvram, *place.boot_files.values()):
         check_path(path)
-    reworked = restored_xml.rework(definition, live, devs, output=place.consoles, keep_others=False)
+    # With the place of its state, an emulated TPM stays; libvirt has the state where it keeps those by itself.
+    places = Places({MachineKind.TPM: place.consoles} if place.has_tpm else {})
+    reworked = restored_xml.rework(definition, live, devs, output=place.consoles, keep_others=False, places=places)
     root = root_of(reworked.text)
     etree.strip_tags(root, etree.Comment, etree.ProcessingInstruction)  # libvirt joins the text around one
     left_out = [left for left in reworked.left_out if left.kind not in _PORTS]
     left_out += [left for left in reworked.shared if left.kind == "disk"]
-    remarks = [f"{left.dev}: {left.reason}" for left in left_out]
+    remarks = [f"{left.dev}: {(left.kind == 'tpm' and place.why_no_tpm) or left.reason}" for left in left_out]
     name = f"{BOOT_COPY_PREFIX}{uuid.partition('-')[0]}"
     remarks += _keep(root)
     _forget_files(root)
@@ -330,6 +336,16 @@ def _rework_input(device: etree._Element) -> bool:
     return device.get("type") in ("mouse", "keyboard", "tablet")
 
 
+def _rework_tpm(tpm: etree._Element) -> bool:
+    """Keep a TPM that has a state: an emulated one, whose state goes with the copy."""
+    backend = tpm.find("backend")
+    if backend is None or backend.get("type") != "emulator":
+        return False
+    _retain(tpm, _OF_TPM, attributes=("model",))
+    _retain(backend, frozenset(["encryption"]), attributes=("type", "version"))
+    return True
+
+
 def _rework_rng(rng: etree._Element) -> bool:
     for backend in rng.findall("backend"):
         rng.remove(backend)
@@ -349,6 +365,7 @@ _REWORKED: Mapping[str, Callable[[etree._Element], bool]] = {
     "memory": _rework_memory,
     "input": _rework_input,
     "rng": _rework_rng,
+    "tpm": _rework_tpm,
     "watchdog": _rework_watchdog,
 }
 #: Kinds of devices whose output files a restore moves, and that end elsewhere here.

@@ -112,6 +112,16 @@ def _has_network(host: Host, kind: str, name: str) -> bool:
     return True
 
 
+def has_secret(host: Host, uuid: str) -> bool:
+    """Return whether libvirt has a secret of that UUID, False also if it does not say."""
+    try:
+        with host.errors(f"look up secret {uuid}"):
+            host.connection.secretLookupByUUIDString(uuid)
+    except MonitorError:
+        return False
+    return True
+
+
 def of(host: Host) -> Capabilities:
     """Return what the host's libvirt can run."""
     return capabilities.parse(host.capabilities())

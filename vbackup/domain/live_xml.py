@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lxml import etree
 
-from vbackup.domain.domain_xml import check_path, dev_of, root_of, text_of
+from vbackup.domain.domain_xml import AGENT_CHANNEL, check_path, dev_of, root_of, text_of
 
 _POLICIES = ("error_policy", "rerror_policy")
 
@@ -88,6 +88,15 @@ def pending(xml: str, socket: str) -> tuple[str, ...]:
         if socket in sockets:
             found.append(dev)
     return tuple(found)
+
+
+def waits_for_agent(xml: str) -> bool:
+    """Return True if a running domain has a channel for the guest agent, and none is connected yet: its guest boots.
+
+    Raises MalformedError.
+    """
+    targets = root_of(xml).findall(f"devices/channel/target[@name='{AGENT_CHANNEL}']")
+    return bool(targets) and all(target.get("state") != "connected" for target in targets)
 
 
 def images(xml: str) -> Mapping[str, str]:

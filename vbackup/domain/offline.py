@@ -17,7 +17,7 @@ from vbackup.domain.host import DomainHandle
 from vbackup.domain.opening import OpenImages
 from vbackup.domain.own_writes import OwnWrites
 from vbackup.errors import BusyError, UnsuitableError, VbackupError
-from vbackup.hooks.marks import offline_mark
+from vbackup.hooks.marks import hand_over, offline_mark
 from vbackup.model import (
     BlockDriver,
     Consistency,
@@ -34,17 +34,25 @@ from vbackup.model import (
 from vbackup.process import OpenFiles
 from vbackup.qemu import backing_chain
 from vbackup.qemu.monitor import Monitor
-from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.qemu.storage_daemon import StorageDaemon, Survival
 from vbackup.report import Reporter
 
 
 @contextmanager
-def open_off(handle: DomainHandle, *, reporter: Reporter, access: Access) -> Iterator[OffSource]:
-    """Open a domain that is off. Raises UnsuitableError if the storage daemon is not installed."""
+def open_off(
+    handle: DomainHandle, *, reporter: Reporter, access: Access, survival: Survival | None = None
+) -> Iterator[OffSource]:
+    """Open a domain that is off. Raises UnsuitableError if the storage daemon is not installed.
+
+    ``survival``: the daemon survives this process, and the end of the block if ``OffSource.leave`` is called.
+    """
     # The mark is for the hook script. A start that comes before it is noticed by disk_nodes.
     with offline_mark(handle.uuid), access.images_in_use.claims(handle.name):
         domain = domain_xml.parse(handle.live_xml())
-        with own_writes.recorded(only_bitmaps=not access.writes_data) as writes, StorageDaemon(reporter) as daemon:
+        with (
+            own_writes.recorded(only_bitmaps=not access.writes_data) as writes,
+            StorageDaemon(reporter, survival=survival) as daemon,
+        ):
             images = OpenImages(
                 daemon,
                 access,
@@ -92,6 +100,18 @@ class OffSource:
     def is_running(self) -> bool:
         """Always False."""
         return False
+
+    @property
+    def daemon_pid(self) -> int:
+        """Process id of the storage daemon."""
+        return self._images.daemon.pid
+
+    def leave(self) -> None:
+        """Let the storage daemon survive the block; the hook script refuses to start the domain while it lives."""
+        daemon = process.Process.of(self._images.daemon.pid)
+        if daemon is not None:
+            hand_over(self.handle.uuid, daemon)
+        self._images.daemon.leave()
 
     def has_ended(self) -> bool:
         """Return False: it was not running."""

@@ -151,7 +151,7 @@ class OpenImages:
             )
 
     def _may_write(self, alias: str) -> bool:
-        if alias in self._reasons:
+        if alias in self._reasons or self._access.only_reads:
             return False
         # Bitmaps are all that vbackup itself writes, and only qcow2 has them.
         return self._access.writes_data or self._tops[alias].format == BlockDriver.QCOW2

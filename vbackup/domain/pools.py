@@ -1,10 +1,13 @@
-"""Volumes of a libvirt storage pool, made for restored disks: the pool has to be active, and on this host.
+"""Volumes of a libvirt storage pool for restored disks: the pool has to be active, and on this host.
 
-The images are written by this process, by the path of the volume; so only pools will do whose volumes have one.
+The images are written by this process, by the path of the volume; so only pools will do whose volumes have one. What is
+a file in the directory of its pool is a volume when libvirt has looked at the pool again; libvirt has to make the
+others, logical volumes, before they are written.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,10 +76,15 @@ class Pool:
         if not existing:
             return
         volumes, them = ("a volume", "it") if len(existing) == 1 else ("the volumes", "them")
+        # A restore makes logical volumes before it writes them, and other volumes when they are complete.
+        who = (
+            f"Another restore may still be writing {them}. If an interrupted one has left {them}"
+            if self.has_block_devices
+            else f"If nothing needs {them} any more"
+        )
         raise StorageError(
             f"Pool {self.name} already has {volumes} {', '.join(existing)}, and vbackup never overwrites volumes."
-            f" Another restore may still be writing {them}. If an interrupted one has left {them}, remove {them}:"
-            f" {' && '.join(self._removal(name) for name in existing)}."
+            f" {who}, remove {them}: {' && '.join(self._removal(name) for name in existing)}."
         )
 
     def _has(self, name: str) -> bool:
@@ -95,14 +103,15 @@ class Pool:
         return shlex.join([*virsh, "vol-delete", "--pool", self.name, name])
 
     def likely_path(self, one: Wanted) -> Path:
-        """Return the path that a volume will have, which only libvirt decides when it makes it."""
+        """Return the path that a volume will have; that of a logical one is libvirt's to decide when it makes it."""
         return self.target / one.name
 
     @contextmanager
     def created(self, wanted: Mapping[str, Wanted], *, reporter: Reporter) -> Iterator[dict[str, Path]]:
-        """Make the volumes, and yield the path of each, by dev; if the block fails, they are removed.
+        """Let libvirt make volumes with all of their room, and yield their paths by dev.
 
-        Raises StorageError, ConnectionLostError.
+        They are removed if the block fails. At the end libvirt looks at the pool again, and finds what else has been
+        written to it. Raises StorageError, ConnectionLostError.
         """
         with ExitStack() as stack:
             paths = {}
@@ -113,13 +122,12 @@ class Pool:
                     paths[dev] = Path(volume.path())
             yield paths
             stack.pop_all()
-        self._refresh()
+        self.refresh()
 
     def _create(self, one: Wanted) -> Any:
-        allocation = one.size_bytes if self.has_block_devices else 0
         xml = (
             f"<volume><name>{escape(one.name)}</name><capacity unit='bytes'>{one.size_bytes}</capacity>"
-            f"<allocation unit='bytes'>{allocation}</allocation>"
+            f"<allocation unit='bytes'>{one.size_bytes}</allocation>"
             f"<target><format type='{one.image_format.value}'/></target></volume>"
         )
         try:
@@ -136,8 +144,8 @@ class Pool:
             remedy = f"remove it with '{self._removal(name)}'"
             reporter.warning(f"Volume {name} of pool {self.name} is left over; {remedy}: {err}")
 
-    def _refresh(self) -> None:
-        """Let libvirt see how large the volumes are now; it does so by itself when it starts the pool."""
+    def refresh(self) -> None:
+        """Let libvirt see which volumes there are, and how large; it does so by itself when it starts the pool."""
         try:
             with self.host.errors(f"refresh pool {self.name}"):
                 self.pool.refresh(0)
@@ -151,6 +159,16 @@ class Pool:
                 f"Pool {self.name} has {self.available_bytes} bytes available, and the disks need {needed_bytes}."
                 " Nothing was written. Free some space, or give another pool."
             )
+
+
+def refresh_of(host: Host, paths: Iterable[Path]) -> None:
+    """Let libvirt see what has become of those files that it knows as volumes. What it refuses is left as it is."""
+    for path in paths:
+        try:
+            with host.errors(f"refresh the pool of {path}"):
+                host.connection.storageVolLookupByPath(os.fspath(path)).storagePoolLookupByVolume().refresh(0)
+        except VbackupError:
+            continue
 
 
 def opened(host: Host, name: str) -> Pool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from enum import Enum
 from typing import TypedDict
 
 from vbackup import names
@@ -23,6 +24,25 @@ from vbackup.qemu.block_graph import LAYERS_NOT_LISTED
 from vbackup.repository.history import History, Start, image_of
 
 
+class Reason(Enum):
+    """Why a disk starts from its base, or from none: the code of Choice.reason, for programs."""
+
+    ASKED = "asked-for"  #: a full or a copy was asked for
+    BASE = "base-trusted"  #: it starts from a base
+    NO_BASE = "no-base"  #: there is no earlier backup to start from
+    NO_BITMAPS = "disk-without-bitmaps"  #: the disk cannot have a bitmap that lasts, or is only read
+    MISSING = "bitmap-missing"  #: gone with QEMU, with the image, or removed
+    FOREIGN = "bitmap-foreign"  #: the bitmap is that of another backup
+    INCONSISTENT = "bitmap-inconsistent"  #: QEMU did not close the image
+    BUSY = "bitmap-busy"  #: another operation has it
+    DISABLED = "bitmap-disabled"  #: it has missed changes
+    GRANULARITY = "bitmap-granularity"  #: it is not vbackup's
+    LAYERS = "bitmap-not-on-all-layers"  #: a layer without it has been active since
+    RESIZED = "disk-resized"  #: the disk was shrunk, or has grown where no bitmap shows what is there
+    BELOW = "below-changed"  #: what no bitmap covers was changed, or may have been
+    DISTRUSTED = "base-distrusted"  #: an audit, or a damaged repository, speaks against the base
+
+
 @dataclass(frozen=True)
 class Choice:
     """How one disk is backed up, and why."""
@@ -32,15 +52,23 @@ class Choice:
     bitmaps: tuple[NodeBitmap, ...]  #: bitmaps, including end marks, that together record the changes since the base
     reason: str
     chain: ChainState | None = None  #: of the disk at the base; None without one, or if it was not recorded
+    code: Reason = Reason.ASKED  #: of ``reason``
 
 
 def choose(
-    level: Level, node: DiskNode, history: History, *, naming: Naming, started: datetime | None = None
+    level: Level,
+    node: DiskNode,
+    history: History,
+    *,
+    naming: Naming,
+    started: datetime | None = None,
+    starts: Sequence[Start] | None = None,
 ) -> Choice:
     """Choose how to back up one disk at the requested level.
 
-    ``started`` is the last known start of the domain, or None: it can explain why a bitmap is missing. Raises BaseError
-    if no base can be trusted and the requested level is incremental or differential.
+    ``started`` is the last known start of the domain, or None: it can explain why a bitmap is missing. ``starts`` are
+    the only checkpoints to start from; None: those of the history. Raises BaseError if no base can be trusted and the
+    requested level is incremental or differential.
     """
     dev = node.disk.dev
     if level is Level.COPY or (level is Level.FULL and node.read_only_reason is None):
@@ -48,31 +76,40 @@ def choose(
     if level is Level.FULL:
         return Choice(level, None, (), f"asked for; {_without_bitmap(node)}")
     wanted = Level.INCREMENTAL if level is Level.AUTO else level
-    starts = _starts(level, node, history)
-    refusals: list[str] = []
+    starts = _starts(level, node, history) if starts is None else starts
+    refusals: list[_UntrustedError] = []
     for start in starts or _NONE:
         try:
             evidence = _evidence(node, start, history, naming=naming, started=started)
             flaw = underlay.flaw(evidence.chain, node.chain, **evidence.of_underlay)
             if flaw is not None:
-                raise _UntrustedError(f"backup {evidence.base.id} {flaw}")
+                raise _UntrustedError(f"backup {evidence.base.id} {flaw}", Reason.BELOW)
         except _UntrustedError as err:
-            refusals.append(str(err))
+            refusals.append(err)
             continue
         return Choice(
-            wanted, evidence.base, (*evidence.bitmaps, *evidence.marks), _reason(evidence), chain=evidence.chain
+            wanted,
+            evidence.base,
+            (*evidence.bitmaps, *evidence.marks),
+            _reason(evidence),
+            chain=evidence.chain,
+            code=Reason.BASE,
         )
     if level is not Level.AUTO:
-        raise BaseError(dev, level.value, starts[0].backup.id if starts else None, refusals[0])
-    return Choice(Level.FULL, None, (), refusals[0] if node.read_only_reason is None else _without_bitmap(node))
+        raise BaseError(dev, level.value, starts[0].backup.id if starts else None, str(refusals[0]))
+    if node.read_only_reason is not None:
+        return Choice(Level.FULL, None, (), _without_bitmap(node), code=Reason.NO_BITMAPS)
+    return Choice(Level.FULL, None, (), str(refusals[0]), code=refusals[0].code)
 
 
-def undecided(level: Level, node: DiskNode, history: History, *, naming: Naming) -> tuple[FileState, ...]:
+def undecided(
+    level: Level, node: DiskNode, history: History, *, naming: Naming, starts: Sequence[Start] | None = None
+) -> tuple[FileState, ...]:
     """Return the files below the bitmaps whose digests ``choose`` needs to know whether a base can be trusted.
 
-    Empty if nothing depends on them.
+    Empty if nothing depends on them. ``starts`` as for ``choose``.
     """
-    for start in _starts(level, node, history) or _NONE:
+    for start in (_starts(level, node, history) if starts is None else starts) or _NONE:
         try:
             evidence = _evidence(node, start, history, naming=naming, started=None)
         except _UntrustedError:
@@ -102,6 +139,10 @@ def _reason(evidence: _Evidence) -> str:
 
 class _UntrustedError(Exception):
     """The reason why a base cannot be trusted."""
+
+    def __init__(self, reason: str, code: Reason) -> None:
+        self.code = code
+        super().__init__(reason)
 
 
 @dataclass(frozen=True)
@@ -143,9 +184,9 @@ def _evidence(
     restored checkpoint, that the image is that one, or a copy of its file.
     """
     if not node.bears_checkpoints:
-        raise _UntrustedError(_no_bitmap(node))
+        raise _UntrustedError(_no_bitmap(node), Reason.NO_BITMAPS)
     if start is None:
-        raise _UntrustedError(_no_start(node, history))
+        raise _UntrustedError(_no_start(node, history), Reason.NO_BASE)
     base = start.backup
     _check_images(node, start, history)
     bitmaps = _trusted_bitmaps(node, start, naming=naming, started=started)
@@ -166,13 +207,13 @@ def _check_images(node: DiskNode, start: Start, history: History) -> None:
     base, dev = start.backup, node.disk.dev
     distrust = history.distrust(base.id, dev) or history.distrust(start.checkpoint, dev)
     if distrust is not None:
-        raise _UntrustedError(distrust)
+        raise _UntrustedError(distrust, Reason.DISTRUSTED)
     try:
         history.links(base.id, dev)
     except ChainError as err:
-        raise _UntrustedError(str(err).rstrip(".")) from err
+        raise _UntrustedError(str(err).rstrip("."), Reason.DISTRUSTED) from err
     if node.top.virtual_size_bytes < image_of(base, dev).virtual_size_bytes:
-        raise _UntrustedError(f"the disk has shrunk {_change_of_size(node, base)}")
+        raise _UntrustedError(f"the disk has shrunk {_change_of_size(node, base)}", Reason.RESIZED)
 
 
 def _change_of_size(node: DiskNode, base: Backup) -> str:
@@ -194,7 +235,7 @@ def _end_marks(
             continue
         flaw = endmark.flaw(mark)
         if flaw is not None:
-            raise _UntrustedError(flaw)
+            raise _UntrustedError(flaw, Reason.RESIZED)
         marks.append(NodeBitmap(layer.node_name, name))
     return tuple(marks)
 
@@ -207,16 +248,18 @@ def _check_growth(node: DiskNode, base: Backup, *, marks: Sequence[NodeBitmap]) 
     change = _change_of_size(node, base)
     if top.driver != BlockDriver.QCOW2:
         # The new part of a raw image or block device may contain anything.
-        raise _UntrustedError(f"the {top.driver} disk has grown {change}")
+        raise _UntrustedError(f"the {top.driver} disk has grown {change}", Reason.RESIZED)
     cluster_bytes = top.cluster_bytes or 0
     if not cluster_bytes or (
         cluster_bytes > GRANULARITY_BYTES and image_of(base, node.disk.dev).virtual_size_bytes % cluster_bytes
     ):
         # If the disk was larger before the base, QEMU left its data in the rest of the last cluster. Growing shows it.
-        raise _UntrustedError(f"the disk has grown {change}, within a cluster of its image, which may have old data")
+        raise _UntrustedError(
+            f"the disk has grown {change}, within a cluster of its image, which may have old data", Reason.RESIZED
+        )
     if top.node_name not in {mark.node_name for mark in marks}:
         # The new part may belong to a larger layer that came back when a smaller overlay was committed.
-        raise _UntrustedError(f"the disk has grown {change}, and has no end mark of the earlier size")
+        raise _UntrustedError(f"the disk has grown {change}, and has no end mark of the earlier size", Reason.RESIZED)
 
 
 def _trusted_bitmaps(
@@ -228,7 +271,8 @@ def _trusted_bitmaps(
     own = (checkpoint, node.disk.dev)
     if parsed is not None and parsed.repository_id != naming.repository_id and (parsed.checkpoint, parsed.dev) == own:
         raise _UntrustedError(
-            f"checkpoint {checkpoint} belongs to repository {parsed.repository_id}, of which this one was a copy"
+            f"checkpoint {checkpoint} belongs to repository {parsed.repository_id}, of which this one was a copy",
+            Reason.FOREIGN,
         )
     if parsed is None or (parsed.repository_id, parsed.checkpoint, parsed.dev) != (
         naming.repository_id,
@@ -236,30 +280,36 @@ def _trusted_bitmaps(
         node.disk.dev,
     ):
         raise _UntrustedError(
-            f"the manifest of {base.id} names the bitmap {name!r}, which does not belong to that backup"
+            f"the manifest of {base.id} names the bitmap {name!r}, which does not belong to that backup",
+            Reason.FOREIGN,
         )
     if not node.lists_bitmaps:
-        raise _UntrustedError(LAYERS_NOT_LISTED)
+        raise _UntrustedError(LAYERS_NOT_LISTED, Reason.LAYERS)
     layers = [layer for layer in node.layers if name in layer.bitmaps]
     if not layers:
-        raise _UntrustedError(f"checkpoint {checkpoint} is {_lost(node, base, parsed=parsed, started=started)}")
+        raise _UntrustedError(
+            f"checkpoint {checkpoint} is {_lost(node, base, parsed=parsed, started=started)}", Reason.MISSING
+        )
     if layers != list(node.layers[: len(layers)]):
         raise _UntrustedError(
             f"checkpoint {checkpoint} is not on every layer above {layers[-1].filename}, as after an external snapshot"
-            " that was made while the domain was off, or without libvirt"
+            " that was made while the domain was off, or without libvirt",
+            Reason.LAYERS,
         )
     for layer in layers:
         flaw = _flaw(layer.bitmaps[name])
         if flaw is not None:
-            raise _UntrustedError(f"checkpoint {checkpoint} {flaw}")
+            code, what = flaw
+            raise _UntrustedError(f"checkpoint {checkpoint} {what}", code)
         if layer.virtual_size_bytes != node.top.virtual_size_bytes:
             # "Bitmaps are of different sizes (...) and can't be merged"
             raise _UntrustedError(
                 f"the disk was resized from {layer.virtual_size_bytes} to {node.top.virtual_size_bytes} bytes above the"
-                f" layer {layer.filename}, and QEMU does not merge the bitmaps of layers of different sizes"
+                f" layer {layer.filename}, and QEMU does not merge the bitmaps of layers of different sizes",
+                Reason.RESIZED,
             )
     if not layers[0].bitmaps[name].recording:
-        raise _UntrustedError(f"checkpoint {checkpoint} is disabled, so later changes are unknown")
+        raise _UntrustedError(f"checkpoint {checkpoint} is disabled, so later changes are unknown", Reason.DISABLED)
     return tuple(NodeBitmap(layer.node_name, name) for layer in layers)
 
 
@@ -288,14 +338,17 @@ def _is_namesake(layer: Layer, parsed: BitmapName) -> bool:
     )
 
 
-def _flaw(bitmap: Bitmap) -> str | None:
+def _flaw(bitmap: Bitmap) -> tuple[Reason, str] | None:
     """Return why a bitmap does not show all changes, or None if it does."""
     if bitmap.inconsistent:
-        return "is inconsistent (QEMU did not close the image)"
+        return Reason.INCONSISTENT, "is inconsistent (QEMU did not close the image)"
     if bitmap.busy:
-        return "is busy with another operation"
+        return Reason.BUSY, "is busy with another operation"
     if bitmap.granularity_bytes != GRANULARITY_BYTES:
-        return f"has a granularity of {bitmap.granularity_bytes} bytes, which is not vbackup's ({GRANULARITY_BYTES})"
+        return (
+            Reason.GRANULARITY,
+            f"has a granularity of {bitmap.granularity_bytes} bytes, which is not vbackup's ({GRANULARITY_BYTES})",
+        )
     return None
 
 

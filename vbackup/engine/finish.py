@@ -142,6 +142,14 @@ def commit(
         ready()
         written.close()
 
+    backup = described(unfinished, begun=begun)
+    unfinished.stage.commit(backup, ready=close_journal)
+    warn(backup, unfinished)
+    return backup
+
+
+def described(unfinished: Unfinished, *, begun: float | None) -> Backup:
+    """Return the backup as its manifest has it: its images are listed now. ``begun`` as for ``commit``."""
     domain = unfinished.domain
     backup = replace(
         unfinished.draft,
@@ -151,10 +159,13 @@ def commit(
     backup = change_watch.watched(backup, domain.repository.catalogue(backup.domain_uuid).history.backups)
     domain.repository.remember_name(backup.domain_uuid, backup.domain_name, backup.host)
     domain.stop.check()
-    unfinished.stage.commit(backup, ready=close_journal)
-    for sentence in change_watch.warnings(backup):
-        domain.reporter.warning(sentence)
     return backup
+
+
+def warn(backup: Backup, unfinished: Unfinished) -> None:
+    """Warn of what is unusual about the backup."""
+    for sentence in change_watch.warnings(backup):
+        unfinished.domain.reporter.warning(sentence)
 
 
 def _described(unfinished: Unfinished) -> tuple[DiskImage, ...]:

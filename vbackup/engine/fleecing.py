@@ -111,7 +111,7 @@ def free_bytes(directory: Path) -> int:
     """Return the free space there in bytes. Raises StorageError if it is not a directory."""
     with storage_errors(f"use {directory} for fleecing"):
         if not directory.is_dir():
-            raise StorageError(f"{directory} is not a directory, so it cannot be the fleecing area.")
+            raise StorageError(f"{directory} is not a directory, so nothing can be saved there.")
         found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
 
@@ -156,7 +156,7 @@ def _area(fleecing: FleecingPlan, filename: str, size_bytes: int) -> targets.Blo
         return image
     del image["node-name"]
     # QEMU logs that the target does not report its cluster size: a quorum cannot. It is the default, 64 KiB.
-    members = [{**image, "backing": _unreadable(size_bytes)}, _unreadable(size_bytes)]
+    members = [{**image, "backing": unreadable(size_bytes)}, unreadable(size_bytes)]
     return {
         "driver": "quorum",
         "node-name": fleecing.node,
@@ -166,7 +166,7 @@ def _area(fleecing: FleecingPlan, filename: str, size_bytes: int) -> targets.Blo
     }
 
 
-def _unreadable(size_bytes: int) -> targets.BlockdevOptions:
+def unreadable(size_bytes: int) -> targets.BlockdevOptions:
     """Return a node that takes every write, keeps nothing, and lets nothing be read.
 
     Nor does it say that anything reads as zeros, which would then be copied as zeros, unread.

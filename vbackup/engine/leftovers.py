@@ -139,8 +139,17 @@ def remove_uncommitted(
     return _remove(monitor, disks, naming=naming, keep=is_committed)
 
 
-def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: History, naming: Naming) -> list[str]:
+def remove_all(monitor: Monitor, disks: Collection[DiskNode], naming: Naming) -> list[str]:
+    """Remove all bitmaps that have this id, as far as QEMU lets go of them; return their names."""
+    return _remove(monitor, disks, naming=naming, keep=lambda _dev, _parsed, _bitmap: False)
+
+
+def remove_superseded(
+    monitor: Monitor, disks: Collection[DiskNode], histories: Sequence[History], naming: Naming
+) -> list[str]:
     """Remove the bitmaps that no later backup can start from, and the end marks of other sizes; return their names.
+
+    What is a base by any of the histories stays.
 
     The working bitmaps are among them. QEMU has the layers below the active one open read-only, so persistent bitmaps
     there cannot be removed until the layers are committed.
@@ -150,7 +159,12 @@ def remove_superseded(monitor: Monitor, disks: Collection[DiskNode], history: Hi
         return parsed in kept[dev]
 
     kept: dict[str, frozenset[BitmapName | EndMark]] = {
-        node.disk.dev: history.base_bitmaps(node.disk.dev) | history.end_marks(node.disk.dev) for node in disks
+        node.disk.dev: frozenset(
+            name
+            for history in histories
+            for name in history.base_bitmaps(node.disk.dev) | history.end_marks(node.disk.dev)
+        )
+        for node in disks
     }
     return _remove(monitor, disks, naming=naming, keep=is_base)
 

@@ -193,7 +193,7 @@ def make(
 ) -> BackupPlan:
     """Name everything and put the plan together; ``choices`` has the base of each selected disk."""
     level = level_of(wishes.level, [choice for _, choice in choices])
-    backup_id = _free_id(identity.now, level, identity.taken_ids)
+    backup_id = free_id(identity.now, level, identity.taken_ids)
     sizes = sorted({node.top.virtual_size_bytes for node, _ in choices})
     disks = []
     for index, (node, choice) in enumerate(choices):
@@ -293,7 +293,7 @@ def _makes_checkpoint(node: DiskNode, level: Level) -> bool:
     return level is not Level.COPY and node.bears_checkpoints
 
 
-def _free_id(now: datetime, level: Level, taken: Collection[str]) -> str:
+def free_id(now: datetime, level: Level, taken: Collection[str]) -> str:
     """Return an unused id: the next free second, if another backup has this one or the clock stepped back."""
     stamps = {names.stamp_of(backup_id) for backup_id in taken}
     while names.stamp(now) in stamps:

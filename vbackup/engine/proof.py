@@ -8,32 +8,67 @@ found by the next comparison.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from vbackup.domain import file_contents
 from vbackup.engine import base, underlay
 from vbackup.engine.base import Choice
-from vbackup.engine.unfinished import LockedDomain
 from vbackup.layers import FileState
 from vbackup.model import BlockDriver, DiskNode, Level
-from vbackup.report import Phase
-from vbackup.repository.history import History, image_of
+from vbackup.names import Naming
+from vbackup.report import Phase, Reporter
+from vbackup.repository.history import History, Start, image_of
+from vbackup.stop import Stop
 
 #: Seconds between two reports of how far a file is.
 REPORT_S = 0.5
 
 
-def compared(level: Level, nodes: Sequence[DiskNode], history: History, domain: LockedDomain) -> list[DiskNode]:
-    """Return the disks with the digests on which their bases depend. Raises what the request to stop raises."""
+class Proving(Protocol):
+    """What a proof needs of the domain whose disks it is about."""
+
+    @property
+    def naming(self) -> Naming:
+        """The names of what its owner has in QEMU."""
+
+    @property
+    def reporter(self) -> Reporter:
+        """Gets the progress."""
+
+    @property
+    def stop(self) -> Stop:
+        """The request to stop."""
+
+
+def compared(
+    level: Level,
+    nodes: Sequence[DiskNode],
+    history: History,
+    domain: Proving,
+    *,
+    starts: Callable[[str], Sequence[Start]] | None = None,
+) -> list[DiskNode]:
+    """Return the disks with the digests on which their bases depend. Raises what the request to stop raises.
+
+    ``starts`` returns the only checkpoints that a disk may start from, by dev; None: those of the history.
+    """
     return [
-        _with_digests(node, base.undecided(level, node, history, naming=domain.naming), domain, why="compare")[0]
+        _with_digests(
+            node,
+            base.undecided(
+                level, node, history, naming=domain.naming, starts=None if starts is None else starts(node.disk.dev)
+            ),
+            domain,
+            why="compare",
+        )[0]
         for node in nodes
     ]
 
 
 def recorded(
-    choices: Sequence[tuple[DiskNode, Choice]], history: History, domain: LockedDomain
+    choices: Sequence[tuple[DiskNode, Choice]], history: History, domain: Proving
 ) -> list[tuple[DiskNode, Choice]]:
     """Return the disks with the digests that the backup records, for those from which a later one may start."""
     return [
@@ -47,7 +82,7 @@ def recorded(
     ]
 
 
-def _recorded(node: DiskNode, choice: Choice, history: History, domain: LockedDomain) -> DiskNode:
+def _recorded(node: DiskNode, choice: Choice, history: History, domain: Proving) -> DiskNode:
     dev = node.disk.dev
     newest = history.newest(dev)
     base_chain = choice.chain or (image_of(choice.base, dev).chain if choice.base is not None else None)
@@ -70,7 +105,7 @@ def _recorded(node: DiskNode, choice: Choice, history: History, domain: LockedDo
 
 
 def _with_digests(
-    node: DiskNode, files: Collection[FileState], domain: LockedDomain, *, why: str
+    node: DiskNode, files: Collection[FileState], domain: Proving, *, why: str
 ) -> tuple[DiskNode, list[FileState]]:
     """Return the disk with the digests of these files, and the files that cannot be read."""
     if not files:
@@ -98,7 +133,7 @@ class _Progress:
 
     file: FileState
     dev: str
-    domain: LockedDomain
+    domain: Proving
     why: str
     next_s: float = field(default=0.0, init=False)
     is_reported: bool = field(default=False, init=False)

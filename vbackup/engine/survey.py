@@ -122,10 +122,12 @@ def _nodes(selection: Selection, domain: LockedDomain, taken_ids: Collection[str
     """Return the disks' layers and bitmaps, without the bitmaps of backups that were never committed."""
     _refuse_exchanging(domain)
     nodes = domain.source.disk_nodes(selection.disks)
-    _refuse_rolling_back(nodes, domain)
+    refuse_rolling_back(nodes, domain.source.domain.name, repository_id=domain.repository.id)
     removed = leftovers.remove_uncommitted(domain.monitor, nodes, taken_ids, domain.naming)
+    # Of what was committed, a stage forgets what no backup starts from any more.
+    why = "which no later backup starts from" if domain.repository.is_stage else leftovers.UNCOMMITTED
     for name in removed:
-        domain.reporter.step(f"Removed bitmap {name}, {leftovers.UNCOMMITTED}.")
+        domain.reporter.step(f"Removed bitmap {name}, {why}.")
     nodes = domain.source.disk_nodes(selection.disks) if removed else nodes
     return domain.source.look_at(nodes)
 
@@ -145,20 +147,23 @@ def _refuse_exchanging(domain: LockedDomain) -> None:
         )
 
 
-def _refuse_rolling_back(nodes: Sequence[DiskNode], domain: LockedDomain) -> None:
-    """Raise DiskError for a disk that a rollback has left in the middle."""
+def refuse_rolling_back(nodes: Sequence[DiskNode], name: str, *, repository_id: str | None) -> None:
+    """Raise DiskError for a disk that a rollback has left in the middle.
+
+    ``name`` is the domain's; ``repository_id``: of the repository that is worked with, if there is one.
+    """
     for node in nodes:
-        for layer, name in [(each, name) for each in node.layers for name in each.bitmaps]:
-            mark = names.parse_rollback_mark(name)
+        for layer, bitmap in [(each, bitmap) for each in node.layers for bitmap in each.bitmaps]:
+            mark = names.parse_rollback_mark(bitmap)
             if mark is not None and layer is not node.top:
                 raise DiskError(
                     node.disk.dev,
                     f"a rollback to backup {mark.backup_id} was interrupted, and the disk has got a layer above since"
-                    f" ({layer.filename} has the mark {name}). Restore it with 'vbackup restore --output'.",
+                    f" ({layer.filename} has the mark {bitmap}). Restore it with 'vbackup restore --output'.",
                 )
             if mark is not None:
-                domain_name = domain_argument(domain.source.domain.name)
-                is_other = mark.repository_id != domain.repository.id
+                domain_name = domain_argument(name)
+                is_other = mark.repository_id != repository_id
                 of = f" of repository {mark.repository_id}" if is_other else ""
                 where = f" with {'that' if is_other else 'this'} repository"
                 raise DiskError(
@@ -166,14 +171,14 @@ def _refuse_rolling_back(nodes: Sequence[DiskNode], domain: LockedDomain) -> Non
                     f"a rollback to backup {mark.backup_id}{of} was interrupted, so it is partly as in that backup and"
                     f" partly as it was before. Shut the domain off and run 'vbackup restore {domain_name}"
                     f" {mark.backup_id} --in-place'{where}. Or, if the disk is to stay as it is, 'vbackup bitmap remove"
-                    f" {domain_name} {name}' removes the mark.",
+                    f" {domain_name} {bitmap}' removes the mark.",
                 )
 
 
 def _choices(
     level: Level, nodes: Sequence[DiskNode], history: History, domain: LockedDomain
 ) -> list[tuple[DiskNode, Choice]]:
-    started = _last_start(domain.source.handle)
+    started = last_start(domain.source.handle)
     choices = []
     for node in nodes:
         choice = base.choose(level, node, history, naming=domain.naming, started=started)
@@ -186,7 +191,7 @@ def _choices(
     return choices
 
 
-def _last_start(handle: DomainHandle) -> datetime | None:
+def last_start(handle: DomainHandle) -> datetime | None:
     """Return when the domain was started last, if the hook script is installed and recorded it."""
     if not handle.host.is_local:
         return None

@@ -70,6 +70,17 @@ def offline_mark(uuid: str, work: Work = Work.BACKUP) -> Iterator[None]:
             log.debug("the mark that domain %s has to stay off remains: %s", uuid, err)
 
 
+def hand_over(uuid: str, process: Process) -> None:
+    """Let the mark that this process has set for a backup count as long as another one lives. Never fails."""
+    try:
+        with _locked():
+            mark = live_mark(uuid)
+            if mark is not None and mark.process == Process.this():
+                _write(uuid, Mark(process, mark.since), Work.BACKUP)
+    except OSError as err:
+        log.debug("the mark that domain %s is in an offline backup ends with this process: %s", uuid, err)
+
+
 def live_mark(uuid: str) -> Mark | None:
     """Return the mark of domain ``uuid`` if the process that set it lives, else None; also if it cannot be read."""
     try:
@@ -97,19 +108,24 @@ def _set(uuid: str, work: Work) -> bool:
             )
         if other is not None:
             return False
-        path = _path(uuid)
-        temporary = path.with_name(f".{uuid}.new")
-        since = mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")
-        text = json.dumps({**mark.process.document(), "since": since, "work": work.value})
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                file.write(text + "\n")
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        _write(uuid, mark, work)
     return True
+
+
+def _write(uuid: str, mark: Mark, work: Work) -> None:
+    """Write a mark down; the directory is locked."""
+    path = _path(uuid)
+    temporary = path.with_name(f".{uuid}.new")
+    since = mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")
+    text = json.dumps({**mark.process.document(), "since": since, "work": work.value})
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _clear(uuid: str) -> None:

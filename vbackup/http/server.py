@@ -51,7 +51,7 @@ class Limits:
     stall_s: float = 60.0  #: to take a piece
     begin_s: float = 15.0  #: for the TLS handshake, and for the first request after it
     idle_s: float = 30.0  #: between two requests on a connection
-    linger_s: float = 5.0  #: how long clients still hear that the session has ended
+    linger_s: float = 0.0  #: how long clients still hear that the session has ended
 
 
 class _RefusedError(Exception):

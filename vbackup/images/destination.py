@@ -89,7 +89,7 @@ def claimed(
     with ExitStack() as stack:
         held = {}
         for one in destinations:
-            if one.output is Output.DEVICE:
+            if one.output is Output.DEVICE and one.volume is None:  # a volume is made for the restore
                 disk_bytes = chains[one.dev][0].image.virtual_size_bytes
                 stack.enter_context(device.claimed(one.dev, one.path, disk_bytes=disk_bytes))
                 held[one.dev] = one.path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 from vbackup.domain import definition, source
 from vbackup.domain.access import Access, ImagesInUse
-from vbackup.domain.freeze import DEFAULT_LIMIT_S, Freeze
+from vbackup.domain.freeze import DEFAULT_LIMIT_S
 from vbackup.domain.host import DomainHandle, Host
+from vbackup.engine import delivery as delivery_
 from vbackup.engine import finish, fleecing, leftovers, preparation, survey
+from vbackup.engine.delivery import Delivery
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
 from vbackup.engine.moment import Alone, Moment
@@ -29,7 +31,7 @@ from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import documents, recovery, saved_machine
+from vbackup.operations import documents, freeze_scripts, recovery, saved_machine, session_recovery
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -49,9 +51,6 @@ if TYPE_CHECKING:
     from vbackup.engine.latency_throttle import LatencyThrottle
 
 log = logging.getLogger(__name__)
-
-#: How much of --freeze-limit the user's scripts may take, so that the moment comes before the limit.
-SCRIPTS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class _Run:
     moment: Moment
     throttle: jobs.Throttle | None
     scripts: DomainScripts
+    delivery: Delivery | None = None
 
     def slowest_bytes_s(self, disks: int) -> int | None:
         """Return the lowest lasting speed of each of ``disks`` jobs, in bytes per second; None is no limit."""
@@ -107,12 +107,13 @@ def run(
     throttle: jobs.Throttle | None = None,
     images_in_use: ImagesInUse | None = None,
     scripts: DomainScripts | None = None,
+    delivery: Delivery | None = None,
 ) -> Backup:
     """Make a backup and return it as it was committed.
 
     ``moment`` makes it wait for others at some points; ``throttle`` sets the speed of its jobs instead of the request;
     ``images_in_use`` has what other backups of the same command have open; ``scripts`` are the user's, which run around
-    it and know afterwards how each of them ended.
+    it and know afterwards how each of them ended. With ``delivery`` the backup is sent and not committed.
     Raises a VbackupError, whose class says what went wrong (ScriptError: a script stopped it); nothing of the backup is
     left then, and a warning reports what could not be undone because QEMU or libvirt could not be reached.
     """
@@ -124,7 +125,7 @@ def run(
         handle = host.domain(request.domain)
         scripts.of_domain(handle.name, handle.uuid, uri=host.real_uri)
         with _locked(handle, request, access, repository=repository, reporter=reporter, stop=stop) as domain:
-            backup = _backed_up(_Run(request, domain, moment or Alone(), throttle, scripts), begun=begun)
+            backup = _backed_up(_Run(request, domain, moment or Alone(), throttle, scripts, delivery), begun=begun)
     scripts.after(ScriptPhase.POST_BACKUP, documents.backup(backup))
     return backup
 
@@ -149,7 +150,10 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
         detached = domain.source.close_detached(nodes)
         for dev in detached:
             domain.reporter.step(f"Disk {dev} was detached during the backup.")
-    _remove_superseded(backup_plan, backup_plan.history.with_committed(backup), domain, detached)
+    committed = backup_plan.history.with_committed(backup)
+    # What is not committed is a base as well as what it may still fall back to.
+    histories = [committed] if this.delivery is None else [committed, backup_plan.history]
+    _remove_superseded(backup_plan, histories, domain, detached)
     return backup
 
 
@@ -208,6 +212,7 @@ def _locked(
     stop: Stop,
 ) -> Iterator[LockedDomain]:
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
+    session_recovery.end_expired(handle, reporter=reporter)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     with (
@@ -298,7 +303,10 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
                 started = survey.with_chains(backup_plan, started)
                 copied = _copy(backup_plan, started, this, written, watch)
             undo_in_qemu.release()
-        backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
+        if this.delivery is None:
+            backup = finish.commit(copied, written, begun=begun, ready=this.moment.copied)
+        else:
+            backup = delivery_.deliver(copied, written, this.delivery, begun=begun)
         undo.release()
     return backup
 
@@ -343,7 +351,8 @@ def _start(
     """Freeze, send the transaction, thaw; return the backup with the moment it is of."""
     domain = this.domain
     domain.stop.check()
-    domain.source.prepare_freeze(this.request.quiesce, limit_s=this.request.freeze_limit_s)  # resumed since
+    limit_s = this.request.freeze_limit_s
+    domain.source.prepare_freeze(this.request.quiesce, limit_s=limit_s)  # resumed since
     # Nothing is written to the repository while the guest is frozen: its storage may be slow.
     written.moment(
         datetime.now(timezone.utc), guest_was_stopped=guest_was_stopped, freeze_mark=domain.source.freeze_mark
@@ -351,7 +360,7 @@ def _start(
     transaction = backup_plan.transaction()
     this.moment.ready()
     with (
-        _scripts_of_the_freeze(backup_plan, this) as frozen,
+        freeze_scripts.around(this.scripts, documents.plan(backup_plan), limit_s=limit_s) as frozen,
         domain.source.frozen(this.request.quiesce, domain.reporter) as freeze,
     ):
         frozen(freeze)
@@ -371,31 +380,6 @@ def _start(
     if freeze.frozen_ms:
         domain.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
     return replace(planned, draft=draft)
-
-
-@contextmanager
-def _scripts_of_the_freeze(backup_plan: BackupPlan, this: _Run) -> Iterator[Callable[[Freeze], None]]:
-    """Yield what runs the post-freeze scripts of a guest that vbackup has frozen; after the block, start post-thaw.
-
-    Those scripts also run if the block fails, as they undo what the former have done, and beside the copy: a job whose
-    target is full stops the guest until somebody ends it.
-    """
-    scripts, document = this.scripts, documents.plan(backup_plan)
-    was_frozen = False
-
-    def frozen(freeze: Freeze) -> None:
-        nonlocal was_frozen
-        if freeze.begun is not None and scripts.has(ScriptPhase.POST_FREEZE, ScriptPhase.POST_THAW):
-            was_frozen = True
-            deadline = freeze.begun + this.request.freeze_limit_s * SCRIPTS_SHARE
-            scripts.while_frozen(ScriptPhase.POST_FREEZE, document, deadline=deadline)
-
-    try:
-        yield frozen
-    finally:
-        if was_frozen:
-            scripts.begin(ScriptPhase.POST_THAW, document)
-        scripts.report()
 
 
 @contextmanager
@@ -455,25 +439,25 @@ def _space_watch(backup_plan: BackupPlan, this: _Run) -> SpaceWatch | None:
 
 
 def _remove_superseded(
-    backup_plan: BackupPlan, history: History, domain: LockedDomain, detached: Collection[str]
+    backup_plan: BackupPlan, histories: Sequence[History], domain: LockedDomain, detached: Collection[str]
 ) -> None:
-    """Remove the bitmaps that drove the copies, and those that no later backup starts from.
+    """Remove the bitmaps that drove the copies, and those that no later backup starts from, by any of the histories.
 
     What stays only costs memory.
     """
     try:
         nodes = domain.source.disk_nodes([disk.node.disk for disk in backup_plan.disks if disk.dev not in detached])
-        for name in leftovers.remove_superseded(domain.monitor, nodes, history, domain.naming):
+        for name in leftovers.remove_superseded(domain.monitor, nodes, histories, domain.naming):
             log.debug("removed bitmap %s", name)
-        _report_other_places(nodes, history, domain)
+        _report_other_places(nodes, histories, domain)
     except DomainGoneError as err:
         log.debug("%s", err)  # the next backup removes them
     except VbackupError as err:
         domain.reporter.warning(f"The backup is complete, but superseded bitmaps were not removed: {err}")
 
 
-def _report_other_places(nodes: Sequence[DiskNode], history: History, domain: LockedDomain) -> None:
-    bases = {bitmap for node in nodes for bitmap in history.base_bitmaps(node.disk.dev)}
+def _report_other_places(nodes: Sequence[DiskNode], histories: Sequence[History], domain: LockedDomain) -> None:
+    bases = {bitmap for node in nodes for history in histories for bitmap in history.base_bitmaps(node.disk.dev)}
     others = [name for name, parsed in leftovers.of_other_places(nodes, domain.naming).items() if parsed not in bases]
     if others:
         domain.reporter.step(

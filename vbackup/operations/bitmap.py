@@ -36,6 +36,7 @@ class Owner(Enum):
     """The program that made a bitmap and relies on it."""
 
     VBACKUP = "vbackup"  #: a checkpoint, working bitmap or end mark of a repository
+    TRACKER = "tracker"  #: a checkpoint or end mark of a tracker of pull sessions
     LIBVIRT = "libvirt"  #: has the name of a libvirt checkpoint
     OTHER = "other"
 
@@ -61,7 +62,8 @@ class Listed:
     bitmap: Bitmap
     owner: Owner
     repository_id: str | None = None  #: if the owner is vbackup
-    checkpoint: str | None = None  #: if the owner is vbackup; None for an end mark
+    checkpoint: str | None = None  #: if the owner is vbackup or a tracker; None for an end mark
+    tracker: str | None = None  #: if the owner is a tracker: its name, or its id if it is not known here
 
 
 @dataclass(frozen=True)
@@ -88,23 +90,32 @@ class Changed:
     name: str
 
 
-def listing(attached: AttachedQemu, *, disks: Sequence[str] = ()) -> list[Listed]:
-    """Return the bitmaps of all layers, from the active one down. Raises DiskError for a disk that does not exist."""
+def listing(attached: AttachedQemu, *, disks: Sequence[str] = (), trackers: Collection[str] = ()) -> list[Listed]:
+    """Return the bitmaps of all layers, from the active one down. Raises DiskError for a disk that does not exist.
+
+    ``trackers`` has the names of the domain's trackers.
+    """
+    by_id = {names.tracker_id(name): name for name in trackers}
     bitmaps = []
     for dev, node in _select(attached.disks(), disks).items():
         for depth, layer in enumerate(node.layers):
             for name in sorted(layer.bitmaps):
-                parsed, repository_id = names.parse_bitmap(name), names.repository_of(name)
-                other = Owner.LIBVIRT if name in attached.libvirt_checkpoints else Owner.OTHER
+                parsed, owner_id = names.parse_bitmap(name), names.repository_of(name)
+                owner = Owner.LIBVIRT if name in attached.libvirt_checkpoints else Owner.OTHER
+                tracker = None
+                if owner_id is not None:
+                    owner = Owner.TRACKER if names.is_tracker(owner_id) else Owner.VBACKUP
+                    tracker = by_id.get(owner_id, owner_id) if owner is Owner.TRACKER else None
                 bitmaps.append(
                     Listed(
                         dev,
                         layer,
                         depth=depth,
                         bitmap=layer.bitmaps[name],
-                        owner=Owner.VBACKUP if repository_id else other,
-                        repository_id=repository_id,
+                        owner=owner,
+                        repository_id=owner_id if owner is Owner.VBACKUP else None,
                         checkpoint=parsed.checkpoint if parsed else None,
+                        tracker=tracker,
                     )
                 )
     return bitmaps
@@ -227,10 +238,14 @@ def _consequence_if_allowed(
     checkpoint, mark = names.parse_bitmap(request.name), names.parse_end_mark(request.name)
     if mark is not None:
         consequence = _consequence_of_mark(mark, dev, history(mark.repository_id))
-        what = f"it shows repository {mark.repository_id} whether disk {mark.dev} was shrunk"
+        what = f"it shows {_owner(mark.repository_id)} whether disk {mark.dev} was shrunk"
     elif checkpoint is not None:
-        consequence = _consequence(checkpoint, dev, history(checkpoint.repository_id))
-        what = f"it is checkpoint {checkpoint.checkpoint} of repository {checkpoint.repository_id}"
+        consequence = (
+            _consequence_for_tracker(checkpoint)
+            if names.is_tracker(checkpoint.repository_id)
+            else _consequence(checkpoint, dev, history(checkpoint.repository_id))
+        )
+        what = f"it is checkpoint {checkpoint.checkpoint} of {_owner(checkpoint.repository_id)}"
     elif request.name in libvirt_checkpoints:
         consequence = "libvirt can no longer use its checkpoint of that name"
         what = "it belongs to a libvirt checkpoint, which 'virsh checkpoint-delete' removes"
@@ -258,8 +273,25 @@ def _consequence_of_mark(mark: names.EndMark, dev: str, history: History | None)
     if history is not None and mark not in history.end_marks(dev):
         return None
     return (
-        f"the next backup to repository {mark.repository_id} does not notice if disk {dev} was shrunk and has grown"
-        " again, and is then wrong"
+        f"{_next(mark.repository_id)} does not notice if disk {dev} was shrunk and has grown again, and is then wrong"
+    )
+
+
+def _owner(owner_id: str) -> str:
+    return f"{'tracker' if names.is_tracker(owner_id) else 'repository'} {owner_id}"
+
+
+def _next(owner_id: str) -> str:
+    if names.is_tracker(owner_id):
+        return f"the next session of tracker {owner_id}"
+    return f"the next backup to repository {owner_id}"
+
+
+def _consequence_for_tracker(bitmap: names.BitmapName) -> str:
+    """Return the consequence of removing a bitmap for the next session of its tracker."""
+    return (
+        f"{_next(bitmap.repository_id)} is full if it would have started from {bitmap.checkpoint}; 'vbackup checkpoint"
+        " delete' removes it with its record"
     )
 
 

@@ -37,6 +37,7 @@ from vbackup.images.flatten import layers_of
 from vbackup.images.opened_point import OpenedPoint
 from vbackup.model import LIVE_XML, NVRAM, Backup, MachineKind
 from vbackup.names import BOOT_COPY_PREFIX
+from vbackup.operations import boot_tpm
 from vbackup.report import Reporter
 from vbackup.repository import boot_result, chosen, history, machine_files, verify
 from vbackup.repository.boot_result import BootResult
@@ -131,9 +132,12 @@ class _Test:
         uuid = str(uuids.uuid4())
         directory = _directory(uuid)
         with ExitStack() as stack:
-            guard = stack.enter_context(BootGuard(uuid=uuid, directory=directory))
+            of_tpm = boot_tpm.directory(self._host, uuid)
+            guard = stack.enter_context(
+                BootGuard(uuid=uuid, directories=[directory] if of_tpm is None else [directory, of_tpm])
+            )
             stack.enter_context(_made(directory, self._owner))
-            copy = self._copy(uuid, directory)
+            copy = self._copy(uuid, directory, stack)
             goals = self._goals(copy)
             for remark in copy.remarks:
                 self._reporter.step(f"Not in the copy: {remark}.")
@@ -191,8 +195,11 @@ class _Test:
 
     # what the copy has
 
-    def _copy(self, uuid: str, directory: Path) -> BootCopy:
-        """Return the copy, with its files in the directory. Raises ChainError, UnsuitableError, StorageError."""
+    def _copy(self, uuid: str, directory: Path, stack: ExitStack) -> BootCopy:
+        """Return the copy, with its files in the directory, and its TPM until the end of ``stack``.
+
+        Raises ChainError, UnsuitableError, StorageError.
+        """
         backup, choice = self._found.backup, self._found.choice
         texts = {name: verify.read_file(self._repository, backup, name) for name in backup.files if name != NVRAM}
         if "domain.xml" not in texts:
@@ -202,12 +209,25 @@ class _Test:
         nvram_format = None if nvram is None else machine_files.nvram_format(self._repository, backup, nvram)
         self._take(MachineKind.NVRAM, directory)
         try:
+            tpm = stack.enter_context(
+                boot_tpm.given(
+                    backup,
+                    definition,
+                    uuid,
+                    directory,
+                    host=self._host,
+                    repository=self._repository,
+                    stop=self._stop,
+                )
+            )
             place = Place(
                 os.fspath(directory / "nbd"),
                 os.fspath(directory),
                 boot_files=self._boot_files(definition, directory),
                 nvram=os.fspath(directory / NVRAM),
                 nvram_format=nvram_format,
+                has_tpm=tpm.is_there,
+                why_no_tpm=tpm.why_not,
             )
             copy = boot_copy.make(
                 definition,

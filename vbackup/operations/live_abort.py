@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbackup.domain import defining
+from vbackup.domain import defining, pools
 from vbackup.domain.host import Host
 from vbackup.errors import UnsuitableError, UsageError
 from vbackup.images import live_point
-from vbackup.operations import live_restore, live_resume
+from vbackup.operations import live_files, live_restore, live_resume
 from vbackup.report import Reporter
 from vbackup.repository import live_state
 from vbackup.repository.repository import Repository
@@ -61,5 +61,6 @@ def run(request: AbortRequest, *, host: Host, repository: Repository, reporter: 
             defining.undefine(handle)
         live_point.end_earlier(state.socket)
         live_restore.unprotect(state, repository, reporter)
-        live_restore.remove_files(state)
-    return Aborted(state.backup, state.name, state.uuid, tuple(state.output / name for name in state.files))
+        live_files.remove(state)
+        pools.refresh_of(host, images)
+    return Aborted(state.backup, state.name, state.uuid, state.paths)

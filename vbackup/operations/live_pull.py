@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,9 @@ Overlays = Mapping[str, Overlay]  # by dev
 
 #: The longest time between two looks at the pulls.
 TICK_S = 0.25
+#: How long a guest that boots may go on without a pull beside it, which would take processor and storage from it. It
+#: is over when the guest's agent is connected; a domain without a channel for one gets none.
+HEAD_START_S = 60.0
 #: How often a pull may end early in a row without having copied anything.
 _ATTEMPTS = 3
 #: How many times in a row the connection to libvirt may be lost.
@@ -100,16 +104,18 @@ def home(
     overlays: Overlays,
     *,
     speed_bytes_s: int | None,
+    boots: bool,
     reporter: Reporter,
     stop: Stop,
 ) -> None:
-    """Return when all data is at home. ``overlays``: as ``secure`` returns them.
+    """Return when all data is at home. ``overlays``: as ``secure`` returns them; ``boots``: the guest has just started.
 
     Raises LiveRestoreEndedError if the domain ends before; NoSpaceError or another VbackupError if the data of a disk
     cannot be brought home, and InterruptedBySignalError.
     """
     with Passthrough(handle) as monitor:
-        _Pulls(handle, state, overlays, monitor, reporter).follow(speed_bytes_s, stop)
+        pulls = _Pulls(handle, state, overlays, monitor, reporter)
+        pulls.follow(speed_bytes_s, stop, head_start_s=HEAD_START_S if boots else 0)
 
 
 @contextmanager
@@ -175,9 +181,11 @@ class _Pulls:
         self._monitor, self._reporter = monitor, reporter
         self._attempts: dict[str, int] = {}
         self._done_bytes: dict[str, int] = {}
+        self._head_start_until_s = 0.0
 
-    def follow(self, speed_bytes_s: int | None, stop: Stop) -> None:
+    def follow(self, speed_bytes_s: int | None, stop: Stop, *, head_start_s: float = 0) -> None:
         """Return when all data of all disks is at home."""
+        self._head_start_until_s = time.monotonic() + head_start_s
         losses = 0
         while True:
             stop.check()
@@ -216,6 +224,9 @@ class _Pulls:
         self._reporter.progress(dev, Phase.COPY, pull.done_bytes, pull.total_bytes)
 
     def _start(self, dev: str, speed_bytes_s: int | None) -> None:
+        if time.monotonic() < self._head_start_until_s and live_xml.waits_for_agent(self._handle.live_xml()):
+            return
+        self._head_start_until_s = 0
         self._attempts[dev] = self._attempts.get(dev, 0) + 1
         if self._attempts[dev] > _ATTEMPTS:
             raise self._failed(dev)
@@ -234,11 +245,11 @@ class _Pulls:
         self._reporter.step(f"Disk {dev}: its data is at home.")
 
     def _failed(self, dev: str) -> VbackupError:
-        status = os.statvfs(self._state.output)
+        directory = self._state.image(dev).parent
+        status = os.statvfs(directory)
         if status.f_bavail * status.f_frsize < _FULL_BYTES:
             return NoSpaceError(
-                f"Disk {dev}: no space left in {self._state.output} for its data. Free some space;"
-                f" {advice(self._state)}"
+                f"Disk {dev}: no space left in {directory} for its data. Free some space; {advice(self._state)}"
             )
         return MonitorError(
             f"Disk {dev}: its data cannot be brought home; the log of QEMU in /var/log/libvirt/qemu may say why."

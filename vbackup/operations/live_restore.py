@@ -1,9 +1,9 @@
 """Run a domain from a backup at once, while its data comes home: ``vbackup restore --live``.
 
-Each disk is an overlay in its final place; its backing file is the backup, which vbackup's storage daemon serves on a
-unix socket (vbackup.images.live_point). So libvirt gets nothing of the repository. Below the overlay lies a node that
-waits for the daemon, however long (vbackup.engine.live_backing). libvirt pulls the data home while the guest runs
-(vbackup.operations.live_pull); what the guest writes is at home from the beginning.
+Each disk is an overlay in its final place, in the output directory or elsewhere; its backing file is the backup, which
+vbackup's storage daemon serves on a unix socket (vbackup.images.live_point). So libvirt gets nothing of the repository.
+Below the overlay lies a node that waits for the daemon, however long (vbackup.engine.live_backing). libvirt pulls the
+data home while the guest runs (vbackup.operations.live_pull); what the guest writes is at home from the beginning.
 
 live.json in the output directory (vbackup.repository.live_state) is what ``--resume`` and ``--abort`` work with. Before
 the guest has run, a failure leaves nothing behind; afterwards nothing is removed without ``--abort``.
@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from urllib.parse import quote
 
 from vbackup import files
 from vbackup.domain import defining, domain_xml, live_xml, qemu_user
 from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.identity import Identity
+from vbackup.domain.pools import Pool
 from vbackup.domain.qemu_user import QemuUser
 from vbackup.domain.restored_xml import RestoredXml
 from vbackup.errors import (
@@ -36,15 +36,25 @@ from vbackup.errors import (
 )
 from vbackup.files import storage_errors
 from vbackup.images import destination
+from vbackup.images.destination import Destination
 from vbackup.images.flatten import Layer, layers_of
 from vbackup.images.live_point import LivePoint
 from vbackup.model import Backup, LeftOut
-from vbackup.operations import live_pull, restore, restore_scripts, restored_domain, restored_machine, serve
+from vbackup.operations import (
+    disk_places,
+    live_files,
+    live_pull,
+    restore,
+    restore_scripts,
+    restored_domain,
+    restored_machine,
+    serve,
+)
+from vbackup.operations.disk_places import Places
 from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import DefineRequest
 from vbackup.operations.restored_machine import Placed
-from vbackup.qemu import qemu_img
 from vbackup.report import Reporter
 from vbackup.repository import chosen, data_size, live_state, protection, readers
 from vbackup.repository.choice import Wanted
@@ -65,6 +75,9 @@ class LiveRequest:
     output: Path
     wanted: Wanted
     speed_bytes_s: int | None = None  #: of the pull of each disk; None: no limit
+    name: str | None = None  #: of a new domain; None: the original is restored
+    destinations: Mapping[str, Path] = field(default_factory=dict)  #: of disks (dev): a new file
+    checkpoint: bool = True  #: the next backup of the original starts from the backup
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ class LiveRestored:
     left_out: tuple[LeftOut, ...] = ()  #: what the original has and this domain has not
     shared: tuple[LeftOut, ...] = ()  #: what this domain has of the original's
     machine: tuple[Placed, ...] = ()  #: what the domain needs beside disks and XML, and where it is now
+    checkpoints: tuple[str, ...] = ()  #: disks (dev) whose next backup starts from the backup
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,12 @@ class _Work:
     repository: Repository
     reporter: Reporter
     stop: Stop
+    pool: Pool | None
+
+    @property
+    def places(self) -> Places:
+        """What the user says of the places of disks."""
+        return Places(self.request.output, paths=self.request.destinations, pool=self.pool)
 
 
 def run(
@@ -99,18 +119,22 @@ def run(
     repository: Repository,
     reporter: Reporter,
     stop: Stop,
+    pool: Pool | None = None,
     scripts: DomainScripts | None = None,
 ) -> LiveRestored:
     """Start the domain, pull its data home, and return when all of it is there.
 
-    ``scripts`` are the user's, of which those before a restore are run.
+    ``pool``: the disks become volumes of it, but for those that have another destination. ``scripts`` are the
+    user's, of which those before a restore are run.
+
     Raises what vbackup.repository.chosen.shown raises, UnsuitableError (the host has such a domain already, libvirt is
-    on another host, no storage daemon), ScriptError, UsageError (the path of the directory is too long), StorageError
-    (a file is there already, QEMU could not enter the directory), NoSpaceError, all before anything is written; what
-    libvirt says of the definition and the start, after which nothing is left; and what vbackup.operations.live_pull
-    (home) raises: the domain is there then, and its restore can be resumed.
+    on another host, a disk would go to a block device, no storage daemon), ScriptError, UsageError (the path of the
+    directory is too long, a disk is not named), StorageError (a file is there already, QEMU could not enter the
+    directory), NoSpaceError, all before anything is written; what libvirt says of the definition and the start, after
+    which nothing is left; and what vbackup.operations.live_pull.home raises: the domain is there then, and its restore
+    can be resumed.
     """
-    work = _Work(replace(request, output=request.output.absolute()), host, repository, reporter, stop)
+    work = _Work(replace(request, output=request.output.absolute()), host, repository, reporter, stop, pool)
     uuid = repository.find(request.domain)
     refuse_remote(host)
     scripts = scripts or runner.none(reporter=reporter, stop=stop, work="restore", domain=request.domain)
@@ -120,39 +144,58 @@ def run(
 
 
 def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored:
-    backup, output, host = found.backup, work.request.output, work.host
-    work.repository.refuse_inside(output)
+    backup, request, host = found.backup, work.request, work.host
+    output = request.output
+    _refuse_part(found)
+    work.repository.refuse_inside(
+        output, *request.destinations.values(), *([] if work.pool is None else [work.pool.target])
+    )
     refuse_long(output)
+    places = disk_places.plan(
+        work.places, found.chains, name=request.name or backup.domain_name, repository=work.repository
+    )
+    _refuse_devices(places)
     machine = restored_machine.placed(backup, output)
-    images = [output / f"{dev}.qcow2" for dev in found.chains]
-    names = [*(path.name for path in images), *restored_machine.names(machine, output), "domain.xml"]
-    destination.refuse_existing([output / name for name in (*names, live_state.FILE)])
+    names = [*restored_machine.names(machine, output), "domain.xml"]
+    of_state = [live_state.FILE, live_state.SOCKET]
+    destination.refuse_existing([*(one.path for one in places), *(output / name for name in (*names, *of_state))])
     files.refuse_unwritable(output)
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
-    restoring = RestoreRequest(
-        backup.domain_uuid, output, work.request.wanted, define=DefineRequest(start=True), uri=host.uri
-    )
+    define = DefineRequest(request.name, start=True)
+    restoring = RestoreRequest(backup.domain_uuid, output, define=define, uri=host.uri)
     definition = restore.definition_for(
-        restoring, found.choice, machine, repository=work.repository, reporter=work.reporter, stop=work.stop
+        restoring, found.choice, machine, places, repository=work.repository, reporter=work.reporter, stop=work.stop
     )
     destination.refuse_existing([Path(name) for name in definition.new_files])
     prepared = restored_domain.prepare(
-        DefineRequest(start=True), definition, machine=machine, host=host, output=output, reporter=work.reporter
+        define, definition, machine=machine, host=host, output=output, reporter=work.reporter
     )
     user = user_of(host, prepared.text)
-    _refuse_full(found, work)
-    state = _state(found, names, definition.new_files, work)
+    _refuse_full(found, places, work)
+    state = _state(found, work, identity=prepared.identity, places=places, names=names, new_files=definition.new_files)
     layers = {dev: layers_of(found.paths(work.repository, dev)) for dev in found.chains}
-    backups = [work.repository.directory(state.uuid, one) for one in found.needed]
-    files_of = {dev: output / f"{dev}.qcow2" for dev in found.chains}
-    restore_scripts.before(scripts, found, Way.LIVE, output=output, files=files_of)
+    backups = [work.repository.directory(state.original, one) for one in found.needed]
+    files_of = {one.dev: one.path for one in places}
+    restore_scripts.before(scripts, found, Way.LIVE, output=output, files=files_of, name=request.name)
     with ExitStack() as undo:
-        _write(state, found, work, undo, machine=machine, text=prepared.text)
+        live_files.write(
+            state,
+            found,
+            machine=machine,
+            text=prepared.text,
+            checkpoint=request.checkpoint,
+            repository=work.repository,
+            reporter=work.reporter,
+            stop=work.stop,
+        )
+        undo.callback(_take_back, state, work)
+        if work.pool is not None:
+            work.pool.refresh()
         with live_state.locked(output), served(layers, state, user, backups, work.reporter) as point:
             _protect(state, work)
             xml = live_xml.live(prepared.text, tuple(state.disks), os.fspath(state.socket))
             # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
-            defining.refuse_taken(host, prepared.identity, is_new=False)
+            defining.refuse_taken(host, prepared.identity, is_new=request.name is not None)
             handle = restored_domain.define_only(replace(prepared, text=xml))
             overlays = live_pull.start(handle, state)
             undo.pop_all()  # the guest runs
@@ -165,16 +208,22 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
                     state,
                     overlays,
                     speed_bytes_s=work.request.speed_bytes_s,
+                    boots=True,
                     stop=work.stop,
                     reporter=work.reporter,
                 )
             live_pull.make_plain(handle, state)
-            finish(handle, state, backup, repository=work.repository, reporter=work.reporter)
-    return restored(state, definition, restored_domain.place_machine(prepared, machine))
+            checkpoints = finish(handle, state, backup, repository=work.repository, reporter=work.reporter)
+    return restored(state, checkpoints, definition, restored_domain.place_machine(prepared, machine))
 
 
-def restored(state: LiveState, definition: RestoredXml | None = None, machine: tuple[Placed, ...] = ()) -> LiveRestored:
-    """Return what a live restore has become."""
+def restored(
+    state: LiveState,
+    checkpoints: Sequence[str],
+    definition: RestoredXml | None = None,
+    machine: tuple[Placed, ...] = (),
+) -> LiveRestored:
+    """Return what a live restore has become. ``checkpoints`` as ``finish`` returns them."""
     return LiveRestored(
         state.backup,
         state.name,
@@ -184,6 +233,7 @@ def restored(state: LiveState, definition: RestoredXml | None = None, machine: t
         left_out=() if definition is None else definition.left_out,
         shared=() if definition is None else definition.shared,
         machine=machine,
+        checkpoints=tuple(checkpoints),
     )
 
 
@@ -208,21 +258,26 @@ def served(
 
 def finish(
     handle: DomainHandle, state: LiveState, backup: Backup, *, repository: Repository, reporter: Reporter
-) -> None:
-    """Let a domain whose data is at home start with its host if the original did, and forget the live restore."""
-    if backup.autostart:
+) -> list[str]:
+    """Let a domain whose data is at home start with its host if the original did, and forget the live restore.
+
+    Return the disks (dev) whose next backup starts from the backup.
+    """
+    if backup.autostart and state.is_original:
         try:
             defining.set_autostart(handle)
         except VbackupError as err:
             reporter.warning(f"{err} The original had that (autostart).")
+    checkpoints = live_files.checkpoints(handle, state, repository)
     unprotect(state, repository, reporter)
     live_state.remove(state.output)
+    return checkpoints
 
 
 def unprotect(state: LiveState, repository: Repository, reporter: Reporter) -> None:
     """End the protection that the restore gave to backups, unless somebody has another reason by now."""
     for one in state.protected:
-        directory = repository.directory(state.uuid, one)
+        directory = repository.directory(state.original, one)
         try:
             known = protection.read(directory)
             if known is not None and known.reason == _reason(state):
@@ -253,18 +308,50 @@ def refuse_long(output: Path) -> None:
         )
 
 
-def _refuse_full(found: Chosen, work: _Work) -> None:
-    needed = sum(data_size.image_bytes(found.paths(work.repository, dev)) for dev in found.chains)
-    output = work.request.output
-    nearest = next(path for path in (output, *output.parents) if path.exists())
-    with storage_errors(f"read {nearest}"):
-        status = os.statvfs(nearest)
-    free = status.f_bavail * status.f_frsize
-    if free < needed:
-        raise NoSpaceError(
-            f"{output} has room for {free} bytes, but the disks of backup {found.backup.id} have {needed} bytes of"
-            " data; free some space, or give another directory with --output."
+def _refuse_part(found: Chosen) -> None:
+    """Raise UsageError if a disk of the backup would not be restored."""
+    devs = [one.dev for one in found.backup.disks if one.dev not in found.chains]
+    if devs:
+        raise UsageError(
+            f"A domain that runs at once needs all of its disks: give {' '.join(devs)} to --disk, too, without a path"
+            " for the output directory."
         )
+
+
+def _refuse_devices(places: Sequence[Destination]) -> None:
+    """Raise UnsuitableError if a disk would go to a block device.
+
+    A restore writes raw content to one, as its guest shall have it. What is pulled home needs an image with a backing
+    file, and a device would be left with a qcow2 image on it.
+    """
+    for one in places:
+        if not one.is_new:
+            raise UnsuitableError(
+                f"Disk {one.dev}: {one.path} is a block device, but the data of a live restore comes home into qcow2"
+                " files. Give a file, or restore without --live."
+            )
+
+
+def _refuse_full(found: Chosen, places: Sequence[Destination], work: _Work) -> None:
+    """Raise NoSpaceError if a file system has less room than the data of the disks that go there."""
+    needed: dict[int, int] = {}
+    nearest: dict[int, Path] = {}
+    for one in places:
+        path = next(path for path in one.path.parents if path.exists())
+        with storage_errors(f"read {path}"):
+            device = path.stat().st_dev
+        nearest.setdefault(device, path)
+        data_bytes = data_size.image_bytes(found.paths(work.repository, one.dev))
+        needed[device] = needed.get(device, 0) + data_bytes
+    for device, path in nearest.items():
+        with storage_errors(f"read {path}"):
+            status = os.statvfs(path)
+        free = status.f_bavail * status.f_frsize
+        if free < needed[device]:
+            raise NoSpaceError(
+                f"{path} has room for {free} bytes, but the disks of backup {found.backup.id} that go there have"
+                f" {needed[device]} bytes of data; free some space, or give another place."
+            )
 
 
 def user_of(host: Host, definition: str) -> QemuUser:
@@ -275,68 +362,30 @@ def user_of(host: Host, definition: str) -> QemuUser:
 # the steps to a running guest, each with its undo
 
 
-def _state(found: Chosen, names: Sequence[str], new_files: Sequence[str], work: _Work) -> LiveState:
+def _state(
+    found: Chosen,
+    work: _Work,
+    *,
+    identity: Identity,
+    places: Sequence[Destination],
+    names: Sequence[str],
+    new_files: Sequence[str],
+) -> LiveState:
     backup = found.backup
     used = sorted({backup.id, *(one.id for one in found.choice.disks.values())})
     free = [one for one in used if protection.read(work.repository.directory(backup.domain_uuid, one)) is None]
     return LiveState(
         output=work.request.output,
         repository_id=work.repository.id,
-        uuid=backup.domain_uuid,
-        name=backup.domain_name,
+        original=backup.domain_uuid,
+        uuid=identity.uuid,
+        name=identity.name,
         backup=backup.id,
-        disks={dev: LiveDisk(dev, one.id) for dev, one in found.choice.disks.items()},
+        disks={one.dev: LiveDisk(one.dev, found.choice.disks[one.dev].id, one.path) for one in places},
         files=tuple(names),
         later=tuple(Path(one).name for one in new_files if Path(one).parent == work.request.output),
         protected=tuple(free),
     )
-
-
-def _write(
-    state: LiveState,
-    found: Chosen,
-    work: _Work,
-    undo: ExitStack,
-    *,
-    machine: Sequence[Placed],
-    text: str,
-) -> None:
-    """Write all files of the domain; live.json gets its name last."""
-    with destination.temporary_directory(state.output) as temporary:
-        for dev in state.disks:
-            path = temporary / state.image(dev).name
-            restore.write(path, b"")
-            # Whoever opens the image without vbackup is refused then, and does not take holes for zeros.
-            uri = f"nbd+unix:///{quote(dev)}?socket={quote(os.fspath(state.socket))}"
-            qemu_img.create_over(path, found.chains[dev][0].image.virtual_size_bytes, backing=uri)
-            files.fsync(path)
-        restored_machine.write(machine, found.backup, temporary, repository=work.repository, stop=work.stop)
-        restore.write(temporary / "domain.xml", text.encode())
-        restore.write(temporary / live_state.FILE, state.text().encode())
-        work.stop.check()
-        destination.move_out([(temporary / name, state.output / name) for name in (*state.files, live_state.FILE)])
-    undo.callback(_take_back, state, work)
-
-
-def remove_files(state: LiveState) -> None:
-    """Remove all files that the restore has made, and the directory if it is empty then.
-
-    live.json comes after them, and the file with the lock last: until then it can be done again.
-    """
-    with storage_errors(f"remove the files in {state.output}"):
-        for name in (*state.files, *state.later):
-            if name == live_state.LOCKED:
-                continue
-            path = state.output / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)  # the state of a TPM
-            else:
-                path.unlink(missing_ok=True)
-        state.socket.unlink(missing_ok=True)
-        live_state.remove(state.output)
-        (state.output / live_state.LOCKED).unlink(missing_ok=True)
-        if not any(state.output.iterdir()):
-            state.output.rmdir()
 
 
 def _reason(state: LiveState) -> str:
@@ -346,7 +395,7 @@ def _reason(state: LiveState) -> str:
 def _protect(state: LiveState, work: _Work) -> None:
     """Keep the backups until the restore has ended, also if nobody reads them for a while."""
     for one in state.protected:
-        directory = work.repository.directory(state.uuid, one)
+        directory = work.repository.directory(state.original, one)
         try:
             protection.protect(directory, Protection(datetime.now(timezone.utc), _reason(state)))
         except StorageError as err:
@@ -370,7 +419,9 @@ def _take_back(state: LiveState, work: _Work) -> None:
                 handle.destroy()
                 defining.undefine(handle)
         unprotect(state, work.repository, work.reporter)
-        remove_files(state)
+        live_files.remove(state)
+        if work.pool is not None:
+            work.pool.refresh()
     except VbackupError as err:
         words = f"vbackup restore {state.uuid} --live --abort --yes --output {shlex.quote(str(state.output))}"
         work.reporter.warning(f"Could not undo the start of domain {state.name}: {err} '{words}' does that.")

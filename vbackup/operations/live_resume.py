@@ -53,7 +53,7 @@ def run(
     live_restore.refuse_remote(host)
     with live_state.locked(request.output.absolute()) as state:
         refuse_other(state, request.domain, repository)
-        backup = repository.catalogue(state.uuid).history.get(state.backup)
+        backup = repository.catalogue(state.original).history.get(state.backup)
         if scripts is not None:
             restore_scripts.know(scripts, backup, repository=repository, uri=host.real_uri, output=request.output)
         handle = _domain(host, state, backup)
@@ -62,8 +62,8 @@ def run(
         else:
             live_point.end_earlier(state.socket)
         live_pull.make_plain(handle, state)
-        live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
-    return live_restore.restored(state)
+        checkpoints = live_restore.finish(handle, state, backup, repository=repository, reporter=reporter)
+    return live_restore.restored(state, checkpoints)
 
 
 def refuse_other(state: LiveState, domain: str, repository: Repository) -> None:
@@ -113,12 +113,12 @@ def _go_on(
     user = live_restore.user_of(host, handle.definition_xml())
 
     def read() -> Mapping[str, Sequence[Link]]:
-        history = repository.catalogue(state.uuid).history
+        history = repository.catalogue(state.original).history
         return {dev: history.links(one.backup, dev) for dev, one in state.disks.items()}
 
     def directories(chains: Mapping[str, Sequence[Link]]) -> list[Path]:
         needed = {link.backup.id for links in chains.values() for link in links}
-        return [repository.directory(state.uuid, one) for one in sorted(needed)]
+        return [repository.directory(state.original, one) for one in sorted(needed)]
 
     with readers.unchanged(read, directories, stop=stop) as chains:
         verify.check_headers(chains, repository, stop=stop)
@@ -131,9 +131,18 @@ def _go_on(
             live_restore.served(layers, state, user, directories(chains), reporter) as point,
             live_pull.guarded(handle, state, point, reporter),
         ):
-            overlays = _taken_over(handle, state) if handle.is_active() else live_pull.start(handle, state)
+            is_on = handle.is_active()
+            overlays = _taken_over(handle, state) if is_on else live_pull.start(handle, state)
             reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
-            live_pull.home(handle, state, overlays, speed_bytes_s=request.speed_bytes_s, reporter=reporter, stop=stop)
+            live_pull.home(
+                handle,
+                state,
+                overlays,
+                speed_bytes_s=request.speed_bytes_s,
+                boots=not is_on,
+                reporter=reporter,
+                stop=stop,
+            )
 
 
 def _taken_over(handle: DomainHandle, state: LiveState) -> live_pull.Overlays:

@@ -326,10 +326,9 @@ def read(repository: Repository, uuid: str, backup_id: str) -> tuple[Entry | Non
 
 def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
     backup_id, naming = entry.draft.id, domain.naming
-    if abort:
-        return Recovered(backup_id, Remedy.UNDO, "asked for")
-    if entry.step in (Step.BEGIN, Step.TARGETS):
-        return Recovered(backup_id, Remedy.UNDO, "nothing had been copied")
+    reason = _why_undone(entry, domain, abort=abort)
+    if reason is not None:
+        return Recovered(backup_id, Remedy.UNDO, reason)
     if entry.step is Step.FLUSHED:
         return Recovered(backup_id, Remedy.FINISH, "its images are complete")
     known = jobs.query(domain.monitor)
@@ -343,6 +342,18 @@ def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
         return Recovered(backup_id, Remedy.FINISH, "its jobs survived in QEMU")
     error = next((job.error for job in copies if job is not None and job.error is not None), None)
     return Recovered(backup_id, Remedy.UNDO, f"a job had failed: {error}" if error else _why_gone(entry))
+
+
+def _why_undone(entry: Entry, domain: LockedDomain, *, abort: bool) -> str | None:
+    """Return why a backup is undone whatever QEMU has of it, or None."""
+    if abort:
+        return "asked for"
+    if entry.step in (Step.BEGIN, Step.TARGETS):
+        return "nothing had been copied"
+    if domain.repository.is_stage:
+        # Whoever read its stream takes it for failed: only 'vbackup stream commit' makes it a base.
+        return "its stream was never committed" if entry.step is Step.STREAMED else "its stream did not end"
+    return None
 
 
 def _can_end_well(job: Job) -> bool:
@@ -367,6 +378,7 @@ _SO_FAR = {
     Step.STARTED: "its jobs were copying",
     Step.COPIED: "its jobs had ended well, but it was not committed",
     Step.FLUSHED: "its images were complete, but it was not committed",
+    Step.STREAMED: "its stream was complete, but it was not committed",
 }
 
 

@@ -10,13 +10,13 @@ libvirt storage pool.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vbackup import files
-from vbackup.domain import domain_xml, pools, restored_xml
+from vbackup.domain import domain_xml, restored_xml
 from vbackup.domain.host import Host
 from vbackup.domain.pools import Pool
 from vbackup.domain.restored_xml import RestoredXml
@@ -26,9 +26,10 @@ from vbackup.errors import ChainError, MalformedError
 from vbackup.files import storage_errors
 from vbackup.images import destination
 from vbackup.images.destination import Destination, Overwritten
-from vbackup.images.restoring import Restoring, needed_bytes
+from vbackup.images.restoring import Restoring
 from vbackup.model import LIVE_XML, NVRAM, Backup, ImageFormat, LeftOut, MachineKind
-from vbackup.operations import restore_scripts, restored_domain, restored_machine
+from vbackup.operations import disk_places, restore_scripts, restored_domain, restored_machine
+from vbackup.operations.disk_places import Places
 from vbackup.operations.restore_scripts import Way
 from vbackup.operations.restored_domain import DefinedDomain, DefineRequest, Prepared
 from vbackup.operations.restored_machine import Placed
@@ -89,15 +90,16 @@ class _Work:
     host: Host | None
     pool: Pool | None
 
-    def likely_path(self, volume: pools.Wanted) -> Path:
-        """Where a volume of the pool will be."""
-        assert self.pool is not None
-        return self.pool.likely_path(volume)
-
     @property
     def new_name(self) -> str | None:
         """The name of a domain that is not the original; None if it is."""
         return None if self.request.define is None else self.request.define.name
+
+    @property
+    def places(self) -> Places:
+        """What the user says of the places of disks."""
+        request = self.request
+        return Places(request.output.absolute(), request.image_format, request.destinations, self.pool)
 
 
 def run(
@@ -134,31 +136,30 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
     choice, chains = point.choice, point.chains
     backup, request = choice.backup, work.request
     output = request.output.absolute()
-    volumes = _wanted_volumes(choice, chains, work)
-    destinations = _destinations([dev for dev in chains if dev not in volumes], request)
+    planned = disk_places.plan(
+        work.places, chains, name=work.new_name or backup.domain_name, repository=work.repository
+    )
     machine = restored_machine.placed(backup, output)
     destination.refuse_existing(
-        [*(one.path for one in destinations if one.is_new), *(one.path for one in machine), output / "domain.xml"]
+        [*(one.path for one in planned if one.is_new), *(one.path for one in machine), output / "domain.xml"]
     )
     files.refuse_unwritable(output)  # before hours of reading
     restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
     texts = {name: verify.read_file(work.repository, backup, name) for name in backup.files if name != NVRAM}
-    planned = [*destinations, *_volumes(volumes, {dev: work.likely_path(one) for dev, one in volumes.items()}, work)]
     definition = _definition(choice, texts, work, destinations=planned, machine=machine)
     destination.refuse_existing([Path(name) for name in definition.new_files])
     prepared = _prepare(definition, machine, work)  # also before hours of reading
     files_of = {one.dev: one.path for one in planned}
     restore_scripts.before(scripts, point, Way.NEW, output=output, files=files_of, name=work.new_name)
     with (
-        destination.claimed(destinations, chains, reporter=work.reporter, stop=work.stop) as overwritten,
+        destination.claimed(planned, chains, reporter=work.reporter, stop=work.stop) as overwritten,
         ExitStack() as stack,
     ):
         verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
-        destinations += stack.enter_context(_made(volumes, work))
+        destinations = stack.enter_context(disk_places.made(planned, work.places, chains, reporter=work.reporter))
         if destinations != planned:  # libvirt has another place for a volume
             definition = _definition(choice, texts, work, destinations=destinations, machine=machine)
             prepared = _prepare(definition, machine, work)
-        destinations.sort(key=lambda one: [*chains].index(one.dev))
         text = (definition if prepared is None else prepared).text
         warned = warnings(choice, definition)
         checkpoints = _write_all(
@@ -208,47 +209,6 @@ def _closed(directories: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(closed for one in directories for closed in files.closed_directories(one)))
 
 
-def _wanted_volumes(choice: Choice, chains: Mapping[str, Sequence[Link]], work: _Work) -> dict[str, pools.Wanted]:
-    """Return the volumes to make in the pool, by dev. Raises StorageError if one exists or the pool is too small."""
-    pool, request = work.pool, work.request
-    if pool is None:
-        return {}
-    sizes = {dev: links[0].image.virtual_size_bytes for dev, links in chains.items() if dev not in request.destinations}
-    name = work.new_name or choice.backup.domain_name
-    wanted = {dev: pool.wanted(name, dev, request.image_format, size) for dev, size in sizes.items()}
-    pool.refuse_existing(wanted.values())
-    takes = sizes if pool.has_block_devices else {dev: needed_bytes(chains[dev], work.repository) for dev in sizes}
-    pool.refuse_full(sum(takes.values()))
-    return wanted
-
-
-@contextmanager
-def _made(volumes: Mapping[str, pools.Wanted], work: _Work) -> Iterator[list[Destination]]:
-    """Make the volumes, and yield where the disks go; if the block fails, they are removed."""
-    if work.pool is None:
-        yield []
-        return
-    with work.pool.created(volumes, reporter=work.reporter) as paths:
-        yield _volumes(volumes, paths, work)
-
-
-def _volumes(volumes: Mapping[str, pools.Wanted], paths: Mapping[str, Path], work: _Work) -> list[Destination]:
-    """Return where the disks go that become volumes with these paths."""
-    output = Output.DEVICE if work.pool is not None and work.pool.has_block_devices else Output.FILE
-    return [Destination(dev, paths[dev], one.image_format, output, one.name) for dev, one in volumes.items()]
-
-
-def _destinations(devs: Sequence[str], request: RestoreRequest) -> list[Destination]:
-    """Return where each disk goes. Raises StorageError if one cannot go where the user wants it."""
-    image_format, output = request.image_format, request.output.absolute()
-    return [
-        destination.of_path(dev, request.destinations[dev], image_format)
-        if dev in request.destinations
-        else Destination(dev, output / f"{dev}.{image_format.value}", image_format)
-        for dev in devs
-    ]
-
-
 def _write_all(
     choice: Choice,
     chains: Mapping[str, Sequence[Link]],
@@ -296,7 +256,7 @@ def _add_checkpoints(
     if not work.request.checkpoint or work.new_name is not None:
         return []
     for one in destinations:
-        if one.output is not Output.NEW and one.image_format is ImageFormat.RAW:
+        if (one.output is Output.DEVICE or one.volume is not None) and one.image_format is ImageFormat.RAW:
             work.reporter.step(f"Disk {one.dev}: {one.path} is raw and stores no bitmap, so its next backup is a full.")
     return restored_checkpoint.add(
         [
@@ -315,15 +275,16 @@ def definition_for(
     request: RestoreRequest,
     choice: Choice,
     machine: Sequence[Placed],
+    destinations: Sequence[Destination],
     *,
     repository: Repository,
     reporter: Reporter,
     stop: Stop,
 ) -> RestoredXml:
-    """Return the domain XML of a restore to new files, and nothing else of it. Raises ChainError."""
+    """Return the domain XML of a restore to these places, and nothing else of it. Raises ChainError."""
     work = _Work(request, repository, reporter, stop, None, None)
     texts = {name: verify.read_file(repository, choice.backup, name) for name in choice.backup.files if name != NVRAM}
-    return _definition(choice, texts, work, destinations=_destinations([*choice.disks], request), machine=machine)
+    return _definition(choice, texts, work, destinations=destinations, machine=machine)
 
 
 def _definition(
@@ -344,7 +305,7 @@ def _definition(
     paths = {one.dev: (os.fspath(one.path), one.image_format) for one in destinations}
     # With all disks named, and a place for one of them, it is the whole domain and not a part of one that is there.
     is_part = bool(request.wanted.disks) and not (
-        any(one.output is not Output.NEW or one.dev in request.destinations for one in destinations)
+        any(one.volume is not None or one.dev in request.destinations for one in destinations)
         and {*devs} >= {one.dev for one in backup.disks}
     )
     try:

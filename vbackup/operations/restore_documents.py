@@ -77,7 +77,13 @@ def live_restored(done: LiveRestored) -> dict[str, Any]:
         "state": "home",
         "domain": {"name": done.name, "uuid": done.uuid},
         "disks": [
-            {"dev": dev, "file": str(path), "format": "qcow2", "backup": done.backups[dev]}
+            {
+                "dev": dev,
+                "file": str(path),
+                "format": "qcow2",
+                "backup": done.backups[dev],
+                "checkpoint": dev in done.checkpoints,
+            }
             for dev, path in done.images.items()
         ],
         "machine": restored_machine.document(done.machine),

@@ -20,7 +20,7 @@ from typing import Any
 
 from vbackup.errors import ChainError, NoSpaceError, QemuText, StorageError
 from vbackup.fields import Fields
-from vbackup.model import BlockDriver, Compression, ImageFormat, ImageOptions
+from vbackup.model import CLUSTER_BYTES, BlockDriver, Compression, ImageFormat, ImageOptions
 from vbackup.stop import Stop
 
 _PROGRAM = ("setpriv", "--pdeathsig", "KILL", "--", "qemu-img")
@@ -73,6 +73,21 @@ def create_in(fd: int, size_bytes: int, *, what: str) -> None:
     """
     argv = ["create", "-q", "-f", "qcow2", f"/proc/self/fd/{fd}", str(size_bytes)]
     _run(argv, what, pass_fds=(fd,))
+
+
+def create_inside(inner_fd: int, outer_fd: int, inner_bytes: int, outer_bytes: int, *, what: str) -> None:
+    """Create an empty qcow2 image of ``inner_bytes`` whose file is the content of another one of ``outer_bytes``.
+
+    The outer image is in the open file ``outer_fd``; ``inner_fd`` is an empty file for the while. All that the inner
+    image consists of is allocated in the outer one. ``what`` completes "Cannot ..." in the errors, which are those of
+    ``create``.
+    """
+    create_in(inner_fd, inner_bytes, what=what)
+    size_bytes = os.fstat(inner_fd).st_size
+    os.ftruncate(inner_fd, -(-size_bytes // CLUSTER_BYTES) * CLUSTER_BYTES)
+    create_in(outer_fd, outer_bytes, what=what)
+    inner, outer = (f"/proc/self/fd/{fd}" for fd in (inner_fd, outer_fd))
+    _run(["convert", "-n", "-S", "0", "-f", "raw", "-O", "qcow2", inner, outer], what, pass_fds=(inner_fd, outer_fd))
 
 
 def header(path: Path, *, image_format: BlockDriver) -> Header:

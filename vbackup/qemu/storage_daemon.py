@@ -48,7 +48,8 @@ class Survival:
     """How a daemon survives this process."""
 
     mark: str  #: finds it again (``survivors``): letters, digits and dashes
-    locks: Sequence[int]  #: descriptors whose locks it keeps
+    locks: Sequence[int] = ()  #: descriptors whose locks it keeps
+    monitor: Path | None = None  #: a QMP socket, by which others can reach it
 
 
 class StorageDaemon:
@@ -126,6 +127,7 @@ class StorageDaemon:
                 PROGRAM,
                 *("--chardev", f"socket,id={name},fd={fd},server=off"),
                 *("--monitor", f"chardev={name}"),
+                *(() if survival is None or survival.monitor is None else _second_monitor(survival.monitor)),
                 *(word for node in self._first_nodes for word in ("--blockdev", json.dumps(node))),
             ],
             stdin=subprocess.DEVNULL,
@@ -144,6 +146,7 @@ class StorageDaemon:
     def leave(self) -> None:
         """Let a daemon that survives this process survive the end of the block too."""
         self._is_left = True
+        _LEFT.append(self._process)
 
     @property
     def pid(self) -> int:
@@ -323,6 +326,12 @@ class StorageDaemon:
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
 
 
+def _second_monitor(path: Path) -> tuple[str, ...]:
+    """Return the arguments for a QMP socket that QEMU makes at a path."""
+    escaped = os.fspath(path).replace(",", ",,")  # as qemu_opts_parse has it
+    return ("--chardev", f"socket,id=control,path={escaped},server=on,wait=off", "--monitor", "chardev=control")
+
+
 def survivors(mark: str) -> list[int]:
     """Return the pids of the daemons with this mark that run on this host."""
     found = []
@@ -334,6 +343,8 @@ def survivors(mark: str) -> list[int]:
     return found
 
 
+#: Daemons that go on alone. A Popen that is garbage-collected while its process runs gives a ResourceWarning.
+_LEFT: list[subprocess.Popen[bytes]] = []
 #: QEMU's warning about nodes without storage, which hold no data (vbackup.engine.scratch).
 _OF_SCRATCH_NODES = "doesn't provide information about the block size"
 _LOST = "It could not store the disks' bitmaps, so the next backup of each disk is a full."

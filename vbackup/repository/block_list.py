@@ -408,6 +408,12 @@ class BlockList:
         return ChainError(f"{self._where} is damaged: {reason}. {_REMEDY}")
 
 
+def most_bytes(virtual_size_bytes: int, *, data_blocks: int, zero_blocks: int) -> int:
+    """Return the largest size in bytes that a list with so many blocks can have."""
+    segments = min(-(-virtual_size_bytes // SEGMENT_BYTES), data_blocks + zero_blocks)
+    return HEADER.size + segments * (RECORD.size + _body_bytes(0)) + data_blocks * DIGEST_BYTES
+
+
 def _body_bytes(data_blocks: int) -> int:
     return 2 * _MASK_BYTES + data_blocks * DIGEST_BYTES
 

@@ -97,10 +97,11 @@ def _as_given(time: datetime) -> str:
     return time.isoformat(" ", "seconds").replace("+00:00", "Z")
 
 
-def read(directory: Path, uuid: str, *, with_chains: bool = True) -> Catalogue:
+def read(directory: Path, uuid: str, *, with_chains: bool = True, has_images: bool = True) -> Catalogue:
     """Read all manifests in a domain's directory; backups whose manifest cannot be read are in ``unreadable``.
 
     Without ``with_chains`` it is for people only: no backup may start from one of these (vbackup.repository.manifest).
+    Without ``has_images`` the images are elsewhere, and count as whole.
 
     Raises StorageError if the directory cannot be read, or is a symbolic link.
     """
@@ -118,6 +119,8 @@ def read(directory: Path, uuid: str, *, with_chains: bool = True) -> Catalogue:
         backups.append(backup)
         is_whole = _is_there if backup_id in merging else _is_whole  # what is being merged into has another size
         place = f"{directory}/{backup_id}"
+        if not has_images:
+            continue
         unusable.update((backup_id, image.dev) for image in backup.disks if not is_whole(place, image))
     history = History(
         backups, unusable, audited.distrusted(directory, backups), merging=merging, restored=restored.read(directory)

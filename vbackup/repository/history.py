@@ -161,6 +161,15 @@ class History:
             starts.insert(place, Start(backup, one.bitmap, one.chain, is_latest, backup.id, is_restored=True))
         return starts
 
+    def start_at(self, backup_id: str, dev: str) -> Start | None:
+        """Return the checkpoint of that backup of a disk as a start, whichever is newer; None if it has none."""
+        backup = self._by_id.get(backup_id)
+        image = backup.image(dev) if backup is not None else None
+        if backup is None or image is None or image.bitmap is None:
+            return None
+        is_latest = backup is self.newest(dev) and image.checkpoint is None and not self.restored_since(dev)
+        return Start(backup, image.bitmap, image.chain, is_latest, image.checkpoint or backup.id)
+
     def restored_since(self, dev: str) -> list[RestoredDisk]:
         """Return what was restored of a disk since its newest backup: the next one may start from each of them."""
         newest = self.newest(dev)

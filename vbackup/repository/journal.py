@@ -42,6 +42,7 @@ class Step(Enum):
     STARTED = "started"  #: the jobs run; ``time``, ``consistency`` and ``frozen_ms`` are known
     COPIED = "copied"  #: all jobs have ended well, with ``copied_bytes`` by dev, and are dismissed
     FLUSHED = "flushed"  #: the images are complete; QEMU lets go of them
+    STREAMED = "streamed"  #: a stream has all of it, and its images are gone here (vbackup.engine.delivery)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,10 @@ class Journal:
         """Record that the images are complete."""
         self._write(Step.FLUSHED, {})
 
+    def streamed(self) -> None:
+        """Record that a stream has all of the backup: only a commit, or an undo, is missing."""
+        self._write(Step.STREAMED, {})
+
     def _write(self, step: Step, members: Mapping[str, Any]) -> None:
         """Append the line of a step and put it on the disk."""
         self._append({"step": step.value, **members})
@@ -239,6 +244,8 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
                 draft = with_copied(
                     draft, {image.dev: fields.object("copied_bytes").integer(image.dev) for image in draft.disks}
                 )
+            elif step is Step.STREAMED:
+                images = {}  # they were streamed, and are gone
         except ValueError as err:
             raise ChainError(f"In {where}: {err}.") from err
     return Entry(

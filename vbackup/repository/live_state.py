@@ -29,10 +29,11 @@ _MAX_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class LiveDisk:
-    """A disk of a domain that is being restored live: an overlay DEV.qcow2 in the output directory."""
+    """A disk of a domain that is being restored live."""
 
     dev: str
     backup: str  #: id of the backup that it is of
+    path: Path  #: of its image, an overlay above the backup
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class LiveState:
 
     output: Path
     repository_id: str
-    uuid: str
+    original: str  #: UUID of the domain that was backed up
+    uuid: str  #: of the restored domain, and its name: those of the original, or new ones
     name: str
     backup: str
     disks: Mapping[str, LiveDisk]
-    files: tuple[str, ...]  #: names of all files in the output directory that the restore has made
+    files: tuple[str, ...]  #: names of all other files that the restore has made, in the output directory
     later: tuple[str, ...] = ()  #: names of those that libvirt or QEMU makes there when the domain starts
     protected: tuple[str, ...] = ()  #: ids of backups that are protected because of it
     home: frozenset[str] = frozenset()  #: disks (dev) whose data is at home, and on storage
@@ -60,18 +62,31 @@ class LiveState:
         """Where the backup is served."""
         return socket_of(self.output)
 
+    @property
+    def is_original(self) -> bool:
+        """True if the restored domain is the original, False if it has another identity."""
+        return self.uuid == self.original
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All that the restore has made and a person looks for: images, and files in the output directory."""
+        return tuple(dict.fromkeys((*map(self.image, self.disks), *(self.output / name for name in self.files))))
+
     def image(self, dev: str) -> Path:
         """Return the path of a disk's image."""
-        return self.output / f"{dev}.qcow2"
+        return self.disks[dev].path
 
     def text(self) -> str:
         """Return the content of the file."""
         document = {
             "schema": SCHEMA,
             "repository": self.repository_id,
+            "original": self.original,
             "domain": {"name": self.name, "uuid": self.uuid},
             "backup": self.backup,
-            "disks": [{"dev": one.dev, "backup": one.backup} for one in self.disks.values()],
+            "disks": [
+                {"dev": one.dev, "backup": one.backup, "path": os.fspath(one.path)} for one in self.disks.values()
+            ],
             "files": list(self.files),
             "later": list(self.later),
             "protected": list(self.protected),
@@ -102,10 +117,11 @@ def read(output: Path) -> LiveState:
     if fields.text("schema") != SCHEMA:
         raise StorageError(f"{path} has format {fields.text('schema')[:50]}, but this vbackup knows only {SCHEMA}.")
     domain = fields.object("domain")
-    disks = [LiveDisk(one.text("dev"), one.text("backup")) for one in fields.objects("disks")]
+    disks = [LiveDisk(one.text("dev"), one.text("backup"), Path(one.text("path"))) for one in fields.objects("disks")]
     state = LiveState(
         output=output,
         repository_id=fields.text("repository"),
+        original=fields.text("original"),
         uuid=domain.text("uuid"),
         name=domain.text("name"),
         backup=fields.text("backup"),
@@ -124,7 +140,9 @@ def _check(state: LiveState, path: Path) -> None:
     ids = [state.backup, *state.protected, *(one.backup for one in state.disks.values())]
     is_valid = (
         names.UUID.fullmatch(state.uuid)
+        and names.UUID.fullmatch(state.original)
         and all(names.DEV.fullmatch(dev) for dev in state.disks)
+        and all(one.path.is_absolute() and "\0" not in os.fspath(one.path) for one in state.disks.values())
         and state.home <= state.disks.keys()
         and all(names.BACKUP_ID.fullmatch(one) for one in ids)
         and all(one == Path(one).name and one not in (".", "..") for one in (*state.files, *state.later))

@@ -55,15 +55,20 @@ _SCRATCH = ".scratch-"
 
 
 class Repository:
-    """A repository whose marker file has been read or written."""
+    """A repository whose marker file has been read or written.
 
-    def __init__(self, path: Path, repository_id: str) -> None:
+    One that ``is_stage`` has no images: they were streamed (vbackup.operations.stream_backup), and only what the next
+    backup starts from is kept.
+    """
+
+    def __init__(self, path: Path, repository_id: str, *, is_stage: bool = False) -> None:
         self.path = path
         self.id = repository_id
+        self.is_stage = is_stage
         self.naming = Naming(repository_id, names.place_of(os.fspath(path)))
 
     @classmethod
-    def create(cls, path: Path) -> Repository:
+    def create(cls, path: Path, *, is_stage: bool = False) -> Repository:
         """Create a repository in a directory that is empty or does not exist. Raises StorageError."""
         with storage_errors(f"create a repository in {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,13 +79,18 @@ class Repository:
             path.chmod(0o700)
             _refuse_without_locks(path)
             repository_id = names.new_repository_id()
-            marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": repository_id}
+            marker: dict[str, Any] = {"schema": "vbackup.repository/1", "version": VERSION, "id": repository_id}
+            if is_stage:
+                marker["stage"] = True
             replace_text(path / MARKER, json.dumps(marker, indent=2) + "\n")
-        return cls(path.resolve(), repository_id)
+        return cls(path.resolve(), repository_id, is_stage=is_stage)
 
     @classmethod
-    def open(cls, path: Path) -> Repository:
-        """Open an existing repository. Raises StorageError if there is none at this path, or if its format is newer."""
+    def open(cls, path: Path, *, is_stage: bool = False) -> Repository:
+        """Open an existing repository, or with ``is_stage`` the stage of streams.
+
+        Raises StorageError if there is none at this path, if it is the other of the two, or if its format is newer.
+        """
         with storage_errors(f"read {path / MARKER}"):
             try:
                 fields = Fields(parse_json(read_text(path / MARKER)), os.fspath(path / MARKER), StorageError)
@@ -100,7 +110,14 @@ class Repository:
         repository_id = fields.text("id")
         if not names.REPOSITORY_ID.fullmatch(repository_id):
             raise StorageError(f"{path / MARKER} has the id {repository_id[:50]!r}, which vbackup never assigns.")
-        return cls(path.resolve(), repository_id)
+        if is_stage != ("stage" in fields and fields.boolean("stage")):
+            raise StorageError(
+                f"{path} is a repository and not a stage of streams: give another directory with --stage."
+                if is_stage
+                else f"{path} is a stage of streams: its backups were sent to where 'vbackup stream' wrote to, and only"
+                " 'vbackup stream' and 'vbackup engine' work with it."
+            )
+        return cls(path.resolve(), repository_id, is_stage=is_stage)
 
     # reading
 
@@ -159,7 +176,7 @@ class Repository:
 
     def catalogue(self, uuid: str, *, with_chains: bool = True) -> Catalogue:
         """Return the domain's backups (vbackup.repository.catalogue)."""
-        return catalogue.read(self.path / uuid, uuid, with_chains=with_chains)
+        return catalogue.read(self.path / uuid, uuid, with_chains=with_chains, has_images=not self.is_stage)
 
     def refuse_inside(self, *paths: Path) -> None:
         """Raise StorageError if one of the paths, for something to write, is the repository or below it."""
@@ -284,7 +301,8 @@ class Repository:
     def stage(self, uuid: str, backup_id: str, *, existing: bool = False) -> Iterator[Stage]:
         """Yield the stage of a new backup, or the ``existing`` one of an interrupted backup; needs the domain's lock.
 
-        Without a commit, its directory is removed at the end of the block. Raises StorageError, NoSpaceError.
+        Without a commit, or ``Stage.hold``, its directory is removed at the end of the block. Raises StorageError,
+        NoSpaceError.
         """
         stage = Stage(self.stage_path(uuid, backup_id), self.directory(uuid, backup_id))
         if not existing:
@@ -293,7 +311,7 @@ class Repository:
         try:
             yield stage
         finally:
-            if not stage.committed:
+            if not (stage.committed or stage.held):
                 _remove(stage.path)
 
     def remember_name(self, uuid: str, name: str, host: HostIdentity | None = None) -> None:
@@ -316,6 +334,7 @@ class Stage:
         self.path = path
         self._final = final
         self.committed = False
+        self.held = False
 
     def write(self, name: str, data: bytes) -> str:
         """Write a new file and return its digest."""
@@ -372,8 +391,13 @@ class Stage:
 
         ``ready`` is called when everything except the rename is done; if it raises, the backup is not committed. When
         it returns, no file in the stage may be open any more: an SMB server does not rename the directory otherwise.
-        The journal is removed last, because until then another vbackup can finish an interrupted commit.
         """
+        self.complete(backup)
+        ready()
+        self.publish()
+
+    def complete(self, backup: Backup) -> None:
+        """Write the manifest, and sync everything to disk: all of a commit but the rename."""
         with storage_errors(f"write to {self.path}"):
             (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that was killed in this function
             for path in self.path.glob(f"{_SCRATCH}*"):
@@ -386,12 +410,21 @@ class Stage:
                 for _ in pool.map(fsync, self.path.iterdir()):
                     pass
             fsync(self.path)
-        ready()
+
+    def publish(self) -> None:
+        """Rename the directory, which is complete, to the backup's final name: that is the commit.
+
+        The journal is removed last, because until then another vbackup can finish an interrupted commit.
+        """
         with storage_errors(f"write to {self._final.parent}"):
             self.path.rename(self._final)
             self.committed = True
             fsync(self._final.parent)
             (self._final / JOURNAL).unlink(missing_ok=True)
+
+    def hold(self) -> None:
+        """Leave the directory as it is at the end of the block, for another process to commit or to undo."""
+        self.held = True
 
 
 def _refuse_without_locks(path: Path) -> None:

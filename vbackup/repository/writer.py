@@ -99,6 +99,13 @@ class Writer:
         )
 
 
+def terminate(writer: Writer) -> bool:
+    """Ask a writer of this host to end, which undoes what it has begun; return False if there is none to ask."""
+    this = Writer.this()
+    is_here = writer.is_of_this_boot and writer.pid_namespace == this.pid_namespace
+    return is_here and writer.process != this.process and writer.process.terminate()
+
+
 class Pulse:
     """Touches an open file every BEAT_S seconds until it is stopped, whatever the process waits for meanwhile.
 

@@ -15,7 +15,7 @@ from typing import Any
 from vbackup import names
 from vbackup.errors import StorageError
 from vbackup.fields import Fields
-from vbackup.model import Consistency, Level
+from vbackup.model import Consistency, Level, NodeBitmap
 from vbackup.process import Process
 from vbackup.sessions.checkpoint import Checkpoint, iso, moment, session_id, word
 
@@ -120,20 +120,28 @@ class Internals:
 
     writer: Process  #: the vbackup that begins it
     scratch: str  #: path of the scratch directory
+    sockets: str | None = None  #: path of the directory of its sockets
     checkpoint: Checkpoint | None = None  #: what ``commit`` gives the tracker; None before the plan is made
+    new_marks: Sequence[NodeBitmap] = ()  #: end marks that begin with it (vbackup.engine.endmark)
     watcher: Process | None = None  #: ends the session when it expires
     daemon: Process | None = None  #: the storage daemon of a domain that is off
     connection: str | None = None  #: libvirt's URI; None: the default
+    exclusive: bool = False  #: no other host uses the images while the domain is off
+    is_closed: bool = False  #: nothing is left of it in QEMU
 
     def document(self) -> dict[str, Any]:
         """Return it as a JSON object."""
         return {
             "writer": self.writer.document(),
             "scratch": self.scratch,
+            "sockets": self.sockets,
             "checkpoint": None if self.checkpoint is None else self.checkpoint.document(),
+            "new_marks": [{"node_name": one.node_name, "bitmap": one.bitmap} for one in self.new_marks],
             "watcher": None if self.watcher is None else self.watcher.document(),
             "daemon": None if self.daemon is None else self.daemon.document(),
             "connection": self.connection,
+            "exclusive": self.exclusive,
+            "is_closed": self.is_closed,
         }
 
     @classmethod
@@ -142,10 +150,16 @@ class Internals:
         return cls(
             writer=Process.read(fields.object("writer")),
             scratch=fields.text("scratch"),
+            sockets=fields.optional_text("sockets"),
             checkpoint=Checkpoint.read(fields.object("checkpoint")) if "checkpoint" in fields else None,
+            new_marks=tuple(
+                NodeBitmap(one.text("node_name"), one.text("bitmap")) for one in fields.objects("new_marks")
+            ),
             watcher=Process.read(fields.object("watcher")) if "watcher" in fields else None,
             daemon=Process.read(fields.object("daemon")) if "daemon" in fields else None,
             connection=fields.optional_text("connection"),
+            exclusive=fields.boolean("exclusive"),
+            is_closed=fields.boolean("is_closed"),
         )
 
 
@@ -178,6 +192,11 @@ class Session:
     def disk(self, dev: str) -> SessionDisk | None:
         """Return the disk of that name, or None if the session has none."""
         return next((disk for disk in self.disks if disk.dev == dev), None)
+
+    @property
+    def is_closed(self) -> bool:
+        """True if it has ended and nothing of it is left in QEMU."""
+        return self.state.has_ended and self.internals is not None and self.internals.is_closed
 
     def has_expired(self, now: datetime) -> bool:
         """Return True if its time is up; that does not end it yet."""

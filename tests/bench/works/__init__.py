@@ -6,7 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.bench import Bench
-from tests.bench.works import chains, copies, guest_files, looks, moments, mounting, pruning, rolling, scale, verifying
+from tests.bench.works import (
+    chains,
+    copies,
+    guest_files,
+    living,
+    looks,
+    moments,
+    mounting,
+    pruning,
+    pulling,
+    rolling,
+    scale,
+    verifying,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,9 @@ WORKS = (
     Work("chain", "A chain of incrementals, by length", chains.chain),
     Work("verify", "Verify and restore, in the page cache", verifying.verify, in_smoke=True),
     Work("rollback", "Rollback of 100 MiB in 1600 extents, by virtual size, beside a full restore", rolling.rollback),
+    Work("live", "Live restore until the guest's agent answers, beside a local start", living.live),
     Work("mount", "Mount of the newest of a chain, 1 GiB of data", mounting.mount),
+    Work("pull", "Pull of 2 GiB of data out of a session, beside a storage daemon", pulling.pull),
     Work("file", "A file of 1 MiB out of a guest, with libguestfs under TCG", guest_files.one_file),
     Work("prune", "Prune of seven increments of 1 % into a full of 1 GiB", pruning.prune),
 )

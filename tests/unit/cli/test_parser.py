@@ -148,9 +148,13 @@ def test_usage_shows_what_is_required(command: Command, name: str, usage: str) -
     assert usage in help_text
 
 
+#: The commands that have commands, and one of these.
+INNER = {"bitmap": ["list"], "stream": ["backup"], "engine": ["read"]}
+
+
 @pytest.mark.parametrize("name", parser.COMMANDS)
 def test_connection_is_offered_by_the_commands_that_use_it(command: Command, name: str) -> None:
-    offered = "--connect" in command(name, *(["list"] if name == "bitmap" else []), "--help").stdout
+    offered = "--connect" in command(name, *INNER.get(name, ()), "--help").stdout
     assert offered == (name not in ("init", "list", "usage", "hooks", "umount", "schema"))
 
 

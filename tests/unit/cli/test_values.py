@@ -257,3 +257,30 @@ def test_note_is_a_line_of_text() -> None:
     assert values.note("für später") == "für später"
     with pytest.raises(argparse.ArgumentTypeError, match="the text is empty"):
         values.note("")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("localhost:8443", ("localhost", 8443)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("[fe80::1%eth0]:65535", ("fe80::1%eth0", 65535)),
+    ],
+)
+def test_place_to_listen_on(text: str, value: tuple[str, int]) -> None:
+    assert values.host_and_port(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8443", ":8443", "host", "host:", "host:65536", "a b:1", "::1:8443", "[::1]", "a/b:1"]
+)
+def test_what_is_no_place_to_listen_on(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not HOST:PORT"):
+        values.host_and_port(text)
+
+
+def test_offsets() -> None:
+    assert [values.offset_bytes(text) for text in ("0", "65536", "4G")] == [0, 65536, 4 * 1024**3]
+    for text in ("", "-1", "x", "9e9", str(2**63)):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a number of bytes"):
+            values.offset_bytes(text)

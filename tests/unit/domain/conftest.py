@@ -25,7 +25,7 @@ class Daemon:
     opening: Callable[[], None]
     writing: Callable[[], None]  #: is called only where an image is opened for writing
 
-    def __init__(self, _reporter: object) -> None:
+    def __init__(self, _reporter: object, *, survival: object = None) -> None:
         self.qemu = FakeQemu([FakeDisk(dev, path=f"/images/{dev}.qcow2") for dev in ("vda", "vdb")])
         self.chains: dict[str, list[str]] = {}
         self.opened: list[str] = []

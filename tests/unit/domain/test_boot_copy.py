@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -164,6 +165,29 @@ def test_devices_of_the_host_are_said() -> None:
     assert device(copy, "rng").findtext("backend") == "/dev/urandom"
     assert device(copy, "watchdog").get("action") == "none"
     assert [one.get("type") for one in root(copy).iterfind("devices/input")] == ["tablet"]
+
+
+def test_tpm_whose_state_is_there_is_in_the_copy() -> None:
+    tpm = (
+        "<tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes' debug='5'>"
+        "<source type='dir' path='/var/lib/swtpm'/><encryption secret='6dd3e4a5-1d76-44ce-961f-f119f5aad935'/>"
+        "<active_pcr_banks><sha256/></active_pcr_banks></backend><alias name='tpm0'/></tpm>"
+        "<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>"
+    )
+    copy = make(tpm, place=replace(PLACE, has_tpm=True))
+    [kept] = root(copy).findall("devices/tpm")
+    assert text_of(kept) == (
+        '<tpm model="tpm-crb"><backend type="emulator" version="2.0">'
+        '<encryption secret="6dd3e4a5-1d76-44ce-961f-f119f5aad935"/></backend></tpm>'
+    )
+    assert [one.partition(":")[0] for one in copy.remarks] == ["tpm"]
+    assert "TPM of type passthrough" in copy.remarks[0]
+
+
+def test_reason_why_a_tpm_is_not_in_the_copy_is_said() -> None:
+    copy = make("<tpm><backend type='emulator'/></tpm>", place=replace(PLACE, why_no_tpm="swtpm is not installed"))
+    assert copy.remarks == ("tpm: swtpm is not installed",)
+    assert root(copy).find("devices/tpm") is None
 
 
 def test_arguments_for_qemu_are_said_and_removed() -> None:

@@ -23,7 +23,7 @@ VBACKUP = """
 import sys
 from pathlib import Path
 from vbackup.domain.boot_guard import BootGuard
-with BootGuard(uuid=sys.argv[1], directory=Path(sys.argv[2])) as guard:
+with BootGuard(uuid=sys.argv[1], directories=[Path(sys.argv[2])]) as guard:
     print(guard.pid, flush=True)
     sys.stdin.read()
 """
@@ -51,7 +51,7 @@ def qemus() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
 
 
 def test_nothing_is_done_at_the_usual_end(directory: Path, qemus: dict[str, subprocess.Popen[bytes]]) -> None:
-    with BootGuard(uuid=COPY, directory=directory) as guard:
+    with BootGuard(uuid=COPY, directories=[directory]) as guard:
         pid = guard.pid
     assert not Path(f"/proc/{pid}").exists()
     assert (directory / "nvram").exists()
@@ -73,14 +73,17 @@ def test_copy_of_a_killed_vbackup_is_ended(directory: Path, qemus: dict[str, sub
 
 
 def test_copy_that_libvirt_did_not_end_is_ended(directory: Path, qemus: dict[str, subprocess.Popen[bytes]]) -> None:
-    with BootGuard(uuid=COPY, directory=directory) as guard:
+    other = directory.with_name("tpm")
+    (other / "tpm2").mkdir(parents=True)
+    with BootGuard(uuid=COPY, directories=[directory, other, directory / "never made"]) as guard:
         guard.act()
     assert qemus[COPY].wait(30) == -signal.SIGKILL
     assert not directory.exists()
+    assert not other.exists()
 
 
 def test_guard_that_was_killed_is_no_trouble(directory: Path) -> None:
-    with BootGuard(uuid=COPY, directory=directory) as guard:
+    with BootGuard(uuid=COPY, directories=[directory]) as guard:
         os.kill(guard.pid, signal.SIGKILL)
         wait_for(lambda: Path(f"/proc/{guard.pid}/cmdline").read_bytes() == b"", "its end")
     assert directory.exists()
@@ -96,6 +99,6 @@ def test_without_a_guard_there_is_no_test(directory: Path, monkeypatch: pytest.M
     monkeypatch.setattr(boot_guard.sys, "executable", "/nowhere/python")
     with (
         pytest.raises(UnsuitableError, match="/nowhere/python cannot be started"),
-        BootGuard(uuid="", directory=directory),
+        BootGuard(uuid="", directories=[directory]),
     ):
         pass

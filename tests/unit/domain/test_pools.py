@@ -37,6 +37,9 @@ class Volume:
     def path(self) -> str:
         return f"/pool/{self.name}"
 
+    def storagePoolLookupByVolume(self) -> FakePool:  # noqa: N802
+        return self.pool
+
     def delete(self, _flags: int = 0) -> None:
         if self.pool.is_stuck:
             raise Refused(1)
@@ -91,6 +94,12 @@ class FakeHost:
             raise Refused(libvirt.VIR_ERR_NO_STORAGE_POOL)
         return self.pool
 
+    def storageVolLookupByPath(self, path: str) -> Volume:  # noqa: N802
+        found = [one for one in self.pool.volumes.values() if one.path() == path]
+        if not found:
+            raise Refused(libvirt.VIR_ERR_NO_STORAGE_VOL)
+        return found[0]
+
     def listAllStoragePools(self) -> list[FakePool]:  # noqa: N802
         return [self.pool]
 
@@ -116,35 +125,59 @@ def opened(pool: FakePool, name: str = "p", *, is_local: bool = True) -> Pool:
     ],
 )
 def test_volume_is_named_after_domain_and_disk(kind: str, image_format: ImageFormat, name: str, made: str) -> None:
-    fake = FakePool(kind)
-    pool = opened(fake)
+    pool = opened(FakePool(kind))
     wanted = pool.wanted("web", "vda", image_format, 9 * MIB)
     assert (wanted.name, wanted.image_format.value, wanted.size_bytes) == (name, made, 9 * MIB)
+    assert pool.likely_path(wanted) == Path("/pool") / name
+
+
+def test_logical_volume_has_all_of_its_room_and_stays() -> None:
+    fake = FakePool("logical")
+    pool = opened(fake)
+    wanted = pool.wanted("web", "vda", ImageFormat.QCOW2, 9 * MIB)
     with pool.created({"vda": wanted}, reporter=Recorder()) as paths:
-        assert paths == {"vda": Path("/pool") / name} == {"vda": pool.likely_path(wanted)}
-        xml = fake.volumes[name].xml
+        assert paths == {"vda": Path("/pool/web-vda")}
+        xml = fake.volumes["web-vda"].xml
         assert f"<capacity unit='bytes'>{9 * MIB}</capacity>" in xml
-        assert f"<allocation unit='bytes'>{9 * MIB if kind == 'logical' else 0}</allocation>" in xml
-        assert f"<format type='{made}'/>" in xml
-    assert [*fake.volumes] == [name]
+        assert f"<allocation unit='bytes'>{9 * MIB}</allocation>" in xml
+        assert "<format type='raw'/>" in xml
+    assert [*fake.volumes] == ["web-vda"]
     assert fake.refreshed == 2
-    with pytest.raises(StorageError, match=f"already has a volume {name}.*virsh vol-delete --pool p {name}"):
+    with pytest.raises(StorageError, match=r"already has a volume web-vda,.*virsh vol-delete --pool p web-vda"):
         pool.refuse_existing([wanted])
 
 
-def test_all_volumes_that_exist_are_named_with_the_commands() -> None:
-    pool = opened(FakePool())
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("dir", "If nothing needs them any more, remove them: "),
+        (
+            "logical",
+            "Another restore may still be writing them. If an interrupted one has left them, remove them: ",
+        ),
+    ],
+)
+def test_all_volumes_that_exist_are_named_with_the_commands(kind: str, said: str) -> None:
+    fake = FakePool(kind)
+    pool = opened(fake)
     pool.host.uri = "qemu:///session"
-    wanted = {dev: pool.wanted("my web", dev, ImageFormat.RAW, MIB) for dev in ("vda", "vdb", "vdc")}
+    wanted = {dev: pool.wanted("web", dev, ImageFormat.RAW, MIB) for dev in ("vda", "vdb", "vdc")}
     pool.refuse_existing(wanted.values())
-    with pool.created({dev: wanted[dev] for dev in ("vda", "vdc")}, reporter=Recorder()):
-        pass
-    with pytest.raises(StorageError, match="has the volumes my web-vda, my web-vdc, and vbackup never") as caught:
+    for dev in ("vda", "vdc"):
+        fake.volumes[wanted[dev].name] = Volume(fake, wanted[dev].name, "")
+    with pytest.raises(StorageError, match="has the volumes web-vda, web-vdc, and vbackup never") as caught:
         pool.refuse_existing(wanted.values())
-    commands = [f"virsh -c qemu:///session vol-delete --pool p 'my web-{dev}'" for dev in ("vda", "vdc")]
-    assert "Another restore may still be writing them." in str(caught.value)
-    assert str(caught.value).endswith(f"remove them: {' && '.join(commands)}.")
+    commands = [f"virsh -c qemu:///session vol-delete --pool p web-{dev}" for dev in ("vda", "vdc")]
+    assert str(caught.value).endswith(f"{said}{' && '.join(commands)}.")
     assert caught.value.status == 7
+
+
+def test_pool_of_a_removed_volume_is_looked_at_again() -> None:
+    fake = FakePool()
+    fake.volumes["web-vda"] = Volume(fake, "web-vda", "")
+    host: Any = FakeHost(fake)
+    pools.refresh_of(host, [Path("/elsewhere/web-vda"), Path("/pool/web-vda")])
+    assert fake.refreshed == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tests.unit.builders import (
     layer,
 )
 from vbackup import names
-from vbackup.engine.base import Choice, choose, level_of, parent_of, undecided
+from vbackup.engine.base import Choice, Reason, choose, level_of, parent_of, undecided
 from vbackup.errors import BaseError
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Backup, Bitmap, BlockDriver, DiskNode, Layer, Level, NodeBitmap
@@ -70,7 +70,7 @@ def test_checkpoint_that_an_audit_distrusts_is_no_base(level: Level) -> None:
     history = History([ONE, TWO], (), {(TWO.id, "vda"): "an audit found changes"})
     if level is Level.AUTO:
         choice = choose(level, having(ONE, TWO), history, naming=Naming(REPOSITORY))
-        assert choice == Choice(Level.FULL, None, (), "an audit found changes")
+        assert choice == Choice(Level.FULL, None, (), "an audit found changes", code=Reason.DISTRUSTED)
     else:
         with pytest.raises(BaseError, match=f"since {TWO.id} is possible: an audit found changes"):
             choose(level, having(ONE, TWO), history, naming=Naming(REPOSITORY))
@@ -89,17 +89,17 @@ WHY = "its image /x is open in qemu-system-x86 (pid 7), so it is only read"
 
 
 @pytest.mark.parametrize(
-    ("level", "reason"),
+    ("level", "reason", "code"),
     [
-        (Level.AUTO, f"without a bitmap, so no incremental can start from it: {WHY}"),
-        (Level.FULL, f"asked for; without a bitmap, so no incremental can start from it: {WHY}"),
-        (Level.COPY, "asked for"),
+        (Level.AUTO, f"without a bitmap, so no incremental can start from it: {WHY}", Reason.NO_BITMAPS),
+        (Level.FULL, f"asked for; without a bitmap, so no incremental can start from it: {WHY}", Reason.ASKED),
+        (Level.COPY, "asked for", Reason.ASKED),
     ],
 )
-def test_disk_that_is_only_read_is_copied_whole_whatever_base_it_has(level: Level, reason: str) -> None:
+def test_disk_that_is_only_read_is_copied_whole_whatever_base_it_has(level: Level, reason: str, code: Reason) -> None:
     node = replace(having(ONE), lasting=False, read_only_reason=WHY)
     choice = choose(level, node, History([ONE]), naming=Naming(REPOSITORY))
-    assert choice == Choice(Level.COPY if level is Level.COPY else Level.FULL, None, (), reason)
+    assert choice == Choice(Level.COPY if level is Level.COPY else Level.FULL, None, (), reason, code=code)
 
 
 @pytest.mark.parametrize("level", [Level.INCREMENTAL, Level.DIFFERENTIAL])
@@ -639,3 +639,18 @@ def test_audit_that_distrusts_the_point_counts_after_a_restore() -> None:
     one = restored(TWO, after=3)
     history = History([ONE, TWO, THREE], (), {(TWO.id, "vda"): "an audit found changes"}, restored=[one])
     assert choose(Level.AUTO, on(one.bitmap), history, naming=Naming(REPOSITORY)).reason == "an audit found changes"
+
+
+# what a pull session names
+
+
+def test_checkpoint_that_is_named_is_the_only_start() -> None:
+    history = History([ONE, TWO])
+    start = history.start_at(ONE.id, "vda")
+    assert start is not None
+    choice = choose(Level.AUTO, having(ONE, TWO), history, naming=Naming(REPOSITORY), starts=[start])
+    assert (choice.base, choice.code) == (ONE, Reason.BASE)
+    choice = choose(Level.AUTO, having(TWO), history, naming=Naming(REPOSITORY), starts=[start])
+    assert (choice.base, choice.code) == (None, Reason.MISSING)
+    choice = choose(Level.AUTO, having(ONE, TWO), history, naming=Naming(REPOSITORY), starts=[])
+    assert (choice.base, choice.code) == (None, Reason.NO_BASE)

@@ -58,7 +58,7 @@ def left(qemu: FakeQemu) -> set[str]:
 
 
 def remove_superseded(qemu: FakeQemu, *backups: object) -> list[str]:
-    return leftovers.remove_superseded(qemu, disks(qemu), History(backups), Naming(REPOSITORY))  # type: ignore[arg-type]
+    return leftovers.remove_superseded(qemu, disks(qemu), [History(backups)], Naming(REPOSITORY))  # type: ignore[arg-type]
 
 
 def test_end_marks_of_the_bases_sizes_stay_and_go_last(qemu: FakeQemu) -> None:
@@ -124,7 +124,7 @@ def test_layers_below_are_left_alone(qemu: FakeQemu) -> None:
     below = top(qemu)
     qemu.snapshot("virtio-disk0", "/images/vda.one")
     node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
-    leftovers.remove_superseded(qemu, [node], History([]), Naming(REPOSITORY))
+    leftovers.remove_superseded(qemu, [node], [History([])], Naming(REPOSITORY))
     assert left(qemu) == set()
     assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
 
@@ -136,7 +136,7 @@ def test_what_drove_a_copy_goes_below_too(qemu: FakeQemu) -> None:
     below = top(qemu)
     qemu.snapshot("virtio-disk0", "/images/vda.one")
     node = block_graph(qemu).disk_node(builders.disk(path="/images/vda.one"))
-    leftovers.remove_superseded(qemu, [node], History([]), Naming(REPOSITORY))
+    leftovers.remove_superseded(qemu, [node], [History([])], Naming(REPOSITORY))
     assert left(qemu) == set()
     assert set(qemu.bitmaps(below)) == {bitmap_of(ONE)}
 
@@ -146,7 +146,7 @@ def test_end_of_the_domain_is_told_as_such(qemu: FakeQemu) -> None:
     nodes = disks(qemu)
     qemu.kill()
     with pytest.raises(DomainGoneError):
-        leftovers.remove_superseded(qemu, nodes, History([]), Naming(REPOSITORY))
+        leftovers.remove_superseded(qemu, nodes, [History([])], Naming(REPOSITORY))
 
 
 # uncommitted
@@ -186,7 +186,7 @@ def test_checkpoints_that_a_copy_of_the_repository_made_stay_with_the_end_marks(
     qemu.bitmaps(top(qemu))[marks[1]].inconsistent = True
     assert list(leftovers.of_other_places(disks(qemu), HERE)) == sorted(theirs)
     assert leftovers.remove_uncommitted(qemu, disks(qemu), {THREE.id}, HERE) == [own[0], marks[1]]
-    assert leftovers.remove_superseded(qemu, disks(qemu), History([]), HERE) == [own[1]]
+    assert leftovers.remove_superseded(qemu, disks(qemu), [History([])], HERE) == [own[1]]
     assert left(qemu) == {*theirs, marks[0]}
 
 

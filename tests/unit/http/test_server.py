@@ -136,7 +136,7 @@ def running(
             kwargs={
                 "tls": access.server_context(pki, verify_peer=verify_peer),
                 "token": access.Token(TOKEN.encode()),
-                "limits": limits or Limits(linger_s=0.0),
+                "limits": limits or Limits(),
                 "stop": stop,
                 "on_ready": ready.set,
             },
@@ -209,7 +209,7 @@ def test_map_has_what_the_session_says(tmp_path: Path) -> None:
 
 
 def test_options_say_what_can_be_done(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(max_readers=3, linger_s=0)) as one:
+    with running(tmp_path, limits=Limits(max_readers=3)) as one:
         status, answered, body = one.ask("/", method="OPTIONS")
         assert (status, answered["Allow"]) == (200, "GET, HEAD, OPTIONS")
         assert json.loads(body) == {
@@ -289,7 +289,7 @@ def test_readers_have_a_limit(tmp_path: Path) -> None:
         reading.set()
         assert go_on.wait(PATIENCE_S)
 
-    with running(tmp_path, limits=Limits(max_readers=1, linger_s=0), read=read) as one:
+    with running(tmp_path, limits=Limits(max_readers=1), read=read) as one:
         first = one.connection()
         first.request("GET", "/vda/data", headers=BEARER)
         assert reading.wait(PATIENCE_S)
@@ -331,7 +331,7 @@ def endless(handle: int, start: int, length: int) -> None:
 
 
 def test_client_that_stalls_is_dropped_and_little_is_read_ahead(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(stall_s=0.5, linger_s=0)) as one:
+    with running(tmp_path, limits=Limits(stall_s=0.5)) as one:
         one.nbd.content = bytes(32 * MIB)
         with one.raw() as client:
             client.sendall(request("/vda/data"))
@@ -347,7 +347,7 @@ def test_client_that_stalls_is_dropped_and_little_is_read_ahead(tmp_path: Path) 
 
 
 def test_client_that_says_nothing_is_dropped(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(begin_s=0.3, linger_s=0)) as one, one.raw() as client:
+    with running(tmp_path, limits=Limits(begin_s=0.3)) as one, one.raw() as client:
         client.sendall(b"GET /vda/da")
         began = time.monotonic()
         with suppress(ConnectionError, ssl.SSLError):  # reset
@@ -357,7 +357,7 @@ def test_client_that_says_nothing_is_dropped(tmp_path: Path) -> None:
 
 def test_connections_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_IDLE", -server.MAX_MAPS + 1)
-    with running(tmp_path, limits=Limits(max_readers=1, linger_s=0)) as one, ExitStack() as stack:
+    with running(tmp_path, limits=Limits(max_readers=1)) as one, ExitStack() as stack:
         kept = [stack.enter_context(one.raw()) for _ in range(2)]
         for client in kept:
             client.sendall(request("/vda/map"))
@@ -388,7 +388,7 @@ def test_error_in_the_middle_ends_the_connection_before_its_length(tmp_path: Pat
     ids=["zeros", "version", "long", "lines"],
 )
 def test_nonsense_is_answered_without_data_and_the_server_lives(tmp_path: Path, nonsense: bytes) -> None:
-    with running(tmp_path, limits=Limits(begin_s=0.5, linger_s=0)) as one:
+    with running(tmp_path, limits=Limits(begin_s=0.5)) as one:
         with one.raw() as client, suppress(ConnectionError, ssl.SSLError):
             client.sendall(nonsense)
             assert b"HTTP/1.1 200" not in client.recv(4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,9 +64,10 @@ def test_copy_with_other_firmware_is_not_made(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(boot_test._Test, "_take", lambda *_: None)
     backup = SimpleNamespace(domain_name="web", id="1", files=["domain.xml"], machine_files=[])
     found = SimpleNamespace(backup=backup, choice=SimpleNamespace(disks={}))
-    made = a_test(found=found, repository=None, request=SimpleNamespace(max_memory_bytes=1024))
+    host = SimpleNamespace(real_uri="qemu:///system")
+    made = a_test(found=found, repository=None, request=SimpleNamespace(max_memory_bytes=1024), host=host, stop=None)
     with pytest.raises(UnsuitableError, match="has the firmware /etc/shadow"):
-        made._copy(UUID, tmp_path)
+        made._copy(UUID, tmp_path, ExitStack())
 
 
 def test_link_to_other_files_is_no_firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

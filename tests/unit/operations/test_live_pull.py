@@ -82,6 +82,31 @@ def test_snapshot_of_the_disk_gets_no_pull(state: LiveState, monkeypatch: pytest
         assert bool(started) is is_ours
 
 
+def test_guest_that_boots_has_no_pull_beside_it(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = "<channel><target name='org.qemu.guest_agent.0' state='{}'/></channel>"
+    disk = "<disk><source file='{}'/><target dev='vda'/></disk>"
+    started: list[str] = []
+    monkeypatch.setattr(lifecycle, "start_pull", lambda _handle, dev, _speed: started.append(dev))
+    now = [100.0]
+    monkeypatch.setattr(live_pull.time, "monotonic", lambda: now[0])
+
+    def begun(channels: str, *, until_s: float = 160.0) -> bool:
+        started.clear()
+        devices = f"<devices>{disk.format(state.image('vda'))}{channels}</devices>"
+        guest = SimpleNamespace(name="web", live_xml=lambda: f"<domain>{devices}</domain>")
+        made = pulls(guest, state)
+        made._head_start_until_s = until_s
+        made._start("vda", None)
+        return started == ["vda"]
+
+    assert not begun(channel.format("disconnected"))
+    assert begun(channel.format("connected"))
+    assert begun("")
+    assert begun(channel.format("disconnected"), until_s=0)
+    now[0] = 160.0
+    assert begun(channel.format("disconnected"))
+
+
 class Guest:
     """A domain that may be off, may not be paused, or whose libvirt may be away."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +12,30 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import REPOSITORY, UUID, Recorder, backup, backup_id, commit, live_state_in
-from vbackup.errors import ChainError, DomainNotFoundError, StorageError, UnsuitableError, UsageError
+from vbackup.errors import (
+    ChainError,
+    DomainNotFoundError,
+    MonitorError,
+    NoSpaceError,
+    StorageError,
+    UnsuitableError,
+    UsageError,
+)
+from vbackup.images.destination import Destination
+from vbackup.model import ImageFormat
 from vbackup.operations import live_abort, live_pull, live_restore, live_resume
+from vbackup.qemu.qemu_img import Output
 from vbackup.repository import live_state, protection
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
+OTHER = "88888888-2222-3333-4444-555555555555"
 DISK = "<domain><devices><disk><source file='{}'/><target dev='vda'/></disk></devices></domain>"
 
 
 class Host:
-    """Has domains, by name or UUID."""
+    """Has domains, by name or UUID, and no storage pools."""
 
     is_local = True
 
@@ -33,6 +46,9 @@ class Host:
         if word not in self.known:
             raise DomainNotFoundError(word, "here", "look")
         return SimpleNamespace(name="web", uuid=UUID, definition_xml=lambda: self.xml)
+
+    def errors(self, what: str) -> Any:
+        raise MonitorError(f"libvirt could not {what}.")
 
 
 def test_libvirt_of_another_host_is_refused() -> None:
@@ -69,7 +85,10 @@ def test_start_that_failed_ends_no_guest_of_another_restore(tmp_path: Path, repo
         live_xml=lambda: live, definition_xml=lambda: definition, destroy=lambda: ended.append("destroyed")
     )
     work: Any = SimpleNamespace(
-        host=SimpleNamespace(domain=lambda _: handle), repository=Repository.open(repository), reporter=Recorder()
+        host=SimpleNamespace(domain=lambda _: handle),
+        repository=Repository.open(repository),
+        reporter=Recorder(),
+        pool=None,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live_restore.defining, "undefine", lambda _: ended.append("undefined"))
@@ -124,28 +143,13 @@ def test_protection_that_somebody_else_gave_stays(repository: Path, tmp_path: Pa
         assert (protection.read(directory) is not None) is stays
 
 
-def test_all_files_are_removed_and_no_others(tmp_path: Path) -> None:
-    output = tmp_path / "restored"
-    output.mkdir()
-    state = live_state_in(output)
-    live_state.write(state)
-    for name in (*state.files, *state.later, "live.sock", "mine"):
-        (output / name).touch()
-    live_restore.remove_files(state)
-    assert [path.name for path in output.iterdir()] == ["mine"]
-    (output / "mine").unlink()
-    live_state.write(state)
-    live_restore.remove_files(state)
-    assert not output.exists()
-
-
 def test_abort_that_failed_is_done_again(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, opened = tmp_path / "restored", Repository.open(repository)
     output.mkdir()
     state = replace(live_state_in(output), repository_id=opened.id, protected=())
     live_state.write(state)
-    for name in state.files:
-        (output / name).touch()
+    for path in state.paths:
+        path.touch()
     request: Any = live_abort.AbortRequest("web", output, is_confirmed=True)
     host: Any = Host()
     unlink = Path.unlink
@@ -167,3 +171,51 @@ def test_abort_that_failed_is_done_again(tmp_path: Path, repository: Path, monke
 def test_advice_is_a_command(tmp_path: Path) -> None:
     state = live_state_in(tmp_path / "with space")
     assert f"vbackup restore {UUID} --live --resume --output '{tmp_path}/with space'" in live_pull.advice(state)
+
+
+def test_restore_of_a_new_domain_is_found_by_its_own_name_alone(tmp_path: Path) -> None:
+    state, ours = (
+        replace(live_state_in(tmp_path), name="new", uuid=OTHER),
+        SimpleNamespace(id=REPOSITORY, path=tmp_path),
+    )
+    for name in ("new", OTHER):
+        live_resume.refuse_other(state, name, ours)  # type: ignore[arg-type]
+    for name in ("web", UUID):
+        with pytest.raises(UsageError, match=f"is of domain new .{OTHER}., not {name}"):
+            live_resume.refuse_other(state, name, ours)  # type: ignore[arg-type]
+
+
+def found(*restored: str) -> Any:
+    """A backup with vda and vdb, of which these disks are to be restored."""
+    of = [SimpleNamespace(dev=dev) for dev in ("vda", "vdb")]
+    return SimpleNamespace(
+        backup=SimpleNamespace(id=backup_id(1), disks=of),
+        chains=dict.fromkeys(restored),
+        paths=lambda _repository, dev: [dev],
+    )
+
+
+def test_domain_needs_all_of_its_disks() -> None:
+    live_restore._refuse_part(found("vdb", "vda"))
+    with pytest.raises(UsageError, match="give vdb to --disk, too"):
+        live_restore._refuse_part(found("vda"))
+
+
+def test_block_device_is_no_place_for_data_that_comes_home() -> None:
+    live_restore._refuse_devices([Destination("vda", Path("/x"), ImageFormat.QCOW2)])
+    with pytest.raises(UnsuitableError, match=r"Disk vdb: /dev/vg/web is a block device.*without --live"):
+        live_restore._refuse_devices([Destination("vdb", Path("/dev/vg/web"), ImageFormat.RAW, Output.DEVICE)])
+
+
+def test_room_is_that_of_each_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    places = [Destination(dev, tmp_path / "new" / dev, ImageFormat.QCOW2) for dev in ("vda", "vdb")]
+    work: Any = SimpleNamespace(repository=None)
+    monkeypatch.setattr(live_restore.data_size, "image_bytes", lambda _paths: free * 2 // 3)
+    live_restore._refuse_full(found("vda", "vdb"), places[:1], work)
+    with pytest.raises(NoSpaceError, match=f"{tmp_path} has room for"):
+        live_restore._refuse_full(found("vda", "vdb"), places, work)
+    places[1] = Destination("vdb", Path("/dev/shm/vdb"), ImageFormat.QCOW2)
+    monkeypatch.setattr(live_restore.data_size, "image_bytes", lambda paths: 1 if paths == ["vda"] else 1 << 62)
+    with pytest.raises(NoSpaceError, match="/dev/shm has room for"):
+        live_restore._refuse_full(found("vda", "vdb"), places, work)

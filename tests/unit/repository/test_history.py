@@ -148,3 +148,14 @@ def test_bitmaps_of_restores_since_the_newest_backup_are_bases() -> None:
     assert history.restored_bitmaps("vda") == {old.bitmap, new.bitmap}
     assert history.with_committed(THREE).restored_since("vda") == []
     assert history.without([ONE.id]).restored_since("vda") == []
+
+
+def test_any_checkpoint_can_be_named_as_a_start_and_only_the_newest_is_the_latest() -> None:
+    history = History([ONE, TWO, copy(3)])
+    first, newest = history.start_at(ONE.id, "vda"), history.start_at(TWO.id, "vda")
+    assert first is not None
+    assert newest is not None
+    assert (first.backup, first.is_latest) == (ONE, False)
+    assert (newest.backup, newest.is_latest) == (TWO, True)
+    assert history.start_at(copy(3).id, "vda") is None
+    assert history.start_at(ONE.id, "vdb") is None

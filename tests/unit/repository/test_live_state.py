@@ -59,7 +59,10 @@ def test_without_it_nothing_is_unfinished(state: LiveState) -> None:
         ("backup", "../x", "not valid"),
         ("protected", [".."], "not valid"),
         ("home", ["vdz"], "not valid"),
-        ("disks", [{"dev": "../a", "backup": backup_id(1)}], "not valid"),
+        ("disks", [{"dev": "../a", "backup": backup_id(1), "path": "/a"}], "not valid"),
+        ("disks", [{"dev": "vda", "backup": backup_id(1), "path": "vda.qcow2"}], "not valid"),
+        ("disks", [{"dev": "vda", "backup": backup_id(1), "path": "/a\0b"}], "not valid"),
+        ("original", "../x", "not valid"),
         ("domain", {"name": "web", "uuid": ".."}, "not valid"),
     ],
 )

@@ -126,3 +126,16 @@ def test_pulse_touches_until_it_is_stopped_and_leaves_the_file_open(
         file.flush()
         os.utime(path, (0, 0))
     assert (path.stat().st_mtime, path.read_text()) == (0, "still open")
+
+
+def test_only_another_process_of_this_host_and_namespace_is_asked_to_end() -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeping:
+        process = Process.of(sleeping.pid)
+        assert process is not None
+        one = replace(Writer.this(), process=process)
+        assert not writer.terminate(replace(one, process=replace(process, boot_id=OTHER_BOOT)))
+        assert not writer.terminate(replace(one, pid_namespace=1))
+        assert not writer.terminate(Writer.this())
+        assert sleeping.poll() is None
+        assert writer.terminate(one)
+        sleeping.wait(timeout=10)

@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
         "--name",
         metavar="NEW",
         type=domain_name,
-        help="with --define: a new domain of this name, with new UUID and MAC addresses, beside the original",
+        help="with --define or --live: a new domain of this name, with new UUID and MAC addresses, beside the original",
     )
     parser.add_argument("--start", action="store_true", help="define the restored domain and start it")
     parser.add_argument(
@@ -73,7 +73,7 @@ def _add_live(parser: Any) -> None:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="with --output: define and start the domain at once, and copy its data to DIR while it runs",
+        help="with --output: define and start the domain at once, and copy its data home while it runs",
     )
     parser.add_argument("--resume", action="store_true", help="with --live: go on with what was interrupted")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from dataclasses import replace
 
 from vbackup.cli import batch, output, plans, script_options
 from vbackup.cli.arguments import domains_of
@@ -22,8 +23,22 @@ def run(options: argparse.Namespace, context: Context) -> int:
     words = domains_of(options)
     if options.group and options.parallel is not None:
         raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
-    request = backup.BackupRequest(
-        domain=words[0] if words else "",
+    request = replace(request_of(options, words[0] if words else ""), note=options.note)
+    repository = Repository.open(context.repository_path())
+    with Host(context.uri) as host:
+        if options.group or len(words) != 1 or not selection.is_one(words[0], host):
+            return batch.run(request, words, options=options, context=context, host=host, repository=repository)
+        if options.dry_run:
+            _plan(request, context, host=host, repository=repository)
+        else:
+            _back_up(request, options, context=context, host=host, repository=repository)
+    return Status.DONE
+
+
+def request_of(options: argparse.Namespace, domain: str) -> backup.BackupRequest:
+    """Return what commands.backup.add_making's arguments and --level ask for."""
+    return backup.BackupRequest(
+        domain=domain,
         level=Level(options.level),
         disks=tuple(options.disk),
         excluded_disks=tuple(options.exclude_disk),
@@ -36,18 +51,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
         fleecing=options.fleecing,
         exclusive=options.exclusive,
         allow_reflink=options.allow_reflink,
-        note=options.note,
         with_media=options.with_media,
     )
-    repository = Repository.open(context.repository_path())
-    with Host(context.uri) as host:
-        if options.group or len(words) != 1 or not selection.is_one(words[0], host):
-            return batch.run(request, words, options=options, context=context, host=host, repository=repository)
-        if options.dry_run:
-            _plan(request, context, host=host, repository=repository)
-        else:
-            _back_up(request, options, context=context, host=host, repository=repository)
-    return Status.DONE
 
 
 def _plan(request: backup.BackupRequest, context: Context, *, host: Host, repository: Repository) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from vbackup.cli import output, qemu
 from vbackup.cli.context import Context
-from vbackup.errors import Status, UsageError
+from vbackup.errors import Status, StorageError, UsageError
 from vbackup.operations import bitmap
 from vbackup.qapi.actions import BlockDirtyBitmap
 from vbackup.repository.history import History
 from vbackup.repository.repository import Repository
+from vbackup.sessions import store
+from vbackup.sessions.store import Store
 
 #: What the result says of each change.
 _DONE = {
@@ -36,7 +39,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _list(options: argparse.Namespace, context: Context) -> None:
     with context.reporting() as reporter, qemu.attach(options, context, reporter=reporter) as attached:
-        bitmaps = bitmap.listing(attached, disks=options.disk)
+        bitmaps = bitmap.listing(attached, disks=options.disk, trackers=_trackers(attached.uuid))
     if context.as_json:
         context.print_document("vbackup.bitmaps/1", {"bitmaps": [_document(listed) for listed in bitmaps]})
     elif bitmaps:
@@ -55,6 +58,7 @@ def _document(listed: bitmap.Listed) -> dict[str, Any]:
         "owner": listed.owner.value,
         "repository": listed.repository_id,
         "checkpoint": listed.checkpoint,
+        "tracker": listed.tracker,
         "state": listed.bitmap.state,
         "recording": listed.bitmap.recording,
         "busy": listed.bitmap.busy,
@@ -74,12 +78,26 @@ def _print(bitmaps: Sequence[bitmap.Listed]) -> None:
                 listed.layer.node_name,
                 listed.bitmap.state,
                 output.size(listed.bitmap.dirty_bytes),
-                f"vbackup {listed.repository_id}" if listed.repository_id else listed.owner.value,
+                _owner(listed),
                 listed.bitmap.name,
             )
             for listed in bitmaps
         ],
     )
+
+
+def _owner(listed: bitmap.Listed) -> str:
+    of = listed.repository_id or listed.tracker
+    return f"{listed.owner.value} {of}" if of else listed.owner.value
+
+
+def _trackers(uuid: str | None) -> list[str]:
+    """Return the names of the domain's trackers, as far as they can be read; the list goes without them."""
+    if uuid is None:
+        return []
+    with suppress(StorageError):
+        return [one.name for one in Store(store.default_directory()).trackers(uuid)]
+    return []
 
 
 def _change(change: bitmap.Change, options: argparse.Namespace, *, context: Context) -> None:

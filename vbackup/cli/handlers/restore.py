@@ -23,10 +23,10 @@ from vbackup.scripts.finding import ScriptPhase
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore the backup and print the paths of what was written."""
-    if options.live or options.resume or options.abort or options.yes:
-        return live_restore.run(options, context)
-    backup_id = backup_of(options)
     destinations = _take_destinations(options)
+    if options.live or options.resume or options.abort or options.yes:
+        return live_restore.run(options, destinations, context)
+    backup_id = backup_of(options)
     if options.in_place:
         return _in_place(options, backup_id, context)
     for name in ("exclusive", "wait_lock", "keep_old"):

@@ -1,8 +1,9 @@
-"""Leave nothing of a boot test behind if vbackup is killed: neither the copy of the domain nor its directory.
+"""Leave nothing of a boot test behind if vbackup is killed: neither the copy of the domain nor its directories.
 
 libvirt destroys a domain that was started with VIR_DOMAIN_START_AUTODESTROY when its connection ends, but not one of
 the embedded driver ("Domain autodestroy not supported for embedded drivers yet"), and it knows nothing of the
-directory. So a process waits for the end of vbackup, whichever driver it is (vbackup.domain.boot_guard.__main__).
+directory with the copy's files. So a process waits for the end of vbackup, whichever driver it is
+(vbackup.domain.boot_guard.__main__).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -27,13 +29,13 @@ END_S = 5.0
 class BootGuard:
     """The guard, while the block runs. A context manager; the copy is to be started and destroyed in its block.
 
-    ``uuid`` is the copy's, and ``directory`` what is removed if vbackup is killed; the caller removes it otherwise.
+    ``uuid`` is the copy's, and ``directories`` what is removed if vbackup is killed; the caller removes them otherwise.
     Entering raises UnsuitableError.
     """
 
-    def __init__(self, *, uuid: str, directory: Path) -> None:
+    def __init__(self, *, uuid: str, directories: Sequence[Path]) -> None:
         self._is_over = True
-        self._orders = {"uuid": uuid, "directory": os.fspath(directory)}
+        self._orders = {"uuid": uuid, "directories": [os.fspath(one) for one in directories]}
 
     def __enter__(self) -> BootGuard:
         try:

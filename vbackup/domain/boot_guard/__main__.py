@@ -1,4 +1,4 @@
-"""The guard process: wait for the end of vbackup; if that was too early, end the copy's QEMU and remove its directory.
+"""The guard process: wait for the end of vbackup; if that was too early, end the copy's QEMU and remove its files.
 
 It is run by path and isolated, and imports nothing of vbackup. A QEMU is recognized by the copy's UUID in its arguments
 (-uuid), which no other process has; libvirt may have started it without having said so to anybody.
@@ -24,7 +24,8 @@ def main() -> None:
     # A QEMU that starts while the processes are looked through is found the next time.
     while [pid for pid in running() if kill(pid, order["uuid"])]:
         pass
-    shutil.rmtree(order["directory"], ignore_errors=True)
+    for directory in order["directories"]:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def running() -> list[int]:

@@ -1,0 +1,148 @@
+"""What vbackup-engines(7) shows works: its scripts and commands are run as they are printed there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
+
+from tests.bacula import ENGINES
+from tests.conftest import Command
+from tests.daemon import Daemon
+from tests.lab import DiskSpec, Machine, compare, domain_xml
+
+PAGE = Path(__file__).resolve().parents[2] / "man" / "vbackup-engines.7.rst"
+RESTIC = ENGINES / "usr/bin/restic"
+
+#: vbackup, with a stage that is the test's; on request, a stream ends early.
+PROGRAM = """\
+#!/bin/sh
+export PYTHONPATH={top}
+case "$1 $2" in
+    "stream backup" | "stream commit" | "stream abort") set -- "$@" --stage {directory}/stage ;;
+esac
+case "$CUT$2" in yesbackup) {python} -m vbackup "$@" | head -c 100000; exit 7 ;; esac
+exec {python} -m vbackup "$@"
+"""
+
+
+def examples(beginning: str) -> list[str]:
+    """The literal blocks that begin so."""
+    document: nodes.document = publish_doctree(PAGE.read_text(), settings_overrides={"report_level": 2})
+    return [
+        block
+        for block in (one.astext() for one in document.findall(nodes.literal_block))
+        if block.startswith(beginning)
+    ]
+
+
+class Site:
+    """A domain, and a directory with programs that scripts find first."""
+
+    def __init__(self, daemon: Daemon, machine: Machine, directory: Path) -> None:
+        self.machine, self.directory = machine, directory
+        self.bin = directory / "bin"
+        self.bin.mkdir()
+        program = PROGRAM.format(directory=directory, top=PAGE.parents[1], python=sys.executable)
+        self.program("vbackup", program)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{self.bin}:{RESTIC.parent}:{os.environ['PATH']}",
+            "LIBVIRT_DEFAULT_URI": daemon.uri,
+            "RESTIC_REPOSITORY": str(directory / "restic"),
+            "RESTIC_PASSWORD": "secret",
+            "XDG_CACHE_HOME": str(directory / "cache"),
+        }
+
+    def program(self, name: str, text: str) -> Path:
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def run(self, *argv: str | Path, status: int = 0, **environment: str) -> str:
+        done = subprocess.run(
+            [*map(str, argv)],
+            env={**self.environment, **environment},
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == status, done
+        return done.stdout + done.stderr
+
+    def write(self, what: str) -> Path:
+        """The guest writes; returns what the disk holds then."""
+        self.machine.write("vda", what, "flush")
+        expected = self.directory / f"expected{len([*self.directory.glob('expected*')])}.raw"
+        image = self.directory / "vda.qcow2"
+        argv = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", image, expected]
+        subprocess.run(argv, check=True)
+        return expected
+
+
+@pytest.fixture
+def site(daemon: Daemon, images: Path) -> Site:
+    spec = DiskSpec(images / "vda.qcow2", size="8M")
+    spec.create()
+    return Site(daemon, daemon.start(domain_xml("web", [spec.xml()])), images)
+
+
+def test_stream_to_another_host(site: Site) -> None:
+    [example] = examples("vbackup stream backup web")
+    forth, back = example.splitlines()
+    # The other host is this one.
+    site.program("ssh", '#!/bin/sh\nshift\nexec sh -c "$1"\n')
+    site.write("write -P 1 0 1M")
+    site.run("sh", "-c", forth)
+    expected = site.write("write -P 2 1M 64k")
+    site.run("sh", "-c", forth.replace("web-1", "web-2").replace("--job 1", "--job 2"))
+    site.run("sh", "-c", back.replace("/srv/restored", str(site.directory)))
+    compare(site.directory / "web" / "vda.qcow2", expected)
+    [listing] = examples("tar -tvf")
+    assert site.run("sh", "-c", listing).count("web") == 0
+    assert "SHA256SUMS" in site.run("sh", "-c", listing)
+
+
+@pytest.mark.skipif(not RESTIC.exists(), reason="'make check-engines' unpacks restic")
+def test_restic_keeps_a_chain(site: Site, command: Command) -> None:
+    there, back = (site.program(f"restic-{number}", text) for number, text in enumerate(examples("#!/bin/bash")))
+    site.run("restic", "init")
+    expected = [site.write("write -P 1 0 2M")]
+    site.run(there, "web", "full")
+    expected.append(site.write("write -P 2 1M 64k"))
+    site.run(there, "web")
+    site.write("write -P 3 3M 1M")
+    site.run(there, "web", status=1, CUT="yes")  # restic keeps what it got
+    site.run(there, "web", status=1, RESTIC_PASSWORD="wrong")
+    expected.append(site.write("write -P 4 4M 64k"))
+    site.run(there, "web")
+    snapshots = json.loads(site.run("restic", "snapshots", "--json"))
+    assert ["complete" in one["tags"] for one in snapshots] == [True, True, False, True]
+    repository = site.directory / "repository"
+    command("init", "-r", repository)
+    site.run(back, "web", repository)
+    listed = command("list", "web", "-r", repository, "--json").document["backups"]
+    assert [one["level"] for one in listed] == ["full", "incremental", "incremental"]
+    for one, raw in zip(listed, expected):
+        command("-q", "restore", "web", "-r", repository, "--backup", one["id"], "--output", site.directory / one["id"])
+        compare(site.directory / one["id"] / "vda.qcow2", raw)
+
+
+@pytest.mark.parametrize("example", examples("vbackup engine config"))
+def test_configuration_is_printed(command: Command, example: str) -> None:
+    said = command(*shlex.split(example)[1:], "--program", "/usr/local/bin/vbackup").stdout
+    assert "Name = vbackup-web\n" in said
+
+
+def test_configuration_is_there_for_both_directors() -> None:
+    assert [example.split()[4] for example in examples("vbackup engine config")] == ["bacula", "bareos"]

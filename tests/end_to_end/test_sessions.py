@@ -1,0 +1,502 @@
+"""A vendor's life with pull sessions: JSON and plain NBD tools only (nbdinfo, nbdcopy, qemu-img).
+
+What is pulled is compared with what QEMU itself copied when the session began. All parts of a session are at work here:
+session_begin, session_end, session_offline, session_status, session_recovery, session_daemon and session_watcher (its
+__main__ and its process), tracker and checkpoint; session_survey, session_server and session_close.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.daemon import Daemon, wait_for
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
+from vbackup.domain.host import libvirt
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+#: The second one is on SCSI: such a disk is detached without the help of a guest.
+DEVS = ("vda", "sda")
+
+
+class Vendor:
+    """A product that pulls a domain's disks, its copies of them, and references of what they held."""
+
+    def __init__(self, daemon: Daemon, command: Command, directory: Path, name: str) -> None:
+        self.daemon, self.command, self.directory, self.name = daemon, command, directory, name
+        self.specs = [
+            DiskSpec(directory / "vda.qcow2", size="64M"),
+            DiskSpec(directory / "sda.raw", dev="sda", bus="scsi", format="raw", size="17M"),
+        ]
+        for spec in self.specs:
+            spec.create()
+            spec.path.chmod(0o666)
+        self.machine: Machine
+        self._references = 0
+        self._uuid = str(uuid.uuid4())
+        self.defined = daemon.define(self.xml())
+
+    def xml(self) -> str:
+        disks = [spec.xml() for spec in self.specs]
+        return domain_xml(self.name, disks, top=f"<uuid>{self._uuid}</uuid>")
+
+    def off(self) -> None:
+        """Shut the domain down, as QEMU does at its end: bitmaps are stored."""
+        self.machine.handle.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+
+    def record(self, session: dict[str, Any]) -> dict[str, Any]:
+        """What vbackup has written down of a session."""
+        state = Path(os.environ["VBACKUP_SESSIONS"]) / session["domain"]["uuid"]
+        record: dict[str, Any] = json.loads((state / f"session-{session['id']}.json").read_text())
+        return record
+
+    def start(self) -> None:
+        self.defined.handle.domain.create()
+        self.machine = self.defined
+        roots = {one.get("qdev"): one["inserted"]["node-name"] for one in self.machine.execute("query-block")}
+        self._nodes = {dev: roots[self.machine.qdev(dev)] for dev in DEVS}
+
+    def vbackup(self, *arguments: str, status: int = 0) -> dict[str, Any]:
+        done = self.command("-c", self.daemon.uri, "-q", *arguments, "--json", status=status)
+        return done.document
+
+    def session(self, step: str, *arguments: str, status: int = 0) -> dict[str, Any]:
+        return self.vbackup("session", step, *arguments, status=status)
+
+    def begin(self, *options: str, tracker: str = "acme", status: int = 0) -> dict[str, Any]:
+        return self.session(
+            "begin", self.name, "--tracker", tracker, "--scratch", str(self.directory), *options, status=status
+        )
+
+    def reference(self) -> dict[str, Path]:
+        """What the disks hold now, copied by QEMU."""
+        self._references += 1
+        made = {}
+        for spec in self.specs:
+            path = self.directory / f"reference-{self._references}-{spec.dev}.qcow2"
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), spec.size], check=True)
+            path.chmod(0o666)
+            job = f"reference-{spec.dev}"
+            file = {"driver": "file", "filename": str(path)}
+            self.machine.execute("blockdev-add", driver="qcow2", node_name=job, file=file)
+            # The active layer, also below the filters of sessions.
+            self.machine.execute("blockdev-backup", device=self._nodes[spec.dev], job_id=job, target=job, sync="full")
+            wait_for(lambda job=job: job not in {one["id"] for one in self.machine.execute("query-jobs")}, "the copy")
+            self.machine.execute("blockdev-del", node_name=job)
+            made[spec.dev] = path
+        return made
+
+    def copy(self, dev: str) -> Path:
+        """The vendor's copy of a disk."""
+        return self.directory / f"copy-{dev}.raw"
+
+    def pull(self, session: dict[str, Any]) -> dict[str, int]:
+        """Pull each disk onto its copy: the whole disk, or what has changed; returns the bytes that were pulled."""
+        pulled = {}
+        for disk in session["disks"]:
+            copy = self.copy(disk["dev"])
+            if disk["base_context"] is None:
+                subprocess.run(["nbdcopy", disk["uri"], str(copy)], check=True)
+                os.truncate(copy, disk["size_bytes"])
+                pulled[disk["dev"]] = disk["size_bytes"]
+                continue
+            dirty = [one for one in extents(disk["uri"], disk["base_context"]) if one["type"]]
+            for one in dirty:
+                pull_range(disk["uri"], copy, one["offset"], one["length"])
+            pulled[disk["dev"]] = sum(one["length"] for one in dirty)
+        return pulled
+
+    def check(self, references: dict[str, Path]) -> None:
+        """The copies are what the disks held."""
+        for dev, reference in references.items():
+            done = subprocess.run(
+                ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", self.copy(dev), reference],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{dev}: {done.stdout}{done.stderr}"
+
+
+def extents(uri: str, context: str) -> list[dict[str, Any]]:
+    done = subprocess.run(["nbdinfo", f"--map={context}", "--json", uri], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def pull_range(uri: str, copy: Path, start: int, length: int) -> None:
+    """Copy a range with qemu-img, zeros included."""
+    path, _, where = uri.removeprefix("nbd+unix:///").partition("?socket=")
+    server = {"driver": "nbd", "export": path, "server": {"type": "unix", "path": where}}
+    source = {"driver": "raw", "offset": start, "size": length, "file": server}
+    target = {"driver": "raw", "offset": start, "size": length, "file": {"driver": "file", "filename": str(copy)}}
+    argv = ["qemu-img", "convert", "-n", f"json:{json.dumps(source)}", f"json:{json.dumps(target)}"]
+    subprocess.run(argv, check=True)
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the sockets are: the paths of pytest are too long."""
+    path = Path(tempfile.mkdtemp(prefix="vbs-", dir="/tmp"))
+    monkeypatch.setenv("VBACKUP_SOCKETS", str(path))
+    monkeypatch.setenv("VBACKUP_SESSIONS", str(path / "state"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def vendor(daemon: Daemon, command: Command, images: Path, sockets: Path) -> Vendor:
+    made = Vendor(daemon, command, images, "pulled")
+    images.chmod(0o777)  # QEMU, which is not root, makes the references
+    made.start()
+    return made
+
+
+def test_life_of_a_vendor(vendor: Vendor) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 8M", "write -P 2 20M 1M")
+    machine.write("sda", "write -P 3 0 3M", "write -P 4 16M 1M")
+    clean = machine.state()
+    for turn in range(5):
+        held = vendor.reference()
+        session = vendor.begin()
+        assert session["state"] == "open"
+        assert [disk["level"] for disk in session["disks"]] == ["full" if turn == 0 else "incremental"] * 2
+        for dev in DEVS:  # the guest goes on
+            machine.write(dev, f"write -P {turn + 100} {turn}M 2M", f"write -z {turn + 3}M 1M", "discard 8M 1M")
+        pulled = vendor.pull(session)
+        vendor.check(held)
+        assert turn == 0 or sum(pulled.values()) < 16 * 1024 * 1024
+        assert vendor.session("commit", session["id"])["state"] == "committed"
+        assert vendor.session("commit", session["id"])["state"] == "committed"
+    state = machine.state()
+    assert (state["nodes"], state["jobs"], state["fdsets"]) == (clean["nodes"], [], [])
+    checkpoints = vendor.vbackup("checkpoint", "list", vendor.name)["checkpoints"]
+    assert [one["is_base"] for one in checkpoints][-1]
+    assert vendor.vbackup("tracker", "list")["trackers"][0]["base"] == checkpoints[-1]["id"]
+
+
+# what dies
+
+
+BEGIN = [
+    ("vbackup.sessions.store:DomainStore.write", "before", 1),
+    ("vbackup.sessions.store:DomainStore.write", "after", 1),
+    ("vbackup.engine.session_scratch:open_overlays", "after", 1),
+    ("vbackup.engine.session_server:start", "after", 1),
+    ("vbackup.operations.session_begin:send", "after", 1),
+    ("vbackup.engine.session_server:add_exports", "after", 1),
+]
+COMMIT = [
+    ("vbackup.sessions.store:DomainStore.write_tracker", "before", 1),
+    ("vbackup.sessions.store:DomainStore.write_tracker", "after", 1),
+    ("vbackup.engine.session_server:remove_exports", "after", 1),
+    ("vbackup.engine.session_close:in_qemu", "after", 1),
+]
+ABORT = [
+    ("vbackup.sessions.store:DomainStore.write", "after", 1),
+    ("vbackup.engine.session_server:remove_exports", "after", 1),
+]
+
+
+def killed(vendor: Vendor, place: tuple[str, str, int], *arguments: str) -> None:
+    where, when, number = place
+    argv = [*HEEDING_SIGNALS, sys.executable, "-m", "tests.end_to_end.killed_session", where, when, str(number), "--"]
+    done = subprocess.run(
+        [*argv, "-c", vendor.daemon.uri, "-q", "session", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_vbackup_that_is_killed_leaves_the_base_as_it_was(vendor: Vendor) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    first = vendor.begin()
+    vendor.pull(first)
+    vendor.session("commit", first["id"])
+    clean = machine.state()
+    begin = ["begin", vendor.name, "--tracker", "acme", "--scratch", str(vendor.directory)]
+    for turn, place in enumerate(BEGIN):
+        killed(vendor, place, *begin)
+        machine.write("vda", f"write -P {turn + 10} {turn}M 1M", f"write -z {turn + 20}M 64k")
+        held = vendor.reference()
+        session = vendor.begin()
+        assert session["base_checkpoint"] == first["checkpoint"]
+        vendor.pull(session)
+        vendor.check(held)
+        vendor.session("abort", session["id"])
+        assert machine.state() == clean, place
+    for place in ABORT:
+        session = vendor.begin()
+        killed(vendor, place, "abort", session["id"])
+        assert vendor.session("abort", session["id"])["state"] == "aborted"
+        assert machine.state() == clean, place
+    for turn, place in enumerate(COMMIT):
+        base = vendor.vbackup("tracker", "list")["trackers"][0]["base"]
+        held = vendor.reference()
+        session = vendor.begin()
+        machine.write("vda", f"write -P {turn + 30} {turn}M 1M")
+        vendor.pull(session)
+        vendor.check(held)
+        killed(vendor, place, "commit", session["id"])
+        is_committed = place != COMMIT[0]
+        now = vendor.vbackup("tracker", "list")["trackers"][0]["base"]
+        assert now == (session["checkpoint"] if is_committed else base)
+        assert vendor.session("commit", session["id"])["state"] == "committed"
+        state = machine.state()
+        assert (state["nodes"], state["jobs"], state["fdsets"]) == (clean["nodes"], [], []), place
+
+
+def test_session_that_nobody_ends_expires(vendor: Vendor, sockets: Path) -> None:
+    machine = vendor.machine
+    clean = machine.state()
+    session = vendor.begin("--ttl", "1s")
+    wait_for(lambda: not (sockets / session["id"]).exists(), "the end of the session")
+    assert machine.state() == clean
+    assert vendor.session("status", session["id"])["state"] == "expired"
+    error = vendor.session("commit", session["id"], status=6)
+    assert error["evidence"]["retry"] == "begin"
+    again = vendor.begin()
+    assert [disk["reason_code"] for disk in again["disks"]] == ["no-base"] * 2
+    vendor.session("abort", again["id"])
+
+
+def test_another_session_of_the_tracker_is_refused_and_one_of_another_tracker_is_not(vendor: Vendor) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    clean = machine.state()
+    held = vendor.reference()
+    first = vendor.begin()
+    error = vendor.begin(status=8)
+    assert error["evidence"]["session"] == first["id"]
+    machine.write("vda", "write -P 2 0 1M")
+    second = vendor.begin(tracker="other")
+    assert second["socket"] != first["socket"]
+    vendor.pull(first)
+    vendor.check(held)
+    vendor.session("commit", first["id"])
+    held = vendor.reference()
+    machine.write("vda", "write -P 3 1M 1M")
+    machine.write("vda", "write -P 2 1M 1M")
+    third = vendor.begin()
+    assert {disk["base_checkpoint"] for disk in third["disks"]} == {first["checkpoint"]}
+    vendor.session("commit", second["id"])
+    vendor.pull(third)
+    vendor.session("commit", third["id"])
+    state = machine.state()
+    assert (state["nodes"], state["jobs"], state["fdsets"]) == (clean["nodes"], [], [])
+    vendor.vbackup("tracker", "forget", vendor.name, "--tracker", "other")
+    vendor.vbackup("tracker", "forget", vendor.name, "--tracker", "acme")
+    assert machine.state() == clean
+
+
+def test_full_scratch_ends_the_session_and_not_the_guest(
+    vendor: Vendor, images: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First without a watcher: what could not be saved cannot be read, and the guest notices nothing."""
+    scratch = images / "scratch"
+    scratch.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(scratch)], check=True)
+    try:
+        machine = vendor.machine
+        machine.write("vda", "write -P 1 0 16M")
+        clean = machine.state()
+        held = vendor.reference()
+        session = vendor.begin("--scratch", str(scratch))
+        watcher: int = vendor.record(session)["internal"]["watcher"]["pid"]
+        os.kill(watcher, signal.SIGSTOP)
+        for start in range(16):
+            machine.write("vda", f"write -P 2 {start}M 1M")
+        assert machine.execute("query-status")["running"]
+        machine.write("vda", "read -P 2 0 16M")
+        failed = subprocess.run(
+            ["nbdcopy", session["disks"][0]["uri"], str(vendor.copy("vda"))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert failed.returncode != 0
+        readable = 0
+        for start in range(0, 64, 4):
+            at = start * 1024 * 1024
+            try:
+                pull_range(session["disks"][0]["uri"], vendor.copy("vda"), at, 4 * 1024 * 1024)
+            except subprocess.CalledProcessError:
+                continue
+            readable += 1
+            part = compare_range(vendor.copy("vda"), held["vda"], at, 4 * 1024 * 1024)
+            assert part.returncode == 0, (start, part.stdout)
+        assert 0 < readable < 16
+        os.kill(watcher, signal.SIGCONT)
+        wait_for(lambda: not (sockets / session["id"]).exists(), "the end of the session")
+        assert vendor.session("status", session["id"])["end_reason"] == "the scratch directory was nearly full"
+        assert machine.state() == clean
+        machine.write("vda", "read -P 2 0 16M")
+    finally:
+        subprocess.run(["umount", "-l", str(scratch)], check=True)
+
+
+def compare_range(copy: Path, reference: Path, start: int, length: int) -> subprocess.CompletedProcess[str]:
+    """Compare a range of a raw copy with that of a qcow2 reference."""
+    options = [
+        {"driver": "raw", "offset": start, "size": length, "file": {"driver": "file", "filename": str(copy)}},
+        {
+            "driver": "raw",
+            "offset": start,
+            "size": length,
+            "file": {"driver": "qcow2", "file": {"driver": "file", "filename": str(reference)}},
+        },
+    ]
+    argv = ["qemu-img", "compare", *(f"json:{json.dumps(one)}" for one in options)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+# what becomes of the domain
+
+
+def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
+    """A storage daemon serves it, the domain cannot start meanwhile, and the chain goes on when it runs."""
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    machine.write("sda", "write -P 2 0 4M")
+    first = vendor.begin()
+    vendor.pull(first)
+    vendor.session("commit", first["id"])
+    machine.write("vda", "write -P 3 1M 1M")
+    held = vendor.reference()
+    vendor.off()
+    before = vendor.specs[0].path.stat()
+    session = vendor.begin()
+    assert session["consistency"] == "offline"
+    levels = {disk["dev"]: (disk["level"], disk["reason_code"]) for disk in session["disks"]}
+    assert levels == {"vda": ("incremental", "base-trusted"), "sda": ("full", "disk-without-bitmaps")}
+    pulled = vendor.pull(session)
+    assert pulled["vda"] <= 1024 * 1024 + 65536
+    vendor.check(held)
+    with pytest.raises(libvirt.libvirtError, match="lock"):
+        vendor.defined.handle.domain.create()
+    assert vendor.session("abort", session["id"])["state"] == "aborted"
+    after = vendor.specs[0].path.stat()
+    assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+    # A daemon that dies costs nothing either.
+    session = vendor.begin()
+    record = vendor.record(session)
+    os.kill(record["internal"]["daemon"]["pid"], signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{record['internal']['daemon']['pid']}/fd/0").exists(), "its end")
+    error = vendor.session("commit", session["id"], status=6)
+    assert (error["evidence"]["state"], error["evidence"]["retry"]) == ("failed", "begin")
+    session = vendor.begin()
+    assert session["base_checkpoint"] == first["checkpoint"]
+    vendor.pull(session)
+    vendor.check(held)
+    assert vendor.session("commit", session["id"])["state"] == "committed"
+    vendor.start()
+    vendor.machine.write("vda", "write -P 4 2M 1M")
+    held = vendor.reference()
+    third = vendor.begin()
+    assert third["disks"][0]["base_checkpoint"] == session["checkpoint"]
+    assert vendor.pull(third)["vda"] <= 1024 * 1024 + 65536
+    vendor.check(held)
+    vendor.session("abort", third["id"])
+    assert not list(sockets.glob("2*"))
+
+
+def test_domain_that_is_shut_down_in_the_middle(vendor: Vendor, sockets: Path) -> None:
+    vendor.machine.write("vda", "write -P 1 0 4M")
+    first = vendor.begin()
+    vendor.pull(first)
+    vendor.session("commit", first["id"])
+    vendor.machine.write("vda", "write -P 2 0 1M")
+    session = vendor.begin()
+    vendor.machine.write("vda", "write -P 3 2M 1M")
+    vendor.off()
+    error = vendor.session("commit", session["id"], status=6)
+    assert error["evidence"]["state"] == "failed"
+    assert not (sockets / session["id"]).exists()
+    vendor.start()
+    held = vendor.reference()
+    again = vendor.begin()
+    assert again["disks"][0]["base_checkpoint"] == first["checkpoint"]
+    vendor.pull(again)
+    vendor.check(held)
+    vendor.session("commit", again["id"])
+    bitmaps = [name for names in vendor.machine.bitmaps().values() for name in names]
+    assert not [name for name in bitmaps if session["checkpoint"] in name]
+
+
+def test_disk_that_is_detached_in_the_middle_is_served_to_the_end(vendor: Vendor) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    machine.write("sda", "write -P 2 0 4M")
+    held = vendor.reference()
+    session = vendor.begin()
+    machine.write("sda", "write -P 3 0 1M")
+    machine.handle.domain.detachDeviceFlags(vendor.specs[1].xml(), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    wait_for(lambda: "'sda'" not in machine.handle.live_xml(), "the end of the detaching")
+    vendor.pull(session)
+    vendor.check(held)
+    assert vendor.session("commit", session["id"])["state"] == "committed"
+    nodes = machine.state()["nodes"]
+    assert not [name for name in nodes if "sda" in name or name.startswith("vbackup-")]
+    machine.handle.domain.attachDeviceFlags(vendor.specs[1].xml(), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    again = vendor.begin()
+    assert {disk["dev"]: disk["level"] for disk in again["disks"]} == {"vda": "incremental", "sda": "full"}
+    vendor.session("abort", again["id"])
+
+
+def test_beside_our_own_backup_and_a_libvirtd_that_is_killed(vendor: Vendor, tmp_path: Path) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    repository = tmp_path / "repository"
+    vendor.command("init", "-r", repository)
+    backup = ("backup", vendor.name, "-r", str(repository))
+    vendor.vbackup(*backup)
+    held = vendor.reference()
+    session = vendor.begin()
+    machine.write("vda", "write -P 2 1M 1M")
+    later = vendor.reference()
+    done = vendor.vbackup(*backup)
+    assert done["level"] == "incremental"
+    vendor.daemon.kill()
+    vendor.daemon.restart()
+    vendor.pull(session)
+    vendor.check(held)
+    vendor.daemon.host.reopen()
+    assert vendor.session("status", session["id"])["state"] == "open"
+    vendor.session("commit", session["id"])
+    vendor.vbackup("restore", vendor.name, "-r", str(repository), "--output", str(tmp_path / "out"))
+    for dev in DEVS:
+        compare(tmp_path / "out" / f"{dev}.qcow2", later[dev])
+    owners = {one["owner"] for one in vendor.vbackup("bitmap", "list", vendor.name)["bitmaps"]}
+    assert owners == {"vbackup", "tracker"}
+
+
+def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
+    machine = vendor.machine
+    clean = machine.state()
+    address = {"type": "unix", "data": {"path": str(images / "other.sock")}}
+    machine.execute("nbd-server-start", addr=address)
+    error = vendor.begin(status=8)
+    assert "NBD server" in error["message"]
+    assert machine.state() == clean
+    machine.execute("nbd-server-stop")
+    session = vendor.begin()
+    vendor.session("abort", session["id"])

@@ -1,0 +1,146 @@
+"""``vbackup stream``: a stream on standard output, the word about it, and the way back from standard input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tarfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.recorded import Recorded
+from tests.streams import descriptor
+from tests.unit.builders import UUID, Recorder
+from tests.unit.fake_domain import FakeDomain
+from vbackup.cli.handlers import stream
+from vbackup.repository import stream_members
+from vbackup.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+
+@pytest.fixture
+def here(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> FakeDomain:
+    host: Any = nullcontext(domain)
+    monkeypatch.setattr(stream, "Host", lambda _uri: host)
+    return domain
+
+
+@pytest.fixture
+def streamed(command: Command, tmp_path: Path, here: FakeDomain) -> Callable[..., str]:
+    """Run ``vbackup stream backup`` of web into stream.tar, and return the log."""
+
+    def run(job: str, *arguments: str | Path, status: int = 0, output: Path | int | None = None) -> str:
+        here.write()
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        target = tmp_path / "stream.tar" if output is None else output
+        with descriptor(1, target):
+            done = command(
+                *("stream", "backup", "web", "--stage", tmp_path / "stage", "--job", job, "--log", log, *arguments),
+                status=status,
+            )
+        return log.read_text() + done.stderr
+
+    return run
+
+
+def end(command: Command, tmp_path: Path, which: str, job: str, *more: str, status: int = 0) -> Any:
+    return command("stream", which, "web", "--stage", tmp_path / "stage", "--job", job, *more, status=status)
+
+
+def test_stream_commit_and_the_next_one(command: Command, streamed: Callable[..., str], tmp_path: Path) -> None:
+    assert "it waits for its commit" in streamed("1")
+    with tarfile.open(tmp_path / "stream.tar", "r|") as archive:
+        first = archive.next()
+        assert first is not None
+        assert first.name.endswith("-full/manifest.json")
+    said = end(command, tmp_path, "commit", "1").stdout
+    assert said == f"Backup {first.name.split('/')[1]} of job 1 was committed.\n"
+    assert end(command, tmp_path, "commit", "1").stdout.endswith("was committed already.\n")
+    streamed("2", "--level", "incremental")
+    said = end(command, tmp_path, "abort", "2", "--json").document
+    assert (said["schema"], said["state"], said["changed"], said["job"]) == ("vbackup.stream/1", "undone", True, "2")
+    said = end(command, tmp_path, "abort", "2").stdout
+    assert said == "No backup of job 2 is left to be undone.\n"
+    assert "does not wait for a commit" in end(command, tmp_path, "commit", "2", status=6).stderr
+
+
+def test_reader_that_has_gone_is_status_141(command: Command, streamed: Callable[..., str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    said = streamed("1", status=128 + signal.SIGPIPE, output=writing)
+    os.close(writing)
+    assert "The reader of the stream has gone" in said
+    assert "its commit" in streamed("2")
+
+
+def test_what_cannot_be_is_refused(command: Command, here: FakeDomain, tmp_path: Path, repository: Path) -> None:
+    backup = ("stream", "backup", "web", "--job", "1", "--stage")
+    assert "not JSON" in command(*backup, tmp_path / "s", "--json", status=2).stderr
+    assert "cannot name a job" in command(*backup, tmp_path / "s", "--job", "a/b", status=2).stderr
+    assert "invalid choice: 'copy'" in command(*backup, tmp_path / "s", "--level", "copy", status=2).stderr
+    assert "is a repository and not a stage" in command(*backup, repository, status=7).stderr
+    assert "is not a vbackup repository" in end(command, tmp_path, "commit", "1", status=7).stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_stage_is_refused_by_all_other_commands(command: Command, streamed: Callable[..., str], tmp_path: Path) -> None:
+    streamed("1")
+    for words in (
+        ["list"],
+        ["verify", "--all"],
+        ["recover", "web"],
+        ["backup", "web"],
+        ["restore", "web", "--output", "x"],
+    ):
+        assert "is a stage of streams" in command(*words, "-r", tmp_path / "stage", status=7).stderr
+
+
+@pytest.fixture
+def given(untouched: Recorded, tmp_path: Path) -> Path:
+    """A file with the streams of all recorded backups."""
+    path = tmp_path / "streams"
+    with path.open("wb") as file:
+        for one in untouched.backups:
+            directory = untouched.repository.directory(UUID, one.id)
+            stream_members.send(one, directory, file.write, reporter=Recorder(), check=lambda: None)
+    return path
+
+
+def restore(command: Command, given: Path, *arguments: str | Path, status: int = 0) -> Any:
+    with descriptor(0, given):
+        return command("stream", "restore", *arguments, status=status)
+
+
+def test_streams_are_restored_into_a_repository(
+    command: Command, untouched: Recorded, given: Path, repository: Path
+) -> None:
+    said = restore(command, given, "-r", repository).stdout
+    assert said.splitlines() == [f"Backup {one.id} of domain web was received." for one in untouched.backups]
+    assert list(Repository.open(repository).catalogue(UUID).history.backups) == untouched.backups
+    again = restore(command, given, "-r", repository, "--domain", "web", "--json").document
+    assert again["schema"] == "vbackup.streams/1"
+    assert [(one["id"], one["new"]) for one in again["backups"]] == [(one.id, False) for one in untouched.backups]
+    assert again["files"] == []
+    assert "and not of db" in restore(command, given, "-r", repository, "--domain", "db", status=6).stderr
+
+
+def test_streams_are_restored_into_a_directory(command: Command, given: Path, tmp_path: Path) -> None:
+    said = restore(command, given, tmp_path / "out").stdout
+    for name in ("vda.qcow2", "vdb.qcow2", "domain.xml"):
+        assert f"Wrote {tmp_path / 'out' / name}\n" in said
+        assert (tmp_path / "out" / name).exists()
+    assert "is not empty" in restore(command, given, tmp_path / "out", status=7).stderr
+
+
+def test_stream_that_is_cut_is_status_6(command: Command, given: Path, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(given.read_bytes()[:70_000])
+    log = tmp_path / "log"
+    assert "is cut off" in restore(command, tmp_path / "cut", "-r", repository, "--log", log, status=6).stderr
+    assert "No repository given" in restore(command, given, status=2).stderr

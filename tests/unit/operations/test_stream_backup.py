@@ -1,0 +1,201 @@
+"""Whole backups into a stream on the fake QEMU: what they leave, in success and when the reader of the stream goes.
+
+What is in the stream, and what becomes of a backup afterwards, is tested with vbackup.operations.stream_restore and
+stream_end.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.builders import UUID, Recorder
+from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial
+from tests.unit.operations.test_recovery import Killer
+from vbackup.errors import BaseError, ConsumerGoneError, StorageError
+from vbackup.model import Backup, Level
+from vbackup.operations import stream_backup, stream_end
+from vbackup.operations.backup import BackupRequest
+from vbackup.operations.stream_backup import StreamRequest
+from vbackup.repository.journal import Journal
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Repository:
+    return stream_backup.opened_stage(tmp_path / "stage")
+
+
+def back_up(
+    domain: FakeDomain,
+    stage: Repository,
+    job: str,
+    write: Callable[[bytes | memoryview], object] = lambda _data: None,
+    *,
+    level: Level = Level.AUTO,
+    falls_back: bool = False,
+    recorder: Recorder | None = None,
+) -> Backup:
+    return stream_backup.run(
+        StreamRequest(BackupRequest("web", level), job, falls_back=falls_back),
+        write,
+        host=domain,  # type: ignore[arg-type]
+        stage=stage,
+        reporter=recorder or Recorder(),
+        stop=Stop(),
+    )
+
+
+def commit(stage: Repository, job: str) -> str | None:
+    return stream_end.commit("web", job, stage=stage, reporter=Recorder(), stop=Stop()).backup_id
+
+
+def history(stage: Repository) -> list[str]:
+    return [one.id for one in stage.catalogue(UUID).history.backups]
+
+
+def copied(one: Backup) -> set[int]:
+    return {disk.copied_bytes for disk in one.disks}
+
+
+def test_stream_has_the_manifest_first_and_all_files(domain: FakeDomain, stage: Repository) -> None:
+    written = io.BytesIO()
+    made = back_up(domain, stage, "1", written.write)
+    written.seek(0)
+    with tarfile.open(fileobj=written, mode="r|") as archive:
+        names = [member.name for member in archive]
+    files = [
+        "manifest.json",
+        "domain.xml",
+        "live.xml",
+        "vda.blocks",
+        "vda.qcow2",
+        "vdb.blocks",
+        "vdb.qcow2",
+        "SHA256SUMS",
+    ]
+    assert names == [f"{UUID}/{made.id}/{file}" for file in files]
+
+
+def test_stream_is_no_base_until_its_commit(domain: FakeDomain, stage: Repository) -> None:
+    one = back_up(domain, stage, "1")
+    assert (one.level, history(stage)) == (Level.FULL, [])
+    assert commit(stage, "1") == one.id
+    assert history(stage) == [one.id]
+    domain.write()
+    two = back_up(domain, stage, "2")
+    assert (two.level, two.parent, copied(two)) == (Level.INCREMENTAL, one.id, {65536 + END_BYTES})
+    domain.write(1024 * 1024)
+    again = back_up(domain, stage, "3")  # nobody committed the second
+    assert (again.parent, copied(again)) == (one.id, {2 * 65536 + END_BYTES})
+    assert partial(stage) == [f"{again.id}.partial"]
+
+
+def test_only_records_stay_of_what_was_streamed(domain: FakeDomain, stage: Repository) -> None:
+    one = back_up(domain, stage, "1")
+    kept = {path.name for path in stage.stage_path(UUID, one.id).iterdir()}
+    assert kept == {"manifest.json", "stream.json", "journal"}
+    commit(stage, "1")
+    assert {path.name for path in stage.directory(UUID, one.id).iterdir()} == {"manifest.json", "stream.json"}
+
+
+def test_qemu_has_the_bitmaps_of_all_bases_and_nothing_else(domain: FakeDomain, stage: Repository) -> None:
+    for job in "1234":
+        back_up(domain, stage, job)
+        state = domain.qemu.state()
+        assert (state["jobs"], state["fdsets"]) == ([], [])
+        # The full, the newest that was committed, and the one that waits.
+        assert {len(bitmaps) for bitmaps in domain.bitmaps().values()} == {min(int(job), 3)}
+        commit(stage, job)
+
+
+@pytest.mark.parametrize("after_bytes", [0, 1, 5000])
+def test_reader_that_goes_costs_nothing(domain: FakeDomain, stage: Repository, after_bytes: int) -> None:
+    one = back_up(domain, stage, "1")
+    commit(stage, "1")
+    before = domain.bitmaps()
+    domain.write()
+    left = after_bytes
+
+    def write(data: bytes | memoryview) -> None:
+        nonlocal left
+        left -= len(data)
+        if left < 0:
+            raise ConsumerGoneError
+
+    recorder = Recorder()
+    with pytest.raises(ConsumerGoneError):
+        back_up(domain, stage, "2", write, recorder=recorder)
+    assert (domain.bitmaps(), partial(stage), history(stage), recorder.warnings) == (before, [], [one.id], [])
+    assert copied(back_up(domain, stage, "3")) == {65536 + END_BYTES}
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_run_that_dies_while_it_sends_is_undone_by_the_next(
+    domain: FakeDomain, stage: Repository, tmp_path: Path, is_written: bool
+) -> None:
+    """Its images are complete, but whoever read them does not know that."""
+    one = back_up(domain, stage, "1")
+    commit(stage, "1")
+    domain.write()
+    killer = Killer(domain, stage, tmp_path)
+    streamed = Journal.streamed
+
+    def die(written: Journal) -> None:
+        if is_written:
+            streamed(written)
+        killer.strike()
+
+    killer.kill(lambda patch: patch.setattr(Journal, "streamed", die), lambda: back_up(domain, stage, "2"))
+    [dead] = stage.unfinished(UUID)
+    recorder = Recorder()
+    three = back_up(domain, stage, "3", recorder=recorder)
+    assert (three.parent, copied(three)) == (one.id, {65536 + END_BYTES})
+    why = "its stream was never committed" if is_written else "its stream did not end"
+    assert f"Undid backup {dead}, which was interrupted: {why}." in recorder.steps
+    assert partial(stage) == [f"{three.id}.partial"]
+
+
+def test_differential_starts_from_the_last_full_that_was_asked_for(domain: FakeDomain, stage: Repository) -> None:
+    full = back_up(domain, stage, "1", level=Level.FULL)
+    commit(stage, "1")
+    domain.write()
+    back_up(domain, stage, "2")
+    commit(stage, "2")
+    domain.write(1024 * 1024)
+    three = back_up(domain, stage, "3", level=Level.DIFFERENTIAL)
+    assert (three.level, three.parent, copied(three)) == (Level.DIFFERENTIAL, full.id, {2 * 65536 + END_BYTES})
+
+
+def test_full_that_a_director_calls_an_incremental_is_no_base_of_its_differential(
+    domain: FakeDomain, stage: Repository
+) -> None:
+    """It restores its last full job and the differential, and nothing in between."""
+    back_up(domain, stage, "1", level=Level.FULL)
+    commit(stage, "1")
+    domain.qemu.resize(domain.qemu.top("virtio-disk0"), SIZE_BYTES // 2)
+    domain.qemu.resize(domain.qemu.top("virtio-disk0"), SIZE_BYTES)
+    two = back_up(domain, stage, "2")
+    assert [disk.level for disk in two.disks] == [Level.FULL, Level.INCREMENTAL]
+    commit(stage, "2")
+    three = back_up(domain, stage, "3", level=Level.DIFFERENTIAL, falls_back=True)
+    assert (three.level, three.parent) == (Level.FULL, None)
+
+
+def test_differential_without_a_base_is_refused_unless_it_may_be_a_full(domain: FakeDomain, stage: Repository) -> None:
+    with pytest.raises(BaseError):
+        back_up(domain, stage, "1", level=Level.DIFFERENTIAL)
+    assert back_up(domain, stage, "1", level=Level.DIFFERENTIAL, falls_back=True).level is Level.FULL
+
+
+def test_stage_is_no_repository_and_a_repository_no_stage(stage: Repository, repo: Repository) -> None:
+    with pytest.raises(StorageError, match="is a stage of streams"):
+        Repository.open(stage.path)
+    with pytest.raises(StorageError, match="is a repository and not a stage"):
+        stream_backup.opened_stage(repo.path)
+    assert stream_backup.opened_stage(stage.path).id == stage.id

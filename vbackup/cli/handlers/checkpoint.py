@@ -1,0 +1,101 @@
+"""``vbackup checkpoint``: list or delete checkpoints of a tracker of pull sessions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from vbackup.cli import output
+from vbackup.cli.arguments import domain_of
+from vbackup.cli.context import Context
+from vbackup.domain.host import Host
+from vbackup.errors import Status
+from vbackup.operations import checkpoint
+from vbackup.operations import tracker as tracker_operation
+from vbackup.sessions import store
+from vbackup.sessions.checkpoint import iso
+from vbackup.sessions.store import Store
+from vbackup.sessions.trackers import Tracker
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """List checkpoints, or delete some, and print the result."""
+    if options.action == "list":
+        _list(options, context)
+    else:
+        _delete(options, context)
+    return Status.DONE
+
+
+def _list(options: argparse.Namespace, context: Context) -> None:
+    wanted = domain_of(options)
+    known = Store(store.default_directory())
+    trackers = [
+        one
+        for one in tracker_operation.trackers(store=known)
+        if wanted in (one.domain_name, one.domain_uuid) and options.tracker in (None, one.name)
+    ]
+    if options.tracker is not None and not trackers:
+        with Host(context.uri) as host:
+            handle = host.domain(wanted)
+            trackers = [known.tracker(handle.uuid, options.tracker, domain_name=handle.name)]
+    if context.as_json:
+        context.print_document("vbackup.checkpoints/1", {"checkpoints": _documents(trackers)})
+    elif not any(one.checkpoints for one in trackers):
+        print("No checkpoints.")
+    else:
+        output.table(
+            ("CHECKPOINT", "TRACKER", "TIME", "LEVEL", "DISKS"),
+            [
+                (
+                    one.id,
+                    tracker.name,
+                    output.local_time(one.time),
+                    one.level.value,
+                    " ".join(disk.dev for disk in one.disks.values() if disk.bitmap is not None),
+                )
+                for tracker in trackers
+                for one in tracker.checkpoints
+            ],
+        )
+
+
+def _documents(trackers: Sequence[Tracker]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": one.id,
+            "tracker": tracker.name,
+            "domain": {"name": tracker.domain_name, "uuid": tracker.domain_uuid},
+            "time": iso(one.time),
+            "session": one.session,
+            "level": one.level.value,
+            "is_base": one is tracker.base,
+            "disks": [
+                {"dev": disk.dev, "level": disk.level.value, "size_bytes": disk.size_bytes, "bitmap": disk.bitmap}
+                for disk in one.disks.values()
+            ],
+        }
+        for tracker in trackers
+        for one in tracker.checkpoints
+    ]
+
+
+def _delete(options: argparse.Namespace, context: Context) -> None:
+    domain = domain_of(options)
+    with Host(context.uri) as host, context.reporting(domain) as reporter:
+        left = checkpoint.delete(
+            domain,
+            options.tracker,
+            options.checkpoints,
+            host=host,
+            store=Store(store.default_directory()),
+            exclusive=options.exclusive,
+            reporter=reporter,
+            stop=context.stop,
+        )
+    if context.as_json:
+        context.print_document("vbackup.checkpoints/1", {"checkpoints": _documents([left])})
+    elif not context.is_quiet:
+        base = f"the next session starts from {left.base.id}" if left.base is not None else "the next session is full"
+        print(output.plain(f"Deleted {', '.join(options.checkpoints)} of tracker {left.name}; {base}."))

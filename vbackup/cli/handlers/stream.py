@@ -1,0 +1,121 @@
+"""``vbackup stream``: back up to standard output, say what has become of that, restore from standard input."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vbackup.cli import output, pipes
+from vbackup.cli.arguments import domain_of
+from vbackup.cli.context import Context
+from vbackup.cli.handlers.backup import request_of
+from vbackup.domain.host import Host
+from vbackup.errors import Status, UsageError
+from vbackup.operations import stream_backup, stream_end, stream_restore
+from vbackup.operations.stream_backup import StreamRequest
+from vbackup.operations.stream_end import Ended
+from vbackup.repository import manifest
+from vbackup.repository.repository import Repository
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """Run the inner command."""
+    {"backup": _back_up, "commit": _commit, "abort": _abort, "restore": _restore}[options.stream_command](
+        options, context
+    )
+    return Status.DONE
+
+
+def _back_up(options: argparse.Namespace, context: Context) -> None:
+    if context.as_json:
+        raise UsageError("A stream is an archive on standard output, not JSON; leave out --json.")
+    back_up(StreamRequest(request_of(options, domain_of(options)), options.job), options, context)
+
+
+def back_up(request: StreamRequest, options: argparse.Namespace, context: Context) -> None:
+    """Make the backup and write it to standard output; the messages go to --log."""
+    with (
+        pipes.logged_to(options.log),
+        pipes.output(context.stop) as write,
+        Host(context.uri) as host,
+        context.reporting(request.backup.domain) as reporter,
+    ):
+        stage = stream_backup.opened_stage(options.stage)
+        done = stream_backup.run(request, write, host=host, stage=stage, reporter=reporter, stop=context.stop)
+        reporter.step(f"Backup {done.id} was sent; it waits for its commit.")
+
+
+def _commit(options: argparse.Namespace, context: Context) -> None:
+    stage = Repository.open(options.stage, is_stage=True)
+    with context.reporting(is_log=False) as reporter:
+        ended = stream_end.commit(
+            domain_of(options),
+            options.job,
+            stage=stage,
+            reporter=reporter,
+            stop=context.stop,
+            wait_lock_s=options.wait_lock,
+        )
+    _print(ended, "committed", context, nothing="")
+
+
+def _abort(options: argparse.Namespace, context: Context) -> None:
+    stage = Repository.open(options.stage, is_stage=True)
+    with context.reporting(is_log=False) as reporter:
+        ended = stream_end.abort(
+            domain_of(options),
+            options.job,
+            connect=lambda: Host(context.uri),
+            stage=stage,
+            reporter=reporter,
+            stop=context.stop,
+        )
+    _print(ended, "undone", context, nothing=f"No backup of job {options.job} is left to be undone.")
+
+
+def _print(ended: Ended, done: str, context: Context, *, nothing: str) -> None:
+    if context.as_json:
+        context.print_document("vbackup.stream/1", {**ended_document(ended), "state": done})
+    elif not context.is_quiet:
+        already = "" if ended.is_done else " already"
+        text = (
+            nothing if ended.backup_id is None else f"Backup {ended.backup_id} of job {ended.job} was {done}{already}."
+        )
+        print(output.plain(text))
+
+
+def ended_document(ended: Ended) -> dict[str, Any]:
+    """Return what has become of the backup of a job as a JSON object."""
+    return {
+        "domain": {"uuid": ended.domain_uuid},
+        "job": ended.job,
+        "id": ended.backup_id,
+        "changed": ended.is_done,
+    }
+
+
+def _restore(options: argparse.Namespace, context: Context) -> None:
+    if options.output == "":
+        raise UsageError("The path of the directory is empty.")
+    with pipes.logged_to(options.log), pipes.given(context.stop) as read, context.reporting(is_log=False) as reporter:
+        if options.output is None:
+            repository = Repository.open(context.repository_path())
+            received = stream_restore.run(
+                read, repository=repository, domain=options.domain, reporter=reporter, stop=context.stop
+            )
+            files: list[str] = []
+        else:
+            restored, received = stream_restore.run_to_directory(
+                read, Path(options.output), domain=options.domain, reporter=reporter, stop=context.stop
+            )
+            files = [*map(str, restored.images.values()), str(restored.domain_xml)]
+    if context.as_json:
+        backups = [{**manifest.document(one.backup), "new": one.is_new} for one in received]
+        context.print_document("vbackup.streams/1", {"backups": backups, "files": files})
+    elif not context.is_quiet:
+        for one in received:
+            state = "was received" if one.is_new else "was there already"
+            print(output.plain(f"Backup {one.backup.id} of domain {one.backup.domain_name} {state}."))
+        for file in files:
+            print(output.plain(f"Wrote {file}"))

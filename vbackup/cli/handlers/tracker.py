@@ -1,0 +1,80 @@
+"""``vbackup tracker``: list the trackers of pull sessions, or forget one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vbackup.cli import output
+from vbackup.cli.arguments import domain_of, optional_domain_of
+from vbackup.cli.context import Context
+from vbackup.domain.host import Host
+from vbackup.errors import Status
+from vbackup.operations import tracker
+from vbackup.sessions import store
+from vbackup.sessions.checkpoint import iso
+from vbackup.sessions.store import Store
+from vbackup.sessions.trackers import Tracker
+
+
+def run(options: argparse.Namespace, context: Context) -> int:
+    """List trackers, or forget one, and print the result."""
+    if options.action == "list":
+        _list(options, context)
+    else:
+        _forget(options, context)
+    return Status.DONE
+
+
+def _list(options: argparse.Namespace, context: Context) -> None:
+    wanted = optional_domain_of(options)
+    trackers = [
+        one
+        for one in tracker.trackers(store=Store(store.default_directory()))
+        if wanted in (None, one.domain_name, one.domain_uuid)
+    ]
+    if context.as_json:
+        context.print_document("vbackup.trackers/1", {"trackers": [_document(one) for one in trackers]})
+    elif not trackers:
+        print("No trackers.")
+    else:
+        output.table(
+            ("DOMAIN", "TRACKER", "CHECKPOINTS", "BASE"),
+            [
+                (one.domain_name, one.name, str(len(one.checkpoints)), one.base.id if one.base is not None else "")
+                for one in trackers
+            ],
+        )
+
+
+def _document(one: Tracker) -> dict[str, Any]:
+    base = one.base
+    return {
+        "name": one.name,
+        "domain": {"name": one.domain_name, "uuid": one.domain_uuid},
+        "base": None if base is None else base.id,
+        "base_time": None if base is None else iso(base.time),
+        "checkpoints": [checkpoint.id for checkpoint in one.checkpoints],
+    }
+
+
+def _forget(options: argparse.Namespace, context: Context) -> None:
+    domain = domain_of(options)
+    with Host(context.uri) as host, context.reporting(domain) as reporter:
+        forgotten = tracker.forget(
+            domain,
+            options.tracker,
+            host=host,
+            store=Store(store.default_directory()),
+            exclusive=options.exclusive,
+            reporter=reporter,
+            stop=context.stop,
+        )
+    if context.as_json:
+        context.print_document("vbackup.tracker-forgotten/1", {"tracker": _document(forgotten)})
+    elif not context.is_quiet:
+        print(
+            output.plain(
+                f"Tracker {forgotten.name} of domain {forgotten.domain_name} is forgotten; its next session is full."
+            )
+        )

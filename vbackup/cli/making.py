@@ -1,0 +1,110 @@
+"""Arguments of how the backup of a domain is made, wherever it goes: to a repository, or to a stream."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vbackup.cli.arguments import add_devs, add_disks, add_exclusive, add_wait_lock
+from vbackup.cli.values import directory, duration_s, milliseconds, speed_bytes_s
+from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
+from vbackup.model import MAX_MEDIUM_BYTES, Compression, Quiesce
+
+#: Where stages are by default: the records of what was streamed, and room for one backup of each domain at a time.
+STAGE = Path("/var/lib/vbackup/streams")
+
+
+def add_making(parser: argparse.ArgumentParser) -> None:
+    """Add how the backup of a domain is made, wherever it goes."""
+    add_disks(parser, "back up only these disks")
+    add_devs(parser, "--exclude-disk", "do not back up these disks")
+    add_exclusive(parser)
+    add_quiesce(parser)
+    _add_copying(parser)
+    add_wait_lock(parser)
+    parser.add_argument(
+        "--fleecing",
+        metavar="DIR",
+        type=directory,
+        help="save data in DIR, on a fast disk of the domain's host, before the guest overwrites it: the guest does not"
+        " wait for the repository",
+    )
+    parser.add_argument(
+        "--with-media",
+        action="store_true",
+        help="back up the media in CD-ROM and floppy drives too, such as seeds of cloud-init: raw image files of up to"
+        f" {MAX_MEDIUM_BYTES // 1024**2} MiB",
+    )
+
+
+def add_quiesce(parser: argparse.ArgumentParser) -> None:
+    """Add how the guest's filesystems are frozen at the moment."""
+    parser.add_argument(
+        "--quiesce",
+        choices=[quiesce.value for quiesce in Quiesce],
+        default=Quiesce.AUTO.value,
+        help="freeze the guest's filesystems; auto (default): if its agent answers; required: fail if it does not;"
+        " no: never",
+    )
+    parser.add_argument(
+        "--freeze-limit",
+        metavar="TIME",
+        type=_freeze_limit_s,
+        default=DEFAULT_LIMIT_S,
+        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_LIMIT_S}s)",
+    )
+
+
+def _add_copying(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--speed", metavar="BYTES/S", type=speed_bytes_s, help="limit the copy speed of each disk (50M, 50MiB/s, 1GB)"
+    )
+    parser.add_argument(
+        "--max-latency",
+        metavar="TIME",
+        type=milliseconds,
+        help="copy more slowly while the guest's own requests take longer than this on average (20, 20ms, 0.5s)",
+    )
+    parser.add_argument(
+        "--compress",
+        nargs="?",
+        choices=[compression.value for compression in Compression],
+        default=Compression.NONE.value,
+        const=Compression.AUTO.value,
+        help="compress the images (default: none; auto, or no value: zstd if QEMU has it, otherwise zlib)",
+    )
+    parser.add_argument(
+        "--allow-reflink",
+        action="store_true",
+        help="let images share data with the disks, where both are on one filesystem that can do that (XFS, btrfs):"
+        " quick, and takes no space, but a bad block then hits both",
+    )
+
+
+def _freeze_limit_s(text: str) -> int:
+    """Return whole seconds within the limits of vbackup.domain.freeze."""
+    limit_s = duration_s(text)
+    if limit_s is None or not MIN_LIMIT_S <= limit_s <= MAX_LIMIT_S or limit_s != int(limit_s):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}, like 20, 20s or 1m"
+        )
+    return int(limit_s)
+
+
+def add_stage(parser: argparse.ArgumentParser) -> None:
+    """Add --stage."""
+    parser.add_argument(
+        "--stage",
+        metavar="DIR",
+        type=directory,
+        default=STAGE,
+        help="directory in which backups are made before they are sent, and the record of those that were sent"
+        f" (default: {STAGE})",
+    )
+
+
+def add_log(parser: argparse.ArgumentParser, default: str = "stderr") -> None:
+    """Add --log."""
+    parser.add_argument(
+        "--log", metavar="FILE", type=directory, help=f"write messages to the end of this file (default: {default})"
+    )

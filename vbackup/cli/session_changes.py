@@ -1,0 +1,63 @@
+"""``vbackup session changes``: print the extents that a client of a pull session has to read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vbackup.cli import output
+from vbackup.cli.context import Context
+from vbackup.errors import UsageError
+from vbackup.operations import session_changes
+from vbackup.operations.session_changes import Changes, ChangesRequest, Kind
+from vbackup.sessions import store
+from vbackup.sessions.store import Store
+
+SCHEMA = "vbackup.changes/1"
+
+
+def run(options: argparse.Namespace, context: Context) -> None:
+    """Print a page of extents: as JSON, or as a table."""
+    kind, checkpoint = _kind(options.kind)
+    request = ChangesRequest(
+        session=options.session,
+        dev=options.disk,
+        offset_bytes=options.offset,
+        length_bytes=options.length,
+        max_results=options.max_results,
+        kind=kind,
+        checkpoint=checkpoint,
+        tls_creds=options.tls_creds,
+    )
+    changes = session_changes.run(request, store=Store(store.default_directory()))
+    if context.as_json:
+        document = changes.document()
+        extents = document.pop("extents")
+        context.print_stream(SCHEMA, document, "extents", extents)
+    else:
+        _print(changes)
+
+
+def _kind(words: list[str]) -> tuple[Kind, str | None]:
+    name, *more = words
+    try:
+        kind = Kind(name)
+    except ValueError:
+        kinds = ", ".join(one.value for one in Kind)
+        raise UsageError(f"--kind {name} is none of {kinds}.", help_of="vbackup session changes") from None
+    if len(more) != (kind is Kind.BETWEEN):
+        raise UsageError("--kind is delta, allocated, or between and a checkpoint.", help_of="vbackup session changes")
+    return kind, more[0] if more else None
+
+
+def _print(changes: Changes) -> None:
+    rows: list[Any] = [
+        (str(start), str(length), "yes" if is_dirty else "no", "yes" if is_zero else "no")
+        for start, length, is_dirty, is_zero in changes.extents
+    ]
+    if rows:
+        output.table(("START", "LENGTH", "DIRTY", "ZERO"), rows)
+    else:
+        print("No extents.")
+    if changes.next_offset_bytes is not None:
+        print(f"More follow: --offset {changes.next_offset_bytes}")

@@ -1,0 +1,83 @@
+"""End what a pull session has in QEMU: exports, jobs, overlays, the server, and the bitmaps of an unused checkpoint.
+
+A tracker has one session at a time, so all that bears its id belongs to the session, or to a dead one before it.
+Whatever of it is there is ended, whichever step a dead vbackup had reached; doing it twice does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from vbackup.domain import detached
+from vbackup.engine import leftovers, session_server
+from vbackup.errors import VbackupError
+from vbackup.model import NodeBitmap
+from vbackup.names import Naming
+from vbackup.qemu.monitor import Monitor
+from vbackup.report import Reporter
+from vbackup.sessions import sockets
+from vbackup.sessions.record import Session
+from vbackup.undo import Undo
+
+log = logging.getLogger(__name__)
+
+#: Completes the warning about what could not be ended.
+TRIES_AGAIN = "The next session of this domain"
+
+
+def in_qemu(session: Session, monitor: Monitor, naming: Naming, *, keeps_checkpoint: bool, reporter: Reporter) -> bool:
+    """End what QEMU has of a session; return True if nothing is left.
+
+    ``keeps_checkpoint``: the bitmaps of its checkpoint stay. Warnings report what cannot be ended.
+    """
+    directory = session_directory(session)
+    internals = session.internals
+    checkpoint = internals.checkpoint if internals is not None else None
+    marks = internals.new_marks if internals is not None else ()
+    tops = {disk.dev: disk.node_name for disk in checkpoint.disks.values()} if checkpoint is not None else {}
+    with Undo(reporter, tries_again=TRIES_AGAIN) as undo:
+        undo.push("close the disks that were detached", lambda: _close_detached(monitor, tops))
+        if checkpoint is not None and not keeps_checkpoint:
+            bitmaps = [NodeBitmap(disk.node_name, disk.bitmap) for disk in checkpoint.disks.values() if disk.bitmap]
+            undo.push("remove the new end marks", lambda: leftovers.remove_end_marks(monitor, marks))
+            undo.push("remove the new bitmaps", lambda: leftovers.remove_bitmaps(monitor, bitmaps))
+        undo.push(
+            "stop the NBD server",
+            lambda: session_server.stop_if_unused(
+                monitor, naming, [] if directory is None else [directory / session_server.SOCKET]
+            ),
+        )
+        undo.push("end the jobs and close the scratch images", lambda: leftovers.remove_leftovers(monitor, naming))
+        undo.push(
+            "end the exports",
+            lambda: session_server.remove_exports(monitor, session_server.of_tracker(monitor, naming)),
+        )
+    return undo.is_complete
+
+
+def session_directory(session: Session) -> Path | None:
+    """Return the directory of a session's sockets, None if it has none."""
+    named = session.internals.sockets if session.internals is not None else None
+    return None if named is None else Path(named)
+
+
+def on_host(session: Session) -> None:
+    """Remove the session's sockets. Raises StorageError."""
+    directory = session_directory(session)
+    if directory is not None:
+        sockets.remove_directory(directory)
+
+
+def is_served(session: Session, monitor: Monitor, naming: Naming) -> bool:
+    """Return True if QEMU exports all disks of the session."""
+    wanted = {session_server.export_id(naming, session.id, disk.dev) for disk in session.disks}
+    return bool(wanted) and wanted <= session_server.exports(monitor)
+
+
+def _close_detached(monitor: Monitor, tops: dict[str, str]) -> None:
+    try:
+        for dev in detached.close_detached(monitor, tops):
+            log.debug("disk %s was detached during the session", dev)
+    except VbackupError as err:
+        log.debug("%s", err)

@@ -1,0 +1,224 @@
+"""The NBD server of a domain's QEMU, and the exports of its pull sessions.
+
+A QEMU has one NBD server. Sessions of a domain share it, each under a name of the socket in its own directory. It is
+stopped with the last export, and only a session stops it: libvirt's own pull backup starts it too, and either of them
+is refused then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from vbackup.engine.session_plan import SessionDiskPlan
+from vbackup.errors import (
+    BusyError,
+    FdsNotNeededError,
+    FdsNotPassedError,
+    MalformedError,
+    QmpError,
+    StorageError,
+    UnsuitableError,
+)
+from vbackup.fields import objects
+from vbackup.files import storage_errors
+from vbackup.names import Naming
+from vbackup.qemu.monitor import Monitor
+from vbackup.sessions import sockets
+from vbackup.undo import Undo
+
+log = logging.getLogger(__name__)
+
+SOCKET = "nbd.sock"
+#: How long QEMU may take to drop clients of an export that is removed.
+REMOVAL_S, TICK_S = 10.0, 0.02
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the disks of a session are served."""
+
+    directory: Path  #: of the session
+    listen: str | None = None  #: HOST:PORT, which needs ``tls``; None: the unix socket
+    tls: Path | None = None  #: directory with ca-cert.pem, server-cert.pem and server-key.pem
+
+    @property
+    def socket(self) -> Path | None:
+        """The unix socket, if it is one."""
+        return None if self.listen is not None else self.directory / SOCKET
+
+    def uri(self, export: str) -> str:
+        """Return the NBD URI of an export (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md)."""
+        if self.listen is not None:
+            return f"nbds://{self.listen}/{quote(export)}"
+        return f"nbd+unix:///{quote(export)}?socket={quote(os.fspath(self.directory / SOCKET), safe='/')}"
+
+
+def exports(monitor: Monitor) -> frozenset[str]:
+    """Return the ids of all exports in QEMU, of whatever type and whoever made them."""
+    reply = monitor.execute("query-block-exports")
+    return frozenset(entry.text("id") for entry in objects(reply, "query-block-exports", MalformedError))
+
+
+def of_tracker(monitor: Monitor, naming: Naming) -> frozenset[str]:
+    """Return the ids of a tracker's exports."""
+    return frozenset(one for one in exports(monitor) if one.startswith(naming.prefix))
+
+
+def export_id(naming: Naming, session_id: str, dev: str) -> str:
+    """Return the id of the export of a disk."""
+    return f"{naming.prefix}{session_id}-{dev}"
+
+
+def start(monitor: Monitor, place: Place, naming: Naming, *, undo: Undo) -> None:
+    """Start the NBD server at a place; ``undo`` gets its end.
+
+    Raises BusyError if another server runs, UnsuitableError if the connection carries no descriptors or QEMU cannot
+    use the certificates, StorageError.
+    """
+    undo.push("stop the NBD server", lambda: stop_if_unused(monitor, naming, [place.directory / SOCKET]))
+    creds = _add_creds(monitor, place.tls, naming) if place.tls is not None else {}
+    name = _fd_name(naming)
+    listening = (
+        sockets.listen_unix(place.directory / SOCKET) if place.listen is None else sockets.listen_tcp(place.listen)
+    )
+    try:
+        monitor.execute("getfd", {"fdname": name}, fd=listening.fileno())
+        address: dict[str, object] = {"type": "fd", "data": {"str": name}}
+    except FdsNotNeededError:
+        # It opens sockets with our rights, in our directory.
+        listening.close()
+        (place.directory / SOCKET).unlink(missing_ok=True)
+        address = _address(place)
+    except FdsNotPassedError as err:
+        raise UnsuitableError(
+            f"A session needs a connection that can carry file descriptors, and this one cannot ({err}) Run vbackup on"
+            " the host of the domain."
+        ) from err
+    finally:
+        listening.close()
+    try:
+        monitor.execute("nbd-server-start", {"addr": address, **creds})
+    except QmpError as err:
+        if "already running" in err.description:
+            raise BusyError(
+                "The domain's QEMU runs its NBD server for somebody else, such as libvirt's own pull backup ('virsh"
+                " domjobinfo' shows it), and it has only one. Run the same command again when that has ended."
+            ) from err
+        raise
+
+
+def share(first: Path, place: Place) -> None:
+    """Give the server that listens at ``first`` a second name. Raises StorageError."""
+    with storage_errors(f"make the socket {place.directory / SOCKET}"):
+        os.link(first, place.directory / SOCKET)
+
+
+def add_exports(monitor: Monitor, disks: Iterable[SessionDiskPlan], *, undo: Undo) -> None:
+    """Export the disks, read-only, with the contexts of their bitmaps; ``undo`` gets their end. Raises QmpError."""
+    for disk in disks:
+        undo.push(
+            f"end the export of disk {disk.dev}",
+            lambda export_id=disk.export_id: remove_exports(monitor, [export_id]),  # type: ignore[misc]
+        )
+        options = {
+            "type": "nbd",
+            "id": disk.export_id,
+            "node-name": disk.exported,
+            "name": disk.export,
+            "writable": False,
+        }
+        monitor.execute("block-export-add", {**options, "bitmaps": list(disk.since)} if disk.since else options)
+
+
+def remove_exports(monitor: Monitor, export_ids: Collection[str]) -> None:
+    """Remove those of the exports that exist, and their clients' connections; wait until they are gone.
+
+    Raises StorageError if one does not go.
+    """
+    deadline, pause = time.monotonic() + REMOVAL_S, threading.Event()
+    asked: set[str] = set()
+    while True:
+        left = exports(monitor) & frozenset(export_ids)
+        if not left:
+            return
+        for export_id in sorted(left - asked):
+            try:
+                monitor.execute("block-export-del", {"id": export_id, "mode": "hard"})
+            except QmpError as err:
+                log.debug("%s", err)  # it is shutting down
+            asked.add(export_id)
+        if time.monotonic() > deadline:
+            raise StorageError(f"QEMU has not ended the export {min(left)} within {REMOVAL_S:.0f} s.")
+        pause.wait(TICK_S)
+
+
+def stop_if_unused(monitor: Monitor, naming: Naming, known: Sequence[Path]) -> None:
+    """Stop the server if it is one of ours and nobody exports anything, and take back what it was started with.
+
+    ``known``: unix sockets that it may listen on. That somebody greets there proves that it is ours; and so does that
+    our certificates are in use.
+    """
+    _forget(monitor, "closefd", {"fdname": _fd_name(naming)})  # a socket that no server has got
+    has_creds = _forget(monitor, "object-del", {"id": _creds_id(naming)})
+    if not exports(monitor) and (has_creds or any(sockets.is_served(path) for path in known)):
+        stop(monitor)
+        _forget(monitor, "object-del", {"id": _creds_id(naming)})
+
+
+def _forget(monitor: Monitor, command: str, arguments: dict[str, str]) -> bool:
+    """Take something back; return True if QEMU has it and does not give it up, because it is in use."""
+    try:
+        monitor.execute(command, arguments)
+    except QmpError as err:
+        log.debug("%s", err)
+        return "in use" in err.description
+    return False
+
+
+def stop(monitor: Monitor) -> None:
+    """Stop the NBD server, if one runs."""
+    try:
+        monitor.execute("nbd-server-stop")
+    except QmpError as err:
+        log.debug("%s", err)
+
+
+def _address(place: Place) -> dict[str, object]:
+    if place.listen is None:
+        return {"type": "unix", "data": {"path": os.fspath(place.directory / SOCKET)}}
+    host, port = sockets.split_address(place.listen)
+    return {"type": "inet", "data": {"host": host, "port": str(port)}}
+
+
+def _add_creds(monitor: Monitor, directory: Path, naming: Naming) -> dict[str, str]:
+    """Give QEMU the server's certificate; clients must have one of the same authority."""
+    options = {
+        "qom-type": "tls-creds-x509",
+        "id": _creds_id(naming),
+        "dir": os.fspath(directory.absolute()),
+        "endpoint": "server",
+        "verify-peer": True,
+    }
+    try:
+        monitor.execute("object-add", options)
+    except QmpError as err:
+        raise UnsuitableError(
+            f"QEMU cannot use the certificates in {directory}: {err.description.rstrip('.')}. It needs ca-cert.pem,"
+            " server-cert.pem and server-key.pem there, and reads them as the user that it runs as."
+        ) from err
+    return {"tls-creds": _creds_id(naming)}
+
+
+def _fd_name(naming: Naming) -> str:
+    return f"{naming.prefix}nbd"
+
+
+def _creds_id(naming: Naming) -> str:
+    return f"{naming.prefix}tls"

@@ -1,0 +1,325 @@
+"""Begin a pull session: one moment of all disks of a domain, which its QEMU then serves by NBD.
+
+Nothing of it counts before ``commit`` (vbackup.operations.session_commit), and vbackup need not run meanwhile: QEMU
+serves, and a watcher ends the session when it expires (vbackup.operations.session_watcher). Each step registers its
+undo first, and the record says from the beginning what there may be, so that a vbackup that is killed costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vbackup import names
+from vbackup.domain import source
+from vbackup.domain.access import Access
+from vbackup.domain.freeze import DEFAULT_LIMIT_S
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.source import Source
+from vbackup.engine import (
+    leftovers,
+    scratch,
+    session_close,
+    session_plan,
+    session_scratch,
+    session_server,
+    session_survey,
+)
+from vbackup.engine.base import Reason
+from vbackup.engine.fleecing import SpaceWatch
+from vbackup.engine.session_plan import SessionPlan
+from vbackup.engine.session_server import Place
+from vbackup.engine.session_survey import SessionDomain, Wanted
+from vbackup.errors import BusyError, QmpError, SessionAliveError
+from vbackup.model import Level, Quiesce
+from vbackup.operations import session_daemon, session_recovery, session_watcher
+from vbackup.process import Process
+from vbackup.qemu import jobs
+from vbackup.qemu.monitor import block_nodes
+from vbackup.qemu.transaction import send
+from vbackup.report import Reporter
+from vbackup.sessions import sockets
+from vbackup.sessions.checkpoint import iso
+from vbackup.sessions.record import Internals, Note, Session, SessionDisk, SessionState
+from vbackup.sessions.store import DomainStore, Store
+from vbackup.stop import Stop
+from vbackup.undo import Undo
+
+if TYPE_CHECKING:
+    from vbackup.domain.offline import OffSource
+
+DEFAULT_TTL_S = 2 * 3600.0
+
+
+@dataclass(frozen=True)
+class SessionRequest:
+    """The options of ``vbackup session begin``."""
+
+    domain: str  #: name or UUID
+    tracker: str
+    scratch: Path  #: directory for what the guest overwrites
+    level: Level = Level.AUTO
+    base: str | None = None  #: the checkpoint to start from; None: the newest, or the last full for a differential
+    disks: tuple[str, ...] = ()  #: only these, if any
+    excluded_disks: tuple[str, ...] = ()
+    quiesce: Quiesce = Quiesce.AUTO
+    freeze_limit_s: int = DEFAULT_LIMIT_S
+    ttl_s: float = DEFAULT_TTL_S
+    listen: str | None = None  #: HOST:PORT; None: a unix socket
+    tls: Path | None = None  #: directory of the certificates, which HOST:PORT needs
+    exclusive: bool = False  #: no other host uses the images of the domain while it is off
+
+
+def begin(
+    request: SessionRequest, *, host: Host, store: Store, socket_directory: Path, reporter: Reporter, stop: Stop
+) -> Session:
+    """Begin a session and return it.
+
+    Raises SessionAliveError if another session of the tracker is open, UnknownCheckpointError, BaseError if the level
+    needs a base, BusyError if QEMU's NBD server is used by others, and what a backup raises up to its moment. Nothing
+    of the session is left then.
+    """
+    handle = host.domain(request.domain)
+    stop.check()
+    space = SpaceWatch.over(request.scratch)
+    with store.locked(handle.uuid, stop=stop, name=handle.name) as domain:
+        alive = session_recovery.settle(domain, handle, reporter=reporter)
+        for session in alive:
+            if session.tracker == request.tracker:
+                raise SessionAliveError(session.id, session.tracker, iso(session.expires))
+        _refuse_other_server(request, alive)
+        domain.forget_old(datetime.now(timezone.utc))
+        begun = _begin(request, handle, domain, alive, socket_directory=socket_directory, reporter=reporter, stop=stop)
+        return session_watcher.start(
+            begun, domain, host=host, store=store, reserve_bytes=space.reserve_bytes, reporter=reporter
+        )
+
+
+def _refuse_other_server(request: SessionRequest, alive: Sequence[Session]) -> None:
+    """Raise BusyError if the open sessions of the domain are served where this one cannot be."""
+    for session in alive:
+        if session.listen is not None or request.listen is not None:
+            at = session.listen or "a unix socket"
+            raise BusyError(
+                f"Session {session.id} of tracker {session.tracker} is served at {at}, and QEMU has only one NBD"
+                " server: sessions of one domain are open at the same time only on unix sockets."
+            )
+
+
+def _begin(
+    request: SessionRequest,
+    handle: DomainHandle,
+    domain: DomainStore,
+    alive: Sequence[Session],
+    *,
+    socket_directory: Path,
+    reporter: Reporter,
+    stop: Stop,
+) -> Session:
+    now = datetime.now(timezone.utc)
+    session_id = names.new_session_id(now)
+    directory = sockets.make_directory(socket_directory, session_id)
+    place = Place(directory, request.listen, request.tls)
+    with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo:
+        undo.push("remove the sockets", lambda: sockets.remove_directory(directory))
+        with _opened(request, handle, session_id, directory, reporter=reporter, stop=stop) as (opened, off):
+            this = SessionDomain(opened, session_recovery.naming_of(request.tracker), reporter, stop)
+            tracker = domain.tracker(request.tracker, domain_name=handle.name)
+            opened.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
+            wanted = Wanted(session_id, request.level, request.base, request.disks, request.excluded_disks, now)
+            made = session_survey.plan_of(wanted, tracker, this)
+            session = _draft(request, made, place, handle, now=now)
+            undo.push("note that it failed", lambda: _fail(domain, session_id))
+            domain.write(session)
+            with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo_in_qemu:
+                session = _serve(request, made, session, this, place=place, alive=alive, undo=undo_in_qemu)
+                if off is not None:
+                    session = _with_daemon(session, off)
+                session = domain.write(session)
+                undo_in_qemu.release()
+            undo.release()
+            if off is not None:
+                off.leave()
+    return session
+
+
+@contextmanager
+def _opened(
+    request: SessionRequest,
+    handle: DomainHandle,
+    session_id: str,
+    directory: Path,
+    *,
+    reporter: Reporter,
+    stop: Stop,
+) -> Iterator[tuple[Source, OffSource | None]]:
+    """Open the domain's disks: in its QEMU, or only for reading in a storage daemon that lives as long as the session.
+
+    The second value is the first one if the domain is off.
+    """
+    access = Access(request.exclusive, only_reads=True, check=stop.check)
+    if handle.is_active() or not handle.host.is_local:
+        with source.open_source(handle, reporter=reporter, access=access) as running:
+            session_scratch.refuse_unable(running.monitor)
+            yield running, None
+        return
+    from vbackup.domain import offline  # a running domain does without a storage daemon
+
+    survival = session_daemon.survival(session_id, directory)
+    with offline.open_off(handle, reporter=reporter, access=access, survival=survival) as off:
+        yield off, off
+
+
+def _draft(request: SessionRequest, made: SessionPlan, place: Place, handle: DomainHandle, *, now: datetime) -> Session:
+    """Return the session as it is written down before QEMU has anything of it."""
+    disks = [
+        SessionDisk(
+            dev=disk.dev,
+            size_bytes=disk.size_bytes,
+            export=disk.export,
+            uri=place.uri(disk.export),
+            level_asked=request.level,
+            level=disk.choice.level,
+            reason_code=disk.choice.code.value,
+            reason=disk.choice.reason,
+            base_checkpoint=None if disk.choice.base is None else disk.choice.base.id,
+            base_context=None if disk.choice.base is None else disk.contexts[disk.choice.base.id],
+            contexts=disk.contexts,
+        )
+        for disk in made.disks
+    ]
+    return Session(
+        id=made.id,
+        tracker=request.tracker,
+        domain_name=handle.name,
+        domain_uuid=handle.uuid,
+        state=SessionState.BEGINNING,
+        level=request.level,
+        base_asked=request.base,
+        checkpoint=made.checkpoint,
+        base_checkpoint=made.base,
+        started=now,
+        expires=now + timedelta(seconds=request.ttl_s),
+        socket=None if place.socket is None else str(place.socket),
+        listen=place.listen,
+        tls=None if place.tls is None else str(place.tls.absolute()),
+        disks=tuple(disks),
+        warnings=tuple(_fallbacks(request, disks)),
+        internals=Internals(
+            writer=Process.this(),
+            scratch=str(request.scratch.absolute()),
+            sockets=str(place.directory),
+            checkpoint=made.pending([disk.node for disk in made.disks], time=now),
+            new_marks=tuple(made.new_marks),
+            connection=handle.host.real_uri,
+            exclusive=request.exclusive,
+        ),
+    )
+
+
+def _fallbacks(request: SessionRequest, disks: Sequence[SessionDisk]) -> Iterator[Note]:
+    """Yield a warning for each disk that is full although the client can expect less."""
+    for disk in disks:
+        if request.level is Level.AUTO and disk.level is Level.FULL and disk.reason_code != Reason.NO_BASE.value:
+            yield Note("DISK_FELL_BACK_TO_FULL", f"Disk {disk.dev} is full: {disk.reason}.", disk.dev)
+
+
+def _serve(
+    request: SessionRequest,
+    made: SessionPlan,
+    session: Session,
+    this: SessionDomain,
+    *,
+    place: Place,
+    alive: Sequence[Session],
+    undo: Undo,
+) -> Session:
+    """Make the overlays, take the moment, and export the disks; return the session as it is open."""
+    monitor = this.monitor
+    is_running = this.source.is_running
+    if is_running:
+        session_scratch.open_overlays(
+            monitor,
+            made.disks,
+            request.scratch,
+            undo=undo,
+            security_labels=this.source.domain.security_labels,
+        )
+        scratch.prepare(monitor, session_plan.scratch_sizes(made.new), naming=this.naming, undo=undo, stop=this.stop)
+        undo.push("remove the new end marks", lambda: leftovers.remove_end_marks(monitor, made.new_marks))
+        undo.push("remove the new bitmaps", lambda: leftovers.remove_bitmaps(monitor, [one.place for one in made.new]))
+        undo.push("end the jobs", lambda: jobs.cancel(monitor, made.job_ids))
+        this.source.mark_devices([disk.node.disk for disk in made.disks])
+    first = next((Path(one.socket) for one in alive if one.socket is not None), None) if is_running else None
+    if first is None:
+        session_server.start(monitor, place, this.naming, undo=undo)
+    else:
+        session_server.share(first, place)
+    this.stop.check()
+    this.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)  # resumed since
+    actions = made.moment()
+    with this.source.frozen(request.quiesce, this.reporter) as freeze:
+        time = datetime.now(timezone.utc)
+        if actions:
+            with _refusals_of_lock(this):
+                send(monitor, {"actions": actions})
+    if freeze.frozen_ms:
+        this.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
+    nodes = session_survey.after(made, this)
+    session_server.add_exports(monitor, made.disks, undo=undo)
+    assert session.internals is not None
+    return replace(
+        session,
+        state=SessionState.OPEN,
+        started=time,
+        expires=time + timedelta(seconds=request.ttl_s),
+        consistency=freeze.consistency,
+        frozen_ms=freeze.frozen_ms,
+        disks=_with_dirty(made, session, this),
+        internals=replace(session.internals, checkpoint=made.pending(nodes, time=time)),
+    )
+
+
+def _with_daemon(session: Session, off: OffSource) -> Session:
+    """Return the session with the storage daemon that serves it."""
+    assert session.internals is not None
+    return replace(session, internals=replace(session.internals, daemon=Process.of(off.daemon_pid)))
+
+
+@contextmanager
+def _refusals_of_lock(this: SessionDomain) -> Iterator[None]:
+    """Say what it means that another process has an image open."""
+    try:
+        yield
+    except QmpError as err:
+        if err.description.is_of_lock:
+            raise this.source.locked_out() from err
+        raise
+
+
+def _with_dirty(made: SessionPlan, session: Session, this: SessionDomain) -> tuple[SessionDisk, ...]:
+    """Return the disks with the sizes of the changes since their bases."""
+    nodes = block_nodes(this.monitor)
+    disks = []
+    for planned, disk in zip(made.disks, session.disks):
+        bitmap = nodes.bitmaps(planned.exported).get(disk.base_checkpoint or "")
+        disks.append(replace(disk, dirty_bytes=None if bitmap is None else bitmap.dirty_bytes))
+    return tuple(disks)
+
+
+def _fail(domain: DomainStore, session_id: str) -> None:
+    """Note that a session has failed while it was begun; nothing of it is left, unless a warning said so."""
+    for session in domain.sessions():
+        if session.id == session_id and session.internals is not None:
+            domain.write(
+                replace(
+                    session,
+                    state=SessionState.FAILED,
+                    ended=datetime.now(timezone.utc),
+                    end_reason="it could not be begun",
+                )
+            )

@@ -1,0 +1,81 @@
+"""The storage daemon that serves a session of a domain that is off: it lives as long as the session.
+
+It has the images open only for reading, so nothing is to be undone when it ends, however that happens; its locks keep
+the domain from starting meanwhile. A QMP socket in the session's directory reaches it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vbackup.engine import session_close
+from vbackup.errors import ConnectionLostError, VbackupError
+from vbackup.qemu.monitor import Monitor
+from vbackup.qemu.storage_daemon import PROGRAM, Survival
+from vbackup.report import Reporter
+from vbackup.sessions.record import Session
+
+log = logging.getLogger(__name__)
+
+MONITOR = "qmp.sock"
+#: How long the daemon may take to end after each request: it has nothing to store.
+END_S = 10.0
+
+
+def survival(session_id: str, directory: Path) -> Survival:
+    """Return how the daemon of a session survives vbackup; ``directory`` is that of its sockets."""
+    return Survival(f"session-{session_id}", monitor=directory / MONITOR)
+
+
+@contextmanager
+def monitor(session: Session) -> Iterator[Monitor | None]:
+    """Yield the daemon of a session, None if it does not answer."""
+    from vbackup.qemu.qmp_socket import Socket  # a running domain does without
+
+    directory = session_close.session_directory(session)
+    assert directory is not None
+    connection = Socket(os.fspath(directory / MONITOR))
+    try:
+        opened = connection.__enter__()
+    except ConnectionLostError as err:
+        log.debug("the daemon of session %s does not answer: %s", session.id, err)
+        yield None
+        return
+    try:
+        yield opened
+    finally:
+        connection.__exit__(None, None, None)
+
+
+def end(session: Session, daemon: Monitor | None, reporter: Reporter) -> bool:
+    """End the daemon of a session: by QMP quit, SIGTERM, and SIGKILL last. Return True if it is gone."""
+    process = session.internals.daemon if session.internals is not None else None
+    if process is None:
+        return True
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return True
+    try:
+        if not process.lives:
+            return True  # the pid is another process's by now
+        if daemon is not None:
+            with suppress(VbackupError):
+                daemon.execute("quit")
+        for signum in (None, signal.SIGTERM, signal.SIGKILL):
+            if signum is not None:
+                signal.pidfd_send_signal(fd, signum)
+            if select.select([fd], [], [], END_S)[0]:
+                return True
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(fd)
+    reporter.warning(f"{PROGRAM} of session {session.id} (process {process.pid}) does not end.")
+    return False

@@ -1,0 +1,166 @@
+"""What has become of the sessions of a domain: who comes next ends those that are over.
+
+vbackup need not run while a session is open, so nobody may be there when one expires, when QEMU ends, or when a vbackup
+dies that begins or ends one. The lock of the domain's sessions is held, so a session that is being begun is dead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from vbackup import names
+from vbackup.domain.host import DomainHandle
+from vbackup.domain.passthrough import Passthrough
+from vbackup.engine import session_close
+from vbackup.errors import ConnectionLostError, VbackupError
+from vbackup.names import Naming
+from vbackup.operations import session_daemon
+from vbackup.qemu.monitor import Monitor
+from vbackup.report import Reporter, Silent
+from vbackup.sessions import store
+from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.store import DomainStore, Store
+from vbackup.stop import Stop
+
+log = logging.getLogger(__name__)
+
+#: Why a session failed.
+KILLED = "vbackup ended while it began the session"
+QEMU_ENDED = "the QEMU that served it has ended, or serves it no more"
+
+
+@dataclass(frozen=True)
+class SessionQemu:
+    """The QEMU that serves a session, or would."""
+
+    monitor: Monitor
+    naming: Naming  #: of the tracker
+
+
+@contextmanager
+def qemu_of(session: Session, handle: DomainHandle | None) -> Iterator[SessionQemu | None]:
+    """Yield the QEMU of a session: the domain's, or a storage daemon; None if there is none any more.
+
+    ``handle``: None if libvirt does not have the domain. Raises what opening a monitor raises.
+    """
+    naming = naming_of(session.tracker)
+    if session.internals is not None and session.internals.daemon is not None:
+        if not session.internals.daemon.lives:
+            yield None
+            return
+        with session_daemon.monitor(session) as daemon:
+            yield None if daemon is None else SessionQemu(daemon, naming)
+        return
+    if handle is None or not handle.is_active():
+        yield None
+        return
+    with Passthrough(handle) as monitor:
+        yield SessionQemu(monitor, naming)
+
+
+def naming_of(tracker: str) -> Naming:
+    """Return the names of what a tracker has in QEMU."""
+    return Naming(names.tracker_id(tracker), names.place_of(_place()))
+
+
+def _place() -> str:
+    """Return what distinguishes this host's trackers from those of the same name on others."""
+    from vbackup import machine
+
+    host = machine.this_host()
+    return f"{host.machine_id or host.name}"
+
+
+def settle(
+    domain: DomainStore, handle: DomainHandle | None, *, reporter: Reporter, only_expired: bool = False
+) -> list[Session]:
+    """End the sessions of a domain that are over, and return those that are open.
+
+    ``only_expired``: leave alone what is not open. A QEMU that cannot be asked leaves a session as it is.
+    """
+    alive = []
+    for session in domain.sessions():
+        if session.is_closed or (only_expired and session.state is not SessionState.OPEN):
+            continue
+        now = datetime.now(timezone.utc)
+        try:
+            with qemu_of(session, handle) as qemu:
+                state, reason = _verdict(session, qemu, now)
+                if state is SessionState.OPEN:
+                    alive.append(session)
+                    continue
+                end(domain, session, qemu, state=state, reason=reason, reporter=reporter)
+        except ConnectionLostError as err:
+            log.debug("session %s: %s", session.id, err)
+            alive.append(session)
+    return alive
+
+
+def _verdict(session: Session, qemu: SessionQemu | None, now: datetime) -> tuple[SessionState, str | None]:
+    """Return the state that a session has, or gets."""
+    if session.state.has_ended:
+        return session.state, session.end_reason
+    if session.state is SessionState.BEGINNING:
+        return SessionState.FAILED, KILLED
+    if session.has_expired(now):
+        return SessionState.EXPIRED, None
+    if qemu is None or not session_close.is_served(session, qemu.monitor, qemu.naming):
+        return SessionState.FAILED, QEMU_ENDED
+    return SessionState.OPEN, None
+
+
+def end(
+    domain: DomainStore,
+    session: Session,
+    qemu: SessionQemu | None,
+    *,
+    state: SessionState,
+    reason: str | None = None,
+    reporter: Reporter,
+) -> Session:
+    """Write down that a session has ended, then end what is left of it, and return it.
+
+    What cannot be ended now is when somebody comes next. Raises StorageError if it cannot be written down.
+    """
+    ended = session.ended or datetime.now(timezone.utc)
+    session = domain.write(replace(session, state=state, ended=ended, end_reason=reason))
+    is_complete = True
+    if qemu is not None:
+        if session.internals is not None and session.internals.daemon is not None:
+            is_complete = session_daemon.end(session, qemu.monitor, reporter)
+        else:
+            is_complete = session_close.in_qemu(
+                session,
+                qemu.monitor,
+                qemu.naming,
+                keeps_checkpoint=state is SessionState.COMMITTED,
+                reporter=reporter,
+            )
+    try:
+        session_close.on_host(session)
+    except VbackupError as err:
+        reporter.warning(str(err))
+        is_complete = False
+    assert session.internals is not None
+    return domain.write(replace(session, internals=replace(session.internals, is_closed=is_complete)))
+
+
+def end_expired(handle: DomainHandle, *, reporter: Reporter, directory: Path | None = None) -> None:
+    """End the expired sessions of a domain that is about to be backed up; what is in the way is left alone."""
+    known = Store(directory or store.default_directory())
+    try:
+        if not any(one.has_expired(datetime.now(timezone.utc)) for one in _open(known, handle.uuid)):
+            return
+        with known.locked(handle.uuid, stop=Stop(), name=handle.name) as domain:
+            settle(domain, handle, reporter=Silent(), only_expired=True)
+    except (VbackupError, OSError) as err:
+        reporter.step(f"An expired pull session of domain {handle.name} could not be ended: {err}")
+
+
+def _open(known: Store, uuid: str) -> list[Session]:
+    return [one for one in known.sessions(uuid) if one.state is SessionState.OPEN]

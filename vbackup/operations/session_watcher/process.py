@@ -1,0 +1,112 @@
+"""The watcher process: wait until the session has to end, end it, and end.
+
+vbackup.operations.session_watcher starts it. What it has done is in the session's record, and in the system log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import syslog
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from vbackup.engine.fleecing import free_bytes
+from vbackup.errors import StorageError, UnknownSessionError, VbackupError
+from vbackup.report import Silent
+from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.store import Store
+from vbackup.stop import Stop
+
+#: Time between two looks at the record and the free space.
+TICK_S = 1.0
+#: Time between two attempts to end a session: libvirt may be away, or busy with the domain.
+AGAIN_S = 10.0
+FULL = "the scratch directory was nearly full"
+
+
+@dataclass(frozen=True)
+class Due:
+    """That a session has to end."""
+
+    state: SessionState
+    reason: str | None = None
+
+
+def main(*, session_id: str, directory: str, uri: str, reserve_bytes: int) -> None:
+    """Watch a session; the parameters are the orders (see vbackup.operations.session_watcher.start)."""
+    for signum in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    os.chdir("/")
+    store = Store(Path(directory))
+    pause = threading.Event()
+    due = watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait)
+    while due is not None:
+        try:
+            _end(session_id, due, store=store, uri=uri)
+        except VbackupError as err:
+            _log(f"session {session_id} is {due.state.value}, but cannot be ended yet: {err}")
+            pause.wait(AGAIN_S)
+        due = watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait)
+
+
+def watch(session_id: str, store: Store, *, reserve_bytes: int, wait: Callable[[float], object]) -> Due | None:
+    """Wait until a session has to end; return why, None if it has ended without us. ``wait`` waits some seconds."""
+    while True:
+        try:
+            session = store.session(session_id)
+        except UnknownSessionError:
+            return None
+        except StorageError:
+            wait(TICK_S)
+            continue
+        if session.is_closed:
+            return None
+        if session.has_expired(datetime.now(timezone.utc)):
+            return Due(SessionState.EXPIRED)
+        if _is_full(session, reserve_bytes):
+            return Due(SessionState.FAILED, FULL)
+        wait(TICK_S)
+
+
+def _is_full(session: Session, reserve_bytes: int) -> bool:
+    """Return True if the scratch directory is nearly full; a domain that is off has none.
+
+    One that cannot be asked is not: QEMU goes on, and a cluster that was not saved is an error for the client.
+    """
+    if session.internals is None or session.internals.daemon is not None:
+        return False
+    try:
+        return free_bytes(Path(session.internals.scratch)) < reserve_bytes
+    except StorageError:
+        return False
+
+
+def _end(session_id: str, due: Due, *, store: Store, uri: str) -> None:
+    """End a session unless somebody else has, or has given it more time. Raises VbackupError."""
+    # Imported here: waiting does without libvirt.
+    from vbackup.domain.host import Host
+    from vbackup.operations import session_end, session_recovery
+
+    uuid = store.session(session_id).domain_uuid
+    with Host(uri) as host, store.locked(uuid, stop=Stop()) as domain:
+        session = store.session(session_id)
+        if session.is_closed or (due.state is SessionState.EXPIRED and not session.has_expired(_now())):
+            return
+        state, reason = (session.state, session.end_reason) if session.state.has_ended else (due.state, due.reason)
+        with session_recovery.qemu_of(session, session_end.handle_of(host, session)) as qemu:
+            session_recovery.end(domain, session, qemu, state=state, reason=reason, reporter=Silent())
+    _log(f"session {session_id} ended: {state.value}" + (f", {reason}" if reason else ""))
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _log(message: str) -> None:
+    """Write to the system log: nobody reads this process's output."""
+    syslog.openlog("vbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_WARNING, message)

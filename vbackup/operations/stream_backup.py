@@ -1,0 +1,114 @@
+"""Back up a domain into a stream: ``vbackup stream backup``.
+
+The backup is made in a stage (Repository.is_stage), because QEMU writes images at random offsets, and sent from there
+when all disks are complete. It is no base for a later backup until ``vbackup stream commit`` says that whoever read the
+stream has kept it (vbackup.operations.stream_end); if that never comes, the next backup undoes it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vbackup.domain.host import Host
+from vbackup.engine.delivery import Delivery
+from vbackup.errors import BaseError, ChainError, DomainNotFoundError
+from vbackup.model import Backup, Level
+from vbackup.operations import backup
+from vbackup.operations.backup import BackupRequest
+from vbackup.report import Reporter
+from vbackup.repository import journal, repository, stream_members, stream_record, writer
+from vbackup.repository.repository import Repository
+from vbackup.repository.stream_tar import Write
+from vbackup.stop import Stop
+
+#: How long to wait for an earlier backup that was asked to end. It cancels its jobs, and closes its images.
+TAKE_OVER_S = 60.0
+
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """The options of ``vbackup stream backup``."""
+
+    backup: BackupRequest
+    job: str  #: what a commit names it by
+    falls_back: bool = False  #: without a base for a differential it is a full
+    takes_over: bool = False  #: an earlier one that still runs has been given up, and is ended
+
+
+def opened_stage(path: Path) -> Repository:
+    """Open the stage of streams, and make it if there is nothing yet. Raises StorageError."""
+    if (path / repository.MARKER).exists():
+        return Repository.open(path, is_stage=True)
+    return Repository.create(path, is_stage=True)
+
+
+def run(
+    request: StreamRequest, write: Write, *, host: Host, stage: Repository, reporter: Reporter, stop: Stop
+) -> Backup:
+    """Make a backup, write it as a stream, and return it; it waits for its commit then.
+
+    An earlier one that waits for its commit is undone first. Raises what operations.backup.run raises, and what
+    ``write`` raises: then nothing is kept, and the base is as it was.
+    """
+
+    def send(made: Backup, directory: Path) -> None:
+        reporter.step(f"Backup {made.id} is complete; sending it.")
+        stream_members.send(made, directory, write, reporter=reporter, check=stop.check)
+
+    def make(level: Level, asked: Level) -> Backup:
+        return backup.run(
+            replace(request.backup, level=level),
+            host=host,
+            repository=stage,
+            reporter=reporter,
+            stop=stop,
+            delivery=Delivery(request.job, asked, send),
+        )
+
+    if request.takes_over:
+        request = replace(request, backup=_taken_over(request.backup, host=host, stage=stage, reporter=reporter))
+    asked = request.backup.level
+    if asked is Level.DIFFERENTIAL and request.falls_back and not _has_full(request.backup.domain, stage, host):
+        reporter.step("No full backup that was asked for is a base for a differential of all disks: this is a full.")
+        return make(Level.FULL, asked)
+    try:
+        return make(asked, asked)
+    except BaseError as err:
+        if not request.falls_back or asked is not Level.DIFFERENTIAL:
+            raise
+        reporter.warning(f"{err} This backup is a full, in place of the differential.")
+        return make(Level.FULL, asked)
+
+
+def _taken_over(request: BackupRequest, *, host: Host, stage: Repository, reporter: Reporter) -> BackupRequest:
+    """Ask the vbackup that still backs up the domain here to end; return a request that waits for that.
+
+    A director that cancels a job goes on reading its pipe until there is something in it, which can take as long as
+    QEMU copies; meanwhile its next job begins.
+    """
+    uuid = host.domain(request.domain).uuid
+    for backup_id in stage.unfinished(uuid):
+        with suppress(ChainError):
+            entry = journal.read(stage.stage_path(uuid, backup_id), backup_id=backup_id, domain_uuid=uuid)
+            if entry is not None and writer.terminate(entry.writer):
+                reporter.step(f"Ended backup {backup_id}, which process {entry.writer.process.pid} was still making.")
+    return replace(request, wait_lock_s=max(request.wait_lock_s, TAKE_OVER_S))
+
+
+def _has_full(domain: str, stage: Repository, host: Host) -> bool:
+    """Return True if the last full of each disk was made when a full was asked for.
+
+    A director restores the last full job and the differential. An incremental job can have a disk in full, if its base
+    could not be trusted: a differential since then would lack what is between the two.
+    """
+    try:
+        uuid = host.domain(domain).uuid
+        history = stage.catalogue(uuid).history
+    except DomainNotFoundError:
+        return False
+    devs = {image.dev for one in history.backups for image in one.disks}
+    fulls = [history.last_full(dev) for dev in devs]
+    records = [stream_record.read(stage.directory(uuid, one.id)) for one in fulls if one is not None]
+    return bool(records) and all(record is not None and record.asked is Level.FULL for record in records)

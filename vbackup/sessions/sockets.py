@@ -1,0 +1,124 @@
+"""The sockets of pull sessions: a directory for each session that nobody but its owner can enter.
+
+    DIR/<session id>/nbd.sock    a unix socket of the NBD server
+    DIR/<session id>/qmp.sock    of the storage daemon, while the domain is off
+
+DIR is /run/vbackup/sessions for root and $XDG_RUNTIME_DIR/vbackup/sessions for others; VBACKUP_SOCKETS names another
+one. QEMU has one NBD server, so sessions of one domain have one socket with a name in each of their directories.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from vbackup import names
+from vbackup.errors import StorageError, UsageError
+from vbackup.files import storage_errors
+
+ENVIRONMENT = "VBACKUP_SOCKETS"
+#: sun_path of sockaddr_un(7), without the zero at its end.
+MAX_PATH_BYTES = 107
+#: What an NBD server says first, whatever it asks for then.
+_GREETING = b"NBDMAGIC"
+#: How long QEMU may take to greet; its main loop answers within milliseconds.
+_GREETING_S = 5.0
+#: How many clients may wait to be accepted.
+_BACKLOG = 128
+_MAX_PORT = 65535
+
+
+def default_directory() -> Path:
+    """Return where the sockets are. Raises StorageError if this user has no directory for them."""
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/run/vbackup/sessions")
+    home = os.environ.get("XDG_RUNTIME_DIR")
+    if not home:
+        raise StorageError(
+            f"There is no directory for the socket of a session: XDG_RUNTIME_DIR is not set. Set it, or {ENVIRONMENT}."
+        )
+    return Path(home) / "vbackup" / "sessions"
+
+
+def make_directory(directory: Path, session_id: str) -> Path:
+    """Make the directory of a session, and return it. Raises StorageError, UsageError if its path is too long."""
+    made = directory.absolute() / session_id
+    if len(os.fsencode(made / "nbd.sock")) > MAX_PATH_BYTES:
+        raise UsageError(
+            f"The path {made / 'nbd.sock'} is too long for a socket, which has {MAX_PATH_BYTES} bytes: name a shorter"
+            f" directory with {ENVIRONMENT}."
+        )
+    with storage_errors(f"make the directory {made}"):
+        for above in reversed((directory.absolute(), *directory.absolute().parents)):
+            if not above.exists():
+                above.mkdir(mode=0o700, exist_ok=True)
+        made.mkdir(mode=0o700)
+    return made
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove the directory of a session with what is in it. Raises StorageError."""
+    if not names.SESSION_ID.fullmatch(directory.name):
+        raise StorageError(f"{directory} is not the directory of a session.")
+    with storage_errors(f"remove {directory}"), suppress(FileNotFoundError):
+        shutil.rmtree(directory)
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """Return a socket that listens at ``path``, to which only its owner can connect. Raises StorageError."""
+    with storage_errors(f"listen on {path}"):
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.bind(os.fspath(path))
+            path.chmod(0o600)
+            made.listen(_BACKLOG)
+        except BaseException:
+            made.close()
+            raise
+    return made
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """Return a socket that listens at HOST:PORT ([HOST]:PORT for IPv6). Raises UsageError, StorageError."""
+    host, port = split_address(address)
+    with storage_errors(f"listen on {address}"):
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except socket.gaierror as err:
+            raise UsageError(f"{host!r} is no address of this host: {err.strerror}.") from err
+        family, kind, protocol, _, where = found[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(where)
+            made.listen(_BACKLOG)
+        except BaseException:
+            made.close()
+            raise
+    return made
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT. Raises UsageError."""
+    host, colon, port = address.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) <= _MAX_PORT:
+        raise UsageError(f"{address!r} is not HOST:PORT, such as 192.0.2.7:10809 or [2001:db8::7]:10809.")
+    return host, int(port)
+
+
+def is_served(path: Path) -> bool:
+    """Return True if an NBD server greets at this socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_GREETING_S)
+        try:
+            asking.connect(os.fspath(path))
+            return asking.recv(len(_GREETING), socket.MSG_WAITALL) == _GREETING
+        except OSError:
+            return False
