@@ -132,7 +132,9 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
     domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
     backup_plan = _plan(request, domain, is_dry_run=False)
     this.scripts.know(backup_id=backup_plan.id, level=backup_plan.level.value)
-    this.scripts.before(ScriptPhase.PRE_BACKUP, documents.plan(backup_plan))
+    if this.scripts.has(ScriptPhase.PRE_BACKUP):  # they can take minutes
+        this.scripts.before(ScriptPhase.PRE_BACKUP, documents.plan(backup_plan))
+        survey.refuse_changed(backup_plan, domain)
     try:
         backup = _make(backup_plan, this, begun=begun)
     except (JobError, QmpError) as err:
