@@ -81,8 +81,8 @@ def refuse_changed(backup_plan: BackupPlan, domain: LockedDomain) -> None:
     """
     for disk in backup_plan.disks:
         changed = BusyError(
-            f"Disk {disk.dev} has other images than before the pre-backup scripts were run, or another size. No backup"
-            " was made; run the same command again when nothing changes them."
+            f"Disk {disk.dev} has other images than when the backup was planned, or another size: a script, or somebody"
+            " else, has changed them. No backup was made; run the same command again."
         )
         try:
             [node] = domain.source.disk_nodes([disk.node.disk])

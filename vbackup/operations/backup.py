@@ -350,6 +350,8 @@ def _start(
     )
     transaction = backup_plan.transaction()
     this.moment.ready()
+    if this.moment.group is not None:  # the scripts of another member may have taken minutes
+        survey.refuse_changed(backup_plan, domain)
     with (
         freeze_scripts.around(this.scripts, documents.plan(backup_plan), limit_s=limit_s) as frozen,
         domain.source.frozen(this.request.quiesce, domain.reporter) as freeze,

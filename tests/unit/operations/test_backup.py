@@ -449,7 +449,7 @@ def test_disk_that_changes_while_scripts_run_is_not_backed_up(
         domain.qemu.snapshot("virtio-disk0", "/images/new.qcow2")
 
     monkeypatch.setattr(DomainScripts, "before", with_snapshot)
-    with pytest.raises(BusyError, match="Disk vda has other images than before the pre-backup scripts were run"):
+    with pytest.raises(BusyError, match="Disk vda has other images than when the backup was planned"):
         run(domain, repo, scripts.recorder, scripts=scripts.opened())
     assert repo.catalogue(UUID).history.backups == ()
     assert [line.split()[0] for line in scripts.said] == ["pre-backup", "on-failure"]
