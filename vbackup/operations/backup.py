@@ -117,11 +117,12 @@ def run(
     access = _access(request, images_in_use, stop)
     scripts = scripts or runner.none(reporter=reporter, stop=stop, work="backup", domain=request.domain)
     scripts.know(repository=os.fspath(repository.path.absolute()))
-    with scripts.attended():
+    moment = moment or Alone()
+    with scripts.attended(failed=moment.failed):
         handle = host.domain(request.domain)
         scripts.of_domain(handle.name, handle.uuid, uri=host.real_uri)
         with _locked(handle, request, access, repository=repository, reporter=reporter, stop=stop) as domain:
-            backup = _backed_up(_Run(request, domain, moment or Alone(), throttle, scripts), begun=begun)
+            backup = _backed_up(_Run(request, domain, moment, throttle, scripts), begun=begun)
     scripts.after(ScriptPhase.POST_BACKUP, documents.backup(backup))
     return backup
 
