@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests import certificates
 from tests.end_to_end import movers
 from tests.end_to_end.test_sessions import DEVS, Vendor, pull_range, sockets, vendor
 
@@ -118,6 +120,30 @@ def test_data_mover_outside_the_host_gets_the_same(vendor: Vendor, sockets: Path
                 vendor.session("abort", session["id"])
                 assert served.end(None)[0] == 6
                 stalled.kill()
+
+
+def test_session_with_tls_has_the_same(vendor: Vendor, tmp_path: Path, sockets: Path) -> None:
+    movers.prepare(tmp_path)
+    pki = certificates.make(sockets / "pki")  # where QEMU, which is not root, can read them
+    for path in (sockets, pki):
+        path.chmod(0o755)
+    for path in pki.iterdir():
+        path.chmod(0o644)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    vendor.machine.write("vda", "write -P 1 0 8M")
+    held = vendor.reference()
+    session = vendor.begin("--listen", f"127.0.0.1:{port}", "--tls-creds", str(pki))
+    assert len(changes(vendor, session, "vda")) == 2
+    assert vendor.session("changes", session["id"], "--disk", "vda", "--tls-creds", str(tmp_path), status=7)
+    with movers.served(tmp_path, session["id"], sessions=sockets / "state") as served:
+        for disk in session["disks"]:
+            copy = bytearray(disk["size_bytes"])
+            served.pull(copy, disk["dev"], page_size=50)
+            vendor.copy(disk["dev"]).write_bytes(copy)
+        vendor.check(held)
+        vendor.session("commit", session["id"])
+        assert served.end(None)[0] == 0
 
 
 def test_server_that_is_ended_leaves_the_session(vendor: Vendor, sockets: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from vbackup.stop import Stop
 #: How long a reader waits for QEMU: as long as a guest waits for its disk.
 READ_TIMEOUT_S = 30.0
 #: How long clients still hear that the session has ended.
-LINGER_S = 3.0
+LINGER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run(
     tls = access.server_context(request.tls_creds, verify_peer=request.verify_peer)
     session = session_changes.open_session(store, request.session)
     served = _Session(session, store, request.tls_creds)
-    with _listening(request.host, request.port) as listening:
+    with _listening(request.host, request.port) as listening, session_changes.of_session(store, session):
         serving = Serving(session, _url(request.host, listening.getsockname()[1]))
         server.serve(
             served,
@@ -113,15 +113,19 @@ def _server() -> Any:
 
 def _listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises BusyError, UsageError."""
-    where = f"{host}:{port}"
+    error: Exception | None = None
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family)
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                return socket.create_server(address[:2], family=family)
+            except OSError as err:  # a host without IPv6 has a localhost with it
+                error = error or err
     except (OSError, UnicodeError, OverflowError) as err:
-        words = getattr(err, "strerror", None) or err
-        if isinstance(err, OSError) and err.errno == errno.EADDRINUSE:
-            raise BusyError(f"Another process listens on {where} already; end it, or give another port.") from err
-        raise UsageError(f"Cannot listen on {where}: {words}. Give an address of this host.") from err
+        error = err
+    where, words = f"{host}:{port}", getattr(error, "strerror", None) or error
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        raise BusyError(f"Another process listens on {where} already; end it, or give another port.") from error
+    raise UsageError(f"Cannot listen on {where}: {words}. Give an address of this host.") from error
 
 
 def _url(host: str, port: int) -> str:
