@@ -28,6 +28,14 @@ def changes(vendor: Vendor, session: dict[str, Any], dev: str, *options: str) ->
         offset = page["next_offset"]
 
 
+def blocks(extents: list[dict[str, Any]]) -> set[int]:
+    return {
+        number
+        for one in extents
+        for number in range(one["start"] // 65536, (one["start"] + one["length"] + 65535) // 65536)
+    }
+
+
 def update(vendor: Vendor, session: dict[str, Any]) -> int:
     """Bring the copies up to date; returns how much was read."""
     read_bytes = 0
@@ -64,6 +72,8 @@ def test_changed_extents_are_all_that_a_client_has_to_read(vendor: Vendor) -> No
         if turn == 2:
             delta = changes(vendor, session, "vda")
             assert changes(vendor, session, "vda", "--kind", "between", checkpoints[-1]) == delta
+            earlier = changes(vendor, session, "vda", "--kind", "between", checkpoints[0])
+            assert blocks(earlier) >= blocks(delta)
             words = ("changes", session["id"], "--disk", "vda")
             assert vendor.session(*words, "--kind", "between", "20010101T000000Z-full", status=6)["status"] == 6
             assert vendor.session(*words, "--length", "1T", status=2)["status"] == 2
