@@ -132,6 +132,23 @@ def test_data_mover_outside_the_host_gets_the_same(vendor: Vendor, sockets: Path
                 stalled.kill()
 
 
+def test_domain_that_is_off_is_served_too(vendor: Vendor, sockets: Path, tmp_path: Path) -> None:
+    """Its commit closes the disks before it is one."""
+    movers.prepare(tmp_path)
+    vendor.machine.write("vda", "write -P 1 0 8M")
+    held = vendor.reference()
+    vendor.off()
+    session = vendor.begin()
+    with movers.served(tmp_path, session["id"], sessions=sockets / "state") as served:
+        for disk in session["disks"]:
+            copy = bytearray(disk["size_bytes"])
+            served.pull(copy, disk["dev"], page_size=50)
+            vendor.copy(disk["dev"]).write_bytes(copy)
+        vendor.check(held)
+        vendor.session("commit", session["id"])
+        assert served.end(None)[0] == 0
+
+
 def test_session_with_tls_has_the_same(vendor: Vendor, tmp_path: Path, sockets: Path) -> None:
     movers.prepare(tmp_path)
     pki = certificates.make(sockets / "pki")  # where QEMU, which is not root, can read them

@@ -15,7 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import BusyError, MissingPackageError, SessionEndedError, UsageError, VbackupError
+from vbackup.errors import (
+    BusyError,
+    InterruptedBySignalError,
+    MissingPackageError,
+    SessionEndedError,
+    UsageError,
+    VbackupError,
+)
 from vbackup.http import access
 from vbackup.http.served import MapQuery, Reader, ServedDisk, Watch
 from vbackup.operations import session_changes
@@ -91,12 +98,15 @@ def run(
             stop=stop,
             on_ready=lambda: on_ready(serving),
         )
-    if stop.signum is not None:
+    try:
+        # Whoever ends the session holds the lock: a commit of a domain that is off closes the disks first.
+        with store.locked(session.domain_uuid, stop=stop, name=session.domain_name):
+            now = store.session(session.id)
+    except InterruptedBySignalError:
         return None
-    now = store.session(session.id)
-    if now.state is SessionState.COMMITTED:
-        return now.state
-    raise served.error()
+    if now.state is not SessionState.COMMITTED:
+        raise _error(now)
+    return now.state
 
 
 def _server() -> Any:
@@ -132,6 +142,15 @@ def _url(host: str, port: int) -> str:
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def _error(session: Session) -> SessionEndedError:
+    """Return why a session could not be served to its commit."""
+    if session.state is not SessionState.OPEN:
+        return session_changes.ended(session)
+    if session.has_expired(datetime.now(timezone.utc)):
+        return SessionEndedError(session.id, SessionState.EXPIRED.value)
+    return SessionEndedError(session.id, SessionState.FAILED.value, "QEMU does not serve it any more")
+
+
 class _Session:
     """A session as vbackup.http serves it (vbackup.http.served.ServedSession)."""
 
@@ -157,16 +176,7 @@ class _Session:
         if now.state is not SessionState.OPEN:
             return State(0.0, str(session_changes.ended(now)))
         left_s = (now.expires - datetime.now(timezone.utc)).total_seconds()
-        what = f"QEMU does not serve session {now.id} any more." if left_s > 0 else f"Session {now.id} has expired."
-        return State(left_s, what)
-
-    def error(self) -> VbackupError:
-        """Return why it could not be served to its end."""
-        now = self._store.session(self._session.id)
-        if now.state is not SessionState.OPEN:
-            return session_changes.ended(now)
-        state = SessionState.EXPIRED if now.has_expired(datetime.now(timezone.utc)) else SessionState.FAILED
-        return SessionEndedError(now.id, state.value, now.end_reason or self.state().reason)
+        return State(max(left_s, 0.0), str(_error(now)))
 
 
 @dataclass(frozen=True)

@@ -189,4 +189,6 @@ def of_session(store: Store, session: Session) -> Iterator[None]:
         now = store.session(session.id)
         if now.state.has_ended:
             raise ended(now) from err
+        if now.has_expired(datetime.now(timezone.utc)):
+            raise SessionEndedError(now.id, SessionState.EXPIRED.value) from err
         raise
