@@ -6,14 +6,27 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from tests import certificates
+from tests.daemon import Daemon
 from tests.end_to_end import movers
-from tests.end_to_end.test_sessions import DEVS, Vendor, pull_range, sockets, vendor
+from tests.end_to_end.test_sessions import DEVS, Vendor, pull_range
 
-__all__ = ["sockets", "vendor"]  # fixtures
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
 MIB = 1024 * 1024
+
+
+@pytest.fixture
+def vendor(daemon: Daemon, command: Command, images: Path, sockets: Path) -> Vendor:
+    made = Vendor(daemon, command, images, "pulled")
+    images.chmod(0o777)  # QEMU, which is not root, makes the references
+    made.start()
+    return made
 
 
 def changes(vendor: Vendor, session: dict[str, Any], dev: str, *options: str) -> list[dict[str, Any]]:

@@ -149,6 +149,7 @@ class _Server:
                 has_closed = watch.has_ended()
         finally:
             loop.remove_reader(watch.fileno())
+            watch.shut_down()  # QEMU's server may wait for its last client
 
     # connections
 
