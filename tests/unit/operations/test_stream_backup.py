@@ -21,7 +21,7 @@ from vbackup.model import Backup, Level
 from vbackup.operations import stream_backup, stream_end
 from vbackup.operations.backup import BackupRequest
 from vbackup.operations.stream_backup import StreamRequest
-from vbackup.repository.journal import Journal
+from vbackup.repository.journal import Journal, Step
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -159,6 +159,27 @@ def test_run_that_dies_while_it_sends_is_undone_by_the_next(
     why = "its stream was never committed" if is_written else "its stream did not end"
     assert f"Undid backup {dead}, which was interrupted: {why}." in recorder.steps
     assert partial(stage) == [f"{three.id}.partial"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", Step, ids=str)
+def test_run_that_dies_at_any_step_is_undone_by_the_next(
+    domain: FakeDomain, stage: Repository, tmp_path: Path, step: Step, when: str
+) -> None:
+    """Also where its jobs go on in QEMU: nobody would read its stream."""
+    one = back_up(domain, stage, "1")
+    commit(stage, "1")
+    domain.write()
+    killer = Killer(domain, stage, tmp_path)
+    killer.at(step, when, make=lambda: back_up(domain, stage, "2"))
+    domain.write(1024 * 1024)
+    recorder = Recorder()
+    three = back_up(domain, stage, "3", recorder=recorder)
+    assert (three.parent, copied(three), recorder.warnings) == (one.id, {2 * 65536 + END_BYTES}, [])
+    state = domain.qemu.state()
+    assert (state["jobs"], state["fdsets"], partial(stage)) == ([], [], [f"{three.id}.partial"])
+    assert not [name for name in state["nodes"] if name.startswith("vbackup-")]
+    assert {len(bitmaps) for bitmaps in domain.bitmaps().values()} == {2}
 
 
 def test_differential_starts_from_the_last_full_that_was_asked_for(domain: FakeDomain, stage: Repository) -> None:
