@@ -91,3 +91,13 @@ def chain(lab: Lab, command: Command, repository: Path, tmp_path: Path) -> Chain
     for spec in made.specs:
         made.machine.write(spec.dev, "write -P 1 0 2M")
     return made
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where pull sessions have their sockets and their state: the paths of pytest are too long."""
+    path = Path(tempfile.mkdtemp(prefix="vbs-", dir="/tmp"))
+    monkeypatch.setenv("VBACKUP_SOCKETS", str(path))
+    monkeypatch.setenv("VBACKUP_SESSIONS", str(path / "state"))
+    yield path
+    shutil.rmtree(path)

@@ -318,6 +318,17 @@ def test_start_during_a_restore_in_place_is_refused(daemon: Daemon) -> None:
     start(daemon)
 
 
+def test_start_of_a_live_restore_is_that_of_its_process_only(daemon: Daemon) -> None:
+    begin = f"begin({UUID!r}, ['vda'], domain='x', command='y', work=Work.LIVE)"
+    code = f"from vbackup.hooks.half_restored import *\n{begin}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(libvirt.libvirtError, match=r"A live restore of domain 'hook-01' was interrupted.* Run 'y'"):
+        start(daemon)
+    half_restored.begin(UUID, ["vda"], domain="x", command="y", work=half_restored.Work.LIVE)
+    start(daemon)
+    half_restored.end(UUID)
+
+
 # the installed script
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,4 +169,38 @@ def test_group_of_two(start: Start) -> None:
         assert [now[what] for what in ("nodes", "jobs", "fdsets")] == [
             then[what] for what in ("nodes", "jobs", "fdsets")
         ]
+    chain.is_well()
+
+
+@pytest.mark.parametrize("bus", ["virtio", "scsi"])
+def test_pull_session_while_the_iothread_works(start: Start, bus: str, sockets: Path) -> None:
+    chain = start(bus)
+    chain.machine.write(chain.specs[1].dev, "write -P 5 0 8M")
+    chain.run()
+    before = chain.machine.state()
+    session = ("-c", chain.lab.uri, "-q", "session")
+    if not survives_fleecing(chain):
+        words = ("begin", chain.machine.name, "--tracker", "acme", "--scratch", sockets, "--json")
+        refused = chain.command(*session, *words, status=5).document
+        assert "it has an iothread" in refused["message"]
+        assert chain.machine.state() == before
+        chain.is_well()
+        return
+    for level in ("full", "incremental"):
+        words = ("begin", chain.machine.name, "--tracker", "acme", "--scratch", sockets, "--json")
+        begun = chain.command(*session, *words).document
+        assert {disk["level"] for disk in begun["disks"]} == {level}
+        chain.works(50)
+        for disk in begun["disks"]:
+            copy = sockets / "copy.raw"
+            subprocess.run(["nbdcopy", disk["uri"], copy], check=True)
+            again = subprocess.run(["nbdcopy", disk["uri"], sockets / "again.raw"], check=True)
+            assert again.returncode == 0
+            assert copy.read_bytes() == (sockets / "again.raw").read_bytes()  # of one moment, whatever the guest does
+        chain.works(50)
+        chain.command(*session, "commit", begun["id"])
+    after = chain.machine.state()
+    assert [after[what] for what in ("nodes", "jobs", "fdsets")] == [
+        before[what] for what in ("nodes", "jobs", "fdsets")
+    ]
     chain.is_well()

@@ -33,6 +33,7 @@ from vbackup import archive
 from vbackup.domain import defining, live_xml
 from vbackup.domain.host import UNDEFINE_FLAGS, DomainHandle, library_version
 from vbackup.errors import MonitorError
+from vbackup.hooks import half_restored
 from vbackup.operations import live_pull
 from vbackup.operations.restored_machine import TPM_SOURCE_SINCE
 from vbackup.repository import live_state, readers
@@ -405,7 +406,11 @@ def test_data_that_only_qemu_knew_is_pulled_again(live: Live) -> None:
     assert status == 1, err
     assert "has ended before all of its data was at home" in err
     assert storage_daemons(live.kept.repository) == []
+    record = half_restored.DIRECTORY / UUID  # for the hook script: virsh would start the guest with holes
+    command = f"vbackup restore {UUID} --live --resume --output={live.output} -r {live.kept.repository}"
+    assert json.loads(record.read_text())["command"] == command
     live.run("--resume")
+    assert not record.exists()
     live.is_home()
 
 

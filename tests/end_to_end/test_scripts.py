@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import libvirt
 import pytest
 
 from tests.end_to_end import test_batch, test_watchdog
@@ -16,6 +17,7 @@ from tests.end_to_end.test_offline import write
 from tests.guest import Guest
 from tests.lab import compare
 from tests.unit.scripts.test_examples import EXAMPLES
+from vbackup.scripts.runner import DomainScripts
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -152,6 +154,27 @@ def test_scripts_that_others_may_write_stop_all(fleet: Fleet, directory: Path, s
     assert fleet.entries() == []
     fleet.backup("one", "--scripts", directory, "--dry-run")
     fleet.backup("one", "--no-scripts")
+
+
+def test_snapshot_while_scripts_run_is_noticed(
+    chain: Chain, directory: Path, script: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan has the node below by then, which QEMU copies without an error."""
+    script("pre-backup.d/50-x", "exit 0")
+    before = DomainScripts.before
+
+    def with_snapshot(self: DomainScripts, *given: Any) -> None:
+        before(self, *given)
+        snapshot = f"<domainsnapshot><disks><disk name='vda'><source file='{chain.tmp_path}/new.qcow2'/></disk></disks>"
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        chain.machine.handle.domain.snapshotCreateXML(f"{snapshot}</domainsnapshot>", flags)
+
+    monkeypatch.setattr(DomainScripts, "before", with_snapshot)
+    refused = chain.run("--scripts", directory, status=8).document
+    assert "Disk vda has other images than when the backup was planned" in refused["message"]
+    assert chain.machine.state()["jobs"] == []
+    monkeypatch.undo()
+    chain.backup("--scripts", directory)
 
 
 # restores

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from tests import certificates
+from tests.daemon import Daemon
 from tests.end_to_end import movers
-from tests.end_to_end.test_sessions import DEVS, Vendor, pull_range, sockets, vendor
+from tests.end_to_end.test_sessions import DEVS, Vendor, pull_range
 
-__all__ = ["sockets", "vendor"]  # fixtures
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
 MIB = 1024 * 1024
+
+
+@pytest.fixture
+def vendor(daemon: Daemon, command: Command, images: Path, sockets: Path) -> Vendor:
+    made = Vendor(daemon, command, images, "pulled")
+    images.chmod(0o777)  # QEMU, which is not root, makes the references
+    made.start()
+    return made
 
 
 def changes(vendor: Vendor, session: dict[str, Any], dev: str, *options: str) -> list[dict[str, Any]]:
@@ -24,6 +39,14 @@ def changes(vendor: Vendor, session: dict[str, Any], dev: str, *options: str) ->
         if page["next_offset"] is None:
             return found
         offset = page["next_offset"]
+
+
+def blocks(extents: list[dict[str, Any]]) -> set[int]:
+    return {
+        number
+        for one in extents
+        for number in range(one["start"] // 65536, (one["start"] + one["length"] + 65535) // 65536)
+    }
 
 
 def update(vendor: Vendor, session: dict[str, Any]) -> int:
@@ -62,6 +85,8 @@ def test_changed_extents_are_all_that_a_client_has_to_read(vendor: Vendor) -> No
         if turn == 2:
             delta = changes(vendor, session, "vda")
             assert changes(vendor, session, "vda", "--kind", "between", checkpoints[-1]) == delta
+            earlier = changes(vendor, session, "vda", "--kind", "between", checkpoints[0])
+            assert blocks(earlier) >= blocks(delta)
             words = ("changes", session["id"], "--disk", "vda")
             assert vendor.session(*words, "--kind", "between", "20010101T000000Z-full", status=6)["status"] == 6
             assert vendor.session(*words, "--length", "1T", status=2)["status"] == 2
@@ -118,6 +143,47 @@ def test_data_mover_outside_the_host_gets_the_same(vendor: Vendor, sockets: Path
                 vendor.session("abort", session["id"])
                 assert served.end(None)[0] == 6
                 stalled.kill()
+
+
+def test_domain_that_is_off_is_served_too(vendor: Vendor, sockets: Path, tmp_path: Path) -> None:
+    """Its commit closes the disks before it is one."""
+    movers.prepare(tmp_path)
+    vendor.machine.write("vda", "write -P 1 0 8M")
+    held = vendor.reference()
+    vendor.off()
+    session = vendor.begin()
+    with movers.served(tmp_path, session["id"], sessions=sockets / "state") as served:
+        for disk in session["disks"]:
+            copy = bytearray(disk["size_bytes"])
+            served.pull(copy, disk["dev"], page_size=50)
+            vendor.copy(disk["dev"]).write_bytes(copy)
+        vendor.check(held)
+        vendor.session("commit", session["id"])
+        assert served.end(None)[0] == 0
+
+
+def test_session_with_tls_has_the_same(vendor: Vendor, tmp_path: Path, sockets: Path) -> None:
+    movers.prepare(tmp_path)
+    pki = certificates.make(sockets / "pki")  # where QEMU, which is not root, can read them
+    for path in (sockets, pki):
+        path.chmod(0o755)
+    for path in pki.iterdir():
+        path.chmod(0o644)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    vendor.machine.write("vda", "write -P 1 0 8M")
+    held = vendor.reference()
+    session = vendor.begin("--listen", f"127.0.0.1:{port}", "--tls-creds", str(pki))
+    assert len(changes(vendor, session, "vda")) == 2
+    assert vendor.session("changes", session["id"], "--disk", "vda", "--tls-creds", str(tmp_path), status=7)
+    with movers.served(tmp_path, session["id"], sessions=sockets / "state") as served:
+        for disk in session["disks"]:
+            copy = bytearray(disk["size_bytes"])
+            served.pull(copy, disk["dev"], page_size=50)
+            vendor.copy(disk["dev"]).write_bytes(copy)
+        vendor.check(held)
+        vendor.session("commit", session["id"])
+        assert served.end(None)[0] == 0
 
 
 def test_server_that_is_ended_leaves_the_session(vendor: Vendor, sockets: Path, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,16 +146,6 @@ def pull_range(uri: str, copy: Path, start: int, length: int) -> None:
     target = {"driver": "raw", "offset": start, "size": length, "file": {"driver": "file", "filename": str(copy)}}
     argv = ["qemu-img", "convert", "-n", f"json:{json.dumps(source)}", f"json:{json.dumps(target)}"]
     subprocess.run(argv, check=True)
-
-
-@pytest.fixture
-def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the sockets are: the paths of pytest are too long."""
-    path = Path(tempfile.mkdtemp(prefix="vbs-", dir="/tmp"))
-    monkeypatch.setenv("VBACKUP_SOCKETS", str(path))
-    monkeypatch.setenv("VBACKUP_SESSIONS", str(path / "state"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -500,3 +490,99 @@ def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
     machine.execute("nbd-server-stop")
     session = vendor.begin()
     vendor.session("abort", session["id"])
+
+
+def test_end_of_a_session_is_that_of_its_clients_and_not_of_the_guest(vendor: Vendor) -> None:
+    """Clients that do nothing, that are not even connected yet, and one that is reading."""
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 16M")
+    clean = machine.state()
+    for step, is_met_by_a_stranger in (("abort", True), ("commit", False)):
+        session = vendor.begin()
+        uri = session["disks"][0]["uri"]
+        with (
+            socket.socket(socket.AF_UNIX) as stranger,
+            qemu_io_on(uri) as idle,
+            subprocess.Popen(["nbdcopy", uri, "null:"], stderr=subprocess.DEVNULL) as reading,
+        ):
+            if is_met_by_a_stranger:  # QEMU drops it after 10 s
+                stranger.connect(session["socket"])
+            vendor.session(step, session["id"])
+            idle.communicate("read 0 4k\n", timeout=30)
+            reading.wait(timeout=30)
+        assert machine.execute("query-status")["running"]
+        state = machine.state()
+        assert (state["nodes"], state["jobs"], state["fdsets"]) == (clean["nodes"], [], [])
+        machine.write("vda", "write -P 1 0 16M")
+
+
+@contextmanager
+def qemu_io_on(uri: str) -> Iterator[subprocess.Popen[str]]:
+    """A client that is connected and does nothing."""
+    argv = ["qemu-io", "-r", "-f", "raw", uri]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("read 0 512\n")
+        process.stdin.flush()
+        assert "read 512" in process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_network_needs_a_certificate(vendor: Vendor, images: Path) -> None:
+    certificates = make_certificates(images / "tls")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    clean = machine.state()
+    held = vendor.reference()
+    error = vendor.begin("--listen", f"127.0.0.1:{port}", "--tls-creds", str(images), status=5)
+    assert "cannot use the certificates" in error["message"]
+    assert machine.state() == clean
+    session = vendor.begin("--listen", f"127.0.0.1:{port}", "--tls-creds", str(certificates / "server"))
+    assert session["socket"] is None
+    disk = session["disks"][0]
+    assert disk["uri"] == f"nbds://127.0.0.1:{port}/{disk['export']}"
+    trusted = f"{disk['uri']}?tls-certificates={certificates / 'client'}"
+    subprocess.run(["nbdcopy", trusted, str(vendor.copy("vda"))], check=True)
+    vendor.check({"vda": held["vda"]})
+    for uri in (disk["uri"].replace("nbds:", "nbd:"), f"{disk['uri']}?tls-certificates={certificates / 'stranger'}"):
+        refused = subprocess.run(["nbdcopy", uri, "null:"], capture_output=True, text=True, check=False, timeout=30)
+        assert refused.returncode != 0, uri
+    assert vendor.begin(tracker="other", status=8)["evidence"] == {}
+    vendor.session("abort", session["id"])
+    assert machine.state() == clean
+    assert [one for one in machine.execute("qom-list", path="/objects") if one["name"].startswith("vbackup-")] == []
+    with socket.socket() as again:
+        assert again.connect_ex(("127.0.0.1", port)) != 0
+
+
+def make_certificates(directory: Path) -> Path:
+    """An authority, a server's and a client's certificate of it, and a client's of another authority."""
+
+    def openssl(*words: str | Path) -> None:
+        subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
+
+    for authority, holders in (("ca", ("server", "client")), ("other", ("stranger",))):
+        key, certificate = directory / f"{authority}-key.pem", directory / f"{authority}-cert.pem"
+        directory.mkdir(exist_ok=True)
+        new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+        openssl(
+            "req", "-x509", *new_key, "-keyout", key, "-out", certificate, "-days", "1", "-subj", f"/CN={authority}"
+        )
+        for holder in holders:
+            place = directory / holder
+            place.mkdir()
+            role = "server" if holder == "server" else "client"
+            request, extensions = place / "request.pem", place / "extensions"
+            usage = "serverAuth\nsubjectAltName=IP:127.0.0.1" if role == "server" else "clientAuth"
+            extensions.write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage={usage}\n")
+            openssl("req", *new_key, "-keyout", place / f"{role}-key.pem", "-out", request, "-subj", f"/CN={holder}")
+            signed = ("-in", request, "-CA", certificate, "-CAkey", key, "-CAcreateserial", "-days", "1")
+            openssl("x509", "-req", *signed, "-extfile", extensions, "-out", place / f"{role}-cert.pem")
+            (place / "ca-cert.pem").write_bytes((directory / "ca-cert.pem").read_bytes())
+            (place / f"{role}-key.pem").chmod(0o644)  # for a QEMU that is not root
+    return directory

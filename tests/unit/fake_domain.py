@@ -152,7 +152,8 @@ class FakeDaemon(FakePassthrough):
 
     domain: FakeDomain
 
-    def __init__(self, _reporter: object) -> None:
+    def __init__(self, _reporter: object, *, survival: object = None) -> None:
+        assert survival is None  # it is for sessions
         super().__init__(self.domain)
         self.chains: dict[str, list[str]] = {}
 

@@ -182,6 +182,10 @@ class MemberMoment:
         """Wait until the backups of all members are complete except for their final names."""
         self._wait(self._name)
 
+    def failed(self, cause: VbackupError) -> None:
+        """Make all other members fail."""
+        self._moments.meeting.fail(self._name, cause)
+
 
 class MemberStop(Stop):
     """A member's request to stop: that of the whole command, or the failure of another member."""

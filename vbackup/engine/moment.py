@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+from vbackup.errors import VbackupError
 from vbackup.model import Group, GroupMember
 
 
@@ -33,6 +34,9 @@ class Moment(Protocol):
     def copied(self) -> None:
         """Wait until all backups are complete except for their final names."""
 
+    def failed(self, cause: VbackupError) -> None:
+        """Tell the others that this backup has failed; at once, as what is left to do for it can take minutes."""
+
 
 class Alone:
     """The moment of a backup of one domain: nothing waits, and there is no group."""
@@ -55,3 +59,6 @@ class Alone:
 
     def copied(self) -> None:
         """Return at once."""
+
+    def failed(self, cause: VbackupError) -> None:
+        """Tell nobody."""

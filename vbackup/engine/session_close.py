@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vbackup.domain import detached
 from vbackup.engine import leftovers, session_server
+from vbackup.engine.session_server import Place
 from vbackup.errors import VbackupError
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
@@ -31,7 +32,7 @@ def in_qemu(session: Session, monitor: Monitor, naming: Naming, *, keeps_checkpo
 
     ``keeps_checkpoint``: the bitmaps of its checkpoint stay. Warnings report what cannot be ended.
     """
-    directory = session_directory(session)
+    place = place_of(session)
     internals = session.internals
     checkpoint = internals.checkpoint if internals is not None else None
     marks = internals.new_marks if internals is not None else ()
@@ -42,18 +43,28 @@ def in_qemu(session: Session, monitor: Monitor, naming: Naming, *, keeps_checkpo
             bitmaps = [NodeBitmap(disk.node_name, disk.bitmap) for disk in checkpoint.disks.values() if disk.bitmap]
             undo.push("remove the new end marks", lambda: leftovers.remove_end_marks(monitor, marks))
             undo.push("remove the new bitmaps", lambda: leftovers.remove_bitmaps(monitor, bitmaps))
-        undo.push(
-            "stop the NBD server",
-            lambda: session_server.stop_if_unused(
-                monitor, naming, [] if directory is None else [directory / session_server.SOCKET]
-            ),
-        )
+        if place is not None:
+            undo.push("stop the NBD server", lambda: session_server.stop_if_unused(monitor, naming, place))
         undo.push("end the jobs and close the scratch images", lambda: leftovers.remove_leftovers(monitor, naming))
         undo.push(
             "end the exports",
             lambda: session_server.remove_exports(monitor, session_server.of_tracker(monitor, naming)),
         )
     return undo.is_complete
+
+
+def place_of(session: Session) -> Place | None:
+    """Return where a session is served, None if that was not decided yet."""
+    directory = session_directory(session)
+    if directory is None or session.internals is None:
+        return None
+    bound = session.internals.server
+    return Place(
+        directory,
+        session.listen,
+        None if session.tls is None else Path(session.tls),
+        server=None if bound is None else Path(bound),
+    )
 
 
 def session_directory(session: Session) -> Path | None:

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from vbackup.engine import fleecing
 from vbackup.engine.session_plan import SessionDiskPlan
-from vbackup.errors import FdsNotNeededError, FdsNotPassedError, QmpError, StorageError, UnsuitableError
+from vbackup.errors import DiskError, FdsNotNeededError, FdsNotPassedError, QmpError, StorageError, UnsuitableError
 from vbackup.files import nameless, storage_errors
 from vbackup.images import targets
-from vbackup.model import CLUSTER_BYTES, SecurityLabel
-from vbackup.qemu import qemu_img
+from vbackup.model import CLUSTER_BYTES, Disk, SecurityLabel
+from vbackup.qemu import iothreads, qemu_img
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo
 
@@ -41,9 +41,26 @@ _SPARE_BYTES = 16 * 1024 * 1024
 _DRIVERS = frozenset(("quorum", "blkdebug", "null-co"))
 
 
-def refuse_unable(monitor: Monitor) -> None:
-    """Raise UnsuitableError if this QEMU lacks a driver that keeps errors of the scratch directory from the guest."""
-    missing = sorted(_DRIVERS - schema(monitor).block_drivers())
+def refuse_unable(monitor: Monitor, disks: Sequence[Disk]) -> None:
+    """Raise UnsuitableError if this QEMU cannot serve the disks without a danger for the guest.
+
+    It may lack a driver that keeps errors of the scratch directory from the guest. And an export of a disk with an
+    iothread works in that: since the fix of CVE-2024-7409 in 7.2.14 and 8.2.7, QEMU before 9.0 ends when a client of it
+    disconnects (nbd_blockdev_client_closed in QEMU's blockdev-nbd.c: Assertion `qemu_in_main_thread() && nbd_server'
+    failed; seen on 7.2.22). discard-source, which was added in 9.1, shows a QEMU that does not.
+    """
+    known = schema(monitor)
+    if "discard-source" not in known.members("blockdev-backup"):
+        for disk in disks:
+            iothread = iothreads.iothread_of(monitor, disk.alias)
+            if iothread is not None:
+                raise DiskError(
+                    disk.dev,
+                    f"it has an iothread ({iothread}), and a QEMU before 9.1 can end, and the guest with it, when a"
+                    " client of such a disk disconnects. 'vbackup backup' can back it up. For a session, leave it out"
+                    f" with --exclude-disk {disk.dev}, shut the domain off, or remove the iothread.",
+                )
+    missing = sorted(_DRIVERS - known.block_drivers())
     if missing:
         raise UnsuitableError(
             f"This QEMU cannot serve a running domain: it lacks the block driver {missing[0]}, without which an error"

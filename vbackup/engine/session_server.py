@@ -3,6 +3,12 @@
 A QEMU has one NBD server. Sessions of a domain share it, each under a name of the socket in its own directory. It is
 stopped with the last export, and only a session stops it: libvirt's own pull backup starts it too, and either of them
 is refused then.
+
+nbd-server-stop must not meet a client that has connected and not asked for an export yet. QEMU would wait for it in its
+main loop, and so would the guest, for ever, even after that client has gone (seen on 7.2.22: nbd_server_free waits for
+``connections``). So the socket loses its names first, and then all connections have to be gone; QEMU itself drops a
+client that does not negotiate after 10 s. Nobody can be kept from connecting to a port of the network meanwhile: there
+the connections are looked at just before.
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -38,6 +44,11 @@ log = logging.getLogger(__name__)
 SOCKET = "nbd.sock"
 #: How long QEMU may take to drop clients of an export that is removed.
 REMOVAL_S, TICK_S = 10.0, 0.02
+#: How long to wait for clients that have not asked for an export: QEMU gives them 10 s (NBD_DEFAULT_HANDSHAKE_MAX_SECS
+#: in QEMU's include/block/nbd.h).
+NEGOTIATION_S = 15.0
+#: Name of the socket when nobody is to connect any more; whoever tries again knows by it whose server it is.
+_STOPPING = "stopping.sock"
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Place:
     directory: Path  #: of the session
     listen: str | None = None  #: HOST:PORT, which needs ``tls``; None: the unix socket
     tls: Path | None = None  #: directory with ca-cert.pem, server-cert.pem and server-key.pem
+
+    server: Path | None = None  #: where the unix socket was bound; None: at ``socket``
 
     @property
     def socket(self) -> Path | None:
@@ -82,7 +95,7 @@ def start(monitor: Monitor, place: Place, naming: Naming, *, undo: Undo) -> None
     Raises BusyError if another server runs, UnsuitableError if the connection carries no descriptors or QEMU cannot
     use the certificates, StorageError.
     """
-    undo.push("stop the NBD server", lambda: stop_if_unused(monitor, naming, [place.directory / SOCKET]))
+    undo.push("stop the NBD server", lambda: stop_if_unused(monitor, naming, place))
     creds = _add_creds(monitor, place.tls, naming) if place.tls is not None else {}
     name = _fd_name(naming)
     listening = (
@@ -159,27 +172,63 @@ def remove_exports(monitor: Monitor, export_ids: Collection[str]) -> None:
         pause.wait(TICK_S)
 
 
-def stop_if_unused(monitor: Monitor, naming: Naming, known: Sequence[Path]) -> None:
+def stop_if_unused(monitor: Monitor, naming: Naming, place: Place) -> None:
     """Stop the server if it is one of ours and nobody exports anything, and take back what it was started with.
 
-    ``known``: unix sockets that it may listen on. That somebody greets there proves that it is ours; and so does that
-    our certificates are in use.
+    That somebody greets at a session's socket, or at its port and QEMU has our certificates, proves that it is ours.
+    Raises BusyError if a client that has not asked for an export keeps its connection.
     """
     _forget(monitor, "closefd", {"fdname": _fd_name(naming)})  # a socket that no server has got
-    has_creds = _forget(monitor, "object-del", {"id": _creds_id(naming)})
-    if not exports(monitor) and (has_creds or any(sockets.is_served(path) for path in known)):
-        stop(monitor)
+    is_ours = is_served(place) if place.listen is None else _is_our_port(monitor, naming, place.listen)
+    if not is_ours:
         _forget(monitor, "object-del", {"id": _creds_id(naming)})
+    if not is_ours or exports(monitor):
+        return
+    if place.socket is not None and place.socket.exists():
+        with storage_errors(f"rename {place.socket}"):
+            place.socket.rename(place.directory / _STOPPING)
+    _wait_for_clients(place)
+    stop(monitor)
+    _forget(monitor, "object-del", {"id": _creds_id(naming)})
 
 
-def _forget(monitor: Monitor, command: str, arguments: dict[str, str]) -> bool:
-    """Take something back; return True if QEMU has it and does not give it up, because it is in use."""
+def is_served(place: Place) -> bool:
+    """Return True if an NBD server greets at a session's unix socket, whatever that is called by now."""
+    return place.socket is not None and any(
+        sockets.is_served(path) for path in (place.socket, place.directory / _STOPPING)
+    )
+
+
+def _wait_for_clients(place: Place) -> None:
+    """Wait until nobody is connected. Raises BusyError."""
+    deadline, pause = time.monotonic() + NEGOTIATION_S, threading.Event()
+    while True:
+        if place.listen is not None:
+            is_busy = sockets.has_tcp_connections(place.listen)
+        else:
+            is_busy = sockets.has_connections(place.server or place.directory / SOCKET)
+        if not is_busy:
+            return
+        if time.monotonic() > deadline:
+            raise BusyError(
+                "a client is connected to the NBD server and asks for nothing. QEMU cannot stop the server without a"
+                " danger for the guest before that client has gone"
+            )
+        pause.wait(TICK_S)
+
+
+def _is_our_port(monitor: Monitor, naming: Naming, listen: str) -> bool:
+    """Return True if QEMU has our certificates, and somebody greets where its server was to listen."""
+    objects_ = objects(monitor.execute("qom-list", {"path": "/objects"}), "qom-list", MalformedError)
+    return any(one.text("name") == _creds_id(naming) for one in objects_) and sockets.is_served_at(listen)
+
+
+def _forget(monitor: Monitor, command: str, arguments: dict[str, str]) -> None:
+    """Take something back that may not be there."""
     try:
         monitor.execute(command, arguments)
     except QmpError as err:
         log.debug("%s", err)
-        return "in use" in err.description
-    return False
 
 
 def stop(monitor: Monitor) -> None:

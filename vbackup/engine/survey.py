@@ -17,7 +17,15 @@ from vbackup.engine import base, foreign_jobs, leftovers, plan, proof, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.plan import BackupPlan, Identity, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
-from vbackup.errors import BusyError, ChainError, DiskError, StorageError, UnsuitableError, domain_argument
+from vbackup.errors import (
+    BusyError,
+    ChainError,
+    CorruptImageError,
+    DiskError,
+    StorageError,
+    UnsuitableError,
+    domain_argument,
+)
 from vbackup.files import replace_text, storage_errors
 from vbackup.hooks.events import Operation, events
 from vbackup.model import DiskNode, Level
@@ -64,6 +72,30 @@ def plan_of(selection: Selection, domain: LockedDomain, wishes: Wishes, *, is_dr
     )
     _warn_of_another_host(backup_plan, catalogue.history, domain)
     return backup_plan
+
+
+def refuse_changed(backup_plan: BackupPlan, domain: LockedDomain) -> None:
+    """Raise BusyError if a disk has other layers, or another size, than when the plan was made some time ago.
+
+    After an external snapshot QEMU would copy what is below the disk by then, without an error.
+    """
+    for disk in backup_plan.disks:
+        changed = BusyError(
+            f"Disk {disk.dev} has other images than when the backup was planned, or another size: a script, or somebody"
+            " else, has changed them. No backup was made; run the same command again."
+        )
+        try:
+            [node] = domain.source.disk_nodes([disk.node.disk])
+        except CorruptImageError:
+            raise
+        except DiskError as err:  # it is not where it was
+            raise changed from err
+        if _shape(node) != _shape(disk.node):
+            raise changed
+
+
+def _shape(node: DiskNode) -> list[tuple[str, str | None, int]]:
+    return [(layer.node_name, layer.filename, layer.virtual_size_bytes) for layer in node.layers]
 
 
 def _renew_audits(catalogue: Catalogue, domain: LockedDomain, *, is_dry_run: bool) -> None:

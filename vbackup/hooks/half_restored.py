@@ -1,10 +1,12 @@
-"""Record the domains whose disks a restore in place has begun to change, so that the hook script refuses to start them.
+"""Record the domains whose disks are half restored, so that the hook script refuses to start them.
 
-    /var/lib/vbackup/half-restored/<domain uuid>    JSON: domain, disks, command, since
+    /var/lib/vbackup/half-restored/<domain uuid>    JSON: domain, disks, command, since, work, owner
 
 Unlike a mark of vbackup.hooks.marks it counts until the restore has ended, whoever has died meanwhile, the host
-included: a guest that starts from disks of which some blocks are as in the backup and others as before damages its file
-systems. ``command`` ends the restore. The record is removed disk by disk, as later restores may be of some of them.
+included. After a restore in place a guest would start from disks of which some blocks are as in the backup and others
+as before, which damages its file systems; after a live one from disks whose data is not there. ``command`` ends the
+restore. As long as the process ``owner`` lives, which serves the data of a live restore, the domain may start. The
+record is removed disk by disk, as later restores may be of some of them.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import json
 import logging
 from collections.abc import Collection
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from vbackup import files, names
 from vbackup.errors import MalformedError
 from vbackup.fields import Fields
+from vbackup.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +31,30 @@ DIRECTORY = Path("/var/lib/vbackup/half-restored")
 LIMIT_BYTES = 64 * 1024
 
 
-def begin(uuid: str, disks: Collection[str], *, domain: str, command: str) -> None:
+class Work(Enum):
+    """How the disks are restored."""
+
+    IN_PLACE = "in-place"
+    LIVE = "live"
+
+
+def begin(uuid: str, disks: Collection[str], *, domain: str, command: str, work: Work = Work.IN_PLACE) -> None:
     """Record that disks (dev) of the domain are about to be written; ``command`` restores them.
 
-    A user who may not record it, such as one who is not root, goes without.
+    Of a live restore, this process is the owner. A user who may not record it, such as one who is not root, goes
+    without.
     """
     known = _disks(uuid)
-    document = {
+    document: dict[str, Any] = {
         "domain": domain,
         "disks": sorted({*known, *disks}),
         "command": command,
         "since": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "work": work.value,
     }
     try:
+        if work is Work.LIVE:
+            document["owner"] = Process.this().document()
         for directory in (DIRECTORY.parent, DIRECTORY):
             directory.mkdir(mode=0o700, exist_ok=True)
         files.replace_text(_path(uuid), json.dumps(document) + "\n")

@@ -67,6 +67,9 @@ class Watch(Protocol):
     def has_ended(self) -> bool:
         """Return True if QEMU has closed it."""
 
+    def shut_down(self) -> None:
+        """End it."""
+
 
 class ServedSession(Protocol):
     """A session whose disks are served."""

@@ -38,6 +38,8 @@ MAX_MAPS, MAX_IDLE = 4, 32
 #: How often a read that waits for QEMU looks whether its client is still there.
 _LOOK_S = 1.0
 _FEATURES = ("map", "data")
+#: Header of answers: without versions of Python and aiohttp.
+_NAME = "vbackup"
 _ZEROS = bytes(PIECE_BYTES)
 _Content = Union[bytes, bytearray, memoryview]
 _Result = TypeVar("_Result")
@@ -147,6 +149,7 @@ class _Server:
                 has_closed = watch.has_ended()
         finally:
             loop.remove_reader(watch.fileno())
+            watch.shut_down()  # QEMU's server may wait for its last client
 
     # connections
 
@@ -182,6 +185,8 @@ class _Server:
             response = web.json_response(err.document, status=err.status, headers=err.headers)
             if err.status == web.HTTPUnauthorized.status_code:
                 response.force_close()
+        if not response.prepared:
+            response.headers["Server"] = _NAME
         LOGGER.debug("%s %s from %s: %d", request.method, request.path, request.remote, response.status)
         return response
 
@@ -236,7 +241,7 @@ class _Server:
         response = web.StreamResponse(status=206 if span.is_part else 200)
         response.content_type = "application/octet-stream"
         response.content_length = span.length_bytes
-        response.headers.update({"Accept-Ranges": "bytes", "Cache-Control": "no-store"})
+        response.headers.update({"Accept-Ranges": "bytes", "Cache-Control": "no-store", "Server": _NAME})
         if span.is_part:
             response.headers["Content-Range"] = f"bytes {span.content_range}/{disk.size_bytes}"
         if request.method == "HEAD" or not span.length_bytes:

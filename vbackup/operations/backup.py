@@ -121,11 +121,12 @@ def run(
     access = _access(request, images_in_use, stop)
     scripts = scripts or runner.none(reporter=reporter, stop=stop, work="backup", domain=request.domain)
     scripts.know(repository=os.fspath(repository.path.absolute()))
-    with scripts.attended():
+    moment = moment or Alone()
+    with scripts.attended(failed=moment.failed):
         handle = host.domain(request.domain)
         scripts.of_domain(handle.name, handle.uuid, uri=host.real_uri)
         with _locked(handle, request, access, repository=repository, reporter=reporter, stop=stop) as domain:
-            backup = _backed_up(_Run(request, domain, moment or Alone(), throttle, scripts, delivery), begun=begun)
+            backup = _backed_up(_Run(request, domain, moment, throttle, scripts, delivery), begun=begun)
     scripts.after(ScriptPhase.POST_BACKUP, documents.backup(backup))
     return backup
 
@@ -136,7 +137,9 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
     domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
     backup_plan = _plan(request, domain, is_dry_run=False)
     this.scripts.know(backup_id=backup_plan.id, level=backup_plan.level.value)
-    this.scripts.before(ScriptPhase.PRE_BACKUP, documents.plan(backup_plan))
+    if this.scripts.has(ScriptPhase.PRE_BACKUP):  # they can take minutes
+        this.scripts.before(ScriptPhase.PRE_BACKUP, documents.plan(backup_plan))
+        survey.refuse_changed(backup_plan, domain)
     try:
         backup = _make(backup_plan, this, begun=begun)
     except (JobError, QmpError) as err:
@@ -359,6 +362,8 @@ def _start(
     )
     transaction = backup_plan.transaction()
     this.moment.ready()
+    if this.moment.group is not None:  # the scripts of another member may have taken minutes
+        survey.refuse_changed(backup_plan, domain)
     with (
         freeze_scripts.around(this.scripts, documents.plan(backup_plan), limit_s=limit_s) as frozen,
         domain.source.frozen(this.request.quiesce, domain.reporter) as freeze,

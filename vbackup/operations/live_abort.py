@@ -8,6 +8,7 @@ from pathlib import Path
 from vbackup.domain import defining, pools
 from vbackup.domain.host import Host
 from vbackup.errors import UnsuitableError, UsageError
+from vbackup.hooks import half_restored
 from vbackup.images import live_point
 from vbackup.operations import live_files, live_restore, live_resume
 from vbackup.report import Reporter
@@ -62,5 +63,6 @@ def run(request: AbortRequest, *, host: Host, repository: Repository, reporter: 
         live_point.end_earlier(state.socket)
         live_restore.unprotect(state, repository, reporter)
         live_files.remove(state)
+        half_restored.end(state.uuid)
         pools.refresh_of(host, images)
     return Aborted(state.backup, state.name, state.uuid, state.paths)

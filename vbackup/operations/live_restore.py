@@ -35,6 +35,7 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.files import storage_errors
+from vbackup.hooks import half_restored
 from vbackup.images import destination
 from vbackup.images.destination import Destination
 from vbackup.images.flatten import Layer, layers_of
@@ -188,6 +189,7 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
             reporter=work.reporter,
             stop=work.stop,
         )
+        undo.callback(half_restored.end, state.uuid)
         undo.callback(_take_back, state, work)
         if work.pool is not None:
             work.pool.refresh()
@@ -197,6 +199,7 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
             # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
             defining.refuse_taken(host, prepared.identity, is_new=request.name is not None)
             handle = restored_domain.define_only(replace(prepared, text=xml))
+            refuse_start_by_others(state, work.repository)
             overlays = live_pull.start(handle, state)
             undo.pop_all()  # the guest runs
             for warning in restore.definition_warnings(definition):  # the others were there before the start
@@ -270,8 +273,16 @@ def finish(
             reporter.warning(f"{err} The original had that (autostart).")
     checkpoints = live_files.checkpoints(handle, state, repository)
     unprotect(state, repository, reporter)
+    half_restored.end(state.uuid)
     live_state.remove(state.output)
     return checkpoints
+
+
+def refuse_start_by_others(state: LiveState, repository: Repository) -> None:
+    """Let libvirt's hook script refuse to start the domain when this process, which serves its data, is gone."""
+    words = ["vbackup", "restore", state.uuid, "--live", "--resume", f"--output={state.output}"]
+    command = shlex.join([*words, "-r", os.fspath(repository.path.absolute())])
+    half_restored.begin(state.uuid, state.away, domain=state.name, command=command, work=half_restored.Work.LIVE)
 
 
 def unprotect(state: LiveState, repository: Repository, reporter: Reporter) -> None:

@@ -15,7 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vbackup.errors import BusyError, MissingPackageError, SessionEndedError, UsageError, VbackupError
+from vbackup.errors import (
+    BusyError,
+    InterruptedBySignalError,
+    MissingPackageError,
+    SessionEndedError,
+    UsageError,
+    VbackupError,
+)
 from vbackup.http import access
 from vbackup.http.served import MapQuery, Reader, ServedDisk, Watch
 from vbackup.operations import session_changes
@@ -29,7 +36,7 @@ from vbackup.stop import Stop
 #: How long a reader waits for QEMU: as long as a guest waits for its disk.
 READ_TIMEOUT_S = 30.0
 #: How long clients still hear that the session has ended.
-LINGER_S = 3.0
+LINGER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ def run(
     tls = access.server_context(request.tls_creds, verify_peer=request.verify_peer)
     session = session_changes.open_session(store, request.session)
     served = _Session(session, store, request.tls_creds)
-    with _listening(request.host, request.port) as listening:
+    with _listening(request.host, request.port) as listening, session_changes.of_session(store, session):
         serving = Serving(session, _url(request.host, listening.getsockname()[1]))
         server.serve(
             served,
@@ -91,12 +98,15 @@ def run(
             stop=stop,
             on_ready=lambda: on_ready(serving),
         )
-    if stop.signum is not None:
+    try:
+        # Whoever ends the session holds the lock: a commit of a domain that is off closes the disks first.
+        with store.locked(session.domain_uuid, stop=stop, name=session.domain_name):
+            now = store.session(session.id)
+    except InterruptedBySignalError:
         return None
-    now = store.session(session.id)
-    if now.state is SessionState.COMMITTED:
-        return now.state
-    raise served.error()
+    if now.state is not SessionState.COMMITTED:
+        raise _error(now)
+    return now.state
 
 
 def _server() -> Any:
@@ -113,19 +123,32 @@ def _server() -> Any:
 
 def _listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises BusyError, UsageError."""
-    where = f"{host}:{port}"
+    error: Exception | None = None
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family)
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                return socket.create_server(address[:2], family=family)
+            except OSError as err:  # a host without IPv6 has a localhost with it
+                error = error or err
     except (OSError, UnicodeError, OverflowError) as err:
-        words = getattr(err, "strerror", None) or err
-        if isinstance(err, OSError) and err.errno == errno.EADDRINUSE:
-            raise BusyError(f"Another process listens on {where} already; end it, or give another port.") from err
-        raise UsageError(f"Cannot listen on {where}: {words}. Give an address of this host.") from err
+        error = err
+    where, words = f"{host}:{port}", getattr(error, "strerror", None) or error
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        raise BusyError(f"Another process listens on {where} already; end it, or give another port.") from error
+    raise UsageError(f"Cannot listen on {where}: {words}. Give an address of this host.") from error
 
 
 def _url(host: str, port: int) -> str:
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _error(session: Session) -> SessionEndedError:
+    """Return why a session could not be served to its commit."""
+    if session.state is not SessionState.OPEN:
+        return session_changes.ended(session)
+    if session.has_expired(datetime.now(timezone.utc)):
+        return SessionEndedError(session.id, SessionState.EXPIRED.value)
+    return SessionEndedError(session.id, SessionState.FAILED.value, "QEMU does not serve it any more")
 
 
 class _Session:
@@ -153,16 +176,7 @@ class _Session:
         if now.state is not SessionState.OPEN:
             return State(0.0, str(session_changes.ended(now)))
         left_s = (now.expires - datetime.now(timezone.utc)).total_seconds()
-        what = f"QEMU does not serve session {now.id} any more." if left_s > 0 else f"Session {now.id} has expired."
-        return State(left_s, what)
-
-    def error(self) -> VbackupError:
-        """Return why it could not be served to its end."""
-        now = self._store.session(self._session.id)
-        if now.state is not SessionState.OPEN:
-            return session_changes.ended(now)
-        state = SessionState.EXPIRED if now.has_expired(datetime.now(timezone.utc)) else SessionState.FAILED
-        return SessionEndedError(now.id, state.value, now.end_reason or self.state().reason)
+        return State(max(left_s, 0.0), str(_error(now)))
 
 
 @dataclass(frozen=True)

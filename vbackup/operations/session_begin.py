@@ -22,6 +22,7 @@ from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.source import Source
 from vbackup.engine import (
     leftovers,
+    plan,
     scratch,
     session_close,
     session_plan,
@@ -123,9 +124,10 @@ def _begin(
     now = datetime.now(timezone.utc)
     session_id = names.new_session_id(now)
     directory = sockets.make_directory(socket_directory, session_id)
-    place = Place(directory, request.listen, request.tls)
+    first = next((one for one in alive if one.socket is not None), None)
+    place = Place(directory, request.listen, request.tls, server=_bound(first))
     with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo:
-        undo.push("remove the sockets", lambda: sockets.remove_directory(directory))
+        undo.push("remove the sockets", lambda: _remove_sockets(place))
         with _opened(request, handle, session_id, directory, reporter=reporter, stop=stop) as (opened, off):
             this = SessionDomain(opened, session_recovery.naming_of(request.tracker), reporter, stop)
             tracker = domain.tracker(request.tracker, domain_name=handle.name)
@@ -136,7 +138,7 @@ def _begin(
             undo.push("note that it failed", lambda: _fail(domain, session_id))
             domain.write(session)
             with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo_in_qemu:
-                session = _serve(request, made, session, this, place=place, alive=alive, undo=undo_in_qemu)
+                session = _serve(request, made, session, this, place=place, first=first, undo=undo_in_qemu)
                 if off is not None:
                     session = _with_daemon(session, off)
                 session = domain.write(session)
@@ -145,6 +147,13 @@ def _begin(
             if off is not None:
                 off.leave()
     return session
+
+
+def _bound(first: Session | None) -> Path | None:
+    """Return where the server that a session uses was bound, None without one."""
+    if first is None or first.internals is None or first.internals.server is None:
+        return None
+    return Path(first.internals.server)
 
 
 @contextmanager
@@ -164,7 +173,8 @@ def _opened(
     access = Access(request.exclusive, only_reads=True, check=stop.check)
     if handle.is_active() or not handle.host.is_local:
         with source.open_source(handle, reporter=reporter, access=access) as running:
-            session_scratch.refuse_unable(running.monitor)
+            selection = plan.select(running.domain, request.disks, request.excluded_disks)
+            session_scratch.refuse_unable(running.monitor, selection.disks)
             yield running, None
         return
     from vbackup.domain import offline  # a running domain does without a storage daemon
@@ -213,6 +223,7 @@ def _draft(request: SessionRequest, made: SessionPlan, place: Place, handle: Dom
             writer=Process.this(),
             scratch=str(request.scratch.absolute()),
             sockets=str(place.directory),
+            server=None if place.socket is None else str(place.server or place.socket),
             checkpoint=made.pending([disk.node for disk in made.disks], time=now),
             new_marks=tuple(made.new_marks),
             connection=handle.host.real_uri,
@@ -235,10 +246,13 @@ def _serve(
     this: SessionDomain,
     *,
     place: Place,
-    alive: Sequence[Session],
+    first: Session | None,
     undo: Undo,
 ) -> Session:
-    """Make the overlays, take the moment, and export the disks; return the session as it is open."""
+    """Make the overlays, take the moment, and export the disks; return the session as it is open.
+
+    ``first`` has started the server already.
+    """
     monitor = this.monitor
     is_running = this.source.is_running
     if is_running:
@@ -254,11 +268,10 @@ def _serve(
         undo.push("remove the new bitmaps", lambda: leftovers.remove_bitmaps(monitor, [one.place for one in made.new]))
         undo.push("end the jobs", lambda: jobs.cancel(monitor, made.job_ids))
         this.source.mark_devices([disk.node.disk for disk in made.disks])
-    first = next((Path(one.socket) for one in alive if one.socket is not None), None) if is_running else None
-    if first is None:
+    if first is None or first.socket is None:
         session_server.start(monitor, place, this.naming, undo=undo)
     else:
-        session_server.share(first, place)
+        session_server.share(Path(first.socket), place)
     this.stop.check()
     this.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)  # resumed since
     actions = made.moment()
@@ -309,6 +322,12 @@ def _with_dirty(made: SessionPlan, session: Session, this: SessionDomain) -> tup
         bitmap = nodes.bitmaps(planned.exported).get(disk.base_checkpoint or "")
         disks.append(replace(disk, dirty_bytes=None if bitmap is None else bitmap.dirty_bytes))
     return tuple(disks)
+
+
+def _remove_sockets(place: Place) -> None:
+    """Remove the directory of the sockets, but for a server that could not be stopped: whoever tries again needs it."""
+    if not session_server.is_served(place):
+        sockets.remove_directory(place.directory)
 
 
 def _fail(domain: DomainStore, session_id: str) -> None:

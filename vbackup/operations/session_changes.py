@@ -147,7 +147,7 @@ def page(
     base_size_bytes = None if checkpoint is None else _size_at(checkpoint, session, disk, store=store)
     address = nbd_address.parse(disk.uri)
     with (
-        _of_session(store, session),
+        of_session(store, session),
         NbdBlocks(address, bitmap=context, base_size_bytes=base_size_bytes, tls=tls) as blocks,
     ):
         if blocks.size_bytes != disk.size_bytes:
@@ -182,12 +182,14 @@ def _size_at(checkpoint_id: str, session: Session, disk: SessionDisk, *, store: 
 
 
 @contextmanager
-def _of_session(store: Store, session: Session) -> Iterator[None]:
-    """Let an error that comes from the end of the session say so."""
+def of_session(store: Store, session: Session) -> Iterator[None]:
+    """Let an error within the block that comes from the end of the session say so: SessionEndedError."""
     try:
         yield
     except (StorageError, MalformedError) as err:
         now = store.session(session.id)
         if now.state.has_ended:
             raise ended(now) from err
+        if now.has_expired(datetime.now(timezone.utc)):
+            raise SessionEndedError(now.id, SessionState.EXPIRED.value) from err
         raise

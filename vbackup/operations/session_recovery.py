@@ -141,11 +141,12 @@ def end(
                 keeps_checkpoint=state is SessionState.COMMITTED,
                 reporter=reporter,
             )
-    try:
-        session_close.on_host(session)
-    except VbackupError as err:
-        reporter.warning(str(err))
-        is_complete = False
+    if is_complete:
+        try:
+            session_close.on_host(session)
+        except VbackupError as err:
+            reporter.warning(str(err))
+            is_complete = False
     assert session.internals is not None
     return domain.write(replace(session, internals=replace(session.internals, is_closed=is_complete)))
 

@@ -18,6 +18,8 @@ from vbackup.qemu.nbd_client import ALLOCATION, DIRTY, ZERO, NbdClient
 if TYPE_CHECKING:
     import ssl
 
+#: How long one description may take: QEMU reads a few tables for it.
+TIMEOUT_S = 60.0
 #: Dirty ranges with up to this much between them are asked about together. A request takes as long as QEMU needs for
 #: 45 MiB without data; but where there is data, each cluster can be an extent of its answer.
 MAX_GAP_BYTES = 4 * 1024 * 1024
@@ -114,7 +116,7 @@ class NbdBlocks:
         return _runs(self._allocation, start_bytes, end_bytes, ZERO)
 
     def _client(self, context: str) -> NbdClient:
-        return NbdClient(self._address, context=context, tls=self._tls)
+        return NbdClient(self._address, context=context, tls=self._tls, timeout_s=TIMEOUT_S)
 
 
 def _runs(client: NbdClient, start_bytes: int, end_bytes: int, flag: int) -> Iterator[_Run]:

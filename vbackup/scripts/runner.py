@@ -207,13 +207,19 @@ class DomainScripts:
         return done
 
     @contextmanager
-    def attended(self) -> Iterator[None]:
-        """Wait after the block for the scripts that it has begun; if it fails, run the on-failure scripts."""
+    def attended(self, *, failed: Callable[[VbackupError], None] = lambda _err: None) -> Iterator[None]:
+        """Wait after the block for the scripts that it has begun; if it fails, run the on-failure scripts.
+
+        ``failed`` is called before that, which can take minutes.
+        """
         try:
             yield
         except Exception as err:
+            known = err if isinstance(err, VbackupError) else VbackupError(f"Unexpected {type(err).__name__}: {err}.")
+            failed(known)
             self._join()
-            self._failed(err)
+            self.know(status=str(int(known.status)))
+            self.after(ScriptPhase.ON_FAILURE, error_document(known))
             raise
         finally:
             self._join()
@@ -221,11 +227,6 @@ class DomainScripts:
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
-
-    def _failed(self, err: Exception) -> None:
-        known = err if isinstance(err, VbackupError) else VbackupError(f"Unexpected {type(err).__name__}: {err}.")
-        self.know(status=str(int(known.status)))
-        self.after(ScriptPhase.ON_FAILURE, error_document(known))
 
     # one script
 

@@ -122,6 +122,7 @@ class Internals:
     scratch: str  #: path of the scratch directory
     sockets: str | None = None  #: path of the directory of its sockets
     checkpoint: Checkpoint | None = None  #: what ``commit`` gives the tracker; None before the plan is made
+    server: str | None = None  #: path at which the NBD server was bound; another session's if they share it
     new_marks: Sequence[NodeBitmap] = ()  #: end marks that begin with it (vbackup.engine.endmark)
     watcher: Process | None = None  #: ends the session when it expires
     daemon: Process | None = None  #: the storage daemon of a domain that is off
@@ -136,6 +137,7 @@ class Internals:
             "scratch": self.scratch,
             "sockets": self.sockets,
             "checkpoint": None if self.checkpoint is None else self.checkpoint.document(),
+            "server": self.server,
             "new_marks": [{"node_name": one.node_name, "bitmap": one.bitmap} for one in self.new_marks],
             "watcher": None if self.watcher is None else self.watcher.document(),
             "daemon": None if self.daemon is None else self.daemon.document(),
@@ -152,6 +154,7 @@ class Internals:
             scratch=fields.text("scratch"),
             sockets=fields.optional_text("sockets"),
             checkpoint=Checkpoint.read(fields.object("checkpoint")) if "checkpoint" in fields else None,
+            server=fields.optional_text("server"),
             new_marks=tuple(
                 NodeBitmap(one.text("node_name"), one.text("bitmap")) for one in fields.objects("new_marks")
             ),

@@ -29,6 +29,10 @@ _GREETING_S = 5.0
 #: How many clients may wait to be accepted.
 _BACKLOG = 128
 _MAX_PORT = 65535
+#: States of sockets in /proc/net/unix (SS_CONNECTED) and /proc/net/tcp (TCP_ESTABLISHED).
+_CONNECTED, _ESTABLISHED = b"03", "01"
+#: The column of the path in /proc/net/unix.
+_PATH = 7
 
 
 def default_directory() -> Path:
@@ -116,9 +120,50 @@ def split_address(address: str) -> tuple[str, int]:
 def is_served(path: Path) -> bool:
     """Return True if an NBD server greets at this socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(_GREETING_S)
+        return _greets(asking, os.fspath(path))
+
+
+def is_served_at(address: str) -> bool:
+    """Return True if an NBD server greets at HOST:PORT. Raises UsageError."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as asking:
+        return _greets(asking, (host, port))
+
+
+def _greets(asking: socket.socket, address: str | tuple[str, int]) -> bool:
+    asking.settimeout(_GREETING_S)
+    try:
+        asking.connect(address)
+        return asking.recv(len(_GREETING), socket.MSG_WAITALL) == _GREETING
+    except OSError:
+        return False
+
+
+def has_connections(path: Path) -> bool:
+    """Return True if a server has accepted connections of a unix socket that it bound at this path.
+
+    The kernel shows them under that path (proc_net_unix), also when the name is gone or was given a second name.
+    """
+    wanted = os.fsencode(path)
+    with Path("/proc/net/unix").open("rb") as lines:
+        for line in lines:
+            words = line.rstrip(b"\n").split(None, _PATH)  # Num RefCount Protocol Flags Type St Inode Path
+            if words[_PATH:] == [wanted] and words[5] == _CONNECTED:
+                return True
+    return False
+
+
+def has_tcp_connections(address: str) -> bool:
+    """Return True if somebody on this host has accepted connections at the port of HOST:PORT. Raises UsageError."""
+    _, port = split_address(address)
+    for name in ("tcp", "tcp6"):
         try:
-            asking.connect(os.fspath(path))
-            return asking.recv(len(_GREETING), socket.MSG_WAITALL) == _GREETING
-        except OSError:
-            return False
+            lines = Path("/proc/net", name).read_text(encoding="ascii").splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        for line in lines:
+            words = line.split()
+            if words[3] == _ESTABLISHED and int(words[1].rpartition(":")[2], 16) == port:
+                return True
+    return False

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
+from tests.unit.builders import disk
 from vbackup.engine import session_scratch
-from vbackup.errors import UnsuitableError
-from vbackup.qemu import monitor
+from vbackup.errors import DiskError, UnsuitableError
+from vbackup.qemu import iothreads
 
 MIB, TIB = 1024**2, 1024**4
 
@@ -36,13 +37,34 @@ def test_file_has_room_for_every_cluster_and_table(size_bytes: int) -> None:
     assert node["refcount-cache-size"] >= max(clusters * 2, 4 * 65536)
 
 
-def test_qemu_without_a_driver_of_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Schema:
-        def block_drivers(self) -> frozenset[str]:
-            return frozenset(("quorum", "null-co"))
+class Schema:
+    """What a QEMU knows."""
 
+    def __init__(self, drivers: str, members: str) -> None:
+        self._drivers, self._members = frozenset(drivers.split()), frozenset(members.split())
+
+    def block_drivers(self) -> frozenset[str]:
+        return self._drivers
+
+    def members(self, _command: str) -> frozenset[str]:
+        return self._members
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, known: Schema, *, iothread: str | None = None) -> None:
+    monkeypatch.setattr(session_scratch, "schema", lambda _monitor: known)
+    monkeypatch.setattr(iothreads, "iothread_of", lambda _monitor, _alias: iothread)
     with FakeQemu([FakeDisk()]) as qemu:
-        monkeypatch.setattr(session_scratch, "schema", lambda _monitor: Schema())
-        with pytest.raises(UnsuitableError, match="lacks the block driver blkdebug"):
-            session_scratch.refuse_unable(qemu)
-    assert monitor.schema is not session_scratch.schema
+        session_scratch.refuse_unable(qemu, [disk("vda")])
+
+
+def test_qemu_without_a_driver_of_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsuitableError, match="lacks the block driver blkdebug"):
+        refuse(monkeypatch, Schema("quorum null-co", ""))
+
+
+def test_iothread_is_refused_where_a_client_could_end_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    drivers = "quorum null-co blkdebug"
+    with pytest.raises(DiskError, match=r"it has an iothread \(io1\)"):
+        refuse(monkeypatch, Schema(drivers, "sync"), iothread="io1")
+    refuse(monkeypatch, Schema(drivers, "sync"))
+    refuse(monkeypatch, Schema(drivers, "sync discard-source"), iothread="io1")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.builders import UUID
 from vbackup.hooks import half_restored
+from vbackup.process import Process
 
 COMMAND = "vbackup restore web --in-place -r /srv"
 
@@ -34,7 +35,7 @@ def test_record_is_there_until_the_end(directory: Path) -> None:
     begin("vda")
     document = recorded(directory)
     assert document.pop("since").startswith("20")
-    assert document == {"domain": "web", "disks": ["vda"], "command": COMMAND}
+    assert document == {"domain": "web", "disks": ["vda"], "command": COMMAND, "work": "in-place"}
     assert {path.stat().st_mode & 0o777 for path in (directory.parent, directory)} == {0o700}
     assert (directory / UUID).stat().st_mode & 0o777 == 0o600
     half_restored.end(UUID, ["vda"])
@@ -72,3 +73,9 @@ def test_user_who_may_not_record_goes_without(directory: Path) -> None:
     begin("vda")
     half_restored.end(UUID)
     assert directory.parent.is_file()
+
+
+def test_owner_of_a_live_restore_is_this_process(directory: Path) -> None:
+    half_restored.begin(UUID, ["vda"], domain="web", command=COMMAND, work=half_restored.Work.LIVE)
+    assert recorded(directory)["work"] == "live"
+    assert recorded(directory)["owner"] == Process.this().document()

@@ -556,3 +556,22 @@ def test_what_is_no_record_stops_no_guest(hook: Hook, make: object) -> None:
         hook.argv("web", "prepare", "begin", "-"), input=XML, capture_output=True, check=False, timeout=30
     )
     assert done.returncode == (1 if make is os.mkfifo else 0)
+
+
+# what a live restore has left half done
+
+
+def half_restore_live() -> Path:
+    half_restored.DIRECTORY.parent.mkdir(exist_ok=True)
+    half_restored.begin(UUID, ["vda"], domain="web", command="vbackup resume", work=half_restored.Work.LIVE)
+    return half_restored.DIRECTORY / UUID
+
+
+@pytest.mark.parametrize("kind", ["ended", "pid used again", "boot before", "no pid", "odd pid"])
+def test_domain_of_a_live_restore_starts_while_its_process_lives(hook: Hook, kind: str) -> None:
+    path = half_restore_live()
+    hook.call("web", "prepare", "begin", "-")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "owner": json.loads(STALE[kind]())}))
+    said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
+    assert "A live restore of domain 'web' was interrupted: not all of the data of its disks (vda) is there." in said
+    assert "Run 'vbackup resume', which ends the restore" in said

@@ -174,6 +174,7 @@ def test_whole_disk_and_its_head(tmp_path: Path) -> None:
         status, answered, body = one.ask("/vda/data")
         assert (status, body == CONTENT) == (200, True)
         assert "Content-Range" not in answered
+        assert answered["Server"] == "vbackup"
         status, answered, body = one.ask("/vda/data", method="HEAD")
         assert (status, body, answered["Content-Length"], answered["Accept-Ranges"]) == (200, b"", str(SIZE), "bytes")
 
@@ -211,7 +212,7 @@ def test_map_has_what_the_session_says(tmp_path: Path) -> None:
 def test_options_say_what_can_be_done(tmp_path: Path) -> None:
     with running(tmp_path, limits=Limits(max_readers=3)) as one:
         status, answered, body = one.ask("/", method="OPTIONS")
-        assert (status, answered["Allow"]) == (200, "GET, HEAD, OPTIONS")
+        assert (status, answered["Allow"], answered["Server"]) == (200, "GET, HEAD, OPTIONS", "vbackup")
         assert json.loads(body) == {
             "features": ["map", "data"],
             "max_readers": 3,

@@ -438,6 +438,23 @@ def test_script_that_fails_before_the_backup_stops_it(domain: FakeDomain, repo: 
     assert partial(repo) == []
 
 
+def test_disk_that_changes_while_scripts_run_is_not_backed_up(
+    domain: FakeDomain, repo: Repository, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU would copy the image below the new one."""
+    before = DomainScripts.before
+
+    def with_snapshot(self: DomainScripts, *given: Any) -> None:
+        before(self, *given)
+        domain.qemu.snapshot("virtio-disk0", "/images/new.qcow2")
+
+    monkeypatch.setattr(DomainScripts, "before", with_snapshot)
+    with pytest.raises(BusyError, match="Disk vda has other images than when the backup was planned"):
+        run(domain, repo, scripts.recorder, scripts=scripts.opened())
+    assert repo.catalogue(UUID).history.backups == ()
+    assert [line.split()[0] for line in scripts.said] == ["pre-backup", "on-failure"]
+
+
 def test_script_that_fails_after_the_backup_leaves_it_good(
     domain: FakeDomain, repo: Repository, scripts: Scripts
 ) -> None:

@@ -8,7 +8,19 @@ import pytest
 
 from tests.fake_qemu import FakeBitmap, FakeDisk, FakeQemu
 from tests.unit import builders
-from tests.unit.builders import FOREIGN, MIB, REPOSITORY, TOKEN, Recorder, backup, bitmap_of, incremental
+from tests.unit.builders import (
+    FOREIGN,
+    MIB,
+    REPOSITORY,
+    TOKEN,
+    TRACKER,
+    TRACKER_ID,
+    Recorder,
+    backup,
+    bitmap_of,
+    incremental,
+    session_checkpoint,
+)
 from vbackup.domain.attached import AttachedQemu
 from vbackup.errors import DiskError, TransactionError, TransactionRefusedError, UnsafeError, UnsuitableError
 from vbackup.model import DiskNode
@@ -217,3 +229,23 @@ def test_checkpoint_of_a_repository_that_is_not_there_may_be_the_base(qemu: Fake
     add(qemu, name)
     with pytest.raises(UnsafeError, match=f"is a full if it would have started from {ONE.id}"):
         change(attached, ChangeRequest(Change.REMOVE, name))
+
+
+# a tracker of pull sessions
+
+
+def test_bitmaps_of_a_tracker_are_its_own_and_not_removed_by_mistake(qemu: FakeQemu, attached: AttachedQemu) -> None:
+    checkpoint = session_checkpoint(1, "vda").disks["vda"].bitmap
+    assert checkpoint is not None
+    mark = Naming(TRACKER_ID).end_mark("vda", SIZE_BYTES)
+    add(qemu, checkpoint, mark)
+    for known, shown in (([TRACKER, "other"], TRACKER), ([], TRACKER_ID)):
+        listed = bitmap.listing(attached, trackers=known)
+        assert {(one.owner, one.repository_id, one.tracker) for one in listed} == {(Owner.TRACKER, None, shown)}
+    for name, said in ((checkpoint, "next session of tracker .* is full"), (mark, "does not notice if disk vda")):
+        with pytest.raises(UnsafeError, match=rf"(?s){said}.*--force removes it anyway"):
+            change(attached, ChangeRequest(Change.REMOVE, name))
+        with pytest.raises(UnsafeError, match="it can only be removed"):
+            change(attached, ChangeRequest(Change.CLEAR, name))
+        change(attached, ChangeRequest(Change.REMOVE, name, force=True))
+    assert names_on(qemu) == set()

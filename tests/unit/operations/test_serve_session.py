@@ -129,6 +129,17 @@ def test_commit_is_a_good_end(served: Served) -> None:
     assert served.outcome == [SessionState.COMMITTED]
 
 
+def test_commit_that_closes_the_disks_first_is_waited_for(served: Served) -> None:
+    _, thread = served.begin()
+    with served.store.locked(UUID, stop=Stop()) as domain:
+        served.nbd.drop()
+        thread.join(0.5)
+        assert thread.is_alive()
+        domain.write(replace(served.session, state=SessionState.COMMITTED))
+    thread.join(PATIENCE_S)
+    assert served.outcome == [SessionState.COMMITTED]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

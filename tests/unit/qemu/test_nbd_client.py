@@ -6,11 +6,14 @@ tests/contract/test_nbd_client.py and test_nbd_blocks.py have QEMU's server.
 from __future__ import annotations
 
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import fake_nbd
 from tests.fake_nbd import FakeNbd, chunk, data, hole, option_reply, status
@@ -201,6 +204,28 @@ def test_dripping_server_ends_at_the_deadline(tmp_path: Path) -> None:
         pytest.raises(StorageError, match=r"no whole answer|timed out"),
     ):
         read(client, 0, 4096)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["read", "blocks"]), st.binary(max_size=120), st.booleans())
+def test_any_bytes_end_in_an_error(request_of: str, noise: bytes, has_head: bool) -> None:
+    """With a head that is right, the noise is length, payload, and more chunks."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = fake(Path(directory))
+
+        def answer(handle: int, *_: int) -> Iterator[bytes]:
+            yield (
+                struct.pack(">IHHQ", 0x668E33EF, 0, 1 if request_of == "read" else 5, handle) if has_head else b""
+            ) + noise
+            server.drop()
+
+        setattr(server, request_of, answer)
+        with (
+            server,
+            NbdClient(server.address, context=ALLOCATION, timeout_s=10) as client,
+            pytest.raises((MalformedError, StorageError)),
+        ):
+            list(getattr(client, request_of)(0, SIZE))
 
 
 def test_what_is_not_on_the_disk_is_not_asked_for(tmp_path: Path) -> None:

@@ -149,6 +149,20 @@ def test_failure_is_told_to_the_scripts_for_it(directory: Path, write: Write, re
     assert words == "on-failure script x: 8 on-failure"
 
 
+def test_others_hear_of_a_failure_before_its_scripts_run(directory: Path, write: Write, recorder: Recorder) -> None:
+    write("on-failure.d/x", "echo ran")
+    steps_by_then: list[list[str]] = []
+
+    def fail() -> None:
+        with scripts(directory, recorder).attended(failed=lambda _err: steps_by_then.append([*recorder.steps])):
+            raise BusyError("Busy.")
+
+    with pytest.raises(BusyError):
+        fail()
+    assert steps_by_then == [[]]
+    assert recorder.steps == ["on-failure script x: ran"]
+
+
 def test_bug_is_told_as_an_error(directory: Path, write: Write, recorder: Recorder) -> None:
     write("on-failure.d/x", "cat")
     with pytest.raises(ZeroDivisionError), scripts(directory, recorder).attended():

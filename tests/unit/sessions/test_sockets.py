@@ -87,6 +87,31 @@ def test_tcp_socket_listens_where_it_is_told() -> None:
         sockets.listen_tcp("host.invalid:10809")
 
 
+def test_connections_that_a_server_has_accepted_are_seen(short: Path) -> None:
+    path, other = short / "nbd.sock", short / "second name.sock"
+    with sockets.listen_unix(path) as listening:
+        os.link(path, other)
+        assert not sockets.has_connections(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(other))
+            accepted, _ = listening.accept()
+            path.unlink()
+            assert sockets.has_connections(path)
+            assert not sockets.has_connections(other)
+            accepted.close()
+        assert not sockets.has_connections(path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with sockets.listen_tcp(address) as listening:
+        assert not sockets.has_tcp_connections(address)
+        with socket.create_connection(listening.getsockname()):
+            accepted, _ = listening.accept()
+            with accepted:
+                assert sockets.has_tcp_connections(address)
+        assert not sockets.is_served_at("127.0.0.1:1")
+
+
 def test_address_has_a_host_and_a_port() -> None:
     assert sockets.split_address("192.0.2.7:10809") == ("192.0.2.7", 10809)
     assert sockets.split_address("[2001:db8::7]:1") == ("2001:db8::7", 1)

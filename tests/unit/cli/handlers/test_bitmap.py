@@ -38,6 +38,7 @@ def test_bitmaps_are_listed_with_state_and_owner(command: Command, attached: Fak
         "owner": "other",
         "repository": None,
         "checkpoint": None,
+        "tracker": None,
         "state": "disabled",
         "recording": False,
         "busy": False,
