@@ -249,6 +249,8 @@ class ConsumerGoneError(VbackupError):
     """Whoever reads the stream on standard output has gone (EPIPE); the backup was undone."""
 
     status = Status.SIGNAL + signal.SIGPIPE
+    code = "CONSUMER_GONE"
+    retry = Retry.SAME
 
     def __init__(self) -> None:
         super().__init__("The reader of the stream has gone. Nothing was kept of this backup; its base is as it was.")
@@ -561,9 +563,13 @@ class ChainError(VbackupError):
 class StreamError(ChainError):
     """A stream is cut, reordered, of another domain, damaged or no stream of vbackup; nothing of it was kept."""
 
+    code = "STREAM_INVALID"
+
 
 class StreamNotPendingError(ChainError):
     """No stream of that job waits for its commit: it failed, was undone, or the next backup has taken its place."""
+
+    code = "STREAM_NOT_PENDING"
 
     def __init__(self, domain: str, job: str, *, why: str) -> None:
         self.domain = domain
@@ -739,6 +745,8 @@ class AmbiguousHostError(UnsuitableError):
 class UnknownSessionError(ChainError):
     """There is no session with that id; it may have ended long ago."""
 
+    code = "SESSION_UNKNOWN"
+
     def __init__(self, session: str) -> None:
         self.session = session
         super().__init__(f"No session {session!r}; 'vbackup session list' lists them.")
@@ -746,6 +754,8 @@ class UnknownSessionError(ChainError):
 
 class UnknownTrackerError(ChainError):
     """The domain has no tracker of that name: no session of it was ever committed."""
+
+    code = "TRACKER_UNKNOWN"
 
     def __init__(self, tracker: str, domain: str, known: Sequence[str]) -> None:
         self.tracker = tracker
@@ -864,6 +874,8 @@ class BusyError(VbackupError):
 
 class SessionAliveError(BusyError):
     """Another session of the tracker is open; commit it, abort it, or wait until it expires."""
+
+    code = "SESSION_OPEN"
 
     def __init__(self, session: str, tracker: str, expires: str) -> None:
         self.session = session

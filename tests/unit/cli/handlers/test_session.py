@@ -119,7 +119,8 @@ def test_error_says_what_the_client_does_next(
 
     monkeypatch.setattr(session_end, "commit", expired)
     error = command("session", "commit", "20261123T120002Z-000002", "--json", status=6).document
-    assert error["evidence"] == {"session": "20261123T120002Z-000002", "state": "expired", "retry": "begin"}
+    assert (error["code"], error["retry"]) == ("SESSION_ENDED", "begin")
+    assert error["details"] == {"session": "20261123T120002Z-000002", "state": "expired"}
 
 
 def test_list_shows_what_was_written_down(command: Command, requests: list[SessionRequest], tmp_path: Path) -> None:
