@@ -81,6 +81,7 @@ def site(daemon: Daemon, command: Command, images: Path) -> Iterator[Site]:
     environment = {"LIBVIRT_DEFAULT_URI": daemon.uri}
     with Bacula(images / "bacula", config=config, environment=environment) as director:
         yield Site(machine, spec.path, director, images)
+        print(director.log)  # pytest shows it with a failure
 
 
 def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Command) -> None:
