@@ -149,7 +149,11 @@ def test_usage_shows_what_is_required(command: Command, name: str, usage: str) -
 
 
 #: The commands that have commands, and one of these.
-INNER = {"bitmap": ["list"], "stream": ["backup"], "engine": ["read"]}
+INNER = {
+    **{name: ["list"] for name in ("bitmap", "session", "tracker", "checkpoint")},
+    "stream": ["backup"],
+    "engine": ["read"],
+}
 
 
 @pytest.mark.parametrize("name", parser.COMMANDS)
