@@ -211,6 +211,13 @@ class Bacula:
         self.console(f"run job={job} level={level} yes", "wait")
         return self.jobs()[-1]
 
+    def fail(self, job_id: int) -> None:
+        """Let a job have failed after its file daemon's part, as with a catalog that cannot be written."""
+        catalog = sqlite3.connect(self.work / "bacula.db", timeout=30)
+        with catalog:
+            catalog.execute("UPDATE Job SET JobStatus = 'E' WHERE JobId = ?", (job_id,))
+        catalog.close()
+
     def jobs(self) -> list[Job]:
         """All jobs, the oldest first."""
         catalog = sqlite3.connect(f"file:{self.work / 'bacula.db'}?mode=ro", uri=True)

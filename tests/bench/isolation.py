@@ -132,10 +132,12 @@ def _cover(directory: Path) -> None:
     Path("/etc/libvirt/qemu.conf").write_text(_QEMU_CONF)
     Path("/var/tmp").chmod(0o1777)
     if Path("/dev/kvm").exists():
-        # See tests.daemon: where KVM is there but not usable, libvirt looks for it at each start.
+        # See tests.daemon: where KVM is there but not usable, libvirt finds out at each definition and start what QEMU
+        # can do. Root may write to any file but one of a read-only mount (access(2)), so that counts as no KVM.
         cover = directory / "no-kvm"
         cover.touch(mode=0o600)
         subprocess.run(["mount", "--bind", str(cover), "/dev/kvm"], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", "/dev/kvm"], check=True)
 
 
 @contextmanager

@@ -118,6 +118,42 @@ def test_documentation_is_complete(ansible: Ansible) -> None:
     assert {line.split(":")[0] for line in defaults.splitlines() if line.startswith("vbackup_")} == options.keys()
 
 
+#: Prints the argument specification of each module, by its name.
+SPECIFICATIONS = """
+import importlib, json, sys
+
+class Given(Exception):
+    pass
+
+def given(argument_spec, **_more):
+    raise Given(argument_spec)
+
+sys.path.insert(0, sys.argv[1])
+found = {}
+for name in sys.argv[2:]:
+    module = importlib.import_module(f"ansible_collections.vbackup.vbackup.plugins.modules.{name}")
+    module.AnsibleModule = given
+    try:
+        module.main()
+    except Given as spec:
+        found[name] = spec.args[0]
+print(json.dumps(found))
+"""
+
+
+def test_documented_options_are_those_of_the_modules(ansible: Ansible) -> None:
+    specs = json.loads(ansible.run("/usr/bin/python3", "-c", SPECIFICATIONS, ansible.directory, *MODULES))
+    documents = json.loads(ansible.run("ansible-doc", "--json", *(f"vbackup.vbackup.{name}" for name in MODULES)))
+    members = ("type", "required", "default", "choices", "elements")
+    for name in MODULES:
+        options = documents[f"vbackup.vbackup.{name}"]["doc"]["options"]
+        told = {one: {member: option.get(member) for member in members} for one, option in options.items()}
+        spec = {one: {member: option.get(member) for member in members} for one, option in specs[name].items()}
+        for found in (*told.values(), *spec.values()):
+            found["required"] = bool(found["required"])
+        assert told == spec
+
+
 # the role
 
 

@@ -28,7 +28,7 @@ WRAPPER = """\
 #!/bin/sh
 case "$2 $(cat {mode})" in
     "read cut") {program} "$@" | head -c 200000; exit 7 ;;
-    "read slow") exec {program} stream backup web --job "$6" --stage "${{10}}" --log "${{10}}/web-$6.log" --speed 64k ;;
+    "read slow") exec {program} stream backup web --job "$6" --stage {stage} --log {stage}/web-$6.log --speed 64k ;;
     *) exec {program} "$@" ;;
 esac
 """
@@ -71,7 +71,7 @@ def site(daemon: Daemon, command: Command, images: Path) -> Iterator[Site]:
     spec.create()
     machine = daemon.start(domain_xml("web", [spec.xml()]))
     program, wrapper = bacula.program(images / "vbackup"), images / "wrapper"
-    wrapper.write_text(WRAPPER.format(program=program, mode=images / "mode"))
+    wrapper.write_text(WRAPPER.format(program=program, mode=images / "mode", stage=images / "stage"))
     wrapper.chmod(0o755)
     (images / "mode").touch()
     config = command(
@@ -81,6 +81,7 @@ def site(daemon: Daemon, command: Command, images: Path) -> Iterator[Site]:
     environment = {"LIBVIRT_DEFAULT_URI": daemon.uri}
     with Bacula(images / "bacula", config=config, environment=environment) as director:
         yield Site(machine, spec.path, director, images)
+        print(director.log)  # pytest shows it with a failure
 
 
 def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Command) -> None:
@@ -94,8 +95,11 @@ def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Co
     assert site.back_up("Incremental", "write -P 6 5M 1M") == Job(6, "I", "T")
     assert site.back_up("Differential", "write -P 7 6M 1M") == Job(7, "D", "T")
     assert site.back_up("Incremental", "write -P 8 7M 64k") == Job(8, "I", "T")
+    director.fail(8)  # after its reader had been told that all is well
+    assert site.back_up("Incremental", "write -P 9 8M 64k") == Job(9, "I", "T")
     log = director.log
-    assert log.count("was committed: the next one starts from it.") == 6
+    assert log.count("was committed: the next one starts from it.") == 7
+    assert "was committed, but the director's job has failed after that" in log
     assert "The reader of the stream has gone" in log  # what the reader of the third said
     bitmaps = [name for names in site.machine.bitmaps().values() for name in names if "-end-" not in name]
     assert len(bitmaps) == 3  # the full's, the newest's, and the one before
@@ -106,7 +110,7 @@ def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Co
     backups = Repository.open(repository).catalogue(uuid).history.backups
     # The director restores the full, the differential, and what came after it.
     assert [one.level for one in backups] == [Level.FULL, Level.DIFFERENTIAL, Level.INCREMENTAL]
-    for one, job_id in zip(backups, (1, 7, 8)):
+    for one, job_id in zip(backups, (1, 7, 9)):
         output = site.images / f"out-{job_id}"
         command("-q", "restore", "web", "-r", repository, "--backup", one.id, "--output", output)
         compare(output / "vda.qcow2", site.expected[job_id])

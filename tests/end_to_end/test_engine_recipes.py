@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -72,10 +74,11 @@ class Site:
             [*map(str, argv)],
             env={**self.environment, **environment},
             cwd=self.directory,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=60,
         )
         assert done.returncode == status, done
         return done.stdout + done.stderr
@@ -136,6 +139,85 @@ def test_restic_keeps_a_chain(site: Site, command: Command) -> None:
     for one, raw in zip(listed, expected):
         command("-q", "restore", "web", "-r", repository, "--backup", one["id"], "--output", site.directory / one["id"])
         compare(site.directory / one["id"] / "vda.qcow2", raw)
+
+
+#: Debian's Amanda expects its files where the package has them: they lie over the system's, for one process.
+AMANDA = """\
+set -e
+# With loopback addresses alone, the C library does not look up "localhost" (AI_ADDRCONFIG).
+ip address add 192.0.2.1/32 dev lo
+ip link set lo up
+mount -t overlay overlay -o lowerdir={engines}/usr:/usr /usr
+mount -t overlay overlay -o lowerdir={engines}/etc:/etc /etc
+mount --bind {directory}/etc /etc/amanda
+mount --bind {directory}/hosts /etc/hosts
+mount --bind {directory}/amanda /var/log
+mount --bind {directory}/amanda /var/lib
+cd {directory}
+exec setpriv --reuid backup --regid backup --init-groups sh -c "$1"
+"""
+
+AMANDA_CONF = """\
+org "vbackup"
+dumpuser "backup"
+mailto ""
+infofile "{directory}/amanda/curinfo"
+logdir "{directory}/amanda/log"
+indexdir "{directory}/amanda/index"
+tpchanger "chg-disk:{directory}/amanda/vtapes"
+tapetype VT
+define tapetype VT {{
+    length 10 gbytes
+}}
+autolabel "vb-%%%" empty volume_error
+labelstr "^vb-[0-9]*$"
+dumpcycle 10 days
+"""
+
+
+@pytest.mark.skipif(not (ENGINES / "usr/sbin/amdump").exists(), reason="'make check-engines' unpacks Amanda")
+def test_amanda_saves_the_repository(site: Site, command: Command, daemon: Daemon) -> None:
+    directory, repository = site.directory, site.directory / "repository"
+    command("init", "-r", repository)
+    (directory / "etc/vb").mkdir(parents=True)
+    for name in ("lib/gnutar-lists", "log", *(f"vtapes/slot{number}" for number in (1, 2))):
+        (directory / "amanda" / name.replace("lib/", "amanda/")).mkdir(parents=True)
+    (directory / "amanda/amanda/amandates").touch()
+    [applications] = examples("define application")
+    conf = AMANDA_CONF.format(directory=directory) + applications + "\n"
+    (directory / "etc/vb/amanda.conf").write_text(conf)
+    [disklist] = examples("localhost /backup")
+    (directory / "etc/vb/disklist").write_text(disklist.replace("/backup", str(repository)) + "\n")
+    # There is no network, so no name is found elsewhere.
+    (directory / "hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
+    for path in [directory, *(directory / "amanda").rglob("*"), *(directory / "etc").rglob("*"), directory / "amanda"]:
+        shutil.chown(path, "backup", "backup")
+    script = AMANDA.format(engines=ENGINES, directory=directory)
+
+    def amanda(what: str) -> str:
+        return site.run("unshare", "-m", "-n", "sh", "-c", script, "sh", what)
+
+    expected = []
+    for write in ("write -P 1 0 2M", "write -P 2 1M 64k"):
+        expected.append(site.write(write))
+        command("-c", daemon.uri, "-q", "backup", "web", "-r", repository)
+        amanda("amdump vb")
+    found = amanda(f"amadmin vb find localhost {repository}")
+    dumps = sorted(line.split()[:5] for line in found.splitlines() if "localhost" in line)
+    assert [dump[4] for dump in dumps] == ["0", "1"], found
+    [fetch] = examples("amfetchdump")
+    restored = directory / "restored"
+    restored.mkdir()
+    for dump in dumps:
+        date = "".join(character for character in "".join(dump[:2]) if character.isdigit())
+        forth, back = fetch.replace("CONFIG", "vb").replace("/backup", str(repository)).split(" | ")
+        amanda(f"{forth.replace('DATE', date)} > {directory}/amanda/{date}")
+        site.run("sh", "-c", f"{back.replace('/srv/restored', str(restored))} < {directory}/amanda/{date}")
+    backups = command("list", "web", "-r", restored, "--json").document["backups"]
+    assert [one["level"] for one in backups] == ["full", "incremental"]
+    for one, raw in zip(backups, expected):
+        command("-q", "restore", "web", "-r", restored, "--backup", one["id"], "--output", directory / one["id"])
+        compare(directory / one["id"] / "vda.qcow2", raw)
 
 
 @pytest.mark.parametrize("example", examples("vbackup engine config"))

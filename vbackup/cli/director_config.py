@@ -96,7 +96,9 @@ def _of_domain(kind: Director, domain: str, names: Names) -> list[str]:
     program = str(names.command) if kind is Director.BAREOS else f"exec {names.command}"
     # A constant name would lose the chain: a restore gives one file of each name.
     file = f"/vbackup/{domain}/%i-%l.tar"
-    reader = f"{program} engine read --domain {domain} --job-id %i --level %l{stage}"
+    # Times without colons, which separate the parts of the text.
+    times = "--since $(echo %s | tr -c 0-9 .) --begun $(date +%%Y.%%m.%%d.%%H.%%M.%%S)"
+    reader = f"{program} engine read --domain {domain} --job-id %i --level %l {times}{stage}"
     # The director expands the line once, the file daemon the writer a second time.
     writer = f"{program} engine write --domain {domain} --where %%w"
     plugin = (
@@ -120,7 +122,8 @@ def _of_domain(kind: Director, domain: str, names: Names) -> list[str]:
             "    Options {\n"
             "      Signature = SHA256\n"
             "    }\n"
-            f"    Plugin = \"|/bin/echo '{plugin}'\"\n"
+            # The director runs it, and knows when its last good job began.
+            f'    Plugin = "|/bin/sh -c \'echo \\"{plugin}\\"\'"\n'
             "  }\n"
             "}"
         ),

@@ -259,6 +259,18 @@ def job(text: str) -> str:
     return text
 
 
+def director_time(text: str) -> str | None:
+    """Return a time of a director's clock, or None for what stands for no time: a year before 1971, or no digits."""
+    from vbackup.repository import stream_record
+
+    time = text.strip(".")
+    if not time:
+        return None
+    if not stream_record.TIME.fullmatch(time):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a time like 2026.11.23.10.15.00")
+    return None if time < "1971" else time
+
+
 def note(text: str) -> str:
     """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
     fault = notes.fault(text)

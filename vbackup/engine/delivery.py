@@ -15,7 +15,7 @@ from pathlib import Path
 from vbackup.engine import finish
 from vbackup.engine.unfinished import Unfinished
 from vbackup.files import storage_errors
-from vbackup.model import Backup, Level
+from vbackup.model import Backup
 from vbackup.repository import manifest, stream_record
 from vbackup.repository.journal import JOURNAL, Journal
 from vbackup.repository.stream_record import StreamRecord
@@ -28,8 +28,7 @@ _KEPT = frozenset((manifest.NAME, stream_record.NAME, JOURNAL))
 class Delivery:
     """How a backup is sent, and by whom it was asked for."""
 
-    job: str  #: what a commit names it by
-    asked: Level  #: what was asked for, as whoever reads the stream knows it
+    record: StreamRecord  #: by whom it was asked for
     send: Callable[[Backup, Path], None]  #: writes the files in the directory; returns when all is written
 
 
@@ -40,7 +39,7 @@ def deliver(unfinished: Unfinished, written: Journal, delivery: Delivery, *, beg
     """
     stage = unfinished.stage
     backup = finish.described(unfinished, begun=begun)
-    stage.write(stream_record.NAME, stream_record.data(StreamRecord(delivery.job, delivery.asked)))
+    stage.write(stream_record.NAME, stream_record.data(delivery.record))
     stage.complete(backup)
     delivery.send(backup, stage.path)
     written.streamed()

@@ -18,8 +18,10 @@ from vbackup.model import Backup, Level
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
 from vbackup.report import Reporter
-from vbackup.repository import journal, repository, stream_members, stream_record, writer
+from vbackup.repository import journal, removal, repository, stream_members, stream_record, writer
+from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
+from vbackup.repository.stream_record import StreamRecord
 from vbackup.repository.stream_tar import Write
 from vbackup.stop import Stop
 
@@ -35,6 +37,8 @@ class StreamRequest:
     job: str  #: what a commit names it by
     falls_back: bool = False  #: without a base for a differential it is a full
     takes_over: bool = False  #: an earlier one that still runs has been given up, and is ended
+    begun: str | None = None  #: when the job has begun, by the director's clock (stream_record.TIME)
+    since: str | None = None  #: when the job had begun that the director wants it to start from
 
 
 def opened_stage(path: Path) -> Repository:
@@ -64,12 +68,14 @@ def run(
             repository=stage,
             reporter=reporter,
             stop=stop,
-            delivery=Delivery(request.job, asked, send),
+            delivery=Delivery(StreamRecord(request.job, asked, request.begun), send),
         )
 
     if request.takes_over:
         request = replace(request, backup=_taken_over(request.backup, host=host, stage=stage, reporter=reporter))
     asked = request.backup.level
+    if request.since is not None:
+        _forget_unknown(request, asked, host=host, stage=stage, reporter=reporter, stop=stop)
     if asked is Level.DIFFERENTIAL and request.falls_back and not _has_full(request.backup.domain, stage, host):
         reporter.step("No full backup that was asked for is a base for a differential of all disks: this is a full.")
         return make(Level.FULL, asked)
@@ -95,6 +101,36 @@ def _taken_over(request: BackupRequest, *, host: Host, stage: Repository, report
             if entry is not None and writer.terminate(entry.writer):
                 reporter.step(f"Ended backup {backup_id}, which process {entry.writer.process.pid} was still making.")
     return replace(request, wait_lock_s=max(request.wait_lock_s, TAKE_OVER_S))
+
+
+def _forget_unknown(
+    request: StreamRequest, asked: Level, *, host: Host, stage: Repository, reporter: Reporter, stop: Stop
+) -> None:
+    """Forget backups that were committed, and that the director does not know: their jobs failed after all.
+
+    Its last good job, which began at ``since``, wrote the first backup that began then or later. For a differential
+    that is the last full.
+    """
+    uuid = host.domain(request.backup.domain).uuid
+    wait = LockWait(request.backup.wait_lock_s, reporter, stop, name=request.backup.domain)
+    with stage.lock(uuid, wait=wait):
+        backups = stage.catalogue(uuid).history.backups
+        records = {one.id: stream_record.read(stage.directory(uuid, one.id)) for one in backups}
+        later = [
+            one
+            for one in backups
+            if (record := records[one.id]) is not None
+            and (record.begun or "") >= (request.since or "")
+            and (asked is not Level.DIFFERENTIAL or record.asked is Level.FULL)
+        ]
+        unknown = [one for one in backups if later[1:] and one.sequence >= later[1].sequence]
+        for one in reversed(unknown):
+            reporter.warning(
+                f"Backup {one.id} was committed, but the director's job has failed after that: it is forgotten, and no"
+                " later one starts from it."
+            )
+            removal.take_away(stage.path / uuid / one.id)
+        removal.delete_removed(stage.path / uuid)
 
 
 def _has_full(domain: str, stage: Repository, host: Host) -> bool:

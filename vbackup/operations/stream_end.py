@@ -143,13 +143,16 @@ def _forget_older(stage: Repository, uuid: str, reporter: Reporter) -> None:
 
 
 def _needed(history: History, stage: Repository, uuid: str) -> frozenset[str]:
-    """Return the ids of the backups in the chains of the newest backup and the last fulls of each disk."""
+    """Return the ids of the backups in the chains of the newest backup and the last fulls of each disk.
+
+    Also of the newest but one: a director can say later that the newest job has failed after all.
+    """
     asked_full = [
         backup
         for backup in history.backups
         if (record := stream_record.read(stage.directory(uuid, backup.id))) is not None and record.asked is Level.FULL
     ]
-    starts = [*history.backups[-1:], *asked_full[-1:]]
+    starts = [*history.backups[-2:], *asked_full[-1:]]
     needed = {backup.id for backup in starts}
     for dev in {image.dev for backup in history.backups for image in backup.disks}:
         of_disk = [one for one in (history.newest(dev), history.last_full(dev), *starts) if one is not None]

@@ -96,7 +96,9 @@ class Repository:
                 fields = Fields(parse_json(read_text(path / MARKER)), os.fspath(path / MARKER), StorageError)
             except (FileNotFoundError, NotADirectoryError):
                 raise StorageError(
-                    f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' creates a new one."
+                    f"{path} is not a stage of streams; 'vbackup stream backup' makes it."
+                    if is_stage
+                    else f"{path} is not a vbackup repository; is the disk mounted? 'vbackup init' creates a new one."
                 ) from None
             except (ValueError, RecursionError) as err:
                 raise StorageError(

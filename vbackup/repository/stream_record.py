@@ -8,6 +8,7 @@ vbackup-repository(5) describes the members.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from vbackup.model import Level
 
 NAME = "stream.json"
 SCHEMA = "vbackup.streamed/1"
+#: A time of a director's clock, to the second, which is compared with its other times only.
+TIME = re.compile(r"[0-9]{4}(\.[0-9]{2}){5}")
 #: The most bytes of a job's name.
 MAX_JOB_BYTES = 200
 _MAX_BYTES = 64 * 1024
@@ -30,6 +33,7 @@ class StreamRecord:
 
     job: str
     asked: Level  #: the level that was asked for
+    begun: str | None = None  #: when the job had begun, by the director's clock (TIME)
 
 
 def is_job(text: str) -> bool:
@@ -40,6 +44,8 @@ def is_job(text: str) -> bool:
 def data(record: StreamRecord) -> bytes:
     """Return the content of the file."""
     document = {"schema": SCHEMA, "job": record.job, "level": record.asked.value}
+    if record.begun is not None:
+        document["begun"] = record.begun
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
@@ -47,6 +53,9 @@ def read(directory: Path) -> StreamRecord | None:
     """Return the record of the backup in that directory; None if there is none, or it cannot be read."""
     try:
         fields = Fields(parse_json(read_regular(directory / NAME, max_bytes=_MAX_BYTES).decode()), NAME, ChainError)
-        return StreamRecord(fields.text("job"), Level(fields.text("level")))
+        begun = fields.optional_text("begun")
+        return StreamRecord(
+            fields.text("job"), Level(fields.text("level")), begun if begun and TIME.fullmatch(begun) else None
+        )
     except (OSError, ValueError, RecursionError, ChainError):
         return None

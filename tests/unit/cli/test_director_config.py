@@ -33,18 +33,21 @@ def lines(kind: Director = Director.BACULA, domain: str = "web", names: Names = 
 def test_plugin_of_bacula_has_a_name_for_each_job_and_needs_no_shell() -> None:
     [plugin] = [line for line in lines() if line.startswith("Plugin")]
     assert plugin == (
-        "Plugin = \"|/bin/echo 'bpipe:/vbackup/web/%i-%l.tar:"
-        "exec /usr/local/bin/vbackup engine read --domain web --job-id %i --level %l:"
-        "exec /usr/local/bin/vbackup engine write --domain web --where %%w'\""
+        r"""Plugin = "|/bin/sh -c 'echo \"bpipe:/vbackup/web/%i-%l.tar:"""
+        "exec /usr/local/bin/vbackup engine read --domain web --job-id %i --level %l "
+        "--since $(echo %s | tr -c 0-9 .) --begun $(date +%%Y.%%m.%%d.%%H.%%M.%%S):"
+        "exec /usr/local/bin/vbackup engine write --domain web --where %%w" + r"""\"'" """.strip()
     )
 
 
 def test_plugin_of_bareos_has_named_arguments_and_no_word_of_a_shell() -> None:
     [plugin] = [line for line in lines(Director.BAREOS) if line.startswith("Plugin")]
-    text = plugin.partition("'")[2].rpartition("'")[0]
+    text = plugin.partition('echo \\"')[2].rpartition('\\"')[0]
+    # The shell is the director's, and is gone when the file daemon gets the text.
     assert dict(part.split("=", 1) for part in text.removeprefix("bpipe:").split(":")) == {
         "file": "/vbackup/web/%i-%l.tar",
-        "reader": "/usr/local/bin/vbackup engine read --domain web --job-id %i --level %l",
+        "reader": "/usr/local/bin/vbackup engine read --domain web --job-id %i --level %l"
+        " --since $(echo %s | tr -c 0-9 .) --begun $(date +%%Y.%%m.%%d.%%H.%%M.%%S)",
         "writer": "/usr/local/bin/vbackup engine write --domain web --where %%w",
     }
 

@@ -284,3 +284,24 @@ def test_offsets() -> None:
     for text in ("", "-1", "x", "9e9", str(2**63)):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a number of bytes"):
             values.offset_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026.11.23.12.31.34", "2026.11.23.12.31.34"),
+        ("2026.11.23.12.31.34.", "2026.11.23.12.31.34"),
+        ("0000.00.00.00.00.00.", None),
+        ("1970.01.01.01.00.00", None),
+        (".", None),
+        (".......", None),
+    ],
+)
+def test_time_of_a_director_can_be_none(text: str, time: str | None) -> None:
+    assert values.director_time(text) == time
+
+
+@pytest.mark.parametrize("text", ["2026-11-23 12:31:34", "*none*", "2026.11.23", "x"])
+def test_what_is_no_time_of_a_director_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        values.director_time(text)

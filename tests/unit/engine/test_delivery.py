@@ -17,6 +17,7 @@ from vbackup.operations.backup import BackupRequest
 from vbackup.repository import journal, stream_record
 from vbackup.repository.journal import Step
 from vbackup.repository.repository import Repository
+from vbackup.repository.stream_record import StreamRecord
 from vbackup.stop import Stop
 
 
@@ -48,7 +49,7 @@ def test_all_files_are_there_while_it_is_sent_and_only_records_afterwards(
             names={path.name for path in directory.iterdir()}, step=entry.step, open=domain.qemu.state()["fdsets"]
         )
 
-    made = deliver(domain, stage, Delivery("7", Level.FULL, send))
+    made = deliver(domain, stage, Delivery(StreamRecord("7", Level.FULL), send))
     images = {"vda.qcow2", "vda.blocks", "vdb.qcow2", "vdb.blocks"}
     assert seen == {"names": {*delivery._KEPT, *images, "domain.xml", "live.xml"}, "step": Step.FLUSHED, "open": []}
     path = stage.stage_path(UUID, made.id)
@@ -66,6 +67,6 @@ def test_what_cannot_be_sent_is_not_held(domain: FakeDomain, stage: Repository) 
         raise StorageError("no")
 
     with pytest.raises(StorageError):
-        deliver(domain, stage, Delivery("7", Level.FULL, send))
+        deliver(domain, stage, Delivery(StreamRecord("7", Level.FULL), send))
     assert partial(stage) == []
     assert domain.bitmaps() == {"vda": {}, "vdb": {}}

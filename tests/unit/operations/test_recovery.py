@@ -69,7 +69,7 @@ class Killer:
             shutil.rmtree(there, ignore_errors=True)
             stage.rename(there)
 
-    def at(self, step: Step, when: str, **request: Any) -> None:
+    def at(self, step: Step, when: str, make: Callable[[], object] | None = None, **request: Any) -> None:
         """Die just before a step of the journal is written, or just after."""
         write = Journal._write
 
@@ -80,7 +80,7 @@ class Killer:
             if wanted is step:
                 self.strike()
 
-        self.kill(lambda patch: patch.setattr(Journal, "_write", write_and_die), **request)
+        self.kill(lambda patch: patch.setattr(Journal, "_write", write_and_die), make, **request)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from vbackup.model import Backup, Level
 from vbackup.operations import stream_backup, stream_end
 from vbackup.operations.backup import BackupRequest
 from vbackup.operations.stream_backup import StreamRequest
-from vbackup.repository.journal import Journal
+from vbackup.repository.journal import Journal, Step
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -39,10 +39,12 @@ def back_up(
     *,
     level: Level = Level.AUTO,
     falls_back: bool = False,
+    begun: str | None = None,
+    since: str | None = None,
     recorder: Recorder | None = None,
 ) -> Backup:
     return stream_backup.run(
-        StreamRequest(BackupRequest("web", level), job, falls_back=falls_back),
+        StreamRequest(BackupRequest("web", level), job, falls_back=falls_back, begun=begun, since=since),
         write,
         host=domain,  # type: ignore[arg-type]
         stage=stage,
@@ -161,6 +163,27 @@ def test_run_that_dies_while_it_sends_is_undone_by_the_next(
     assert partial(stage) == [f"{three.id}.partial"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", Step, ids=str)
+def test_run_that_dies_at_any_step_is_undone_by_the_next(
+    domain: FakeDomain, stage: Repository, tmp_path: Path, step: Step, when: str
+) -> None:
+    """Also where its jobs go on in QEMU: nobody would read its stream."""
+    one = back_up(domain, stage, "1")
+    commit(stage, "1")
+    domain.write()
+    killer = Killer(domain, stage, tmp_path)
+    killer.at(step, when, make=lambda: back_up(domain, stage, "2"))
+    domain.write(1024 * 1024)
+    recorder = Recorder()
+    three = back_up(domain, stage, "3", recorder=recorder)
+    assert (three.parent, copied(three), recorder.warnings) == (one.id, {2 * 65536 + END_BYTES}, [])
+    state = domain.qemu.state()
+    assert (state["jobs"], state["fdsets"], partial(stage)) == ([], [], [f"{three.id}.partial"])
+    assert not [name for name in state["nodes"] if name.startswith("vbackup-")]
+    assert {len(bitmaps) for bitmaps in domain.bitmaps().values()} == {2}
+
+
 def test_differential_starts_from_the_last_full_that_was_asked_for(domain: FakeDomain, stage: Repository) -> None:
     full = back_up(domain, stage, "1", level=Level.FULL)
     commit(stage, "1")
@@ -191,6 +214,49 @@ def test_differential_without_a_base_is_refused_unless_it_may_be_a_full(domain: 
     with pytest.raises(BaseError):
         back_up(domain, stage, "1", level=Level.DIFFERENTIAL)
     assert back_up(domain, stage, "1", level=Level.DIFFERENTIAL, falls_back=True).level is Level.FULL
+
+
+TIMES = [f"2026.11.23.{hour:02}.00.00" for hour in range(24)]
+
+
+def test_backup_whose_job_has_failed_after_all_is_no_base(domain: FakeDomain, stage: Repository) -> None:
+    """The director's catalog could not be written: its last good job is the one before."""
+    ids = []
+    for number in range(3):
+        domain.write(number * 1024 * 1024)
+        since = TIMES[number - 1] if number else None
+        ids.append(back_up(domain, stage, str(number), begun=TIMES[number], since=since).id)
+        commit(stage, str(number))
+    domain.write(5 * 1024 * 1024)
+    recorder = Recorder()
+    four = back_up(domain, stage, "4", begun=TIMES[4], since=TIMES[1], recorder=recorder)
+    assert (four.parent, copied(four)) == (ids[1], {2 * 65536 + END_BYTES})
+    assert [warning.split()[1] for warning in recorder.warnings] == [ids[2]]
+    assert history(stage) == ids[:2]
+
+
+@pytest.mark.parametrize("since", [TIMES[2], TIMES[1], TIMES[3]])
+def test_backups_that_the_director_knows_stay(domain: FakeDomain, stage: Repository, since: str) -> None:
+    """Its job has begun a moment before vbackup knew of it; an earlier base than it wants does no harm."""
+    ids = []
+    for number in range(2):
+        ids.append(back_up(domain, stage, str(number), begun=TIMES[2 * number]).id)
+        commit(stage, str(number))
+    recorder = Recorder()
+    assert back_up(domain, stage, "2", begun=TIMES[4], since=since, recorder=recorder).parent == ids[1]
+    assert (recorder.warnings, history(stage)) == ([], ids)
+
+
+def test_full_whose_job_has_failed_after_all_is_no_base_of_a_differential(
+    domain: FakeDomain, stage: Repository
+) -> None:
+    for number, level in enumerate([Level.FULL, Level.AUTO, Level.FULL]):
+        back_up(domain, stage, str(number), level=level, begun=TIMES[number])
+        commit(stage, str(number))
+    first, second, unknown = history(stage)
+    one = back_up(domain, stage, "4", level=Level.DIFFERENTIAL, falls_back=True, begun=TIMES[4], since=TIMES[0])
+    assert (one.level, one.parent, history(stage)) == (Level.DIFFERENTIAL, first, [first, second])
+    assert unknown.endswith("-full")
 
 
 def test_stage_is_no_repository_and_a_repository_no_stage(stage: Repository, repo: Repository) -> None:

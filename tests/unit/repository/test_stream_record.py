@@ -12,9 +12,10 @@ from vbackup.repository.stream_record import StreamRecord
 
 
 def test_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    record = StreamRecord("bacula 7 ü", Level.DIFFERENTIAL)
-    (tmp_path / stream_record.NAME).write_bytes(stream_record.data(record))
-    assert stream_record.read(tmp_path) == record
+    for begun in (None, "2026.11.23.12.00.00"):
+        record = StreamRecord("bacula 7 ü", Level.DIFFERENTIAL, begun)
+        (tmp_path / stream_record.NAME).write_bytes(stream_record.data(record))
+        assert stream_record.read(tmp_path) == record
 
 
 @pytest.mark.parametrize(

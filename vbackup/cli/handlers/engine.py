@@ -88,6 +88,8 @@ def _read(options: argparse.Namespace, context: Context) -> int:
         options.job_id,
         falls_back=level is Level.DIFFERENTIAL,
         takes_over=True,
+        begun=options.begun,
+        since=None if level is Level.FULL else options.since,
     )
     stream.back_up(request, options, context)
     return Status.DONE

@@ -86,7 +86,7 @@ def test_what_cannot_be_is_refused(command: Command, here: FakeDomain, tmp_path:
     assert "cannot name a job" in command(*backup, tmp_path / "s", "--job", "a/b", status=2).stderr
     assert "invalid choice: 'copy'" in command(*backup, tmp_path / "s", "--level", "copy", status=2).stderr
     assert "is a repository and not a stage" in command(*backup, repository, status=7).stderr
-    assert "is not a vbackup repository" in end(command, tmp_path, "commit", "1", status=7).stderr
+    assert "is not a stage of streams" in end(command, tmp_path, "commit", "1", status=7).stderr
     assert not (tmp_path / "s").exists()
 
 
