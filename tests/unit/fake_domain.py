@@ -151,7 +151,7 @@ class FakeDaemon(FakePassthrough):
 
     domain: FakeDomain
 
-    def __init__(self, _reporter: object) -> None:
+    def __init__(self, _reporter: object, *, survival: object = None) -> None:
         super().__init__(self.domain)
         self.chains: dict[str, list[str]] = {}
 

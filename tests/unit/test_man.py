@@ -13,7 +13,9 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 import vbackup
+from tests.unit.builders import pull_session
 from vbackup.cli import parser
+from vbackup.engine.base import Reason
 from vbackup.errors import Status
 from vbackup.layers import ChainState
 from vbackup.model import (
@@ -30,6 +32,7 @@ from vbackup.model import (
     MachineKind,
 )
 from vbackup.repository import manifest, repository
+from vbackup.sessions.record import Note, SessionState
 
 TOP = Path(__file__).resolve().parents[2]
 COMMON = "Options of every command"
@@ -45,6 +48,7 @@ COMMAND_PAGE = page("vbackup.1")
 REPOSITORY_PAGE = page("vbackup-repository.5")
 TRANSACTION_PAGE = page("vbackup-transaction.7")
 RECOVERY_PAGE = page("vbackup-recovery.7")
+SESSION_PAGE = page("vbackup-session.7")
 
 
 def section(document: nodes.document, title: str) -> nodes.section:
@@ -141,7 +145,8 @@ def test_kinds_of_json_are_those_of_the_code() -> None:
     printed = {word for word in printed if "/" in word}
     kept = {
         word.astext()
-        for word in REPOSITORY_PAGE.findall(nodes.literal)
+        for one in (REPOSITORY_PAGE, SESSION_PAGE)
+        for word in one.findall(nodes.literal)
         if re.fullmatch(r"vbackup\.\S+/\d+", word.astext())
     }
     assert printed | kept == in_code
@@ -188,13 +193,23 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
     assert set(document) <= set(strong(backup_members))
 
 
+def test_session_document_is_told() -> None:
+    document = pull_session("vda", warnings=(Note("CODE", "A sentence.", "vda"),)).document()
+    told = [strong(term)[0] for term in terms(section(SESSION_PAGE, "SESSION DOCUMENT"))]
+    assert told == [*document, *document["disks"][0]]
+    codes = [strong(term)[0] for term in terms(section(SESSION_PAGE, "REASON CODES"))]
+    assert codes == [reason.value for reason in Reason]
+    states = {strong(term)[0] for term in terms(section(SESSION_PAGE, "STATES"))}
+    assert states == {state.value for state in SessionState}
+
+
 def test_files_of_a_backup_are_told() -> None:
     files = section(COMMAND_PAGE, "FILES").astext() + section(REPOSITORY_PAGE, "DESCRIPTION").astext()
     for name in (repository.MARKER, repository.PARTIAL, "domain.json", "manifest.json", *manifest.FURTHER_FILES):
         assert name in files
 
 
-@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE, RECOVERY_PAGE])
+@pytest.mark.parametrize("document", [COMMAND_PAGE, REPOSITORY_PAGE, TRANSACTION_PAGE, RECOVERY_PAGE, SESSION_PAGE])
 def test_version_is_that_of_the_code(document: nodes.document) -> None:
     assert document.next_node(nodes.version).astext() == f"vbackup {vbackup.__version__}"
 

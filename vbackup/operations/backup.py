@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vbackup.domain import definition, source
 from vbackup.domain.access import Access, ImagesInUse
 from vbackup.domain.freeze import DEFAULT_LIMIT_S
-from vbackup.domain.host import Host
+from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import finish, fleecing, leftovers, preparation, survey
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
@@ -28,7 +28,7 @@ from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import recovery, saved_machine, session_recovery
+from vbackup.operations import recovery, saved_machine
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -38,6 +38,7 @@ from vbackup.repository.history import History
 from vbackup.repository.journal import Journal
 from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository, Stage
+from vbackup.sessions import store as sessions
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -177,7 +178,7 @@ def _locked(
 ) -> Iterator[LockedDomain]:
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
     handle = host.domain(request.domain)
-    session_recovery.end_expired(handle, reporter=reporter)
+    _end_expired_sessions(handle, reporter)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     with (
@@ -193,6 +194,14 @@ def _locked(
         recovery.recover(domain, abort=False)
         stop.check()
         yield domain
+
+
+def _end_expired_sessions(handle: DomainHandle, reporter: Reporter) -> None:
+    """End pull sessions of the domain that nobody has ended: what the guest overwrites goes to their scratch images."""
+    if sessions.may_have(handle.uuid):
+        from vbackup.operations import session_recovery  # which few domains need
+
+        session_recovery.end_expired(handle, reporter=reporter)
 
 
 # 1 and 2: what there is, and what each disk starts from

@@ -150,7 +150,8 @@ def test_usage_shows_what_is_required(command: Command, name: str, usage: str) -
 
 @pytest.mark.parametrize("name", parser.COMMANDS)
 def test_connection_is_offered_by_the_commands_that_use_it(command: Command, name: str) -> None:
-    offered = "--connect" in command(name, *(["list"] if name == "bitmap" else []), "--help").stdout
+    has_steps = name in ("bitmap", "session", "tracker", "checkpoint")
+    offered = "--connect" in command(name, *(["list"] if has_steps else []), "--help").stdout
     assert offered == (name not in ("init", "list", "usage", "hooks", "umount"))
 
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domains, add_exclusive, add_wait_lock
-from vbackup.cli.values import count, directory, duration_s, milliseconds, note, speed_bytes_s
-from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
-from vbackup.model import MAX_MEDIUM_BYTES, Compression, Level, Quiesce
+from vbackup.cli.arguments import (
+    add_common,
+    add_devs,
+    add_disks,
+    add_domains,
+    add_exclusive,
+    add_quiesce,
+    add_wait_lock,
+)
+from vbackup.cli.values import count, directory, milliseconds, note, speed_bytes_s
+from vbackup.model import MAX_MEDIUM_BYTES, Compression, Level
 
 
 def add(commands: Any) -> None:
@@ -56,24 +63,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and let QEMU check it; keep nothing")
 
 
-def add_quiesce(parser: argparse.ArgumentParser) -> None:
-    """Add how the guest's filesystems are frozen at the moment."""
-    parser.add_argument(
-        "--quiesce",
-        choices=[quiesce.value for quiesce in Quiesce],
-        default=Quiesce.AUTO.value,
-        help="freeze the guest's filesystems; auto (default): if its agent answers; required: fail if it does not;"
-        " no: never",
-    )
-    parser.add_argument(
-        "--freeze-limit",
-        metavar="TIME",
-        type=_freeze_limit_s,
-        default=DEFAULT_LIMIT_S,
-        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_LIMIT_S}s)",
-    )
-
-
 def _add_copying(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed", metavar="BYTES/S", type=speed_bytes_s, help="limit the copy speed of each disk (50M, 50MiB/s, 1GB)"
@@ -104,13 +93,3 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
         help="let images share data with the disks, where both are on one filesystem that can do that (XFS, btrfs):"
         " quick, and takes no space, but a bad block then hits both",
     )
-
-
-def _freeze_limit_s(text: str) -> int:
-    """Return whole seconds within the limits of vbackup.domain.freeze."""
-    limit_s = duration_s(text)
-    if limit_s is None or not MIN_LIMIT_S <= limit_s <= MAX_LIMIT_S or limit_s != int(limit_s):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}, like 20, 20s or 1m"
-        )
-    return int(limit_s)

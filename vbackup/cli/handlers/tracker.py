@@ -71,7 +71,10 @@ def _forget(options: argparse.Namespace, context: Context) -> None:
             stop=context.stop,
         )
     if context.as_json:
-        context.print_document("vbackup.tracker-forgotten/1", {"tracker": _document(forgotten)})
+        left = tracker.trackers(store=Store(store.default_directory()), uuid=forgotten.domain_uuid)
+        context.print_document(
+            "vbackup.trackers/1", {"forgotten": forgotten.name, "trackers": [_document(one) for one in left]}
+        )
     elif not context.is_quiet:
         print(
             output.plain(
