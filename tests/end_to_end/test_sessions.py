@@ -586,3 +586,50 @@ def make_certificates(directory: Path) -> Path:
             (place / "ca-cert.pem").write_bytes((directory / "ca-cert.pem").read_bytes())
             (place / f"{role}-key.pem").chmod(0o644)  # for a QEMU that is not root
     return directory
+
+
+def test_client_names_its_base_and_what_is_unknown_is_refused(vendor: Vendor) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    error = vendor.begin("--level", "incremental", status=6)
+    assert error["evidence"]["dev"] == "vda"
+    copies, made = [], []
+    for turn in range(3):
+        machine.write("vda", f"write -P {turn + 10} {turn}M 64k")
+        session = vendor.begin()
+        vendor.pull(session)
+        vendor.session("commit", session["id"])
+        copies.append(vendor.copy("vda").read_bytes())
+        made.append(session["checkpoint"])
+    clean = machine.state()
+    for arguments in (("--base", "20200101T000000Z-full"), ("--base", "x"), ("--base", made[0], "--disk", "vdz")):
+        error = vendor.begin(*arguments, status=5 if "vdz" in arguments else 6)
+        assert machine.state() == clean, error
+    for words in (
+        ("session", "commit", "20200101T000000Z-000000"),
+        ("session", "abort", "x"),
+        ("tracker", "forget", vendor.name, "--tracker", "nobody"),
+        ("checkpoint", "delete", vendor.name, "--tracker", "acme", "--checkpoint", "20200101T000000Z-full"),
+    ):
+        vendor.vbackup(*words, status=6)
+    held = vendor.reference()
+    session = vendor.begin("--base", made[0])
+    assert {disk["base_checkpoint"] for disk in session["disks"]} == {made[0]}
+    assert set(session["disks"][0]["contexts"]) == set(made)
+    dirty = [
+        one["offset"] for one in extents(session["disks"][0]["uri"], f"qemu:dirty-bitmap:{made[1]}") if one["type"]
+    ]
+    assert 2 * 1024 * 1024 in dirty
+    assert 1024 * 1024 not in dirty
+    vendor.copy("vda").write_bytes(copies[0])
+    vendor.pull(session)
+    vendor.check(held)
+    vendor.vbackup("checkpoint", "delete", vendor.name, "--tracker", "acme", "--checkpoint", made[0], status=8)
+    vendor.session("abort", session["id"])
+    left = vendor.vbackup("checkpoint", "delete", vendor.name, "--tracker", "acme", "--checkpoint", made[2])
+    assert [one["id"] for one in left["checkpoints"]] == made[:2]
+    assert not [name for names in machine.bitmaps().values() for name in names if made[2] in name]
+    session = vendor.begin()
+    assert session["base_checkpoint"] == made[1]
+    assert vendor.session("renew", session["id"], "--ttl", "3h")["expires"] > session["expires"]
+    vendor.session("abort", session["id"])
