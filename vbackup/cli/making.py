@@ -60,3 +60,22 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
         help="let images share data with the disks, where both are on one filesystem that can do that (XFS, btrfs):"
         " quick, and takes no space, but a bad block then hits both",
     )
+
+
+def add_stage(parser: argparse.ArgumentParser) -> None:
+    """Add --stage."""
+    parser.add_argument(
+        "--stage",
+        metavar="DIR",
+        type=directory,
+        default=STAGE,
+        help="directory in which backups are made before they are sent, and the record of those that were sent"
+        f" (default: {STAGE})",
+    )
+
+
+def add_log(parser: argparse.ArgumentParser, default: str = "stderr") -> None:
+    """Add --log."""
+    parser.add_argument(
+        "--log", metavar="FILE", type=directory, help=f"write messages to the end of this file (default: {default})"
+    )
