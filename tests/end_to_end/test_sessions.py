@@ -39,7 +39,7 @@ class Vendor:
         self.daemon, self.command, self.directory, self.name = daemon, command, directory, name
         self.specs = [
             DiskSpec(directory / "vda.qcow2", size="64M"),
-            DiskSpec(directory / "sda.raw", dev="sda", bus="scsi", format="raw", size="17M"),
+            DiskSpec(directory / "sda.raw", dev="sda", bus="scsi", format="raw", size=str(17 * 1024 * 1024 + 512)),
         ]
         for spec in self.specs:
             spec.create()
@@ -159,7 +159,7 @@ def vendor(daemon: Daemon, command: Command, images: Path, sockets: Path) -> Ven
 def test_life_of_a_vendor(vendor: Vendor) -> None:
     machine = vendor.machine
     machine.write("vda", "write -P 1 0 8M", "write -P 2 20M 1M")
-    machine.write("sda", "write -P 3 0 3M", "write -P 4 16M 1M")
+    machine.write("sda", "write -P 3 0 3M", "write -P 4 16M 1M", "write -P 5 17M 512")
     clean = machine.state()
     for turn in range(5):
         held = vendor.reference()
@@ -168,6 +168,7 @@ def test_life_of_a_vendor(vendor: Vendor) -> None:
         assert [disk["level"] for disk in session["disks"]] == ["full" if turn == 0 else "incremental"] * 2
         for dev in DEVS:  # the guest goes on
             machine.write(dev, f"write -P {turn + 100} {turn}M 2M", f"write -z {turn + 3}M 1M", "discard 8M 1M")
+        machine.write("sda", f"write -P {turn + 6} 17M 512")  # the end, which is no whole cluster
         pulled = vendor.pull(session)
         vendor.check(held)
         assert turn == 0 or sum(pulled.values()) < 16 * 1024 * 1024
