@@ -387,6 +387,10 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     assert vendor.session("abort", session["id"])["state"] == "aborted"
     after = vendor.specs[0].path.stat()
     assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+    # A vbackup that is killed leaves a daemon, which the next one ends.
+    begin = ["begin", vendor.name, "--tracker", "acme"]
+    killed(vendor, ("vbackup.engine.session_survey:plan_of", "before", 1), *begin)
+    killed(vendor, ("vbackup.engine.session_server:add_exports", "after", 1), *begin)
     # A daemon that dies costs nothing either.
     session = vendor.begin()
     record = vendor.record(session)
