@@ -161,7 +161,7 @@ def test_life_of_a_vendor(vendor: Vendor) -> None:
     machine.write("vda", "write -P 1 0 8M", "write -P 2 20M 1M")
     machine.write("sda", "write -P 3 0 3M", "write -P 4 16M 1M", "write -P 5 17M 512")
     clean = machine.state()
-    for turn in range(5):
+    for turn in range(10):
         held = vendor.reference()
         session = vendor.begin()
         assert session["state"] == "open"
