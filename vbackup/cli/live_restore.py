@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from vbackup.api import AbortRequest, Connection, LiveAborted, LiveRequest, LiveRestored, ResumeRequest, documents
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
-from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
-from vbackup.operations import live_abort, live_restore, live_resume, restored_machine
-from vbackup.operations.live_abort import Aborted, AbortRequest
-from vbackup.operations.live_restore import LiveRequest, LiveRestored
-from vbackup.operations.live_resume import ResumeRequest
-from vbackup.repository import manifest
-from vbackup.repository.repository import Repository
 
 _SCHEMA = "vbackup.liverestore/1"
 #: Options of ``restore`` that a live restore has no use for, and why.
@@ -44,10 +38,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("--yes is for --abort.")
     if options.resume and options.abort:
         raise UsageError("Give one of --resume and --abort.")
-    repository = Repository.open(context.repository_path())
-    if options.abort:
-        return _abort(options, repository, context)
-    done = _resume(options, repository, context) if options.resume else _start(options, repository, context)
+    with context.connect() as vb:
+        if options.abort:
+            return _abort(options, vb, context)
+        done = _resume(options, vb, context) if options.resume else _start(options, vb, context)
     if context.as_json:
         context.print_document(_SCHEMA, _document(done))
     elif not context.is_quiet:
@@ -57,28 +51,28 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
-def _start(options: argparse.Namespace, repository: Repository, context: Context) -> LiveRestored:
+def _start(options: argparse.Namespace, vb: Connection, context: Context) -> LiveRestored:
     backup_id = backup_of(options)
     request = LiveRequest(
-        context.uuid_of(repository, domain_of(options)),
+        context.uuid_of(vb.repository, domain_of(options)),
         options.output,
         wanted_of(options, backup_id),
         speed_bytes_s=options.speed,
     )
-    with Host(context.uri) as host, context.reporting(domain_of(options)) as reporter:
-        return live_restore.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    with context.reporting(domain_of(options)) as reporter:
+        return vb.restore_live(request, reporter=reporter)
 
 
-def _resume(options: argparse.Namespace, repository: Repository, context: Context) -> LiveRestored:
+def _resume(options: argparse.Namespace, vb: Connection, context: Context) -> LiveRestored:
     request = ResumeRequest(_domain(options), options.output, speed_bytes_s=options.speed)
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        return live_resume.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    with context.reporting(request.domain) as reporter:
+        return vb.resume_live(request, reporter=reporter)
 
 
-def _abort(options: argparse.Namespace, repository: Repository, context: Context) -> int:
+def _abort(options: argparse.Namespace, vb: Connection, context: Context) -> int:
     request = AbortRequest(_domain(options), options.output, is_confirmed=options.yes)
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        done = live_abort.run(request, host=host, repository=repository, reporter=reporter)
+    with context.reporting(request.domain) as reporter:
+        done = vb.abort_live(request, reporter=reporter)
     if context.as_json:
         context.print_document(_SCHEMA, _aborted_document(done))
     elif not context.is_quiet:
@@ -102,13 +96,13 @@ def _document(done: LiveRestored) -> dict[str, object]:
             {"dev": dev, "file": str(path), "format": "qcow2", "backup": done.backups[dev]}
             for dev, path in done.images.items()
         ],
-        "machine": restored_machine.document(done.machine),
-        "left_out": [manifest.left_out_document(left) for left in done.left_out],
-        "shared": [manifest.left_out_document(left) for left in done.shared],
+        "machine": documents.machine(done.machine),
+        "left_out": [documents.left_out(left) for left in done.left_out],
+        "shared": [documents.left_out(left) for left in done.shared],
     }
 
 
-def _aborted_document(done: Aborted) -> dict[str, object]:
+def _aborted_document(done: LiveAborted) -> dict[str, object]:
     return {
         "id": done.backup_id,
         "state": "aborted",

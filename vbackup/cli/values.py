@@ -9,10 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import names
+from vbackup.api import Duration, note_fault
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
-from vbackup.repository import notes
-from vbackup.repository.retention import Duration
 
 #: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
 _UNITS = {"": 1, "b": 1} | {
@@ -213,7 +212,7 @@ def domain_name(text: str) -> str:
 
 def note(text: str) -> str:
     """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
-    fault = notes.fault(text)
+    fault = note_fault(text)
     if fault is not None:
         raise argparse.ArgumentTypeError(f"the text {fault}")
     return text

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.unit.builders import UUID, backup_id
-from vbackup.cli import live_restore as handler
+from tests.unit.builders import UUID, backup_id, use_libvirt
 from vbackup.operations import live_abort, live_restore, live_resume
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
             return answer
 
         monkeypatch.setattr(module, "run", run)
-    monkeypatch.setattr(handler, "Host", lambda _uri: nullcontext())
+    use_libvirt(monkeypatch, None)
     return requests
 
 

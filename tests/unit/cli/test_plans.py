@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.unit import builders
-from tests.unit.builders import TOKEN, end_mark, layer
+from tests.unit.builders import end_mark, layer
 from tests.unit.cli.test_output import stdout_on_a_terminal
 from tests.unit.engine.plans import make, whole
 from vbackup.cli import plans
@@ -46,17 +46,3 @@ def test_copies_through_a_fleecing_area_come_after_the_transaction(capsys: pytes
     begin = lines.index("Then, to copy the disks through the fleecing area:")
     assert [json.loads(line) for line in lines[begin + 1 :]] == plan.copies()
     assert len(plan.copies()) == 2
-
-
-def test_document_has_the_names_that_the_backup_would_have() -> None:
-    plan = made()
-    document = json.loads(json.dumps(plans.document(plan)))
-    assert (document["id"], document["level"], document["parent"]) == (plan.id, "full", None)
-    assert document["domain"] == {"name": "web", "uuid": builders.UUID}
-    assert [(disk["dev"], disk["file"], disk["backing_file"]) for disk in document["disks"]] == [
-        ("vda", "vda.qcow2", None),
-        ("vdb", "vdb.qcow2", None),
-    ]
-    assert all(disk["bitmap"].endswith(f"{disk['dev']}-{TOKEN}") for disk in document["disks"])
-    assert document["left_out"] == [{"kind": "disk", "dev": "hda", "reason": "cdrom"}]
-    assert (document["transaction"], document["copies"]) == (plan.transaction(), [])

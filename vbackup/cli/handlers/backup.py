@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 
+from vbackup.api import BackupRequest, Connection, documents
 from vbackup.cli import batch, output, plans
 from vbackup.cli.arguments import domains_of
 from vbackup.cli.context import Context
-from vbackup.domain import selection
-from vbackup.domain.host import Host
-from vbackup.engine import total_rate
 from vbackup.errors import Status, UsageError
 from vbackup.model import Backup, Compression, Level, Quiesce
-from vbackup.operations import backup
-from vbackup.repository import manifest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -23,7 +17,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     words = domains_of(options)
     if options.group and options.parallel is not None:
         raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
-    request = backup.BackupRequest(
+    request = BackupRequest(
         domain=words[0] if words else "",
         level=Level(options.level),
         disks=tuple(options.disk),
@@ -40,44 +34,30 @@ def run(options: argparse.Namespace, context: Context) -> int:
         note=options.note,
         with_media=options.with_media,
     )
-    repository = Repository.open(context.repository_path())
-    with Host(context.uri) as host:
-        if options.group or len(words) != 1 or not selection.is_one(words[0], host):
-            return batch.run(request, words, options=options, context=context, host=host, repository=repository)
+    with context.connect() as vb:
+        if options.group or len(words) != 1 or not vb.is_one(words[0]):
+            return batch.run(request, words, options=options, context=context, vb=vb)
         if options.dry_run:
-            _plan(request, context, host=host, repository=repository)
+            _plan(request, context, vb)
         else:
-            _back_up(request, options, context=context, host=host, repository=repository)
+            _back_up(request, options, context=context, vb=vb)
     return Status.DONE
 
 
-def _plan(request: backup.BackupRequest, context: Context, *, host: Host, repository: Repository) -> None:
+def _plan(request: BackupRequest, context: Context, vb: Connection) -> None:
     with context.reporting(request.domain) as reporter:
-        plan = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        plan = vb.plan(request, reporter=reporter)
     if context.as_json:
-        context.print_document("vbackup.plan/1", plans.document(plan))
+        context.print_document("vbackup.plan/1", documents.plan(plan))
     else:
         plans.print_plan(plan)
 
 
-def _back_up(
-    request: backup.BackupRequest,
-    options: argparse.Namespace,
-    *,
-    context: Context,
-    host: Host,
-    repository: Repository,
-) -> None:
-    with context.reporting(request.domain) as reporter, ExitStack() as stack:
-        throttle = None
-        if options.total_speed is not None:
-            total = total_rate.TotalRate(options.total_speed, at_once=1)
-            throttle = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
-        done = backup.run(
-            request, host=host, repository=repository, reporter=reporter, stop=context.stop, throttle=throttle
-        )
+def _back_up(request: BackupRequest, options: argparse.Namespace, *, context: Context, vb: Connection) -> None:
+    with context.reporting(request.domain) as reporter:
+        done = vb.backup(request, total_speed_bytes_s=options.total_speed, reporter=reporter)
     if context.as_json:
-        context.print_document("vbackup.backup/1", manifest.document(done))
+        context.print_document("vbackup.backup/1", documents.backup(done))
     elif not context.is_quiet:
         _print(done)
 

@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from vbackup.api import DefineRequest, InPlaceRequest, Restored, RestoreRequest, documents, machine_path, tpm_commands
 from vbackup.cli import live_restore, output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
-from vbackup.domain import pools
-from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError, domain_argument
 from vbackup.model import ImageFormat, MachineKind
-from vbackup.operations import restore, restore_in_place, restored_machine
-from vbackup.operations.restored_domain import DefineRequest
-from vbackup.repository import manifest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -36,26 +30,19 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.name is not None and not (options.define or options.start):
         raise UsageError("--name is for a domain that libvirt defines: give --define, too.")
     options.format = options.format or ImageFormat.QCOW2.value
-    repository = Repository.open(context.repository_path())
-    request = restore.RestoreRequest(
-        domain=context.uuid_of(repository, domain_of(options)),
-        output=options.output,
-        wanted=wanted_of(options, backup_id),
-        image_format=ImageFormat(options.format),
-        checkpoint=not options.no_checkpoint,
-        define=DefineRequest(options.name, options.start) if options.define or options.start else None,
-        uri=context.uri,
-        destinations=destinations,
-        speed_bytes_s=options.speed,
-    )
-    with ExitStack() as stack:
-        host = pool = None
-        # Nothing else of a restore needs libvirt.
-        if request.define is not None or options.pool is not None:
-            host = stack.enter_context(Host(context.uri))
-            pool = None if options.pool is None else pools.opened(host, options.pool)
-        reporter = stack.enter_context(context.reporting(domain_of(options)))
-        done = restore.run(request, repository=repository, reporter=reporter, stop=context.stop, host=host, pool=pool)
+    with context.connect() as vb:
+        request = RestoreRequest(
+            domain=context.uuid_of(vb.repository, domain_of(options)),
+            output=options.output,
+            wanted=wanted_of(options, backup_id),
+            image_format=ImageFormat(options.format),
+            checkpoint=not options.no_checkpoint,
+            define=DefineRequest(options.name, options.start) if options.define or options.start else None,
+            destinations=destinations,
+            speed_bytes_s=options.speed,
+        )
+        with context.reporting(domain_of(options)) as reporter:
+            done = vb.restore(request, pool=options.pool, reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.restore/1", _document(done, options.format))
         return Status.DONE
@@ -64,12 +51,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
-def _document(done: restore.Restored, image_format: str) -> dict[str, Any]:
+def _document(done: Restored, image_format: str) -> dict[str, Any]:
     """Return what was restored; ``image_format``: of the files."""
     return {
         "id": done.backup.id,
         "domain": {"name": done.backup.domain_name, "uuid": done.backup.domain_uuid},
-        "host": None if done.backup.host is None else manifest.host_document(done.backup.host),
+        "host": None if done.backup.host is None else documents.host(done.backup.host),
         "disks": [
             {
                 "dev": dev,
@@ -83,12 +70,12 @@ def _document(done: restore.Restored, image_format: str) -> dict[str, Any]:
             for dev, path in done.images.items()
         ],
         "domain_xml": str(done.domain_xml),
-        "machine": restored_machine.document(done.machine),
+        "machine": documents.machine(done.machine),
         "tpm_place": None if done.tpm_place is None else str(done.tpm_place),
         "autostart": done.backup.autostart,
         "closed": [str(path) for path in done.closed],
-        "left_out": [manifest.left_out_document(left) for left in done.left_out],
-        "shared": [manifest.left_out_document(left) for left in done.shared],
+        "left_out": [documents.left_out(left) for left in done.left_out],
+        "shared": [documents.left_out(left) for left in done.shared],
         "defined": done.defined is not None,
         "name": done.backup.domain_name if done.defined is None else done.defined.name,
         "uuid": done.backup.domain_uuid if done.defined is None else done.defined.uuid,
@@ -126,8 +113,7 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
     for name in ("define", "name", "start"):
         if getattr(options, name):
             raise UsageError(f"--{name} is for a restore with --output: in place the domain stays as it is defined.")
-    repository = Repository.open(context.repository_path())
-    request = restore_in_place.InPlaceRequest(
+    request = InPlaceRequest(
         domain=domain_of(options),
         wanted=wanted_of(options, backup_id),
         checkpoint=not options.no_checkpoint,
@@ -136,8 +122,8 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
         wait_lock_s=options.wait_lock,
         keep_old=options.keep_old,
     )
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        done = restore_in_place.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    with context.connect() as vb, context.reporting(request.domain) as reporter:
+        done = vb.restore_in_place(request, reporter=reporter)
     if context.as_json:
         document = {
             "id": done.backup_id,
@@ -170,7 +156,7 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
     return Status.DONE
 
 
-def _print(done: restore.Restored, context: Context) -> None:
+def _print(done: Restored, context: Context) -> None:
     """Print what was written, and the commands that start the domain from it."""
     print(output.plain(f"Restored backup {done.backup.id} of domain {done.backup.domain_name}:"))
     for path in (*done.images.values(), *(one.path for one in done.machine), done.domain_xml):
@@ -196,10 +182,10 @@ def _print(done: restore.Restored, context: Context) -> None:
     print(output.plain(f"  {shlex.join([*virsh, 'start'])} {domain_argument(done.backup.domain_name)}"))
 
 
-def _tpm_commands(done: restore.Restored) -> list[str]:
+def _tpm_commands(done: Restored) -> list[str]:
     """Return the commands that bring the state of the TPM to where an older libvirt looks for it."""
-    state = restored_machine.path_of(done.machine, MachineKind.TPM)
+    state = machine_path(done.machine, MachineKind.TPM)
     if done.tpm_place is None or state is None:
         return []
-    *others, copy = restored_machine.tpm_commands(state, done.tpm_place)
+    *others, copy = tpm_commands(state, done.tpm_place)
     return [*others, f"{copy}  # the TPM's state, while no domain uses it"]
