@@ -20,7 +20,8 @@ BENCH =
 VENV := .venv
 VENV_READY := $(VENV)/.ready
 BIN := $(VENV)/bin
-MAN_PAGES := $(addprefix build/man/,vbackup.1 vbackup-repository.5 vbackup-transaction.7 vbackup-recovery.7)
+MAN_PAGES := $(addprefix build/man/,vbackup.1 vbackup-repository.5 vbackup-transaction.7 vbackup-recovery.7 \
+    vbackup-api.7)
 # Every directory with tests, the quick ones first.
 QUICK := tests/unit tests/contract
 SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py)))))
