@@ -52,7 +52,10 @@ class Contents(Connected):
         )
 
     def umount(self, request: UmountRequest, *, stop: Stop | None = None) -> Unmounted:
-        """End a mount of another process or thread. Raises BusyError if a file is in use, UnsuitableError."""
+        """End a mount of another process; one of this process ends with its block, or by its ``stop``.
+
+        Raises BusyError if a file is in use, UnsuitableError.
+        """
         from vbackup.operations import umount
 
         return umount.run(request, stop=self._stop(stop))
