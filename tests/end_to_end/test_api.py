@@ -1,4 +1,4 @@
-"""A vendor's program: two domains at once by the library, with reporters of its own, errors and a stop.
+"""A vendor's program: two domains at once by the library, each with its reporter; errors, and a stop.
 
 And the examples of vbackup-api(7), as they are printed there.
 """

@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     from vbackup.operations.verify import Verified, VerifyRequest
     from vbackup.qapi.actions import BlockDirtyBitmap, CompletionMode
     from vbackup.qemu.jobs import Job
-    from vbackup.report import Phase, Reporter, Silent
+    from vbackup.report import Labelling, Phase, Reporter, Silent
     from vbackup.repository.audit_sample import blocks_found, chance_to_miss
     from vbackup.repository.backup_filter import BackupFilter
     from vbackup.repository.block_list import BLOCK_BYTES
@@ -220,6 +220,7 @@ __all__ = [
     "InPlaceRequest",
     "Job",
     "Keys",
+    "Labelling",
     "LeftOut",
     "Leftover",
     "Level",
@@ -305,7 +306,7 @@ _PLACES = {
     # connection
     "vbackup.api.connection": "Connection connect create_repository",
     "vbackup.stop": "Stop",
-    "vbackup.report": "Phase Reporter Silent",
+    "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",
     "vbackup.repository.repository": "Repository",
     # what is backed up

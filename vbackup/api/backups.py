@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vbackup.api.connected import Connected
+from vbackup.api.connected import Connected, listed
 from vbackup.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Backups(Connected):
         from vbackup.domain import selection
 
         with self._host() as host:
-            return selection.by_words(words, host)
+            return selection.by_words(listed(words), host)
 
     def select_all(self, exclude: Sequence[str] = ()) -> Selection:
         """Return all domains of the host that can be backed up, but those that ``exclude`` names or matches.
@@ -116,7 +116,7 @@ class Backups(Connected):
         from vbackup.domain import selection
 
         with self._host() as host:
-            return selection.all_domains(host, exclude)
+            return selection.all_domains(host, listed(exclude))
 
     def backup_all(
         self,
@@ -133,7 +133,7 @@ class Backups(Connected):
         ``domains``: what ``select`` or ``select_all`` returned, or words for ``select``. ``request``: the options for
         each; its domain is not used. ``parallel``: how many at once (default: 4). ``total_speed_bytes_s``: limit of
         all of them together. The reporter is called from several threads; one that has the method ``labelled`` (see
-        vbackup.report.Labelling) is asked for one for each domain, and to another the domain's name is put in front of
+        ``Labelling``) is asked for one for each domain, and to another the domain's name is put in front of
         texts and disks.
 
         An error of one domain is in its result, and the others go on; ``stop`` ends all. Raises DomainNotFoundError if
@@ -202,7 +202,7 @@ class Backups(Connected):
         from vbackup.operations.batch import Batch
 
         host = stack.enter_context(self._host())
-        selected = domains if isinstance(domains, selection.Selection) else selection.by_words(domains, host)
+        selected = domains if isinstance(domains, selection.Selection) else selection.by_words(listed(domains), host)
         work = Batch(
             BackupRequest("") if request is None else request,
             host,

@@ -99,7 +99,7 @@ class Connected:
         ``uuid_of`` raises, also if nothing matches a pattern.
         """
         found: dict[str, None] = {}
-        for word in words:
+        for word in listed(words):
             try:
                 found[self.uuid_of(word, reporter=reporter)] = None
             except DomainNotFoundError:
@@ -132,10 +132,15 @@ class Connected:
         return _Labelling(chosen) if getattr(chosen, "labelled", None) is None else chosen  # type: ignore[return-value]
 
     def _stop(self, stop: Stop | None) -> Stop:
-        """Return what stops the call; one of its own that nobody knows if there is none."""
+        """Return what stops the call; without one, what nobody can request."""
         if stop is not None:
             return stop
         return Stop() if self._stop_of_calls is None else self._stop_of_calls
+
+
+def listed(words: Sequence[str]) -> list[str]:
+    """Return the words as a list; a single one that was given in place of a list is that word, and not its letters."""
+    return [words] if isinstance(words, str) else list(words)
 
 
 class _Labelling:

@@ -47,8 +47,8 @@ def connect(
     (default: nobody does). ``stop``: ends all calls that have no other, when it is requested.
 
     Raises StorageError if there is no repository at that path, or it cannot be read. Nothing is printed, no handler of
-    a signal is set, and the process goes on whatever happens. libvirt's event loop runs in a thread of its own from the
-    first call on that needs libvirt; a program that uses libvirt itself need not run another.
+    a signal is set, and the process goes on whatever happens. The first call that needs libvirt starts a thread that
+    runs libvirt's event loop; a program that uses libvirt itself need not run another.
     """
     connection = Connection(uri, repository=repository, reporter=reporter, stop=stop)
     if connection.has_repository:

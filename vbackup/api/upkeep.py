@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vbackup.api.connected import Connected
+from vbackup.api.connected import Connected, listed
 from vbackup.errors import InterruptedBySignalError, VbackupError
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Upkeep(Connected):
         """
         from vbackup.operations import check
 
-        uuids = None if domains is None else [self.uuid_of(one, reporter=reporter) for one in domains]
+        uuids = None if domains is None else [self.uuid_of(one, reporter=reporter) for one in listed(domains)]
         return check.run(uuids, repository=self.repository, reporter=self._reporter(reporter), stop=self._stop(stop))
 
     def repair(
@@ -194,7 +194,7 @@ class Upkeep(Connected):
         from vbackup.operations import check, repair
 
         repository, labelling, stops = self.repository, self._labelling(reporter), self._stop(stop)
-        uuids = None if domains is None else [self.uuid_of(one, reporter=reporter) for one in domains]
+        uuids = None if domains is None else [self.uuid_of(one, reporter=reporter) for one in listed(domains)]
         opened = [_opened(copy) for copy in copies]
         repairs = repair.top(repository, dry_run=dry_run) if uuids is None else []
         failed: dict[str, VbackupError] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.builders import UUID, Recorder, backup, commit, use_libvirt
+from vbackup import api
 from vbackup.api.connected import Connected
 from vbackup.errors import AmbiguousNameError, DomainNotFoundError, StorageError, UsageError
 from vbackup.report import Labelled, Phase, Silent
@@ -54,6 +55,14 @@ def test_domain_is_known_by_name_and_uuid(filled: Path) -> None:
     for word in ("nothing", "n*", OTHER, "../web"):
         with pytest.raises(DomainNotFoundError, match=re.escape(word)):
             connected.uuids_of([word])
+
+
+def test_single_word_is_not_taken_for_its_letters(filled: Path) -> None:
+    with api.connect("test:///default", repository=filled) as vb:
+        assert vb.uuids_of("web") == [UUID]
+        assert [one.name for one in vb.select("test").chosen] == ["test"]
+        assert vb.check("web").domains[0].uuid == UUID
+        assert vb.repair("web", dry_run=True).failed == {}
 
 
 def test_libvirt_decides_between_domains_of_one_name(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
