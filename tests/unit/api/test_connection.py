@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -57,6 +59,28 @@ def test_several_threads_use_one_connection(filled: Path) -> None:
         for thread in threads:
             thread.join(30)
     assert found == ["test2"] * 4
+
+
+@pytest.mark.parametrize("loop", ["libvirtaio", "default", "none"])
+def test_event_loop_of_the_program_is_kept(loop: str) -> None:
+    """libvirt has one: the first that is registered."""
+    register = {
+        "libvirtaio": "import asyncio, libvirtaio\nloop = asyncio.new_event_loop()\n"
+        "libvirtaio.virEventRegisterAsyncIOImpl(loop)\nrun = loop.run_forever\n",
+        "default": "import libvirt\nlibvirt.virEventRegisterDefaultImpl()\n"
+        "def run():\n    while True: libvirt.virEventRunDefaultImpl()\n",
+        "none": "run = None\n",
+    }[loop]
+    source = (
+        "import os, threading\nos.environ['LIBVIRT_LOG_OUTPUTS'] = '4:file:/dev/null'\n"
+        f"{register}"
+        "if run is not None: threading.Thread(target=run, daemon=True).start()\n"
+        "import vbackup.api\n"
+        "with vbackup.api.connect('test:///default') as vb: print([one.name for one in vb.select(['test']).chosen])\n"
+        "print(end='', flush=True)\nos._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("['test']\n", "")
 
 
 def test_new_repository_can_be_used(tmp_path: Path) -> None:
