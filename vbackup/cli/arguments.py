@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vbackup.errors import UsageError
 
 if TYPE_CHECKING:
-    from vbackup.repository.choice import Wanted
+    from vbackup.api import Wanted
 
 
 def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True) -> None:
@@ -227,7 +227,7 @@ def add_point(
 
 def wanted_of(options: argparse.Namespace, backup_id: str | None) -> Wanted:
     """Return what add_point's arguments ask for."""
-    from vbackup.repository.choice import Wanted
+    from vbackup.api import Wanted
 
     return Wanted(backup_id, options.at, host=options.host, disks=tuple(options.disk), is_mixed=options.mixed)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vbackup.api import DEFAULT_FREEZE_LIMIT_S, MAX_FREEZE_LIMIT_S, MIN_FREEZE_LIMIT_S
 from vbackup.cli.arguments import add_devs, add_disks, add_exclusive, add_wait_lock
 from vbackup.cli.values import directory, duration_s, milliseconds, speed_bytes_s
-from vbackup.domain.freeze import DEFAULT_LIMIT_S, MAX_LIMIT_S, MIN_LIMIT_S
 from vbackup.model import MAX_MEDIUM_BYTES, Compression, Quiesce
 
 #: Where stages are by default: the records of what was streamed, and room for one backup of each domain at a time.
@@ -50,8 +50,8 @@ def add_quiesce(parser: argparse.ArgumentParser) -> None:
         "--freeze-limit",
         metavar="TIME",
         type=_freeze_limit_s,
-        default=DEFAULT_LIMIT_S,
-        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_LIMIT_S}s)",
+        default=DEFAULT_FREEZE_LIMIT_S,
+        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_FREEZE_LIMIT_S}s)",
     )
 
 
@@ -84,9 +84,10 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
 def _freeze_limit_s(text: str) -> int:
     """Return whole seconds within the limits of vbackup.domain.freeze."""
     limit_s = duration_s(text)
-    if limit_s is None or not MIN_LIMIT_S <= limit_s <= MAX_LIMIT_S or limit_s != int(limit_s):
+    if limit_s is None or not MIN_FREEZE_LIMIT_S <= limit_s <= MAX_FREEZE_LIMIT_S or limit_s != int(limit_s):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}, like 20, 20s or 1m"
+            f"{text!r} is not a whole number of seconds from {MIN_FREEZE_LIMIT_S} to {MAX_FREEZE_LIMIT_S}, like 20, 20s"
+            " or 1m"
         )
     return int(limit_s)
 

@@ -9,10 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import names
+from vbackup.api import Duration, note_fault
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
-from vbackup.repository import notes
-from vbackup.repository.retention import Duration
 
 #: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
 _UNITS = {"": 1, "b": 1} | {
@@ -249,11 +248,11 @@ def domain_name(text: str) -> str:
 
 def job(text: str) -> str:
     """Return the name of a director's job."""
-    from vbackup.repository import stream_record
+    from vbackup.api import MAX_STREAM_JOB_BYTES, is_stream_job
 
-    if not stream_record.is_job(text):
+    if not is_stream_job(text):
         raise argparse.ArgumentTypeError(
-            f"{text[:200]!r} cannot name a job: it needs 1 to {stream_record.MAX_JOB_BYTES} printable bytes without a"
+            f"{text[:200]!r} cannot name a job: it needs 1 to {MAX_STREAM_JOB_BYTES} printable bytes without a"
             " slash, and no dot in front"
         )
     return text
@@ -261,19 +260,19 @@ def job(text: str) -> str:
 
 def director_time(text: str) -> str | None:
     """Return a time of a director's clock, or None for what stands for no time: a year before 1971, or no digits."""
-    from vbackup.repository import stream_record
+    from vbackup.api import STREAM_TIME
 
     time = text.strip(".")
     if not time:
         return None
-    if not stream_record.TIME.fullmatch(time):
+    if not STREAM_TIME.fullmatch(time):
         raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a time like 2026.11.23.10.15.00")
     return None if time < "1971" else time
 
 
 def note(text: str) -> str:
     """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
-    fault = notes.fault(text)
+    fault = note_fault(text)
     if fault is not None:
         raise argparse.ArgumentTypeError(f"the text {fault}")
     return text
