@@ -20,9 +20,11 @@ from vbackup.api.backups import Backups
 from vbackup.api.contents import Contents
 from vbackup.api.records import Records
 from vbackup.api.restores import Restores
+from vbackup.api.sessions import Sessions
+from vbackup.api.streams import Streams
 from vbackup.api.upkeep import Upkeep
 
-PARTS = (Attached, Backups, Contents, Records, Restores, Upkeep)
+PARTS = (Attached, Backups, Contents, Records, Restores, Sessions, Streams, Upkeep)
 
 
 def after(source: str) -> Any:
@@ -112,4 +114,5 @@ def test_calls_take_a_reporter_and_a_stop_where_they_work() -> None:
         *("Backups.is_one", "Backups.select", "Backups.select_all", "Backups.set_speed", "Backups.interrupted_uuid_of"),
         *("Records.domains", "Records.records", "Records.record", "Records.owner_of"),
         *("Restores.abort_live", "Upkeep.adopt"),
+        *("Sessions.session_changes", "Sessions.sessions", "Sessions.tracker", "Sessions.trackers"),
     }

@@ -10,7 +10,6 @@ one. QEMU has one NBD server, so sessions of one domain have one socket with a n
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +67,8 @@ def make_directory(directory: Path, session_id: str) -> Path:
 
 def remove_directory(directory: Path) -> None:
     """Remove the directory of a session with what is in it. Raises StorageError."""
+    import shutil  # which a backup does without
+
     if not names.SESSION_ID.fullmatch(directory.name):
         raise StorageError(f"{directory} is not the directory of a session.")
     with storage_errors(f"remove {directory}"), suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.builders import UUID, Recorder, use_libvirt
 from tests.unit.fake_domain import SIZE_BYTES, FakeDomain
 from vbackup import api
-from vbackup.api import BackupRequest, Connection
+from vbackup.api import BackupRequest, Connection, DomainScripts, ScriptSettings
 from vbackup.domain.selection import Chosen, Selection
 from vbackup.engine.total_rate import Share
 from vbackup.errors import BusyError, DomainNotFoundError, InterruptedBySignalError, UsageError
@@ -108,7 +108,31 @@ def test_several_domains_have_one_request(
     [(got, work, domains, at_once), (_, other, *_)] = batches
     assert (got, tuple(domains), at_once) == (name, chosen, parallel)
     assert (work.request.level, other.request) == (Level.FULL, BackupRequest(""))
+    assert work.scripts == ScriptSettings()
     assert work.repository is vb.repository
+
+
+def test_scripts_of_several_domains_are_settings(vb: Connection, batches: list[tuple[str, Any, Any, Any]]) -> None:
+    scripts = ScriptSettings(Path("/scripts"), is_wanted=True)
+    chosen = Selection((Chosen("web", UUID),))
+    vb.backup_all(chosen, scripts=scripts)
+    vb.backup_group(chosen, scripts=scripts)
+    assert [work.scripts for _, work, *_ in batches] == [scripts, scripts]
+
+
+def test_scripts_run_around_a_backup(vb: Connection, tmp_path: Path) -> None:
+    script = tmp_path / "scripts" / "post-backup.d" / "note"
+    script.parent.mkdir(mode=0o755, parents=True)
+    script.write_text('#!/bin/sh\nread -r _ && echo "$VBACKUP_DOMAIN $VBACKUP_WORK"\n')
+    script.chmod(0o755)
+    settings, recorder = ScriptSettings(script.parents[1], is_wanted=True), Recorder()
+    vb.backup("web", scripts=settings, reporter=recorder)
+    assert "post-backup script note: web backup" in recorder.steps
+    own = DomainScripts(settings, reporter=recorder, stop=Stop(), work="backup", domain="web")
+    vb.backup("web", scripts=own)
+    assert [(one.script.path, one.failure) for one in own.outcomes] == [(script, None)]
+    with pytest.raises(UsageError, match="no directory"):
+        vb.backup("web", scripts=ScriptSettings(tmp_path / "none", is_wanted=True))
 
 
 def test_words_select_domains(

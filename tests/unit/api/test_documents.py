@@ -11,7 +11,10 @@ from tests.unit import builders
 from tests.unit.builders import NOON, TOKEN, backup, end_mark, layer
 from tests.unit.engine.plans import make, whole
 from vbackup.api import documents
+from vbackup.errors import UsageError
 from vbackup.model import Group, GroupMember, HostIdentity, LeftOut, MachineFile, MachineKind
+from vbackup.operations import restore_documents
+from vbackup.operations.restore_in_place import RestoredInPlace
 from vbackup.operations.restored_machine import Placed
 from vbackup.repository.boot_result import BootResult
 from vbackup.repository.fsck_result import FsckResult
@@ -43,6 +46,13 @@ def test_document_has_the_names_that_the_backup_would_have() -> None:
     assert all(disk["bitmap"].endswith(f"{disk['dev']}-{TOKEN}") for disk in document["disks"])
     assert document["left_out"] == [{"kind": "disk", "dev": "hda", "reason": "cdrom"}]
     assert (document["transaction"], document["copies"]) == (plan.transaction(), [])
+
+
+def test_members_of_restores_are_those_of_the_commands_without_schema() -> None:
+    done = RestoredInPlace(backup(1).id, "web", builders.UUID, ())
+    assert {"schema": "vbackup.rollback/1", **documents.rolled_back(done)} == restore_documents.rolled_back(done)
+    assert "schema" not in documents.rolled_back(done)
+    assert documents.error(UsageError("No."))["schema"] == "vbackup.error/1"
 
 
 def test_times_are_utc() -> None:

@@ -7,22 +7,26 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import UUID, use_libvirt
+from tests.unit.builders import UUID, Recorder, use_libvirt
 from vbackup import api
 from vbackup.api import (
     AbortRequest,
     Connection,
     DefineRequest,
+    DomainScripts,
     InPlaceRequest,
     LiveRequest,
+    RestoredInPlace,
     RestoreRequest,
     ResumeRequest,
+    ScriptSettings,
 )
 from vbackup.api.hosts import Hosts
 from vbackup.domain import pools
-from vbackup.errors import DomainNotFoundError, UsageError
+from vbackup.errors import BusyError, DomainNotFoundError, UsageError
 from vbackup.operations import live_abort, live_restore, live_resume, restore, restore_in_place
 from vbackup.repository.choice import Wanted
+from vbackup.stop import Stop
 
 
 @pytest.fixture
@@ -82,3 +86,45 @@ def test_others_need_libvirt(vb: Connection, asked: list[Any], monkeypatch: pyte
         AbortRequest("web", tmp_path, is_confirmed=True),
     ]
     assert {named["host"] for _, named in asked} == {"libvirt"}
+
+
+def test_pool_and_scripts_of_a_live_restore(
+    vb: Connection, asked: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_libvirt(monkeypatch, "libvirt")
+    monkeypatch.setattr(pools, "opened", lambda host, name: (host, name))
+    own = DomainScripts(ScriptSettings(), reporter=Recorder(), stop=Stop(), work="restore", domain="web")
+    vb.restore_live(LiveRequest("web", tmp_path, Wanted()), pool="default", scripts=own)
+    [(_, named)] = asked
+    assert (named["pool"], named["scripts"]) == (("libvirt", "default"), own)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_scripts_run_after_a_restore(
+    vb: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, fails: bool
+) -> None:
+    for phase in ("post-restore", "on-failure"):
+        script = tmp_path / "scripts" / f"{phase}.d" / "say"
+        script.parent.mkdir(mode=0o755, parents=True)
+        script.write_text("#!/bin/sh\ncat >&2\n")
+        script.chmod(0o755)
+    done = RestoredInPlace("the-backup", "web", UUID, ())
+
+    def run(_request: InPlaceRequest, *, scripts: DomainScripts, **_named: object) -> RestoredInPlace:
+        scripts.of_domain("web", UUID, uri="")
+        if fails:
+            raise BusyError("It is busy.")
+        return done
+
+    use_libvirt(monkeypatch, None)
+    monkeypatch.setattr(restore_in_place, "run", run)
+    recorder, settings = Recorder(), ScriptSettings(tmp_path / "scripts", is_wanted=True)
+    if fails:
+        with pytest.raises(BusyError):
+            vb.restore_in_place("web", scripts=settings, reporter=recorder)
+    else:
+        assert vb.restore_in_place("web", scripts=settings, reporter=recorder) is done
+    [said] = recorder.steps
+    phase, schema = ("on-failure", "vbackup.error/1") if fails else ("post-restore", "vbackup.rollback/1")
+    assert said.startswith(f"{phase} script say: {{")
+    assert schema in said

@@ -149,7 +149,14 @@ def test_usage_shows_what_is_required(command: Command, name: str, usage: str) -
 
 
 #: The commands that have commands, and one of these.
-INNER = {"bitmap": ["list"], "stream": ["backup"], "engine": ["read"]}
+INNER = {
+    "bitmap": ["list"],
+    "stream": ["backup"],
+    "engine": ["read"],
+    "session": ["begin"],
+    "tracker": ["forget"],
+    "checkpoint": ["delete"],
+}
 
 
 @pytest.mark.parametrize("name", parser.COMMANDS)
