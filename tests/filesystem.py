@@ -1,4 +1,4 @@
-"""Block devices and filesystems for tests: a loop device, and an ext4 or XFS that can be lost at any moment."""
+"""Block devices and filesystems for tests: a loop device, ext4 and XFS that can be lost at any moment, and btrfs."""
 
 from __future__ import annotations
 
@@ -90,3 +90,12 @@ class Xfs(Ext4):
     """XFS, which shares data (reflink), in the same way; it needs 300 MiB."""
 
     MAKE = ("mkfs.xfs", "-q", "-K")
+
+
+class Btrfs(Ext4):
+    """btrfs, which shares data, too; it cannot be lost in the middle, and needs 200 MiB."""
+
+    MAKE = ("mkfs.btrfs", "-q", "--nodiscard", "--mixed")
+
+    def lose(self) -> None:
+        raise NotImplementedError("btrfs has no ioctl for that")

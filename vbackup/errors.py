@@ -795,8 +795,8 @@ class SessionEndedError(ChainError):
         self.state = state
         self.retry = retry
         why = f": {reason.rstrip('.')}" if reason else ""
-        then = " Begin another one." if retry is Retry.BEGIN else ""
-        super().__init__(f"Session {session} is {state}{why}.{then}")
+        then = "; begin another one" if retry is Retry.BEGIN else ""
+        super().__init__(f"Session {session} is {state}{why}{then}.")
 
 
 class StorageError(VbackupError):

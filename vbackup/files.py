@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from vbackup.errors import NoSpaceError, StorageError
+from vbackup.errors import NoSpaceError, StorageError, VbackupError
 
 #: How many files are put on the disk at once: the filesystem's journal takes them together.
 MAX_FSYNCS = 8
@@ -177,6 +177,22 @@ def storage_errors(what: str) -> Iterator[None]:
         raise StorageError(f"Cannot {what}: {err.strerror or err}.{_hint(err)}") from err
 
 
+#: What the kernel says where a storage fails under a filesystem, or a network filesystem has lost its server.
+_LOST = frozenset((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENXIO, errno.EREMOTEIO, errno.EHOSTDOWN))
+
+
+def reported(err: BaseException) -> VbackupError:
+    """Return the error to report for one that may be of any kind: what is not ours is a bug, or a storage that is gone.
+
+    Where a storage fails, any access to a file can, also those that otherwise never do.
+    """
+    if isinstance(err, VbackupError):
+        return err
+    if isinstance(err, OSError) and err.errno in _LOST and isinstance(err.filename, (str, os.PathLike)):
+        return StorageError(f"Cannot access {os.fspath(err.filename)}: {err.strerror}.{_hint(err)}")
+    return VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")
+
+
 def _hint(err: OSError) -> str:
     """Return what can be done about the error, with a blank in front; "" if nothing is known."""
     if err.errno == errno.EACCES and isinstance(err.filename, str):
@@ -189,6 +205,7 @@ def _hint(err: OSError) -> str:
         errno.ENOTDIR: " A part of the path is not a directory: check it.",
         errno.EIO: " Its storage may be failing: look into the kernel log.",
         errno.ESTALE: " The network filesystem has lost it: mount it again.",
+        errno.ENOTCONN: " What served the filesystem has ended: mount it again.",
     }.get(err.errno or 0, "")
 
 

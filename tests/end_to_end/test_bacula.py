@@ -6,6 +6,7 @@ jobs that the director calls good are the chain, and each of its points is what 
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests import bacula
 from tests.bacula import Bacula, Job
 from tests.conftest import Command
 from tests.daemon import Daemon, wait_for
+from tests.end_to_end.test_engine_recipes import examples
 from tests.lab import DiskSpec, Machine, compare, domain_xml
 from vbackup.model import Level
 from vbackup.repository.repository import Repository
@@ -84,7 +86,7 @@ def site(daemon: Daemon, command: Command, images: Path) -> Iterator[Site]:
         print(director.log)  # pytest shows it with a failure
 
 
-def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Command) -> None:
+def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Command, daemon: Daemon) -> None:
     director = site.director
     assert site.back_up("Incremental", "write -P 1 0 8M") == Job(1, "F", "T")  # the director makes it a full
     assert site.back_up("Incremental", "write -P 2 1M 1M") == Job(2, "I", "T")
@@ -115,6 +117,12 @@ def test_jobs_that_the_director_calls_good_are_the_chain(site: Site, command: Co
         command("-q", "restore", "web", "-r", repository, "--backup", one.id, "--output", output)
         compare(output / "vda.qcow2", site.expected[job_id])
     command("verify", "web", "-r", repository)
+    [example] = examples("vbackup restore web")  # as a new domain
+    words = example.replace("/var/lib/vbackup/restored", str(site.images / "restored"))
+    output = site.images / "new"
+    command("-c", daemon.uri, *shlex.split(words.replace("/srv/restored", str(output)))[1:])
+    assert daemon.defined("web2").name == "web2"
+    compare(output / "vda.qcow2", site.expected[9])
     assert not list((site.images / "stage").glob("*.log"))
     assert not list((site.images / "stage").glob("*/*.partial"))
 

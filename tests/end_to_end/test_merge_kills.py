@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.filesystem import Ext4, Xfs
+from tests.filesystem import Btrfs, Ext4, Xfs
 from tests.trees import State, Tree
 from tests.unit.builders import Recorder
 from vbackup import files
@@ -140,7 +140,7 @@ def mounted(one: Ext4) -> Iterator[Ext4]:
         subprocess.run(["umount", "-l", str(one.path)], check=True)
 
 
-@pytest.fixture(params=["reflink", "in-place", "copy", "no-exchange", "in-place-no-exchange"])
+@pytest.fixture(params=["reflink", "btrfs", "in-place", "copy", "no-exchange", "in-place-no-exchange"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Way, Callable[[], None]]]:
     """Where, which way, and what is done in the child first."""
 
@@ -151,13 +151,13 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path,
         abilities = filesystem.abilities
         filesystem.abilities = lambda directory: replace(abilities(directory), exchanges=False)
 
-    ways = {"reflink": Way.REFLINK, "in-place": Way.IN_PLACE, "in-place-no-exchange": Way.IN_PLACE}
-    way = ways.get(request.param, Way.COPY)
+    ways = {"reflink": Way.REFLINK, "btrfs": Way.REFLINK}
+    way = Way.IN_PLACE if request.param.startswith("in-place") else ways.get(request.param, Way.COPY)
     prepare = without_exchange if "no-exchange" in request.param else nothing
     if way is Way.REFLINK:
         if os.getuid() != 0:
             pytest.skip("needs root")
-        with mounted(Xfs(tmp_path, size_mib=320)) as disk:
+        with mounted(Btrfs(tmp_path) if request.param == "btrfs" else Xfs(tmp_path, size_mib=320)) as disk:
             yield disk.path, way, prepare
     else:
         yield tmp_path, way, prepare

@@ -309,3 +309,30 @@ def test_domain_that_arrived_paused_is_not_written_to_before_it_runs(move: Move)
     move.write(3, 2 << 20)
     move.machine.write("vda", f"read -P 3 {2 << 20} 64k", f"read -P 2 {1 << 20} 64k")
     assert levels(move.backup())["vda"] == "incremental"
+
+
+def test_domain_with_a_pull_session_stays_and_moves_when_it_is_over(move: Move, sockets: Path) -> None:
+    def session(*words: str | Path) -> dict[str, Any]:
+        return move.command("-c", move.uri, "-q", "session", *words, "--json").document
+
+    begin = ("begin", NAME, "--tracker", "acme", "--scratch", sockets)
+    first = session(*begin)
+    moment = move.moment()
+    move.write(2, 1 << 20)
+    failed = move.migrate()
+    assert (failed.returncode, "migration" in failed.stderr) == (1, True), failed
+    assert move.machine.handle.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+    move.write(3, 2 << 20)
+    for disk in first["disks"]:
+        copy = sockets / "copy"
+        subprocess.run(["nbdcopy", disk["uri"], copy], check=True)
+        assert copy.read_bytes() == moment[disk["dev"]]
+    assert session("commit", first["id"])["state"] == "committed"
+    assert move.migrate().returncode == 0
+    move.write(4, 3 << 20)
+    second = session(*begin)
+    assert {disk["dev"]: disk["level"] for disk in second["disks"]} == {"vda": "incremental", "vdb": "full"}
+    assert second["disks"][0]["dirty_bytes"] == 3 * 65536 + END_BYTES
+    session("abort", second["id"])
+    state = move.machine.state()
+    assert (state["jobs"], state["fdsets"]) == ([], [])

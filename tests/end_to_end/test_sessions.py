@@ -39,7 +39,7 @@ class Vendor:
         self.daemon, self.command, self.directory, self.name = daemon, command, directory, name
         self.specs = [
             DiskSpec(directory / "vda.qcow2", size="64M"),
-            DiskSpec(directory / "sda.raw", dev="sda", bus="scsi", format="raw", size="17M"),
+            DiskSpec(directory / "sda.raw", dev="sda", bus="scsi", format="raw", size=str(17 * 1024 * 1024 + 512)),
         ]
         for spec in self.specs:
             spec.create()
@@ -159,7 +159,7 @@ def vendor(daemon: Daemon, command: Command, images: Path, sockets: Path) -> Ven
 def test_life_of_a_vendor(vendor: Vendor) -> None:
     machine = vendor.machine
     machine.write("vda", "write -P 1 0 8M", "write -P 2 20M 1M")
-    machine.write("sda", "write -P 3 0 3M", "write -P 4 16M 1M")
+    machine.write("sda", "write -P 3 0 3M", "write -P 4 16M 1M", "write -P 5 17M 512")
     clean = machine.state()
     for turn in range(5):
         held = vendor.reference()
@@ -168,6 +168,7 @@ def test_life_of_a_vendor(vendor: Vendor) -> None:
         assert [disk["level"] for disk in session["disks"]] == ["full" if turn == 0 else "incremental"] * 2
         for dev in DEVS:  # the guest goes on
             machine.write(dev, f"write -P {turn + 100} {turn}M 2M", f"write -z {turn + 3}M 1M", "discard 8M 1M")
+        machine.write("sda", f"write -P {turn + 6} 17M 512")  # the end, which is no whole cluster
         pulled = vendor.pull(session)
         vendor.check(held)
         assert turn == 0 or sum(pulled.values()) < 16 * 1024 * 1024
@@ -263,7 +264,7 @@ def test_session_that_nobody_ends_expires(vendor: Vendor, sockets: Path) -> None
     assert machine.state() == clean
     assert vendor.session("status", session["id"])["state"] == "expired"
     error = vendor.session("commit", session["id"], status=6)
-    assert error["evidence"]["retry"] == "begin"
+    assert error["retry"] == "begin"
     again = vendor.begin()
     assert [disk["reason_code"] for disk in again["disks"]] == ["no-base"] * 2
     vendor.session("abort", again["id"])
@@ -392,7 +393,7 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     os.kill(record["internal"]["daemon"]["pid"], signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{record['internal']['daemon']['pid']}/fd/0").exists(), "its end")
     error = vendor.session("commit", session["id"], status=6)
-    assert (error["evidence"]["state"], error["evidence"]["retry"]) == ("failed", "begin")
+    assert (error["evidence"]["state"], error["retry"]) == ("failed", "begin")
     session = vendor.begin()
     assert session["base_checkpoint"] == first["checkpoint"]
     vendor.pull(session)
@@ -586,3 +587,50 @@ def make_certificates(directory: Path) -> Path:
             (place / "ca-cert.pem").write_bytes((directory / "ca-cert.pem").read_bytes())
             (place / f"{role}-key.pem").chmod(0o644)  # for a QEMU that is not root
     return directory
+
+
+def test_client_names_its_base_and_what_is_unknown_is_refused(vendor: Vendor) -> None:
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 4M")
+    error = vendor.begin("--level", "incremental", status=6)
+    assert error["evidence"]["dev"] == "vda"
+    copies, made = [], []
+    for turn in range(3):
+        machine.write("vda", f"write -P {turn + 10} {turn}M 64k")
+        session = vendor.begin()
+        vendor.pull(session)
+        vendor.session("commit", session["id"])
+        copies.append(vendor.copy("vda").read_bytes())
+        made.append(session["checkpoint"])
+    clean = machine.state()
+    for arguments in (("--base", "20200101T000000Z-full"), ("--base", "x"), ("--base", made[0], "--disk", "vdz")):
+        error = vendor.begin(*arguments, status=5 if "vdz" in arguments else 6)
+        assert machine.state() == clean, error
+    for words in (
+        ("session", "commit", "20200101T000000Z-000000"),
+        ("session", "abort", "x"),
+        ("tracker", "forget", vendor.name, "--tracker", "nobody"),
+        ("checkpoint", "delete", vendor.name, "--tracker", "acme", "--checkpoint", "20200101T000000Z-full"),
+    ):
+        vendor.vbackup(*words, status=6)
+    held = vendor.reference()
+    session = vendor.begin("--base", made[0])
+    assert {disk["base_checkpoint"] for disk in session["disks"]} == {made[0]}
+    assert set(session["disks"][0]["contexts"]) == set(made)
+    dirty = [
+        one["offset"] for one in extents(session["disks"][0]["uri"], f"qemu:dirty-bitmap:{made[1]}") if one["type"]
+    ]
+    assert 2 * 1024 * 1024 in dirty
+    assert 1024 * 1024 not in dirty
+    vendor.copy("vda").write_bytes(copies[0])
+    vendor.pull(session)
+    vendor.check(held)
+    vendor.vbackup("checkpoint", "delete", vendor.name, "--tracker", "acme", "--checkpoint", made[0], status=8)
+    vendor.session("abort", session["id"])
+    left = vendor.vbackup("checkpoint", "delete", vendor.name, "--tracker", "acme", "--checkpoint", made[2])
+    assert [one["id"] for one in left["checkpoints"]] == made[:2]
+    assert not [name for names in machine.bitmaps().values() for name in names if made[2] in name]
+    session = vendor.begin()
+    assert session["base_checkpoint"] == made[1]
+    assert vendor.session("renew", session["id"], "--ttl", "3h")["expires"] > session["expires"]
+    vendor.session("abort", session["id"])

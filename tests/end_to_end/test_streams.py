@@ -94,6 +94,32 @@ def test_chain_of_streams_comes_back_byte_for_byte(streams: Streams, command: Co
     assert len(bitmaps) <= 2 * 3
 
 
+def test_chain_goes_on_while_the_domain_is_off(lab: Lab, command: Command, tmp_path: Path) -> None:
+    spec = DiskSpec(tmp_path / "vda.qcow2", size="8M")
+    machine = lab.boot("web", [spec])
+    machine.write("vda", "write -P 1 0 2M")
+    words = ("web", "--stage", tmp_path / "stage", "--job")
+
+    def back_up(job: str, level: str) -> None:
+        with descriptor(1, tmp_path / f"{job}.tar"):
+            command("-c", lab.uri, "-q", "stream", "backup", *words, job, "--level", level)
+
+    back_up("1", "full")
+    command("stream", "commit", *words, "1")
+    machine.destroy()
+    for job, pattern in (("2", 3), ("3", 4)):
+        subprocess.run(
+            ["qemu-io", "-c", f"write -P {pattern} {pattern}M 64k", spec.path], check=True, capture_output=True
+        )
+        back_up(job, "incremental")
+        command("-c", lab.uri, "stream", "abort" if job == "2" else "commit", *words, job)
+    together = tmp_path / "together"
+    together.write_bytes((tmp_path / "1.tar").read_bytes() + (tmp_path / "3.tar").read_bytes())
+    with descriptor(0, together):
+        command("-q", "stream", "restore", tmp_path / "out")
+    compare(tmp_path / "out" / "vda.qcow2", spec.path)
+
+
 def test_stream_whose_reader_goes_leaves_qemu_as_it_was(streams: Streams, command: Command) -> None:
     streams.back_up("1", "full")
     streams.end("commit", "1")

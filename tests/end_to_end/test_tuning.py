@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.end_to_end.chains import END_BYTES, Chain
+from tests.filesystem import Btrfs, Xfs
 from tests.lab import DiskSpec, Lab, qemu_img_info
 from vbackup.images import targets, tuning
 from vbackup.model import CLUSTER_BYTES, Compression, ImageOptions, Level, NodeOptions
@@ -237,20 +237,17 @@ def test_image_that_may_share_data_with_the_disk_is_right_on_a_filesystem_that_c
     chain.backup(*options, during=lambda: chain.machine.write("vda", "write -P 7 0 4M"))
 
 
-@pytest.fixture
-def reflinking(tmp_path: Path) -> Iterator[Path]:
-    """A separate XFS; without its tools or a loop device the test is skipped."""
-    if os.getuid() or not shutil.which("mkfs.xfs"):
-        pytest.skip("needs root and mkfs.xfs (xfsprogs)")
-    image, place = tmp_path / "xfs.img", tmp_path / "xfs"
-    image.touch()
-    os.truncate(image, 512 * MIB)
-    place.mkdir()
-    subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
-    if subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=False).returncode:
-        pytest.skip("XFS or a loop device is missing here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+@pytest.fixture(params=[Xfs, Btrfs])
+def reflinking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A separate filesystem with reflinks; without its tools or a loop device the test is skipped."""
+    if os.getuid():
+        pytest.skip("needs root")
+    one = request.param(tmp_path, size_mib=512)
+    one.mount()
+    try:
+        yield one.path
+    finally:
+        one.unmount()
 
 
 def test_image_shares_the_data_of_the_disk_if_that_is_allowed(

@@ -13,9 +13,11 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 import vbackup
+from tests.unit.builders import pull_session
 from vbackup import errors
 from vbackup.api import Connection
 from vbackup.cli import parser
+from vbackup.engine.base import Reason
 from vbackup.errors import Status
 from vbackup.layers import ChainState
 from vbackup.model import (
@@ -35,6 +37,7 @@ from vbackup.repository import manifest, repository
 from vbackup.scripts import finding
 from vbackup.scripts.finding import ScriptPhase
 from vbackup.scripts.runner import VARIABLES
+from vbackup.sessions.record import Note, SessionState
 
 TOP = Path(__file__).resolve().parents[2]
 COMMON = "Options of every command"
@@ -55,6 +58,7 @@ SCRIPTS_PAGE = page("vbackup-scripts.7")
 ENGINES_PAGE = page("vbackup-engines.7")
 PAGES = [page(path.stem) for path in sorted((TOP / "man").glob("*.rst"))]
 API_PAGE = page("vbackup-api.7")
+SESSION_PAGE = page("vbackup-session.7")
 
 
 def section(document: nodes.document, title: str) -> nodes.section:
@@ -177,7 +181,8 @@ def test_kinds_of_json_are_those_of_the_code() -> None:
     printed = {word for word in printed if "/" in word}
     kept = {
         word.astext()
-        for word in REPOSITORY_PAGE.findall(nodes.literal)
+        for one in (REPOSITORY_PAGE, SESSION_PAGE)
+        for word in one.findall(nodes.literal)
         if re.fullmatch(r"vbackup\.\S+/\d+", word.astext())
     }
     assert printed | kept == in_code
@@ -230,6 +235,16 @@ def test_members_of_a_manifest_are_those_of_the_code() -> None:
         if strong(term) == ["vbackup.backup/1"]
     )
     assert set(document) <= set(strong(backup_members))
+
+
+def test_session_document_is_told() -> None:
+    document = pull_session("vda", warnings=(Note("CODE", "A sentence.", "vda"),)).document()
+    told = [strong(term)[0] for term in terms(section(SESSION_PAGE, "SESSION DOCUMENT"))]
+    assert told == [*document, *document["disks"][0]]
+    codes = [strong(term)[0] for term in terms(section(SESSION_PAGE, "REASON CODES"))]
+    assert codes == [reason.value for reason in Reason]
+    states = {strong(term)[0] for term in terms(section(SESSION_PAGE, "STATES"))}
+    assert states == {state.value for state in SessionState}
 
 
 def test_files_of_a_backup_are_told() -> None:

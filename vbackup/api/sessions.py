@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from vbackup import names
 from vbackup.api.connected import Connected, listed
 
 if TYPE_CHECKING:
@@ -141,7 +142,9 @@ class Sessions(Connected):
         """
         from vbackup.operations import tracker
 
-        return [one for one in tracker.trackers(store=_store()) if domain in (None, one.domain_name, one.domain_uuid)]
+        if domain is not None and names.UUID.fullmatch(domain):
+            return tracker.trackers(store=_store(), uuid=domain)
+        return [one for one in tracker.trackers(store=_store()) if domain in (None, one.domain_name)]
 
     def tracker(self, domain: str, name: str) -> Tracker:
         """Return a tracker of a domain of the host. Raises DomainNotFoundError, UnknownTrackerError, StorageError."""

@@ -79,9 +79,10 @@ def _status(arguments: Sequence[str], result: streams.Result) -> int:
         python = ".".join(map(str, sys.version_info[:3]))
         return _fail(InstallationError(err.name or "a module", python, str(err)), as_json=as_json)
     except Exception as err:
+        from vbackup.files import reported
+
         log.debug("unexpected", exc_info=True)
-        wrapped = VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")
-        return _fail(wrapped, as_json=as_json)
+        return _fail(reported(err), as_json=as_json)
 
 
 def _fail(err: VbackupError, *, as_json: bool, command: str = "vbackup") -> int:

@@ -155,6 +155,28 @@ def add_devs(parser: argparse.ArgumentParser, option: str, purpose: str, *, meta
     parser.add_argument(option, metavar=metavar, nargs="+", action=_Devs, default=[], help=purpose)
 
 
+def add_quiesce(parser: argparse.ArgumentParser) -> None:
+    """Add how the guest's filesystems are frozen at the moment."""
+    from vbackup.api import DEFAULT_FREEZE_LIMIT_S
+    from vbackup.cli.values import freeze_limit_s  # which 'vbackup --help' does without
+    from vbackup.model import Quiesce
+
+    parser.add_argument(
+        "--quiesce",
+        choices=[quiesce.value for quiesce in Quiesce],
+        default=Quiesce.AUTO.value,
+        help="freeze the guest's filesystems; auto (default): if its agent answers; required: fail if it does not;"
+        " no: never",
+    )
+    parser.add_argument(
+        "--freeze-limit",
+        metavar="TIME",
+        type=freeze_limit_s,
+        default=DEFAULT_FREEZE_LIMIT_S,
+        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_FREEZE_LIMIT_S}s)",
+    )
+
+
 def add_wait_lock(parser: argparse.ArgumentParser) -> None:
     """Add --wait-lock."""
     from vbackup.cli.values import seconds  # which 'vbackup --help' does without

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vbackup.api import DEFAULT_FREEZE_LIMIT_S, MAX_FREEZE_LIMIT_S, MIN_FREEZE_LIMIT_S
-from vbackup.cli.arguments import add_devs, add_disks, add_exclusive, add_wait_lock
-from vbackup.cli.values import directory, duration_s, milliseconds, speed_bytes_s
-from vbackup.model import MAX_MEDIUM_BYTES, Compression, Quiesce
+from vbackup.cli.arguments import add_devs, add_disks, add_exclusive, add_quiesce, add_wait_lock
+from vbackup.cli.values import directory, milliseconds, speed_bytes_s
+from vbackup.model import MAX_MEDIUM_BYTES, Compression
 
 #: Where stages are by default: the records of what was streamed, and room for one backup of each domain at a time.
 STAGE = Path("/var/lib/vbackup/streams")
@@ -37,24 +36,6 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_quiesce(parser: argparse.ArgumentParser) -> None:
-    """Add how the guest's filesystems are frozen at the moment."""
-    parser.add_argument(
-        "--quiesce",
-        choices=[quiesce.value for quiesce in Quiesce],
-        default=Quiesce.AUTO.value,
-        help="freeze the guest's filesystems; auto (default): if its agent answers; required: fail if it does not;"
-        " no: never",
-    )
-    parser.add_argument(
-        "--freeze-limit",
-        metavar="TIME",
-        type=_freeze_limit_s,
-        default=DEFAULT_FREEZE_LIMIT_S,
-        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_FREEZE_LIMIT_S}s)",
-    )
-
-
 def _add_copying(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed", metavar="BYTES/S", type=speed_bytes_s, help="limit the copy speed of each disk (50M, 50MiB/s, 1GB)"
@@ -79,17 +60,6 @@ def _add_copying(parser: argparse.ArgumentParser) -> None:
         help="let images share data with the disks, where both are on one filesystem that can do that (XFS, btrfs):"
         " quick, and takes no space, but a bad block then hits both",
     )
-
-
-def _freeze_limit_s(text: str) -> int:
-    """Return whole seconds within the limits of vbackup.domain.freeze."""
-    limit_s = duration_s(text)
-    if limit_s is None or not MIN_FREEZE_LIMIT_S <= limit_s <= MAX_FREEZE_LIMIT_S or limit_s != int(limit_s):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of seconds from {MIN_FREEZE_LIMIT_S} to {MAX_FREEZE_LIMIT_S}, like 20, 20s"
-            " or 1m"
-        )
-    return int(limit_s)
 
 
 def add_stage(parser: argparse.ArgumentParser) -> None:

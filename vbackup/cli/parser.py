@@ -41,11 +41,11 @@ COMMANDS = {
     "transaction": "check and send a QMP transaction",
     "bitmap": "list and change dirty bitmaps",
     "forget": "remove a repository's bitmaps from a domain",
+    "stream": "back up and restore through a pipe",
+    "engine": "work for a director such as Bacula",
     "session": "serve a moment of a domain's disks to other programs",
     "tracker": "list and forget the trackers of sessions",
     "checkpoint": "list and delete checkpoints of a tracker",
-    "stream": "back up and restore through a pipe",
-    "engine": "work for a director such as Bacula",
     "hooks": "install or remove libvirt's hook script",
     "schema": "print the JSON Schema of a document",
 }

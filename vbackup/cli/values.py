@@ -151,6 +151,19 @@ def duration_s(text: str, *, unit_s: float = 1) -> float | None:
     return sum(float(number) * _DURATION_UNITS[unit] for number, unit in _DURATION.findall(text))
 
 
+def freeze_limit_s(text: str) -> int:
+    """Return whole seconds within the limits of a freeze."""
+    from vbackup.api import MAX_FREEZE_LIMIT_S, MIN_FREEZE_LIMIT_S  # which few values are about
+
+    limit_s = duration_s(text)
+    if limit_s is None or not MIN_FREEZE_LIMIT_S <= limit_s <= MAX_FREEZE_LIMIT_S or limit_s != int(limit_s):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of seconds from {MIN_FREEZE_LIMIT_S} to {MAX_FREEZE_LIMIT_S}, like 20, 20s"
+            " or 1m"
+        )
+    return int(limit_s)
+
+
 def milliseconds(text: str) -> float:
     """Return a time such as 20, 20ms, 500us or 0.5s in milliseconds; from 0.1 ms to a minute."""
     value_s = duration_s(text, unit_s=1e-3)

@@ -74,8 +74,7 @@ def plan_of(wanted: Wanted, tracker: Tracker, domain: SessionDomain) -> SessionP
         )
         choices.append((node, choice))
         domain.reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
-    if domain.source.is_running or any(node.bears_checkpoints for node in nodes):
-        choices = proof.recorded(choices, history, domain)
+    choices = proof.recorded(choices, history, domain)
     return session_plan.make(
         [DiskChoice(node, choice, _since(node, choice, history, domain.naming)) for node, choice in choices],
         session_id=wanted.session_id,

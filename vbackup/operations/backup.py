@@ -31,7 +31,7 @@ from vbackup.engine.unfinished import LockedDomain, Unfinished
 from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import documents, freeze_scripts, recovery, saved_machine, session_recovery
+from vbackup.operations import documents, freeze_scripts, recovery, saved_machine
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -44,6 +44,7 @@ from vbackup.repository.repository import Repository, Stage
 from vbackup.scripts import runner
 from vbackup.scripts.finding import ScriptPhase
 from vbackup.scripts.runner import DomainScripts
+from vbackup.sessions import store as sessions
 from vbackup.stop import Stop
 from vbackup.undo import Undo
 
@@ -215,7 +216,7 @@ def _locked(
     stop: Stop,
 ) -> Iterator[LockedDomain]:
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
-    session_recovery.end_expired(handle, reporter=reporter)
+    _end_expired_sessions(handle, reporter)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
     with (
@@ -231,6 +232,14 @@ def _locked(
         recovery.recover(domain, abort=False)
         stop.check()
         yield domain
+
+
+def _end_expired_sessions(handle: DomainHandle, reporter: Reporter) -> None:
+    """End pull sessions of the domain that nobody has ended: what the guest overwrites goes to their scratch images."""
+    if sessions.may_have(handle.uuid):
+        from vbackup.operations import session_recovery  # which few domains need
+
+        session_recovery.end_expired(handle, reporter=reporter)
 
 
 # 1 and 2: what there is, and what each disk starts from

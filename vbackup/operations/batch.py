@@ -22,6 +22,7 @@ from vbackup.engine.group import MemberRepository, MemberStop, Moments, Turns
 from vbackup.engine.plan import BackupPlan
 from vbackup.engine.total_rate import Share, TotalRate
 from vbackup.errors import DomainNotFoundError, GroupError, InterruptedBySignalError, VbackupError
+from vbackup.files import reported
 from vbackup.model import Backup
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
@@ -207,10 +208,9 @@ def _reported(committed: Backup, reporter: Reporter) -> Backup:
 
 
 def _known(err: Exception) -> VbackupError:
-    if isinstance(err, VbackupError):
-        return err
-    log.debug("unexpected", exc_info=err)
-    return VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")
+    if not isinstance(err, VbackupError):
+        log.debug("unexpected", exc_info=err)
+    return reported(err)
 
 
 def _scripts(domain: Chosen, batch: Batch, reporter: Reporter, stop: Stop, made: list[DomainScripts]) -> DomainScripts:

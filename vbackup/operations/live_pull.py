@@ -114,8 +114,8 @@ def home(
     cannot be brought home, and InterruptedBySignalError.
     """
     with Passthrough(handle) as monitor:
-        pulls = _Pulls(handle, state, overlays, monitor, reporter)
-        pulls.follow(speed_bytes_s, stop, head_start_s=HEAD_START_S if boots else 0)
+        head_start_s = HEAD_START_S if boots else 0
+        _Pulls(handle, state, overlays, monitor, reporter, head_start_s=head_start_s).follow(speed_bytes_s, stop)
 
 
 @contextmanager
@@ -175,17 +175,23 @@ class _Pulls:
     """
 
     def __init__(
-        self, handle: DomainHandle, state: LiveState, overlays: Overlays, monitor: Passthrough, reporter: Reporter
+        self,
+        handle: DomainHandle,
+        state: LiveState,
+        overlays: Overlays,
+        monitor: Passthrough,
+        reporter: Reporter,
+        *,
+        head_start_s: float = 0,
     ) -> None:
         self._handle, self._state, self._overlays = handle, state, overlays
         self._monitor, self._reporter = monitor, reporter
         self._attempts: dict[str, int] = {}
         self._done_bytes: dict[str, int] = {}
-        self._head_start_until_s = 0.0
-
-    def follow(self, speed_bytes_s: int | None, stop: Stop, *, head_start_s: float = 0) -> None:
-        """Return when all data of all disks is at home."""
         self._head_start_until_s = time.monotonic() + head_start_s
+
+    def follow(self, speed_bytes_s: int | None, stop: Stop) -> None:
+        """Return when all data of all disks is at home."""
         losses = 0
         while True:
             stop.check()

@@ -447,12 +447,15 @@ def _refuse_without_locks(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a stage, or what was put in its place. What cannot be removed stays and takes up space."""
-    if path.is_symlink() or not path.is_dir():
-        with suppress(OSError):
+    """Remove a stage, or what was put in its place. What cannot be removed stays and takes up space.
+
+    Whatever the filesystem says: the error that ended the backup is the one to report.
+    """
+    with suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
-    else:
-        _remove_tree(path, ignore_errors=True)
+        else:
+            _remove_tree(path, ignore_errors=True)
 
 
 def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:

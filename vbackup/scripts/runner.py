@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import vbackup
 from vbackup.errors import ScriptError, VbackupError, error_document
+from vbackup.files import reported
 from vbackup.report import Reporter
 from vbackup.scripts import finding, program
 from vbackup.scripts.finding import Found, Script, ScriptPhase
@@ -216,7 +217,7 @@ class DomainScripts:
         try:
             yield
         except Exception as err:
-            known = err if isinstance(err, VbackupError) else VbackupError(f"Unexpected {type(err).__name__}: {err}.")
+            known = reported(err)
             failed(known)
             self._join()
             self.know(status=str(int(known.status)))

@@ -67,10 +67,10 @@ def make_directory(directory: Path, session_id: str) -> Path:
 
 def remove_directory(directory: Path) -> None:
     """Remove the directory of a session with what is in it. Raises StorageError."""
-    import shutil  # which a backup does without
-
     if not names.SESSION_ID.fullmatch(directory.name):
         raise StorageError(f"{directory} is not the directory of a session.")
+    import shutil  # which looking for sessions does without
+
     with storage_errors(f"remove {directory}"), suppress(FileNotFoundError):
         shutil.rmtree(directory)
 

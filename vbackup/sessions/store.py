@@ -54,6 +54,11 @@ def default_directory() -> Path:
     return Path(home) / "vbackup" / "sessions"
 
 
+def may_have(uuid: str) -> bool:
+    """Return True if a domain has, or has had, pull sessions on this host."""
+    return (default_directory() / uuid).is_dir()
+
+
 @dataclass(frozen=True)
 class Store:
     """The state directory; it need not exist yet."""

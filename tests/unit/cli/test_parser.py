@@ -150,12 +150,9 @@ def test_usage_shows_what_is_required(command: Command, name: str, usage: str) -
 
 #: The commands that have commands, and one of these.
 INNER = {
-    "bitmap": ["list"],
+    **{name: ["list"] for name in ("bitmap", "session", "tracker", "checkpoint")},
     "stream": ["backup"],
     "engine": ["read"],
-    "session": ["begin"],
-    "tracker": ["forget"],
-    "checkpoint": ["delete"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 import time
@@ -92,6 +93,15 @@ def test_fault_of_ours_in_one_thread_is_told_and_ends_no_other(work: Batch, beha
     results = batch.run(work, domains(*NAMES), parallel=1)
     assert "bug in vbackup" in str(results[0].error)
     assert [one.error for one in results[1:]] == [None, None]
+
+
+def test_storage_that_is_gone_is_no_bug(work: Batch, behaviour: dict[str, Any]) -> None:
+    behaviour.update(a=OSError(errno.EIO, "Input/output error", "/backup/x"))
+    [error] = [one.error for one in batch.run(work, domains(*NAMES), parallel=1) if one.error is not None]
+    assert (error.status, str(error)) == (
+        Status.STORAGE,
+        "Cannot access /backup/x: Input/output error. Its storage may be failing: look into the kernel log.",
+    )
 
 
 def test_order_is_that_of_the_domains_whoever_ends_first(work: Batch, behaviour: dict[str, Any]) -> None:

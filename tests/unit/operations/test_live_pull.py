@@ -34,9 +34,9 @@ def state(tmp_path: Path) -> LiveState:
     return made
 
 
-def pulls(handle: Any, state: LiveState) -> live_pull._Pulls:
+def pulls(handle: Any, state: LiveState, **options: float) -> live_pull._Pulls:
     overlays: Any = {"vda": None}
-    return live_pull._Pulls(handle, state, overlays, SimpleNamespace(), Recorder())  # type: ignore[arg-type]
+    return live_pull._Pulls(handle, state, overlays, SimpleNamespace(), Recorder(), **options)  # type: ignore[arg-type]
 
 
 def test_disk_is_at_home_only_when_the_host_has_flushed_it(state: LiveState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,21 +90,20 @@ def test_guest_that_boots_has_no_pull_beside_it(state: LiveState, monkeypatch: p
     now = [100.0]
     monkeypatch.setattr(live_pull.time, "monotonic", lambda: now[0])
 
-    def begun(channels: str, *, until_s: float = 160.0) -> bool:
+    def begun(channels: str, *, head_start_s: float = 60.0, after_s: float = 0) -> bool:
         started.clear()
         devices = f"<devices>{disk.format(state.image('vda'))}{channels}</devices>"
         guest = SimpleNamespace(name="web", live_xml=lambda: f"<domain>{devices}</domain>")
-        made = pulls(guest, state)
-        made._head_start_until_s = until_s
+        made = pulls(guest, state, head_start_s=head_start_s)
+        now[0] += after_s
         made._start("vda", None)
         return started == ["vda"]
 
     assert not begun(channel.format("disconnected"))
     assert begun(channel.format("connected"))
     assert begun("")
-    assert begun(channel.format("disconnected"), until_s=0)
-    now[0] = 160.0
-    assert begun(channel.format("disconnected"))
+    assert begun(channel.format("disconnected"), head_start_s=0)
+    assert begun(channel.format("disconnected"), after_s=60)
 
 
 class Guest:

@@ -60,4 +60,5 @@ def test_live_restore_is_at_home() -> None:
     document = restore_documents.live_restored(done)
     assert json.loads(json.dumps(document)) == document
     assert (document["schema"], document["state"]) == ("vbackup.liverestore/1", "home")
-    assert document["disks"] == [{"dev": "vda", "file": "/o/vda.qcow2", "format": "qcow2", "backup": ONE.id}]
+    disk = {"dev": "vda", "file": "/o/vda.qcow2", "format": "qcow2", "backup": ONE.id, "checkpoint": False}
+    assert document["disks"] == [disk]

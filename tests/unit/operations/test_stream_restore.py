@@ -6,8 +6,11 @@ import io
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.recorded import Recorded
 from tests.unit.builders import UUID, Recorder
@@ -19,7 +22,7 @@ from vbackup.operations.stream_restore import Received
 from vbackup.repository import manifest, stream_members
 from vbackup.repository.choice import Wanted
 from vbackup.repository.repository import Repository, Stage
-from vbackup.repository.stream_tar import SUMS, Reader, Writer
+from vbackup.repository.stream_tar import BLOCK_BYTES, SUMS, Reader, Writer
 from vbackup.stop import Stop
 
 
@@ -224,6 +227,33 @@ def test_repository_with_another_backup_of_that_id(untouched: Recorded, repo: Re
     document = manifest.parse_json(members(data)[0][1].decode())
     text = manifest.text_of({**document, "duration_s": 99.0})
     refused(repo, packed(one, [("manifest.json", text.encode()), *members(data)[1:]]), "another backup")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])  # nothing is changed in it
+@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), is_cut=st.booleans())
+def test_whatever_is_damaged_nothing_wrong_is_kept(untouched: Recorded, at: float, bit: int, is_cut: bool) -> None:
+    """A bit of padding, or of a field that nobody reads, may differ; then all that is kept is right."""
+    one = untouched.backups[0]
+    data = bytearray(stream(untouched, one))
+    place = int(at * len(data))
+    if is_cut:
+        del data[place:]
+    else:
+        data[place] ^= 1 << bit
+    with TemporaryDirectory() as directory:
+        repo = Repository.create(Path(directory) / "repo")
+        try:
+            receive(repo, bytes(data))
+        except ChainError:
+            # What follows the end of a stream is another one, which is none.
+            is_after = place >= len(bytes(data).rstrip(b"\0")) - BLOCK_BYTES
+            assert is_after or not (repo.path / UUID).exists()
+        kept = repo.directory(UUID, one.id)
+        if kept.exists():
+            names = {path.name for path in untouched.path(one).parent.iterdir()}
+            assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+                name: untouched.path(one, name).read_bytes() for name in names
+            }
 
 
 def swap(files: list[tuple[str, bytes]]) -> None:

@@ -282,6 +282,23 @@ def test_stage_is_removed_when_the_commit_fails(repo: Repository, monkeypatch: p
     assert repo.catalogue(UUID).history.backups == (ONE,)
 
 
+def test_error_of_a_backup_is_not_hidden_by_the_removal_of_its_stage(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen where a network filesystem had lost its server: everything failed, the removal of the stage too."""
+
+    def lost(path: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def work() -> None:
+        with repo.lock(UUID), repo.stage(UUID, TWO.id):
+            monkeypatch.setattr(Path, "is_symlink", lost)
+            raise StorageError("the first error")
+
+    with pytest.raises(StorageError, match="the first error"):
+        work()
+
+
 def test_stage_of_an_id_that_is_being_made_is_refused(repo: Repository) -> None:
     with repo.lock(UUID), repo.stage(UUID, ONE.id), pytest.raises(StorageError), repo.stage(UUID, ONE.id):
         pass

@@ -135,3 +135,10 @@ def test_directory_is_root_s_or_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_
     assert store_.default_directory() == Path("/var/lib/vbackup/sessions")
     monkeypatch.setenv("VBACKUP_SESSIONS", "/x")
     assert store_.default_directory() == Path("/x")
+
+
+def test_domain_without_a_directory_has_no_sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VBACKUP_SESSIONS", str(tmp_path))
+    assert not store_.may_have(UUID)
+    (tmp_path / UUID).mkdir()
+    assert store_.may_have(UUID)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domain, add_exclusive
-from vbackup.cli.making import add_quiesce
+from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domain, add_exclusive, add_quiesce
 from vbackup.cli.values import MAX_RESULTS, directory, offset_bytes, positive_seconds, result_count, tracker_name
 from vbackup.model import Level
 

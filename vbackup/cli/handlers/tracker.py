@@ -53,8 +53,11 @@ def _forget(options: argparse.Namespace, context: Context) -> None:
     domain = domain_of(options)
     with context.connect_to_libvirt() as vb, context.reporting(domain) as reporter:
         forgotten = vb.forget_tracker(domain, options.tracker, exclusive=options.exclusive, reporter=reporter)
+        left = vb.trackers(forgotten.domain_uuid) if context.as_json else []
     if context.as_json:
-        context.print_document("vbackup.tracker-forgotten/1", {"tracker": _document(forgotten)})
+        context.print_document(
+            "vbackup.trackers/1", {"forgotten": forgotten.name, "trackers": [_document(one) for one in left]}
+        )
     elif not context.is_quiet:
         print(
             output.plain(

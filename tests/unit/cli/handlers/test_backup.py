@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vbackup.cli import making
+from vbackup.cli import values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def test_libvirt_out_of_reach_is_status_four(command: Command, filled: Path, tmp
     ("text", "expected"), [("1", 1), ("10", 10), ("010", 10), ("600", 600), ("10s", 10), (" 1m ", 60)]
 )
 def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
-    assert making._freeze_limit_s(text) == expected
+    assert values.freeze_limit_s(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_freeze_limit_is_whole_seconds(text: str, expected: int) -> None:
 )
 def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of seconds from 1 to 600"):
-        making._freeze_limit_s(text)
+        values.freeze_limit_s(text)
 
 
 def test_empty_fleecing_area_is_not_the_working_directory(command: Command, repository: Path) -> None:

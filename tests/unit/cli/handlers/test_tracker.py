@@ -55,4 +55,6 @@ def test_forgetting_says_what_comes_next(command: Command, known: Tracker, monke
     done = command("tracker", "forget", "web", "--tracker", TRACKER)
     assert got == [("web", TRACKER)]
     assert done.stdout == f"Tracker {TRACKER} of domain web is forgotten; its next session is full.\n"
-    assert command("tracker", "forget", "web", "--tracker", TRACKER, "--json").document["tracker"]["name"] == TRACKER
+    document = command("tracker", "forget", "web", "--tracker", TRACKER, "--json").document
+    assert document["forgotten"] == TRACKER
+    assert [one["name"] for one in document["trackers"]] == [TRACKER]  # it is only said to be forgotten here
