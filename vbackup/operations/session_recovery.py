@@ -19,6 +19,7 @@ from vbackup.domain.passthrough import Passthrough
 from vbackup.engine import session_close
 from vbackup.errors import ConnectionLostError, VbackupError
 from vbackup.names import Naming
+from vbackup.operations import session_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter, Silent
 from vbackup.sessions import store
@@ -52,8 +53,6 @@ def qemu_of(session: Session, handle: DomainHandle | None) -> Iterator[SessionQe
         if not session.internals.daemon.lives:
             yield None
             return
-        from vbackup.operations import session_daemon  # which a backup of a running domain does without
-
         with session_daemon.monitor(session) as daemon:
             yield None if daemon is None else SessionQemu(daemon, naming)
         return
@@ -135,8 +134,6 @@ def end(
     is_complete = True
     if qemu is not None:
         if session.internals is not None and session.internals.daemon is not None:
-            from vbackup.operations import session_daemon
-
             is_complete = session_daemon.end(session, qemu.monitor, reporter)
         else:
             is_complete = session_close.in_qemu(
