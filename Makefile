@@ -14,7 +14,7 @@ STEPS = 300
 SEED := $(shell date +%s)
 
 # For make bench: rounds per contender, and further options, such as BENCH='--only full'.
-ROUNDS = 3
+ROUNDS = 2
 BENCH =
 
 VENV := .venv
@@ -73,7 +73,7 @@ check-all: lint man-lint $(ENGINES_READY) ## The same with coverage of lines and
 check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
 	$(BIN)/python -m pytest $(ENGINE_TESTS)
 
-bench: $(VENV_READY) ## As root: measure vbackup beside its peers (20 minutes), and write tests/bench/results
+bench: $(VENV_READY) ## As root: measure vbackup beside its peers (half an hour), and write tests/bench/results
 	.ci/install-packages bench-packages
 	$(BIN)/python -m tests.bench --rounds $(ROUNDS) --readme README.md $(BENCH)
 

@@ -2,7 +2,8 @@
 
 What is pulled is compared with what QEMU itself copied when the session began. All parts of a session are at work here:
 session_begin, session_end, session_offline, session_status, session_recovery, session_daemon and session_watcher (its
-__main__ and its process), tracker and checkpoint; session_survey, session_server and session_close.
+__main__ and its process), tracker and checkpoint; session_survey, session_server, session_lock and
+session_close.
 """
 
 from __future__ import annotations
@@ -384,6 +385,9 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     vendor.check(held)
     with pytest.raises(libvirt.libvirtError, match="lock"):
         vendor.defined.handle.domain.create()
+    for spec in vendor.specs:  # the raw one too, which its format does not lock
+        words = ["qemu-io", "-f", spec.format, "-c", "write 0 512", str(spec.path)]
+        assert "lock" in subprocess.run(words, capture_output=True, text=True, check=False).stderr
     assert vendor.session("abort", session["id"])["state"] == "aborted"
     after = vendor.specs[0].path.stat()
     assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
@@ -412,6 +416,23 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     vendor.check(held)
     vendor.session("abort", third["id"])
     assert not list(sockets.glob("2*"))
+
+
+def test_disk_that_was_shrunk_while_the_domain_was_off(vendor: Vendor) -> None:
+    """Its bitmaps go: those of the checkpoint, and what a session that nobody committed has left."""
+    first = vendor.begin("--disk", "vda")
+    vendor.session("commit", first["id"])
+    vendor.begin("--disk", "vda")
+    vendor.off()
+    image = vendor.specs[0].path
+    subprocess.run(["qemu-img", "resize", "-q", "--shrink", str(image), "32M"], check=True)
+    session = vendor.begin("--disk", "vda")
+    assert session["disks"][0]["reason_code"] == "disk-resized"
+    assert vendor.session("commit", session["id"])["state"] == "committed"
+    argv = ["qemu-img", "info", "--output=json", str(image)]
+    stored = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)["format-specific"]["data"]
+    names = [one["name"] for one in stored["bitmaps"]]
+    assert [name for name in names if "-end-" not in name and session["checkpoint"] not in name] == []
 
 
 def test_domain_that_is_shut_down_in_the_middle(vendor: Vendor, sockets: Path) -> None:

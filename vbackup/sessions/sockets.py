@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vbackup import names
 from vbackup.errors import StorageError, UsageError
-from vbackup.files import storage_errors
+from vbackup.files import make_private, storage_errors
 
 ENVIRONMENT = "VBACKUP_SOCKETS"
 #: sun_path of sockaddr_un(7), without the zero at its end.
@@ -66,9 +66,7 @@ def path_of(directory: Path, session_id: str) -> Path:
 def make_directory(path: Path) -> None:
     """Make the directory of a session's sockets, and those above it. Raises StorageError."""
     with storage_errors(f"make the directory {path}"):
-        for above in reversed(path.parents):
-            if not above.exists():
-                above.mkdir(mode=0o700, exist_ok=True)
+        make_private(path.parent)
         path.mkdir(mode=0o700)
 
 
