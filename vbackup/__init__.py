@@ -20,7 +20,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
                              rollback  restored_checkpoint  live_backing  session_plan  session_history
-                             session_survey  session_scratch  session_server  session_close  delivery
+                             session_survey  session_scratch  session_lock  session_server  session_close  delivery
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address

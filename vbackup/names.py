@@ -199,6 +199,10 @@ class Naming:
         """Return the name of the node that shows the disk as it was at the moment of the backup."""
         return f"{self.prefix}{index}-view"
 
+    def lock_node(self, index: int) -> str:
+        """Return the name of the node that keeps others from writing to a disk (vbackup.engine.session_lock)."""
+        return f"{self.prefix}{index}-lock"
+
     def audit_copy(self, index: int) -> str:
         """Return the name of the node that receives what an audit reads of a disk."""
         return f"{self.prefix}{index}-audit"

@@ -2,7 +2,8 @@
 
 What is pulled is compared with what QEMU itself copied when the session began. All parts of a session are at work here:
 session_begin, session_end, session_offline, session_status, session_recovery, session_daemon and session_watcher (its
-__main__ and its process), tracker and checkpoint; session_survey, session_server and session_close.
+__main__ and its process), tracker and checkpoint; session_survey, session_server, session_lock and
+session_close.
 """
 
 from __future__ import annotations
@@ -384,6 +385,9 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     vendor.check(held)
     with pytest.raises(libvirt.libvirtError, match="lock"):
         vendor.defined.handle.domain.create()
+    for spec in vendor.specs:  # the raw one too, which its format does not lock
+        words = ["qemu-io", "-f", spec.format, "-c", "write 0 512", str(spec.path)]
+        assert "lock" in subprocess.run(words, capture_output=True, text=True, check=False).stderr
     assert vendor.session("abort", session["id"])["state"] == "aborted"
     after = vendor.specs[0].path.stat()
     assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)

@@ -80,6 +80,11 @@ class SessionDiskPlan:
         return self.node.disk.dev
 
     @property
+    def has_guest(self) -> bool:
+        """True if a guest can write to it meanwhile: its domain is running."""
+        return self.job_id is not None
+
+    @property
     def size_bytes(self) -> int:
         """Size of the disk."""
         return self.node.top.virtual_size_bytes
@@ -91,8 +96,7 @@ class SessionDiskPlan:
 
     def moment(self) -> list[Action]:
         """Return the disk's part of the transaction."""
-        has_guest = self.job_id is not None
-        part: list[Action] = self.new.actions() if has_guest and self.new is not None else []
+        part: list[Action] = self.new.actions() if self.has_guest and self.new is not None else []
         for checkpoint, choice in self.since.items():
             sources = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in choice.bitmaps)
             part.append(BlockDirtyBitmapAdd(self.exported, checkpoint, granularity=GRANULARITY_BYTES, disabled=True))
@@ -152,7 +156,7 @@ class SessionPlan:
                 size_bytes=disk.size_bytes,
                 bitmap=None if disk.new is None else disk.new.name,
                 node_name=disk.node.top.node_name,
-                chain=node.looked_at if disk.new is not None else None,
+                chain=node.looked_at if disk.new is not None or not disk.has_guest else None,
             )
             for disk, node in zip(self.disks, nodes)
         ]

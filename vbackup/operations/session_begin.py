@@ -25,6 +25,7 @@ from vbackup.engine import (
     plan,
     scratch,
     session_close,
+    session_lock,
     session_plan,
     session_scratch,
     session_server,
@@ -268,6 +269,9 @@ def _serve(
         undo.push("remove the new bitmaps", lambda: leftovers.remove_bitmaps(monitor, [one.place for one in made.new]))
         undo.push("end the jobs", lambda: jobs.cancel(monitor, made.job_ids))
         this.source.mark_devices([disk.node.disk for disk in made.disks])
+    else:
+        with _refusals_of_lock(this):
+            session_lock.lock(monitor, made.disks, this.naming)
     if first is None or first.socket is None:
         session_server.start(monitor, place, this.naming, undo=undo)
     else:
@@ -278,8 +282,7 @@ def _serve(
     with this.source.frozen(request.quiesce, this.reporter) as freeze:
         time = datetime.now(timezone.utc)
         if actions:
-            with _refusals_of_lock(this):
-                send(monitor, {"actions": actions})
+            send(monitor, {"actions": actions})
     if freeze.frozen_ms:
         this.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
     nodes = session_survey.after(made, this)

@@ -93,7 +93,9 @@ def test_disk_that_bears_no_checkpoints_is_served_without_a_bitmap() -> None:
     node = replace(vda(), read_only_reason="it is only read")
     made = make(DiskChoice(node, FULL, {}), is_running=False)
     assert made.new == []
-    assert made.pending([node], time=NOON).disks["vda"].bitmap is None
+    disk = made.pending([replace(node, looked_at=node.chain)], time=NOON).disks["vda"]
+    assert disk.bitmap is None
+    assert disk.chain == node.chain, "the commit compares its files"
 
 
 def test_checkpoint_s_id_is_a_free_one() -> None:
