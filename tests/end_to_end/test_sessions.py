@@ -414,6 +414,23 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     assert not list(sockets.glob("2*"))
 
 
+def test_disk_that_was_shrunk_while_the_domain_was_off(vendor: Vendor) -> None:
+    """Its bitmaps go: those of the checkpoint, and what a session that nobody committed has left."""
+    first = vendor.begin("--disk", "vda")
+    vendor.session("commit", first["id"])
+    vendor.begin("--disk", "vda")
+    vendor.off()
+    image = vendor.specs[0].path
+    subprocess.run(["qemu-img", "resize", "-q", "--shrink", str(image), "32M"], check=True)
+    session = vendor.begin("--disk", "vda")
+    assert session["disks"][0]["reason_code"] == "disk-resized"
+    assert vendor.session("commit", session["id"])["state"] == "committed"
+    argv = ["qemu-img", "info", "--output=json", str(image)]
+    stored = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)["format-specific"]["data"]
+    names = [one["name"] for one in stored["bitmaps"]]
+    assert [name for name in names if "-end-" not in name and session["checkpoint"] not in name] == []
+
+
 def test_domain_that_is_shut_down_in_the_middle(vendor: Vendor, sockets: Path) -> None:
     vendor.machine.write("vda", "write -P 1 0 4M")
     first = vendor.begin()

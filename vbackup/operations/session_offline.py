@@ -58,7 +58,8 @@ def checkpoint_of(
             this = SessionDomain(opened, qemu.naming, reporter, stop)
             disks = [disk for disk in opened.domain.disks if disk.dev in pending.disks]
             nodes = opened.disk_nodes(disks)
-            leftovers.remove_uncommitted(this.monitor, nodes, tracker.ids, this.naming)
+            if leftovers.remove_uncommitted(this.monitor, nodes, tracker.ids, this.naming):
+                nodes = opened.disk_nodes(disks)
             _begin(session, tracker, pending, nodes, this)
     except VbackupError as err:
         session_recovery.end(
