@@ -43,11 +43,9 @@ ELSEWHERE = {
     "operations.session_daemon": "end_to_end/test_sessions.py",
     "operations.session_end": "end_to_end/test_sessions.py",
     "operations.session_offline": "end_to_end/test_sessions.py",
-    "operations.session_recovery": "end_to_end/test_sessions.py",
     "operations.session_status": "end_to_end/test_sessions.py",
     "operations.session_watcher": "end_to_end/test_sessions.py",
     "operations.session_watcher.__main__": "end_to_end/test_sessions.py",
-    "operations.session_watcher.process": "end_to_end/test_sessions.py",
     "operations.tracker": "end_to_end/test_sessions.py",
     "operations.checkpoint": "end_to_end/test_sessions.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon

@@ -125,7 +125,8 @@ def end(
 ) -> Session:
     """Write down that a session has ended, then end what is left of it, and return it.
 
-    What cannot be ended now is when somebody comes next. Raises StorageError if it cannot be written down.
+    What cannot be ended now is when somebody comes next. If the tracker has another session by then, all that bears its
+    id in QEMU is that one's. Raises StorageError if it cannot be written down.
     """
     ended = session.ended or datetime.now(timezone.utc)
     session = domain.write(replace(session, state=state, ended=ended, end_reason=reason))
@@ -133,7 +134,7 @@ def end(
     if qemu is not None:
         if session.internals is not None and session.internals.daemon is not None:
             is_complete = session_daemon.end(session, qemu.monitor, reporter)
-        else:
+        elif not _has_successor(domain, session):
             is_complete = session_close.in_qemu(
                 session,
                 qemu.monitor,
@@ -149,6 +150,13 @@ def end(
             is_complete = False
     assert session.internals is not None
     return domain.write(replace(session, internals=replace(session.internals, is_closed=is_complete)))
+
+
+def _has_successor(domain: DomainStore, session: Session) -> bool:
+    return any(
+        one.tracker == session.tracker and one.id != session.id and one.state is SessionState.OPEN
+        for one in domain.sessions()
+    )
 
 
 def end_expired(handle: DomainHandle, *, reporter: Reporter, directory: Path | None = None) -> None:

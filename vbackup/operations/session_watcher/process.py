@@ -11,7 +11,7 @@ import syslog
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from vbackup.engine.fleecing import free_bytes
@@ -25,6 +25,8 @@ from vbackup.stop import Stop
 TICK_S = 1.0
 #: Time between two attempts to end a session: libvirt may be away, or busy with the domain.
 AGAIN_S = 10.0
+#: How long whoever has ended a session may take to close what QEMU has of it.
+CLOSING_TIME = timedelta(seconds=60)
 FULL = "the scratch directory was nearly full"
 
 
@@ -43,18 +45,34 @@ def main(*, session_id: str, directory: str, uri: str, reserve_bytes: int) -> No
     os.chdir("/")
     store = Store(Path(directory))
     pause = threading.Event()
-    due = watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait)
+    until_closed(
+        lambda: watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait),
+        lambda due: _end(session_id, due, store=store, uri=uri),
+        wait=pause.wait,
+    )
+
+
+def until_closed(
+    watch_: Callable[[], Due | None], end: Callable[[Due], bool], *, wait: Callable[[float], object]
+) -> None:
+    """End a session whenever it has to, with a pause where it cannot be ended, or not completely: return False."""
+    due = watch_()
     while due is not None:
         try:
-            _end(session_id, due, store=store, uri=uri)
+            is_closed = end(due)
         except VbackupError as err:
-            _log(f"session {session_id} is {due.state.value}, but cannot be ended yet: {err}")
-            pause.wait(AGAIN_S)
-        due = watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait)
+            _log(f"a session is {due.state.value}, but cannot be ended yet: {err}")
+            is_closed = False
+        if not is_closed:
+            wait(AGAIN_S)
+        due = watch_()
 
 
 def watch(session_id: str, store: Store, *, reserve_bytes: int, wait: Callable[[float], object]) -> Due | None:
-    """Wait until a session has to end; return why, None if it has ended without us. ``wait`` waits some seconds."""
+    """Wait until a session has to end; return why, None if it has ended without us. ``wait`` waits some seconds.
+
+    One that somebody else has ended, but not closed, has to end too: its commit may have been killed in between.
+    """
     while True:
         try:
             session = store.session(session_id)
@@ -65,9 +83,13 @@ def watch(session_id: str, store: Store, *, reserve_bytes: int, wait: Callable[[
             continue
         if session.is_closed:
             return None
-        if session.has_expired(datetime.now(timezone.utc)):
+        now = _now()
+        if session.ended is not None:
+            if now - session.ended >= CLOSING_TIME:
+                return Due(session.state, session.end_reason)
+        elif session.has_expired(now):
             return Due(SessionState.EXPIRED)
-        if _is_full(session, reserve_bytes):
+        elif _is_full(session, reserve_bytes):
             return Due(SessionState.FAILED, FULL)
         wait(TICK_S)
 
@@ -85,8 +107,11 @@ def _is_full(session: Session, reserve_bytes: int) -> bool:
         return False
 
 
-def _end(session_id: str, due: Due, *, store: Store, uri: str) -> None:
-    """End a session unless somebody else has, or has given it more time. Raises VbackupError."""
+def _end(session_id: str, due: Due, *, store: Store, uri: str) -> bool:
+    """End a session unless somebody else has given it more time; return False if something is left of it in QEMU.
+
+    Raises VbackupError.
+    """
     # Imported here: waiting does without libvirt.
     from vbackup.domain.host import Host
     from vbackup.operations import session_end, session_recovery
@@ -95,11 +120,14 @@ def _end(session_id: str, due: Due, *, store: Store, uri: str) -> None:
     with Host(uri) as host, store.locked(uuid, stop=Stop()) as domain:
         session = store.session(session_id)
         if session.is_closed or (due.state is SessionState.EXPIRED and not session.has_expired(_now())):
-            return
-        state, reason = (session.state, session.end_reason) if session.state.has_ended else (due.state, due.reason)
+            return True
+        had_ended = session.state.has_ended
+        state, reason = (session.state, session.end_reason) if had_ended else (due.state, due.reason)
         with session_recovery.qemu_of(session, session_end.handle_of(host, session)) as qemu:
-            session_recovery.end(domain, session, qemu, state=state, reason=reason, reporter=Silent())
-    _log(f"session {session_id} ended: {state.value}" + (f", {reason}" if reason else ""))
+            session = session_recovery.end(domain, session, qemu, state=state, reason=reason, reporter=Silent())
+    if not had_ended:
+        _log(f"session {session_id} ended: {state.value}" + (f", {reason}" if reason else ""))
+    return session.is_closed
 
 
 def _now() -> datetime:

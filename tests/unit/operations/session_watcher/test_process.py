@@ -1,0 +1,73 @@
+"""When a session has to end, and that a session which cannot be closed is not tried without a pause."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.builders import pull_session
+from vbackup.errors import BusyError
+from vbackup.operations.session_watcher import process
+from vbackup.operations.session_watcher.process import Due
+from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.store import Store
+from vbackup.stop import Stop
+
+HOUR = timedelta(hours=1)
+
+
+class Waiter:
+    """Counts the pauses, and ends the test after some."""
+
+    def __init__(self) -> None:
+        self.pauses_s: list[float] = []
+
+    def __call__(self, pause_s: float) -> None:
+        self.pauses_s.append(pause_s)
+        if len(self.pauses_s) > 3:
+            raise TimeoutError
+
+
+def watched(tmp_path: Path, session: Session, **changes: Any) -> Due | None:
+    store = Store(tmp_path)
+    with store.locked(session.domain_uuid, stop=Stop()) as domain:
+        domain.write(replace(session, **changes))
+    return process.watch(session.id, store, reserve_bytes=0, wait=Waiter())
+
+
+def test_open_session_is_due_when_its_time_is_up(tmp_path: Path) -> None:
+    now = datetime.now(timezone.utc)
+    with pytest.raises(TimeoutError):
+        watched(tmp_path, pull_session("vda"), expires=now + HOUR)
+    assert watched(tmp_path, pull_session("vda"), expires=now) == Due(SessionState.EXPIRED)
+
+
+def test_session_that_was_ended_and_not_closed_is_due_after_a_while(tmp_path: Path) -> None:
+    """A commit that was killed: its overlays would take space until the session expires."""
+    now = datetime.now(timezone.utc)
+    committed = replace(pull_session("vda"), state=SessionState.COMMITTED, expires=now + HOUR)
+    with pytest.raises(TimeoutError):
+        watched(tmp_path, committed, ended=now)
+    assert watched(tmp_path, committed, ended=now - process.CLOSING_TIME) == Due(SessionState.COMMITTED)
+    assert committed.internals is not None
+    closed = replace(committed.internals, is_closed=True)
+    assert watched(tmp_path, committed, ended=now - process.CLOSING_TIME, internals=closed) is None
+
+
+def test_what_cannot_be_closed_is_tried_again_after_a_pause() -> None:
+    wait = Waiter()
+    due: list[Due | None] = [Due(SessionState.EXPIRED), Due(SessionState.EXPIRED), Due(SessionState.EXPIRED), None]
+    answers: list[bool | Exception] = [False, BusyError("libvirt is away"), True]
+
+    def end(_due: Due) -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    process.until_closed(lambda: due.pop(0), end, wait=wait)
+    assert (wait.pauses_s, due, answers) == ([process.AGAIN_S, process.AGAIN_S], [], [])
