@@ -154,6 +154,22 @@ def refuse_unwritable(directory: Path) -> None:
         raise OSError(code, os.strerror(code), os.fspath(directory / ".vbackup"))
 
 
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for its owner only (mode 0700), unless it exists.
+
+    Raises OSError, and StorageError if others could replace what is in it.
+    """
+    for missing in reversed([one for one in (directory, *directory.parents) if not one.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    status = directory.stat()
+    is_open = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+    if is_open or status.st_uid not in (os.geteuid(), 0):
+        raise StorageError(
+            f"Others can replace what is in {directory}: it has to be yours, and writable only for you"
+            f" ('chown {os.geteuid()} {directory} && chmod go-w {directory}'). Look at what is in it first."
+        )
+
+
 def closed_directories(path: Path) -> tuple[Path, ...]:
     """Return the directory and those above it that only their owner or group can enter, the outermost first."""
     return tuple(one for one in reversed((path, *path.parents)) if not one.stat().st_mode & stat.S_IXOTH)

@@ -243,6 +243,29 @@ def test_directory_on_a_read_only_filesystem_is_refused(tmp_path: Path, monkeypa
         files.refuse_unwritable(tmp_path)
 
 
+def test_private_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
+    made = tmp_path / "a" / "b"
+    for _ in range(2):
+        files.make_private(made)
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (made, made.parent)] == [0o700, 0o700]
+    made.chmod(0o1777)  # as /tmp: what is in it is its owner's
+    files.make_private(made)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_directory_in_which_others_could_replace_something_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(StorageError, match="Others can replace"):
+        files.make_private(tmp_path)
+
+
+def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(Path, "stat", lambda _path: os.stat_result((0o40700, 0, 0, 1, 4712, 0, 0, 0, 0, 0)))
+    with pytest.raises(StorageError, match="chown 4711"):
+        files.make_private(tmp_path)
+
+
 def test_directories_that_only_their_owner_can_enter_are_found_from_the_outside_in(tmp_path: Path) -> None:
     inner = tmp_path / "one" / "two" / "three"
     inner.mkdir(parents=True)

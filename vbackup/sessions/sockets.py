@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vbackup import names
 from vbackup.errors import StorageError, UsageError
-from vbackup.files import storage_errors
+from vbackup.files import make_private, storage_errors
 
 ENVIRONMENT = "VBACKUP_SOCKETS"
 #: sun_path of sockaddr_un(7), without the zero at its end.
@@ -58,9 +58,7 @@ def make_directory(directory: Path, session_id: str) -> Path:
             f" directory with {ENVIRONMENT}."
         )
     with storage_errors(f"make the directory {made}"):
-        for above in reversed((directory.absolute(), *directory.absolute().parents)):
-            if not above.exists():
-                above.mkdir(mode=0o700, exist_ok=True)
+        make_private(directory.absolute())
         made.mkdir(mode=0o700)
     return made
 

@@ -5,7 +5,8 @@
     DIR/<domain uuid>/session-ID.json       a session (vbackup.sessions.record)
 
 DIR is /var/lib/vbackup/sessions for root and $XDG_STATE_HOME/vbackup/sessions for others; VBACKUP_SESSIONS names
-another one. Files have mode 0600, directories 0700. A file is replaced by a rename: a reader sees it complete.
+another one, which has to be its user's alone. Files have mode 0600, directories 0700. A file is replaced by a rename: a
+reader sees it complete.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 from vbackup import names
 from vbackup.errors import BusyError, StorageError, UnknownSessionError, UnknownTrackerError
 from vbackup.fields import Fields, parse_json
-from vbackup.files import fsync, open_regular, read_regular, replace_text, storage_errors
+from vbackup.files import fsync, make_private, open_regular, read_regular, replace_text, storage_errors
 from vbackup.sessions import record, trackers
 from vbackup.sessions.record import Session, SessionState
 from vbackup.sessions.trackers import Tracker
@@ -107,7 +108,8 @@ class Store:
         """
         directory = self.directory / uuid
         with storage_errors(f"use the directory {directory}"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.directory)
+            make_private(directory)
             fd = open_regular(directory / _LOCK, os.O_RDWR | os.O_CREAT)
         try:
             _wait(fd, name or uuid, stop)
