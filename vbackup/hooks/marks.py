@@ -36,6 +36,7 @@ class Work(Enum):
 
     BACKUP = "backup"
     RESTORE = "restore"  #: in place
+    SESSION = "session"  #: a storage daemon serves them: a pull session
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Mark:
 
     process: Process
     since: datetime
+    work: str = Work.BACKUP.value  #: of a newer vbackup: any
 
 
 @contextmanager
@@ -71,14 +73,14 @@ def offline_mark(uuid: str, work: Work = Work.BACKUP) -> Iterator[None]:
 
 
 def hand_over(uuid: str, process: Process) -> None:
-    """Let the mark that this process has set for a backup count as long as another one lives. Never fails."""
+    """Let the mark that this process has set be one of a session, as long as another process lives. Never fails."""
     try:
         with _locked():
             mark = live_mark(uuid)
             if mark is not None and mark.process == Process.this():
-                _write(uuid, Mark(process, mark.since), Work.BACKUP)
+                _write(uuid, Mark(process, mark.since, Work.SESSION.value))
     except OSError as err:
-        log.debug("the mark that domain %s is in an offline backup ends with this process: %s", uuid, err)
+        log.debug("the mark that domain %s has to stay off ends with this process: %s", uuid, err)
 
 
 def live_mark(uuid: str) -> Mark | None:
@@ -98,9 +100,14 @@ def _path(uuid: str) -> Path:
 
 def _set(uuid: str, work: Work) -> bool:
     """Return False if this process has set one already."""
-    mark = Mark(Process.this(), datetime.now(timezone.utc))
+    mark = Mark(Process.this(), datetime.now(timezone.utc), work.value)
     with _locked():
         other = live_mark(uuid)
+        if other is not None and other.process != mark.process and other.work == Work.SESSION.value:
+            raise BusyError(
+                f"A pull session serves the disks of domain {uuid}, which is off. Wait until it is committed, or abort"
+                " it: 'vbackup session list' shows it."
+            )
         if other is not None and other.process != mark.process:
             raise BusyError(
                 f"Another vbackup (process {other.process.pid}) has the disks of domain {uuid} open, which is off; wait"
@@ -108,16 +115,16 @@ def _set(uuid: str, work: Work) -> bool:
             )
         if other is not None:
             return False
-        _write(uuid, mark, work)
+        _write(uuid, mark)
     return True
 
 
-def _write(uuid: str, mark: Mark, work: Work) -> None:
+def _write(uuid: str, mark: Mark) -> None:
     """Write a mark down; the directory is locked."""
     path = _path(uuid)
     temporary = path.with_name(f".{uuid}.new")
     since = mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")
-    text = json.dumps({**mark.process.document(), "since": since, "work": work.value})
+    text = json.dumps({**mark.process.document(), "since": since, "work": mark.work})
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w", encoding="ascii") as file:
@@ -152,5 +159,7 @@ def _read(path: Path) -> Mark:
     with path.open("rb") as file:
         fields = Fields(json.loads(file.read(LIMIT_BYTES)), str(path), MalformedError)
     return Mark(
-        Process.read(fields), datetime.strptime(fields.text("since"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        Process.read(fields),
+        datetime.strptime(fields.text("since"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc),
+        fields.optional_text("work") or Work.BACKUP.value,
     )

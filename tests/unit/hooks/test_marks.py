@@ -14,7 +14,7 @@ import pytest
 from tests.unit.builders import UUID
 from vbackup.errors import BusyError
 from vbackup.hooks import marks
-from vbackup.hooks.marks import Process, live_mark, offline_mark
+from vbackup.hooks.marks import Process, hand_over, live_mark, offline_mark
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,28 @@ def test_second_offline_backup_at_once_is_busy(directory: Path) -> None:
         write(directory / UUID, other)
         with pytest.raises(BusyError, match=f"process {other.pid}"), offline_mark(UUID):
             pytest.fail("both have it")
+        mark = live_mark(UUID)
+        assert mark is not None
+        assert mark.process == other
+
+
+def test_mark_of_a_session_outlives_us_and_keeps_others_out(directory: Path) -> None:
+    with other_process() as daemon:
+        with offline_mark(UUID):
+            hand_over(UUID, daemon)
+        mark = live_mark(UUID)
+        assert mark is not None
+        assert (mark.process, mark.work) == (daemon, "session")
+        with pytest.raises(BusyError, match="A pull session serves the disks"), offline_mark(UUID):
+            pytest.fail("both have it")
+    with offline_mark(UUID):  # the daemon has ended
+        assert live_mark(UUID) is not None
+
+
+def test_mark_of_somebody_else_is_not_handed_over(directory: Path) -> None:
+    with other_process() as other, other_process() as daemon:
+        write(directory / UUID, other)
+        hand_over(UUID, daemon)
         mark = live_mark(UUID)
         assert mark is not None
         assert mark.process == other

@@ -393,6 +393,14 @@ def test_start_of_a_marked_domain_is_refused_in_one_sentence(hook: Hook) -> None
     assert [event.refused for event in events.events(UUID)] == [True, False]
 
 
+def test_start_of_a_domain_that_a_session_serves_is_refused(hook: Hook) -> None:
+    with marks.offline_mark(UUID):
+        marks.hand_over(UUID, marks.Process.this())
+        said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
+    assert said.startswith("a pull session of vbackup serves the disks of domain 'web' (since 20")
+    assert "'vbackup session list' shows it" in said
+
+
 @pytest.mark.parametrize("call", CALLS[1:], ids=lambda call: call[0])
 def test_only_a_start_is_refused(hook: Hook, call: Sequence[str]) -> None:
     with marks.offline_mark(UUID):
