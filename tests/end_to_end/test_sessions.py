@@ -25,6 +25,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
 from vbackup.domain.host import libvirt
+from vbackup.qemu import storage_daemon
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -255,6 +256,24 @@ def test_vbackup_that_is_killed_leaves_the_base_as_it_was(vendor: Vendor) -> Non
         assert vendor.session("commit", session["id"])["state"] == "committed"
         state = machine.state()
         assert (state["nodes"], state["jobs"], state["fdsets"]) == (clean["nodes"], [], []), place
+
+
+def test_daemon_of_a_session_whose_begin_was_killed_does_not_stay(vendor: Vendor) -> None:
+    """It would lock the images of a domain that is off for ever, and nobody would know of it."""
+    vendor.off()
+    begin = ["begin", vendor.name, "--tracker", "acme", "--scratch", str(vendor.directory)]
+    for place in (("vbackup.sessions.store:DomainStore.write", "before", 1), BEGIN[-1]):
+        killed(vendor, place, *begin)
+        (pid,) = storage_daemon.survivors("session-", is_prefix=True)
+        session = vendor.begin()
+        assert pid not in storage_daemon.survivors("session-", is_prefix=True)
+        assert session["disks"][0]["reason_code"] == "no-base"
+        vendor.session("abort", session["id"])
+    killed(vendor, BEGIN[-1], *begin)
+    (dead,) = [one for one in vendor.session("list")["sessions"] if one["state"] == "beginning"]
+    vendor.session("abort", dead["id"])
+    assert storage_daemon.survivors("session-", is_prefix=True) == []
+    vendor.start()
 
 
 def test_session_that_nobody_ends_expires(vendor: Vendor, sockets: Path) -> None:

@@ -42,6 +42,7 @@ from vbackup.operations import session_daemon, session_recovery, session_watcher
 from vbackup.process import Process
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
+from vbackup.qemu.storage_daemon import Survival
 from vbackup.qemu.transaction import send
 from vbackup.report import Reporter
 from vbackup.sessions import sockets
@@ -129,7 +130,8 @@ def _begin(
     place = Place(directory, request.listen, request.tls, server=_bound(first))
     with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo:
         undo.push("remove the sockets", lambda: _remove_sockets(place))
-        with _opened(request, handle, session_id, directory, reporter=reporter, stop=stop) as (opened, off):
+        survival = session_daemon.survival(session_id, directory, domain)
+        with _opened(request, handle, survival, reporter=reporter, stop=stop) as (opened, off):
             this = SessionDomain(opened, session_recovery.naming_of(request.tracker), reporter, stop)
             tracker = domain.tracker(request.tracker, domain_name=handle.name)
             opened.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
@@ -161,8 +163,7 @@ def _bound(first: Session | None) -> Path | None:
 def _opened(
     request: SessionRequest,
     handle: DomainHandle,
-    session_id: str,
-    directory: Path,
+    survival: Survival,
     *,
     reporter: Reporter,
     stop: Stop,
@@ -180,7 +181,6 @@ def _opened(
         return
     from vbackup.domain import offline  # a running domain does without a storage daemon
 
-    survival = session_daemon.survival(session_id, directory)
     with offline.open_off(handle, reporter=reporter, access=access, survival=survival) as off:
         yield off, off
 

@@ -1,7 +1,8 @@
 """The storage daemon that serves a session of a domain that is off: it lives as long as the session.
 
 It has the images open only for reading, so nothing is to be undone when it ends, however that happens; its locks keep
-the domain from starting meanwhile. A QMP socket in the session's directory reaches it.
+the domain from starting meanwhile. A QMP socket in the session's directory reaches it. Nothing ends it if vbackup is
+killed before the session's record has its pid: whoever comes next finds it by its mark (``end_strays``).
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vbackup import names
 from vbackup.engine import session_close
 from vbackup.errors import ConnectionLostError, VbackupError
+from vbackup.process import Process
+from vbackup.qemu import storage_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import PROGRAM, Survival
 from vbackup.report import Reporter
 from vbackup.sessions.record import Session
+from vbackup.sessions.store import DomainStore
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +33,27 @@ MONITOR = "qmp.sock"
 END_S = 10.0
 
 
-def survival(session_id: str, directory: Path) -> Survival:
+def survival(session_id: str, directory: Path, domain: DomainStore) -> Survival:
     """Return how the daemon of a session survives vbackup; ``directory`` is that of its sockets."""
-    return Survival(f"session-{session_id}", monitor=directory / MONITOR)
+    return Survival(f"{_mark(domain)}{session_id}", monitor=directory / MONITOR)
+
+
+def _mark(domain: DomainStore) -> str:
+    """Return how the marks of the daemons of a domain's sessions begin: other state directories have others."""
+    place = names.place_of(os.fspath(domain.store.directory.absolute()))
+    return f"session-{place}-{domain.uuid}-"
+
+
+def end_strays(domain: DomainStore, reporter: Reporter) -> None:
+    """End the daemons that no session's record has: vbackup was killed while it began these sessions."""
+    pids = storage_daemon.survivors(_mark(domain), is_prefix=True)
+    if not pids:
+        return
+    recorded = {one.internals.daemon for one in domain.sessions() if one.internals is not None}
+    for pid in pids:
+        process = Process.of(pid)
+        if process is not None and process not in recorded and not _end(process, None):
+            reporter.warning(f"{PROGRAM} of a session that was never open (process {pid}) does not end.")
 
 
 @contextmanager
@@ -58,6 +81,14 @@ def end(session: Session, daemon: Monitor | None, reporter: Reporter) -> bool:
     process = session.internals.daemon if session.internals is not None else None
     if process is None:
         return True
+    if _end(process, daemon):
+        return True
+    reporter.warning(f"{PROGRAM} of session {session.id} (process {process.pid}) does not end.")
+    return False
+
+
+def _end(process: Process, daemon: Monitor | None) -> bool:
+    """End a daemon by QMP quit if it has a monitor, SIGTERM, and SIGKILL last. Return True if it is gone."""
     try:
         fd = os.pidfd_open(process.pid)
     except OSError:
@@ -68,14 +99,16 @@ def end(session: Session, daemon: Monitor | None, reporter: Reporter) -> bool:
         if daemon is not None:
             with suppress(VbackupError):
                 daemon.execute("quit")
-        for signum in (None, signal.SIGTERM, signal.SIGKILL):
-            if signum is not None:
-                signal.pidfd_send_signal(fd, signum)
+            if select.select([fd], [], [], END_S)[0]:
+                return True
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(fd, signum)
             if select.select([fd], [], [], END_S)[0]:
                 return True
     except ProcessLookupError:
         return True
+    except PermissionError as err:
+        log.debug("process %d is another user's: %s", process.pid, err)
     finally:
         os.close(fd)
-    reporter.warning(f"{PROGRAM} of session {session.id} (process {process.pid}) does not end.")
     return False

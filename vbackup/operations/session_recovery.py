@@ -84,6 +84,7 @@ def settle(
     ``only_expired``: leave alone what is not open. A QEMU that cannot be asked leaves a session as it is.
     """
     alive = []
+    session_daemon.end_strays(domain, reporter)
     for session in domain.sessions():
         if session.is_closed or (only_expired and session.state is not SessionState.OPEN):
             continue
@@ -128,6 +129,8 @@ def end(
     What cannot be ended now is when somebody comes next. If the tracker has another session by then, all that bears its
     id in QEMU is that one's. Raises StorageError if it cannot be written down.
     """
+    if session.state is SessionState.BEGINNING:
+        session_daemon.end_strays(domain, reporter)
     ended = session.ended or datetime.now(timezone.utc)
     session = domain.write(replace(session, state=state, ended=ended, end_reason=reason))
     is_complete = True

@@ -332,13 +332,15 @@ def _second_monitor(path: Path) -> tuple[str, ...]:
     return ("--chardev", f"socket,id=control,path={escaped},server=on,wait=off", "--monitor", "chardev=control")
 
 
-def survivors(mark: str) -> list[int]:
-    """Return the pids of the daemons with this mark that run on this host."""
-    found = []
+def survivors(mark: str, *, is_prefix: bool = False) -> list[int]:
+    """Return the pids of the daemons with this mark, or with one that begins so, that run on this host."""
+    wanted, found = f"chardev={mark}".encode(), []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has just ended
             words = entry.read_bytes().split(b"\0")
-            if words[0].rpartition(b"/")[2] == PROGRAM.encode() and f"chardev={mark}".encode() in words:
+            if words[0].rpartition(b"/")[2] == PROGRAM.encode() and any(
+                word.startswith(wanted) if is_prefix else word == wanted for word in words
+            ):
                 found.append(int(entry.parent.name))
     return found
 
