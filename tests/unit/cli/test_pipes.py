@@ -54,15 +54,16 @@ def test_messages_do_not_go_into_the_stream(pipe: tuple[int, int], tmp_path: Pat
         assert os.get_blocking(pipe[1])
         with pipes.logged_to(tmp_path / "log"), pipes.output(Stop()) as write:
             write(b"x")
-    with (tmp_path / "file").open("wb") as file, descriptor(1, file.fileno()), descriptor(2, file.fileno()):
-        with pytest.raises(UsageError, match="2>&1"), pipes.output(Stop()):
-            pass
+    both = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    with descriptor(1, both), descriptor(2, both), pytest.raises(UsageError, match="2>&1"), pipes.output(Stop()):
+        pass
+    os.close(both)
 
 
 def test_all_may_go_nowhere() -> None:
-    with open(os.devnull, "wb") as null, descriptor(1, null.fileno()), descriptor(2, null.fileno()):
-        with pipes.output(Stop()) as write:
-            write(b"x")
+    null = Path(os.devnull)
+    with descriptor(1, null), descriptor(2, null), pipes.output(Stop()) as write:
+        write(b"x")
 
 
 def test_reader_that_has_gone_is_told(pipe: tuple[int, int]) -> None:
