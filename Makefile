@@ -27,7 +27,7 @@ SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard 
 
 # Directors that tests run, unpacked and not installed.
 ENGINES := build/engines
-ENGINES_READY := build/.engines-ready
+ENGINES_READY := $(ENGINES)/.ready
 ENGINE_TESTS := tests/end_to_end/test_bacula.py tests/end_to_end/test_engine_recipes.py
 
 # Where make install puts vbackup and everything it imports, separate from the system's Python packages.
@@ -148,10 +148,9 @@ clean: ## Remove everything that make has created here, with the virtual environ
 	    .hypothesis
 	find vbackup tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Not made where they cannot be had: the next make tries again.
 $(ENGINES_READY): .ci/engine-packages .ci/unpack-packages
 	.ci/unpack-packages $(ENGINES) engine-packages
-	@mkdir -p $(@D)
-	@touch $@
 
 FORCE:
 

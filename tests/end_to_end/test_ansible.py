@@ -235,6 +235,8 @@ def test_story_of_the_modules(
         task("restore", "restored already", output=one, **backup),
         task("restore", "the same", output=one, backup="{{ x.backup.id }}", **backup),
         task("restore", "another one", output=one, backup="{{ y.backup.id }}", fails=True, **backup),
+        task("restore", "of other disks", output=one, disks=["vda"], fails=True, **backup),
+        task("restore", "defined", output=one, define=True, fails=True, **backup),
         task("restore", "where something is", output=other, fails=True, **backup),
         task("restore", "neither", fails=True, **backup),
         task("restore", "in place", in_place=True, backup="{{ y.backup.id }}", **backup),
@@ -267,6 +269,8 @@ def test_story_of_the_modules(
     assert not found["restored already"]["changed"]
     assert not found["the same"]["changed"]
     assert f"has a restore of backup {second['id']}, but backup {first['id']} is wanted" in found["another one"]["msg"]
+    assert 'with disks: [], but ["vda"] is wanted' in found["of other disks"]["msg"]
+    assert "with define: false, but true is wanted" in found["defined"]["msg"]
     assert "has a domain.xml that this module has not restored" in found["where something is"]["msg"]
     assert found["neither"]["msg"] == "give output, or in_place: true, and not both"
     assert [found[name]["changed"] for name in ("in place", "in place in check mode")] == [True, True]
@@ -276,6 +280,28 @@ def test_story_of_the_modules(
     compare(web.path, images / "by-hand" / "vda.qcow2")
     command("-q", "restore", "web", "-r", repository, "--backup", second["id"], "--output", images / "newest")
     compare(Path(one) / "vda.qcow2", images / "newest" / "vda.qcow2")
+
+
+def test_backup_from_the_future_is_not_young(ansible: Ansible, tmp_path: Path) -> None:
+    """A clock was wrong for a while: for years, no backup would be made."""
+    listed = [
+        {
+            "id": str(year),
+            "level": "full",
+            "time": f"{year}-11-23T10:15:00.000000Z",
+            "states": [],
+            "excluded": [],
+            "disks": ["vda"],
+        }
+        for year in (2020, 2096)
+    ]
+    fake = tmp_path / "vbackup"
+    fake.write_text(f"#!/bin/sh\n[ $1 = backup ] && echo '{{}}' || echo '{json.dumps({'backups': listed})}'\n")
+    fake.chmod(0o755)
+    options = {"repository": str(tmp_path), "executable": str(fake), "domain": "web", "level": "auto"}
+    found = ansible.play([task("backup", "made", max_age="1h", **options)])["made"]
+    assert found["changed"]
+    assert found["age_s"] > 365 * 24 * 3600
 
 
 def test_examples_of_the_modules(

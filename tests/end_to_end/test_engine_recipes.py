@@ -226,5 +226,21 @@ def test_configuration_is_printed(command: Command, example: str) -> None:
     assert "Name = vbackup-web\n" in said
 
 
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_ci_does_not_pass_without_the_directors(tmp_path: Path, ci: str) -> None:
+    """Tests that are skipped cannot fail."""
+    apt_get = tmp_path / "apt-get"
+    apt_get.write_text("#!/bin/sh\necho 'Temporary failure resolving'\nexit 100\n")
+    apt_get.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": ci}
+    script = PAGE.parents[1] / ".ci" / "unpack-packages"
+    argv = [script, tmp_path / "engines", "engine-packages"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    is_theirs = "VERSION_CODENAME=bookworm\n" in Path("/etc/os-release").read_text()
+    assert (done.returncode != 0) == (ci == "true" and is_theirs)
+    assert "Temporary failure resolving" in done.stderr
+    assert not (tmp_path / "engines").exists()
+
+
 def test_configuration_is_there_for_both_directors() -> None:
     assert [example.split()[4] for example in examples("vbackup engine config")] == ["bacula", "bareos"]

@@ -18,6 +18,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.end_to_end.test_offline import write
 from tests.lab import DiskSpec, Machine, compare, domain_xml
+from tests.unit.builders import Recorder
 from vbackup.cli import main
 from vbackup.hooks import daemons, events, half_restored, marks
 from vbackup.hooks.events import Operation
@@ -319,12 +320,12 @@ def test_start_during_a_restore_in_place_is_refused(daemon: Daemon) -> None:
 
 
 def test_start_of_a_live_restore_is_that_of_its_process_only(daemon: Daemon) -> None:
-    begin = f"begin({UUID!r}, ['vda'], domain='x', command='y', work=Work.LIVE)"
+    begin = f"begin({UUID!r}, ['vda'], domain='x', command='y', reporter=None, work=Work.LIVE)"
     code = f"from vbackup.hooks.half_restored import *\n{begin}"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(libvirt.libvirtError, match=r"A live restore of domain 'hook-01' was interrupted.* Run 'y'"):
         start(daemon)
-    half_restored.begin(UUID, ["vda"], domain="x", command="y", work=half_restored.Work.LIVE)
+    half_restored.begin(UUID, ["vda"], domain="x", command="y", reporter=Recorder(), work=half_restored.Work.LIVE)
     start(daemon)
     half_restored.end(UUID)
 

@@ -36,6 +36,9 @@ def command() -> NoReturn:
     the time of a small backup, while libvirt's event loop still runs in a thread.
     """
     streams.protect()
+    # exec(2) keeps what a parent ignores. With this one, the kernel forgets how children end, and Python takes a
+    # qemu-img that has failed for one that succeeded.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     status = main()
     with contextlib.suppress(OSError):
         sys.stderr.flush()

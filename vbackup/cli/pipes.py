@@ -30,10 +30,16 @@ def output(stop: Stop) -> Iterator[WriteStream]:
     """Yield what writes to standard output: all that it gets, or it raises ConsumerGoneError or StorageError.
 
     If whoever reads goes before anything is written, ``stop`` is requested, and the block ends with ConsumerGoneError
-    too: QEMU may copy for hours before there is something to write. Raises UsageError if standard output is a terminal.
+    too: QEMU may copy for hours before there is something to write. Raises UsageError if standard output is a terminal,
+    or the messages on standard error would be in the stream.
     """
     if os.isatty(_STDOUT):
         raise UsageError("A stream is not written to a terminal: send standard output to a pipe or a file.")
+    if _is_one_file(_STDOUT, _STDERR):
+        raise UsageError(
+            "Standard error goes where the stream goes (2>&1), and messages in the stream would make it useless: send"
+            " it elsewhere, or give --log."
+        )
     sys.stdout.flush()
     was_blocking = os.get_blocking(_STDOUT)
     is_pipe = _is_pipe(_STDOUT)
@@ -141,6 +147,12 @@ def logged_to(path: Path | None) -> Iterator[None]:
         sys.stderr = stream
         os.dup2(earlier, _STDERR)
         os.close(earlier)
+
+
+def _is_one_file(fd: int, other: int) -> bool:
+    """Return True if both are one file, pipe or socket, but for devices such as /dev/null."""
+    status = os.fstat(fd)
+    return not stat.S_ISCHR(status.st_mode) and os.path.samestat(status, os.fstat(other))
 
 
 def _is_pipe(fd: int) -> bool:

@@ -7,13 +7,16 @@ included. After a restore in place a guest would start from disks of which some 
 as before, which damages its file systems; after a live one from disks whose data is not there. ``command`` ends the
 restore. As long as the process ``owner`` lives, which serves the data of a live restore, the domain may start. The
 record is removed disk by disk, as later restores may be of some of them.
+
+A live restore makes other files the domain's disks. Until it has ended well, its record keeps that of a restore in
+place (``before``), whose disks can become the domain's again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -23,6 +26,7 @@ from vbackup import files, names
 from vbackup.errors import MalformedError
 from vbackup.fields import Fields
 from vbackup.process import Process
+from vbackup.report import Reporter
 
 log = logging.getLogger(__name__)
 
@@ -38,51 +42,89 @@ class Work(Enum):
     LIVE = "live"
 
 
-def begin(uuid: str, disks: Collection[str], *, domain: str, command: str, work: Work = Work.IN_PLACE) -> None:
+def begin(
+    uuid: str, disks: Collection[str], *, domain: str, command: str, reporter: Reporter, work: Work = Work.IN_PLACE
+) -> None:
     """Record that disks (dev) of the domain are about to be written; ``command`` restores them.
 
     Of a live restore, this process is the owner. A user who may not record it, such as one who is not root, goes
-    without.
+    without; for any other reason, a warning says so.
     """
-    known = _disks(uuid)
+    earlier = _read(uuid)
+    is_live = work is Work.LIVE
     document: dict[str, Any] = {
         "domain": domain,
-        "disks": sorted({*known, *disks}),
+        "disks": sorted({*disks, *([] if is_live else _disks(earlier))}),
         "command": command,
         "since": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "work": work.value,
     }
     try:
-        if work is Work.LIVE:
+        if is_live:
             document["owner"] = Process.this().document()
+            document["before"] = earlier.get("before") if _is_live(earlier) else earlier or None
         for directory in (DIRECTORY.parent, DIRECTORY):
             directory.mkdir(mode=0o700, exist_ok=True)
-        files.replace_text(_path(uuid), json.dumps(document) + "\n")
-    except OSError as err:
+        _write(uuid, document)
+    except PermissionError as err:
         log.debug("no record that domain %s is being restored: %s", uuid, err)
+    except OSError as err:
+        reporter.warning(
+            f"{_path(uuid)} cannot be written ({err.strerror or err}): if the restore is interrupted, libvirt's hook"
+            f" script will not keep domain {domain} from starting."
+        )
 
 
 def end(uuid: str, disks: Collection[str] | None = None) -> None:
     """Record that disks (dev) of the domain, or all, are restored."""
-    path = _path(uuid)
-    left = [] if disks is None else [dev for dev in _disks(uuid) if dev not in disks]
+    record = _read(uuid)
+    left = [] if disks is None else [dev for dev in _disks(record) if dev not in disks]
+    _replace(uuid, {**record, "disks": left} if left else None)
+
+
+def take_back(uuid: str) -> None:
+    """Record that a live restore was undone. What a restore in place had left in the middle before it still is."""
+    record = _read(uuid)
+    if _is_live(record):
+        _replace(uuid, record.get("before"))
+
+
+def _is_live(record: Mapping[str, Any]) -> bool:
+    return record.get("work") == Work.LIVE.value
+
+
+def _replace(uuid: str, record: Mapping[str, Any] | None) -> None:
+    """Write the record, or remove it with None. Never fails."""
     try:
-        if left:
-            document = {**json.loads(files.read_regular(path, max_bytes=LIMIT_BYTES)), "disks": left}
-            files.replace_text(path, json.dumps(document) + "\n")
+        if record:
+            _write(uuid, record)
         else:
-            path.unlink(missing_ok=True)
-    except (OSError, ValueError) as err:
+            _path(uuid).unlink(missing_ok=True)
+    except OSError as err:
         log.debug("the record that domain %s is being restored stays: %s", uuid, err)
 
 
-def _disks(uuid: str) -> list[str]:
-    """Return the disks (dev) that are recorded; none if there is no record, or it is damaged."""
+def _write(uuid: str, record: Mapping[str, Any]) -> None:
+    files.replace_text(_path(uuid), json.dumps(record) + "\n")
+
+
+def _read(uuid: str) -> dict[str, Any]:
+    """Return the record; empty if there is none, or it is damaged."""
     try:
         text = files.read_regular(_path(uuid), max_bytes=LIMIT_BYTES)
-        return sorted(Fields(json.loads(text), "half-restored", MalformedError).strings("disks"))
-    except (OSError, ValueError, RecursionError, MalformedError) as err:
+        record = json.loads(text)
+    except (OSError, ValueError, RecursionError) as err:
         log.debug("no record of domain %s: %s", uuid, err)
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _disks(record: Mapping[str, Any]) -> list[str]:
+    """Return the disks (dev) that are recorded; none if that is damaged."""
+    try:
+        return sorted(Fields(record, "half-restored", MalformedError).strings("disks"))
+    except MalformedError as err:
+        log.debug("%s", err)
         return []
 
 

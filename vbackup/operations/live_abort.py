@@ -63,6 +63,6 @@ def run(request: AbortRequest, *, host: Host, repository: Repository, reporter: 
         live_point.end_earlier(state.socket)
         live_restore.unprotect(state, repository, reporter)
         live_files.remove(state)
-        half_restored.end(state.uuid)
+        half_restored.take_back(state.uuid)
         pools.refresh_of(host, images)
     return Aborted(state.backup, state.name, state.uuid, state.paths)

@@ -189,7 +189,6 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
             reporter=work.reporter,
             stop=work.stop,
         )
-        undo.callback(half_restored.end, state.uuid)
         undo.callback(_take_back, state, work)
         if work.pool is not None:
             work.pool.refresh()
@@ -199,7 +198,7 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
             # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
             defining.refuse_taken(host, prepared.identity, is_new=request.name is not None)
             handle = restored_domain.define_only(replace(prepared, text=xml))
-            refuse_start_by_others(state, work.repository)
+            refuse_start_by_others(state, work.repository, work.reporter)
             overlays = live_pull.start(handle, state)
             undo.pop_all()  # the guest runs
             for warning in restore.definition_warnings(definition):  # the others were there before the start
@@ -278,11 +277,12 @@ def finish(
     return checkpoints
 
 
-def refuse_start_by_others(state: LiveState, repository: Repository) -> None:
+def refuse_start_by_others(state: LiveState, repository: Repository, reporter: Reporter) -> None:
     """Let libvirt's hook script refuse to start the domain when this process, which serves its data, is gone."""
     words = ["vbackup", "restore", state.uuid, "--live", "--resume", f"--output={state.output}"]
     command = shlex.join([*words, "-r", os.fspath(repository.path.absolute())])
-    half_restored.begin(state.uuid, state.away, domain=state.name, command=command, work=half_restored.Work.LIVE)
+    work = half_restored.Work.LIVE
+    half_restored.begin(state.uuid, state.away, domain=state.name, command=command, reporter=reporter, work=work)
 
 
 def unprotect(state: LiveState, repository: Repository, reporter: Reporter) -> None:
@@ -431,6 +431,7 @@ def _take_back(state: LiveState, work: _Work) -> None:
                 defining.undefine(handle)
         unprotect(state, work.repository, work.reporter)
         live_files.remove(state)
+        half_restored.take_back(state.uuid)
         if work.pool is not None:
             work.pool.refresh()
     except VbackupError as err:

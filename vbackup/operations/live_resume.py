@@ -131,7 +131,7 @@ def _go_on(
             live_restore.served(layers, state, user, directories(chains), reporter) as point,
             live_pull.guarded(handle, state, point, reporter),
         ):
-            live_restore.refuse_start_by_others(state, repository)
+            live_restore.refuse_start_by_others(state, repository, reporter)
             is_on = handle.is_active()
             overlays = _taken_over(handle, state) if is_on else live_pull.start(handle, state)
             reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")

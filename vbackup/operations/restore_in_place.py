@@ -98,7 +98,7 @@ def run(
 
     def half_written(devs: Sequence[str]) -> None:
         command = _command(request, handle, point.backup, repository)
-        half_restored.begin(handle.uuid, devs, domain=handle.name, command=command)
+        half_restored.begin(handle.uuid, devs, domain=handle.name, command=command, reporter=reporter)
 
     with (
         repository.lock(handle.uuid, wait=wait),

@@ -7,6 +7,8 @@ stream has kept it (vbackup.operations.stream_end); if that never comes, the nex
 
 from __future__ import annotations
 
+import fcntl
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from vbackup.domain.host import Host
 from vbackup.engine.delivery import Delivery
 from vbackup.errors import BaseError, ChainError, DomainNotFoundError
+from vbackup.files import storage_errors
 from vbackup.model import Backup, Level
 from vbackup.operations import backup
 from vbackup.operations.backup import BackupRequest
@@ -42,10 +45,22 @@ class StreamRequest:
 
 
 def opened_stage(path: Path) -> Repository:
-    """Open the stage of streams, and make it if there is nothing yet. Raises StorageError."""
-    if (path / repository.MARKER).exists():
-        return Repository.open(path, is_stage=True)
-    return Repository.create(path, is_stage=True)
+    """Open the stage of streams, and make it if there is nothing yet. Raises StorageError.
+
+    A director can begin the first jobs of several domains at once, each of which finds no stage.
+    """
+    if not (path / repository.MARKER).exists():
+        with storage_errors(f"create the stage {path}"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with storage_errors(f"lock {path}"):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if not (path / repository.MARKER).exists():
+                return Repository.create(path, is_stage=True)
+        finally:
+            os.close(fd)
+    return Repository.open(path, is_stage=True)
 
 
 def run(

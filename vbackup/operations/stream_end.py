@@ -1,7 +1,7 @@
 """Say what has become of a stream: ``vbackup stream commit`` and ``vbackup stream abort``.
 
 Both may be repeated, and name the backup by the job that it was made for: a late word about an earlier job does nothing
-to the backup of the next one.
+to the backup of the next one. If a name is used again, it is that of the backup that waits, and not of an earlier one.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def commit(
     domain has begun, StorageError.
     """
     uuid = stage.find(domain)
-    committed = _committed(stage, uuid, job)
-    if committed is not None:
-        return Ended(uuid, job, committed.id, is_done=False)
     if _pending(stage, uuid, job) is None:
-        raise _not_pending(stage, uuid, domain=domain, job=job)
+        committed = _committed(stage, uuid, job)
+        if committed is None:
+            raise _not_pending(stage, uuid, domain=domain, job=job)
+        return Ended(uuid, job, committed.id, is_done=False)
     wait = LockWait(wait_lock_s, reporter, stop, name=stage.name_of(uuid))
     with stage.lock(uuid, wait=wait):
         backup_id = _pending(stage, uuid, job)
@@ -77,15 +77,15 @@ def abort(
         uuid = stage.find(domain)
     except DomainNotFoundError:
         return Ended(domain, job, None, is_done=False)  # its first backup failed early
-    committed = _committed(stage, uuid, job)
-    if committed is not None:
+    backup_id = _pending(stage, uuid, job)
+    if backup_id is None:
+        committed = _committed(stage, uuid, job)
+        if committed is None:
+            return Ended(uuid, job, None, is_done=False)
         raise ChainError(
             f"The backup of job {job} of domain {domain}, {committed.id}, was committed: it is the base of later ones,"
             " and cannot be undone."
         )
-    backup_id = _pending(stage, uuid, job)
-    if backup_id is None:
-        return Ended(uuid, job, None, is_done=False)
     try:
         with connect() as host:
             recovery.run(uuid, host=host, repository=stage, reporter=reporter, stop=stop, abort=True)

@@ -172,6 +172,17 @@ def test_status_is_the_process_s(tmp_path: Path) -> None:
     assert run_process("list", "-r", tmp_path, stdout=subprocess.DEVNULL).returncode == 7
 
 
+def test_failure_of_a_program_is_seen_whatever_a_parent_ignored() -> None:
+    """Ignored by whoever starts vbackup, SIGCHLD makes each program end with status 0, for Python."""
+    source = (
+        "import signal, subprocess; from vbackup import cli;"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "cli.main = lambda: subprocess.run(['false']).returncode;"
+        "cli.command()"
+    )
+    assert subprocess.run([sys.executable, "-c", source], check=False, timeout=30).returncode == 1
+
+
 # a Python that was upgraded
 
 

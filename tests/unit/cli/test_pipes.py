@@ -47,6 +47,25 @@ def test_more_than_a_pipe_holds_arrives(pipe: tuple[int, int]) -> None:
     assert os.get_blocking(writing)
 
 
+def test_messages_do_not_go_into_the_stream(pipe: tuple[int, int], tmp_path: Path) -> None:
+    with descriptor(1, pipe[1]), descriptor(2, pipe[1]):
+        with pytest.raises(UsageError, match="--log"), pipes.output(Stop()):
+            pass
+        assert os.get_blocking(pipe[1])
+        with pipes.logged_to(tmp_path / "log"), pipes.output(Stop()) as write:
+            write(b"x")
+    both = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    with descriptor(1, both), descriptor(2, both), pytest.raises(UsageError, match="2>&1"), pipes.output(Stop()):
+        pass
+    os.close(both)
+
+
+def test_all_may_go_nowhere() -> None:
+    null = Path(os.devnull)
+    with descriptor(1, null), descriptor(2, null), pipes.output(Stop()) as write:
+        write(b"x")
+
+
 def test_reader_that_has_gone_is_told(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.close(reading)

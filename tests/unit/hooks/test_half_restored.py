@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.builders import UUID
+from tests.unit.builders import UUID, Recorder
 from vbackup.hooks import half_restored
+from vbackup.hooks.half_restored import Work
 from vbackup.process import Process
 
 COMMAND = "vbackup restore web --in-place -r /srv"
@@ -22,8 +24,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def begin(*disks: str) -> None:
-    half_restored.begin(UUID, disks, domain="web", command=COMMAND)
+def begin(*disks: str, work: Work = Work.IN_PLACE, recorder: Recorder | None = None) -> None:
+    half_restored.begin(UUID, disks, domain="web", command=COMMAND, reporter=recorder or Recorder(), work=work)
 
 
 def recorded(directory: Path) -> dict[str, Any]:
@@ -68,14 +70,46 @@ def test_damaged_record_is_written_again_and_ended(directory: Path, text: str) -
     assert not (directory / UUID).exists()
 
 
-def test_user_who_may_not_record_goes_without(directory: Path) -> None:
+def test_user_who_may_not_record_goes_without(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: Any, **_more: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    recorder = Recorder()
+    begin("vda", recorder=recorder)
+    half_restored.end(UUID)
+    assert recorder.warnings == []
+
+
+def test_record_that_cannot_be_written_is_a_warning(directory: Path) -> None:
     directory.parent.touch()
-    begin("vda")
+    recorder = Recorder()
+    begin("vda", recorder=recorder)
     half_restored.end(UUID)
     assert directory.parent.is_file()
+    [warning] = recorder.warnings
+    assert warning.startswith(f"{directory / UUID} cannot be written (File exists): if the restore is interrupted,")
 
 
 def test_owner_of_a_live_restore_is_this_process(directory: Path) -> None:
-    half_restored.begin(UUID, ["vda"], domain="web", command=COMMAND, work=half_restored.Work.LIVE)
+    begin("vda", work=Work.LIVE)
     assert recorded(directory)["work"] == "live"
     assert recorded(directory)["owner"] == Process.this().document()
+
+
+def test_live_restore_that_was_undone_leaves_what_was_half_restored_before(directory: Path) -> None:
+    """Its own files are gone, and the disks of before can become the domain's again."""
+    half_restored.take_back(UUID)
+    begin("vdb", "vdc")
+    before = recorded(directory)
+    half_restored.take_back(UUID)  # it had begun nothing
+    assert recorded(directory) == before
+    for _ in range(2):  # it was resumed once
+        begin("vda", work=Work.LIVE)
+    assert recorded(directory)["disks"] == ["vda"]
+    half_restored.take_back(UUID)
+    assert recorded(directory) == before
+    half_restored.end(UUID)
+    begin("vda", work=Work.LIVE)
+    half_restored.take_back(UUID)
+    assert list(directory.iterdir()) == []

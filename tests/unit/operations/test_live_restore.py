@@ -21,6 +21,7 @@ from vbackup.errors import (
     UnsuitableError,
     UsageError,
 )
+from vbackup.hooks import half_restored
 from vbackup.images.destination import Destination
 from vbackup.model import ImageFormat
 from vbackup.operations import live_abort, live_pull, live_restore, live_resume
@@ -71,6 +72,27 @@ def test_domain_that_uses_other_images_is_left_alone(tmp_path: Path) -> None:
         live_resume.domain_of(Host(UUID, xml=DISK.format("/elsewhere")), state)  # type: ignore[arg-type]
     assert f"virsh blockcommit web vda --base {state.image('vda')} --active --pivot" in str(caught.value)
     assert "virsh edit" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_undone", [True, False])
+def test_start_is_refused_until_the_failed_one_is_undone(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, is_undone: bool
+) -> None:
+    """A domain that could not be undefined has disks without data."""
+    monkeypatch.setattr(half_restored, "DIRECTORY", tmp_path / "records")
+    output = tmp_path / "restored"
+    output.mkdir()
+    state = replace(live_state_in(output), protected=())
+    live_state.write(state)
+    recorder = Recorder()
+    host = Host()
+    if not is_undone:
+        monkeypatch.setattr(host, "domain", host.errors)
+    work: Any = SimpleNamespace(host=host, repository=Repository.open(repository), reporter=recorder, pool=None)
+    live_restore.refuse_start_by_others(state, work.repository, recorder)
+    live_restore._take_back(state, work)
+    assert (half_restored.DIRECTORY / state.uuid).exists() != is_undone
+    assert len(recorder.warnings) == (not is_undone)
 
 
 @pytest.mark.parametrize("whose", ["ours", "elsewhere", "replaced"])

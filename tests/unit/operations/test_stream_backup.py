@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -265,3 +267,14 @@ def test_stage_is_no_repository_and_a_repository_no_stage(stage: Repository, rep
     with pytest.raises(StorageError, match="is a repository and not a stage"):
         stream_backup.opened_stage(repo.path)
     assert stream_backup.opened_stage(stage.path).id == stage.id
+
+
+def test_stage_is_made_once_by_jobs_that_begin_at_once(tmp_path: Path) -> None:
+    start = threading.Barrier(4)
+
+    def opened(_number: int) -> str:
+        start.wait(10)
+        return stream_backup.opened_stage(tmp_path / "new" / "stage").id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(opened, range(4)))) == 1

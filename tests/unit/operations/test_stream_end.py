@@ -74,6 +74,18 @@ def test_abort_of_what_was_committed_is_refused(domain: FakeDomain, stage: Repos
     assert len(history(stage)) == 1
 
 
+def test_name_that_is_used_again_is_that_of_the_backup_that_waits(domain: FakeDomain, stage: Repository) -> None:
+    ids = []
+    for _ in range(2):
+        domain.write()
+        ids.append(back_up(domain, stage, "nightly").id)
+        assert commit(stage, "nightly") == ids[-1]
+    assert history(stage) == ids
+    three = back_up(domain, stage, "nightly")
+    assert abort(domain, stage, "nightly") == Ended(UUID, "nightly", three.id, True)
+    assert history(stage) == ids
+
+
 def test_late_word_about_a_job_does_nothing_to_the_next_one(domain: FakeDomain, stage: Repository) -> None:
     """A director said it eight seconds after the next job had begun."""
     back_up(domain, stage, "1")

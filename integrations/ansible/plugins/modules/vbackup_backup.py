@@ -24,7 +24,7 @@ options:
       - Make no backup if the newest good one is younger than this, such as C(12h), C(7d) or C(90m).
       - A backup is good if it can be read and no verify has found damage in it. With I(disks), it has to contain all of
         them, otherwise no disk may have been excluded from it. With I(level=full) or another level, only backups of
-        that level count.
+        that level count. One that is from the future, by more than five minutes, does not count; a clock was wrong.
       - Without it, every run makes a backup.
     type: str
   level:
@@ -154,6 +154,8 @@ from ansible_collections.vbackup.vbackup.plugins.module_utils.vbackup import ARG
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
+#: How far the clocks of two hosts may differ. A backup from further in the future would be young for ever.
+_SKEW_S = 300
 
 
 def main() -> None:
@@ -217,7 +219,10 @@ def _timestamp(text: str) -> float:
 def _newest(command: Vbackup, params: dict[str, Any]) -> dict[str, Any] | None:
     """Return the newest backup that is as good as the one that would be made, None without one."""
     wanted, excluded = set(params["disks"]), set(params["exclude_disks"])
+    latest_s = time.time() + _SKEW_S
     for one in reversed(command.backups(params["domain"])):
+        if _timestamp(one["time"]) > latest_s:
+            continue
         has_level = params["level"] in ("auto", one["level"])
         has_disks = wanted <= set(one["disks"]) if wanted else set(one["excluded"]) <= excluded
         if has_level and has_disks:

@@ -14,8 +14,8 @@ description:
   - Restores the disks of a backup, and a domain XML for them, to a directory, or the disks of a domain that is shut off
     in place.
   - A restore to a directory is made once. The module keeps a record in the directory, C(.vbackup_restore.json). If it
-    says that the wanted backup was restored there, nothing is done. If the directory has another restore in it, the
-    module fails, and nothing is overwritten.
+    says that the wanted backup was restored there, nothing is done. If the directory has another restore in it, such as
+    one of other disks, in another format, or without I(define), the module fails, and nothing is overwritten.
 options:
   domain:
     description:
@@ -185,8 +185,8 @@ def _to_directory(module: AnsibleModule, command: Vbackup) -> None:
     output = module.params["output"]
     earlier = _earlier(output)
     if earlier is not None:
-        _check(module, command, earlier)
-        module.exit_json(changed=False, restore=earlier)
+        restored = _checked(module, command, earlier)
+        module.exit_json(changed=False, restore=restored)
     if os.path.lexists(os.path.join(output, "domain.xml")):
         module.fail_json(
             msg=f"{output} has a domain.xml that this module has not restored, so what is there is not known; give"
@@ -196,13 +196,14 @@ def _to_directory(module: AnsibleModule, command: Vbackup) -> None:
         _wanted(module, command)
         module.exit_json(changed=True)
     document = command.run("restore", *_options(module.params), option("output", output))
-    _record(os.path.join(output, RECORD), document)
+    _record(os.path.join(output, RECORD), {"restore": document, "asked": _asked(module.params)})
     module.exit_json(changed=True, restore=document)
 
 
-def _check(module: AnsibleModule, command: Vbackup, earlier: dict[str, Any]) -> None:
-    """Fail if the directory has another restore than the wanted one."""
+def _checked(module: AnsibleModule, command: Vbackup, record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a former run has restored; fail if that is another restore than the wanted one."""
     output, domain = module.params["output"], module.params["domain"]
+    earlier: dict[str, Any] = record["restore"]
     if domain not in (earlier["domain"]["name"], earlier["domain"]["uuid"]):
         module.fail_json(msg=f"{output} has a restore of domain {earlier['domain']['name']}, not of {domain}")
     is_any = module.params["backup"] is None and module.params["at"] is None
@@ -212,9 +213,29 @@ def _check(module: AnsibleModule, command: Vbackup, earlier: dict[str, Any]) -> 
             msg=f"{output} has a restore of backup {earlier['id']}, but backup {wanted} is wanted; give another"
             " directory, or remove it"
         )
+    for name, value in _asked(module.params).items():
+        there = record["asked"][name]
+        if value != there and (value or name not in ("define", "start")):  # a domain that is there does no harm
+            module.fail_json(
+                msg=f"{output} has a restore with {name}: {json.dumps(there)}, but {json.dumps(value)} is wanted; give"
+                " another directory, or remove it"
+            )
     missing = [disk["file"] for disk in earlier["disks"] if not os.path.lexists(disk["file"])]
     if missing:
         module.fail_json(msg=f"{missing[0]} is missing, which a former run has restored; remove {output} first")
+    return earlier
+
+
+def _asked(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that decide on what a restore is, but for the backup; no disks are all."""
+    is_defined = params["define"] or params["start"]
+    return {
+        "disks": sorted(params["disks"]),
+        "format": params["format"] or "qcow2",
+        "define": is_defined,
+        "start": params["start"],
+        "name": params["name"] if is_defined else None,
+    }
 
 
 def _wanted(module: AnsibleModule, command: Vbackup) -> str:
@@ -232,13 +253,13 @@ def _wanted(module: AnsibleModule, command: Vbackup) -> str:
 
 
 def _earlier(output: str) -> dict[str, Any] | None:
-    """Return what a former run has restored to the directory, None without one. Raises OSError, ValueError."""
+    """Return the record of a former run in the directory, None without one. Raises OSError, ValueError."""
     try:
         with open(os.path.join(output, RECORD), encoding="utf-8") as file:
             document: dict[str, Any] = json.load(file)
     except FileNotFoundError:
         return None
-    if not isinstance(document, dict) or not {"id", "domain", "disks"} <= document.keys():
+    if not isinstance(document, dict) or not {"restore", "asked"} <= document.keys():
         raise ValueError(f"{RECORD} is damaged; remove the directory")
     return document
 
