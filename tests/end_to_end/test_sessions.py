@@ -270,10 +270,18 @@ def test_daemon_of_a_session_whose_begin_was_killed_does_not_stay(vendor: Vendor
         assert session["disks"][0]["reason_code"] == "no-base"
         vendor.session("abort", session["id"])
     killed(vendor, BEGIN[-1], *begin)
-    (dead,) = [one for one in vendor.session("list")["sessions"] if one["state"] == "beginning"]
-    vendor.session("abort", dead["id"])
-    assert storage_daemon.survivors("session-", is_prefix=True) == []
+    wait_for(lambda: not storage_daemon.survivors("session-", is_prefix=True), "the watcher")
     vendor.start()
+
+
+def test_watcher_ends_a_session_whose_begin_was_killed(vendor: Vendor, sockets: Path) -> None:
+    """Its scratch images would grow until somebody begins another one."""
+    clean = vendor.machine.state()
+    killed(vendor, BEGIN[-1], "begin", vendor.name, "--tracker", "acme", "--scratch", str(vendor.directory))
+    wait_for(lambda: not list(sockets.glob("2*")), "the watcher")
+    (dead,) = vendor.session("list")["sessions"]
+    assert (dead["state"], dead["end_reason"]) == ("failed", "vbackup ended while it began the session")
+    assert vendor.machine.state() == clean
 
 
 def test_session_that_nobody_ends_expires(vendor: Vendor, sockets: Path) -> None:

@@ -1,8 +1,9 @@
 """Begin a pull session: one moment of all disks of a domain, which its QEMU then serves by NBD.
 
-Nothing of it counts before ``commit`` (vbackup.operations.session_commit), and vbackup need not run meanwhile: QEMU
-serves, and a watcher ends the session when it expires (vbackup.operations.session_watcher). Each step registers its
-undo first, and the record says from the beginning what there may be, so that a vbackup that is killed costs nothing.
+Nothing of it counts before ``commit`` (vbackup.operations.session_end), and vbackup need not run meanwhile. QEMU
+serves, and a watcher (vbackup.operations.session_watcher) ends the session when it expires, or if this process dies
+while it begins it. Each step registers its undo first, and the record says from the beginning what there may be, so
+that a vbackup that is killed costs nothing.
 """
 
 from __future__ import annotations
@@ -96,9 +97,15 @@ def begin(
                 raise SessionAliveError(session.id, session.tracker, iso(session.expires))
         _refuse_other_server(request, alive)
         domain.forget_old(datetime.now(timezone.utc))
-        begun = _begin(request, handle, domain, alive, socket_directory=socket_directory, reporter=reporter, stop=stop)
-        return session_watcher.start(
-            begun, domain, host=host, store=store, reserve_bytes=space.reserve_bytes, reporter=reporter
+        return _begin(
+            request,
+            handle,
+            domain,
+            alive,
+            socket_directory=socket_directory,
+            reserve_bytes=space.reserve_bytes,
+            reporter=reporter,
+            stop=stop,
         )
 
 
@@ -120,6 +127,7 @@ def _begin(
     alive: Sequence[Session],
     *,
     socket_directory: Path,
+    reserve_bytes: int,
     reporter: Reporter,
     stop: Stop,
 ) -> Session:
@@ -140,6 +148,10 @@ def _begin(
             session = _draft(request, made, place, handle, now=now)
             undo.push("note that it failed", lambda: _fail(domain, session_id))
             domain.write(session)
+            # Before QEMU has anything: whatever becomes of this process, somebody is there to end it.
+            session = session_watcher.start(
+                session, domain, host=handle.host, reserve_bytes=reserve_bytes, reporter=reporter
+            )
             with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo_in_qemu:
                 session = _serve(request, made, session, this, place=place, first=first, undo=undo_in_qemu)
                 if off is not None:
