@@ -441,6 +441,16 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     assert not list(sockets.glob("2*"))
 
 
+def test_change_of_a_domain_that_is_off_which_no_lock_prevents_fails_the_commit(vendor: Vendor) -> None:
+    """As of another host on NFS: it shows in the time of the file, also of a disk that gets no bitmap."""
+    vendor.off()
+    session = vendor.begin("--disk", "sda")
+    with vendor.specs[1].path.open("r+b") as raw:
+        raw.write(b"x")
+    error = vendor.session("commit", session["id"], status=6)
+    assert "sda.raw, of disk sda, was changed since" in error["message"]
+
+
 def test_disk_that_was_shrunk_while_the_domain_was_off(vendor: Vendor) -> None:
     """Its bitmaps go: those of the checkpoint, and what a session that nobody committed has left."""
     first = vendor.begin("--disk", "vda")

@@ -39,7 +39,6 @@ ELSEWHERE = {
     "engine.session_lock": "end_to_end/test_sessions.py",
     "engine.session_server": "end_to_end/test_sessions.py",
     "engine.session_survey": "end_to_end/test_sessions.py",
-    "operations.session_begin": "end_to_end/test_sessions.py",
     "operations.session_daemon": "end_to_end/test_sessions.py",
     "operations.session_end": "end_to_end/test_sessions.py",
     "operations.session_offline": "end_to_end/test_sessions.py",

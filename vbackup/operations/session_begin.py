@@ -187,6 +187,8 @@ def _opened(
     access = Access(request.exclusive, only_reads=True, check=stop.check)
     if handle.is_active() or not handle.host.is_local:
         with source.open_source(handle, reporter=reporter, access=access) as running:
+            if not running.is_running:  # its daemon would end with this block
+                raise BusyError(f"Domain {handle.name} has just been shut off; run the same command again.")
             selection = plan.select(running.domain, request.disks, request.excluded_disks)
             session_scratch.refuse_unable(running.monitor, selection.disks)
             yield running, None
