@@ -25,6 +25,7 @@ import pytest
 from tests.daemon import Daemon, wait_for
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
 from vbackup.domain.host import libvirt
+from vbackup.qemu import storage_daemon
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -257,6 +258,36 @@ def test_vbackup_that_is_killed_leaves_the_base_as_it_was(vendor: Vendor) -> Non
         assert (state["nodes"], state["jobs"], state["fdsets"]) == (clean["nodes"], [], []), place
 
 
+def session_daemons() -> list[int]:
+    return [pid for pid, mark in storage_daemon.marked() if mark.startswith("session-")]
+
+
+def test_daemon_of_a_session_whose_begin_was_killed_does_not_stay(vendor: Vendor) -> None:
+    """It would lock the images of a domain that is off for ever, and nobody would know of it."""
+    vendor.off()
+    begin = ["begin", vendor.name, "--tracker", "acme", "--scratch", str(vendor.directory)]
+    for place in (("vbackup.sessions.store:DomainStore.write", "before", 1), BEGIN[-1]):
+        killed(vendor, place, *begin)
+        (pid,) = session_daemons()
+        session = vendor.begin()
+        assert pid not in session_daemons()
+        assert session["disks"][0]["reason_code"] == "no-base"
+        vendor.session("abort", session["id"])
+    killed(vendor, BEGIN[-1], *begin)
+    wait_for(lambda: not session_daemons(), "the watcher")
+    vendor.start()
+
+
+def test_watcher_ends_a_session_whose_begin_was_killed(vendor: Vendor, sockets: Path) -> None:
+    """Its scratch images would grow until somebody begins another one."""
+    clean = vendor.machine.state()
+    killed(vendor, BEGIN[-1], "begin", vendor.name, "--tracker", "acme", "--scratch", str(vendor.directory))
+    wait_for(lambda: not list(sockets.glob("2*")), "the watcher")
+    (dead,) = vendor.session("list")["sessions"]
+    assert (dead["state"], dead["end_reason"]) == ("failed", "vbackup ended while it began the session")
+    assert vendor.machine.state() == clean
+
+
 def test_session_that_nobody_ends_expires(vendor: Vendor, sockets: Path) -> None:
     machine = vendor.machine
     clean = machine.state()
@@ -416,6 +447,16 @@ def test_domain_that_is_off(vendor: Vendor, sockets: Path) -> None:
     vendor.check(held)
     vendor.session("abort", third["id"])
     assert not list(sockets.glob("2*"))
+
+
+def test_change_of_a_domain_that_is_off_which_no_lock_prevents_fails_the_commit(vendor: Vendor) -> None:
+    """As of another host on NFS: it shows in the time of the file, also of a disk that gets no bitmap."""
+    vendor.off()
+    session = vendor.begin("--disk", "sda")
+    with vendor.specs[1].path.open("r+b") as raw:
+        raw.write(b"x")
+    error = vendor.session("commit", session["id"], status=6)
+    assert "sda.raw, of disk sda, was changed since" in error["message"]
 
 
 def test_disk_that_was_shrunk_while_the_domain_was_off(vendor: Vendor) -> None:

@@ -36,10 +36,8 @@ ELSEWHERE = {
     "operations.live_abort": "end_to_end/test_live_restore.py",
     "operations.live_resume": "end_to_end/test_live_restore.py",
     "engine.session_close": "end_to_end/test_sessions.py",  # needs libvirt, QEMU and the watcher, as the next ones
-    "engine.session_lock": "end_to_end/test_sessions.py",
     "engine.session_server": "end_to_end/test_sessions.py",
     "engine.session_survey": "end_to_end/test_sessions.py",
-    "operations.session_begin": "end_to_end/test_sessions.py",
     "operations.session_daemon": "end_to_end/test_sessions.py",
     "operations.session_end": "end_to_end/test_sessions.py",
     "operations.session_offline": "end_to_end/test_sessions.py",

@@ -11,20 +11,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vbackup.engine.session_plan import SessionDiskPlan
+from vbackup.errors import UnsuitableError
 from vbackup.names import Naming
-from vbackup.qemu.monitor import Monitor
+from vbackup.qemu.monitor import Monitor, schema
+from vbackup.qemu.storage_daemon import PROGRAM
+
+DRIVER = "quorum"
 
 
 def lock(monitor: Monitor, disks: Sequence[SessionDiskPlan], naming: Naming) -> None:
     """Lock the images of disks that are open only for reading, until the daemon ends.
 
-    Raises QmpError if another process has one open for writing (``description.is_of_lock``).
+    Raises UnsuitableError if the daemon cannot, QmpError if another process has one open for writing
+    (``description.is_of_lock``).
     """
+    if DRIVER not in schema(monitor).block_drivers():
+        raise UnsuitableError(
+            f"{PROGRAM} lacks the block driver {DRIVER}, without which it could not keep others from writing to the"
+            " images of a domain that is off. Start the domain, or use 'vbackup backup'."
+        )
     for index, disk in enumerate(disks):
         monitor.execute(
             "blockdev-add",
             {
-                "driver": "quorum",
+                "driver": DRIVER,
                 "node-name": naming.lock_node(index),
                 "read-only": True,
                 "children": [disk.exported],

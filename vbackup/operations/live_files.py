@@ -123,7 +123,7 @@ def checkpoints(handle: DomainHandle, state: LiveState, repository: Repository) 
         with Passthrough(handle) as monitor:
             graph = block_graph(monitor)
         found = []
-        for dev in state.disks:
+        for dev in filter(disks.__contains__, state.disks):  # one may have been detached by now
             known, bitmaps = history.restored_bitmaps(dev), graph.disk_node(disks[dev]).top.bitmaps
             if any(one.recording and not one.inconsistent for name, one in bitmaps.items() if name in known):
                 found.append(dev)

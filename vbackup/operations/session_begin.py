@@ -1,8 +1,9 @@
 """Begin a pull session: one moment of all disks of a domain, which its QEMU then serves by NBD.
 
-Nothing of it counts before ``commit`` (vbackup.operations.session_commit), and vbackup need not run meanwhile: QEMU
-serves, and a watcher ends the session when it expires (vbackup.operations.session_watcher). Each step registers its
-undo first, and the record says from the beginning what there may be, so that a vbackup that is killed costs nothing.
+Nothing of it counts before ``commit`` (vbackup.operations.session_end), and vbackup need not run meanwhile. QEMU
+serves, and a watcher (vbackup.operations.session_watcher) ends the session when it expires, or if this process dies
+while it begins it. Each step registers its undo first, and the record says from the beginning what there may be, so
+that a vbackup that is killed costs nothing.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from vbackup.process import Process
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
 from vbackup.qemu.transaction import send
+from vbackup.qemu.storage_daemon import Survival
 from vbackup.report import Reporter
 from vbackup.sessions import sockets
 from vbackup.sessions.checkpoint import iso
@@ -95,9 +97,15 @@ def begin(
                 raise SessionAliveError(session.id, session.tracker, iso(session.expires))
         _refuse_other_server(request, alive)
         domain.forget_old(datetime.now(timezone.utc))
-        begun = _begin(request, handle, domain, alive, socket_directory=socket_directory, reporter=reporter, stop=stop)
-        return session_watcher.start(
-            begun, domain, host=host, store=store, reserve_bytes=space.reserve_bytes, reporter=reporter
+        return _begin(
+            request,
+            handle,
+            domain,
+            alive,
+            socket_directory=socket_directory,
+            reserve_bytes=space.reserve_bytes,
+            reporter=reporter,
+            stop=stop,
         )
 
 
@@ -119,6 +127,7 @@ def _begin(
     alive: Sequence[Session],
     *,
     socket_directory: Path,
+    reserve_bytes: int,
     reporter: Reporter,
     stop: Stop,
 ) -> Session:
@@ -133,13 +142,18 @@ def _begin(
         session = domain.write(_draft(request, session_id, place, handle, now=now))
         undo.push("remove the sockets", lambda: _remove_sockets(place))
         sockets.make_directory(directory)
-        with _opened(request, handle, session_id, directory, reporter=reporter, stop=stop) as (opened, off):
+        survival = session_daemon.survival(domain, session_id, directory)
+        with _opened(request, handle, survival, reporter=reporter, stop=stop) as (opened, off):
             this = SessionDomain(opened, session_recovery.naming_of(request.tracker), reporter, stop)
             tracker = domain.tracker(request.tracker, domain_name=handle.name)
             opened.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
             wanted = Wanted(session_id, request.level, request.base, request.disks, request.excluded_disks, now)
             made = session_survey.plan_of(wanted, tracker, this)
             session = domain.write(_planned(request, session, made, place))
+            # Before QEMU has anything: whatever becomes of this process, somebody is there to end it.
+            session = session_watcher.start(
+                session, domain, host=handle.host, reserve_bytes=reserve_bytes, reporter=reporter
+            )
             with undo_in_qemu:
                 session = _serve(request, made, session, this, place=place, first=first, undo=undo_in_qemu)
                 if off is not None:
@@ -163,8 +177,7 @@ def _bound(first: Session | None) -> Path | None:
 def _opened(
     request: SessionRequest,
     handle: DomainHandle,
-    session_id: str,
-    directory: Path,
+    survival: Survival,
     *,
     reporter: Reporter,
     stop: Stop,
@@ -176,13 +189,14 @@ def _opened(
     access = Access(request.exclusive, only_reads=True, check=stop.check)
     if handle.is_active() or not handle.host.is_local:
         with source.open_source(handle, reporter=reporter, access=access) as running:
+            if not running.is_running:  # its daemon would end with this block
+                raise BusyError(f"Domain {handle.name} has just been shut off; run the same command again.")
             selection = plan.select(running.domain, request.disks, request.excluded_disks)
             session_scratch.refuse_unable(running.monitor, selection.disks)
             yield running, None
         return
     from vbackup.domain import offline  # a running domain does without a storage daemon
 
-    survival = session_daemon.survival(handle.uuid, session_id, directory)
     with offline.open_off(handle, reporter=reporter, access=access, survival=survival) as off:
         yield off, off
 

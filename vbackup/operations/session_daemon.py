@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vbackup import names
 from vbackup.engine import session_close
 from vbackup.errors import ConnectionLostError, VbackupError
 from vbackup.qemu import storage_daemon
@@ -21,6 +22,7 @@ from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import PROGRAM, Survival
 from vbackup.report import Reporter
 from vbackup.sessions.record import Session
+from vbackup.sessions.store import DomainStore
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +31,16 @@ MONITOR = "qmp.sock"
 END_S = 10.0
 
 
-def survival(uuid: str, session_id: str, directory: Path) -> Survival:
-    """Return how the daemon of a session survives vbackup; ``uuid`` is the domain's, ``directory`` has the sockets."""
-    return Survival(f"{_prefix(uuid)}{session_id}", monitor=directory / MONITOR)
+def survival(domain: DomainStore, session_id: str, directory: Path) -> Survival:
+    """Return how the daemon of a session survives vbackup; ``directory`` has the sockets."""
+    return Survival(f"{_prefix(domain)}{session_id}", monitor=directory / MONITOR)
 
 
-def end_orphans(uuid: str, alive: Collection[str]) -> None:
+def end_orphans(domain: DomainStore, alive: Collection[str]) -> None:
     """End the daemons of a domain that serve none of the sessions with these ids: their vbackup was killed."""
+    prefix = _prefix(domain)
     for pid, mark in storage_daemon.marked():
-        if mark.startswith(_prefix(uuid)) and mark[len(_prefix(uuid)) :] not in alive:
+        if mark.startswith(prefix) and mark[len(prefix) :] not in alive:
             log.debug("the daemon %d of a session that was never begun is ended", pid)
             with suppress(OSError):
                 fd = os.pidfd_open(pid)
@@ -48,8 +51,10 @@ def end_orphans(uuid: str, alive: Collection[str]) -> None:
                     os.close(fd)
 
 
-def _prefix(uuid: str) -> str:
-    return f"session-{uuid}-"
+def _prefix(domain: DomainStore) -> str:
+    """Return how the marks of the daemons of a domain's sessions begin: other state directories have others."""
+    place = names.place_of(os.fspath(domain.store.directory.absolute()))
+    return f"session-{place}-{domain.uuid}-"
 
 
 @contextmanager

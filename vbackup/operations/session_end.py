@@ -17,7 +17,7 @@ from vbackup.operations import session_offline, session_recovery
 from vbackup.operations.session_recovery import QEMU_ENDED, SessionQemu
 from vbackup.report import Reporter
 from vbackup.sessions.checkpoint import Checkpoint
-from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.record import KILLED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.sessions.trackers import Tracker
 from vbackup.stop import Stop
@@ -95,7 +95,7 @@ def refuse_over(domain: DomainStore, session: Session, qemu: SessionQemu | None,
 
 def _refuse_ended(session: Session) -> None:
     if session.state is SessionState.BEGINNING:
-        raise SessionEndedError(session.id, SessionState.FAILED.value, session_recovery.KILLED)
+        raise SessionEndedError(session.id, SessionState.FAILED.value, KILLED)
     if session.state.has_ended:
         raise SessionEndedError(session.id, session.state.value, session.end_reason)
 

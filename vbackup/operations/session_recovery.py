@@ -23,14 +23,13 @@ from vbackup.operations import session_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter, Silent
 from vbackup.sessions import store
-from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.record import KILLED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
 
-#: Why a session failed.
-KILLED = "vbackup ended while it began the session"
+#: Why a session failed that was open.
 QEMU_ENDED = "the QEMU that served it has ended, or serves it no more"
 
 
@@ -99,7 +98,7 @@ def settle(
             log.debug("session %s: %s", session.id, err)
             alive.append(session)
     if not only_expired:
-        session_daemon.end_orphans(domain.uuid, [session.id for session in alive])
+        session_daemon.end_orphans(domain, [session.id for session in alive])
     return alive
 
 

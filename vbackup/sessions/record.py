@@ -20,6 +20,8 @@ from vbackup.process import Process
 from vbackup.sessions.checkpoint import Checkpoint, iso, moment, session_id, word
 
 SCHEMA = "vbackup.session/1"
+#: Why a session failed whose ``writer`` has died.
+KILLED = "vbackup ended while it began the session"
 
 
 class SessionState(Enum):

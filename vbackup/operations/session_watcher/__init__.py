@@ -1,4 +1,4 @@
-"""A process that ends a session whose time is up, or whose scratch directory gets full, if nobody else does.
+"""A process that ends a session whose time is up, whose scratch directory gets full, or whose begin was killed.
 
     __init__    starts the process
     __main__    the entry point of the process: sets sys.path, then runs process.main
@@ -24,7 +24,7 @@ from vbackup.domain.host import Host
 from vbackup.process import Process
 from vbackup.report import Reporter
 from vbackup.sessions.record import Note, Session
-from vbackup.sessions.store import DomainStore, Store
+from vbackup.sessions.store import DomainStore
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ PROGRAM = Path(__file__).with_name("__main__.py")
 READY_S = 10.0
 
 
-def start(
-    session: Session, domain: DomainStore, *, host: Host, store: Store, reserve_bytes: int, reporter: Reporter
-) -> Session:
-    """Start the watcher of a session that is open; return the session with it. Never fails.
+def start(session: Session, domain: DomainStore, *, host: Host, reserve_bytes: int, reporter: Reporter) -> Session:
+    """Start the watcher of a session that has a record; return the session with it.
+
+    That it cannot be started is a warning. Raises StorageError, NoSpaceError if the record cannot be written.
 
     ``reserve_bytes``: the free space in the scratch directory below which the session has to end. A libvirt driver that
     runs in this process has no watcher: no other process can use it meanwhile.
@@ -46,7 +46,7 @@ def start(
     orders = {
         "sys_path": [os.fspath(Path(path).absolute()) for path in sys.path],
         "session_id": session.id,
-        "directory": os.fspath(store.directory.absolute()),
+        "directory": os.fspath(domain.store.directory.absolute()),
         "uri": host.real_uri,
         "reserve_bytes": reserve_bytes,
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 from vbackup.engine.fleecing import free_bytes
 from vbackup.errors import StorageError, UnknownSessionError, VbackupError
 from vbackup.report import Silent
-from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.record import KILLED, Session, SessionState
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
 
@@ -47,19 +47,17 @@ def main(*, session_id: str, directory: str, uri: str, reserve_bytes: int) -> No
     pause = threading.Event()
     until_closed(
         lambda: watch(session_id, store, reserve_bytes=reserve_bytes, wait=pause.wait),
-        lambda due: _end(session_id, due, store=store, uri=uri),
+        lambda: _end(session_id, reserve_bytes, store=store, uri=uri),
         wait=pause.wait,
     )
 
 
-def until_closed(
-    watch_: Callable[[], Due | None], end: Callable[[Due], bool], *, wait: Callable[[float], object]
-) -> None:
+def until_closed(watch_: Callable[[], Due | None], end: Callable[[], bool], *, wait: Callable[[float], object]) -> None:
     """End a session whenever it has to, with a pause where it cannot be ended, or not completely: return False."""
     due = watch_()
     while due is not None:
         try:
-            is_closed = end(due)
+            is_closed = end()
         except VbackupError as err:
             _log(f"a session is {due.state.value}, but cannot be ended yet: {err}")
             is_closed = False
@@ -69,10 +67,7 @@ def until_closed(
 
 
 def watch(session_id: str, store: Store, *, reserve_bytes: int, wait: Callable[[float], object]) -> Due | None:
-    """Wait until a session has to end; return why, None if it has ended without us. ``wait`` waits some seconds.
-
-    One that somebody else has ended, but not closed, has to end too: its commit may have been killed in between.
-    """
+    """Wait until a session has to end; return why, None if it has ended without us. ``wait`` waits some seconds."""
     while True:
         try:
             session = store.session(session_id)
@@ -83,15 +78,26 @@ def watch(session_id: str, store: Store, *, reserve_bytes: int, wait: Callable[[
             continue
         if session.is_closed:
             return None
-        now = _now()
-        if session.ended is not None:
-            if now - session.ended >= CLOSING_TIME:
-                return Due(session.state, session.end_reason)
-        elif session.has_expired(now):
-            return Due(SessionState.EXPIRED)
-        elif _is_full(session, reserve_bytes):
-            return Due(SessionState.FAILED, FULL)
+        due = due_of(session, reserve_bytes)
+        if due is not None:
+            return due
         wait(TICK_S)
+
+
+def due_of(session: Session, reserve_bytes: int) -> Due | None:
+    """Return why a session has to end now, None if it has not.
+
+    One that somebody else has ended, but not closed, has to end too: its commit may have been killed in between.
+    """
+    now = datetime.now(timezone.utc)
+    if session.ended is not None:
+        return Due(session.state, session.end_reason) if now - session.ended >= CLOSING_TIME else None
+    if session.state is SessionState.BEGINNING:
+        is_dead = session.internals is not None and not session.internals.writer.lives
+        return Due(SessionState.FAILED, KILLED) if is_dead else None
+    if session.has_expired(now):
+        return Due(SessionState.EXPIRED)
+    return Due(SessionState.FAILED, FULL) if _is_full(session, reserve_bytes) else None
 
 
 def _is_full(session: Session, reserve_bytes: int) -> bool:
@@ -107,8 +113,8 @@ def _is_full(session: Session, reserve_bytes: int) -> bool:
         return False
 
 
-def _end(session_id: str, due: Due, *, store: Store, uri: str) -> bool:
-    """End a session unless somebody else has given it more time; return False if something is left of it in QEMU.
+def _end(session_id: str, reserve_bytes: int, *, store: Store, uri: str) -> bool:
+    """End a session unless somebody else has, or has given it more time; return False if something is left of it.
 
     Raises VbackupError.
     """
@@ -119,19 +125,15 @@ def _end(session_id: str, due: Due, *, store: Store, uri: str) -> bool:
     uuid = store.session(session_id).domain_uuid
     with Host(uri) as host, store.locked(uuid, stop=Stop()) as domain:
         session = store.session(session_id)
-        if session.is_closed or (due.state is SessionState.EXPIRED and not session.has_expired(_now())):
+        due = None if session.is_closed else due_of(session, reserve_bytes)
+        if due is None:
             return True
         had_ended = session.state.has_ended
-        state, reason = (session.state, session.end_reason) if had_ended else (due.state, due.reason)
         with session_recovery.qemu_of(session, session_end.handle_of(host, session)) as qemu:
-            session = session_recovery.end(domain, session, qemu, state=state, reason=reason, reporter=Silent())
+            session = session_recovery.end(domain, session, qemu, state=due.state, reason=due.reason, reporter=Silent())
     if not had_ended:
-        _log(f"session {session_id} ended: {state.value}" + (f", {reason}" if reason else ""))
+        _log(f"session {session_id} ended: {due.state.value}" + (f", {due.reason}" if due.reason else ""))
     return session.is_closed
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 def _log(message: str) -> None:

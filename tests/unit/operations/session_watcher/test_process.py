@@ -15,7 +15,7 @@ from vbackup.errors import BusyError
 from vbackup.operations.session_watcher import process
 from vbackup.operations.session_watcher.process import FULL, Due
 from vbackup.process import Process
-from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.record import KILLED, Session, SessionState
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
 
@@ -132,12 +132,20 @@ def test_session_that_was_ended_and_not_closed_is_due_after_a_while(tmp_path: Pa
     assert watched(tmp_path, committed, ended=now - process.CLOSING_TIME, internals=closed) is None
 
 
+def test_session_whose_begin_was_killed_is_due_at_once(tmp_path: Path) -> None:
+    session = replace(pull_session("vda"), state=SessionState.BEGINNING)
+    assert watched(tmp_path, session) == Due(SessionState.FAILED, KILLED)
+    assert session.internals is not None
+    with pytest.raises(TimeoutError):
+        watched(tmp_path, session, internals=replace(session.internals, writer=Process.this()))
+
+
 def test_what_cannot_be_closed_is_tried_again_after_a_pause() -> None:
     wait = Waiter()
     due: list[Due | None] = [Due(SessionState.EXPIRED), Due(SessionState.EXPIRED), Due(SessionState.EXPIRED), None]
     answers: list[bool | Exception] = [False, BusyError("libvirt is away"), True]
 
-    def end(_due: Due) -> bool:
+    def end() -> bool:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
