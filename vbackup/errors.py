@@ -846,13 +846,15 @@ class RestoredOnlyError(VbackupError):
 
 
 class PartlyCopiedError(VbackupError):
-    """Of several files of a guest one could not be copied; those that were copied before stay. ``made``: which."""
+    """Of several files of a guest one could not be copied; those that were copied before stay, and would be in the way.
+
+    ``made``: which.
+    """
 
     code = "PARTLY_COPIED"
 
     def __init__(self, cause: VbackupError, made: str) -> None:
         self.status = cause.status
-        self.retry = cause.retry
         self.cause = cause.code
         super().__init__(f"{cause} {made}.")
 
@@ -975,7 +977,10 @@ class InterruptedBySignalError(VbackupError):
     code = "INTERRUPTED"
     retry = Retry.SAME
 
-    def __init__(self, signum: int, *, state: str = "nothing was kept of the unfinished work") -> None:
+    def __init__(
+        self, signum: int, *, state: str = "nothing was kept of the unfinished work", retry: Retry = Retry.SAME
+    ) -> None:
         self.signum = signum
+        self.retry = retry
         self.status = Status.SIGNAL + signum
         super().__init__(f"Stopped by {signal.Signals(signum).name}; {state}.")

@@ -104,11 +104,11 @@ def test_late_script_leaves_the_guest_frozen_no_longer(
     script("post-freeze.d/60-never", "echo never")
     done = command(
         *("-c", uri, "backup", guest.machine.name, "-r", repository, "--scripts", directory, "--json"),
-        *("--quiesce", "required", "--freeze-limit", "4"),
+        *("--quiesce", "required", "--freeze-limit", "8"),
     )
     document = done.document
     assert document["consistency"] == "filesystem"
-    assert 2000 <= document["frozen_ms"] < 4000
+    assert 4000 <= document["frozen_ms"] < 8000
     assert guest.agent.filesystem_status() == "thawed"
     late, never = document["scripts"]
     assert "had not ended in the time that scripts may take while the guest is frozen" in late["failure"]

@@ -141,9 +141,14 @@ def test_codes_in_the_schema_are_those_of_the_classes() -> None:
 
 def test_error_with_a_cause_retries_as_that_does() -> None:
     full = errors.NoSpaceError("x")
-    for error in (errors.GroupError("web", full), errors.PartlyCopiedError(full, "y")):
-        assert (error.retry, error.evidence()["cause"]) == (full.retry, "NO_SPACE")
-    assert errors.RestoredOnlyError(full, "y").retry is errors.Retry.NEVER
+    group = errors.GroupError("web", full)
+    assert (group.retry, group.evidence()["cause"]) == (full.retry, "NO_SPACE")
+
+
+def test_command_whose_first_results_stay_is_not_given_again() -> None:
+    full = errors.NoSpaceError("x")
+    for error in (errors.RestoredOnlyError(full, "y"), errors.PartlyCopiedError(full, "y")):
+        assert (error.retry, error.evidence()["cause"]) == (errors.Retry.NEVER, "NO_SPACE")
 
 
 def test_statuses_are_those_of_the_manual() -> None:

@@ -47,7 +47,8 @@ def text(kind: Director, domains: Sequence[str], names: Names, *, password: str)
 
     Raises UsageError for a name that cannot be in it.
     """
-    for name in (names.director, names.client, names.address, names.catalog, names.storage, names.pool, names.messages):
+    given = [names.director, names.client, names.address, names.catalog, names.storage, names.pool, names.messages]
+    for name in [*given, *([] if names.schedule is None else [names.schedule])]:
         _refuse_odd(name, "name")
     for path in (names.command, names.where, *([] if names.stage is None else [names.stage])):
         if not _PLAIN_PATH.fullmatch(str(path)):

@@ -20,6 +20,7 @@ from vbackup import files
 from vbackup.errors import (
     InterruptedBySignalError,
     PartlyCopiedError,
+    Retry,
     StorageError,
     UnsuitableError,
     UsageError,
@@ -155,7 +156,7 @@ def _copy_all(there: Inside, works: Sequence[_Work], keep: Keep, stop: Stop) -> 
                 raise
             made = f"{len(copied)} of {len(works)} were copied before: {', '.join(str(one.path) for one in copied)}"
             if isinstance(err, InterruptedBySignalError):
-                raise InterruptedBySignalError(err.signum, state=made) from err
+                raise InterruptedBySignalError(err.signum, state=made, retry=Retry.NEVER) from err
             raise PartlyCopiedError(err, made) from err
     return copied
 

@@ -21,10 +21,12 @@ from vbackup.engine import live_backing
 from vbackup.engine.live_backing import Overlay
 from vbackup.errors import (
     ConnectionLostError,
+    InterruptedBySignalError,
     LiveRestoreEndedError,
     MonitorError,
     NoSpaceError,
     QemuGoneError,
+    Retry,
     UnsuitableError,
     VbackupError,
     domain_argument,
@@ -119,8 +121,13 @@ def home(
 
 
 @contextmanager
-def guarded(handle: DomainHandle, state: LiveState, point: LivePoint, reporter: Reporter) -> Iterator[None]:
-    """If the block fails, pause the guest; if that fails too, leave it the daemon that serves its disks."""
+def guarded(
+    handle: DomainHandle, state: LiveState, point: LivePoint, reporter: Reporter, *, is_resumed: bool = False
+) -> Iterator[None]:
+    """If the block fails, pause the guest; if that fails too, leave it the daemon that serves its disks.
+
+    Unless the command is the one that resumes a live restore (``is_resumed``), the same one would be refused then.
+    """
     try:
         yield
     except BaseException as err:
@@ -130,6 +137,11 @@ def guarded(handle: DomainHandle, state: LiveState, point: LivePoint, reporter: 
                 raise LiveRestoreEndedError(state.name, advice=advice(state)) from err
         elif not _pause(handle, state, reporter):
             point.leave()
+        if isinstance(err, VbackupError) and not is_resumed:
+            err.retry = Retry.NEVER
+        if isinstance(err, InterruptedBySignalError):
+            where = f"the live restore of domain {state.name} is not finished"
+            raise InterruptedBySignalError(err.signum, state=where, retry=err.retry) from err
         raise
 
 

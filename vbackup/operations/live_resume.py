@@ -129,7 +129,7 @@ def _go_on(
         live_point.end_earlier(state.socket)  # nothing that can refuse comes after it
         with (
             live_restore.served(layers, state, user, directories(chains), reporter) as point,
-            live_pull.guarded(handle, state, point, reporter),
+            live_pull.guarded(handle, state, point, reporter, is_resumed=True),
         ):
             live_restore.refuse_start_by_others(state, repository, reporter)
             is_on = handle.is_active()

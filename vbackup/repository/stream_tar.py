@@ -25,6 +25,8 @@ SUMS = "SHA256SUMS"
 RECORD_BYTES = 20 * 512
 BLOCK_BYTES = 512
 PIECE_BYTES = 1024 * 1024
+#: The most zeros between streams; what keeps them may have filled up a block of its own with some.
+MAX_ZEROS_BYTES = 64 * 1024 * 1024
 #: The extended header of a member of 8 GiB or more takes one block.
 _MAX_EXTENDED_BYTES = 512
 #: No file is larger: the largest size of an image in the formats that QEMU writes.
@@ -90,12 +92,18 @@ class Reader:
         self._sums: list[str] = []
 
     def first(self) -> Member | None:
-        """Return the first member of the next stream; None if there is none. Zeros between streams are skipped."""
+        """Return the first member of the next stream; None if there is none. Zeros between streams are skipped.
+
+        Raises StreamError, also if there is no end of the zeros.
+        """
         self._sums = []
-        while (block := self._block(is_end_allowed=True)) is not None:
+        for _ in range(MAX_ZEROS_BYTES // BLOCK_BYTES):
+            block = self._block(is_end_allowed=True)
+            if block is None:
+                return None
             if block.count(0) != len(block):
                 return self._member(block)
-        return None
+        raise StreamError(f"There are only zeros, {MAX_ZEROS_BYTES // 1024**2} MiB of them, where a stream should be.")
 
     def next(self) -> Member:
         """Return the next member. Raises StreamError, also where the archive ends: a backup ends before that."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,14 @@ def test_braces_are_balanced() -> None:
 def test_domain_whose_name_would_break_the_text_is_refused(domain: str) -> None:
     with pytest.raises(UsageError, match="give its UUID"):
         lines(domain=domain)
+
+
+@pytest.mark.parametrize(
+    "member", [field.name for field in fields(Names) if field.name not in ("command", "stage", "where")]
+)
+def test_name_that_would_break_the_text_is_refused(member: str) -> None:
+    with pytest.raises(UsageError, match="The name 'a b'"):
+        lines(names=replace(NAMES, **{member: "a b"}))
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a:b", "relative", "/a'b", "/a%b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,8 +17,10 @@ from vbackup.engine import live_backing
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
+    InterruptedBySignalError,
     LiveRestoreEndedError,
     MonitorError,
+    Retry,
     StorageError,
     UnsuitableError,
 )
@@ -141,6 +144,22 @@ def test_guest_that_still_runs_keeps_its_server(
     assert (guest.is_paused, bool(left)) == (is_paused, is_left)
     assert all("--resume" in one for one in reporter.warnings)
     assert len(reporter.warnings) == guest.is_on
+
+
+@pytest.mark.parametrize(("is_resumed", "retry"), [(False, Retry.NEVER), (True, Retry.SAME)])
+def test_signal_leaves_a_restore_to_resume(
+    state: LiveState, monkeypatch: pytest.MonkeyPatch, is_resumed: bool, retry: Retry
+) -> None:
+    """It is not said that nothing was kept; and the command that began it would be refused."""
+    monkeypatch.setattr(lifecycle, "end_pull", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "suspend", Guest.suspend)
+    guest, point = cast("Any", Guest()), cast("Any", None)
+    with (
+        pytest.raises(InterruptedBySignalError, match="SIGTERM; the live restore of domain web is not") as caught,
+        live_pull.guarded(guest, state, point, Recorder(), is_resumed=is_resumed),
+    ):
+        raise InterruptedBySignalError(signal.SIGTERM)
+    assert (caught.value.status, caught.value.retry) == (128 + signal.SIGTERM, retry)
 
 
 def test_guest_that_has_ended_is_named_as_the_reason(state: LiveState) -> None:

@@ -211,6 +211,12 @@ def test_nothing_is_no_stream() -> None:
     assert reader(bytes(RECORD_BYTES)).first() is None
 
 
+def test_zeros_without_an_end_are_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_tar, "MAX_ZEROS_BYTES", 4 * RECORD_BYTES)
+    with pytest.raises(StreamError, match="only zeros"):
+        Reader(bytes).first()
+
+
 def test_pieces_are_of_any_length() -> None:
     def pieces() -> Iterator[bytes]:
         yield from (b"", b"ab", b"", b"c")

@@ -150,6 +150,7 @@ def server() -> Iterator[Server]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             made.got.append((self.path, dict(self.headers), body))
             self.send_response(made.status)
+            self.send_header("Location", "/elsewhere")
             self.end_headers()
 
         def log_message(self, *_words: Any) -> None:
@@ -194,6 +195,7 @@ def test_webhook_gets_the_document(around: Around, server: Server) -> None:
         ("{url}\n", 0o644, "others can read .webhook, which may have a secret: chmod 600"),
         ("file:///etc/passwd\n", 0o600, ".webhook has no URL that begins with https:// or http://"),
         ("", 0o600, ".webhook cannot be used: IndexError"),
+        ("http://127.0.0.1/hooks/3f6c1a x\n", 0o600, ".webhook cannot be used: InvalidURL"),
         ("http://127.0.0.1:1/hooks/3f6c1a\n", 0o600, "the server cannot be reached: [Errno 111] Connection refused"),
     ],
 )
@@ -207,11 +209,13 @@ def test_webhook_says_what_is_wrong_without_its_url(
     assert server.got == []
 
 
-def test_webhook_that_is_refused_is_a_failure(around: Around, server: Server) -> None:
+@pytest.mark.parametrize("status", [403, 302])
+def test_webhook_that_is_refused_is_a_failure(around: Around, server: Server, status: int) -> None:
+    """A redirection is not followed: the server that it names would get the token in the headers."""
     around.link("webhook", ScriptPhase.POST_BACKUP)
     configure(around, server.url)
-    server.status = 403
-    assert around.run(ScriptPhase.POST_BACKUP, {}) == ["the server answered 403"]
+    server.status = status
+    assert around.run(ScriptPhase.POST_BACKUP, {}) == [f"the server answered {status}"]
     assert "ended with exit status 1" in around.recorder.warnings[0]
 
 

@@ -97,7 +97,7 @@ def test_what_does_not_heed_sigterm_is_killed(write: Write) -> None:
 def test_without_time_for_sigterm_it_is_killed_at_once(write: Write) -> None:
     end, lines = run(write("x", "trap 'echo heard' TERM; echo here; sleep 1000"), timeout_s=0.3, term_s=0)
     assert (end.how, lines) == (How.LATE, ["here"])
-    assert end.duration_s < 1
+    assert end.duration_s < 3  # SIGTERM would have 5 s
 
 
 def test_child_that_is_left_behind_is_not_waited_for(write: Write) -> None:

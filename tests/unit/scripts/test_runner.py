@@ -107,7 +107,7 @@ def test_frozen_guest_waits_for_nobody(directory: Path, write: Write, recorder: 
     made = scripts(directory, recorder)
     begun = time.monotonic()
     made.while_frozen(ScriptPhase.POST_FREEZE, {}, deadline=begun + 0.5)
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 3  # SIGTERM would have 5 s
     assert (recorder.steps, recorder.warnings) == ([], [])
     made.report()
     made.report()

@@ -118,7 +118,8 @@ def test_copies_that_were_made_before_a_signal_are_named(
     into = tmp_path / "into"
     into.mkdir()
     monkeypatch.setattr(unpacking, "write_file", lambda *_, check: Stop.check(stopped()))
-    done = command("cp", "web", "/etc/link", "/etc/file", "-a", into, "-r", filled, status=130)
+    done = command("cp", "web", "/etc/link", "/etc/file", "-a", into, "-r", filled, "--json", status=130)
+    assert done.document["retry"] == "never"
     assert f"Stopped by SIGINT; 1 of 2 were copied before: {into}/link." in done.stderr
     assert [path.name for path in into.iterdir()] == ["link"]
 
