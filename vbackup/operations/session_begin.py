@@ -147,7 +147,7 @@ def _begin(
                 undo_in_qemu.release()
             undo.release()
             if off is not None:
-                off.leave()
+                off.leave(session.id)
     return session
 
 

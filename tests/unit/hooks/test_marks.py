@@ -123,3 +123,15 @@ def test_mark_within_a_mark_changes_nothing(directory: Path) -> None:
             assert (directory / UUID).read_text() == text
         assert (directory / UUID).read_text() == text
     assert list(directory.iterdir()) == []
+
+
+def test_mark_of_a_session_names_it_to_others(directory: Path) -> None:
+    with other_process() as other:
+        with offline_mark(UUID):
+            marks.hand_over(UUID, other, session="20261129T101500Z-0a1b2c")
+        mark = live_mark(UUID)
+        assert mark is not None
+        assert (mark.process, mark.session) == (other, "20261129T101500Z-0a1b2c")
+        with pytest.raises(BusyError, match="Pull session 20261129T101500Z-0a1b2c has the disks"), offline_mark(UUID):
+            raise AssertionError("the block was entered")
+    assert live_mark(UUID) is None  # the process has ended

@@ -497,6 +497,18 @@ def test_start_during_a_restore_in_place_is_refused_in_one_sentence(hook: Hook) 
     hook.call("web", "prepare", "begin", "-")
 
 
+def test_start_while_a_pull_session_serves_the_disks_is_refused_in_one_sentence(hook: Hook) -> None:
+    this = marks.Process.of(os.getpid())
+    assert this is not None
+    with marks.offline_mark(UUID):
+        marks.hand_over(UUID, this, session="20261129T101500Z-0a1b2c")
+        said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
+    assert said.startswith("Pull session 20261129T101500Z-0a1b2c of vbackup has the disks of domain 'web' open")
+    assert said.endswith("; commit or abort it, then start the domain.\n")
+    assert said.count("\n") == 1
+    hook.call("web", "prepare", "begin", "-")
+
+
 # what a restore in place has left half done
 
 
