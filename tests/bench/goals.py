@@ -176,15 +176,15 @@ def _moment(results: Results) -> list[Part]:
     return parts
 
 
+def _p99_ms(results: Results, work: str, name: str) -> float:
+    figures = _figures(results, work)
+    if name not in figures:
+        raise MissingError(name)
+    return median(figures[name], "p99_ms")
+
+
 def _latency(results: Results) -> list[Part]:
-    figures = _figures(results, "latency")
-
-    def p99_ms(name: str) -> float:
-        if name not in figures:
-            raise MissingError(name)
-        return median(figures[name], "p99_ms")
-
-    quiet, fleecing = p99_ms("no backup"), p99_ms("vbackup --fleecing")
+    quiet, fleecing = (_p99_ms(results, "latency", name) for name in ("no backup", "vbackup --fleecing"))
     return [
         Part(f"p99 {fleecing:.1f} ms, without a backup {quiet:.1f} ms: {fleecing / quiet:.1f} x", fleecing <= 3 * quiet)
     ]
@@ -268,6 +268,13 @@ def _pull(results: Results) -> list[Part]:
     bare_s, ours_s = (_wall_s(results, "pull", name) for name in ("qemu-storage-daemon", "vbackup"))
     ratio = bare_s / ours_s
     return [Part(f"{ratio:.2f} x nbdcopy from a bare qemu-storage-daemon", ratio >= 0.8)]
+
+
+def _stalled(results: Results) -> list[Part]:
+    names = ("no session", "session without a client", "session, its client has stopped reading")
+    none, idle, stalled = (_p99_ms(results, "stalled", name) for name in names)
+    text = f"p99 {stalled:.1f} ms, without a client {idle:.1f} ms, without a session {none:.1f} ms"
+    return [Part(f"{text}: {stalled / none:.1f} x", stalled <= 3 * none)]
 
 
 def _file(results: Results) -> list[Part]:
@@ -361,6 +368,7 @@ GOALS: tuple[tuple[str, str, Callable[[Results], list[Part]]], ...] = (
         _mount,
     ),
     ("pull", "Pull of 2 GiB out of a session: at least 0.8 x nbdcopy from a bare storage daemon", _pull),
+    ("stalled", "Guest's writes while a session's client has stopped reading: p99 within 3 x of no session", _stalled),
     ("file", "A file of 1 MiB out of ext4 on LVM, with libguestfs under TCG: under 20 s", _file),
     ("start", "`vbackup --help` under 0.15 s, `vbackup list` under 0.25 s (0.5 s with 200), under 60 MiB", _start),
     ("list", "5,000 backups of 200 domains: lists under 1 s, 100 MiB", _list),

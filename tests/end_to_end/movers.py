@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests import certificates
+from tests import certificates, documents
 from vbackup.sessions.store import ENVIRONMENT
 
 TOKEN = "0123456789abcdef-token"
@@ -79,9 +79,11 @@ class Served:
         return *words, "--header", f"@{self.directory / header}", *options, url
 
     def ask(self, url: str, *options: str, header: str = "header") -> tuple[int, bytes]:
-        """Status and body of an answer."""
-        argv = self.curl(url, "--write-out", "%{stderr}%{http_code}", *options, header=header)
+        """Status and body of an answer; JSON is as its schema describes it."""
+        argv = self.curl(url, "--write-out", "%{stderr}%{content_type} %{http_code}", *options, header=header)
         done = subprocess.run(argv, capture_output=True, check=False, timeout=60)
+        if b"application/json" in done.stderr:
+            documents.check(json.loads(done.stdout))
         return int(done.stderr[-3:]), done.stdout
 
     def pull(self, copy: bytearray, dev: str = "vda", *, page_size: int) -> tuple[int, int]:

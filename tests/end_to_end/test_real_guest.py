@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,3 +216,31 @@ def test_agent_that_does_not_answer_is_not_waited_for(guest: Guest, backups: Bac
     assert "warning" in outcome.stderr
     assert "does not answer" in outcome.stderr
     assert guest.agent.filesystem_status() == "thawed"
+
+
+def test_pull_session_of_a_frozen_guest_serves_clean_filesystems(
+    guest: Guest, command: Command, lab: Lab, sockets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.agent.write("/data/files/pulled", b"before the session")
+    session = ("-c", lab.uri, "-q", "session")
+    begin = ("begin", guest.machine.name, "--tracker", "acme", "--quiesce", "required", "--freeze-limit", "5")
+    references = References(tmp_path / "references")
+    before = guest.machine.state()
+    with references.taken(monkeypatch):
+        begun = command(*session, *begin, "--scratch", tmp_path, "--json").document
+    assert guest.agent.filesystem_status() == "thawed"
+    guest.agent.write("/data/files/pulled", b"after its moment")
+    images = references.finish(guest.machine)
+
+    assert begun["consistency"] == "filesystem"
+    assert 0 < begun["frozen_ms"] < 5000
+    held = dict(zip(DISKS, images.values()))  # in the order of the transaction
+    for disk in begun["disks"]:
+        raw = tmp_path / f"{disk['dev']}.raw"
+        subprocess.run(["nbdcopy", disk["uri"], raw], check=True)
+        compare(raw, held[disk["dev"]])
+        assert check_filesystem(raw).clean
+    assert read_file(tmp_path / "vda.raw", "/files/pulled") == b"before the session"
+    assert number(tmp_path, "vda") - number(tmp_path, "vdb") in (0, 1)
+    command(*session, "abort", begun["id"])
+    assert guest.machine.state() == before

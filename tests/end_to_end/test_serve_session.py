@@ -137,14 +137,16 @@ def test_ranges_in_the_url_as_kubevirt_has_them(place: Place, served: Served) ->
 def test_range_that_lies_gets_no_data(served: Served, path: str, options: Sequence[str], status: int) -> None:
     answered, body = served.ask(served.url(path), *options)
     assert answered == status
-    assert set(json.loads(body)["error"]) == {"code", "message", "retry"}
+    refusal = json.loads(body)
+    assert refusal["schema"] == "vbackup.httperror/1"
+    assert set(refusal["error"]) == {"code", "message", "retry"}
 
 
 @pytest.mark.parametrize("what", ["data", "map"])
 def test_without_the_token_there_is_not_one_byte(place: Place, served: Served, what: str) -> None:
     for header in ("wrong", "empty"):
         status, body = served.ask(served.url(what), header=header)
-        assert (status, json.loads(body)["error"]["code"]) == (401, "unauthorized")
+        assert (status, json.loads(body)["error"]["code"]) == (401, "UNAUTHORIZED")
 
 
 def test_without_tls_there_is_not_one_byte(served: Served) -> None:
@@ -201,7 +203,7 @@ def test_client_certificate_can_be_required(place: Place) -> None:
 def test_session_that_is_committed_is_a_good_end_that_clients_hear_of(place: Place) -> None:
     with place.served() as one, place.ended(SessionState.COMMITTED):
         status, body = one.ask(one.url("data"))
-        assert (status, json.loads(body)["error"]["code"]) == (410, "session-ended")
+        assert (status, json.loads(body)["error"]["code"]) == (410, "SESSION_ENDED")
         assert one.end(None) == (0, "", "")
         process = movers.start(place.directory, place.session.id, sessions=place.sessions)
         stdout, stderr = process.communicate(timeout=30)

@@ -68,6 +68,10 @@ class Vendor:
     def start(self) -> None:
         self.defined.handle.domain.create()
         self.machine = self.defined
+        self.find_nodes()
+
+    def find_nodes(self) -> None:
+        """Find the active layers, which are those of the disks without the filters of sessions."""
         roots = {one.get("qdev"): one["inserted"]["node-name"] for one in self.machine.execute("query-block")}
         self._nodes = {dev: roots[self.machine.qdev(dev)] for dev in DEVS}
 
@@ -476,6 +480,34 @@ def test_disk_that_was_shrunk_while_the_domain_was_off(vendor: Vendor) -> None:
     assert [name for name in names if "-end-" not in name and session["checkpoint"] not in name] == []
 
 
+def test_domain_that_is_off_has_one_session_at_a_time_and_no_backup_beside_it(vendor: Vendor, tmp_path: Path) -> None:
+    """Its images are locked by the session's daemon: others are refused, and come through after its end."""
+    repository = tmp_path / "repository"
+    vendor.command("init", "-r", repository)
+    backup = ("backup", vendor.name, "-r", str(repository))
+    vendor.machine.write("vda", "write -P 1 0 4M")
+    held = vendor.reference()
+    vendor.off()
+    for step in ("abort", "commit"):
+        session = vendor.begin()
+        for error in (vendor.begin(tracker="other", status=8), vendor.vbackup(*backup, status=8)):
+            assert (error["code"], error["retry"]) == ("BUSY", "later")
+            assert error["message"].startswith(f"Pull session {session['id']} has the disks of domain")
+            assert "which is off: commit or abort the session" in error["message"]
+        assert vendor.session("status", session["id"])["state"] == "open"
+        vendor.pull(session)
+        vendor.check(held)
+        vendor.session(step, session["id"])
+        other = vendor.begin(tracker="other")
+        vendor.pull(other)
+        vendor.check(held)
+        vendor.session(step, other["id"])
+        done = vendor.vbackup(*backup)
+        vendor.vbackup("restore", vendor.name, "-r", str(repository), "--output", str(tmp_path / step))
+        for disk in done["disks"]:
+            compare(tmp_path / step / f"{disk['dev']}.qcow2", held[disk["dev"]])
+
+
 def test_domain_that_is_shut_down_in_the_middle(vendor: Vendor, sockets: Path) -> None:
     vendor.machine.write("vda", "write -P 1 0 4M")
     first = vendor.begin()
@@ -517,6 +549,44 @@ def test_disk_that_is_detached_in_the_middle_is_served_to_the_end(vendor: Vendor
     again = vendor.begin()
     assert {disk["dev"]: disk["level"] for disk in again["disks"]} == {"vda": "incremental", "sda": "full"}
     vendor.session("abort", again["id"])
+
+
+def test_external_snapshot_is_refused_in_the_middle_and_does_no_harm_after_it(vendor: Vendor) -> None:
+    """``virsh snapshot-create-as --disk-only``: QEMU takes none of a disk that is another node's backing file."""
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 8M")
+    machine.write("sda", "write -P 2 0 4M")
+    first = vendor.begin()
+    vendor.pull(first)
+    vendor.session("commit", first["id"])
+    machine.write("vda", "write -P 3 1M 1M", "write -z 3M 1M")
+    held = vendor.reference()
+    session = vendor.begin()
+    machine.write("vda", "write -P 4 0 512k")
+    disks = "".join(
+        f"<disk name='{spec.dev}' snapshot='external'>"
+        f"<source file='{vendor.directory / f'{spec.dev}-overlay.qcow2'}'/></disk>"
+        for spec in vendor.specs
+    )
+    xml = f"<domainsnapshot><disks>{disks}</disks></domainsnapshot>"
+    with pytest.raises(libvirt.libvirtError, match="is busy: node is used as backing hd"):
+        machine.handle.domain.snapshotCreateXML(xml, 16 | 4)  # DISK_ONLY, NO_METADATA
+    machine.write("vda", "write -P 5 1M 2M", "discard 5M 1M", "write -P 6 20M 64k")
+    machine.write("sda", "write -P 7 1M 1M")
+    vendor.pull(session)
+    vendor.check(held)
+    assert vendor.session("commit", session["id"])["state"] == "committed"
+    machine.handle.domain.snapshotCreateXML(xml, 16 | 4)
+    machine.write("vda", "write -P 8 40M 64k", "write -z 2M 64k")
+    machine.write("sda", "write -P 9 2M 64k")
+    vendor.find_nodes()
+    held = vendor.reference()
+    third = vendor.begin()
+    assert (third["disks"][0]["level"], third["disks"][1]["level"]) == ("incremental", "full"), third["disks"]
+    assert vendor.pull(third)["vda"] < 8 * 1024 * 1024
+    vendor.check(held)
+    vendor.session("commit", third["id"])
+    assert not [name for name in machine.state()["nodes"] if name.startswith("vbackup-")]
 
 
 def test_beside_our_own_backup_and_a_libvirtd_that_is_killed(vendor: Vendor, tmp_path: Path) -> None:

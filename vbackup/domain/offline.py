@@ -106,11 +106,14 @@ class OffSource:
         """Process id of the storage daemon."""
         return self._images.daemon.pid
 
-    def leave(self) -> None:
-        """Let the storage daemon survive the block; the hook script refuses to start the domain while it lives."""
+    def leave(self, session: str) -> None:
+        """Let the storage daemon survive the block, for the pull session with this id.
+
+        The hook script refuses to start the domain while it lives.
+        """
         daemon = process.Process.of(self._images.daemon.pid)
         if daemon is not None:
-            hand_over(self.handle.uuid, daemon)
+            hand_over(self.handle.uuid, daemon, session=session)
         self._images.daemon.leave()
 
     def has_ended(self) -> bool:

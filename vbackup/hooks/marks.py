@@ -1,6 +1,6 @@
 """Mark the domains whose disks vbackup has open while they are off, so that the hook script refuses to start them.
 
-    /run/vbackup/offline/<domain uuid>    JSON: pid, start_ticks, boot_id, since, work
+    /run/vbackup/offline/<domain uuid>    JSON: pid, start_ticks, boot_id, since, work, and session (its id)
 
 A mark counts only while the process that set it lives, so a mark left behind has no effect. Marks improve the message;
 the locks on the images protect them: without a mark the start fails in QEMU, with a message that says less.
@@ -36,7 +36,7 @@ class Work(Enum):
 
     BACKUP = "backup"
     RESTORE = "restore"  #: in place
-    SESSION = "session"  #: a storage daemon serves them: a pull session
+    SESSION = "session"  #: a pull session serves them
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Mark:
 
     process: Process
     since: datetime
-    work: str = Work.BACKUP.value  #: of a newer vbackup: any
+    session: str | None = None  #: id of the pull session that has them
 
 
 @contextmanager
@@ -72,13 +72,13 @@ def offline_mark(uuid: str, work: Work = Work.BACKUP) -> Iterator[None]:
             log.debug("the mark that domain %s has to stay off remains: %s", uuid, err)
 
 
-def hand_over(uuid: str, process: Process) -> None:
-    """Let the mark that this process has set be one of a session, as long as another process lives. Never fails."""
+def hand_over(uuid: str, process: Process, *, session: str) -> None:
+    """Let the mark of this process count for a pull session, as long as another process lives. Never fails."""
     try:
         with _locked():
             mark = live_mark(uuid)
             if mark is not None and mark.process == Process.this():
-                _write(uuid, Mark(process, mark.since, Work.SESSION.value))
+                _write(uuid, Mark(process, mark.since, session), Work.SESSION)
     except OSError as err:
         log.debug("the mark that domain %s has to stay off ends with this process: %s", uuid, err)
 
@@ -100,31 +100,36 @@ def _path(uuid: str) -> Path:
 
 def _set(uuid: str, work: Work) -> bool:
     """Return False if this process has set one already."""
-    mark = Mark(Process.this(), datetime.now(timezone.utc), work.value)
+    mark = Mark(Process.this(), datetime.now(timezone.utc))
     with _locked():
         other = live_mark(uuid)
-        if other is not None and other.process != mark.process and other.work == Work.SESSION.value:
-            raise BusyError(
-                f"A pull session serves the disks of domain {uuid}, which is off. Wait until it is committed, or abort"
-                " it: 'vbackup session list' shows it."
-            )
         if other is not None and other.process != mark.process:
-            raise BusyError(
-                f"Another vbackup (process {other.process.pid}) has the disks of domain {uuid} open, which is off; wait"
-                " for it to end."
-            )
+            raise BusyError(_refusal(uuid, other))
         if other is not None:
             return False
-        _write(uuid, mark)
+        _write(uuid, mark, work)
     return True
 
 
-def _write(uuid: str, mark: Mark) -> None:
+def _refusal(uuid: str, other: Mark) -> str:
+    if other.session is None:
+        return (
+            f"Another vbackup (process {other.process.pid}) has the disks of domain {uuid} open, which is off; wait for"
+            " it to end."
+        )
+    return (
+        f"Pull session {other.session} has the disks of domain {uuid} open, which is off: commit or abort the session"
+        f" (vbackup session abort {other.session}), or wait until it expires."
+    )
+
+
+def _write(uuid: str, mark: Mark, work: Work) -> None:
     """Write a mark down; the directory is locked."""
     path = _path(uuid)
     temporary = path.with_name(f".{uuid}.new")
     since = mark.since.strftime("%Y-%m-%dT%H:%M:%SZ")
-    text = json.dumps({**mark.process.document(), "since": since, "work": mark.work})
+    session = {} if mark.session is None else {"session": mark.session}
+    text = json.dumps({**mark.process.document(), "since": since, "work": work.value, **session})
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w", encoding="ascii") as file:
@@ -158,8 +163,5 @@ def _locked() -> Iterator[None]:
 def _read(path: Path) -> Mark:
     with path.open("rb") as file:
         fields = Fields(json.loads(file.read(LIMIT_BYTES)), str(path), MalformedError)
-    return Mark(
-        Process.read(fields),
-        datetime.strptime(fields.text("since"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc),
-        fields.optional_text("work") or Work.BACKUP.value,
-    )
+    since = datetime.strptime(fields.text("since"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    return Mark(Process.read(fields), since, fields.optional_text("session"))

@@ -31,6 +31,8 @@ from vbackup.http.served import Reader, ServedDisk, ServedSession, Watch
 from vbackup.stop import Stop
 
 LOGGER = logging.getLogger(__name__)
+#: The body of an answer that is an error.
+ERROR_SCHEMA = "vbackup.httperror/1"
 #: How much of a disk is read and sent at a time.
 PIECE_BYTES = 1024 * 1024
 #: Requests for maps that are answered at once, and connections beside those of the readers.
@@ -62,7 +64,7 @@ class _RefusedError(Exception):
     def __init__(self, status: int, code: str, message: str, *, retry: str, headers: dict[str, str]) -> None:
         super().__init__(message)
         self.status, self.headers = status, headers
-        self.document = {"error": {"code": code, "message": message, "retry": retry}}
+        self.document = {"schema": ERROR_SCHEMA, "error": {"code": code, "message": message, "retry": retry}}
 
 
 def _refused(status: int, code: str, message: str, *, retry: str = "never", **headers: str) -> _RefusedError:
@@ -192,18 +194,18 @@ class _Server:
 
     async def _answered(self, request: web.BaseRequest) -> web.StreamResponse:
         if not self._token.admits(request.headers):
-            raise _refused(401, "unauthorized", "The token is missing or wrong.", WWW_Authenticate="Bearer")
+            raise _refused(401, "UNAUTHORIZED", "The token is missing or wrong.", WWW_Authenticate="Bearer")
         if request.method == "OPTIONS":
             features = {"features": _FEATURES, "max_readers": self._limits.max_readers, "max_writers": 0}
             return web.json_response({**features, "unix_socket": None}, headers={"Allow": "GET, HEAD, OPTIONS"})
         if self._ended is not None:
-            raise _refused(410, "session-ended", self._ended, retry="begin")
+            raise _refused(410, "SESSION_ENDED", self._ended, retry="begin")
         _, dev, what = [*request.path.split("/", 2), "", ""][:3]
         disk = self._session.disks.get(dev)
         if disk is None or what not in _FEATURES:
-            raise _refused(404, "not-found", f"There is /DISK/map and /DISK/data of: {', '.join(self._session.disks)}.")
+            raise _refused(404, "NOT_FOUND", f"There is /DISK/map and /DISK/data of: {', '.join(self._session.disks)}.")
         if request.method not in (("GET",) if what == "map" else ("GET", "HEAD")):
-            raise _refused(405, "method-not-allowed", "This is read-only.", Allow="GET, HEAD, OPTIONS")
+            raise _refused(405, "METHOD_NOT_ALLOWED", "This is read-only.", Allow="GET, HEAD, OPTIONS")
         return await self._of_disk(disk, request, self._map if what == "map" else self._data)
 
     async def _of_disk(
@@ -215,21 +217,21 @@ class _Server:
         try:
             return await answer(request, disk)
         except (BadRequestError, UsageError) as err:
-            raise _refused(400, "bad-request", str(err)) from err
+            raise _refused(400, "BAD_REQUEST", str(err)) from err
         except BeyondEndError as err:
-            raise _refused(416, "beyond-end", str(err), Content_Range=f"bytes */{disk.size_bytes}") from err
+            raise _refused(416, "BEYOND_END", str(err), Content_Range=f"bytes */{disk.size_bytes}") from err
         except ChainError as err:
-            raise _refused(404, "unknown-checkpoint", str(err), retry="full") from err
+            raise _refused(404, "CHECKPOINT_UNKNOWN", str(err), retry="full") from err
         except VbackupError as err:
             state = await self._in_thread(self._session.state)
             if state.left_s <= 0:
-                raise _refused(410, "session-ended", state.reason, retry="begin") from err
-            raise _refused(500, "read-failed", str(err), retry="later") from err
+                raise _refused(410, "SESSION_ENDED", state.reason, retry="begin") from err
+            raise _refused(500, "READ_FAILED", str(err), retry="later") from err
 
     async def _map(self, request: web.BaseRequest, disk: ServedDisk) -> web.StreamResponse:
         query = ranges.map_query(request.query, disk.size_bytes)
         if self._maps >= MAX_MAPS:
-            raise _refused(503, "too-many-maps", f"{MAX_MAPS} maps are being made.", retry="later", Retry_After="1")
+            raise _refused(503, "TOO_MANY_MAPS", f"{MAX_MAPS} maps are being made.", retry="later", Retry_After="1")
         self._maps += 1
         try:
             return web.json_response(await self._in_thread(disk.extents, query))
@@ -263,7 +265,7 @@ class _Server:
         limit = self._limits.max_readers
         if len(self._readers) + self._opening >= limit:
             message = f"{limit} readers are connected, and there may be no more."
-            raise _refused(503, "too-many-readers", message, retry="later", Retry_After="1")
+            raise _refused(503, "TOO_MANY_READERS", message, retry="later", Retry_After="1")
         stack = ExitStack()
         self._opening += 1
         try:

@@ -33,6 +33,8 @@ from vbackup.sessions.record import Session, SessionDisk, SessionState
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
 
+#: A map is what ``vbackup session changes`` prints.
+MAP_SCHEMA = "vbackup.changes/1"
 #: How long a reader waits for QEMU: as long as a guest waits for its disk.
 READ_TIMEOUT_S = 30.0
 #: How long clients still hear that the session has ended.
@@ -209,7 +211,7 @@ class _Disk:
         return self.connection()
 
     def extents(self, query: MapQuery) -> dict[str, Any]:
-        """Return the document with the extents."""
+        """Return the document with the extents, as ``vbackup session changes`` has it."""
         try:
             kind = Kind(query.kind)
         except ValueError:
@@ -224,4 +226,5 @@ class _Disk:
             kind=kind,
             checkpoint=query.checkpoint,
         )
-        return session_changes.page(request, self._session, self._disk, store=self._store, tls=self._tls).document()
+        page = session_changes.page(request, self._session, self._disk, store=self._store, tls=self._tls)
+        return {"schema": MAP_SCHEMA, **page.document()}

@@ -43,8 +43,8 @@ from vbackup.operations import session_daemon, session_recovery, session_watcher
 from vbackup.process import Process
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import block_nodes
-from vbackup.qemu.transaction import send
 from vbackup.qemu.storage_daemon import Survival
+from vbackup.qemu.transaction import send
 from vbackup.report import Reporter
 from vbackup.sessions import sockets
 from vbackup.sessions.checkpoint import iso
@@ -162,7 +162,7 @@ def _begin(
                 undo_in_qemu.release()
             undo.release()
             if off is not None:
-                off.leave()
+                off.leave(session.id)
     return session
 
 

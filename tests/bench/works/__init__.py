@@ -56,6 +56,7 @@ WORKS = (
     Work("live", "Live restore until the guest's agent answers, beside a local start", living.live),
     Work("mount", "Mount of the newest of a chain, 1 GiB of data", mounting.mount),
     Work("pull", "Pull of 2 GiB of data out of a session, beside a storage daemon", pulling.pull),
+    Work("stalled", "Latency of the guest's writes while the client of a session has stopped reading", pulling.stalled),
     Work("file", "A file of 1 MiB out of a guest, with libguestfs under TCG", guest_files.one_file),
     Work("prune", "Prune of seven increments of 1 % into a full of 1 GiB", pruning.prune),
 )

@@ -116,25 +116,25 @@ def _moment(bench: Bench, guest: Guest, *, times: int) -> dict[str, Any]:
 def latency(bench: Bench) -> None:
     """One backup each into a repository that takes 4 MB/s, while the guest writes all over its disk."""
     # One round: each has a thousand writes and takes a minute.
-    with _latency_guest(bench) as (guest, _):
-        _keep(bench, "no backup", _quiet(guest))
+    with latency_guest(bench) as (guest, _):
+        keep(bench, "no backup", quiet(guest))
     for name, contender, options in _backups(bench):
         with (
-            _latency_guest(bench) as (guest, place),
+            latency_guest(bench) as (guest, place),
             slow_filesystem(place / "slow", size_mib=1024, bytes_s=SLOW_BYTES_S) as slow,
         ):
             try:
-                _keep(bench, name, _while(bench, contender, guest, slow, place, options))
+                keep(bench, name, _while(bench, contender, guest, slow, place, options))
             except FailedError as err:
                 bench.record.skip(name, f"it failed: {err}")
 
 
 @contextmanager
-def _latency_guest(bench: Bench) -> Iterator[tuple[Guest, Path]]:
+def latency_guest(bench: Bench, *, data_mib: int = 40) -> Iterator[tuple[Guest, Path]]:
     """A new one for each contender: what the guest writes during one backup is not for the next to copy."""
     with bench.place("work") as place:
         # As disks of servers are: the guest's write is done when the host's storage has it.
-        disk = {"size_gib": 1, "data_mib": 40, "driver": "cache='none' io='native'"}
+        disk = {"size_gib": 1, "data_mib": data_mib, "driver": "cache='none' io='native'"}
         with bench.guest(place, "latency", **disk) as guest:
             yield guest, place
 
@@ -149,19 +149,21 @@ def _backups(bench: Bench) -> Iterator[tuple[str, Contender, tuple[str, ...]]]:
         bench.record.skip(f"{OURS.name} --fleecing", "this vbackup has no backup --fleecing")
 
 
-def _keep(bench: Bench, name: str, figures: dict[str, float]) -> None:
+def keep(bench: Bench, name: str, figures: dict[str, float]) -> None:
+    """Add the figures of one run."""
     bench.record.figures.setdefault(name, []).append(figures)
     print(f"    {name}: {figures}", flush=True)
 
 
-def _quiet(guest: Guest) -> dict[str, float]:
-    with _writer(guest) as writer:
+def quiet(guest: Guest) -> dict[str, float]:
+    """How long the guest's writes take in ten seconds in which the bench does nothing else."""
+    with writer_on(guest) as writer:
         time.sleep(10)
     return writer.figures()
 
 
 @contextmanager
-def _writer(guest: Guest) -> Iterator[Writer]:
+def writer_on(guest: Guest) -> Iterator[Writer]:
     with Writer(guest, size_bytes=1024 * MIB, write_bytes=EXTENT_BYTES) as writer:
         yield writer
 
@@ -178,6 +180,6 @@ def _while(
         contender.ready(job)
         backup: Backup = contender.full
         start_s = time.monotonic()
-        with _writer(guest) as writer:
+        with writer_on(guest) as writer:
             backup(job, Meter(bench.log))
         return {**writer.figures(), "backup_s": round(time.monotonic() - start_s, 2)}

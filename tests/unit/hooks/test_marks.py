@@ -14,7 +14,7 @@ import pytest
 from tests.unit.builders import UUID
 from vbackup.errors import BusyError
 from vbackup.hooks import marks
-from vbackup.hooks.marks import Process, hand_over, live_mark, offline_mark
+from vbackup.hooks.marks import Process, live_mark, offline_mark
 
 
 @pytest.fixture(autouse=True)
@@ -75,28 +75,6 @@ def test_second_offline_backup_at_once_is_busy(directory: Path) -> None:
         assert mark.process == other
 
 
-def test_mark_of_a_session_outlives_us_and_keeps_others_out(directory: Path) -> None:
-    with other_process() as daemon:
-        with offline_mark(UUID):
-            hand_over(UUID, daemon)
-        mark = live_mark(UUID)
-        assert mark is not None
-        assert (mark.process, mark.work) == (daemon, "session")
-        with pytest.raises(BusyError, match="A pull session serves the disks"), offline_mark(UUID):
-            pytest.fail("both have it")
-    with offline_mark(UUID):  # the daemon has ended
-        assert live_mark(UUID) is not None
-
-
-def test_mark_of_somebody_else_is_not_handed_over(directory: Path) -> None:
-    with other_process() as other, other_process() as daemon:
-        write(directory / UUID, other)
-        hand_over(UUID, daemon)
-        mark = live_mark(UUID)
-        assert mark is not None
-        assert mark.process == other
-
-
 def test_mark_of_a_process_that_ended_is_taken_over(directory: Path) -> None:
     with other_process() as other:
         write(directory / UUID, other)
@@ -145,3 +123,24 @@ def test_mark_within_a_mark_changes_nothing(directory: Path) -> None:
             assert (directory / UUID).read_text() == text
         assert (directory / UUID).read_text() == text
     assert list(directory.iterdir()) == []
+
+
+def test_mark_of_a_session_names_it_to_others(directory: Path) -> None:
+    with other_process() as other:
+        with offline_mark(UUID):
+            marks.hand_over(UUID, other, session="20261129T101500Z-0a1b2c")
+        mark = live_mark(UUID)
+        assert mark is not None
+        assert (mark.process, mark.session) == (other, "20261129T101500Z-0a1b2c")
+        with pytest.raises(BusyError, match="Pull session 20261129T101500Z-0a1b2c has the disks"), offline_mark(UUID):
+            raise AssertionError("the block was entered")
+    assert live_mark(UUID) is None  # the process has ended
+
+
+def test_mark_of_somebody_else_is_not_handed_over(directory: Path) -> None:
+    with other_process() as other, other_process() as daemon:
+        write(directory / UUID, other)
+        marks.hand_over(UUID, daemon, session="20261129T101500Z-0a1b2c")
+        mark = live_mark(UUID)
+        assert mark is not None
+        assert (mark.process, mark.session) == (other, None)

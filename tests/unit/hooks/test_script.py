@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import UUID, Recorder
+from tests.unit.builders import UUID
 from vbackup.hooks import events, half_restored, install, marks
 from vbackup.hooks.events import Operation
 
@@ -393,14 +393,6 @@ def test_start_of_a_marked_domain_is_refused_in_one_sentence(hook: Hook) -> None
     assert [event.refused for event in events.events(UUID)] == [True, False]
 
 
-def test_start_of_a_domain_that_a_session_serves_is_refused(hook: Hook) -> None:
-    with marks.offline_mark(UUID):
-        marks.hand_over(UUID, marks.Process.this())
-        said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
-    assert said.startswith("a pull session of vbackup serves the disks of domain 'web' (since 20")
-    assert "'vbackup session list' shows it" in said
-
-
 @pytest.mark.parametrize("call", CALLS[1:], ids=lambda call: call[0])
 def test_only_a_start_is_refused(hook: Hook, call: Sequence[str]) -> None:
     with marks.offline_mark(UUID):
@@ -505,12 +497,24 @@ def test_start_during_a_restore_in_place_is_refused_in_one_sentence(hook: Hook) 
     hook.call("web", "prepare", "begin", "-")
 
 
+def test_start_while_a_pull_session_serves_the_disks_is_refused_in_one_sentence(hook: Hook) -> None:
+    this = marks.Process.of(os.getpid())
+    assert this is not None
+    with marks.offline_mark(UUID):
+        marks.hand_over(UUID, this, session="20261129T101500Z-0a1b2c")
+        said = hook.call("web", "prepare", "begin", "-", status=1, silent=False).stderr.decode()
+    assert said.startswith("Pull session 20261129T101500Z-0a1b2c of vbackup has the disks of domain 'web' open")
+    assert said.endswith("; commit or abort it, then start the domain.\n")
+    assert said.count("\n") == 1
+    hook.call("web", "prepare", "begin", "-")
+
+
 # what a restore in place has left half done
 
 
 def half_restore(command: str = "vbackup restore web --in-place -r /srv") -> Path:
     half_restored.DIRECTORY.parent.mkdir(exist_ok=True)
-    half_restored.begin(UUID, ["vda", "vdb"], domain="web", command=command, reporter=Recorder())
+    half_restored.begin(UUID, ["vda", "vdb"], domain="web", command=command)
     return half_restored.DIRECTORY / UUID
 
 
@@ -571,8 +575,7 @@ def test_what_is_no_record_stops_no_guest(hook: Hook, make: object) -> None:
 
 def half_restore_live() -> Path:
     half_restored.DIRECTORY.parent.mkdir(exist_ok=True)
-    work = half_restored.Work.LIVE
-    half_restored.begin(UUID, ["vda"], domain="web", command="vbackup resume", reporter=Recorder(), work=work)
+    half_restored.begin(UUID, ["vda"], domain="web", command="vbackup resume", work=half_restored.Work.LIVE)
     return half_restored.DIRECTORY / UUID
 
 

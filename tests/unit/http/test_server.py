@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests import certificates, fake_nbd
+from tests import certificates, documents, fake_nbd
 from tests.fake_nbd import FakeNbd
 from vbackup.errors import ChainError, StorageError, UsageError
 from vbackup.http import access, server
@@ -224,22 +224,22 @@ def test_options_say_what_can_be_done(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "method", "headers", "status", "code"),
     [
-        ("/vda/data?offset=0&length=5243393", "GET", {}, 416, "beyond-end"),
-        ("/vda/data", "GET", {"Range": "bytes=5243392-"}, 416, "beyond-end"),
-        ("/vda/data", "GET", {"Range": "bytes=0-1,4-5"}, 400, "bad-request"),
-        ("/vda/data?offset=x", "GET", {}, 400, "bad-request"),
-        ("/vda/map?page_size=0", "GET", {}, 400, "bad-request"),
-        ("/vda/map?offset=5243393", "GET", {}, 416, "beyond-end"),
-        ("/vda/map?offset=1&length=5243392", "GET", {}, 416, "beyond-end"),
-        ("/vda/map?kind=odd", "GET", {}, 400, "bad-request"),
-        ("/vda/map?checkpoint=unknown", "GET", {}, 404, "unknown-checkpoint"),
-        ("/vda/map?kind=broken", "GET", {}, 500, "read-failed"),
-        ("/vdb/data", "GET", {}, 404, "not-found"),
-        ("/vda", "GET", {}, 404, "not-found"),
-        ("/vda/data/x", "GET", {}, 404, "not-found"),
-        ("/../etc/passwd", "GET", {}, 404, "not-found"),
-        ("/vda/data", "PUT", {}, 405, "method-not-allowed"),
-        ("/vda/map", "DELETE", {}, 405, "method-not-allowed"),
+        ("/vda/data?offset=0&length=5243393", "GET", {}, 416, "BEYOND_END"),
+        ("/vda/data", "GET", {"Range": "bytes=5243392-"}, 416, "BEYOND_END"),
+        ("/vda/data", "GET", {"Range": "bytes=0-1,4-5"}, 400, "BAD_REQUEST"),
+        ("/vda/data?offset=x", "GET", {}, 400, "BAD_REQUEST"),
+        ("/vda/map?page_size=0", "GET", {}, 400, "BAD_REQUEST"),
+        ("/vda/map?offset=5243393", "GET", {}, 416, "BEYOND_END"),
+        ("/vda/map?offset=1&length=5243392", "GET", {}, 416, "BEYOND_END"),
+        ("/vda/map?kind=odd", "GET", {}, 400, "BAD_REQUEST"),
+        ("/vda/map?checkpoint=unknown", "GET", {}, 404, "CHECKPOINT_UNKNOWN"),
+        ("/vda/map?kind=broken", "GET", {}, 500, "READ_FAILED"),
+        ("/vdb/data", "GET", {}, 404, "NOT_FOUND"),
+        ("/vda", "GET", {}, 404, "NOT_FOUND"),
+        ("/vda/data/x", "GET", {}, 404, "NOT_FOUND"),
+        ("/../etc/passwd", "GET", {}, 404, "NOT_FOUND"),
+        ("/vda/data", "PUT", {}, 405, "METHOD_NOT_ALLOWED"),
+        ("/vda/map", "DELETE", {}, 405, "METHOD_NOT_ALLOWED"),
     ],
 )
 def test_request_that_is_refused_says_why(
@@ -247,7 +247,9 @@ def test_request_that_is_refused_says_why(
 ) -> None:
     with running(tmp_path) as one:
         answered, more, body = one.ask(path, method=method, headers={**BEARER, **headers})
-        assert (answered, json.loads(body)["error"]["code"]) == (status, code)
+        refusal = json.loads(body)
+        documents.check(refusal)
+        assert (answered, refusal["error"]["code"]) == (status, code)
         assert status != 416 or more["Content-Range"] == f"bytes */{SIZE}"
         assert one.nbd.asked == []
 
@@ -296,7 +298,7 @@ def test_readers_have_a_limit(tmp_path: Path) -> None:
         assert reading.wait(PATIENCE_S)
         status, answered, body = one.ask("/vda/data?length=512")
         assert (status, answered["Retry-After"]) == (503, "1")
-        assert json.loads(body)["error"]["code"] == "too-many-readers"
+        assert json.loads(body)["error"]["code"] == "TOO_MANY_READERS"
         assert one.ask("/vda/map")[0] == 200
         go_on.set()
         assert first.getresponse().read() == CONTENT
@@ -380,7 +382,7 @@ def test_error_in_the_middle_ends_the_connection_before_its_length(tmp_path: Pat
         connection.close()
         until(lambda: one.nbd.connections == 1)
         status, _, body = one.ask("/vda/data?offset=3145728&length=512")
-        assert (status, json.loads(body)["error"]["code"]) == (500, "read-failed")
+        assert (status, json.loads(body)["error"]["code"]) == (500, "READ_FAILED")
 
 
 @pytest.mark.parametrize(
@@ -404,7 +406,8 @@ def test_session_that_ends_is_said_and_ends_the_server(tmp_path: Path) -> None:
         status, _, body = one.ask("/vda/data")
         assert status == 410
         assert json.loads(body) == {
-            "error": {"code": "session-ended", "message": "Session x is committed.", "retry": "begin"}
+            "schema": "vbackup.httperror/1",
+            "error": {"code": "SESSION_ENDED", "message": "Session x is committed.", "retry": "begin"},
         }
         assert one.ask("/vda/data", headers={})[0] == 401
     with running(tmp_path / "2") as one:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests import certificates
+from tests import certificates, documents
 from tests.fake_nbd import FakeNbd
 from tests.unit.builders import TRACKER, UUID, pull_session, session_checkpoint
 from vbackup.errors import BusyError, MissingPackageError, SessionEndedError, StorageError, UsageError, VbackupError
@@ -110,11 +110,12 @@ def test_session_is_served_until_a_signal(served: Served) -> None:
     [disk] = document["disks"]
     assert disk["size_bytes"] == SIZE
     changes = served.ask(disk["map"])
+    documents.check(changes)
     assert changes["extents"] == [{"start": 0, "length": 65536, "dirty": True, "zero": False}]
     assert changes["next_offset"] is None
     assert served.ask(disk["map"] + "?kind=allocated&page_size=1")["next_offset"] == 65536
-    assert served.ask(disk["map"] + "?kind=odd")["error"]["code"] == "bad-request"
-    assert served.ask(disk["map"] + "?kind=between&checkpoint=x")["error"]["code"] == "unknown-checkpoint"
+    assert served.ask(disk["map"] + "?kind=odd")["error"]["code"] == "BAD_REQUEST"
+    assert served.ask(disk["map"] + "?kind=between&checkpoint=x")["error"]["code"] == "CHECKPOINT_UNKNOWN"
     assert served.ask(disk["data"]) == served.nbd.content
     served.stop.request(15)
     thread.join(PATIENCE_S)
