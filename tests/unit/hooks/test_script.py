@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.builders import UUID
+from tests.unit.builders import UUID, Recorder
 from vbackup.hooks import events, half_restored, install, marks
 from vbackup.hooks.events import Operation
 
@@ -514,7 +514,7 @@ def test_start_while_a_pull_session_serves_the_disks_is_refused_in_one_sentence(
 
 def half_restore(command: str = "vbackup restore web --in-place -r /srv") -> Path:
     half_restored.DIRECTORY.parent.mkdir(exist_ok=True)
-    half_restored.begin(UUID, ["vda", "vdb"], domain="web", command=command)
+    half_restored.begin(UUID, ["vda", "vdb"], domain="web", command=command, reporter=Recorder())
     return half_restored.DIRECTORY / UUID
 
 
@@ -575,7 +575,8 @@ def test_what_is_no_record_stops_no_guest(hook: Hook, make: object) -> None:
 
 def half_restore_live() -> Path:
     half_restored.DIRECTORY.parent.mkdir(exist_ok=True)
-    half_restored.begin(UUID, ["vda"], domain="web", command="vbackup resume", work=half_restored.Work.LIVE)
+    work = half_restored.Work.LIVE
+    half_restored.begin(UUID, ["vda"], domain="web", command="vbackup resume", reporter=Recorder(), work=work)
     return half_restored.DIRECTORY / UUID
 
 
