@@ -204,6 +204,9 @@ def reported(err: BaseException) -> VbackupError:
     """
     if isinstance(err, VbackupError):
         return err
+    if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {os.fspath(err.filename)}" if isinstance(err.filename, (str, os.PathLike)) else ""
+        return NoSpaceError(f"No space left{where}. Free some space and run the same command again.")
     if isinstance(err, OSError) and err.errno in _LOST and isinstance(err.filename, (str, os.PathLike)):
         return StorageError(f"Cannot access {os.fspath(err.filename)}: {err.strerror}.{_hint(err)}")
     return VbackupError(f"Unexpected {type(err).__name__}: {err}. This is a bug in vbackup; -v shows where.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -16,7 +17,7 @@ import pytest
 
 from tests.unit.builders import patience
 from vbackup import files
-from vbackup.errors import NoSpaceError, StorageError, VbackupError
+from vbackup.errors import NoSpaceError, Status, StorageError, VbackupError
 from vbackup.files import open_regular
 
 
@@ -298,3 +299,18 @@ def test_new_file_is_nobody_elses_and_replaces_none(tmp_path: Path) -> None:
     assert ((tmp_path / "f").read_bytes(), stat.S_IMODE((tmp_path / "f").stat().st_mode)) == (b"abc", 0o600)
     with pytest.raises(FileExistsError):
         files.write_new(tmp_path / "f", b"other")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left. Free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/r/x"), "No space left for /r/x. Free"),
+        (OSError(errno.ESTALE, "Stale file handle", "/r/x"), "Cannot access /r/x: Stale file handle. The network"),
+        (OSError(errno.EBADF, "Bad file descriptor"), "Unexpected OSError: .* This is a bug in vbackup"),
+    ],
+)
+def test_storage_that_fails_anywhere_is_no_bug(error: OSError, said: str) -> None:
+    reported = files.reported(error)
+    assert re.match(said, str(reported)), reported
+    assert reported.status == (Status.FAILED if "bug" in said else Status.STORAGE)
