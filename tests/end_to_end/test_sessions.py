@@ -546,6 +546,9 @@ def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
     error = vendor.begin(status=8)
     assert "NBD server" in error["message"]
     assert machine.state() == clean
+    (failed,) = vendor.session("list")["sessions"]
+    assert failed["state"] == "failed"
+    assert vendor.record(failed)["internal"]["is_closed"], "its watcher has nothing to wait for"
     machine.execute("nbd-server-stop")
     session = vendor.begin()
     vendor.session("abort", session["id"])

@@ -136,7 +136,12 @@ def _begin(
     directory = sockets.make_directory(socket_directory, session_id)
     first = next((one for one in alive if one.socket is not None), None)
     place = Place(directory, request.listen, request.tls, server=_bound(first))
+    undo_in_qemu = Undo(reporter, tries_again=session_close.TRIES_AGAIN)
     with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo:
+        undo.push(
+            "note that it failed",
+            lambda: _fail(domain, session_id, is_closed=undo_in_qemu.is_complete and not directory.exists()),
+        )
         undo.push("remove the sockets", lambda: _remove_sockets(place))
         survival = session_daemon.survival(session_id, directory, domain)
         with _opened(request, handle, survival, reporter=reporter, stop=stop) as (opened, off):
@@ -146,13 +151,12 @@ def _begin(
             wanted = Wanted(session_id, request.level, request.base, request.disks, request.excluded_disks, now)
             made = session_survey.plan_of(wanted, tracker, this)
             session = _draft(request, made, place, handle, now=now)
-            undo.push("note that it failed", lambda: _fail(domain, session_id))
             domain.write(session)
             # Before QEMU has anything: whatever becomes of this process, somebody is there to end it.
             session = session_watcher.start(
                 session, domain, host=handle.host, reserve_bytes=reserve_bytes, reporter=reporter
             )
-            with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo_in_qemu:
+            with undo_in_qemu:
                 session = _serve(request, made, session, this, place=place, first=first, undo=undo_in_qemu)
                 if off is not None:
                     session = _with_daemon(session, off)
@@ -347,8 +351,8 @@ def _remove_sockets(place: Place) -> None:
         sockets.remove_directory(place.directory)
 
 
-def _fail(domain: DomainStore, session_id: str) -> None:
-    """Note that a session has failed while it was begun; nothing of it is left, unless a warning said so."""
+def _fail(domain: DomainStore, session_id: str, *, is_closed: bool) -> None:
+    """Note that a session that has a record has failed while it was begun. ``is_closed``: nothing of it is left."""
     for session in domain.sessions():
         if session.id == session_id and session.internals is not None:
             domain.write(
@@ -357,5 +361,6 @@ def _fail(domain: DomainStore, session_id: str) -> None:
                     state=SessionState.FAILED,
                     ended=datetime.now(timezone.utc),
                     end_reason="it could not be begun",
+                    internals=replace(session.internals, is_closed=is_closed),
                 )
             )
