@@ -345,7 +345,7 @@ def test_full_scratch_ends_the_session_and_not_the_guest(
         for start in range(16):
             machine.write("vda", f"write -P 2 {start}M 1M")
         assert machine.execute("query-status")["running"]
-        machine.write("vda", "read -P 2 0 16M")
+        machine.check_content("vda", "-P 2 0 16M")
         failed = subprocess.run(
             ["nbdcopy", session["disks"][0]["uri"], str(vendor.copy("vda"))],
             capture_output=True,
@@ -368,7 +368,7 @@ def test_full_scratch_ends_the_session_and_not_the_guest(
         wait_for(lambda: not (sockets / session["id"]).exists(), "the end of the session")
         assert vendor.session("status", session["id"])["end_reason"] == "the scratch directory was nearly full"
         assert machine.state() == clean
-        machine.write("vda", "read -P 2 0 16M")
+        machine.check_content("vda", "-P 2 0 16M")
     finally:
         subprocess.run(["umount", "-l", str(scratch)], check=True)
 
