@@ -551,7 +551,13 @@ def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
     assert vendor.record(failed)["internal"]["is_closed"], "its watcher has nothing to wait for"
     machine.execute("nbd-server-stop")
     session = vendor.begin()
+    address = {"type": "unix", "path": str(images / "vhost.sock")}
+    node = machine.execute("query-block")[0]["inserted"]["node-name"]
+    machine.execute("block-export-add", type="vhost-user-blk", id="theirs", node_name=node, addr=address)
     vendor.session("abort", session["id"])
+    machine.execute("nbd-server-start", addr={"type": "unix", "data": {"path": str(images / "again.sock")}})
+    machine.execute("nbd-server-stop")
+    machine.execute("block-export-del", id="theirs")
 
 
 def test_end_of_a_session_is_that_of_its_clients_and_not_of_the_guest(vendor: Vendor) -> None:
