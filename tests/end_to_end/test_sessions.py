@@ -538,6 +538,19 @@ def test_beside_our_own_backup_and_a_libvirtd_that_is_killed(vendor: Vendor, tmp
     assert owners == {"vbackup", "tracker"}
 
 
+def test_session_whose_job_somebody_else_has_ended_cannot_be_committed(vendor: Vendor) -> None:
+    """Its disk is still exported, but as it is now."""
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 1M")
+    clean = machine.state()
+    session = vendor.begin()
+    (job,) = [one["id"] for one in machine.execute("query-jobs") if "-vda-" in one["id"]]
+    machine.execute("job-cancel", id=job)
+    error = vendor.session("commit", session["id"], status=6)
+    assert (error["evidence"]["state"], error["retry"]) == ("failed", "begin")
+    assert machine.state() == clean
+
+
 def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
     machine = vendor.machine
     clean = machine.state()
