@@ -24,6 +24,10 @@ def other_ca(directory: Path) -> str:
     return (directory / "ca-cert.pem").read_text()
 
 
+#: What certtool gives an authority, too; from Python 3.13 on, ssl refuses one without it.
+CA_EXTENSIONS = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+
+
 @functools.cache
 def _made() -> Path:
     """Of this process; the run's temporary directory goes with the run."""
@@ -44,7 +48,7 @@ def _made() -> Path:
 
 def _ca(directory: Path) -> None:
     files = ("-subj", "/CN=vbackup test CA", "-keyout", "ca-key.pem", "-out", "ca-cert.pem")
-    _openssl(directory, "req", "-x509", *_NEW_KEY, *files, "-days", "2")
+    _openssl(directory, "req", "-x509", *_NEW_KEY, *files, *CA_EXTENSIONS, "-days", "2")
 
 
 def _openssl(directory: Path, *arguments: str) -> None:

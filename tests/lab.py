@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+from vbackup.domain.domain_xml import parse
 from vbackup.domain.host import DomainHandle, Host, libvirt
 from vbackup.domain.passthrough import Passthrough
 from vbackup.names import is_ours
@@ -125,12 +126,25 @@ class Machine:
         raise LookupError(f"no device for {dev}")
 
     def write(self, dev: str, *commands: str) -> None:
-        """qemu-io commands ("write -P 17 1M 64k") through the guest's own device, as the guest would write."""
+        """qemu-io commands ("write -P 17 1M 64k") through the guest's own device, as the guest would write.
+
+        QEMU prints on its own output what becomes of them, so a failure, as for lack of space, is not noticed here.
+        """
         qdev = self.qdev(dev)
         for command in commands:
+            assert not command.startswith("read"), "nobody would notice another content: use check_content"
             said = self.execute("human-monitor-command", command_line=f'qemu-io -d {qdev} "{command}"')
             assert "rror" not in said, said
-            assert "failed" not in said, said
+
+    def check_content(self, dev: str, *ranges: str) -> None:
+        """The disk has this content: each range is what qemu-io's read takes, such as "-P 17 1M 64k"."""
+        self.write(dev, "flush")
+        [disk] = [one for one in parse(self.handle.live_xml()).disks if one.dev == dev]
+        assert disk.path is not None
+        for words in ranges:
+            argv = ["qemu-io", "-U", "-r", "-f", str(disk.format), "-c", f"read {words}", disk.path]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
 
     def bitmaps(self) -> dict[str, list[str]]:
         """The names of the bitmaps by node."""

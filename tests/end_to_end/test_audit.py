@@ -223,7 +223,7 @@ def test_full_scratch_space_is_none_of_the_guests_business(chain: Chain, small_f
         with while_it_reads(lambda: chain.machine.write("vda", "write -P 4 0 8M")):
             refused = audit(chain, "--scratch", small_filesystem, status=7)
         assert "could not store in" in refused.stderr
-    chain.machine.write("vda", "read -P 4 0 8M")
+    chain.machine.check_content("vda", "-P 4 0 8M")
     after = chain.machine.state()
     for name in ("nodes", "jobs", "fdsets"):
         assert after[name] == before[name]

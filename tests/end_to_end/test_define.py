@@ -18,6 +18,7 @@ from vbackup.domain import defining, identity, restored_xml
 from vbackup.domain import domain_xml as domain_xml_
 from vbackup.domain.host import UNDEFINE_FLAGS, libvirt
 from vbackup.domain.identity import Identity
+from vbackup.errors import UnsuitableError
 from vbackup.model import ImageFormat
 from vbackup.operations.restored_machine import TPM_SOURCE_SINCE
 
@@ -231,6 +232,7 @@ def test_every_kind_of_domain_that_is_restored_is_one_that_libvirt_defines(lab: 
     texts = {path: path.read_text() for path in sorted(FIXTURES.glob("*/*.xml"))}
     texts[Path("crowded.xml")] = CROWDED
     assert len(texts) > 8
+    lacking: set[Path] = set()
     for path, text in texts.items():
         live = path.with_name("domain.xml").read_text() if path.name == "inactive.xml" else None
         devs = {disk.dev: disk.path for disk in domain_xml_.parse(live or text).disks}
@@ -241,11 +243,18 @@ def test_every_kind_of_domain_that_is_restored_is_one_that_libvirt_defines(lab: 
             made = domain_xml_.with_disks(reworked.text, images, **nvram)  # type: ignore[arg-type]
             new = Identity("new", "99999999-2222-4333-8444-555555555555")
             for found in (identity.keep(made), identity.renew(made, new, identity.new_macs(()))):
-                defining.check(lab.host, found.text)
+                try:
+                    defining.check(lab.host, found.text)
+                except UnsuitableError as err:
+                    # Such as SPICE, which Debian has as a package of QEMU's own from 13 on.
+                    assert "not supported with this QEMU" in str(err), path
+                    lacking.add(path)
+                    continue
                 handle = defining.define(lab.host, found.text)
                 try:
                     assert (handle.name, handle.uuid) == (found.identity.name, found.identity.uuid), path
                     assert {disk.dev for disk in domain_xml_.parse(handle.definition_xml()).disks} == devs.keys()
                 finally:
                     handle.domain.undefineFlags(UNDEFINE_FLAGS[1])
+    assert len(texts) - len(lacking) > 5
     assert lab.host.domains() == []

@@ -101,7 +101,8 @@ def test_domain_whose_nodes_are_inactive_is_not_written_to_until_it_runs(
 
     chain.machine.handle.resume()
     assert chain.machine.execute("query-status")["status"] == "running"
-    chain.machine.write("vda", "write -P 3 2M 64k", "read -P 3 2M 64k", "read -P 2 1M 64k")
+    chain.machine.write("vda", "write -P 3 2M 64k")
+    chain.machine.check_content("vda", "-P 3 2M 64k", "-P 2 1M 64k")
     done = chain.backup()
     assert levels(done) == {"vda": "incremental", "vdb": "incremental"}
     assert [disk["copied_bytes"] for disk in done["disks"]] == [2 * 65536 + END_BYTES, END_BYTES]
@@ -114,5 +115,6 @@ def test_domain_that_is_simply_paused_is_backed_up(chain: Chain, pause: Callable
     pause(chain)
     assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}
     chain.machine.handle.resume()
-    chain.machine.write("vda", "write -P 3 2M 64k", "read -P 3 2M 64k")
+    chain.machine.write("vda", "write -P 3 2M 64k")
+    chain.machine.check_content("vda", "-P 3 2M 64k")
     assert levels(chain.backup()) == {"vda": "incremental", "vdb": "incremental"}

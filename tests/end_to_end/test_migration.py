@@ -307,7 +307,7 @@ def test_domain_that_arrived_paused_is_not_written_to_before_it_runs(move: Move)
     move.machine.handle.resume()
     assert move.machine.execute("query-status")["status"] == "running"
     move.write(3, 2 << 20)
-    move.machine.write("vda", f"read -P 3 {2 << 20} 64k", f"read -P 2 {1 << 20} 64k")
+    move.machine.check_content("vda", f"-P 3 {2 << 20} 64k", f"-P 2 {1 << 20} 64k")
     assert levels(move.backup())["vda"] == "incremental"
 
 

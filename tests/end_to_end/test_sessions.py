@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.certificates import CA_EXTENSIONS
 from tests.daemon import Daemon, wait_for
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, compare, domain_xml
 from vbackup.domain.host import libvirt
@@ -353,7 +354,7 @@ def test_full_scratch_ends_the_session_and_not_the_guest(
         for start in range(16):
             machine.write("vda", f"write -P 2 {start}M 1M")
         assert machine.execute("query-status")["running"]
-        machine.write("vda", "read -P 2 0 16M")
+        machine.check_content("vda", "-P 2 0 16M")
         failed = subprocess.run(
             ["nbdcopy", session["disks"][0]["uri"], str(vendor.copy("vda"))],
             capture_output=True,
@@ -376,7 +377,7 @@ def test_full_scratch_ends_the_session_and_not_the_guest(
         wait_for(lambda: not (sockets / session["id"]).exists(), "the end of the session")
         assert vendor.session("status", session["id"])["end_reason"] == "the scratch directory was nearly full"
         assert machine.state() == clean
-        machine.write("vda", "read -P 2 0 16M")
+        machine.check_content("vda", "-P 2 0 16M")
     finally:
         subprocess.run(["umount", "-l", str(scratch)], check=True)
 
@@ -616,6 +617,19 @@ def test_beside_our_own_backup_and_a_libvirtd_that_is_killed(vendor: Vendor, tmp
     assert owners == {"vbackup", "tracker"}
 
 
+def test_session_whose_job_somebody_else_has_ended_cannot_be_committed(vendor: Vendor) -> None:
+    """Its disk is still exported, but as it is now."""
+    machine = vendor.machine
+    machine.write("vda", "write -P 1 0 1M")
+    clean = machine.state()
+    session = vendor.begin()
+    (job,) = [one["id"] for one in machine.execute("query-jobs") if "-vda-" in one["id"]]
+    machine.execute("job-cancel", id=job)
+    error = vendor.session("commit", session["id"], status=6)
+    assert (error["evidence"]["state"], error["retry"]) == ("failed", "begin")
+    assert machine.state() == clean
+
+
 def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
     machine = vendor.machine
     clean = machine.state()
@@ -624,9 +638,16 @@ def test_server_of_others_is_left_alone(vendor: Vendor, images: Path) -> None:
     error = vendor.begin(status=8)
     assert "NBD server" in error["message"]
     assert machine.state() == clean
+    assert vendor.session("list")["sessions"] == [], "its watcher has nothing to wait for"
     machine.execute("nbd-server-stop")
     session = vendor.begin()
+    address = {"type": "unix", "path": str(images / "vhost.sock")}
+    node = machine.execute("query-block")[0]["inserted"]["node-name"]
+    machine.execute("block-export-add", type="vhost-user-blk", id="theirs", node_name=node, addr=address)
     vendor.session("abort", session["id"])
+    machine.execute("nbd-server-start", addr={"type": "unix", "data": {"path": str(images / "again.sock")}})
+    machine.execute("nbd-server-stop")
+    machine.execute("block-export-del", id="theirs")
 
 
 def test_end_of_a_session_is_that_of_its_clients_and_not_of_the_guest(vendor: Vendor) -> None:
@@ -708,7 +729,8 @@ def make_certificates(directory: Path) -> Path:
         directory.mkdir(exist_ok=True)
         new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
         openssl(
-            "req", "-x509", *new_key, "-keyout", key, "-out", certificate, "-days", "1", "-subj", f"/CN={authority}"
+            *("req", "-x509", *new_key, "-keyout", key, "-out", certificate, "-days", "1", "-subj", f"/CN={authority}"),
+            *CA_EXTENSIONS,
         )
         for holder in holders:
             place = directory / holder

@@ -15,6 +15,7 @@ from vbackup.engine.session_server import Place
 from vbackup.errors import VbackupError
 from vbackup.model import NodeBitmap
 from vbackup.names import Naming
+from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter
 from vbackup.sessions import sockets
@@ -81,9 +82,19 @@ def on_host(session: Session) -> None:
 
 
 def is_served(session: Session, monitor: Monitor, naming: Naming) -> bool:
-    """Return True if QEMU exports all disks of the session."""
+    """Return True if QEMU exports all disks of the session, as they were at its moment.
+
+    If a job that saves what the guest overwrites has ended, which only somebody else can have done, its disk would be
+    read as it is now.
+    """
     wanted = {session_server.export_id(naming, session.id, disk.dev) for disk in session.disks}
-    return bool(wanted) and wanted <= session_server.exports(monitor)
+    if not wanted or not wanted <= session_server.exports(monitor):
+        return False
+    if session.internals is not None and session.internals.daemon is not None:
+        return True  # a domain that is off has no such jobs
+    found = jobs.query(monitor)
+    saving = [found.get(naming.fleecing_job(session.checkpoint, disk.dev)) for disk in session.disks]
+    return all(job is not None and job.status in jobs.CHANGEABLE for job in saving)
 
 
 def _close_detached(monitor: Monitor, tops: dict[str, str]) -> None:

@@ -74,9 +74,10 @@ class Place:
 
 
 def exports(monitor: Monitor) -> frozenset[str]:
-    """Return the ids of all exports in QEMU, of whatever type and whoever made them."""
+    """Return the ids of all exports of QEMU's NBD server, whoever made them; others do without it."""
     reply = monitor.execute("query-block-exports")
-    return frozenset(entry.text("id") for entry in objects(reply, "query-block-exports", MalformedError))
+    entries = objects(reply, "query-block-exports", MalformedError)
+    return frozenset(entry.text("id") for entry in entries if entry.text("type") == "nbd")
 
 
 def of_tracker(monitor: Monitor, naming: Naming) -> frozenset[str]:
@@ -173,7 +174,7 @@ def remove_exports(monitor: Monitor, export_ids: Collection[str]) -> None:
 
 
 def stop_if_unused(monitor: Monitor, naming: Naming, place: Place) -> None:
-    """Stop the server if it is one of ours and nobody exports anything, and take back what it was started with.
+    """Stop the server if it is one of ours and exports nothing, and take back what it was started with.
 
     That somebody greets at a session's socket, or at its port and QEMU has our certificates, proves that it is ours.
     Raises BusyError if a client that has not asked for an export keeps its connection.
