@@ -147,11 +147,13 @@ def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 _VBACKUP = re.compile(r"(^|/)vbackup$|^tests\.end_to_end\.killed$")
 
 
-def _check_documents(arguments: Sequence[str | bytes | os.PathLike[Any]], stdout: str, stderr: str) -> None:
-    """What vbackup was asked to print as JSON is as its schema describes it."""
+def _check_documents(
+    arguments: Sequence[str | bytes | os.PathLike[Any]], stdout: str, stderr: str, *, is_there: bool = False
+) -> None:
+    """What vbackup was asked to print as JSON is as its schema describes it, and ``is_there``."""
     words = [os.fsdecode(argument) for argument in arguments]
     if "--json" in words:
-        documents.check_output(stdout)
+        documents.check_output(stdout, is_there=is_there and not {"-h", "--help", "--version"} & {*words})
     if "json" in words and words[words.index("json") - 1] == "--progress":
         documents.check_events(stderr)
 
@@ -201,7 +203,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
         captured = capfd.readouterr()
         outcome = Outcome(got, captured.out, captured.err)
         assert status is None or got == status, outcome
-        _check_documents(arguments, captured.out, captured.err)
+        _check_documents(arguments, captured.out, captured.err, is_there=got == 0)
         assert "Traceback" not in captured.err
         return outcome
 

@@ -93,14 +93,15 @@ def check(document: dict[str, Any]) -> None:
     assert error is None, f"{name} at {error.json_path}: {error.message[:500]}\nSee vbackup/schemas."
 
 
-def check_output(stdout: str) -> None:
+def check_output(stdout: str, *, is_there: bool = False) -> None:
     """Fail if standard output of a command with --json is not one document as its schema describes it.
 
-    A command can print nothing: it was stopped, or printed its help. ``vbackup schema`` prints a schema. What a test
-    prints before the command does not count.
+    Unless it has to be there, a command can print nothing: it was stopped, or printed its help. ``vbackup schema``
+    prints a schema. What a test prints before the command does not count.
     """
     start = re.search(r"^\{", stdout, re.MULTILINE)
     if start is None:
+        assert not is_there, f"the command printed no document: {stdout[:500]!r}"
         return
     document = json.loads(stdout[start.start() :])
     if "$schema" not in document:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +31,24 @@ WRAPPER = """\
 #!/bin/sh
 case "$2 $(cat {mode})" in
     "read cut") {program} "$@" | head -c 200000; exit 7 ;;
-    "read slow") exec {program} stream backup web --job "$6" --stage {stage} --log {stage}/web-$6.log --speed 64k ;;
+    "read slow") exec {slow} "$@" ;;
     *) exec {program} "$@" ;;
 esac
+"""
+
+#: vbackup whose streams are copied at 64 KiB/s.
+SLOW = """\
+#!{python}
+import sys
+from dataclasses import replace
+sys.path.insert(0, "{top}")
+from vbackup.cli import command
+from vbackup.operations import stream_backup
+run = stream_backup.run
+stream_backup.run = lambda request, *arguments, **more: run(
+    replace(request, backup=replace(request.backup, speed_bytes_s=65536)), *arguments, **more
+)
+command()
 """
 
 
@@ -73,8 +89,11 @@ def site(daemon: Daemon, command: Command, images: Path) -> Iterator[Site]:
     spec.create()
     machine = daemon.start(domain_xml("web", [spec.xml()]))
     program, wrapper = bacula.program(images / "vbackup"), images / "wrapper"
-    wrapper.write_text(WRAPPER.format(program=program, mode=images / "mode", stage=images / "stage"))
-    wrapper.chmod(0o755)
+    slow = images / "slow"
+    slow.write_text(SLOW.format(python=sys.executable, top=Path(bacula.__file__).parents[1]))
+    wrapper.write_text(WRAPPER.format(program=program, slow=slow, mode=images / "mode"))
+    for path in (slow, wrapper):
+        path.chmod(0o755)
     (images / "mode").touch()
     config = command(
         *("engine", "config", "--for", "bacula", "--domain", "web", "--client", "host-fd", "--address", "127.0.0.1"),

@@ -189,6 +189,13 @@ def test_what_a_test_prints_by_itself_is_checked_too(capfd: pytest.CaptureFixtur
         capfd.readouterr()
 
 
+def test_document_that_has_to_be_there_is_missed() -> None:
+    documents.check_output("")
+    for stdout in ("", "Done.\n"):
+        with pytest.raises(AssertionError, match="printed no document"):
+            documents.check_output(stdout, is_there=True)
+
+
 def test_events_are_checked(command: Command, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("verify", "web", "-r", recorded.repository.path, "--progress", "json", "--sample", "1")
     assert '"event": "progress"' in command(*arguments).stderr

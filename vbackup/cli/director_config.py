@@ -97,8 +97,9 @@ def _of_domain(kind: Director, domain: str, names: Names) -> list[str]:
     program = str(names.command) if kind is Director.BAREOS else f"exec {names.command}"
     # A constant name would lose the chain: a restore gives one file of each name.
     file = f"/vbackup/{domain}/%i-%l.tar"
-    # Times without colons, which separate the parts of the text.
-    times = "--since $(echo %s | tr -c 0-9 .) --begun $(date +%%Y.%%m.%%d.%%H.%%M.%%S)"
+    # Times without colons, which separate the parts of the text. That in the name of a job is earlier than its start,
+    # which a later job has as %s; that of the clock can be on either side.
+    times = "--since $(echo %s | tr -c 0-9 .) --begun $(echo %j | tr -c 0-9 .)"
     reader = f"{program} engine read --domain {domain} --job-id %i --level %l {times}{stage}"
     # The director expands the line once, the file daemon the writer a second time.
     writer = f"{program} engine write --domain {domain} --where %%w"

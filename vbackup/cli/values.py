@@ -283,6 +283,15 @@ def director_time(text: str) -> str | None:
     return None if time < "1971" else time
 
 
+def director_job_time(text: str) -> str | None:
+    """Return when a director made a job: the time in the job's unique name, or itself as ``director_time`` returns it.
+
+    All characters of the name but digits may be full stops: "............2026.11.23.10.15.00.03." is vbackup-web's.
+    """
+    match = re.search(r"([0-9]{4}(?:\.[0-9]{2}){5})\.[0-9]+\.*$", text)
+    return director_time(match[1] if match else text)
+
+
 def note(text: str) -> str:
     """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
     fault = note_fault(text)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vbackup.domain.host import Host
 from vbackup.engine.delivery import Delivery
-from vbackup.errors import BaseError, ChainError, DomainNotFoundError
+from vbackup.errors import BaseError, ChainError, DomainNotFoundError, UsageError
 from vbackup.files import storage_errors
 from vbackup.model import Backup, Level
 from vbackup.operations import backup
@@ -40,7 +40,7 @@ class StreamRequest:
     job: str  #: what a commit names it by
     falls_back: bool = False  #: without a base for a differential it is a full
     takes_over: bool = False  #: an earlier one that still runs has been given up, and is ended
-    begun: str | None = None  #: when the job has begun, by the director's clock (stream_record.TIME)
+    begun: str | None = None  #: when the director made the job, by its clock (stream_record.TIME): before its start
     since: str | None = None  #: when the job had begun that the director wants it to start from
 
 
@@ -68,8 +68,8 @@ def run(
 ) -> Backup:
     """Make a backup, write it as a stream, and return it; it waits for its commit then.
 
-    An earlier one that waits for its commit is undone first. Raises what operations.backup.run raises, and what
-    ``write`` raises: then nothing is kept, and the base is as it was.
+    An earlier one that waits for its commit is undone first. Raises UsageError if another program keeps the earlier
+    ones; what operations.backup.run raises, and what ``write`` raises: then nothing is kept, and the base is as it was.
     """
 
     def send(made: Backup, directory: Path) -> None:
@@ -86,6 +86,7 @@ def run(
             delivery=Delivery(StreamRecord(request.job, asked, request.begun), send),
         )
 
+    _refuse_shared(request, host=host, stage=stage)
     if request.takes_over:
         request = replace(request, backup=_taken_over(request.backup, host=host, stage=stage, reporter=reporter))
     asked = request.backup.level
@@ -101,6 +102,26 @@ def run(
             raise
         reporter.warning(f"{err} This backup is a full, in place of the differential.")
         return make(Level.FULL, asked)
+
+
+def _refuse_shared(request: StreamRequest, *, host: Host, stage: Repository) -> None:
+    """Raise UsageError if one of a director and another program has kept the earlier backups, and the other asks.
+
+    A backup would start from one that is not where it is kept itself, and could not be restored from there.
+    """
+    uuid = host.domain(request.backup.domain).uuid
+    for one in reversed(stage.catalogue(uuid).history.backups):
+        record = stream_record.read(stage.directory(uuid, one.id))
+        if record is None:
+            continue
+        if (record.begun is None) != (request.begun is None):
+            whose = "a program that called 'vbackup stream'" if record.begun is None else "a director"
+            raise UsageError(
+                f"{stage.path} is the stage of {whose}, which keeps backup {one.id} of domain {request.backup.domain}"
+                f" (job {record.job}): one that starts from it has to be kept there, too. Give another stage with"
+                " --stage."
+            )
+        return
 
 
 def _taken_over(request: BackupRequest, *, host: Host, stage: Repository, reporter: Reporter) -> BackupRequest:
@@ -123,7 +144,7 @@ def _forget_unknown(
 ) -> None:
     """Forget backups that were committed, and that the director does not know: their jobs failed after all.
 
-    Its last good job, which began at ``since``, wrote the first backup that began then or later. For a differential
+    Its last good job, which began at ``since``, was made before that, and each later one after it. For a differential
     that is the last full.
     """
     uuid = host.domain(request.backup.domain).uuid
@@ -132,13 +153,13 @@ def _forget_unknown(
         backups = stage.catalogue(uuid).history.backups
         records = {one.id: stream_record.read(stage.directory(uuid, one.id)) for one in backups}
         later = [
-            one
+            one.sequence
             for one in backups
             if (record := records[one.id]) is not None
-            and (record.begun or "") >= (request.since or "")
+            and (record.begun or "") > (request.since or "")
             and (asked is not Level.DIFFERENTIAL or record.asked is Level.FULL)
         ]
-        unknown = [one for one in backups if later[1:] and one.sequence >= later[1].sequence]
+        unknown = [one for one in backups if later and one.sequence >= later[0]]
         for one in reversed(unknown):
             reporter.warning(
                 f"Backup {one.id} was committed, but the director's job has failed after that: it is forgotten, and no"

@@ -33,7 +33,7 @@ class StreamRecord:
 
     job: str
     asked: Level  #: the level that was asked for
-    begun: str | None = None  #: when the job had begun, by the director's clock (TIME)
+    begun: str | None = None  #: when the director had made the job, by its clock (TIME)
 
 
 def is_job(text: str) -> bool:

@@ -4,7 +4,7 @@
     common.json     what several documents have; they refer to it as "common.json#/$defs/NAME"
 
 A file also refers to another document as a whole ("error-1.json"). ``load`` puts what a schema refers to into it, so
-that it can be used without the other files. vbackup-json(7) says which changes a version allows; tests/schemas.py
+that it can be used without the other files. vbackup-json(7) says which changes a version allows; tests/compatible.py
 finds the others.
 """
 

@@ -35,7 +35,7 @@ def test_plugin_of_bacula_has_a_name_for_each_job_and_needs_no_shell() -> None:
     assert plugin == (
         r"""Plugin = "|/bin/sh -c 'echo \"bpipe:/vbackup/web/%i-%l.tar:"""
         "exec /usr/local/bin/vbackup engine read --domain web --job-id %i --level %l "
-        "--since $(echo %s | tr -c 0-9 .) --begun $(date +%%Y.%%m.%%d.%%H.%%M.%%S):"
+        "--since $(echo %s | tr -c 0-9 .) --begun $(echo %j | tr -c 0-9 .):"
         "exec /usr/local/bin/vbackup engine write --domain web --where %%w" + r"""\"'" """.strip()
     )
 
@@ -47,7 +47,7 @@ def test_plugin_of_bareos_has_named_arguments_and_no_word_of_a_shell() -> None:
     assert dict(part.split("=", 1) for part in text.removeprefix("bpipe:").split(":")) == {
         "file": "/vbackup/web/%i-%l.tar",
         "reader": "/usr/local/bin/vbackup engine read --domain web --job-id %i --level %l"
-        " --since $(echo %s | tr -c 0-9 .) --begun $(date +%%Y.%%m.%%d.%%H.%%M.%%S)",
+        " --since $(echo %s | tr -c 0-9 .) --begun $(echo %j | tr -c 0-9 .)",
         "writer": "/usr/local/bin/vbackup engine write --domain web --where %%w",
     }
 

@@ -301,6 +301,21 @@ def test_time_of_a_director_can_be_none(text: str, time: str | None) -> None:
     assert values.director_time(text) == time
 
 
+@pytest.mark.parametrize(
+    ("name", "time"),
+    [
+        ("vbackup-web.2026-11-23_12.31.34_07", "2026.11.23.12.31.34"),
+        ("vbackup-web2.2026-11-23_12.31.34_123", "2026.11.23.12.31.34"),
+        ("vbackup-2025-01-01_01.01.01_01.2026-11-23_12.31.34_07", "2026.11.23.12.31.34"),
+        ("2026.11.23.12.31.34", "2026.11.23.12.31.34"),
+        ("*none*", None),
+    ],
+)
+def test_time_of_a_director_s_job_is_in_its_name(name: str, time: str | None) -> None:
+    digits = "".join(char if char in "0123456789" else "." for char in f"{name}\n")
+    assert values.director_job_time(digits) == time
+
+
 @pytest.mark.parametrize("text", ["2026-11-23 12:31:34", "*none*", "2026.11.23", "x"])
 def test_what_is_no_time_of_a_director_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):

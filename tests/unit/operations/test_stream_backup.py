@@ -18,7 +18,7 @@ import pytest
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import END_BYTES, SIZE_BYTES, FakeDomain, partial
 from tests.unit.operations.test_recovery import Killer
-from vbackup.errors import BaseError, ConsumerGoneError, StorageError
+from vbackup.errors import BaseError, ConsumerGoneError, StorageError, UsageError
 from vbackup.model import Backup, Level
 from vbackup.operations import stream_backup, stream_end
 from vbackup.operations.backup import BackupRequest
@@ -231,15 +231,29 @@ def test_backup_whose_job_has_failed_after_all_is_no_base(domain: FakeDomain, st
         commit(stage, str(number))
     domain.write(5 * 1024 * 1024)
     recorder = Recorder()
-    four = back_up(domain, stage, "4", begun=TIMES[4], since=TIMES[1], recorder=recorder)
+    since = TIMES[1][:-2] + "07"  # the job was made a moment before it began
+    four = back_up(domain, stage, "4", begun=TIMES[4], since=since, recorder=recorder)
     assert (four.parent, copied(four)) == (ids[1], {2 * 65536 + END_BYTES})
     assert [warning.split()[1] for warning in recorder.warnings] == [ids[2]]
     assert history(stage) == ids[:2]
 
 
-@pytest.mark.parametrize("since", [TIMES[2], TIMES[1], TIMES[3]])
+@pytest.mark.parametrize(("first", "second"), [(TIMES[0], None), (None, TIMES[0])])
+def test_chain_is_kept_in_one_place(
+    domain: FakeDomain, stage: Repository, first: str | None, second: str | None
+) -> None:
+    """A director and restic: an incremental in one of them could not be restored with what is in the other."""
+    back_up(domain, stage, "1", begun=first)
+    commit(stage, "1")
+    for level in (Level.AUTO, Level.FULL):
+        with pytest.raises(UsageError, match=r"is the stage of .* which keeps backup .* \(job 1\).* --stage"):
+            back_up(domain, stage, "2", level=level, begun=second)
+    assert (len(history(stage)), partial(stage)) == (1, [])
+
+
+@pytest.mark.parametrize("since", [TIMES[2], TIMES[3]])
 def test_backups_that_the_director_knows_stay(domain: FakeDomain, stage: Repository, since: str) -> None:
-    """Its job has begun a moment before vbackup knew of it; an earlier base than it wants does no harm."""
+    """Its job began at the moment at which it was made, or has waited for another one."""
     ids = []
     for number in range(2):
         ids.append(back_up(domain, stage, str(number), begun=TIMES[2 * number]).id)

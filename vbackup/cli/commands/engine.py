@@ -8,7 +8,7 @@ from typing import Any
 
 from vbackup.cli.arguments import add_common
 from vbackup.cli.making import STAGE, add_log, add_stage
-from vbackup.cli.values import director_time, directory, job
+from vbackup.cli.values import director_job_time, director_time, directory, job
 
 #: Where restores of a director go by default.
 WHERE = Path("/var/lib/vbackup/restored")
@@ -34,13 +34,11 @@ def add(commands: Any) -> None:
     )
     add_common(reading)
     _add_work(reading)
-    for option, what in (("--since", "the director's last good job had begun"), ("--begun", "this job has begun")):
-        reading.add_argument(
-            option,
-            metavar="TIME",
-            type=director_time,
-            help=f"when {what}, by the director's clock (YYYY.MM.DD.hh.mm.ss)",
-        )
+    for option, kind, what in (
+        ("--since", director_time, "the director's last good job had begun"),
+        ("--begun", director_job_time, "the director made this job"),
+    ):
+        reading.add_argument(option, metavar="TIME", type=kind, help=f"when {what}, by its clock (YYYY.MM.DD.hh.mm.ss)")
     add_log(reading, "DOMAIN-JOB.log in the stage, which finish prints")
     ending = subcommands.add_parser(
         "finish",
