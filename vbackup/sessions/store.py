@@ -107,7 +107,8 @@ class Store:
         """
         directory = self.directory / uuid
         with storage_errors(f"use the directory {directory}"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for made in (self.directory, directory):  # mkdir gives the mode to the last one only
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = open_regular(directory / _LOCK, os.O_RDWR | os.O_CREAT)
         try:
             _wait(fd, name or uuid, stop)

@@ -63,6 +63,7 @@ def test_without_a_directory_there_is_nothing(store: Store) -> None:
 def test_nobody_else_can_read_it(store: Store) -> None:
     session = write(store, pull_session("vda"))
     directory = store.directory / UUID
+    assert stat.S_IMODE(directory.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert stat.S_IMODE((directory / f"session-{session.id}.json").stat().st_mode) == 0o600
 
