@@ -23,7 +23,7 @@ from vbackup.operations import session_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter, Silent
 from vbackup.sessions import store
-from vbackup.sessions.record import Session, SessionState
+from vbackup.sessions.record import QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 #: Why a session failed.
 KILLED = "vbackup ended while it began the session"
-QEMU_ENDED = "the QEMU that served it has ended, or serves it no more"
 
 
 @dataclass(frozen=True)

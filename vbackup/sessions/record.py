@@ -20,6 +20,8 @@ from vbackup.process import Process
 from vbackup.sessions.checkpoint import Checkpoint, iso, moment, session_id, word
 
 SCHEMA = "vbackup.session/1"
+#: Why a session failed.
+QEMU_ENDED = "the QEMU that served it has ended, or serves it no more"
 
 
 class SessionState(Enum):
