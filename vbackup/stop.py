@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,19 +20,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """A request to stop. If several signals arrive, the first one counts."""
+    """A request to stop, which may be for several threads. If several signals arrive, the first one counts."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._writing: int | None = None
+        self._writing: list[int] = []
+        # Nothing is written to a descriptor that another thread has closed, and that may be another file by now.
+        # Reentrant, as the handler of a signal may run in the thread that has it.
+        self._lock = threading.RLock()
 
-    def request(self, signum: int) -> None:
-        """Request a stop for signal ``signum``. Can be called from a signal handler or another thread."""
-        if self.signum is None:
-            self.signum = signum
-        if self._writing is not None:
-            with contextlib.suppress(BlockingIOError):  # enough requests are in it
-                os.write(self._writing, b"\0")
+    def request(self, signum: int = signal.SIGTERM) -> None:
+        """Request a stop for signal ``signum``. Can be called from a signal handler or another thread, and repeatedly.
+
+        It returns at once; what is to stop raises InterruptedBySignalError soon after, when it has undone its work.
+        """
+        with self._lock:
+            if self.signum is None:
+                self.signum = signum
+            for writing in self._writing:
+                with contextlib.suppress(BlockingIOError):  # enough requests are in it
+                    os.write(writing, b"\0")
 
     def check(self) -> None:
         """Raise InterruptedBySignalError if a stop was requested."""
@@ -45,14 +53,16 @@ class Stop:
         Python resumes a system call after the handler of a signal has run (PEP 475), which then returns at once.
         """
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._writing = writing
+        with self._lock:
+            self._writing.append(writing)
         try:
             if self.signum is not None:
                 self.request(self.signum)
             yield reading
         finally:
-            self._writing = None
-            os.close(writing)
+            with self._lock:
+                self._writing.remove(writing)
+                os.close(writing)
             os.close(reading)
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from vbackup import names
+from vbackup.api.hosts import Hosts
 from vbackup.model import (
     Backup,
     Bitmap,
@@ -225,6 +228,11 @@ def fixture_replies(name: str) -> tuple[Any, Any, Any]:
 
 def fixture_graph(name: str) -> BlockGraph:
     return BlockGraph(*fixture_replies(name))
+
+
+def use_libvirt(monkeypatch: pytest.MonkeyPatch, host: Any) -> None:
+    """Let every connection of vbackup.api be to that libvirt."""
+    monkeypatch.setattr(Hosts, "one", lambda _hosts: contextlib.nullcontext(host))
 
 
 def tell(reporter: Reporter) -> None:

@@ -14,6 +14,8 @@ from docutils.core import publish_doctree
 
 import vbackup
 from tests.unit.builders import pull_session
+from vbackup import errors
+from vbackup.api import Connection
 from vbackup.cli import parser
 from vbackup.engine.base import Reason
 from vbackup.errors import Status
@@ -55,6 +57,7 @@ JSON_PAGE = page("vbackup-json.7")
 SCRIPTS_PAGE = page("vbackup-scripts.7")
 ENGINES_PAGE = page("vbackup-engines.7")
 PAGES = [page(path.stem) for path in sorted((TOP / "man").glob("*.rst"))]
+API_PAGE = page("vbackup-api.7")
 SESSION_PAGE = page("vbackup-session.7")
 
 
@@ -143,6 +146,32 @@ def test_synopsis_has_the_command(name: str) -> None:
 def test_exit_statuses_are_those_of_the_code() -> None:
     told = [strong(term)[0] for term in terms(section(COMMAND_PAGE, "EXIT STATUS"))]
     assert told == [str(status.value) for status in Status]
+
+
+def public_calls() -> set[str]:
+    """The calls of a connection, but for what closes it and what turns names into UUIDs."""
+    own = {"close", "connect_to_libvirt", "uuid_of", "uuids_of"}
+    return {name for name in dir(Connection) if callable(getattr(Connection, name)) and name[0] != "_"} - own
+
+
+def test_every_call_of_the_library_has_its_command() -> None:
+    rows = [
+        row for row in section(API_PAGE, "CONNECTION").findall(nodes.row) if not isinstance(row.parent, nodes.thead)
+    ]
+    told = [word for row in rows for word in strong(row.next_node(nodes.entry))]
+    assert set(told) == public_calls()
+    assert len(told) == len(set(told))
+    commands = {word.split()[0] for row in rows for word in strong(row)} & COMMANDS.keys()
+    assert commands == COMMANDS.keys() - {"init", "hooks", "schema"}  # which the text has
+
+
+def test_errors_of_the_library_have_the_status_that_the_page_says() -> None:
+    for term in terms(section(API_PAGE, "ERRORS")):
+        status = re.search(r"\((\d+)", term.astext())
+        for name in strong(term):
+            told = getattr(errors, name).status if name != "InterruptedBySignalError" else Status.SIGNAL
+            assert status is not None
+            assert int(status[1]) == int(told), name
 
 
 def test_kinds_of_json_are_those_of_the_code() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,44 @@ def test_request_ends_a_wait_for_a_descriptor() -> None:
         assert select.select([fd], [], [], 0)[0] == [fd]
     with stop.descriptor() as again:
         assert select.select([again], [], [], 0)[0] == [again]
+
+
+def test_request_of_a_program_is_as_one_to_terminate() -> None:
+    stop = Stop()
+    stop.request()
+    with pytest.raises(InterruptedBySignalError, match="SIGTERM"):
+        stop.check()
+
+
+def test_request_ends_all_waits_of_all_threads() -> None:
+    stop = Stop()
+    with stop.descriptor() as one, stop.descriptor() as other:
+        stop.request()
+        assert sorted(select.select([one, other], [], [], 0)[0]) == sorted([one, other])
+    with stop.descriptor() as late:
+        assert select.select([late], [], [], 0)[0] == [late]
+
+
+def test_request_of_a_thread_writes_to_no_other_file(tmp_path: Path) -> None:
+    """A descriptor that was closed may be another file's by the time the request is written."""
+    stop, path, is_over = Stop(), tmp_path / "file", threading.Event()
+
+    def request() -> None:
+        while not is_over.is_set():
+            stop.request()
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    try:
+        for _ in range(300):
+            with stop.descriptor():
+                pass
+            with path.open("wb") as first, path.open("ab"):
+                first.flush()
+    finally:
+        is_over.set()
+        thread.join(10)
+    assert path.read_bytes() == b""
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vbackup.errors import UsageError
 
 if TYPE_CHECKING:
-    from vbackup.repository.choice import Wanted
+    from vbackup.api import Wanted
 
 
 def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True) -> None:
@@ -157,8 +157,8 @@ def add_devs(parser: argparse.ArgumentParser, option: str, purpose: str, *, meta
 
 def add_quiesce(parser: argparse.ArgumentParser) -> None:
     """Add how the guest's filesystems are frozen at the moment."""
+    from vbackup.api import DEFAULT_FREEZE_LIMIT_S
     from vbackup.cli.values import freeze_limit_s  # which 'vbackup --help' does without
-    from vbackup.domain.freeze import DEFAULT_LIMIT_S
     from vbackup.model import Quiesce
 
     parser.add_argument(
@@ -172,8 +172,8 @@ def add_quiesce(parser: argparse.ArgumentParser) -> None:
         "--freeze-limit",
         metavar="TIME",
         type=freeze_limit_s,
-        default=DEFAULT_LIMIT_S,
-        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_LIMIT_S}s)",
+        default=DEFAULT_FREEZE_LIMIT_S,
+        help=f"thaw the filesystems after this time (20, 20s, 1m) in any case (default: {DEFAULT_FREEZE_LIMIT_S}s)",
     )
 
 
@@ -249,7 +249,7 @@ def add_point(
 
 def wanted_of(options: argparse.Namespace, backup_id: str | None) -> Wanted:
     """Return what add_point's arguments ask for."""
-    from vbackup.repository.choice import Wanted
+    from vbackup.api import Wanted
 
     return Wanted(backup_id, options.at, host=options.host, disks=tuple(options.disk), is_mixed=options.mixed)
 

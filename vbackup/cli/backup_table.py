@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vbackup.api import Condition, host_labels
 from vbackup.cli import output
 from vbackup.model import Backup, HostIdentity
-from vbackup.repository import hosts
-from vbackup.repository.condition import Condition
 
 #: Disks are named up to this many columns, and counted beyond where another column follows.
 _MAX_NAMED = 12
@@ -82,7 +81,7 @@ COLUMNS: Mapping[str, _Column] = {
 
 def print_table(backups: Sequence[Backup], conditions: Mapping[str, Condition], names: Sequence[str]) -> None:
     """Print the backups of a domain in these columns; by default in those that fit, and that tell them apart."""
-    labels = hosts.labels(backups)
+    labels = host_labels(backups)
     rows = [_Row(backup, conditions[backup.id], labels) for backup in backups]
     columns = [COLUMNS[name] for name in names] if names else _default(rows)
     output.table([column.heading for column in columns], [[column.cell(row) for column in columns] for row in rows])

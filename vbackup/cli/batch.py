@@ -9,47 +9,25 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from vbackup.api import BackupPlan, BackupRequest, BatchResult, Connection, Selection, SkippedDomain, documents
 from vbackup.cli import output, plans, script_options
 from vbackup.cli.context import Context
-from vbackup.domain import selection
-from vbackup.domain.host import Host
-from vbackup.domain.selection import Selection, Skipped
-from vbackup.engine.plan import BackupPlan
 from vbackup.errors import GroupError, InterruptedBySignalError, Status, error_document
 from vbackup.model import Backup, Group
-from vbackup.operations import batch, documents
-from vbackup.operations.backup import BackupRequest
-from vbackup.operations.batch import Batch, Result
-from vbackup.repository import manifest
-from vbackup.repository.repository import Repository
+from vbackup.report import Reporter
 
 
 def run(
-    request: BackupRequest,
-    words: Sequence[str],
-    *,
-    options: argparse.Namespace,
-    context: Context,
-    host: Host,
-    repository: Repository,
+    request: BackupRequest, words: Sequence[str], *, options: argparse.Namespace, context: Context, vb: Connection
 ) -> int:
     """Back up the domains that the words select, or plan their backups, and print the results."""
     started = time.monotonic()
-    selected = selection.all_domains(host, options.exclude) if options.all else selection.by_words(words, host)
+    selected = vb.select_all(options.exclude) if options.all else vb.select(words)
     with context.reporting() as reporter:
         for word in selected.unmatched:
             option = f"--exclude {word}" if options.all else f"The pattern {word}"
             reporter.warning(f"{option} matches no domain; 'virsh list --all' lists all domains.")
-        work = Batch(
-            request,
-            host,
-            repository=repository,
-            reporter=reporter,
-            stop=context.stop,
-            total_bytes_s=options.total_speed,
-            scripts=script_options.for_several(options, reporter),
-        )
-        results = _run(work, selected, options=options)
+        results = _run(request, selected, options=options, vb=vb, reporter=reporter)
     duration_s = round(time.monotonic() - started, 3)
     if context.as_json:
         context.print_document("vbackup.backups/1", _document(results, selected, duration_s=duration_s))
@@ -61,17 +39,20 @@ def run(
 
 
 def _run(
-    work: Batch, selected: Selection, *, options: argparse.Namespace
-) -> Sequence[Result[Backup] | Result[BackupPlan]]:
-    parallel = batch.PARALLEL if options.parallel is None else options.parallel
+    request: BackupRequest, selected: Selection, *, options: argparse.Namespace, vb: Connection, reporter: Reporter
+) -> Sequence[BatchResult[Backup] | BatchResult[BackupPlan]]:
+    total, parallel = options.total_speed, options.parallel
+    scripts = script_options.for_several(options, reporter)
     if options.dry_run:
-        return batch.dry_run(work, selected.chosen, parallel=parallel)
+        return vb.plan_all(selected, request, parallel=parallel, reporter=reporter)
     if options.group:
-        return batch.run_group(work, selected.chosen)
-    return batch.run(work, selected.chosen, parallel=parallel)
+        return vb.backup_group(selected, request, total_speed_bytes_s=total, scripts=scripts, reporter=reporter)
+    return vb.backup_all(
+        selected, request, parallel=parallel, total_speed_bytes_s=total, scripts=scripts, reporter=reporter
+    )
 
 
-def _status(results: Sequence[Result[Any]], *, is_group: bool) -> int:
+def _status(results: Sequence[BatchResult[Any]], *, is_group: bool) -> int:
     """Return the exit status: a signal comes before other failures, a group has that of the domain that failed."""
     errors = [result.error for result in results if result.error is not None]
     for err in errors:
@@ -84,7 +65,7 @@ def _status(results: Sequence[Result[Any]], *, is_group: bool) -> int:
     return next((err.status for err in errors if not isinstance(err, GroupError)), errors[0].status)
 
 
-def _failure(results: Sequence[Result[Any]], *, is_group: bool) -> str:
+def _failure(results: Sequence[BatchResult[Any]], *, is_group: bool) -> str:
     failed = sum(result.error is not None for result in results)
     signals = [result.error.signum for result in results if isinstance(result.error, InterruptedBySignalError)]
     if signals:
@@ -100,11 +81,11 @@ def _domains(count: int) -> str:
     return "1 domain" if count == 1 else f"{count} domains"
 
 
-def _group(results: Sequence[Result[Any]]) -> Group | None:
+def _group(results: Sequence[BatchResult[Any]]) -> Group | None:
     return next((result.made.group for result in results if isinstance(result.made, Backup)), None)
 
 
-def _document(results: Sequence[Result[Any]], selected: Selection, *, duration_s: float) -> dict[str, Any]:
+def _document(results: Sequence[BatchResult[Any]], selected: Selection, *, duration_s: float) -> dict[str, Any]:
     group = _group(results)
     failed = sum(result.error is not None for result in results)
     return {
@@ -113,12 +94,12 @@ def _document(results: Sequence[Result[Any]], selected: Selection, *, duration_s
         "unmatched": list(selected.unmatched),
         "done": len(results) - failed,
         "failed": failed,
-        "group": None if group is None else manifest.group_document(group),
+        "group": None if group is None else documents.group(group),
         "duration_s": duration_s,
     }
 
 
-def _entry(result: Result[Any]) -> dict[str, Any]:
+def _entry(result: BatchResult[Any]) -> dict[str, Any]:
     entry = {
         "name": result.domain.name,
         "uuid": result.domain.uuid,
@@ -128,12 +109,14 @@ def _entry(result: Result[Any]) -> dict[str, Any]:
     if result.error is not None:
         return {**entry, "error": error_document(result.error)}
     if isinstance(result.made, Backup):
-        return {**entry, "backup": documents.backup(result.made)}
+        return {**entry, "backup": {"schema": "vbackup.backup/1", **documents.backup(result.made)}}
     assert result.made is not None  # a result has either
-    return {**entry, "plan": documents.plan(result.made)}
+    return {**entry, "plan": {"schema": "vbackup.plan/1", **documents.plan(result.made)}}
 
 
-def _print(results: Sequence[Result[Any]], skipped: Sequence[Skipped], *, duration_s: float, dry_run: bool) -> None:
+def _print(
+    results: Sequence[BatchResult[Any]], skipped: Sequence[SkippedDomain], *, duration_s: float, dry_run: bool
+) -> None:
     for result in results:
         if result.made is not None and not isinstance(result.made, Backup):
             plans.print_plan(result.made)
@@ -149,7 +132,7 @@ def _print(results: Sequence[Result[Any]], skipped: Sequence[Skipped], *, durati
     print(f"{done} of {_domains(len(results))} {verb} in {duration_s:.1f} s.")
 
 
-def _row(result: Result[Any]) -> tuple[str, ...]:
+def _row(result: BatchResult[Any]) -> tuple[str, ...]:
     name, took = result.domain.name, f"{result.duration_s:.1f} s"
     if result.error is not None:
         return (name, "-", "-", "-", took, f"failed: {result.error}")

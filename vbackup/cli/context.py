@@ -6,17 +6,16 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbackup.cli import reporters
-from vbackup.errors import AmbiguousNameError, DomainNotFoundError, UsageError, VbackupError
+from vbackup.errors import UsageError
 from vbackup.report import Labelling
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
-    from vbackup.repository.repository import Repository
+    from vbackup.api import Connection, Repository
 
 
 class Context:
@@ -40,6 +39,21 @@ class Context:
         """
         return reporters.choose(self._progress, quiet=self.is_quiet or not steps, domain=domain, is_log=is_log)
 
+    def connect(self) -> Connection:
+        """Return a connection to libvirt, which is reached when it is needed, and the repository, which is opened now.
+
+        Raises UsageError without a repository, StorageError if it cannot be opened.
+        """
+        from vbackup import api  # which 'vbackup --help' does without
+
+        return api.connect(self.uri, repository=self.repository_path(), stop=self.stop)
+
+    def connect_to_libvirt(self) -> Connection:
+        """Return a connection to libvirt and the repository, if there is one: both are opened when they are needed."""
+        from vbackup.api import Connection  # which 'vbackup --help' does without
+
+        return Connection(self.uri, repository=self._repository, stop=self.stop)
+
     @property
     def has_repository(self) -> bool:
         """True if a repository was given with -r or VBACKUP_REPOSITORY."""
@@ -56,19 +70,10 @@ class Context:
 
         Raises what ``uuid_of`` raises, also if nothing matches a pattern.
         """
-        from vbackup import names  # which 'vbackup --help' does without
+        from vbackup import api  # which 'vbackup --help' does without
 
-        found: dict[str, None] = {}
-        for word in words:
-            try:
-                found[self.uuid_of(repository, word)] = None
-            except DomainNotFoundError:
-                known = [*repository.uuids(), *repository.linked()]
-                matching = [uuid for uuid in known if fnmatchcase(repository.name_of(uuid), word)]
-                if not (names.is_pattern(word) and matching):
-                    raise
-                found.update(dict.fromkeys(matching))
-        return list(found)
+        with api.connect(self.uri, repository=repository) as vb, self.reporting() as reporter:
+            return vb.uuids_of(words, reporter=reporter)
 
     def uuid_of(self, repository: Repository, domain: str) -> str:
         """Return the UUID of a domain of the repository, given by name or UUID.
@@ -76,25 +81,10 @@ class Context:
         Of several domains that have had the name, it is the one that libvirt has under this name now, which a warning
         says. Raises DomainNotFoundError; AmbiguousNameError if libvirt has none of them, or cannot be reached.
         """
-        try:
-            return repository.find(domain)
-        except AmbiguousNameError as err:
-            from vbackup.domain.host import Host  # reading a repository does without libvirt
+        from vbackup import api  # which 'vbackup --help' does without
 
-            try:
-                with Host(self.uri) as host:
-                    uuid = host.domain(domain).uuid
-            except VbackupError:
-                raise err from None
-            if uuid not in err.uuids:
-                raise
-            others = ", ".join(other for other in err.uuids if other != uuid)
-            with self.reporting() as reporter:
-                reporter.warning(
-                    f"Several domains have had the name {domain}. This is {uuid}, which libvirt has now; give the UUID"
-                    f" for another: {others}."
-                )
-            return uuid
+        with api.connect(self.uri, repository=repository) as vb, self.reporting() as reporter:
+            return vb.uuid_of(domain, reporter=reporter)
 
     def print_document(self, schema: str, document: dict[str, Any]) -> None:
         """Print the JSON document that is the command's result."""

@@ -7,9 +7,8 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
+from vbackup.api import Entry, documents
 from vbackup.cli import output
-from vbackup.images.guest_files import Entry
-from vbackup.repository import manifest
 
 
 def size(entry: Entry, *, in_bytes: bool) -> str:
@@ -32,6 +31,6 @@ def document(entry: Entry) -> Mapping[str, Any]:
         "uid": entry.uid,
         "gid": entry.gid,
         "size_bytes": entry.size_bytes,
-        "mtime": manifest.iso(entry.mtime),
+        "mtime": documents.time(entry.mtime),
         "target": entry.target,
     }

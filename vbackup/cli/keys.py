@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vbackup.api import Keys
 from vbackup.errors import UnsuitableError, UsageError
 from vbackup.files import storage_errors
-from vbackup.images.guest import Keys
 from vbackup.stop import Stop
 
 #: LUKS takes passphrases of up to 512 bytes interactively, and key files of up to 8 MiB, which are binary.

@@ -6,19 +6,20 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from vbackup.api import (
+    AbortRequest,
+    Connection,
+    DomainScripts,
+    LiveAborted,
+    LiveRequest,
+    LiveRestored,
+    ResumeRequest,
+    documents,
+)
 from vbackup.cli import output, script_options
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
-from vbackup.domain import pools
-from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
-from vbackup.operations import live_abort, live_restore, live_resume, restore_documents
-from vbackup.operations.live_abort import Aborted, AbortRequest
-from vbackup.operations.live_restore import LiveRequest, LiveRestored
-from vbackup.operations.live_resume import ResumeRequest
-from vbackup.repository.repository import Repository
-from vbackup.scripts.finding import ScriptPhase
-from vbackup.scripts.runner import DomainScripts
 
 _SCHEMA = "vbackup.liverestore/1"
 #: Options that only the beginning of a live restore takes.
@@ -38,15 +39,15 @@ _OTHERS = {
 def run(options: argparse.Namespace, destinations: Mapping[str, Path], context: Context) -> int:
     """Start, resume or abort, and print what has become of it. ``destinations``: of disks (dev) with a path."""
     _refuse(options)
-    repository = Repository.open(context.repository_path())
-    if options.abort:
-        return _abort(options, repository, context)
-    if options.resume:
-        done, scripts = _resume(options, repository, context)
-    else:
-        done, scripts = _start(options, destinations, repository, context)
+    with context.connect() as vb:
+        if options.abort:
+            return _abort(options, vb, context)
+        if options.resume:
+            done, scripts = _resume(options, vb, context)
+        else:
+            done, scripts = _start(options, destinations, vb, context)
     if context.as_json:
-        context.print_document(_SCHEMA, {**restore_documents.live_restored(done), "scripts": scripts.documents()})
+        context.print_document(_SCHEMA, {**documents.live_restored(done), "scripts": scripts.documents()})
     elif not context.is_quiet:
         print(output.plain(f"Domain {done.name} runs from its own images, restored from backup {done.backup_id}:"))
         for path in done.images.values():
@@ -74,11 +75,11 @@ def _refuse(options: argparse.Namespace) -> None:
 
 
 def _start(
-    options: argparse.Namespace, destinations: Mapping[str, Path], repository: Repository, context: Context
+    options: argparse.Namespace, destinations: Mapping[str, Path], vb: Connection, context: Context
 ) -> tuple[LiveRestored, DomainScripts]:
     backup_id = backup_of(options)
     request = LiveRequest(
-        context.uuid_of(repository, domain_of(options)),
+        context.uuid_of(vb.repository, domain_of(options)),
         options.output,
         wanted_of(options, backup_id),
         speed_bytes_s=options.speed,
@@ -86,48 +87,26 @@ def _start(
         destinations=destinations,
         checkpoint=not options.no_checkpoint,
     )
-    with Host(context.uri) as host:
-        pool = None if options.pool is None else pools.opened(host, options.pool)
-        with context.reporting(domain_of(options)) as reporter:
-            own = script_options.of_domain(
-                options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
-            )
-            done = own.around(
-                lambda: live_restore.run(
-                    request,
-                    host=host,
-                    repository=repository,
-                    reporter=reporter,
-                    stop=context.stop,
-                    pool=pool,
-                    scripts=own,
-                ),
-                after=ScriptPhase.POST_RESTORE,
-                document=restore_documents.live_restored,
-            )
-    return done, own
-
-
-def _resume(
-    options: argparse.Namespace, repository: Repository, context: Context
-) -> tuple[LiveRestored, DomainScripts]:
-    request = ResumeRequest(_domain(options), options.output, speed_bytes_s=options.speed)
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        own = script_options.of_domain(options, request.domain, work="restore", reporter=reporter, stop=context.stop)
-        done = own.around(
-            lambda: live_resume.run(
-                request, host=host, repository=repository, reporter=reporter, stop=context.stop, scripts=own
-            ),
-            after=ScriptPhase.POST_RESTORE,
-            document=restore_documents.live_restored,
+    with context.reporting(domain_of(options)) as reporter:
+        own = script_options.of_domain(
+            options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
         )
+        done = vb.restore_live(request, pool=options.pool, scripts=own, reporter=reporter)
     return done, own
 
 
-def _abort(options: argparse.Namespace, repository: Repository, context: Context) -> int:
+def _resume(options: argparse.Namespace, vb: Connection, context: Context) -> tuple[LiveRestored, DomainScripts]:
+    request = ResumeRequest(_domain(options), options.output, speed_bytes_s=options.speed)
+    with context.reporting(request.domain) as reporter:
+        own = script_options.of_domain(options, request.domain, work="restore", reporter=reporter, stop=context.stop)
+        done = vb.resume_live(request, scripts=own, reporter=reporter)
+    return done, own
+
+
+def _abort(options: argparse.Namespace, vb: Connection, context: Context) -> int:
     request = AbortRequest(_domain(options), options.output, is_confirmed=options.yes)
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        done = live_abort.run(request, host=host, repository=repository, reporter=reporter)
+    with context.reporting(request.domain) as reporter:
+        done = vb.abort_live(request, reporter=reporter)
     if context.as_json:
         context.print_document(_SCHEMA, _aborted_document(done))
     elif not context.is_quiet:
@@ -142,7 +121,7 @@ def _domain(options: argparse.Namespace) -> str:
     return domain_of(options)
 
 
-def _aborted_document(done: Aborted) -> dict[str, object]:
+def _aborted_document(done: LiveAborted) -> dict[str, object]:
     return {
         "id": done.backup_id,
         "state": "aborted",

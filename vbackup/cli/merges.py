@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vbackup.api import Merge, MergePlan
 from vbackup.cli import output
-from vbackup.repository.merging import Merge, Plan
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: MergePlan) -> None:
     """Print what would be done, in its order."""
     for merge in plan.merges:
         print(output.plain(f"Backup {merge.heir} takes over {', '.join(_below(merge))}:"))

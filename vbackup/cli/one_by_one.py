@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from vbackup.api import Repository
 from vbackup.errors import InterruptedBySignalError, VbackupError
 from vbackup.report import Labelling, Reporter
-from vbackup.repository.repository import Repository
 
 Done = TypeVar("Done")
 

@@ -15,18 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from vbackup.api import ReadStream, WriteStream
 from vbackup.cli import streams
 from vbackup.cli.output import plain
 from vbackup.errors import ConsumerGoneError, InterruptedBySignalError, UsageError, VbackupError
 from vbackup.files import storage_errors
-from vbackup.repository.stream_tar import Read, Write
 from vbackup.stop import Stop
 
 _STDIN, _STDOUT, _STDERR = range(3)
 
 
 @contextmanager
-def output(stop: Stop) -> Iterator[Write]:
+def output(stop: Stop) -> Iterator[WriteStream]:
     """Yield what writes to standard output: all that it gets, or it raises ConsumerGoneError or StorageError.
 
     If whoever reads goes before anything is written, ``stop`` is requested, and the block ends with ConsumerGoneError
@@ -95,7 +95,7 @@ def _write_some(data: memoryview) -> int:
 
 
 @contextmanager
-def given(stop: Stop) -> Iterator[Read]:
+def given(stop: Stop) -> Iterator[ReadStream]:
     """Yield what reads standard input. Raises UsageError if that is a terminal."""
     if os.isatty(_STDIN):
         raise UsageError("A stream is not typed on a terminal: give it on standard input.")

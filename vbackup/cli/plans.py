@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vbackup.api import BackupPlan
 from vbackup.cli import output
-from vbackup.engine.plan import BackupPlan
 
 
 def print_plan(plan: BackupPlan) -> None:

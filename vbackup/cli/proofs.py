@@ -6,19 +6,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from vbackup.api import BOOT_PICTURE, Connection, Repository, documents
 from vbackup.cli import one_by_one, output
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, VbackupError, error_document
 from vbackup.report import Reporter
-from vbackup.repository import boot_result, fsck_result
-from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
-    from vbackup.operations.boot_test import Booted
-    from vbackup.operations.fsck import Checked
+    from vbackup.api import Booted, CheckedFileSystems
 
 #: Options that are of no use without --boot, by their names in the namespace.
 _ONLY_WITH_BOOT = ("boot_exec", "boot_console", "boot_screen", "boot_timeout", "boot_memory")
@@ -43,12 +40,12 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> str | None:
     return next((f"--{name.replace('_', '-')}" for name in given), None)
 
 
-def run(options: argparse.Namespace, context: Context, repository: Repository, uuids: Sequence[str]) -> int:
+def run(options: argparse.Namespace, context: Context, vb: Connection, uuids: Sequence[str]) -> int:
     """Prove a backup of each domain, one after the other; the exit status is 6 if one is not what it should be."""
-    started = time.monotonic()
+    started, repository = time.monotonic(), vb.repository
     is_one = not options.all and len(uuids) == 1
-    with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter, ExitStack() as stack:
-        prove = (_booting if options.boot else _checking)(options, context, repository, stack)
+    with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
+        prove = (_booting if options.boot else _checking)(options, vb)
         done, failed = one_by_one.run(uuids, prove, repository=repository, reporter=reporter, is_one=is_one)
     if is_one and failed:
         raise next(iter(failed.values()))
@@ -74,10 +71,9 @@ def run(options: argparse.Namespace, context: Context, repository: Repository, u
 Prove = Callable[[str, Reporter], Any]
 
 
-def _booting(options: argparse.Namespace, context: Context, repository: Repository, stack: ExitStack) -> Prove:
-    from vbackup.domain.host import Host  # to read images, verify needs no libvirt
-    from vbackup.operations import boot_test
-    from vbackup.operations.boot_test import BootRequest
+def _booting(options: argparse.Namespace, vb: Connection) -> Prove:
+    # To read images, verify needs no libvirt.
+    from vbackup.api import BOOT_MEMORY_BYTES, BOOT_TIMEOUT_S, BootRequest
 
     request = BootRequest(
         options.backup,
@@ -85,25 +81,24 @@ def _booting(options: argparse.Namespace, context: Context, repository: Reposito
         command=options.boot_exec,
         console=options.boot_console,
         screen=options.boot_screen,
-        timeout_s=boot_test.TIMEOUT_S if options.boot_timeout is None else options.boot_timeout,
-        max_memory_bytes=boot_test.MAX_MEMORY_BYTES if options.boot_memory is None else options.boot_memory,
+        timeout_s=BOOT_TIMEOUT_S if options.boot_timeout is None else options.boot_timeout,
+        max_memory_bytes=BOOT_MEMORY_BYTES if options.boot_memory is None else options.boot_memory,
     )
-    host = stack.enter_context(Host(context.uri))
+    vb.connect_to_libvirt()
 
     def prove(uuid: str, reporter: Reporter) -> Booted:
-        return boot_test.run(request, uuid, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        return vb.boot_test(uuid, request, reporter=reporter)
 
     return prove
 
 
-def _checking(options: argparse.Namespace, context: Context, repository: Repository, _stack: ExitStack) -> Prove:
-    from vbackup.operations import fsck
-    from vbackup.operations.fsck import FsckRequest
+def _checking(options: argparse.Namespace, vb: Connection) -> Prove:
+    from vbackup.api import FsckRequest
 
     request = FsckRequest(options.backup, tuple(options.disk))
 
-    def prove(uuid: str, reporter: Reporter) -> Checked:
-        return fsck.run(request, uuid, repository=repository, reporter=reporter, stop=context.stop)
+    def prove(uuid: str, reporter: Reporter) -> CheckedFileSystems:
+        return vb.fsck(uuid, request, reporter=reporter)
 
     return prove
 
@@ -119,7 +114,7 @@ def _status(done: int, bad: int, failed: Mapping[str, VbackupError], what: str) 
 
 
 def _document(one: Any, options: argparse.Namespace) -> dict[str, Any]:
-    members = boot_result.document(one.result) if options.boot else fsck_result.document(one.result)
+    members = documents.boot(one.result) if options.boot else documents.fsck(one.result)
     return {"boot" if options.boot else "fsck": {"backup": one.backup.id, **members, "kept": one.is_kept}}
 
 
@@ -133,14 +128,14 @@ def _print_booted(one: Booted) -> None:
     result = one.result
     print(output.plain(f"Domain {one.name}, backup {one.backup.id}: {result.verdict}. {result.reason}"))
     if result.picture is not None and one.is_kept:
-        print(output.plain(f"  Its screen: {one.directory / boot_result.PICTURE}"))
+        print(output.plain(f"  Its screen: {one.directory / BOOT_PICTURE}"))
     if not result.is_good and result.console_end.strip():
         print(output.plain(f"  The last line of its console: {result.console_end.strip().splitlines()[-1]}"))
     for remark in result.remarks if not result.is_good else ():
         print(output.plain(f"  Not in the copy: {remark}"))
 
 
-def _print_checked(one: Checked) -> None:
+def _print_checked(one: CheckedFileSystems) -> None:
     print(output.plain(f"Domain {one.name}, backup {one.backup.id}: {one.result.reason}"))
     for system in one.result.file_systems:
         detail = f": {' '.join(system.detail.split())}" if system.detail else ""

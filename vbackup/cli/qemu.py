@@ -8,11 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vbackup import names
+from vbackup.api import AttachedQemu, Connection
 from vbackup.cli.arguments import domain_of
-from vbackup.cli.context import Context
-from vbackup.domain.access import Access
-from vbackup.domain.attached import AttachedQemu, of_domain, of_images, of_socket
-from vbackup.domain.host import Host
 from vbackup.errors import UsageError
 from vbackup.model import ImageFormat
 from vbackup.report import Reporter
@@ -37,19 +34,17 @@ def check(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def attach(options: argparse.Namespace, context: Context, *, reporter: Reporter) -> Iterator[AttachedQemu]:
-    """Attach to the QEMU for the block. Raises as ``check`` does, and as vbackup.domain.attached does."""
+def attach(options: argparse.Namespace, vb: Connection, *, reporter: Reporter) -> Iterator[AttachedQemu]:
+    """Attach to the QEMU for the block. Raises as ``check`` does, and as the calls of the connection do."""
     check(options)
-    access = Access(options.exclusive, writes_data=True)
     if options.socket is not None:
-        with of_socket(options.socket) as attached:
+        with vb.attach_socket(options.socket) as attached:
             yield attached
     elif options.image:
-        with of_images(_images(options.image), reporter=reporter, access=access) as attached:
+        with vb.attach_images(_images(options.image), exclusive=options.exclusive, reporter=reporter) as attached:
             yield attached
     else:
-        domain = domain_of(options)
-        with Host(context.uri) as host, of_domain(host, domain, reporter=reporter, access=access) as attached:
+        with vb.attach(domain_of(options), exclusive=options.exclusive, reporter=reporter) as attached:
             yield attached
 
 

@@ -7,29 +7,28 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from vbackup.api import SCRIPT_DIRECTORY, SCRIPT_TIMEOUT_S, DomainScripts, ScriptSettings
 from vbackup.report import Reporter
-from vbackup.scripts import finding, runner
-from vbackup.scripts.runner import DomainScripts, Settings
 from vbackup.stop import Stop
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
+def settings_of(options: argparse.Namespace) -> ScriptSettings:
     """Return what add_scripts' arguments ask for."""
     if options.no_scripts:
-        return Settings()
-    timeout_s = runner.TIMEOUT_S if options.script_timeout is None else options.script_timeout
+        return ScriptSettings()
+    timeout_s = SCRIPT_TIMEOUT_S if options.script_timeout is None else options.script_timeout
     from_environment = os.environ.get("VBACKUP_SCRIPTS")
     named = options.scripts or (Path(from_environment) if from_environment else None)
-    return Settings(named or finding.DIRECTORY, is_wanted=named is not None, timeout_s=timeout_s)
+    return ScriptSettings(named or SCRIPT_DIRECTORY, is_wanted=named is not None, timeout_s=timeout_s)
 
 
-def for_several(options: argparse.Namespace, reporter: Reporter) -> Settings:
+def for_several(options: argparse.Namespace, reporter: Reporter) -> ScriptSettings:
     """Return what the arguments ask for, for several domains; what is to be said of the scripts for all is said once.
 
-    Raises what vbackup.scripts.finding.find raises, before there is anything of the first domain.
+    Raises UsageError, UnsafeScriptError, StorageError, before there is anything of the first domain.
     """
     if options.dry_run:
-        return Settings()
+        return ScriptSettings()
     settings = settings_of(options)
     common = settings.find().warnings
     for warning in common:

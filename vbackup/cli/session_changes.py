@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vbackup.api import Changes, ChangesKind, ChangesRequest
 from vbackup.cli import output
 from vbackup.cli.context import Context
 from vbackup.errors import UsageError
-from vbackup.operations import session_changes
-from vbackup.operations.session_changes import Changes, ChangesRequest, Kind
-from vbackup.sessions import store
-from vbackup.sessions.store import Store
 
 SCHEMA = "vbackup.changes/1"
 
@@ -31,7 +28,8 @@ def run(options: argparse.Namespace, context: Context) -> None:
         checkpoint=checkpoint,
         tls_creds=options.tls_creds,
     )
-    changes = session_changes.run(request, store=Store(store.default_directory()))
+    with context.connect_to_libvirt() as vb:  # which this command does not ask
+        changes = vb.session_changes(request)
     if context.as_json:
         document = changes.document()
         extents = document.pop("extents")
@@ -40,14 +38,14 @@ def run(options: argparse.Namespace, context: Context) -> None:
         _print(changes)
 
 
-def _kind(words: list[str]) -> tuple[Kind, str | None]:
+def _kind(words: list[str]) -> tuple[ChangesKind, str | None]:
     name, *more = words
     try:
-        kind = Kind(name)
+        kind = ChangesKind(name)
     except ValueError:
-        kinds = ", ".join(one.value for one in Kind)
+        kinds = ", ".join(one.value for one in ChangesKind)
         raise UsageError(f"--kind {name} is none of {kinds}.", help_of="vbackup session changes") from None
-    if len(more) != (kind is Kind.BETWEEN):
+    if len(more) != (kind is ChangesKind.BETWEEN):
         raise UsageError("--kind is delta, allocated, or between and a checkpoint.", help_of="vbackup session changes")
     return kind, more[0] if more else None
 

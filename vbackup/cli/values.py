@@ -9,10 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import names
+from vbackup.api import Duration, note_fault
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
-from vbackup.repository import notes
-from vbackup.repository.retention import Duration
 
 #: As virsh reads sizes: k, KiB = 1024 bytes; KB = 1000.
 _UNITS = {"": 1, "b": 1} | {
@@ -153,13 +152,14 @@ def duration_s(text: str, *, unit_s: float = 1) -> float | None:
 
 
 def freeze_limit_s(text: str) -> int:
-    """Return whole seconds within the limits of vbackup.domain.freeze."""
-    from vbackup.domain.freeze import MAX_LIMIT_S, MIN_LIMIT_S  # which few values are about
+    """Return whole seconds within the limits of a freeze."""
+    from vbackup.api import MAX_FREEZE_LIMIT_S, MIN_FREEZE_LIMIT_S  # which few values are about
 
     limit_s = duration_s(text)
-    if limit_s is None or not MIN_LIMIT_S <= limit_s <= MAX_LIMIT_S or limit_s != int(limit_s):
+    if limit_s is None or not MIN_FREEZE_LIMIT_S <= limit_s <= MAX_FREEZE_LIMIT_S or limit_s != int(limit_s):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of seconds from {MIN_LIMIT_S} to {MAX_LIMIT_S}, like 20, 20s or 1m"
+            f"{text!r} is not a whole number of seconds from {MIN_FREEZE_LIMIT_S} to {MAX_FREEZE_LIMIT_S}, like 20, 20s"
+            " or 1m"
         )
     return int(limit_s)
 
@@ -261,11 +261,11 @@ def domain_name(text: str) -> str:
 
 def job(text: str) -> str:
     """Return the name of a director's job."""
-    from vbackup.repository import stream_record
+    from vbackup.api import MAX_STREAM_JOB_BYTES, is_stream_job
 
-    if not stream_record.is_job(text):
+    if not is_stream_job(text):
         raise argparse.ArgumentTypeError(
-            f"{text[:200]!r} cannot name a job: it needs 1 to {stream_record.MAX_JOB_BYTES} printable bytes without a"
+            f"{text[:200]!r} cannot name a job: it needs 1 to {MAX_STREAM_JOB_BYTES} printable bytes without a"
             " slash, and no dot in front"
         )
     return text
@@ -273,19 +273,19 @@ def job(text: str) -> str:
 
 def director_time(text: str) -> str | None:
     """Return a time of a director's clock, or None for what stands for no time: a year before 1971, or no digits."""
-    from vbackup.repository import stream_record
+    from vbackup.api import STREAM_TIME
 
     time = text.strip(".")
     if not time:
         return None
-    if not stream_record.TIME.fullmatch(time):
+    if not STREAM_TIME.fullmatch(time):
         raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a time like 2026.11.23.10.15.00")
     return None if time < "1971" else time
 
 
 def note(text: str) -> str:
     """Return the text if it can be the note of a backup, or a reason: a line of text for people."""
-    fault = notes.fault(text)
+    fault = note_fault(text)
     if fault is not None:
         raise argparse.ArgumentTypeError(f"the text {fault}")
     return text

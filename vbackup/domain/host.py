@@ -46,9 +46,18 @@ _PIECE_BYTES = 256 * 1024
 KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
 
 
-@functools.cache
+#: Held while the event loop is started: two threads may open their first connections at once.
+_EVENTS = threading.Lock()
+
+
 def _start_events() -> None:
     """Start libvirt's event loop in a thread, once per process; libvirt needs it before the first connection."""
+    with _EVENTS:
+        _started_events()
+
+
+@functools.cache
+def _started_events() -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()

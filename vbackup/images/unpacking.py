@@ -64,10 +64,9 @@ class Keep:
 
 
 def current_umask() -> int:
-    """Return the umask of this process."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
+    """Return the umask of this process, from proc(5): asking the kernel for it would change it for all threads."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
 
 
 @dataclass

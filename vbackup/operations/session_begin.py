@@ -123,21 +123,23 @@ def _begin(
 ) -> Session:
     now = datetime.now(timezone.utc)
     session_id = names.new_session_id(now)
-    directory = sockets.make_directory(socket_directory, session_id)
+    directory = sockets.path_of(socket_directory, session_id)
     first = next((one for one in alive if one.socket is not None), None)
     place = Place(directory, request.listen, request.tls, server=_bound(first))
+    undo_in_qemu = Undo(reporter, tries_again=session_close.TRIES_AGAIN)
     with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo:
+        undo.push("forget the session", lambda: _forget(domain, session_id, place, is_clean=undo_in_qemu.is_complete))
+        session = domain.write(_draft(request, session_id, place, handle, now=now))
         undo.push("remove the sockets", lambda: _remove_sockets(place))
+        sockets.make_directory(directory)
         with _opened(request, handle, session_id, directory, reporter=reporter, stop=stop) as (opened, off):
             this = SessionDomain(opened, session_recovery.naming_of(request.tracker), reporter, stop)
             tracker = domain.tracker(request.tracker, domain_name=handle.name)
             opened.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
             wanted = Wanted(session_id, request.level, request.base, request.disks, request.excluded_disks, now)
             made = session_survey.plan_of(wanted, tracker, this)
-            session = _draft(request, made, place, handle, now=now)
-            undo.push("note that it failed", lambda: _fail(domain, session_id))
-            domain.write(session)
-            with Undo(reporter, tries_again=session_close.TRIES_AGAIN) as undo_in_qemu:
+            session = domain.write(_planned(request, session, made, place))
+            with undo_in_qemu:
                 session = _serve(request, made, session, this, place=place, first=first, undo=undo_in_qemu)
                 if off is not None:
                     session = _with_daemon(session, off)
@@ -179,12 +181,40 @@ def _opened(
         return
     from vbackup.domain import offline  # a running domain does without a storage daemon
 
-    survival = session_daemon.survival(session_id, directory)
+    survival = session_daemon.survival(handle.uuid, session_id, directory)
     with offline.open_off(handle, reporter=reporter, access=access, survival=survival) as off:
         yield off, off
 
 
-def _draft(request: SessionRequest, made: SessionPlan, place: Place, handle: DomainHandle, *, now: datetime) -> Session:
+def _draft(request: SessionRequest, session_id: str, place: Place, handle: DomainHandle, *, now: datetime) -> Session:
+    """Return the session as it is written down before there is anything of it."""
+    return Session(
+        id=session_id,
+        tracker=request.tracker,
+        domain_name=handle.name,
+        domain_uuid=handle.uuid,
+        state=SessionState.BEGINNING,
+        level=request.level,
+        base_asked=request.base,
+        checkpoint="",
+        base_checkpoint=None,
+        started=now,
+        expires=now + timedelta(seconds=request.ttl_s),
+        socket=None if place.socket is None else str(place.socket),
+        listen=place.listen,
+        tls=None if place.tls is None else str(place.tls.absolute()),
+        internals=Internals(
+            writer=Process.this(),
+            scratch=str(request.scratch.absolute()),
+            sockets=str(place.directory),
+            server=None if place.socket is None else str(place.server or place.socket),
+            connection=handle.host.real_uri,
+            exclusive=request.exclusive,
+        ),
+    )
+
+
+def _planned(request: SessionRequest, session: Session, made: SessionPlan, place: Place) -> Session:
     """Return the session as it is written down before QEMU has anything of it."""
     disks = [
         SessionDisk(
@@ -202,32 +232,17 @@ def _draft(request: SessionRequest, made: SessionPlan, place: Place, handle: Dom
         )
         for disk in made.disks
     ]
-    return Session(
-        id=made.id,
-        tracker=request.tracker,
-        domain_name=handle.name,
-        domain_uuid=handle.uuid,
-        state=SessionState.BEGINNING,
-        level=request.level,
-        base_asked=request.base,
+    assert session.internals is not None
+    return replace(
+        session,
         checkpoint=made.checkpoint,
         base_checkpoint=made.base,
-        started=now,
-        expires=now + timedelta(seconds=request.ttl_s),
-        socket=None if place.socket is None else str(place.socket),
-        listen=place.listen,
-        tls=None if place.tls is None else str(place.tls.absolute()),
         disks=tuple(disks),
         warnings=tuple(_fallbacks(request, disks)),
-        internals=Internals(
-            writer=Process.this(),
-            scratch=str(request.scratch.absolute()),
-            sockets=str(place.directory),
-            server=None if place.socket is None else str(place.server or place.socket),
-            checkpoint=made.pending([disk.node for disk in made.disks], time=now),
+        internals=replace(
+            session.internals,
+            checkpoint=made.pending([disk.node for disk in made.disks], time=session.started),
             new_marks=tuple(made.new_marks),
-            connection=handle.host.real_uri,
-            exclusive=request.exclusive,
         ),
     )
 
@@ -330,15 +345,7 @@ def _remove_sockets(place: Place) -> None:
         sockets.remove_directory(place.directory)
 
 
-def _fail(domain: DomainStore, session_id: str) -> None:
-    """Note that a session has failed while it was begun; nothing of it is left, unless a warning said so."""
-    for session in domain.sessions():
-        if session.id == session_id and session.internals is not None:
-            domain.write(
-                replace(
-                    session,
-                    state=SessionState.FAILED,
-                    ended=datetime.now(timezone.utc),
-                    end_reason="it could not be begun",
-                )
-            )
+def _forget(domain: DomainStore, session_id: str, place: Place, *, is_clean: bool) -> None:
+    """Remove the record of a session that could not be begun; whoever comes next needs it if something is left."""
+    if is_clean and not place.directory.exists():
+        domain.forget(session_id)

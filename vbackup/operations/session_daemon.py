@@ -10,12 +10,13 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vbackup.engine import session_close
 from vbackup.errors import ConnectionLostError, VbackupError
+from vbackup.qemu import storage_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import PROGRAM, Survival
 from vbackup.report import Reporter
@@ -28,9 +29,27 @@ MONITOR = "qmp.sock"
 END_S = 10.0
 
 
-def survival(session_id: str, directory: Path) -> Survival:
-    """Return how the daemon of a session survives vbackup; ``directory`` is that of its sockets."""
-    return Survival(f"session-{session_id}", monitor=directory / MONITOR)
+def survival(uuid: str, session_id: str, directory: Path) -> Survival:
+    """Return how the daemon of a session survives vbackup; ``uuid`` is the domain's, ``directory`` has the sockets."""
+    return Survival(f"{_prefix(uuid)}{session_id}", monitor=directory / MONITOR)
+
+
+def end_orphans(uuid: str, alive: Collection[str]) -> None:
+    """End the daemons of a domain that serve none of the sessions with these ids: their vbackup was killed."""
+    for pid, mark in storage_daemon.marked():
+        if mark.startswith(_prefix(uuid)) and mark[len(_prefix(uuid)) :] not in alive:
+            log.debug("the daemon %d of a session that was never begun is ended", pid)
+            with suppress(OSError):
+                fd = os.pidfd_open(pid)
+                try:
+                    if (pid, mark) in storage_daemon.marked():  # it is still that process
+                        _end(fd)
+                finally:
+                    os.close(fd)
+
+
+def _prefix(uuid: str) -> str:
+    return f"session-{uuid}-"
 
 
 @contextmanager
@@ -68,14 +87,20 @@ def end(session: Session, daemon: Monitor | None, reporter: Reporter) -> bool:
         if daemon is not None:
             with suppress(VbackupError):
                 daemon.execute("quit")
-        for signum in (None, signal.SIGTERM, signal.SIGKILL):
-            if signum is not None:
-                signal.pidfd_send_signal(fd, signum)
-            if select.select([fd], [], [], END_S)[0]:
-                return True
+        if select.select([fd], [], [], END_S)[0] or _end(fd):
+            return True
     except ProcessLookupError:
         return True
     finally:
         os.close(fd)
     reporter.warning(f"{PROGRAM} of session {session.id} (process {process.pid}) does not end.")
+    return False
+
+
+def _end(fd: int) -> bool:
+    """Let the process of a descriptor (pidfd) end; return True if it has."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        signal.pidfd_send_signal(fd, signum)
+        if select.select([fd], [], [], END_S)[0]:
+            return True
     return False

@@ -97,6 +97,8 @@ def settle(
         except ConnectionLostError as err:
             log.debug("session %s: %s", session.id, err)
             alive.append(session)
+    if not only_expired:
+        session_daemon.end_orphans(domain.uuid, [session.id for session in alive])
     return alive
 
 

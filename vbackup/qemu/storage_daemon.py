@@ -334,15 +334,23 @@ def _second_monitor(path: Path) -> tuple[str, ...]:
 
 def survivors(mark: str) -> list[int]:
     """Return the pids of the daemons with this mark that run on this host."""
+    return [pid for pid, found in marked() if found == mark]
+
+
+def marked() -> list[tuple[int, str]]:
+    """Return pid and mark of the daemons that run on this host and can survive a vbackup."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has just ended
             words = entry.read_bytes().split(b"\0")
-            if words[0].rpartition(b"/")[2] == PROGRAM.encode() and f"chardev={mark}".encode() in words:
-                found.append(int(entry.parent.name))
+            if words[0].rpartition(b"/")[2] == PROGRAM.encode():
+                marks = [word[len(_MARK) :].decode(errors="replace") for word in words if word.startswith(_MARK)]
+                found += [(int(entry.parent.name), mark) for mark in marks[:1]]
     return found
 
 
+#: How the word of a command line begins that ends in the mark.
+_MARK = b"chardev="
 #: Daemons that go on alone. A Popen that is garbage-collected while its process runs gives a ResourceWarning.
 _LEFT: list[subprocess.Popen[bytes]] = []
 #: QEMU's warning about nodes without storage, which hold no data (vbackup.engine.scratch).

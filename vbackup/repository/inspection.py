@@ -29,6 +29,7 @@ from vbackup.repository import (
     block_list,
     catalogue,
     in_place_journal,
+    liveness,
     merge_journal,
     quarantine,
     verification,
@@ -360,7 +361,9 @@ def _in_place(directory: Path) -> Iterator[Trouble]:
     remedy = f"'vbackup restore {directory.name} --in-place' ends it, while the domain is off."
     try:
         entry = in_place_journal.read(directory)
-        if entry is None or entry.writer.sign_of_life(time.time() - path.lstat().st_mtime, has_lock=False) is not None:
+        if entry is None:
+            return
+        if liveness.is_at_work(entry.writer, directory, silent_s=time.time() - path.lstat().st_mtime):
             return
         what = f"A restore in place to backup {entry.backup} was interrupted"
         if entry.is_begun:
@@ -381,7 +384,7 @@ def _is_merging(directory: Path) -> bool:
         silent_s = time.time() - (directory / merge_journal.NAME).stat().st_mtime
     except (ChainError, StorageError, OSError):
         return False
-    return entry is not None and entry.writer.sign_of_life(silent_s, has_lock=False) is not None
+    return entry is not None and liveness.is_at_work(entry.writer, directory, silent_s=silent_s)
 
 
 def _names(repository: Repository, uuid: str, read: Catalogue) -> Iterator[Trouble]:

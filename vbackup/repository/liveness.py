@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vbackup.errors import BusyError, ChainError, NewerJournalError
 from vbackup.repository import journal, lock, merge_journal
-from vbackup.repository.writer import DEAD_S
+from vbackup.repository.writer import DEAD_S, Writer
 
 
 def refuse_live_writer(stage: Path, *, backup_id: str, domain_uuid: str, presume_dead: bool) -> None:
@@ -70,9 +70,19 @@ def seems_at_work(stage: Path, *, backup_id: str, domain_uuid: str) -> bool:
         touched = journal.touched(stage)
         if entry is None or touched is None or not entry.is_of(stage):
             return False
-        return entry.writer.sign_of_life(time.time() - touched, has_lock=False) is not None
+        return is_at_work(entry.writer, stage.parent, silent_s=time.time() - touched)
     except (ChainError, OSError):
         return False
+
+
+def is_at_work(writer: Writer, directory: Path, *, silent_s: float) -> bool:
+    """Return True if the writer of a journal in a domain's directory seems to be alive, maybe in another thread.
+
+    ``silent_s`` is how long ago it touched its journal. As ``seems_at_work``, for people only.
+    """
+    if writer.is_this_process:
+        return lock.is_held_here(directory)
+    return writer.sign_of_life(silent_s, has_lock=False) is not None
 
 
 def now(lock_path: Path) -> float:

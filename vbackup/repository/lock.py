@@ -6,6 +6,7 @@ not lock (``works``); the journals of unfinished backups then tell who is at wor
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -23,6 +24,10 @@ from vbackup.stop import Stop
 LOCK = "lock"
 #: Pause between two attempts to lock, and so the longest delay until a request to stop is noticed.
 TICK_S = 0.25
+#: Device and inode of the files that this process has locked, by descriptor: threads exclude each other also where
+#: flock() lets everybody have a lock, and only this tells a thread what another one is doing.
+_held: dict[int, tuple[int, int]] = {}
+_guard = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def take(directory: Path, name: str, *, check: Callable[[], None] = lambda: None
     """Create ``directory`` and a lock file in it if necessary; lock the file and return its descriptor.
 
     ``name`` is the domain's, for messages. ``check`` is called with the lock held, and may raise BusyError as well.
-    Closing the descriptor releases the lock. Raises BusyError if another process has the lock, StorageError if the
-    directory is a symbolic link, OSError.
+    ``release`` releases it, or the end of the process. Raises BusyError if another process or thread has the lock,
+    StorageError if the directory is a symbolic link, OSError.
     """
     while True:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -71,19 +76,46 @@ def take(directory: Path, name: str, *, check: Callable[[], None] = lambda: None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), (directory / LOCK).stat()):
+                _hold(fd)
                 check()
                 return fd
         except FileNotFoundError:
             pass
         except BlockingIOError as err:
-            os.close(fd)
+            release(fd)
             raise BusyError(
                 f"Another vbackup is working on domain {name} in this repository; wait for it to end."
             ) from err
         except BaseException:
-            os.close(fd)
+            release(fd)
             raise
+        release(fd)
+
+
+def release(fd: int) -> None:
+    """Close the descriptor that ``take`` or ``wait_for`` has returned, and with it end the lock."""
+    with _guard:
+        _held.pop(fd, None)
         os.close(fd)
+
+
+def is_held_here(directory: Path) -> bool:
+    """Return True if a thread of this process has the lock of a domain's directory. Nothing is locked."""
+    try:
+        status = (directory / LOCK).stat()
+    except OSError:
+        return False
+    with _guard:
+        return (status.st_dev, status.st_ino) in _held.values()
+
+
+def _hold(fd: int) -> None:
+    """Note that this process has the lock. Raises BlockingIOError if another thread has it."""
+    status = os.fstat(fd)
+    with _guard:
+        if (status.st_dev, status.st_ino) in _held.values():
+            raise BlockingIOError(errno.EWOULDBLOCK, "another thread has the lock")
+        _held[fd] = (status.st_dev, status.st_ino)
 
 
 def wait_for(directory: Path, name: str, wait: LockWait, *, check: Callable[[], None] = lambda: None) -> int:

@@ -230,7 +230,7 @@ class Repository:
                 if is_unused:
                     for entry in sorted(directory.iterdir(), key=lambda entry: entry.name == lock.LOCK):
                         entry.unlink()
-            os.close(fd)
+            lock.release(fd)
             if is_unused:
                 with suppress(OSError):
                     directory.rmdir()

@@ -71,6 +71,12 @@ class Writer:
             self.machine_id is not None and (self.host, self.machine_id) == (this.host, this.machine_id)
         )
 
+    @property
+    def is_this_process(self) -> bool:
+        """True if it is the current process, now or earlier."""
+        this = Writer.this()
+        return self.process == this.process and self.pid_namespace in (None, this.pid_namespace)
+
     def sign_of_life(self, silent_s: float, *, has_lock: bool, presume_dead: bool = False) -> str | None:
         """Return who the writer is if it lives, and what can be done about it; None if it is dead.
 
@@ -78,10 +84,10 @@ class Writer:
         would have, and that lock works among the processes of this host. ``presume_dead``: so is a writer that cannot
         be looked up.
         """
+        if self.is_this_process:
+            return None  # an earlier attempt of this process, which has the lock again
         this = Writer.this()
         is_of_this_namespace = self.pid_namespace in (None, this.pid_namespace)
-        if self.process == this.process and is_of_this_namespace:
-            return None  # an earlier attempt of this process, which has the lock again
         if self.is_of_this_boot:
             if is_of_this_namespace:
                 return f"process {self.process.pid} of this host" if self.process.lives else None

@@ -204,7 +204,8 @@ class DomainScripts:
         """Do the work attended, run the scripts of the phase after it with its document, and return what it returns."""
         with self.attended():
             done = work()
-        self.after(after, document(done))
+        if self.has(after):
+            self.after(after, document(done))
         return done
 
     @contextmanager

@@ -21,6 +21,8 @@ from vbackup.files import storage_errors
 ENVIRONMENT = "VBACKUP_SOCKETS"
 #: sun_path of sockaddr_un(7), without the zero at its end.
 MAX_PATH_BYTES = 107
+#: The longest name that a socket gets (vbackup.engine.session_server).
+_LONGEST = "stopping.sock"
 #: What an NBD server says first, whatever it asks for then.
 _GREETING = b"NBDMAGIC"
 #: How long QEMU may take to greet; its main loop answers within milliseconds.
@@ -49,20 +51,25 @@ def default_directory() -> Path:
     return Path(home) / "vbackup" / "sessions"
 
 
-def make_directory(directory: Path, session_id: str) -> Path:
-    """Make the directory of a session, and return it. Raises StorageError, UsageError if its path is too long."""
-    made = directory.absolute() / session_id
-    if len(os.fsencode(made / "nbd.sock")) > MAX_PATH_BYTES:
+def path_of(directory: Path, session_id: str) -> Path:
+    """Return the directory of a session's sockets. Raises UsageError if its path is too long for them."""
+    path = directory.absolute() / session_id
+    longest = path / _LONGEST
+    if len(os.fsencode(longest)) > MAX_PATH_BYTES:
         raise UsageError(
-            f"The path {made / 'nbd.sock'} is too long for a socket, which has {MAX_PATH_BYTES} bytes: name a shorter"
-            f" directory with {ENVIRONMENT}."
+            f"The path {longest} is too long for a socket, which has {MAX_PATH_BYTES} bytes: name a shorter directory"
+            f" with {ENVIRONMENT}."
         )
-    with storage_errors(f"make the directory {made}"):
-        for above in reversed((directory.absolute(), *directory.absolute().parents)):
+    return path
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory of a session's sockets, and those above it. Raises StorageError."""
+    with storage_errors(f"make the directory {path}"):
+        for above in reversed(path.parents):
             if not above.exists():
                 above.mkdir(mode=0o700, exist_ok=True)
-        made.mkdir(mode=0o700)
-    return made
+        path.mkdir(mode=0o700)
 
 
 def remove_directory(directory: Path) -> None:

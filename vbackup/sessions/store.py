@@ -147,6 +147,12 @@ class DomainStore:
         self._replace(f"{_SESSION}{session.id}.json", session.record())
         return session
 
+    def forget(self, session_id: str) -> None:
+        """Remove the record of a session. Raises StorageError."""
+        path = self._path(f"{_SESSION}{session_id}.json")
+        with storage_errors(f"remove {path}"):
+            path.unlink(missing_ok=True)
+
     def write_tracker(self, tracker: Tracker) -> Tracker:
         """Write a tracker down, and return it: what has it as its base is committed then. Errors as for ``write``."""
         self._replace(f"{_TRACKER}{tracker.name}.json", tracker.document())
@@ -163,9 +169,7 @@ class DomainStore:
         """Remove the records of sessions that ended long ago (KEPT_FOR), and have left nothing. Raises StorageError."""
         for session in self.sessions():
             if session.ended is not None and session.is_closed and now - session.ended > KEPT_FOR:
-                path = self._path(f"{_SESSION}{session.id}.json")
-                with storage_errors(f"remove {path}"):
-                    path.unlink(missing_ok=True)
+                self.forget(session.id)
 
     def _path(self, name: str) -> Path:
         return self.store.directory / self.uuid / name

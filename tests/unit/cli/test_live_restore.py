@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.unit.builders import UUID, backup_id
-from vbackup.cli import live_restore as handler
+from tests.unit.builders import UUID, backup_id, use_libvirt
+from vbackup.domain import pools
 from vbackup.operations import live_abort, live_restore, live_resume
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
             return answer
 
         monkeypatch.setattr(module, "run", run)
-    monkeypatch.setattr(handler, "Host", lambda _uri: nullcontext())
+    use_libvirt(monkeypatch, None)
     return requests
 
 
@@ -60,7 +59,7 @@ def test_new_domain_and_other_places_for_disks(
     command: Command, filled: Path, tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up: list[str] = []
-    monkeypatch.setattr(handler.pools, "opened", lambda _host, name: looked_up.append(name))
+    monkeypatch.setattr(pools, "opened", lambda _host, name: looked_up.append(name))
     words = ("restore", "web", "-r", filled, "--output", tmp_path, "--live", "--no-checkpoint")
     command(*words, "--name", "new", "--disk", "vda=/images/a.qcow2", "vdb", "--pool", "default")
     (request,) = asked

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.recorded import Recorded
-from tests.unit.builders import NOON, UUID
-from vbackup.domain import host
+from tests.unit.builders import NOON, UUID, use_libvirt
 from vbackup.errors import UnsuitableError
 from vbackup.operations import boot_test, fsck
 from vbackup.operations.boot_test import Booted, BootRequest
@@ -25,19 +24,6 @@ if TYPE_CHECKING:
     from tests.conftest import Command
 
 OTHER_UUID = "f0000000-0000-4000-8000-000000000002"
-
-
-class FakeHost:
-    """No libvirt."""
-
-    def __init__(self, uri: str | None) -> None:
-        self.uri = uri
-
-    def __enter__(self) -> FakeHost:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        pass
 
 
 class Answers:
@@ -62,7 +48,7 @@ class Answers:
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     made = Answers()
     monkeypatch.setattr(boot_test, "run", made.run)
-    monkeypatch.setattr(host, "Host", FakeHost)
+    use_libvirt(monkeypatch, None)
     return made
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from vbackup.api import Connection
 from vbackup.cli import parser, qemu
-from vbackup.cli.context import Context
+from vbackup.domain import attached as attached_qemus
 from vbackup.errors import UsageError
 from vbackup.model import ImageFormat
 from vbackup.report import Silent
-from vbackup.stop import Stop
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -57,10 +57,9 @@ def attached_to(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[Any]:
         opened.append(what)
         yield "attached"
 
-    monkeypatch.setattr(qemu, "of_images", opening)
-    monkeypatch.setattr(qemu, "of_socket", opening)
-    given = options(*arguments)
-    with qemu.attach(given, Context(given, Stop()), reporter=Silent()) as attached:
+    monkeypatch.setattr(attached_qemus, "of_images", opening)
+    monkeypatch.setattr(attached_qemus, "of_socket", opening)
+    with Connection() as vb, qemu.attach(options(*arguments), vb, reporter=Silent()) as attached:
         assert attached == "attached"  # type: ignore[comparison-overlap]
     return opened
 

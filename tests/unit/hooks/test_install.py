@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.hooks.conftest import needs_root
+from vbackup.cli.handlers import hooks as handler
 from vbackup.hooks import daemons, install
 from vbackup.hooks.daemons import Daemon
 from vbackup.hooks.install import MARKER, RPATH, Place
@@ -277,7 +278,7 @@ def test_daemons_are_told_even_if_the_script_was_there(
 ) -> None:
     put(here, SCRIPT)
     found = (Daemon("libvirtd", 10, told=True), Daemon("virtqemud", 11, told=False))
-    monkeypatch.setattr(daemons, "reload_all", lambda: found)
+    monkeypatch.setattr(handler, "reload_daemons", lambda: found)
     said = command("hooks", "install").stdout
     assert "libvirtd (process 10) was reloaded to find it." in said
     assert "virtqemud (process 11) could not be reloaded; run 'systemctl reload virtqemud'." in said

@@ -166,6 +166,17 @@ def test_look_at_a_writer_takes_no_lock_and_writes_nothing(
     assert (repo.running(UUID), repo.unfinished(UUID)) == ([], [DRAFT.id])
 
 
+def test_thread_of_this_process_is_at_work_while_it_has_the_lock(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another thread is doing is told from what an earlier attempt of this process has left."""
+    begin(repo, Writer.this(), monkeypatch)
+    assert repo.running(UUID) == []
+    with repo.lock(UUID):
+        assert repo.running(UUID) == [DRAFT.id]
+    assert repo.running(UUID) == []
+
+
 def test_writer_elsewhere_seems_at_work_until_it_is_silent(
     repo: Repository, living: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

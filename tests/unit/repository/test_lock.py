@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -187,7 +188,35 @@ def test_lock_file_that_was_replaced_is_locked_again(tmp_path: Path, monkeypatch
     fd = lock.take(tmp_path / "domain", UUID)
     assert attempts == 2
     assert os.path.samestat(os.fstat(fd), (tmp_path / "domain" / "lock").stat())
-    os.close(fd)
+    lock.release(fd)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_threads_of_a_process_exclude_each_other(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """Also where flock() does nothing."""
+    if not works:
+        monkeypatch.setattr(fcntl, "flock", lambda _fd, _operation: None)
+    assert not lock.is_held_here(repo.path / UUID)
+    for _ in range(2):
+        with repo.lock(UUID):
+            assert lock.is_held_here(repo.path / UUID)
+            with ThreadPoolExecutor(1) as pool, pytest.raises(BusyError, match="Another vbackup is working on domain"):
+                pool.submit(take, repo, LockWait(0.0, Recorder(), Stop())).result(10)
+            assert lock.is_held_here(repo.path / UUID)
+    assert lock._held == {}
+
+
+def test_lock_that_its_check_refuses_is_free_again(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise BusyError("somebody writes without a lock")
+
+    for _ in range(2):
+        with pytest.raises(BusyError, match="without a lock"):
+            lock.take(tmp_path / "domain", UUID, check=refuse)
+    lock.release(lock.take(tmp_path / "domain", UUID))
+    assert lock._held == {}
 
 
 def test_lock_that_works_is_told_from_one_that_does_nothing(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

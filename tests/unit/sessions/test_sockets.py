@@ -25,7 +25,8 @@ def short() -> Iterator[Path]:
 
 
 def test_directory_is_its_owner_s_alone_and_goes_with_the_session(short: Path) -> None:
-    made = sockets.make_directory(short / "vbackup" / "sessions", ID)
+    made = sockets.path_of(short / "vbackup" / "sessions", ID)
+    sockets.make_directory(made)
     for path in (made, made.parent, made.parent.parent):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     (made / "nbd.sock").touch()
@@ -42,7 +43,7 @@ def test_only_the_directory_of_a_session_is_removed(tmp_path: Path) -> None:
 
 def test_path_that_the_kernel_does_not_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="too long for a socket"):
-        sockets.make_directory(tmp_path / ("x" * 100), ID)
+        sockets.path_of(tmp_path / ("x" * 100), ID)
 
 
 def test_unix_socket_is_its_owner_s_alone(short: Path) -> None:

@@ -117,6 +117,8 @@ def test_record_of_what_ended_long_ago_is_removed(store: Store) -> None:
         assert len(domain.sessions()) == 2
         domain.forget_old(session.started + timedelta(days=8))
         assert domain.sessions() == [left_something]
+        domain.forget(left_something.id)
+        assert domain.sessions() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from vbackup.api import Way
 from vbackup.cli.arguments import add_backup, add_common, add_domain
 from vbackup.cli.values import count, speed_bytes_s
-from vbackup.repository.merging import Way
 
 
 def add(commands: Any) -> None:

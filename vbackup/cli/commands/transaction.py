@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vbackup.api import CompletionMode
 from vbackup.cli.arguments import add_common, add_qemu
-from vbackup.qapi.actions import CompletionMode
 
 
 def add(commands: Any) -> None:

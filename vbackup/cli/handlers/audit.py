@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vbackup.api import BLOCK_BYTES, Audit, AuditRequest, DiskAudit, blocks_found, chance_to_miss, documents
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
-from vbackup.domain.host import Host
 from vbackup.errors import Status
-from vbackup.operations import audit
-from vbackup.operations.audit import Audit, DiskAudit
-from vbackup.repository import audit_sample, manifest
-from vbackup.repository.block_list import BLOCK_BYTES
-from vbackup.repository.repository import Repository
 
 #: Numbers of wrong blocks for which the chance to miss them all is printed.
 _EXAMPLES = (1, 10, 100, 1000)
@@ -22,8 +17,7 @@ _EXAMPLES = (1, 10, 100, 1000)
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Audit the domain and print what was found; the exit status is 6 if a change was missed."""
-    repository = Repository.open(context.repository_path())
-    request = audit.AuditRequest(
+    request = AuditRequest(
         domain=domain_of(options),
         disks=tuple(options.disk),
         percent=options.sample,
@@ -33,8 +27,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
         wait_lock_s=options.wait_lock,
         exclusive=options.exclusive,
     )
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        done = audit.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    with context.connect() as vb, context.reporting(request.domain) as reporter:
+        done = vb.audit(request, reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.audit/1", _document(done))
     elif not context.is_quiet:
@@ -45,7 +39,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 def _document(done: Audit) -> dict[str, Any]:
     return {
         "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
-        "time": manifest.iso(done.time),
+        "time": documents.time(done.time),
         "verdict": "good" if done.is_good else "missed",
         "disks": [_disk_document(disk) for disk in done.disks],
         "not_audited": [{"dev": one.dev, "reason": one.reason} for one in done.not_audited],
@@ -75,7 +69,7 @@ def _disk_document(disk: DiskAudit) -> dict[str, Any]:
 
 
 def _chance(disk: DiskAudit, blocks: int) -> float:
-    return audit_sample.chance_to_miss(blocks, read=disk.compared.read_data, of=disk.compared.clean_data)
+    return chance_to_miss(blocks, read=disk.compared.read_data, of=disk.compared.clean_data)
 
 
 def _print(done: Audit) -> None:
@@ -111,7 +105,7 @@ def _confidence(disk: DiskAudit) -> str:
         return f"Disk {disk.dev}: no data is unchanged since {disk.backup}; only zeros were read."
     if found.read_data >= found.clean_data:
         return f"Disk {disk.dev}: all data that is unchanged was read."
-    blocks = audit_sample.blocks_found(read=found.read_data, of=found.clean_data)
+    blocks = blocks_found(read=found.read_data, of=found.clean_data)
     return (
         f"Disk {disk.dev}: {100 * found.read_data / found.clean_data:.3g} % of the unchanged data was read. Missed"
         f" changes of {output.size(blocks * BLOCK_BYTES)} ({blocks} blocks, anywhere) would have been found with a"

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from dataclasses import replace
 
+from vbackup.api import BackupRequest, Connection, documents
 from vbackup.cli import batch, output, plans, script_options
 from vbackup.cli.arguments import domains_of
 from vbackup.cli.context import Context
-from vbackup.domain import selection
-from vbackup.domain.host import Host
-from vbackup.engine import total_rate
 from vbackup.errors import Status, UsageError
 from vbackup.model import Backup, Compression, Level, Quiesce
-from vbackup.operations import backup, documents
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -24,20 +19,19 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.group and options.parallel is not None:
         raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
     request = replace(request_of(options, words[0] if words else ""), note=options.note)
-    repository = Repository.open(context.repository_path())
-    with Host(context.uri) as host:
-        if options.group or len(words) != 1 or not selection.is_one(words[0], host):
-            return batch.run(request, words, options=options, context=context, host=host, repository=repository)
+    with context.connect() as vb:
+        if options.group or len(words) != 1 or not vb.is_one(words[0]):
+            return batch.run(request, words, options=options, context=context, vb=vb)
         if options.dry_run:
-            _plan(request, context, host=host, repository=repository)
+            _plan(request, context, vb)
         else:
-            _back_up(request, options, context=context, host=host, repository=repository)
+            _back_up(request, options, context=context, vb=vb)
     return Status.DONE
 
 
-def request_of(options: argparse.Namespace, domain: str) -> backup.BackupRequest:
+def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
     """Return what commands.backup.add_making's arguments and --level ask for."""
-    return backup.BackupRequest(
+    return BackupRequest(
         domain=domain,
         level=Level(options.level),
         disks=tuple(options.disk),
@@ -55,38 +49,19 @@ def request_of(options: argparse.Namespace, domain: str) -> backup.BackupRequest
     )
 
 
-def _plan(request: backup.BackupRequest, context: Context, *, host: Host, repository: Repository) -> None:
+def _plan(request: BackupRequest, context: Context, vb: Connection) -> None:
     with context.reporting(request.domain) as reporter:
-        plan = backup.dry_run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+        plan = vb.plan(request, reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.plan/1", documents.plan(plan))
     else:
         plans.print_plan(plan)
 
 
-def _back_up(
-    request: backup.BackupRequest,
-    options: argparse.Namespace,
-    *,
-    context: Context,
-    host: Host,
-    repository: Repository,
-) -> None:
-    with context.reporting(request.domain) as reporter, ExitStack() as stack:
-        throttle = None
-        if options.total_speed is not None:
-            total = total_rate.TotalRate(options.total_speed, at_once=1)
-            throttle = stack.enter_context(total.share(job_limit_bytes_s=options.speed))
+def _back_up(request: BackupRequest, options: argparse.Namespace, *, context: Context, vb: Connection) -> None:
+    with context.reporting(request.domain) as reporter:
         own = script_options.of_domain(options, request.domain, work="backup", reporter=reporter, stop=context.stop)
-        done = backup.run(
-            request,
-            host=host,
-            repository=repository,
-            reporter=reporter,
-            stop=context.stop,
-            throttle=throttle,
-            scripts=own,
-        )
+        done = vb.backup(request, total_speed_bytes_s=options.total_speed, scripts=own, reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.backup/1", {**documents.backup(done), "scripts": own.documents()})
     elif not context.is_quiet:

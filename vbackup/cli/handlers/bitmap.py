@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
+from vbackup.api import BitmapChange, BitmapRequest, BlockDirtyBitmap, ListedBitmap
 from vbackup.cli import output, qemu
 from vbackup.cli.context import Context
-from vbackup.errors import Status, StorageError, UsageError
-from vbackup.operations import bitmap
-from vbackup.qapi.actions import BlockDirtyBitmap
-from vbackup.repository.history import History
-from vbackup.repository.repository import Repository
-from vbackup.sessions import store
-from vbackup.sessions.store import Store
+from vbackup.errors import Status, UsageError
 
 #: What the result says of each change.
 _DONE = {
-    bitmap.Change.ADD: "added",
-    bitmap.Change.REMOVE: "removed",
-    bitmap.Change.CLEAR: "cleared",
-    bitmap.Change.ENABLE: "enabled",
-    bitmap.Change.DISABLE: "disabled",
-    bitmap.Change.MERGE: "merged into",
+    BitmapChange.ADD: "added",
+    BitmapChange.REMOVE: "removed",
+    BitmapChange.CLEAR: "cleared",
+    BitmapChange.ENABLE: "enabled",
+    BitmapChange.DISABLE: "disabled",
+    BitmapChange.MERGE: "merged into",
 }
 
 
@@ -33,13 +27,17 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.bitmap_command == "list":
         _list(options, context)
     else:
-        _change(bitmap.Change(options.bitmap_command), options, context=context)
+        _change(BitmapChange(options.bitmap_command), options, context=context)
     return Status.DONE
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:
-    with context.reporting() as reporter, qemu.attach(options, context, reporter=reporter) as attached:
-        bitmaps = bitmap.listing(attached, disks=options.disk, trackers=_trackers(attached.uuid))
+    with (
+        context.connect_to_libvirt() as vb,
+        context.reporting() as reporter,
+        qemu.attach(options, vb, reporter=reporter) as attached,
+    ):
+        bitmaps = vb.bitmaps(attached, disks=options.disk)
     if context.as_json:
         context.print_document("vbackup.bitmaps/1", {"bitmaps": [_document(listed) for listed in bitmaps]})
     elif bitmaps:
@@ -48,7 +46,7 @@ def _list(options: argparse.Namespace, context: Context) -> None:
         print("No bitmaps.")
 
 
-def _document(listed: bitmap.Listed) -> dict[str, Any]:
+def _document(listed: ListedBitmap) -> dict[str, Any]:
     return {
         "dev": listed.dev,
         "node_name": listed.layer.node_name,
@@ -69,7 +67,7 @@ def _document(listed: bitmap.Listed) -> dict[str, Any]:
     }
 
 
-def _print(bitmaps: Sequence[bitmap.Listed]) -> None:
+def _print(bitmaps: Sequence[ListedBitmap]) -> None:
     output.table(
         ("DISK", "NODE", "STATE", "DIRTY", "OWNER", "BITMAP"),
         [
@@ -86,25 +84,16 @@ def _print(bitmaps: Sequence[bitmap.Listed]) -> None:
     )
 
 
-def _owner(listed: bitmap.Listed) -> str:
+def _owner(listed: ListedBitmap) -> str:
     of = listed.repository_id or listed.tracker
     return f"{listed.owner.value} {of}" if of else listed.owner.value
 
 
-def _trackers(uuid: str | None) -> list[str]:
-    """Return the names of the domain's trackers, as far as they can be read; the list goes without them."""
-    if uuid is None:
-        return []
-    with suppress(StorageError):
-        return [one.name for one in Store(store.default_directory()).trackers(uuid)]
-    return []
-
-
-def _change(change: bitmap.Change, options: argparse.Namespace, *, context: Context) -> None:
+def _change(change: BitmapChange, options: argparse.Namespace, *, context: Context) -> None:
     if not options.name:
         raise UsageError("The bitmap name is empty.")
-    is_add, is_merge = change is bitmap.Change.ADD, change is bitmap.Change.MERGE
-    request = bitmap.ChangeRequest(
+    is_add, is_merge = change is BitmapChange.ADD, change is BitmapChange.MERGE
+    request = BitmapRequest(
         change=change,
         name=options.name,
         disks=tuple(options.disk),
@@ -113,16 +102,14 @@ def _change(change: bitmap.Change, options: argparse.Namespace, *, context: Cont
         granularity_bytes=options.granularity if is_add else None,
         persistent=is_add and options.persistent,
         disabled=is_add and options.disabled,
-        force=change is bitmap.Change.REMOVE and options.force,
+        force=change is BitmapChange.REMOVE and options.force,
     )
-    with context.reporting() as reporter, qemu.attach(options, context, reporter=reporter) as attached:
-        changed = bitmap.change(
-            request,
-            attached=attached,
-            history=_history(context, attached.uuid),
-            reporter=reporter,
-            stop=context.stop,
-        )
+    with (
+        context.connect_to_libvirt() as vb,
+        context.reporting() as reporter,
+        qemu.attach(options, vb, reporter=reporter) as attached,
+    ):
+        changed = vb.change_bitmap(attached, request, reporter=reporter)
     if context.as_json:
         disks = [{"dev": place.dev, "node_name": place.node_name} for place in changed]
         context.print_document("vbackup.bitmap/1", {"change": change.value, "name": options.name, "disks": disks})
@@ -134,15 +121,3 @@ def _change(change: bitmap.Change, options: argparse.Namespace, *, context: Cont
 def _source(text: str) -> Any:
     node, colon, name = text.partition(":")
     return BlockDirtyBitmap(node=node, name=name) if colon else text
-
-
-def _history(context: Context, uuid: str | None) -> Callable[[str], History | None]:
-    """Return a function from a repository id to the domain's history there, None if it is not the given repository."""
-
-    def history(repository_id: str) -> History | None:
-        if uuid is None or not context.has_repository:
-            return None
-        repository = Repository.open(context.repository_path())
-        return repository.catalogue(uuid).history if repository.id == repository_id else None
-
-    return history

@@ -6,14 +6,11 @@ import argparse
 import sys
 from contextlib import suppress
 
+from vbackup.api import CatRequest, parse_address
 from vbackup.cli import keys, output, streams
 from vbackup.cli.arguments import domain_and_words_of, swallowed, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.images import guest_address
-from vbackup.operations import cat
-from vbackup.operations.cat import CatRequest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -24,17 +21,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError(f"{given}{swallowed(options)}.")
     if context.as_json:
         raise UsageError("A file is printed as it is, not as JSON; 'vbackup ls --json' describes it.")
-    address = guest_address.parse(words[0])
-    repository = Repository.open(context.repository_path())
-    request = CatRequest(context.uuid_of(repository, domain), wanted_of(options, options.backup), address)
-    with suppress(streams.LostOutput), context.reporting(domain, is_log=False) as reporter:
-        cat.run(
+    address = parse_address(words[0])
+    with context.connect() as vb, context.reporting(domain, is_log=False) as reporter, suppress(streams.LostOutput):
+        request = CatRequest(context.uuid_of(vb.repository, domain), wanted_of(options, options.backup), address)
+        vb.cat(
             request,
             _print_escaped if sys.stdout.isatty() else streams.Binary().write,
             keys=keys.of(options.key_file, context.stop),
-            repository=repository,
             reporter=reporter,
-            stop=context.stop,
         )
     sys.stdout.flush()
     return Status.DONE

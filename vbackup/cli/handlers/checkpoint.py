@@ -6,17 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from vbackup.api import Tracker, documents
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
-from vbackup.domain.host import Host
 from vbackup.errors import Status
-from vbackup.operations import checkpoint
-from vbackup.operations import tracker as tracker_operation
-from vbackup.sessions import store
-from vbackup.sessions.checkpoint import iso
-from vbackup.sessions.store import Store
-from vbackup.sessions.trackers import Tracker
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -30,16 +24,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _list(options: argparse.Namespace, context: Context) -> None:
     wanted = domain_of(options)
-    known = Store(store.default_directory())
-    trackers = [
-        one
-        for one in tracker_operation.trackers(store=known)
-        if wanted in (one.domain_name, one.domain_uuid) and options.tracker in (None, one.name)
-    ]
-    if options.tracker is not None and not trackers:
-        with Host(context.uri) as host:
-            handle = host.domain(wanted)
-            trackers = [known.tracker(handle.uuid, options.tracker, domain_name=handle.name)]
+    with context.connect_to_libvirt() as vb:
+        trackers = [one for one in vb.trackers(wanted) if options.tracker in (None, one.name)]
+        if options.tracker is not None and not trackers:
+            trackers = [vb.tracker(wanted, options.tracker)]
     if context.as_json:
         context.print_document("vbackup.checkpoints/1", {"checkpoints": _documents(trackers)})
     elif not any(one.checkpoints for one in trackers):
@@ -67,7 +55,7 @@ def _documents(trackers: Sequence[Tracker]) -> list[dict[str, Any]]:
             "id": one.id,
             "tracker": tracker.name,
             "domain": {"name": tracker.domain_name, "uuid": tracker.domain_uuid},
-            "time": iso(one.time),
+            "time": documents.time(one.time),
             "session": one.session,
             "level": one.level.value,
             "is_base": one is tracker.base,
@@ -83,16 +71,9 @@ def _documents(trackers: Sequence[Tracker]) -> list[dict[str, Any]]:
 
 def _delete(options: argparse.Namespace, context: Context) -> None:
     domain = domain_of(options)
-    with Host(context.uri) as host, context.reporting(domain) as reporter:
-        left = checkpoint.delete(
-            domain,
-            options.tracker,
-            options.checkpoints,
-            host=host,
-            store=Store(store.default_directory()),
-            exclusive=options.exclusive,
-            reporter=reporter,
-            stop=context.stop,
+    with context.connect_to_libvirt() as vb, context.reporting(domain) as reporter:
+        left = vb.delete_checkpoints(
+            domain, options.tracker, options.checkpoints, exclusive=options.exclusive, reporter=reporter
         )
     if context.as_json:
         context.print_document("vbackup.checkpoints/1", {"checkpoints": _documents([left])})

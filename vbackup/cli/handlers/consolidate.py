@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from vbackup.api import Consolidated, ConsolidateRequest, Way
 from vbackup.cli import merges
 from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.operations import consolidation
-from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
-from vbackup.repository.merging import Way
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -23,17 +20,16 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("--full makes one backup a full: give its ID. --max-chain is about all backups of the domain.")
     if options.consolidate in (Way.IN_PLACE.value, Way.NEVER.value):
         raise UsageError(f"--consolidate {options.consolidate} removes or keeps backups; here all stay: give another.")
-    repository = Repository.open(context.repository_path())
-    request = ConsolidateRequest(
-        uuid=context.uuid_of(repository, domain_of(options)),
-        backup_id=backup_id,
-        max_chain=options.max_chain,
-        way=Way(options.consolidate),
-        speed_bytes_s=options.speed,
-        dry_run=options.dry_run,
-    )
-    with context.reporting(domain_of(options)) as reporter:
-        done = consolidation.run(request, repository=repository, reporter=reporter, stop=context.stop)
+    with context.connect() as vb, context.reporting(domain_of(options)) as reporter:
+        request = ConsolidateRequest(
+            uuid=context.uuid_of(vb.repository, domain_of(options)),
+            backup_id=backup_id,
+            max_chain=options.max_chain,
+            way=Way(options.consolidate),
+            speed_bytes_s=options.speed,
+            dry_run=options.dry_run,
+        )
+        done = vb.consolidate(request, reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.consolidate/1", _document(done, request))
     elif request.dry_run or not context.is_quiet:

@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vbackup.api import Copies, CpRequest, parse_address
 from vbackup.cli import keys, output, streams
 from vbackup.cli.arguments import domain_and_words_of, swallowed, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.images import guest_address
-from vbackup.operations import cp
-from vbackup.operations.cp import Copies, CpRequest
 from vbackup.report import Reporter
-from vbackup.repository.repository import Repository
 
 #: How many of the files that were left out are named.
 _NAMED = 20
@@ -29,30 +26,27 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if not words:
         missing = "file" if options.tar or not given else "target"
         raise UsageError(f"No {missing} given: DOMAIN [WHERE:]/PATH... TARGET{swallowed(options)}.")
-    sources = tuple(map(guest_address.parse, words))
+    sources = tuple(map(parse_address, words))
     if len({source.where for source in sources}) > 1:
         raise UsageError("The files are in different file systems; copy those of one at a time.")
     if target is None and sys.stdout.isatty():
         raise UsageError("A tar archive is not written to a terminal: redirect the output, or pipe it into tar.")
     if target is None and context.as_json:
         raise UsageError("The output is a tar archive, so there is no place for JSON: leave out --json.")
-    repository = Repository.open(context.repository_path())
-    request = CpRequest(
-        context.uuid_of(repository, domain),
-        wanted_of(options, options.backup),
-        sources,
-        target,
-        keeps_everything=options.archive,
-    )
-    with context.reporting(domain, is_log=False) as reporter:
+    with context.connect() as vb, context.reporting(domain, is_log=False) as reporter:
+        request = CpRequest(
+            context.uuid_of(vb.repository, domain),
+            wanted_of(options, options.backup),
+            sources,
+            target,
+            keeps_everything=options.archive,
+        )
         try:
-            copies = cp.run(
+            copies = vb.cp(
                 request,
                 streams.Binary() if target is None else None,
                 keys=keys.of(options.key_file, context.stop),
-                repository=repository,
                 reporter=reporter,
-                stop=context.stop,
             )
         except streams.LostOutput:
             return Status.FAILED

@@ -7,18 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vbackup import names
+from vbackup.api import DiffDisk, Difference, DiffRequest, Extent, ExtentKind, documents
 from vbackup.cli import output
 from vbackup.cli.context import Context
-from vbackup.errors import ChainError, Status, UsageError
+from vbackup.errors import Status, UsageError
 from vbackup.model import Backup
-from vbackup.operations import diff
-from vbackup.operations.diff import Difference, DiffRequest, Disk
-from vbackup.repository import manifest
-from vbackup.repository.comparison import Extent, Kind
-from vbackup.repository.repository import Repository
 
 #: By dev; None for a disk that only one of the backups has.
-Totals = Mapping[str, "Mapping[Kind, int] | None"]
+Totals = Mapping[str, "Mapping[ExtentKind, int] | None"]
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -27,15 +23,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
     The lists are all read before the first word is printed.
     """
     domain, before, after = _points(options)
-    repository = Repository.open(context.repository_path())
-    uuid = _owner(repository, before) if domain is None else context.uuid_of(repository, domain)
-    request = DiffRequest(uuid, before, after, disks=tuple(options.disk))
-    with diff.run(request, repository=repository, stop=context.stop) as difference:
-        totals = {disk.dev: _totals(difference, disk) for disk in difference.disks}
-        if context.as_json:
-            _print_document(difference, totals, context, with_extents=options.extents)
-        else:
-            _print(difference, totals, with_extents=options.extents)
+    with context.connect() as vb:
+        uuid = vb.owner_of(before) if domain is None else context.uuid_of(vb.repository, domain)
+        with vb.diff(DiffRequest(uuid, before, after, disks=tuple(options.disk))) as difference:
+            totals = {disk.dev: _totals(difference, disk) for disk in difference.disks}
+            if context.as_json:
+                _print_document(difference, totals, context, with_extents=options.extents)
+            else:
+                _print(difference, totals, with_extents=options.extents)
     return Status.DONE
 
 
@@ -55,32 +50,21 @@ def _points(options: argparse.Namespace) -> tuple[str | None, str, str | None]:
     return domain, words[0], words[1] if words[1:] else None
 
 
-def _owner(repository: Repository, backup_id: str) -> str:
-    """Return the UUID of the domain that has the backup. Raises ChainError, UsageError if several have one."""
-    owners = [uuid for uuid in repository.uuids() if backup_id in repository.taken_ids(uuid)]
-    if not owners:
-        raise ChainError(f"No backup {backup_id!r} in {repository.path}; 'vbackup list DOMAIN' lists them.")
-    if owners[1:]:
-        domains = ", ".join(f"{repository.name_of(uuid)} ({uuid})" for uuid in owners)
-        raise UsageError(f"Several domains have a backup {backup_id}: {domains}; give the domain, too.")
-    return owners[0]
-
-
-def _totals(difference: Difference, disk: Disk) -> Mapping[Kind, int] | None:
+def _totals(difference: Difference, disk: DiffDisk) -> Mapping[ExtentKind, int] | None:
     if disk.before is None or disk.after is None:
         return None
     with difference.comparison(disk) as comparison:
         return comparison.totals()
 
 
-def _extents(difference: Difference, disk: Disk) -> Iterator[Extent]:
+def _extents(difference: Difference, disk: DiffDisk) -> Iterator[Extent]:
     if disk.before is not None and disk.after is not None:
         with difference.comparison(disk) as comparison:
             yield from comparison.extents()
 
 
-def _changed_bytes(totals: Mapping[Kind, int]) -> int:
-    return totals[Kind.DATA] + totals[Kind.ZERO] + totals[Kind.NEW]
+def _changed_bytes(totals: Mapping[ExtentKind, int]) -> int:
+    return totals[ExtentKind.DATA] + totals[ExtentKind.ZERO] + totals[ExtentKind.NEW]
 
 
 def _print(difference: Difference, totals: Totals, *, with_extents: bool) -> None:
@@ -88,7 +72,7 @@ def _print(difference: Difference, totals: Totals, *, with_extents: bool) -> Non
     print(output.plain(f"Domain {after.domain_name} ({after.domain_uuid})"))
     for word, backup in (("From", before), ("to", after)):
         print(f"{word:<5}{backup.id}  {output.local_minute(backup.time)}")
-    has_undecided = any(each is not None and each[Kind.UNDECIDED] for each in totals.values())
+    has_undecided = any(each is not None and each[ExtentKind.UNDECIDED] for each in totals.values())
     output.table(
         ("DISK", "CHANGED", "TO ZEROS", "FROM ZEROS", *(["UNDECIDED"] if has_undecided else []), "VIRTUAL SIZE"),
         [_row(difference, disk, totals[disk.dev], has_undecided=has_undecided) for disk in difference.disks],
@@ -99,13 +83,15 @@ def _print(difference: Difference, totals: Totals, *, with_extents: bool) -> Non
         _print_extents(difference)
 
 
-def _row(difference: Difference, disk: Disk, totals: Mapping[Kind, int] | None, *, has_undecided: bool) -> list[str]:
+def _row(
+    difference: Difference, disk: DiffDisk, totals: Mapping[ExtentKind, int] | None, *, has_undecided: bool
+) -> list[str]:
     size = " -> ".join(dict.fromkeys(output.size(each) for each in disk.size_bytes if each is not None))
     if totals is None:
         backup = difference.before if disk.after is None else difference.after
         return [disk.dev, *["-"] * (3 + has_undecided), f"{size} (only in {backup.id})"]
-    shown = [_changed_bytes(totals), totals[Kind.ZERO], totals[Kind.NEW]]
-    return [disk.dev, *map(output.size, shown + [totals[Kind.UNDECIDED]] * has_undecided), size]
+    shown = [_changed_bytes(totals), totals[ExtentKind.ZERO], totals[ExtentKind.NEW]]
+    return [disk.dev, *map(output.size, shown + [totals[ExtentKind.UNDECIDED]] * has_undecided), size]
 
 
 def _print_extents(difference: Difference) -> None:
@@ -136,19 +122,19 @@ def _print_document(difference: Difference, totals: Totals, context: Context, *,
 
 
 def _point(backup: Backup) -> dict[str, Any]:
-    return {"id": backup.id, "time": manifest.iso(backup.time)}
+    return {"id": backup.id, "time": documents.time(backup.time)}
 
 
-def _disk_document(disk: Disk, totals: Mapping[Kind, int] | None) -> dict[str, Any]:
+def _disk_document(disk: DiffDisk, totals: Mapping[ExtentKind, int] | None) -> dict[str, Any]:
     before_size_bytes, after_size_bytes = disk.size_bytes
     return {
         "dev": disk.dev,
         "before_size_bytes": before_size_bytes,
         "after_size_bytes": after_size_bytes,
         "changed_bytes": None if totals is None else _changed_bytes(totals),
-        "to_zeros_bytes": None if totals is None else totals[Kind.ZERO],
-        "from_zeros_bytes": None if totals is None else totals[Kind.NEW],
-        "undecided_bytes": None if totals is None else totals[Kind.UNDECIDED],
+        "to_zeros_bytes": None if totals is None else totals[ExtentKind.ZERO],
+        "from_zeros_bytes": None if totals is None else totals[ExtentKind.NEW],
+        "undecided_bytes": None if totals is None else totals[ExtentKind.UNDECIDED],
     }
 
 

@@ -9,20 +9,23 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vbackup import machine
+from vbackup.api import (
+    REPOSITORY_MARKER,
+    BackupRequest,
+    Repository,
+    StreamRequest,
+    connect,
+    create_repository,
+    open_stage,
+    this_host,
+)
 from vbackup.cli import director_config, output, pipes
 from vbackup.cli.context import Context
 from vbackup.cli.director_config import Director, Names
 from vbackup.cli.handlers import stream
-from vbackup.domain import selection
-from vbackup.domain.host import Host
 from vbackup.errors import Status, StreamNotPendingError, UsageError
 from vbackup.files import read_regular, storage_errors
 from vbackup.model import Level
-from vbackup.operations import stream_backup, stream_end, stream_restore
-from vbackup.operations.backup import BackupRequest
-from vbackup.operations.stream_backup import StreamRequest
-from vbackup.repository.repository import MARKER, Repository
 
 #: What a director's levels are. Its incremental has a disk in full whose base cannot be trusted: a job that fails every
 #: night until somebody asks for a full would be worse.
@@ -51,9 +54,9 @@ def _config(options: argparse.Namespace, context: Context) -> int:
     kind = Director(options.director_kind)
     domains = options.domain
     if not domains:
-        with Host(context.uri) as host:
-            domains = [one.name for one in selection.all_domains(host, []).chosen]
-    host_name = machine.this_host().name
+        with context.connect_to_libvirt() as vb:
+            domains = [one.name for one in vb.select_all().chosen]
+    host_name = this_host().name
     is_bacula = kind is Director.BACULA
     names = Names(
         director=options.director or f"{kind.value}-dir",
@@ -82,7 +85,7 @@ def _this_program() -> Path:
 def _read(options: argparse.Namespace, context: Context) -> int:
     level = _level(options.level)
     if options.log is None:
-        options.log = _log_path(options, stream_backup.opened_stage(options.stage))
+        options.log = _log_path(options, open_stage(options.stage))
     request = StreamRequest(
         BackupRequest(options.domain, level),
         options.job_id,
@@ -111,25 +114,16 @@ def _finish(options: argparse.Namespace, context: Context) -> int:
     stage = Repository.open(options.stage, is_stage=True)
     _print_log(_log_path(options, stage))
     status: int = Status.DONE
-    with context.reporting(is_log=False) as reporter:
+    with context.connect_to_libvirt() as vb, context.reporting(is_log=False) as reporter:
         if options.exit == _OK:
             try:
-                ended = stream_end.commit(
-                    options.domain, options.job_id, stage=stage, reporter=reporter, stop=context.stop
-                )
+                ended = vb.commit_stream(options.domain, options.job_id, stage=stage, reporter=reporter)
                 said = f"Backup {ended.backup_id} was committed: the next one starts from it."
             except StreamNotPendingError as err:
                 said, status = f"{err}", err.status
         else:
             status = Status.FAILED
-            ended = stream_end.abort(
-                options.domain,
-                options.job_id,
-                connect=lambda: Host(context.uri),
-                stage=stage,
-                reporter=reporter,
-                stop=context.stop,
-            )
+            ended = vb.abort_stream(options.domain, options.job_id, stage=stage, reporter=reporter)
             undone = "nothing of its backup was kept" if ended.backup_id is None else f"{ended.backup_id} was undone"
             said = f"The job ended with {options.exit!r}: {undone}; the next backup starts from the one before."
     print(output.plain(f"vbackup: {said}"))
@@ -160,6 +154,7 @@ def _write(options: argparse.Namespace, context: Context) -> int:
     path = where / "vbackup"
     log = options.log or where / "vbackup.log"
     with pipes.logged_to(log), pipes.given(context.stop) as read, context.reporting(options.domain) as reporter:
-        repository = Repository.open(path) if (path / MARKER).exists() else Repository.create(path)
-        stream_restore.run(read, repository=repository, domain=options.domain, reporter=reporter, stop=context.stop)
+        repository = path if (path / REPOSITORY_MARKER).exists() else create_repository(path)
+        with connect(context.uri, repository=repository, stop=context.stop) as vb:
+            vb.receive_stream(read, domain=options.domain, reporter=reporter)
     return Status.DONE

@@ -6,33 +6,19 @@ import argparse
 from typing import Any
 
 from vbackup import names
+from vbackup.api import Claim, Connection, ForgetRequest, Forgotten
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
-from vbackup.domain.host import Host
-from vbackup.errors import Status, StorageError, UsageError
-from vbackup.operations import forget
-from vbackup.repository.repository import Repository
+from vbackup.errors import Status, UsageError
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Remove the bitmaps and print which; the exit status is 5 if a disk could not be examined."""
-    repository, repository_id = _repository(options, context)
-    if options.force and options.repository_id is None:
-        raise UsageError(
-            "--force needs --repository-id: with -r, the repository's lock shows whether a backup is running."
-        )
-    request = forget.ForgetRequest(
-        domain=domain_of(options),
-        repository_id=repository_id,
-        is_by_id=options.repository_id is not None,
-        dry_run=options.dry_run,
-        force=options.force,
-        wait_lock_s=options.wait_lock,
-        exclusive=options.exclusive,
-    )
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        done = forget.run(request, host=host, repository=repository, reporter=reporter, stop=context.stop)
+    with context.connect() if options.repository_id is None else context.connect_to_libvirt() as vb:
+        request = _request(options, vb)
+        with context.reporting(request.domain) as reporter:
+            done = vb.forget(request, reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.forget/1", _document(done, request))
     elif request.dry_run or not context.is_quiet:
@@ -40,23 +26,27 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.UNSUITABLE if done.unopened else Status.DONE
 
 
-def _repository(options: argparse.Namespace, context: Context) -> tuple[Repository | None, str]:
-    """Return the repository, None if it cannot be opened, and its id."""
+def _request(options: argparse.Namespace, vb: Connection) -> ForgetRequest:
+    """Return what is asked for. Raises UsageError."""
     repository_id: str | None = options.repository_id
-    if repository_id is None:
-        repository = Repository.open(context.repository_path())
-        return repository, repository.id
-    if not names.REPOSITORY_ID.fullmatch(repository_id):
+    if repository_id is None and options.force:
+        raise UsageError(
+            "--force needs --repository-id: with -r, the repository's lock shows whether a backup is running."
+        )
+    if repository_id is not None and not names.REPOSITORY_ID.fullmatch(repository_id):
         raise UsageError(f"{repository_id!r} is not the id of a repository; 'vbackup bitmap list' shows ids.")
-    try:
-        # VBACKUP_REPOSITORY may name this repository, another, or one that is gone. If it is this one, it gets locked.
-        given = Repository.open(context.repository_path()) if context.has_repository else None
-    except StorageError:
-        given = None
-    return (given if given is not None and given.id == repository_id else None), repository_id
+    return ForgetRequest(
+        domain=domain_of(options),
+        repository_id=vb.repository.id if repository_id is None else repository_id,
+        is_by_id=repository_id is not None,
+        dry_run=options.dry_run,
+        force=options.force,
+        wait_lock_s=options.wait_lock,
+        exclusive=options.exclusive,
+    )
 
 
-def _document(done: forget.Forgotten, request: forget.ForgetRequest) -> dict[str, Any]:
+def _document(done: Forgotten, request: ForgetRequest) -> dict[str, Any]:
     return {
         "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
         "repository": request.repository_id,
@@ -67,7 +57,7 @@ def _document(done: forget.Forgotten, request: forget.ForgetRequest) -> dict[str
     }
 
 
-def _claim(claim: forget.Claim) -> dict[str, Any]:
+def _claim(claim: Claim) -> dict[str, Any]:
     return {
         "dev": claim.dev,
         "node_name": claim.layer.node_name,
@@ -77,7 +67,7 @@ def _claim(claim: forget.Claim) -> dict[str, Any]:
     }
 
 
-def _print(done: forget.Forgotten, request: forget.ForgetRequest) -> None:
+def _print(done: Forgotten, request: ForgetRequest) -> None:
     if done.removed:
         output.table(
             ("DISK", "NODE", "BITMAP"),
@@ -86,7 +76,7 @@ def _print(done: forget.Forgotten, request: forget.ForgetRequest) -> None:
     print(output.plain(_summary(done, request)))
 
 
-def _summary(done: forget.Forgotten, request: forget.ForgetRequest) -> str:
+def _summary(done: Forgotten, request: ForgetRequest) -> str:
     count = len(done.removed)
     if not count:
         return f"No bitmap of repository {request.repository_id} on domain {done.domain_name} can be removed."

@@ -5,29 +5,28 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from vbackup.api import HookDaemon, HookPlace, HookState, reload_daemons
 from vbackup.cli import output
 from vbackup.cli.context import Context
 from vbackup.errors import Status
-from vbackup.hooks import daemons
-from vbackup.hooks.install import Place, State
 
 _STATES = {
-    State.INSTALLED: "is installed.",
-    State.OUTDATED: "differs from what this vbackup installs; 'vbackup hooks install' updates it.",
-    State.FOREIGN: "is not a vbackup script; vbackup leaves it alone.",
-    State.ABSENT: "is not installed.",
+    HookState.INSTALLED: "is installed.",
+    HookState.OUTDATED: "differs from what this vbackup installs; 'vbackup hooks install' updates it.",
+    HookState.FOREIGN: "is not a vbackup script; vbackup leaves it alone.",
+    HookState.ABSENT: "is not installed.",
 }
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Install or remove the script, and print its state. Raises StorageError."""
-    place = Place(options.root)
+    place = HookPlace(options.root)
     changed = False
-    reloaded: tuple[daemons.Daemon, ...] = ()
+    reloaded: tuple[HookDaemon, ...] = ()
     if options.action == "install":
         changed = place.install()
         # Even if the script was there already: a daemon may not have looked for it since.
-        reloaded = daemons.reload_all() if place.is_here else ()
+        reloaded = reload_daemons() if place.is_here else ()
     elif options.action == "remove":
         changed = place.remove()
     state = place.state()
@@ -47,20 +46,20 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 if not daemon.told:
                     reporter.warning(_told(daemon))
         return Status.DONE
-    print(output.plain(f"{place.path} {'was removed.' if state is State.ABSENT and changed else _STATES[state]}"))
+    print(output.plain(f"{place.path} {'was removed.' if state is HookState.ABSENT and changed else _STATES[state]}"))
     if options.action == "install":
         _print_daemons(reloaded, here=place.is_here)
     return Status.DONE
 
 
-def _print_daemons(reloaded: Sequence[daemons.Daemon], *, here: bool) -> None:
+def _print_daemons(reloaded: Sequence[HookDaemon], *, here: bool) -> None:
     for daemon in reloaded:
         print(_told(daemon))
     if not reloaded:
         print(f"libvirt finds it when it starts{'; no libvirt daemon is running here' if here else ' there'}.")
 
 
-def _told(daemon: daemons.Daemon) -> str:
+def _told(daemon: HookDaemon) -> str:
     process = f"{daemon.name} (process {daemon.pid})"
     if daemon.told:
         return f"{process} was reloaded to find it."

@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vbackup.api import Entry, Listing, LsRequest, parse_address
 from vbackup.cli import guest_files, keys, output
 from vbackup.cli.arguments import domain_and_words_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.images import guest_address
-from vbackup.images.guest_files import Entry
-from vbackup.operations import ls
-from vbackup.operations.ls import Listing, LsRequest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -21,22 +17,15 @@ def run(options: argparse.Namespace, context: Context) -> int:
     domain, words = domain_and_words_of(options)
     if len(words) > 1:
         raise UsageError(f"One path is listed, but {len(words)} are given: {' '.join(words)}.")
-    address = guest_address.parse(words[0]) if words else None
-    repository = Repository.open(context.repository_path())
-    request = LsRequest(
-        context.uuid_of(repository, domain),
-        wanted_of(options, options.backup),
-        address,
-        is_recursive=options.recursive,
-    )
-    with context.reporting(domain, is_log=False) as reporter:
-        listing = ls.run(
-            request,
-            keys=keys.of(options.key_file, context.stop),
-            repository=repository,
-            reporter=reporter,
-            stop=context.stop,
+    address = parse_address(words[0]) if words else None
+    with context.connect() as vb, context.reporting(domain, is_log=False) as reporter:
+        request = LsRequest(
+            context.uuid_of(vb.repository, domain),
+            wanted_of(options, options.backup),
+            address,
+            is_recursive=options.recursive,
         )
+        listing = vb.ls(request, keys=keys.of(options.key_file, context.stop), reporter=reporter)
     if context.as_json:
         _print_document(listing, context)
     elif address is None:

@@ -9,14 +9,12 @@ import sys
 import syslog
 from typing import Any
 
+from vbackup.api import Mounted, MountRequest, connect
 from vbackup.cli import background, output
 from vbackup.cli.arguments import directory_words_of, wanted_of
 from vbackup.cli.background import Background
 from vbackup.cli.context import Context
 from vbackup.errors import Status, VbackupError
-from vbackup.operations import mount
-from vbackup.operations.mount import Mounted, MountRequest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -29,11 +27,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
         if isinstance(started, int):
             return started
         child = started
-    repository = Repository.open(path)
-    request = MountRequest(context.uuid_of(repository, domain), directory.absolute(), wanted_of(options, backup_id))
+    vb = connect(context.uri, repository=path, stop=context.stop)
+    request = MountRequest(context.uuid_of(vb.repository, domain), directory.absolute(), wanted_of(options, backup_id))
     with (
+        vb,
         context.reporting(domain, steps=False) as reporter,
-        mount.mounted(request, repository=repository, reporter=reporter, stop=context.stop) as mounted,
+        vb.mount(request, reporter=reporter) as mounted,
     ):
         _print(mounted, context, in_background=child is not None)
         if child is None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from vbackup.api import NoteRequest, note_fault
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.operations import note
-from vbackup.operations.note import NoteRequest
-from vbackup.repository import notes
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -21,15 +18,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("No text given; '' removes the note.")
     if len(texts) > 1:
         raise UsageError(f"More than one text given: {texts[0]!r} and {texts[1]!r}; put a text with spaces in quotes.")
-    fault = notes.fault(texts[0]) if texts[0] else None
+    fault = note_fault(texts[0]) if texts[0] else None
     if fault is not None:
         raise UsageError(f"The text {fault}.")
-    repository = Repository.open(context.repository_path())
-    uuid = None if domain is None else context.uuid_of(repository, domain)
-    request = NoteRequest(backup_id, texts[0], uuid, wait_lock_s=options.wait_lock)
-    with context.reporting(domain) as reporter:
-        found = note.run(request, repository=repository, reporter=reporter, stop=context.stop)
-    name = repository.name_of(found.uuid)
+    with context.connect() as vb, context.reporting(domain) as reporter:
+        uuid = None if domain is None else context.uuid_of(vb.repository, domain)
+        request = NoteRequest(backup_id, texts[0], uuid, wait_lock_s=options.wait_lock)
+        found = vb.note(request, reporter=reporter)
+    name = vb.repository.name_of(found.uuid)
     if context.as_json:
         document = {"domain": {"name": name, "uuid": found.uuid}, "id": found.id, "note": request.text or None}
         context.print_document("vbackup.note/1", document)

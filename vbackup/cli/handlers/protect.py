@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vbackup.api import ChangedProtection, ProtectRequest, documents
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
-from vbackup.operations import protect
-from vbackup.operations.protect import Changed, ProtectRequest
-from vbackup.repository import manifest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -23,16 +20,15 @@ def run(options: argparse.Namespace, context: Context) -> int:
 def change(options: argparse.Namespace, context: Context, *, is_protected: bool) -> int:
     """Protect the backups, or end their protection, and print which."""
     domain, ids = backup_words_of(options)
-    repository = Repository.open(context.repository_path())
-    request = ProtectRequest(
-        tuple(ids),
-        None if domain is None else context.uuid_of(repository, domain),
-        is_protected=is_protected,
-        reason=options.reason if is_protected else None,
-        wait_lock_s=options.wait_lock,
-    )
-    with context.reporting(domain) as reporter:
-        changed = protect.run(request, repository=repository, reporter=reporter, stop=context.stop)
+    with context.connect() as vb, context.reporting(domain) as reporter:
+        request = ProtectRequest(
+            tuple(ids),
+            None if domain is None else context.uuid_of(vb.repository, domain),
+            is_protected=is_protected,
+            reason=options.reason if is_protected else None,
+            wait_lock_s=options.wait_lock,
+        )
+        changed = vb.protect(request, reporter=reporter)
     if context.as_json:
         schema = "vbackup.protect/1" if is_protected else "vbackup.unprotect/1"
         context.print_document(schema, {"backups": [_document(one) for one in changed]})
@@ -42,18 +38,18 @@ def change(options: argparse.Namespace, context: Context, *, is_protected: bool)
     return Status.DONE
 
 
-def _document(one: Changed) -> dict[str, Any]:
+def _document(one: ChangedProtection) -> dict[str, Any]:
     since = one.protection.since if one.protection is not None else None
     return {
         "domain": {"name": one.domain_name, "uuid": one.backup.uuid},
         "id": one.backup.id,
         "protected": one.protection is not None,
-        "since": None if since is None else manifest.iso(since),
+        "since": None if since is None else documents.time(since),
         "reason": one.protection.reason if one.protection is not None else None,
     }
 
 
-def _sentence(one: Changed) -> str:
+def _sentence(one: ChangedProtection) -> str:
     backup = f"Backup {one.backup.id} of domain {one.domain_name}"
     if one.protection is None:
         return f"{backup} is not protected any more."

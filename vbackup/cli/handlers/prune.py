@@ -7,18 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vbackup.api import Connection, PruneLine, PruneRequest, Pruning, Rules, documents
 from vbackup.cli import one_by_one, output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, VbackupError, error_document
-from vbackup.operations import prune
-from vbackup.operations.prune import Line, PruneRequest, Pruning
-from vbackup.operations.prune_merges import Consolidation
 from vbackup.report import Reporter
-from vbackup.repository import manifest
-from vbackup.repository.merging import Way
-from vbackup.repository.repository import Repository
-from vbackup.repository.retention import Rules
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -28,13 +22,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
     """
     rules = _rules(options)
     words = _words(options)
-    repository = Repository.open(context.repository_path())
+    vb = context.connect()
+    repository = vb.repository
     uuids = [*repository.uuids(), *repository.linked()] if options.all else context.uuids_of(repository, words)
     is_one = not options.all and len(uuids) == 1
-    with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
+    with vb, context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
         done, failed = one_by_one.run(
             uuids,
-            lambda uuid, reporter: _prune(uuid, rules, options, reporter, context=context, repository=repository),
+            lambda uuid, reporter: _prune(uuid, rules, options, vb, reporter),
             repository=repository,
             reporter=reporter,
             is_one=is_one,
@@ -42,7 +37,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if is_one and failed:
         raise next(iter(failed.values()))
     if context.as_json:
-        context.print_document("vbackup.prune/1", _document(done, failed, repository, dry_run=options.dry_run))
+        context.print_document("vbackup.prune/1", _document(done, failed, vb, dry_run=options.dry_run))
     elif options.dry_run or not context.is_quiet:
         _print(done, dry_run=options.dry_run)
         if not done and not failed:
@@ -85,32 +80,13 @@ def _words(options: argparse.Namespace) -> list[str]:
     return words
 
 
-def _prune(
-    uuid: str,
-    rules: Rules,
-    options: argparse.Namespace,
-    reporter: Reporter,
-    *,
-    context: Context,
-    repository: Repository,
-) -> Pruning:
+def _prune(uuid: str, rules: Rules, options: argparse.Namespace, vb: Connection, reporter: Reporter) -> Pruning:
     request = PruneRequest(uuid, rules, tuple(options.remove), dry_run=options.dry_run, wait_lock_s=options.wait_lock)
-    consolidator = _consolidator(options, context, repository, reporter)
-    return prune.run(request, repository=repository, consolidator=consolidator, reporter=reporter, stop=context.stop)
-
-
-def _consolidator(
-    options: argparse.Namespace, context: Context, repository: Repository, reporter: Reporter
-) -> Consolidation | None:
-    """Return what gives the data of removed backups to others, None for --consolidate never."""
-    way = Way(options.consolidate)
-    if way is Way.NEVER:
-        return None
-    return Consolidation(repository, way, reporter, context.stop, max_chain=options.max_chain)
+    return vb.prune(request, way=options.consolidate, max_chain=options.max_chain, reporter=reporter)
 
 
 def _document(
-    done: Sequence[Pruning], failed: Mapping[str, VbackupError], repository: Repository, *, dry_run: bool
+    done: Sequence[Pruning], failed: Mapping[str, VbackupError], vb: Connection, *, dry_run: bool
 ) -> dict[str, Any]:
     return {
         "dry_run": dry_run,
@@ -127,16 +103,16 @@ def _document(
             for one in done
         ],
         "failed": [
-            {"domain": {"name": repository.name_of(uuid), "uuid": uuid}, "error": error_document(err)}
+            {"domain": {"name": vb.repository.name_of(uuid), "uuid": uuid}, "error": error_document(err)}
             for uuid, err in failed.items()
         ],
     }
 
 
-def _line_document(line: Line) -> dict[str, Any]:
+def _line_document(line: PruneLine) -> dict[str, Any]:
     return {
         "id": line.id,
-        "time": None if line.time is None else manifest.iso(line.time),
+        "time": None if line.time is None else documents.time(line.time),
         "level": line.level,
         "size_bytes": line.size_bytes,
         "action": "keep" if line.is_kept else "remove",
@@ -156,7 +132,7 @@ def _print(done: Sequence[Pruning], *, dry_run: bool) -> None:
         print(_summary(one, dry_run=dry_run))
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: PruneLine) -> tuple[str, ...]:
     why = ", ".join(line.reasons)
     if line.heirs:
         why += f"; its data goes to {', '.join(line.heirs)}"

@@ -6,16 +6,14 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vbackup.api import Connection, Recovered
 from vbackup.cli import output
 from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
-from vbackup.domain.host import Host
 from vbackup.errors import InterruptedBySignalError, Status, UsageError, VbackupError, error_document
-from vbackup.operations import adopt, recovery
-from vbackup.repository.repository import Repository
 
 #: What was done, by the UUID of the domain.
-_Recovered = Mapping[str, Sequence[recovery.Recovered]]
+_Recovered = Mapping[str, Sequence[Recovered]]
 #: Why nothing could be done, by the UUID of the domain.
 _Failed = Mapping[str, VbackupError]
 
@@ -29,12 +27,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("Give a domain or --all, not both.")
     if not options.all and domain is None:
         raise UsageError("Give a domain, or --all.")
-    repository = Repository.open(context.repository_path())
-    recovered, failed = _recover(domain, options, context=context, repository=repository)
+    with context.connect() as vb:
+        recovered, failed = _recover(domain, options, context=context, vb=vb)
     if context.as_json:
         context.print_document("vbackup.recover/1", _document(recovered, failed, dry_run=options.dry_run))
     elif options.dry_run or not context.is_quiet:
-        _print(recovered, failed, dry_run=options.dry_run, name_of=lambda uuid: domain or repository.name_of(uuid))
+        _print(recovered, failed, dry_run=options.dry_run, name_of=lambda uuid: domain or vb.repository.name_of(uuid))
     if failed:
         return Status.SOME_FAILED if recovered else next(iter(failed.values())).status
     return Status.DONE
@@ -44,9 +42,8 @@ def _adopt(domain: str | None, options: argparse.Namespace, context: Context) ->
     others = (options.all, options.abort, options.force, options.dry_run, options.exclusive)
     if domain is not None or any(others):
         raise UsageError("--adopt is about the whole repository; give it alone.")
-    repository = Repository.open(context.repository_path())
-    with context.reporting() as reporter:
-        adopted = adopt.run(repository, reporter=reporter)
+    with context.connect() as vb, context.reporting() as reporter:
+        adopted = vb.adopt(reporter=reporter)
     if context.as_json:
         discarded = [{"domain": {"uuid": uuid}, "id": backup_id} for uuid, backup_id in adopted.discarded]
         document = {"id": adopted.repository_id, "former_id": adopted.former_id, "discarded": discarded}
@@ -54,7 +51,7 @@ def _adopt(domain: str | None, options: argparse.Namespace, context: Context) ->
     elif not context.is_quiet:
         print(
             output.plain(
-                f"The repository in {repository.path} is {adopted.repository_id} now; it was a copy of"
+                f"The repository in {vb.repository.path} is {adopted.repository_id} now; it was a copy of"
                 f" {adopted.former_id}. The next backup of each disk is a full."
             )
         )
@@ -62,24 +59,22 @@ def _adopt(domain: str | None, options: argparse.Namespace, context: Context) ->
 
 
 def _recover(
-    domain: str | None, options: argparse.Namespace, *, context: Context, repository: Repository
+    domain: str | None, options: argparse.Namespace, *, context: Context, vb: Connection
 ) -> tuple[_Recovered, _Failed]:
-    recovered: dict[str, Sequence[recovery.Recovered]] = {}
+    recovered: dict[str, Sequence[Recovered]] = {}
     failed: dict[str, VbackupError] = {}
-    with Host(context.uri) as host, context.reporting(domain) as reporter:
-        everything = [*repository.uuids(), *repository.linked()]
-        for uuid in everything if domain is None else [recovery.uuid_of(domain, host, repository=repository)]:
+    vb.connect_to_libvirt()
+    with context.reporting(domain) as reporter:
+        everything = [*vb.repository.uuids(), *vb.repository.linked()]
+        for uuid in everything if domain is None else [vb.interrupted_uuid_of(domain)]:
             try:
-                recovered[uuid] = recovery.run(
+                recovered[uuid] = vb.recover(
                     uuid,
-                    host=host,
-                    repository=repository,
-                    reporter=reporter,
-                    stop=context.stop,
                     abort=options.abort,
                     dry_run=options.dry_run,
                     exclusive=options.exclusive,
                     presume_dead=options.force,
+                    reporter=reporter,
                 )
             except InterruptedBySignalError:
                 raise
@@ -87,7 +82,7 @@ def _recover(
                 if domain is not None:
                     raise
                 failed[uuid] = err
-                reporter.warning(f"Domain {repository.name_of(uuid)}: {err}")
+                reporter.warning(f"Domain {vb.repository.name_of(uuid)}: {err}")
     return recovered, failed
 
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from contextlib import ExitStack
 from pathlib import Path
 
+from vbackup.api import DefineRequest, InPlaceRequest, Restored, RestoreRequest, documents, machine_path, tpm_commands
 from vbackup.cli import live_restore, output, script_options
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
-from vbackup.domain import pools
-from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError, domain_argument
 from vbackup.model import ImageFormat, MachineKind
-from vbackup.operations import restore, restore_documents, restore_in_place, restored_machine
-from vbackup.operations.restored_domain import DefineRequest
-from vbackup.repository.repository import Repository
-from vbackup.scripts.finding import ScriptPhase
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -35,43 +29,24 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.name is not None and not (options.define or options.start):
         raise UsageError("--name is for a domain that libvirt defines: give --define, too.")
     options.format = options.format or ImageFormat.QCOW2.value
-    repository = Repository.open(context.repository_path())
-    request = restore.RestoreRequest(
-        domain=context.uuid_of(repository, domain_of(options)),
-        output=options.output,
-        wanted=wanted_of(options, backup_id),
-        image_format=ImageFormat(options.format),
-        checkpoint=not options.no_checkpoint,
-        define=DefineRequest(options.name, options.start) if options.define or options.start else None,
-        uri=context.uri,
-        destinations=destinations,
-        speed_bytes_s=options.speed,
-    )
-    with ExitStack() as stack:
-        host = pool = None
-        # Nothing else of a restore needs libvirt.
-        if request.define is not None or options.pool is not None:
-            host = stack.enter_context(Host(context.uri))
-            pool = None if options.pool is None else pools.opened(host, options.pool)
-        reporter = stack.enter_context(context.reporting(domain_of(options)))
-        own = script_options.of_domain(
-            options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
+    with context.connect() as vb:
+        request = RestoreRequest(
+            domain=context.uuid_of(vb.repository, domain_of(options)),
+            output=options.output,
+            wanted=wanted_of(options, backup_id),
+            image_format=ImageFormat(options.format),
+            checkpoint=not options.no_checkpoint,
+            define=DefineRequest(options.name, options.start) if options.define or options.start else None,
+            destinations=destinations,
+            speed_bytes_s=options.speed,
         )
-        done = own.around(
-            lambda: restore.run(
-                request,
-                repository=repository,
-                reporter=reporter,
-                stop=context.stop,
-                host=host,
-                pool=pool,
-                scripts=own,
-            ),
-            after=ScriptPhase.POST_RESTORE,
-            document=lambda done: restore_documents.restored(done, request.image_format),
-        )
+        with context.reporting(domain_of(options)) as reporter:
+            own = script_options.of_domain(
+                options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
+            )
+            done = vb.restore(request, pool=options.pool, scripts=own, reporter=reporter)
     if context.as_json:
-        document = restore_documents.restored(done, request.image_format)
+        document = documents.restored(done, request.image_format)
         context.print_document("vbackup.restore/1", {**document, "scripts": own.documents()})
         return Status.DONE
     if not context.is_quiet:
@@ -109,8 +84,7 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
     for name in ("define", "name", "start"):
         if getattr(options, name):
             raise UsageError(f"--{name} is for a restore with --output: in place the domain stays as it is defined.")
-    repository = Repository.open(context.repository_path())
-    request = restore_in_place.InPlaceRequest(
+    request = InPlaceRequest(
         domain=domain_of(options),
         wanted=wanted_of(options, backup_id),
         checkpoint=not options.no_checkpoint,
@@ -119,19 +93,11 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
         wait_lock_s=options.wait_lock,
         keep_old=options.keep_old,
     )
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
+    with context.connect() as vb, context.reporting(request.domain) as reporter:
         own = script_options.of_domain(options, request.domain, work="restore", reporter=reporter, stop=context.stop)
-        done = own.around(
-            lambda: restore_in_place.run(
-                request, host=host, repository=repository, reporter=reporter, stop=context.stop, scripts=own
-            ),
-            after=ScriptPhase.POST_RESTORE,
-            document=restore_documents.rolled_back,
-        )
+        done = vb.restore_in_place(request, scripts=own, reporter=reporter)
     if context.as_json:
-        context.print_document(
-            "vbackup.rollback/1", {**restore_documents.rolled_back(done), "scripts": own.documents()}
-        )
+        context.print_document("vbackup.rollback/1", {**documents.rolled_back(done), "scripts": own.documents()})
     elif not context.is_quiet:
         print(output.plain(f"Disks of domain {done.domain_name}, restored in place:"))
         for one in done.disks:
@@ -143,7 +109,7 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
     return Status.DONE
 
 
-def _print(done: restore.Restored, context: Context) -> None:
+def _print(done: Restored, context: Context) -> None:
     """Print what was written, and the commands that start the domain from it."""
     print(output.plain(f"Restored backup {done.backup.id} of domain {done.backup.domain_name}:"))
     for path in (*done.images.values(), *(one.path for one in done.machine), done.domain_xml):
@@ -169,10 +135,10 @@ def _print(done: restore.Restored, context: Context) -> None:
     print(output.plain(f"  {shlex.join([*virsh, 'start'])} {domain_argument(done.backup.domain_name)}"))
 
 
-def _tpm_commands(done: restore.Restored) -> list[str]:
+def _tpm_commands(done: Restored) -> list[str]:
     """Return the commands that bring the state of the TPM to where an older libvirt looks for it."""
-    state = restored_machine.path_of(done.machine, MachineKind.TPM)
+    state = machine_path(done.machine, MachineKind.TPM)
     if done.tpm_place is None or state is None:
         return []
-    *others, copy = restored_machine.tpm_commands(state, done.tpm_place)
+    *others, copy = tpm_commands(state, done.tpm_place)
     return [*others, f"{copy}  # the TPM's state, while no domain uses it"]

@@ -6,29 +6,25 @@ import argparse
 from typing import Any
 
 from vbackup import names
+from vbackup.api import FoundFile, Searched, SearchRequest
 from vbackup.cli import guest_files, keys, output
 from vbackup.cli.arguments import domain_and_words_of, swallowed
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, error_document
-from vbackup.operations import search
-from vbackup.operations.search import Found, Searched, SearchRequest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the files; status 3 if some backups could not be searched, theirs if none could."""
     pattern, words = _words(options)
     where, path = _split(pattern)
-    repository = Repository.open(context.repository_path())
-    uuids = context.uuids_of(repository, words)
-    request = SearchRequest(path, where, last=options.last, host=options.host)
-    of_key = keys.of(options.key_file, context.stop)
-    answers = []
-    for uuid in uuids:
-        with context.reporting(words[0] if len(uuids) == 1 else None) as reporter:
-            answers.append(
-                search.run(uuid, request, keys=of_key, repository=repository, reporter=reporter, stop=context.stop)
-            )
+    with context.connect() as vb:
+        uuids = context.uuids_of(vb.repository, words)
+        request = SearchRequest(path, where, last=options.last, host=options.host)
+        of_key = keys.of(options.key_file, context.stop)
+        answers = []
+        for uuid in uuids:
+            with context.reporting(words[0] if len(uuids) == 1 else None) as reporter:
+                answers.append(vb.search(uuid, request, keys=of_key, reporter=reporter))
     if context.as_json:
         context.print_document("vbackup.search/1", {"domains": [_document(each) for each in answers]})
     else:
@@ -85,7 +81,7 @@ def _print(answers: list[Searched], *, in_bytes: bool, is_quiet: bool) -> None:
         print(f"Nothing found in {count} backup{'' if count == 1 else 's'}.")
 
 
-def _points(found: Found) -> str:
+def _points(found: FoundFile) -> str:
     return found.newest if found.oldest == found.newest else f"{found.oldest}..{found.newest}"
 
 

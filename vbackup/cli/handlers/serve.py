@@ -6,14 +6,11 @@ import argparse
 import sys
 from typing import Any
 
+from vbackup.api import Served, ServeRequest, default_overlays
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.images import throwaway
-from vbackup.operations import serve
-from vbackup.operations.serve import Served, ServeRequest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -21,15 +18,16 @@ def run(options: argparse.Namespace, context: Context) -> int:
     backup_id = backup_of(options)
     if options.overlay is not None and not options.writable:
         raise UsageError("--overlay needs --writable: nothing is written otherwise.")
-    repository = Repository.open(context.repository_path())
-    overlays = (options.overlay or throwaway.default_directory()) if options.writable else None
+    vb = context.connect()
+    overlays = (options.overlay or default_overlays()) if options.writable else None
     domain = domain_of(options)
     request = ServeRequest(
-        context.uuid_of(repository, domain), options.nbd, wanted_of(options, backup_id), overlays=overlays
+        context.uuid_of(vb.repository, domain), options.nbd, wanted_of(options, backup_id), overlays=overlays
     )
     with (
+        vb,
         context.reporting(domain, steps=False) as reporter,
-        serve.served(request, repository=repository, reporter=reporter, stop=context.stop) as served,
+        vb.serve(request, reporter=reporter) as served,
     ):
         _print(served, context, is_writable=overlays is not None)
         served.wait(context.stop)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from vbackup.api import ServedSession, ServeSessionRequest
 from vbackup.cli import output
 from vbackup.cli.context import Context
 from vbackup.errors import Status
-from vbackup.operations import serve_session
-from vbackup.operations.serve_session import ServeSessionRequest, Serving
-from vbackup.sessions import store
-from vbackup.sessions.store import Store
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -27,18 +24,17 @@ def run(options: argparse.Namespace, context: Context) -> int:
         max_readers=options.max_readers,
     )
 
-    def on_ready(serving: Serving) -> None:
+    def on_ready(serving: ServedSession) -> None:
         _print(serving, context)
 
-    is_committed = serve_session.run(
-        request, store=Store(store.default_directory()), stop=context.stop, on_ready=on_ready
-    )
+    with context.connect_to_libvirt() as vb:  # which this command does not ask
+        is_committed = vb.serve_session(request, on_ready)
     if is_committed and not (context.as_json or context.is_quiet):
         print(f"Session {options.session} is committed.")
     return Status.DONE
 
 
-def _print(serving: Serving, context: Context) -> None:
+def _print(serving: ServedSession, context: Context) -> None:
     if context.as_json:
         context.print_document("vbackup.http/1", serving.document())
     elif not context.is_quiet:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 
+from vbackup.api import Session, SessionRequest, default_overlays, split_session_address
 from vbackup.cli import output, session_changes
 from vbackup.cli.arguments import domain_of, optional_domain_of
 from vbackup.cli.context import Context
-from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
-from vbackup.images import throwaway
 from vbackup.model import Level, Quiesce
-from vbackup.operations import session_begin, session_end, session_status
-from vbackup.operations.session_begin import SessionRequest
-from vbackup.sessions import sockets, store
-from vbackup.sessions.record import Session
-from vbackup.sessions.store import Store
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -33,7 +26,7 @@ def _begin(options: argparse.Namespace, context: Context) -> None:
     if listen is None and options.tls_creds is not None:
         raise UsageError("--tls-creds is for --listen HOST:PORT; only its owner reaches a unix socket.")
     if listen is not None:
-        sockets.split_address(listen)
+        split_session_address(listen)
     level = Level(options.level)
     if options.base is not None and level is Level.FULL:
         raise UsageError("A full session starts from nothing: leave out --base or --level full.")
@@ -46,59 +39,44 @@ def _begin(options: argparse.Namespace, context: Context) -> None:
         excluded_disks=tuple(options.exclude_disk),
         quiesce=Quiesce(options.quiesce),
         freeze_limit_s=options.freeze_limit,
-        scratch=options.scratch or throwaway.default_directory(),
+        scratch=options.scratch or default_overlays(),
         ttl_s=options.ttl,
         listen=listen,
         tls=options.tls_creds,
         exclusive=options.exclusive,
     )
-    with Host(context.uri) as host, context.reporting(request.domain) as reporter:
-        session = session_begin.begin(
-            request,
-            host=host,
-            store=_store(),
-            socket_directory=sockets.default_directory(),
-            reporter=reporter,
-            stop=context.stop,
-        )
+    with context.connect_to_libvirt() as vb, context.reporting(request.domain) as reporter:
+        session = vb.begin_session(request, reporter=reporter)
     _print(session, context)
 
 
 def _status(options: argparse.Namespace, context: Context) -> None:
-    with Host(context.uri) as host, context.reporting(steps=False) as reporter:
-        session = session_status.status(
-            options.session, host=host, store=_store(), reporter=reporter, stop=context.stop
-        )
+    with context.connect_to_libvirt() as vb, context.reporting(steps=False) as reporter:
+        session = vb.session(options.session, reporter=reporter)
     _print(session, context)
 
 
 def _renew(options: argparse.Namespace, context: Context) -> None:
-    with Host(context.uri) as host, context.reporting(steps=False) as reporter:
-        session = session_status.renew(
-            options.session, options.ttl, host=host, store=_store(), reporter=reporter, stop=context.stop
-        )
+    with context.connect_to_libvirt() as vb, context.reporting(steps=False) as reporter:
+        session = vb.renew_session(options.session, options.ttl, reporter=reporter)
     _print(session, context)
 
 
 def _commit(options: argparse.Namespace, context: Context) -> None:
-    with Host(context.uri) as host, context.reporting() as reporter:
-        session = session_end.commit(options.session, host=host, store=_store(), reporter=reporter, stop=context.stop)
+    with context.connect_to_libvirt() as vb, context.reporting() as reporter:
+        session = vb.commit_session(options.session, reporter=reporter)
     _print(session, context)
 
 
 def _abort(options: argparse.Namespace, context: Context) -> None:
-    with Host(context.uri) as host, context.reporting() as reporter:
-        session = session_end.abort(options.session, host=host, store=_store(), reporter=reporter, stop=context.stop)
+    with context.connect_to_libvirt() as vb, context.reporting() as reporter:
+        session = vb.abort_session(options.session, reporter=reporter)
     _print(session, context)
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:
-    wanted = optional_domain_of(options)
-    sessions = [
-        one
-        for one in session_status.sessions(store=_store(), now=datetime.now(timezone.utc))
-        if wanted in (None, one.domain_name, one.domain_uuid)
-    ]
+    with context.connect_to_libvirt() as vb:
+        sessions = vb.sessions(optional_domain_of(options))
     if context.as_json:
         context.print_document("vbackup.sessions/1", {"sessions": [one.document() for one in sessions]})
     elif not sessions:
@@ -143,10 +121,6 @@ def _print(session: Session, context: Context) -> None:
             for disk in session.disks
         ],
     )
-
-
-def _store() -> Store:
-    return Store(store.default_directory())
 
 
 _STEPS: Mapping[str, Callable[[argparse.Namespace, Context], None]] = {

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vbackup.api import (
+    BLOCK_BYTES,
+    BOOT_PICTURE,
+    FSCK_DAMAGED,
+    BootResult,
+    ChainSize,
+    Condition,
+    FsckResult,
+    Protection,
+    Verification,
+    documents,
+    unusual,
+)
 from vbackup.cli import output
 from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
 from vbackup.model import Backup, DiskImage, MachineFile
-from vbackup.repository import boot_result, change_watch, condition, fsck_result, manifest, verification
-from vbackup.repository.block_list import BLOCK_BYTES
-from vbackup.repository.boot_result import BootResult
-from vbackup.repository.condition import ChainSize, Condition
-from vbackup.repository.fsck_result import FsckResult
-from vbackup.repository.protection import Protection
-from vbackup.repository.repository import Repository
-from vbackup.repository.verification import Verification
 
 #: How many backups at each end of a long chain are printed.
 _CHAIN_ENDS = 5
@@ -28,16 +33,12 @@ _MAX_DAMAGE = 10
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the record. Raises ChainError for an unknown backup, or if a backup it depends on is missing."""
-    repository = Repository.open(context.repository_path())
-    backup_id = backup_of(options)
-    uuid = context.uuid_of(repository, domain_of(options))
-    catalogue = repository.catalogue(uuid)
-    history, backup = catalogue.history, catalogue.find(backup_id)
-    chains = {image.dev: [link.backup.id for link in history.links(backup.id, image.dev)] for image in backup.disks}
-    path = repository.directory(uuid, backup.id)
-    known = condition.read(catalogue, repository.path / uuid, [backup])[backup.id]
+    with context.connect() as vb:
+        backup_id = backup_of(options)
+        found = vb.record(context.uuid_of(vb.repository, domain_of(options)), backup_id)
+    backup, known, chains, path = found.backup, found.condition, found.chains, found.path
     if context.as_json:
-        document = {**manifest.document(backup), "path": str(path), "chains": chains, **_known_document(known)}
+        document = {**documents.backup(backup), "path": str(path), "chains": chains, **_known_document(known)}
         context.print_document("vbackup.show/1", document)
     else:
         _print(backup, known, chains, path=str(path))
@@ -51,15 +52,15 @@ def _known_document(known: Condition) -> dict[str, Any]:
             dev: {"images": chain.images, "size_bytes": chain.size_bytes} for dev, chain in known.chains.items()
         },
         "states": [state.value for state in known.states],
-        "verification": None if found is None else verification.document(found),
+        "verification": None if found is None else documents.verification(found),
         "protection": None
         if protection is None
         else {
-            "time": None if protection.since is None else manifest.iso(protection.since),
+            "time": None if protection.since is None else documents.time(protection.since),
             "reason": protection.reason,
         },
-        "boot": None if known.boot is None else boot_result.document(known.boot),
-        "fsck": None if known.fsck is None else fsck_result.document(known.fsck),
+        "boot": None if known.boot is None else documents.boot(known.boot),
+        "fsck": None if known.fsck is None else documents.fsck(known.fsck),
         "note": known.note,
     }
 
@@ -95,7 +96,7 @@ def _facts(backup: Backup, known: Condition, *, path: str) -> dict[str, str]:
     return facts
 
 
-def _print(backup: Backup, known: Condition, chains: dict[str, list[str]], *, path: str) -> None:
+def _print(backup: Backup, known: Condition, chains: Mapping[str, Sequence[str]], *, path: str) -> None:
     for name, value in _facts(backup, known, path=path).items():
         output.labelled(f"{name + ':':<13}", value)
     print()
@@ -108,7 +109,7 @@ def _print(backup: Backup, known: Condition, chains: dict[str, list[str]], *, pa
         output.labelled(f"Source of {output.plain(image.dev)}: ", image.source or "unknown")
     for image in backup.disks:
         output.labelled(f"Content of {output.plain(image.dev)}: ", _content(image))
-    for dev, what in change_watch.unusual(backup).items():
+    for dev, what in unusual(backup).items():
         output.labelled(f"Unusual for {output.plain(dev)}: ", what)
     if known.verification is not None:
         _print_damage(known.verification)
@@ -128,14 +129,14 @@ def _verified(found: Verification | None) -> str:
 def _booted(found: BootResult | None, path: str) -> str:
     if found is None:
         return "never"
-    picture = f" Screen: {path}/{boot_result.PICTURE}." if found.picture is not None else ""
+    picture = f" Screen: {path}/{BOOT_PICTURE}." if found.picture is not None else ""
     return f"{found.verdict}, {output.local_time(found.time)}. {found.reason}{picture}"
 
 
 def _checked(found: FsckResult | None) -> str:
     if found is None:
         return "never"
-    damaged = "".join(f" Damaged: {one.name} ({one.type})." for one in found.of(fsck_result.DAMAGED))
+    damaged = "".join(f" Damaged: {one.name} ({one.type})." for one in found.of(FSCK_DAMAGED))
     return f"{found.verdict}, {output.local_time(found.time)}. {found.reason}{damaged}"
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vbackup.api import SpeedChanged, SpeedRequest
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of, swallowed
 from vbackup.cli.context import Context
 from vbackup.cli.values import new_speed
-from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
-from vbackup.operations import speed
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -21,14 +19,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
         options.rate, options.domain = options.domain, None
     if options.rate is None:
         raise UsageError(f"No rate given{swallowed(options) or ': use bytes per second, such as 50M, or unlimited'}.")
-    request = speed.SpeedRequest(
-        domain=domain_of(options),
-        speed_bytes_s=new_speed(options.rate),
-        disks=tuple(options.disk),
-        repository_id=Repository.open(context.repository_path()).id if context.has_repository else None,
-    )
-    with Host(context.uri) as host:
-        done = speed.run(request, host=host)
+    with context.connect_to_libvirt() as vb:
+        request = SpeedRequest(
+            domain=domain_of(options),
+            speed_bytes_s=new_speed(options.rate),
+            disks=tuple(options.disk),
+            repository_id=vb.repository.id if vb.has_repository else None,
+        )
+        done = vb.set_speed(request)
     if context.as_json:
         context.print_document("vbackup.speed/1", _document(done, request.speed_bytes_s))
     elif not context.is_quiet:
@@ -36,7 +34,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     return Status.DONE
 
 
-def _document(done: speed.SpeedChanged, speed_bytes_s: int | None) -> dict[str, Any]:
+def _document(done: SpeedChanged, speed_bytes_s: int | None) -> dict[str, Any]:
     return {
         "domain": {"name": done.domain_name, "uuid": done.domain_uuid},
         "speed_bytes_s": speed_bytes_s,
@@ -52,7 +50,7 @@ def _document(done: speed.SpeedChanged, speed_bytes_s: int | None) -> dict[str, 
     }
 
 
-def _print(done: speed.SpeedChanged, speed_bytes_s: int | None) -> None:
+def _print(done: SpeedChanged, speed_bytes_s: int | None) -> None:
     output.table(
         ("DISK", "BACKUP", "REPOSITORY", "OLD", "NEW"),
         [

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from vbackup.api import EndedStream, Repository, StreamRequest, documents
 from vbackup.cli import output, pipes
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
 from vbackup.cli.handlers.backup import request_of
-from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
-from vbackup.operations import stream_backup, stream_end, stream_restore
-from vbackup.operations.stream_backup import StreamRequest
-from vbackup.operations.stream_end import Ended
-from vbackup.repository import manifest
-from vbackup.repository.repository import Repository
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -38,43 +32,30 @@ def back_up(request: StreamRequest, options: argparse.Namespace, context: Contex
     with (
         pipes.logged_to(options.log),
         pipes.output(context.stop) as write,
-        Host(context.uri) as host,
+        context.connect_to_libvirt() as vb,
         context.reporting(request.backup.domain) as reporter,
     ):
-        stage = stream_backup.opened_stage(options.stage)
-        done = stream_backup.run(request, write, host=host, stage=stage, reporter=reporter, stop=context.stop)
+        done = vb.backup_stream(request, write, stage=options.stage, reporter=reporter)
         reporter.step(f"Backup {done.id} was sent; it waits for its commit.")
 
 
 def _commit(options: argparse.Namespace, context: Context) -> None:
     stage = Repository.open(options.stage, is_stage=True)
-    with context.reporting(is_log=False) as reporter:
-        ended = stream_end.commit(
-            domain_of(options),
-            options.job,
-            stage=stage,
-            reporter=reporter,
-            stop=context.stop,
-            wait_lock_s=options.wait_lock,
+    with context.connect_to_libvirt() as vb, context.reporting(is_log=False) as reporter:
+        ended = vb.commit_stream(
+            domain_of(options), options.job, stage=stage, wait_lock_s=options.wait_lock, reporter=reporter
         )
     _print(ended, "committed", context, nothing="")
 
 
 def _abort(options: argparse.Namespace, context: Context) -> None:
     stage = Repository.open(options.stage, is_stage=True)
-    with context.reporting(is_log=False) as reporter:
-        ended = stream_end.abort(
-            domain_of(options),
-            options.job,
-            connect=lambda: Host(context.uri),
-            stage=stage,
-            reporter=reporter,
-            stop=context.stop,
-        )
+    with context.connect_to_libvirt() as vb, context.reporting(is_log=False) as reporter:
+        ended = vb.abort_stream(domain_of(options), options.job, stage=stage, reporter=reporter)
     _print(ended, "undone", context, nothing=f"No backup of job {options.job} is left to be undone.")
 
 
-def _print(ended: Ended, done: str, context: Context, *, nothing: str) -> None:
+def _print(ended: EndedStream, done: str, context: Context, *, nothing: str) -> None:
     if context.as_json:
         context.print_document("vbackup.stream/1", {**ended_document(ended), "state": done})
     elif not context.is_quiet:
@@ -85,7 +66,7 @@ def _print(ended: Ended, done: str, context: Context, *, nothing: str) -> None:
         print(output.plain(text))
 
 
-def ended_document(ended: Ended) -> dict[str, Any]:
+def ended_document(ended: EndedStream) -> dict[str, Any]:
     """Return what has become of the backup of a job as a JSON object."""
     return {
         "domain": {"uuid": ended.domain_uuid},
@@ -98,20 +79,20 @@ def ended_document(ended: Ended) -> dict[str, Any]:
 def _restore(options: argparse.Namespace, context: Context) -> None:
     if options.output == "":
         raise UsageError("The path of the directory is empty.")
-    with pipes.logged_to(options.log), pipes.given(context.stop) as read, context.reporting(is_log=False) as reporter:
+    with (
+        pipes.logged_to(options.log),
+        pipes.given(context.stop) as read,
+        context.connect_to_libvirt() if options.output is not None else context.connect() as vb,
+        context.reporting(is_log=False) as reporter,
+    ):
         if options.output is None:
-            repository = Repository.open(context.repository_path())
-            received = stream_restore.run(
-                read, repository=repository, domain=options.domain, reporter=reporter, stop=context.stop
-            )
+            received = vb.receive_stream(read, domain=options.domain, reporter=reporter)
             files: list[str] = []
         else:
-            restored, received = stream_restore.run_to_directory(
-                read, Path(options.output), domain=options.domain, reporter=reporter, stop=context.stop
-            )
+            restored, received = vb.restore_stream(read, options.output, domain=options.domain, reporter=reporter)
             files = [*map(str, restored.images.values()), str(restored.domain_xml)]
     if context.as_json:
-        backups = [{**manifest.document(one.backup), "new": one.is_new} for one in received]
+        backups = [{**documents.backup(one.backup), "new": one.is_new} for one in received]
         context.print_document("vbackup.streams/1", {"backups": backups, "files": files})
     elif not context.is_quiet:
         for one in received:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vbackup.api import Tracker, documents
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_of, optional_domain_of
 from vbackup.cli.context import Context
-from vbackup.domain.host import Host
 from vbackup.errors import Status
-from vbackup.operations import tracker
-from vbackup.sessions import store
-from vbackup.sessions.checkpoint import iso
-from vbackup.sessions.store import Store
-from vbackup.sessions.trackers import Tracker
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -27,12 +22,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:
-    wanted = optional_domain_of(options)
-    trackers = [
-        one
-        for one in tracker.trackers(store=Store(store.default_directory()))
-        if wanted in (None, one.domain_name, one.domain_uuid)
-    ]
+    with context.connect_to_libvirt() as vb:
+        trackers = vb.trackers(optional_domain_of(options))
     if context.as_json:
         context.print_document("vbackup.trackers/1", {"trackers": [_document(one) for one in trackers]})
     elif not trackers:
@@ -53,25 +44,17 @@ def _document(one: Tracker) -> dict[str, Any]:
         "name": one.name,
         "domain": {"name": one.domain_name, "uuid": one.domain_uuid},
         "base": None if base is None else base.id,
-        "base_time": None if base is None else iso(base.time),
+        "base_time": None if base is None else documents.time(base.time),
         "checkpoints": [checkpoint.id for checkpoint in one.checkpoints],
     }
 
 
 def _forget(options: argparse.Namespace, context: Context) -> None:
     domain = domain_of(options)
-    with Host(context.uri) as host, context.reporting(domain) as reporter:
-        forgotten = tracker.forget(
-            domain,
-            options.tracker,
-            host=host,
-            store=Store(store.default_directory()),
-            exclusive=options.exclusive,
-            reporter=reporter,
-            stop=context.stop,
-        )
+    with context.connect_to_libvirt() as vb, context.reporting(domain) as reporter:
+        forgotten = vb.forget_tracker(domain, options.tracker, exclusive=options.exclusive, reporter=reporter)
+        left = vb.trackers(forgotten.domain_uuid) if context.as_json else []
     if context.as_json:
-        left = tracker.trackers(store=Store(store.default_directory()), uuid=forgotten.domain_uuid)
         context.print_document(
             "vbackup.trackers/1", {"forgotten": forgotten.name, "trackers": [_document(one) for one in left]}
         )

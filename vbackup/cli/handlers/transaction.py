@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vbackup.api import CompletionMode, Job, TransactionDone, TransactionRequest
 from vbackup.cli import output, qemu
 from vbackup.cli.context import Context
 from vbackup.errors import Status, TransactionError, UsageError
-from vbackup.operations import transaction
-from vbackup.qapi.actions import CompletionMode
-from vbackup.qemu.jobs import Job
 
 #: A transaction of a thousand disks is under 1 MiB.
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -26,15 +24,19 @@ def run(options: argparse.Namespace, context: Context) -> int:
         options.file, options.domain = options.domain, None
     qemu.check(options)  # before it waits for standard input
     mode = options.completion_mode
-    request = transaction.TransactionRequest(
+    request = TransactionRequest(
         arguments=_read(options.file),
         completion_mode=None if mode is None else CompletionMode(mode),
         test=options.test,
         wait=options.wait,
         unsafe=options.unsafe,
     )
-    with context.reporting() as reporter, qemu.attach(options, context, reporter=reporter) as attached:
-        done = transaction.run(request, attached=attached, reporter=reporter, stop=context.stop)
+    with (
+        context.connect_to_libvirt() as vb,
+        context.reporting() as reporter,
+        qemu.attach(options, vb, reporter=reporter) as attached,
+    ):
+        done = vb.transaction(attached, request, reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.transaction/1", _document(done))
     elif not context.is_quiet or done.failed_jobs:
@@ -66,13 +68,13 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"JSON has no {name}")
 
 
-def _status(done: transaction.Done) -> int:
+def _status(done: TransactionDone) -> int:
     if any(job.error is not None and job.error.is_no_space for job in done.failed_jobs):
         return Status.STORAGE
     return Status.FAILED if done.failed_jobs else Status.DONE
 
 
-def _document(done: transaction.Done) -> dict[str, Any]:
+def _document(done: TransactionDone) -> dict[str, Any]:
     return {
         "tested": done.tested,
         "completion": done.completion.value,
@@ -93,7 +95,7 @@ def _job(job: Job) -> dict[str, Any]:
     }
 
 
-def _print(done: transaction.Done) -> None:
+def _print(done: TransactionDone) -> None:
     count = len(done.arguments["actions"])
     actions = f"{count} action{'' if count == 1 else 's'}"
     if done.tested:

@@ -6,26 +6,23 @@ import argparse
 from collections import Counter
 from typing import Any
 
+from vbackup.api import BackupUsage, DomainUsage, Leftover, Repository, Room, Usage, UsageRequest, documents, total_room
 from vbackup.cli import output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
 from vbackup.files import of_link
-from vbackup.operations import usage
-from vbackup.operations.usage import BackupUsage, DomainUsage, Leftover, Usage, UsageRequest
-from vbackup.repository import manifest
-from vbackup.repository.repository import Repository
-from vbackup.repository.room import Room, total
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the room of the domains, or of their backups."""
     words = domain_words_of(options)
-    repository = Repository.open(context.repository_path())
+    vb = context.connect()
+    repository = vb.repository
     uuids = [uuid for word in words for uuid in repository.find_all(word)]
     is_summary = not words and not options.all
     request = UsageRequest(tuple(dict.fromkeys(uuids)) if words else None, with_freed=context.as_json or not is_summary)
-    found = usage.run(request, repository=repository, stop=context.stop)
+    found = vb.usage(request)
     if context.as_json:
         context.print_document("vbackup.usage/1", _document(repository, found))
     elif is_summary:
@@ -47,7 +44,7 @@ def _print_summary(found: Usage) -> None:
             f"{one.name} ({one.uuid})" if namesakes[one.name] > 1 else one.name,
             str(len(one.backups)),
             *_room(one.room, found),
-            output.size(total(each.room for each in one.leftovers).own_bytes) if one.leftovers else "-",
+            output.size(total_room(each.room for each in one.leftovers).own_bytes) if one.leftovers else "-",
         )
         for one in sorted(found.domains, key=lambda one: (-one.room.own_bytes, one.name, one.uuid))
     ]
@@ -121,7 +118,7 @@ def _domain_document(domain: DomainUsage, found: Usage) -> dict[str, Any]:
         "backups": [
             {
                 "id": one.id,
-                "time": None if one.backup is None else manifest.iso(one.backup.time),
+                "time": None if one.backup is None else documents.time(one.backup.time),
                 **_room_document(one.room, found),
                 "freed_bytes": one.freed_bytes,
             }

@@ -8,22 +8,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vbackup.api import (
+    PARALLEL_IMAGES,
+    Connection,
+    Finding,
+    Repository,
+    Verdict,
+    Verification,
+    Verified,
+    VerifyRequest,
+    documents,
+)
 from vbackup.cli import one_by_one, output, proofs
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
-from vbackup.errors import (
-    ChainError,
-    Status,
-    UsageError,
-    VbackupError,
-    error_document,
-)
-from vbackup.operations import verify
-from vbackup.operations.verify import Verified, VerifyRequest
-from vbackup.repository import verification
-from vbackup.repository.findings import Found
-from vbackup.repository.repository import Repository
-from vbackup.repository.verification import Verdict
+from vbackup.errors import Status, UsageError, VbackupError, error_document
 
 #: How many damaged backups are printed for each domain.
 _MAX_LINES = 20
@@ -34,15 +33,17 @@ def run(options: argparse.Namespace, context: Context) -> int:
     started = time.monotonic()
     proofs.check(options)
     words = _words(options)
-    repository = Repository.open(context.repository_path())
-    uuids = _uuids(words, options, context=context, repository=repository)
+    vb = context.connect()
+    repository = vb.repository
+    uuids = _uuids(words, options, context=context, vb=vb)
     if (options.boot or options.fsck) and uuids:
-        return proofs.run(options, context, repository, uuids)
+        with vb:
+            return proofs.run(options, context, vb, uuids)
     request = VerifyRequest(
         options.backup,
         tuple(options.disk),
         percent=100.0 if options.sample is None else options.sample,
-        parallel=verify.PARALLEL if options.parallel is None else options.parallel,
+        parallel=PARALLEL_IMAGES if options.parallel is None else options.parallel,
         bytes_s=options.speed,
         is_forced=options.force,
     )
@@ -50,9 +51,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     with context.reporting(repository.name_of(uuids[0]) if is_one else None) as reporter:
         done, failed = one_by_one.run(
             uuids,
-            lambda uuid, reporter: verify.run(
-                request, uuid, repository=repository, reporter=reporter, stop=context.stop
-            ),
+            lambda uuid, reporter: vb.verify(uuid, request, reporter=reporter),
             repository=repository,
             reporter=reporter,
             is_one=is_one,
@@ -80,26 +79,16 @@ def _words(options: argparse.Namespace) -> list[str]:
     return words
 
 
-def _uuids(words: Sequence[str], options: argparse.Namespace, *, context: Context, repository: Repository) -> list[str]:
+def _uuids(words: Sequence[str], options: argparse.Namespace, *, context: Context, vb: Connection) -> list[str]:
     """Return the UUIDs of the domains that the words name, each once. Raises DomainNotFoundError, ChainError."""
     if options.all:
-        return [*repository.uuids(), *repository.linked()]
+        return [*vb.repository.uuids(), *vb.repository.linked()]
     if not words:
-        return [_owner(options.backup, repository)]
-    found = context.uuids_of(repository, words)
+        return [vb.owner_of(options.backup)]
+    found = context.uuids_of(vb.repository, words)
     if options.backup is not None and len(found) > 1:
         raise UsageError("--backup is about a backup of one domain.")
     return found
-
-
-def _owner(backup_id: str, repository: Repository) -> str:
-    """Return the domain that has a backup with that id."""
-    owners = [uuid for uuid in repository.uuids() if backup_id in repository.taken_ids(uuid)]
-    if not owners:
-        raise ChainError(f"No backup {backup_id!r} in {repository.path}; 'vbackup list DOMAIN' lists them.")
-    if len(owners) > 1:
-        raise UsageError(f"Several domains have a backup {backup_id}; give the domain, too.")
-    return owners[0]
 
 
 def _status(done: Sequence[Verified], failed: Mapping[str, VbackupError], damaged: int) -> int:
@@ -145,12 +134,12 @@ def _domain_document(one: Verified) -> dict[str, Any]:
     }
 
 
-def _result(result: verification.Verification) -> dict[str, Any]:
-    members = verification.document(result)
+def _result(result: Verification) -> dict[str, Any]:
+    members = documents.verification(result)
     return {name: members[name] for name in ("verdict", "percent", "checked_bytes", "damage")}
 
 
-def _found_document(found: Found) -> dict[str, Any]:
+def _found_document(found: Finding) -> dict[str, Any]:
     return {
         "backup": found.backup_id,
         "dev": found.dev,

@@ -7,9 +7,8 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,6 @@ from tests.unit import builders
 from tests.unit.fake_domain import FakeDomain
 from vbackup.cli import main
 from vbackup.cli import qemu as cli_qemu
-from vbackup.cli.handlers import forget
 from vbackup.domain.attached import AttachedQemu
 from vbackup.images import appliance
 from vbackup.images.appliance import word_list
@@ -149,6 +147,5 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InsideGuest:
 @pytest.fixture
 def hosted(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> FakeDomain:
     """A running domain web on the host that every command connects to."""
-    host: Any = nullcontext(domain)
-    monkeypatch.setattr(forget, "Host", lambda _uri: host)
+    builders.use_libvirt(monkeypatch, domain)
     return domain

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.unit.builders import NOON, UUID, backup_id
-from vbackup.cli.handlers import audit as handler
+from tests.unit.builders import NOON, UUID, backup_id, use_libvirt
 from vbackup.operations import audit
 from vbackup.operations.audit import Audit, AuditRequest, DiskAudit, NotAudited
 from vbackup.repository.audit_comparison import Compared, Range
@@ -38,8 +36,7 @@ def audited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         state["request"] = request
         return Audit("web", UUID, NOON, state["disks"], (NotAudited("vdd", "it is new"),))
 
-    host: Any = nullcontext(None)
-    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    use_libvirt(monkeypatch, None)
     monkeypatch.setattr(audit, "run", run)
     monkeypatch.setenv("VBACKUP_REPOSITORY", str(Repository.create(tmp_path / "repository").path))
     return state

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.unit import builders
 from tests.unit.builders import TRACKER, UUID, session_checkpoint
-from vbackup.cli.handlers import checkpoint as handler
 from vbackup.model import Level
 from vbackup.operations import checkpoint
 from vbackup.sessions.store import Store
@@ -49,8 +48,7 @@ def test_unknown_tracker_is_status_six(command: Command, known: Tracker, monkeyp
         def domain(self, _name: str) -> Handle:
             return Handle()
 
-    host: Any = nullcontext(OneHost())
-    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    builders.use_libvirt(monkeypatch, OneHost())
     error = command("checkpoint", "list", "web", "--tracker", "other", "--json", status=6).document
     assert error["evidence"] == {"tracker": "other", "known": [TRACKER]}
 
@@ -64,8 +62,7 @@ def test_deleting_says_where_the_next_session_starts(
         got.append(arguments)
         return known.without([LATER.id])
 
-    host: Any = nullcontext(None)
-    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    builders.use_libvirt(monkeypatch, None)
     monkeypatch.setattr(checkpoint, "delete", delete)
     arguments = ("checkpoint", "delete", "web", "--tracker", TRACKER, "--checkpoint", LATER.id)
     done = command(*arguments)

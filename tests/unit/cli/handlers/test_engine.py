@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.recorded import Recorded
 from tests.streams import descriptor
+from tests.unit import builders
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import FakeDomain
-from vbackup.cli.handlers import engine, stream
 from vbackup.repository import stream_members
 from vbackup.repository.repository import Repository
 
@@ -33,9 +32,7 @@ def stage(tmp_path: Path) -> Path:
 @pytest.fixture
 def read(command: Command, domain: FakeDomain, stage: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Job:
     """Run ``vbackup engine read`` of web, as a director calls it; its stream goes to a file, or to ``output``."""
-    host: Any = nullcontext(domain)
-    monkeypatch.setattr(stream, "Host", lambda _uri: host)
-    monkeypatch.setattr(engine, "Host", lambda _uri: host)
+    builders.use_libvirt(monkeypatch, domain)
 
     def run(job: str, level: str, *, status: int = 0, output: int | Path | None = None) -> Outcome:
         domain.write()

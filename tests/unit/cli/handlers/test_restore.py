@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.builders import UUID, backup
-from vbackup.cli.handlers import restore as handler
+from tests.unit.builders import UUID, backup, use_libvirt
+from vbackup.api.hosts import Hosts
 from vbackup.model import MachineFile, MachineKind
 from vbackup.operations import restore
 from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
@@ -167,8 +166,7 @@ def test_defined_domain_is_reported(
 
     done = restore.run(None, repository=None, reporter=None, stop=None)  # type: ignore[arg-type]
     monkeypatch.setattr(restore, "run", run)
-    host: Any = nullcontext(None)
-    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    use_libvirt(monkeypatch, None)
     arguments = ("restore", "web", "-r", filled, "--output", restored, option, "--name=-new")
     lines = command(*arguments).stdout.splitlines()
     state = "defined and started" if started else "defined"
@@ -187,7 +185,7 @@ def test_defined_domain_is_reported(
 def test_restore_without_define_needs_no_libvirt(
     command: Command, filled: Path, restored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handler, "Host", lambda _uri: pytest.fail("libvirt was asked"))
+    monkeypatch.setattr(Hosts, "one", lambda _hosts: pytest.fail("libvirt was asked"))
     document = command("restore", "web", "-r", filled, "--output", restored, "--json").document
     assert {name: document[name] for name in ("defined", "name", "uuid", "started")} == {
         "defined": False,

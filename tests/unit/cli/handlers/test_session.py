@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.unit import builders
 from tests.unit.builders import NOON, pull_session
-from vbackup.cli.handlers import session as handler
 from vbackup.errors import SessionEndedError
 from vbackup.model import Level, Quiesce
 from vbackup.operations import session_begin, session_end, session_status
@@ -33,8 +32,7 @@ def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SessionReq
         got.append(request)
         return pull_session("vda", "vdb")
 
-    host: Any = nullcontext(None)
-    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    builders.use_libvirt(monkeypatch, None)
     monkeypatch.setattr(session_begin, "begin", begin)
     monkeypatch.setenv("VBACKUP_SOCKETS", str(tmp_path))
     monkeypatch.setenv("VBACKUP_SESSIONS", str(tmp_path / "state"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.builders import REPOSITORY, UUID, backup_id
-from vbackup.cli.handlers import speed as handler
+from tests.unit.builders import REPOSITORY, UUID, backup_id, use_libvirt
 from vbackup.names import JobName
 from vbackup.operations import speed
 from vbackup.operations.speed import Changed, SpeedChanged, SpeedRequest
@@ -32,8 +30,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Sequence[SpeedRequest]:
         ]
         return SpeedChanged("web", UUID, tuple(jobs))
 
-    host: Any = nullcontext(None)
-    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    use_libvirt(monkeypatch, None)
     monkeypatch.setattr(speed, "run", run)
     return got
 

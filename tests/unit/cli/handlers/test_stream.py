@@ -6,7 +6,6 @@ import os
 import signal
 import tarfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,9 @@ import pytest
 
 from tests.recorded import Recorded
 from tests.streams import descriptor
+from tests.unit import builders
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import FakeDomain
-from vbackup.cli.handlers import stream
 from vbackup.repository import stream_members
 from vbackup.repository.repository import Repository
 
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def here(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> FakeDomain:
-    host: Any = nullcontext(domain)
-    monkeypatch.setattr(stream, "Host", lambda _uri: host)
+    builders.use_libvirt(monkeypatch, domain)
     return domain
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.unit import builders
 from tests.unit.builders import TRACKER, UUID, session_checkpoint
-from vbackup.cli.handlers import tracker as handler
 from vbackup.operations import tracker
 from vbackup.sessions.store import Store
 from vbackup.sessions.trackers import Tracker
@@ -51,8 +50,7 @@ def test_forgetting_says_what_comes_next(command: Command, known: Tracker, monke
         got.append(arguments)
         return known
 
-    host: Any = nullcontext(None)
-    monkeypatch.setattr(handler, "Host", lambda _uri: host)
+    builders.use_libvirt(monkeypatch, None)
     monkeypatch.setattr(tracker, "forget", forget)
     done = command("tracker", "forget", "web", "--tracker", TRACKER)
     assert got == [("web", TRACKER)]

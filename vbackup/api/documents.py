@@ -1,0 +1,128 @@
+"""Answers as JSON-ready dicts, as the commands print them with --json (vbackup-json(7)).
+
+They have the members of a document without ``schema``; only ``error`` is a whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from vbackup.errors import error_document as error
+from vbackup.model import ImageFormat
+from vbackup.repository import manifest
+
+__all__ = [
+    "backup",
+    "boot",
+    "error",
+    "fsck",
+    "group",
+    "host",
+    "left_out",
+    "live_restored",
+    "machine",
+    "plan",
+    "restored",
+    "rolled_back",
+    "time",
+    "verification",
+]
+
+if TYPE_CHECKING:
+    from vbackup.engine.plan import BackupPlan
+    from vbackup.model import Backup, Group, HostIdentity, LeftOut
+    from vbackup.operations.live_restore import LiveRestored
+    from vbackup.operations.restore import Restored
+    from vbackup.operations.restore_in_place import RestoredInPlace
+    from vbackup.operations.restored_machine import Placed
+    from vbackup.repository.boot_result import BootResult
+    from vbackup.repository.fsck_result import FsckResult
+    from vbackup.repository.verification import Verification
+
+
+def time(moment: datetime) -> str:
+    """Return the time in UTC, as 2026-11-23T10:15:00.000000Z."""
+    return manifest.iso(moment)
+
+
+def backup(made: Backup) -> dict[str, Any]:
+    """Return a backup, as vbackup.backup/1 and the manifest have it."""
+    return manifest.document(made)
+
+
+def host(identity: HostIdentity) -> dict[str, str | None]:
+    """Return the host on which a backup was made."""
+    return manifest.host_document(identity)
+
+
+def group(made: Group) -> dict[str, Any]:
+    """Return the group to which a backup belongs."""
+    return manifest.group_document(made)
+
+
+def left_out(left: LeftOut) -> dict[str, str]:
+    """Return a disk or device that a backup or a restored domain does not have, with the reason."""
+    return manifest.left_out_document(left)
+
+
+def plan(made: BackupPlan) -> dict[str, Any]:
+    """Return the plan of a backup, as vbackup.plan/1 has it."""
+    from vbackup.operations import documents
+
+    return _members(documents.plan(made))
+
+
+def restored(done: Restored, image_format: ImageFormat = ImageFormat.QCOW2) -> dict[str, Any]:
+    """Return what ``restore`` did, as vbackup.restore/1 has it; ``image_format``: of the request."""
+    from vbackup.operations import restore_documents
+
+    return _members(restore_documents.restored(done, image_format))
+
+
+def rolled_back(done: RestoredInPlace) -> dict[str, Any]:
+    """Return what ``restore_in_place`` did, as vbackup.rollback/1 has it."""
+    from vbackup.operations import restore_documents
+
+    return _members(restore_documents.rolled_back(done))
+
+
+def live_restored(done: LiveRestored) -> dict[str, Any]:
+    """Return what ``restore_live`` or ``resume_live`` did, as vbackup.liverestore/1 has it."""
+    from vbackup.operations import restore_documents
+
+    return _members(restore_documents.live_restored(done))
+
+
+def verification(found: Verification) -> dict[str, Any]:
+    """Return the result of the last verify of a backup."""
+    from vbackup.repository import verification as verifications
+
+    return verifications.document(found)
+
+
+def boot(result: BootResult) -> dict[str, Any]:
+    """Return the result of a boot test."""
+    from vbackup.repository import boot_result
+
+    return boot_result.document(result)
+
+
+def fsck(result: FsckResult) -> Mapping[str, Any]:
+    """Return the result of a check of file systems."""
+    from vbackup.repository import fsck_result
+
+    return fsck_result.document(result)
+
+
+def machine(places: Sequence[Placed]) -> list[dict[str, str | None]]:
+    """Return the files that a restored domain needs beside disks and XML."""
+    from vbackup.operations import restored_machine
+
+    return restored_machine.document(places)
+
+
+def _members(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document without its schema."""
+    return {name: value for name, value in document.items() if name != "schema"}
