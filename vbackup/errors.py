@@ -765,26 +765,27 @@ class UnknownTrackerError(ChainError):
 
 
 class UnknownCheckpointError(ChainError):
-    """The tracker has no such checkpoint; begin a session with another base, or a full one."""
+    """The tracker has no such checkpoint, or a disk of its session does not; take another one, or all of the disk."""
 
     code = "CHECKPOINT_UNKNOWN"
     retry = Retry.FULL
 
-    def __init__(self, checkpoint: str, tracker: str, known: Sequence[str]) -> None:
+    def __init__(
+        self, checkpoint: str, tracker: str, known: Sequence[str], *, dev: str | None = None, advice: str = ""
+    ) -> None:
+        """``dev``: the disk of a session of which they are ``known``. ``advice`` follows the sentence."""
         self.checkpoint = checkpoint
         self.tracker = tracker
         self.known = list(known)
         has = f"it has {', '.join(self.known)}" if self.known else "it has none"
-        super().__init__(
-            f"Tracker {tracker} has no checkpoint {checkpoint!r}; {has}. Begin a session with --level full or without"
-            " --base."
-        )
+        whose = f"Tracker {tracker} has" if dev is None else f"Disk {dev} of this session of tracker {tracker} has"
+        super().__init__(f"{whose} no checkpoint {checkpoint!r}; {has}.{advice and ' '}{advice}")
 
 
 class SessionEndedError(ChainError):
     """The session has ended, so it cannot be committed or renewed any more; the tracker's base is as it was.
 
-    ``retry`` is what the client does: begin another one, or never for a session that was committed or aborted.
+    ``retry`` is what the client does: begin another one, or never for a session that was committed.
     """
 
     code = "SESSION_ENDED"

@@ -44,7 +44,6 @@ ELSEWHERE = {
     "operations.session_status": "end_to_end/test_sessions.py",
     "operations.session_watcher": "end_to_end/test_sessions.py",
     "operations.session_watcher.__main__": "end_to_end/test_sessions.py",
-    "operations.tracker": "end_to_end/test_sessions.py",
     "operations.checkpoint": "end_to_end/test_sessions.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.fsck": "end_to_end/test_fsck.py",

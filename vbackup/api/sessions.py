@@ -164,8 +164,9 @@ class Sessions(Connected):
     ) -> Tracker:
         """Remove a tracker, and its bitmaps from the domain's disks; return it as it was. Its next session is full.
 
-        ``exclusive``: no other host uses the images of a domain that is off. Raises DomainNotFoundError,
-        UnknownTrackerError, SessionAliveError if a session of it is open, and what ``attach`` raises.
+        The domain can be gone. ``exclusive``: no other host uses the images of a domain that is off. Raises
+        DomainNotFoundError if the trackers do not know the domain either, UsageError if several domains that are gone
+        had the name, UnknownTrackerError, SessionAliveError if a session of it is open, and what ``attach`` raises.
         """
         from vbackup.operations import tracker
 

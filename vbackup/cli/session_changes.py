@@ -16,9 +16,11 @@ SCHEMA = "vbackup.changes/1"
 def run(options: argparse.Namespace, context: Context) -> None:
     """Print a page of extents: as JSON, or as a table."""
     kind, checkpoint = _kind(options.kind)
+    if len(options.disk) > 1:
+        raise UsageError("--disk names one disk: call it once for each.", help_of="vbackup session changes")
     request = ChangesRequest(
         session=options.session,
-        dev=options.disk,
+        dev=options.disk[0],
         offset_bytes=options.offset,
         length_bytes=options.length,
         max_results=options.max_results,

@@ -11,7 +11,7 @@ from vbackup.domain.source import Source
 from vbackup.engine import base, foreign_jobs, leftovers, plan, proof, session_history, session_plan, survey, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.session_plan import DiskChoice, SessionPlan
-from vbackup.errors import BusyError
+from vbackup.errors import BusyError, UnknownCheckpointError
 from vbackup.model import DiskNode, Level
 from vbackup.names import Naming
 from vbackup.qemu import jobs
@@ -20,6 +20,8 @@ from vbackup.report import Reporter
 from vbackup.repository.history import History, Start
 from vbackup.sessions.trackers import Tracker
 from vbackup.stop import Stop
+
+OTHER_BASE = "Begin a session with --level full or without --base."
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def plan_of(wanted: Wanted, tracker: Tracker, domain: SessionDomain) -> SessionP
     Bitmaps of sessions that were never committed are removed. Raises DiskError and UnsuitableError if nothing can be
     served, UnknownCheckpointError, BaseError if the level needs a base and a disk has none, BusyError, QmpError.
     """
-    if wanted.base is not None:
-        tracker.checkpoint(wanted.base)
+    if wanted.base is not None and wanted.base not in tracker.ids:
+        known = [one.id for one in tracker.checkpoints]
+        raise UnknownCheckpointError(wanted.base, tracker.name, known, advice=OTHER_BASE)
     history = session_history.of(tracker)
     starts = _starts(wanted, history)
     nodes = _nodes(wanted, tracker.ids, domain)

@@ -27,7 +27,7 @@ from vbackup.errors import (
 from vbackup.qemu import nbd_address
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_blocks import Extent, NbdBlocks
-from vbackup.sessions.record import Session, SessionDisk, SessionState
+from vbackup.sessions.record import QEMU_ENDED, Session, SessionDisk, SessionState
 from vbackup.sessions.store import Store
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Most extents of one answer, unless the client asks for fewer: they are in memory.
 MAX_RESULTS = 1_000_000
+#: How long a server of this host may take to accept a connection, before an error counts as it was reported.
+PROBE_S = 1.0
 
 
 class Kind(Enum):
@@ -112,8 +114,8 @@ def open_session(store: Store, session_id: str) -> Session:
 
 def ended(session: Session) -> SessionEndedError:
     """Return the error for a session that is not open."""
-    is_over = session.state in (SessionState.COMMITTED, SessionState.ABORTED)
-    retry = Retry.NEVER if is_over else Retry.LATER if session.state is SessionState.BEGINNING else Retry.BEGIN
+    is_committed, is_beginning = session.state is SessionState.COMMITTED, session.state is SessionState.BEGINNING
+    retry = Retry.NEVER if is_committed else Retry.LATER if is_beginning else Retry.BEGIN
     return SessionEndedError(session.id, session.state.value, session.end_reason, retry=retry)
 
 
@@ -168,7 +170,7 @@ def _base(request: ChangesRequest, session: Session, disk: SessionDisk) -> tuple
     if request.checkpoint is None:
         raise UsageError(f"{Kind.BETWEEN.value} needs a checkpoint, one of: {', '.join(disk.contexts) or 'none'}.")
     if request.checkpoint not in disk.contexts:
-        raise UnknownCheckpointError(request.checkpoint, session.tracker, list(disk.contexts))
+        raise UnknownCheckpointError(request.checkpoint, session.tracker, list(disk.contexts), dev=disk.dev)
     return request.checkpoint, disk.contexts[request.checkpoint]
 
 
@@ -192,4 +194,17 @@ def of_session(store: Store, session: Session) -> Iterator[None]:
             raise ended(now) from err
         if now.has_expired(datetime.now(timezone.utc)):
             raise SessionEndedError(now.id, SessionState.EXPIRED.value) from err
+        if _is_abandoned(now):
+            raise SessionEndedError(now.id, SessionState.FAILED.value, QEMU_ENDED) from err
         raise
+
+
+def _is_abandoned(session: Session) -> bool:
+    """Return True if nobody listens where the session is served; who next looks after it writes down that it failed."""
+    try:
+        nbd_address.parse(session.disks[0].uri).connect(PROBE_S).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return True
+    except OSError:
+        return False
+    return False

@@ -14,10 +14,10 @@ from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import leftovers, session_close
 from vbackup.errors import DomainNotFoundError, Retry, SessionEndedError, VbackupError
 from vbackup.operations import session_offline, session_recovery
-from vbackup.operations.session_recovery import QEMU_ENDED, SessionQemu
+from vbackup.operations.session_recovery import SessionQemu
 from vbackup.report import Reporter
 from vbackup.sessions.checkpoint import Checkpoint
-from vbackup.sessions.record import KILLED, Session, SessionState
+from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.sessions.trackers import Tracker
 from vbackup.stop import Stop

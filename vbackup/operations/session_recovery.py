@@ -23,14 +23,11 @@ from vbackup.operations import session_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter, Silent
 from vbackup.sessions import store
-from vbackup.sessions.record import KILLED, Session, SessionState
+from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
 
 log = logging.getLogger(__name__)
-
-#: Why a session failed that was open.
-QEMU_ENDED = "the QEMU that served it has ended, or serves it no more"
 
 
 @dataclass(frozen=True)

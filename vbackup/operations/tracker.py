@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vbackup.domain import source
 from vbackup.domain.access import Access
-from vbackup.domain.host import Host
+from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import leftovers
-from vbackup.errors import SessionAliveError, VbackupError
+from vbackup.errors import DomainNotFoundError, SessionAliveError, UsageError, VbackupError
 from vbackup.operations import session_recovery
 from vbackup.report import Reporter
 from vbackup.sessions.checkpoint import iso
@@ -26,16 +26,21 @@ def forget(
 ) -> Tracker:
     """Remove a tracker, and its bitmaps from the domain's disks; return it as it was. Its next session is full.
 
-    Raises UnknownTrackerError, SessionAliveError if a session of it is open, and what opening the disks raises.
+    The domain need not be there any more; its disks are left alone then. Raises UnknownTrackerError, SessionAliveError
+    if a session of it is open, DomainNotFoundError if the domain is unknown to libvirt and to the trackers, and what
+    opening the disks raises.
     """
-    handle = host.domain(domain_name)
-    tracker = store.tracker(handle.uuid, name, domain_name=handle.name)
-    with store.locked(handle.uuid, stop=stop, name=handle.name) as domain:
+    handle, uuid = _domain(domain_name, name, host, store)
+    known_as = domain_name if handle is None else handle.name
+    tracker = store.tracker(uuid, name, domain_name=known_as)
+    with store.locked(uuid, stop=stop, name=known_as) as domain:
         for session in session_recovery.settle(domain, handle, reporter=reporter):
             if session.tracker == name:
                 raise SessionAliveError(session.id, name, iso(session.expires))
         # First: whatever happens then, no bitmap of it is a base any more.
         domain.forget_tracker(name)
+        if handle is None:
+            return tracker
         try:
             with source.open_source(handle, reporter=reporter, access=Access(exclusive, check=stop.check)) as opened:
                 naming = session_recovery.naming_of(name)
@@ -48,3 +53,25 @@ def forget(
                 " removes them."
             )
     return tracker
+
+
+def _domain(domain_name: str, name: str, host: Host, store: Store) -> tuple[DomainHandle | None, str]:
+    """Return the domain, None if it is gone, and its UUID, which the tracker knows then.
+
+    Raises DomainNotFoundError, UsageError if domains with several UUIDs had the name.
+    """
+    try:
+        handle = host.domain(domain_name)
+    except DomainNotFoundError:
+        known = [one for one in trackers(store=store) if one.name == name]
+        uuids = [one.domain_uuid for one in known if domain_name in (one.domain_name, one.domain_uuid)]
+        if not uuids:
+            raise
+    else:
+        return handle, handle.uuid
+    if len(uuids) > 1:
+        raise UsageError(f"Several domains had the name {domain_name!r}: give the UUID of one: {', '.join(uuids)}.")
+    try:
+        return host.domain(uuids[0]), uuids[0]  # it has another name by now
+    except DomainNotFoundError:
+        return None, uuids[0]

@@ -22,6 +22,8 @@ from vbackup.sessions.checkpoint import Checkpoint, iso, moment, session_id, wor
 SCHEMA = "vbackup.session/1"
 #: Why a session failed whose ``writer`` has died.
 KILLED = "vbackup ended while it began the session"
+#: Why a session failed that was open.
+QEMU_ENDED = "the QEMU that served it has ended, or serves it no more"
 
 
 class SessionState(Enum):

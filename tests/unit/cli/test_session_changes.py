@@ -89,6 +89,7 @@ def test_options_reach_the_request(command: Command, asked: Asked) -> None:
         ("--length", "x"),
         ("--max-results", "0"),
         ("--max-results", "1000001"),
+        ("--disk", "vdb"),
     ],
     ids=" ".join,
 )

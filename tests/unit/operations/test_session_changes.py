@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -176,7 +177,7 @@ def test_what_cannot_be_asked_for_is_status_two(served: Served, more: dict[str, 
 def test_what_is_not_there_is_named(served: Served) -> None:
     with pytest.raises(DiskError, match=r"session .* does not have it; it has vda"):
         served.changes("vdb")
-    with pytest.raises(UnknownCheckpointError, match="other"):
+    with pytest.raises(UnknownCheckpointError, match=r"Disk vda .* has no checkpoint 'other'; it has .*[^.]\.$"):
         served.changes(kind=Kind.BETWEEN, checkpoint="other")
     with pytest.raises(UnknownSessionError):
         session_changes.run(ChangesRequest("20010101T000000Z-abcdef", "vda"), store=served.store)
@@ -186,7 +187,7 @@ def test_what_is_not_there_is_named(served: Served) -> None:
     ("state", "retry"),
     [
         (SessionState.COMMITTED, "never"),
-        (SessionState.ABORTED, "never"),
+        (SessionState.ABORTED, "begin"),
         (SessionState.EXPIRED, "begin"),
         (SessionState.FAILED, "begin"),
         (SessionState.BEGINNING, "later"),
@@ -217,10 +218,23 @@ def test_session_that_ends_while_it_is_asked_says_so(served: Served) -> None:
         served.changes()
 
 
-def test_server_that_has_gone_is_an_error_of_the_storage(served: Served) -> None:
+def test_server_that_has_gone_has_ended_the_session(served: Served) -> None:
     served.nbd.path.unlink()
-    with pytest.raises(VbackupError, match="does not export vda: No such file"):
+    with pytest.raises(SessionEndedError, match="failed: the QEMU that served it has ended") as caught:
         served.changes()
+    assert caught.value.retry == "begin"
+    with socket.socket(socket.AF_UNIX) as left:  # by a QEMU that was killed: nobody listens at it
+        left.bind(str(served.nbd.path))
+        with pytest.raises(SessionEndedError):
+            served.changes()
+
+
+def test_server_that_answers_wrongly_has_not_ended_the_session(served: Served) -> None:
+    [disk] = served.session.disks
+    served.write(disks=(replace(disk, base_context="qemu:dirty-bitmap:removed"),))
+    with pytest.raises(VbackupError) as caught:
+        served.changes()
+    assert not isinstance(caught.value, SessionEndedError)
 
 
 def test_export_of_another_size_is_an_error(served: Served) -> None:

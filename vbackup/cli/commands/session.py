@@ -105,7 +105,7 @@ def _add_changes(subcommands: Any) -> None:
     )
     parser.add_argument("session", metavar="ID", help="id of the session")
     add_common(parser)
-    parser.add_argument("--disk", metavar="DEV", required=True, help="the disk")
+    parser.add_argument("--disk", metavar="DEV", action="append", required=True, help="the disk, only one")
     parser.add_argument("--offset", metavar="N", type=offset_bytes, default=0, help="begin there (default: 0)")
     parser.add_argument("--length", metavar="N", type=offset_bytes, help="go so far (default: to the end of the disk)")
     parser.add_argument(
