@@ -1,7 +1,8 @@
 """Say what has become of a stream: ``vbackup stream commit`` and ``vbackup stream abort``.
 
 Both may be repeated, and name the backup by the job that it was made for: a late word about an earlier job does nothing
-to the backup of the next one.
+to the backup of the next one. Where a job has the name of an earlier one, as of a director that counts from 1
+again, the word is about the backup that waits.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def commit(
     domain has begun, StorageError.
     """
     uuid = stage.find(domain)
-    committed = _committed(stage, uuid, job)
-    if committed is not None:
-        return Ended(uuid, job, committed.id, is_done=False)
     if _pending(stage, uuid, job) is None:
+        committed = _committed(stage, uuid, job)
+        if committed is not None:
+            return Ended(uuid, job, committed.id, is_done=False)
         raise _not_pending(stage, uuid, domain=domain, job=job)
     wait = LockWait(wait_lock_s, reporter, stop, name=stage.name_of(uuid))
     with stage.lock(uuid, wait=wait):
@@ -77,13 +78,13 @@ def abort(
         uuid = stage.find(domain)
     except DomainNotFoundError:
         return Ended(domain, job, None, is_done=False)  # its first backup failed early
-    committed = _committed(stage, uuid, job)
+    backup_id = _pending(stage, uuid, job)
+    committed = _committed(stage, uuid, job) if backup_id is None else None
     if committed is not None:
         raise ChainError(
             f"The backup of job {job} of domain {domain}, {committed.id}, was committed: it is the base of later ones,"
             " and cannot be undone."
         )
-    backup_id = _pending(stage, uuid, job)
     if backup_id is None:
         return Ended(uuid, job, None, is_done=False)
     try:

@@ -89,10 +89,17 @@ def test_braces_are_balanced() -> None:
     assert text.count("{") == text.count("}") == 8
 
 
-@pytest.mark.parametrize("domain", ["a b", "a:b", "a'b", 'a"b', "a%b", "-a", "", "a\nb", "ü"])
+@pytest.mark.parametrize("domain", ["a b", "a:b", "a'b", 'a"b', "a%b", "-a", "", "a\nb", "ü", "a" * 112])
 def test_domain_whose_name_would_break_the_text_is_refused(domain: str) -> None:
     with pytest.raises(UsageError, match="give its UUID"):
         lines(domain=domain)
+
+
+@pytest.mark.parametrize("name", ["a b", "a:b", 'a"', "a\nb", ""])
+def test_resource_that_would_break_the_text_is_refused(name: str) -> None:
+    for names in (replace(NAMES, storage=name), replace(NAMES, schedule=name), replace(NAMES, client=name)):
+        with pytest.raises(UsageError, match="cannot be in the configuration"):
+            lines(names=names)
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a:b", "relative", "/a'b", "/a%b"])

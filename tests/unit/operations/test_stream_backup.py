@@ -158,8 +158,8 @@ def test_run_that_dies_while_it_sends_is_undone_by_the_next(
     recorder = Recorder()
     three = back_up(domain, stage, "3", recorder=recorder)
     assert (three.parent, copied(three)) == (one.id, {65536 + END_BYTES})
-    why = "its stream was never committed" if is_written else "its stream did not end"
-    assert f"Undid backup {dead}, which was interrupted: {why}." in recorder.steps
+    why = ": its stream was never committed" if is_written else ", which was interrupted: its stream did not end"
+    assert f"Undid backup {dead}{why}." in recorder.steps
     assert partial(stage) == [f"{three.id}.partial"]
 
 

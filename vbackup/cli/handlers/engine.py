@@ -52,7 +52,8 @@ def _config(options: argparse.Namespace, context: Context) -> int:
     domains = options.domain
     if not domains:
         with Host(context.uri) as host:
-            domains = [one.name for one in selection.all_domains(host, []).chosen]
+            chosen = selection.all_domains(host, []).chosen
+        domains = [one.name if director_config.is_plain(one.name) else one.uuid or one.name for one in chosen]
     host_name = machine.this_host().name
     is_bacula = kind is Director.BACULA
     names = Names(

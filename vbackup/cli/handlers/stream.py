@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from vbackup.cli import output, pipes
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
+from vbackup.cli.handlers import restore as restore_handler
 from vbackup.cli.handlers.backup import request_of
 from vbackup.domain.host import Host
 from vbackup.errors import Status, UsageError
@@ -98,24 +100,31 @@ def ended_document(ended: Ended) -> dict[str, Any]:
 def _restore(options: argparse.Namespace, context: Context) -> None:
     if options.output == "":
         raise UsageError("The path of the directory is empty.")
+    if options.output is None and not context.has_repository:
+        raise UsageError(
+            "No repository given, and no directory: use -r DIR, or set VBACKUP_REPOSITORY, or name a directory for"
+            " whole disks."
+        )
+    if options.output is not None and options.repository not in (None, os.environ.get("VBACKUP_REPOSITORY")):
+        raise UsageError(f"Streams go to the directory {options.output}, or to the repository with -r, not to both.")
+    restored = None
     with pipes.logged_to(options.log), pipes.given(context.stop) as read, context.reporting(is_log=False) as reporter:
         if options.output is None:
             repository = Repository.open(context.repository_path())
             received = stream_restore.run(
                 read, repository=repository, domain=options.domain, reporter=reporter, stop=context.stop
             )
-            files: list[str] = []
         else:
             restored, received = stream_restore.run_to_directory(
                 read, Path(options.output), domain=options.domain, reporter=reporter, stop=context.stop
             )
-            files = [*map(str, restored.images.values()), str(restored.domain_xml)]
     if context.as_json:
         backups = [{**manifest.document(one.backup), "new": one.is_new} for one in received]
+        files = [] if restored is None else list(map(str, restored.files))
         context.print_document("vbackup.streams/1", {"backups": backups, "files": files})
     elif not context.is_quiet:
         for one in received:
             state = "was received" if one.is_new else "was there already"
             print(output.plain(f"Backup {one.backup.id} of domain {one.backup.domain_name} {state}."))
-        for file in files:
-            print(output.plain(f"Wrote {file}"))
+        if restored is not None:
+            restore_handler.show(restored, context)

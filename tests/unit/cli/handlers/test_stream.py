@@ -134,9 +134,22 @@ def test_streams_are_restored_into_a_repository(
 def test_streams_are_restored_into_a_directory(command: Command, given: Path, tmp_path: Path) -> None:
     said = restore(command, given, tmp_path / "out").stdout
     for name in ("vda.qcow2", "vdb.qcow2", "domain.xml"):
-        assert f"Wrote {tmp_path / 'out' / name}\n" in said
+        assert f"  {tmp_path / 'out' / name}\n" in said
         assert (tmp_path / "out" / name).exists()
+    assert f"virsh define {tmp_path / 'out' / 'domain.xml'}\n" in said
     assert "is not empty" in restore(command, given, tmp_path / "out", status=7).stderr
+    written = restore(command, given, tmp_path / "more", "--json").document["files"]
+    assert {Path(path).name for path in written} == {path.name for path in (tmp_path / "more").iterdir()}
+
+
+def test_directory_and_repository_at_once_are_refused(
+    command: Command, given: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "not to both" in restore(command, given, tmp_path / "out", "-r", repository, status=2).stderr
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("VBACKUP_REPOSITORY", str(repository))  # only the default
+    restore(command, given, tmp_path / "out")
+    assert Repository.open(repository).uuids() == []
 
 
 def test_stream_that_is_cut_is_status_6(command: Command, given: Path, repository: Path, tmp_path: Path) -> None:
