@@ -23,6 +23,7 @@ from vbackup.operations.backup import BackupRequest
 from vbackup.operations.stream_backup import StreamRequest
 from vbackup.repository.journal import Journal, Step
 from vbackup.repository.repository import Repository
+from vbackup.scripts.runner import DomainScripts, Settings
 from vbackup.stop import Stop
 
 
@@ -42,6 +43,7 @@ def back_up(
     begun: str | None = None,
     since: str | None = None,
     recorder: Recorder | None = None,
+    scripts: DomainScripts | None = None,
 ) -> Backup:
     return stream_backup.run(
         StreamRequest(BackupRequest("web", level), job, falls_back=falls_back, begun=begun, since=since),
@@ -50,6 +52,7 @@ def back_up(
         stage=stage,
         reporter=recorder or Recorder(),
         stop=Stop(),
+        scripts=scripts,
     )
 
 
@@ -214,6 +217,27 @@ def test_differential_without_a_base_is_refused_unless_it_may_be_a_full(domain: 
     with pytest.raises(BaseError):
         back_up(domain, stage, "1", level=Level.DIFFERENTIAL)
     assert back_up(domain, stage, "1", level=Level.DIFFERENTIAL, falls_back=True).level is Level.FULL
+
+
+def test_full_in_place_of_a_differential_is_no_failure_of_a_backup(
+    domain: FakeDomain, stage: Repository, tmp_path: Path
+) -> None:
+    """The scripts of the user run once: around the full."""
+    back_up(domain, stage, "1", level=Level.FULL)
+    commit(stage, "1")
+    for alias in ("virtio-disk0", "virtio-disk1"):
+        domain.qemu.bitmaps(domain.qemu.top(alias)).clear()
+    for phase in ("pre-backup", "post-backup", "on-failure"):
+        (tmp_path / "scripts.d" / f"{phase}.d").mkdir(parents=True)
+        (tmp_path / "scripts.d" / f"{phase}.d" / "10-x").symlink_to("/bin/true")
+    recorder = Recorder()
+    scripts = DomainScripts(
+        Settings(tmp_path / "scripts.d", is_wanted=True), reporter=recorder, stop=Stop(), work="backup", domain="web"
+    )
+    two = back_up(domain, stage, "2", level=Level.DIFFERENTIAL, falls_back=True, recorder=recorder, scripts=scripts)
+    assert two.level is Level.FULL
+    assert any("This backup is a full, in place of the differential." in told for told in recorder.warnings)
+    assert [outcome.document()["phase"] for outcome in scripts.outcomes] == ["pre-backup", "post-backup"]
 
 
 TIMES = [f"2026.11.23.{hour:02}.00.00" for hour in range(24)]

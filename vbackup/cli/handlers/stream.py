@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vbackup.cli import output, pipes
+from vbackup.cli import output, pipes, script_options
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
 from vbackup.cli.handlers import restore as restore_handler
@@ -44,7 +44,12 @@ def back_up(request: StreamRequest, options: argparse.Namespace, context: Contex
         context.reporting(request.backup.domain) as reporter,
     ):
         stage = stream_backup.opened_stage(options.stage)
-        done = stream_backup.run(request, write, host=host, stage=stage, reporter=reporter, stop=context.stop)
+        own = script_options.of_domain(
+            options, request.backup.domain, work="backup", reporter=reporter, stop=context.stop
+        )
+        done = stream_backup.run(
+            request, write, host=host, stage=stage, reporter=reporter, stop=context.stop, scripts=own
+        )
         reporter.step(f"Backup {done.id} was sent; it waits for its commit.")
 
 

@@ -102,6 +102,35 @@ def test_stage_is_refused_by_all_other_commands(command: Command, streamed: Call
         assert "is a stage of streams" in command(*words, "-r", tmp_path / "stage", status=7).stderr
 
 
+def script(directory: Path, phase: str, text: str) -> None:
+    path = directory / f"{phase}.d" / "10-x"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_scripts_run_around_a_stream(
+    command: Command, streamed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who flushes a database before each backup does not expect that a stream goes without."""
+    directory = tmp_path / "scripts.d"
+    script(directory, "pre-backup", "echo $VBACKUP_LEVEL $VBACKUP_REPOSITORY")
+    script(directory, "post-backup", "echo sent $VBACKUP_BACKUP_ID")
+    monkeypatch.setenv("VBACKUP_SCRIPTS", str(directory))
+    log = streamed("1")
+    assert f"pre-backup script 10-x: full {tmp_path / 'stage'}" in log
+    assert "post-backup script 10-x: sent 2" in log
+    with tarfile.open(tmp_path / "stream.tar") as archive:  # what they print is not in it
+        assert archive.getnames()[-1].endswith("SHA256SUMS")
+    end(command, tmp_path, "commit", "1")
+    script(tmp_path / "failing", "pre-backup", "exit 3")
+    script(tmp_path / "failing", "on-failure", "echo failed with $VBACKUP_STATUS")
+    log = streamed("2", "--scripts", tmp_path / "failing", status=9)
+    assert "on-failure script 10-x: failed with 9" in log
+    assert (tmp_path / "stream.tar").read_bytes() == b""
+    assert "script" not in streamed("3", "--no-scripts")
+
+
 @pytest.fixture
 def given(untouched: Recorded, tmp_path: Path) -> Path:
     """A file with the streams of all recorded backups."""
