@@ -183,6 +183,11 @@ def test_role_installs_once(ansible: Ansible, sources: Path, tmp_path: Path) -> 
         "vbackup_hooks_root": str(root),
     }
     role = [{"name": "role", "ansible.builtin.include_role": {"name": "vbackup.vbackup.host"}}]
+    # Before anything is there: neither the command nor its examples, to which a script may be a link.
+    link = {"phase": "on-failure", "name": "50-mail", "link": str(tmp_path / "prefix" / "share" / "mail")}
+    planned = ansible.play(role, "--check", vars={**variables, "vbackup_scripts": [link]})
+    assert planned["vbackup.vbackup.host : Link the script"]["changed"]
+    assert not [path for path in ("prefix", "repository", "scripts.d") if (tmp_path / path).exists()]
     first = ansible.play(role, vars=variables)
     assert first["vbackup.vbackup.host : Build and install the command"]["changed"]
     assert (tmp_path / "repository" / "vbackup.json").exists()

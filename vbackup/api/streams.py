@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vbackup.report import Reporter
     from vbackup.repository.repository import Repository
     from vbackup.repository.stream_tar import Read, Write
+    from vbackup.scripts.runner import DomainScripts, Settings
     from vbackup.stop import Stop
 
 
@@ -29,6 +30,7 @@ class Streams(Connected):
         write: Write,
         *,
         stage: str | os.PathLike[str] | Repository,
+        scripts: Settings | DomainScripts | None = None,
         reporter: Reporter | None = None,
         stop: Stop | None = None,
     ) -> Backup:
@@ -36,11 +38,12 @@ class Streams(Connected):
 
         ``write`` takes bytes, and returns when all are written. ``stage``: a directory for the records, and for the
         backup until it is sent; it is made if it does not exist. An earlier backup that waits for its commit is undone
-        first. Raises what ``backup`` raises, and what ``write`` raises: then nothing is kept, and the base is as it
-        was.
+        first. ``scripts``: the user's, which run around the backup; None: none. Raises what ``backup`` raises, and what
+        ``write`` raises: then nothing is kept, and the base is as it was.
         """
         from vbackup.operations import stream_backup
 
+        domain = request.backup.domain
         with self._host() as host:
             return stream_backup.run(
                 request,
@@ -49,6 +52,7 @@ class Streams(Connected):
                 stage=open_stage(stage),
                 reporter=self._reporter(reporter),
                 stop=self._stop(stop),
+                scripts=self._domain_scripts(scripts, work="backup", domain=domain, reporter=reporter, stop=stop),
             )
 
     def commit_stream(

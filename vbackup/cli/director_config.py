@@ -15,6 +15,9 @@ from vbackup.errors import UsageError
 
 #: What can be in the name of a resource, and in a plugin's text, whose parts a colon separates.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+@-]*")
+#: The longest name of a domain: that of a resource has at most 127 bytes, and "vbackup-" and "-restore" around it.
+_MAX_DOMAIN_BYTES = 127 - 16
+_NEEDS = "it needs letters, digits and . _ + @ - only, and one of the former in front"
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_.+@/-]+")
 
 
@@ -47,17 +50,22 @@ def text(kind: Director, domains: Sequence[str], names: Names, *, password: str)
 
     Raises UsageError for a name that cannot be in it.
     """
-    given = [names.director, names.client, names.address, names.catalog, names.storage, names.pool, names.messages]
-    for name in [*given, *([] if names.schedule is None else [names.schedule])]:
-        _refuse_odd(name, "name")
+    for name in (names.director, names.client, names.address, names.catalog, names.storage, names.pool, names.messages):
+        _refuse_odd(name)
     for path in (names.command, names.where, *([] if names.stage is None else [names.stage])):
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise UsageError(
                 f"The path {str(path)!r} cannot be in the configuration of a director: it needs an absolute path of"
                 " letters, digits and . _ + @ - only."
             )
+    if names.schedule is not None:
+        _refuse_odd(names.schedule)
     for domain in domains:
-        _refuse_odd(domain, "domain")
+        if not is_plain(domain):
+            raise UsageError(
+                f"The domain {domain!r} cannot be in the configuration of a director: {_NEEDS}, {_MAX_DOMAIN_BYTES} at"
+                " most; give its UUID."
+            )
     own = kind.value
     parts = [
         f"# ---- {own}-dir.conf, on the director ----",
@@ -70,13 +78,14 @@ def text(kind: Director, domains: Sequence[str], names: Names, *, password: str)
     return "\n\n".join(parts) + "\n"
 
 
-def _refuse_odd(name: str, what: str) -> None:
+def is_plain(domain: str) -> bool:
+    """Return True if a domain can have this name in the configuration."""
+    return _PLAIN.fullmatch(domain) is not None and len(domain) <= _MAX_DOMAIN_BYTES
+
+
+def _refuse_odd(name: str) -> None:
     if not _PLAIN.fullmatch(name):
-        hint = "; give its UUID" if what == "domain" else ""
-        raise UsageError(
-            f"The {what} {name!r} cannot be in the configuration of a director, where a blank, a quote or a colon ends"
-            f" it{hint}."
-        )
+        raise UsageError(f"The name {name!r} cannot be in the configuration of a director: {_NEEDS}.")
 
 
 def _client(names: Names, password: str) -> str:

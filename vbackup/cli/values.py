@@ -280,7 +280,13 @@ def director_time(text: str) -> str | None:
         return None
     if not STREAM_TIME.fullmatch(time):
         raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a time like 2026.11.23.10.15.00")
-    return None if time < "1971" else time
+    if time < "1971":
+        return None
+    try:
+        datetime.strptime(f"{time} +0000", "%Y.%m.%d.%H.%M.%S %z")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: there is no such day or hour") from None
+    return time
 
 
 def director_job_time(text: str) -> str | None:

@@ -132,8 +132,8 @@ class Overwritten:
 _DIRECTORY_MODE = 0o711
 
 
-def _make(output: Path) -> None:
-    """Create a directory, and its parents, through which QEMU can reach the images; they keep mode 0600.
+def make(output: Path) -> None:
+    """Create a directory, and missing parents, through which QEMU can reach the images; they keep mode 0600.
 
     libvirt gives images to the user that QEMU runs as (dynamic_ownership), but it changes no directory.
     """
@@ -152,7 +152,7 @@ def temporary_directory(output: Path) -> Iterator[Path]:
     """
     with storage_errors(f"write to {output}"):
         is_new = not output.exists()
-        _make(output)
+        make(output)
         _remove_dead(output)
         directory = Path(tempfile.mkdtemp(prefix=".vbackup-", dir=output))
     lock = None

@@ -28,7 +28,7 @@ from vbackup.engine.fleecing import SpaceWatch
 from vbackup.engine.moment import Alone, Moment
 from vbackup.engine.plan import BackupPlan, FleecingAbilities, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
-from vbackup.errors import CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
+from vbackup.errors import BaseError, CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
 from vbackup.operations import documents, freeze_scripts, recovery, saved_machine
@@ -73,6 +73,7 @@ class BackupRequest:
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
     note: str | None = None  #: for people (vbackup.repository.notes)
     with_media: bool = False  #: small media in CD-ROM and floppy drives belong to it
+    falls_back: bool = False  #: where the level has no base, the backup is a full
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
     """Plan the backup of a domain that is locked, make it, and remove what it supersedes."""
     request, domain = this.request, this.domain
     domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
-    backup_plan = _plan(request, domain, is_dry_run=False)
+    backup_plan = _planned(request, domain)
     this.scripts.know(backup_id=backup_plan.id, level=backup_plan.level.value)
     if this.scripts.has(ScriptPhase.PRE_BACKUP):  # they can take minutes
         this.scripts.before(ScriptPhase.PRE_BACKUP, documents.plan(backup_plan))
@@ -243,6 +244,16 @@ def _end_expired_sessions(handle: DomainHandle, reporter: Reporter) -> None:
 
 
 # 1 and 2: what there is, and what each disk starts from
+
+
+def _planned(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
+    try:
+        return _plan(request, domain, is_dry_run=False)
+    except BaseError as err:
+        if not request.falls_back:
+            raise
+        domain.reporter.warning(f"{err} This backup is a full, in place of the {request.level.value}.")
+        return _plan(replace(request, level=Level.FULL), domain, is_dry_run=False)
 
 
 def _plan(request: BackupRequest, domain: LockedDomain, *, is_dry_run: bool) -> BackupPlan:

@@ -48,6 +48,8 @@ from vbackup.undo import Undo
 
 #: The reason why a backup is undone if its stage is not the one that was begun (Entry.is_of).
 COPIES = "its images are copies, as in a repository that was copied in the middle of a backup"
+#: The reason of an undo that was wanted.
+_ASKED = "asked for"
 
 
 class Remedy(Enum):
@@ -244,7 +246,9 @@ def undo(verdict: Recovered, entry: Entry, domain: LockedDomain) -> Recovered:
         Undo(domain.reporter) as undo_steps,
     ):
         _push_undo(Unfinished(domain, entry.draft, stage), entry, undo_steps)
-    domain.reporter.step(f"Undid backup {verdict.id}, which was interrupted: {verdict.reason}.")
+    how = "" if entry.step is Step.STREAMED else ", which was interrupted"  # one that was sent is complete
+    why = f", as {_ASKED}" if verdict.reason == _ASKED else f": {verdict.reason}"
+    domain.reporter.step(f"Undid backup {verdict.id}{how}{why}.")
     return verdict
 
 
@@ -347,7 +351,7 @@ def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
 def _why_undone(entry: Entry, domain: LockedDomain, *, abort: bool) -> str | None:
     """Return why a backup is undone whatever QEMU has of it, or None."""
     if abort:
-        return "asked for"
+        return _ASKED
     if entry.step in (Step.BEGIN, Step.TARGETS):
         return "nothing had been copied"
     if domain.repository.is_stage:

@@ -78,6 +78,11 @@ class Restored:
     devices: tuple[str, ...] = ()  #: disks (dev) that were written to a block device, raw
     volumes: Mapping[str, str] = field(default_factory=dict)  #: names of volumes, by dev
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that was written: disks, what the machine needs beside them, and the definition."""
+        return (*self.images.values(), *(one.path for one in self.machine), self.domain_xml)
+
 
 @dataclass(frozen=True)
 class _Work:

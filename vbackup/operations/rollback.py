@@ -164,7 +164,10 @@ def prepared(
 def refuse_running(handle: DomainHandle) -> None:
     """Raise UnsuitableError if the disks of the domain may not be written: it runs, or has saved memory."""
     if handle.is_active():
-        raise UnsuitableError(f"Domain {handle.name} is running; its disks can only be written while it is off.")
+        raise UnsuitableError(
+            f"Domain {handle.name} is running; its disks can only be written while it is off. Shut it down first, or"
+            " restore beside it, with --output."
+        )
     if handle.has_managed_save():
         raise UnsuitableError(
             f"Domain {handle.name} has saved memory (managed save), which would not fit the disks any more: its next"

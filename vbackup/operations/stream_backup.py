@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vbackup.domain.host import Host
 from vbackup.engine.delivery import Delivery
-from vbackup.errors import BaseError, ChainError, DomainNotFoundError, UsageError
+from vbackup.errors import ChainError, DomainNotFoundError, UsageError
 from vbackup.files import storage_errors
 from vbackup.model import Backup, Level
 from vbackup.operations import backup
@@ -26,6 +26,7 @@ from vbackup.repository.lock import LockWait
 from vbackup.repository.repository import Repository
 from vbackup.repository.stream_record import StreamRecord
 from vbackup.repository.stream_tar import Write
+from vbackup.scripts.runner import DomainScripts
 from vbackup.stop import Stop
 
 #: How long to wait for an earlier backup that was asked to end. It cancels its jobs, and closes its images.
@@ -64,12 +65,20 @@ def opened_stage(path: Path) -> Repository:
 
 
 def run(
-    request: StreamRequest, write: Write, *, host: Host, stage: Repository, reporter: Reporter, stop: Stop
+    request: StreamRequest,
+    write: Write,
+    *,
+    host: Host,
+    stage: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    scripts: DomainScripts | None = None,
 ) -> Backup:
     """Make a backup, write it as a stream, and return it; it waits for its commit then.
 
-    An earlier one that waits for its commit is undone first. Raises UsageError if another program keeps the earlier
-    ones; what operations.backup.run raises, and what ``write`` raises: then nothing is kept, and the base is as it was.
+    An earlier one that waits for its commit is undone first; ``scripts`` are the user's, which run around it. Raises
+    UsageError if another program keeps the earlier ones; what operations.backup.run raises, and what ``write`` raises:
+    then nothing is kept, and the base is as it was.
     """
 
     def send(made: Backup, directory: Path) -> None:
@@ -78,11 +87,12 @@ def run(
 
     def make(level: Level, asked: Level) -> Backup:
         return backup.run(
-            replace(request.backup, level=level),
+            replace(request.backup, level=level, falls_back=request.falls_back and level is Level.DIFFERENTIAL),
             host=host,
             repository=stage,
             reporter=reporter,
             stop=stop,
+            scripts=scripts,
             delivery=Delivery(StreamRecord(request.job, asked, request.begun), send),
         )
 
@@ -95,13 +105,7 @@ def run(
     if asked is Level.DIFFERENTIAL and request.falls_back and not _has_full(request.backup.domain, stage, host):
         reporter.step("No full backup that was asked for is a base for a differential of all disks: this is a full.")
         return make(Level.FULL, asked)
-    try:
-        return make(asked, asked)
-    except BaseError as err:
-        if not request.falls_back or asked is not Level.DIFFERENTIAL:
-            raise
-        reporter.warning(f"{err} This backup is a full, in place of the differential.")
-        return make(Level.FULL, asked)
+    return make(asked, asked)
 
 
 def _refuse_shared(request: StreamRequest, *, host: Host, stage: Repository) -> None:

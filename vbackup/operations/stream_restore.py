@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vbackup.errors import BusyError, ChainError, StorageError, StreamError
 from vbackup.files import storage_errors
+from vbackup.images import destination
 from vbackup.model import Backup, DiskImage
 from vbackup.operations import restore
 from vbackup.operations.restore import Restored, RestoreRequest
@@ -95,7 +96,7 @@ def _claimed(output: Path) -> Iterator[Path]:
     path = output.absolute()
     is_new = not path.exists()
     with storage_errors(f"write to {path}"):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        destination.make(path)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -153,7 +154,7 @@ def _receive(backup: Backup, origin: Origin, reader: Reader, work: _Work) -> Rec
             raise ChainError(f"The repository has another backup {backup.id} of domain {backup.domain_name}.")
         if known is not None:
             _drain(backup, origin, reader)
-            work.reporter.step(f"Backup {backup.id} is in the repository already.")
+            work.reporter.step(f"Backup {backup.id} was there already.")
             return Received(known, is_new=False)
         # In this repository it is the newest: another stage would count from 1 again.
         arrived = replace(backup, sequence=history.next_sequence)
@@ -168,7 +169,7 @@ def _receive(backup: Backup, origin: Origin, reader: Reader, work: _Work) -> Rec
             repository.remember_name(uuid, backup.domain_name, backup.host)
             work.stop.check()
             stage.commit(arrived)
-    work.reporter.step(f"Backup {backup.id} of domain {backup.domain_name} is in the repository.")
+    work.reporter.step(f"Backup {backup.id} of domain {backup.domain_name} has arrived, and is as it was sent.")
     return Received(arrived, is_new=True)
 
 

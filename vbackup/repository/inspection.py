@@ -32,6 +32,7 @@ from vbackup.repository import (
     liveness,
     merge_journal,
     quarantine,
+    stream_tar,
     verification,
     verify,
 )
@@ -47,7 +48,10 @@ _CLOCK_DRIFT = timedelta(minutes=10)
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 #: Files of a backup beside the manifest, the images and what the manifest names.
 _KNOWN = frozenset(
-    ("manifest.json", "journal", "verified.json", "boot.json", "boot.png", "fsck.json", "protected", "note")
+    (
+        *("manifest.json", "journal", "verified.json", "boot.json", "boot.png", "fsck.json", "protected", "note"),
+        stream_tar.SUMS,  # of a stream that tar has unpacked here
+    )
 )
 _DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json", "restored.json", "in-place.json"))
 #: Prefix of an image that is being repaired, which takes its name when it is complete.

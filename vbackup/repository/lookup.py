@@ -32,10 +32,11 @@ def find(repository: Repository, ids: Sequence[str], uuid: str | None) -> list[F
     for backup_id in ids:
         having = [one for one in uuids if _has(repository.directory(one, backup_id))]
         if not having:
+            missing = [one for one in ids if not any(_has(repository.directory(bearer, one)) for bearer in uuids)]
+            named = " or ".join(map(repr, missing))
             where = "of this domain" if uuid is not None else f"in {repository.path}"
             raise ChainError(
-                f"No backup {backup_id!r} {where}; 'vbackup list DOMAIN' lists the backups of a domain. Nothing was"
-                " changed."
+                f"No backup {named} {where}; 'vbackup list DOMAIN' lists the backups of a domain. Nothing was changed."
             )
         if len(having) > 1:
             bearers = ", ".join(f"{repository.name_of(one)} ({one})" for one in having)

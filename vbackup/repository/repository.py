@@ -70,12 +70,13 @@ class Repository:
     @classmethod
     def create(cls, path: Path, *, is_stage: bool = False) -> Repository:
         """Create a repository in a directory that is empty or does not exist. Raises StorageError."""
-        with storage_errors(f"create a repository in {path}"):
+        with storage_errors(f"create a {'stage of streams' if is_stage else 'repository'} in {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if (path / MARKER).exists():
                 raise StorageError(f"{path} is already a vbackup repository; nothing was changed.")
             if any(path.iterdir()):
-                raise StorageError(f"{path} is not empty; give a new or empty directory.")
+                for_it = " with --stage" if is_stage else ""
+                raise StorageError(f"{path} is not empty; give a new or empty directory{for_it}.")
             path.chmod(0o700)
             _refuse_without_locks(path)
             repository_id = names.new_repository_id()
@@ -168,7 +169,9 @@ class Repository:
             raise DomainNotFoundError(
                 domain,
                 f"in {self.path}{names.closest(domain, known)}",
-                f"'vbackup list -r {shlex.quote(str(self.path))}' lists them",
+                f"'vbackup list -r {shlex.quote(str(self.path))}' lists them"
+                if not self.is_stage
+                else "none of its backups was ever sent from this stage",
             )
         return bearers
 

@@ -204,7 +204,8 @@ def _size_of(extended: bytes) -> int:
         or not digits.isdigit()
         or len(digits) > len(str(MAX_MEMBER_BYTES))
     ):
-        raise StreamError(f"The stream has an extended header {extended[:100]!r}, which vbackup never writes.")
+        text = _shown(extended.decode(errors="replace"))
+        raise StreamError(f"The stream has an extended header {text}, which vbackup never writes.")
     return int(digits)
 
 

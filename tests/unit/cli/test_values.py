@@ -316,7 +316,7 @@ def test_time_of_a_director_s_job_is_in_its_name(name: str, time: str | None) ->
     assert values.director_job_time(digits) == time
 
 
-@pytest.mark.parametrize("text", ["2026-11-23 12:31:34", "*none*", "2026.11.23", "x"])
+@pytest.mark.parametrize("text", ["2026-11-23 12:31:34", "*none*", "2026.11.23", "x", "2026.13.23.12.31.34"])
 def test_what_is_no_time_of_a_director_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         values.director_time(text)

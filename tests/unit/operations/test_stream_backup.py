@@ -25,6 +25,7 @@ from vbackup.operations.backup import BackupRequest
 from vbackup.operations.stream_backup import StreamRequest
 from vbackup.repository.journal import Journal, Step
 from vbackup.repository.repository import Repository
+from vbackup.scripts.runner import DomainScripts, Settings
 from vbackup.stop import Stop
 
 
@@ -44,6 +45,7 @@ def back_up(
     begun: str | None = None,
     since: str | None = None,
     recorder: Recorder | None = None,
+    scripts: DomainScripts | None = None,
 ) -> Backup:
     return stream_backup.run(
         StreamRequest(BackupRequest("web", level), job, falls_back=falls_back, begun=begun, since=since),
@@ -52,6 +54,7 @@ def back_up(
         stage=stage,
         reporter=recorder or Recorder(),
         stop=Stop(),
+        scripts=scripts,
     )
 
 
@@ -160,8 +163,8 @@ def test_run_that_dies_while_it_sends_is_undone_by_the_next(
     recorder = Recorder()
     three = back_up(domain, stage, "3", recorder=recorder)
     assert (three.parent, copied(three)) == (one.id, {65536 + END_BYTES})
-    why = "its stream was never committed" if is_written else "its stream did not end"
-    assert f"Undid backup {dead}, which was interrupted: {why}." in recorder.steps
+    why = ": its stream was never committed" if is_written else ", which was interrupted: its stream did not end"
+    assert f"Undid backup {dead}{why}." in recorder.steps
     assert partial(stage) == [f"{three.id}.partial"]
 
 
@@ -216,6 +219,27 @@ def test_differential_without_a_base_is_refused_unless_it_may_be_a_full(domain: 
     with pytest.raises(BaseError):
         back_up(domain, stage, "1", level=Level.DIFFERENTIAL)
     assert back_up(domain, stage, "1", level=Level.DIFFERENTIAL, falls_back=True).level is Level.FULL
+
+
+def test_full_in_place_of_a_differential_is_no_failure_of_a_backup(
+    domain: FakeDomain, stage: Repository, tmp_path: Path
+) -> None:
+    """The scripts of the user run once: around the full."""
+    back_up(domain, stage, "1", level=Level.FULL)
+    commit(stage, "1")
+    for alias in ("virtio-disk0", "virtio-disk1"):
+        domain.qemu.bitmaps(domain.qemu.top(alias)).clear()
+    for phase in ("pre-backup", "post-backup", "on-failure"):
+        (tmp_path / "scripts.d" / f"{phase}.d").mkdir(parents=True)
+        (tmp_path / "scripts.d" / f"{phase}.d" / "10-x").symlink_to("/bin/true")
+    recorder = Recorder()
+    scripts = DomainScripts(
+        Settings(tmp_path / "scripts.d", is_wanted=True), reporter=recorder, stop=Stop(), work="backup", domain="web"
+    )
+    two = back_up(domain, stage, "2", level=Level.DIFFERENTIAL, falls_back=True, recorder=recorder, scripts=scripts)
+    assert two.level is Level.FULL
+    assert any("This backup is a full, in place of the differential." in told for told in recorder.warnings)
+    assert [outcome.document()["phase"] for outcome in scripts.outcomes] == ["pre-backup", "post-backup"]
 
 
 TIMES = [f"2026.11.23.{hour:02}.00.00" for hour in range(24)]

@@ -21,9 +21,10 @@ from vbackup.stop import Stop
 __all__ = ["stage"]
 
 
-def abort(domain: FakeDomain, stage: Repository, job: str) -> Ended:
+def abort(domain: FakeDomain, stage: Repository, job: str, *, recorder: Recorder | None = None) -> Ended:
     host: Any = nullcontext(domain)
-    return stream_end.abort("web", job, connect=lambda: host, stage=stage, reporter=Recorder(), stop=Stop())
+    reporter = recorder or Recorder()
+    return stream_end.abort("web", job, connect=lambda: host, stage=stage, reporter=reporter, stop=Stop())
 
 
 def test_commit_may_be_repeated(domain: FakeDomain, stage: Repository) -> None:
@@ -42,10 +43,25 @@ def test_abort_may_be_repeated_and_leaves_the_base(domain: FakeDomain, stage: Re
     before = domain.bitmaps()
     domain.write()
     two = back_up(domain, stage, "2")
-    assert abort(domain, stage, "2") == Ended(UUID, "2", two.id, True)
+    recorder = Recorder()
+    assert abort(domain, stage, "2", recorder=recorder) == Ended(UUID, "2", two.id, True)
+    assert recorder.steps == [f"Undid backup {two.id}, as asked for."]  # nothing has interrupted it
     assert (domain.bitmaps(), partial(stage), history(stage)) == (before, [], [one.id])
     assert abort(domain, stage, "2") == Ended(UUID, "2", None, False)
     assert copied(back_up(domain, stage, "3")) == {65536 + END_BYTES}
+
+
+def test_word_is_about_the_backup_that_waits(domain: FakeDomain, stage: Repository) -> None:
+    """A director whose catalog was made again counts its jobs from 1: a commit must not find the first of that name."""
+    one = back_up(domain, stage, "1")
+    commit(stage, "1")
+    domain.write()
+    two = back_up(domain, stage, "1")
+    assert abort(domain, stage, "1") == Ended(UUID, "1", two.id, True)
+    three = back_up(domain, stage, "1")
+    assert commit(stage, "1") == three.id
+    assert (history(stage), partial(stage)) == ([one.id, three.id], [])
+    assert commit(stage, "1") == three.id
 
 
 def test_abort_before_anything_was_made_has_nothing_to_undo(domain: FakeDomain, stage: Repository) -> None:
@@ -55,7 +71,7 @@ def test_abort_before_anything_was_made_has_nothing_to_undo(domain: FakeDomain, 
 def test_commit_of_what_was_undone_is_refused(domain: FakeDomain, stage: Repository) -> None:
     back_up(domain, stage, "1")
     abort(domain, stage, "1")
-    with pytest.raises(DomainNotFoundError):  # nothing was ever kept of the domain
+    with pytest.raises(DomainNotFoundError, match="sent from this stage"):  # nothing was ever kept of the domain
         commit(stage, "1")
     back_up(domain, stage, "2")
     commit(stage, "2")

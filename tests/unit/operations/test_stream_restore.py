@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from vbackup.model import Backup, Level
 from vbackup.operations import restore, stream_restore
 from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.stream_restore import Received
-from vbackup.repository import manifest, stream_members
+from vbackup.repository import inspection, manifest, stream_members
 from vbackup.repository.choice import Wanted
+from vbackup.repository.inspection import Kind
 from vbackup.repository.repository import Repository, Stage
 from vbackup.repository.stream_tar import BLOCK_BYTES, SUMS, Reader, Writer
 from vbackup.stop import Stop
@@ -136,8 +138,11 @@ def test_directory_gets_the_disks_of_the_last_stream(untouched: Recorded, tmp_pa
     restored, received = stream_restore.run_to_directory(
         io.BytesIO(data).read, tmp_path / "new" / "web", reporter=Recorder(), stop=Stop()
     )
+    written = set((tmp_path / "new" / "web").iterdir())
     assert [one.backup.id for one in received] == [one.id for one in untouched.backups]
+    assert set(restored.files) == written
     assert {dev: raw(path) for dev, path in restored.images.items()} == untouched.expected(last)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new", tmp_path / "new" / "web")} == {0o711}
     names = {path.name for path in (tmp_path / "new" / "web").iterdir()}
     assert names == {"domain.xml", "nvram", *(f"{dev}.{end}" for dev in restored.images for end in ("qcow2", "raw"))}
 
@@ -371,6 +376,9 @@ def test_unpacked_with_tar_a_stream_is_the_backup(untouched: Recorded, repo: Rep
         subprocess.run(["tar", "-xf", "-", "-C", repo.path], check=True, input=stream(untouched, one))
     last = untouched.backups[-1]
     assert repo.catalogue(UUID).broken == ()
+    found = inspection.inspect(repo, UUID, check=lambda: None)
+    # tar makes directories as it likes, and the name is known when check --repair has read the manifests.
+    assert {trouble.kind for trouble in found.troubles} <= {Kind.MODE, Kind.NAMES}
     request = RestoreRequest(UUID, tmp_path / "out", Wanted(last.id), checkpoint=False)
     restored = restore.run(request, repository=repo, reporter=Recorder(), stop=Stop())
     assert {dev: raw(path) for dev, path in restored.images.items()} == untouched.expected(last)

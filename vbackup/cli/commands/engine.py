@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vbackup.cli.arguments import add_common
+from vbackup.cli.arguments import add_common, add_scripts
 from vbackup.cli.making import STAGE, add_log, add_stage
 from vbackup.cli.values import director_job_time, director_time, directory, job
 
@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
         ("--begun", director_job_time, "the director made this job"),
     ):
         reading.add_argument(option, metavar="TIME", type=kind, help=f"when {what}, by its clock (YYYY.MM.DD.hh.mm.ss)")
+    add_scripts(reading)
     add_log(reading, "DOMAIN-JOB.log in the stage, which finish prints")
     ending = subcommands.add_parser(
         "finish",

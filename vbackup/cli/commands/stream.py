@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain, add_positional, add_wait_lock
+from vbackup.cli.arguments import add_common, add_domain, add_positional, add_scripts, add_wait_lock
 from vbackup.cli.making import add_log, add_making, add_stage
 from vbackup.cli.values import job
 from vbackup.model import Level
@@ -63,6 +63,7 @@ def _add_backup(subcommands: Any) -> None:
         " whole disk",
     )
     add_making(parser)
+    add_scripts(parser)
     add_log(parser)
 
 

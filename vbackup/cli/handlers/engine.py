@@ -55,7 +55,8 @@ def _config(options: argparse.Namespace, context: Context) -> int:
     domains = options.domain
     if not domains:
         with context.connect_to_libvirt() as vb:
-            domains = [one.name for one in vb.select_all().chosen]
+            chosen = vb.select_all().chosen
+        domains = [one.name if director_config.is_plain(one.name) else one.uuid or one.name for one in chosen]
     host_name = this_host().name
     is_bacula = kind is Director.BACULA
     names = Names(

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         context.print_document("vbackup.restore/1", {**document, "scripts": own.documents()})
         return Status.DONE
     if not context.is_quiet:
-        _print(done, context)
+        show(done, context)
     return Status.DONE
 
 
@@ -109,10 +109,10 @@ def _in_place(options: argparse.Namespace, backup_id: str | None, context: Conte
     return Status.DONE
 
 
-def _print(done: Restored, context: Context) -> None:
+def show(done: Restored, context: Context) -> None:
     """Print what was written, and the commands that start the domain from it."""
     print(output.plain(f"Restored backup {done.backup.id} of domain {done.backup.domain_name}:"))
-    for path in (*done.images.values(), *(one.path for one in done.machine), done.domain_xml):
+    for path in done.files:
         print(output.plain(f"  {path}"))
     virsh = ["virsh"] if context.uri is None else ["virsh", "-c", context.uri]
     if done.defined is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from vbackup.api import EndedStream, Repository, StreamRequest, documents
-from vbackup.cli import output, pipes
+from vbackup.cli import output, pipes, script_options
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
+from vbackup.cli.handlers import restore as restore_handler
 from vbackup.cli.handlers.backup import request_of
 from vbackup.errors import Status, UsageError
 
@@ -35,7 +37,10 @@ def back_up(request: StreamRequest, options: argparse.Namespace, context: Contex
         context.connect_to_libvirt() as vb,
         context.reporting(request.backup.domain) as reporter,
     ):
-        done = vb.backup_stream(request, write, stage=options.stage, reporter=reporter)
+        own = script_options.of_domain(
+            options, request.backup.domain, work="backup", reporter=reporter, stop=context.stop
+        )
+        done = vb.backup_stream(request, write, stage=options.stage, scripts=own, reporter=reporter)
         reporter.step(f"Backup {done.id} was sent; it waits for its commit.")
 
 
@@ -79,6 +84,14 @@ def ended_document(ended: EndedStream) -> dict[str, Any]:
 def _restore(options: argparse.Namespace, context: Context) -> None:
     if options.output == "":
         raise UsageError("The path of the directory is empty.")
+    if options.output is None and not context.has_repository:
+        raise UsageError(
+            "No repository given, and no directory: use -r DIR, or set VBACKUP_REPOSITORY, or name a directory for"
+            " whole disks."
+        )
+    if options.output is not None and options.repository not in (None, os.environ.get("VBACKUP_REPOSITORY")):
+        raise UsageError(f"Streams go to the directory {options.output}, or to the repository with -r, not to both.")
+    restored = None
     with (
         pipes.logged_to(options.log),
         pipes.given(context.stop) as read,
@@ -87,16 +100,15 @@ def _restore(options: argparse.Namespace, context: Context) -> None:
     ):
         if options.output is None:
             received = vb.receive_stream(read, domain=options.domain, reporter=reporter)
-            files: list[str] = []
         else:
             restored, received = vb.restore_stream(read, options.output, domain=options.domain, reporter=reporter)
-            files = [*map(str, restored.images.values()), str(restored.domain_xml)]
     if context.as_json:
         backups = [{**documents.backup(one.backup), "new": one.is_new} for one in received]
+        files = [] if restored is None else list(map(str, restored.files))
         context.print_document("vbackup.streams/1", {"backups": backups, "files": files})
     elif not context.is_quiet:
         for one in received:
             state = "was received" if one.is_new else "was there already"
             print(output.plain(f"Backup {one.backup.id} of domain {one.backup.domain_name} {state}."))
-        for file in files:
-            print(output.plain(f"Wrote {file}"))
+        if restored is not None:
+            restore_handler.show(restored, context)

@@ -110,7 +110,7 @@ EXAMPLES = r"""
     repository: /srv/backup
     level: full
     max_age: 7d
-    quiesce: auto
+    quiesce: required
     note: the weekly full
 """
 

@@ -61,6 +61,7 @@ def test_quiet_is_quiet(command: Command, filled: Path) -> None:
         (["web"], 6, "No backup 'web'"),
         (["nosuch", ONE.id], 4, "No domain 'nosuch'"),
         ([ONE.id, "x"], 6, "No backup 'x'"),
+        (["web", "x"], 6, "No backup 'web' or 'x'"),
         (["db", ONE.id, "--domain", "web"], 2, "Two domains given"),
         ([ONE.id, "--domain", ""], 2, "The domain name is empty"),
         ([ONE.id, "--reason", "a\nb"], 2, "cannot be printed"),

@@ -100,6 +100,35 @@ def test_stage_is_refused_by_all_other_commands(command: Command, streamed: Call
         assert "is a stage of streams" in command(*words, "-r", tmp_path / "stage", status=7).stderr
 
 
+def script(directory: Path, phase: str, text: str) -> None:
+    path = directory / f"{phase}.d" / "10-x"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_scripts_run_around_a_stream(
+    command: Command, streamed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who flushes a database before each backup does not expect that a stream goes without."""
+    directory = tmp_path / "scripts.d"
+    script(directory, "pre-backup", "echo $VBACKUP_LEVEL $VBACKUP_REPOSITORY")
+    script(directory, "post-backup", "echo sent $VBACKUP_BACKUP_ID")
+    monkeypatch.setenv("VBACKUP_SCRIPTS", str(directory))
+    log = streamed("1")
+    assert f"pre-backup script 10-x: full {tmp_path / 'stage'}" in log
+    assert "post-backup script 10-x: sent 2" in log
+    with tarfile.open(tmp_path / "stream.tar") as archive:  # what they print is not in it
+        assert archive.getnames()[-1].endswith("SHA256SUMS")
+    end(command, tmp_path, "commit", "1")
+    script(tmp_path / "failing", "pre-backup", "exit 3")
+    script(tmp_path / "failing", "on-failure", "echo failed with $VBACKUP_STATUS")
+    log = streamed("2", "--scripts", tmp_path / "failing", status=9)
+    assert "on-failure script 10-x: failed with 9" in log
+    assert (tmp_path / "stream.tar").read_bytes() == b""
+    assert "script" not in streamed("3", "--no-scripts")
+
+
 @pytest.fixture
 def given(untouched: Recorded, tmp_path: Path) -> Path:
     """A file with the streams of all recorded backups."""
@@ -132,9 +161,22 @@ def test_streams_are_restored_into_a_repository(
 def test_streams_are_restored_into_a_directory(command: Command, given: Path, tmp_path: Path) -> None:
     said = restore(command, given, tmp_path / "out").stdout
     for name in ("vda.qcow2", "vdb.qcow2", "domain.xml"):
-        assert f"Wrote {tmp_path / 'out' / name}\n" in said
+        assert f"  {tmp_path / 'out' / name}\n" in said
         assert (tmp_path / "out" / name).exists()
+    assert f"virsh define {tmp_path / 'out' / 'domain.xml'}\n" in said
     assert "is not empty" in restore(command, given, tmp_path / "out", status=7).stderr
+    written = restore(command, given, tmp_path / "more", "--json").document["files"]
+    assert {Path(path).name for path in written} == {path.name for path in (tmp_path / "more").iterdir()}
+
+
+def test_directory_and_repository_at_once_are_refused(
+    command: Command, given: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "not to both" in restore(command, given, tmp_path / "out", "-r", repository, status=2).stderr
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("VBACKUP_REPOSITORY", str(repository))  # only the default
+    restore(command, given, tmp_path / "out")
+    assert Repository.open(repository).uuids() == []
 
 
 def test_stream_that_is_cut_is_status_6(command: Command, given: Path, repository: Path, tmp_path: Path) -> None:
