@@ -94,26 +94,30 @@ class SessionDiskPlan:
         """The metadata context of the changes since each checkpoint."""
         return {checkpoint: f"{CONTEXT_PREFIX}{checkpoint}" for checkpoint in self.since}
 
-    def moment(self) -> list[Action]:
-        """Return the disk's part of the transaction."""
+    def bitmap_actions(self) -> list[Action]:
+        """Return what begins the checkpoint, and merges what has changed since each earlier one."""
         part: list[Action] = self.new.actions() if self.has_guest and self.new is not None else []
         for checkpoint, choice in self.since.items():
             sources = tuple(BlockDirtyBitmap(one.node_name, one.bitmap) for one in choice.bitmaps)
             part.append(BlockDirtyBitmapAdd(self.exported, checkpoint, granularity=GRANULARITY_BYTES, disabled=True))
             part.append(BlockDirtyBitmapMerge(self.exported, checkpoint, sources))
-        if self.job_id is not None:
-            part.append(
-                BlockdevBackup(
-                    job_id=self.job_id,
-                    device=self.node.top.node_name,
-                    target=self.exported,
-                    sync=MirrorSyncMode.NONE,
-                    filter_node_name=self.filter_node,
-                    auto_finalize=False,
-                    auto_dismiss=False,
-                )
-            )
         return part
+
+    def job_actions(self) -> list[Action]:
+        """Return what starts the job that fills the overlay."""
+        if self.job_id is None:
+            return []
+        return [
+            BlockdevBackup(
+                job_id=self.job_id,
+                device=self.node.top.node_name,
+                target=self.exported,
+                sync=MirrorSyncMode.NONE,
+                filter_node_name=self.filter_node,
+                auto_finalize=False,
+                auto_dismiss=False,
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,16 @@ class SessionPlan:
     disks: tuple[SessionDiskPlan, ...]
 
     def moment(self) -> list[dict[str, Any]]:
-        """Return the transaction's actions as JSON-ready data; empty if nothing is to be done."""
-        return [action.document() for disk in self.disks for action in disk.moment()]
+        """Return the transaction's actions as JSON-ready data; empty if nothing is to be done.
+
+        The jobs come first: QEMU keeps the disk of each drained from then to the end of the transaction
+        (blockdev_backup_prepare in its blockdev.c). Otherwise a guest with an iothread, which goes on while the main
+        loop works, could write between the merging of a bitmap and the start of the job: it would be in the disk that
+        is served, and not among the changes.
+        """
+        jobs = [action for disk in self.disks for action in disk.job_actions()]
+        bitmaps = [action for disk in self.disks for action in disk.bitmap_actions()]
+        return [action.document() for action in (*jobs, *bitmaps)]
 
     @property
     def new(self) -> list[NewBitmap]:

@@ -47,22 +47,22 @@ def types(made: SessionPlan) -> list[str]:
 def test_running_domain_gets_its_checkpoint_and_the_job_in_one_transaction() -> None:
     made = make(DiskChoice(vda(), since_first(), {FIRST.id: since_first()}), DiskChoice(vdb(), FULL, {}))
     assert types(made) == [
+        "blockdev-backup",  # first: no guest writes from here on
+        "blockdev-backup",
         "block-dirty-bitmap-add",  # the end mark
         "block-dirty-bitmap-merge",
         "block-dirty-bitmap-add",  # the checkpoint's bitmap
         "block-dirty-bitmap-add",  # on the overlay
         "block-dirty-bitmap-merge",
-        "blockdev-backup",
         "block-dirty-bitmap-add",
         "block-dirty-bitmap-merge",
         "block-dirty-bitmap-add",
-        "blockdev-backup",
     ]
     data = [action["data"] for action in made.moment()]
     overlay = made.disks[0].exported
-    assert (data[3]["node"], data[3]["name"], data[3]["disabled"]) == (overlay, FIRST.id, True)
-    assert [one["node"] for one in data[4]["bitmaps"]] == ["libvirt-2-format", "libvirt-3-format"]
-    assert (data[5]["sync"], data[5]["target"], data[5]["device"]) == ("none", overlay, "libvirt-2-format")
+    assert (data[5]["node"], data[5]["name"], data[5]["disabled"]) == (overlay, FIRST.id, True)
+    assert [one["node"] for one in data[6]["bitmaps"]] == ["libvirt-2-format", "libvirt-3-format"]
+    assert (data[0]["sync"], data[0]["target"], data[0]["device"]) == ("none", overlay, "libvirt-2-format")
     assert (made.level, made.base, made.sequence) == (Level.INCREMENTAL, FIRST.id, 2)
     assert made.disks[0].contexts == {FIRST.id: f"qemu:dirty-bitmap:{FIRST.id}"}
     assert made.disks[1].contexts == {}
