@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vbackup.errors import VbackupError
 from vbackup.fields import Fields
 
 log = logging.getLogger(__name__)
@@ -134,3 +135,15 @@ def _target(link: Path) -> str:
         return os.readlink(link)  # noqa: PTH115 - thousands of them
     except OSError:
         return ""  # it has just been closed
+
+
+def refuse_lost_ends() -> None:
+    """Raise VbackupError if it cannot be seen how a program ends; call before one is run whose exit status matters.
+
+    If SIGCHLD is ignored, the kernel forgets how children have ended, and Python then says that it was with status 0.
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise VbackupError(
+            "This process ignores SIGCHLD, so a qemu-img that fails could not be told from one that succeeds: set it to"
+            " SIG_DFL before vbackup is used."
+        )

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from vbackup.errors import ChainError
+from vbackup.errors import ChainError, VbackupError
 from vbackup.fields import Fields
 from vbackup.hooks.marks import Process
+from vbackup.model import BlockDriver
 from vbackup.process import open_files, other_users_of, users_of
+from vbackup.qemu import qemu_img
 
 
 def test_process_with_an_odd_name_is_known(tmp_path: Path) -> None:
@@ -107,3 +109,15 @@ def test_process_is_asked_to_end_only_if_it_is_the_one() -> None:
         assert process.terminate()
         assert child.wait(timeout=10) == -signal.SIGTERM
     assert not process.terminate()
+
+
+def test_program_whose_end_would_not_be_seen_is_not_run(tmp_path: Path) -> None:
+    """In the process of somebody who uses vbackup.api: with SIGCHLD ignored, each program would end with 0."""
+    path = tmp_path / "no image"
+    path.write_bytes(b"QFI\xfb")
+    earlier = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(VbackupError, match="ignores SIGCHLD"):
+            qemu_img.header(path, image_format=BlockDriver.QCOW2)
+    finally:
+        signal.signal(signal.SIGCHLD, earlier)

@@ -24,6 +24,7 @@ from vbackup.errors import BusyError, NoSpaceError, QemuText, QmpError, StorageE
 from vbackup.files import storage_errors
 from vbackup.images.tuning import TABLES
 from vbackup.model import ImageOptions
+from vbackup.process import refuse_lost_ends
 from vbackup.qemu import jobs, qemu_img
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Phase, Reporter
@@ -193,6 +194,7 @@ def _qemu_io(path: Path, commands: Sequence[str]) -> None:
     argv = ["qemu-io", f"json:{name}"]
     for command in commands:
         argv += ["-c", command]
+    refuse_lost_ends()
     done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False, cwd="/")
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()

@@ -21,6 +21,7 @@ from typing import Any
 from vbackup.errors import ChainError, NoSpaceError, QemuText, StorageError
 from vbackup.fields import Fields
 from vbackup.model import CLUSTER_BYTES, BlockDriver, Compression, ImageFormat, ImageOptions
+from vbackup.process import refuse_lost_ends
 from vbackup.stop import Stop
 
 _PROGRAM = ("setpriv", "--pdeathsig", "KILL", "--", "qemu-img")
@@ -95,7 +96,7 @@ def header(path: Path, *, image_format: BlockDriver) -> Header:
 
     Raises ChainError if the image cannot be read as ``image_format``.
     """
-    argv = [*_PROGRAM, "info", "-f", image_format.name, "--output=json", "-U", os.fspath(path.absolute())]
+    argv = [*_program(), "info", "-f", image_format.name, "--output=json", "-U", os.fspath(path.absolute())]
     result = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False, cwd="/")
     if result.returncode != 0:
         raise ChainError(f"The image {path} cannot be read: {_last_line(result.stderr)}.")
@@ -126,7 +127,7 @@ def convert(
     """
     if kind is Output.NEW:
         os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    argv = [*_PROGRAM, "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
+    argv = [*_program(), "convert", "-p", "-W", "-m", "8", "-O", image_format.value]
     argv += ["--salvage"] if salvage else []
     argv += [f"-r{speed_bytes_s}"] if speed_bytes_s is not None else []
     argv += ["-n"] if kind is Output.DEVICE else []  # which then writes zeros too
@@ -168,7 +169,7 @@ def copy_bytes(url: str, output: Path, *, max_bytes: int, timeout_s: float) -> N
 def _small(argv: Sequence[str], name: str, *, timeout_s: float) -> bytes:
     """Run qemu-img for a moment, and return what it prints."""
     result = subprocess.run(
-        [*_PROGRAM, *argv],
+        [*_program(), *argv],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,
@@ -213,10 +214,16 @@ def _follow(process: subprocess.Popen[bytes], stop: Stop, progress: Callable[[fl
 
 def _run(argv: Sequence[str], what: str, *, pass_fds: Sequence[int] = ()) -> None:
     result = subprocess.run(
-        [*_PROGRAM, *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds, cwd="/"
+        [*_program(), *argv], capture_output=True, stdin=subprocess.DEVNULL, check=False, pass_fds=pass_fds, cwd="/"
     )
     if result.returncode != 0:
         _raise(result.stderr, what)
+
+
+def _program() -> Sequence[str]:
+    """Return the program with which an argument list begins. Raises VbackupError if its end would not be seen."""
+    refuse_lost_ends()
+    return _PROGRAM
 
 
 def _raise(errors: bytes, what: str) -> None:
