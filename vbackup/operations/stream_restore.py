@@ -26,7 +26,7 @@ from vbackup.repository import image_check, manifest, stream_members, stream_tar
 from vbackup.repository.history import Link
 from vbackup.repository.image_check import Watch
 from vbackup.repository.lock import LockWait
-from vbackup.repository.repository import Repository, Stage
+from vbackup.repository.repository import MARKER, Repository, Stage
 from vbackup.repository.stream_members import Origin
 from vbackup.repository.stream_tar import SUMS, Read, Reader
 from vbackup.stop import Stop
@@ -94,15 +94,17 @@ def run_to_directory(
 def _claimed(output: Path) -> Iterator[Path]:
     """Yield the directory, made if it does not exist, without what an earlier restore has left; clean up at the end."""
     path = output.absolute()
+    _refuse_inside(path)
     is_new = not path.exists()
     with storage_errors(f"write to {path}"):
         destination.make(path)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            raise BusyError(f"Another vbackup restores streams to {path}; wait for it to end.") from err
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        os.close(fd)  # what is there belongs to the other
+        raise BusyError(f"Another vbackup restores streams to {path}; wait for it to end.") from err
+    try:
         _remove(path / _CHAIN)
         if any(path.iterdir()):  # before hours of reading
             raise StorageError(f"{path} is not empty; give a new or empty directory.")
@@ -112,6 +114,17 @@ def _claimed(output: Path) -> Iterator[Path]:
         os.close(fd)
         if is_new and not any(path.iterdir()):
             path.rmdir()
+
+
+def _refuse_inside(path: Path) -> None:
+    """Refuse a directory in a repository or a stage, where only backups belong."""
+    around = path.resolve()
+    for directory in (around, *around.parents):
+        if (directory / MARKER).exists():
+            raise StorageError(
+                f"{path} is in the repository {directory}, where only backups belong: nothing was written. Give another"
+                " directory."
+            )
 
 
 def _remove(path: Path) -> None:
@@ -134,7 +147,7 @@ def _loaded(text: bytes, origin: Origin, *, domain: str | None) -> Backup:
         backup = manifest.load(text.decode(), backup_id=origin.backup_id, domain_uuid=origin.domain_uuid)
     except UnicodeDecodeError as err:
         raise StreamError(f"The manifest of backup {origin.backup_id} is damaged in the stream: no UTF-8.") from err
-    if domain is not None and domain not in (backup.domain_name, backup.domain_uuid):
+    if domain is not None and domain != backup.domain_name and domain.lower() != backup.domain_uuid:
         raise StreamError(
             f"The stream is of domain {backup.domain_name} ({backup.domain_uuid}) and not of {domain}; nothing was"
             " kept of it."

@@ -167,8 +167,17 @@ def test_directory_that_has_files_or_is_in_use_is_refused_before_anything_is_rea
     with pytest.raises(StorageError, match="is not empty"):
         stream_restore.run_to_directory(read, tmp_path, reporter=Recorder(), stop=Stop())
     (tmp_path / "file").unlink()
-    with stream_restore._claimed(tmp_path), pytest.raises(BusyError, match="Another vbackup restores"):
-        stream_restore.run_to_directory(read, tmp_path, reporter=Recorder(), stop=Stop())
+    with stream_restore._claimed(tmp_path):
+        (tmp_path / stream_restore._CHAIN).mkdir()
+        with pytest.raises(BusyError, match="Another vbackup restores"):
+            stream_restore.run_to_directory(read, tmp_path, reporter=Recorder(), stop=Stop())
+        assert (tmp_path / stream_restore._CHAIN).exists()  # hours of the other's reading
+
+
+def test_directory_in_a_repository_is_refused(repo: Repository) -> None:
+    with pytest.raises(StorageError, match="where only backups belong"):
+        stream_restore.run_to_directory(io.BytesIO().read, repo.path / "new" / "out", reporter=Recorder(), stop=Stop())
+    assert not (repo.path / "new").exists()
 
 
 # what is refused
@@ -202,7 +211,7 @@ def test_stream_of_another_domain(untouched: Recorded, repo: Repository) -> None
     data = stream(untouched, untouched.backups[0])
     for domain in ("db", UUID.replace("1", "2")):
         refused(repo, data, "and not of", domain=domain)
-    assert receive(repo, data, domain=UUID)[0].is_new
+    assert receive(repo, data, domain=UUID.upper())[0].is_new
 
 
 def test_streams_of_two_domains_are_no_directory(untouched: Recorded, repo: Repository, tmp_path: Path) -> None:
