@@ -331,6 +331,12 @@ def test_another_session_of_the_tracker_is_refused_and_one_of_another_tracker_is
     vendor.session("commit", third["id"])
     state = machine.state()
     assert (state["nodes"], state["jobs"], state["fdsets"]) == (clean["nodes"], [], [])
+    ids = {third["checkpoint"]}
+    for count in range(2, 6):  # within one second or two, from which the ids are made
+        given_up = vendor.begin()
+        vendor.session("abort", given_up["id"])
+        ids.add(given_up["checkpoint"])
+        assert len(ids) == count
     vendor.vbackup("tracker", "forget", vendor.name, "--tracker", "other")
     vendor.vbackup("tracker", "forget", vendor.name, "--tracker", "acme")
     assert machine.state() == clean

@@ -8,7 +8,7 @@ has the same id: its checkpoints have other tokens, and vbackup.operations.recov
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from vbackup import names
 from vbackup.errors import QmpError
@@ -123,17 +123,22 @@ UNCOMMITTED = (
 
 
 def remove_uncommitted(
-    monitor: Monitor, disks: Collection[DiskNode], committed: Collection[str], naming: Naming
+    monitor: Monitor,
+    disks: Collection[DiskNode],
+    committed: Collection[str],
+    naming: Naming,
+    *,
+    sizes: Mapping[str, Collection[int]] | None = None,
 ) -> list[str]:
     """Remove the bitmaps of backups that were never committed, and inconsistent end marks; return their names.
 
     ``committed`` has the ids of all backups in the repository, including those that cannot be read at the moment: their
-    bitmaps stay.
+    bitmaps stay. ``sizes``: those that each disk had at any of them, by dev; the end marks of others go, too.
     """
 
-    def is_committed(_dev: str, parsed: BitmapName | EndMark, bitmap: Bitmap) -> bool:
+    def is_committed(dev: str, parsed: BitmapName | EndMark, bitmap: Bitmap) -> bool:
         if isinstance(parsed, EndMark):
-            return not bitmap.inconsistent
+            return not bitmap.inconsistent and (sizes is None or parsed.size_bytes in sizes.get(dev, ()))
         return not parsed.working and parsed.checkpoint in committed
 
     return _remove(monitor, disks, naming=naming, keep=is_committed)

@@ -49,6 +49,7 @@ class Wanted:
     disks: tuple[str, ...]  #: only these, if any
     excluded_disks: tuple[str, ...]
     now: datetime
+    taken_ids: frozenset[str] = frozenset()  #: checkpoints of sessions that were not committed: clients know their ids
 
 
 def plan_of(wanted: Wanted, tracker: Tracker, domain: SessionDomain) -> SessionPlan:
@@ -83,7 +84,7 @@ def plan_of(wanted: Wanted, tracker: Tracker, domain: SessionDomain) -> SessionP
         session_id=wanted.session_id,
         level=wanted.level,
         last_sequence=tracker.last_sequence,
-        taken_ids=tracker.ids,
+        taken_ids=tracker.ids | wanted.taken_ids,
         history=history,
         naming=domain.naming,
         token=names.new_token(domain.naming.place),

@@ -46,7 +46,9 @@ def delete(
             with source.open_source(handle, reporter=reporter, access=Access(exclusive, check=stop.check)) as opened:
                 nodes = opened.disk_nodes(opened.domain.disks)
                 naming = session_recovery.naming_of(name)
-                for removed in leftovers.remove_uncommitted(opened.monitor, nodes, tracker.ids, naming):
+                for removed in leftovers.remove_uncommitted(
+                    opened.monitor, nodes, tracker.ids, naming, sizes=tracker.sizes
+                ):
                     reporter.step(f"Removed bitmap {removed}.")
         except VbackupError as err:
             reporter.warning(

@@ -147,7 +147,8 @@ def _begin(
             this = SessionDomain(opened, session_recovery.naming_of(request.tracker), reporter, stop)
             tracker = domain.tracker(request.tracker, domain_name=handle.name)
             opened.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
-            wanted = Wanted(session_id, request.level, request.base, request.disks, request.excluded_disks, now)
+            taken = frozenset(one.checkpoint for one in domain.sessions() if one.tracker == request.tracker)
+            wanted = Wanted(session_id, request.level, request.base, request.disks, request.excluded_disks, now, taken)
             made = session_survey.plan_of(wanted, tracker, this)
             session = domain.write(_planned(request, session, made, place))
             # Before QEMU has anything: whatever becomes of this process, somebody is there to end it.

@@ -124,7 +124,7 @@ def _remove_superseded(tracker: Tracker, handle: DomainHandle | None, reporter: 
         with source.open_source(handle, reporter=reporter) as opened:
             naming = session_recovery.naming_of(tracker.name)
             nodes = opened.disk_nodes(opened.domain.disks)
-            for name in leftovers.remove_uncommitted(opened.monitor, nodes, tracker.ids, naming):
+            for name in leftovers.remove_uncommitted(opened.monitor, nodes, tracker.ids, naming, sizes=tracker.sizes):
                 log.debug("removed bitmap %s", name)
     except VbackupError as err:
         log.debug("superseded bitmaps stay: %s", err)

@@ -41,6 +41,14 @@ class Tracker:
         """The ids of its checkpoints."""
         return frozenset(one.id for one in self.checkpoints)
 
+    @property
+    def sizes(self) -> dict[str, frozenset[int]]:
+        """The sizes in bytes that each disk had at its checkpoints, by dev."""
+        devs = {dev for one in self.checkpoints for dev in one.disks}
+        return {
+            dev: frozenset(one.disks[dev].size_bytes for one in self.checkpoints if dev in one.disks) for dev in devs
+        }
+
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         """Return the checkpoint of that id. Raises UnknownCheckpointError."""
         for one in self.checkpoints:

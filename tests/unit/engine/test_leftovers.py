@@ -78,6 +78,15 @@ def test_end_marks_are_not_uncommitted_unless_they_are_of_no_use(qemu: FakeQemu)
     assert left(qemu) == set(marks[1:])
 
 
+def test_end_marks_of_sizes_that_no_checkpoint_has_any_more_go(qemu: FakeQemu) -> None:
+    old, kept = (names.Naming(REPOSITORY).end_mark("vda", size) for size in (512, 1024))
+    add(qemu, old, kept, bitmap_of(ONE))
+    removed = leftovers.remove_uncommitted(qemu, disks(qemu), {ONE.id}, Naming(REPOSITORY), sizes={"vda": {1024}})
+    assert removed == [old]
+    assert leftovers.remove_uncommitted(qemu, disks(qemu), {ONE.id}, Naming(REPOSITORY), sizes={}) == [kept]
+    assert left(qemu) == {bitmap_of(ONE)}
+
+
 def test_only_the_bases_of_later_backups_stay(qemu: FakeQemu) -> None:
     add(qemu, bitmap_of(ONE), bitmap_of(TWO), bitmap_of(THREE))
     assert remove_superseded(qemu, ONE, TWO, THREE) == [bitmap_of(TWO)]

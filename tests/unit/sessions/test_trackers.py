@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.unit.builders import TRACKER, UUID, session_checkpoint
+from tests.unit.builders import SIZE_BYTES, TRACKER, UUID, session_checkpoint
 from vbackup.errors import StorageError, UnknownCheckpointError
 from vbackup.fields import Fields
 from vbackup.model import Level
@@ -50,6 +51,14 @@ def test_session_that_was_committed_is_found_by_its_checkpoint() -> None:
     made = with_checkpoints(Level.FULL)
     assert made.committed_by(made.checkpoints[0].session) is made.checkpoints[0]
     assert made.committed_by("20261123T120009Z-000009") is None
+
+
+def test_sizes_are_those_of_all_checkpoints() -> None:
+    first, second = session_checkpoint(1, "vda", "vdb"), session_checkpoint(2, "vda")
+    grown = replace(second, disks={"vda": replace(second.disks["vda"], size_bytes=2 * SIZE_BYTES)})
+    made = Tracker(TRACKER, "web", UUID, (first, grown))
+    assert made.sizes == {"vda": {SIZE_BYTES, 2 * SIZE_BYTES}, "vdb": {SIZE_BYTES}}
+    assert made.without([first.id]).sizes == {"vda": {2 * SIZE_BYTES}}
 
 
 def test_checkpoint_that_it_does_not_have_is_named_with_those_that_it_has() -> None:
