@@ -155,12 +155,11 @@ def test_thirty_layers_of_a_domain_that_is_off_come_back_as_one(
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", write, str(layer)], check=True, stdout=subprocess.DEVNULL)
     machine = lab.define(domain_xml("deep", [top.xml()], top=f"<uuid>{UUID}</uuid>"))
     command("-c", lab.uri, "-q", "backup", "deep", "-r", repository)
-    machine.handle.domain.undefine()
+    lab.remove(machine)
     output = tmp_path / "restored"
     command("-c", lab.uri, "-q", "restore", "deep", "-r", repository, "--output", output, "--start")
     restored = Machine(lab.host.domain("deep"))
-    try:
-        restored.check_content("vda", *(f"read -P {number + 1} {number * 128}k 128k" for number in range(30)))
-    finally:
-        lab.remove(restored)
+    lab.machines.append(restored)
+    restored.check_content("vda", *(f"-P {number + 1} {number * 128}k 128k" for number in range(30)))
+    lab.remove(restored)
     compare(output / "vda.qcow2", top.path)

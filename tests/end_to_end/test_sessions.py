@@ -271,7 +271,7 @@ def test_daemon_of_a_session_whose_begin_was_killed_does_not_stay(vendor: Vendor
     """It would lock the images of a domain that is off for ever, and nobody would know of it."""
     vendor.off()
     begin = ["begin", vendor.name, "--tracker", "acme", "--scratch", str(vendor.directory)]
-    for place in (("vbackup.sessions.store:DomainStore.write", "before", 1), BEGIN[-1]):
+    for place in (("vbackup.sessions.store:DomainStore.write", "before", 2), BEGIN[-1]):
         killed(vendor, place, *begin)
         (pid,) = session_daemons()
         session = vendor.begin()

@@ -35,6 +35,6 @@ def around(
     try:
         yield frozen
     finally:
+        scripts.report()  # before the others, which run beside: in the log, post-freeze comes first
         if was_frozen:
             scripts.begin(ScriptPhase.POST_THAW, document)
-        scripts.report()

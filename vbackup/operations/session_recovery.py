@@ -126,6 +126,8 @@ def end(
     What cannot be ended now is when somebody comes next. If the tracker has another session by then, all that bears its
     id in QEMU is that one's. Raises StorageError if it cannot be written down.
     """
+    if session.state is SessionState.BEGINNING:  # its record may not have the daemon's pid yet
+        session_daemon.end_orphans(domain, [one.id for one in domain.sessions() if one.state is SessionState.OPEN])
     ended = session.ended or datetime.now(timezone.utc)
     session = domain.write(replace(session, state=state, ended=ended, end_reason=reason))
     is_complete = True
