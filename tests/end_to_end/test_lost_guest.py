@@ -145,7 +145,7 @@ def test_lost_guest_comes_back_under_its_own_name_and_under_a_new_one(
 def test_thirty_layers_of_a_domain_that_is_off_come_back_as_one(
     lab: Lab, command: Command, repository: Path, tmp_path: Path
 ) -> None:
-    """Also where libvirt cannot start a domain with so many: the restored one has a single layer, and starts."""
+    """The restored domain has a single layer and starts, even if libvirt cannot start the original."""
     spec = DiskSpec(tmp_path / "vda.qcow2", size="8M")
     spec.create()
     top = with_layers(spec, 30)

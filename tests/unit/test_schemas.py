@@ -336,6 +336,6 @@ def test_every_line_of_a_journal_is_as_described(tmp_path: Path) -> None:
     assert set(steps) == {step.value for step in journal.Step} | {journal.TAKEN_OVER}
     for line in lines:
         validator.validate(line)
-        # Each line has what its step needs: without it, the line is none.
+        # Each line has what its step needs: without it, the line is not valid.
         for member in line.keys() - {"step", "spread_ms", "identity", "directory"}:
             assert not validator.is_valid({name: value for name, value in line.items() if name != member})

@@ -56,7 +56,7 @@ class Connected:
     def repository(self) -> Repository:
         """The repository, opened when it is first needed.
 
-        Raises UsageError if none was given, StorageError if there is none at that path, or it cannot be read.
+        Raises UsageError if no path was given, StorageError if the path has no repository, or it cannot be read.
         """
         if self._repository is None:
             if not self._path:

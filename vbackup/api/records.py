@@ -167,7 +167,7 @@ def _narrowed(record: DomainRecord, wanted: BackupFilter) -> DomainRecord:
 
 
 def _has_more(record: DomainRecord, wanted: BackupFilter) -> bool:
-    """Return True if a state was asked for, and the domain has backups in it that are none, or cannot be read."""
+    """Return True if the domain has unfinished or unreadable backups that match a state asked for."""
     from vbackup.repository.condition import State
 
     broken = State.BROKEN in wanted.states and record.catalogue.unreadable

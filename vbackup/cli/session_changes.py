@@ -44,7 +44,7 @@ def _kind(words: list[str]) -> tuple[ChangesKind, str | None]:
         kind = ChangesKind(name)
     except ValueError:
         kinds = ", ".join(one.value for one in ChangesKind)
-        raise UsageError(f"--kind {name} is none of {kinds}.", help_of="vbackup session changes") from None
+        raise UsageError(f"--kind must be one of {kinds}, not {name}.", help_of="vbackup session changes") from None
     if len(more) != (kind is ChangesKind.BETWEEN):
         raise UsageError("--kind is delta, allocated, or between and a checkpoint.", help_of="vbackup session changes")
     return kind, more[0] if more else None

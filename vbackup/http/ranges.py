@@ -97,7 +97,7 @@ def _only(query: Mapping[str, str], *known: str) -> None:
     names = list(query)  # of a multidict: each as often as it is given
     for name in names:
         if name not in known or names.count(name) > 1:
-            raise BadRequestError(f"{name[:50]!r} is none of {', '.join(known)}, or is there twice.")
+            raise BadRequestError(f"{name[:50]!r} is unknown or given twice; the parameters are {', '.join(known)}.")
 
 
 def _number(query: Mapping[str, str], name: str, default: int) -> int:

@@ -1,8 +1,8 @@
 """Give the copy that a boot test starts the emulated TPM of its domain, with a copy of its state that is thrown away.
 
-libvirt starts an swtpm of the copy's own, on the state in the directory with the copy's UUID: the only place that every
-libvirt knows. What the guest does to it reaches neither the backup nor the original. libvirt removes the state of a
-transient domain when that ends; here it is removed in any case, and by the guard if vbackup is killed.
+libvirt starts a separate swtpm for the copy, on the state in the directory with the copy's UUID: the only place that
+every libvirt knows. What the guest does to it reaches neither the backup nor the original. libvirt removes the state of
+a transient domain when that ends; here it is removed in any case, and by the guard if vbackup is killed.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ SUMS = "SHA256SUMS"
 RECORD_BYTES = 20 * 512
 BLOCK_BYTES = 512
 PIECE_BYTES = 1024 * 1024
-#: The most zeros between streams; what keeps them may have filled up a block of its own with some.
+#: The most zeros between streams: storage such as tape pads its last block with zeros.
 MAX_ZEROS_BYTES = 64 * 1024 * 1024
 #: The extended header of a member of 8 GiB or more takes one block.
 _MAX_EXTENDED_BYTES = 512

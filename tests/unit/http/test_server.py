@@ -1,4 +1,4 @@
-"""The HTTPS server, with a session that is none and a fake of QEMU's NBD server. Clients drop, stall and lie."""
+"""The HTTPS server, with a session that is not real and a fake of QEMU's NBD server. Clients drop, stall and lie."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def test_whatever_is_damaged_nothing_wrong_is_kept(untouched: Recorded, at: floa
         try:
             receive(repo, bytes(data))
         except ChainError:
-            # What follows the end of a stream is another one, which is none.
+            # What follows the end of a stream is read as the next stream, and is not valid.
             is_after = place >= len(bytes(data).rstrip(b"\0")) - BLOCK_BYTES
             assert is_after or not (repo.path / UUID).exists()
         kept = repo.directory(UUID, one.id)

@@ -169,7 +169,7 @@ def test_look_at_a_writer_takes_no_lock_and_writes_nothing(
 def test_thread_of_this_process_is_at_work_while_it_has_the_lock(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another thread is doing is told from what an earlier attempt of this process has left."""
+    """The work of another thread is not mistaken for what an earlier attempt of this process left."""
     begin(repo, Writer.this(), monkeypatch)
     assert repo.running(UUID) == []
     with repo.lock(UUID):

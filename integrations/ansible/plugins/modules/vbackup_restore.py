@@ -239,7 +239,7 @@ def _asked(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wanted(module: AnsibleModule, command: Vbackup) -> str:
-    """Return the id of the backup that is asked for. Raises Failure if there is none."""
+    """Return the id of the requested backup. Raises Failure if that backup does not exist."""
     if module.params["backup"] is not None:
         words = (option("domain", module.params["domain"]), option("backup", module.params["backup"]))
         found: str = command.run("show", *words)["id"]
