@@ -52,9 +52,10 @@ class Sessions(Connected):
         """
         from vbackup.operations import session_status
 
+        store = _known(session_id)
         with self._host() as host:
             return session_status.status(
-                session_id, host=host, store=_store(), reporter=self._reporter(reporter), stop=self._stop(stop)
+                session_id, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
 
     def sessions(self, domain: str | None = None) -> list[Session]:
@@ -79,9 +80,10 @@ class Sessions(Connected):
         """
         from vbackup.operations import session_status
 
+        store = _known(session_id)
         with self._host() as host:
             return session_status.renew(
-                session_id, ttl_s, host=host, store=_store(), reporter=self._reporter(reporter), stop=self._stop(stop)
+                session_id, ttl_s, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
 
     def commit_session(self, session_id: str, *, reporter: Reporter | None = None, stop: Stop | None = None) -> Session:
@@ -93,9 +95,10 @@ class Sessions(Connected):
         """
         from vbackup.operations import session_end
 
+        store = _known(session_id)
         with self._host() as host:
             return session_end.commit(
-                session_id, host=host, store=_store(), reporter=self._reporter(reporter), stop=self._stop(stop)
+                session_id, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
 
     def abort_session(self, session_id: str, *, reporter: Reporter | None = None, stop: Stop | None = None) -> Session:
@@ -106,9 +109,10 @@ class Sessions(Connected):
         """
         from vbackup.operations import session_end
 
+        store = _known(session_id)
         with self._host() as host:
             return session_end.abort(
-                session_id, host=host, store=_store(), reporter=self._reporter(reporter), stop=self._stop(stop)
+                session_id, host=host, store=store, reporter=self._reporter(reporter), stop=self._stop(stop)
             )
 
     def session_changes(self, request: ChangesRequest) -> Changes:
@@ -211,6 +215,13 @@ class Sessions(Connected):
                 reporter=self._reporter(reporter),
                 stop=self._stop(stop),
             )
+
+
+def _known(session_id: str) -> Store:
+    """Return the store, which has this session: an id that is wrong needs no libvirt. Raises UnknownSessionError."""
+    store = _store()
+    store.session(session_id)
+    return store
 
 
 def _store() -> Store:

@@ -15,7 +15,7 @@ from tests.unit.builders import NOON, TRACKER, UUID, Recorder, pull_session, ses
 from vbackup import api
 from vbackup.api import ChangesRequest, Connection, ServeSessionRequest, SessionRequest, SessionState, Tracker
 from vbackup.api.hosts import Hosts
-from vbackup.errors import StorageError, UnknownTrackerError
+from vbackup.errors import StorageError, UnknownSessionError, UnknownTrackerError
 from vbackup.operations import (
     checkpoint,
     serve_session,
@@ -27,6 +27,8 @@ from vbackup.operations import (
 )
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
+
+ID = pull_session("vda").id
 
 
 @pytest.fixture
@@ -58,16 +60,17 @@ def test_session_is_begun_with_the_places_of_the_command(
 @pytest.mark.parametrize(
     ("module", "name", "call", "arguments"),
     [
-        (session_status, "status", lambda vb: vb.session("id"), ("id",)),
-        (session_status, "renew", lambda vb: vb.renew_session("id", 60.0), ("id", 60.0)),
-        (session_end, "commit", lambda vb: vb.commit_session("id"), ("id",)),
-        (session_end, "abort", lambda vb: vb.abort_session("id"), ("id",)),
+        (session_status, "status", lambda vb: vb.session(ID), (ID,)),
+        (session_status, "renew", lambda vb: vb.renew_session(ID, 60.0), (ID, 60.0)),
+        (session_end, "commit", lambda vb: vb.commit_session(ID), (ID,)),
+        (session_end, "abort", lambda vb: vb.abort_session(ID), (ID,)),
         (tracker, "forget", lambda vb: vb.forget_tracker("web", "acme", exclusive=True), ("web", "acme")),
         (checkpoint, "delete", lambda vb: vb.delete_checkpoints("web", "acme", "c1"), ("web", "acme", ["c1"])),
     ],
 )
 def test_steps_reach_their_operation(
     vb: Connection,
+    store: Store,
     monkeypatch: pytest.MonkeyPatch,
     module: Any,
     name: str,
@@ -80,10 +83,20 @@ def test_steps_reach_their_operation(
         got.append((given, named["host"], named.get("exclusive")))
         return "done"
 
+    with store.locked(UUID, stop=Stop()) as domain:
+        domain.write(pull_session("vda"))
     use_libvirt(monkeypatch, "libvirt")
     monkeypatch.setattr(module, name, take)
     assert call(vb) == "done"
     assert got == [(arguments, "libvirt", {"forget": True, "delete": False}.get(name))]
+
+
+@pytest.mark.parametrize("call", ["session", "commit_session", "abort_session"])
+def test_session_that_is_unknown_is_refused_without_libvirt(vb: Connection, call: str) -> None:
+    with pytest.raises(UnknownSessionError):
+        getattr(vb, call)(ID)
+    with pytest.raises(UnknownSessionError):
+        vb.renew_session(ID, 60.0)
 
 
 def test_sessions_are_those_of_the_record(vb: Connection, store: Store) -> None:

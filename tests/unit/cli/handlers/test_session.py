@@ -90,9 +90,14 @@ def test_session_is_a_table_for_people_and_a_document_for_programs(
     assert command("session", "begin", "web", "--tracker", "acme", "-q").stdout == ""
 
 
+def record(tmp_path: Path, session: Session) -> None:
+    with Store(tmp_path / "state").locked(session.domain_uuid, stop=Stop()) as domain:
+        domain.write(session)
+
+
 @pytest.mark.parametrize("step", ["commit", "abort", "status", "renew"])
 def test_step_names_the_session(
-    command: Command, requests: list[SessionRequest], monkeypatch: pytest.MonkeyPatch, step: str
+    command: Command, requests: list[SessionRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str
 ) -> None:
     got: list[tuple[object, ...]] = []
     ended = pull_session("vda", state=SessionState.FAILED, ended=NOON, end_reason="QEMU has ended")
@@ -101,6 +106,7 @@ def test_step_names_the_session(
         got.append(arguments)
         return ended
 
+    record(tmp_path, ended)
     owner = session_end if step in ("commit", "abort") else session_status
     monkeypatch.setattr(owner, step, take)
     more = ["--ttl", "1h"] if step == "renew" else []
@@ -110,8 +116,10 @@ def test_step_names_the_session(
 
 
 def test_error_says_what_the_client_does_next(
-    command: Command, requests: list[SessionRequest], monkeypatch: pytest.MonkeyPatch
+    command: Command, requests: list[SessionRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    record(tmp_path, pull_session("vda"))
+
     def expired(session_id: str, **_others: object) -> Session:
         raise SessionEndedError(session_id, "expired")
 
