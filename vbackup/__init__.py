@@ -27,7 +27,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address
                              guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
-    stores                   where copies lie: store  directory  opening
+    stores                   where copies lie: store  directory  opening  sealed  age_header  age_stream
+                             age_keys  key_files  bech32
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
