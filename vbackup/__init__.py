@@ -58,7 +58,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive
+                             stop  undo  archive  immutable
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
