@@ -107,8 +107,7 @@ class DirectoryStore:
         refuse_prefix(prefix)
         start = self._path_of(prefix[:-1]) if prefix else self._path
         with storage_errors(f"read {start}"):
-            found = list(_walk(start, prefix))
-        yield from sorted(found, key=lambda each: each.key)
+            yield from _walk(start, prefix)
 
     def delete(self, key: str) -> Deletion:
         """As Store. Directories that become empty are removed."""
@@ -196,13 +195,15 @@ def _give_name(temporary: Path, path: Path) -> bool:
 
 
 def _walk(path: Path, prefix: str) -> Iterator[StoredObject]:
+    """Yield what is below a directory, in the order of the keys: a directory sorts as its name with a slash."""
     try:
         with os.scandir(path) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
+    directories = {entry.name for entry in found if entry.is_dir(follow_symlinks=False)}
+    for entry in sorted(found, key=lambda each: each.name + "/" * (each.name in directories)):
+        if entry.name in directories:
             yield from _walk(path / entry.name, f"{prefix}{entry.name}/")
         elif entry.is_file(follow_symlinks=False):
             with suppress(FileNotFoundError):  # it was deleted meanwhile
