@@ -16,6 +16,7 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from vbackup.errors import IdentityError, IdentityNeededError, MissingPackageError, SealedError
 from vbackup.stores import age_header, age_stream
@@ -31,26 +32,33 @@ _START = age_header.BYTES + NONCE_BYTES
 _MAX_KEYS = 1024
 
 
+@dataclass(frozen=True)
+class Keys:
+    """What a store is sealed and read with."""
+
+    recipients: tuple[Recipient, ...] = ()
+    identities: tuple[Identity, ...] = ()
+
+
 class SealedStore:
     """A Store in another one."""
 
     def __init__(
         self,
         inner: Store,
+        keys: Keys,
         *,
-        recipients: Sequence[Recipient] = (),
-        identities: Sequence[Identity] = (),
         plain: Sequence[str] = (),
     ) -> None:
-        """``recipients``: to store objects; ``identities``: to read them.
+        """``keys``: recipients, to store objects, and identities, to read them.
 
         ``plain``: keys of objects that are not sealed, such as the one that says that the others are. Raises
         MissingPackageError.
         """
         _refuse_without_cryptography()
         self._inner = inner
-        self._recipients = tuple(recipients)
-        self._identities = tuple(identities)
+        self._recipients = keys.recipients
+        self._identities = keys.identities
         self._plain = frozenset(plain)
         self._keys: OrderedDict[str, Key] = OrderedDict()
         self._lock = threading.Lock()

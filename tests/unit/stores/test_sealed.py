@@ -15,7 +15,7 @@ from vbackup.errors import IdentityError, IdentityNeededError, MissingPackageErr
 from vbackup.stores import age_header, key_files
 from vbackup.stores.age_keys import Identity
 from vbackup.stores.age_stream import PIECE_BYTES, SEALED_BYTES
-from vbackup.stores.sealed import SealedStore
+from vbackup.stores.sealed import Keys, SealedStore
 from vbackup.stores.store import Deletion
 
 KEY = "0e2f4a7c-5b1d-4c3e-9f60-718293a4b5c6/20261128T101500Z-full/vda.qcow2"
@@ -23,7 +23,7 @@ ONE, TWO, THREE = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
 
 
 def store(inner: FakeStore, *, to: tuple[Identity, ...] = (ONE,), by: tuple[Identity, ...] = (ONE,)) -> SealedStore:
-    return SealedStore(inner, recipients=[each.recipient for each in to], identities=by, plain=["vbackup.json"])
+    return SealedStore(inner, Keys(tuple(each.recipient for each in to), by), plain=["vbackup.json"])
 
 
 def put(sealed: SealedStore, data: bytes, key: str = KEY) -> None:
@@ -38,7 +38,7 @@ def content(sealed: SealedStore, offset: int = 0, length: int | None = None) -> 
 def test_stock_age_opens_it(tmp_path: Path, size: int) -> None:
     first, second = age.key_pair(tmp_path), age.key_pair(tmp_path, "other.txt")
     inner, data = FakeStore(), os.urandom(size)
-    put(SealedStore(inner, recipients=key_files.recipients([first.recipient, second.recipient], [])), data)
+    put(SealedStore(inner, Keys(key_files.recipients([first.recipient, second.recipient], []))), data)
     [stored] = inner.objects.values()
     assert age.opened(stored[0], first) == age.opened(stored[0], second) == data
 

@@ -10,7 +10,7 @@ from vbackup.errors import Status
 
 _ENCRYPTION = {
     True: "Its filesystem is encrypted.",
-    False: "Its filesystem is not encrypted: whoever gets the disk can read the backups ('vbackup init' in vbackup(1)).",
+    False: "Its filesystem is not encrypted: whoever gets the disk can read the backups (see vbackup(1)).",
     None: "Whether its filesystem is encrypted is not known.",
 }
 
