@@ -46,7 +46,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
                              kept_result
-                             data_size  live_state  stream_tar  stream_members  stream_record
+                             immutability  data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
