@@ -29,8 +29,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
-                             mount_place  mount_lock  device  destination  restoring  replacement  appliance  guest_address
-                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
+                             mount_place  mount_lock  device  destination  restoring  replacement  appliance
+                             guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
       stores                 where copies lie: store  directory  opening
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
