@@ -31,7 +31,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
                              mount_place  mount_lock  device  destination  restoring  replacement  appliance
                              guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
-      stores                 where copies lie: store  directory  opening
+      stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
+                             key_files  bech32
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
@@ -61,7 +62,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive
+                             stop  undo  archive  immutable
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,

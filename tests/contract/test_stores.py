@@ -16,7 +16,9 @@ import pytest
 
 from tests.fake_store import FakeStore
 from vbackup.errors import StorageError
+from vbackup.stores.age_keys import Identity
 from vbackup.stores.directory import DirectoryStore
+from vbackup.stores.sealed import Keys, SealedStore
 from vbackup.stores.store import PIECE_BYTES, Deletion, Store, read_small
 
 KEY = "0e2f4a7c-5b1d-4c3e-9f60-718293a4b5c6/20261128T101500Z-full/vda.qcow2"
@@ -28,9 +30,16 @@ def directory_store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "target")
 
 
+def sealed(store: Store) -> SealedStore:
+    identity = Identity(bytes(range(32)))
+    return SealedStore(store, Keys((identity.recipient,), (identity,)))
+
+
 STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda tmp_path: FakeStore(),
     "directory": directory_store,
+    "sealed in memory": lambda tmp_path: sealed(FakeStore()),
+    "sealed in a directory": lambda tmp_path: sealed(directory_store(tmp_path)),
 }
 
 

@@ -26,7 +26,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbackup.api.connection import Connection, connect, create_repository
+    from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
@@ -350,6 +350,7 @@ __all__ = [
     "find_schema",
     "host_labels",
     "hosts_of",
+    "is_encrypted",
     "is_stream_job",
     "known_schemas",
     "load_schema",
@@ -369,7 +370,7 @@ __all__ = [
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
 _PLACES = {
     # connection
-    "vbackup.api.connection": "Connection connect create_repository",
+    "vbackup.api.connection": "Connection connect create_repository is_encrypted",
     "vbackup.stop": "Stop",
     "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",

@@ -74,3 +74,15 @@ def create_repository(path: str | os.PathLike[str], *, reporter: Reporter | None
             " go unnoticed until one of them fails. Another filesystem, or mounting this one with locks, is safer."
         )
     return made
+
+
+def is_encrypted(path: str | os.PathLike[str]) -> bool | None:
+    """Return whether the filesystem of a directory, or a device below it, encrypts; None if that is not known.
+
+    A drive that encrypts by itself, and what is behind a network filesystem, is not seen.
+    """
+    from pathlib import Path
+
+    from vbackup.repository import place
+
+    return place.is_encrypted(Path(path).resolve())

@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vbackup import names
-from vbackup.errors import StorageError
+from vbackup.errors import StorageError, UsageError
 from vbackup.fields import Fields, parse_json
+from vbackup.stores.sealed import Keys, SealedStore
 from vbackup.stores.store import Store, StoredObject, read_small
 
 MARKER = "vbackup.json"
@@ -27,8 +28,10 @@ SCHEMA = "vbackup.target/1"
 VERSION = 1
 MANIFEST = "manifest.json"
 CLAIM, UPLOAD = "claim-", "upload-"
+_AGE = "age"
 _MAX_MARKER_BYTES = 64 * 1024
 _TOKEN = re.compile(r"[0-9a-f]{12}")
+_NO_KEYS = Keys()
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Target:
     store: Store
     id: str
     repository_id: str  #: of the repository whose points it has
+    is_sealed: bool = False  #: all objects but the marker are age files
 
     @property
     def name(self) -> str:
@@ -49,8 +53,12 @@ class Target:
         return self.store.put_new(key, io.BytesIO(data), len(data))
 
 
-def opened(store: Store) -> Target:
-    """Return the target in a store. Raises StorageError if there is none, or its format is not one of ours."""
+def opened(store: Store, keys: Keys = _NO_KEYS) -> Target:
+    """Return the target in a store. Raises StorageError if there is none, or its format is not one of ours.
+
+    ``keys``: of one that is encrypted; without an identity, nothing but names and sizes can be read. Raises
+    MissingPackageError.
+    """
     data = read_small(store, MARKER, max_bytes=_MAX_MARKER_BYTES)
     if data is None:
         raise StorageError(f"{store.name} is not a target of copies; 'vbackup copy --to' makes a new one.")
@@ -72,18 +80,33 @@ def opened(store: Store) -> Target:
     for each in found:
         if not names.REPOSITORY_ID.fullmatch(each):
             raise StorageError(f"{store.name} has the id {each[:50]!r} in its {MARKER}, which vbackup never assigns.")
-    return Target(store, *found)
+    encryption = fields.optional_text("encryption")
+    if encryption not in (None, _AGE):
+        raise StorageError(
+            f"{store.name} is encrypted with {encryption[:50]!r}, which this vbackup does not know; use a newer one."
+        )
+    if encryption is not None:
+        store = SealedStore(store, keys, plain=(MARKER,))
+    return Target(store, *found, is_sealed=encryption is not None)
 
 
-def opened_for(store: Store, repository_ids: Iterable[str], *, create: bool) -> Target:
+def opened_for(store: Store, repository_ids: Iterable[str], *, create: bool, keys: Keys = _NO_KEYS) -> Target:
     """Return the target for the points of a repository, which has, or has had, these ids; the first is its own.
 
-    ``create``: an empty store becomes one. Raises StorageError, also if the target is another repository's.
+    ``create``: an empty store becomes one, encrypted if there are recipients. Raises StorageError, also if the target
+    is another repository's, UsageError if it is encrypted and there is no recipient, or the other way round.
     """
     own, *former = repository_ids
     if create and store.size(MARKER) is None:
-        _make(store, own)
-    target = opened(store)
+        _make(store, own, is_sealed=bool(keys.recipients))
+    target = opened(store, keys)
+    if target.is_sealed and not keys.recipients:
+        raise UsageError(f"{target.name} is encrypted: say with --recipient who is to read what is copied now.")
+    if keys.recipients and not target.is_sealed:
+        raise UsageError(
+            f"{target.name} was made without --recipient, and what is in it is not encrypted. Give another target, or"
+            " no recipient."
+        )
     if target.repository_id not in (own, *former):
         raise StorageError(
             f"{target.name} has the copies of another repository, {target.repository_id}; this one is {own}. Give each"
@@ -101,9 +124,16 @@ def refuse_other(store: Store) -> None:
         )
 
 
-def _make(store: Store, repository_id: str) -> None:
+def _make(store: Store, repository_id: str, *, is_sealed: bool) -> None:
     refuse_other(store)
-    marker = {"schema": SCHEMA, "version": VERSION, "id": names.new_repository_id(), "repository": repository_id}
+    marker: dict[str, object] = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "id": names.new_repository_id(),
+        "repository": repository_id,
+    }
+    if is_sealed:
+        marker["encryption"] = _AGE
     data = (json.dumps(marker, indent=2) + "\n").encode()
     store.put_new(MARKER, io.BytesIO(data), len(data))
 

@@ -13,9 +13,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from vbackup import immutable
 from vbackup.errors import StorageError
 from vbackup.files import fsync, open_regular, storage_errors
 from vbackup.repository import filesystem
@@ -39,8 +40,10 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class DirectoryStore:
     """A directory that exists."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, immutable_days: int | None = None) -> None:
+        """``immutable_days``: for how long an object cannot be removed (vbackup.immutable)."""
         self._path = path
+        self._immutable_days = immutable_days
         self._is_tidy = False
 
     @property
@@ -53,6 +56,7 @@ class DirectoryStore:
         with storage_errors(f"write to {self._path}"):
             path = self._path_of(key)
             if os.path.lexists(path):
+                self._make_immutable(path)  # the run that stored it may have been killed before it did that
                 return False
             incoming = self._path / _INCOMING
             incoming.mkdir(mode=0o700, exist_ok=True)
@@ -63,9 +67,11 @@ class DirectoryStore:
             try:
                 _write(temporary, key, source, size_bytes)
                 self._make_directory(path.parent)
-                return _give_name(temporary, path)
+                is_new = _give_name(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+            self._make_immutable(path)  # only now: no name of such a file can be removed
+            return is_new
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """As Store."""
@@ -108,10 +114,12 @@ class DirectoryStore:
         path = self._path_of(key)
         with storage_errors(f"remove {path}"):
             try:
+                if not immutable.release(path):
+                    return Deletion.KEPT
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError):
                 return Deletion.ABSENT
-            except PermissionError:  # the immutable or append-only flag (chattr), or a directory of somebody else
+            except PermissionError:  # the append-only flag (chattr), or a directory of somebody else
                 return Deletion.KEPT
             with suppress(OSError):
                 for parent in path.parents:
@@ -121,11 +129,15 @@ class DirectoryStore:
         return Deletion.DELETED
 
     def lock_days(self) -> int | None:
-        """As Store: a directory keeps nothing that its owner removes."""
-        return None
+        """As Store: with ``immutable_days``, and for whoever does not take the flag away."""
+        return self._immutable_days
 
     def close(self) -> None:
         """As Store."""
+
+    def _make_immutable(self, path: Path) -> None:
+        if self._immutable_days is not None and immutable.until(path) is None:
+            immutable.make(path, datetime.now(timezone.utc) + timedelta(days=self._immutable_days))
 
     def _path_of(self, key: str) -> Path:
         refuse_key(key)
