@@ -63,9 +63,7 @@ def composed(
 
 
 @contextmanager
-def _layers(
-    links: Sequence[Link], staging: Staging, *, repository: Repository, stop: Stop
-) -> Iterator[list[Layer]]:
+def _layers(links: Sequence[Link], staging: Staging, *, repository: Repository, stop: Stop) -> Iterator[list[Layer]]:
     """Yield the images and their lists, the newest first; headers, tables and lists are checked. Raises ChainError."""
     layers = []
     readers.allow_files(len(links))

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup import names
+from vbackup.copies.target import Target
 from vbackup.errors import StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import read_regular, replace_text, storage_errors
@@ -73,6 +75,14 @@ class Ledger:
             for path in (self.directory / uuid).glob(f"*{_SUFFIX}"):
                 if names.BACKUP_ID.fullmatch(path.stem) and path.stem not in ids:
                     path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A target, and what this machine knows of it."""
+
+    target: Target
+    ledger: Ledger
 
 
 def _facts(listed: StoredObject) -> tuple[int, str]:

@@ -69,7 +69,7 @@ class Plan:
 
     copies: tuple[PointCopy, ...]  #: oldest first
     there: tuple[str, ...]  #: ids of those asked for that the target has
-    passed: tuple[str, ...]  #: ids of those that are older than what the target has: they were removed there, or left out
+    passed: tuple[str, ...]  #: ids of those older than the newest there: they were removed there, or left out
     skipped: Mapping[str, str]  #: why others cannot be copied, by id
 
 
@@ -171,9 +171,14 @@ def _differences(backup: Backup, point: Point) -> Iterator[str]:
     for image in backup.disks:
         origin, now = point.origins.get(image.dev), origin_of(image)
         # An image with another base is one of a merge, which changes no content.
-        if origin is not None and origin.base == now.base and None not in (origin.blocks, now.blocks):
-            if origin.blocks != now.blocks and _algorithm(origin.blocks) == _algorithm(now.blocks):
-                yield f"the content of disk {image.dev} was another one when it was copied"
+        if (
+            origin is not None
+            and origin.base == now.base
+            and None not in {origin.blocks, now.blocks}
+            and origin.blocks != now.blocks
+            and _algorithm(origin.blocks) == _algorithm(now.blocks)
+        ):
+            yield f"the content of disk {image.dev} was another one when it was copied"
 
 
 def _algorithm(digest: str | None) -> str:

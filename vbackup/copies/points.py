@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from vbackup.copies import point as points
-from vbackup.copies.ledger import Ledger
+from vbackup.copies.ledger import Known
 from vbackup.copies.point import Point
 from vbackup.copies.target import MANIFEST, Listing, Target
 from vbackup.errors import ChainError, VbackupError
@@ -32,20 +32,21 @@ class There:
         return frozenset((*self.points, *self.unreadable))
 
 
-def read(target: Target, listed: Listing, ledger: Ledger, *, stop: Stop) -> There:
+def read(known: Known, listed: Listing, *, stop: Stop) -> There:
     """Return the points of a domain. Raises StorageError if the target cannot be read, InterruptedBySignalError."""
+    target, ledger = known.target, known.ledger
     ledger.keep_only(listed.uuid, listed.points.keys())
 
     def one(backup_id: str) -> Point | VbackupError:
         stop.check()
         stored = listed.points[backup_id][MANIFEST]
-        known = ledger.get(listed.uuid, backup_id, stored)
+        kept = ledger.get(listed.uuid, backup_id, stored)
         try:
-            text = _fetched(target, stored.key) if known is None else known
+            text = _fetched(target, stored.key) if kept is None else kept
             found = points.load(text, backup_id=backup_id, uuid=listed.uuid)
         except ChainError as err:
             return err
-        if known is None:
+        if kept is None:
             ledger.put(listed.uuid, backup_id, text, stored)
         return found
 

@@ -5,8 +5,8 @@
     DIR/<backup id>.partial/DEV.made        what the manifest records of it: it is complete
 
 An image that was made twice has the same content, but not the same bytes. So what is at the target belongs together
-only if it is of one attempt, which an object of the name of its token shows there (vbackup.copies.target.UPLOAD). If the
-recipe has changed, because images were merged in the repository, or if the token is gone, everything begins again.
+only if it is of one attempt, which an object with its token shows there (vbackup.copies.target.UPLOAD). If the recipe
+has changed, because images were merged in the repository, or if the token is gone, everything begins again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vbackup.copies.target import UPLOAD, Target
 from vbackup.errors import StorageError
 from vbackup.fields import Fields, parse_json
 from vbackup.files import fsync, read_regular, replace_text, storage_errors
-from vbackup.model import BlocksRecord
+from vbackup.model import BlocksRecord, DiskImage
 from vbackup.repository import manifest
 from vbackup.repository.repository import PARTIAL
 from vbackup.stores.store import Deletion, StoredObject
@@ -126,13 +126,13 @@ def _recipe(copy: PointCopy) -> str:
     """Return what the images are made from: the same as long as no merge has changed it."""
     disks: dict[str, Any] = {}
     for disk in copy.disks:
-        layers = [
-            [link.backup.id, link.image.file_size_bytes]
-            + ([link.image.digest] if link.image.blocks is None else [link.image.blocks.digest, link.image.blocks.structure])
-            for link in disk.layers
-        ]
+        layers = [[link.backup.id, link.image.file_size_bytes, *_content(link.image)] for link in disk.layers]
         disks[disk.dev] = [disk.base, layers]
     return json.dumps(disks, sort_keys=True)
+
+
+def _content(image: DiskImage) -> tuple[str | None, ...]:
+    return (image.digest,) if image.blocks is None else (image.blocks.digest, image.blocks.structure)
 
 
 def _read(path: Path) -> Fields:

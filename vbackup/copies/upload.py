@@ -11,15 +11,16 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
+from typing import Any
 
 from vbackup.copies import composing, outgoing
 from vbackup.copies import point as points
-from vbackup.copies.ledger import Ledger
+from vbackup.copies.ledger import Known
 from vbackup.copies.outgoing import Outgoing
 from vbackup.copies.planning import DiskCopy, Form, PointCopy
 from vbackup.copies.point import ObjectRecord, Point
 from vbackup.copies.staging import Staging
-from vbackup.copies.target import MANIFEST, Target
+from vbackup.copies.target import MANIFEST
 from vbackup.errors import ChainError, StorageError
 from vbackup.model import Backup, BlocksRecord, DiskImage, Level
 from vbackup.report import Phase, Reporter
@@ -37,8 +38,7 @@ class Means:
     """What all points of a copy are brought with."""
 
     repository: Repository
-    target: Target
-    ledger: Ledger
+    known: Known  #: the target
     rate: ReadRate  #: of all objects together
     parallel: int  #: number of objects at a time
     reporter: Reporter
@@ -72,18 +72,15 @@ def upload(copy: PointCopy, unfinished: Mapping[str, StoredObject], means: Means
     """
     backup, repository = copy.backup, means.repository
     prefix = f"{backup.domain_uuid}/{backup.id}/"
-    staging = Staging(means.ledger.directory_of(backup.domain_uuid), copy)
+    staging = Staging(means.known.ledger.directory_of(backup.domain_uuid), copy)
     directories = [repository.directory(backup.domain_uuid, one) for one in copy.directories]
     with readers.reading(directories, stop=means.stop):
         _refuse_changed(copy, repository)
         for disk in copy.disks:
             composing.refuse_merging(disk.layers)
-        kept = staging.begin(means.target, prefix, unfinished)
+        kept = staging.begin(means.known.target, prefix, unfinished)
         images: list[DiskImage] = []
-        files = [
-            _File(name, repository.directory(backup.domain_uuid, backup.id) / name, "files", _checks_file(copy, name, means))
-            for name in backup.digests
-        ]
+        files = [_further(copy, name, means) for name in backup.digests]
         for disk in copy.disks:
             image, of_disk = _prepare(copy, disk, staging, means)
             images.append(image)
@@ -97,13 +94,13 @@ def upload(copy: PointCopy, unfinished: Mapping[str, StoredObject], means: Means
     text = points.dump(point)
     means.stop.check()
     key = prefix + MANIFEST
-    if not means.target.put_small(key, text.encode()):
+    if not means.known.target.put_small(key, text.encode()):
         raise StorageError(
-            f"{means.target.name} has got {key} from another vbackup meanwhile: somebody has taken over its claim. Run"
-            " the same command again."
+            f"{means.known.target.name} has got {key} from another vbackup meanwhile, which has taken over this one's"
+            " claim. Run the same command again."
         )
-    means.ledger.put(backup.domain_uuid, backup.id, text)
-    staging.end(means.target, prefix)
+    means.known.ledger.put(backup.domain_uuid, backup.id, text)
+    staging.end(means.known.target, prefix)
     return sent
 
 
@@ -113,7 +110,7 @@ def _refuse_changed(copy: PointCopy, repository: Repository) -> None:
     for disk in copy.disks:
         if history.links(copy.backup.id, disk.dev)[: len(disk.layers)] != disk.layers:
             raise ChainError(
-                f"Disk {disk.dev}: the images of backup {copy.backup.id} have been merged meanwhile; run the same command"
+                f"Disk {disk.dev}: the images of backup {copy.backup.id} were merged meanwhile; run the same command"
                 " again."
             )
 
@@ -157,8 +154,11 @@ def _at_target(backup: Backup, images: Sequence[DiskImage]) -> Backup:
     return replace(backup, disks=tuple(images), parent=parent, level=level)
 
 
-def _checks_file(copy: PointCopy, name: str, means: Means) -> Callable[[Callable[[], None]], None]:
-    return lambda check: verify.check_file(means.repository, copy.backup, name, stop=check)
+def _further(copy: PointCopy, name: str, means: Means) -> _File:
+    """Return a file of a backup that is neither image nor list."""
+    backup, repository = copy.backup, means.repository
+    path = repository.directory(backup.domain_uuid, backup.id) / name
+    return _File(name, path, "files", lambda check: verify.check_file(repository, backup, name, stop=check))
 
 
 def _check_image(path: Path, link: Link, check: Callable[[], None]) -> None:
@@ -192,14 +192,15 @@ def _send(
     progress = _Progress(means.reporter)
     with ThreadPoolExecutor(max_workers=means.parallel) as sending, ThreadPoolExecutor(max_workers=2) as checking:
         futures: dict[str, Future[tuple[ObjectRecord, bool]]] = {
-            each.name: sending.submit(_put, each, prefix, kept.get(each.name), means, check, progress)
+            each.name: sending.submit(
+                _put, each, prefix + each.name, means, is_new=each.name not in kept, check=check, progress=progress
+            )
             for each in sorted(files, key=lambda file: file.path.stat().st_size, reverse=True)
         }
-        checks: list[Future[None]] = [
-            checking.submit(each.check, check) for each in files if each.check is not None
-        ]
+        checks: list[Future[None]] = [checking.submit(each.check, check) for each in files if each.check is not None]
+        everything: list[Future[Any]] = [*futures.values(), *checks]
         try:
-            done, _ = wait([*futures.values(), *checks], return_when=FIRST_EXCEPTION)
+            done, _ = wait(everything, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
         except BaseException:
@@ -212,16 +213,15 @@ def _send(
 
 def _put(
     file: _File,
-    prefix: str,
-    there: StoredObject | None,
+    key: str,
     means: Means,
+    *,
+    is_new: bool,
     check: Callable[[], None],
     progress: _Progress,
 ) -> tuple[ObjectRecord, bool]:
     """Store a file, unless an interrupted run has; return what the manifest records, and whether it was stored now."""
     algorithm = block_list.best_algorithm()
-    key = prefix + file.name
-    is_new = there is None
     with outgoing.opened(file.path) as (opened, size_bytes):
         rate = means.rate if is_new else ReadRate(None, check=check)  # what is only read again takes nothing of it
         follow = progress.of_file(file.dev, size_bytes)
@@ -232,7 +232,7 @@ def _put(
 
         source = Outgoing(opened, algorithm, rate=rate, progress=counted)
         check()
-        if is_new and not means.target.store.put_new(key, source, size_bytes):
+        if is_new and not means.known.target.store.put_new(key, source, size_bytes):
             is_new = False  # a store that has tried twice can find what its first attempt has stored
         source.rest()
     return ObjectRecord(size_bytes, source.digest), is_new

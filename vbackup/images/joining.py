@@ -1,4 +1,4 @@
-"""Make the images of a chain one: commit the upper ones into a copy of the lowest, compare, and write its block list."""
+"""Make the images of a chain one: commit the upper ones into a copy of the lowest, and list its blocks."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from vbackup.copies import claim, points, staging
 from vbackup.copies import planning as plans
 from vbackup.copies import target as targets
-from vbackup.copies.ledger import Ledger
+from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.planning import Plan, PointCopy
 from vbackup.copies.target import Listing, Target
 from vbackup.copies.upload import Means, upload
@@ -77,9 +77,7 @@ class Copied:
         return sum(point.size_bytes for point in self.points)
 
 
-def run(
-    request: CopyRequest, *, repository: Repository, store: Store, reporter: Reporter, stop: Stop
-) -> Copied:
+def run(request: CopyRequest, *, repository: Repository, store: Store, reporter: Reporter, stop: Stop) -> Copied:
     """Copy the points that the target does not have. A dry run writes nothing, there or here.
 
     Raises ChainError if an image to copy is damaged, or the target has another backup under an id; BusyError if another
@@ -89,19 +87,18 @@ def run(
     if request.dry_run:
         return _dry_run(request, repository, store, stop)
     target = targets.opened_for(store, repository.ids, create=True)
-    ledger = ledger_of(repository, target)
-    directory = ledger.directory_of(request.uuid)
+    known = known_of(repository, target)
+    directory = known.ledger.directory_of(request.uuid)
     name = repository.name_of(request.uuid)
     with (
         locked(directory, name, LockWait(request.wait_lock_s, reporter, stop, name)),
         claim.claimed(target, request.uuid, directory, take_over=request.take_over) as listed,
     ):
         staging.clear(target, directory, listed.points)
-        plan = _plan(request, repository, target, ledger, listed, stop)
+        plan = _plan(request, repository, known, listed, stop)
         means = Means(
             repository,
-            target,
-            ledger,
+            known,
             ReadRate(request.bytes_s, check=stop.check),
             request.parallel,
             reporter,
@@ -127,20 +124,14 @@ def _dry_run(request: CopyRequest, repository: Repository, store: Store, stop: S
     else:
         target = targets.opened_for(store, repository.ids, create=False)
         listed = targets.listing(target, request.uuid)
-        plan = _plan(request, repository, target, ledger_of(repository, target), listed, stop)
-    would = [
-        _copied(copy, sum(disk.size_bytes for disk in copy.disks), _objects(copy)) for copy in plan.copies
-    ]
-    return Copied(
-        request.uuid, repository.name_of(request.uuid), tuple(would), plan.there, plan.passed, plan.skipped
-    )
+        plan = _plan(request, repository, known_of(repository, target), listed, stop)
+    would = [_copied(copy, sum(disk.size_bytes for disk in copy.disks), _objects(copy)) for copy in plan.copies]
+    return Copied(request.uuid, repository.name_of(request.uuid), tuple(would), plan.there, plan.passed, plan.skipped)
 
 
-def _plan(
-    request: CopyRequest, repository: Repository, target: Target, ledger: Ledger, listed: Listing, stop: Stop
-) -> Plan:
+def _plan(request: CopyRequest, repository: Repository, known: Known, listed: Listing, stop: Stop) -> Plan:
     history = repository.catalogue(request.uuid).history
-    there = points.read(target, listed, ledger, stop=stop)
+    there = points.read(known, listed, stop=stop)
     return plans.plan(
         history,
         there.points,
@@ -166,9 +157,9 @@ def _objects(copy: PointCopy) -> int:
     return len(copy.backup.digests) + 2 * len(copy.disks)
 
 
-def ledger_of(repository: Repository, target: Target) -> Ledger:
-    """Return what a repository knows of a target."""
-    return Ledger(repository.path / COPIES / target.id)
+def known_of(repository: Repository, target: Target) -> Known:
+    """Return a target with what a repository knows of it."""
+    return Known(target, Ledger(repository.path / COPIES / target.id))
 
 
 @contextmanager
