@@ -18,13 +18,14 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
                              disk_places  live_files  boot_tpm  copy  copy_verify  copy_prune  fetch
+                             copy_rewrap
     engine | copies
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
                              rollback  restored_checkpoint  live_backing  session_plan  session_history
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
-      copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
+      copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing  holding
                              outgoing  upload  download  view
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data

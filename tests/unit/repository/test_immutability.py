@@ -92,7 +92,7 @@ def test_commands(command: Command, repo: Repository, paths: list[Path]) -> None
     assert "is immutable until" in text
     outcome = command("prune", "web", "--remove", ONE.id, "-r", repo.path, status=6)
     assert "immutable until" in outcome.stderr
-    outcome = command("consolidate", "web", "--backup", TWO.id, "-r", repo.path, status=6)
+    outcome = command("consolidate", "web", TWO.id, "--full", "-r", repo.path, status=6)
     assert "immutable until" in outcome.stderr
     command("protect", TWO.id, "-r", repo.path, "--immutable", "3", "--reason", "x", status=2)
     shown = command("protect", THREE.id, "-r", repo.path, "--json").document
