@@ -7,8 +7,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
                              one_by_one  script_options  session_changes  making  pipes  director_config
+                             copies  copies_prune  copies_verify
     api                      the library, on which the command line is written: connection  connected  hosts  backups
-                             restores  records  upkeep  contents  attached  streams  documents  sessions
+                             restores  records  upkeep  contents  attached  streams  copies  documents  sessions
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
@@ -25,8 +26,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
                              rollback  restored_checkpoint  live_backing  session_plan  session_history
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
-      copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing  holding
-                             outgoing  upload  download  view
+      copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
+                             outgoing  upload  download  view  place  holding
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vbackup.api.attached import Attached
 from vbackup.api.backups import Backups
 from vbackup.api.contents import Contents
+from vbackup.api.copies import Copies
 from vbackup.api.records import Records
 from vbackup.api.restores import Restores
 from vbackup.api.sessions import Sessions
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vbackup.repository.repository import Repository
 
 
-class Connection(Backups, Restores, Records, Upkeep, Contents, Attached, Sessions, Streams):
+class Connection(Backups, Restores, Records, Upkeep, Contents, Copies, Attached, Sessions, Streams):
     """A host and a repository. A context manager that closes the connections to libvirt; see ``connect``.
 
     Its calls take a frozen request and return a frozen answer; they block until the work is done, and may be made from

@@ -36,20 +36,27 @@ from vbackup.repository.choice import Wanted as WantedPoint
 from vbackup.repository.history import Link
 from vbackup.repository.repository import MARKER, VERSION, Repository
 from vbackup.stop import Stop
+from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store
 
 _MANIFESTS, _RUN = "manifests", "run-"
+_NO_KEYS = Keys()
 
 
 @dataclass(frozen=True)
 class View:
     """What a target has, as a repository that is there until the end of the block."""
 
-    target: Target
+    known: Known
     repository: Repository
     there: Mapping[str, There]  #: by the UUID of the domain
     reporter: Reporter
     stop: Stop
+
+    @property
+    def target(self) -> Target:
+        """The target."""
+        return self.known.target
 
     def bring(self, uuid: str, wanted: WantedPoint, *, bytes_s: int | None = None) -> int:
         """Fetch what a restore or a mount of a point needs; return the number of bytes that were fetched.
@@ -96,12 +103,13 @@ class View:
 
 
 @contextmanager
-def opened(store: Store, cache: Path, *, reporter: Reporter, stop: Stop) -> Iterator[View]:
-    """Yield what the target in a store has. ``cache``: a directory for this, which is made if necessary.
+def opened(store: Store, cache: Path, *, keys: Keys = _NO_KEYS, reporter: Reporter, stop: Stop) -> Iterator[View]:
+    """Yield what the target in a store has.
 
-    Raises StorageError if there is no target, InterruptedBySignalError. Manifests that cannot be read are warnings.
+    ``cache``: a directory for this, which is made if necessary; ``keys``: of a target that is encrypted. Raises
+    StorageError if there is no target, InterruptedBySignalError. Manifests that cannot be read are warnings.
     """
-    target = targets.opened(store)
+    target = targets.opened(store, keys)
     known = Known(target, Ledger(cache / target.id / _MANIFESTS))
     with _directory(cache / target.id) as path:
         there = {uuid: points.read(known, listed, stop=stop) for uuid, listed in targets.listings(target).items()}
@@ -118,7 +126,7 @@ def opened(store: Store, cache: Path, *, reporter: Reporter, stop: Stop) -> Iter
                 for backup_id, err in each.unreadable.items():
                     (path / uuid / backup_id).mkdir(mode=0o700)
                     reporter.warning(f"Backup {backup_id} at {target.name}: {err}")
-        yield View(target, repository, there, reporter, stop)
+        yield View(known, repository, there, reporter, stop)
 
 
 def remember(repository: Repository, uuid: str, backups: Iterable[Backup]) -> None:

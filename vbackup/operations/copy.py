@@ -25,12 +25,14 @@ from vbackup.repository.lock import LockWait
 from vbackup.repository.read_rate import ReadRate
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
+from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store
 
 #: Objects of a point that are sent at a time.
 PARALLEL_OBJECTS = 4
 #: The directory, in a repository, of what is known of targets (vbackup.copies.ledger, vbackup.copies.staging).
 COPIES = "copies"
+_NO_KEYS = Keys()
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,26 @@ class Copied:
         return sum(point.size_bytes for point in self.points)
 
 
-def run(request: CopyRequest, *, repository: Repository, store: Store, reporter: Reporter, stop: Stop) -> Copied:
-    """Copy the points that the target does not have. A dry run writes nothing, there or here.
+def run(
+    request: CopyRequest,
+    *,
+    repository: Repository,
+    store: Store,
+    keys: Keys = _NO_KEYS,
+    reporter: Reporter,
+    stop: Stop,
+) -> Copied:
+    """Copy the points that the target does not have. A dry run writes nothing to the target.
+
+    ``keys``: of a target that is, or becomes, encrypted.
 
     Raises ChainError if an image to copy is damaged, or the target has another backup under an id; BusyError if another
     vbackup copies or removes points of the domain there; StorageError, NoSpaceError, InterruptedBySignalError. The
     points before are complete then, and the next run goes on.
     """
     if request.dry_run:
-        return _dry_run(request, repository, store, stop)
-    target = targets.opened_for(store, repository.ids, create=True)
+        return _dry_run(request, repository, store, keys, stop)
+    target = targets.opened_for(store, repository.ids, create=True, keys=keys)
     known = known_of(repository, target)
     directory = known.ledger.directory_of(request.uuid)
     name = repository.name_of(request.uuid)
@@ -115,14 +127,14 @@ def run(request: CopyRequest, *, repository: Repository, store: Store, reporter:
     return Copied(request.uuid, name, tuple(done), plan.there, plan.passed, plan.skipped)
 
 
-def _dry_run(request: CopyRequest, repository: Repository, store: Store, stop: Stop) -> Copied:
+def _dry_run(request: CopyRequest, repository: Repository, store: Store, keys: Keys, stop: Stop) -> Copied:
     """Return what would be copied. A place that is empty, or not there, would become a target."""
     history = repository.catalogue(request.uuid).history
     if store.size(targets.MARKER) is None:
         targets.refuse_other(store)
         plan = plans.plan(history, {}, since=request.since, full_every=request.full_every)
     else:
-        target = targets.opened_for(store, repository.ids, create=False)
+        target = targets.opened_for(store, repository.ids, create=False, keys=keys)
         listed = targets.listing(target, request.uuid)
         plan = _plan(request, repository, known_of(repository, target), listed, stop)
     would = [_copied(copy, sum(disk.size_bytes for disk in copy.disks), _objects(copy)) for copy in plan.copies]

@@ -72,6 +72,11 @@ class CopiesPruned:
         """The points that go."""
         return tuple(line for line in self.lines if not line.is_kept)
 
+    @property
+    def freed_bytes(self) -> int:
+        """The room that it frees, in bytes."""
+        return sum(line.size_bytes for line in self.removed)
+
 
 def run(request: CopyPruneRequest, *, known: Known, reporter: Reporter, stop: Stop) -> CopiesPruned:
     """Remove the points that are not to be kept. That the target forbids a deletion is in the answer, and no error.

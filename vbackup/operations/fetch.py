@@ -46,6 +46,7 @@ class Fetched:
     points: dict[str, tuple[str, ...]]  #: ids of the points that were fetched, by the UUID of their domain
     there: dict[str, tuple[str, ...]]  #: the same of those that an earlier fetch had brought
     fetched_bytes: int
+    names: dict[str, str]  #: that the domains had last, by UUID
 
 
 def run(request: FetchRequest, view: View) -> Fetched:
@@ -70,7 +71,8 @@ def run(request: FetchRequest, view: View) -> Fetched:
             if found:
                 views.remember(repository, uuid, (point.backup for point in found.values()))
         fetched[uuid], there[uuid] = tuple(point.backup.id for point in new), tuple(had)
-    return Fetched(repository.path, repository.id, fetched, there, fetched_bytes)
+    names = {uuid: repository.name_of(uuid) for uuid in fetched}
+    return Fetched(repository.path, repository.id, fetched, there, fetched_bytes, names)
 
 
 def _repository(path: Path, view: View) -> Repository:
