@@ -23,15 +23,13 @@ from vbackup.report import Reporter
 from vbackup.repository import lock
 from vbackup.repository.lock import LockWait
 from vbackup.repository.read_rate import ReadRate
-from vbackup.repository.repository import Repository
+from vbackup.repository.repository import COPIES, Repository
 from vbackup.stop import Stop
 from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store
 
 #: Objects of a point that are sent at a time.
 PARALLEL_OBJECTS = 4
-#: The directory, in a repository, of what is known of targets (vbackup.copies.ledger, vbackup.copies.staging).
-COPIES = "copies"
 _NO_KEYS = Keys()
 
 
