@@ -7,6 +7,7 @@ about restoring by hand.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -20,10 +21,19 @@ import pytest
 from tests import age
 from tests.age import KeyPair
 from tests.end_to_end.test_machine import efi, firmware, nvram_of  # noqa: F401 - a fixture
+from tests.fake_store import FakeStore
 from tests.lab import Lab, compare
 from tests.trees import State, Tree, raw_digest
+from tests.unit.builders import Recorder
 from vbackup import immutable
+from vbackup.copies import view
 from vbackup.errors import StorageError
+from vbackup.operations import copy, copy_verify
+from vbackup.operations.copy import CopyRequest
+from vbackup.operations.copy_verify import CopyVerifyRequest
+from vbackup.stop import Stop
+from vbackup.stores.age_keys import Identity
+from vbackup.stores.sealed import Keys, SealedStore
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -194,6 +204,54 @@ def test_rewrap_lets_others_read(copies: Copies, pair: KeyPair, tmp_path: Path) 
     copies.check("--identity", new.path)
     copies.check("--identity", pair.path)
     copies.command(*words, "--identity", pair.path, "--all", status=2)
+
+
+@pytest.mark.parametrize("begins_again", [False, True])
+def test_copy_that_ends_at_any_object_goes_on_for_the_recipients_that_it_has_now(
+    tree: Tree, tmp_path: Path, begins_again: bool
+) -> None:
+    """Killed before its n-th call of the store; with other recipients, nothing is left that only the first can open."""
+    first, second = (Identity(bytes([number]) * 32) for number in (1, 2))
+    last = second if begins_again else first
+    for end in itertools.count(2, 3):
+        store, countdown = FakeStore(), end
+
+        def dies(_what: str, _key: str) -> None:
+            nonlocal countdown
+            countdown -= 1
+            if countdown <= 0:
+                raise StorageError("gone")
+
+        store.before = dies
+        try:
+            copy_to(tree, store, first)
+        except StorageError:
+            assert countdown <= 0
+        else:
+            break
+        finally:
+            store.before = lambda _what, _key: None
+        whole = [point for point in tree.ids() if f"{tree.uuid}/{point}/manifest.json.age" in store.objects]
+        copy_to(tree, store, last)
+        with view.opened(
+            store, tmp_path / f"cache{end}", keys=Keys((), (last, first)), reporter=Recorder(), stop=Stop()
+        ) as opened:
+            assert list(opened.there[tree.uuid].points) == tree.ids()
+            assert copy_verify.run(CopyVerifyRequest(tree.uuid), opened).damage == {}
+        for point in tree.ids():
+            sealed = SealedStore(store, Keys((), (first if point in whole else last,)))
+            objects = [each.key for each in sealed.list(f"{tree.uuid}/{point}/")]
+            assert len(objects) == 6
+            for key in objects:
+                sealed.check_identity(key)
+        shutil.rmtree(tree.repository.path / "copies")
+    assert end > 20
+
+
+def copy_to(tree: Tree, store: FakeStore, identity: Identity) -> None:
+    keys = Keys((identity.recipient,))
+    request = CopyRequest(tree.uuid, parallel=1)
+    copy.run(request, repository=tree.repository, store=store, keys=keys, reporter=Recorder(), stop=Stop())
 
 
 def by_hand(copies: Copies, number: int, output: Path, key: Path) -> None:

@@ -22,8 +22,6 @@ from vbackup.files import read_regular, replace_text, storage_errors
 from vbackup.repository import manifest
 from vbackup.stores.store import StoredObject
 
-#: The directory, in a repository, of what is known of targets (also vbackup.copies.staging).
-COPIES = "copies"
 _SUFFIX = ".json"
 #: A manifest, escaped as a JSON string.
 _MAX_BYTES = 2 * manifest.MAX_SIZE_BYTES

@@ -23,7 +23,7 @@ from vbackup.copies import download, points
 from vbackup.copies import point as of_points
 from vbackup.copies import target as targets
 from vbackup.copies.download import Means, Wanted
-from vbackup.copies.ledger import COPIES, Known, Ledger
+from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.point import Point
 from vbackup.copies.points import There
 from vbackup.copies.target import MANIFEST, Target
@@ -34,7 +34,7 @@ from vbackup.report import Reporter
 from vbackup.repository import choice
 from vbackup.repository.choice import Wanted as WantedPoint
 from vbackup.repository.history import Link
-from vbackup.repository.repository import MARKER, VERSION, Repository
+from vbackup.repository.repository import COPIES, MARKER, VERSION, Repository
 from vbackup.stop import Stop
 from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store
