@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,6 +205,25 @@ def test_rewrap_lets_others_read(copies: Copies, pair: KeyPair, tmp_path: Path) 
     copies.check("--identity", new.path)
     copies.check("--identity", pair.path)
     copies.command(*words, "--identity", pair.path, "--all", status=2)
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
+def test_mount_asks_the_program_for_the_identity_while_it_has_the_terminal(copies: Copies, pair: KeyPair) -> None:
+    """The command goes to the background, in another session of the kernel, before it opens the target."""
+    copies.copy("--recipient", pair.recipient)
+    program = copies.tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nps -o sid= -p $$ > {copies.tmp_path}/session\ncat {pair.path}\n")
+    program.chmod(0o755)
+    directory = copies.new_path()
+    argv = [sys.executable, "-m", "vbackup", "-q"]
+    words = ["mount", "web", directory, "--from", copies.target, "--identity", f"command:{program}"]
+    subprocess.run([*argv, *words, "--cache", copies.new_path()], check=True)
+    try:
+        digest = hashlib.sha256(next(directory.glob("vda*")).read_bytes()).hexdigest()
+        assert digest == copies.tree.states[copies.tree.ids()[-1]]["vda"].digest
+    finally:
+        subprocess.run([*argv, "umount", directory], check=True)
+    assert int((copies.tmp_path / "session").read_text()) == os.getsid(0)
 
 
 @pytest.mark.parametrize("begins_again", [False, True])

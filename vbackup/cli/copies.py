@@ -13,7 +13,7 @@ from vbackup.cli.context import Context
 from vbackup.errors import UsageError
 
 if TYPE_CHECKING:
-    from vbackup.api import Connection, OpenedCopies, TargetPlace
+    from vbackup.api import Connection, OpenedCopies, TargetKeys, TargetPlace
     from vbackup.report import Reporter
 
 
@@ -81,12 +81,22 @@ def add_recipients(parser: argparse.ArgumentParser) -> None:
 
 def place_of(options: argparse.Namespace, target: str) -> TargetPlace:
     """Return a target with what opens it. Raises UsageError, IdentityError."""
-    from vbackup.api import TargetKeys, TargetPlace, read_identities, read_recipients
+    from vbackup.api import TargetPlace
 
     if not target:
         raise UsageError("The target is empty: give a directory or a URL.")
-    to = read_recipients(getattr(options, "recipients", []), getattr(options, "recipients_files", []))
-    return TargetPlace(target, TargetKeys(to, read_identities(options.identities)))
+    return TargetPlace(target, keys_of(options))
+
+
+def keys_of(options: argparse.Namespace) -> TargetKeys:
+    """Return what encrypts a target and opens it; it is read once. Raises UsageError, IdentityError."""
+    from vbackup.api import TargetKeys, read_identities, read_recipients
+
+    if getattr(options, "target_keys", None) is None:
+        to = read_recipients(getattr(options, "recipients", []), getattr(options, "recipients_files", []))
+        options.target_keys = TargetKeys(to, read_identities(options.identities))
+    keys: TargetKeys = options.target_keys
+    return keys
 
 
 @contextmanager
@@ -130,14 +140,14 @@ def connected(
 
 
 def make_absolute(options: argparse.Namespace) -> None:
-    """Make the paths of --from and --cache absolute, for a command that leaves the working directory."""
+    """Make the paths of --from and --cache absolute, and read the keys, for a command that goes to the background."""
     if options.from_target and "://" not in options.from_target:
         options.from_target = os.fspath(Path(options.from_target).absolute())
     if options.cache is not None:
         options.cache = options.cache.absolute()
-    options.identities = [
-        word if word.startswith("command:") else os.fspath(Path(word).absolute()) for word in options.identities
-    ]
+    if options.from_target is None and options.identities:
+        raise UsageError("--identity is for what --from reads.")
+    keys_of(options)  # now, while a program that prints an identity has the terminal
 
 
 def refuse(options: argparse.Namespace, *names: str) -> None:
