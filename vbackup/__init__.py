@@ -7,9 +7,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
                              one_by_one  script_options  session_changes  making  pipes  director_config
-                             copies  copies_prune  copies_verify  copies_rewrap
+                             copies_prune  copies_verify  copies_rewrap  copies
     api                      the library, on which the command line is written: connection  connected  hosts  backups
-                             restores  records  upkeep  contents  attached  streams  copies  documents  sessions
+                             restores  records  upkeep  contents  attached  streams  documents  sessions
+                             copies
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount

@@ -79,6 +79,15 @@ def add_recipients(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_take_over(parser: argparse.ArgumentParser) -> None:
+    """Add --take-over."""
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="a vbackup of another machine that seems to work on the domain at the target is dead",
+    )
+
+
 def place_of(options: argparse.Namespace, target: str) -> TargetPlace:
     """Return a target with what opens it. Raises UsageError, IdentityError."""
     from vbackup.api import TargetPlace
