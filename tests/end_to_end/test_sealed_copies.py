@@ -1,7 +1,7 @@
 """Encrypted copies: who can read them and who cannot, what leaves this machine, and restoring by hand with stock tools.
 
-These are also the tests of cli.copies_rewrap, and of operations.copy_rewrap and copies.holding with real images, and of what vbackup-copy(7) says
-about restoring by hand.
+These are also the tests of cli.copies_rewrap, and of operations.copy_rewrap and copies.holding with real images, and of
+what vbackup-copy(7) says about restoring by hand.
 """
 
 from __future__ import annotations
