@@ -32,6 +32,10 @@ BEAT_S = 1.0
 SILENCE_S, THAW_SILENCE_S = 10.0, 3.0
 #: The same on this side. Replies may queue behind the data of many disks on a slow link, signs of life do not.
 REPLY_SILENCE_S = 20.0
+#: How long the NBD server behind a forwarded socket may take to greet.
+GREETING_S = 10.0
+#: How long a vbackup that lives, and only lost its link, has to undo its work in QEMU before the helper does.
+GRACE_S = 5.0
 #: How long ssh and the helper may take to be there: ssh's own limit, and the login.
 HELLO_S = command.CONNECT_S + 15.0
 #: How often to look meanwhile whether vbackup is asked to stop.
@@ -94,12 +98,14 @@ class Connection:
 
     # Begin and end
 
-    def begin(self, source: str, orders: Mapping[str, Any], *, check: Callable[[], None]) -> Mapping[str, Any]:
-        """Start the helper from its source; returns what it says of itself. ``check`` raises to give up.
+    def begin(self, libvirt: str, *, check: Callable[[], None]) -> Mapping[str, Any]:
+        """Start the helper; returns what it says of itself.
+
+        ``libvirt``: the URI of its libvirt. ``check`` raises to give up.
 
         Raises SshError if ssh cannot connect, HelperError if the helper cannot run there.
         """
-        self._out += [command.packed(source), json.dumps(orders).encode() + b"\n"]
+        self._out += [command.packed(source()), json.dumps(orders(libvirt)).encode() + b"\n"]
         deadline = time.monotonic() + HELLO_S
         noise = b""
         try:
@@ -330,6 +336,17 @@ def _hello(line: bytes) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and found.get("hello") == _VERSION else None
+
+
+def orders(libvirt: str) -> Mapping[str, Any]:
+    """Return what the helper has to know; ``libvirt``: the URI of its libvirt."""
+    return {
+        "uri": libvirt,
+        "silence_s": SILENCE_S,
+        "thaw_silence_s": THAW_SILENCE_S,
+        "greeting_s": GREETING_S,
+        "grace_s": GRACE_S,
+    }
 
 
 def source() -> str:

@@ -40,8 +40,6 @@ PIECE_BYTES = 256 * 1024
 OUTPUT_BYTES = 64 * 1024 * 1024
 #: What an NBD server says first.
 GREETING = b"NBDMAGIC"
-#: How long the server behind a forwarded socket may take to greet.
-GREETING_S = 10.0
 #: How long libvirt may take for a command to QEMU; it waits up to 30 s for the domain's lock by itself.
 VIRSH_S = 40
 #: How long the guest agent may take to answer one thaw, the pause between two, and when it is given up.
@@ -49,8 +47,6 @@ AGENT_S, THAW_AGAIN_S, GIVE_UP_S = 5, 0.5, 300.0
 #: How long after the loss of the line a freeze can still arrive at libvirt by another connection, which libvirt ends
 #: after 30 s of silence (keepalive_interval x (keepalive_count + 1)).
 LATE_FREEZE_S = 45.0
-#: How long a vbackup that lives, and only lost this line, has to undo its work in QEMU by itself.
-GRACE_S = 5.0
 #: How long the jobs may take to end.
 JOBS_S = 30.0
 #: How long to wait for the helper of an earlier backup of the domain, which is still cleaning up.
@@ -127,9 +123,12 @@ class Guard:
     def __init__(self, qemu: Qemu, lock: int, jobs: str, nodes: str) -> None:
         self.qemu, self.lock, self.jobs, self.nodes = qemu, lock, jobs, nodes
 
-    def clean(self) -> None:
-        """Cancel the jobs, close nodes and descriptors; a vbackup that lives has GRACE_S seconds to do that itself."""
-        until = time.monotonic() + GRACE_S
+    def clean(self, grace_s: float) -> None:
+        """Cancel the jobs, close nodes and descriptors.
+
+        A vbackup that lives, and only lost this line, has ``grace_s`` seconds to do that itself.
+        """
+        until = time.monotonic() + grace_s
         while time.monotonic() < until and self.is_something_left():
             time.sleep(0.25)
         with contextlib.suppress(RefusedError):
@@ -202,10 +201,14 @@ class Freeze:
 class Helper:
     """Carries out the requests of one vbackup, and cleans up when its line is lost."""
 
-    def __init__(self, uri: str, silence_s: float, thaw_silence_s: float) -> None:
-        """``silence_s``: after so many seconds the line counts as lost; while frozen, the guest is thawed sooner."""
+    def __init__(self, uri: str, silence_s: float, thaw_silence_s: float, greeting_s: float, grace_s: float) -> None:
+        """After ``silence_s`` seconds the line counts as lost; while a guest is frozen, it is thawed sooner.
+
+        ``greeting_s``: how long an NBD server may take to greet. ``grace_s``: see ``Guard.clean``.
+        """
         self.uri = uri
         self.silence_s, self.thaw_silence_s = silence_s, thaw_silence_s
+        self.greeting_s, self.grace_s = greeting_s, grace_s
         self._session = _session_process()
         self._heard = time.monotonic()
         self._out = collections.deque()  # type: collections.deque[bytes]
@@ -372,7 +375,7 @@ class Helper:
 
     def do_pass_nbd(self, uuid: str, name: str, path: str) -> None:
         """Hand QEMU a socket that is connected to the server behind ``path``, after the server has greeted."""
-        with _greeted(path) as server:
+        with _greeted(path, self.greeting_s) as server:
             Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
 
     def do_pass_file(self, uuid: str, opaque: str, directory: str, size_bytes: int) -> int:
@@ -524,7 +527,7 @@ class Helper:
             program.terminate()
         self._remove_files()
         for guard in list(self._guards.values()):
-            guard.clean()
+            guard.clean(self.grace_s if is_lost else 0.0)
         for program in list(self._programs.values()):
             program.end()
         if self._directory is not None:
@@ -589,14 +592,14 @@ _AT_ONCE = frozenset(("watch_thaw", "unwatch", "unguard", "start", "kill", "stat
 
 
 @contextlib.contextmanager
-def _greeted(path: str) -> "Iterator[socket.socket]":
+def _greeted(path: str, limit_s: float) -> "Iterator[socket.socket]":
     """Yield a socket that is connected to an NBD server whose greeting has arrived, and has not been read.
 
     QEMU stands still, with all its virtual processors, while it waits for a server that says nothing.
     """
     with socket.socket(socket.AF_UNIX) as server:
-        until = time.monotonic() + GREETING_S
-        server.settimeout(GREETING_S)
+        until = time.monotonic() + limit_s
+        server.settimeout(limit_s)
         try:
             server.connect(path)
             seen = b""
@@ -608,7 +611,7 @@ def _greeted(path: str) -> "Iterator[socket.socket]":
                 if len(seen) < len(GREETING):
                     time.sleep(0.01)
         except socket.timeout:
-            raise RefusedError(f"the NBD server on the backup host did not greet within {GREETING_S:.0f} s") from None
+            raise RefusedError(f"the NBD server on the backup host did not greet within {limit_s:.0f} s") from None
         if seen != GREETING:
             raise RefusedError("what answers on the backup host is no NBD server")
         server.settimeout(None)

@@ -70,12 +70,7 @@ class Link:
                 host=self.address.place,
                 try_first=command.by_hand(self.address),
             )
-            orders = {
-                "uri": self.address.libvirt,
-                "silence_s": connection.SILENCE_S,
-                "thaw_silence_s": connection.THAW_SILENCE_S,
-            }
-            self.hello = made.begin(connection.source(), orders, check=self._check)
+            self.hello = made.begin(self.address.libvirt, check=self._check)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
