@@ -365,9 +365,7 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
         planned.push_undo_of_bitmaps(undo)
         with _guarded(domain), Undo(domain.reporter) as undo_in_qemu:
             written.targets([disk.file for disk in backup_plan.disks], served=domain.served is not None)
-            backup_plan = preparation.prepare(
-                backup_plan, stage, domain, fleecing_area=this.area, undo=undo_in_qemu
-            )
+            backup_plan = preparation.prepare(backup_plan, stage, domain, fleecing_area=this.area, undo=undo_in_qemu)
             guest_was_stopped = domain.source.is_guest_stopped()
             watch = _space_watch(backup_plan, this)
             planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
