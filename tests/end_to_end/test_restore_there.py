@@ -1,4 +1,4 @@
-"""Restore to a hypervisor that SSH leads to: images, machine and definition are there, and nothing is left of failures."""
+"""Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
-from tests.hosts import Hypervisor
-from tests.lab import DiskSpec, compare, domain_xml
 from tests.end_to_end.test_daemon import wait_for
+from tests.hosts import Hypervisor
+from tests.lab import DiskSpec, Machine, compare, domain_xml
 from vbackup.remote.link import Link
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def backed_up(second_hypervisor: Hypervisor, command: Command, repository: Path)
 
 
 def test_defined_and_started_there(
-    hypervisor: Hypervisor, second_hypervisor: Hypervisor, command: Command, backed_up: Path
+    hypervisor: Hypervisor, second_hypervisor: Hypervisor, command: Command, backed_up: Path, tmp_path: Path
 ) -> None:
     output = hypervisor.images / "new" / "web"
     options = ("-c", hypervisor.uri, "restore", "web", "-r", backed_up, "--output", output, "--start", "--json")
@@ -47,6 +47,14 @@ def test_defined_and_started_there(
     assert [disk["file"] for disk in done["disks"]] == [str(output / "vda.qcow2"), str(output / "vdb.qcow2")]
     domain = hypervisor.host.domain("web")
     assert domain.is_active()
+    machine = Machine(domain)
+    machine.write("vda", "write -P 6 50M 64k")
+    back = command("-c", hypervisor.direct_uri, "-q", "backup", "web", "-r", backed_up, "--json").document
+    assert {disk["level"] for disk in back["disks"]} == {"incremental"}
+    command("-q", "restore", "web", "-r", backed_up, "--output", tmp_path / "home")
+    for dev in ("vda", "vdb"):
+        compare(output / f"{dev}.qcow2", tmp_path / "home" / f"{dev}.qcow2")
+    machine.write("vda", "write -z 50M 64k")
     domain.domain.destroy()
     domain.domain.undefine()
     for dev in ("vda", "vdb"):

@@ -40,8 +40,9 @@ class Restores(Connected):
         ``restore("web", "/restored")`` is short for ``RestoreRequest("web", Path("/restored"))``: the newest backup,
         with all disks, as qcow2, defined nowhere. ``pool``: the name of a storage pool in which the disks become
         volumes. Where libvirt is on another host that SSH leads to, a domain that is to be defined is restored to a
-        directory on that host (vbackup-remote(7)). libvirt is only asked for a pool, or to define the domain (``RestoreRequest.define``). ``scripts``: the
-        user's, which run around the restore (vbackup-scripts(7)); None: none.
+        directory on that host (vbackup-remote(7)). libvirt is only asked for a pool, or to define the domain
+        (``RestoreRequest.define``). ``scripts``: the user's, which run around the restore (vbackup-scripts(7)); None:
+        none.
 
         All images are compared with the block lists of the backup as they are written, and get their names when all
         are complete. Existing files are never overwritten.

@@ -8,18 +8,22 @@ sent. Then what the image there shows is read again, and compared with the block
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from vbackup.errors import LinkLostError, RemoteError, StorageError
 from vbackup.images import written
 from vbackup.model import ImageFormat
 from vbackup.qemu import qemu_img
+from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_layer import NbdLayer
+from vbackup.qemu.qmp_socket import Socket
 from vbackup.qemu.storage_daemon import END_S, PROGRAM
 from vbackup.remote.link import Link
 from vbackup.report import Phase, Reporter
@@ -33,6 +37,7 @@ from vbackup.stop import Stop
 START_S = 30.0
 #: How long is waited between two looks at its socket.
 _TICK_S = 0.05
+_EXPORT = "disk"
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,27 @@ class Writing:
     stop: Stop
     speed_bytes_s: int | None = None  #: of each disk
 
-    def write(self, chain: Sequence[ChainLink], image: ImageThere, source: str, lists: Sequence[BlockList]) -> None:
+    def write(
+        self,
+        chain: Sequence[ChainLink],
+        image: ImageThere,
+        source: str,
+        lists: Sequence[BlockList],
+        *,
+        finish: Callable[[Served], None],
+    ) -> None:
         """Make the image, copy the disk to it from ``source``, an NBD URI, put it on storage there, and check it.
 
-        ``chain`` has the newest image first, and ``lists`` their block lists, if they have any. Raises StorageError, NoSpaceError,
+        ``chain`` has the newest image first, and ``lists`` their block lists, if they have any. ``finish`` is called
+        when it is written and nobody writes to it any more. Raises StorageError, NoSpaceError,
         DamagedError, OutputDiffersError, RemoteError, LinkLostError, InterruptedBySignalError; what is there then is
         useless.
         """
         place = f"{self.link.host}:{image.path}"
-        with served(self.link, image) as address:
+        with served(self.link, image) as one:
             qemu_img.copy_export(
                 source,
-                address.uri,
+                one.address.uri,
                 speed_bytes_s=self.speed_bytes_s,
                 what=f"copy disk {image.dev} to {place}",
                 stop=self.stop,
@@ -75,7 +89,9 @@ class Writing:
                 ),
             )
             if lists:
-                self._check(chain, image, address, place, lists)
+                self._check(chain, image, one.address, place, lists)
+            one.monitor.execute("block-export-del", {"id": _EXPORT, "mode": "hard"})
+            finish(one)
         self.link.run(["sync", image.path], timeout_s=END_S)
         self.reporter.step(f"Disk {image.dev}: restored{' and checked' * bool(lists)} on {self.link.host}.")
 
@@ -104,20 +120,34 @@ class Writing:
         self.reporter.progress(image.dev, Phase.CHECK, size_bytes, size_bytes)
 
 
+@dataclass(frozen=True)
+class Served:
+    """An image that a storage daemon there has open."""
+
+    address: NbdAddress  #: where it can be read and written from this host
+    monitor: Monitor
+    node: Mapping[str, Any]  #: what it was opened with (QAPI BlockdevOptions)
+
+
 @contextmanager
-def served(link: Link, image: ImageThere) -> Iterator[NbdAddress]:
-    """Make the image there, and yield where it can be read and written from this host while the block runs.
+def served(link: Link, image: ImageThere) -> Iterator[Served]:
+    """Make the image there, and yield it, open, while the block runs.
 
     At the end the daemon there closes it. Raises RemoteError, StorageError if that fails.
     """
     link.write_file(image.path, [])  # with the mode that it is to have
     argv = ["qemu-img", "create", "-q", "-f", image.image_format.value, image.path, str(image.size_bytes)]
     link.run(argv)
-    socket = f"{link.directory()}/{image.dev}.sock"
-    pid = link.start(_daemon(image, socket))
+    directory = link.directory()
+    sockets = [f"{directory}/{image.dev}.{kind}" for kind in ("nbd", "qmp")]
+    node = _node(image)
+    pid = link.start(_daemon(node, image.dev, *sockets))
     try:
-        _wait(link, pid, socket)
-        yield NbdAddress(image.dev, path=link.connect(socket))
+        for socket in sockets:
+            _wait(link, pid, socket)
+        address = NbdAddress(image.dev, path=link.connect(sockets[0]))
+        with Socket(os.fspath(link.connect(sockets[1])), name=f"{PROGRAM} on {link.host}") as monitor:
+            yield Served(address, monitor, node)
     except BaseException:
         _kill(link, pid)
         raise
@@ -126,23 +156,28 @@ def served(link: Link, image: ImageThere) -> Iterator[NbdAddress]:
     if ended is None or ended.status != 0:
         said = "it did not end" if ended is None else _last(ended.stderr, ended.status)
         raise StorageError(f"{PROGRAM} on {link.host} could not close {image.path}: {said}.")
-    link.remove_file(socket)
 
 
-def _daemon(image: ImageThere, socket: str) -> list[str]:
-    node = {
+def _node(image: ImageThere) -> dict[str, Any]:
+    backing = {"backing": None} if image.image_format is ImageFormat.QCOW2 else {}
+    return {
         "driver": image.image_format.value,
         "node-name": "disk",
         "discard": "unmap",
         "detect-zeroes": "unmap",
         "file": {"driver": "file", "filename": image.path},
+        **backing,
     }
-    server = {"addr": {"type": "unix", "path": socket}, "max-connections": 0}
-    export = {"type": "nbd", "id": "disk", "node-name": "disk", "name": image.dev, "writable": True}
+
+
+def _daemon(node: Mapping[str, Any], dev: str, nbd: str, qmp: str) -> list[str]:
+    server = {"addr": {"type": "unix", "path": nbd}, "max-connections": 0}
+    export = {"type": "nbd", "id": _EXPORT, "node-name": node["node-name"], "name": dev, "writable": True}
     return [
         *(PROGRAM, "--blockdev", json.dumps(node)),
         *("--nbd-server", json.dumps(server)),
         *("--export", json.dumps(export)),
+        *("--chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "--monitor", "chardev=qmp"),
     ]
 
 

@@ -14,17 +14,21 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vbackup.domain import defining, domain_xml
 from vbackup.domain.host import Host
 from vbackup.domain.restored_xml import RestoredXml
-from vbackup.errors import NoSpaceError, RemoteError, StorageError, UnsuitableError
+from vbackup.engine import restored_checkpoint
+from vbackup.errors import NoSpaceError, QmpError, RemoteError, StorageError, UnsuitableError
 from vbackup.images.destination import Destination
 from vbackup.images.flatten import layers_of
 from vbackup.images.opened_point import OpenedPoint
 from vbackup.images.restoring import Restoring, needed_bytes
-from vbackup.images.there import ImageThere, Writing
+from vbackup.images.there import ImageThere, Served, Writing
+from vbackup.layers import ChainState, FileState, LayerState
+from vbackup.model import ImageFormat
 from vbackup.operations import restore, restore_scripts, restored_domain, restored_machine
 from vbackup.operations.restore import Restored, RestoreRequest
 from vbackup.operations.restore_scripts import Way
@@ -34,6 +38,7 @@ from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository import chosen, verify
+from vbackup.repository.choice import Choice
 from vbackup.repository.chosen import Chosen
 from vbackup.repository.history import Link as ChainLink
 from vbackup.repository.repository import Repository
@@ -126,7 +131,7 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
     files_of = {one.dev: one.path for one in destinations}
     restore_scripts.before(scripts, point, Way.NEW, output=output, files=files_of, name=request.define.name)
     verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
-    _write_all(point, destinations, machine, prepared.text, work)
+    checkpoints = _write_all(point, destinations, machine, prepared.text, work)
     for warning in restore.warnings(choice, definition, is_missing=is_missing):
         work.reporter.warning(warning)
     defined = restored_domain.define(
@@ -140,6 +145,7 @@ def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
         closed=(),
         left_out=definition.left_out,
         shared=definition.shared,
+        checkpoints=tuple(checkpoints),
         defined=defined,
         machine=machine,
         tpm_place=restored_machine.tpm_place(prepared.text, machine, work.host.real_uri),
@@ -228,9 +234,13 @@ def _refuse_empty_tpm(prepared: Prepared, machine: Sequence[Placed], work: _Work
 
 def _write_all(
     point: Chosen, destinations: Sequence[Destination], machine: Sequence[Placed], text: str, work: _Work
-) -> None:
-    """Write disks, files of the machine and the XML in a directory that goes with the link, and then name them."""
+) -> list[str]:
+    """Write disks, files of the machine and the XML in a directory that goes with the link, and then name them.
+
+    Returns the disks (dev) whose next backup starts from the backup.
+    """
     link, output = work.link, work.output
+    checkpoints: list[str] = []
     layers = {dev: layers_of(point.paths(work.repository, dev)) for dev in point.chains}
     with ExitStack() as stack:
         stage = Path(link.stage(os.fspath(output)))
@@ -246,7 +256,10 @@ def _write_all(
                 one.dev, os.fspath(stage / one.path.name), one.image_format, links[0].image.virtual_size_bytes
             )
             with restoring.lists(links) as lists:
-                writing.write(links, image, NbdAddress(one.dev, path=here / "nbd").uri, lists)
+                source = NbdAddress(one.dev, path=here / "nbd").uri
+                writing.write(
+                    links, image, source, lists, finish=partial(_add_checkpoint, one, point.choice, checkpoints, work)
+                )
             opened.remove_export(export)
         moves = [(stage / one.path.name, one.path) for one in destinations]
         restored_machine.write(machine, point.backup, here, repository=work.repository, stop=work.stop)
@@ -258,6 +271,40 @@ def _write_all(
         # The domain XML last: where it is, all that it names is there.
         moves.append((stage / "domain.xml", output / "domain.xml"))
         link.publish([(os.fspath(source), os.fspath(target)) for source, target in moves])
+    return checkpoints
+
+
+def _add_checkpoint(one: Destination, choice: Choice, checkpoints: list[str], work: _Work, served: Served) -> None:
+    """Let the chain of a restored disk go on from the backup, if it is a disk of the original: see restored_checkpoint.
+
+    What goes wrong is a warning: the next backup is a full then.
+    """
+    request, backup = work.request, choice.disks[one.dev]
+    is_original = request.define is None or request.define.name is None
+    if not request.checkpoint or not is_original or one.image_format is not ImageFormat.QCOW2:
+        return
+    if not restored_checkpoint.can_start(backup, one.dev, work.reporter):
+        return
+    state = ChainState((LayerState("", FileState(os.fspath(one.path))),))  # of a file that this host cannot look at
+    try:
+        recorded = restored_checkpoint.record(
+            [(one.dev, backup, state)], uuid=choice.backup.domain_uuid, repository=work.repository
+        )
+        restored_checkpoint.write_bitmaps(
+            served.monitor,
+            [served.node],
+            recorded,
+            naming=work.repository.naming,
+            reporter=work.reporter,
+            stop=work.stop,
+        )
+    except (StorageError, QmpError, UnsuitableError) as err:
+        work.reporter.warning(
+            f"Disk {one.dev}: the restored image got no bitmap of the restored checkpoint, so its next backup is a"
+            f" full: {err}"
+        )
+        return
+    checkpoints.append(one.dev)
 
 
 def _send(link: Link, source: Path, target: Path) -> None:

@@ -481,7 +481,7 @@ class Helper:
             missing.append(os.path.dirname(missing[-1]))
         for path in reversed(missing[:-1]):
             os.mkdir(path, 0o711)
-            os.chmod(path, 0o711)
+            os.chmod(path, 0o711)  # noqa: S103 - others pass through it, and list nothing
             self._made.append(path)
         stage = tempfile.mkdtemp(prefix=".vbackup-", dir=directory)
         self._stages.append(stage)
@@ -568,15 +568,18 @@ class Helper:
             guard.clean(self.grace_s if is_lost else 0.0)
         for program in list(self._programs.values()):
             program.end()
+        self._remove_stages()
+        if self._directory is not None:
+            _remove_directory(self._directory)
+        for thread in self._thaws:
+            thread.join()
+
+    def _remove_stages(self) -> None:
         for stage in self._stages:
             shutil.rmtree(stage, ignore_errors=True)
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
-        if self._directory is not None:
-            _remove_directory(self._directory)
-        for thread in self._thaws:
-            thread.join()
 
     def _remove_files(self) -> None:
         for path in self._sockets:
