@@ -16,7 +16,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
-                             restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
+                             restore_scripts  restore_there  freeze_scripts  stream_backup  stream_end  stream_restore
                              disk_places  live_files  boot_tpm
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -26,7 +26,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
                              mount_lock  device  destination  restoring  replacement  appliance  guest_address
-                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
+                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
@@ -46,10 +46,11 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
+    remote                   hypervisors reached by SSH: address  command  connection  link  helper
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
-                             nbd_address  nbd_client  nbd_blocks  image_lock
+                             nbd_address  nbd_client  nbd_blocks  nbd_layer  image_lock
     qapi | hooks | schemas | scripts
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
@@ -61,7 +62,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
 sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities,
-media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied.
+media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied, remote.address
+and command.
 """
 
 __version__ = "0.1.0"
