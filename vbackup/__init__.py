@@ -48,7 +48,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-    remote                   hypervisors reached by SSH: address  command  connection  link  helper
+    remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

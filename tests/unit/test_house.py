@@ -66,6 +66,7 @@ ELSEWHERE = {
     "qapi.actions.snapshots": "unit/qapi/test_actions.py",
     "qemu.qmp_socket": "contract/test_end_of_qemu.py",  # and all contract tests run over it
     "qemu.storage_daemon": "contract/test_storage_daemon.py",  # needs the program
+    "remote.daemon": "end_to_end/test_link.py",
 }
 #: Files in tests/unit that belong to no module.
 NO_MODULE = {
