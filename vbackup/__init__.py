@@ -17,13 +17,13 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
-                             live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there
+                             live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  remote_side
     engine | copies
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
                              rollback  restored_checkpoint  live_backing  session_plan  session_history  session_survey
-                             session_scratch  session_lock  session_server  session_close  delivery
+                             session_scratch  session_lock  session_server  session_close  delivery  fleecing_area
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place
     images | stores
@@ -31,6 +31,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
                              mount_place  mount_lock  device  destination  restoring  replacement  appliance
                              guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
+                             target_server
       stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
                              key_files  bech32
     domain | http | repository | sessions
@@ -39,7 +40,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents  machine_state
                              machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
                              swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
-                             live_xml  qemu_user
+                             live_xml  qemu_user  linked  host_files
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
@@ -51,7 +52,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-    remote                   hypervisors reached by SSH: address  command  connection  link  helper
+    remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
