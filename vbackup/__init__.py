@@ -4,9 +4,9 @@ The package is a house: rooms named by what one looks for, and imports that poin
 drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a separate door, the script hooks/qemu.
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
-                             values  context  output  streams  terminal  reporters  batch  plans  qemu
-                             backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one  script_options  session_changes  making  pipes  director_config
+                             values  context  output  streams  terminal  reporters  batch  plans  qemu  backup_table
+                             merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
+                             session_changes  making  pipes  director_config
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  documents  sessions
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
@@ -17,23 +17,23 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  restore_there  freeze_scripts  stream_backup  stream_end  stream_restore
-                             disk_places  live_files  boot_tpm
+                             disk_places  live_files  boot_tpm  remote_side
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
-                             rollback  restored_checkpoint  live_backing  session_plan  session_history
-                             session_survey  session_scratch  session_lock  session_server  session_close  delivery
+                             rollback  restored_checkpoint  live_backing  session_plan  session_history  session_survey
+                             session_scratch  session_lock  session_server  session_close  delivery  fleecing_area
     images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
-                             mount_lock  device  destination  restoring  replacement  appliance  guest_address
-                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
+                             mount_lock  device  destination  restoring  replacement  appliance  guest_address  guest
+                             guest_files  unpacking  throwaway  fsck  live_point  scratch  there  target_server
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
-                             freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
-                             machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
-                             capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
-                             boot_watch  screenshot  lifecycle  live_xml  qemu_user
+                             freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents  machine_state
+                             machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
+                             swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
+                             live_xml  qemu_user  linked
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
@@ -42,11 +42,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
-                             changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
-                             kept_result
+                             changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-    remote                   hypervisors reached by SSH: address  command  connection  link  helper
+    remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         MachineFile,
         MachineKind,
         Quiesce,
+        Transport,
     )
     from vbackup.operations.adopt import Adopted
     from vbackup.operations.audit import Audit, AuditRequest, DiskAudit
@@ -328,6 +329,7 @@ __all__ = [
     "Tracker",
     "TransactionDone",
     "TransactionRequest",
+    "Transport",
     "Trouble",
     "UmountRequest",
     "Unmounted",
@@ -376,7 +378,7 @@ _PLACES = {
     "vbackup.repository.repository": "MARKER:REPOSITORY_MARKER Repository",
     # what is backed up
     "vbackup.model": "Backup Compression Consistency DiskImage Group HostIdentity ImageFormat LeftOut Level "
-    "MachineFile MachineKind Quiesce",
+    "MachineFile MachineKind Quiesce Transport",
     # backups
     "vbackup.operations.backup": "BackupRequest",
     "vbackup.engine.plan": "BackupPlan",

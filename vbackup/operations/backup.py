@@ -38,6 +38,7 @@ from vbackup.errors import (
     LinkLostError,
     QmpError,
     RemoteError,
+    StorageDaemonGoneError,
     StorageError,
     UnsuitableError,
     VbackupError,
@@ -168,7 +169,11 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
         # QEMU cancels its jobs as it ends, which is seen first.
         if isinstance(err, JobError) and domain.source.has_ended():
             raise DomainGoneError(domain.source.handle.name) from err
+        _refuse_lost(err, domain)
         _refuse_corrupt(err, backup_plan, domain)
+        raise
+    except StorageError as err:
+        _refuse_lost(err, domain)
         raise
     finally:
         nodes = {disk.dev: disk.node.top.node_name for disk in backup_plan.disks}
@@ -180,6 +185,17 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
     histories = [committed] if this.delivery is None else [committed, backup_plan.history]
     _remove_superseded(backup_plan, histories, domain, detached)
     return backup
+
+
+def _refuse_lost(failed: VbackupError, domain: LockedDomain) -> None:
+    """Raise what QEMU only sees as an I/O error: the link is lost, or the server of the images has ended."""
+    try:
+        if domain.served is not None:
+            domain.served.server.refuse_ended()
+        if domain.link is not None:
+            domain.link.stat("/")
+    except (LinkLostError, StorageDaemonGoneError) as err:
+        raise err from failed
 
 
 def _refuse_corrupt(failed: JobError | QmpError, backup_plan: BackupPlan, domain: LockedDomain) -> None:
