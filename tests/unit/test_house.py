@@ -60,6 +60,21 @@ ELSEWHERE = {
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",
     "repository.merged_list": "end_to_end/test_merge_trees.py",
+    "cli.copies": "unit/cli/handlers/test_copy.py",  # as its commands do
+    "cli.copies_prune": "unit/cli/handlers/test_copy.py",
+    "cli.copies_verify": "unit/cli/handlers/test_copy.py",
+    "cli.handlers.fetch": "unit/cli/handlers/test_copy.py",
+    "copies.composing": "end_to_end/test_copy.py",  # needs real images and a storage daemon, as the next ones
+    "copies.download": "end_to_end/test_copy.py",
+    "copies.points": "end_to_end/test_copy.py",
+    "copies.staging": "end_to_end/test_copy.py",
+    "copies.upload": "end_to_end/test_copy.py",
+    "copies.view": "end_to_end/test_copy.py",
+    "operations.copy": "end_to_end/test_copy.py",
+    "operations.copy_prune": "end_to_end/test_copy.py",
+    "operations.copy_verify": "end_to_end/test_copy.py",
+    "operations.fetch": "end_to_end/test_copy.py",
+    "images.joining": "end_to_end/test_merge_trees.py",  # through operations.consolidation
     "qapi.actions.backups": "unit/qapi/test_actions.py",  # one table has an example of every action
     "qapi.actions.base": "unit/qapi/test_actions.py",
     "qapi.actions.bitmaps": "unit/qapi/test_actions.py",

@@ -44,6 +44,15 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_take_over(parser: argparse.ArgumentParser) -> None:
+    """Add --take-over."""
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="a vbackup of another machine that seems to work on the domain at the target is dead",
+    )
+
+
 def place_of(options: argparse.Namespace, target: str) -> TargetPlace:
     """Return a target with what opens it. Raises UsageError."""
     from vbackup.api import TargetPlace

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_wait_lock
+from vbackup.cli.copies import add_take_over
 from vbackup.cli.values import chain_length, count, speed_bytes_s, timestamp
 
 
@@ -45,12 +46,3 @@ def add(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print what would be copied")
     add_take_over(parser)
     add_wait_lock(parser)
-
-
-def add_take_over(parser: argparse.ArgumentParser) -> None:
-    """Add --take-over."""
-    parser.add_argument(
-        "--take-over",
-        action="store_true",
-        help="a vbackup of another machine that seems to work on the domain at the target is dead",
-    )

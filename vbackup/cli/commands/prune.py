@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_wait_lock
-from vbackup.cli.commands.copy import add_take_over
-from vbackup.cli.copies import add_cache
+from vbackup.cli.copies import add_cache, add_take_over
 from vbackup.cli.values import chain_length, keep_count, keep_within
 
 
