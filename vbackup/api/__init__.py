@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         MachineFile,
         MachineKind,
         Quiesce,
+        Transport,
     )
     from vbackup.operations.adopt import Adopted
     from vbackup.operations.audit import Audit, AuditRequest, DiskAudit
@@ -355,6 +356,7 @@ __all__ = [
     "Tracker",
     "TransactionDone",
     "TransactionRequest",
+    "Transport",
     "Trouble",
     "UmountRequest",
     "Unmounted",
@@ -409,7 +411,7 @@ _PLACES = {
     "vbackup.repository.repository": "MARKER:REPOSITORY_MARKER Repository",
     # what is backed up
     "vbackup.model": "Backup Compression Consistency DiskImage Group HostIdentity ImageFormat LeftOut Level "
-    "MachineFile MachineKind Quiesce",
+    "MachineFile MachineKind Quiesce Transport",
     # backups
     "vbackup.operations.backup": "BackupRequest",
     "vbackup.engine.plan": "BackupPlan",

@@ -19,7 +19,7 @@ from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.planning import Plan, PointCopy
 from vbackup.copies.target import Listing, Target
 from vbackup.copies.upload import Means, upload
-from vbackup.errors import IdentityError
+from vbackup.errors import IdentityError, InterruptedBySignalError
 from vbackup.report import Reporter
 from vbackup.repository import lock
 from vbackup.repository.lock import LockWait
@@ -105,6 +105,7 @@ def run(
     directory = known.ledger.directory_of(request.uuid)
     name = repository.name_of(request.uuid)
     with (
+        going_on("what was sent is kept, and the same command goes on"),
         locked(directory, name, LockWait(request.wait_lock_s, reporter, stop, name)),
         claim.claimed(target, request.uuid, directory, take_over=request.take_over) as listed,
     ):
@@ -188,6 +189,15 @@ def _objects(copy: PointCopy) -> int:
 def known_of(repository: Repository, target: Target) -> Known:
     """Return a target with what a repository knows of it."""
     return Known(target, Ledger(repository.path / COPIES / target.id))
+
+
+@contextmanager
+def going_on(state: str) -> Iterator[None]:
+    """Let the error of a signal that ends the block say in which state it leaves everything."""
+    try:
+        yield
+    except InterruptedBySignalError as err:
+        raise InterruptedBySignalError(err.signum, state=state) from err
 
 
 @contextmanager

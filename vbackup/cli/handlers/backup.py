@@ -10,7 +10,7 @@ from vbackup.cli import batch, output, plans, script_options
 from vbackup.cli.arguments import domains_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.model import Backup, Compression, Level, Quiesce
+from vbackup.model import Backup, Compression, Level, Quiesce, Transport
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -30,7 +30,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
-    """Return what commands.backup.add_making's arguments and --level ask for."""
+    """Return what commands.backup.add_making's arguments and --level ask for. Raises UsageError."""
+    if options.fleecing is not None and options.no_fleecing:
+        raise UsageError("--fleecing and --no-fleecing exclude each other; leave out one of them.")
     return BackupRequest(
         domain=domain,
         level=Level(options.level),
@@ -43,6 +45,8 @@ def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
         compression=Compression(options.compress),
         wait_lock_s=options.wait_lock,
         fleecing=options.fleecing,
+        no_fleecing=options.no_fleecing,
+        transport=Transport(options.transport),
         exclusive=options.exclusive,
         allow_reflink=options.allow_reflink,
         with_media=options.with_media,
