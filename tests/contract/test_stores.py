@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 from tests.fake_store import FakeStore
+from tests.weed import Weed
 from vbackup.errors import StorageError
 from vbackup.stores.directory import DirectoryStore
+from vbackup.stores.ssh import SshStore
 from vbackup.stores.store import PIECE_BYTES, Deletion, Store, read_small
 
 KEY = "0e2f4a7c-5b1d-4c3e-9f60-718293a4b5c6/20261128T101500Z-full/vda.qcow2"
+SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")
 OTHER = "0e2f4a7c-5b1d-4c3e-9f60-718293a4b5c6/20261128T101500Z-full/manifest.json"
 
 
@@ -28,15 +31,29 @@ def directory_store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "target")
 
 
-STORES: dict[str, Callable[[Path], Store]] = {
-    "memory": lambda tmp_path: FakeStore(),
-    "directory": directory_store,
+def ssh_store(tmp_path: Path) -> Store:
+    """OpenSSH's server for SFTP without the connection; tests/end_to_end has that, too."""
+    if not SFTP_SERVER.exists():
+        pytest.skip("openssh-sftp-server is not installed")
+    return SshStore(f"ssh://host{tmp_path}/target", create=True, command=lambda place: [str(SFTP_SERVER)])
+
+
+def s3_store(request: pytest.FixtureRequest) -> Store:
+    weed: Weed = request.getfixturevalue("weed")
+    return weed.store()
+
+
+STORES: dict[str, Callable[[pytest.FixtureRequest, Path], Store]] = {
+    "memory": lambda request, tmp_path: FakeStore(),
+    "directory": lambda request, tmp_path: directory_store(tmp_path),
+    "ssh": lambda request, tmp_path: ssh_store(tmp_path),
+    "s3": lambda request, tmp_path: s3_store(request),
 }
 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    opened = STORES[request.param](tmp_path)
+    opened = STORES[request.param](request, tmp_path)
     yield opened
     opened.close()
 
