@@ -7,8 +7,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
                              one_by_one  script_options  session_changes  making  pipes  director_config
+                             copies  copies_prune  copies_verify
     api                      the library, on which the command line is written: connection  connected  hosts  backups
-                             restores  records  upkeep  contents  attached  streams  documents  sessions
+                             restores  records  upkeep  contents  attached  streams  copies  documents  sessions
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
@@ -17,17 +18,22 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
-                             disk_places  live_files  boot_tpm
-    engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
+                             disk_places  live_files  boot_tpm  copy  copy_verify  copy_prune  fetch
+    engine | copies
+      engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
                              rollback  restored_checkpoint  live_backing  session_plan  session_history
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
-    images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
-                             denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
-                             mount_lock  device  destination  restoring  replacement  appliance  guest_address
-                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
-    stores                   where copies lie: store  directory  opening
+      copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
+                             outgoing  upload  download  view  place
+    images | stores
+      images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
+                             joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
+                             mount_place  mount_lock  device  destination  restoring  replacement  appliance
+                             guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
+      stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
+                             key_files  bech32
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
@@ -57,12 +63,12 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive
+                             stop  undo  archive  immutable
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
-sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities,
-media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied.
+allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
+http.ranges, sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity,
+capabilities, media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

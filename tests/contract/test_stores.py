@@ -17,7 +17,9 @@ import pytest
 from tests.fake_store import FakeStore
 from tests.weed import Weed
 from vbackup.errors import StorageError
+from vbackup.stores.age_keys import Identity
 from vbackup.stores.directory import DirectoryStore
+from vbackup.stores.sealed import Keys, SealedStore
 from vbackup.stores.ssh import SshStore
 from vbackup.stores.store import PIECE_BYTES, Deletion, Store, read_small
 
@@ -43,11 +45,18 @@ def s3_store(request: pytest.FixtureRequest) -> Store:
     return weed.store()
 
 
+def sealed(store: Store) -> SealedStore:
+    identity = Identity(bytes(range(32)))
+    return SealedStore(store, Keys((identity.recipient,), (identity,)))
+
+
 STORES: dict[str, Callable[[pytest.FixtureRequest, Path], Store]] = {
     "memory": lambda request, tmp_path: FakeStore(),
     "directory": lambda request, tmp_path: directory_store(tmp_path),
     "ssh": lambda request, tmp_path: ssh_store(tmp_path),
     "s3": lambda request, tmp_path: s3_store(request),
+    "sealed in memory": lambda request, tmp_path: sealed(FakeStore()),
+    "sealed in a directory": lambda request, tmp_path: sealed(directory_store(tmp_path)),
 }
 
 

@@ -13,9 +13,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from vbackup import immutable
 from vbackup.errors import StorageError
 from vbackup.files import fsync, open_regular, storage_errors
 from vbackup.repository import filesystem
@@ -39,8 +40,10 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class DirectoryStore:
     """A directory that exists."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, immutable_days: int | None = None) -> None:
+        """``immutable_days``: for how long an object cannot be removed (vbackup.immutable)."""
         self._path = path
+        self._immutable_days = immutable_days
         self._is_tidy = False
 
     @property
@@ -53,6 +56,7 @@ class DirectoryStore:
         with storage_errors(f"write to {self._path}"):
             path = self._path_of(key)
             if os.path.lexists(path):
+                self._make_immutable(path)  # the run that stored it may have been killed before it did that
                 return False
             incoming = self._path / _INCOMING
             incoming.mkdir(mode=0o700, exist_ok=True)
@@ -63,9 +67,11 @@ class DirectoryStore:
             try:
                 _write(temporary, key, source, size_bytes)
                 self._make_directory(path.parent)
-                return _give_name(temporary, path)
+                is_new = _give_name(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+            self._make_immutable(path)  # only now: no name of such a file can be removed
+            return is_new
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """As Store."""
@@ -101,18 +107,19 @@ class DirectoryStore:
         refuse_prefix(prefix)
         start = self._path_of(prefix[:-1]) if prefix else self._path
         with storage_errors(f"read {start}"):
-            found = list(_walk(start, prefix))
-        yield from sorted(found, key=lambda each: each.key)
+            yield from _walk(start, prefix)
 
     def delete(self, key: str) -> Deletion:
         """As Store. Directories that become empty are removed."""
         path = self._path_of(key)
         with storage_errors(f"remove {path}"):
             try:
+                if not immutable.release(path):
+                    return Deletion.KEPT
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError):
                 return Deletion.ABSENT
-            except PermissionError:  # the immutable or append-only flag (chattr), or a directory of somebody else
+            except PermissionError:  # the append-only flag (chattr), or a directory of somebody else
                 return Deletion.KEPT
             with suppress(OSError):
                 for parent in path.parents:
@@ -122,11 +129,15 @@ class DirectoryStore:
         return Deletion.DELETED
 
     def lock_days(self) -> int | None:
-        """As Store: a directory keeps nothing that its owner removes."""
-        return None
+        """As Store: with ``immutable_days``, and for whoever does not take the flag away."""
+        return self._immutable_days
 
     def close(self) -> None:
         """As Store."""
+
+    def _make_immutable(self, path: Path) -> None:
+        if self._immutable_days is not None and immutable.until(path) is None:
+            immutable.make(path, datetime.now(timezone.utc) + timedelta(days=self._immutable_days))
 
     def _path_of(self, key: str) -> Path:
         refuse_key(key)
@@ -184,13 +195,15 @@ def _give_name(temporary: Path, path: Path) -> bool:
 
 
 def _walk(path: Path, prefix: str) -> Iterator[StoredObject]:
+    """Yield what is below a directory, in the order of the keys: a directory sorts as its name with a slash."""
     try:
         with os.scandir(path) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
+    directories = {entry.name for entry in found if entry.is_dir(follow_symlinks=False)}
+    for entry in sorted(found, key=lambda each: each.name + "/" * (each.name in directories)):
+        if entry.name in directories:
             yield from _walk(path / entry.name, f"{prefix}{entry.name}/")
         elif entry.is_file(follow_symlinks=False):
             with suppress(FileNotFoundError):  # it was deleted meanwhile

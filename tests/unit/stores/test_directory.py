@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from vbackup import immutable
 from vbackup.errors import NoSpaceError, StorageError
 from vbackup.stores.directory import DirectoryStore
 from vbackup.stores.store import Deletion
@@ -101,3 +104,36 @@ def test_directories_that_become_empty_go(tmp_path: Path) -> None:
     store.delete("a/d")
     assert not (tmp_path / "a").exists()
     assert tmp_path.exists()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a filesystem with the immutable flag, for a process that may set it."""
+    try:
+        immutable.refuse_impossible(tmp_path)
+    except StorageError as err:
+        pytest.skip(str(err))
+    yield tmp_path
+    subprocess.run(["chattr", "-R", "-i", tmp_path], check=True)
+
+
+def test_immutable_object_stays_until_its_days_are_over(target: Path) -> None:
+    store = DirectoryStore(target, immutable_days=3)
+    assert store.put_new("a/b", io.BytesIO(b"data"), 4)
+    assert store.lock_days() == 3
+    with pytest.raises(PermissionError):
+        (target / "a" / "b").unlink()
+    # Whoever deletes, with the option or without.
+    assert DirectoryStore(target).delete("a/b") is Deletion.KEPT
+    assert (target / "a" / "b").read_bytes() == b"data"
+    assert list((target / ".incoming").iterdir()) == []
+    assert DirectoryStore(target, immutable_days=0).put_new("a/c", io.BytesIO(b"data"), 4)
+    with pytest.raises(PermissionError):
+        (target / "a" / "c").unlink()
+    assert DirectoryStore(target).delete("a/c") is Deletion.DELETED
+
+
+def test_run_that_was_killed_before_the_flag_is_made_up_for(target: Path) -> None:
+    DirectoryStore(target).put_new("a/b", io.BytesIO(b"data"), 4)
+    assert not DirectoryStore(target, immutable_days=3).put_new("a/b", io.BytesIO(b"data"), 4)
+    assert DirectoryStore(target).delete("a/b") is Deletion.KEPT
