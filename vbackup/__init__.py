@@ -7,7 +7,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
                              one_by_one  script_options  session_changes  making  pipes  director_config
-                             copies  copies_prune  copies_verify
+                             copies  copies_prune  copies_verify  copies_rewrap
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
@@ -19,6 +19,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
                              disk_places  live_files  boot_tpm  copy  copy_verify  copy_prune  fetch
+                             copy_rewrap
     engine | copies
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -26,7 +27,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              rollback  restored_checkpoint  live_backing  session_plan  session_history
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
-                             outgoing  upload  download  view  place
+                             outgoing  upload  download  view  place  holding
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
@@ -51,7 +52,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
                              kept_result
-                             data_size  live_state  stream_tar  stream_members  stream_record
+                             immutability  data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads

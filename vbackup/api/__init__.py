@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
-    from vbackup.api.copies import OpenedCopies, open_copies
+    from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
     from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
+    from vbackup.operations.copy_rewrap import Rewrapped
     from vbackup.operations.copy_verify import CopiesVerified, CopyVerifyRequest
     from vbackup.operations.cp import Copies, CpRequest
     from vbackup.operations.diff import Difference, DiffRequest
@@ -181,6 +182,9 @@ if TYPE_CHECKING:
     from vbackup.sessions.sockets import split_address as split_session_address
     from vbackup.sessions.trackers import Tracker
     from vbackup.stop import Stop
+    from vbackup.stores.key_files import identities as read_identities
+    from vbackup.stores.key_files import recipients as read_recipients
+    from vbackup.stores.sealed import Keys as TargetKeys
 
 __all__ = [
     "BLOCK_BYTES",
@@ -318,6 +322,7 @@ __all__ = [
     "Restored",
     "RestoredInPlace",
     "ResumeRequest",
+    "Rewrapped",
     "Room",
     "Rules",
     "Script",
@@ -344,6 +349,7 @@ __all__ = [
     "Status",
     "Stop",
     "StreamRequest",
+    "TargetKeys",
     "TargetPlace",
     "TrackedDisk",
     "Tracker",
@@ -381,7 +387,10 @@ __all__ = [
     "open_copies",
     "open_stage",
     "parse_address",
+    "read_identities",
+    "read_recipients",
     "reload_daemons",
+    "rewrap_copies",
     "schema_title",
     "split_session_address",
     "this_host",
@@ -469,11 +478,14 @@ _PLACES = {
     "vbackup.operations.cat": "CatRequest",
     "vbackup.operations.search": "Found:FoundFile Searched SearchRequest",
     # copies
-    "vbackup.api.copies": "OpenedCopies open_copies",
+    "vbackup.api.copies": "OpenedCopies open_copies rewrap_copies",
     "vbackup.copies.place": "TargetPlace default_cache",
     "vbackup.copies.download": "PARALLEL_OBJECTS",
     "vbackup.operations.copy": "Copied CopiedPoint CopyRequest",
     "vbackup.operations.copy_prune": "CopiesPruned CopyLine CopyPruneRequest",
+    "vbackup.operations.copy_rewrap": "Rewrapped",
+    "vbackup.stores.sealed": "Keys:TargetKeys",
+    "vbackup.stores.key_files": "identities:read_identities recipients:read_recipients",
     "vbackup.operations.copy_verify": "CopiesVerified CopyVerifyRequest",
     "vbackup.operations.fetch": "Fetched FetchRequest",
     # attached QEMU

@@ -29,6 +29,7 @@ def add_from(parser: argparse.ArgumentParser, *, required: bool = False) -> None
         else "in place of the repository: a target of copies, a directory or a URL; only what is needed is fetched",
     )
     add_cache(parser)
+    add_identity(parser)
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +45,48 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_identity(parser: argparse.ArgumentParser) -> None:
+    """Add --identity."""
+    parser.add_argument(
+        "--identity",
+        metavar="FILE",
+        dest="identities",
+        action="append",
+        default=[],
+        help="age identity that opens an encrypted target, in a file that only you can read, or command:PROGRAM which"
+        " prints it; can be given several times",
+    )
+
+
+def add_recipients(parser: argparse.ArgumentParser) -> None:
+    """Add --recipient and --recipients-file."""
+    parser.add_argument(
+        "--recipient",
+        metavar="age1...",
+        dest="recipients",
+        action="append",
+        default=[],
+        help="encrypt with age, to this recipient; can be given several times",
+    )
+    parser.add_argument(
+        "--recipients-file",
+        metavar="FILE",
+        dest="recipients_files",
+        type=Path,
+        action="append",
+        default=[],
+        help="encrypt with age, to the recipients in a file, one a line; can be given several times",
+    )
+
+
 def place_of(options: argparse.Namespace, target: str) -> TargetPlace:
-    """Return a target with what opens it. Raises UsageError."""
-    from vbackup.api import TargetPlace
+    """Return a target with what opens it. Raises UsageError, IdentityError."""
+    from vbackup.api import TargetKeys, TargetPlace, read_identities, read_recipients
 
     if not target:
         raise UsageError("The target is empty: give a directory or a URL.")
-    return TargetPlace(target)
+    to = read_recipients(getattr(options, "recipients", []), getattr(options, "recipients_files", []))
+    return TargetPlace(target, TargetKeys(to, read_identities(options.identities)))
 
 
 @contextmanager
@@ -59,7 +95,13 @@ def opened(options: argparse.Namespace, context: Context, target: str, reporter:
     from vbackup.api import open_copies
 
     cache: Path | None = options.cache
-    with open_copies(place_of(options, target), cache=cache, reporter=reporter, stop=context.stop) as copies:
+    with open_copies(
+        place_of(options, target),
+        cache=cache,
+        source=context.repository_path() if context.has_repository else None,
+        reporter=reporter,
+        stop=context.stop,
+    ) as copies:
         yield copies
 
 
@@ -74,8 +116,8 @@ def connected(
     from vbackup.api import connect
 
     if options.from_target is None:
-        if options.cache is not None:
-            raise UsageError("--cache is for what --from reads.")
+        if options.cache is not None or options.identities:
+            raise UsageError("--cache and --identity are for what --from reads.")
         with context.connect() as vb:
             yield vb, None
         return
@@ -93,6 +135,9 @@ def make_absolute(options: argparse.Namespace) -> None:
         options.from_target = os.fspath(Path(options.from_target).absolute())
     if options.cache is not None:
         options.cache = options.cache.absolute()
+    options.identities = [
+        word if word.startswith("command:") else os.fspath(Path(word).absolute()) for word in options.identities
+    ]
 
 
 def refuse(options: argparse.Namespace, *names: str) -> None:

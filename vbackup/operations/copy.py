@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from vbackup.copies import claim, points, staging
+from vbackup.copies import claim, holding, points, staging
 from vbackup.copies import planning as plans
 from vbackup.copies import target as targets
-from vbackup.copies.ledger import Known, Ledger
+from vbackup.copies.ledger import COPIES, Known, Ledger
 from vbackup.copies.planning import Plan, PointCopy
 from vbackup.copies.target import Listing, Target
 from vbackup.copies.upload import Means, upload
+from vbackup.errors import IdentityError
 from vbackup.report import Reporter
 from vbackup.repository import lock
 from vbackup.repository.lock import LockWait
@@ -30,8 +31,6 @@ from vbackup.stores.store import Store
 
 #: Objects of a point that are sent at a time.
 PARALLEL_OBJECTS = 4
-#: The directory, in a repository, of what is known of targets (vbackup.copies.ledger, vbackup.copies.staging).
-COPIES = "copies"
 _NO_KEYS = Keys()
 
 
@@ -44,6 +43,7 @@ class CopyRequest:
     full_every: int | None = None  #: the longest chain of images at the target
     bytes_s: int | None = None  #: limit of all objects together
     parallel: int = PARALLEL_OBJECTS  #: objects of a point at a time
+    immutable_days: int | None = None  #: points in a directory cannot be removed for so long after they were copied
     dry_run: bool = False
     take_over: bool = False  #: claims of others at the target are of processes that are gone
     wait_lock_s: float = 0.0  #: for another vbackup of this repository that copies points of the domain there
@@ -93,11 +93,13 @@ def run(
     ``keys``: of a target that is, or becomes, encrypted.
 
     Raises ChainError if an image to copy is damaged, or the target has another backup under an id; BusyError if another
-    vbackup copies or removes points of the domain there; StorageError, NoSpaceError, InterruptedBySignalError. The
-    points before are complete then, and the next run goes on.
+    vbackup copies or removes points of the domain there; UsageError if there are recipients and the target is not
+    encrypted, or the other way round, or if nothing can be immutable there; StorageError, NoSpaceError,
+    InterruptedBySignalError. The points before are complete then, and the next run goes on.
     """
     if request.dry_run:
-        return _dry_run(request, repository, store, keys, stop)
+        return _dry_run(request, repository=repository, store=store, keys=keys, reporter=reporter, stop=stop)
+    held = None if request.immutable_days is None else holding.refuse_impossible(store)
     target = targets.opened_for(store, repository.ids, create=True, keys=keys)
     known = known_of(repository, target)
     directory = known.ledger.directory_of(request.uuid)
@@ -107,7 +109,7 @@ def run(
         claim.claimed(target, request.uuid, directory, take_over=request.take_over) as listed,
     ):
         staging.clear(target, directory, listed.points)
-        plan = _plan(request, repository, known, listed, stop)
+        plan = _plan(request, known, listed, repository=repository, reporter=reporter, stop=stop)
         means = Means(
             repository,
             known,
@@ -122,12 +124,16 @@ def run(
             sent = upload(copy, listed.unfinished.get(copy.backup.id, {}), means)
             done.append(_copied(copy, sent.sent_bytes, sent.objects, sent.found_objects))
             reporter.step(f"Copied backup {copy.backup.id} to {target.name}.")
+        if held is not None and request.immutable_days is not None:
+            holding.hold(targets.listing(target, request.uuid), request.immutable_days, target=target, directory=held)
     for backup_id, reason in plan.skipped.items():
         reporter.warning(f"Backup {backup_id} cannot be copied: {reason}")
     return Copied(request.uuid, name, tuple(done), plan.there, plan.passed, plan.skipped)
 
 
-def _dry_run(request: CopyRequest, repository: Repository, store: Store, keys: Keys, stop: Stop) -> Copied:
+def _dry_run(
+    request: CopyRequest, *, repository: Repository, store: Store, keys: Keys, reporter: Reporter, stop: Stop
+) -> Copied:
     """Return what would be copied. A place that is empty, or not there, would become a target."""
     history = repository.catalogue(request.uuid).history
     if store.size(targets.MARKER) is None:
@@ -136,14 +142,24 @@ def _dry_run(request: CopyRequest, repository: Repository, store: Store, keys: K
     else:
         target = targets.opened_for(store, repository.ids, create=False, keys=keys)
         listed = targets.listing(target, request.uuid)
-        plan = _plan(request, repository, known_of(repository, target), listed, stop)
+        known = known_of(repository, target)
+        plan = _plan(request, known, listed, repository=repository, reporter=reporter, stop=stop)
     would = [_copied(copy, sum(disk.size_bytes for disk in copy.disks), _objects(copy)) for copy in plan.copies]
     return Copied(request.uuid, repository.name_of(request.uuid), tuple(would), plan.there, plan.passed, plan.skipped)
 
 
-def _plan(request: CopyRequest, repository: Repository, known: Known, listed: Listing, stop: Stop) -> Plan:
+def _plan(
+    request: CopyRequest, known: Known, listed: Listing, *, repository: Repository, reporter: Reporter, stop: Stop
+) -> Plan:
     history = repository.catalogue(request.uuid).history
     there = points.read(known, listed, stop=stop)
+    sealed = [one for one, err in there.unreadable.items() if isinstance(err, IdentityError)]
+    if sealed:
+        reporter.warning(
+            f"Of {len(sealed)} points at {known.target.name}, such as {sealed[-1]}, this machine knows only the names:"
+            " they are encrypted, and it has not copied them, or has lost the record of that. Nothing that is copied"
+            " now depends on them, so a full goes there; with --identity, they would be read."
+        )
     return plans.plan(
         history,
         there.points,

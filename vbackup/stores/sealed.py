@@ -133,6 +133,15 @@ class SealedStore:
         """As Store."""
         self._inner.close()
 
+    @property
+    def sealed_to(self) -> str:
+        """A name for the set of recipients of what is stored now."""
+        return _set_of(self._recipients)
+
+    def inner_key(self, key: str) -> str:
+        """Return the key that an object has in the store around which this one is."""
+        return key if key in self._plain else key + SUFFIX
+
     def check_identity(self, key: str) -> None:
         """Raise IdentityError unless an identity opens the object; only its header is fetched.
 
