@@ -20,7 +20,7 @@ class Fault(Enum):
     ERROR_503 = "503"
     DROPPED = "dropped"  #: the connection ends before the request has reached the server
     LOST = "lost"  #: the server did it, and the connection ends before the answer
-    SLOW = "slow"  #: the answer comes in pieces, over half a second
+    SLOW = "slow"  #: the answer comes in pieces, over a quarter of a second
     TRUNCATED = "truncated"  #: the connection ends in the middle of the answer
     CHANGED_REQUEST = "changed request"  #: one byte of the body that the server gets
     CHANGED_ANSWER = "changed answer"  #: one byte of the body that the client gets
@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             for start in range(0, len(data), -(-len(data) // 5)):
                 self.wfile.write(data[start : start + -(-len(data) // 5)])
                 self.wfile.flush()
-                time.sleep(0.1)
+                time.sleep(0.05)
         elif self.command != "HEAD":
             self.wfile.write(data)
 

@@ -7,7 +7,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
                              one_by_one  script_options  session_changes  making  pipes  director_config
-                             copies  copies_prune  copies_verify  copies_rewrap
+                             copies  copies_prune  copies_verify  copies_rewrap  lock_rule
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
@@ -33,7 +33,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
                              mount_place  mount_lock  device  destination  restoring  replacement  appliance
                              guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
-      stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
+      stores                 where copies lie: store  directory  opening  settings  ssh  sftp  cloud  cloud_kinds
+                             s3  s3_upload  s3_requests  aws  signing  sealed  age_header  age_stream  age_keys
                              key_files  bech32
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection

@@ -46,7 +46,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def add_identity(parser: argparse.ArgumentParser) -> None:
-    """Add --identity."""
+    """Add --identity and --target-config: what opens a target."""
     parser.add_argument(
         "--identity",
         metavar="FILE",
@@ -55,6 +55,13 @@ def add_identity(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="age identity that opens an encrypted target, in a file that only you can read, or command:PROGRAM which"
         " prints it; can be given several times",
+    )
+    parser.add_argument(
+        "--target-config",
+        metavar="FILE",
+        type=Path,
+        help="file that only you can read, with lines NAME=VALUE such as AWS_ACCESS_KEY_ID: keys and endpoint of a"
+        " target in a bucket (default: the environment, then ~/.aws)",
     )
 
 
@@ -86,7 +93,8 @@ def place_of(options: argparse.Namespace, target: str) -> TargetPlace:
     if not target:
         raise UsageError("The target is empty: give a directory or a URL.")
     to = read_recipients(getattr(options, "recipients", []), getattr(options, "recipients_files", []))
-    return TargetPlace(target, TargetKeys(to, read_identities(options.identities)))
+    keys = TargetKeys(to, read_identities(options.identities))
+    return TargetPlace(target, keys, config=options.target_config)
 
 
 @contextmanager
@@ -135,6 +143,8 @@ def make_absolute(options: argparse.Namespace) -> None:
         options.from_target = os.fspath(Path(options.from_target).absolute())
     if options.cache is not None:
         options.cache = options.cache.absolute()
+    if options.target_config is not None:
+        options.target_config = options.target_config.absolute()
     options.identities = [
         word if word.startswith("command:") else os.fspath(Path(word).absolute()) for word in options.identities
     ]

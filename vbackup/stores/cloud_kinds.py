@@ -25,7 +25,7 @@ def opened(scheme: str, bucket: str, prefix: str, settings: Settings) -> Store:
     own: dict[str, Any] = {name.lower(): value for name, value in settings.own.items() if name.startswith(names)}
     name = f"{scheme}://{bucket}/{prefix}".rstrip("/")
     try:
-        objects = kind(bucket, config=own, client_options=client_options(), retry_config=retry_options())  # type: ignore[arg-type]
+        objects: Any = kind(bucket, config=own, client_options=client_options(), retry_config=retry_options())  # type: ignore[arg-type]
     except (BaseError, ValueError) as err:
         raise StorageError(f"Cannot use {name}: {str(err).splitlines()[0].rstrip('.')}.") from err
     return CloudStore(name, objects, prefix)

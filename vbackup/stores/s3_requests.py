@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 #: How long a request is repeated, how long a server may be silent, and the pauses between.
 RETRY_S, SILENCE_S, CONNECT_S = 120.0, 60.0, 10.0
-_PAUSE_S, _MAX_PAUSE_S = 0.1, 8.0
+PAUSE_S, MAX_PAUSE_S = 0.1, 8.0
 #: More than any answer has that is read here.
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _BUSY = frozenset(
@@ -138,7 +138,7 @@ class S3Requests:
         """
         retry_s = self._retry_s if retry_s is None else min(retry_s, self._retry_s)
         deadline = time.monotonic() + retry_s
-        pause_s = _PAUSE_S
+        pause_s = PAUSE_S
         digest = hashlib.sha256(body).hexdigest()
         while True:
             try:
@@ -166,7 +166,7 @@ class S3Requests:
                 )
             log.debug("%s %s: %s; again in %.1f s", method, key, why, wait_s)
             time.sleep(wait_s)
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     def refuse(self, answer: Answer, what: str) -> StorageError:
         """Return the error for an answer that refuses a request. ``what``: what it was to do, after "Cannot"."""

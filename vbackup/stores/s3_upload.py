@@ -25,10 +25,10 @@ from vbackup.stores.store import PIECE_BYTES, Source, wrong_size
 log = logging.getLogger(__name__)
 
 #: Objects up to a part go in one request. S3 takes 10,000 parts, so that larger objects need larger ones.
-PART_BYTES = 16 * 1024 * 1024
+PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000
-#: Parts of one object under way at a time.
-THREADS = 4
+#: Parts of one object under way at a time: fewer of large ones, which all are in memory.
+THREADS, _MEMORY_BYTES = 4, 96 * 1024 * 1024
 #: Names of the metadata of an object: its SHA-256, which ``S3Store.get`` compares, and what tells one upload's from
 #: another's.
 SHA256, UPLOAD = "sha256", "vbackup-upload"
@@ -181,11 +181,12 @@ class _Upload:
 
     def _send_all(self, source: Source, upload: str, there: Mapping[int, _Part]) -> list[_Part]:
         parts: list[_Part] = []
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as pool:
+        threads = max(1, min(THREADS, _MEMORY_BYTES // self._part_bytes))
+        with ThreadPoolExecutor(threads, thread_name_prefix="s3") as pool:
             running: set[Future[_Part]] = set()
             try:
                 for number, data in self._cut(source):
-                    while len(running) >= THREADS:
+                    while len(running) >= threads:
                         done, running = wait(running, return_when=FIRST_COMPLETED)
                         parts.extend(future.result() for future in done)
                     running.add(pool.submit(self._send, upload, number, data, there.get(number)))
