@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vbackup.copies.target import CLAIM, Listing, Target, listing
+from vbackup.copies.target import CLAIM, RELEASED, Listing, Target, listing
 from vbackup.errors import BusyError, StorageError
 from vbackup.files import read_regular, replace_text, storage_errors
 from vbackup.machine import this_host
@@ -46,12 +46,18 @@ def claimed(target: Target, uuid: str, directory: Path, *, take_over: bool = Fal
         if others and not take_over:
             raise _busy(target, others[0])
         for each in others:
-            target.store.delete(each.key)
+            _release(target, each.key)
         yield found
     finally:
         with suppress(StorageError, OSError):
-            if target.store.delete(key) is not Deletion.KEPT:  # one that stays is this machine's next time, too
-                note.unlink()
+            _release(target, key)
+            note.unlink()
+
+
+def _release(target: Target, key: str) -> None:
+    """End a claim; where nothing can be deleted, by an object that says so. Raises StorageError."""
+    if target.store.delete(key) is Deletion.KEPT:
+        target.put_small(key.replace(f"/{CLAIM}", f"/{RELEASED}"), b"")
 
 
 def _busy(target: Target, other: StoredObject) -> BusyError:

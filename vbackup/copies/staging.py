@@ -3,6 +3,7 @@
     DIR/<backup id>.partial/upload          token of the objects at the target that are of this attempt, and the recipe
     DIR/<backup id>.partial/DEV.qcow2       an image that was made for the target, and DEV.blocks
     DIR/<backup id>.partial/DEV.made        what the manifest records of it: it is complete
+    DIR/<backup id>.partial/NAME.sent       digest of the object NAME, which the target has
 
 An image that was made twice has the same content, but not the same bytes. So what is at the target belongs together
 only if it is of one attempt, which an object with its token shows there (vbackup.copies.target.UPLOAD). If the recipe
@@ -28,7 +29,7 @@ from vbackup.repository import manifest
 from vbackup.repository.repository import PARTIAL
 from vbackup.stores.store import Deletion, StoredObject
 
-_UPLOAD, _MADE = "upload", ".made"
+_UPLOAD, _MADE, _SENT = "upload", ".made", ".sent"
 _MAX_BYTES = 16 * 1024 * 1024
 
 
@@ -97,6 +98,18 @@ class Staging:
             fsync(self.image(dev).with_suffix(".blocks"))
             replace_text(self.path / (dev + _MADE), json.dumps(manifest.blocks_document(blocks)) + "\n")
 
+    def sent(self, name: str) -> str | None:
+        """Return the digest of an object that this attempt has stored; None if that is not known."""
+        try:
+            return _read(self.path / (name + _SENT)).text("digest")
+        except (OSError, ValueError, RecursionError, StorageError):
+            return None
+
+    def note_sent(self, name: str, digest: str) -> None:
+        """Note that the target has an object. Raises StorageError."""
+        with storage_errors(f"write to {self.path}"):
+            replace_text(self.path / (name + _SENT), json.dumps({"digest": digest}) + "\n")
+
     def end(self, target: Target, prefix: str) -> None:
         """Remove what only an unfinished copy needs."""
         target.store.delete(f"{prefix}{UPLOAD}{self.token}")
@@ -117,10 +130,15 @@ def clear(target: Target, directory: Path, finished: Mapping[str, Mapping[str, S
 def _clear(target: Target, prefix: str, objects: Mapping[str, StoredObject]) -> None:
     for each in objects.values():
         if target.store.delete(each.key) is Deletion.KEPT:
-            raise StorageError(
-                f"{target.name} has {each.key} of an earlier attempt to copy this point, and does not allow to delete"
-                " it. Run the same command again when its lock has ended."
-            )
+            raise kept_by(target, each.key)
+
+
+def kept_by(target: Target, key: str) -> StorageError:
+    """Return the error for an object of an earlier attempt that the target does not allow to delete."""
+    return StorageError(
+        f"{target.name} has {key} of an earlier attempt to copy this point, and does not allow to delete it. Run the"
+        " same command again when its lock has ended."
+    )
 
 
 def _recipe(copy: PointCopy, target: Target) -> str:

@@ -4,6 +4,7 @@
     <domain uuid>/<backup id>/manifest.json and the files that it names, as in a repository
     <domain uuid>/<backup id>/upload-<id>   while a point is being copied, or since that was interrupted
     <domain uuid>/claim-<id>                while a vbackup copies points of the domain, or removes some
+    <domain uuid>/released-<id>             that claim has ended, and the store does not allow to delete it
 
 A point exists when its manifest does: that is stored last, and deleted first. The marker names nobody and is the one
 object that a store which encrypts leaves as it is. vbackup-copy(7) describes all of it.
@@ -27,7 +28,7 @@ MARKER = "vbackup.json"
 SCHEMA = "vbackup.target/1"
 VERSION = 1
 MANIFEST = "manifest.json"
-CLAIM, UPLOAD = "claim-", "upload-"
+CLAIM, RELEASED, UPLOAD = "claim-", "released-", "upload-"
 _AGE = "age"
 _MAX_MARKER_BYTES = 64 * 1024
 _TOKEN = re.compile(r"[0-9a-f]{12}")
@@ -157,6 +158,7 @@ class Listing:
     points: dict[str, dict[str, StoredObject]]  #: objects by name, of each backup id that has a manifest
     unfinished: dict[str, dict[str, StoredObject]]  #: the same of ids without a manifest
     claims: tuple[StoredObject, ...]  #: of those who copy or remove points, or were killed meanwhile
+    released: tuple[StoredObject, ...] = ()  #: claims that have ended, and the objects that say so
 
 
 def listing(target: Target, uuid: str) -> Listing:
@@ -176,17 +178,21 @@ def listings(target: Target) -> dict[str, Listing]:
 
 def _listing(uuid: str, objects: Iterable[StoredObject]) -> Listing:
     found: dict[str, dict[str, StoredObject]] = {}
-    claims = []
+    claims: dict[str, StoredObject] = {}
+    released: dict[str, StoredObject] = {}
     for each in objects:
         _, _, rest = each.key.partition("/")
         backup_id, is_below, name = rest.partition("/")
         if is_below and names.BACKUP_ID.fullmatch(backup_id) and "/" not in name:
             found.setdefault(backup_id, {})[name] = each
-        elif not is_below and rest.startswith(CLAIM) and _TOKEN.fullmatch(rest[len(CLAIM) :]):
-            claims.append(each)
+        elif not is_below:
+            for prefix, tokens in ((CLAIM, claims), (RELEASED, released)):
+                if rest.startswith(prefix) and _TOKEN.fullmatch(rest[len(prefix) :]):
+                    tokens[rest[len(prefix) :]] = each
     return Listing(
         uuid,
         {backup_id: each for backup_id, each in found.items() if MANIFEST in each},
         {backup_id: each for backup_id, each in found.items() if MANIFEST not in each},
-        tuple(claims),
+        tuple(each for token, each in claims.items() if token not in released),
+        (*(each for token, each in claims.items() if token in released), *released.values()),
     )

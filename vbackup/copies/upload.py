@@ -19,7 +19,7 @@ from vbackup.copies.ledger import Known
 from vbackup.copies.outgoing import Outgoing
 from vbackup.copies.planning import DiskCopy, Form, PointCopy
 from vbackup.copies.point import ObjectRecord, Point
-from vbackup.copies.staging import Staging
+from vbackup.copies.staging import Staging, kept_by
 from vbackup.copies.target import MANIFEST
 from vbackup.errors import ChainError, StorageError
 from vbackup.model import Backup, BlocksRecord, DiskImage, Level
@@ -30,7 +30,7 @@ from vbackup.repository.image_check import Watch
 from vbackup.repository.read_rate import ReadRate
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
-from vbackup.stores.store import StoredObject
+from vbackup.stores.store import Deletion, StoredObject
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def upload(copy: PointCopy, unfinished: Mapping[str, StoredObject], means: Means
             image, of_disk = _prepare(copy, disk, staging, means)
             images.append(image)
             files += of_disk
-        records, sent = _send(files, prefix, kept, means)
+        records, sent = _send(files, prefix, kept, staging=staging, means=means)
     point = Point(
         _at_target(backup, images),
         records,
@@ -176,7 +176,12 @@ def _check_list(path: Path, link: Link) -> None:
 
 
 def _send(
-    files: Sequence[_File], prefix: str, kept: Mapping[str, StoredObject], means: Means
+    files: Sequence[_File],
+    prefix: str,
+    kept: Mapping[str, StoredObject],
+    *,
+    staging: Staging,
+    means: Means,
 ) -> tuple[dict[str, ObjectRecord], Sent]:
     """Store the files, and compare them meanwhile; return what the manifest records of each, and what was sent.
 
@@ -193,9 +198,10 @@ def _send(
     with ThreadPoolExecutor(max_workers=means.parallel) as sending, ThreadPoolExecutor(max_workers=2) as checking:
         futures: dict[str, Future[tuple[ObjectRecord, bool]]] = {
             each.name: sending.submit(
-                _put, each, prefix + each.name, means, is_new=each.name not in kept, check=check, progress=progress
+                _put, each, kept.get(each.name), staging=staging, means=means, key=prefix + each.name, follow=follow
             )
             for each in sorted(files, key=lambda file: file.path.stat().st_size, reverse=True)
+            for follow in (progress.of_file(each.dev, each.path.stat().st_size, check),)
         }
         checks: list[Future[None]] = [checking.submit(each.check, check) for each in files if each.check is not None]
         everything: list[Future[Any]] = [*futures.values(), *checks]
@@ -213,29 +219,35 @@ def _send(
 
 def _put(
     file: _File,
-    key: str,
-    means: Means,
+    there: StoredObject | None,
     *,
-    is_new: bool,
-    check: Callable[[], None],
-    progress: _Progress,
+    key: str,
+    staging: Staging,
+    means: Means,
+    follow: Callable[[int], None],
 ) -> tuple[ObjectRecord, bool]:
-    """Store a file, unless an interrupted run has; return what the manifest records, and whether it was stored now."""
+    """Store a file, unless an interrupted run has; return what the manifest records, and whether it was stored now.
+
+    An object counts as stored if what was sent is known, and is what the file has now.
+    """
+    store = means.known.target.store
     algorithm = block_list.best_algorithm()
     with outgoing.opened(file.path) as (opened, size_bytes):
-        rate = means.rate if is_new else ReadRate(None, check=check)  # what is only read again takes nothing of it
-        follow = progress.of_file(file.dev, size_bytes)
-
-        def counted(done_bytes: int) -> None:
-            check()
-            follow(done_bytes)
-
-        source = Outgoing(opened, algorithm, rate=rate, progress=counted)
-        check()
-        if is_new and not means.known.target.store.put_new(key, source, size_bytes):
-            is_new = False  # a store that has tried twice can find what its first attempt has stored
+        if there is not None:
+            again = Outgoing(opened, algorithm, rate=ReadRate(None, check=means.stop.check), progress=follow)
+            again.rest()
+            if again.digest == staging.sent(file.name):
+                return ObjectRecord(size_bytes, again.digest), False
+            if store.delete(key) is Deletion.KEPT:
+                raise kept_by(means.known.target, key)
+            opened.seek(0)
+        follow(0)
+        source = Outgoing(opened, algorithm, rate=means.rate, progress=follow)
+        # A store that has tried twice can find what its first attempt has stored: it is the same.
+        store.put_new(key, source, size_bytes)
         source.rest()
-    return ObjectRecord(size_bytes, source.digest), is_new
+    staging.note_sent(file.name, source.digest)
+    return ObjectRecord(size_bytes, source.digest), True
 
 
 class _Progress:
@@ -247,14 +259,15 @@ class _Progress:
         self._done: dict[str, int] = {}
         self._totals: dict[str, int] = {}
 
-    def of_file(self, dev: str, size_bytes: int) -> Callable[[int], None]:
-        """Return what gets the number of bytes of a file that were read so far."""
+    def of_file(self, dev: str, size_bytes: int, check: Callable[[], None]) -> Callable[[int], None]:
+        """Return what gets the number of bytes of a file that were read so far; ``check`` may raise then."""
         with self._lock:
             self._totals[dev] = self._totals.get(dev, 0) + size_bytes
         previous_bytes = 0
 
         def progress(done_bytes: int) -> None:
             nonlocal previous_bytes
+            check()
             with self._lock:
                 self._done[dev] = self._done.get(dev, 0) + done_bytes - previous_bytes
                 previous_bytes = done_bytes

@@ -64,6 +64,7 @@ class View:
         Raises what vbackup.repository.choice.choose raises, ChainError if an object is missing or damaged,
         StorageError, NoSpaceError, InterruptedBySignalError.
         """
+        self.repository.has_images = False  # or what is not brought yet would count as missing
         catalogue = self.repository.catalogue(uuid)
         chosen = choice.choose(catalogue, wanted)
         objects = self._files(uuid, chosen.backup.id)

@@ -25,7 +25,7 @@ from vbackup.repository import lock
 from vbackup.repository.history import History
 from vbackup.repository.lock import LockWait
 from vbackup.repository.read_rate import ReadRate
-from vbackup.repository.repository import Repository
+from vbackup.repository.repository import COPIES, Repository
 from vbackup.stop import Stop
 from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store

@@ -227,4 +227,6 @@ def _remove_rests(decided: CopiesPruned, listed: Listing, target: Target) -> int
         is_copy = any(name.startswith(UPLOAD) for name in objects)
         if not is_copy or (newest is not None and names.stamp_of(backup_id) < newest):
             count += len(objects) - _delete(objects, target)
+    for each in listed.released:  # claims of those who may not delete anything
+        target.store.delete(each.key)
     return count

@@ -50,6 +50,8 @@ MARKER = "vbackup.json"
 PARTIAL = ".partial"
 #: What was put away (vbackup.repository.quarantine), by domain.
 QUARANTINE = "quarantine"
+#: What is known of targets (vbackup.copies.ledger, vbackup.copies.staging), by their ids.
+COPIES = "copies"
 #: Prefix of files in a stage that are no part of the backup.
 _SCRATCH = ".scratch-"
 
