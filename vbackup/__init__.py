@@ -7,7 +7,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
                              one_by_one  script_options  session_changes  making  pipes  director_config
-                             copies  copies_prune  copies_verify  copies_rewrap  lock_rule
+                             copies  copies_prune  copies_verify  copies_rewrap
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
@@ -27,7 +27,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              rollback  restored_checkpoint  live_backing  session_plan  session_history
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
-                             outgoing  upload  download  view  place  holding
+                             outgoing  upload  download  view  place  holding  lock_rule
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
