@@ -15,7 +15,7 @@ from pathlib import Path
 from vbackup.copies import claim, holding, lock_rule, points, staging
 from vbackup.copies import planning as plans
 from vbackup.copies import target as targets
-from vbackup.copies.ledger import COPIES, Known, Ledger
+from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.planning import Plan, PointCopy
 from vbackup.copies.target import Listing, Target
 from vbackup.copies.upload import Means, upload

@@ -29,9 +29,16 @@ class S3Store:
     """A prefix in a bucket."""
 
     def __init__(
-        self, bucket: str, prefix: str, settings: Mapping[str, str], *, retry_s: float = RETRY_S, part_bytes: int = 0
+        self,
+        bucket: str,
+        prefix: str,
+        settings: Mapping[str, str],
+        *,
+        retry_s: float | None = None,
+        part_bytes: int | None = None,
     ) -> None:
         """Open the bucket. Raises StorageError, StoreUnreachableError and UsageError (an endpoint that is none)."""
+        retry_s = RETRY_S if retry_s is None else retry_s
         endpoint = aws.endpoint(settings)
         self._keys = aws.KeySource(settings)
         self._keys.current()
