@@ -13,11 +13,13 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from tests.fake_store import FakeStore
 from tests.weed import Weed
 from vbackup.errors import StorageError
 from vbackup.stores.age_keys import Identity
+from vbackup.stores.cloud import CloudStore
 from vbackup.stores.directory import DirectoryStore
 from vbackup.stores.sealed import Keys, SealedStore
 from vbackup.stores.ssh import SshStore
@@ -55,6 +57,8 @@ STORES: dict[str, Callable[[pytest.FixtureRequest, Path], Store]] = {
     "directory": lambda request, tmp_path: directory_store(tmp_path),
     "ssh": lambda request, tmp_path: ssh_store(tmp_path),
     "s3": lambda request, tmp_path: s3_store(request),
+    # As for Azure and Google Cloud, for which there is no server here.
+    "obstore": lambda request, tmp_path: CloudStore("mem://x", MemoryStore(), "copies/here"),  # type: ignore[arg-type]
     "sealed in memory": lambda request, tmp_path: sealed(FakeStore()),
     "sealed in a directory": lambda request, tmp_path: sealed(directory_store(tmp_path)),
 }

@@ -7,6 +7,8 @@ OpenSSH's extensions these are used where the server has them: fsync, hard links
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import struct
 import subprocess
 import threading
@@ -120,7 +122,8 @@ class Sftp:
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # also what it has started, such as a ProxyCommand
             self._process.wait()
         for thread in (self._listener, getattr(self, "_reader", None)):
             if thread is not None:
