@@ -1,6 +1,7 @@
 """S3 beyond what all stores promise: parts, Object Lock, and a network and a server that fail.
 
-The server is SeaweedFS. vbackup.stores.cloud_kinds, s3, s3_requests and s3_upload are tested here. After each fault either the object is there as it was sent, or there is an error and no object.
+The server is SeaweedFS. After each fault either the object is there as it was sent, or there is an error and no object.
+vbackup.stores.cloud_kinds, s3, s3_requests and s3_upload are tested here.
 """
 
 from __future__ import annotations

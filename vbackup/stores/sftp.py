@@ -54,6 +54,10 @@ class SftpError(Exception):
         super().__init__(words or f"status {fault}")
 
 
+class _NotSftpError(Exception):
+    """What comes is no packet."""
+
+
 @dataclass(frozen=True)
 class Attributes:
     """What a server says of a file; None: it does not say it."""
@@ -103,13 +107,18 @@ class Sftp:
             self._to.write(struct.pack(">IBI", 5, _INIT, 3))
             self._to.flush()
             kind, data = self._packet()
+            if kind != _VERSION:
+                raise _NotSftpError
+        except _NotSftpError:
+            self._kill()
+            self.close()
+            raise StoreUnreachableError(
+                host, "it answers with something else than SFTP; does a shell there print text when it starts?"
+            ) from None
         except (OSError, EOFError):
             error = self._end()
             self.close()
             raise error from None
-        if kind != _VERSION:
-            self.close()
-            raise StoreUnreachableError(host, "it does not speak SFTP")
         self._extensions = _extensions(data[4:])
         self._reader = threading.Thread(target=self._read_replies, name="sftp", daemon=True)
         self._reader.start()
@@ -122,8 +131,7 @@ class Sftp:
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # also what it has started, such as a ProxyCommand
+            self._kill()
             self._process.wait()
         for thread in (self._listener, getattr(self, "_reader", None)):
             if thread is not None:
@@ -131,6 +139,11 @@ class Sftp:
         for pipe in (self._from, self._errors):
             with contextlib.suppress(OSError):
                 pipe.close()
+
+    def _kill(self) -> None:
+        """Kill ssh, and what it has started, such as a ProxyCommand."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     @property
     def can_link(self) -> bool:
@@ -316,8 +329,7 @@ class Sftp:
         header = self._exactly(5)
         length, kind = struct.unpack(">IB", header)
         if not 1 <= length <= _MAX_PACKET_BYTES:
-            # A shell that prints something comes here: its letters are the length.
-            raise EOFError
+            raise _NotSftpError  # of text, the first letters are the length
         return kind, self._exactly(length - 1)
 
     def _exactly(self, count: int) -> bytes:
@@ -327,7 +339,7 @@ class Sftp:
         return data
 
     def _read_replies(self) -> None:
-        with contextlib.suppress(OSError, EOFError, ValueError, struct.error):
+        with contextlib.suppress(OSError, EOFError, ValueError, struct.error, _NotSftpError):
             while True:
                 kind, data = self._packet()
                 (number,) = struct.unpack_from(">I", data)

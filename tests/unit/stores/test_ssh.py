@@ -62,7 +62,7 @@ def test_ssh_never_asks_and_gets_no_option_from_an_address() -> None:
     ("command", "words"),
     [
         (["sh", "-c", "echo Connection refused >&2; exit 255"], "ssh: Connection refused"),
-        (["sh", "-c", "echo Welcome to this host; sleep 60"], "the connection ended"),
+        (["sh", "-c", "echo Welcome to this host; sleep 60"], "does a shell there print text"),
         (["/nonexistent/ssh"], "cannot be started"),
         (["true"], "the connection ended"),
     ],
