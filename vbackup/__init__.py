@@ -27,7 +27,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              rollback  restored_checkpoint  live_backing  session_plan  session_history  session_survey
                              session_scratch  session_lock  session_server  session_close  delivery  fleecing_area
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
-                             outgoing  upload  download  view  place  holding
+                             outgoing  upload  download  view  place  holding  lock_rule
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
@@ -35,7 +35,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
                              target_server
       stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
-                             key_files  bech32
+                             key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests
+                             aws  signing
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached

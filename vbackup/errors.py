@@ -656,11 +656,11 @@ class MissingPackageError(VbackupError):
 
     code = "PACKAGE_MISSING"
 
-    def __init__(self, package: str, why: str, *, debian: str, purpose: str = "read that") -> None:
+    def __init__(self, package: str, why: str, *, debian: str | None, purpose: str = "read that") -> None:
         self.package = package
+        from_debian = f"install the Debian package {debian}, or " if debian is not None else ""
         super().__init__(
-            f"{why}, and this Python has no {package} to {purpose}: install the Debian package {debian}, or run"
-            f" 'pip install {package}'."
+            f"{why}, and this Python has no {package} to {purpose}: {from_debian}run 'pip install {package}'."
         )
 
 
@@ -913,6 +913,18 @@ class StorageError(VbackupError):
 
     status = Status.STORAGE
     code = "STORAGE_UNUSABLE"
+
+
+class StoreUnreachableError(StorageError):
+    """The place of copies cannot be reached, or refuses its key or certificate. ``store``: its host."""
+
+    status = Status.NOT_FOUND
+    code = "STORE_UNREACHABLE"
+    retry = Retry.LATER
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store = store
+        super().__init__(f"Cannot reach {store}: {reason.rstrip('.')}.")
 
 
 class UnsafeScriptError(StorageError):

@@ -77,6 +77,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.SessionEndedError("20261123T120001Z-000001", "expired"), 6),
     (errors.SessionAliveError("20261123T120001Z-000001", "acme", "2026-11-23T12:00:01Z"), 8),
     (errors.StorageError("x"), 7),
+    (errors.StoreUnreachableError("backup.example.org", "ssh: Connection refused"), 4),
     (errors.NoSpaceError("x"), 7),
     (errors.UnsafeScriptError("/x", "can be written by others than its owner"), 7),
     (errors.ScriptError("pre-backup", "/x", "ended with exit status 1", exit_status=1, state="x"), 9),
