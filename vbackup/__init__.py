@@ -9,6 +9,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              one_by_one  script_options  session_changes  making  pipes  director_config
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  documents  sessions
+                             standbys
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
@@ -17,7 +18,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
-                             disk_places  live_files  boot_tpm
+                             disk_places  live_files  boot_tpm  replicate  failover  failover_test  failback
+                             standby  standby_files  standby_status  standby_documents
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -33,7 +35,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
                              machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
                              capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
-                             boot_watch  screenshot  lifecycle  live_xml  qemu_user
+                             boot_watch  screenshot  lifecycle  live_xml  qemu_user  standby_xml
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
@@ -43,7 +45,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
-                             kept_result
+                             kept_result  standbys
                              data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
@@ -61,7 +63,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
 sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities,
-media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied.
+media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied.
 """
 
 __version__ = "0.1.0"

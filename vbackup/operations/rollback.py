@@ -16,7 +16,7 @@ from vbackup.domain import source
 from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.offline import OffSource
-from vbackup.engine import base, proof, rollback
+from vbackup.engine import base, leftovers, proof, rollback
 from vbackup.engine.base import Choice
 from vbackup.engine.rollback import DiskRollback
 from vbackup.engine.unfinished import LockedDomain
@@ -36,7 +36,7 @@ from vbackup.repository.block_list import BLOCK_BYTES, SEGMENT_BYTES, BlockList
 from vbackup.repository.changed_blocks import Point
 from vbackup.repository.chosen import Chosen
 from vbackup.repository.comparison import Comparison
-from vbackup.repository.history import History, Link
+from vbackup.repository.history import History, Link, Start
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
@@ -47,6 +47,7 @@ class RollbackRequest:
 
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
     checkpoint: bool = True  #: the next backup starts from the point, not from the newest backup
+    drops_superseded: bool = False  #: bitmaps that no later backup can start from are removed, as a backup does
     speed_bytes_s: int | None = None  #: of each disk
 
 
@@ -106,12 +107,23 @@ class Rollback:
             self._warn("run the same command again")
             raise
         done = [RolledBack(one.dev, one.backup.id, changed_blocks.count_bytes(one.blocks)) for one in self._disks]
+        if self._request.drops_superseded:
+            self._drop_superseded()
         for each in done:
             reporter.step(
                 f"Disk {each.dev}: rolled back to {each.backup}; {each.written_bytes} bytes were written and checked,"
                 " all else was the same."
             )
         return done
+
+    def _drop_superseded(self) -> None:
+        """Remove what the disks have of earlier points. The content is right whatever becomes of it."""
+        domain = self._domain
+        nodes = domain.source.disk_nodes([one.node.disk for one in self._disks])
+        history = domain.repository.catalogue(domain.uuid).history
+        leftovers.remove_superseded(domain.monitor, nodes, [history], domain.naming)
+        for one in self._disks:
+            self._store(one.node.top)
 
     def _warn(self, remedy: str) -> None:
         disks = ", ".join(f"{one.dev} (to {one.backup.id})" for one in self._disks)
@@ -207,11 +219,12 @@ def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: Lo
         nodes = domain.source.look_at(domain.source.disk_nodes([disk]))
     except DiskError as err:
         raise _FullError(err.cause) from err
-    (node,) = proof.compared(Level.AUTO, nodes, history, domain)
+    starts = _starts(nodes[0], history)
+    (node,) = proof.compared(Level.AUTO, nodes, history, domain, starts=lambda _dev: starts)
     below = [mark for layer in node.layers[1:] for mark in rollback.marks_of(layer)]
     if below:
         raise _FullError(f"a layer below has the mark of an interrupted rollback, {below[0]}")
-    choice = base.choose(Level.AUTO, node, history, naming=domain.naming)
+    choice = base.choose(Level.AUTO, node, history, naming=domain.naming, starts=starts)
     if choice.base is None:
         marks = rollback.marks_of(node.top)
         raise _FullError(choice.reason + "; an interrupted rollback has left it half done" * bool(marks))
@@ -235,6 +248,21 @@ def _disk(disk: Disk, point: Chosen, history: History, lists: _Lists, domain: Lo
             " below, which have one of these sizes"
         )
     return made
+
+
+def _starts(node: DiskNode, history: History) -> list[Start]:
+    """Return the checkpoints that a disk may have, the likeliest first: those of a backup, and then all older ones.
+
+    A backup starts from the newest, or goes without: a rollback only needs to know what has changed since some point.
+    So the original of a domain that went on elsewhere for a while, with backups, still has its bitmap of the last one
+    before that (vbackup.operations.failback).
+    """
+    dev = node.disk.dev
+    on_disk = {name for layer in node.layers for name in layer.bitmaps}
+    usual = history.starts(dev, of_full=False, on_disk=on_disk)
+    known = {one.bitmap for one in usual}
+    older = (history.start_at(backup.id, dev) for backup in reversed(history.backups))
+    return [*usual, *(one for one in older if one is not None and one.bitmap in on_disk - known)]
 
 
 def _blocks(
