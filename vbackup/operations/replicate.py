@@ -206,18 +206,17 @@ class _Work:
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Record a new standby before its first file; if the block fails before libvirt knows it, nothing is left."""
-        if self._found is not None or self._record is not None:
-            yield
-            return
         directory, where = self._repository.path / self._backup.domain_uuid, self._files.directory
-        standbys.put(directory, Record(self._request.to, where))
+        is_new = self._found is None and self._record is None
+        if is_new:
+            standbys.put(directory, Record(self._request.to, where))
         try:
             with storage_errors(f"write to {where}"):
                 destination.make(where)
             yield
         except BaseException:
             with suppress(VbackupError, OSError):
-                if standby.find(self._host, self._backup.domain_uuid, self._repository) is None:
+                if is_new and standby.find(self._host, self._backup.domain_uuid, self._repository) is None:
                     standbys.remove(directory, self._request.to)
                     where.rmdir()
             raise

@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_domain(parser, otherwise="; with --status, all domains without one")
-    add_common(parser, asks_libvirt=False)
+    add_common(parser)
     parser.add_argument("--to", metavar="HOST", help="URI of the libvirt that has the standby")
     parser.add_argument(
         "--directory",
