@@ -1,4 +1,7 @@
-"""Standbys at a second libvirt: real images in a real daemon, compared byte for byte with what the original held."""
+"""Standbys at a second libvirt: real images in a real daemon, compared byte for byte with what the original held.
+
+The operations are replicate, failover, failover_test and failback, with standby, standby_files and standby_documents.
+"""
 
 from __future__ import annotations
 

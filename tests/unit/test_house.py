@@ -45,6 +45,13 @@ ELSEWHERE = {
     "operations.session_watcher": "end_to_end/test_sessions.py",
     "operations.session_watcher.__main__": "end_to_end/test_sessions.py",
     "operations.checkpoint": "end_to_end/test_sessions.py",
+    "operations.replicate": "end_to_end/test_standby.py",  # needs two libvirts and a storage daemon, as the next ones
+    "operations.standby": "end_to_end/test_standby.py",
+    "operations.standby_files": "end_to_end/test_standby.py",
+    "operations.standby_documents": "end_to_end/test_standby.py",
+    "operations.failover": "end_to_end/test_standby.py",
+    "operations.failover_test": "end_to_end/test_standby.py",
+    "operations.failback": "end_to_end/test_standby.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.fsck": "end_to_end/test_fsck.py",
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process

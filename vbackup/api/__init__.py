@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from vbackup.operations.diff import Disk as DiffDisk
     from vbackup.operations.failback import FailbackRequest, FailedBack
     from vbackup.operations.failover import FailedOver, FailoverRequest
-    from vbackup.operations.failover_test import TestedFailover
+    from vbackup.operations.failover_test import TriedFailover
     from vbackup.operations.forget import Claim, ForgetRequest, Forgotten
     from vbackup.operations.fsck import Checked as CheckedFileSystems
     from vbackup.operations.fsck import FsckRequest
@@ -340,11 +340,11 @@ __all__ = [
     "Status",
     "Stop",
     "StreamRequest",
-    "TestedFailover",
     "TrackedDisk",
     "Tracker",
     "TransactionDone",
     "TransactionRequest",
+    "TriedFailover",
     "Trouble",
     "UmountRequest",
     "Unmounted",
@@ -420,7 +420,7 @@ _PLACES = {
     "vbackup.operations.replicate": "Replicated ReplicateRequest",
     "vbackup.operations.standby_files": "NewImage:NewStandbyImage",
     "vbackup.operations.failover": "FailedOver FailoverRequest",
-    "vbackup.operations.failover_test": "TestedFailover",
+    "vbackup.operations.failover_test": "TriedFailover",
     "vbackup.operations.failback": "FailbackRequest FailedBack",
     "vbackup.operations.standby_status": "Condition:StandbyCondition StandbyStatus",
     # records

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vbackup.model import Backup, Group, HostIdentity, LeftOut
     from vbackup.operations.failback import FailedBack
     from vbackup.operations.failover import FailedOver
-    from vbackup.operations.failover_test import TestedFailover
+    from vbackup.operations.failover_test import TriedFailover
     from vbackup.operations.live_restore import LiveRestored
     from vbackup.operations.replicate import Replicated
     from vbackup.operations.restore import Restored
@@ -119,7 +119,7 @@ def failed_over(done: FailedOver) -> dict[str, Any]:
     return _members(standby_documents.failed_over(done))
 
 
-def tested_failover(done: TestedFailover) -> dict[str, Any]:
+def tested_failover(done: TriedFailover) -> dict[str, Any]:
     """Return what ``test_failover`` has shown, as vbackup.failovertest/1 has it."""
     from vbackup.operations import standby_documents
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import BootRequest
     from vbackup.operations.failback import FailbackRequest, FailedBack
     from vbackup.operations.failover import FailedOver, FailoverRequest
-    from vbackup.operations.failover_test import TestedFailover
+    from vbackup.operations.failover_test import TriedFailover
     from vbackup.operations.replicate import Replicated, ReplicateRequest
     from vbackup.operations.standby_status import StandbyStatus
     from vbackup.report import Reporter
@@ -93,7 +93,7 @@ class Standbys(Connected):
         *,
         reporter: Reporter | None = None,
         stop: Stop | None = None,
-    ) -> TestedFailover:
+    ) -> TriedFailover:
         """Boot a copy of a standby at the libvirt ``to``, without network, of which nothing is kept.
 
         ``request``: what has to be reached, as for ``verify`` with a boot; None: what can show best that it has booted.

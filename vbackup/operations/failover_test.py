@@ -27,7 +27,7 @@ from vbackup.stop import Stop
 
 
 @dataclass(frozen=True)
-class TestedFailover:
+class TriedFailover:
     """What a copy of the standby has shown."""
 
     name: str
@@ -46,7 +46,7 @@ def run(
     repository: Repository,
     reporter: Reporter,
     stop: Stop,
-) -> TestedFailover:
+) -> TriedFailover:
     """Boot a copy of the standby of a domain (name or UUID) at ``uri``, whose host it is, and return what that showed.
 
     That a guest does not boot is a result. Raises DomainNotFoundError, UnsuitableError (the standby is half applied,
@@ -64,7 +64,7 @@ def run(
         result = boot_test.of_images(
             request, point, layers, host=host, repository=repository, reporter=reporter, stop=stop
         )
-    return TestedFailover(found.handle.name, uuid, uri, found.mark.backup, result)
+    return TriedFailover(found.handle.name, uuid, uri, found.mark.backup, result)
 
 
 def _layer(found: Standby, dev: str) -> Layer:

@@ -7,7 +7,7 @@ from typing import Any
 from vbackup.operations import restore_documents
 from vbackup.operations.failback import FailedBack
 from vbackup.operations.failover import FailedOver
-from vbackup.operations.failover_test import TestedFailover
+from vbackup.operations.failover_test import TriedFailover
 from vbackup.operations.replicate import Replicated
 from vbackup.operations.standby_status import StandbyStatus
 from vbackup.repository import boot_result, manifest
@@ -48,7 +48,7 @@ def failed_over(done: FailedOver) -> dict[str, Any]:
     }
 
 
-def tested_failover(done: TestedFailover) -> dict[str, Any]:
+def tested_failover(done: TriedFailover) -> dict[str, Any]:
     """Return the document of a failover that was tried."""
     return {
         "schema": "vbackup.failovertest/1",
