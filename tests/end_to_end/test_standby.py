@@ -15,7 +15,7 @@ import libvirt
 import pytest
 
 from tests.end_to_end.test_offline import storage_daemons, write
-from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, domain_xml
+from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, domain_xml, qemu_img_info
 from vbackup.domain import standby_xml
 
 if TYPE_CHECKING:
@@ -45,7 +45,13 @@ class TwoHosts:
     def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path, daemon: Daemon) -> None:
         self.command, self.repository, self.daemon, self.lab = command, repository, daemon, lab
         self.images = tmp_path / "standby"
-        self.specs = [DiskSpec(tmp_path / f"{dev}.qcow2", dev=dev, size="8M") for dev in ("vda", "vdb")]
+        below = DiskSpec(tmp_path / "below.qcow2", size="8M")  # which no bitmap of the original covers
+        below.create()
+        write(below.path, "write -P 8 4M 64k")
+        self.specs = [
+            DiskSpec(tmp_path / "vda.qcow2", size="8M"),
+            DiskSpec(tmp_path / "vdb.qcow2", dev="vdb", size="8M", backing=below.path),
+        ]
         for spec in self.specs:
             spec.create()
             write(spec.path, "write -P 1 0 2M")
@@ -140,9 +146,13 @@ def test_changes_of_each_backup_are_applied(hosts: TwoHosts) -> None:
         "vdb": (None, 17 << 16),
     }
     hosts.compare()
-    assert allocated_bytes(hosts.image("vdb")) == 1 << 20  # zeros are not written as data
+    assert allocated_bytes(hosts.image("vdb")) == (1 << 20) + (64 << 10)  # zeros are not written as data
     state = hosts.state()
     assert (state["state"], state["backup"], state["behind"], state["running"]) == ("ready", second, [], False)
+    made = hosts.run("-c", hosts.lab.uri, "backup", NAME).document  # the original has nothing to do with it
+    assert {disk["dev"]: disk["base"] for disk in made["disks"]} == {"vda": second, "vdb": second}
+    bitmaps = [one["name"] for one in qemu_img_info(hosts.image("vda"))["format-specific"]["data"]["bitmaps"]]
+    assert len([one for one in bitmaps if "-end-" not in one]) == 1  # they do not become more
 
 
 def test_failover_and_failback(hosts: TwoHosts) -> None:

@@ -143,14 +143,20 @@ def _bits(
 
 
 def begin(
-    disks: Sequence[DiskRollback], domain: LockedDomain, *, store: Callable[[Layer], None], checkpoint: bool
+    disks: Sequence[DiskRollback],
+    domain: LockedDomain,
+    *,
+    store: Callable[[Layer], None],
+    checkpoint: bool,
+    is_own: bool = True,
 ) -> dict[str, RestoredDisk]:
     """Mark the disks, and return the records of the checkpoints, by dev; their content is as it was.
 
-    ``store`` is that of the domain's OffSource. ``checkpoint``: record the restored checkpoints. Raises NoSpaceError,
-    StorageError, StorageDaemonGoneError.
+    ``store`` is that of the domain's OffSource. ``checkpoint``: record the restored checkpoints. ``is_own``: the disks
+    are the domain's own, so that its next backup finds them as they are then, and not those of a standby. Raises
+    NoSpaceError, StorageError, StorageDaemonGoneError.
     """
-    recorded = _recorded(disks, domain) if checkpoint else {}
+    recorded = _recorded(disks, domain, is_own=is_own) if checkpoint else {}
     _mark(disks, domain, store)
     return recorded
 
@@ -179,7 +185,7 @@ def carry_out(
     _store(disks, store)
 
 
-def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain) -> dict[str, RestoredDisk]:
+def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain, *, is_own: bool) -> dict[str, RestoredDisk]:
     """Record the restored checkpoints, by dev, while nothing is written yet; none if the repository is only read."""
     chosen = [disk for disk in disks if image_of(disk.backup, disk.dev).level is not Level.COPY]
     chains = [underlay.remembered(disk.node.chain, [disk.choice.chain], is_trusted=True) for disk in chosen]
@@ -188,7 +194,7 @@ def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain) -> dict[str, 
             [(disk.dev, disk.backup, chain) for disk, chain in zip(chosen, chains)],
             uuid=domain.uuid,
             repository=domain.repository,
-            is_in_place=True,
+            is_in_place=is_own,
         )
     except StorageError as err:
         domain.reporter.warning(f"The next backup starts from the newest one, and not from the restored one: {err}")

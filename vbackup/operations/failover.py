@@ -76,6 +76,8 @@ def run(
             _refuse_older(found, later, request)
             _warn(found, applied.time if applied is not None else None, reporter)
         _take_over(found, request, reporter)
+        if applied is not None and applied.autostart:
+            _start_with_host(found, reporter)
         return FailedOver(
             found.handle.name,
             uuid,
@@ -130,6 +132,14 @@ def _warn(found: Standby, time: datetime | None, reporter: Reporter) -> None:
     reporter.warning(
         f"The standby goes on from backup {since}: what the guest of the original has written after that is not on it."
     )
+
+
+def _start_with_host(found: Standby, reporter: Reporter) -> None:
+    """Let it start with its host, as the original does; it has taken over also without that."""
+    try:
+        defining.set_autostart(found.handle)
+    except VbackupError as err:
+        reporter.warning(f"{err} The original has that (autostart).")
 
 
 def _take_over(found: Standby, request: FailoverRequest, reporter: Reporter) -> None:

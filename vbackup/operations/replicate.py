@@ -182,6 +182,8 @@ class _Work:
         self._files.put_images([one.dev for one in new_images])
         self._files.put_machine(text, self._host)
         self._define(standby_xml.ready(text, self._backup.id))
+        if self._handle is not None and self._handle.autostart():
+            defining.set_autostart(self._handle, is_on=False)  # a failover had set it
         directory = self._repository.path / self._backup.domain_uuid
         record = standbys.find(directory, self._request.to) or Record(self._request.to, self._files.directory)
         standbys.put(directory, replace(record, backup=self._backup.id, applied=datetime.now(timezone.utc)))
@@ -237,7 +239,7 @@ class _Work:
         """Return what finds out which disks of the standby can be written by what differs; None: it has no disks."""
         if self._found is None:
             return nullcontext()
-        how = RollbackRequest(self._request.exclusive, speed_bytes_s=self._request.speed_bytes_s, drops_superseded=True)
+        how = RollbackRequest(self._request.exclusive, speed_bytes_s=self._request.speed_bytes_s, of_standby=True)
         return rollback.prepared(
             how,
             self._found.handle,

@@ -47,7 +47,7 @@ class RollbackRequest:
 
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
     checkpoint: bool = True  #: the next backup starts from the point, not from the newest backup
-    drops_superseded: bool = False  #: bitmaps that no later backup can start from are removed, as a backup does
+    of_standby: bool = False  #: the disks are not the domain's own; they keep the bitmap of the newest point only
     speed_bytes_s: int | None = None  #: of each disk
 
 
@@ -87,7 +87,13 @@ class Rollback:
         if not self._disks:
             return []
         reporter = self._domain.reporter
-        recorded = rollback.begin(self._disks, self._domain, store=self._store, checkpoint=self._request.checkpoint)
+        recorded = rollback.begin(
+            self._disks,
+            self._domain,
+            store=self._store,
+            checkpoint=self._request.checkpoint,
+            is_own=not self._request.of_standby,
+        )
         about_to_write(self.devs)
         try:
             rollback.carry_out(
@@ -107,7 +113,7 @@ class Rollback:
             self._warn("run the same command again")
             raise
         done = [RolledBack(one.dev, one.backup.id, changed_blocks.count_bytes(one.blocks)) for one in self._disks]
-        if self._request.drops_superseded:
+        if self._request.of_standby:
             self._drop_superseded()
         for each in done:
             reporter.step(
