@@ -48,6 +48,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              kept_result  standbys
                              data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
+    remote                   hypervisors reached by SSH: address  command  connection  link  helper
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
@@ -63,7 +64,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
 sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities,
-media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied.
+media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied,
+remote.address and command.
 """
 
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import daemon as daemon_
+from tests import hosts as hosts_
 from tests.end_to_end.chains import Chain
 from tests.lab import DiskSpec, domain_xml
 
@@ -43,6 +45,38 @@ def daemon(_daemon: daemon_.Daemon) -> Iterator[daemon_.Daemon]:
     """A libvirtd for the tests alone, without domains."""
     yield _daemon
     _daemon.clear()
+
+
+@pytest.fixture(scope="session")
+def _hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts_.Hosts]:
+    reason = hosts_.reason_not_to_start()
+    if reason is not None:
+        pytest.skip(reason)
+    made = hosts_.Hosts(Path(tempfile.mkdtemp(prefix="vbh-", dir="/tmp")), hidden=[tmp_path_factory.getbasetemp()])
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def _hypervisors(_hosts: hosts_.Hosts) -> Callable[[str], hosts_.Hypervisor]:
+    """Hypervisors by name; each is started once."""
+    return functools.cache(_hosts.start)
+
+
+@pytest.fixture
+def hypervisor(_hypervisors: Callable[[str], hosts_.Hypervisor]) -> Iterator[hosts_.Hypervisor]:
+    """Another host, ``hv1``, that ssh reaches, without domains. The tests' temporary directories are not there."""
+    made = _hypervisors("hv1")
+    yield made
+    made.clear()
+
+
+@pytest.fixture
+def second_hypervisor(_hypervisors: Callable[[str], hosts_.Hypervisor]) -> Iterator[hosts_.Hypervisor]:
+    """Another one, ``hv2``."""
+    made = _hypervisors("hv2")
+    yield made
+    made.clear()
 
 
 @pytest.fixture
