@@ -6,8 +6,10 @@ The operations are replicate, failover, failover_test and failback, with standby
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from vbackup.domain import standby_xml
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome
     from tests.daemon import Daemon
+    from tests.hosts import Hypervisor
     from tests.lab import Lab
 
 NAME = "bases"
@@ -42,7 +45,9 @@ def boot_sector() -> bytes:
 class TwoHosts:
     """A domain of the embedded libvirt, and a daemon that has its standby."""
 
-    def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path, daemon: Daemon) -> None:
+    def __init__(
+        self, lab: Lab, command: Command, repository: Path, tmp_path: Path, daemon: Daemon | Hypervisor
+    ) -> None:
         self.command, self.repository, self.daemon, self.lab = command, repository, daemon, lab
         self.images = tmp_path / "standby"
         below = DiskSpec(tmp_path / "below.qcow2", size="8M")  # which no bitmap of the original covers
@@ -122,6 +127,23 @@ def allocated_bytes(path: Path) -> int:
     return sum(each["length"] for each in json.loads(done.stdout) if each["data"])
 
 
+class TwoMachines(TwoHosts):
+    """The standby is on another host, which ssh reaches."""
+
+    def __init__(self, lab: Lab, command: Command, repository: Path, tmp_path: Path, hypervisor: Hypervisor) -> None:
+        super().__init__(lab, command, repository, tmp_path, hypervisor)
+        self.images = hypervisor.images / "standby"
+
+
+@pytest.fixture
+def machines(
+    lab: Lab, command: Command, repository: Path, images: Path, hypervisor: Hypervisor
+) -> Iterator[TwoMachines]:
+    made = TwoMachines(lab, command, repository, images, hypervisor)
+    yield made
+    shutil.rmtree(made.images, ignore_errors=True)
+
+
 @pytest.fixture
 def hosts(lab: Lab, command: Command, repository: Path, images: Path, daemon: Daemon) -> TwoHosts:
     return TwoHosts(lab, command, repository, images, daemon)
@@ -196,10 +218,56 @@ def test_failover_and_failback(hosts: TwoHosts) -> None:
     hosts.compare()
 
 
+def test_standby_on_another_host(machines: TwoMachines) -> None:
+    """The images there are written through the user's ssh, and what differs is known from their bitmaps."""
+    vda, vdb = (spec.path for spec in machines.specs)
+    first = machines.backup()
+    done = machines.replicate().document
+    assert (done["id"], done["before"], done["redefined"]) == (first, None, True)
+    assert all(disk["full"] for disk in done["disks"])
+    machines.compare()
+    write(vda, "write -P 2 1M 64k", "write -z 128k 64k", "discard 256k 128k", "write -P 3 6M 192k")
+    write(vdb, "write -z 0 1M")
+    second = machines.backup()
+    done = machines.replicate().document
+    assert (done["id"], done["before"], done["redefined"]) == (second, first, False)
+    assert {disk["dev"]: (disk["full"], disk["written_bytes"]) for disk in done["disks"]} == {
+        "vda": (None, 8 << 16),
+        "vdb": (None, 17 << 16),
+    }
+    machines.compare()
+    state = machines.state()
+    assert (state["state"], state["backup"], state["running"]) == ("ready", second, False)
+    machines.failover()  # it starts there, and is written to
+    machine = machines.machine()
+    machine.write("vda", "write -P 7 5M 192k")
+    machine.destroy()
+    assert "where the images are" in machines.failover("--test", status=5).stderr
+
+
+def test_killed_replicate_to_another_host_is_repaired(machines: TwoMachines) -> None:
+    """The storage daemon there ends with the link, and has stored the bitmaps: the next run writes what differs."""
+    machines.backup()
+    machines.struck("copy", "1", "after")
+    assert machines.state()["state"] == "half-applied"
+    machines.replicate()
+    machines.compare()
+    for count, (step, when) in enumerate([("mark", "after"), ("copy", "after"), ("finish", "before")]):
+        for spec in machines.specs:
+            write(spec.path, f"write -P {count + 2} {count}M 320k", f"write -z {count * 300}k 64k")
+        machines.backup()
+        machines.struck(step, "1", when)
+        assert machines.state()["state"] == "half-applied"
+        assert "is half applied" in machines.failover(status=5).stderr
+        assert {disk["full"] for disk in machines.replicate().document["disks"]} == {None}
+        machines.compare()
+    assert machines.daemon.processes("qemu-storage-daemon") == []  # type: ignore[union-attr]
+
+
 def test_what_is_refused(hosts: TwoHosts) -> None:
     first = hosts.backup()
     remote = hosts.run("replicate", NAME, "--to", hosts.daemon.tcp_uri, "--directory", hosts.images, status=5)
-    assert "is another host" in remote.stderr
+    assert "no data can come to it" in remote.stderr
     assert "--directory" in hosts.run("replicate", NAME, "--to", hosts.daemon.uri, status=2).stderr
     assert "makes a standby" in hosts.failover(status=4).stderr
     hosts.images.mkdir()

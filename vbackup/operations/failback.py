@@ -57,7 +57,6 @@ def run(
     Raises DomainNotFoundError (libvirt has no such original, or no standby), UnsuitableError (one of the two runs, or
     the standby has not taken over), and what backup.run, replicate.run and restore_in_place.run raise.
     """
-    standby.refuse_remote(host)
     uuid = repository.find(request.domain)
     handle = _original(uuid, original, host)
     found = standby.get(host, uuid, repository)
@@ -149,9 +148,10 @@ def _applied(
     with (
         repository.lock(uuid, wait=LockWait(request.wait_lock_s, reporter, stop)),
         chosen.held(repository, uuid, Wanted(backup_id), stop=stop) as point,
+        replicate.link_to(request.standby, host, stop) as link,
     ):
         now = standby.get(host, uuid, repository)
-        replicate.apply(asked, point, now, host=host, repository=repository, reporter=reporter, stop=stop)
+        replicate.apply(asked, point, now, host=host, repository=repository, reporter=reporter, stop=stop, link=link)
 
 
 def _record(

@@ -15,20 +15,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vbackup.domain import defining, domain_xml, identity, media, standby_xml
+from vbackup.domain import defining, domain_xml, standby_xml
 from vbackup.domain.host import Host
 from vbackup.domain.standby_xml import Mark, State
 from vbackup.errors import UnsuitableError, UsageError, VbackupError, domain_argument
-from vbackup.files import storage_errors
-from vbackup.images import destination
 from vbackup.images.destination import Destination
-from vbackup.model import Backup, ImageFormat, MachineKind
-from vbackup.operations import restore, restored_domain, restored_machine, rollback, standby
+from vbackup.model import Backup, ImageFormat
+from vbackup.operations import restore, restored_machine, standby
+from vbackup.operations.linked_standby import LinkedFiles
 from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.restored_domain import DefineRequest
-from vbackup.operations.rollback import Rollback, RollbackRequest, RolledBack
+from vbackup.operations.rollback import RollbackRequest, RolledBack
 from vbackup.operations.standby import Standby
-from vbackup.operations.standby_files import Files, NewImage
+from vbackup.operations.standby_files import Files, NewImage, StandbyFiles
+from vbackup.remote import address
+from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository import chosen, standbys
 from vbackup.repository.choice import Wanted
@@ -79,12 +80,12 @@ def run(request: ReplicateRequest, *, host: Host, repository: Repository, report
     BusyError, AmbiguousHostError, PartialBackupError, InterruptedBySignalError, and what libvirt's calls raise. The
     standby is as it was then, unless a warning says that it is half applied: the same call repairs it.
     """
-    standby.refuse_remote(host)
     uuid = repository.find(request.domain)
     wait = LockWait(request.wait_lock_s, reporter, stop)
     with (
         repository.lock(uuid, wait=wait),
         chosen.held(repository, uuid, Wanted(request.backup_id), stop=stop) as point,
+        link_to(request.to, host, stop) as link,
     ):
         found = standby.find(host, uuid, repository)
         if found is not None and found.mark.state is State.ACTIVE:
@@ -94,7 +95,20 @@ def run(request: ReplicateRequest, *, host: Host, repository: Repository, report
                 " back to the original."
             )
         _refuse_pending(request, point, repository)
-        return apply(request, point, found, host=host, repository=repository, reporter=reporter, stop=stop)
+        return apply(request, point, found, host=host, repository=repository, reporter=reporter, stop=stop, link=link)
+
+
+def link_to(uri: str, host: Host, stop: Stop) -> AbstractContextManager[Link | None]:
+    """Return the link to the host of the standby; None if that is this host. Raises UnsuitableError, UsageError."""
+    if host.is_local:
+        return nullcontext()
+    place = address.parse(uri)
+    if place is None:
+        raise UnsuitableError(
+            f"{uri} is another host, and no data can come to it through this connection: use a URI such as"
+            " qemu+ssh://root@HOST/system."
+        )
+    return Link(place, check=stop.check)
 
 
 def apply(
@@ -106,12 +120,20 @@ def apply(
     repository: Repository,
     reporter: Reporter,
     stop: Stop,
+    link: Link | None = None,
 ) -> Replicated:
-    """Bring a standby, whatever its state, to a backup. The caller has the domain's lock. As ``run``."""
+    """Bring a standby, whatever its state, to a backup. The caller has the domain's lock. As ``run``.
+
+    ``link``: to the host of the standby; None: it is this one.
+    """
     record = standbys.find(repository.path / point.backup.domain_uuid, request.to)
     where = _directory(request, point, found, record)
-    repository.refuse_inside(where)
-    these = Files(point, where, repository, reporter, stop, request.speed_bytes_s)
+    these: StandbyFiles
+    if link is None:
+        repository.refuse_inside(where)
+        these = Files(point, where, repository, reporter, stop, request.speed_bytes_s)
+    else:
+        these = LinkedFiles(link, point, where, repository, reporter, stop)
     return _Work(request, these, found, record, host).run()
 
 
@@ -145,7 +167,7 @@ class _Work:
     """One run."""
 
     def __init__(
-        self, request: ReplicateRequest, these: Files, found: Standby | None, record: Record | None, host: Host
+        self, request: ReplicateRequest, these: StandbyFiles, found: Standby | None, record: Record | None, host: Host
     ) -> None:
         self._request, self._files, self._found, self._record, self._host = request, these, found, record, host
         self._point, self._repository, self._reporter = these.point, these.repository, these.reporter
@@ -156,14 +178,16 @@ class _Work:
     def run(self) -> Replicated:
         """Do it."""
         if self._found is None and self._record is None:
-            destination.refuse_existing(self._files.paths(), instead="another directory with --directory")
+            self._files.refuse_existing()
+        self._files.refuse_unfit()
         restored_machine.check(self._files.machine, self._backup, repository=self._repository, stop=self._files.stop)
         before = None if self._found is None else self._found.definition()
         text = self._definition()
-        with self._recorded(), self._rollback() as ready:
+        how = RollbackRequest(self._request.exclusive, speed_bytes_s=self._request.speed_bytes_s, of_standby=True)
+        with self._recorded(), self._files.opened(self._handle, text, how) as ready:
             reasons = dict.fromkeys(self._point.chains, "there is none yet") if ready is None else ready.reasons
             self._refuse_elsewhere(text, list(reasons))
-            new_images = self._files.write_images(reasons)
+            made = self._files.write_images(ready, reasons)
             try:
                 self._files.stop.check()
                 self._define(standby_xml.half_applied(text, self._backup.id))
@@ -171,11 +195,13 @@ class _Work:
                 self._files.discard(list(reasons))
                 raise
             with self._half_applied():
+                self._files.begin_images(ready, reasons, text)
                 rolled = [] if ready is None else ready.run()
+        whole = [NewImage(one.dev, reasons[one.dev], one.written_bytes) for one in rolled if one.dev in reasons]
         with self._half_applied():
-            self._ended(text, new_images)
+            self._ended(text, made)
             self._remove_others(text if before is None else before, text)
-        return self._done(rolled, new_images)
+        return self._done([one for one in rolled if one.dev not in reasons], [*made, *whole])
 
     def _ended(self, text: str, new_images: Sequence[NewImage]) -> None:
         """Put all in place, and let the standby be ready."""
@@ -212,15 +238,16 @@ class _Work:
         is_new = self._found is None and self._record is None
         if is_new:
             standbys.put(directory, Record(self._request.to, where))
+        is_made = False
         try:
-            with storage_errors(f"write to {where}"):
-                destination.make(where)
+            is_made = self._files.make_directory()
             yield
         except BaseException:
-            with suppress(VbackupError, OSError):
+            with suppress(VbackupError):
                 if is_new and standby.find(self._host, self._backup.domain_uuid, self._repository) is None:
                     standbys.remove(directory, self._request.to)
-                    where.rmdir()
+                    if is_made:
+                        self._files.remove_directory()
             raise
 
     @contextmanager
@@ -234,20 +261,6 @@ class _Work:
                 " start it. Run the same command again, which repairs it."
             )
             raise
-
-    def _rollback(self) -> AbstractContextManager[Rollback | None]:
-        """Return what finds out which disks of the standby can be written by what differs; None: it has no disks."""
-        if self._found is None:
-            return nullcontext()
-        how = RollbackRequest(self._request.exclusive, speed_bytes_s=self._request.speed_bytes_s, of_standby=True)
-        return rollback.prepared(
-            how,
-            self._found.handle,
-            self._point,
-            repository=self._repository,
-            reporter=self._reporter,
-            stop=self._files.stop,
-        )
 
     # the definition
 
@@ -278,23 +291,7 @@ class _Work:
             reporter=self._reporter,
             stop=these.stop,
         )
-        if self._found is None:
-            these.refuse_strange_tpm(restored.text, self._host)
-            for warning in restore.warnings(choice, restored):
-                self._reporter.warning(warning)
-            others = [one for one in these.machine if one.file.kind is not MachineKind.TPM]
-            text = restored_domain.prepare(
-                DefineRequest(),
-                restored,
-                machine=others,
-                host=self._host,
-                output=these.directory,
-                reporter=self._reporter,
-            ).text
-        else:
-            text = identity.keep(restored.text).text
-            missing = defining.missing_media(self._host, text, restored=[str(one.path) for one in these.machine])
-            text = media.ejected(text, [one.dev for one in missing])
+        text = these.definition(restored, self._host, is_new=self._found is None)
         mark = Mark(State.READY, self._repository.id, self._backup.id, str(these.directory))
         return standby_xml.made(text, mark)
 

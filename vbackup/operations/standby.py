@@ -88,10 +88,9 @@ def define(host: Host, xml: str, handle: DomainHandle | None) -> DomainHandle:
 
 
 def refuse_remote(host: Host) -> None:
-    """Raise UnsuitableError if the images of the host's domains cannot be written here."""
+    """Raise UnsuitableError if the images of the host's domains are not on this host."""
     if not host.is_local:
         raise UnsuitableError(
-            f"{host.real_uri} is another host, and a standby's images are written by vbackup where they are: run"
-            " 'vbackup replicate' on that host, with the repository mounted there (or copied there), and --to"
-            " qemu:///system."
+            f"{host.real_uri} is another host, and a failover is tried where the images are: run 'vbackup failover"
+            " --test' on that host, with the repository mounted there, and --to qemu:///system."
         )

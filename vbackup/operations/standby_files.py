@@ -9,13 +9,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from vbackup import files, names
-from vbackup.domain import swtpm
-from vbackup.domain.host import Host
+from vbackup.domain import defining, identity, media, swtpm
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.restored_xml import RestoredXml
 from vbackup.engine import restored_checkpoint
 from vbackup.engine.restored_checkpoint import RestoredImage
 from vbackup.errors import VbackupError
@@ -24,8 +26,10 @@ from vbackup.images import destination
 from vbackup.images.replacement import Replacement
 from vbackup.images.restoring import Restoring
 from vbackup.model import ImageFormat, MachineKind
-from vbackup.operations import restored_machine
+from vbackup.operations import restore, restored_domain, restored_machine, rollback
+from vbackup.operations.restored_domain import DefineRequest
 from vbackup.operations.restored_machine import Placed
+from vbackup.operations.rollback import Rollback, RollbackRequest
 from vbackup.report import Reporter
 from vbackup.repository.chosen import Chosen
 from vbackup.repository.repository import Repository
@@ -41,9 +45,81 @@ class NewImage:
     written_bytes: int  #: what the image takes on storage
 
 
+class StandbyFiles(Protocol):
+    """What a standby is made of, at a backup, on this host or another one (vbackup.operations.linked_standby)."""
+
+    @property
+    def point(self) -> Chosen:
+        """The backup."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are, on their host."""
+
+    @property
+    def repository(self) -> Repository:
+        """What the backup is read from."""
+
+    @property
+    def reporter(self) -> Reporter:
+        """What becomes of it."""
+
+    @property
+    def stop(self) -> Stop:
+        """The request to stop."""
+
+    @property
+    def machine(self) -> tuple[Placed, ...]:
+        """What the machine needs beside disks, with the places."""
+
+    def image(self, dev: str) -> Path:
+        """Return the path of a disk's image."""
+
+    def refuse_existing(self) -> None:
+        """Raise StorageError if one of the files exists."""
+
+    def refuse_unfit(self) -> None:
+        """Raise UnsuitableError for what the host of the standby cannot have."""
+
+    def make_directory(self) -> bool:
+        """Make the directory, through which QEMU can reach the images; return True if it is new."""
+
+    def remove_directory(self) -> None:
+        """Remove the directory if it is empty."""
+
+    def opened(
+        self, handle: DomainHandle | None, text: str, how: RollbackRequest
+    ) -> AbstractContextManager[Rollback | None]:
+        """Open the images, and yield what is to be done; None if there are none. ``text``: the XML that names them."""
+
+    def write_images(self, ready: Rollback | None, reasons: Mapping[str, str]) -> list[NewImage]:
+        """Make and check new images of these disks if that can be done beside the old ones; none is left if it fails.
+
+        ``reasons``: why a disk needs one, by dev.
+        """
+
+    def begin_images(self, ready: Rollback | None, reasons: Mapping[str, str], text: str) -> None:
+        """Let the rollback write the new images that could not be made beside the old ones."""
+
+    def discard(self, devs: Sequence[str]) -> None:
+        """Remove new images that are not in their places."""
+
+    def put_images(self, devs: Sequence[str]) -> None:
+        """Put new images in the places of the old ones."""
+
+    def remove_images(self, devs: Sequence[str]) -> None:
+        """Remove the images of disks that the domain does not have any more."""
+
+    def put_machine(self, text: str, host: Host) -> None:
+        """Write the machine's files in the place of the old ones."""
+
+    def definition(self, restored: RestoredXml, host: Host, *, is_new: bool) -> str:
+        """Return the XML of the restored domain for that host; ``is_new``: with warnings, and if libvirt takes it."""
+
+
 @dataclass(frozen=True)
 class Files:
-    """What a standby is made of, at a backup."""
+    """What a standby on this host is made of, at a backup (StandbyFiles)."""
 
     point: Chosen
     directory: Path
@@ -61,11 +137,37 @@ class Files:
         """What the machine needs beside disks, with the places."""
         return restored_machine.placed(self.point.backup, self.directory)
 
-    def paths(self) -> list[Path]:
-        """Return the paths of all files."""
-        return [*map(self.image, self.point.chains), *(one.path for one in self.machine)]
+    def refuse_existing(self) -> None:
+        """Raise StorageError if one of the files exists."""
+        paths = [*map(self.image, self.point.chains), *(one.path for one in self.machine)]
+        destination.refuse_existing(paths, instead="another directory with --directory")
 
-    def write_images(self, reasons: Mapping[str, str]) -> list[NewImage]:
+    def refuse_unfit(self) -> None:
+        """Do nothing: a restore brings everything."""
+
+    def make_directory(self) -> bool:
+        """Make the directory, through which QEMU can reach the images; return True if it is new."""
+        with storage_errors(f"write to {self.directory}"):
+            is_new = not self.directory.exists()
+            destination.make(self.directory)
+        return is_new
+
+    def remove_directory(self) -> None:
+        """Remove the directory if it is empty."""
+        with suppress(OSError):
+            self.directory.rmdir()
+
+    def opened(
+        self, handle: DomainHandle | None, text: str, how: RollbackRequest
+    ) -> AbstractContextManager[Rollback | None]:
+        """Open the images, and yield what is to be done; None for a domain that libvirt does not have yet."""
+        if handle is None:
+            return nullcontext()
+        return rollback.prepared(
+            how, handle, self.point, repository=self.repository, reporter=self.reporter, stop=self.stop
+        )
+
+    def write_images(self, ready: Rollback | None, reasons: Mapping[str, str]) -> list[NewImage]:
         """Make and check new images of these disks, beside the old ones. Raises what Restoring.write raises.
 
         None is left if it fails. ``reasons``: why a disk needs one, by dev.
@@ -124,11 +226,24 @@ class Files:
             with storage_errors(f"remove {self.image(dev)}"):
                 self.image(dev).unlink(missing_ok=True)
 
-    def refuse_strange_tpm(self, text: str, host: Host) -> None:
-        """Raise StorageError if libvirt has the state of a TPM where that of a new standby has to be."""
-        place = restored_machine.tpm_place(text, self.machine, host.real_uri)
+    def begin_images(self, ready: Rollback | None, reasons: Mapping[str, str], text: str) -> None:
+        """Do nothing: they are complete."""
+
+    def definition(self, restored: RestoredXml, host: Host, *, is_new: bool) -> str:
+        """Return the XML of the standby. Raises what restored_domain.prepare raises, if it is new."""
+        if not is_new:
+            text = identity.keep(restored.text).text
+            missing = defining.missing_media(host, text, restored=[str(one.path) for one in self.machine])
+            return media.ejected(text, [one.dev for one in missing])
+        place = restored_machine.tpm_place(restored.text, self.machine, host.real_uri)
         if place is not None:
             swtpm.refuse_existing(place)
+        for warning in restore.warnings(self.point.choice, restored):
+            self.reporter.warning(warning)
+        others = [one for one in self.machine if one.file.kind is not MachineKind.TPM]
+        return restored_domain.prepare(
+            DefineRequest(), restored, machine=others, host=host, output=self.directory, reporter=self.reporter
+        ).text
 
     def put_machine(self, text: str, host: Host) -> None:
         """Write the machine's files in the place of the old ones. Raises ChainError, StorageError, NoSpaceError."""
