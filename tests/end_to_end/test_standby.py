@@ -1,6 +1,7 @@
 """Standbys at a second libvirt: real images in a real daemon, compared byte for byte with what the original held.
 
-The operations are replicate, failover, failover_test and failback, with standby, standby_files and standby_documents.
+The operations are replicate, failover, failover_test and failback, with standby, standby_files and standby_documents,
+and for another host linked_standby, vbackup.domain.linked_images and vbackup.engine.rollback_reach.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import libvirt
 import pytest
 
 from tests.end_to_end.test_offline import storage_daemons, write
+from tests.hosts import Hypervisor
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, domain_xml, qemu_img_info
 from vbackup.domain import standby_xml
+from vbackup.engine import rollback as engine
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome
     from tests.daemon import Daemon
-    from tests.hosts import Hypervisor
     from tests.lab import Lab
 
 NAME = "bases"
@@ -262,6 +264,31 @@ def test_killed_replicate_to_another_host_is_repaired(machines: TwoMachines) -> 
         assert {disk["full"] for disk in machines.replicate().document["disks"]} == {None}
         machines.compare()
     assert machines.daemon.processes("qemu-storage-daemon") == []  # type: ignore[union-attr]
+
+
+def test_link_that_is_lost_leaves_a_standby_that_is_repaired(
+    machines: TwoMachines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor = machines.daemon
+    assert isinstance(hypervisor, Hypervisor)
+    machines.backup()
+    machines.replicate()
+    write(machines.specs[0].path, "write -P 2 1M 4M")
+    machines.backup()
+    copy = engine._copy
+
+    def lost(*arguments: Any) -> None:
+        hypervisor.kill("sshd: root")  # the sessions, that of libvirt too
+        copy(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_copy", lost)
+        failed = machines.command("-q", "replicate", NAME, "--to", hypervisor.uri, "-r", machines.repository, status=4)
+    assert "SSH connection" in failed.stderr
+    assert "is half applied" in failed.stderr
+    assert machines.state()["state"] == "half-applied"
+    assert {disk["full"] for disk in machines.replicate().document["disks"]} == {None}
+    machines.compare()
 
 
 def test_what_is_refused(hosts: TwoHosts) -> None:

@@ -52,6 +52,9 @@ ELSEWHERE = {
     "operations.failover": "end_to_end/test_standby.py",
     "operations.failover_test": "end_to_end/test_standby.py",
     "operations.failback": "end_to_end/test_standby.py",
+    "operations.linked_standby": "end_to_end/test_standby.py",
+    "domain.linked_images": "end_to_end/test_standby.py",
+    "engine.rollback_reach": "end_to_end/test_standby.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.fsck": "end_to_end/test_fsck.py",
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
