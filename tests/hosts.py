@@ -325,6 +325,10 @@ class Hypervisor:
         """Start a transient domain."""
         return Machine(self.host.domain(self.host.connection.createXML(xml).name()))
 
+    def defined_later(self, name: str) -> None:
+        """A domain that somebody else may define; it is undefined after the test."""
+        self._defined.append(name)
+
     def define(self, xml: str) -> Machine:
         """Define a domain, which is off then."""
         name: str = self.host.connection.defineXML(xml).name()

@@ -90,6 +90,9 @@ if TYPE_CHECKING:
     from vbackup.operations.cp import Copies, CpRequest
     from vbackup.operations.diff import Difference, DiffRequest
     from vbackup.operations.diff import Disk as DiffDisk
+    from vbackup.operations.failback import FailbackRequest, FailedBack
+    from vbackup.operations.failover import FailedOver, FailoverRequest
+    from vbackup.operations.failover_test import TriedFailover
     from vbackup.operations.fetch import Fetched, FetchRequest
     from vbackup.operations.forget import Claim, ForgetRequest, Forgotten
     from vbackup.operations.fsck import Checked as CheckedFileSystems
@@ -107,6 +110,7 @@ if TYPE_CHECKING:
     from vbackup.operations.prune import PruneRequest, Pruning
     from vbackup.operations.recovery import Recovered, Remedy
     from vbackup.operations.repair import Repair
+    from vbackup.operations.replicate import Replicated, ReplicateRequest
     from vbackup.operations.restore import Restored, RestoreRequest
     from vbackup.operations.restore_in_place import InPlaceRequest, RestoredInPlace
     from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
@@ -121,6 +125,9 @@ if TYPE_CHECKING:
     from vbackup.operations.session_changes import Changes, ChangesRequest
     from vbackup.operations.session_changes import Kind as ChangesKind
     from vbackup.operations.speed import SpeedChanged, SpeedRequest
+    from vbackup.operations.standby_files import NewImage as NewStandbyImage
+    from vbackup.operations.standby_status import Condition as StandbyCondition
+    from vbackup.operations.standby_status import StandbyStatus
     from vbackup.operations.stream_backup import StreamRequest
     from vbackup.operations.stream_end import Ended as EndedStream
     from vbackup.operations.stream_restore import Received as ReceivedBackup
@@ -267,6 +274,10 @@ __all__ = [
     "Entry",
     "Extent",
     "ExtentKind",
+    "FailbackRequest",
+    "FailedBack",
+    "FailedOver",
+    "FailoverRequest",
     "FetchRequest",
     "Fetched",
     "Finding",
@@ -301,6 +312,7 @@ __all__ = [
     "MergePlan",
     "MountRequest",
     "Mounted",
+    "NewStandbyImage",
     "NoteRequest",
     "OpenedCopies",
     "Phase",
@@ -317,6 +329,8 @@ __all__ = [
     "Remedy",
     "Repair",
     "Repaired",
+    "ReplicateRequest",
+    "Replicated",
     "Reporter",
     "Repository",
     "RestoreRequest",
@@ -347,6 +361,8 @@ __all__ = [
     "SkippedDomain",
     "SpeedChanged",
     "SpeedRequest",
+    "StandbyCondition",
+    "StandbyStatus",
     "Status",
     "Stop",
     "StreamRequest",
@@ -357,6 +373,7 @@ __all__ = [
     "TransactionDone",
     "TransactionRequest",
     "Transport",
+    "TriedFailover",
     "Trouble",
     "UmountRequest",
     "Unmounted",
@@ -434,6 +451,13 @@ _PLACES = {
     "vbackup.operations.live_restore": "LiveRequest LiveRestored",
     "vbackup.operations.live_resume": "ResumeRequest",
     "vbackup.operations.live_abort": "Aborted:LiveAborted AbortRequest",
+    # standbys
+    "vbackup.operations.replicate": "Replicated ReplicateRequest",
+    "vbackup.operations.standby_files": "NewImage:NewStandbyImage",
+    "vbackup.operations.failover": "FailedOver FailoverRequest",
+    "vbackup.operations.failover_test": "TriedFailover",
+    "vbackup.operations.failback": "FailbackRequest FailedBack",
+    "vbackup.operations.standby_status": "Condition:StandbyCondition StandbyStatus",
     # records
     "vbackup.api.records": "BackupRecord DomainRecord",
     "vbackup.repository.backup_filter": "BackupFilter",
