@@ -6,9 +6,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
                              values  context  output  streams  terminal  reporters  batch  plans  qemu
                              backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one  script_options  session_changes  making  pipes  director_config
+                             one_by_one  script_options  session_changes  making  pipes  director_config  fleet
     api                      the library, on which the command line is written: connection  connected  hosts  backups
-                             restores  records  upkeep  contents  attached  streams  documents  sessions
+                             restores  records  upkeep  contents  attached  streams  documents  fleet  sessions
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
@@ -17,7 +17,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
-                             disk_places  live_files  boot_tpm
+                             disk_places  live_files  boot_tpm  fleet
     engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -33,7 +33,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
                              machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
                              capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
-                             boot_watch  screenshot  lifecycle  live_xml  qemu_user
+                             boot_watch  screenshot  lifecycle  live_xml  qemu_user  fleet  twins  hosts_file
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check

@@ -15,6 +15,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     backups      back up domains          restores     write disks                     records  list, show, diff, usage
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             documents    answers as JSON
+    fleet        Fleet, connect_all: several hosts
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -27,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vbackup.api.connection import Connection, connect, create_repository
+    from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.domain.attached import AttachedQemu
+    from vbackup.domain.fleet import FleetSelection, HostSelection
     from vbackup.domain.freeze import DEFAULT_LIMIT_S as DEFAULT_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MAX_LIMIT_S as MAX_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MIN_LIMIT_S as MIN_FREEZE_LIMIT_S
@@ -246,6 +249,8 @@ __all__ = [
     "Extent",
     "ExtentKind",
     "Finding",
+    "Fleet",
+    "FleetSelection",
     "ForgetRequest",
     "Forgotten",
     "FoundBackup",
@@ -257,6 +262,7 @@ __all__ = [
     "HookPlace",
     "HookState",
     "HostIdentity",
+    "HostSelection",
     "ImageFormat",
     "InPlaceRequest",
     "Job",
@@ -344,6 +350,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "connect",
+    "connect_all",
     "count_hosts",
     "create_repository",
     "default_overlays",
@@ -357,6 +364,7 @@ __all__ = [
     "note_fault",
     "open_stage",
     "parse_address",
+    "read_hosts",
     "reload_daemons",
     "schema_title",
     "split_session_address",
@@ -370,6 +378,8 @@ __all__ = [
 _PLACES = {
     # connection
     "vbackup.api.connection": "Connection connect create_repository",
+    "vbackup.api.fleet": "Fleet connect_all read_hosts",
+    "vbackup.domain.fleet": "FleetSelection HostSelection",
     "vbackup.stop": "Stop",
     "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",
