@@ -164,6 +164,50 @@ def _remedy(uri: str | None, message: str) -> str:
     return f"'{virsh}' has to work first."
 
 
+class SshError(VbackupError):
+    """ssh cannot connect to a hypervisor, or does not trust it; ``ssh_message``: ssh's own words."""
+
+    status = Status.NOT_FOUND
+    code = "SSH_FAILED"
+    retry = Retry.LATER
+
+    def __init__(self, host: str, ssh_message: str, *, try_first: str) -> None:
+        self.host = host
+        self.ssh_message = ssh_message
+        super().__init__(
+            f"ssh cannot connect to {host}: {ssh_message.rstrip('.') or 'it said nothing'}. '{try_first}' has to work"
+            " first, without a question."
+        )
+
+
+class LinkLostError(VbackupError):
+    """The SSH connection to a hypervisor broke or fell silent; what vbackup had begun there is undone there."""
+
+    status = Status.NOT_FOUND
+    code = "LINK_LOST"
+    retry = Retry.SAME
+
+    def __init__(self, host: str, how: str) -> None:
+        self.host = host
+        self.how = how
+        super().__init__(
+            f"The SSH connection to {host} {how}. vbackup's helper there thaws the guest, ends the jobs and closes what"
+            " was opened; no base is lost. Run the same command again when the host can be reached."
+        )
+
+
+class RemoteError(VbackupError):
+    """Something on a hypervisor failed; ``reason``: what its kernel or a program there says. ``errno``: 0 if none."""
+
+    code = "REMOTE_FAILED"
+
+    def __init__(self, host: str, what: str, reason: str, *, errno: int = 0) -> None:
+        self.host = host
+        self.reason = reason
+        self.errno = errno
+        super().__init__(f"vbackup could not {what} on {host}: {reason.rstrip('.')}.")
+
+
 class ConnectionLostError(VbackupError):
     """The connection to libvirt or QEMU broke during a command.
 
@@ -296,6 +340,36 @@ class UnsuitableError(VbackupError):
 
     status = Status.UNSUITABLE
     code = "UNSUITABLE"
+
+
+class HelperError(UnsuitableError):
+    """vbackup's helper cannot run on a hypervisor: no Python, a forced command; ``reason``: what was said there."""
+
+    code = "HELPER_FAILED"
+
+    def __init__(self, host: str, reason: str) -> None:
+        self.host = host
+        self.reason = reason
+        super().__init__(
+            f"vbackup's helper cannot run on {host}: {reason.rstrip('.')}. The user of the URI must be able to run"
+            f" 'python3' (3.6 or later) there by ssh, so no command may be forced on the key; 'ssh {host} python3"
+            " --version' has to work first."
+        )
+
+
+class ForwardingError(UnsuitableError):
+    """sshd on a hypervisor does not forward a socket; ``ssh_message``: ssh's own words."""
+
+    code = "FORWARDING_REFUSED"
+
+    def __init__(self, host: str, ssh_message: str) -> None:
+        self.host = host
+        self.ssh_message = ssh_message
+        super().__init__(
+            f"ssh does not forward a socket to {host}: {ssh_message.rstrip('.')}. Allow it there (sshd_config:"
+            " AllowStreamLocalForwarding and DisableForwarding; authorized_keys: with 'restrict', add"
+            " 'port-forwarding')."
+        )
 
 
 class DiskError(UnsuitableError):

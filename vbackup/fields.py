@@ -55,6 +55,10 @@ class Fields:
         value: bool = self._get(name, bool)
         return value
 
+    def optional_boolean(self, name: str) -> bool:
+        """Return a boolean, False if it is missing or null."""
+        return False if self._members.get(name) is None else self.boolean(name)
+
     def integer(self, name: str) -> int:
         """Return a required integer from 0 to MAX_SIZE_BYTES."""
         value = self._members.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,10 @@ UUID = "5f0c9a52-0f0a-4a44-8f6e-2f6b2f3d9c01"
 
 
 class Two:
-    """Two hypervisors, and a repository on storage that they share."""
+    """Two hypervisors and a repository."""
 
-    def __init__(self, command: Command, first: Hypervisor, second: Hypervisor) -> None:
-        self.command, self.hosts = command, (first, second)
-        self.repository = first.hosts.directory / f"repository-{uuid.uuid4().hex[:6]}"
-        command("init", "-r", self.repository)
-        self.repository.chmod(0o777)
-
-    def close(self) -> None:
-        shutil.rmtree(self.repository)
+    def __init__(self, command: Command, first: Hypervisor, second: Hypervisor, repository: Path) -> None:
+        self.command, self.hosts, self.repository = command, (first, second), repository
 
     @property
     def uris(self) -> list[str]:
@@ -62,10 +57,18 @@ class Two:
 
 
 @pytest.fixture
-def two(command: Command, hypervisor: Hypervisor, second_hypervisor: Hypervisor) -> Any:
-    made = Two(command, hypervisor, second_hypervisor)
-    yield made
-    made.close()
+def two(command: Command, hypervisor: Hypervisor, second_hypervisor: Hypervisor) -> Iterator[Two]:
+    """With a repository on storage that they share."""
+    repository = hypervisor.hosts.directory / "repository"
+    command("init", "-r", repository)
+    yield Two(command, hypervisor, second_hypervisor, repository)
+    shutil.rmtree(repository)
+
+
+@pytest.fixture
+def far(command: Command, hypervisor: Hypervisor, second_hypervisor: Hypervisor, repository: Path) -> Two:
+    """With a repository that they do not have: the data comes by SSH."""
+    return Two(command, hypervisor, second_hypervisor, repository)
 
 
 def by_host(document: dict[str, Any]) -> dict[str, Any]:
@@ -76,20 +79,20 @@ def levels(document: dict[str, Any]) -> dict[str, str]:
     return {name: one["backup"]["level"] for name, one in by_host(document).items()}
 
 
-def test_all_domains_of_two_hosts(two: Two, tmp_path: Path) -> None:
-    web, db, mail = two.start(0, "web"), two.start(0, "db"), two.start(1, "web")
+def test_all_domains_of_two_hosts(far: Two, tmp_path: Path) -> None:
+    web, db, mail = far.start(0, "web"), far.start(0, "db"), far.start(1, "web")
     for number, machine in enumerate((web, db, mail), start=1):
         machine.write("vda", f"write -P {number} 0 4M")
-    done = two.backup("--all", "--parallel", "2", "--parallel-per-host", "1").document
-    assert [(one["name"], one["uri"]) for one in done["hosts"]] == list(zip(("hv1", "hv2"), two.uris))
+    done = far.backup("--all", "--parallel", "2", "--parallel-per-host", "1").document
+    assert [(one["name"], one["uri"]) for one in done["hosts"]] == list(zip(("hv1", "hv2"), far.uris))
     assert levels(done) == {"hv1/db": "full", "hv1/web": "full", "hv2/web": "full"}
     mail.write("vda", "write -P 9 1M 64k")
     # One that is out of reach has its own error, and one that is named twice counts once.
-    again, refused = f"qemu+ssh://root@{two.hosts[0].ipv4}/system", "qemu+ssh://root@hv2:2999/system"
+    again, refused = f"qemu+ssh://root@{far.hosts[0].ipv4}/system", "qemu+ssh://root@hv2:2999/system"
     listed = tmp_path / "hosts"
-    listed.write_text(f"# room 1\n{two.uris[0]}\n\n{two.uris[1]}  # new\n{again}\n{refused}\n")
-    outcome = two.command(
-        "--progress", "none", "backup", "w*", "--hosts", listed, "-r", two.repository, "--json", status=3
+    listed.write_text(f"# room 1\n{far.uris[0]}\n\n{far.uris[1]}  # new\n{again}\n{refused}\n")
+    outcome = far.command(
+        "--progress", "none", "backup", "w*", "--hosts", listed, "-r", far.repository, "--json", status=3
     )
     assert levels(outcome.document) == {"hv1/web": "incremental", "hv2/web": "incremental"}
     assert [(one["name"], one.get("error", {}).get("status")) for one in outcome.document["hosts"]] == [
@@ -98,15 +101,15 @@ def test_all_domains_of_two_hosts(two: Two, tmp_path: Path) -> None:
         (refused, 4),
     ]
     assert (outcome.document["done"], outcome.document["failed"]) == (2, 0)
-    assert f"{again} is the same host as {two.uris[0]}" in outcome.stderr
+    assert f"{again} is the same host as {far.uris[0]}" in outcome.stderr
     assert "Connection refused" in outcome.stderr
     assert f"Nothing was backed up on 1 of 3 hosts: {refused}." in outcome.stderr
-    two.expect(1, "web")
+    far.expect(1, "web")
 
 
-def test_hosts_that_are_all_out_of_reach(two: Two) -> None:
+def test_hosts_that_are_all_out_of_reach(far: Two) -> None:
     nowhere = [word for port in (2998, 2999) for word in ("-c", f"qemu+ssh://root@hv1:{port}/system")]
-    outcome = two.command(*nowhere, "backup", "--all", "-r", two.repository, status=4)
+    outcome = far.command(*nowhere, "backup", "--all", "-r", far.repository, status=4)
     assert outcome.stdout.count("Connection refused") == 2
     assert "0 of 0 domains on 0 of 2 hosts" in outcome.stdout
 

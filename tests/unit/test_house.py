@@ -30,6 +30,9 @@ ELSEWHERE = {
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "http.served": "unit/http/test_server.py",  # protocols
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
+    "images.target_server": "end_to_end/test_remote.py",  # needs a QEMU that writes to it
+    "operations.remote_side": "end_to_end/test_remote.py",  # needs a hypervisor, as the next one
+    "domain.linked": "end_to_end/test_remote.py",
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones
     "engine.live_backing": "end_to_end/test_live_restore.py",
@@ -63,6 +66,7 @@ ELSEWHERE = {
     "qapi.actions.snapshots": "unit/qapi/test_actions.py",
     "qemu.qmp_socket": "contract/test_end_of_qemu.py",  # and all contract tests run over it
     "qemu.storage_daemon": "contract/test_storage_daemon.py",  # needs the program
+    "remote.daemon": "end_to_end/test_link.py",
 }
 #: Files in tests/unit that belong to no module.
 NO_MODULE = {

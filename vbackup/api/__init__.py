@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         MachineFile,
         MachineKind,
         Quiesce,
+        Transport,
     )
     from vbackup.operations.adopt import Adopted
     from vbackup.operations.audit import Audit, AuditRequest, DiskAudit
@@ -334,6 +335,7 @@ __all__ = [
     "Tracker",
     "TransactionDone",
     "TransactionRequest",
+    "Transport",
     "Trouble",
     "UmountRequest",
     "Unmounted",
@@ -386,7 +388,7 @@ _PLACES = {
     "vbackup.repository.repository": "MARKER:REPOSITORY_MARKER Repository",
     # what is backed up
     "vbackup.model": "Backup Compression Consistency DiskImage Group HostIdentity ImageFormat LeftOut Level "
-    "MachineFile MachineKind Quiesce",
+    "MachineFile MachineKind Quiesce Transport",
     # backups
     "vbackup.operations.backup": "BackupRequest",
     "vbackup.engine.plan": "BackupPlan",

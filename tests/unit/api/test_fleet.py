@@ -23,7 +23,7 @@ class Libvirts:
         self.known: dict[str | None, Any] = {}
         self.opened: list[str | None] = []
 
-    def open(self, uri: str | None) -> Any:
+    def open(self, uri: str | None, **_linked: Any) -> Any:
         self.opened.append(uri)
         if uri not in self.known:
             raise HostUnreachableError(uri, "refused")

@@ -91,7 +91,7 @@ def started(history: History, host: HostIdentity, *on_disk: Backup, of_full: boo
 
 
 def test_two_machines_go_on_from_their_own_backups() -> None:
-    """The newest of all comes first, since a domain that has migrated has its bitmap; no end mark vouches for others."""
+    """The newest of all comes first, since a domain that has migrated has its bitmap."""
     second = on(B, backup(2))
     third = on(A, incremental(3, FULL))
     history = History([FULL, second, third])

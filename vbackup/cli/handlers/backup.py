@@ -10,7 +10,7 @@ from vbackup.cli import batch, fleet, output, plans, script_options
 from vbackup.cli.arguments import domains_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
-from vbackup.model import Backup, Compression, Level, Quiesce
+from vbackup.model import Backup, Compression, Level, Quiesce, Transport
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
@@ -46,7 +46,9 @@ def _hosts(options: argparse.Namespace, context: Context) -> list[str] | None:
 
 
 def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
-    """Return what commands.backup.add_making's arguments and --level ask for."""
+    """Return what commands.backup.add_making's arguments and --level ask for. Raises UsageError."""
+    if options.fleecing is not None and options.no_fleecing:
+        raise UsageError("--fleecing and --no-fleecing exclude each other; leave out one of them.")
     return BackupRequest(
         domain=domain,
         level=Level(options.level),
@@ -59,6 +61,8 @@ def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
         compression=Compression(options.compress),
         wait_lock_s=options.wait_lock,
         fleecing=options.fleecing,
+        no_fleecing=options.no_fleecing,
+        transport=Transport(options.transport),
         exclusive=options.exclusive,
         allow_reflink=options.allow_reflink,
         with_media=options.with_media,

@@ -1,0 +1,122 @@
+"""The link to a hypervisor over a real sshd: sockets, files and descriptors through it, and its end in all ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import wait_for
+from tests.hosts import Hypervisor
+from tests.lab import DiskSpec, qemu_img_info
+from vbackup.errors import ForwardingError, HelperError, LinkLostError, RemoteError, SshError, UnsuitableError
+from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.remote import address
+from vbackup.remote import daemon as remote_daemon
+from vbackup.remote.link import Link
+from vbackup.report import Silent
+
+
+@contextmanager
+def linked(uri: str) -> Iterator[Link]:
+    found = address.parse(uri)
+    assert found is not None
+    with Link(found) as link:
+        yield link
+
+
+def test_files_and_programs(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    path = hypervisor.images / "file"
+    content = bytes(range(256)) * 3000
+    with linked(hypervisor.uri) as link:
+        assert link.hello["host"] == "hv1"
+        link.write_file(str(path), [content[:100], content[100:]])
+        assert b"".join(link.read_file(str(path))) == content
+        assert link.stat(str(path))["size"] == len(content)
+        assert path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(RemoteError, match="No such file") as missing:
+            link.stat(str(tmp_path))
+        assert missing.value.errno == 2
+        assert link.run(["cat"], b"abc") == b"abc"
+        with pytest.raises(RemoteError, match="could not run ls on root@hv1: ls: cannot access"):
+            link.run(["ls", "/nothing"])
+        assert link.try_run(["false"]).status == 1
+        assert link.free_bytes(str(hypervisor.images)) > 0
+        assert link.names_in(str(hypervisor.images)) == ["file"]
+        link.remove_file(str(path))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("uri", ["qemu+ssh://root@[{ipv6}]:2222/system", "qemu+ssh://{ipv4}/system?keyfile={other}"])
+def test_address_port_and_key_of_the_uri(hypervisor: Hypervisor, uri: str) -> None:
+    other = hypervisor.hosts.directory / "other"
+    if "keyfile" in uri:
+        hypervisor.authorize(key="other")
+    with linked(uri.format(ipv4=hypervisor.ipv4, ipv6=hypervisor.ipv6, other=other)) as link:
+        assert link.run(["hostname"]) == b"hv1\n"
+
+
+def test_port_of_ssh_config(hypervisor: Hypervisor) -> None:
+    more = f"Host elsewhere\n HostName {hypervisor.ipv6}\n Port 2222\n User root\n RemoteForward 22 localhost:1\n"
+    with hypervisor.hosts.configured(more), linked("qemu+ssh://elsewhere/system") as link:
+        assert link.run(["hostname"]) == b"hv1\n"
+
+
+def test_refusals_before_the_helper_runs(hypervisor: Hypervisor) -> None:
+    known = hypervisor.hosts.directory / "known_hosts"
+    before = known.read_text()
+    try:
+        known.write_text("")
+        with pytest.raises(SshError, match=r"No ED25519 host key is known for .*Host key verification failed"):
+            linked(hypervisor.uri).__enter__()
+        other = (hypervisor.hosts.directory / "other.pub").read_text().split()[:2]
+        known.write_text(f"{hypervisor.name} {' '.join(other)}\n{hypervisor.ipv4} {' '.join(other)}\n")
+        with pytest.raises(SshError, match=r"Host key for .* has changed"):
+            linked(hypervisor.uri).__enter__()
+    finally:
+        known.write_text(before)
+    hypervisor.authorize(key="other")
+    with pytest.raises(SshError, match="Permission denied"):
+        linked(hypervisor.uri).__enter__()
+    hypervisor.authorize()
+    with pytest.raises(SshError, match="Connection refused"):
+        linked(f"qemu+ssh://root@{hypervisor.ipv4}:23/system").__enter__()
+    with hypervisor.without("python3"), pytest.raises(HelperError, match=r"ended with status 12[67].*python3"):
+        linked(hypervisor.uri).__enter__()
+    hypervisor.authorize('command="echo no"')
+    with pytest.raises(HelperError, match="ended with status 0: no"):
+        linked(hypervisor.uri).__enter__()
+    hypervisor.authorize("restrict")
+    with linked(hypervisor.uri) as link, pytest.raises(ForwardingError, match="port-forwarding"):
+        link.forward(Path("/nothing"))
+
+
+def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None:
+    image = hypervisor.images / "disk.qcow2"
+    DiskSpec(image).create()
+    reporter = Silent()
+    node = {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": str(image)}}
+    bitmap = {"node": "disk", "name": "kept", "persistent": True}
+    with linked(hypervisor.uri) as link:
+        with StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)) as daemon:
+            daemon.execute("block-dirty-bitmap-add", bitmap)
+        assert bitmaps(image) == ["kept"]
+        daemon = StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)).__enter__()
+        daemon.execute("block-dirty-bitmap-add", {**bitmap, "name": "also kept"})
+        assert link._connection is not None
+        link._connection._process.kill()
+        with pytest.raises(LinkLostError):
+            daemon.execute("query-status")
+        daemon.__exit__(LinkLostError)
+    wait_for(lambda: not hypervisor.processes("qemu-storage-daemon"), "the end of the daemon")
+    assert bitmaps(image) == ["kept", "also kept"]
+    with linked(hypervisor.uri) as link, hypervisor.without("qemu-storage-daemon"):
+        daemon = StorageDaemon(reporter, elsewhere=remote_daemon.Hypervisor(link))
+        with pytest.raises(UnsuitableError, match=r"start qemu-storage-daemon on root@hv1: .*No such file"):
+            daemon.__enter__()
+
+
+def bitmaps(image: Path) -> list[str]:
+    return [one["name"] for one in qemu_img_info(image)["format-specific"]["data"].get("bitmaps", [])]

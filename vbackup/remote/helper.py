@@ -1,0 +1,768 @@
+"""What runs on a hypervisor: vbackup.remote.link sends this source along and starts it with ``python3 -IS``.
+
+It needs Python 3.6 and the standard library; virsh carries its commands to QEMU. Nothing is installed. It reads
+requests from standard input and writes replies to standard output, a JSON object a line:
+
+    {"id": 7, "do": "read", "handle": 3, "size": 4096}      a request; the members after "do" are its parameters
+    {"id": 7, "return": {...}}                              its reply
+    {"id": 7, "error": {"errno": 2, "text": "..."}}         the same if it failed; errno is 0 if there is none
+    {"beat": 12}                                            sent by vbackup every second, and sent back
+
+It is a dead man's switch. When nothing has come for a while, or the line has ended, nobody on the other side can look
+after the guest: it thaws a guest that is frozen, ends the SSH session that it belongs to, so that every socket that
+QEMU has through it is closed and no write of the guest waits for the network, and then cancels the jobs, closes nodes
+and descriptors in QEMU, ends the programs that it started, and removes its files.
+"""
+
+import base64
+import collections
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import syslog
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+VERSION = 1
+#: How much of a file goes into one line.
+PIECE_BYTES = 256 * 1024
+#: How much a program may print: what is asked for are lists and headers.
+OUTPUT_BYTES = 64 * 1024 * 1024
+#: What an NBD server says first.
+GREETING = b"NBDMAGIC"
+#: How long libvirt may take for a command to QEMU; it waits up to 30 s for the domain's lock by itself.
+VIRSH_S = 40
+#: How long the guest agent may take to answer one thaw, the pause between two, and when it is given up.
+AGENT_S, THAW_AGAIN_S, GIVE_UP_S = 5, 0.5, 300.0
+#: How long after the loss of the line a freeze can still arrive at libvirt by another connection, which libvirt ends
+#: after 30 s of silence (keepalive_interval x (keepalive_count + 1)).
+LATE_FREEZE_S = 45.0
+#: How long the jobs may take to end.
+JOBS_S = 30.0
+#: How long to wait for the helper of an earlier backup of the domain, which is still cleaning up.
+BUSY_S = 60.0
+#: How long a program has to end.
+END_S = 10.0
+
+
+class RefusedError(Exception):
+    """A request cannot be carried out, for this reason."""
+
+
+class Qemu:
+    """The QEMU of one domain, through this host's libvirt."""
+
+    def __init__(self, uri: str, uuid: str) -> None:
+        self.uri = uri
+        self.uuid = uuid
+
+    def execute(self, command: str, arguments: "dict[str, Any] | None" = None, fd: "int | None" = None) -> Any:
+        """Execute a QMP command; a descriptor goes with it. Raises RefusedError."""
+        request = json.dumps({"execute": command, "arguments": arguments or {}})
+        passing = [] if fd is None else ["--pass-fds", str(fd)]
+        text = self._virsh("qemu-monitor-command", *passing, request, fds=() if fd is None else (fd,))
+        try:
+            reply = json.loads(text)
+        except ValueError as err:
+            raise RefusedError(f"virsh printed no JSON for {command}: {text[:200]!r}") from err
+        if "error" in reply:
+            raise RefusedError("{}: {}".format(command, reply["error"].get("desc", reply["error"])))
+        return reply.get("return")
+
+    def thaw(self) -> int:
+        """Thaw the guest's filesystems once; returns how many were frozen. Raises RefusedError."""
+        request = json.dumps({"execute": "guest-fsfreeze-thaw"})
+        text = self._virsh("qemu-agent-command", "--timeout", str(AGENT_S), request)
+        return int(json.loads(text).get("return", 0))
+
+    def is_active(self) -> bool:
+        """Return False if the domain has ended, or is not there."""
+        try:
+            return self._virsh("domstate").strip() != "shut off"
+        except RefusedError as err:
+            return "failed to get domain" not in str(err)
+
+    def _virsh(self, command: str, *arguments: str, fds: "tuple[int, ...]" = ()) -> str:
+        argv = ["virsh", "--quiet", "--connect", self.uri, command, "--domain", self.uuid, *arguments]
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=fds,
+                env=dict(os.environ, LC_ALL="C"),
+            )
+        except OSError as err:
+            raise RefusedError(f"virsh cannot be run ({err.strerror}), which carries commands to QEMU") from err
+        try:
+            out, words = process.communicate(timeout=VIRSH_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise RefusedError(f"libvirt did not answer within {VIRSH_S} s") from None
+        if process.returncode != 0:
+            text = words.decode(errors="replace").strip()
+            raise RefusedError(text[len("error: ") :] if text.startswith("error: ") else text)
+        return out.decode(errors="replace")
+
+
+class Guard:
+    """What is undone in one domain's QEMU when the line is lost."""
+
+    def __init__(self, qemu: Qemu, lock: int, jobs: str, nodes: str) -> None:
+        self.qemu, self.lock, self.jobs, self.nodes = qemu, lock, jobs, nodes
+
+    def clean(self, grace_s: float) -> None:
+        """Cancel the jobs, close nodes and descriptors.
+
+        A vbackup that lives, and only lost this line, has ``grace_s`` seconds to do that itself.
+        """
+        until = time.monotonic() + grace_s
+        while time.monotonic() < until and self.is_something_left():
+            time.sleep(0.25)
+        with contextlib.suppress(RefusedError):
+            self._cancel()
+        with contextlib.suppress(RefusedError):
+            self._close_nodes()
+        with contextlib.suppress(RefusedError):
+            for fdset in self._fdsets():
+                self.qemu.execute("remove-fd", {"fdset-id": fdset})
+
+    def is_something_left(self) -> bool:
+        """Return False if there is nothing to clean, or no QEMU."""
+        try:
+            return bool(self._jobs() or self._nodes() or self._fdsets())
+        except RefusedError:
+            return False
+
+    def _jobs(self) -> "dict[str, str]":
+        found = self.qemu.execute("query-jobs")
+        return {job["id"]: job["status"] for job in found if job["id"].startswith(self.jobs)}
+
+    def _nodes(self) -> "list[str]":
+        found = self.qemu.execute("query-named-block-nodes", {"flat": True})
+        return sorted(node["node-name"] for node in found if node.get("node-name", "").startswith(self.nodes))
+
+    def _fdsets(self) -> "list[int]":
+        found = self.qemu.execute("query-fdsets")
+        return [
+            fdset["fdset-id"]
+            for fdset in found
+            if any(fd.get("opaque", "").startswith(self.nodes) for fd in fdset["fds"])
+        ]
+
+    def _cancel(self) -> None:
+        until = time.monotonic() + JOBS_S
+        while True:
+            jobs = self._jobs()
+            for job, status in jobs.items():
+                command = "job-dismiss" if status == "concluded" else "job-cancel"
+                with contextlib.suppress(RefusedError):  # it has just concluded, or vbackup has dismissed it
+                    self.qemu.execute(command, {"id": job})
+            if not jobs or time.monotonic() >= until:
+                return
+            time.sleep(0.1)
+
+    def _close_nodes(self) -> None:
+        """Which node uses which is not known: those that are in use are tried again after the others."""
+        nodes = self._nodes()
+        while nodes:
+            for node in nodes:
+                with contextlib.suppress(RefusedError):
+                    self.qemu.execute("blockdev-del", {"node-name": node})
+            left = self._nodes()
+            if len(left) >= len(nodes):
+                return
+            nodes = left
+
+
+class Freeze:
+    """A guest that may be frozen, and how long it may be."""
+
+    def __init__(self, qemu: Qemu, limit_s: float) -> None:
+        self.qemu = qemu
+        self.until = time.monotonic() + limit_s
+        self.is_thawing = False
+        self.is_patient = False  #: a freeze that was sent before the line was lost can arrive after the thaw
+        self.is_over = False
+
+
+class Helper:
+    """Carries out the requests of one vbackup, and cleans up when its line is lost."""
+
+    def __init__(self, uri: str, silence_s: float, thaw_silence_s: float, greeting_s: float, grace_s: float) -> None:
+        """After ``silence_s`` seconds the line counts as lost; while a guest is frozen, it is thawed sooner.
+
+        ``greeting_s``: how long an NBD server may take to greet. ``grace_s``: see ``Guard.clean``.
+        """
+        self.uri = uri
+        self.silence_s, self.thaw_silence_s = silence_s, thaw_silence_s
+        self.greeting_s, self.grace_s = greeting_s, grace_s
+        self._session = _session_process()
+        self._heard = time.monotonic()
+        self._out = collections.deque()  # type: collections.deque[bytes]
+        self._wake_r, self._wake_w = os.pipe()
+        for fd in (self._wake_r, self._wake_w, 1):
+            os.set_blocking(fd, False)
+        self._lock = threading.Lock()
+        self._guards = {}  # type: dict[str, Guard]
+        self._freezes = {}  # type: dict[str, Freeze]
+        self._handles = {}  # type: dict[int, tuple[int, tuple[str, str] | None]]
+        self._programs = {}  # type: dict[int, Program]
+        self._sockets = set()  # type: set[str]
+        self._directory = None  # type: str | None
+        self._thaws = []  # type: list[threading.Thread]
+
+    # The line
+
+    def serve(self) -> None:
+        """Serve until the line ends or is silent for too long; then clean up."""
+        rest, why = b"", ""
+        while not why:
+            self._thaw_overdue()
+            readable, writable, _ = select.select([0, self._wake_r], [1] if self._out else [], [], self._patience_s())
+            if self._wake_r in readable:
+                os.read(self._wake_r, 65536)
+            if writable:
+                why = self._write()
+            if 0 in readable:
+                data = os.read(0, 1 << 16)
+                self._heard = time.monotonic()
+                if not data:
+                    why = "ended"
+                lines = (rest + data).split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    if self._handle(line):
+                        self._end(is_lost=False)
+                        return
+            elif time.monotonic() - self._heard > self.silence_s:
+                why = f"was silent for {self.silence_s:.0f} s"
+        _log(f"The connection from vbackup {why}.")
+        self._end(is_lost=True)
+
+    def _patience_s(self) -> float:
+        """Return for how long nothing is due."""
+        limits = [self._heard + self.silence_s]
+        for freeze in self._freezes.values():
+            if not freeze.is_thawing:
+                limits += [freeze.until, self._heard + self.thaw_silence_s]
+        return max(0.01, min(limits) - time.monotonic() + 0.01)
+
+    def _write(self) -> str:
+        while self._out:
+            try:
+                written = os.write(1, self._out[0])
+            except BlockingIOError:
+                return ""
+            except OSError:
+                return "broke"
+            if written == len(self._out[0]):
+                self._out.popleft()
+            else:
+                self._out[0] = self._out[0][written:]
+        return ""
+
+    def send(self, message: "dict[str, Any]") -> None:
+        """Queue a message; the main thread writes it. Any thread may call this."""
+        self._out.append(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_w, b"x")
+
+    def _handle(self, line: bytes) -> bool:
+        """Begin what a line asks for; returns True if it is the farewell."""
+        try:
+            message = json.loads(line.decode())
+        except ValueError:
+            return False
+        if "beat" in message:
+            self.send({"beat": message["beat"]})
+            return False
+        number, do = message.pop("id", None), message.pop("do", "")
+        if do == "bye":
+            return True
+        action = getattr(self, "do_" + do, None)
+        if action is None:
+            self.send({"id": number, "error": {"errno": errno.ENOSYS, "text": "unknown request " + do}})
+        elif do in _AT_ONCE:
+            self._carry_out(number, action, message)
+        else:
+            arguments = (number, action, message)
+            threading.Thread(target=self._carry_out, args=arguments, daemon=True).start()
+        return False
+
+    def _carry_out(self, number: int, action: "Callable[..., Any]", arguments: "dict[str, Any]") -> None:
+        try:
+            reply = {"id": number, "return": action(**arguments)}  # type: dict[str, Any]
+        except RefusedError as err:
+            reply = {"id": number, "error": {"errno": 0, "text": str(err)}}
+        except OSError as err:
+            text = f"{err.filename}: {err.strerror}" if err.filename else str(err.strerror or err)
+            reply = {"id": number, "error": {"errno": err.errno or 0, "text": text}}
+        except Exception as err:  # noqa: BLE001 - whatever it is, the request has failed and vbackup has to hear of it
+            reply = {"id": number, "error": {"errno": 0, "text": f"{type(err).__name__}: {err}"}}
+        self.send(reply)
+
+    # The guest
+
+    def do_watch_thaw(self, uuid: str, limit_s: float) -> None:
+        """Thaw the guest when the line is quiet, and at the latest after ``limit_s`` seconds."""
+        self._freezes[uuid] = Freeze(Qemu(self.uri, uuid), limit_s)
+
+    def do_unwatch(self, uuid: str) -> bool:
+        """The guest is not frozen any longer; returns True if it was thawed from here."""
+        freeze = self._freezes.pop(uuid, None)
+        if freeze is None:
+            return False
+        freeze.is_over = True
+        return freeze.is_thawing
+
+    def _thaw_overdue(self) -> None:
+        now = time.monotonic()
+        for freeze in list(self._freezes.values()):
+            is_silent = now - self._heard >= self.thaw_silence_s
+            if not freeze.is_thawing and (now >= freeze.until or is_silent):
+                self._begin_thaw(freeze, is_patient=is_silent)
+
+    def _begin_thaw(self, freeze: Freeze, *, is_patient: bool) -> None:
+        freeze.is_thawing, freeze.is_patient = True, is_patient
+        thread = threading.Thread(target=self._thaw, args=(freeze,))
+        self._thaws.append(thread)
+        thread.start()
+
+    def _thaw(self, freeze: Freeze) -> None:
+        """Thaw until the agent says that something was frozen, or no freeze can arrive any more."""
+        begun = time.monotonic()
+        how = "its agent does not answer; it may be frozen, run 'virsh domfsthaw'"
+        answered = 0.0
+        while time.monotonic() - begun < GIVE_UP_S and not (freeze.is_over and answered):
+            try:
+                count = freeze.qemu.thaw()
+            except (RefusedError, ValueError):
+                if not freeze.qemu.is_active():
+                    how = "it has ended"
+                    break
+            else:
+                how, answered = f"thawed {count} filesystems", answered or time.monotonic()
+                if count or not freeze.is_patient or time.monotonic() - begun > LATE_FREEZE_S:
+                    break
+            time.sleep(THAW_AGAIN_S if not answered else 1.0)
+        _log(f"Domain {freeze.qemu.uuid} was left frozen, or for too long: {how}.")
+        self.send({"thawed": freeze.qemu.uuid})
+
+    # QEMU
+
+    def do_guard(self, uuid: str, jobs: str, nodes: str) -> None:
+        """Undo in the domain's QEMU, when the line is lost, what has names that begin like these."""
+        self._guards[uuid] = Guard(Qemu(self.uri, uuid), _claim(uuid), jobs, nodes)
+
+    def do_unguard(self, uuid: str) -> None:
+        """Everything is undone, or belongs to a backup that is complete."""
+        guard = self._guards.pop(uuid, None)
+        if guard is not None:
+            os.close(guard.lock)
+
+    def do_pass_nbd(self, uuid: str, name: str, path: str) -> None:
+        """Hand QEMU a socket that is connected to the server behind ``path``, after the server has greeted."""
+        with _greeted(path, self.greeting_s) as server:
+            Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
+
+    def do_pass_file(self, uuid: str, opaque: str, directory: str, size_bytes: int) -> int:
+        """Make an empty qcow2 image without a name there, and hand it to QEMU; returns the id of the set."""
+        fd = _nameless(directory)
+        try:
+            path = f"/proc/self/fd/{fd}"
+            argv = ["qemu-img", "create", "-q", "-f", "qcow2", path, str(size_bytes)]
+            status, _out, words = _run(argv, b"", 60.0, fds=(fd,))
+            if status != 0:
+                raise RefusedError(f"qemu-img: {words.strip()}")
+            reply = Qemu(self.uri, uuid).execute("add-fd", {"opaque": opaque}, fd=fd)
+            return int(reply["fdset-id"])
+        finally:
+            os.close(fd)
+
+    # Files and programs
+
+    def do_stat(self, path: str) -> "dict[str, Any]":
+        """Return what stat(2) says of a file."""
+        found = os.stat(path)
+        return {
+            "mode": found.st_mode,
+            "size": found.st_size,
+            "mtime_ns": found.st_mtime_ns,
+            "ctime_ns": found.st_ctime_ns,
+            "dev": found.st_dev,
+            "ino": found.st_ino,
+            "uid": found.st_uid,
+            "gid": found.st_gid,
+            "blocks": found.st_blocks,
+        }
+
+    def do_room(self, directory: str) -> int:
+        """Return the free bytes there."""
+        if not os.path.isdir(directory):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
+        found = os.statvfs(directory)
+        return found.f_bavail * found.f_frsize
+
+    def do_list(self, directory: str) -> "list[str]":
+        """Return the names in a directory."""
+        return sorted(os.listdir(directory))
+
+    def do_open(self, path: str) -> int:
+        """Open a regular file or block device for reading; returns a handle."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # the end of a pipe must not block
+        kind = os.fstat(fd).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file or a block device", path)
+        self._handles[fd] = (fd, None)
+        return fd
+
+    def do_read(self, handle: int, offset: int, size: int) -> str:
+        """Return a piece of an open file, shorter at its end."""
+        return base64.b64encode(os.pread(self._handles[handle][0], min(size, PIECE_BYTES), offset)).decode()
+
+    def do_create(self, path: str, mode: int) -> int:
+        """Begin a file that replaces, or becomes, the one of that name when it is committed; returns a handle."""
+        directory, name = os.path.split(path)
+        fd, made = tempfile.mkstemp(prefix=f".{name}.", dir=directory or ".")
+        self._handles[fd] = (fd, (made, path))
+        os.fchmod(fd, mode)
+        return fd
+
+    def do_write(self, handle: int, data: str) -> None:
+        """Append to a file that was begun."""
+        left = base64.b64decode(data)
+        while left:
+            left = left[os.write(self._handles[handle][0], left) :]
+
+    def do_commit(self, handle: int) -> None:
+        """Give a file that was begun its name, with its content on the storage."""
+        fd, names = self._handles[handle]
+        assert names is not None
+        os.fsync(fd)
+        os.rename(names[0], names[1])
+        self._handles[handle] = (fd, None)
+        self.do_close(handle)
+
+    def do_close(self, handle: int) -> None:
+        """Close a file; one that was begun and not committed is removed."""
+        fd, names = self._handles.pop(handle)
+        os.close(fd)
+        if names is not None:
+            os.unlink(names[0])
+
+    def do_unlink(self, path: str) -> None:
+        """Remove a file."""
+        os.unlink(path)
+
+    def do_run(self, argv: "list[str]", stdin: str, limit_s: float) -> "dict[str, Any]":
+        """Run a program to its end."""
+        status, out, words = _run(argv, base64.b64decode(stdin), limit_s)
+        return {"status": status, "stdout": base64.b64encode(out).decode(), "stderr": words}
+
+    def do_directory(self) -> str:
+        """Return a directory for sockets, which nobody else may enter and which goes with this process."""
+        with self._lock:
+            if self._directory is None:
+                self._directory = tempfile.mkdtemp(prefix="vbackup-", dir=_runtime_directory())
+            return self._directory
+
+    def do_forwarded(self, path: str) -> None:
+        """Take charge of the socket that sshd has made there; it is refused if others may connect to it."""
+        found = os.lstat(path)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            raise RefusedError(f"{path} is not a socket of this user")
+        self._sockets.add(path)
+        os.chmod(path, 0o600)
+
+    def do_remove_socket(self, path: str) -> None:
+        """Remove a forwarded socket, whose forwarding has ended."""
+        self._sockets.discard(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def do_start(self, argv: "list[str]", cwd: str, listen: str) -> int:
+        """Start a program that ends (SIGTERM) when this process does, however that happens; returns its pid.
+
+        ``{fd}`` in its arguments becomes a descriptor that listens at the path ``listen``, if there is one.
+        """
+        if shutil.which(argv[0]) is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+        with _listening(listen) as fds:
+            program = Program([word.replace("{fd}", str(fds[0])) if fds else word for word in argv], cwd, fds)
+        self._programs[program.process.pid] = program
+        return program.process.pid
+
+    def do_wait(self, pid: int, limit_s: float) -> "dict[str, Any] | None":
+        """Return how a started program has ended, None if it has not within that time."""
+        program = self._programs[pid]
+        try:
+            status = program.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return {"status": status, "stderr": program.words()}
+
+    def do_kill(self, pid: int, signum: int) -> None:
+        """Signal a started program, if it has not ended."""
+        if self._programs[pid].process.poll() is None:
+            self._programs[pid].process.send_signal(signum)
+
+    # The end
+
+    def _end(self, *, is_lost: bool) -> None:
+        """Thaw, close all sockets, and undo the rest. Nobody is there to read what this process prints."""
+        for freeze in self._freezes.values():
+            if not freeze.is_thawing:
+                self._begin_thaw(freeze, is_patient=True)
+        if is_lost:
+            self._end_session()
+        for program in list(self._programs.values()):
+            program.terminate()
+        self._remove_files()
+        for guard in list(self._guards.values()):
+            guard.clean(self.grace_s if is_lost else 0.0)
+        for program in list(self._programs.values()):
+            program.end()
+        if self._directory is not None:
+            _remove_directory(self._directory)
+        for thread in self._thaws:
+            thread.join()
+
+    def _remove_files(self) -> None:
+        for path in self._sockets:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        for handle in list(self._handles):
+            with contextlib.suppress(OSError):
+                self.do_close(handle)
+
+    def _end_session(self) -> None:
+        """Kill the process of sshd that this process belongs to: QEMU's sockets are connected to it."""
+        if self._session is None:
+            return
+        pid, started = self._session
+        if _start_time(pid) == started:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class Program:
+    """A program that runs as long as the line does: a storage daemon."""
+
+    def __init__(self, argv: "list[str]", cwd: str, fds: "tuple[int, ...]") -> None:
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the program
+        self.process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", "--", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._words,
+            cwd=cwd,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+
+    def words(self) -> str:
+        """Return the last that it has said on standard error."""
+        end = self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, end - 4096))
+        return self._words.read().decode(errors="replace")
+
+    def terminate(self) -> None:
+        """Ask it to end; it then stores the bitmaps of the images that it has open."""
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def end(self) -> None:
+        """Wait for its end, and kill it if that takes too long."""
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+#: Requests that the main thread carries out: they are quick and their order counts, or a child has to be the main
+#: thread's, since PR_SET_PDEATHSIG is about the thread.
+_AT_ONCE = frozenset(("watch_thaw", "unwatch", "unguard", "start", "kill", "stat", "forwarded", "remove_socket"))
+
+
+@contextlib.contextmanager
+def _listening(path: str) -> "Iterator[tuple[int, ...]]":
+    """Yield the descriptor of a socket that listens at the path, or nothing if there is none."""
+    if not path:
+        yield ()
+        return
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        yield (listener.fileno(),)
+
+
+@contextlib.contextmanager
+def _greeted(path: str, limit_s: float) -> "Iterator[socket.socket]":
+    """Yield a socket that is connected to an NBD server whose greeting has arrived, and has not been read.
+
+    QEMU stands still, with all its virtual processors, while it waits for a server that says nothing.
+    """
+    with socket.socket(socket.AF_UNIX) as server:
+        until = time.monotonic() + limit_s
+        server.settimeout(limit_s)
+        try:
+            server.connect(path)
+            seen = b""
+            while len(seen) < len(GREETING):
+                server.settimeout(max(0.001, until - time.monotonic()))
+                seen = server.recv(len(GREETING), socket.MSG_PEEK)
+                if not seen:
+                    raise RefusedError("the NBD server on the backup host has closed the connection")
+                if len(seen) < len(GREETING):
+                    time.sleep(0.01)
+        except socket.timeout:
+            raise RefusedError(f"the NBD server on the backup host did not greet within {limit_s:.0f} s") from None
+        if seen != GREETING:
+            raise RefusedError("what answers on the backup host is no NBD server")
+        server.settimeout(None)
+        yield server
+
+
+def _nameless(directory: str) -> int:
+    """Return a descriptor of a file without a name, which is gone when nobody has it open any more."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    fd, path = tempfile.mkstemp(prefix="vbackup-", dir=directory)
+    os.unlink(path)
+    return fd
+
+
+def _run(argv: "list[str]", stdin: bytes, timeout_s: float, fds: "tuple[int, ...]" = ()) -> "tuple[int, bytes, str]":
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=fds,
+        cwd="/",
+        env=dict(os.environ, LC_ALL="C"),
+    )
+    try:
+        out, words = process.communicate(stdin, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise RefusedError(f"{argv[0]} did not end within {timeout_s:.0f} s") from None
+    if len(out) > OUTPUT_BYTES:
+        raise RefusedError(f"{argv[0]} printed more than {OUTPUT_BYTES} bytes")
+    return process.returncode, out, words.decode(errors="replace")
+
+
+def _claim(uuid: str) -> int:
+    """Wait until no other helper has the domain, and return a descriptor whose lock says that this one has it.
+
+    The helper of a backup whose line was lost may still be cleaning up, and must not meet what the next one makes.
+    """
+    path = os.path.join(_runtime_directory(), f"remote-{uuid}.lock")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                os.close(fd)
+                raise RefusedError("another backup of the domain is being made, or cleaned up") from None
+            time.sleep(0.1)
+
+
+def _runtime_directory() -> str:
+    """Return a directory that only this user may enter: below /run, or in the directory for temporary files."""
+    home = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+    if home and os.path.isdir(home):
+        path = os.path.join(home, "vbackup")
+    else:
+        path = os.path.join(tempfile.gettempdir(), f"vbackup-{os.geteuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise OSError(errno.EPERM, "others may write to this directory", path)
+    return path
+
+
+def _remove_directory(path: str) -> None:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        os.rmdir(path)
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started, "" if there is none: pids are reused."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return ""
+
+
+def _session_process() -> "tuple[int, str] | None":
+    """Return the process of sshd that serves this session, with its start time; None if there is none."""
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                head, _, tail = file.read().rpartition(b")")
+        except OSError:
+            return None
+        if head.partition(b"(")[2].startswith(b"sshd"):  # sshd, from OpenSSH 9.8 on sshd-session
+            return pid, _start_time(pid)
+        pid = int(tail.split()[1])
+    return None
+
+
+def _log(text: str) -> None:
+    syslog.openlog("vbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_WARNING, text)
+
+
+def _first_line() -> bytes:
+    """Read it without a buffer: what follows it stays for select(2)."""
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        return lines.readline()
+
+
+def _disregard(_signum: int, _frame: Any) -> None:
+    pass
+
+
+def main() -> None:
+    """Say who this is, read the orders (the first line), and serve."""
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        # The end of standard input ends it, after it has cleaned up. A program that it runs gets signals as usual.
+        signal.signal(signum, _disregard)
+    os.umask(0o077)
+    hello = {"hello": VERSION, "host": socket.gethostname(), "pid": os.getpid(), "uid": os.geteuid()}
+    os.write(1, json.dumps(hello).encode() + b"\n")
+    orders = json.loads(_first_line().decode() or "null")
+    if orders is not None:
+        Helper(**orders).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""The link to a hypervisor: one SSH connection by the user's own ssh, and the helper at its other end.
+
+No agent is installed there. The helper hands QEMU sockets and files through the hypervisor's own libvirt, and it is the
+dead man's switch: vbackup.remote.helper says what it does when the link is lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.remote import command, connection
+from vbackup.remote.address import Address
+from vbackup.remote.connection import Connection
+
+log = logging.getLogger(__name__)
+
+#: How long ssh may take to forward one more socket.
+FORWARD_S = 30.0
+#: How much of a file goes into one message.
+PIECE_BYTES = 256 * 1024
+#: How long a program there may run that is not expected to take long.
+RUN_S = 60.0
+#: The longest path of a socket (sun_path of sockaddr_un(7)), without what ssh appends to that of its control socket.
+_MAX_DIRECTORY_BYTES = 70
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program on the hypervisor ended."""
+
+    status: int
+    stdout: bytes
+    stderr: str
+
+
+class Link:
+    """A connection to a hypervisor. A context manager; any thread may use it.
+
+    Entering raises SshError if ssh cannot connect, HelperError if the helper cannot run there. All methods raise
+    LinkLostError once the link is lost, and RemoteError if something fails there. ``check`` is called while the
+    connection is being made; it raises if vbackup is asked to stop.
+    """
+
+    def __init__(self, address: Address, *, check: Callable[[], None] = lambda: None) -> None:
+        self.address = address
+        self._check = check
+        self._numbers = itertools.count(1)
+        self._forwarded: dict[str, Path] = {}
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Link:
+        self._directory = _private_directory()
+        try:
+            made = Connection(
+                command.connection(self.address, str(self._control), command.bootstrap()),
+                host=self.address.place,
+                try_first=command.by_hand(self.address),
+            )
+            self.hello = made.begin(self.address.libvirt, check=self._check)
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        self._connection = made
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, and with it all that the helper started; closing twice is fine."""
+        if self._connection is not None:
+            self._connection.close()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def host(self) -> str:
+        """What the hypervisor is called in messages."""
+        return self.address.place
+
+    @property
+    def is_lost(self) -> bool:
+        """True once the link is known to be lost."""
+        return self._connection is None or self._connection.is_lost
+
+    def refuse_lost(self) -> None:
+        """Raise LinkLostError if the link is lost."""
+        self._open.refuse_lost()
+
+    @property
+    def _open(self) -> Connection:
+        if self._connection is None:
+            raise LinkLostError(self.host, "is not open")
+        return self._connection
+
+    @property
+    def _control(self) -> Path:
+        return self._directory / "ssh"
+
+    def _call(self, do: str, what: str, *, timeout_s: float = connection.REQUEST_S, **parameters: Any) -> Any:
+        return self._open.call(do, what=what, timeout_s=timeout_s, **parameters)
+
+    # Sockets
+
+    def forward(self, socket: Path) -> str:
+        """Forward a unix socket of this host to the hypervisor; returns its path there, which only this user may use.
+
+        It carries any number of connections, until ``end_forward`` or the end of the link. Raises ForwardingError if
+        sshd does not allow it.
+        """
+        number = next(self._numbers)
+        remote = f"{self._call('directory', 'make a directory for sockets')}/{number}.sock"
+        local = self._directory / f"{number}.sock"
+        local.symlink_to(socket.absolute())  # no path of the user's is in ssh's syntax, nor is it too long
+        self._forward(command.forwarding(self.address, str(self._control), remote=remote, local=str(local)))
+        self._call("forwarded", "use a forwarded socket", path=remote)
+        with self._lock:
+            self._forwarded[remote] = local
+        return remote
+
+    def end_forward(self, remote: str) -> None:
+        """Let no new connections through; those that are there stay."""
+        with self._lock:
+            local = self._forwarded.pop(remote, None)
+        if local is not None:
+            local.unlink(missing_ok=True)
+            self._call("remove_socket", "remove a forwarded socket", path=remote)
+
+    def connect(self, remote: str) -> Path:
+        """Forward a unix socket of the hypervisor to this host; returns its path here, which only this user may use."""
+        local = self._directory / f"{next(self._numbers)}.sock"
+        order = command.forwarding(self.address, str(self._control), remote=remote, local=str(local), to_remote=True)
+        self._forward(order)
+        return local
+
+    def _forward(self, argv: Sequence[str]) -> None:
+        try:
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=FORWARD_S
+            )
+        except subprocess.TimeoutExpired:
+            self.refuse_lost()
+            raise ForwardingError(self.host, f"there was no answer within {FORWARD_S:.0f} s") from None
+        if done.returncode != 0:
+            self.refuse_lost()
+            raise ForwardingError(self.host, " ".join((done.stderr + " " + self._open.words()).split()))
+
+    # QEMU, through the hypervisor's libvirt
+
+    def pass_nbd(self, uuid: str, name: str, remote: str) -> None:
+        """Give the domain's QEMU, as descriptor ``name``, a socket that is connected to the server behind ``remote``.
+
+        ``remote`` comes from ``forward``. The server has greeted by then, so that QEMU does not wait for it.
+        """
+        self._call("pass_nbd", f"connect QEMU of domain {uuid}", uuid=uuid, name=name, path=remote)
+
+    def pass_file(self, uuid: str, opaque: str, directory: str, size_bytes: int) -> int:
+        """Make an empty qcow2 image of that size, without a name, in a directory there, and give it to the QEMU.
+
+        Returns the id of its descriptor set, which is labelled ``opaque``.
+        """
+        what = f"make an image in {directory} and pass it to QEMU"
+        found: int = self._call("pass_file", what, uuid=uuid, opaque=opaque, directory=directory, size_bytes=size_bytes)
+        return found
+
+    def guard(self, uuid: str, *, jobs: str, nodes: str) -> None:
+        """Have the helper undo in the domain's QEMU, when the link is lost, what has names that begin like these.
+
+        These are jobs, and nodes with the labels of their descriptors. It waits until the helper of an earlier link,
+        which was lost, has done so.
+        """
+        self._call("guard", f"guard domain {uuid}", uuid=uuid, jobs=jobs, nodes=nodes)
+
+    def unguard(self, uuid: str) -> None:
+        """Everything is undone."""
+        self._call("unguard", f"release domain {uuid}", uuid=uuid)
+
+    def watch_thaw(self, uuid: str, limit_s: float) -> None:
+        """Have the helper thaw the guest when the link is silent, and in any case after ``limit_s`` seconds."""
+        self._call("watch_thaw", f"watch over domain {uuid}", uuid=uuid, limit_s=limit_s)
+
+    def unwatch(self, uuid: str) -> bool:
+        """The guest is not frozen any longer; returns True if the helper thawed it."""
+        thawed: bool = self._call("unwatch", f"end the watch over domain {uuid}", uuid=uuid)
+        return thawed
+
+    def has_thawed(self, uuid: str) -> bool:
+        """Return True if the helper has thawed the guest."""
+        return self._connection is not None and uuid in self._connection.thawed
+
+    # Files and programs
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", *, timeout_s: float = RUN_S) -> bytes:
+        """Run a program there and return what it prints. Raises RemoteError, with its last words, if it fails."""
+        done = self.try_run(argv, stdin, timeout_s=timeout_s)
+        if done.status != 0:
+            lines = done.stderr.strip().splitlines()
+            said = lines[-1] if lines else f"it ended with status {done.status}"
+            raise RemoteError(self.host, f"run {argv[0]}", said)
+        return done.stdout
+
+    def try_run(self, argv: Sequence[str], stdin: bytes = b"", *, timeout_s: float = RUN_S) -> Result:
+        """Run a program there and return how it ended."""
+        encoded = base64.b64encode(stdin).decode()
+        what = f"run {argv[0]}"
+        done = self._call("run", what, timeout_s=timeout_s + 10, argv=list(argv), stdin=encoded, limit_s=timeout_s)
+        return Result(done["status"], base64.b64decode(done["stdout"]), done["stderr"])
+
+    def stat(self, path: str) -> Mapping[str, int]:
+        """Return what the kernel says of a file: mode, size, mtime_ns, ctime_ns, dev, ino, uid, gid and blocks."""
+        found: Mapping[str, int] = self._call("stat", f"look at {path}", path=path)
+        return found
+
+    def free_bytes(self, directory: str) -> int:
+        """Return the free space in a directory."""
+        found: int = self._call("room", f"use {directory}", directory=directory)
+        return found
+
+    def names_in(self, directory: str) -> list[str]:
+        """Return the names in a directory."""
+        found: list[str] = self._call("list", f"read {directory}", directory=directory)
+        return found
+
+    def read_file(self, path: str) -> Iterator[bytes]:
+        """Yield the content of a regular file or a block device, in pieces."""
+        what = f"read {path}"
+        handle = self._call("open", what, path=path)
+        try:
+            offset = 0
+            while True:
+                piece = base64.b64decode(self._call("read", what, handle=handle, offset=offset, size=PIECE_BYTES))
+                if not piece:
+                    return
+                offset += len(piece)
+                yield piece
+        finally:
+            self._close(handle)
+
+    def write_file(self, path: str, data: Iterable[bytes], *, mode: int = 0o600) -> None:
+        """Make or replace a file; it has its name when it is complete and on the storage."""
+        what = f"write {path}"
+        handle = self._call("create", what, path=path, mode=mode)
+        try:
+            for piece in data:
+                for begin in range(0, len(piece), PIECE_BYTES):
+                    encoded = base64.b64encode(piece[begin : begin + PIECE_BYTES]).decode()
+                    self._call("write", what, handle=handle, data=encoded)
+            self._call("commit", what, handle=handle)
+        except BaseException:
+            self._close(handle)
+            raise
+
+    def _close(self, handle: int) -> None:
+        with suppress(LinkLostError, RemoteError):
+            self._call("close", "close a file", handle=handle)
+
+    def remove_file(self, path: str) -> None:
+        """Remove a file."""
+        self._call("unlink", f"remove {path}", path=path)
+
+    def start(self, argv: Sequence[str], *, directory: str = "/", listen: str = "") -> int:
+        """Start a program there that ends when the link does; returns its pid there.
+
+        ``{fd}`` in its arguments becomes a descriptor that listens at the path ``listen``, which ``connect`` reaches.
+        """
+        pid: int = self._call("start", f"start {argv[0]}", argv=list(argv), cwd=directory, listen=listen)
+        return pid
+
+    def ended(self, pid: int, *, within_s: float) -> Result | None:
+        """Return how a started program ended; None if it runs on after that time."""
+        found = self._call("wait", "wait for a program", timeout_s=within_s + 10, pid=pid, limit_s=within_s)
+        return None if found is None else Result(found["status"], b"", found["stderr"])
+
+    def signal(self, pid: int, signum: int) -> None:
+        """Send a signal to a started program."""
+        self._call("kill", "signal a program", pid=pid, signum=int(signum))
+
+    def directory(self) -> str:
+        """Return a directory there for sockets, which nobody else may enter and which goes with the link."""
+        path: str = self._call("directory", "make a directory for sockets")
+        return path
+
+
+def _private_directory() -> Path:
+    """Return a new directory, with a path that leaves room for the names of sockets."""
+    base = tempfile.gettempdir()
+    short = base if len(os.fsencode(base)) < _MAX_DIRECTORY_BYTES - 20 else "/tmp"  # noqa: S108 - mkdtemp's is 0700
+    return Path(tempfile.mkdtemp(prefix="vbackup-ssh-", dir=short))
