@@ -7,10 +7,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  qemu  backup_table
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
-                             copies_rewrap
+                             copies_rewrap  fleet
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
-                             standbys
+                             standbys  fleet
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
@@ -21,7 +21,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  remote_side
                              copy_rewrap  replicate  failover  failover_test  failback  standby  standby_files
-                             standby_status  standby_documents  linked_standby
+                             standby_status  standby_documents  linked_standby  fleet
     engine | copies
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -46,7 +46,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents  machine_state
                              machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
                              swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
-                             live_xml  qemu_user  linked  host_files  standby_xml  linked_images
+                             live_xml  qemu_user  linked  host_files  standby_xml  linked_images  fleet  twins
+                             hosts_file
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check

@@ -847,6 +847,22 @@ class AmbiguousHostError(UnsuitableError):
         )
 
 
+class SameUuidError(UnsuitableError):
+    """Several hosts have a domain with this UUID and none of them runs: nothing tells which is the machine."""
+
+    code = "UUID_ON_SEVERAL_HOSTS"
+
+    def __init__(self, domain: str, uuid: str, hosts: Sequence[str]) -> None:
+        self.domain = domain
+        self.uuid = uuid
+        self.hosts = list(hosts)  #: their names
+        super().__init__(
+            f"Domain {domain} is off on {' and '.join(self.hosts)}, with the same UUID {uuid}. Nothing tells which is"
+            " the machine, and which a copy or what a migration has left, so neither was backed up. Undefine what is"
+            " left ('virsh undefine'), give the copy a new UUID, or back up the right one with -c of its host alone."
+        )
+
+
 # pull sessions
 
 

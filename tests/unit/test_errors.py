@@ -41,6 +41,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.DiskError("vda", "x"), 5),
     (errors.PartialBackupError("X", ["vdb"], complete=None), 5),
     (errors.AmbiguousHostError({"one": "X", "two": "Y"}, "Y"), 5),
+    (errors.SameUuidError("web", "uuid", ["hv1", "hv2"]), 5),
     (errors.CorruptImageError("vda", "/x"), 5),
     (errors.QuiesceError("x"), 5),
     (errors.MonitorError("x"), 1),

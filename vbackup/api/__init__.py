@@ -15,7 +15,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     backups      back up domains          restores     write disks                     records  list, show, diff, usage
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
-    documents    answers as JSON
+    documents    answers as JSON                fleet     Fleet, connect_all: several hosts
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -29,12 +29,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
+    from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.copies.download import PARALLEL_OBJECTS
     from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
+    from vbackup.domain.fleet import FleetSelection, HostSelection
     from vbackup.domain.freeze import DEFAULT_LIMIT_S as DEFAULT_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MAX_LIMIT_S as MAX_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MIN_LIMIT_S as MIN_FREEZE_LIMIT_S
@@ -281,6 +283,8 @@ __all__ = [
     "FetchRequest",
     "Fetched",
     "Finding",
+    "Fleet",
+    "FleetSelection",
     "ForgetRequest",
     "Forgotten",
     "FoundBackup",
@@ -292,6 +296,7 @@ __all__ = [
     "HookPlace",
     "HookState",
     "HostIdentity",
+    "HostSelection",
     "ImageFormat",
     "InPlaceRequest",
     "Job",
@@ -390,6 +395,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "connect",
+    "connect_all",
     "count_hosts",
     "create_repository",
     "default_cache",
@@ -406,6 +412,7 @@ __all__ = [
     "open_copies",
     "open_stage",
     "parse_address",
+    "read_hosts",
     "read_identities",
     "read_recipients",
     "reload_daemons",
@@ -422,6 +429,8 @@ __all__ = [
 _PLACES = {
     # connection
     "vbackup.api.connection": "Connection connect create_repository is_encrypted",
+    "vbackup.api.fleet": "Fleet connect_all read_hosts",
+    "vbackup.domain.fleet": "FleetSelection HostSelection",
     "vbackup.stop": "Stop",
     "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import vbackup
-from vbackup.cli.arguments import ShownAsRequired, add_common
+from vbackup.cli.arguments import ShownAsRequired, add_common, uris_of
 from vbackup.errors import UsageError
 
 #: The commands, with their help in ``vbackup --help``.
@@ -152,6 +152,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.words = [*options.words, *unknown]
     elif unknown:
         raise _parser_of(parser, options).unknown(unknown)
+    options.uris = uris_of(options)
     return options
 
 
