@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import replace
 
 from vbackup.api import BackupRequest, Connection, documents
@@ -19,9 +20,13 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.group and options.parallel is not None:
         raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
     request = replace(request_of(options, words[0] if words else ""), note=options.note)
-    with context.connect() as vb:
-        if options.group or len(words) != 1 or not vb.is_one(words[0]):
-            return batch.run(request, words, options=options, context=context, vb=vb)
+    with ExitStack() as stack:
+        with script_options.beginning(options, words[0] if len(words) == 1 else "", context):
+            vb = stack.enter_context(context.connect())
+            is_one = not options.group and len(words) == 1 and vb.is_one(words[0])
+            selected = None if is_one else batch.select(words, options, vb)
+        if selected is not None:
+            return batch.run(request, selected, options=options, context=context, vb=vb)
         if options.dry_run:
             _plan(request, context, vb)
         else:
