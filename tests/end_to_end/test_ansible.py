@@ -235,42 +235,14 @@ def sources(tmp_path: Path, executable: Path) -> Path:
     return path
 
 
-def test_role_installs_once(ansible: Ansible, sources: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "etc" / "libvirt").mkdir(parents=True)
-    variables = {
-        "vbackup_source": str(sources),
-        "vbackup_prefix": str(tmp_path / "prefix"),
-        "vbackup_make_variables": ["MODE=-m755"],
-        "vbackup_repository": str(tmp_path / "repository"),
-        "vbackup_scripts_directory": str(tmp_path / "scripts.d"),
-        "vbackup_scripts": [
-            {"phase": "on-failure", "name": "50-mail", "link": str(TOP / "hooks" / "examples" / "mail")},
-            {"phase": "pre-backup", "name": "10-x", "domain": "web", "content": "#!/bin/sh\nexit 0\n"},
-        ],
-        "vbackup_hooks_root": str(root),
-    }
-    role = [{"name": "role", "ansible.builtin.include_role": {"name": "vbackup.vbackup.host"}}]
-    # Before anything is there: neither the command nor its examples, to which a script may be a link.
-    link = {"phase": "on-failure", "name": "50-mail", "link": str(tmp_path / "prefix" / "share" / "mail")}
-    planned = ansible.play(role, "--check", vars={**variables, "vbackup_scripts": [link]})
-    assert planned["vbackup.vbackup.host : Link the script"]["changed"]
-    assert not [path for path in ("prefix", "repository", "scripts.d") if (tmp_path / path).exists()]
-    first = ansible.play(role, vars=variables)
-    assert first["vbackup.vbackup.host : Build and install the command"]["changed"]
-    assert (tmp_path / "repository" / "vbackup.json").exists()
-    assert (tmp_path / "scripts.d" / "on-failure.d" / "50-mail").resolve().is_file()
-    script = tmp_path / "scripts.d" / "domains" / "web" / "pre-backup.d" / "10-x"
-    assert (script.read_text(), script.stat().st_mode & 0o777) == ("#!/bin/sh\nexit 0\n", 0o755)
-    assert (root / "etc" / "libvirt" / "hooks" / "qemu.d" / "50-vbackup").exists()
-    assert finding.find(tmp_path / "scripts.d", ("web",), is_wanted=True).warnings == ()
-    again = ansible.play(role, vars=variables)
-    assert {name for name, result in again.items() if result.get("changed")} == set()
+ROLE = [{"name": "role", "ansible.builtin.include_role": {"name": "vbackup.vbackup.host"}}]
 
 
-def test_role_on_another_host_does_what_check_mode_has_said(remote: Ansible, sources: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def variables(sources: Path, tmp_path: Path) -> dict[str, Any]:
+    """What the role needs to change nothing outside of the test's directory."""
     (tmp_path / "root" / "etc" / "libvirt").mkdir(parents=True)
-    variables = {
+    return {
         "vbackup_source": str(sources),
         "vbackup_prefix": str(tmp_path / "prefix"),
         "vbackup_make_variables": ["MODE=-m755"],
@@ -279,11 +251,37 @@ def test_role_on_another_host_does_what_check_mode_has_said(remote: Ansible, sou
         "vbackup_scripts": [{"phase": "pre-backup", "name": "10-x", "content": "#!/bin/sh\nexit 0\n"}],
         "vbackup_hooks_root": str(tmp_path / "root"),
     }
-    role = [{"name": "role", "ansible.builtin.include_role": {"name": "vbackup.vbackup.host"}}]
+
+
+def test_role_installs_once(ansible: Ansible, variables: dict[str, Any], tmp_path: Path) -> None:
+    variables["vbackup_scripts"] = [
+        {"phase": "on-failure", "name": "50-mail", "link": str(TOP / "hooks" / "examples" / "mail")},
+        {"phase": "pre-backup", "name": "10-x", "domain": "web", "content": "#!/bin/sh\nexit 0\n"},
+    ]
+    # Before anything is there: neither the command nor its examples, to which a script may be a link.
+    link = {"phase": "on-failure", "name": "50-mail", "link": str(tmp_path / "prefix" / "share" / "mail")}
+    planned = ansible.play(ROLE, "--check", vars={**variables, "vbackup_scripts": [link]})
+    assert planned["vbackup.vbackup.host : Link the script"]["changed"]
+    assert not [path for path in ("prefix", "repository", "scripts.d") if (tmp_path / path).exists()]
+    first = ansible.play(ROLE, vars=variables)
+    assert first["vbackup.vbackup.host : Build and install the command"]["changed"]
+    assert (tmp_path / "repository" / "vbackup.json").exists()
+    assert (tmp_path / "scripts.d" / "on-failure.d" / "50-mail").resolve().is_file()
+    script = tmp_path / "scripts.d" / "domains" / "web" / "pre-backup.d" / "10-x"
+    assert (script.read_text(), script.stat().st_mode & 0o777) == ("#!/bin/sh\nexit 0\n", 0o755)
+    assert (tmp_path / "root" / "etc" / "libvirt" / "hooks" / "qemu.d" / "50-vbackup").exists()
+    assert finding.find(tmp_path / "scripts.d", ("web",), is_wanted=True).warnings == ()
+    again = ansible.play(ROLE, vars=variables)
+    assert {name for name, result in again.items() if result.get("changed")} == set()
+
+
+def test_role_on_another_host_does_what_check_mode_has_said(
+    remote: Ansible, variables: dict[str, Any], tmp_path: Path
+) -> None:
     before = sorted(tmp_path.rglob("*"))
 
     def changed(*options: str) -> set[str]:
-        return {name for name, result in remote.play(role, *options, vars=variables).items() if result.get("changed")}
+        return {name for name, result in remote.play(ROLE, *options, vars=variables).items() if result.get("changed")}
 
     planned = changed("--check")
     assert sorted(tmp_path.rglob("*")) == before, "check mode changes nothing"
