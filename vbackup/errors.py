@@ -791,15 +791,16 @@ class BaseError(ChainError):
     code = "BASE_UNUSABLE"
     retry = Retry.FULL
 
-    def __init__(self, dev: str, level: str, checkpoint: str | None, reason: str) -> None:
+    def __init__(self, dev: str, level: str, checkpoint: str | None, reason: str, *, noun: str = "backup") -> None:
         self.dev = dev
         self.level = level
         self.checkpoint = checkpoint  #: of the base that the backup would start from, or None
         self.reason = reason
         since = f" since {checkpoint}" if checkpoint and checkpoint not in reason else ""
+        verb = "Take" if noun == "backup" else "Begin"
         super().__init__(
-            f"Disk {dev}: no {level} backup{since} is possible: {reason}. Take a full backup, or use --level auto,"
-            " which takes a full backup of only those disks that need one."
+            f"Disk {dev}: no {level} {noun}{since} is possible: {reason}. {verb} a full {noun}, or use --level auto,"
+            " which is full for only those disks that need it."
         )
 
 

@@ -17,12 +17,16 @@ from vbackup.model import Backup, Group
 from vbackup.report import Reporter
 
 
+def select(words: Sequence[str], options: argparse.Namespace, vb: Connection) -> Selection:
+    """Return the domains that the command is about. Raises DomainNotFoundError, HostUnreachableError."""
+    return vb.select_all(options.exclude) if options.all else vb.select(words)
+
+
 def run(
-    request: BackupRequest, words: Sequence[str], *, options: argparse.Namespace, context: Context, vb: Connection
+    request: BackupRequest, selected: Selection, *, options: argparse.Namespace, context: Context, vb: Connection
 ) -> int:
-    """Back up the domains that the words select, or plan their backups, and print the results."""
+    """Back up the domains, or plan their backups, and print the results."""
     started = time.monotonic()
-    selected = vb.select_all(options.exclude) if options.all else vb.select(words)
     with context.reporting() as reporter:
         for word in selected.unmatched:
             option = f"--exclude {word}" if options.all else f"The pattern {word}"

@@ -97,6 +97,10 @@ class Context:
         """Print the JSON document that is the command's result."""
         print(json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False, default=str))
 
+    def print_line(self, schema: str, document: dict[str, Any]) -> None:
+        """Print the JSON document of a command that goes on: as one line, so that a reader knows where it ends."""
+        print(json.dumps({"schema": schema, **document}, ensure_ascii=False, default=str))
+
     def print_stream(self, schema: str, document: dict[str, Any], name: str, entries: Iterable[dict[str, Any]]) -> None:
         """Print the document with one more member, a list, whose entries are printed as they come, one per line."""
         head = json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False, default=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import replace
 
 from vbackup.api import BackupRequest, Connection, documents, read_hosts
@@ -23,9 +24,13 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if uris is not None:
         with context.connect_all(uris) as vb_all:
             return fleet.run(request, words, options=options, context=context, vb=vb_all)
-    with context.connect() as vb:
-        if options.group or len(words) != 1 or not vb.is_one(words[0]):
-            return batch.run(request, words, options=options, context=context, vb=vb)
+    with ExitStack() as stack:
+        with script_options.beginning(options, words[0] if len(words) == 1 else "", context):
+            vb = stack.enter_context(context.connect())
+            is_one = not options.group and len(words) == 1 and vb.is_one(words[0])
+            selected = None if is_one else batch.select(words, options, vb)
+        if selected is not None:
+            return batch.run(request, selected, options=options, context=context, vb=vb)
         if options.dry_run:
             _plan(request, context, vb)
         else:
