@@ -15,7 +15,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     backups      back up domains          restores     write disks                     records  list, show, diff, usage
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
-    documents    answers as JSON
+    documents    answers as JSON                fleet     Fleet, connect_all: several hosts
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -29,12 +29,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
+    from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.copies.download import PARALLEL_OBJECTS
     from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
+    from vbackup.domain.fleet import FleetSelection, HostSelection
     from vbackup.domain.freeze import DEFAULT_LIMIT_S as DEFAULT_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MAX_LIMIT_S as MAX_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MIN_LIMIT_S as MIN_FREEZE_LIMIT_S
@@ -90,6 +92,9 @@ if TYPE_CHECKING:
     from vbackup.operations.cp import Copies, CpRequest
     from vbackup.operations.diff import Difference, DiffRequest
     from vbackup.operations.diff import Disk as DiffDisk
+    from vbackup.operations.failback import FailbackRequest, FailedBack
+    from vbackup.operations.failover import FailedOver, FailoverRequest
+    from vbackup.operations.failover_test import TriedFailover
     from vbackup.operations.fetch import Fetched, FetchRequest
     from vbackup.operations.forget import Claim, ForgetRequest, Forgotten
     from vbackup.operations.fsck import Checked as CheckedFileSystems
@@ -107,6 +112,7 @@ if TYPE_CHECKING:
     from vbackup.operations.prune import PruneRequest, Pruning
     from vbackup.operations.recovery import Recovered, Remedy
     from vbackup.operations.repair import Repair
+    from vbackup.operations.replicate import Replicated, ReplicateRequest
     from vbackup.operations.restore import Restored, RestoreRequest
     from vbackup.operations.restore_in_place import InPlaceRequest, RestoredInPlace
     from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
@@ -121,6 +127,9 @@ if TYPE_CHECKING:
     from vbackup.operations.session_changes import Changes, ChangesRequest
     from vbackup.operations.session_changes import Kind as ChangesKind
     from vbackup.operations.speed import SpeedChanged, SpeedRequest
+    from vbackup.operations.standby_files import NewImage as NewStandbyImage
+    from vbackup.operations.standby_status import Condition as StandbyCondition
+    from vbackup.operations.standby_status import StandbyStatus
     from vbackup.operations.stream_backup import StreamRequest
     from vbackup.operations.stream_end import Ended as EndedStream
     from vbackup.operations.stream_restore import Received as ReceivedBackup
@@ -267,9 +276,15 @@ __all__ = [
     "Entry",
     "Extent",
     "ExtentKind",
+    "FailbackRequest",
+    "FailedBack",
+    "FailedOver",
+    "FailoverRequest",
     "FetchRequest",
     "Fetched",
     "Finding",
+    "Fleet",
+    "FleetSelection",
     "ForgetRequest",
     "Forgotten",
     "FoundBackup",
@@ -281,6 +296,7 @@ __all__ = [
     "HookPlace",
     "HookState",
     "HostIdentity",
+    "HostSelection",
     "ImageFormat",
     "InPlaceRequest",
     "Job",
@@ -301,6 +317,7 @@ __all__ = [
     "MergePlan",
     "MountRequest",
     "Mounted",
+    "NewStandbyImage",
     "NoteRequest",
     "OpenedCopies",
     "Phase",
@@ -317,6 +334,8 @@ __all__ = [
     "Remedy",
     "Repair",
     "Repaired",
+    "ReplicateRequest",
+    "Replicated",
     "Reporter",
     "Repository",
     "RestoreRequest",
@@ -347,6 +366,8 @@ __all__ = [
     "SkippedDomain",
     "SpeedChanged",
     "SpeedRequest",
+    "StandbyCondition",
+    "StandbyStatus",
     "Status",
     "Stop",
     "StreamRequest",
@@ -357,6 +378,7 @@ __all__ = [
     "TransactionDone",
     "TransactionRequest",
     "Transport",
+    "TriedFailover",
     "Trouble",
     "UmountRequest",
     "Unmounted",
@@ -373,6 +395,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "connect",
+    "connect_all",
     "count_hosts",
     "create_repository",
     "default_cache",
@@ -389,6 +412,7 @@ __all__ = [
     "open_copies",
     "open_stage",
     "parse_address",
+    "read_hosts",
     "read_identities",
     "read_recipients",
     "reload_daemons",
@@ -405,6 +429,8 @@ __all__ = [
 _PLACES = {
     # connection
     "vbackup.api.connection": "Connection connect create_repository is_encrypted",
+    "vbackup.api.fleet": "Fleet connect_all read_hosts",
+    "vbackup.domain.fleet": "FleetSelection HostSelection",
     "vbackup.stop": "Stop",
     "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",
@@ -434,6 +460,13 @@ _PLACES = {
     "vbackup.operations.live_restore": "LiveRequest LiveRestored",
     "vbackup.operations.live_resume": "ResumeRequest",
     "vbackup.operations.live_abort": "Aborted:LiveAborted AbortRequest",
+    # standbys
+    "vbackup.operations.replicate": "Replicated ReplicateRequest",
+    "vbackup.operations.standby_files": "NewImage:NewStandbyImage",
+    "vbackup.operations.failover": "FailedOver FailoverRequest",
+    "vbackup.operations.failover_test": "TriedFailover",
+    "vbackup.operations.failback": "FailbackRequest FailedBack",
+    "vbackup.operations.standby_status": "Condition:StandbyCondition StandbyStatus",
     # records
     "vbackup.api.records": "BackupRecord DomainRecord",
     "vbackup.repository.backup_filter": "BackupFilter",

@@ -45,8 +45,17 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_take_over(parser: argparse.ArgumentParser) -> None:
+    """Add --take-over."""
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="a vbackup of another machine that seems to work on the domain at the target is dead",
+    )
+
+
 def add_identity(parser: argparse.ArgumentParser) -> None:
-    """Add --identity."""
+    """Add --identity and --target-config: what opens a target."""
     parser.add_argument(
         "--identity",
         metavar="FILE",
@@ -55,6 +64,13 @@ def add_identity(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="age identity that opens an encrypted target, in a file that only you can read, or command:PROGRAM which"
         " prints it; can be given several times",
+    )
+    parser.add_argument(
+        "--target-config",
+        metavar="FILE",
+        type=Path,
+        help="file that only you can read, with lines NAME=VALUE such as AWS_ACCESS_KEY_ID: keys and endpoint of a"
+        " target in a bucket (default: the environment, then ~/.aws)",
     )
 
 
@@ -79,22 +95,13 @@ def add_recipients(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_take_over(parser: argparse.ArgumentParser) -> None:
-    """Add --take-over."""
-    parser.add_argument(
-        "--take-over",
-        action="store_true",
-        help="a vbackup of another machine that seems to work on the domain at the target is dead",
-    )
-
-
 def place_of(options: argparse.Namespace, target: str) -> TargetPlace:
     """Return a target with what opens it. Raises UsageError, IdentityError."""
     from vbackup.api import TargetPlace
 
     if not target:
         raise UsageError("The target is empty: give a directory or a URL.")
-    return TargetPlace(target, keys_of(options))
+    return TargetPlace(target, keys_of(options), config=options.target_config)
 
 
 def keys_of(options: argparse.Namespace) -> TargetKeys:
@@ -156,6 +163,8 @@ def make_absolute(options: argparse.Namespace) -> None:
         options.cache = options.cache.absolute()
     if options.from_target is None and options.identities:
         raise UsageError("--identity is for what --from reads.")
+    if options.target_config is not None:
+        options.target_config = options.target_config.absolute()
     keys_of(options)  # now, while a program that prints an identity has the terminal
 
 

@@ -7,21 +7,22 @@ vbackup.copies.planning decides, vbackup.copies.upload brings a point.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from vbackup.copies import claim, holding, points, staging
+from vbackup.copies import claim, holding, lock_rule, points, staging
 from vbackup.copies import planning as plans
 from vbackup.copies import target as targets
 from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.planning import Plan, PointCopy
 from vbackup.copies.target import Listing, Target
 from vbackup.copies.upload import Means, upload
-from vbackup.errors import IdentityError, InterruptedBySignalError
+from vbackup.errors import ChainError, IdentityError, InterruptedBySignalError
 from vbackup.report import Reporter
 from vbackup.repository import lock
+from vbackup.repository.history import History
 from vbackup.repository.lock import LockWait
 from vbackup.repository.read_rate import ReadRate
 from vbackup.repository.repository import COPIES, Repository
@@ -125,6 +126,7 @@ def run(
             sent = upload(copy, listed.unfinished.get(copy.backup.id, {}), means)
             done.append(_copied(copy, sent.sent_bytes, sent.objects, sent.found_objects))
             reporter.step(f"Copied backup {copy.backup.id} to {target.name}.")
+        _tell_lock(known, targets.listing(target, request.uuid), reporter, stop)
         if held is not None and request.immutable_days is not None:
             holding.hold(targets.listing(target, request.uuid), request.immutable_days, target=target, directory=held)
     for backup_id, reason in plan.skipped.items():
@@ -168,6 +170,25 @@ def _plan(
         since=request.since,
         full_every=request.full_every,
     )
+
+
+def _tell_lock(known: Known, listed: Listing, reporter: Reporter, stop: Stop) -> None:
+    """Say for how long the target locks objects, and warn if that is too short for the chains of images there."""
+    days = known.target.store.lock_days()
+    if days is None:
+        return
+    reporter.step(f"{known.target.name} locks new objects for {days} days.")
+    there = [point.backup for point in points.read(known, listed, stop=stop).points.values()]
+    history = History(there)
+    with suppress(ChainError):  # of a point that is damaged 'verify' says what is wrong
+        longest = lock_rule.span(history, there)
+        # For how long backups are kept, only 'prune --at' knows; it checks the rest of the rule.
+        if longest >= timedelta(days=days):
+            reporter.warning(
+                f"{known.target.name} locks objects for {days} days, but chains of images there last"
+                f" {longest.days} days: the full that a new backup depends on is not locked any more. Copy a full more"
+                " often (--full-every), or lock objects for longer."
+            )
 
 
 def _copied(copy: PointCopy, size_bytes: int, objects: int, found_objects: int = 0) -> CopiedPoint:

@@ -1,7 +1,8 @@
 """What of a domain stays in the repository, whatever rules say, and why: read from the directories of its backups.
 
-Protected and immutable backups, those that are being read, the bases of the next backups, and what a broken or an
-unfinished backup depends on. Needs the domain's lock, except for a look. vbackup.operations.prune heeds it.
+Protected and immutable backups, those that are being read or that a standby is like, the bases of the next backups, and
+what a broken or an unfinished backup depends on. Needs the domain's lock, except for a look. vbackup.operations.prune
+heeds it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vbackup import names
 from vbackup.errors import ChainError, NewerJournalError
 from vbackup.files import storage_errors
 from vbackup.qemu import qcow2
-from vbackup.repository import immutability, journal, protection, readers, retention, verification
+from vbackup.repository import immutability, journal, protection, readers, retention, standbys, verification
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Verdict
@@ -51,20 +52,19 @@ class Facts:
 
 
 def read(repository: Repository, uuid: str) -> Facts:
-    """Return what is known of the domain's backups. Raises StorageError, NewerJournalError."""
+    """Return what is known of the domain's backups. Raises StorageError, NewerJournalError, ChainError of standbys."""
     catalogue = repository.catalogue(uuid)
     broken = {one.id: one.reason_alone.rstrip(".") for one in catalogue.broken}
     protected: dict[str, str] = {}
-    immutable: dict[str, str] = {}
     in_use: set[str] = set()
-    for backup_id in [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]:
+    ids = [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]
+    held = ((backup_id, immutability.reason(repository.directory(uuid, backup_id))) for backup_id in ids)
+    immutable = {backup_id: reason for backup_id, reason in held if reason is not None}
+    for backup_id in ids:
         directory = repository.directory(uuid, backup_id)
         found = protection.read(directory)
         if found is not None:
             protected[backup_id] = PROTECTED if found.reason is None else f"{PROTECTED} ({found.reason})"
-        held = immutability.reason(directory)
-        if held is not None:
-            immutable[backup_id] = held
         verified = verification.read(directory)
         if verified is not None and verified.verdict is Verdict.DAMAGED:
             broken.setdefault(backup_id, DAMAGED)
@@ -77,6 +77,10 @@ def read(repository: Repository, uuid: str) -> Facts:
     for base, by in _bases_of_unfinished(repository, uuid):
         needed_by.setdefault(base, {})[by] = "unfinished"
     bases = retention.bases_of_next(catalogue.history)
+    for standby in standbys.read(repository.path / uuid):
+        for liked in {standby.backup, standby.failback}:
+            if liked is not None:
+                bases.setdefault(liked, []).append(f"the standby at {standby.uri} is like it")
     return Facts(
         catalogue, broken, protected=protected, immutable=immutable, in_use=in_use, bases=bases, needed_by=needed_by
     )
