@@ -48,6 +48,21 @@ ELSEWHERE = {
     "operations.session_watcher": "end_to_end/test_sessions.py",
     "operations.session_watcher.__main__": "end_to_end/test_sessions.py",
     "operations.checkpoint": "end_to_end/test_sessions.py",
+    "stores.cloud_kinds": "contract/test_s3.py",  # needs an S3 server, as the next ones
+    "stores.s3": "contract/test_s3.py",
+    "stores.s3_requests": "contract/test_s3.py",
+    "stores.s3_upload": "contract/test_s3.py",
+    "stores.sftp": "end_to_end/test_copy_away.py",  # needs an SFTP server
+    "operations.replicate": "end_to_end/test_standby.py",  # needs two libvirts and a storage daemon, as the next ones
+    "operations.standby": "end_to_end/test_standby.py",
+    "operations.standby_files": "end_to_end/test_standby.py",
+    "operations.standby_documents": "end_to_end/test_standby.py",
+    "operations.failover": "end_to_end/test_standby.py",
+    "operations.failover_test": "end_to_end/test_standby.py",
+    "operations.failback": "end_to_end/test_standby.py",
+    "operations.linked_standby": "end_to_end/test_standby.py",
+    "domain.linked_images": "end_to_end/test_standby.py",
+    "engine.rollback_reach": "end_to_end/test_standby.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.fsck": "end_to_end/test_fsck.py",
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process

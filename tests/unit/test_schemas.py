@@ -44,6 +44,7 @@ from vbackup.repository import (
     live_state,
     protection,
     restored,
+    standbys,
     stream_record,
     verification,
 )
@@ -55,6 +56,7 @@ from vbackup.repository.in_place_journal import Replaced, Seen, Step
 from vbackup.repository.journal import Journal
 from vbackup.repository.merge_journal import MergeJournal
 from vbackup.repository.protection import Protection
+from vbackup.repository.standbys import Record as Standby
 from vbackup.repository.stream_record import StreamRecord
 from vbackup.repository.verification import Verdict, Verification
 from vbackup.sessions.trackers import Tracker
@@ -296,6 +298,7 @@ def write_everything(directory: Path) -> None:
     with MergeJournal(directory, [backup_id(1)]) as written:
         written.set_in_place([backup_id(1)])
     live_state.write(live_state_in(directory, "vda"))
+    standbys.put(directory, Standby("qemu:///system", Path("/a"), backup_id(1), NOON, backup_id(2)))
     streamed = StreamRecord("job 7", Level.AUTO, "2026.11.23.10.15.00")
     (directory / stream_record.NAME).write_bytes(stream_record.data(streamed))
     tracker = Tracker(TRACKER, "web", UUID, (session_checkpoint(1, "vda"),), 1)

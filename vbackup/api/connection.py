@@ -12,6 +12,7 @@ from vbackup.api.copies import Copies
 from vbackup.api.records import Records
 from vbackup.api.restores import Restores
 from vbackup.api.sessions import Sessions
+from vbackup.api.standbys import Standbys
 from vbackup.api.streams import Streams
 from vbackup.api.upkeep import Upkeep
 from vbackup.report import Reporter
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from vbackup.repository.repository import Repository
 
 
-class Connection(Backups, Restores, Records, Upkeep, Contents, Copies, Attached, Sessions, Streams):
+class Connection(Backups, Restores, Records, Upkeep, Contents, Copies, Attached, Sessions, Streams, Standbys):
     """A host and a repository. A context manager that closes the connections to libvirt; see ``connect``.
 
     Its calls take a frozen request and return a frozen answer; they block until the work is done, and may be made from

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import vbackup
-from vbackup.cli.arguments import ShownAsRequired, add_common
+from vbackup.cli.arguments import ShownAsRequired, add_common, uris_of
 from vbackup.errors import UsageError
 
 #: The commands, with their help in ``vbackup --help``.
@@ -23,6 +23,9 @@ COMMANDS = {
     "check": "look through a repository, and repair it",
     "audit": "check that changed-block tracking missed nothing",
     "restore": "restore disks from a backup",
+    "replicate": "keep a standby at another host",
+    "failover": "let a standby take over",
+    "failback": "bring a domain back from its standby",
     "mount": "show the disks of a backup as files",
     "umount": "end a mount",
     "serve": "serve the disks of a backup by NBD",
@@ -149,6 +152,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.words = [*options.words, *unknown]
     elif unknown:
         raise _parser_of(parser, options).unknown(unknown)
+    options.uris = uris_of(options)
     return options
 
 

@@ -135,10 +135,10 @@ def define(host: Host, xml: str) -> DomainHandle:
         return DomainHandle(host, host.connection.defineXMLFlags(xml, DEFINE_VALIDATE))
 
 
-def set_autostart(handle: DomainHandle) -> None:
-    """Let libvirt start the domain with its host. Raises what libvirt's calls raise."""
-    with handle.host.errors(f"let domain {handle.name} start with the host"):
-        handle.domain.setAutostart(1)
+def set_autostart(handle: DomainHandle, *, is_on: bool = True) -> None:
+    """Let libvirt start the domain with its host, or not. Raises what libvirt's calls raise."""
+    with handle.host.errors(f"let domain {handle.name} {'start' if is_on else 'not start'} with the host"):
+        handle.domain.setAutostart(int(is_on))
 
 
 def start(handle: DomainHandle) -> None:

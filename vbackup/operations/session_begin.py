@@ -91,6 +91,7 @@ def begin(
     handle = host.domain(request.domain)
     stop.check()
     space = SpaceWatch.over(LocalArea(request.scratch))
+    session_recovery.forget_old(store, host, now=datetime.now(timezone.utc), stop=stop)
     with store.locked(handle.uuid, stop=stop, name=handle.name) as domain:
         alive = session_recovery.settle(domain, handle, reporter=reporter)
         for session in alive:
