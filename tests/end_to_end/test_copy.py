@@ -680,6 +680,22 @@ def test_a_merge_in_between_begins_the_point_again(tmp_path: Path) -> None:
     assert check(tree, store, tmp_path) == [ids[3]]
 
 
+def test_a_merge_while_others_are_copied_changes_the_plan_of_the_rest(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo", 5), FakeStore()
+    ids = tree.ids()
+
+    def merging(what: str, key: str) -> None:
+        if what == "put_new" and key.endswith(f"{ids[0]}/{MANIFEST}"):
+            store.before = lambda what, key: None
+            merge(tree, [ids[1]])
+
+    store.before = merging
+    done = copied(tree, store)
+    assert [point.id for point in done.points] == [ids[0], *ids[2:]]
+    assert (done.there, done.skipped) == ((), {})
+    assert check(tree, store, tmp_path) == [ids[0], *ids[2:]]
+
+
 def test_prune_killed_at_every_object_goes_on(tmp_path: Path) -> None:
     tree = chain(tmp_path / "repo", 4)
     ids = tree.ids()
