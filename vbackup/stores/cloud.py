@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
@@ -52,9 +53,11 @@ _STATUS = re.compile(r"non-2xx status code: ([0-9]+)")
 _UNREACHABLE = ("error sending request", "error trying to connect", "dns error", "Connection refused", "timed out")
 
 
-def client_options() -> ClientConfig:
-    """Return what obstore's HTTP client is made with."""
+def client_options(authorities: Path | None = None) -> ClientConfig:
+    """Return what obstore's HTTP client is made with. ``authorities``: file with the certificates to trust, in PEM."""
+    trusted: ClientConfig = {"root_certificate": authorities.read_bytes()} if authorities is not None else {}
     return {
+        **trusted,
         "allow_http": True,  # an endpoint that the user names can be one
         "connect_timeout": timedelta(seconds=CONNECT_S),
         "read_timeout": timedelta(seconds=SILENCE_S),
