@@ -4,11 +4,11 @@ The package is a house: rooms named by what one looks for, and imports that poin
 drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a separate door, the script hooks/qemu.
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
-                             values  context  output  streams  terminal  reporters  batch  plans  qemu
-                             backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one  script_options  session_changes  making  pipes  director_config
+                             values  context  output  streams  terminal  reporters  batch  plans  qemu  backup_table
+                             merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
+                             session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
     api                      the library, on which the command line is written: connection  connected  hosts  backups
-                             restores  records  upkeep  contents  attached  streams  documents  sessions
+                             restores  records  upkeep  contents  attached  streams  copies  documents  sessions
                              standbys
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
@@ -17,25 +17,32 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
-                             restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
-                             disk_places  live_files  boot_tpm  replicate  failover  failover_test  failback
-                             standby  standby_files  standby_status  standby_documents  linked_standby
-    engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
+                             restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
+                             live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  replicate
+                             failover  failover_test  failback  standby  standby_files  standby_status  standby_documents
+                             linked_standby
+    engine | copies
+      engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
                              rollback  rollback_reach  restored_checkpoint  live_backing  session_plan  session_history
                              session_survey  session_scratch  session_lock  session_server  session_close  delivery
-    images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
-                             denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
-                             mount_lock  device  destination  restoring  replacement  appliance  guest_address
-                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
+      copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
+                             outgoing  upload  download  view  place
+    images | stores
+      images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
+                             joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
+                             mount_place  mount_lock  device  destination  restoring  replacement  appliance
+                             guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
+      stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
+                             key_files  bech32
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
-                             freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
-                             machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
-                             capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
-                             boot_watch  screenshot  lifecycle  live_xml  qemu_user  standby_xml  linked_images
+                             freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents  machine_state
+                             machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
+                             swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
+                             live_xml  qemu_user  standby_xml  linked_images
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
@@ -44,28 +51,27 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
-                             changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
-                             kept_result  standbys
-                             data_size  live_state  stream_tar  stream_members  stream_record
+                             changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
+                             standbys  data_size  live_state  stream_tar  stream_members  stream_record
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
     remote                   hypervisors reached by SSH: address  command  connection  link  helper
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
-                             nbd_address  nbd_client  nbd_blocks  image_lock
+                             nbd_address  nbd_client  nbd_blocks  image_lock  nbd_layer
     qapi | hooks | schemas | scripts
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive
+                             stop  undo  archive  immutable
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
-sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities,
-media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied,
-remote.address and command.
+allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
+http.ranges, sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity,
+capabilities, media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and
+denied, remote.address and command.
 """
 
 __version__ = "0.1.0"

@@ -664,6 +664,40 @@ class MissingPackageError(VbackupError):
         )
 
 
+class IdentityError(ChainError):
+    """The identity (--identity) cannot be read, or does not open the copy; nothing was fetched."""
+
+    code = "IDENTITY_UNUSABLE"
+
+
+class IdentityNeededError(IdentityError):
+    """The copy is encrypted, and no identity was given; nothing was fetched."""
+
+    code = "IDENTITY_NEEDED"
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        super().__init__(
+            f"What is in {target} is encrypted: give the identity that opens it, with --identity FILE (as age-keygen"
+            " writes it) or --identity command:PROGRAM. Nothing was fetched."
+        )
+
+
+class SealedError(ChainError):
+    """An encrypted object of a copy was changed or cut, or is no age file of vbackup."""
+
+    code = "OBJECT_DAMAGED"
+
+    def __init__(self, target: str, key: str, why: str) -> None:
+        self.target = target
+        self.key = key
+        self.why = why
+        super().__init__(
+            f"{key} in {target} is damaged: {why}. Restore another point, or copy this one again: remove it there with"
+            " 'vbackup prune --at' first."
+        )
+
+
 class DamagedError(ChainError):
     """A block that a restore needs is damaged in the repository; nothing was restored."""
 

@@ -63,6 +63,14 @@ class Compression(Enum):
     ZLIB = "zlib"
 
 
+class Transport(Enum):
+    """How the data of a backup comes here from a QEMU on another host."""
+
+    AUTO = "auto"  #: only in a request: PATH if both hosts have the repository at the same path, else SSH
+    SSH = "ssh"  #: over the connection to the hypervisor
+    PATH = "path"  #: QEMU writes to storage that both hosts have
+
+
 class ImageFormat(Enum):
     """Format of an image that the user names: of a restored disk, or of an image file to work on."""
 

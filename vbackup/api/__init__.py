@@ -14,7 +14,8 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     connection   Connection, connect      connected    libvirt, repository, names      hosts    connections of threads
     backups      back up domains          restores     write disks                     records  list, show, diff, usage
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
-    sessions     serve a moment to a program    streams   backups as streams             documents    answers as JSON
+    sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
+    documents    answers as JSON
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -26,10 +27,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbackup.api.connection import Connection, connect, create_repository
+    from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
+    from vbackup.api.copies import OpenedCopies, open_copies
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
+    from vbackup.copies.download import PARALLEL_OBJECTS
+    from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
     from vbackup.domain.freeze import DEFAULT_LIMIT_S as DEFAULT_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MAX_LIMIT_S as MAX_FREEZE_LIMIT_S
@@ -78,12 +82,16 @@ if TYPE_CHECKING:
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
+    from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
+    from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
+    from vbackup.operations.copy_verify import CopiesVerified, CopyVerifyRequest
     from vbackup.operations.cp import Copies, CpRequest
     from vbackup.operations.diff import Difference, DiffRequest
     from vbackup.operations.diff import Disk as DiffDisk
     from vbackup.operations.failback import FailbackRequest, FailedBack
     from vbackup.operations.failover import FailedOver, FailoverRequest
     from vbackup.operations.failover_test import TriedFailover
+    from vbackup.operations.fetch import Fetched, FetchRequest
     from vbackup.operations.forget import Claim, ForgetRequest, Forgotten
     from vbackup.operations.fsck import Checked as CheckedFileSystems
     from vbackup.operations.fsck import FsckRequest
@@ -193,6 +201,7 @@ __all__ = [
     "MIN_FREEZE_LIMIT_S",
     "PARALLEL_BACKUPS",
     "PARALLEL_IMAGES",
+    "PARALLEL_OBJECTS",
     "REPOSITORY_MARKER",
     "SCRIPT_DIRECTORY",
     "SCRIPT_TIMEOUT_S",
@@ -235,7 +244,15 @@ __all__ = [
     "Consistency",
     "ConsolidateRequest",
     "Consolidated",
+    "Copied",
+    "CopiedPoint",
     "Copies",
+    "CopiesPruned",
+    "CopiesVerified",
+    "CopyLine",
+    "CopyPruneRequest",
+    "CopyRequest",
+    "CopyVerifyRequest",
     "CpRequest",
     "DefineRequest",
     "DefinedDomain",
@@ -256,6 +273,8 @@ __all__ = [
     "FailedBack",
     "FailedOver",
     "FailoverRequest",
+    "FetchRequest",
+    "Fetched",
     "Finding",
     "ForgetRequest",
     "Forgotten",
@@ -290,6 +309,7 @@ __all__ = [
     "Mounted",
     "NewStandbyImage",
     "NoteRequest",
+    "OpenedCopies",
     "Phase",
     "Place",
     "ProtectRequest",
@@ -340,6 +360,7 @@ __all__ = [
     "Status",
     "Stop",
     "StreamRequest",
+    "TargetPlace",
     "TrackedDisk",
     "Tracker",
     "TransactionDone",
@@ -363,15 +384,18 @@ __all__ = [
     "connect",
     "count_hosts",
     "create_repository",
+    "default_cache",
     "default_overlays",
     "find_schema",
     "host_labels",
     "hosts_of",
+    "is_encrypted",
     "is_stream_job",
     "known_schemas",
     "load_schema",
     "machine_path",
     "note_fault",
+    "open_copies",
     "open_stage",
     "parse_address",
     "reload_daemons",
@@ -386,7 +410,7 @@ __all__ = [
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
 _PLACES = {
     # connection
-    "vbackup.api.connection": "Connection connect create_repository",
+    "vbackup.api.connection": "Connection connect create_repository is_encrypted",
     "vbackup.stop": "Stop",
     "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",
@@ -468,6 +492,14 @@ _PLACES = {
     "vbackup.operations.cp": "Copies CpRequest",
     "vbackup.operations.cat": "CatRequest",
     "vbackup.operations.search": "Found:FoundFile Searched SearchRequest",
+    # copies
+    "vbackup.api.copies": "OpenedCopies open_copies",
+    "vbackup.copies.place": "TargetPlace default_cache",
+    "vbackup.copies.download": "PARALLEL_OBJECTS",
+    "vbackup.operations.copy": "Copied CopiedPoint CopyRequest",
+    "vbackup.operations.copy_prune": "CopiesPruned CopyLine CopyPruneRequest",
+    "vbackup.operations.copy_verify": "CopiesVerified CopyVerifyRequest",
+    "vbackup.operations.fetch": "Fetched FetchRequest",
     # attached QEMU
     "vbackup.domain.attached": "AttachedQemu",
     "vbackup.operations.bitmap": "Change:BitmapChange Changed:ChangedBitmap ChangeRequest:BitmapRequest "

@@ -11,6 +11,7 @@ from vbackup.errors import UsageError
 
 if TYPE_CHECKING:
     from vbackup.domain.host import Host
+    from vbackup.domain.linked import Linked
 
 
 class Hosts:
@@ -26,6 +27,7 @@ class Hosts:
         self._opening = threading.Lock()
         self._idle: list[Host] = []
         self._embedded: Host | None = None
+        self._linked: Linked | None = None
         self._is_closed = False
 
     @contextmanager
@@ -46,6 +48,8 @@ class Hosts:
         hosts += [self._embedded] if self._embedded is not None else []
         for host in hosts:
             host.close()
+        if self._linked is not None:
+            self._linked.close()
 
     def _take(self) -> Host:
         with self._lock:
@@ -64,7 +68,9 @@ class Hosts:
         with self._opening:
             if self._embedded is not None:
                 return self._embedded
-            host = hosts.Host(self._uri)
+            if self._linked is None:
+                self._linked = hosts.Linked()
+            host = hosts.Host(self._uri, linked=self._linked)
             if host.is_embedded:
                 self._embedded = host
         return host

@@ -34,6 +34,8 @@ COMMANDS = {
     "cp": "copy files of a guest out of a backup",
     "cat": "print a file of a guest in a backup",
     "search": "find files of guests in all backups",
+    "copy": "copy backups to another place",
+    "fetch": "make a repository out of copies",
     "prune": "remove backups that no rule keeps",
     "consolidate": "make backups independent of older ones",
     "protect": "protect backups from being removed",

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,8 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 import libvirt
 
 from vbackup import names
+from vbackup.domain import linked
+from vbackup.domain.linked import Linked
 from vbackup.errors import (
     ConnectionLostError,
     DomainGoneError,
@@ -35,6 +37,7 @@ from vbackup.errors import (
 )
 from vbackup.files import user_name
 from vbackup.model import SecretRef
+from vbackup.remote.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +81,11 @@ class Host:
     Raises HostUnreachableError if libvirt cannot be reached.
     """
 
-    def __init__(self, uri: str | None = None) -> None:
+    def __init__(self, uri: str | None = None, *, linked: Linked | None = None) -> None:
+        """``linked``: makes the link to the host for several connections, whose owner ends it."""
         self.uri = uri
+        self._linked = linked or Linked()
+        self._owns_link = linked is None
         _start_events()
         self._embedded_secrets: Any = None
         self._secrets_lock = threading.Lock()
@@ -93,6 +99,11 @@ class Host:
 
     def close(self) -> None:
         """Close the connection; closing twice is fine."""
+        self._disconnect()
+        if self._owns_link:
+            self._linked.close()
+
+    def _disconnect(self) -> None:
         for connection in (self._embedded_secrets, self._connection):
             try:
                 if connection is not None:
@@ -113,7 +124,7 @@ class Host:
         if self.is_embedded:
             yield self
             return
-        with Host(self.uri) as host:
+        with Host(self.uri, linked=self._linked) as host:
             yield host
 
     def domains(self) -> list[DomainHandle]:
@@ -191,6 +202,18 @@ class Host:
     def is_local(self) -> bool:
         """True if libvirt runs on this host, so that a path names the same file for both: the URI names no host."""
         return not urlsplit(self.real_uri).hostname
+
+    @property
+    def has_link(self) -> bool:
+        """True if libvirt is on another host that SSH leads to."""
+        return linked.has_address(self.real_uri)
+
+    def link(self, *, check: Callable[[], None] = lambda: None) -> Link:
+        """Return the link to that host, which all its connections share (vbackup.domain.linked); ``has_link`` is True.
+
+        ``check`` is called while it is made, and raises to give up. Raises SshError, HelperError.
+        """
+        return self._linked.link(self.real_uri, check=check)
 
     @property
     def hostname(self) -> str:
@@ -272,7 +295,7 @@ class Host:
         timeout_s = RECONNECT_S if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         pause = threading.Event()
-        self.close()
+        self._disconnect()
         while True:
             try:
                 self._connection = self._open()

@@ -78,22 +78,31 @@ def close(unfinished: Unfinished, written: Journal) -> Unfinished:
 def _close(unfinished: Unfinished, written: Journal, writeback: Writeback) -> Unfinished:
     domain = unfinished.domain
     jobs.cancel(domain.monitor, unfinished.job_ids)  # dismisses the copies, which have concluded
-    options = tuning.node_options(is_local=domain.source.handle.host.is_local)
-    nodes = targets.flush_in_qemu(domain.monitor, unfinished.target_nodes, options=options)
-    _refuse_shrunk(unfinished, nodes)
+    _refuse_shrunk(unfinished, _flushed(unfinished))
     early = block_lists.list_while(writeback.finish, _read_early(unfinished), _watch(unfinished))
     # From here on whoever finds the stage takes the images to be complete, even after a power cut.
     written.flushed()
     targets.close_all_in_qemu(domain.monitor, domain.naming)
+    if domain.served is not None:
+        domain.served.server.close()
     return replace(unfinished, lists=early)
+
+
+def _flushed(unfinished: Unfinished) -> BlockNodes:
+    """Bring all that QEMU has of the images to the page cache; returns the domain's nodes."""
+    domain = unfinished.domain
+    if domain.served is not None:
+        return domain.served.flush(domain.monitor, unfinished.target_nodes)
+    options = tuning.node_options(is_local=domain.source.handle.host.is_local)
+    return targets.flush_in_qemu(domain.monitor, unfinished.target_nodes, options=options)
 
 
 def _read_early(unfinished: Unfinished) -> Mapping[str, Path]:
     """Return the images, by dev, to list before QEMU closes them.
 
-    None if QEMU is on another host: what this host sees of an image that is still open there may be old.
+    None if a QEMU on another host has them open: what this host sees of them may be old.
     """
-    if not unfinished.domain.source.handle.host.is_local:
+    if not unfinished.domain.source.handle.host.is_local and unfinished.domain.served is None:
         return {}
     return block_lists.worth_an_early_list(_images(unfinished))
 

@@ -33,16 +33,14 @@ vbackup.engine.plan names jobs and nodes, vbackup.engine.finish ends them.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from vbackup.engine.disk_plan import DiskPlan, FleecingPlan
+from vbackup.engine.fleecing_area import Area
 from vbackup.engine.plan import FleecingAbilities
 from vbackup.errors import (
     DiskError,
-    FdsNotPassedError,
     JobError,
     NoSpaceError,
     QemuText,
@@ -50,10 +48,9 @@ from vbackup.errors import (
     StorageError,
     UnsuitableError,
 )
-from vbackup.files import nameless, storage_errors
 from vbackup.images import targets
 from vbackup.model import Disk, SecurityLabel
-from vbackup.qemu import iothreads, qemu_img
+from vbackup.qemu import iothreads
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.undo import Undo
 
@@ -107,19 +104,10 @@ def refuse_iothreads(monitor: Monitor, disks: Sequence[Disk], can: FleecingAbili
             )
 
 
-def free_bytes(directory: Path) -> int:
-    """Return the free space there in bytes. Raises StorageError if it is not a directory."""
-    with storage_errors(f"use {directory} for fleecing"):
-        if not directory.is_dir():
-            raise StorageError(f"{directory} is not a directory, so nothing can be saved there.")
-        found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize
-
-
 def open_images(
     monitor: Monitor,
     disks: Sequence[DiskPlan],
-    directory: Path,
+    area: Area,
     *,
     undo: Undo,
     security_labels: Sequence[SecurityLabel] = (),
@@ -132,21 +120,12 @@ def open_images(
     undo.push("close the fleecing area in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
     for disk in disks:
         assert disk.fleecing is not None
-        with storage_errors(f"make a fleecing image in {directory}"):
-            fd = nameless(directory)
+        size_bytes = disk.node.top.virtual_size_bytes
         try:
-            qemu_img.create_in(fd, disk.node.top.virtual_size_bytes, what=f"make a fleecing image in {directory}")
-            filename = targets.pass_fd(monitor, fd, disk.fleecing.node)
-            monitor.execute("blockdev-add", _area(disk.fleecing, filename, disk.node.top.virtual_size_bytes))
-        except FdsNotPassedError as err:
-            raise UnsuitableError(
-                f"A fleecing area needs a connection that can carry file descriptors, and this one cannot ({err}) Run"
-                " vbackup on the host of the domain."
-            ) from err
+            filename = area.make_image(monitor, disk.fleecing.node, size_bytes)
+            monitor.execute("blockdev-add", _area(disk.fleecing, filename, size_bytes))
         except QmpError as err:
-            raise StorageError(_refused(directory, err.description, security_labels)) from err
-        finally:
-            os.close(fd)
+            raise StorageError(_refused(area, err.description, security_labels)) from err
 
 
 def _area(fleecing: FleecingPlan, filename: str, size_bytes: int) -> targets.BlockdevOptions:
@@ -176,10 +155,10 @@ def unreadable(size_bytes: int) -> targets.BlockdevOptions:
     return {"driver": "blkdebug", "image": nothing, "inject-error": [refusal]}
 
 
-def _refused(directory: Path, description: QemuText, labels: Sequence[SecurityLabel]) -> str:
-    if description.is_denied:
-        return targets.denied(directory, labels, by_descriptor=True)
-    return f"QEMU cannot open an image in the fleecing area {directory}: {description.rstrip('.')}."
+def _refused(area: Area, description: QemuText, labels: Sequence[SecurityLabel]) -> str:
+    if description.is_denied and area.local_path is not None:
+        return targets.denied(area.local_path, labels, by_descriptor=True)
+    return f"QEMU cannot open an image in the fleecing area {area.place}: {description.rstrip('.')}."
 
 
 def open_views(monitor: Monitor, disks: Sequence[DiskPlan]) -> None:
@@ -205,53 +184,39 @@ def _view(fleecing: FleecingPlan) -> targets.BlockdevOptions:
 class SpaceWatch:
     """Ends a backup before its fleecing area is full, and says that the area is to blame if a copy failed for it."""
 
-    directory: Path
+    area: Area
     reserve_bytes: int
 
     @classmethod
-    def over(cls, directory: Path) -> SpaceWatch:
+    def over(cls, area: Area) -> SpaceWatch:
         """Watch the space that is free there now."""
-        return cls(directory, min(RESERVE_BYTES, free_bytes(directory) // RESERVE_SHARE))
+        return cls(area, min(RESERVE_BYTES, area.free_bytes() // RESERVE_SHARE))
 
     def check(self) -> None:
         """Raise NoSpaceError if the backup has to end, StorageError if the area cannot be asked."""
-        if free_bytes(self.directory) < self.reserve_bytes:
+        if self.area.free_bytes() < self.reserve_bytes:
             raise self.full()
 
     def full(self) -> NoSpaceError:
         """Return the error for a full fleecing area."""
         return NoSpaceError(
-            f"The fleecing area {self.directory} is too small for what the guest overwrites. Nothing was kept of this"
+            f"The fleecing area {self.area.place} is too small for what the guest overwrites. Nothing was kept of this"
             " backup, and no write of the guest was lost. Give it more space, or run the same command again when the"
             " guest writes less."
         )
 
     def explain(self, error: JobError) -> StorageError | None:
         """Return the error for a failed copy if the fleecing area lost data or cannot be read; else None."""
-        fault = _fault(self.directory)
+        fault = self.area.fault()
         if fault is None and not error.reason.is_denied:
             return None
         # The rest of the space may be there for vbackup only, which is root.
-        is_short = fault is None and free_bytes(self.directory) < self.reserve_bytes
+        is_short = fault is None and self.area.free_bytes() < self.reserve_bytes
         if is_short or (fault is not None and fault.errno in (errno.ENOSPC, errno.EDQUOT)):
             return self.full()
         why = f": {fault.strerror}" if fault is not None else ""
         return StorageError(
-            f"QEMU could not save in the fleecing area {self.directory} what the guest was about to overwrite{why}."
+            f"QEMU could not save in the fleecing area {self.area.place} what the guest was about to overwrite{why}."
             " Nothing was kept of this backup, and no write of the guest was lost. Look for a quota or a limit on the"
             " size of a file there, and for errors of its storage in the kernel log, or use another directory."
         )
-
-
-def _fault(directory: Path) -> OSError | None:
-    """Return why nothing can be written there now, as far as that shows in this process; None if it can."""
-    try:
-        fd = nameless(directory)
-        try:
-            os.write(fd, bytes(1 << 16))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as err:
-        return err
-    return None

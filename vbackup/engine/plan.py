@@ -66,6 +66,16 @@ class BackupPlan:
     compression: Compression
     speed_bytes_s: int | None
     node_options: NodeOptions = QEMUS_OWN
+    is_served: bool = False  #: QEMU writes the images by NBD, and the server compresses (vbackup.images.target_server)
+
+    @property
+    def is_compressed(self) -> bool:
+        """True if the images are compressed."""
+        return self.compression is not Compression.NONE
+
+    @property
+    def _jobs_compress(self) -> bool:
+        return self.is_compressed and not self.is_served
 
     @property
     def image_options(self) -> ImageOptions:
@@ -79,12 +89,11 @@ class BackupPlan:
 
     def copies(self) -> list[dict[str, Any]]:
         """Return the actions to send when the views are open; empty without a fleecing area."""
-        compress = self.compression is not Compression.NONE
         return [
             action.document()
             for disk in self.disks
             if disk.fleecing is not None
-            for action in disk.copy_actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
+            for action in disk.copy_actions(speed_bytes_s=self.speed_bytes_s, compress=self._jobs_compress)
         ]
 
     @property
@@ -98,11 +107,10 @@ class BackupPlan:
 
     def transaction(self) -> list[dict[str, Any]]:
         """Return the actions as JSON-ready data."""
-        compress = self.compression is not Compression.NONE
         return [
             action.document()
             for disk in self.disks
-            for action in disk.actions(speed_bytes_s=self.speed_bytes_s, compress=compress)
+            for action in disk.actions(speed_bytes_s=self.speed_bytes_s, compress=self._jobs_compress)
         ]
 
     def draft(self, *, versions: Mapping[str, str], files: Mapping[str, str]) -> Backup:
@@ -180,6 +188,7 @@ class Wishes:
     speed_bytes_s: int | None = None  #: of each disk's job
     fleecing: FleecingAbilities | None = None  #: the guest waits for a fleecing area, not for the targets
     node_options: NodeOptions = QEMUS_OWN
+    is_served: bool = False  #: QEMU writes the images by NBD
     allow_reflink: bool = False  #: images may share data with the disks; they do not if it is compressed or a view's
 
 
@@ -228,6 +237,7 @@ def make(
         compression=wishes.compression,
         speed_bytes_s=wishes.speed_bytes_s,
         node_options=wishes.node_options,
+        is_served=wishes.is_served,
     )
 
 

@@ -6,12 +6,12 @@ vbackup.engine.plan decides what is needed; vbackup.operations.backup then sends
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vbackup.engine import allocation_jobs, fleecing, scratch
+from vbackup.engine.fleecing_area import Area
 from vbackup.engine.plan import BackupPlan
 from vbackup.engine.unfinished import LockedDomain
-from vbackup.images import creation, targets
+from vbackup.images import creation, target_server, targets
 from vbackup.images.creation import NewImage
 from vbackup.images.targets import Target
 from vbackup.repository.repository import Stage
@@ -19,15 +19,20 @@ from vbackup.undo import Undo
 
 
 def new_images(plan: BackupPlan, stage: Stage) -> Sequence[NewImage]:
-    """Return the target images to make in the stage."""
+    """Return the target images to make in the stage. A server that compresses makes them as small as the disks later."""
+    rounded = target_server.rounded_up if plan.is_served and plan.is_compressed else int
     return [
-        NewImage(Target(stage.path / disk.file, disk.target_node), disk.node.top.virtual_size_bytes, disk.backing_rpath)
+        NewImage(
+            Target(stage.path / disk.file, disk.target_node),
+            rounded(disk.node.top.virtual_size_bytes),
+            disk.backing_rpath,
+        )
         for disk in plan.disks
     ]
 
 
 def prepare(
-    plan: BackupPlan, stage: Stage, domain: LockedDomain, *, fleecing_area: Path | None, undo: Undo
+    plan: BackupPlan, stage: Stage, domain: LockedDomain, *, fleecing_area: Area | None, undo: Undo
 ) -> BackupPlan:
     """Make images of the reserved files, pass each to QEMU as soon as it is ready, and open what else is planned.
 
@@ -36,7 +41,11 @@ def prepare(
     """
     monitor, labels = domain.monitor, plan.domain.security_labels
     with creation.made(new_images(plan, stage), options=plan.image_options, stop=domain.stop) as images:
-        targets.open_in_qemu(monitor, images, undo=undo, options=plan.node_options, security_labels=labels)
+        if domain.served is not None:
+            sizes = [disk.node.top.virtual_size_bytes for disk in plan.disks]
+            domain.served.open_in_qemu(monitor, images, sizes, compress=plan.is_compressed, undo=undo)
+        else:
+            targets.open_in_qemu(monitor, images, undo=undo, options=plan.node_options, security_labels=labels)
     if plan.has_fleecing_area:
         assert fleecing_area is not None
         fleecing.open_images(monitor, plan.disks, fleecing_area, undo=undo, security_labels=labels)

@@ -16,10 +16,12 @@ from vbackup.domain.source import Source
 from vbackup.engine import leftovers
 from vbackup.images import targets
 from vbackup.images.block_lists import EarlyList
+from vbackup.images.target_server import ServedTargets
 from vbackup.model import Backup, NodeBitmap
 from vbackup.names import Naming
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
+from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository.repository import Repository, Stage
 from vbackup.stop import Stop
@@ -34,6 +36,8 @@ class LockedDomain:
     repository: Repository
     reporter: Reporter
     stop: Stop
+    served: ServedTargets | None = None  #: QEMU writes the images through it, as one on another host does
+    link: Link | None = None  #: to the host of the domain, where the helper cleans up if the link is lost
 
     @property
     def uuid(self) -> str:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,13 +25,26 @@ from vbackup.engine import finish, fleecing, leftovers, preparation, survey
 from vbackup.engine.delivery import Delivery
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
+from vbackup.engine.fleecing_area import Area, LocalArea, RemoteArea
 from vbackup.engine.moment import Alone, Moment
 from vbackup.engine.plan import BackupPlan, FleecingAbilities, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
-from vbackup.errors import BaseError, CorruptImageError, DomainGoneError, JobError, QmpError, VbackupError
+from vbackup.errors import (
+    BaseError,
+    CorruptImageError,
+    DiskError,
+    DomainGoneError,
+    JobError,
+    LinkLostError,
+    QmpError,
+    RemoteError,
+    StorageError,
+    UnsuitableError,
+    VbackupError,
+)
 from vbackup.images import creation, tuning
-from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce
-from vbackup.operations import documents, freeze_scripts, recovery, saved_machine
+from vbackup.model import Backup, Compression, DiskNode, FreezeMark, GroupMember, Level, Quiesce, Transport
+from vbackup.operations import documents, freeze_scripts, recovery, remote_side, saved_machine
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -53,6 +66,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Where the fleecing area of a remote backup is on the hypervisor, unless the user names a directory.
+REMOTE_FLEECING = Path("/var/tmp")  # noqa: S108 - a file without a name
+
 
 @dataclass(frozen=True)
 class BackupRequest:
@@ -69,7 +85,9 @@ class BackupRequest:
     compression: Compression = Compression.NONE
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
     allow_reflink: bool = False  #: images may share data with the disks, where the filesystem can do that
-    fleecing: Path | None = None  #: the fleecing area: a directory (vbackup.engine.fleecing)
+    fleecing: Path | None = None  #: the fleecing area: a directory of the domain's host (vbackup.engine.fleecing)
+    no_fleecing: bool = False  #: not even where it is the default: if the data comes by SSH
+    transport: Transport = Transport.AUTO  #: how the data comes here from another host
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
     note: str | None = None  #: for people (vbackup.repository.notes)
     with_media: bool = False  #: small media in CD-ROM and floppy drives belong to it
@@ -86,6 +104,7 @@ class _Run:
     throttle: jobs.Throttle | None
     scripts: DomainScripts
     delivery: Delivery | None = None
+    area: Area | None = None  #: the fleecing area that is used
 
     def slowest_bytes_s(self, disks: int) -> int | None:
         """Return the lowest lasting speed of each of ``disks`` jobs, in bytes per second; None is no limit."""
@@ -137,7 +156,8 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
     """Plan the backup of a domain that is locked, make it, and remove what it supersedes."""
     request, domain = this.request, this.domain
     domain.source.prepare_freeze(request.quiesce, limit_s=request.freeze_limit_s)
-    backup_plan = _planned(request, domain)
+    this = replace(this, area=_area(request, domain))
+    backup_plan = _planned(request, domain, this.area)
     this.scripts.know(backup_id=backup_plan.id, level=backup_plan.level.value)
     if this.scripts.has(ScriptPhase.PRE_BACKUP):  # they can take minutes
         this.scripts.before(ScriptPhase.PRE_BACKUP, documents.plan(backup_plan))
@@ -190,10 +210,11 @@ def dry_run(
     access = _access(request, images_in_use, stop)
     handle = host.domain(request.domain)
     with _locked(handle, request, access, repository=repository, reporter=reporter, stop=stop) as domain:
-        backup_plan = _plan(request, domain, is_dry_run=True)
+        area = _area(request, domain)
+        backup_plan = _plan(request, domain, area, is_dry_run=True)
         with repository.stage(domain.uuid, backup_plan.id) as stage, Undo(reporter) as undo:
             creation.reserve(preparation.new_images(backup_plan, stage))
-            backup_plan = preparation.prepare(backup_plan, stage, domain, fleecing_area=request.fleecing, undo=undo)
+            backup_plan = preparation.prepare(backup_plan, stage, domain, fleecing_area=area, undo=undo)
             with _refusals_of_lock(domain):
                 tuned(
                     lambda actions: prepare_only(domain.monitor, actions, qemu=f"domain {backup_plan.domain.name}"),
@@ -220,11 +241,13 @@ def _locked(
     _end_expired_sessions(handle, reporter)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
-    with (
-        repository.lock(handle.uuid, wait=wait),
-        source.open_source(handle, reporter=reporter, access=access) as opened,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(repository.lock(handle.uuid, wait=wait))
+        opened = stack.enter_context(source.open_source(handle, reporter=reporter, access=access))
         domain = LockedDomain(opened, repository, reporter, stop)
+        if remote_side.chosen(request.transport, handle.host, repository, stop=stop) is Transport.SSH:
+            served = stack.enter_context(remote_side.served(handle, reporter, stop=stop))
+            domain = replace(domain, served=served, link=handle.host.link(check=stop.check))
         if not repository.locks(handle.uuid):
             reporter.warning(
                 f"The filesystem of {repository.path} does not lock files (flock), so vbackup tells by their journals"
@@ -246,29 +269,32 @@ def _end_expired_sessions(handle: DomainHandle, reporter: Reporter) -> None:
 # 1 and 2: what there is, and what each disk starts from
 
 
-def _planned(request: BackupRequest, domain: LockedDomain) -> BackupPlan:
+def _planned(request: BackupRequest, domain: LockedDomain, area: Area | None) -> BackupPlan:
     try:
-        return _plan(request, domain, is_dry_run=False)
+        return _plan(request, domain, area, is_dry_run=False)
     except BaseError as err:
         if not request.falls_back:
             raise
         domain.reporter.warning(f"{err} This backup is a full, in place of the {request.level.value}.")
-        return _plan(replace(request, level=Level.FULL), domain, is_dry_run=False)
+        return _plan(replace(request, level=Level.FULL), domain, area, is_dry_run=False)
 
 
-def _plan(request: BackupRequest, domain: LockedDomain, *, is_dry_run: bool) -> BackupPlan:
+def _plan(request: BackupRequest, domain: LockedDomain, area: Area | None, *, is_dry_run: bool) -> BackupPlan:
     selection = survey.select(domain, request.disks, request.excluded_disks)
-    abilities = _fleecing_abilities(request, selection, domain)
+    abilities = _fleecing_abilities(area, selection, domain, is_asked_for=request.fleecing is not None)
     return survey.plan_of(selection, domain, _wishes(request, abilities, domain), is_dry_run=is_dry_run)
 
 
 def _wishes(request: BackupRequest, abilities: FleecingAbilities | None, domain: LockedDomain) -> Wishes:
     return Wishes(
         request.level,
-        compression=_compression(request.compression, domain.monitor),
+        compression=_compression(
+            request.compression, domain.monitor if domain.served is None else domain.served.server.monitor
+        ),
         speed_bytes_s=request.speed_bytes_s,
         fleecing=abilities,
         node_options=tuning.node_options(is_local=domain.source.handle.host.is_local),
+        is_served=domain.served is not None,
         allow_reflink=request.allow_reflink,
     )
 
@@ -280,16 +306,42 @@ def _compression(asked: Compression, monitor: Monitor) -> Compression:
     return tuning.compression(asked, has_zstd="zstd" in schema(monitor).qcow2_compression_types())
 
 
-def _fleecing_abilities(request: BackupRequest, selection: Selection, domain: LockedDomain) -> FleecingAbilities | None:
-    """Return what QEMU can do for the fleecing that is asked for, if any; refuse what it would not survive."""
-    if request.fleecing is None:
+def _area(request: BackupRequest, domain: LockedDomain) -> Area | None:
+    """Return the fleecing area: the one that is asked for, or one on the hypervisor if the data comes by SSH."""
+    directory = request.fleecing
+    if directory is None and domain.link is not None and not request.no_fleecing:
+        directory = REMOTE_FLEECING
+    if directory is None:
+        return None
+    if domain.link is None:
+        return LocalArea(directory)
+    return RemoteArea(domain.link, domain.uuid, os.fspath(directory))
+
+
+def _fleecing_abilities(
+    area: Area | None, selection: Selection, domain: LockedDomain, *, is_asked_for: bool
+) -> FleecingAbilities | None:
+    """Return what QEMU can do for fleecing, None without it; refuse what it would not survive.
+
+    Where it is only the default, a backup without it is better than none.
+    """
+    if area is None:
         return None
     if not domain.source.is_running:
-        domain.reporter.step("The domain is off: nothing can slow it down, and the fleecing area is not used.")
+        if is_asked_for:
+            domain.reporter.step("The domain is off: nothing can slow it down, and the fleecing area is not used.")
         return None
-    fleecing.free_bytes(request.fleecing)
-    abilities = fleecing.abilities(domain.monitor)
-    fleecing.refuse_iothreads(domain.monitor, selection.disks, abilities)
+    try:
+        area.free_bytes()
+        abilities = fleecing.abilities(domain.monitor)
+        fleecing.refuse_iothreads(domain.monitor, selection.disks, abilities)
+    except (DiskError, StorageError, UnsuitableError) as err:
+        if is_asked_for:
+            raise
+        domain.reporter.warning(
+            f"The guest can be slowed down by the network: no fleecing area on its host is used. {err}"
+        )
+        return None
     return abilities
 
 
@@ -311,11 +363,9 @@ def _make(backup_plan: BackupPlan, this: _Run, *, begun: float) -> Backup:
         domain.repository.refuse_live_writers(domain.uuid, but=backup_plan.id)  # begun meanwhile, past a lock
         creation.reserve(preparation.new_images(backup_plan, stage))
         planned.push_undo_of_bitmaps(undo)
-        with Undo(domain.reporter) as undo_in_qemu:
-            written.targets([disk.file for disk in backup_plan.disks])
-            backup_plan = preparation.prepare(
-                backup_plan, stage, domain, fleecing_area=this.request.fleecing, undo=undo_in_qemu
-            )
+        with _guarded(domain), Undo(domain.reporter) as undo_in_qemu:
+            written.targets([disk.file for disk in backup_plan.disks], served=domain.served is not None)
+            backup_plan = preparation.prepare(backup_plan, stage, domain, fleecing_area=this.area, undo=undo_in_qemu)
             guest_was_stopped = domain.source.is_guest_stopped()
             watch = _space_watch(backup_plan, this)
             planned.push_undo_of_jobs(undo_in_qemu, guest_was_stopped=guest_was_stopped)
@@ -385,6 +435,7 @@ def _start(
     if this.moment.group is not None:  # the scripts of another member may have taken minutes
         survey.refuse_changed(backup_plan, domain)
     with (
+        _thawed_on_loss(domain, limit_s=limit_s),
         freeze_scripts.around(this.scripts, documents.plan(backup_plan), limit_s=limit_s) as frozen,
         domain.source.frozen(this.request.quiesce, domain.reporter) as freeze,
     ):
@@ -405,6 +456,32 @@ def _start(
     if freeze.frozen_ms:
         domain.reporter.step(f"Filesystems were frozen for {freeze.frozen_ms} ms.")
     return replace(planned, draft=draft)
+
+
+@contextmanager
+def _guarded(domain: LockedDomain) -> Iterator[None]:
+    """Have the helper undo in QEMU what the block leaves there if the link is lost."""
+    if domain.link is None:
+        yield
+        return
+    domain.link.guard(domain.uuid, jobs=domain.naming.prefix, nodes=domain.naming.prefix)
+    yield
+    with suppress(LinkLostError, RemoteError):
+        domain.link.unguard(domain.uuid)
+
+
+@contextmanager
+def _thawed_on_loss(domain: LockedDomain, *, limit_s: float) -> Iterator[None]:
+    """Have the helper thaw the guest if the link is lost during the block, or after ``limit_s`` seconds."""
+    if domain.link is None or not domain.source.is_running or domain.source.freeze_mark is FreezeMark.NONE:
+        yield
+        return
+    domain.link.watch_thaw(domain.uuid, limit_s)
+    try:
+        yield
+    finally:
+        with suppress(LinkLostError, RemoteError):
+            domain.link.unwatch(domain.uuid)
 
 
 @contextmanager
@@ -456,8 +533,8 @@ def _latency_throttle(this: _Run) -> LatencyThrottle | None:
 def _space_watch(backup_plan: BackupPlan, this: _Run) -> SpaceWatch | None:
     if not backup_plan.has_fleecing_area:
         return None
-    assert this.request.fleecing is not None
-    return SpaceWatch.over(this.request.fleecing)
+    assert this.area is not None
+    return SpaceWatch.over(this.area)
 
 
 # 9: what no later backup starts from

@@ -335,6 +335,8 @@ def _judge(entry: Entry, domain: LockedDomain, *, abort: bool) -> Recovered:
         return Recovered(backup_id, Remedy.UNDO, reason)
     if entry.step is Step.FLUSHED:
         return Recovered(backup_id, Remedy.FINISH, "its images are complete")
+    if entry.is_served:
+        return Recovered(backup_id, Remedy.UNDO, "its images were received by a server that ended with it")
     known = jobs.query(domain.monitor)
     copies = [known.get(naming.job(backup_id, image.dev)) for image in entry.draft.disks]
     if entry.step is Step.COPIED:

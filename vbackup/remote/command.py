@@ -76,7 +76,7 @@ def bootstrap() -> str:
     is for the helper.
     """
     read = 'open(0,"rb",buffering=0,closefd=False).readline()'
-    return f"python3 -IS -c 'import base64,zlib;exec(zlib.decompress(base64.b64decode({read})))'"
+    return f"exec python3 -IS -c 'import base64,zlib;exec(zlib.decompress(base64.b64decode({read})))'"
 
 
 def packed(source: str) -> bytes:

@@ -324,7 +324,7 @@ class Connection:
     def _lose(self, how: str) -> None:
         with self._lock:
             if self._lost is None:
-                self._lost = how
+                self._lost = "is closed" if self._is_closing else how
             for replies in self._waiting.values():
                 replies.put(None)
 

@@ -57,6 +57,7 @@ class Entry:
     images: Mapping[str, str] = field(default_factory=dict)  #: identity, by file, of the images that QEMU got
     stage: str | None = None  #: the same of the stage; None in a journal of an older version
     directory: str | None = None  #: path of the stage when it was begun
+    is_served: bool = False  #: a server that ended with the writer had the images open
 
     def is_of(self, directory: Path) -> bool:
         """Return True if the stage and its images are those that were begun, not copies.
@@ -121,9 +122,13 @@ class Journal:
             os.ftruncate(self._fd, data.rfind(b"\n") + 1)
         self._append({"step": TAKEN_OVER, "writer": Writer.this().document()})
 
-    def targets(self, files: Sequence[str]) -> None:
-        """Record that QEMU is about to get these images; they are in the journal's directory."""
-        self._write(Step.TARGETS, {"images": {file: _identity(self._path.parent / file) for file in files}})
+    def targets(self, files: Sequence[str], *, served: bool = False) -> None:
+        """Record that QEMU is about to get these images; they are in the journal's directory.
+
+        ``served``: it writes them through a server that ends with this process.
+        """
+        images = {file: _identity(self._path.parent / file) for file in files}
+        self._write(Step.TARGETS, {"images": images, **({"served": True} if served else {})})
 
     def moment(self, time: datetime, *, guest_was_stopped: bool, freeze_mark: FreezeMark = FreezeMark.UNMARKED) -> None:
         """Record that the freeze and the transaction are about to begin."""
@@ -217,6 +222,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
     draft = manifest.parse(first.object("backup"), where, backup_id=backup_id, domain_uuid=domain_uuid)
     step, guest_was_stopped, freeze_mark = Step.BEGIN, False, FreezeMark.UNMARKED
     images: Mapping[str, str] = {}
+    is_served = False
     writer = Writer.read(first.object("writer"))
     for line in lines[1:]:
         fields = _line(line, where)
@@ -227,6 +233,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
             step = Step(fields.text("step"))
             if step is Step.TARGETS:
                 images = {image.file: fields.object("images").text(image.file) for image in draft.disks}
+                is_served = fields.optional_boolean("served")
             elif step is Step.MOMENT:
                 draft = replace(draft, time=manifest.time(fields.text("time"), where))
                 guest_was_stopped = fields.boolean("guest_was_stopped")
@@ -257,6 +264,7 @@ def _read(lines: list[bytes], where: str, backup_id: str, domain_uuid: str) -> E
         images=images,
         stage=first.optional_text("identity"),
         directory=first.optional_text("directory"),
+        is_served=is_served,
     )
 
 

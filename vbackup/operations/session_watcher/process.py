@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from vbackup.engine.fleecing import free_bytes
+from vbackup.engine.fleecing_area import LocalArea
 from vbackup.errors import StorageError, UnknownSessionError, VbackupError
 from vbackup.report import Silent
 from vbackup.sessions.record import KILLED, Session, SessionState
@@ -108,7 +108,7 @@ def _is_full(session: Session, reserve_bytes: int) -> bool:
     if session.internals is None or session.internals.daemon is not None:
         return False
     try:
-        return free_bytes(Path(session.internals.scratch)) < reserve_bytes
+        return LocalArea(Path(session.internals.scratch)).free_bytes() < reserve_bytes
     except StorageError:
         return False
 

@@ -1,0 +1,227 @@
+"""The helper, in a process of this host: what it carries out, and what it does when its line is lost."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import wait_for
+from tests.unit.remote.conftest import Virsh
+from vbackup.errors import LinkLostError, RemoteError
+from vbackup.remote import connection
+from vbackup.remote.connection import Connection
+
+UUID = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+JOB, NODE = "vbackup-0123456789ab-20260101T000000Z-full-vda", "vbackup-0123456789ab-vda"
+
+
+def test_its_syntax_is_that_of_python_3_6_and_it_needs_nothing_else() -> None:
+    tree = ast.parse(connection.source(), feature_version=(3, 6))
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+    }
+    assert imported <= sys.stdlib_module_names
+    # Names that later versions added; 3.6 would fail as it comes to them.
+    assert not {"capture_output", "removeprefix", "unlink_missing_ok", "asyncio.run"} & set(_words(tree))
+    # Annotations are evaluated as a function is defined, and list[str] is an error before 3.9.
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            assert not isinstance(node.annotation, (ast.Subscript, ast.BinOp)), node.arg
+        if isinstance(node, ast.FunctionDef) and node.returns is not None:
+            assert not isinstance(node.returns, (ast.Subscript, ast.BinOp)), node.name
+
+
+def _words(tree: ast.AST) -> list[str]:
+    return [node.arg or "" for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+
+
+def test_files(helper: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    handle = helper.call("create", what="make", path=str(path), mode=0o640)
+    helper.call("write", what="write", handle=handle, data=base64.b64encode(b"abc").decode())
+    assert not path.exists()
+    helper.call("commit", what="make", handle=handle)
+    assert path.read_bytes() == b"abc"
+    assert path.stat().st_mode & 0o777 == 0o640
+    handle = helper.call("open", what="read", path=str(path))
+    assert helper.call("read", what="read", handle=handle, offset=1, size=10) == base64.b64encode(b"bc").decode()
+    helper.call("close", what="read", handle=handle)
+    with pytest.raises(RemoteError, match=r"could not read on hv1: .*not a regular file"):
+        helper.call("open", what="read", path="/dev/null")
+    with pytest.raises(RemoteError, match="No such file or directory") as missing:
+        helper.call("open", what="read", path=str(tmp_path / "missing"))
+    assert missing.value.errno == 2
+
+
+def test_file_that_was_begun_goes_with_the_line(helper: Connection, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    helper.call("create", what="make", path=str(place / "made"), mode=0o600)
+    assert [path.name.startswith(".made.") for path in place.iterdir()] == [True]
+    helper.close()
+    assert list(place.iterdir()) == []
+
+
+def test_requests_that_are_wrong_do_not_end_it(helper: Connection) -> None:
+    with pytest.raises(RemoteError, match="unknown request nonsense"):
+        helper.call("nonsense", what="ask")
+    with pytest.raises(RemoteError, match="TypeError"):
+        helper.call("stat", what="ask", nothing=1)
+    with pytest.raises(RemoteError, match="no-such-program: No such file"):
+        helper.call("run", what="run", argv=["no-such-program"], stdin="", limit_s=5)
+    with pytest.raises(RemoteError, match="did not end within 0 s"):
+        helper.call("run", what="run", argv=["sleep", "60"], stdin="", limit_s=0.1)
+    helper._send({"id": 1})
+    helper._out.append(b"no json\n")
+    assert helper.call("list", what="ask", directory="/dev/fd") is not None
+
+
+def test_slow_request_delays_no_other(helper: Connection, virsh: Virsh) -> None:
+    import threading
+
+    slow = threading.Thread(
+        target=lambda: helper.call("run", what="run", argv=["sleep", "2"], stdin="", limit_s=5), daemon=True
+    )
+    slow.start()
+    begun = time.monotonic()
+    assert helper.call("run", what="run", argv=["true"], stdin="", limit_s=5)["status"] == 0
+    assert time.monotonic() - begun < 1.5
+    slow.join()  # longer than the line may be silent: the beat goes on
+
+
+def test_guest_that_is_frozen_for_too_long_is_thawed(helper: Connection, virsh: Virsh) -> None:
+    virsh.answer("guest-fsfreeze-thaw", '{"return": 2}')
+    helper.call("watch_thaw", what="watch", uuid=UUID, limit_s=0.2)
+    wait_for(lambda: UUID in helper.thawed, "the thaw", timeout_s=5)
+    assert virsh.count("guest-fsfreeze-thaw") == 1
+    assert f"--domain {UUID}" in virsh.asked()[0]
+    assert helper.call("unwatch", what="unwatch", uuid=UUID) is True
+
+
+def test_guest_that_vbackup_has_thawed_is_left_alone(helper: Connection, virsh: Virsh) -> None:
+    helper.call("watch_thaw", what="watch", uuid=UUID, limit_s=0.3)
+    assert helper.call("unwatch", what="unwatch", uuid=UUID) is False
+    helper.call("run", what="wait", argv=["sleep", "0.6"], stdin="", limit_s=5)
+    assert virsh.asked() == []
+    assert helper.call("unwatch", what="unwatch", uuid=UUID) is False
+
+
+def test_silence_thaws_and_a_freeze_that_arrives_late_too(
+    helper: Connection, virsh: Virsh, fall_silent: Callable[[], None]
+) -> None:
+    virsh.answer("guest-fsfreeze-thaw", '{"return": 0}')  # the freeze is still on its way
+    helper.call("watch_thaw", what="watch", uuid=UUID, limit_s=60)
+    fall_silent()
+    wait_for(lambda: virsh.count("guest-fsfreeze-thaw") >= 2, "two attempts", timeout_s=5)
+    virsh.answer("guest-fsfreeze-thaw", '{"return": 1}')
+    count = virsh.count("guest-fsfreeze-thaw")
+    wait_for(lambda: helper._process.poll() is not None, "the end of the helper", timeout_s=10)
+    assert virsh.count("guest-fsfreeze-thaw") <= count + 1
+
+
+def test_agent_that_does_not_answer_is_asked_until_it_does(helper: Connection, virsh: Virsh) -> None:
+    virsh.answer("domstate", "running\n")  # and no answer to a thaw
+    helper.call("watch_thaw", what="watch", uuid=UUID, limit_s=0.1)
+    wait_for(lambda: virsh.count("guest-fsfreeze-thaw") >= 2, "two attempts", timeout_s=5)
+    virsh.answer("guest-fsfreeze-thaw", '{"return": 1}')
+    wait_for(lambda: UUID in helper.thawed, "the thaw", timeout_s=5)
+
+
+def test_loss_ends_jobs_nodes_and_descriptors_of_this_backup_only(helper: Connection, virsh: Virsh) -> None:
+    jobs = [{"id": JOB, "status": "running"}, {"id": "libvirt-1", "status": "running"}]
+    virsh.answer("query-jobs", json.dumps({"return": jobs}))
+    nodes = [{"node-name": NODE}, {"node-name": "libvirt-1-format"}]
+    virsh.answer("query-named-block-nodes", json.dumps({"return": nodes}))
+    sets = [{"fdset-id": 3, "fds": [{"fd": 9, "opaque": f"{NODE} 1:2"}]}, {"fdset-id": 4, "fds": [{"fd": 10}]}]
+    virsh.answer("query-fdsets", json.dumps({"return": sets}))
+    for command in ("job-cancel", "blockdev-del", "remove-fd"):
+        virsh.answer(command, '{"return": {}}')
+    helper.call("guard", what="guard", uuid=UUID, jobs=JOB[:-3], nodes=NODE[:-3])
+    assert helper._process.stdin is not None
+    helper._process.stdin.close()  # as if this process had been killed
+    wait_for(lambda: virsh.count("blockdev-del") > 0 or virsh.count("job-cancel") > 0, "the cancelling", timeout_s=10)
+    virsh.answer("query-jobs", json.dumps({"return": [{"id": JOB, "status": "concluded"}]}))
+    wait_for(lambda: virsh.count("job-dismiss") > 0, "the dismissing", timeout_s=10)
+    virsh.answer("query-jobs", '{"return": []}')
+    wait_for(lambda: virsh.count("remove-fd") > 0, "the end", timeout_s=10)
+    assert not any("libvirt-1" in line for line in virsh.asked())
+    assert virsh.count('"fdset-id": 3') == 1
+    assert virsh.count('"fdset-id": 4') == 0
+
+
+def test_farewell_with_nothing_left_asks_nobody(helper: Connection, virsh: Virsh) -> None:
+    helper.call("guard", what="guard", uuid=UUID, jobs="x", nodes="x")
+    helper.call("unguard", what="unguard", uuid=UUID)
+    begun = time.monotonic()
+    helper.close()
+    assert time.monotonic() - begun < 2
+    assert virsh.asked() == []
+    with pytest.raises(LinkLostError, match="is closed"):
+        helper.call("list", what="list", directory="/")
+
+
+def test_socket_is_handed_over_when_the_server_has_greeted(helper: Connection, virsh: Virsh, tmp_path: Path) -> None:
+    path = str(Path("/tmp", f"vbackup-test-{os.getpid()}.sock"))
+    virsh.answer("getfd", '{"return": {}}')
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        helper.call("forwarded", what="use", path=path)
+        with pytest.raises(RemoteError, match="did not greet within 1 s"):
+            helper.call("pass_nbd", what="connect", uuid=UUID, name="x", path=path)
+        connected = listener.accept()[0]
+        connected.close()
+        assert virsh.asked() == []
+        import threading
+
+        call = threading.Thread(
+            target=lambda: helper.call("pass_nbd", what="connect", uuid=UUID, name="vda-link", path=path)
+        )
+        call.start()
+        with listener.accept()[0] as server:
+            server.sendall(b"NBDMAGICIHAVEOPT")
+            call.join()
+    [line] = virsh.asked()
+    assert "--pass-fds" in line
+    assert json.loads(line[line.index("{") :]) == {"execute": "getfd", "arguments": {"fdname": "vda-link"}}
+    helper.close()
+    assert not Path(path).exists()
+    with pytest.raises(LinkLostError):
+        helper.call("list", what="list", directory="/")
+
+
+def test_started_program_ends_with_the_helper(helper: Connection) -> None:
+    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/")
+    assert helper.call("wait", what="wait", pid=pid, limit_s=0.05) is None
+    helper._process.kill()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), "the end of the program", timeout_s=5)
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_how_a_program_ended(helper: Connection) -> None:
+    pid = helper.call("start", what="start", argv=["sh", "-c", "echo why >&2; exit 3"], cwd="/")
+    assert helper.call("wait", what="wait", pid=pid, limit_s=5) == {"status": 3, "stderr": "why\n"}
+    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/")
+    helper.call("kill", what="kill", pid=pid, signum=15)
+    assert helper.call("wait", what="wait", pid=pid, limit_s=5)["status"] == -15
+
+
+def test_imported_it_does_nothing() -> None:
+    argv = [sys.executable, "-c", "import vbackup.remote.helper"]
+    assert subprocess.run(argv, capture_output=True, check=True).stdout == b""

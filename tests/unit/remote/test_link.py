@@ -1,0 +1,108 @@
+"""The link, with a program in place of ssh that runs the helper on this host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.remote.conftest import Virsh
+from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.remote.address import Address
+from vbackup.remote.link import Link
+
+#: ssh: it runs the last word, and says of each forwarding what it was asked for.
+SSH = """\
+#!/bin/sh
+for word; do :; done
+case "$*" in *"-O forward"*) echo "Forwarding is not allowed: $*" >&2; exit 255 ;; esac
+exec sh -c "$word"
+"""
+
+
+@pytest.fixture
+def link(virsh: Virsh, impatient: None, tmp_path: Path) -> Iterator[Link]:
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.write_text(SSH)
+    ssh.chmod(0o755)
+    with Link(Address("hv1", "qemu:///system", user="root")) as made:
+        yield made
+
+
+def test_files_and_programs(link: Link, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 2500
+    link.write_file(str(tmp_path / "a"), [content, b"end"])
+    assert b"".join(link.read_file(str(tmp_path / "a"))) == content + b"end"
+    assert link.stat(str(tmp_path / "a"))["size"] == len(content) + 3
+    assert link.run(["cat"], b"x") == b"x"
+    with pytest.raises(RemoteError, match=r"could not run sh on root@hv1: why\."):
+        link.run(["sh", "-c", "echo why >&2; exit 1"])
+
+
+def test_file_whose_data_fails_is_not_made(link: Link, tmp_path: Path) -> None:
+    def data() -> Iterator[bytes]:
+        yield b"abc"
+        raise KeyError
+
+    place = tmp_path / "place"
+    place.mkdir()
+    with pytest.raises(KeyError):
+        link.write_file(str(place / "a"), data())
+    assert list(place.iterdir()) == []
+
+
+def test_forwarding_that_sshd_forbids(link: Link) -> None:
+    with pytest.raises(ForwardingError, match="Forwarding is not allowed"):
+        link.forward(Path("/nothing"))
+
+
+def test_nothing_stays_behind(link: Link, virsh: Virsh) -> None:
+    directory = Path(link.directory())
+    assert directory.stat().st_mode & 0o777 == 0o700
+    own = link._directory
+    link.close()
+    assert not directory.exists()
+    assert not own.exists()
+    with pytest.raises(LinkLostError):
+        link.run(["true"])
+
+
+def test_silence_without_a_link() -> None:
+    link = Link(Address("hv1", "qemu:///system"))
+    link.close()
+    assert link.is_lost
+    with pytest.raises(LinkLostError, match="is not open"):
+        link.refuse_lost()
+
+
+def test_what_is_staged_goes_with_the_link_unless_it_is_published(link: Link, tmp_path: Path) -> None:
+    kept, gone = tmp_path / "new" / "kept", tmp_path / "new" / "gone"
+    for place in (kept, gone):
+        stage = Path(link.stage(str(place)))
+        assert (place.stat().st_mode & 0o777, stage.stat().st_mode & 0o777) == (0o711, 0o700)
+        (stage / "file").write_text(place.name)
+        (stage / "tree").mkdir()
+        (stage / "tree" / "leaf").touch()
+        if place is kept:
+            link.publish([(str(stage / one), str(place / one)) for one in ("tree", "file")])
+    link.close()
+    assert sorted(str(one.relative_to(tmp_path)) for one in kept.parent.rglob("*")) == [
+        *("new/kept", "new/kept/file", "new/kept/tree", "new/kept/tree/leaf")
+    ]
+
+
+@pytest.mark.parametrize("taken", ["tree", "file"])
+def test_publishes_all_or_none(link: Link, tmp_path: Path, taken: str) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    stage = Path(link.stage(str(place)))
+    (stage / "first").touch()
+    (stage / "tree").mkdir()
+    (stage / "file").touch()
+    (place / taken).mkdir() if taken == "tree" else (place / taken).write_text("another's")
+    moves = [(str(stage / one), str(place / one)) for one in ("first", "tree", "file")]
+    with pytest.raises(RemoteError, match="File exists"):
+        link.publish(moves)
+    assert sorted(one.name for one in place.iterdir() if one != stage) == [taken]
+    assert taken == "tree" or (place / taken).read_text() == "another's"

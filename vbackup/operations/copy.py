@@ -1,0 +1,182 @@
+"""Copy points of a domain to a target: decide which and in which form, then bring one after the other, oldest first.
+
+A point that is at the target is not looked at again: neither its images there nor those in the repository are read.
+vbackup.copies.planning decides, vbackup.copies.upload brings a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from vbackup.copies import claim, points, staging
+from vbackup.copies import planning as plans
+from vbackup.copies import target as targets
+from vbackup.copies.ledger import Known, Ledger
+from vbackup.copies.planning import Plan, PointCopy
+from vbackup.copies.target import Listing, Target
+from vbackup.copies.upload import Means, upload
+from vbackup.report import Reporter
+from vbackup.repository import lock
+from vbackup.repository.lock import LockWait
+from vbackup.repository.read_rate import ReadRate
+from vbackup.repository.repository import COPIES, Repository
+from vbackup.stop import Stop
+from vbackup.stores.sealed import Keys
+from vbackup.stores.store import Store
+
+#: Objects of a point that are sent at a time.
+PARALLEL_OBJECTS = 4
+_NO_KEYS = Keys()
+
+
+@dataclass(frozen=True)
+class CopyRequest:
+    """The options of ``vbackup copy`` for one domain."""
+
+    uuid: str
+    since: datetime | None = None  #: all points made then or later (default: those newer than the newest there)
+    full_every: int | None = None  #: the longest chain of images at the target
+    bytes_s: int | None = None  #: limit of all objects together
+    parallel: int = PARALLEL_OBJECTS  #: objects of a point at a time
+    dry_run: bool = False
+    take_over: bool = False  #: claims of others at the target are of processes that are gone
+    wait_lock_s: float = 0.0  #: for another vbackup of this repository that copies points of the domain there
+
+
+@dataclass(frozen=True)
+class CopiedPoint:
+    """A point that was brought to the target, or would be."""
+
+    id: str
+    time: datetime
+    forms: Mapping[str, str]  #: of each image, by dev: as-it-is, joined or full
+    bases: Mapping[str, str | None]  #: what each depends on there, by dev
+    size_bytes: int  #: of what was sent; in a dry run, at most
+    objects: int  #: that were sent, without the manifest
+    found_objects: int = 0  #: that an interrupted run had sent
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was done, or would be."""
+
+    uuid: str
+    domain_name: str
+    points: tuple[CopiedPoint, ...]  #: oldest first
+    there: tuple[str, ...] = ()  #: ids of points that the target had
+    passed: tuple[str, ...] = ()  #: ids of points that are older than the newest there, so that they are not copied
+    skipped: Mapping[str, str] = field(default_factory=dict)  #: why others cannot be copied, by id
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all objects that were sent."""
+        return sum(point.size_bytes for point in self.points)
+
+
+def run(
+    request: CopyRequest,
+    *,
+    repository: Repository,
+    store: Store,
+    keys: Keys = _NO_KEYS,
+    reporter: Reporter,
+    stop: Stop,
+) -> Copied:
+    """Copy the points that the target does not have. A dry run writes nothing to the target.
+
+    ``keys``: of a target that is, or becomes, encrypted.
+
+    Raises ChainError if an image to copy is damaged, or the target has another backup under an id; BusyError if another
+    vbackup copies or removes points of the domain there; StorageError, NoSpaceError, InterruptedBySignalError. The
+    points before are complete then, and the next run goes on.
+    """
+    if request.dry_run:
+        return _dry_run(request, repository, store, keys, stop)
+    target = targets.opened_for(store, repository.ids, create=True, keys=keys)
+    known = known_of(repository, target)
+    directory = known.ledger.directory_of(request.uuid)
+    name = repository.name_of(request.uuid)
+    with (
+        locked(directory, name, LockWait(request.wait_lock_s, reporter, stop, name)),
+        claim.claimed(target, request.uuid, directory, take_over=request.take_over) as listed,
+    ):
+        staging.clear(target, directory, listed.points)
+        plan = _plan(request, repository, known, listed, stop)
+        means = Means(
+            repository,
+            known,
+            ReadRate(request.bytes_s, check=stop.check),
+            request.parallel,
+            reporter,
+            stop,
+        )
+        done = []
+        for copy in plan.copies:
+            stop.check()
+            sent = upload(copy, listed.unfinished.get(copy.backup.id, {}), means)
+            done.append(_copied(copy, sent.sent_bytes, sent.objects, sent.found_objects))
+            reporter.step(f"Copied backup {copy.backup.id} to {target.name}.")
+    for backup_id, reason in plan.skipped.items():
+        reporter.warning(f"Backup {backup_id} cannot be copied: {reason}")
+    return Copied(request.uuid, name, tuple(done), plan.there, plan.passed, plan.skipped)
+
+
+def _dry_run(request: CopyRequest, repository: Repository, store: Store, keys: Keys, stop: Stop) -> Copied:
+    """Return what would be copied. A place that is empty, or not there, would become a target."""
+    history = repository.catalogue(request.uuid).history
+    if store.size(targets.MARKER) is None:
+        targets.refuse_other(store)
+        plan = plans.plan(history, {}, since=request.since, full_every=request.full_every)
+    else:
+        target = targets.opened_for(store, repository.ids, create=False, keys=keys)
+        listed = targets.listing(target, request.uuid)
+        plan = _plan(request, repository, known_of(repository, target), listed, stop)
+    would = [_copied(copy, sum(disk.size_bytes for disk in copy.disks), _objects(copy)) for copy in plan.copies]
+    return Copied(request.uuid, repository.name_of(request.uuid), tuple(would), plan.there, plan.passed, plan.skipped)
+
+
+def _plan(request: CopyRequest, repository: Repository, known: Known, listed: Listing, stop: Stop) -> Plan:
+    history = repository.catalogue(request.uuid).history
+    there = points.read(known, listed, stop=stop)
+    return plans.plan(
+        history,
+        there.points,
+        unknown=frozenset(there.unreadable),
+        since=request.since,
+        full_every=request.full_every,
+    )
+
+
+def _copied(copy: PointCopy, size_bytes: int, objects: int, found_objects: int = 0) -> CopiedPoint:
+    return CopiedPoint(
+        copy.backup.id,
+        copy.backup.time,
+        {disk.dev: disk.form.value for disk in copy.disks},
+        {disk.dev: disk.base for disk in copy.disks},
+        size_bytes,
+        objects,
+        found_objects,
+    )
+
+
+def _objects(copy: PointCopy) -> int:
+    return len(copy.backup.digests) + 2 * len(copy.disks)
+
+
+def known_of(repository: Repository, target: Target) -> Known:
+    """Return a target with what a repository knows of it."""
+    return Known(target, Ledger(repository.path / COPIES / target.id))
+
+
+@contextmanager
+def locked(directory: Path, name: str, wait: LockWait) -> Iterator[None]:
+    """Have a domain of a target for the block, against other processes of this repository. Raises BusyError."""
+    fd = lock.wait_for(directory, name, wait)
+    try:
+        yield
+    finally:
+        lock.release(fd)

@@ -1,0 +1,103 @@
+"""How the data of a backup comes to the repository from a QEMU on another host: by SSH, or through shared storage.
+
+The user's ssh carries it (vbackup.remote) unless the repository is at the same path on both hosts: QEMU then writes
+it there itself.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.errors import LinkLostError, RemoteError, StorageError, UnsuitableError
+from vbackup.files import storage_errors
+from vbackup.images.target_server import ServedTargets, TargetServer
+from vbackup.model import Transport
+from vbackup.qemu.monitor import Monitor
+from vbackup.remote.link import Link
+from vbackup.report import Reporter
+from vbackup.repository.repository import Repository
+from vbackup.stop import Stop
+
+_TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True)
+class LinkConnector:
+    """Connects the QEMU of a domain through the link."""
+
+    link: Link
+    uuid: str
+    socket: str  #: the forwarded one, on the hypervisor
+
+    def address(self, monitor: Monitor, name: str) -> dict[str, Any]:
+        """Let the helper give QEMU the descriptor of a connected socket."""
+        try:
+            self.link.pass_nbd(self.uuid, name, self.socket)
+        except RemoteError as err:
+            raise StorageError(str(err)) from err
+        return {"type": "fd", "str": name}
+
+
+def chosen(asked: Transport, host: Host, repository: Repository, *, stop: Stop) -> Transport:
+    """Return SSH or PATH: what was asked for, or else PATH exactly if the host of libvirt has the repository.
+
+    A local libvirt, and one that is not reached by SSH, has only PATH. Raises UnsuitableError if SSH is asked for there,
+    what opening a link raises, StorageError.
+    """
+    if host.is_local or not host.has_link:
+        if asked is Transport.SSH:
+            raise UnsuitableError(
+                f"The connection {host.real_uri} is not by SSH, so no data can come through it: use a URI such as"
+                " qemu+ssh://root@HOST/system, or leave out --transport."
+            )
+        return Transport.PATH
+    if asked is not Transport.AUTO:
+        return asked
+    return Transport.PATH if shares(host.link(check=stop.check), repository) else Transport.SSH
+
+
+def shares(link: Link, repository: Repository) -> bool:
+    """Return True if the other host has this very repository at the same path: a new file can be read there.
+
+    Raises LinkLostError, StorageError.
+    """
+    token = os.urandom(_TOKEN_BYTES)
+    with (
+        storage_errors(f"write to {repository.path}"),
+        tempfile.NamedTemporaryFile(dir=repository.path.resolve(), prefix=".vbackup-token-") as file,
+    ):
+        file.write(token)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            return b"".join(link.read_file(file.name)) == token
+        except RemoteError:
+            return False
+
+
+@contextmanager
+def served(handle: DomainHandle, reporter: Reporter, *, stop: Stop) -> Iterator[ServedTargets]:
+    """Serve target images to the domain's QEMU through the link while the block runs.
+
+    Raises what opening a link raises, ForwardingError, UnsuitableError, StorageDaemonGoneError, StorageError.
+    """
+    with TargetServer(reporter) as server:
+        link = handle.host.link(check=stop.check)
+        socket = link.forward(server.socket)
+        try:
+            yield ServedTargets(server, LinkConnector(link, handle.uuid, socket))
+        finally:
+            _end(link, socket)
+
+
+def _end(link: Link, socket: str) -> None:
+    try:
+        link.end_forward(socket)
+    except (LinkLostError, RemoteError):
+        pass  # it ended with the link
