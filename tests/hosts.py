@@ -49,6 +49,7 @@ PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PrintMotd no
+Subsystem sftp internal-sftp
 """
 
 #: Each hypervisor is found under its name, as a user would have it.

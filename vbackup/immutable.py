@@ -28,9 +28,13 @@ _CANNOT = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def make(path: Path, until: datetime) -> None:
-    """Make a regular file immutable; it is on storage when this returns. Raises OSError."""
+    """Make a regular file immutable, at least until then; it is on storage when this returns. Raises OSError."""
     fd = open_regular(path)
     try:
+        if _flags(fd) & _FS_IMMUTABLE_FL:
+            if _end(fd) >= until:
+                return
+            _set_flags(fd, _flags(fd) & ~_FS_IMMUTABLE_FL)
         os.setxattr(fd, _UNTIL, until.astimezone(timezone.utc).isoformat(timespec="seconds").encode())
         _set_flags(fd, _flags(fd) | _FS_IMMUTABLE_FL)
         os.fsync(fd)
@@ -47,9 +51,7 @@ def until(path: Path) -> datetime | None:
     try:
         if not _flags(fd) & _FS_IMMUTABLE_FL:
             return None
-        return datetime.fromisoformat(os.getxattr(fd, _UNTIL).decode("ascii"))
-    except (OSError, ValueError):
-        return FOR_EVER
+        return _end(fd)
     finally:
         os.close(fd)
 
@@ -90,6 +92,13 @@ def refuse_impossible(directory: Path) -> None:
         else:
             why = err.strerror or str(err)
         raise StorageError(f"Nothing in {directory} can be made immutable: {why}. Nothing was done.") from err
+
+
+def _end(fd: int) -> datetime:
+    try:
+        return datetime.fromisoformat(os.getxattr(fd, _UNTIL).decode("ascii"))
+    except (OSError, ValueError):
+        return FOR_EVER
 
 
 def _flags(fd: int) -> int:

@@ -13,15 +13,20 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from tests.fake_store import FakeStore
+from tests.weed import Weed
 from vbackup.errors import StorageError
 from vbackup.stores.age_keys import Identity
+from vbackup.stores.cloud import CloudStore
 from vbackup.stores.directory import DirectoryStore
 from vbackup.stores.sealed import Keys, SealedStore
+from vbackup.stores.ssh import SshStore
 from vbackup.stores.store import PIECE_BYTES, Deletion, Store, read_small
 
 KEY = "0e2f4a7c-5b1d-4c3e-9f60-718293a4b5c6/20261128T101500Z-full/vda.qcow2"
+SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")
 OTHER = "0e2f4a7c-5b1d-4c3e-9f60-718293a4b5c6/20261128T101500Z-full/manifest.json"
 
 
@@ -30,22 +35,38 @@ def directory_store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "target")
 
 
+def ssh_store(tmp_path: Path) -> Store:
+    """OpenSSH's server for SFTP without the connection; tests/end_to_end has that, too."""
+    if not SFTP_SERVER.exists():
+        pytest.skip("openssh-sftp-server is not installed")
+    return SshStore(f"ssh://host{tmp_path}/target", create=True, command=lambda place: [str(SFTP_SERVER)])
+
+
+def s3_store(request: pytest.FixtureRequest) -> Store:
+    weed: Weed = request.getfixturevalue("weed")
+    return weed.store()
+
+
 def sealed(store: Store) -> SealedStore:
     identity = Identity(bytes(range(32)))
     return SealedStore(store, Keys((identity.recipient,), (identity,)))
 
 
-STORES: dict[str, Callable[[Path], Store]] = {
-    "memory": lambda tmp_path: FakeStore(),
-    "directory": directory_store,
-    "sealed in memory": lambda tmp_path: sealed(FakeStore()),
-    "sealed in a directory": lambda tmp_path: sealed(directory_store(tmp_path)),
+STORES: dict[str, Callable[[pytest.FixtureRequest, Path], Store]] = {
+    "memory": lambda request, tmp_path: FakeStore(),
+    "directory": lambda request, tmp_path: directory_store(tmp_path),
+    "ssh": lambda request, tmp_path: ssh_store(tmp_path),
+    "s3": lambda request, tmp_path: s3_store(request),
+    # As for Azure and Google Cloud, for which there is no server here.
+    "obstore": lambda request, tmp_path: CloudStore("mem://x", MemoryStore(), "copies/here"),  # type: ignore[arg-type]
+    "sealed in memory": lambda request, tmp_path: sealed(FakeStore()),
+    "sealed in a directory": lambda request, tmp_path: sealed(directory_store(tmp_path)),
 }
 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    opened = STORES[request.param](tmp_path)
+    opened = STORES[request.param](request, tmp_path)
     yield opened
     opened.close()
 

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon import wait_for
 from tests.hosts import Hypervisor
-from vbackup.errors import ForwardingError, HelperError, RemoteError, SshError
+from tests.lab import DiskSpec, qemu_img_info
+from vbackup.errors import ForwardingError, HelperError, LinkLostError, RemoteError, SshError, UnsuitableError
+from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.remote import address
+from vbackup.remote import daemon as remote_daemon
 from vbackup.remote.link import Link
+from vbackup.report import Silent
 
 
 @contextmanager
@@ -86,3 +91,32 @@ def test_refusals_before_the_helper_runs(hypervisor: Hypervisor) -> None:
     hypervisor.authorize("restrict")
     with linked(hypervisor.uri) as link, pytest.raises(ForwardingError, match="port-forwarding"):
         link.forward(Path("/nothing"))
+
+
+def test_storage_daemon_there_ends_with_the_link(hypervisor: Hypervisor) -> None:
+    image = hypervisor.images / "disk.qcow2"
+    DiskSpec(image).create()
+    reporter = Silent()
+    node = {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": str(image)}}
+    bitmap = {"node": "disk", "name": "kept", "persistent": True}
+    with linked(hypervisor.uri) as link:
+        with StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)) as daemon:
+            daemon.execute("block-dirty-bitmap-add", bitmap)
+        assert bitmaps(image) == ["kept"]
+        daemon = StorageDaemon(reporter, nodes=[node], elsewhere=remote_daemon.Hypervisor(link)).__enter__()
+        daemon.execute("block-dirty-bitmap-add", {**bitmap, "name": "also kept"})
+        assert link._connection is not None
+        link._connection._process.kill()
+        with pytest.raises(LinkLostError):
+            daemon.execute("query-status")
+        daemon.__exit__(LinkLostError)
+    wait_for(lambda: not hypervisor.processes("qemu-storage-daemon"), "the end of the daemon")
+    assert bitmaps(image) == ["kept", "also kept"]
+    with linked(hypervisor.uri) as link, hypervisor.without("qemu-storage-daemon"):
+        daemon = StorageDaemon(reporter, elsewhere=remote_daemon.Hypervisor(link))
+        with pytest.raises(UnsuitableError, match=r"start qemu-storage-daemon on root@hv1: .*No such file"):
+            daemon.__enter__()
+
+
+def bitmaps(image: Path) -> list[str]:
+    return [one["name"] for one in qemu_img_info(image)["format-specific"]["data"].get("bitmaps", [])]

@@ -39,6 +39,7 @@ class FakeDomain:
         self.name, self.uuid = "web", UUID
         self.host = self
         self.is_local = True
+        self.has_link = False
         self.libvirt_version = "9.0.0"
         self.hostname = "elsewhere"
         self.real_uri, self.is_embedded = "qemu:///system", False

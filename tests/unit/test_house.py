@@ -30,6 +30,9 @@ ELSEWHERE = {
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "http.served": "unit/http/test_server.py",  # protocols
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
+    "images.target_server": "end_to_end/test_remote.py",  # needs a QEMU that writes to it
+    "operations.remote_side": "end_to_end/test_remote.py",  # needs a hypervisor, as the next one
+    "domain.linked": "end_to_end/test_remote.py",
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones
     "engine.live_backing": "end_to_end/test_live_restore.py",
@@ -45,6 +48,11 @@ ELSEWHERE = {
     "operations.session_watcher": "end_to_end/test_sessions.py",
     "operations.session_watcher.__main__": "end_to_end/test_sessions.py",
     "operations.checkpoint": "end_to_end/test_sessions.py",
+    "stores.cloud_kinds": "contract/test_s3.py",  # needs an S3 server, as the next ones
+    "stores.s3": "contract/test_s3.py",
+    "stores.s3_requests": "contract/test_s3.py",
+    "stores.s3_upload": "contract/test_s3.py",
+    "stores.sftp": "end_to_end/test_copy_away.py",  # needs an SFTP server
     "operations.replicate": "end_to_end/test_standby.py",  # needs two libvirts and a storage daemon, as the next ones
     "operations.standby": "end_to_end/test_standby.py",
     "operations.standby_files": "end_to_end/test_standby.py",
@@ -67,12 +75,28 @@ ELSEWHERE = {
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",
     "repository.merged_list": "end_to_end/test_merge_trees.py",
+    "cli.copies": "unit/cli/handlers/test_copy.py",  # as its commands do
+    "cli.copies_prune": "unit/cli/handlers/test_copy.py",
+    "cli.copies_verify": "unit/cli/handlers/test_copy.py",
+    "cli.handlers.fetch": "unit/cli/handlers/test_copy.py",
+    "copies.composing": "end_to_end/test_copy.py",  # needs real images and a storage daemon, as the next ones
+    "copies.download": "end_to_end/test_copy.py",
+    "copies.points": "end_to_end/test_copy.py",
+    "copies.staging": "end_to_end/test_copy.py",
+    "copies.upload": "end_to_end/test_copy.py",
+    "copies.view": "end_to_end/test_copy.py",
+    "operations.copy": "end_to_end/test_copy.py",
+    "operations.copy_prune": "end_to_end/test_copy.py",
+    "operations.copy_verify": "end_to_end/test_copy.py",
+    "operations.fetch": "end_to_end/test_copy.py",
+    "images.joining": "end_to_end/test_merge_trees.py",  # through operations.consolidation
     "qapi.actions.backups": "unit/qapi/test_actions.py",  # one table has an example of every action
     "qapi.actions.base": "unit/qapi/test_actions.py",
     "qapi.actions.bitmaps": "unit/qapi/test_actions.py",
     "qapi.actions.snapshots": "unit/qapi/test_actions.py",
     "qemu.qmp_socket": "contract/test_end_of_qemu.py",  # and all contract tests run over it
     "qemu.storage_daemon": "contract/test_storage_daemon.py",  # needs the program
+    "remote.daemon": "end_to_end/test_link.py",
 }
 #: Files in tests/unit that belong to no module.
 NO_MODULE = {

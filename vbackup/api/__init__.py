@@ -15,7 +15,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     backups      back up domains          restores     write disks                     records  list, show, diff, usage
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
-    documents    answers as JSON
+    documents    answers as JSON                fleet     Fleet, connect_all: several hosts
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -28,13 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
-    from vbackup.api.copies import OpenedCopies, open_copies
+    from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
+    from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.copies.download import PARALLEL_OBJECTS
     from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
+    from vbackup.domain.fleet import FleetSelection, HostSelection
     from vbackup.domain.freeze import DEFAULT_LIMIT_S as DEFAULT_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MAX_LIMIT_S as MAX_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MIN_LIMIT_S as MIN_FREEZE_LIMIT_S
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
         MachineFile,
         MachineKind,
         Quiesce,
+        Transport,
     )
     from vbackup.operations.adopt import Adopted
     from vbackup.operations.audit import Audit, AuditRequest, DiskAudit
@@ -84,6 +87,7 @@ if TYPE_CHECKING:
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
     from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
+    from vbackup.operations.copy_rewrap import Rewrapped
     from vbackup.operations.copy_verify import CopiesVerified, CopyVerifyRequest
     from vbackup.operations.cp import Copies, CpRequest
     from vbackup.operations.diff import Difference, DiffRequest
@@ -188,6 +192,9 @@ if TYPE_CHECKING:
     from vbackup.sessions.sockets import split_address as split_session_address
     from vbackup.sessions.trackers import Tracker
     from vbackup.stop import Stop
+    from vbackup.stores.key_files import identities as read_identities
+    from vbackup.stores.key_files import recipients as read_recipients
+    from vbackup.stores.sealed import Keys as TargetKeys
 
 __all__ = [
     "BLOCK_BYTES",
@@ -276,6 +283,8 @@ __all__ = [
     "FetchRequest",
     "Fetched",
     "Finding",
+    "Fleet",
+    "FleetSelection",
     "ForgetRequest",
     "Forgotten",
     "FoundBackup",
@@ -287,6 +296,7 @@ __all__ = [
     "HookPlace",
     "HookState",
     "HostIdentity",
+    "HostSelection",
     "ImageFormat",
     "InPlaceRequest",
     "Job",
@@ -332,6 +342,7 @@ __all__ = [
     "Restored",
     "RestoredInPlace",
     "ResumeRequest",
+    "Rewrapped",
     "Room",
     "Rules",
     "Script",
@@ -360,11 +371,13 @@ __all__ = [
     "Status",
     "Stop",
     "StreamRequest",
+    "TargetKeys",
     "TargetPlace",
     "TrackedDisk",
     "Tracker",
     "TransactionDone",
     "TransactionRequest",
+    "Transport",
     "TriedFailover",
     "Trouble",
     "UmountRequest",
@@ -382,6 +395,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "connect",
+    "connect_all",
     "count_hosts",
     "create_repository",
     "default_cache",
@@ -398,7 +412,11 @@ __all__ = [
     "open_copies",
     "open_stage",
     "parse_address",
+    "read_hosts",
+    "read_identities",
+    "read_recipients",
     "reload_daemons",
+    "rewrap_copies",
     "schema_title",
     "split_session_address",
     "this_host",
@@ -411,13 +429,15 @@ __all__ = [
 _PLACES = {
     # connection
     "vbackup.api.connection": "Connection connect create_repository is_encrypted",
+    "vbackup.api.fleet": "Fleet connect_all read_hosts",
+    "vbackup.domain.fleet": "FleetSelection HostSelection",
     "vbackup.stop": "Stop",
     "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",
     "vbackup.repository.repository": "MARKER:REPOSITORY_MARKER Repository",
     # what is backed up
     "vbackup.model": "Backup Compression Consistency DiskImage Group HostIdentity ImageFormat LeftOut Level "
-    "MachineFile MachineKind Quiesce",
+    "MachineFile MachineKind Quiesce Transport",
     # backups
     "vbackup.operations.backup": "BackupRequest",
     "vbackup.engine.plan": "BackupPlan",
@@ -493,11 +513,14 @@ _PLACES = {
     "vbackup.operations.cat": "CatRequest",
     "vbackup.operations.search": "Found:FoundFile Searched SearchRequest",
     # copies
-    "vbackup.api.copies": "OpenedCopies open_copies",
+    "vbackup.api.copies": "OpenedCopies open_copies rewrap_copies",
     "vbackup.copies.place": "TargetPlace default_cache",
     "vbackup.copies.download": "PARALLEL_OBJECTS",
     "vbackup.operations.copy": "Copied CopiedPoint CopyRequest",
     "vbackup.operations.copy_prune": "CopiesPruned CopyLine CopyPruneRequest",
+    "vbackup.operations.copy_rewrap": "Rewrapped",
+    "vbackup.stores.sealed": "Keys:TargetKeys",
+    "vbackup.stores.key_files": "identities:read_identities recipients:read_recipients",
     "vbackup.operations.copy_verify": "CopiesVerified CopyVerifyRequest",
     "vbackup.operations.fetch": "Fetched FetchRequest",
     # attached QEMU

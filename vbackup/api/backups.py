@@ -74,8 +74,9 @@ class Backups(Connected):
         """
         from vbackup.operations import backup
 
-        with self._host() as host, ExitStack() as stack:
-            asked, throttle = _backup_request(request), None
+        asked, throttle = _backup_request(request), None
+        own = self._domain_scripts(scripts, work="backup", domain=asked.domain, reporter=reporter, stop=stop)
+        with own.attended(), self._host() as host, ExitStack() as stack:
             if total_speed_bytes_s is not None:
                 from vbackup.engine import total_rate
 
@@ -88,7 +89,7 @@ class Backups(Connected):
                 reporter=self._reporter(reporter),
                 stop=self._stop(stop),
                 throttle=throttle,
-                scripts=self._domain_scripts(scripts, work="backup", domain=asked.domain, reporter=reporter, stop=stop),
+                scripts=own,
             )
 
     def is_one(self, word: str) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vbackup.copies.view import View
     from vbackup.operations.copy import Copied, CopyRequest
     from vbackup.operations.copy_prune import CopiesPruned, CopyPruneRequest
+    from vbackup.operations.copy_rewrap import Rewrapped
     from vbackup.operations.copy_verify import CopiesVerified, CopyVerifyRequest
     from vbackup.operations.fetch import Fetched, FetchRequest
     from vbackup.repository.choice import Wanted
@@ -125,14 +126,17 @@ def open_copies(
     target: TargetPlace | str,
     *,
     cache: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
     stop: Stop | None = None,
 ) -> Iterator[OpenedCopies]:
     """Yield what a target has; only the manifests are read, and those that were not read before.
 
     ``target``: a directory or URL, or with keys a TargetPlace. ``cache``: a directory for manifests, and for what is
-    fetched until the end of the block (default: ``default_cache()``). ``reporter`` and ``stop``: of all that is done
-    in the block. Raises StorageError if there is no target, InterruptedBySignalError.
+    fetched until the end of the block (default: ``default_cache()``). ``source``: the repository that points were
+    copied from; it knows their manifests, also if the target is encrypted and no identity is given. ``reporter`` and
+    ``stop``: of all that is done in the block. Raises StorageError if there is no target, IdentityError if it is
+    encrypted and nothing can be read, MissingPackageError, InterruptedBySignalError.
     """
     from vbackup.copies import view
     from vbackup.copies.place import default_cache
@@ -144,11 +148,30 @@ def open_copies(
             store,
             default_cache() if cache is None else Path(cache).absolute(),
             keys=place.keys,
+            source=None if source is None else Path(source).absolute(),
             reporter=Silent() if reporter is None else reporter,
             stop=Stop() if stop is None else stop,
         ) as opened,
     ):
         yield OpenedCopies(opened)
+
+
+def rewrap_copies(target: TargetPlace, *, reporter: Reporter | None = None, stop: Stop | None = None) -> Rewrapped:
+    """Let the recipients of ``target.keys`` read all points of an encrypted target; its identities open them now.
+
+    No data is fetched or stored again. Who could read a point before still can. Raises UsageError without recipients,
+    or if the target is not encrypted, IdentityError, SealedError, StorageError, InterruptedBySignalError: the same call
+    goes on.
+    """
+    from vbackup.operations import copy_rewrap
+
+    with target.opened() as store:
+        return copy_rewrap.run(
+            store,
+            target.keys,
+            reporter=Silent() if reporter is None else reporter,
+            stop=Stop() if stop is None else stop,
+        )
 
 
 def _place(target: TargetPlace | str) -> TargetPlace:

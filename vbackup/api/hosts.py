@@ -64,12 +64,13 @@ class Hosts:
 
     def _open(self) -> Host:
         from vbackup.domain import host as hosts  # libvirt takes longer to import than a repository to be listed
+        from vbackup.domain import linked
 
         with self._opening:
             if self._embedded is not None:
                 return self._embedded
             if self._linked is None:
-                self._linked = hosts.Linked()
+                self._linked = linked.Linked()
             host = hosts.Host(self._uri, linked=self._linked)
             if host.is_embedded:
                 self._embedded = host

@@ -13,7 +13,7 @@ from vbackup.cli.context import Context
 from vbackup.errors import UsageError
 
 if TYPE_CHECKING:
-    from vbackup.api import Connection, OpenedCopies, TargetPlace
+    from vbackup.api import Connection, OpenedCopies, TargetKeys, TargetPlace
     from vbackup.report import Reporter
 
 
@@ -29,6 +29,7 @@ def add_from(parser: argparse.ArgumentParser, *, required: bool = False) -> None
         else "in place of the repository: a target of copies, a directory or a URL; only what is needed is fetched",
     )
     add_cache(parser)
+    add_identity(parser)
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +45,74 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_take_over(parser: argparse.ArgumentParser) -> None:
+    """Add --take-over."""
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="a vbackup of another machine that seems to work on the domain at the target is dead",
+    )
+
+
+def add_identity(parser: argparse.ArgumentParser) -> None:
+    """Add --identity and --target-config: what opens a target."""
+    parser.add_argument(
+        "--identity",
+        metavar="FILE",
+        dest="identities",
+        action="append",
+        default=[],
+        help="age identity that opens an encrypted target, in a file that only you can read, or command:PROGRAM which"
+        " prints it; can be given several times",
+    )
+    parser.add_argument(
+        "--target-config",
+        metavar="FILE",
+        type=Path,
+        help="file that only you can read, with lines NAME=VALUE such as AWS_ACCESS_KEY_ID: keys and endpoint of a"
+        " target in a bucket (default: the environment, then ~/.aws)",
+    )
+
+
+def add_recipients(parser: argparse.ArgumentParser) -> None:
+    """Add --recipient and --recipients-file."""
+    parser.add_argument(
+        "--recipient",
+        metavar="age1...",
+        dest="recipients",
+        action="append",
+        default=[],
+        help="encrypt with age, to this recipient; can be given several times",
+    )
+    parser.add_argument(
+        "--recipients-file",
+        metavar="FILE",
+        dest="recipients_files",
+        type=Path,
+        action="append",
+        default=[],
+        help="encrypt with age, to the recipients in a file, one a line; can be given several times",
+    )
+
+
 def place_of(options: argparse.Namespace, target: str) -> TargetPlace:
-    """Return a target with what opens it. Raises UsageError."""
+    """Return a target with what opens it. Raises UsageError, IdentityError."""
     from vbackup.api import TargetPlace
 
     if not target:
         raise UsageError("The target is empty: give a directory or a URL.")
-    return TargetPlace(target)
+    return TargetPlace(target, keys_of(options), config=options.target_config)
+
+
+def keys_of(options: argparse.Namespace) -> TargetKeys:
+    """Return what encrypts a target and opens it; it is read once. Raises UsageError, IdentityError."""
+    from vbackup.api import TargetKeys, read_identities, read_recipients
+
+    if getattr(options, "target_keys", None) is None:
+        to = read_recipients(getattr(options, "recipients", []), getattr(options, "recipients_files", []))
+        options.target_keys = TargetKeys(to, read_identities(options.identities))
+    keys: TargetKeys = options.target_keys
+    return keys
 
 
 @contextmanager
@@ -59,7 +121,13 @@ def opened(options: argparse.Namespace, context: Context, target: str, reporter:
     from vbackup.api import open_copies
 
     cache: Path | None = options.cache
-    with open_copies(place_of(options, target), cache=cache, reporter=reporter, stop=context.stop) as copies:
+    with open_copies(
+        place_of(options, target),
+        cache=cache,
+        source=context.repository_path() if context.has_repository else None,
+        reporter=reporter,
+        stop=context.stop,
+    ) as copies:
         yield copies
 
 
@@ -74,8 +142,8 @@ def connected(
     from vbackup.api import connect
 
     if options.from_target is None:
-        if options.cache is not None:
-            raise UsageError("--cache is for what --from reads.")
+        if options.cache is not None or options.identities:
+            raise UsageError("--cache and --identity are for what --from reads.")
         with context.connect() as vb:
             yield vb, None
         return
@@ -88,11 +156,16 @@ def connected(
 
 
 def make_absolute(options: argparse.Namespace) -> None:
-    """Make the paths of --from and --cache absolute, for a command that leaves the working directory."""
+    """Make the paths of --from and --cache absolute, and read the keys, for a command that goes to the background."""
     if options.from_target and "://" not in options.from_target:
         options.from_target = os.fspath(Path(options.from_target).absolute())
     if options.cache is not None:
         options.cache = options.cache.absolute()
+    if options.from_target is None and options.identities:
+        raise UsageError("--identity is for what --from reads.")
+    if options.target_config is not None:
+        options.target_config = options.target_config.absolute()
+    keys_of(options)  # now, while a program that prints an identity has the terminal
 
 
 def refuse(options: argparse.Namespace, *names: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vbackup.cli.arguments import add_devs, add_disks, add_exclusive, add_quiesce, add_wait_lock
 from vbackup.cli.values import directory, milliseconds, speed_bytes_s
-from vbackup.model import MAX_MEDIUM_BYTES, Compression
+from vbackup.model import MAX_MEDIUM_BYTES, Compression, Transport
 
 #: Where stages are by default: the records of what was streamed, and room for one backup of each domain at a time.
 STAGE = Path("/var/lib/vbackup/streams")
@@ -26,7 +26,17 @@ def add_making(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=directory,
         help="save data in DIR, on a fast disk of the domain's host, before the guest overwrites it: the guest does not"
-        " wait for the repository",
+        " wait for the repository (default for data that comes by SSH: /var/tmp)",
+    )
+    parser.add_argument(
+        "--no-fleecing", action="store_true", help="let the guest wait for the network, where data comes by SSH"
+    )
+    parser.add_argument(
+        "--transport",
+        choices=[transport.value for transport in Transport],
+        default=Transport.AUTO.value,
+        help="how the data comes here from another host: ssh; path: its QEMU writes to storage that both hosts have at"
+        " the same path; auto (default): path if the repository is there, otherwise ssh",
     )
     parser.add_argument(
         "--with-media",

@@ -30,8 +30,10 @@ _MAX_BYTES = 2 * manifest.MAX_SIZE_BYTES
 class Ledger:
     """What is known of a target. The directory is made when there is something to keep."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, other: Ledger | None = None) -> None:
+        """``other``: where else to look: the ledger of the repository from which points are copied."""
         self.directory = directory
+        self._other = other
 
     def directory_of(self, uuid: str) -> Path:
         """Return the directory of a domain, which now exists. Raises StorageError."""
@@ -42,6 +44,10 @@ class Ledger:
 
     def get(self, uuid: str, backup_id: str, listed: StoredObject) -> str | None:
         """Return the text of a manifest that is listed like this; None if it has to be read from the target."""
+        found = self._get(uuid, backup_id, listed)
+        return self._other.get(uuid, backup_id, listed) if found is None and self._other is not None else found
+
+    def _get(self, uuid: str, backup_id: str, listed: StoredObject) -> str | None:
         path = self.directory / uuid / (backup_id + _SUFFIX)
         try:
             fields = Fields(parse_json(read_regular(path, max_bytes=_MAX_BYTES).decode()), str(path), StorageError)

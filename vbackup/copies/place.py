@@ -22,11 +22,12 @@ class TargetPlace:
 
     url: str  #: or a path
     keys: Keys = field(default_factory=Keys, repr=False)  #: of an encrypted target
+    config: Path | None = None  #: a file with keys and endpoint of a bucket (default: the environment has them)
 
     @contextmanager
     def opened(self, *, create: bool = False) -> Iterator[Store]:
         """Yield its store; ``create``: a directory that does not exist is made. Raises StorageError."""
-        store = opening.opened(self.url, create=create)
+        store = opening.opened(self.url, create=create, config=self.config)
         try:
             yield store
         finally:

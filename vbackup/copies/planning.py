@@ -92,7 +92,13 @@ def plan(
     for backup in history.backups:
         if backup.id in there:
             _refuse_other(backup, there[backup.id])
-    newest = max((point.backup.sequence for point in there.values()), default=-1)
+    newest = max(
+        (
+            *(point.backup.sequence for point in there.values()),
+            *(backup.sequence for backup in history.backups if backup.id in unknown),
+        ),
+        default=-1,
+    )
     known = _Known(there)
     copies: list[PointCopy] = []
     present, passed, skipped = [], [], {}

@@ -39,7 +39,7 @@ class Staging:
     def __init__(self, directory: Path, copy: PointCopy) -> None:
         """``directory``: this machine's, of the target and the domain (Ledger.directory_of)."""
         self.path = directory / (copy.backup.id + PARTIAL)
-        self._recipe = _recipe(copy)
+        self._copy = copy
         self.token = ""
 
     def begin(self, target: Target, prefix: str, objects: Mapping[str, StoredObject]) -> Mapping[str, StoredObject]:
@@ -47,7 +47,8 @@ class Staging:
 
         All others are deleted. Raises StorageError.
         """
-        token = self._begun()
+        recipe = _recipe(self._copy, target)
+        token = self._begun(recipe)
         if token is not None and (UPLOAD + token in objects or not objects):
             self.token = token
             kept = objects
@@ -58,15 +59,15 @@ class Staging:
             with storage_errors(f"write to {self.path}"):
                 shutil.rmtree(self.path, ignore_errors=True)
                 self.path.mkdir(mode=0o700)
-                replace_text(self.path / _UPLOAD, json.dumps({"token": self.token, "recipe": self._recipe}) + "\n")
+                replace_text(self.path / _UPLOAD, json.dumps({"token": self.token, "recipe": recipe}) + "\n")
         if UPLOAD + self.token not in kept:
             target.put_small(f"{prefix}{UPLOAD}{self.token}", b"")
         return kept
 
-    def _begun(self) -> str | None:
+    def _begun(self, recipe: str) -> str | None:
         try:
             fields = _read(self.path / _UPLOAD)
-            return fields.text("token") if fields.text("recipe") == self._recipe else None
+            return fields.text("token") if fields.text("recipe") == recipe else None
         except (OSError, ValueError, RecursionError, StorageError):
             return None
 
@@ -140,9 +141,11 @@ def kept_by(target: Target, key: str) -> StorageError:
     )
 
 
-def _recipe(copy: PointCopy) -> str:
-    """Return what the images are made from: the same as long as no merge has changed it."""
+def _recipe(copy: PointCopy, target: Target) -> str:
+    """Return what the images are made from, and who can read them: the same as long as nobody changes that."""
     disks: dict[str, Any] = {}
+    if target.sealed is not None:
+        disks["recipients"] = target.sealed.sealed_to
     for disk in copy.disks:
         layers = [[link.backup.id, link.image.file_size_bytes, *_content(link.image)] for link in disk.layers]
         disks[disk.dev] = [disk.base, layers]

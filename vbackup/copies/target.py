@@ -42,12 +42,16 @@ class Target:
     store: Store
     id: str
     repository_id: str  #: of the repository whose points it has
-    is_sealed: bool = False  #: all objects but the marker are age files
 
     @property
     def name(self) -> str:
         """How users call it."""
         return self.store.name
+
+    @property
+    def sealed(self) -> SealedStore | None:
+        """The store, if all objects but the marker are age files."""
+        return self.store if isinstance(self.store, SealedStore) else None
 
     def put_small(self, key: str, data: bytes) -> bool:
         """Store a small object unless the key is taken; return True if it was stored. Raises StorageError."""
@@ -88,7 +92,7 @@ def opened(store: Store, keys: Keys = _NO_KEYS) -> Target:
         )
     if encryption is not None:
         store = SealedStore(store, keys, plain=(MARKER,))
-    return Target(store, *found, is_sealed=encryption is not None)
+    return Target(store, *found)
 
 
 def opened_for(store: Store, repository_ids: Iterable[str], *, create: bool, keys: Keys = _NO_KEYS) -> Target:
@@ -101,9 +105,9 @@ def opened_for(store: Store, repository_ids: Iterable[str], *, create: bool, key
     if create and store.size(MARKER) is None:
         _make(store, own, is_sealed=bool(keys.recipients))
     target = opened(store, keys)
-    if target.is_sealed and not keys.recipients:
+    if target.sealed is not None and not keys.recipients:
         raise UsageError(f"{target.name} is encrypted: say with --recipient who is to read what is copied now.")
-    if keys.recipients and not target.is_sealed:
+    if keys.recipients and target.sealed is None:
         raise UsageError(
             f"{target.name} was made without --recipient, and what is in it is not encrypted. Give another target, or"
             " no recipient."

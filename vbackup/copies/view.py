@@ -27,14 +27,14 @@ from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.point import Point
 from vbackup.copies.points import There
 from vbackup.copies.target import MANIFEST, Target
-from vbackup.errors import ChainError
+from vbackup.errors import ChainError, IdentityError
 from vbackup.files import storage_errors
 from vbackup.model import Backup, HostIdentity
 from vbackup.report import Reporter
 from vbackup.repository import choice
 from vbackup.repository.choice import Wanted as WantedPoint
 from vbackup.repository.history import Link
-from vbackup.repository.repository import MARKER, VERSION, Repository
+from vbackup.repository.repository import COPIES, MARKER, VERSION, Repository
 from vbackup.stop import Stop
 from vbackup.stores.sealed import Keys
 from vbackup.stores.store import Store
@@ -104,16 +104,28 @@ class View:
 
 
 @contextmanager
-def opened(store: Store, cache: Path, *, keys: Keys = _NO_KEYS, reporter: Reporter, stop: Stop) -> Iterator[View]:
+def opened(
+    store: Store,
+    cache: Path,
+    *,
+    keys: Keys = _NO_KEYS,
+    source: Path | None = None,
+    reporter: Reporter,
+    stop: Stop,
+) -> Iterator[View]:
     """Yield what the target in a store has.
 
-    ``cache``: a directory for this, which is made if necessary; ``keys``: of a target that is encrypted. Raises
-    StorageError if there is no target, InterruptedBySignalError. Manifests that cannot be read are warnings.
+    ``cache``: a directory for this, which is made if necessary; ``keys``: of a target that is encrypted; ``source``: a
+    repository from which points were copied, which knows their manifests. Raises StorageError if there is no target,
+    IdentityError if it is encrypted and no manifest can be read, InterruptedBySignalError. If only some cannot be read,
+    that is a warning.
     """
     target = targets.opened(store, keys)
-    known = Known(target, Ledger(cache / target.id / _MANIFESTS))
+    copied = None if source is None else Ledger(source / COPIES / target.id)
+    known = Known(target, Ledger(cache / target.id / _MANIFESTS, other=copied))
     with _directory(cache / target.id) as path:
         there = {uuid: points.read(known, listed, stop=stop) for uuid, listed in targets.listings(target).items()}
+        _refuse_sealed(there)
         with storage_errors(f"write to {path}"):
             marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": target.repository_id}
             (path / MARKER).write_text(json.dumps(marker))
@@ -128,6 +140,13 @@ def opened(store: Store, cache: Path, *, keys: Keys = _NO_KEYS, reporter: Report
                     (path / uuid / backup_id).mkdir(mode=0o700)
                     reporter.warning(f"Backup {backup_id} at {target.name}: {err}")
         yield View(known, repository, there, reporter, stop)
+
+
+def _refuse_sealed(there: Mapping[str, There]) -> None:
+    """Raise IdentityError if that is why nothing can be read."""
+    errors = [err for each in there.values() for err in each.unreadable.values() if isinstance(err, IdentityError)]
+    if errors and not any(each.points for each in there.values()):
+        raise errors[0]
 
 
 def remember(repository: Repository, uuid: str, backups: Iterable[Backup]) -> None:

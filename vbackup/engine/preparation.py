@@ -19,7 +19,7 @@ from vbackup.undo import Undo
 
 
 def new_images(plan: BackupPlan, stage: Stage) -> Sequence[NewImage]:
-    """Return the target images to make in the stage. A server that compresses makes them as small as the disks later."""
+    """Return the target images to make in the stage; what a server compresses gets the disk's size at the end."""
     rounded = target_server.rounded_up if plan.is_served and plan.is_compressed else int
     return [
         NewImage(

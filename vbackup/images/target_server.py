@@ -1,9 +1,9 @@
 """Serve target images by NBD, for a QEMU on another host that pushes the data of a backup here.
 
 A storage daemon on this host has the images open and exports each on a unix socket, in a directory that only this user
-may enter. What brings QEMU's connection to that socket is a Connector: SSH, or this host's libvirt in tests. The images,
-their tables and their place in the page cache are then the same as if QEMU wrote them itself: block lists, write-back
-and commit need to know nothing of it.
+may enter. What brings QEMU's connection to that socket is a Connector, by SSH. The images, their tables and their place
+in the page cache are then the same as if QEMU wrote them itself: block lists, write-back and commit need to know
+nothing of it.
 
 NBD has no compressed writes, so that the daemon compresses (QEMU's filter ``compress``). The filter refuses an image
 whose size is no multiple of its clusters: such an image is made larger, a ``raw`` node of the disk's size is exported,
@@ -106,15 +106,19 @@ class TargetServer:
         return self._daemon
 
     @property
-    def has_ended(self) -> bool:
-        """True if the daemon has ended by itself."""
-        return self._daemon.has_ended
+    def pid(self) -> int:
+        """Process id of the daemon."""
+        return self._daemon.pid
 
-    def gone(self) -> StorageDaemonGoneError:
-        """Return the error for a daemon that ended by itself."""
-        return self._daemon.gone(
-            remedy="It receives the data of the backup; nothing was kept of it. Run the same command again."
-        )
+    def refuse_ended(self) -> None:
+        """Raise StorageDaemonGoneError if the daemon has ended by itself."""
+        try:
+            self._daemon.execute("query-version")
+        except StorageDaemonGoneError as err:
+            raise self._daemon.gone(
+                remedy="It writes the images of a backup from another host. Nothing was kept of this backup; run the"
+                " same command again."
+            ) from err
 
     def export(self, target: Target, size_bytes: int, *, compress: bool) -> None:
         """Open an image and export it, under the name of its node, as a disk of that size.
@@ -226,10 +230,6 @@ class ServedTargets:
         close_in_qemu(monitor, names)
         self.server.flush()
         return nodes
-
-    def gone(self) -> StorageDaemonGoneError | None:
-        """Return the error of a daemon that has ended by itself, which makes jobs fail; None if it runs."""
-        return self.server.gone() if self.server.has_ended else None
 
 
 def close_in_qemu(monitor: Monitor, names: Sequence[str]) -> None:

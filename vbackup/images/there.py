@@ -7,24 +7,19 @@ sent. Then what the image there shows is read again, and compared with the block
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vbackup.errors import LinkLostError, RemoteError, StorageError
 from vbackup.images import written
 from vbackup.model import ImageFormat
 from vbackup.qemu import qemu_img
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_layer import NbdLayer
-from vbackup.qemu.qmp_socket import Socket
-from vbackup.qemu.storage_daemon import END_S, PROGRAM
+from vbackup.qemu.storage_daemon import END_S, StorageDaemon
+from vbackup.remote.daemon import Hypervisor
 from vbackup.remote.link import Link
 from vbackup.report import Phase, Reporter
 from vbackup.repository import verify
@@ -33,10 +28,6 @@ from vbackup.repository.history import Link as ChainLink
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
-#: How long a storage daemon there may take until it listens.
-START_S = 30.0
-#: How long is waited between two looks at its socket.
-_TICK_S = 0.05
 _EXPORT = "disk"
 
 
@@ -77,7 +68,7 @@ class Writing:
         useless.
         """
         place = f"{self.link.host}:{image.path}"
-        with served(self.link, image) as one:
+        with served(self.link, image, reporter=self.reporter) as one:
             qemu_img.copy_export(
                 source,
                 one.address.uri,
@@ -92,7 +83,6 @@ class Writing:
                 self._check(chain, image, one.address, place, lists)
             one.monitor.execute("block-export-del", {"id": _EXPORT, "mode": "hard"})
             finish(one)
-        self.link.run(["sync", image.path], timeout_s=END_S)
         self.reporter.step(f"Disk {image.dev}: restored{' and checked' * bool(lists)} on {self.link.host}.")
 
     def _check(
@@ -130,32 +120,23 @@ class Served:
 
 
 @contextmanager
-def served(link: Link, image: ImageThere) -> Iterator[Served]:
-    """Make the image there, and yield it, open, while the block runs.
+def served(link: Link, image: ImageThere, *, reporter: Reporter) -> Iterator[Served]:
+    """Make the image there, and yield it, open, while the block runs; what was written is on storage at its end.
 
-    At the end the daemon there closes it. Raises RemoteError, StorageError if that fails.
+    Raises RemoteError, UnsuitableError if there is no storage daemon, StorageDaemonGoneError, QmpError, LinkLostError.
     """
     link.write_file(image.path, [])  # with the mode that it is to have
-    argv = ["qemu-img", "create", "-q", "-f", image.image_format.value, image.path, str(image.size_bytes)]
-    link.run(argv)
-    directory = link.directory()
-    sockets = [f"{directory}/{image.dev}.{kind}" for kind in ("nbd", "qmp")]
+    link.run(["qemu-img", "create", "-q", "-f", image.image_format.value, image.path, str(image.size_bytes)])
     node = _node(image)
-    pid = link.start(_daemon(node, image.dev, *sockets))
-    try:
-        for socket in sockets:
-            _wait(link, pid, socket)
-        address = NbdAddress(image.dev, path=link.connect(sockets[0]))
-        with Socket(os.fspath(link.connect(sockets[1])), name=f"{PROGRAM} on {link.host}") as monitor:
-            yield Served(address, monitor, node)
-    except BaseException:
-        _kill(link, pid)
-        raise
-    link.signal(pid, signal.SIGTERM)  # it closes the image
-    ended = link.ended(pid, within_s=END_S)
-    if ended is None or ended.status != 0:
-        said = "it did not end" if ended is None else _last(ended.stderr, ended.status)
-        raise StorageError(f"{PROGRAM} on {link.host} could not close {image.path}: {said}.")
+    with StorageDaemon(reporter, nodes=[node], elsewhere=Hypervisor(link)) as daemon:
+        socket = f"{link.directory()}/{image.dev}.nbd"
+        daemon.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": socket}}})
+        export = {"type": "nbd", "id": _EXPORT, "node-name": node["node-name"], "name": image.dev, "writable": True}
+        daemon.execute("block-export-add", export)
+        yield Served(NbdAddress(image.dev, path=link.connect(socket)), daemon, node)
+        # Reopening flushes the image and reports an error, which closing does not.
+        daemon.execute("blockdev-reopen", {"options": [{**node, "read-only": True}]})
+    link.run(["sync", image.path], timeout_s=END_S)
 
 
 def _node(image: ImageThere) -> dict[str, Any]:
@@ -168,45 +149,3 @@ def _node(image: ImageThere) -> dict[str, Any]:
         "file": {"driver": "file", "filename": image.path},
         **backing,
     }
-
-
-def _daemon(node: Mapping[str, Any], dev: str, nbd: str, qmp: str) -> list[str]:
-    server = {"addr": {"type": "unix", "path": nbd}, "max-connections": 0}
-    export = {"type": "nbd", "id": _EXPORT, "node-name": node["node-name"], "name": dev, "writable": True}
-    return [
-        *(PROGRAM, "--blockdev", json.dumps(node)),
-        *("--nbd-server", json.dumps(server)),
-        *("--export", json.dumps(export)),
-        *("--chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "--monitor", "chardev=qmp"),
-    ]
-
-
-def _wait(link: Link, pid: int, socket: str) -> None:
-    """Wait until the daemon listens."""
-    deadline = time.monotonic() + START_S
-    while True:
-        ended = link.ended(pid, within_s=_TICK_S)
-        if ended is not None:
-            raise RemoteError(link.host, f"start {PROGRAM}", _last(ended.stderr, ended.status))
-        if _is_there(link, socket):
-            return
-        if time.monotonic() > deadline:
-            raise RemoteError(link.host, f"start {PROGRAM}", f"it does not listen after {START_S:.0f} s")
-
-
-def _is_there(link: Link, path: str) -> bool:
-    try:
-        link.stat(path)
-    except RemoteError:
-        return False
-    return True
-
-
-def _kill(link: Link, pid: int) -> None:
-    with suppress(LinkLostError, RemoteError):  # the helper ends it with the link
-        link.signal(pid, signal.SIGKILL)
-
-
-def _last(words: str, status: int) -> str:
-    lines = words.strip().splitlines()
-    return lines[-1].removeprefix(f"{PROGRAM}: ").rstrip(".") if lines else f"it ended with status {status}"

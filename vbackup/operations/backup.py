@@ -38,6 +38,7 @@ from vbackup.errors import (
     LinkLostError,
     QmpError,
     RemoteError,
+    StorageDaemonGoneError,
     StorageError,
     UnsuitableError,
     VbackupError,
@@ -49,7 +50,7 @@ from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
 from vbackup.report import Reporter
-from vbackup.repository import notes
+from vbackup.repository import hosts, notes
 from vbackup.repository.history import History
 from vbackup.repository.journal import Journal
 from vbackup.repository.lock import LockWait
@@ -168,7 +169,11 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
         # QEMU cancels its jobs as it ends, which is seen first.
         if isinstance(err, JobError) and domain.source.has_ended():
             raise DomainGoneError(domain.source.handle.name) from err
+        _refuse_lost(err, domain)
         _refuse_corrupt(err, backup_plan, domain)
+        raise
+    except StorageError as err:
+        _refuse_lost(err, domain)
         raise
     finally:
         nodes = {disk.dev: disk.node.top.node_name for disk in backup_plan.disks}
@@ -178,8 +183,21 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
     committed = backup_plan.history.with_committed(backup)
     # What is not committed is a base as well as what it may still fall back to.
     histories = [committed] if this.delivery is None else [committed, backup_plan.history]
-    _remove_superseded(backup_plan, histories, domain, detached)
+    # Nor is what another machine with this UUID has made superseded by it, or supersedes what this one has.
+    own = hosts.alone(committed, backup.host) if backup.host is not None else None
+    _remove_superseded(backup_plan, [*histories, *([own] if own is not None else [])], domain, detached)
     return backup
+
+
+def _refuse_lost(failed: VbackupError, domain: LockedDomain) -> None:
+    """Raise what QEMU only sees as an I/O error: the link is lost, or the server of the images has ended."""
+    try:
+        if domain.served is not None:
+            domain.served.server.refuse_ended()
+        if domain.link is not None:
+            domain.link.stat("/")
+    except (LinkLostError, StorageDaemonGoneError) as err:
+        raise err from failed
 
 
 def _refuse_corrupt(failed: JobError | QmpError, backup_plan: BackupPlan, domain: LockedDomain) -> None:

@@ -29,6 +29,7 @@ from vbackup.repository import (
     block_list,
     block_scan,
     filesystem,
+    immutability,
     journal,
     manifest,
     merge_journal,
@@ -137,7 +138,12 @@ def plan(catalogue: Catalogue, remove: Collection[str], *, repository: Repositor
     for backup_id, unfinished in _bases_of_unfinished(repository, catalogue.uuid).items():
         if backup_id in remove:
             kept[backup_id] = f"{unfinished}, which was interrupted, depends on it ('vbackup recover' ends that)"
-    return merging.removal(catalogue.history, remove, way=way or Way.AUTO, place=place(directory), kept=kept)
+    found = merging.removal(catalogue.history, remove, way=way or Way.AUTO, place=place(directory), kept=kept)
+    for merge in found.merges:
+        held = immutability.reason(directory / merge.heir)
+        if held is not None:
+            raise ChainError(f"Backup {merge.heir} depends on one that is to be removed, and is {held}.")
+    return found
 
 
 def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, way: Way | None = None) -> Plan:
@@ -146,6 +152,9 @@ def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, w
     Raises ChainError if it is unknown or its chain is broken; NoSpaceError, StorageError.
     """
     backup = catalogue.history.get(backup_id)
+    held = immutability.reason(repository.directory(catalogue.uuid, backup_id))
+    if held is not None:
+        raise ChainError(f"Backup {backup_id} is {held}, so its images cannot become fulls. Nothing was done.")
     wanted = [(backup_id, image.dev) for image in backup.disks]
     found = place(repository.path / catalogue.uuid)
     return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=found)
@@ -153,7 +162,11 @@ def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, w
 
 def plan_length(catalogue: Catalogue, limit: int, *, repository: Repository, way: Way | None = None) -> Plan:
     """Plan to make images independent so that no chain has more than ``limit`` images. Raises as ``plan_full``."""
-    wanted = merging.too_long(catalogue.history, limit)
+    wanted = [
+        (backup_id, dev)
+        for backup_id, dev in merging.too_long(catalogue.history, limit)
+        if immutability.reason(repository.directory(catalogue.uuid, backup_id)) is None
+    ]
     found = place(repository.path / catalogue.uuid)
     return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=found)
 

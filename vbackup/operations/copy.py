@@ -7,20 +7,22 @@ vbackup.copies.planning decides, vbackup.copies.upload brings a point.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from vbackup.copies import claim, points, staging
+from vbackup.copies import claim, holding, lock_rule, points, staging
 from vbackup.copies import planning as plans
 from vbackup.copies import target as targets
 from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.planning import Plan, PointCopy
 from vbackup.copies.target import Listing, Target
 from vbackup.copies.upload import Means, upload
+from vbackup.errors import ChainError, IdentityError
 from vbackup.report import Reporter
 from vbackup.repository import lock
+from vbackup.repository.history import History
 from vbackup.repository.lock import LockWait
 from vbackup.repository.read_rate import ReadRate
 from vbackup.repository.repository import COPIES, Repository
@@ -42,6 +44,7 @@ class CopyRequest:
     full_every: int | None = None  #: the longest chain of images at the target
     bytes_s: int | None = None  #: limit of all objects together
     parallel: int = PARALLEL_OBJECTS  #: objects of a point at a time
+    immutable_days: int | None = None  #: points in a directory cannot be removed for so long after they were copied
     dry_run: bool = False
     take_over: bool = False  #: claims of others at the target are of processes that are gone
     wait_lock_s: float = 0.0  #: for another vbackup of this repository that copies points of the domain there
@@ -91,11 +94,13 @@ def run(
     ``keys``: of a target that is, or becomes, encrypted.
 
     Raises ChainError if an image to copy is damaged, or the target has another backup under an id; BusyError if another
-    vbackup copies or removes points of the domain there; StorageError, NoSpaceError, InterruptedBySignalError. The
-    points before are complete then, and the next run goes on.
+    vbackup copies or removes points of the domain there; UsageError if there are recipients and the target is not
+    encrypted, or the other way round, or if nothing can be immutable there; StorageError, NoSpaceError,
+    InterruptedBySignalError. The points before are complete then, and the next run goes on.
     """
     if request.dry_run:
-        return _dry_run(request, repository, store, keys, stop)
+        return _dry_run(request, repository=repository, store=store, keys=keys, reporter=reporter, stop=stop)
+    held = None if request.immutable_days is None else holding.refuse_impossible(store)
     target = targets.opened_for(store, repository.ids, create=True, keys=keys)
     known = known_of(repository, target)
     directory = known.ledger.directory_of(request.uuid)
@@ -105,7 +110,7 @@ def run(
         claim.claimed(target, request.uuid, directory, take_over=request.take_over) as listed,
     ):
         staging.clear(target, directory, listed.points)
-        plan = _plan(request, repository, known, listed, stop)
+        plan = _plan(request, known, listed, repository=repository, reporter=reporter, stop=stop)
         means = Means(
             repository,
             known,
@@ -120,12 +125,17 @@ def run(
             sent = upload(copy, listed.unfinished.get(copy.backup.id, {}), means)
             done.append(_copied(copy, sent.sent_bytes, sent.objects, sent.found_objects))
             reporter.step(f"Copied backup {copy.backup.id} to {target.name}.")
+        _tell_lock(known, targets.listing(target, request.uuid), reporter, stop)
+        if held is not None and request.immutable_days is not None:
+            holding.hold(targets.listing(target, request.uuid), request.immutable_days, target=target, directory=held)
     for backup_id, reason in plan.skipped.items():
         reporter.warning(f"Backup {backup_id} cannot be copied: {reason}")
     return Copied(request.uuid, name, tuple(done), plan.there, plan.passed, plan.skipped)
 
 
-def _dry_run(request: CopyRequest, repository: Repository, store: Store, keys: Keys, stop: Stop) -> Copied:
+def _dry_run(
+    request: CopyRequest, *, repository: Repository, store: Store, keys: Keys, reporter: Reporter, stop: Stop
+) -> Copied:
     """Return what would be copied. A place that is empty, or not there, would become a target."""
     history = repository.catalogue(request.uuid).history
     if store.size(targets.MARKER) is None:
@@ -134,14 +144,24 @@ def _dry_run(request: CopyRequest, repository: Repository, store: Store, keys: K
     else:
         target = targets.opened_for(store, repository.ids, create=False, keys=keys)
         listed = targets.listing(target, request.uuid)
-        plan = _plan(request, repository, known_of(repository, target), listed, stop)
+        known = known_of(repository, target)
+        plan = _plan(request, known, listed, repository=repository, reporter=reporter, stop=stop)
     would = [_copied(copy, sum(disk.size_bytes for disk in copy.disks), _objects(copy)) for copy in plan.copies]
     return Copied(request.uuid, repository.name_of(request.uuid), tuple(would), plan.there, plan.passed, plan.skipped)
 
 
-def _plan(request: CopyRequest, repository: Repository, known: Known, listed: Listing, stop: Stop) -> Plan:
+def _plan(
+    request: CopyRequest, known: Known, listed: Listing, *, repository: Repository, reporter: Reporter, stop: Stop
+) -> Plan:
     history = repository.catalogue(request.uuid).history
     there = points.read(known, listed, stop=stop)
+    sealed = [one for one, err in there.unreadable.items() if isinstance(err, IdentityError)]
+    if sealed:
+        reporter.warning(
+            f"Of {len(sealed)} points at {known.target.name}, such as {sealed[-1]}, this machine knows only the names:"
+            " they are encrypted, and it has not copied them, or has lost the record of that. Nothing that is copied"
+            " now depends on them, so a full goes there; with --identity, they would be read."
+        )
     return plans.plan(
         history,
         there.points,
@@ -149,6 +169,25 @@ def _plan(request: CopyRequest, repository: Repository, known: Known, listed: Li
         since=request.since,
         full_every=request.full_every,
     )
+
+
+def _tell_lock(known: Known, listed: Listing, reporter: Reporter, stop: Stop) -> None:
+    """Say for how long the target locks objects, and warn if that is too short for the chains of images there."""
+    days = known.target.store.lock_days()
+    if days is None:
+        return
+    reporter.step(f"{known.target.name} locks new objects for {days} days.")
+    there = [point.backup for point in points.read(known, listed, stop=stop).points.values()]
+    history = History(there)
+    with suppress(ChainError):  # of a point that is damaged 'verify' says what is wrong
+        longest = lock_rule.span(history, there)
+        # For how long backups are kept, only 'prune --at' knows; it checks the rest of the rule.
+        if longest >= timedelta(days=days):
+            reporter.warning(
+                f"{known.target.name} locks objects for {days} days, but chains of images there last"
+                f" {longest.days} days: the full that a new backup depends on is not locked any more. Copy a full more"
+                " often (--full-every), or lock objects for longer."
+            )
 
 
 def _copied(copy: PointCopy, size_bytes: int, objects: int, found_objects: int = 0) -> CopiedPoint:

@@ -8,11 +8,12 @@ last point does, so ``vbackup copy --full-every`` decides how long they get.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from vbackup import names
-from vbackup.copies import claim, points
+from vbackup.copies import claim, lock_rule, points
 from vbackup.copies import target as targets
 from vbackup.copies.ledger import Known
 from vbackup.copies.points import There
@@ -86,17 +87,34 @@ def run(request: CopyPruneRequest, *, known: Known, reporter: Reporter, stop: St
     whole or gone, and the same command goes on.
     """
     if request.dry_run:
-        return _decide(request, targets.listing(known.target, request.uuid), known, stop)[0]
+        decided, history = _decide(request, targets.listing(known.target, request.uuid), known, stop)
+        _check_lock(decided, history, known, reporter)
+        return decided
     directory = known.ledger.directory_of(request.uuid)
     with (
         locked(directory, request.uuid, LockWait(request.wait_lock_s, reporter, stop, request.uuid)),
         claim.claimed(known.target, request.uuid, directory, take_over=request.take_over) as listed,
     ):
         decided, history = _decide(request, listed, known, stop)
+        _check_lock(decided, history, known, reporter)
         return _carry_out(decided, history, listed, known=known, reporter=reporter, stop=stop)
 
 
 # decide
+
+
+def _check_lock(decided: CopiesPruned, history: History, known: Known, reporter: Reporter) -> None:
+    """Warn if the target locks objects, and not for as long as these rules keep points."""
+    days = known.target.store.lock_days()
+    if days is None:
+        return
+    kept = {line.id for line in decided.lines if line.is_kept}
+    with suppress(ChainError):  # of points that are damaged something else is said
+        wrong = lock_rule.broken(
+            days, history, [one for one in history.backups if one.id in kept], name=known.target.name
+        )
+        if wrong is not None:
+            reporter.warning(wrong)
 
 
 def _decide(request: CopyPruneRequest, listed: Listing, known: Known, stop: Stop) -> tuple[CopiesPruned, History]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vbackup.copies.download import PARALLEL_OBJECTS, Wanted, Work
 from vbackup.copies.view import View
-from vbackup.errors import ChainError
+from vbackup.errors import ChainError, IdentityError
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def run(request: CopyVerifyRequest, view: View) -> CopiesVerified:
     def trouble(each: Wanted) -> str | None:
         try:
             work.fetch(each)
+        except IdentityError:
+            raise
         except ChainError as err:
             return str(err)
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,8 @@ class LinkConnector:
 def chosen(asked: Transport, host: Host, repository: Repository, *, stop: Stop) -> Transport:
     """Return SSH or PATH: what was asked for, or else PATH exactly if the host of libvirt has the repository.
 
-    A local libvirt, and one that is not reached by SSH, has only PATH. Raises UnsuitableError if SSH is asked for there,
-    what opening a link raises, StorageError.
+    A local libvirt, and one that is not reached by SSH, has only PATH. Raises UnsuitableError if SSH is asked for
+    there, what opening a link raises, StorageError.
     """
     if host.is_local or not host.has_link:
         if asked is Transport.SSH:
@@ -97,7 +97,5 @@ def served(handle: DomainHandle, reporter: Reporter, *, stop: Stop) -> Iterator[
 
 
 def _end(link: Link, socket: str) -> None:
-    try:
+    with suppress(LinkLostError, RemoteError):  # it ended with the link
         link.end_forward(socket)
-    except (LinkLostError, RemoteError):
-        pass  # it ended with the link

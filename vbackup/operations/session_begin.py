@@ -34,6 +34,7 @@ from vbackup.engine import (
 )
 from vbackup.engine.base import Reason
 from vbackup.engine.fleecing import SpaceWatch
+from vbackup.engine.fleecing_area import LocalArea
 from vbackup.engine.session_plan import SessionPlan
 from vbackup.engine.session_server import Place
 from vbackup.engine.session_survey import SessionDomain, Wanted
@@ -89,7 +90,8 @@ def begin(
     """
     handle = host.domain(request.domain)
     stop.check()
-    space = SpaceWatch.over(request.scratch)
+    space = SpaceWatch.over(LocalArea(request.scratch))
+    session_recovery.forget_old(store, host, now=datetime.now(timezone.utc), stop=stop)
     with store.locked(handle.uuid, stop=stop, name=handle.name) as domain:
         alive = session_recovery.settle(domain, handle, reporter=reporter)
         for session in alive:

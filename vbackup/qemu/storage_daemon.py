@@ -17,9 +17,10 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vbackup.errors import (
     ConnectionLostError,
@@ -52,6 +53,49 @@ class Survival:
     monitor: Path | None = None  #: a QMP socket, by which others can reach it
 
 
+class DaemonProcess(Protocol):
+    """A process, as subprocess.Popen has it."""
+
+    @property
+    def pid(self) -> int:
+        """Process id on the host where it runs."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, or minus the signal; None as long as it is not known to have ended."""
+
+    def poll(self) -> int | None:
+        """Look whether it has ended, and return its exit status."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+
+class Elsewhere(Protocol):
+    """Another host, on which a daemon can run (vbackup.remote.daemon)."""
+
+    def start(self, program: str, arguments: Sequence[str], *, directory: Path) -> tuple[DaemonProcess, socket.socket]:
+        """Start the daemon; returns it with a connected QMP socket. Raises UnsuitableError if it is not installed.
+
+        It ends, and stores its bitmaps, when this process does or the other host cannot be reached any more.
+        """
+
+    def words(self) -> str:
+        """Return the last that it has said on standard error."""
+
+    def secret_file(self, value: bytes) -> AbstractContextManager[str]:
+        """Yield the path, there, of a file with the value that nobody else may read and that goes with the block."""
+
+    def refuse_lost(self) -> None:
+        """Raise LinkLostError if that host cannot be reached any more."""
+
+
 class StorageDaemon:
     """A daemon that runs while the block does, and its monitor (vbackup.qemu.monitor.Monitor). A context manager.
 
@@ -72,13 +116,16 @@ class StorageDaemon:
         directory: Path = Path("/"),
         is_only_read: bool = False,
         survival: Survival | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """``nodes`` (QAPI BlockdevOptions) are opened as the daemon starts; if one fails, the daemon ends.
 
         ``directory`` is its working directory: no name that an image has depends on where vbackup was started.
         ``is_only_read``: nothing is lost if it ends badly, and what it says of its clients is not reported.
-        ``survival``: the daemon goes on if this process dies.
+        ``survival``: the daemon goes on if this process dies. ``elsewhere``: the host on which it runs, if that is
+        not this one; it survives nothing then.
         """
+        self._elsewhere = elsewhere
         self._survival = survival
         self._is_left = False
         self._directory = directory
@@ -91,19 +138,9 @@ class StorageDaemon:
         self._nodes: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> StorageDaemon:
-        for program, package in (("setpriv", "util-linux"), (PROGRAM, PROGRAM_PACKAGES)):
-            if shutil.which(program) is None:
-                raise UnsuitableError(
-                    f"{program} is not installed, but is needed to read a domain that is off, to restore a long chain"
-                    f" and to look into a backup. Install it (on Debian: {package})."
-                )
         with contextlib.ExitStack() as stack:
-            with storage_errors(f"start {PROGRAM}"):
-                self._stderr = stack.enter_context(tempfile.TemporaryFile())
-                own_end, daemon_end = socket.socketpair()
-                stack.enter_context(own_end)
-                with daemon_end:
-                    self._process = self._start(daemon_end.fileno())
+            own_end = self._start_there() if self._elsewhere is not None else self._start_here(stack)
+            stack.enter_context(own_end)
             stack.callback(self._kill_unless_left)
             # Imported only when needed: with qemu.qmp and asyncio it takes a fifth of vbackup's start-up time.
             from vbackup.qemu.qmp_socket import Socket
@@ -117,6 +154,34 @@ class StorageDaemon:
             self._stack = stack.pop_all()
         return self
 
+    def _start_there(self) -> socket.socket:
+        """Start the process on the other host; returns the QMP connection."""
+        assert self._elsewhere is not None
+        self._process, connection = self._elsewhere.start(PROGRAM, self._first_arguments(), directory=self._directory)
+        return connection
+
+    def _start_here(self, stack: contextlib.ExitStack) -> socket.socket:
+        """Start the process; returns this process's end of the QMP connection."""
+        for program, package in (("setpriv", "util-linux"), (PROGRAM, PROGRAM_PACKAGES)):
+            if shutil.which(program) is None:
+                raise UnsuitableError(
+                    f"{program} is not installed, but is needed to read a domain that is off, to restore a long chain"
+                    f" and to look into a backup. Install it (on Debian: {package})."
+                )
+        with storage_errors(f"start {PROGRAM}"):
+            self._stderr = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+            own_end, daemon_end = socket.socketpair()
+            with daemon_end:
+                try:
+                    self._process = self._start(daemon_end.fileno())
+                except BaseException:
+                    own_end.close()
+                    raise
+        return own_end
+
+    def _first_arguments(self) -> list[str]:
+        return [word for node in self._first_nodes for word in ("--blockdev", json.dumps(node))]
+
     def _start(self, fd: int) -> subprocess.Popen[bytes]:
         """Start the process; ``fd`` is its end of the QMP connection."""
         survival = self._survival
@@ -128,7 +193,7 @@ class StorageDaemon:
                 *("--chardev", f"socket,id={name},fd={fd},server=off"),
                 *("--monitor", f"chardev={name}"),
                 *(() if survival is None or survival.monitor is None else _second_monitor(survival.monitor)),
-                *(word for node in self._first_nodes for word in ("--blockdev", json.dumps(node))),
+                *self._first_arguments(),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -145,6 +210,7 @@ class StorageDaemon:
 
     def leave(self) -> None:
         """Let a daemon that survives this process survive the end of the block too."""
+        assert isinstance(self._process, subprocess.Popen)
         self._is_left = True
         _LEFT.append(self._process)
 
@@ -173,6 +239,8 @@ class StorageDaemon:
         try:
             return self._socket.execute(command, arguments)
         except ConnectionLostError as err:
+            if self._elsewhere is not None:
+                self._elsewhere.refuse_lost()
             if self._has_ended(within_s=ENDING_S):
                 raise self._gone() from err
             raise
@@ -252,6 +320,11 @@ class StorageDaemon:
         daemon starts, and would stay open in it.)
         """
         secret_id = f"secret-{len(self._secret_ids)}"
+        if self._elsewhere is not None:
+            with self._elsewhere.secret_file(value) as path:
+                self.execute("object-add", {"qom-type": "secret", "id": secret_id, "file": path})
+            self._secret_ids[secret] = secret_id
+            return
         fd = os.memfd_create(secret_id, os.MFD_CLOEXEC)
         try:
             os.write(fd, value)
@@ -320,8 +393,12 @@ class StorageDaemon:
         return StorageDaemonGoneError(how, self._last_message())
 
     def _last_message(self) -> str:
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        if self._elsewhere is not None:
+            text = self._elsewhere.words()
+        else:
+            self._stderr.seek(0)
+            text = self._stderr.read().decode(errors="replace")
+        lines = text.strip().splitlines()
         lines = [line for line in lines if _OF_SCRATCH_NODES not in line]
         return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else ""
 

@@ -532,9 +532,15 @@ class Helper:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
-    def do_start(self, argv: "list[str]", cwd: str) -> int:
-        """Start a program that ends (SIGTERM) when this process does, however that happens; returns its pid."""
-        program = Program(argv, cwd)
+    def do_start(self, argv: "list[str]", cwd: str, listen: str) -> int:
+        """Start a program that ends (SIGTERM) when this process does, however that happens; returns its pid.
+
+        ``{fd}`` in its arguments becomes a descriptor that listens at the path ``listen``, if there is one.
+        """
+        if shutil.which(argv[0]) is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+        with _listening(listen) as fds:
+            program = Program([word.replace("{fd}", str(fds[0])) if fds else word for word in argv], cwd, fds)
         self._programs[program.process.pid] = program
         return program.process.pid
 
@@ -602,7 +608,7 @@ class Helper:
 class Program:
     """A program that runs as long as the line does: a storage daemon."""
 
-    def __init__(self, argv: "list[str]", cwd: str) -> None:
+    def __init__(self, argv: "list[str]", cwd: str, fds: "tuple[int, ...]") -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the program
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", "--", *argv],
@@ -610,6 +616,7 @@ class Program:
             stdout=subprocess.DEVNULL,
             stderr=self._words,
             cwd=cwd,
+            pass_fds=fds,
             start_new_session=True,
         )
 
@@ -635,6 +642,18 @@ class Program:
 #: Requests that the main thread carries out: they are quick and their order counts, or a child has to be the main
 #: thread's, since PR_SET_PDEATHSIG is about the thread.
 _AT_ONCE = frozenset(("watch_thaw", "unwatch", "unguard", "start", "kill", "stat", "forwarded", "remove_socket"))
+
+
+@contextlib.contextmanager
+def _listening(path: str) -> "Iterator[tuple[int, ...]]":
+    """Yield the descriptor of a socket that listens at the path, or nothing if there is none."""
+    if not path:
+        yield ()
+        return
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        yield (listener.fileno(),)
 
 
 @contextlib.contextmanager

@@ -286,9 +286,12 @@ class Link:
         """
         self._call("publish", f"write {moves[-1][1]}", moves=[list(move) for move in moves])
 
-    def start(self, argv: Sequence[str], *, directory: str = "/") -> int:
-        """Start a program there that ends when the link does; returns its pid there."""
-        pid: int = self._call("start", f"start {argv[0]}", argv=list(argv), cwd=directory)
+    def start(self, argv: Sequence[str], *, directory: str = "/", listen: str = "") -> int:
+        """Start a program there that ends when the link does; returns its pid there.
+
+        ``{fd}`` in its arguments becomes a descriptor that listens at the path ``listen``, which ``connect`` reaches.
+        """
+        pid: int = self._call("start", f"start {argv[0]}", argv=list(argv), cwd=directory, listen=listen)
         return pid
 
     def ended(self, pid: int, *, within_s: float) -> Result | None:

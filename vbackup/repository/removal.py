@@ -48,13 +48,13 @@ def delete_removed(domain_directory: Path) -> list[str]:
 
     Raises StorageError if the domain's directory cannot be read.
     """
-    import shutil  # imports all compression modules
+    from vbackup.repository import immutability  # it imports all compression modules
 
     failed: list[str] = []
     for path in removed(domain_directory):
         try:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                immutability.delete(path)
             else:
                 path.unlink()
         except OSError as err:

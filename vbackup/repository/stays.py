@@ -1,7 +1,8 @@
 """What of a domain stays in the repository, whatever rules say, and why: read from the directories of its backups.
 
-Protected backups, those that are being read or that a standby is like, the bases of the next backups, and what a broken
-or an unfinished backup depends on. Needs the domain's lock, except for a look. vbackup.operations.prune heeds it.
+Protected and immutable backups, those that are being read or that a standby is like, the bases of the next backups, and
+what a broken or an unfinished backup depends on. Needs the domain's lock, except for a look. vbackup.operations.prune
+heeds it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vbackup import names
 from vbackup.errors import ChainError, NewerJournalError
 from vbackup.files import storage_errors
 from vbackup.qemu import qcow2
-from vbackup.repository import journal, protection, readers, retention, standbys, verification
+from vbackup.repository import immutability, journal, protection, readers, retention, standbys, verification
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Verdict
@@ -35,6 +36,7 @@ class Facts:
     catalogue: Catalogue
     broken: Mapping[str, str]  #: why; also those in which a verify found damage
     protected: Mapping[str, str]  #: a text for people
+    immutable: Mapping[str, str]  #: a text for people
     in_use: Collection[str]
     bases: Mapping[str, Sequence[str]]  #: what starts from it next
     needed_by: Mapping[str, Mapping[str, str]]  #: the broken and unfinished backups that depend on it, with the word
@@ -42,6 +44,7 @@ class Facts:
     def reasons_to_stay(self, backup_id: str, *, but: Collection[str] = ()) -> list[str]:
         """Return why the backup is not removed; nothing if it may be. ``but``: ids of others that are removed."""
         reasons = [self.protected[backup_id]] if backup_id in self.protected else []
+        reasons += [self.immutable[backup_id]] if backup_id in self.immutable else []
         reasons += [IN_USE] if backup_id in self.in_use else []
         reasons += self.bases.get(backup_id, ())
         needed_by = self.needed_by.get(backup_id, {}).items()
@@ -53,12 +56,16 @@ def read(repository: Repository, uuid: str) -> Facts:
     catalogue = repository.catalogue(uuid)
     broken = {one.id: one.reason_alone.rstrip(".") for one in catalogue.broken}
     protected: dict[str, str] = {}
+    immutable: dict[str, str] = {}
     in_use: set[str] = set()
     for backup_id in [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]:
         directory = repository.directory(uuid, backup_id)
         found = protection.read(directory)
         if found is not None:
             protected[backup_id] = PROTECTED if found.reason is None else f"{PROTECTED} ({found.reason})"
+        held = immutability.reason(directory)
+        if held is not None:
+            immutable[backup_id] = held
         verified = verification.read(directory)
         if verified is not None and verified.verdict is Verdict.DAMAGED:
             broken.setdefault(backup_id, DAMAGED)
@@ -75,7 +82,9 @@ def read(repository: Repository, uuid: str) -> Facts:
         for liked in {standby.backup, standby.failback}:
             if liked is not None:
                 bases.setdefault(liked, []).append(f"the standby at {standby.uri} is like it")
-    return Facts(catalogue, broken, protected=protected, in_use=in_use, bases=bases, needed_by=needed_by)
+    return Facts(
+        catalogue, broken, protected=protected, immutable=immutable, in_use=in_use, bases=bases, needed_by=needed_by
+    )
 
 
 def _bases_of_broken(

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import immutable
@@ -40,10 +40,8 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class DirectoryStore:
     """A directory that exists."""
 
-    def __init__(self, path: Path, *, immutable_days: int | None = None) -> None:
-        """``immutable_days``: for how long an object cannot be removed (vbackup.immutable)."""
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._immutable_days = immutable_days
         self._is_tidy = False
 
     @property
@@ -56,7 +54,6 @@ class DirectoryStore:
         with storage_errors(f"write to {self._path}"):
             path = self._path_of(key)
             if os.path.lexists(path):
-                self._make_immutable(path)  # the run that stored it may have been killed before it did that
                 return False
             incoming = self._path / _INCOMING
             incoming.mkdir(mode=0o700, exist_ok=True)
@@ -67,11 +64,9 @@ class DirectoryStore:
             try:
                 _write(temporary, key, source, size_bytes)
                 self._make_directory(path.parent)
-                is_new = _give_name(temporary, path)
+                return _give_name(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-            self._make_immutable(path)  # only now: no name of such a file can be removed
-            return is_new
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """As Store."""
@@ -129,15 +124,31 @@ class DirectoryStore:
         return Deletion.DELETED
 
     def lock_days(self) -> int | None:
-        """As Store: with ``immutable_days``, and for whoever does not take the flag away."""
-        return self._immutable_days
+        """As Store: a directory keeps nothing by itself, only what ``hold`` was called for."""
+        return None
+
+    def refuse_unholdable(self) -> None:
+        """Raise StorageError unless objects can be made immutable here."""
+        immutable.refuse_impossible(self._path)
+
+    def hold(self, key: str, until: datetime) -> bool:
+        """Make an object immutable until then (vbackup.immutable); return False if it was already, or is not there.
+
+        Raises StorageError.
+        """
+        path = self._path_of(key)
+        with storage_errors(f"make {path} immutable"):
+            try:
+                end = immutable.until(path)
+                if end is not None and end >= until.replace(microsecond=0):
+                    return False
+                immutable.make(path, until)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
 
     def close(self) -> None:
         """As Store."""
-
-    def _make_immutable(self, path: Path) -> None:
-        if self._immutable_days is not None and immutable.until(path) is None:
-            immutable.make(path, datetime.now(timezone.utc) + timedelta(days=self._immutable_days))
 
     def _path_of(self, key: str) -> Path:
         refuse_key(key)

@@ -3,9 +3,10 @@
 An object KEY is kept as KEY.age. Without an identity, objects can be stored, listed and deleted, but not read: the
 machine that makes copies does not need one. Each piece of 64 KiB is read alone, so a range costs what it has.
 
-``rewrap`` seals the file key of an object to other recipients, in a header of its own beside the object
-(KEY.age.header-SET), which has the length of the object's: places for copies keep objects as they were written, some
-because nobody may change them, and an object is neither fetched nor stored again.
+``rewrap`` seals the file key of an object to other recipients, in a second header beside the object
+(KEY.age.header-OBJECT-SET), which has the length of the object's: places for copies keep objects as they were written,
+some because nobody may change them, and an object is neither fetched nor stored again. OBJECT is a digest of the
+object's own header, so a header that is left of an object that was removed is never taken for that of the next one.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class SealedStore:
         self._identities = keys.identities
         self._plain = frozenset(plain)
         self._keys: OrderedDict[str, Key] = OrderedDict()
+        #: Names of the headers that ``rewrap`` has stored, by the key of the object.
+        self._listed: dict[str, set[str]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -74,11 +77,14 @@ class SealedStore:
         return bool(self._identities)
 
     def put_new(self, key: str, source: Source, size_bytes: int) -> bool:
-        """As Store."""
+        """As Store.
+
+        Without a recipient it is sealed to the identities, or to nobody: a claim is there to be seen, not to be read.
+        """
         if key in self._plain:
             return self._inner.put_new(key, source, size_bytes)
         file_key = age_header.new_key()
-        header = age_header.make(file_key, self._recipients)
+        header = age_header.make(file_key, self._recipients or [each.recipient for each in self._identities])
         sealing = Sealing(source, key, size_bytes, header=header, file_key=file_key)
         return self._inner.put_new(key + SUFFIX, sealing, age_header.BYTES + age_stream.sealed_size(size_bytes))
 
@@ -106,22 +112,32 @@ class SealedStore:
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
-        found = []
+        found, headers = {}, []
         for each in self._inner.list(prefix):
             if each.key in self._plain:
-                found.append(each)
+                found[each.key] = each
             elif each.key.endswith(SUFFIX):
                 key = each.key.removesuffix(SUFFIX)
-                found.append(StoredObject(key, _plain_size(each.size_bytes), each.modified))
-        yield from sorted(found, key=lambda each: each.key)
+                found[key] = StoredObject(key, _plain_size(each.size_bytes), each.modified)
+            elif (SUFFIX + _HEADER) in each.key:
+                headers.append(each)
+        for each in headers:
+            key = each.key.partition(SUFFIX + _HEADER)[0]
+            with self._lock:
+                self._listed.setdefault(key, set()).add(each.key)
+            if key not in found:  # a removal was killed; under its own name, it can be removed
+                found[each.key] = each
+        yield from sorted(found.values(), key=lambda each: each.key)
 
     def delete(self, key: str) -> Deletion:
-        """As Store. The headers that ``rewrap`` has stored go too."""
-        if key in self._plain:
+        """As Store. The headers that ``rewrap`` has stored go too, if they were listed."""
+        if key in self._plain or (SUFFIX + _HEADER) in key:
             return self._inner.delete(key)
         deleted = self._inner.delete(key + SUFFIX)
         if deleted is not Deletion.KEPT:
-            for header in self._headers(key):
+            with self._lock:
+                headers = self._listed.pop(key, set())
+            for header in headers:
                 self._inner.delete(header)
         return deleted
 
@@ -132,6 +148,15 @@ class SealedStore:
     def close(self) -> None:
         """As Store."""
         self._inner.close()
+
+    @property
+    def sealed_to(self) -> str:
+        """A name for the set of recipients of what is stored now."""
+        return _set_of(self._recipients)
+
+    def inner_key(self, key: str) -> str:
+        """Return the key that an object has in the store around which this one is."""
+        return key if key in self._plain else key + SUFFIX
 
     def check_identity(self, key: str) -> None:
         """Raise IdentityError unless an identity opens the object; only its header is fetched.
@@ -148,11 +173,12 @@ class SealedStore:
         """
         if not self._identities:
             raise IdentityNeededError(self.name)
-        name = key + SUFFIX + _HEADER + _set_of(recipients)
+        own = _joined(self._inner.get(key + SUFFIX, 0, age_header.BYTES))
+        name = _headers_of(key, own) + _set_of(recipients)
         if self._inner.size(name) is not None:
             return False
         try:
-            file_key = self._file_key(key, _joined(self._inner.get(key + SUFFIX, 0, age_header.BYTES)))
+            file_key = self._file_key(key, own)
         except DamagedHeaderError as err:
             raise SealedError(self.name, key + SUFFIX, str(err)) from err
         header = age_header.make(file_key, recipients)
@@ -210,7 +236,7 @@ class SealedStore:
             return age_header.unwrap(parsed, self._identities)
         except NotForThisIdentityError:
             pass
-        for name in self._headers(key):
+        for name in self._headers(key, header):
             try:
                 return age_header.unwrap(
                     age_header.parse(_joined(self._inner.get(name, 0, age_header.BYTES))), self._identities
@@ -222,10 +248,10 @@ class SealedStore:
             " identity of one of them; with it, 'vbackup copy --rewrap' lets others read it too. Nothing was fetched."
         )
 
-    def _headers(self, key: str) -> builtins.list[str]:
-        """Return the names of an object's other headers."""
+    def _headers(self, key: str, own: bytes) -> builtins.list[str]:
+        """Return the names of the other headers of the object that has this one."""
         parent = key.rpartition("/")[0]
-        start = key + SUFFIX + _HEADER
+        start = _headers_of(key, own)
         return [each.key for each in self._inner.list(f"{parent}/" if parent else "") if each.key.startswith(start)]
 
 
@@ -262,6 +288,11 @@ def _plain_size(stored_bytes: int) -> int:
         return age_stream.plain_size(stored_bytes - age_header.BYTES)
     except DamagedDataError:
         return max(0, stored_bytes - _START)
+
+
+def _headers_of(key: str, own: bytes) -> str:
+    """Return what the names of an object's other headers begin with; ``own``: its own header."""
+    return f"{key}{SUFFIX}{_HEADER}{hashlib.sha256(own).hexdigest()[:16]}-"
 
 
 def _set_of(recipients: Sequence[Recipient]) -> str:

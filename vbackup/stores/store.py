@@ -92,9 +92,14 @@ class Store(Protocol):
         """Release connections. Nothing else may be called afterwards."""
 
 
+def is_key(text: str) -> bool:
+    """Return True if this can be a key."""
+    return _KEY.fullmatch(text) is not None
+
+
 def refuse_key(key: str) -> None:
     """Raise StorageError unless this can be a key."""
-    if not _KEY.fullmatch(key):
+    if not is_key(key):
         raise StorageError(f"{key[:100]!r} is not a key of an object.")
 
 

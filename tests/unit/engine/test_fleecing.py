@@ -16,8 +16,9 @@ from tests.fake_qemu import FakeQemu
 from tests.unit import builders
 from vbackup.engine import fleecing
 from vbackup.engine.disk_plan import FleecingPlan
+from vbackup.engine.fleecing_area import LocalArea
 from vbackup.engine.plan import FleecingAbilities
-from vbackup.errors import DiskError, JobError, NoSpaceError, StorageError, UnsuitableError
+from vbackup.errors import DiskError, JobError, NoSpaceError, UnsuitableError
 from vbackup.files import nameless
 from vbackup.qapi.actions import OnCbwError
 
@@ -88,13 +89,6 @@ def test_file_loses_its_name_where_it_must_have_one_first(tmp_path: Path, monkey
     os.close(fd)
 
 
-def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "nothing"):
-        with pytest.raises(StorageError, match="is not a directory"):
-            fleecing.free_bytes(path)
-
-
 def test_qemu_that_cannot_keep_errors_from_the_guest_is_unsuitable() -> None:
     def without_quorum(schema: list[dict[str, Any]]) -> list[dict[str, Any]]:
         drivers = next(one for one in schema if "quorum" in one.get("values", ()))
@@ -142,8 +136,8 @@ def test_disk_with_an_iothread_is_refused_where_qemu_would_abort(tells_zeros: bo
 
 def test_area_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [4000]
-    monkeypatch.setattr(fleecing, "free_bytes", lambda _directory: free[0])
-    watch = fleecing.SpaceWatch.over(tmp_path)
+    monkeypatch.setattr(LocalArea, "free_bytes", lambda _area: free[0])
+    watch = fleecing.SpaceWatch.over(LocalArea(tmp_path))
     free[0] = 1000
     watch.check()
     free[0] = 999
@@ -152,7 +146,7 @@ def test_area_is_full_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_a_view_that_broke_is_the_areas_fault(tmp_path: Path) -> None:
-    watch = fleecing.SpaceWatch(tmp_path, 0)
+    watch = fleecing.SpaceWatch(LocalArea(tmp_path), 0)
     assert watch.explain(JobError("vda", "Input/output error")) is None
     broken = watch.explain(JobError("vda", "Permission denied"))
     assert f"could not save in the fleecing area {tmp_path} what the guest was about to overwrite. " in str(broken)
@@ -160,8 +154,8 @@ def test_only_a_view_that_broke_is_the_areas_fault(tmp_path: Path) -> None:
 
 
 def test_area_that_only_root_has_space_in_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleecing, "free_bytes", lambda _directory: 0)
-    broken = fleecing.SpaceWatch(tmp_path, 1).explain(JobError("vda", "Permission denied"))
+    monkeypatch.setattr(LocalArea, "free_bytes", lambda _area: 0)
+    broken = fleecing.SpaceWatch(LocalArea(tmp_path), 1).explain(JobError("vda", "Permission denied"))
     assert isinstance(broken, NoSpaceError)
 
 
@@ -181,6 +175,6 @@ def test_area_that_fails_here_too_says_why(
     def fail(_fd: int, _data: bytes) -> int:
         raise OSError(number, os.strerror(number))
 
-    watch = fleecing.SpaceWatch(tmp_path, 0)
+    watch = fleecing.SpaceWatch(LocalArea(tmp_path), 0)
     monkeypatch.setattr(os, "write", fail)
     assert message in str(watch.explain(JobError("vda", reason)))

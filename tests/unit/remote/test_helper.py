@@ -204,7 +204,7 @@ def test_socket_is_handed_over_when_the_server_has_greeted(helper: Connection, v
 
 
 def test_started_program_ends_with_the_helper(helper: Connection) -> None:
-    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/")
+    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/", listen="")
     assert helper.call("wait", what="wait", pid=pid, limit_s=0.05) is None
     helper._process.kill()
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), "the end of the program", timeout_s=5)
@@ -215,9 +215,9 @@ def _is_zombie(pid: int) -> bool:
 
 
 def test_how_a_program_ended(helper: Connection) -> None:
-    pid = helper.call("start", what="start", argv=["sh", "-c", "echo why >&2; exit 3"], cwd="/")
+    pid = helper.call("start", what="start", argv=["sh", "-c", "echo why >&2; exit 3"], cwd="/", listen="")
     assert helper.call("wait", what="wait", pid=pid, limit_s=5) == {"status": 3, "stderr": "why\n"}
-    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/")
+    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/", listen="")
     helper.call("kill", what="kill", pid=pid, signum=15)
     assert helper.call("wait", what="wait", pid=pid, limit_s=5)["status"] == -15
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -117,23 +118,21 @@ def target(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["chattr", "-R", "-i", tmp_path], check=True)
 
 
-def test_immutable_object_stays_until_its_days_are_over(target: Path) -> None:
-    store = DirectoryStore(target, immutable_days=3)
-    assert store.put_new("a/b", io.BytesIO(b"data"), 4)
-    assert store.lock_days() == 3
+def test_object_that_is_held_stays_until_its_time_is_over(target: Path) -> None:
+    store = DirectoryStore(target)
+    store.refuse_unholdable()
+    now = datetime.now(timezone.utc)
+    put(store, "a/b")
+    assert store.hold("a/b", now + timedelta(days=3))
+    assert not store.hold("a/b", now + timedelta(days=3))
+    assert not store.hold("a/b", now)
+    assert not store.hold("a/missing", now)
     with pytest.raises(PermissionError):
         (target / "a" / "b").unlink()
-    # Whoever deletes, with the option or without.
-    assert DirectoryStore(target).delete("a/b") is Deletion.KEPT
-    assert (target / "a" / "b").read_bytes() == b"data"
-    assert list((target / ".incoming").iterdir()) == []
-    assert DirectoryStore(target, immutable_days=0).put_new("a/c", io.BytesIO(b"data"), 4)
+    assert store.delete("a/b") is Deletion.KEPT
+    assert (target / "a" / "b").read_bytes() == b"x"
+    put(store, "a/c")
+    assert store.hold("a/c", now - timedelta(seconds=5))
     with pytest.raises(PermissionError):
         (target / "a" / "c").unlink()
-    assert DirectoryStore(target).delete("a/c") is Deletion.DELETED
-
-
-def test_run_that_was_killed_before_the_flag_is_made_up_for(target: Path) -> None:
-    DirectoryStore(target).put_new("a/b", io.BytesIO(b"data"), 4)
-    assert not DirectoryStore(target, immutable_days=3).put_new("a/b", io.BytesIO(b"data"), 4)
-    assert DirectoryStore(target).delete("a/b") is Deletion.KEPT
+    assert store.delete("a/c") is Deletion.DELETED

@@ -120,12 +120,31 @@ def test_rewrap_lets_others_read_and_leaves_the_object_alone(tmp_path: Path) -> 
         content(store(inner, by=(THREE,)))
     assert store(inner, by=(new,)).rewrap(KEY, [THREE.recipient])
     assert content(store(inner, by=(THREE,))) == data
-    assert [each.key for each in store(inner).list("")] == [KEY]
+    again = store(inner)
+    assert [each.key for each in again.list("")] == [KEY]
     # By hand: the new header, and the object behind its own.
     [header] = [each for key, (each, _) in inner.objects.items() if len(each) == 2048 and _opens(key, each, new)]
     assert age.opened(header + inner.objects[f"{KEY}.age"][0][2048:], pair) == data
-    assert store(inner).delete(KEY) is Deletion.DELETED
+    assert again.delete(KEY) is Deletion.DELETED
     assert inner.objects == {}
+
+
+def test_header_that_is_left_of_a_removed_object_is_not_taken_for_the_next_one() -> None:
+    """A removal was killed between the two: what is left can be seen and removed."""
+    inner = FakeStore()
+    put(store(inner), b"first")
+    store(inner).rewrap(KEY, [TWO.recipient])
+    del inner.objects[f"{KEY}.age"]
+    [left] = store(inner).list("")
+    assert left.key.startswith(f"{KEY}.age.header-")
+    put(store(inner), b"second")
+    assert content(store(inner)) == b"second"
+    with pytest.raises(IdentityError):
+        content(store(inner, by=(TWO,)))
+    assert store(inner).rewrap(KEY, [TWO.recipient])
+    assert content(store(inner, by=(TWO,))) == b"second"
+    assert store(inner).delete(left.key) is Deletion.DELETED
+    assert content(store(inner, by=(TWO,))) == b"second"
 
 
 def _opens(key: str, data: bytes, identity: Identity) -> bool:

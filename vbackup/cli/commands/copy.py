@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_wait_lock
+from vbackup.cli.copies import add_identity, add_recipients, add_take_over
 from vbackup.cli.values import chain_length, count, speed_bytes_s, timestamp
 
 
@@ -42,15 +43,19 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--parallel", metavar="N", type=count, help="number of objects of a backup to send at once (default: 4)"
     )
+    add_recipients(parser)
+    add_identity(parser)
+    parser.add_argument(
+        "--rewrap",
+        action="store_true",
+        help="copy nothing, but let the recipients read all that is at the target; needs --identity, and no repository",
+    )
+    parser.add_argument(
+        "--immutable",
+        metavar="DAYS",
+        type=count,
+        help="in a directory: let nobody change or remove backups there for so many days after they were copied",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print what would be copied")
     add_take_over(parser)
     add_wait_lock(parser)
-
-
-def add_take_over(parser: argparse.ArgumentParser) -> None:
-    """Add --take-over."""
-    parser.add_argument(
-        "--take-over",
-        action="store_true",
-        help="a vbackup of another machine that seems to work on the domain at the target is dead",
-    )

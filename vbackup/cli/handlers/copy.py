@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vbackup.api import PARALLEL_OBJECTS, Connection, Copied, CopiedPoint, CopyRequest, documents
-from vbackup.cli import copies, one_by_one, output
+from vbackup.cli import copies, copies_rewrap, one_by_one, output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, VbackupError, error_document
@@ -19,6 +19,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
     """Copy the domains, one after the other; the exit status is 3 if it failed for some of several only."""
     started = time.monotonic()
     words = domain_words_of(options)
+    if options.rewrap:
+        return copies_rewrap.run(options, words, context)
     if not options.all and not words:
         raise UsageError("Give a domain, or --all.")
     place = copies.place_of(options, options.to)
@@ -57,6 +59,7 @@ def _request(uuid: str, options: argparse.Namespace) -> CopyRequest:
         full_every=options.full_every,
         bytes_s=options.bwlimit,
         parallel=PARALLEL_OBJECTS if options.parallel is None else options.parallel,
+        immutable_days=options.immutable,
         dry_run=options.dry_run,
         take_over=options.take_over,
         wait_lock_s=options.wait_lock,

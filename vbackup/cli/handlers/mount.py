@@ -72,7 +72,7 @@ def _print(mounted: Mounted, context: Context, *, in_background: bool) -> None:
                 for one in mounted.disks.values()
             ],
         }
-        context.print_document("vbackup.mount/1", document)
+        (context.print_document if in_background else context.print_line)("vbackup.mount/1", document)
     elif not context.is_quiet:
         print(output.plain(f"Backup {backup.id} of domain {backup.domain_name} is mounted, read-only:"))
         for one in mounted.disks.values():

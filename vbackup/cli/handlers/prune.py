@@ -23,8 +23,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
     rules = _rules(options)
     if options.at_target is not None:
         return copies_prune.run(options, rules, context)
-    if options.take_over or options.cache is not None:
-        raise UsageError("--take-over and --cache are for a prune with --at.")
+    if options.take_over or options.cache is not None or options.identities:
+        raise UsageError("--take-over, --cache and --identity are for a prune with --at.")
     words = _words(options)
     vb = context.connect()
     repository = vb.repository
