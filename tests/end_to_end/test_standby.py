@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
+from tests.end_to_end import whole
+from tests.end_to_end.test_live_restore import lost_machine
 from tests.end_to_end.test_offline import storage_daemons, write
 from tests.hosts import Hypervisor
 from tests.lab import HEEDING_SIGNALS, DiskSpec, Machine, domain_xml, qemu_img_info
+from vbackup import archive
 from vbackup.domain import standby_xml
+from vbackup.domain.host import library_version
 from vbackup.engine import rollback as engine
+from vbackup.errors import MonitorError
+from vbackup.operations import restore_in_place
+from vbackup.operations.restored_machine import TPM_SOURCE_SINCE
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome
@@ -220,6 +227,64 @@ def test_failover_and_failback(hosts: TwoHosts) -> None:
     assert {disk["base"] for disk in made["disks"]} == {done["id"]}
     assert {disk["full"] for disk in hosts.replicate().document["disks"]} == {None}
     hosts.compare()
+
+
+def test_failback_that_failed_goes_on(hosts: TwoHosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the standby has is in the repository and on the standby: nothing is lost, whichever is used."""
+    hosts.backup()
+    hosts.replicate()
+    hosts.failover()
+    hosts.machine().write("vda", "write -P 7 5M 192k")
+    hosts.machine().destroy()
+
+    def fail(*_words: Any, **_named: Any) -> None:
+        raise MonitorError("The original is not there.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restore_in_place, "run", fail)
+        hosts.failback(status=1)
+    state = hosts.state()
+    assert (state["state"], state["failback"]) == ("ready", state["backup"])
+    write(hosts.specs[0].path, "write -P 3 1M 64k")
+    old = hosts.backup()  # of the original as it was
+    assert "has not ended" in hosts.replicate(status=5).stderr
+    assert old in hosts.failover(status=5).stderr
+    hosts.failover("--as-is")
+    hosts.machine().write("vda", "write -P 6 6M 64k")
+    hosts.machine().destroy()
+    done = hosts.failback().document
+    assert {disk["full"] for disk in done["disks"]} == {None}
+    hosts.compare()
+    write(hosts.image("vda"), "read -P 7 5M 192k", "read -P 6 6M 64k", "read -P 0 7M 64k")
+    assert hosts.state()["failback"] is None
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
+def test_machine_comes_with_the_disks(daemon: Daemon, command: Command, repository: Path, images: Path) -> None:
+    """UEFI variables and the state of the TPM of a domain whose host is lost; it starts with its new host."""
+    spec = lost_machine(daemon, command, repository, images)
+    variables = (images / "vars.fd").read_bytes()
+    output = images / "out"
+    words = ("-q", "replicate", "web", "-r", repository, "--to", daemon.uri)
+    command(*words, "--directory", output)
+    found = daemon.defined("web")
+    state = output / "tpm" if library_version() >= TPM_SOURCE_SINCE else Path("/var/lib/libvirt/swtpm") / whole.UUID
+    (saved,) = repository.glob(f"{whole.UUID}/*/tpm.tar")
+    known = archive.unpack(saved.read_bytes())["tpm2-00.permall"]
+
+    def check() -> None:
+        assert [path.read_bytes() for path in state.rglob("tpm2-00.permall")] == [known]
+        assert (output / "nvram").read_bytes() == variables
+        compare(spec.path, output / "vda.qcow2")
+
+    check()
+    (output / "nvram").write_bytes(b"changed" * 64)
+    command(*words)
+    check()
+    assert found.handle.domain.autostart() == 0
+    command("-q", "failover", "web", "-r", repository, "--to", daemon.uri)
+    assert (found.handle.is_active(), found.handle.domain.autostart()) == (True, 1)
+    found.destroy()
 
 
 def test_standby_on_another_host(machines: TwoMachines) -> None:
