@@ -75,8 +75,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
 http.ranges, sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity,
-capabilities, media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied,
-remote.address and command.
+capabilities, media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and
+denied, remote.address and command.
 """
 
 __version__ = "0.1.0"
