@@ -30,6 +30,11 @@ ELSEWHERE = {
     "engine.audit_copy": "end_to_end/test_audit.py",  # needs QEMU: a quorum, and a bitmap that it stores
     "http.served": "unit/http/test_server.py",  # protocols
     "images.opened_point": "contract/test_opened_point.py",  # needs the program
+    "operations.repair_work": "unit/operations/test_repair.py",  # steps that make sense one after the other
+    "operations.repair_merges": "unit/operations/test_repair.py",
+    "operations.repair_files": "unit/operations/test_repair.py",
+    "operations.repair_backups": "unit/operations/test_repair.py",
+    "operations.repair_images": "unit/operations/test_repair.py",
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones
     "engine.live_backing": "end_to_end/test_live_restore.py",
