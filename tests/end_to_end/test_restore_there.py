@@ -1,4 +1,7 @@
-"""Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures."""
+"""Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures.
+
+vbackup.operations.restore_there decides and vbackup.images.there writes.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 # The embedded driver logs to stderr, which repeats what its exceptions say. Set the variable to see that log;
@@ -37,7 +37,9 @@ from vbackup.errors import (
 )
 from vbackup.files import user_name
 from vbackup.model import SecretRef
-from vbackup.remote.link import Link
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from vbackup.domain.host import Host
 from vbackup.errors import HelperError, LinkLostError, RemoteError, SshError
 from vbackup.files import is_missing, open_regular, read_regular
-from vbackup.remote.link import Link
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 log = logging.getLogger(__name__)
 

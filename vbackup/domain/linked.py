@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vbackup.remote import address
-from vbackup.remote.link import Link
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 
 class Linked:
@@ -28,6 +31,8 @@ class Linked:
             if self._link is None:
                 place = address.parse(uri)
                 assert place is not None
+                from vbackup.remote.link import Link  # most commands need none
+
                 self._link = Link(place, check=check).__enter__()
             return self._link
 

@@ -6,14 +6,16 @@ import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vbackup.errors import FdsNotPassedError, NoSpaceError, RemoteError, StorageError, UnsuitableError
 from vbackup.files import nameless, storage_errors
 from vbackup.images import targets
 from vbackup.qemu import qemu_img
 from vbackup.qemu.monitor import Monitor
-from vbackup.remote.link import Link
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 
 class Area(Protocol):

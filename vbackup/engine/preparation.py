@@ -5,13 +5,13 @@ vbackup.engine.plan decides what is needed; vbackup.operations.backup then sends
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vbackup.engine import allocation_jobs, fleecing, scratch
 from vbackup.engine.fleecing_area import Area
 from vbackup.engine.plan import BackupPlan
 from vbackup.engine.unfinished import LockedDomain
-from vbackup.images import creation, target_server, targets
+from vbackup.images import creation, targets
 from vbackup.images.creation import NewImage
 from vbackup.images.targets import Target
 from vbackup.repository.repository import Stage
@@ -20,7 +20,11 @@ from vbackup.undo import Undo
 
 def new_images(plan: BackupPlan, stage: Stage) -> Sequence[NewImage]:
     """Return the target images to make in the stage; what a server compresses gets the disk's size at the end."""
-    rounded = target_server.rounded_up if plan.is_served and plan.is_compressed else int
+    rounded: Callable[[int], int] = int
+    if plan.is_served and plan.is_compressed:
+        from vbackup.images import target_server  # other backups need none
+
+        rounded = target_server.rounded_up
     return [
         NewImage(
             Target(stage.path / disk.file, disk.target_node),

@@ -10,22 +10,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vbackup import names
 from vbackup.domain.source import Source
 from vbackup.engine import leftovers
 from vbackup.images import targets
 from vbackup.images.block_lists import EarlyList
-from vbackup.images.target_server import ServedTargets
 from vbackup.model import Backup, NodeBitmap
 from vbackup.names import Naming
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor
-from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository.repository import Repository, Stage
 from vbackup.stop import Stop
 from vbackup.undo import Undo
+
+if TYPE_CHECKING:
+    from vbackup.images.target_server import ServedTargets
+    from vbackup.remote.link import Link
 
 
 @dataclass(frozen=True)

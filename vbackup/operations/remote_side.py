@@ -7,22 +7,23 @@ it there itself.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import LinkLostError, RemoteError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
-from vbackup.images.target_server import ServedTargets, TargetServer
 from vbackup.model import Transport
 from vbackup.qemu.monitor import Monitor
-from vbackup.remote.link import Link
 from vbackup.report import Reporter
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
+
+if TYPE_CHECKING:
+    from vbackup.images.target_server import ServedTargets
+    from vbackup.remote.link import Link
 
 _TOKEN_BYTES = 32
 
@@ -67,6 +68,8 @@ def shares(link: Link, repository: Repository) -> bool:
 
     Raises LinkLostError, StorageError.
     """
+    import tempfile  # other backups need none
+
     token = os.urandom(_TOKEN_BYTES)
     with (
         storage_errors(f"write to {repository.path}"),
@@ -87,6 +90,8 @@ def served(handle: DomainHandle, reporter: Reporter, *, stop: Stop) -> Iterator[
 
     Raises what opening a link raises, ForwardingError, UnsuitableError, StorageDaemonGoneError, StorageError.
     """
+    from vbackup.images.target_server import ServedTargets, TargetServer  # other backups need none
+
     with TargetServer(reporter) as server:
         link = handle.host.link(check=stop.check)
         socket = link.forward(server.socket)
