@@ -37,6 +37,7 @@ from vbackup.qemu import backing_chain
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import StorageDaemon, Survival
 from vbackup.remote.daemon import Hypervisor
+from vbackup.remote.link import Link
 from vbackup.report import Reporter
 
 
@@ -209,7 +210,7 @@ class OffSource:
         return FreezeMark.NONE
 
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, link: Link | None = None) -> Iterator[Freeze]:
         """Freeze nothing: no guest runs, which satisfies every ``quiesce``."""
         saved = self.handle.has_managed_save()
         if saved:
