@@ -11,12 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import libvirt
 import pytest
 
 from tests.end_to_end.chains import END_BYTES, levels
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, References, compare, domain_xml
 from vbackup.domain.host import Host
+from vbackup.domain.offline import OffSource
 from vbackup.images import target_server
 from vbackup.model import Backup, Transport
 from vbackup.operations import remote_side
@@ -251,3 +253,55 @@ def test_killed_backup_is_recovered(
         before[what] for what in ("nodes", "jobs", "fdsets")
     ]
     assert set(levels(chain.backup()).values()) == {"incremental"}
+
+
+def test_domain_that_is_off(hypervisor: Hypervisor, command: Command, repository: Path, tmp_path: Path) -> None:
+    """A storage daemon there has the images open, with the same bitmaps, and keeps the domain from starting."""
+    specs = [
+        DiskSpec(hypervisor.images / "vda.qcow2", size="16M"),
+        DiskSpec(hypervisor.images / "vdb.qcow2", dev="vdb", size=str((16 << 20) + 4608)),
+    ]
+    for spec in specs:
+        spec.create()
+    machine = hypervisor.define(domain_xml("web", [spec.xml() for spec in specs]))
+    backup = ("-c", hypervisor.uri, "-q", "backup", "web", "-r", repository, "--json")
+    made = []
+
+    def back_up(*options: str) -> set[str]:
+        done = command(*backup, *options).document
+        made.append(done)
+        output = tmp_path / f"restored-{len(made)}"
+        command("-q", "restore", "web", done["id"], "-r", repository, "--output", output)
+        for spec in specs:
+            compare(next(output.glob(f"{spec.dev}.*")), spec.path)
+        return set(levels(done).values())
+
+    def write(pattern: int) -> None:
+        for spec in specs:
+            argv = ["qemu-io", "-f", "qcow2", "-c", f"write -P {pattern} 1M 192k", "-c", "write -z 5M 64k", spec.path]
+            subprocess.run(argv, check=True, capture_output=True)
+
+    write(1)
+    assert back_up() == {"full"}
+    write(2)
+    assert back_up("--compress") == {"incremental"}
+    assert made[-1]["consistency"] == "offline"
+    machine.handle.domain.create()
+    machine.write("vda", "write -P 3 2M 64k")
+    assert set(levels(command(*backup).document).values()) == {"incremental"}
+    machine.destroy()
+    write(4)
+    started: list[str] = []
+    frozen = OffSource.frozen
+
+    def start(source: OffSource, *arguments: Any) -> Any:
+        with pytest.raises(libvirt.libvirtError, match="lock"):
+            machine.handle.domain.create()
+        started.append("refused")
+        return frozen(source, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OffSource, "frozen", start)
+        assert back_up("--level", "differential") == {"differential"}
+    assert started == ["refused"]
+    assert not hypervisor.processes("qemu-storage-daemon")

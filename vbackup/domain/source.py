@@ -143,7 +143,8 @@ class Source(Protocol):
 def open_source(handle: DomainHandle, *, reporter: Reporter, access: Access | None = None) -> Iterator[Source]:
     """Open the domain's disks: in its QEMU if it is running or paused, else in a storage daemon, as ``access`` allows.
 
-    Raises UnsuitableError if a domain that is off is on another host, or the storage daemon is not installed;
+    Raises UnsuitableError if a domain that is off is on another host that no link leads to, or the storage daemon is
+    not installed;
     MigratingError while the domain is migrated, InactiveError if QEMU does not have its images to itself.
     """
     if handle.is_active():
@@ -158,10 +159,10 @@ def open_source(handle: DomainHandle, *, reporter: Reporter, access: Access | No
             finally:
                 running.close()
         return
-    if not handle.host.is_local:
+    if not handle.host.is_local and not handle.host.has_link:
         raise UnsuitableError(
-            f"Domain {handle.name} is off, and its images are on another host: run vbackup on that host, or start"
-            " the domain."
+            f"Domain {handle.name} is off, and its images are on another host, which is not reached by SSH: run vbackup"
+            " on that host, or start the domain."
         )
     from vbackup.domain import offline  # a running domain does without a storage daemon
 

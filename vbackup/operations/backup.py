@@ -262,7 +262,7 @@ def _locked(
         opened = stack.enter_context(source.open_source(handle, reporter=reporter, access=access))
         domain = LockedDomain(opened, repository, reporter, stop)
         if remote_side.chosen(request.transport, handle.host, repository, stop=stop) is Transport.SSH:
-            served = stack.enter_context(remote_side.served(handle, reporter, stop=stop))
+            served = stack.enter_context(remote_side.served(opened, reporter, stop=stop))
             domain = replace(domain, served=served, link=handle.host.link(check=stop.check))
         if not repository.locks(handle.uuid):
             reporter.warning(
@@ -476,7 +476,7 @@ def _start(
 @contextmanager
 def _guarded(domain: LockedDomain) -> Iterator[None]:
     """Have the helper undo in QEMU what the block leaves there if the link is lost."""
-    if domain.link is None:
+    if domain.link is None or not domain.source.is_running:  # a storage daemon ends with the link
         yield
         return
     domain.link.guard(domain.uuid, jobs=domain.naming.prefix, nodes=domain.naming.prefix)

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.host import Host
+from vbackup.domain.source import Source
 from vbackup.errors import LinkLostError, RemoteError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
 from vbackup.images.target_server import ServedTargets, TargetServer
@@ -34,9 +35,15 @@ class LinkConnector:
     link: Link
     uuid: str
     socket: str  #: the forwarded one, on the hypervisor
+    is_running: bool  #: the domain has a QEMU
 
     def address(self, monitor: Monitor, name: str) -> dict[str, Any]:
-        """Let the helper give QEMU the descriptor of a connected socket."""
+        """Let the helper give QEMU the descriptor of a connected socket.
+
+        A storage daemon there, which takes no descriptors, has the rights of the helper: it connects by itself.
+        """
+        if not self.is_running:
+            return {"type": "unix", "path": self.socket}
         try:
             self.link.pass_nbd(self.uuid, name, self.socket)
         except RemoteError as err:
@@ -82,16 +89,16 @@ def shares(link: Link, repository: Repository) -> bool:
 
 
 @contextmanager
-def served(handle: DomainHandle, reporter: Reporter, *, stop: Stop) -> Iterator[ServedTargets]:
-    """Serve target images to the domain's QEMU through the link while the block runs.
+def served(source: Source, reporter: Reporter, *, stop: Stop) -> Iterator[ServedTargets]:
+    """Serve target images to the QEMU of a domain, or the storage daemon, through the link while the block runs.
 
     Raises what opening a link raises, ForwardingError, UnsuitableError, StorageDaemonGoneError, StorageError.
     """
     with TargetServer(reporter) as server:
-        link = handle.host.link(check=stop.check)
+        link = source.handle.host.link(check=stop.check)
         socket = link.forward(server.socket)
         try:
-            yield ServedTargets(server, LinkConnector(link, handle.uuid, socket))
+            yield ServedTargets(server, LinkConnector(link, source.handle.uuid, socket, source.is_running))
         finally:
             _end(link, socket)
 
