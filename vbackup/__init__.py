@@ -14,8 +14,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
-                             restore_in_place  rollback  full_in_place  in_place_end  mount  umount
-                             serve  session_begin  session_end  session_offline  session_status  session_changes
+                             restore_in_place  rollback  full_in_place  in_place_end  mount  umount  serve
+                             session_begin  session_end  session_offline  session_status  session_changes
                              serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
@@ -48,7 +48,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
                              swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
                              live_xml  qemu_user  linked  host_files  standby_xml  linked_images  fleet  twins
-                             hosts_file
+                             hosts_file  image_host  thaw_there
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check

@@ -6,6 +6,7 @@ Below the engine: the nodes and jobs are made by hand, as a backup makes them.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -196,3 +197,28 @@ def test_loss_of_the_link(
         assert start_job(machine)
         machine.execute("job-cancel", id=machine.execute("query-jobs")[0]["id"])
         wait_for(lambda: status_of(machine) == ["concluded"], "the end")
+
+
+def test_user_without_privileges_ends_the_own_session(hypervisor: Hypervisor, server: Path, link: Link) -> None:
+    """What sshd runs for the user is the user's, and can be ended: nothing here needs root but libvirt."""
+    passwd = hypervisor.directory / "passwd"
+    passwd.write_text(f"{Path('/etc/passwd').read_text()}operator1:x:4321:4321::/tmp:/bin/sh\n")
+    hypervisor.run("mount", "--bind", passwd, "/etc/passwd")
+    try:
+        found = address.parse(hypervisor.uri.replace("root@", "operator1@"))
+        assert found is not None
+        with Link(found) as own:
+            assert own.run(["id", "-u"]) == b"4321\n"
+            remote = own.forward(server)
+            facts = own.stat(remote)
+            assert (facts["uid"], facts["mode"] & 0o777) == (4321, 0o600)
+            directory = own.directory()
+            assert own.stat(directory)["mode"] & 0o777 == 0o700
+            assert own._connection is not None
+            own._connection._out = _Nowhere()  # type: ignore[assignment]
+            wait_for(lambda: own.is_lost, "the end of the session", timeout_s=10)
+        wait_for(lambda: not Path(directory).exists(), "the helper's work")  # in /tmp, which both hosts have
+        assert not link.is_lost
+        shutil.rmtree(Path(directory).parent)
+    finally:
+        hypervisor.run("umount", "/etc/passwd")

@@ -611,7 +611,7 @@ def test_domain_that_is_off_on_another_host_is_refused(
     defined: Machine, daemon: Daemon, command: Command, repository: Path
 ) -> None:
     refused = command("-c", daemon.tcp_uri, "backup", "offline", "-r", repository, status=5)
-    assert "Domain offline is off, and its images are on another host: run vbackup on that host" in refused.stderr
+    assert "Domain offline is off, and its images are on another host, which is not reached by SSH" in refused.stderr
 
 
 def test_private_secret_is_told(daemon: Daemon, command: Command, repository: Path, images: Path) -> None:

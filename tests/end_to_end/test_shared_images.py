@@ -19,7 +19,7 @@ from tests.daemon import wait_for
 from tests.end_to_end.chains import END_BYTES
 from tests.filesystem import loop_device
 from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml, qemu_img_info, qemu_io
-from vbackup.domain import file_contents, opening
+from vbackup.domain import access, file_contents
 from vbackup.domain.access import file_system_of
 from vbackup.qemu import jobs
 
@@ -350,7 +350,7 @@ def test_image_that_another_host_writes_while_it_is_read_is_no_backup(
     spec = DiskSpec(tmp_path / "vda.qcow2")
     spec.create()
     machine = lab.define(domain_xml("written", [spec.xml()]))
-    monkeypatch.setattr(opening, "doubt", lambda _image: "is on NFS")
+    monkeypatch.setattr(access, "doubt", lambda _image: "is on NFS")
     original = jobs.run
 
     def write_and_run(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from tests.fake_qemu import FakeQemu
 from tests.recorded import Recorded, story
 from tests.unit.builders import Recorder, backup, commit, image_file, incremental
 from tests.unit.fake_domain import SIZE_BYTES, FakeDaemon, FakeDomain, FakePassthrough, FakeWatchdog
-from vbackup.domain import freeze_turn, offline, opening, source
+from vbackup.domain import access, freeze_turn, offline, source
 from vbackup.domain.host import Host
 from vbackup.hooks import marks
 from vbackup.images import block_lists
@@ -67,7 +67,7 @@ def domain(monkeypatch: pytest.MonkeyPatch, empty_image: Path, tmp_path: Path) -
     monkeypatch.setattr(offline, "StorageDaemon", FakeDaemon)
     monkeypatch.setattr(source, "Watchdog", FakeWatchdog)
     monkeypatch.setattr(backing_chain, "images_of", lambda disk, *, volume_path: (image_file(disk),))
-    monkeypatch.setattr(opening, "doubt", lambda _image: None)
+    monkeypatch.setattr(access, "doubt", lambda _image: None)
     made = FakeDaemon.domain = FakeWatchdog.domain = FakeDomain()
     with made.qemu:
         yield made

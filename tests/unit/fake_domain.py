@@ -153,7 +153,7 @@ class FakeDaemon(FakePassthrough):
 
     domain: FakeDomain
 
-    def __init__(self, _reporter: object, *, survival: object = None) -> None:
+    def __init__(self, _reporter: object, *, survival: object = None, elsewhere: object = None) -> None:
         assert survival is None  # it is for sessions
         super().__init__(self.domain)
         self.chains: dict[str, list[str]] = {}

@@ -14,6 +14,7 @@ from vbackup.domain import chain_states, domain_xml, own_writes
 from vbackup.domain.access import Access, Identity
 from vbackup.domain.freeze import Freeze
 from vbackup.domain.host import DomainHandle
+from vbackup.domain.image_host import ImageHost, ImagesHere, ImagesThere
 from vbackup.domain.opening import OpenImages
 from vbackup.domain.own_writes import OwnWrites
 from vbackup.errors import BusyError, UnsuitableError, VbackupError
@@ -35,6 +36,8 @@ from vbackup.process import OpenFiles
 from vbackup.qemu import backing_chain
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import StorageDaemon, Survival
+from vbackup.remote.daemon import Hypervisor
+from vbackup.remote.link import Link
 from vbackup.report import Reporter
 
 
@@ -44,14 +47,21 @@ def open_off(
 ) -> Iterator[OffSource]:
     """Open a domain that is off. Raises UnsuitableError if the storage daemon is not installed.
 
-    ``survival``: the daemon survives this process, and the end of the block if ``OffSource.leave`` is called.
+    ``survival``: the daemon survives this process, and the end of the block if ``OffSource.leave`` is called. Of a
+    domain on another host the daemon runs there, under the eyes of the link's helper.
     """
+    host: ImageHost = ImagesHere()
+    elsewhere = None
+    if not handle.host.is_local:
+        link = handle.host.link(check=access.check)
+        host, elsewhere = ImagesThere(link), Hypervisor(link)
     # The mark is for the hook script. A start that comes before it is noticed by disk_nodes.
-    with offline_mark(handle.uuid), access.images_in_use.claims(handle.name):
+    mark = offline_mark(handle.uuid) if host.is_here else nullcontext()
+    with mark, access.images_in_use.claims(handle.name):
         domain = domain_xml.parse(handle.live_xml())
         with (
             own_writes.recorded(only_bitmaps=not access.writes_data) as writes,
-            StorageDaemon(reporter, survival=survival) as daemon,
+            StorageDaemon(reporter, survival=survival, elsewhere=elsewhere) as daemon,
         ):
             images = OpenImages(
                 daemon,
@@ -61,6 +71,7 @@ def open_off(
                 secret_value=handle.host.secret_value,
                 reporter=reporter,
                 writes=writes,
+                host=host,
             )
             yield OffSource(handle, domain, images)
 
@@ -154,11 +165,13 @@ class OffSource:
         return self._images.reason_not_to_write(layer.node_name)
 
     def open_files(self) -> OpenFiles | None:
-        """Look at the daemon in /proc."""
-        return process.open_files(self._images.daemon.pid)
+        """Look at the daemon in /proc, if it is on this host."""
+        return process.open_files(self._images.daemon.pid) if self._images.host.is_here else None
 
     def look_at(self, nodes: Sequence[DiskNode]) -> list[DiskNode]:
-        """Look at the files that the daemon has open."""
+        """Look at the files that the daemon has open, if it is on this host."""
+        if not self._images.host.is_here:
+            return [dataclasses.replace(one, looked_at=chain_states.of_other_host(one, mark=None)) for one in nodes]
         files = self.open_files() if any(chain_states.needs_open_files(one) for one in nodes) else None
         return [
             dataclasses.replace(one, looked_at=chain_states.of_this_host(one, mark=None, open_files=files))
@@ -175,7 +188,8 @@ class OffSource:
             raise UnsuitableError(f"{reason}.")
         if not layer.read_only:
             return nullcontext()
-        self._images.writes.expect(layer.filename, is_open=True)
+        if self._images.host.is_here:
+            self._images.writes.expect(layer.filename, is_open=True)
         return self._images.daemon.writable(layer.node_name)
 
     def store(self, layer: Layer) -> None:
@@ -196,7 +210,7 @@ class OffSource:
         return FreezeMark.NONE
 
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, link: Link | None = None) -> Iterator[Freeze]:
         """Freeze nothing: no guest runs, which satisfies every ``quiesce``."""
         saved = self.handle.has_managed_save()
         if saved:

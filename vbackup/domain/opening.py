@@ -8,20 +8,16 @@ vbackup.domain.offline which disks are asked for.
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 
-from vbackup import process
-from vbackup.domain.access import Access, doubt, has_times
+from vbackup.domain.access import Access
+from vbackup.domain.image_host import ImageHost, ImagesHere
 from vbackup.domain.own_writes import OwnWrites
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
-from vbackup.files import why_denied
 from vbackup.model import BlockDriver, Disk, DiskNode, SecretRef
-from vbackup.qemu import backing_chain
 from vbackup.qemu.backing_chain import Image
 from vbackup.qemu.monitor import block_graph
 from vbackup.qemu.storage_daemon import StorageDaemon
@@ -45,10 +41,12 @@ class OpenImages:
         secret_value: Callable[[SecretRef], bytes],
         reporter: Reporter,
         writes: OwnWrites,
+        host: ImageHost | None = None,
     ) -> None:
-        """``owner``: name of the domain."""
+        """``owner``: name of the domain; ``host``: where daemon and images are, if not here."""
         self.daemon = daemon
         self.writes = writes
+        self.host = host or ImagesHere()
         self._access = access
         self._owner = owner
         self._volume_path = volume_path
@@ -66,8 +64,8 @@ class OpenImages:
         new = [disk for disk in disks if disk.alias not in self.daemon.chains]
         chains = {}
         for disk in new:
-            with _refusals(disk):
-                chains[disk.alias] = backing_chain.images_of(disk, volume_path=self._volume_path)
+            with _refusals(disk, self.host):
+                chains[disk.alias] = self.host.images_of(disk, self._volume_path)
         self._tops.update((alias, images[0]) for alias, images in chains.items())
         for disk in new:
             reason = self._reason_to_read_only(chains[disk.alias][0])
@@ -75,7 +73,7 @@ class OpenImages:
                 self._reasons[disk.alias] = reason
         self._claim(chains)
         for disk in new:
-            with _refusals(disk):
+            with _refusals(disk, self.host):
                 self._open(disk, chains[disk.alias])
         return bool(new)
 
@@ -108,7 +106,7 @@ class OpenImages:
     def busy(self, images: Sequence[Image] = ()) -> BusyError:
         """Return the error that says who else has one of the images, or of all that are open here, open."""
         for image in images or self._images.values():
-            users = process.other_users_of(image.path, self.daemon.pid)
+            users = self.host.users_of(image.path, but=self.daemon.pid)
             if users:
                 return BusyError(
                     f"The image {image.path} is open in {users[0]}, which keeps others out; run the same command again"
@@ -127,10 +125,10 @@ class OpenImages:
         written = {names[0] for alias, names in self.daemon.chains.items() if self._may_write(alias)}
         files = [image.path for name, image in self._images.items() if name not in written]
         files += [image.data_file for image in self._images.values() if image.data_file is not None]
-        before = {path: _stamp(path) for path in files if has_times(path)}
+        before = {path: stamp for path in files if (stamp := self.host.stamp(path)) is not None}
         yield
         for path, stamp in before.items():
-            if _stamp(path) != stamp:
+            if self.host.stamp(path) != stamp:
                 raise BusyError(
                     f"The image {path} was changed while it was read: another host has it open. Nothing was kept of"
                     " this backup; back up the domain where it runs."
@@ -170,11 +168,12 @@ class OpenImages:
         """Return False, and note why, if the active image can at most be read."""
         pause, left_s = threading.Event(), READER_S
         while True:
-            self.writes.expect(images[0].path)
+            if self.host.is_here:
+                self.writes.expect(images[0].path)
             try:
                 self.daemon.open(disk.alias, images, secret_value=self._secret_value)
             except QmpError as err:
-                why = _why_not_written(images[0], err)
+                why = self._why_not_written(images[0], err)
                 if why is None:
                     raise
                 if err.description.is_of_lock and left_s > 0:
@@ -185,6 +184,15 @@ class OpenImages:
                 return False
             return True
 
+    def _why_not_written(self, image: Image, err: QmpError) -> str | None:
+        """Return what QEMU's refusal to open the image for writing means, None if it would not open it for reading."""
+        if err.description.is_of_lock:
+            users = self.host.users_of(image.path)
+            return f"is open in {users[0] if users else 'another process'}"
+        if err.description.is_unwritable:
+            return f"cannot be written ({err.description.rpartition(': ')[2].rstrip('.')})"
+        return None
+
     def _reason_to_read_only(self, image: Image) -> str | None:
         """Return why the image should not be written: another host, or another member of the group, may have it open.
 
@@ -193,7 +201,7 @@ class OpenImages:
         others = self._access.images_in_use.others(self._owner, image)
         if others:
             return f"its image {image.path} is also used by domain {others[0]} of the same group, so it is only read"
-        why = None if self._access.exclusive else doubt(image)
+        why = None if self._access.exclusive else self.host.doubt(image)
         if why is None:
             return None
         return (
@@ -202,34 +210,8 @@ class OpenImages:
         )
 
 
-def _stamp(path: str) -> tuple[int, int] | None:
-    """Return the modification time in ns and the size in bytes; None if the file is gone.
-
-    Opening makes NFS ask its server (close-to-open consistency).
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        status = os.fstat(fd)
-    finally:
-        os.close(fd)
-    return status.st_mtime_ns, status.st_size
-
-
-def _why_not_written(image: Image, err: QmpError) -> str | None:
-    """Return what QEMU's refusal to open the image for writing means, None if it would not open it for reading."""
-    if err.description.is_of_lock:
-        users = process.users_of(image.path)
-        return f"is open in {users[0] if users else 'another process'}"
-    if err.description.is_unwritable:
-        return f"cannot be written ({err.description.rpartition(': ')[2].rstrip('.')})"
-    return None
-
-
 @contextmanager
-def _refusals(disk: Disk) -> Iterator[None]:
+def _refusals(disk: Disk, host: ImageHost) -> Iterator[None]:
     """Translate what QEMU and libvirt say about opening a disk."""
     path = disk.path or f"of disk {disk.dev}"
     try:
@@ -239,7 +221,7 @@ def _refusals(disk: Disk) -> Iterator[None]:
         if err.description.is_denied and disk.path is not None:
             raise DiskError(
                 disk.dev,
-                f"{cause}. {why_denied(Path(disk.path))} Or leave the disk out with --exclude-disk {disk.dev}.",
+                f"{cause}. {host.why_denied(disk.path)} Or leave the disk out with --exclude-disk {disk.dev}.",
                 cause=cause,
             ) from err
         raise DiskError(

@@ -129,8 +129,8 @@ def _reason_to_skip(handle: DomainHandle) -> str | None:
         kind = domain_xml.hypervisor(xml)
         if kind not in domain_xml.OF_QEMU:
             return f"it runs in {kind}, not in QEMU or KVM"
-        if not handle.host.is_local and not handle.is_active():
-            return "it is off and its images are on another host"
+        if not handle.host.is_local and not handle.host.has_link and not handle.is_active():
+            return "it is off and its images are on another host, which is not reached by SSH"
         domain = domain_xml.parse(xml)
     except ConnectionLostError:
         raise

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.host import Host
+from vbackup.domain.source import Source
 from vbackup.errors import LinkLostError, RemoteError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
 from vbackup.model import Transport
@@ -35,9 +36,15 @@ class LinkConnector:
     link: Link
     uuid: str
     socket: str  #: the forwarded one, on the hypervisor
+    is_running: bool  #: the domain has a QEMU
 
     def address(self, monitor: Monitor, name: str) -> dict[str, Any]:
-        """Let the helper give QEMU the descriptor of a connected socket."""
+        """Let the helper give QEMU the descriptor of a connected socket.
+
+        A storage daemon there, which takes no descriptors, has the rights of the helper: it connects by itself.
+        """
+        if not self.is_running:
+            return {"type": "unix", "path": self.socket}
         try:
             self.link.pass_nbd(self.uuid, name, self.socket)
         except RemoteError as err:
@@ -85,18 +92,18 @@ def shares(link: Link, repository: Repository) -> bool:
 
 
 @contextmanager
-def served(handle: DomainHandle, reporter: Reporter, *, stop: Stop) -> Iterator[ServedTargets]:
-    """Serve target images to the domain's QEMU through the link while the block runs.
+def served(source: Source, reporter: Reporter, *, stop: Stop) -> Iterator[ServedTargets]:
+    """Serve target images to the QEMU of a domain, or the storage daemon, through the link while the block runs.
 
     Raises what opening a link raises, ForwardingError, UnsuitableError, StorageDaemonGoneError, StorageError.
     """
     from vbackup.images.target_server import ServedTargets, TargetServer  # other backups need none
 
     with TargetServer(reporter) as server:
-        link = handle.host.link(check=stop.check)
+        link = source.handle.host.link(check=stop.check)
         socket = link.forward(server.socket)
         try:
-            yield ServedTargets(server, LinkConnector(link, handle.uuid, socket))
+            yield ServedTargets(server, LinkConnector(link, source.handle.uuid, socket, source.is_running))
         finally:
             _end(link, socket)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_qemu import FakeDisk, FakeQemu
 from tests.unit.builders import UUID, image_file
-from vbackup.domain import offline, opening
+from vbackup.domain import access, offline, opening
 from vbackup.errors import UnsuitableError
 from vbackup.model import SecretRef
 from vbackup.qemu import backing_chain
@@ -25,7 +25,7 @@ class Daemon:
     opening: Callable[[], None]
     writing: Callable[[], None]  #: is called only where an image is opened for writing
 
-    def __init__(self, _reporter: object, *, survival: object = None) -> None:
+    def __init__(self, _reporter: object, *, survival: object = None, elsewhere: object = None) -> None:
         self.qemu = FakeQemu([FakeDisk(dev, path=f"/images/{dev}.qcow2") for dev in ("vda", "vdb")])
         self.chains: dict[str, list[str]] = {}
         self.opened: list[str] = []
@@ -64,7 +64,7 @@ class Domain:
 
     def __init__(self) -> None:
         self.host = self
-        self.is_local = True
+        self.is_local, self.has_link = True, False
         self.active = False
 
     def is_active(self) -> bool:
@@ -91,7 +91,7 @@ def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Daemon, "writing", lambda: None, raising=False)
     monkeypatch.setattr(offline, "StorageDaemon", Daemon)
     monkeypatch.setattr(backing_chain, "images_of", lambda disk, *, volume_path: (image_file(disk),))
-    monkeypatch.setattr(opening, "doubt", lambda _image: None)
+    monkeypatch.setattr(access, "doubt", lambda _image: None)
     monkeypatch.setattr(opening, "PAUSE_S", 0.01)
     monkeypatch.setattr(opening, "READER_S", 0.02)
     return Domain()

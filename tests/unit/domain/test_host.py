@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import libvirt
 import pytest
 
+from vbackup.domain import host as hosts
 from vbackup.domain.host import DomainHandle, Host, library_version
 from vbackup.errors import (
     ConnectionLostError,
@@ -251,6 +254,31 @@ def test_domain_survives_a_reconnect(host: Host) -> None:
     handle = host.domain("web")
     handle.reconnect()
     assert handle.is_active()
+
+
+def test_other_host_that_is_silent_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    goes_on, really_open = threading.Event(), Host._open
+
+    def wait(this: Host) -> Any:
+        assert goes_on.wait(10)
+        opened.append(really_open(this))
+        return opened[-1]
+
+    monkeypatch.setattr(Host, "is_local", False)
+    monkeypatch.setattr(hosts, "ATTEMPT_S", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "_open", wait)
+        with pytest.raises(HostUnreachableError, match="it did not answer within 0 s"):
+            host.reopen(timeout_s=0)
+        goes_on.set()  # the other host answers, too late: that connection is closed
+        for thread in threading.enumerate():
+            if thread.name == "libvirt-open":
+                thread.join()
+    with pytest.raises(libvirt.libvirtError):
+        opened[0].getHostname()
+    host.reopen()
+    assert host.domain("web").is_active()
 
 
 def test_error_over_a_broken_connection_is_a_lost_connection(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.builders import Recorder
 from tests.unit.domain.conftest import Daemon
 from vbackup import process
-from vbackup.domain import opening
+from vbackup.domain import access
 from vbackup.domain.access import Access, ImagesInUse
 from vbackup.domain.source import open_source
 from vbackup.errors import BusyError, DiskError, QmpError, UnsuitableError
@@ -92,7 +92,7 @@ def test_image_that_is_not_sound_is_an_error_and_not_only_read(domain: Any, monk
 def test_image_that_another_host_may_have_is_written_only_if_the_user_knows_better(
     domain: Any, monkeypatch: pytest.MonkeyPatch, exclusive: bool
 ) -> None:
-    monkeypatch.setattr(opening, "doubt", lambda _image: "is on NFS")
+    monkeypatch.setattr(access, "doubt", lambda _image: "is on NFS")
     with open_source(domain, reporter=Recorder(), access=Access(exclusive)) as opened:
         daemon: Any = opened.monitor
         node, _ = opened.disk_nodes(opened.domain.disks)
@@ -122,7 +122,7 @@ def test_data_file_that_is_changed_while_it_is_read_is_no_backup(
     found = Image(str(image), BlockDriver.QCOW2, is_block_device=False, identity=(1, 1), data_file=str(data))
     monkeypatch.setattr(backing_chain, "images_of", lambda _disk, *, volume_path: (found,))
     if not written:
-        monkeypatch.setattr(opening, "doubt", lambda _image: "is on NFS")
+        monkeypatch.setattr(access, "doubt", lambda _image: "is on NFS")
     with open_source(domain, reporter=Recorder()) as opened:
         opened.disk_nodes(opened.domain.disks[:1])
         with opened.unchanged():

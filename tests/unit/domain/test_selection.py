@@ -49,7 +49,7 @@ class FakeHost:
         return "look elsewhere"
 
     def __init__(self, *names: str, is_local: bool = True) -> None:
-        self.is_local = is_local
+        self.is_local, self.has_link = is_local, False
         self.handles = [FakeHandle(self, name, uuid(number)) for number, name in enumerate(names)]
 
     def domains(self) -> list[FakeHandle]:
@@ -153,7 +153,10 @@ def test_all_are_those_that_can_be_backed_up() -> None:
 def test_domain_that_is_off_on_another_host_is_left_out() -> None:
     host = FakeHost("on", "off", is_local=False)
     host["off"].active = False
-    assert all_of(host) == (["on"], {"off": "it is off and its images are on another host"})
+    assert all_of(host) == (
+        ["on"],
+        {"off": "it is off and its images are on another host, which is not reached by SSH"},
+    )
 
 
 @pytest.mark.parametrize("pattern", ["test*", "test-1", uuid(1)])
