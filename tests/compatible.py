@@ -32,7 +32,7 @@ KEPT = frozenset(
     f"vbackup.{kind}"
     for kind in (
         *("repository", "manifest", "journal", "verified", "boot", "fsck", "protected", "audited", "restored"),
-        *("replacing", "merge", "live", "session", "tracker", "streamed"),
+        *("replacing", "merge", "live", "session", "tracker", "streamed", "target", "standby"),
     )
 )
 

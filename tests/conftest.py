@@ -23,7 +23,7 @@ import pytest
 # libvirt reads it when it is first imported, which a test may do before vbackup.domain.host does.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
-from tests import documents, namespaces
+from tests import documents, namespaces, weed
 from vbackup.cli import main
 from vbackup.repository import place
 from vbackup.repository.place import Place
@@ -259,3 +259,13 @@ def lab() -> Iterator[Any]:
         yield made
     made.close()
     shutil.rmtree(root)
+
+
+@pytest.fixture(name="weed", scope="session")
+def s3_server() -> Iterator[weed.Weed]:
+    """An S3 server with Object Lock."""
+    reason = weed.reason_not_to_start()
+    if reason is not None:
+        pytest.skip(reason)
+    with weed.server() as started:
+        yield started

@@ -160,6 +160,10 @@ class Daemon:
         self._defined.append(name)
         return Machine(self.host.domain(name))
 
+    def defined_later(self, name: str) -> None:
+        """A domain that somebody else may define; it is undefined after the test."""
+        self._defined.append(name)
+
     def secret(self, xml: str, value: bytes) -> str:
         """Define a secret and give its value; returns its UUID."""
         secret = self.host.connection.secretDefineXML(xml)

@@ -49,6 +49,7 @@ PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PrintMotd no
+Subsystem sftp internal-sftp
 """
 
 #: Each hypervisor is found under its name, as a user would have it.
@@ -323,6 +324,10 @@ class Hypervisor:
     def start(self, xml: str) -> Machine:
         """Start a transient domain."""
         return Machine(self.host.domain(self.host.connection.createXML(xml).name()))
+
+    def defined_later(self, name: str) -> None:
+        """A domain that somebody else may define; it is undefined after the test."""
+        self._defined.append(name)
 
     def define(self, xml: str) -> Machine:
         """Define a domain, which is off then."""

@@ -4,39 +4,51 @@ The package is a house: rooms named by what one looks for, and imports that poin
 drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a separate door, the script hooks/qemu.
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
-                             values  context  output  streams  terminal  reporters  batch  plans  qemu
-                             backup_table  merges  background  keys  guest_files  proofs  live_restore
-                             one_by_one  script_options  session_changes  making  pipes  director_config
+                             values  context  output  streams  terminal  reporters  batch  plans  qemu  backup_table
+                             merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
+                             session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
+                             copies_rewrap  fleet
     api                      the library, on which the command line is written: connection  connected  hosts  backups
-                             restores  records  upkeep  contents  attached  streams  documents  sessions
+                             restores  records  upkeep  contents  attached  streams  copies  documents  sessions
+                             standbys  fleet
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
-                             check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
+                             check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
+                             restore_in_place  rollback  full_in_place  in_place_end  mount  umount
                              serve  session_begin  session_end  session_offline  session_status  session_changes
                              serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
-                             restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore
-                             disk_places  live_files  boot_tpm  remote_side
-    engine                   the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
+                             restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
+                             live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  remote_side
+                             copy_rewrap  replicate  failover  failover_test  failback  standby  standby_files
+                             standby_status  standby_documents  linked_standby  fleet
+    engine | copies
+      engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
-                             rollback  restored_checkpoint  live_backing  session_plan  session_history
-                             session_survey  session_scratch  session_lock  session_server  session_close  delivery
-                             fleecing_area
-    images                   target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
-                             denied  denied_facts  written  storing  merge  opened_point  mount_points  mount_place
-                             mount_lock  device  destination  restoring  replacement  appliance  guest_address
-                             guest  guest_files  unpacking  throwaway  fsck  live_point  scratch
+                             rollback  restored_checkpoint  live_backing  session_plan  session_history  session_survey
+                             session_scratch  session_lock  session_server  session_close  delivery  fleecing_area
+                             rollback_reach
+      copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
+                             outgoing  upload  download  view  place  holding  lock_rule
+    images | stores
+      images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
+                             joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
+                             mount_place  mount_lock  device  destination  restoring  replacement  appliance
+                             guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
                              target_server
+      stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
+                             key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests
+                             aws  signing
     domain | http | repository | sessions
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
-                             freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents
-                             machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
-                             capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
-                             boot_watch  screenshot  lifecycle  live_xml  qemu_user  linked  host_files
-                             image_host  thaw_there
+                             freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents  machine_state
+                             machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
+                             swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
+                             live_xml  qemu_user  linked  host_files  standby_xml  linked_images  fleet  twins
+                             hosts_file  image_host  thaw_there
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
@@ -45,28 +57,27 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              retention  stays  freed  filesystem  merge_journal  merge_stage  merged_list  merging
                              audit_comparison  audit_sample  audited  change_watch  compressibility  block_sources
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
-                             changed_blocks  machine_files  in_place_journal  boot_result  fsck_result
-                             kept_result
-                             data_size  live_state  stream_tar  stream_members  stream_record
+                             changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
+                             data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
-                             nbd_address  nbd_client  nbd_blocks  image_lock
+                             nbd_address  nbd_client  nbd_blocks  image_lock  nbd_layer
     qapi | hooks | schemas | scripts
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive
+                             stop  undo  archive  immutable
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
-allocation, moment, latency, session_plan and session_history, repository.history and hosts, http.ranges,
-sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity, capabilities,
-media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied, remote.address
-and command.
+allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
+http.ranges, sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity,
+capabilities, media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and
+denied, remote.address and command.
 """
 
 __version__ = "0.1.0"

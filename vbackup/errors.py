@@ -656,11 +656,45 @@ class MissingPackageError(VbackupError):
 
     code = "PACKAGE_MISSING"
 
-    def __init__(self, package: str, why: str, *, debian: str, purpose: str = "read that") -> None:
+    def __init__(self, package: str, why: str, *, debian: str | None, purpose: str = "read that") -> None:
         self.package = package
+        from_debian = f"install the Debian package {debian}, or " if debian is not None else ""
         super().__init__(
-            f"{why}, and this Python has no {package} to {purpose}: install the Debian package {debian}, or run"
-            f" 'pip install {package}'."
+            f"{why}, and this Python has no {package} to {purpose}: {from_debian}run 'pip install {package}'."
+        )
+
+
+class IdentityError(ChainError):
+    """The identity (--identity) cannot be read, or does not open the copy; nothing was fetched."""
+
+    code = "IDENTITY_UNUSABLE"
+
+
+class IdentityNeededError(IdentityError):
+    """The copy is encrypted, and no identity was given; nothing was fetched."""
+
+    code = "IDENTITY_NEEDED"
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        super().__init__(
+            f"What is in {target} is encrypted: give the identity that opens it, with --identity FILE (as age-keygen"
+            " writes it) or --identity command:PROGRAM. Nothing was fetched."
+        )
+
+
+class SealedError(ChainError):
+    """An encrypted object of a copy was changed or cut, or is no age file of vbackup."""
+
+    code = "OBJECT_DAMAGED"
+
+    def __init__(self, target: str, key: str, why: str) -> None:
+        self.target = target
+        self.key = key
+        self.why = why
+        super().__init__(
+            f"{key} in {target} is damaged: {why}. Restore another point, or copy this one again: remove it there with"
+            " 'vbackup prune --at' first."
         )
 
 
@@ -757,15 +791,16 @@ class BaseError(ChainError):
     code = "BASE_UNUSABLE"
     retry = Retry.FULL
 
-    def __init__(self, dev: str, level: str, checkpoint: str | None, reason: str) -> None:
+    def __init__(self, dev: str, level: str, checkpoint: str | None, reason: str, *, noun: str = "backup") -> None:
         self.dev = dev
         self.level = level
         self.checkpoint = checkpoint  #: of the base that the backup would start from, or None
         self.reason = reason
         since = f" since {checkpoint}" if checkpoint and checkpoint not in reason else ""
+        verb = "Take" if noun == "backup" else "Begin"
         super().__init__(
-            f"Disk {dev}: no {level} backup{since} is possible: {reason}. Take a full backup, or use --level auto,"
-            " which takes a full backup of only those disks that need one."
+            f"Disk {dev}: no {level} {noun}{since} is possible: {reason}. {verb} a full {noun}, or use --level auto,"
+            " which is full for only those disks that need it."
         )
 
 
@@ -810,6 +845,22 @@ class AmbiguousHostError(UnsuitableError):
         super().__init__(
             "Several hosts have backups of a domain with this UUID that do not continue each other, as two copies of"
             f" one machine have: {each}. Choose one with --host (name or machine id){or_backup}."
+        )
+
+
+class SameUuidError(UnsuitableError):
+    """Several hosts have a domain with this UUID and none of them runs: nothing tells which is the machine."""
+
+    code = "UUID_ON_SEVERAL_HOSTS"
+
+    def __init__(self, domain: str, uuid: str, hosts: Sequence[str]) -> None:
+        self.domain = domain
+        self.uuid = uuid
+        self.hosts = list(hosts)  #: their names
+        super().__init__(
+            f"Domain {domain} is off on {' and '.join(self.hosts)}, with the same UUID {uuid}. Nothing tells which is"
+            " the machine, and which a copy or what a migration has left, so neither was backed up. Undefine what is"
+            " left ('virsh undefine'), give the copy a new UUID, or back up the right one with -c of its host alone."
         )
 
 
@@ -879,6 +930,18 @@ class StorageError(VbackupError):
 
     status = Status.STORAGE
     code = "STORAGE_UNUSABLE"
+
+
+class StoreUnreachableError(StorageError):
+    """The place of copies cannot be reached, or refuses its key or certificate. ``store``: its host."""
+
+    status = Status.NOT_FOUND
+    code = "STORE_UNREACHABLE"
+    retry = Retry.LATER
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store = store
+        super().__init__(f"Cannot reach {store}: {reason.rstrip('.')}.")
 
 
 class UnsafeScriptError(StorageError):

@@ -36,6 +36,11 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self._members.get(name) is not None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all members, for an object whose names are data."""
+        return tuple(self._members)
+
     def raw(self, name: str) -> Any:
         """Return a member of any kind as it is, or None if it is missing or null."""
         return self._members.get(name)

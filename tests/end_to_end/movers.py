@@ -39,12 +39,10 @@ def served(directory: Path, session_id: str, *options: str, sessions: Path) -> S
     """Serve, and return when clients can connect."""
     process = start(directory, session_id, *options, sessions=sessions)
     assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line == "}\n":
-            return Served(directory, process, json.loads("".join(lines)))
-    raise AssertionError(process.communicate())
+    document = json.loads(process.stdout.readline() or "{}")
+    if "url" not in document:  # it has ended with an error
+        raise AssertionError((document, process.communicate()))
+    return Served(directory, process, document)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The Ansible collection, built and installed as its users do, against this host: the role, the modules, the examples.
+"""The Ansible collection, built and installed as its users do: the role, the modules, the examples, here and by ssh.
 
 Each playbook takes seconds to start, so a story is one playbook, and asserts what it registered.
 """
@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import vbackup
+from tests.daemon import wait_for
 from tests.end_to_end.test_offline import write
 from tests.lab import DiskSpec, compare, domain_xml
 from vbackup.scripts import finding
@@ -40,6 +44,8 @@ class Ansible:
     """ansible-core with the collection, and all of its files in one directory."""
 
     directory: Path
+    inventory: str = "localhost,"  #: the hosts, or the file that has them
+    host: Mapping[str, Any] = field(default_factory=lambda: {"hosts": "localhost", "connection": "local"})
 
     @property
     def results(self) -> Path:
@@ -59,6 +65,7 @@ class Ansible:
             "ANSIBLE_CALLBACKS_ENABLED": "results",
             "VBACKUP_TEST_RESULTS": str(self.results),
             "ANSIBLE_PIPELINING": "1",
+            "ANSIBLE_SSH_ARGS": "",  # no ControlPersist: its process stays for a minute
         }
 
     def run(self, *argv: str | Path, status: int | None = 0) -> str:
@@ -71,13 +78,13 @@ class Ansible:
     def play(
         self, tasks: list[dict[str, Any]], *options: str, status: int | None = 0, **members: Any
     ) -> dict[str, dict[str, Any]]:
-        """Run a playbook on this host; the results of its tasks by name."""
-        play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks, **members}
+        """Run a playbook on the host; the results of its tasks by name."""
+        play = {**self.host, "gather_facts": False, "tasks": tasks, **members}
         path = self.directory / "play.yml"
         path.write_text(json.dumps([play]))  # which is YAML
         variables = ("-e", "ansible_python_interpreter=/usr/bin/python3")
         self.results.unlink(missing_ok=True)
-        self.run("ansible-playbook", "-i", "localhost,", path, *variables, *options, status=status)
+        self.run("ansible-playbook", "-i", self.inventory, path, *variables, *options, status=status)
         return dict(map(json.loads, self.results.read_text().splitlines()))
 
 
@@ -98,6 +105,67 @@ def executable(ansible: Ansible) -> Path:
     path.write_text(f'#!/bin/sh\nPYTHONPATH="{TOP}" exec "{sys.executable}" -m vbackup "$@"\n')
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture(scope="module")
+def remote(ansible: Ansible) -> Iterator[Ansible]:
+    """The same by ssh: an sshd of the tests on loopback, with keys that are in nobody's home directory."""
+    if shutil.which("sshd", path=SBIN) is None:
+        pytest.skip("openssh-server is not installed")
+    directory = ansible.directory / "ssh"
+    directory.mkdir(mode=0o700)
+    for name in ("id", "host"):
+        ansible.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = directory / "sshd_config"
+    config.write_text(SSHD_CONFIG.format(directory=directory, port=port))
+    known = directory / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{port} {(directory / 'host.pub').read_text()}")
+    inventory = directory / "hosts"
+    words = f"-F none -o IdentitiesOnly=yes -o UserKnownHostsFile={known} -o StrictHostKeyChecking=yes"
+    inventory.write_text(
+        f"node ansible_host=127.0.0.1 ansible_port={port} ansible_user=root"
+        f" ansible_ssh_private_key_file={directory / 'id'} ansible_ssh_common_args='{words}'\n"
+    )
+    separation = Path("/run/sshd")  # which the service makes where it is started
+    is_new = not separation.exists()
+    separation.mkdir(mode=0o755, exist_ok=True)
+    try:
+        with (directory / "log").open("w") as log:
+            sshd = subprocess.Popen([shutil.which("sshd", path=SBIN) or "", "-D", "-e", "-f", config], stderr=log)
+        try:
+            wait_for(lambda: greets(port) or sshd.poll() is not None, "the start of sshd")
+            assert sshd.poll() is None, (directory / "log").read_text()
+            yield replace(ansible, inventory=str(inventory), host={"hosts": "node"})
+        finally:
+            sshd.terminate()
+            sshd.wait(10)
+    finally:
+        if is_new:
+            separation.rmdir()
+
+
+SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+#: No PAM: the accounts of a container often have no password, and PAM may refuse them.
+SSHD_CONFIG = """\
+ListenAddress 127.0.0.1:{port}
+HostKey {directory}/host
+AuthorizedKeysFile {directory}/id.pub
+PidFile none
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+"""
+
+
+def greets(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        return client.recv(4) == b"SSH-"
+    return False
 
 
 # documentation
@@ -167,37 +235,59 @@ def sources(tmp_path: Path, executable: Path) -> Path:
     return path
 
 
-def test_role_installs_once(ansible: Ansible, sources: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "etc" / "libvirt").mkdir(parents=True)
-    variables = {
+ROLE = [{"name": "role", "ansible.builtin.include_role": {"name": "vbackup.vbackup.host"}}]
+
+
+@pytest.fixture
+def variables(sources: Path, tmp_path: Path) -> dict[str, Any]:
+    """What the role needs to change nothing outside of the test's directory."""
+    (tmp_path / "root" / "etc" / "libvirt").mkdir(parents=True)
+    return {
         "vbackup_source": str(sources),
         "vbackup_prefix": str(tmp_path / "prefix"),
         "vbackup_make_variables": ["MODE=-m755"],
         "vbackup_repository": str(tmp_path / "repository"),
         "vbackup_scripts_directory": str(tmp_path / "scripts.d"),
-        "vbackup_scripts": [
-            {"phase": "on-failure", "name": "50-mail", "link": str(TOP / "hooks" / "examples" / "mail")},
-            {"phase": "pre-backup", "name": "10-x", "domain": "web", "content": "#!/bin/sh\nexit 0\n"},
-        ],
-        "vbackup_hooks_root": str(root),
+        "vbackup_scripts": [{"phase": "pre-backup", "name": "10-x", "content": "#!/bin/sh\nexit 0\n"}],
+        "vbackup_hooks_root": str(tmp_path / "root"),
     }
-    role = [{"name": "role", "ansible.builtin.include_role": {"name": "vbackup.vbackup.host"}}]
+
+
+def test_role_installs_once(ansible: Ansible, variables: dict[str, Any], tmp_path: Path) -> None:
+    variables["vbackup_scripts"] = [
+        {"phase": "on-failure", "name": "50-mail", "link": str(TOP / "hooks" / "examples" / "mail")},
+        {"phase": "pre-backup", "name": "10-x", "domain": "web", "content": "#!/bin/sh\nexit 0\n"},
+    ]
     # Before anything is there: neither the command nor its examples, to which a script may be a link.
     link = {"phase": "on-failure", "name": "50-mail", "link": str(tmp_path / "prefix" / "share" / "mail")}
-    planned = ansible.play(role, "--check", vars={**variables, "vbackup_scripts": [link]})
+    planned = ansible.play(ROLE, "--check", vars={**variables, "vbackup_scripts": [link]})
     assert planned["vbackup.vbackup.host : Link the script"]["changed"]
     assert not [path for path in ("prefix", "repository", "scripts.d") if (tmp_path / path).exists()]
-    first = ansible.play(role, vars=variables)
+    first = ansible.play(ROLE, vars=variables)
     assert first["vbackup.vbackup.host : Build and install the command"]["changed"]
     assert (tmp_path / "repository" / "vbackup.json").exists()
     assert (tmp_path / "scripts.d" / "on-failure.d" / "50-mail").resolve().is_file()
     script = tmp_path / "scripts.d" / "domains" / "web" / "pre-backup.d" / "10-x"
     assert (script.read_text(), script.stat().st_mode & 0o777) == ("#!/bin/sh\nexit 0\n", 0o755)
-    assert (root / "etc" / "libvirt" / "hooks" / "qemu.d" / "50-vbackup").exists()
+    assert (tmp_path / "root" / "etc" / "libvirt" / "hooks" / "qemu.d" / "50-vbackup").exists()
     assert finding.find(tmp_path / "scripts.d", ("web",), is_wanted=True).warnings == ()
-    again = ansible.play(role, vars=variables)
+    again = ansible.play(ROLE, vars=variables)
     assert {name for name, result in again.items() if result.get("changed")} == set()
+
+
+def test_role_on_another_host_does_what_check_mode_has_said(
+    remote: Ansible, variables: dict[str, Any], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+
+    def changed(*options: str) -> set[str]:
+        return {name for name, result in remote.play(ROLE, *options, vars=variables).items() if result.get("changed")}
+
+    planned = changed("--check")
+    assert sorted(tmp_path.rglob("*")) == before, "check mode changes nothing"
+    assert changed() == planned
+    assert (tmp_path / "scripts.d" / "pre-backup.d" / "10-x").exists()
+    assert changed("--check") == set()
 
 
 # the modules
@@ -285,6 +375,33 @@ def test_story_of_the_modules(
     compare(web.path, images / "by-hand" / "vda.qcow2")
     command("-q", "restore", "web", "-r", repository, "--backup", second["id"], "--output", images / "newest")
     compare(Path(one) / "vda.qcow2", images / "newest" / "vda.qcow2")
+
+
+def test_modules_on_another_host(
+    remote: Ansible, executable: Path, daemon: Daemon, web: DiskSpec, repository: Path, images: Path
+) -> None:
+    backup = {
+        "repository": str(repository),
+        "connection": daemon.uri,
+        "executable": str(executable),
+        "domain": "web",
+    }
+    found = remote.play(
+        [
+            task("backup", "planned", check=True, **backup),
+            task("backup", "made", max_age="1h", **backup),
+            task("backup", "young enough", max_age="1h", **backup),
+            task("restore", "restored", output=str(images / "one"), **backup),
+            task("backup", "no such domain", fails=True, **{**backup, "domain": "nosuch"}),
+            task("info", "all", **backup),
+        ]
+    )
+    assert [found[name]["changed"] for name in ("planned", "made", "young enough", "restored")] == [
+        *(True, True, False, True)
+    ]
+    assert [one["id"] for one in found["all"]["backups"]] == [found["made"]["backup"]["id"]]
+    assert found["no such domain"]["rc"] == 4
+    compare(web.path, images / "one" / "vda.qcow2")
 
 
 def test_backup_from_the_future_is_not_young(ansible: Ansible, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Trees of backups, pruned in random order: every backup that is kept is compared with what it contained.
 
-Through operations.consolidation, these are the tests of images.merge and repository.merged_list, which need a storage
-daemon and real images.
+Through operations.consolidation, these are the tests of images.merge, images.joining and repository.merged_list, which
+need a storage daemon and real images.
 
 VBACKUP_TREES is the number of trees, VBACKUP_SEED where they begin.
 """

@@ -106,6 +106,7 @@ class Rolled:
         )
         for spec in self.chain.specs:
             compare_content(output / f"{spec.dev}.qcow2", self.copies[backup][spec.dev])
+        shutil.rmtree(output)  # a test can remove the backup, and make another one in the same second
 
 
 def compare_content(image: Path, copy: Path) -> None:

@@ -527,9 +527,14 @@ def test_domain_that_is_shut_down_in_the_middle(vendor: Vendor, sockets: Path) -
     assert lost
     vendor.machine.write("vda", "write -P 3 2M 1M")
     vendor.off()
+    # The watcher notices it, without any command.
+    wait_for(lambda: vendor.record(session)["internal"]["is_closed"], "the watcher")
+    assert vendor.record(session)["end_reason"].startswith("the QEMU that served it has ended")
+    watcher: int = vendor.record(session)["internal"]["watcher"]["pid"]
+    wait_for(lambda: not Path(f"/proc/{watcher}/cmdline").exists(), "the end of the watcher")
+    assert not (sockets / session["id"]).exists()
     error = vendor.session("commit", session["id"], status=6)
     assert error["evidence"]["state"] == "failed"
-    assert not (sockets / session["id"]).exists()
     vendor.start()
     held = vendor.reference()
     again = vendor.begin()
@@ -709,8 +714,9 @@ def test_network_needs_a_certificate(vendor: Vendor, images: Path) -> None:
     machine.write("vda", "write -P 1 0 4M")
     clean = machine.state()
     held = vendor.reference()
-    error = vendor.begin("--listen", f"127.0.0.1:{port}", "--tls-creds", str(images), status=5)
+    error = vendor.begin("--listen", f"127.0.0.1:{port}", "--tls-creds", str(images), status=7)
     assert "cannot use the certificates" in error["message"]
+    assert error["code"] == "STORAGE_UNUSABLE"
     assert machine.state() == clean
     session = vendor.begin("--listen", f"127.0.0.1:{port}", "--tls-creds", str(certificates / "server"))
     assert session["socket"] is None

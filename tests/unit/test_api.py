@@ -18,13 +18,14 @@ from vbackup import api, errors
 from vbackup.api.attached import Attached
 from vbackup.api.backups import Backups
 from vbackup.api.contents import Contents
+from vbackup.api.copies import Copies
 from vbackup.api.records import Records
 from vbackup.api.restores import Restores
 from vbackup.api.sessions import Sessions
 from vbackup.api.streams import Streams
 from vbackup.api.upkeep import Upkeep
 
-PARTS = (Attached, Backups, Contents, Records, Restores, Sessions, Streams, Upkeep)
+PARTS = (Attached, Backups, Contents, Copies, Records, Restores, Sessions, Streams, Upkeep)
 
 
 def after(source: str) -> Any:

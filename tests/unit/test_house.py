@@ -33,6 +33,14 @@ ELSEWHERE = {
     "images.target_server": "end_to_end/test_remote.py",  # needs a QEMU that writes to it
     "operations.remote_side": "end_to_end/test_remote.py",  # needs a hypervisor, as the next one
     "domain.linked": "end_to_end/test_remote.py",
+    "operations.repair_work": "unit/operations/test_repair.py",  # steps that make sense one after the other
+    "operations.repair_merges": "unit/operations/test_repair.py",
+    "operations.repair_files": "unit/operations/test_repair.py",
+    "operations.repair_backups": "unit/operations/test_repair.py",
+    "operations.repair_images": "unit/operations/test_repair.py",
+    "operations.restore_there": "end_to_end/test_restore_there.py",  # needs a hypervisor, as the next one
+    "images.there": "end_to_end/test_restore_there.py",
+    "qemu.nbd_layer": "contract/test_nbd_layer.py",  # needs a server
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones
     "engine.live_backing": "end_to_end/test_live_restore.py",
@@ -48,6 +56,21 @@ ELSEWHERE = {
     "operations.session_watcher": "end_to_end/test_sessions.py",
     "operations.session_watcher.__main__": "end_to_end/test_sessions.py",
     "operations.checkpoint": "end_to_end/test_sessions.py",
+    "stores.cloud_kinds": "contract/test_s3.py",  # needs an S3 server, as the next ones
+    "stores.s3": "contract/test_s3.py",
+    "stores.s3_requests": "contract/test_s3.py",
+    "stores.s3_upload": "contract/test_s3.py",
+    "stores.sftp": "end_to_end/test_copy_away.py",  # needs an SFTP server
+    "operations.replicate": "end_to_end/test_standby.py",  # needs two libvirts and a storage daemon, as the next ones
+    "operations.standby": "end_to_end/test_standby.py",
+    "operations.standby_files": "end_to_end/test_standby.py",
+    "operations.standby_documents": "end_to_end/test_standby.py",
+    "operations.failover": "end_to_end/test_standby.py",
+    "operations.failover_test": "end_to_end/test_standby.py",
+    "operations.failback": "end_to_end/test_standby.py",
+    "operations.linked_standby": "end_to_end/test_standby.py",
+    "domain.linked_images": "end_to_end/test_standby.py",
+    "engine.rollback_reach": "end_to_end/test_standby.py",
     "images.flatten": "end_to_end/test_flatten.py",  # needs long chains and a storage daemon
     "operations.fsck": "end_to_end/test_fsck.py",
     "operations.mount": "end_to_end/test_mount.py",  # needs a storage daemon and FUSE, in a separate process
@@ -60,6 +83,22 @@ ELSEWHERE = {
     "operations.consolidation": "end_to_end/test_merge_trees.py",
     "repository.merge_stage": "end_to_end/test_merge_kills.py",
     "repository.merged_list": "end_to_end/test_merge_trees.py",
+    "cli.copies": "unit/cli/handlers/test_copy.py",  # as its commands do
+    "cli.copies_prune": "unit/cli/handlers/test_copy.py",
+    "cli.copies_verify": "unit/cli/handlers/test_copy.py",
+    "cli.copies_rewrap": "end_to_end/test_sealed_copies.py",
+    "cli.handlers.fetch": "unit/cli/handlers/test_copy.py",
+    "copies.composing": "end_to_end/test_copy.py",  # needs real images and a storage daemon, as the next ones
+    "copies.download": "end_to_end/test_copy.py",
+    "copies.points": "end_to_end/test_copy.py",
+    "copies.staging": "end_to_end/test_copy.py",
+    "copies.upload": "end_to_end/test_copy.py",
+    "copies.view": "end_to_end/test_copy.py",
+    "operations.copy": "end_to_end/test_copy.py",
+    "operations.copy_prune": "end_to_end/test_copy.py",
+    "operations.copy_verify": "end_to_end/test_copy.py",
+    "operations.fetch": "end_to_end/test_copy.py",
+    "images.joining": "end_to_end/test_merge_trees.py",  # through operations.consolidation
     "qapi.actions.backups": "unit/qapi/test_actions.py",  # one table has an example of every action
     "qapi.actions.base": "unit/qapi/test_actions.py",
     "qapi.actions.bitmaps": "unit/qapi/test_actions.py",
@@ -109,7 +148,8 @@ def test_drawing_and_contract_have_the_rooms_in_one_order() -> None:
     layers = config["importlinter:contract:rooms"]["layers"].split("\n")
     contract = [word for layer in layers for word in WORDS.findall(layer) if word in ROOMS]
     doc = vbackup.__doc__ or ""
-    assert sorted(contract, key=lambda room: doc.index(f" {room}  ")) == contract
+    places = {room: re.search(rf"^ +{room}  ", doc, re.MULTILINE) for room in contract}
+    assert sorted(contract, key=lambda room: match.start() if (match := places[room]) else -1) == contract
     assert sorted(contract) == ROOMS
 
 

@@ -32,6 +32,7 @@ from tests.unit.builders import (
 from vbackup import schemas
 from vbackup.cli.context import Context
 from vbackup.cli.reporters import JsonLines
+from vbackup.copies import target as targets
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Group, GroupMember, Level
 from vbackup.names import Naming
@@ -44,6 +45,7 @@ from vbackup.repository import (
     live_state,
     protection,
     restored,
+    standbys,
     stream_record,
     verification,
 )
@@ -55,9 +57,13 @@ from vbackup.repository.in_place_journal import Replaced, Seen, Step
 from vbackup.repository.journal import Journal
 from vbackup.repository.merge_journal import MergeJournal
 from vbackup.repository.protection import Protection
+from vbackup.repository.standbys import Record as Standby
 from vbackup.repository.stream_record import StreamRecord
 from vbackup.repository.verification import Verdict, Verification
 from vbackup.sessions.trackers import Tracker
+from vbackup.stores.age_keys import Identity
+from vbackup.stores.directory import DirectoryStore
+from vbackup.stores.sealed import Keys
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -296,11 +302,15 @@ def write_everything(directory: Path) -> None:
     with MergeJournal(directory, [backup_id(1)]) as written:
         written.set_in_place([backup_id(1)])
     live_state.write(live_state_in(directory, "vda"))
+    standbys.put(directory, Standby("qemu:///system", Path("/a"), backup_id(1), NOON, backup_id(2)))
     streamed = StreamRecord("job 7", Level.AUTO, "2026.11.23.10.15.00")
     (directory / stream_record.NAME).write_bytes(stream_record.data(streamed))
     tracker = Tracker(TRACKER, "web", UUID, (session_checkpoint(1, "vda"),), 1)
     (directory / "tracker-x.json").write_text(json.dumps(tracker.document()))
     (directory / "session-x.json").write_text(json.dumps(pull_session("vda").record()))
+    (directory / "target").mkdir()
+    sealed = Keys((Identity(bytes(range(32))).recipient,))
+    targets.opened_for(DirectoryStore(directory / "target"), [REPOSITORY], create=True, keys=sealed)
 
 
 BOOTED = BootResult(

@@ -14,7 +14,8 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     connection   Connection, connect      connected    libvirt, repository, names      hosts    connections of threads
     backups      back up domains          restores     write disks                     records  list, show, diff, usage
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
-    sessions     serve a moment to a program    streams   backups as streams             documents    answers as JSON
+    sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
+    documents    answers as JSON                fleet     Fleet, connect_all: several hosts
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -26,11 +27,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbackup.api.connection import Connection, connect, create_repository
+    from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
+    from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
+    from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
+    from vbackup.copies.download import PARALLEL_OBJECTS
+    from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
+    from vbackup.domain.fleet import FleetSelection, HostSelection
     from vbackup.domain.freeze import DEFAULT_LIMIT_S as DEFAULT_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MAX_LIMIT_S as MAX_FREEZE_LIMIT_S
     from vbackup.domain.freeze import MIN_LIMIT_S as MIN_FREEZE_LIMIT_S
@@ -79,9 +85,17 @@ if TYPE_CHECKING:
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
+    from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
+    from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
+    from vbackup.operations.copy_rewrap import Rewrapped
+    from vbackup.operations.copy_verify import CopiesVerified, CopyVerifyRequest
     from vbackup.operations.cp import Copies, CpRequest
     from vbackup.operations.diff import Difference, DiffRequest
     from vbackup.operations.diff import Disk as DiffDisk
+    from vbackup.operations.failback import FailbackRequest, FailedBack
+    from vbackup.operations.failover import FailedOver, FailoverRequest
+    from vbackup.operations.failover_test import TriedFailover
+    from vbackup.operations.fetch import Fetched, FetchRequest
     from vbackup.operations.forget import Claim, ForgetRequest, Forgotten
     from vbackup.operations.fsck import Checked as CheckedFileSystems
     from vbackup.operations.fsck import FsckRequest
@@ -98,6 +112,7 @@ if TYPE_CHECKING:
     from vbackup.operations.prune import PruneRequest, Pruning
     from vbackup.operations.recovery import Recovered, Remedy
     from vbackup.operations.repair import Repair
+    from vbackup.operations.replicate import Replicated, ReplicateRequest
     from vbackup.operations.restore import Restored, RestoreRequest
     from vbackup.operations.restore_in_place import InPlaceRequest, RestoredInPlace
     from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
@@ -112,6 +127,9 @@ if TYPE_CHECKING:
     from vbackup.operations.session_changes import Changes, ChangesRequest
     from vbackup.operations.session_changes import Kind as ChangesKind
     from vbackup.operations.speed import SpeedChanged, SpeedRequest
+    from vbackup.operations.standby_files import NewImage as NewStandbyImage
+    from vbackup.operations.standby_status import Condition as StandbyCondition
+    from vbackup.operations.standby_status import StandbyStatus
     from vbackup.operations.stream_backup import StreamRequest
     from vbackup.operations.stream_end import Ended as EndedStream
     from vbackup.operations.stream_restore import Received as ReceivedBackup
@@ -174,6 +192,9 @@ if TYPE_CHECKING:
     from vbackup.sessions.sockets import split_address as split_session_address
     from vbackup.sessions.trackers import Tracker
     from vbackup.stop import Stop
+    from vbackup.stores.key_files import identities as read_identities
+    from vbackup.stores.key_files import recipients as read_recipients
+    from vbackup.stores.sealed import Keys as TargetKeys
 
 __all__ = [
     "BLOCK_BYTES",
@@ -187,6 +208,7 @@ __all__ = [
     "MIN_FREEZE_LIMIT_S",
     "PARALLEL_BACKUPS",
     "PARALLEL_IMAGES",
+    "PARALLEL_OBJECTS",
     "REPOSITORY_MARKER",
     "SCRIPT_DIRECTORY",
     "SCRIPT_TIMEOUT_S",
@@ -229,7 +251,15 @@ __all__ = [
     "Consistency",
     "ConsolidateRequest",
     "Consolidated",
+    "Copied",
+    "CopiedPoint",
     "Copies",
+    "CopiesPruned",
+    "CopiesVerified",
+    "CopyLine",
+    "CopyPruneRequest",
+    "CopyRequest",
+    "CopyVerifyRequest",
     "CpRequest",
     "DefineRequest",
     "DefinedDomain",
@@ -246,7 +276,15 @@ __all__ = [
     "Entry",
     "Extent",
     "ExtentKind",
+    "FailbackRequest",
+    "FailedBack",
+    "FailedOver",
+    "FailoverRequest",
+    "FetchRequest",
+    "Fetched",
     "Finding",
+    "Fleet",
+    "FleetSelection",
     "ForgetRequest",
     "Forgotten",
     "FoundBackup",
@@ -258,6 +296,7 @@ __all__ = [
     "HookPlace",
     "HookState",
     "HostIdentity",
+    "HostSelection",
     "ImageFormat",
     "InPlaceRequest",
     "Job",
@@ -278,7 +317,9 @@ __all__ = [
     "MergePlan",
     "MountRequest",
     "Mounted",
+    "NewStandbyImage",
     "NoteRequest",
+    "OpenedCopies",
     "Phase",
     "Place",
     "ProtectRequest",
@@ -293,12 +334,15 @@ __all__ = [
     "Remedy",
     "Repair",
     "Repaired",
+    "ReplicateRequest",
+    "Replicated",
     "Reporter",
     "Repository",
     "RestoreRequest",
     "Restored",
     "RestoredInPlace",
     "ResumeRequest",
+    "Rewrapped",
     "Room",
     "Rules",
     "Script",
@@ -322,14 +366,19 @@ __all__ = [
     "SkippedDomain",
     "SpeedChanged",
     "SpeedRequest",
+    "StandbyCondition",
+    "StandbyStatus",
     "Status",
     "Stop",
     "StreamRequest",
+    "TargetKeys",
+    "TargetPlace",
     "TrackedDisk",
     "Tracker",
     "TransactionDone",
     "TransactionRequest",
     "Transport",
+    "TriedFailover",
     "Trouble",
     "UmountRequest",
     "Unmounted",
@@ -346,20 +395,28 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "connect",
+    "connect_all",
     "count_hosts",
     "create_repository",
+    "default_cache",
     "default_overlays",
     "find_schema",
     "host_labels",
     "hosts_of",
+    "is_encrypted",
     "is_stream_job",
     "known_schemas",
     "load_schema",
     "machine_path",
     "note_fault",
+    "open_copies",
     "open_stage",
     "parse_address",
+    "read_hosts",
+    "read_identities",
+    "read_recipients",
     "reload_daemons",
+    "rewrap_copies",
     "schema_title",
     "split_session_address",
     "this_host",
@@ -371,7 +428,9 @@ __all__ = [
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
 _PLACES = {
     # connection
-    "vbackup.api.connection": "Connection connect create_repository",
+    "vbackup.api.connection": "Connection connect create_repository is_encrypted",
+    "vbackup.api.fleet": "Fleet connect_all read_hosts",
+    "vbackup.domain.fleet": "FleetSelection HostSelection",
     "vbackup.stop": "Stop",
     "vbackup.report": "Labelling Phase Reporter Silent",
     "vbackup.errors": "Status VbackupError",
@@ -401,6 +460,13 @@ _PLACES = {
     "vbackup.operations.live_restore": "LiveRequest LiveRestored",
     "vbackup.operations.live_resume": "ResumeRequest",
     "vbackup.operations.live_abort": "Aborted:LiveAborted AbortRequest",
+    # standbys
+    "vbackup.operations.replicate": "Replicated ReplicateRequest",
+    "vbackup.operations.standby_files": "NewImage:NewStandbyImage",
+    "vbackup.operations.failover": "FailedOver FailoverRequest",
+    "vbackup.operations.failover_test": "TriedFailover",
+    "vbackup.operations.failback": "FailbackRequest FailedBack",
+    "vbackup.operations.standby_status": "Condition:StandbyCondition StandbyStatus",
     # records
     "vbackup.api.records": "BackupRecord DomainRecord",
     "vbackup.repository.backup_filter": "BackupFilter",
@@ -446,6 +512,17 @@ _PLACES = {
     "vbackup.operations.cp": "Copies CpRequest",
     "vbackup.operations.cat": "CatRequest",
     "vbackup.operations.search": "Found:FoundFile Searched SearchRequest",
+    # copies
+    "vbackup.api.copies": "OpenedCopies open_copies rewrap_copies",
+    "vbackup.copies.place": "TargetPlace default_cache",
+    "vbackup.copies.download": "PARALLEL_OBJECTS",
+    "vbackup.operations.copy": "Copied CopiedPoint CopyRequest",
+    "vbackup.operations.copy_prune": "CopiesPruned CopyLine CopyPruneRequest",
+    "vbackup.operations.copy_rewrap": "Rewrapped",
+    "vbackup.stores.sealed": "Keys:TargetKeys",
+    "vbackup.stores.key_files": "identities:read_identities recipients:read_recipients",
+    "vbackup.operations.copy_verify": "CopiesVerified CopyVerifyRequest",
+    "vbackup.operations.fetch": "Fetched FetchRequest",
     # attached QEMU
     "vbackup.domain.attached": "AttachedQemu",
     "vbackup.operations.bitmap": "Change:BitmapChange Changed:ChangedBitmap ChangeRequest:BitmapRequest "

@@ -135,5 +135,5 @@ def _trackers(uuid: str | None) -> list[str]:
     if uuid is None:
         return []
     with suppress(StorageError):
-        return [one.name for one in store.Store(store.default_directory()).trackers(uuid)]
+        return store.Store(store.default_directory()).tracker_names(uuid)
     return []

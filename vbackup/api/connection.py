@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from vbackup.api.attached import Attached
 from vbackup.api.backups import Backups
 from vbackup.api.contents import Contents
+from vbackup.api.copies import Copies
 from vbackup.api.records import Records
 from vbackup.api.restores import Restores
 from vbackup.api.sessions import Sessions
+from vbackup.api.standbys import Standbys
 from vbackup.api.streams import Streams
 from vbackup.api.upkeep import Upkeep
 from vbackup.report import Reporter
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from vbackup.repository.repository import Repository
 
 
-class Connection(Backups, Restores, Records, Upkeep, Contents, Attached, Sessions, Streams):
+class Connection(Backups, Restores, Records, Upkeep, Contents, Copies, Attached, Sessions, Streams, Standbys):
     """A host and a repository. A context manager that closes the connections to libvirt; see ``connect``.
 
     Its calls take a frozen request and return a frozen answer; they block until the work is done, and may be made from
@@ -74,3 +76,15 @@ def create_repository(path: str | os.PathLike[str], *, reporter: Reporter | None
             " go unnoticed until one of them fails. Another filesystem, or mounting this one with locks, is safer."
         )
     return made
+
+
+def is_encrypted(path: str | os.PathLike[str]) -> bool | None:
+    """Return whether the filesystem of a directory, or a device below it, encrypts; None if that is not known.
+
+    A drive that encrypts by itself, and what is behind a network filesystem, is not seen.
+    """
+    from pathlib import Path
+
+    from vbackup.repository import place
+
+    return place.is_encrypted(Path(path).resolve())

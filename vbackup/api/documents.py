@@ -17,6 +17,8 @@ __all__ = [
     "backup",
     "boot",
     "error",
+    "failed_back",
+    "failed_over",
     "fsck",
     "group",
     "host",
@@ -24,8 +26,11 @@ __all__ = [
     "live_restored",
     "machine",
     "plan",
+    "replicated",
     "restored",
     "rolled_back",
+    "standby",
+    "tested_failover",
     "time",
     "verification",
 ]
@@ -33,10 +38,15 @@ __all__ = [
 if TYPE_CHECKING:
     from vbackup.engine.plan import BackupPlan
     from vbackup.model import Backup, Group, HostIdentity, LeftOut
+    from vbackup.operations.failback import FailedBack
+    from vbackup.operations.failover import FailedOver
+    from vbackup.operations.failover_test import TriedFailover
     from vbackup.operations.live_restore import LiveRestored
+    from vbackup.operations.replicate import Replicated
     from vbackup.operations.restore import Restored
     from vbackup.operations.restore_in_place import RestoredInPlace
     from vbackup.operations.restored_machine import Placed
+    from vbackup.operations.standby_status import StandbyStatus
     from vbackup.repository.boot_result import BootResult
     from vbackup.repository.fsck_result import FsckResult
     from vbackup.repository.verification import Verification
@@ -93,6 +103,41 @@ def live_restored(done: LiveRestored) -> dict[str, Any]:
     from vbackup.operations import restore_documents
 
     return _members(restore_documents.live_restored(done))
+
+
+def replicated(done: Replicated) -> dict[str, Any]:
+    """Return what ``replicate`` did, as vbackup.replicate/1 has it."""
+    from vbackup.operations import standby_documents
+
+    return _members(standby_documents.replicated(done))
+
+
+def failed_over(done: FailedOver) -> dict[str, Any]:
+    """Return what ``failover`` did, as vbackup.failover/1 has it."""
+    from vbackup.operations import standby_documents
+
+    return _members(standby_documents.failed_over(done))
+
+
+def tested_failover(done: TriedFailover) -> dict[str, Any]:
+    """Return what ``test_failover`` has shown, as vbackup.failovertest/1 has it."""
+    from vbackup.operations import standby_documents
+
+    return _members(standby_documents.tested_failover(done))
+
+
+def failed_back(done: FailedBack) -> dict[str, Any]:
+    """Return what ``failback`` did, as vbackup.failback/1 has it."""
+    from vbackup.operations import standby_documents
+
+    return _members(standby_documents.failed_back(done))
+
+
+def standby(found: StandbyStatus) -> dict[str, Any]:
+    """Return a standby, as vbackup.standbys/1 has it."""
+    from vbackup.operations import standby_documents
+
+    return standby_documents.status(found)
 
 
 def verification(found: Verification) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vbackup.api.connected import Connected
 from vbackup.errors import UsageError
@@ -39,8 +39,10 @@ class Restores(Connected):
 
         ``restore("web", "/restored")`` is short for ``RestoreRequest("web", Path("/restored"))``: the newest backup,
         with all disks, as qcow2, defined nowhere. ``pool``: the name of a storage pool in which the disks become
-        volumes. libvirt is only asked for a pool, or to define the domain (``RestoreRequest.define``). ``scripts``: the
-        user's, which run around the restore (vbackup-scripts(7)); None: none.
+        volumes. Where libvirt is on another host that SSH leads to, a domain that is to be defined is restored to a
+        directory on that host (vbackup-remote(7)). libvirt is only asked for a pool, or to define the domain
+        (``RestoreRequest.define``). ``scripts``: the user's, which run around the restore (vbackup-scripts(7)); None:
+        none.
 
         All images are compared with the block lists of the backup as they are written, and get their names when all
         are complete. Existing files are never overwritten.
@@ -67,16 +69,18 @@ class Restores(Connected):
 
                 opened = pools.opened(host, pool)
             own = self._domain_scripts(scripts, work="restore", domain=named, reporter=reporter, stop=stop)
+
+            def restored() -> Restored:
+                tools: Any = {"repository": self.repository, "scripts": own}
+                tools |= {"reporter": self._reporter(reporter), "stop": self._stop(stop)}
+                if host is not None and asked.define is not None and host.has_link and opened is None:
+                    from vbackup.operations import restore_there
+
+                    return restore_there.run(asked, host=host, **tools)
+                return restore.run(asked, host=host, pool=opened, **tools)
+
             return own.around(
-                lambda: restore.run(
-                    asked,
-                    repository=self.repository,
-                    reporter=self._reporter(reporter),
-                    stop=self._stop(stop),
-                    host=host,
-                    pool=opened,
-                    scripts=own,
-                ),
+                restored,
                 after=ScriptPhase.POST_RESTORE,
                 document=lambda done: restore_documents.restored(done, asked.image_format),
             )

@@ -139,16 +139,17 @@ class Sessions(Connected):
 
         return serve_session.run(request, store=_store(), stop=self._stop(stop), on_ready=on_ready)
 
-    def trackers(self, domain: str | None = None) -> list[Tracker]:
+    def trackers(self, domain: str | None = None, *, reporter: Reporter | None = None) -> list[Tracker]:
         """Return the trackers of all domains, or of the one with this name or UUID; libvirt is not asked.
 
-        Raises StorageError.
+        ``reporter`` gets a warning for each that is damaged, and says what to do; ``tracker`` raises StorageError for
+        it. Raises StorageError if the state cannot be read.
         """
         from vbackup.operations import tracker
 
-        if domain is not None and names.UUID.fullmatch(domain):
-            return tracker.trackers(store=_store(), uuid=domain)
-        return [one for one in tracker.trackers(store=_store()) if domain in (None, one.domain_name)]
+        uuid = domain if domain is not None and names.UUID.fullmatch(domain) else None
+        found = tracker.trackers(store=_store(), uuid=uuid, reporter=self._reporter(reporter))
+        return found if uuid is not None else [one for one in found if domain in (None, one.domain_name)]
 
     def tracker(self, domain: str, name: str) -> Tracker:
         """Return a tracker of a domain of the host. Raises DomainNotFoundError, UnknownTrackerError, StorageError."""

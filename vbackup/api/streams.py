@@ -44,7 +44,8 @@ class Streams(Connected):
         from vbackup.operations import stream_backup
 
         domain = request.backup.domain
-        with self._host() as host:
+        own = self._domain_scripts(scripts, work="backup", domain=domain, reporter=reporter, stop=stop)
+        with own.attended(), self._host() as host:
             return stream_backup.run(
                 request,
                 write,
@@ -52,7 +53,7 @@ class Streams(Connected):
                 stage=open_stage(stage),
                 reporter=self._reporter(reporter),
                 stop=self._stop(stop),
-                scripts=self._domain_scripts(scripts, work="backup", domain=domain, reporter=reporter, stop=stop),
+                scripts=own,
             )
 
     def commit_stream(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vbackup.errors import UsageError
 
@@ -13,11 +13,20 @@ if TYPE_CHECKING:
     from vbackup.api import Wanted
 
 
-def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True) -> None:
+def add_subcommands(parser: argparse.ArgumentParser, dest: str) -> Any:
+    """Add the place for the commands within a command, and return it; ``dest``: the option with the chosen one."""
+    return parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, dest=dest, parser_class=type(parser)
+    )
+
+
+def add_common(
+    parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True, of_hosts: bool = False
+) -> None:
     """Add the options of every command, which may stand before or after its name.
 
     ``at_top``: before it, where they get their defaults. Without ``asks_libvirt`` the help does not offer -c, which is
-    accepted and ignored: a script can give all commands the same options.
+    accepted and ignored: a script can give all commands the same options. ``of_hosts``: -c may be given several times.
     """
 
     def default(value: Any) -> Any:
@@ -27,11 +36,14 @@ def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_li
         "-c",
         "--connect",
         metavar="URI",
+        action="append",
         default=default(None),
         help="libvirt connection URI (default: LIBVIRT_DEFAULT_URI, or what libvirt finds)"
+        + ("; several times for several hosts" if of_hosts else "")
         if asks_libvirt
         else argparse.SUPPRESS,
     )
+    parser.set_defaults(connects=_Connects(asks_libvirt, of_hosts))
     verbosity = parser.add_mutually_exclusive_group()
     verbosity.add_argument(
         "-q",
@@ -64,6 +76,32 @@ def add_common(parser: argparse.ArgumentParser, *, at_top: bool = False, asks_li
         help="auto (default): bars on a terminal, log lines elsewhere; json: one JSON event per line on stderr;"
         " none: no progress output",
     )
+
+
+class _Connects(NamedTuple):
+    """What a command does with -c."""
+
+    asks_libvirt: bool
+    of_hosts: bool
+
+
+def uris_of(options: argparse.Namespace) -> list[str]:
+    """Return the URIs that were given with -c, each once; those after the command take the place of those before it.
+
+    Raises UsageError for several URIs if the command works on one host.
+    """
+    uris = list(dict.fromkeys(options.connect or ()))
+    connects: _Connects = options.connects
+    if not connects.asks_libvirt:
+        return uris[-1:]
+    if len(uris) > 1 and not connects.of_hosts:
+        raise UsageError(
+            f"-c is given for {len(uris)} hosts ({', '.join(uris)}), and 'vbackup {options.command}' works on one: give"
+            " one. Only 'vbackup backup' works on several."
+        )
+    if len(uris) > 1 and "" in uris:
+        raise UsageError("One of the URIs given with -c is empty.")
+    return uris
 
 
 def add_domain(parser: argparse.ArgumentParser, *, otherwise: str = "") -> None:

@@ -17,12 +17,16 @@ from vbackup.model import Backup, Group
 from vbackup.report import Reporter
 
 
+def select(words: Sequence[str], options: argparse.Namespace, vb: Connection) -> Selection:
+    """Return the domains that the command is about. Raises DomainNotFoundError, HostUnreachableError."""
+    return vb.select_all(options.exclude) if options.all else vb.select(words)
+
+
 def run(
-    request: BackupRequest, words: Sequence[str], *, options: argparse.Namespace, context: Context, vb: Connection
+    request: BackupRequest, selected: Selection, *, options: argparse.Namespace, context: Context, vb: Connection
 ) -> int:
-    """Back up the domains that the words select, or plan their backups, and print the results."""
+    """Back up the domains, or plan their backups, and print the results."""
     started = time.monotonic()
-    selected = vb.select_all(options.exclude) if options.all else vb.select(words)
     with context.reporting() as reporter:
         for word in selected.unmatched:
             option = f"--exclude {word}" if options.all else f"The pattern {word}"
@@ -34,8 +38,8 @@ def run(
     elif options.dry_run or not context.is_quiet or any(result.error for result in results):
         _print(results, selected.skipped, duration_s=duration_s, dry_run=options.dry_run)
     if any(result.error for result in results):
-        print(f"vbackup: {_failure(results, is_group=options.group)}", file=sys.stderr)
-    return _status(results, is_group=options.group)
+        print(f"vbackup: {failure(results, is_group=options.group)}", file=sys.stderr)
+    return status_of(results, is_group=options.group)
 
 
 def _run(
@@ -52,7 +56,7 @@ def _run(
     )
 
 
-def _status(results: Sequence[BatchResult[Any]], *, is_group: bool) -> int:
+def status_of(results: Sequence[BatchResult[Any]], *, is_group: bool) -> int:
     """Return the exit status: a signal comes before other failures, a group has that of the domain that failed."""
     errors = [result.error for result in results if result.error is not None]
     for err in errors:
@@ -65,19 +69,21 @@ def _status(results: Sequence[BatchResult[Any]], *, is_group: bool) -> int:
     return next((err.status for err in errors if not isinstance(err, GroupError)), errors[0].status)
 
 
-def _failure(results: Sequence[BatchResult[Any]], *, is_group: bool) -> str:
+def failure(results: Sequence[BatchResult[Any]], *, is_group: bool) -> str:
+    """Return the last sentence of a command of which not all succeeded."""
     failed = sum(result.error is not None for result in results)
     signals = [result.error.signum for result in results if isinstance(result.error, InterruptedBySignalError)]
     if signals:
-        return f"Stopped by {signal.Signals(signals[0]).name}; {failed} of {_domains(len(results))} not backed up."
+        return f"Stopped by {signal.Signals(signals[0]).name}; {failed} of {counted(len(results))} not backed up."
     if is_group and failed == len(results):
         first = results[0]
         culprit = first.error.domain if isinstance(first.error, GroupError) else first.domain.name
         return output.plain(f"Domain {culprit} failed; no backup of the group was kept.")
-    return f"{failed} of {_domains(len(results))} failed."
+    return f"{failed} of {counted(len(results))} failed."
 
 
-def _domains(count: int) -> str:
+def counted(count: int) -> str:
+    """Return the number of domains in words."""
     return "1 domain" if count == 1 else f"{count} domains"
 
 
@@ -89,7 +95,7 @@ def _document(results: Sequence[BatchResult[Any]], selected: Selection, *, durat
     group = _group(results)
     failed = sum(result.error is not None for result in results)
     return {
-        "domains": [_entry(result) for result in results],
+        "domains": [entry(result) for result in results],
         "left_out": [{"name": one.name, "uuid": one.uuid, "reason": one.reason} for one in selected.skipped],
         "unmatched": list(selected.unmatched),
         "done": len(results) - failed,
@@ -99,19 +105,20 @@ def _document(results: Sequence[BatchResult[Any]], selected: Selection, *, durat
     }
 
 
-def _entry(result: BatchResult[Any]) -> dict[str, Any]:
-    entry = {
+def entry(result: BatchResult[Any]) -> dict[str, Any]:
+    """Return what the document has of one domain."""
+    of_domain = {
         "name": result.domain.name,
         "uuid": result.domain.uuid,
         "duration_s": result.duration_s,
         "scripts": [outcome.document() for outcome in result.scripts],
     }
     if result.error is not None:
-        return {**entry, "error": error_document(result.error)}
+        return {**of_domain, "error": error_document(result.error)}
     if isinstance(result.made, Backup):
-        return {**entry, "backup": {"schema": "vbackup.backup/1", **documents.backup(result.made)}}
+        return {**of_domain, "backup": {"schema": "vbackup.backup/1", **documents.backup(result.made)}}
     assert result.made is not None  # a result has either
-    return {**entry, "plan": {"schema": "vbackup.plan/1", **documents.plan(result.made)}}
+    return {**of_domain, "plan": {"schema": "vbackup.plan/1", **documents.plan(result.made)}}
 
 
 def _print(
@@ -121,7 +128,7 @@ def _print(
         if result.made is not None and not isinstance(result.made, Backup):
             plans.print_plan(result.made)
             print()
-    output.table(("DOMAIN", "LEVEL", "COPIED", "SIZE", "TIME", "RESULT"), [_row(result) for result in results])
+    output.table(("DOMAIN", "LEVEL", "COPIED", "SIZE", "TIME", "RESULT"), [row(result) for result in results])
     for domain in skipped:
         output.labelled("Left out: ", f"{domain.name} ({domain.reason})")
     group = _group(results)
@@ -129,10 +136,11 @@ def _print(
         print(f"Group {group.id}: all domains within {group.spread_ms:.1f} ms.")
     done = sum(result.error is None for result in results)
     verb = "planned" if dry_run else "backed up"
-    print(f"{done} of {_domains(len(results))} {verb} in {duration_s:.1f} s.")
+    print(f"{done} of {counted(len(results))} {verb} in {duration_s:.1f} s.")
 
 
-def _row(result: BatchResult[Any]) -> tuple[str, ...]:
+def row(result: BatchResult[Any]) -> tuple[str, ...]:
+    """Return what the table has of one domain."""
     name, took = result.domain.name, f"{result.duration_s:.1f} s"
     if result.error is not None:
         return (name, "-", "-", "-", took, f"failed: {result.error}")

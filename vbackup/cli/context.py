@@ -15,7 +15,7 @@ from vbackup.report import Labelling
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
-    from vbackup.api import Connection, Repository
+    from vbackup.api import Connection, Fleet, Repository
 
 
 class Context:
@@ -23,7 +23,8 @@ class Context:
 
     def __init__(self, options: argparse.Namespace, stop: Stop) -> None:
         self.stop = stop
-        self.uri: str | None = options.connect
+        self.uris: list[str] = options.uris  #: several for a command that works on several hosts
+        self.uri: str | None = self.uris[0] if self.uris else None
         self.as_json: bool = options.json
         self._repository: str | None = options.repository
         self._progress: str = options.progress
@@ -47,6 +48,12 @@ class Context:
         from vbackup import api  # which 'vbackup --help' does without
 
         return api.connect(self.uri, repository=self.repository_path(), stop=self.stop)
+
+    def connect_all(self, uris: Sequence[str]) -> Fleet:
+        """Return a connection to several hosts and the repository, which is opened now. Raises as ``connect``."""
+        from vbackup import api  # which 'vbackup --help' does without
+
+        return api.connect_all(uris, repository=self.repository_path(), stop=self.stop)
 
     def connect_to_libvirt(self) -> Connection:
         """Return a connection to libvirt and the repository, if there is one: both are opened when they are needed."""
@@ -89,6 +96,10 @@ class Context:
     def print_document(self, schema: str, document: dict[str, Any]) -> None:
         """Print the JSON document that is the command's result."""
         print(json.dumps({"schema": schema, **document}, indent=2, ensure_ascii=False, default=str))
+
+    def print_line(self, schema: str, document: dict[str, Any]) -> None:
+        """Print the JSON document of a command that goes on: as one line, so that a reader knows where it ends."""
+        print(json.dumps({"schema": schema, **document}, ensure_ascii=False, default=str))
 
     def print_stream(self, schema: str, document: dict[str, Any], name: str, entries: Iterable[dict[str, Any]]) -> None:
         """Print the document with one more member, a list, whose entries are printed as they come, one per line."""

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import vbackup
-from vbackup.cli.arguments import ShownAsRequired, add_common
+from vbackup.cli.arguments import ShownAsRequired, add_common, uris_of
 from vbackup.errors import UsageError
 
 #: The commands, with their help in ``vbackup --help``.
@@ -23,6 +23,9 @@ COMMANDS = {
     "check": "look through a repository, and repair it",
     "audit": "check that changed-block tracking missed nothing",
     "restore": "restore disks from a backup",
+    "replicate": "keep a standby at another host",
+    "failover": "let a standby take over",
+    "failback": "bring a domain back from its standby",
     "mount": "show the disks of a backup as files",
     "umount": "end a mount",
     "serve": "serve the disks of a backup by NBD",
@@ -31,6 +34,8 @@ COMMANDS = {
     "cp": "copy files of a guest out of a backup",
     "cat": "print a file of a guest in a backup",
     "search": "find files of guests in all backups",
+    "copy": "copy backups to another place",
+    "fetch": "make a repository out of copies",
     "prune": "remove backups that no rule keeps",
     "consolidate": "make backups independent of older ones",
     "protect": "protect backups from being removed",
@@ -121,7 +126,8 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
         prog="vbackup",
         description="Make incremental image backups of libvirt/QEMU virtual machines, running or shut off.",
         epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7),"
-        " vbackup-session(7), vbackup-engines(7), vbackup-scripts(7), vbackup-json(7), vbackup-api(7).",
+        " vbackup-session(7), vbackup-copy(7), vbackup-engines(7), vbackup-scripts(7), vbackup-json(7),"
+        " vbackup-api(7).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vbackup {vbackup.__version__}")
@@ -146,6 +152,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.words = [*options.words, *unknown]
     elif unknown:
         raise _parser_of(parser, options).unknown(unknown)
+    options.uris = uris_of(options)
     return options
 
 

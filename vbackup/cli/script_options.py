@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from vbackup.api import SCRIPT_DIRECTORY, SCRIPT_TIMEOUT_S, DomainScripts, ScriptSettings
+from vbackup.cli.context import Context
+from vbackup.errors import UsageError, VbackupError
 from vbackup.report import Reporter
 from vbackup.stop import Stop
 
@@ -34,6 +38,27 @@ def for_several(options: argparse.Namespace, reporter: Reporter) -> ScriptSettin
     for warning in common:
         reporter.warning(warning)
     return replace(settings, reported=common)
+
+
+@contextmanager
+def beginning(options: argparse.Namespace, domain: str, context: Context) -> Iterator[None]:
+    """Run the on-failure scripts for all domains if the block fails: there is no domain yet that has its own.
+
+    Not for a usage error, which is for whoever has just typed it. ``domain``: as the user names it, or empty. Raises
+    UsageError, UnsafeScriptError and StorageError before the block, if the scripts cannot be found.
+    """
+    settings = ScriptSettings() if options.dry_run else settings_of(options)
+    settings.find()
+    try:
+        yield
+    except UsageError:
+        raise
+    except VbackupError:
+        with context.reporting(domain or None) as reporter:
+            own = of_domain(options, domain, work="backup", reporter=reporter, stop=context.stop)
+            own.know(repository=os.fspath(context.repository_path().absolute()))
+            with own.attended():
+                raise
 
 
 def of_domain(options: argparse.Namespace, domain: str, *, work: str, reporter: Reporter, stop: Stop) -> DomainScripts:

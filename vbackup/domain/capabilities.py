@@ -39,16 +39,25 @@ class Capabilities:
 
 def parse(xml: str) -> Capabilities:
     """Return the capabilities. Raises MalformedError."""
-    try:
-        root = etree.fromstring(xml.encode(), etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
-    except etree.XMLSyntaxError as err:
-        raise MalformedError(f"The capabilities of libvirt cannot be read: {err}.") from err
+    root = _root(xml)
     labels = [
         SecurityLabel(model.findtext("model") or "", label.text or "")
         for model in root.iterfind("host/secmodel")
         for label in model.iterfind("baselabel[@type='qemu']")
     ]
     return Capabilities(tuple(_guest(arch) for arch in root.iterfind("guest/arch")), tuple(labels))
+
+
+def host_uuid(xml: str) -> str:
+    """Return the UUID of the host, of its firmware or of libvirt's configuration; "" without. Raises MalformedError."""
+    return _root(xml).findtext("host/uuid") or ""
+
+
+def _root(xml: str) -> etree._Element:
+    try:
+        return etree.fromstring(xml.encode(), etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
+    except etree.XMLSyntaxError as err:
+        raise MalformedError(f"The capabilities of libvirt cannot be read: {err}.") from err
 
 
 def _guest(arch: etree._Element) -> Guest:

@@ -83,10 +83,11 @@ def _throw_away() -> Identity:
     return Identity(f"vbackup-check-{process.pid}-{process.start_ticks}-{uuid}", uuid)
 
 
-def start_troubles(host: Host, xml: str) -> list[str]:
-    """Return why libvirt could not start the domain on this host, apart from its disks, which are not looked at.
+def start_troubles(host: Host, xml: str, *, is_missing: Callable[[str | Path], bool] = files.is_missing) -> list[str]:
+    """Return why libvirt could not start the domain on its host, apart from its disks, which are not looked at.
 
     It makes a QEMU command line of the XML (virConnectDomainXMLToNative), for which it needs no network and no image.
+    ``is_missing``: whether the host does not have a file.
     """
     found = []
     try:
@@ -96,14 +97,14 @@ def start_troubles(host: Host, xml: str) -> list[str]:
         if error_code(err.__cause__) != NO_SUPPORT:
             found.append(" ".join(str(err).split()).rstrip("."))
     for kind, name in sorted(identity.networks(xml)):
-        if not _has_network(host, kind, name):
+        if not _has_network(host, kind, name, is_missing):
             found.append(f"its {kind} {name} is not on this host")
     return found
 
 
-def _has_network(host: Host, kind: str, name: str) -> bool:
+def _has_network(host: Host, kind: str, name: str, is_missing: Callable[[str | Path], bool]) -> bool:
     if kind == "bridge":
-        return not files.is_missing(Path("/sys/class/net", name))
+        return not is_missing(Path("/sys/class/net", name))
     try:
         with host.errors(f"look up network {name}"):
             host.connection.networkLookupByName(name)
@@ -134,10 +135,10 @@ def define(host: Host, xml: str) -> DomainHandle:
         return DomainHandle(host, host.connection.defineXMLFlags(xml, DEFINE_VALIDATE))
 
 
-def set_autostart(handle: DomainHandle) -> None:
-    """Let libvirt start the domain with its host. Raises what libvirt's calls raise."""
-    with handle.host.errors(f"let domain {handle.name} start with the host"):
-        handle.domain.setAutostart(1)
+def set_autostart(handle: DomainHandle, *, is_on: bool = True) -> None:
+    """Let libvirt start the domain with its host, or not. Raises what libvirt's calls raise."""
+    with handle.host.errors(f"let domain {handle.name} {'start' if is_on else 'not start'} with the host"):
+        handle.domain.setAutostart(int(is_on))
 
 
 def start(handle: DomainHandle) -> None:
@@ -164,17 +165,23 @@ def _quietly(read: Callable[[], str]) -> frozenset[str]:
         return frozenset()
 
 
-def missing_media(host: Host, xml: str, *, restored: Collection[str] = ()) -> list[media.Medium]:
-    """Return the media that this host does not have: without them libvirt does not start the domain.
+def missing_media(
+    host: Host,
+    xml: str,
+    *,
+    restored: Collection[str] = (),
+    is_missing: Callable[[str | Path], bool] = files.is_missing,
+) -> list[media.Medium]:
+    """Return the media that the host does not have: without them libvirt does not start the domain.
 
-    ``restored``: paths that will be there.
+    ``restored``: paths that will be there; ``is_missing`` as for ``start_troubles``.
     """
-    return [one for one in media.of(xml) if one.path not in restored and not _is_there(host, one)]
+    return [one for one in media.of(xml) if one.path not in restored and not _is_there(host, one, is_missing)]
 
 
-def _is_there(host: Host, medium: media.Medium) -> bool:
+def _is_there(host: Host, medium: media.Medium, is_missing: Callable[[str | Path], bool]) -> bool:
     if medium.path is not None:
-        return not files.is_missing(medium.path)
+        return not is_missing(medium.path)
     try:
         host.volume_path(medium.pool or "", medium.volume or "")
     except MonitorError:

@@ -61,6 +61,15 @@ def by_words(words: Sequence[str], host: Host) -> Selection:
     A name that libvirt does not have is selected too, and fails later by itself; a pattern that matches nothing is
     ``unmatched``. Raises DomainNotFoundError if nothing is selected, ConnectionLostError, MonitorError.
     """
+    selected = those_of_words(words, host)
+    if not selected.chosen:
+        words = " or ".join(map(repr, selected.unmatched))
+        raise DomainNotFoundError(None, f"matches {words} at {host.real_uri}", host.elsewhere())
+    return selected
+
+
+def those_of_words(words: Sequence[str], host: Host) -> Selection:
+    """Return what ``by_words`` returns; it may be nothing. Raises ConnectionLostError, MonitorError."""
     handles = host.domains()
     chosen: dict[str, Chosen] = {}
     unmatched = []
@@ -70,9 +79,6 @@ def by_words(words: Sequence[str], host: Host) -> Selection:
             unmatched.append(word)
         for domain in matching:
             chosen.setdefault(domain.uuid or f"name {domain.name}", domain)
-    if not chosen:
-        words = " or ".join(map(repr, unmatched))
-        raise DomainNotFoundError(None, f"matches {words} at {host.real_uri}", host.elsewhere())
     return Selection(tuple(chosen.values()), unmatched=tuple(unmatched))
 
 
@@ -88,6 +94,16 @@ def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
 
     Raises DomainNotFoundError if none is left, ConnectionLostError, MonitorError.
     """
+    selected = those_of_all(host, excluded)
+    if not selected.chosen:
+        reasons = "; ".join(f"{domain.name}: {domain.reason}" for domain in selected.skipped)
+        hint = f"left out: {reasons}" if reasons else f"libvirt has no domains there; {host.elsewhere()}"
+        raise DomainNotFoundError(None, f"at {host.real_uri} can be backed up", hint)
+    return selected
+
+
+def those_of_all(host: Host, excluded: Sequence[str]) -> Selection:
+    """Return what ``all_domains`` returns; it may be nothing. Raises ConnectionLostError, MonitorError."""
     chosen, skipped = [], []
     handles = host.domains()
     for handle in handles:
@@ -96,10 +112,6 @@ def all_domains(host: Host, excluded: Sequence[str]) -> Selection:
             chosen.append(_chosen(handle))
         else:
             skipped.append(Skipped(handle.name, handle.uuid, reason))
-    if not chosen:
-        reasons = "; ".join(f"{domain.name}: {domain.reason}" for domain in skipped)
-        hint = f"left out: {reasons}" if reasons else f"libvirt has no domains there; {host.elsewhere()}"
-        raise DomainNotFoundError(None, f"at {host.real_uri} can be backed up", hint)
     unmatched = [word for word in excluded if not any(_is_excluded(handle, [word]) for handle in handles)]
     return Selection(tuple(chosen), tuple(skipped), tuple(unmatched))
 

@@ -83,7 +83,8 @@ def choose(
             evidence = _evidence(node, start, history, naming=naming, started=started)
             flaw = underlay.flaw(evidence.chain, node.chain, **evidence.of_underlay)
             if flaw is not None:
-                raise _UntrustedError(f"backup {evidence.base.id} {flaw}", Reason.BELOW)
+                what = "checkpoint" if history.is_of_tracker else "backup"
+                raise _UntrustedError(f"{what} {evidence.base.id} {flaw}", Reason.BELOW)
         except _UntrustedError as err:
             refusals.append(err)
             continue
@@ -96,7 +97,8 @@ def choose(
             code=Reason.BASE,
         )
     if level is not Level.AUTO:
-        raise BaseError(dev, level.value, starts[0].backup.id if starts else None, str(refusals[0]))
+        checkpoint = starts[0].backup.id if starts else None
+        raise BaseError(dev, level.value, checkpoint, str(refusals[0]), noun=_noun(history))
     if node.read_only_reason is not None:
         return Choice(Level.FULL, None, (), _without_bitmap(node), code=Reason.NO_BITMAPS)
     return Choice(Level.FULL, None, (), str(refusals[0]), code=refusals[0].code)
@@ -196,9 +198,15 @@ def _evidence(
     return _Evidence(start, bitmaps, marks, is_known_image)
 
 
+def _noun(history: History) -> str:
+    return "session" if history.is_of_tracker else "backup"
+
+
 def _no_start(node: DiskNode, history: History) -> str:
     if history.newest(node.disk.dev) is not None:
-        return "no full backup of this disk has a checkpoint that a differential could start from"
+        return f"no full {_noun(history)} of this disk has a checkpoint that a differential could start from"
+    if history.is_of_tracker:
+        return "the tracker has no checkpoint of this disk to start from"
     return "there is no earlier backup of this disk to start from"
 
 

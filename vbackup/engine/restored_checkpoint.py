@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vbackup.model import GRANULARITY_BYTES, Backup, Level, NodeBitmap
 from vbackup.names import Naming
 from vbackup.process import Process
 from vbackup.qapi.actions import Action, BlockDirtyBitmapAdd
+from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import StorageDaemon
 from vbackup.report import Reporter
 from vbackup.repository import restored
@@ -52,7 +53,7 @@ def add(
     The restore is as good without, so what goes wrong is a warning: the next backup is a full then. Raises
     InterruptedBySignalError.
     """
-    chosen = [one for one in images if _can_start(one.backup, one.dev, reporter)]
+    chosen = [one for one in images if can_start(one.backup, one.dev, reporter)]
     if not chosen:
         return []
     try:
@@ -97,7 +98,8 @@ def record(
     return made
 
 
-def _can_start(backup: Backup, dev: str, reporter: Reporter) -> bool:
+def can_start(backup: Backup, dev: str, reporter: Reporter) -> bool:
+    """Return True if a backup of the restored disk can start from the backup; say so if not."""
     if image_of(backup, dev).level is Level.COPY:
         reporter.step(f"Disk {dev}: {backup.id} is a copy, from which no backup starts: its next backup is a full.")
         return False
@@ -124,11 +126,32 @@ def _write(
     stop: Stop,
 ) -> None:
     nodes = [_node(number, one.path) for number, one in enumerate(images)]
+    with StorageDaemon(reporter, nodes=nodes) as daemon:
+        write_bitmaps(daemon, nodes, recorded, naming=naming, reporter=reporter, stop=stop)
+    for image in images:
+        with storage_errors(f"write {image.path}"):
+            fsync(image.path)
+
+
+def write_bitmaps(
+    monitor: Monitor,
+    nodes: Sequence[Mapping[str, Any]],
+    recorded: Sequence[RestoredDisk],
+    *,
+    naming: Naming,
+    reporter: Reporter,
+    stop: Stop,
+) -> None:
+    """Add the bitmaps of the records to images that are open, one record each, and store them in the images.
+
+    ``nodes``: the options that each was opened with (QAPI BlockdevOptions); they are read-only afterwards. Raises
+    QmpError, UnsuitableError, InterruptedBySignalError.
+    """
     sizes = sorted({one.size_bytes for one in recorded if one.size_bytes})
     scratch_nodes = {size_bytes: naming.scratch_node(number) for number, size_bytes in enumerate(sizes)}
-    with StorageDaemon(reporter, nodes=nodes) as daemon, Undo(reporter) as undo:
+    with Undo(reporter) as undo:
         sizes_of = {name: size_bytes for size_bytes, name in scratch_nodes.items()}
-        scratch.prepare(daemon, sizes_of, naming=naming, undo=undo, stop=stop)
+        scratch.prepare(monitor, sizes_of, naming=naming, undo=undo, stop=stop)
         actions: list[Action] = []
         for node, one in zip(nodes, recorded):
             name = node["node-name"]
@@ -142,12 +165,9 @@ def _write(
                     distrusted=(),
                 ).actions()
             actions.append(BlockDirtyBitmapAdd(name, one.bitmap, granularity=GRANULARITY_BYTES, persistent=True))
-        daemon.execute("transaction", {"actions": [action.document() for action in actions]})
+        monitor.execute("transaction", {"actions": [action.document() for action in actions]})
         # Reopening stores the bitmaps and reports an error, which closing does not.
-        daemon.execute("blockdev-reopen", {"options": [{**node, "read-only": True} for node in nodes]})
-    for image in images:
-        with storage_errors(f"write {image.path}"):
-            fsync(image.path)
+        monitor.execute("blockdev-reopen", {"options": [{**node, "read-only": True} for node in nodes]})
 
 
 def _node(number: int, path: Path) -> dict[str, Any]:

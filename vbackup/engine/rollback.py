@@ -12,16 +12,15 @@ where the image goes, and no backup is made of such a disk (vbackup.engine.surve
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from vbackup import names
 from vbackup.engine import endmark, restored_checkpoint, scratch, underlay
 from vbackup.engine.base import Choice
 from vbackup.engine.endmark import NewMark
+from vbackup.engine.rollback_reach import Here, Reach
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import (
     NoSpaceError,
@@ -46,7 +45,6 @@ from vbackup.qapi.actions import (
 )
 from vbackup.qemu import jobs, nbd_client, qcow2_bitmap
 from vbackup.qemu.monitor import Monitor
-from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_client import NbdClient
 from vbackup.qemu.stored_bitmap import StoredBitmap
 from vbackup.qemu.transaction import send, tuned
@@ -143,14 +141,20 @@ def _bits(
 
 
 def begin(
-    disks: Sequence[DiskRollback], domain: LockedDomain, *, store: Callable[[Layer], None], checkpoint: bool
+    disks: Sequence[DiskRollback],
+    domain: LockedDomain,
+    *,
+    store: Callable[[Layer], None],
+    checkpoint: bool,
+    is_own: bool = True,
 ) -> dict[str, RestoredDisk]:
     """Mark the disks, and return the records of the checkpoints, by dev; their content is as it was.
 
-    ``store`` is that of the domain's OffSource. ``checkpoint``: record the restored checkpoints. Raises NoSpaceError,
-    StorageError, StorageDaemonGoneError.
+    ``store`` is that of the domain's OffSource. ``checkpoint``: record the restored checkpoints. ``is_own``: the disks
+    are the domain's own, so that its next backup finds them as they are then, and not those of a standby. Raises
+    NoSpaceError, StorageError, StorageDaemonGoneError.
     """
-    recorded = _recorded(disks, domain) if checkpoint else {}
+    recorded = _recorded(disks, domain, is_own=is_own) if checkpoint else {}
     _mark(disks, domain, store)
     return recorded
 
@@ -162,24 +166,27 @@ def carry_out(
     *,
     store: Callable[[Layer], None],
     speed_bytes_s: int | None,
+    reach: Reach | None = None,
 ) -> None:
     """Write the disks, compare what was written with the lists, and let their next backups start from the point.
 
     From the first write on an error leaves disks that are in the middle; the same rollback run again is right.
-    ``recorded`` is what ``begin`` has returned: these disks get the bitmap of the checkpoint. Raises NoSpaceError,
+    ``recorded`` is what ``begin`` has returned: these disks get the bitmap of the checkpoint. ``reach``: how the images
+    of the repository and the disks are in one QEMU; None: the domain's monitor has both. Raises NoSpaceError,
     StorageError, OutputDiffersError, InterruptedBySignalError, StorageDaemonGoneError.
     """
+    reach = Here(domain.monitor) if reach is None else reach
     _resize([disk for disk in disks if disk.point.size_bytes > disk.node.top.virtual_size_bytes], domain)
-    _copy([disk for disk in disks if disk.blocks], domain, speed_bytes_s)
+    _copy([disk for disk in disks if disk.blocks], domain, reach, speed_bytes_s)
     _store(disks, store)
-    _verify(disks, domain)
+    _verify(disks, domain, reach)
     # A disk that is smaller than at the base is not trusted, so a run that is killed before this can be run again.
     _resize([disk for disk in disks if disk.point.size_bytes < disk.node.top.virtual_size_bytes], domain)
     _finish(disks, domain, recorded)
     _store(disks, store)
 
 
-def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain) -> dict[str, RestoredDisk]:
+def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain, *, is_own: bool) -> dict[str, RestoredDisk]:
     """Record the restored checkpoints, by dev, while nothing is written yet; none if the repository is only read."""
     chosen = [disk for disk in disks if image_of(disk.backup, disk.dev).level is not Level.COPY]
     chains = [underlay.remembered(disk.node.chain, [disk.choice.chain], is_trusted=True) for disk in chosen]
@@ -188,7 +195,7 @@ def _recorded(disks: Sequence[DiskRollback], domain: LockedDomain) -> dict[str, 
             [(disk.dev, disk.backup, chain) for disk, chain in zip(chosen, chains)],
             uuid=domain.uuid,
             repository=domain.repository,
-            is_in_place=True,
+            is_in_place=is_own,
         )
     except StorageError as err:
         domain.reporter.warning(f"The next backup starts from the newest one, and not from the restored one: {err}")
@@ -226,10 +233,10 @@ def marks_of(layer: Layer) -> list[str]:
     return [name for name in sorted(layer.bitmaps) if names.parse_rollback_mark(name) is not None]
 
 
-def _copy(disks: Sequence[DiskRollback], domain: LockedDomain, speed_bytes_s: int | None) -> None:
+def _copy(disks: Sequence[DiskRollback], domain: LockedDomain, reach: Reach, speed_bytes_s: int | None) -> None:
     if not disks:
         return
-    monitor = domain.monitor
+    monitor = reach.monitor
     with ExitStack() as stack:
         actions: list[Action] = []
         for number, disk in enumerate(disks):
@@ -241,7 +248,8 @@ def _copy(disks: Sequence[DiskRollback], domain: LockedDomain, speed_bytes_s: in
             stack.enter_context(_bits(monitor, bits, size_bytes, disk.blocks, below=node))
             actions.append(BlockDirtyBitmapAdd(bits, _CHANGED, granularity=GRANULARITY_BYTES, disabled=True))
             actions.append(BlockDirtyBitmapMerge(bits, _CHANGED, (BlockDirtyBitmap(bits, _PLANNED),)))
-            actions.append(_job(disk, bits, speed_bytes_s))
+            target = stack.enter_context(reach.written(disk.dev, disk.top))
+            actions.append(_job(disk, bits, target, speed_bytes_s))
         domain.stop.check()
         tuned(lambda sent: send(monitor, {"actions": sent}), [action.document() for action in actions])
         devs = [disk.dev for disk in disks]
@@ -263,12 +271,12 @@ def _copy(disks: Sequence[DiskRollback], domain: LockedDomain, speed_bytes_s: in
             jobs.cancel(monitor, devs)
 
 
-def _job(disk: DiskRollback, node: str, speed_bytes_s: int | None) -> BlockdevBackup:
+def _job(disk: DiskRollback, node: str, target: str, speed_bytes_s: int | None) -> BlockdevBackup:
     """Return the job that copies the blocks of the bitmap from the point to the disk. Its id names the disk."""
     return BlockdevBackup(
         job_id=disk.dev,
         device=node,
-        target=disk.top,
+        target=target,
         sync=MirrorSyncMode.BITMAP,
         bitmap=_CHANGED,
         bitmap_mode=BitmapSyncMode.NEVER,
@@ -279,28 +287,22 @@ def _job(disk: DiskRollback, node: str, speed_bytes_s: int | None) -> BlockdevBa
     )
 
 
-def _verify(disks: Sequence[DiskRollback], domain: LockedDomain) -> None:
+def _verify(disks: Sequence[DiskRollback], domain: LockedDomain, reach: Reach) -> None:
     """Read what was written through QEMU, as the guest will, whatever the image is like, and compare it."""
-    monitor, reporter = domain.monitor, domain.reporter
-    with tempfile.TemporaryDirectory(prefix="vbackup-") as directory:
-        path = Path(directory) / "nbd"
-        monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": os.fspath(path)}}})
-        for disk in disks:
-            total_bytes = changed_blocks.count_bytes(disk.blocks)
-            options = {"type": "nbd", "id": disk.dev, "name": disk.dev, "node-name": disk.top, "writable": False}
-            monitor.execute("block-export-add", options)
-            with NbdClient(NbdAddress(disk.dev, path=path)) as client:
-                wrong = changed_blocks.first_difference(
-                    disk.point,
-                    disk.blocks,
-                    client,
-                    max_read_bytes=nbd_client.MAX_READ_BYTES,
-                    check=domain.stop.check,
-                    progress=_progress(reporter, disk.dev, total_bytes),
-                )
-            if wrong is not None:
-                raise OutputDiffersError(disk.dev, disk.node.disk.path or disk.top, wrong, was_written=True)
-        monitor.execute("nbd-server-stop")  # and the exports with it
+    reporter = domain.reporter
+    for disk in disks:
+        total_bytes = changed_blocks.count_bytes(disk.blocks)
+        with reach.read(disk.dev, disk.top) as address, NbdClient(address) as client:
+            wrong = changed_blocks.first_difference(
+                disk.point,
+                disk.blocks,
+                client,
+                max_read_bytes=nbd_client.MAX_READ_BYTES,
+                check=domain.stop.check,
+                progress=_progress(reporter, disk.dev, total_bytes),
+            )
+        if wrong is not None:
+            raise OutputDiffersError(disk.dev, disk.node.disk.path or disk.top, wrong, was_written=True)
 
 
 def _progress(reporter: Reporter, dev: str, total_bytes: int) -> Callable[[int], None]:

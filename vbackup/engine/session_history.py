@@ -14,7 +14,7 @@ from vbackup.sessions.trackers import Tracker
 
 def of(tracker: Tracker) -> History:
     """Return the history that the tracker's checkpoints make."""
-    return History([_backup(one, tracker) for one in tracker.checkpoints])
+    return History([_backup(one, tracker) for one in tracker.checkpoints], is_of_tracker=True)
 
 
 def _backup(checkpoint: Checkpoint, tracker: Tracker) -> Backup:

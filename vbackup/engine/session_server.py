@@ -93,8 +93,8 @@ def export_id(naming: Naming, session_id: str, dev: str) -> str:
 def start(monitor: Monitor, place: Place, naming: Naming, *, undo: Undo) -> None:
     """Start the NBD server at a place; ``undo`` gets its end.
 
-    Raises BusyError if another server runs, UnsuitableError if the connection carries no descriptors or QEMU cannot
-    use the certificates, StorageError.
+    Raises BusyError if another server runs, UnsuitableError if the connection carries no descriptors, StorageError if
+    QEMU cannot use the certificates or nobody can listen there.
     """
     undo.push("stop the NBD server", lambda: stop_if_unused(monitor, naming, place))
     creds = _add_creds(monitor, place.tls, naming) if place.tls is not None else {}
@@ -248,7 +248,7 @@ def _address(place: Place) -> dict[str, object]:
 
 
 def _add_creds(monitor: Monitor, directory: Path, naming: Naming) -> dict[str, str]:
-    """Give QEMU the server's certificate; clients must have one of the same authority."""
+    """Give QEMU the server's certificate; clients must have one of the same authority. Raises StorageError."""
     options = {
         "qom-type": "tls-creds-x509",
         "id": _creds_id(naming),
@@ -259,7 +259,7 @@ def _add_creds(monitor: Monitor, directory: Path, naming: Naming) -> dict[str, s
     try:
         monitor.execute("object-add", options)
     except QmpError as err:
-        raise UnsuitableError(
+        raise StorageError(
             f"QEMU cannot use the certificates in {directory}: {err.description.rstrip('.')}. It needs ca-cert.pem,"
             " server-cert.pem and server-key.pem there, and reads them as the user that it runs as."
         ) from err

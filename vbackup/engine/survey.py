@@ -5,7 +5,7 @@ vbackup.engine.plan makes the plan. The disks' files are looked at again when th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -30,9 +30,9 @@ from vbackup.files import replace_text, storage_errors
 from vbackup.hooks.events import Operation, events
 from vbackup.model import DiskNode, Level
 from vbackup.qemu import jobs
-from vbackup.repository import audited, in_place_journal
+from vbackup.repository import audited, hosts, in_place_journal
 from vbackup.repository.catalogue import Catalogue
-from vbackup.repository.history import History
+from vbackup.repository.history import History, Start
 
 
 def select(domain: LockedDomain, wanted: Sequence[str], excluded: Sequence[str]) -> Selection:
@@ -59,8 +59,9 @@ def plan_of(selection: Selection, domain: LockedDomain, wishes: Wishes, *, is_dr
     nodes = _nodes(selection, domain, taken_ids | catalogue.history.checkpoints)
     for broken in catalogue.broken:
         domain.reporter.warning(broken.sentence)
-    nodes = proof.compared(wishes.level, nodes, catalogue.history, domain)
-    choices = _choices(wishes.level, nodes, catalogue.history, domain)
+    starts = _starts(wishes.level, nodes, catalogue.history, domain)
+    nodes = proof.compared(wishes.level, nodes, catalogue.history, domain, starts=starts)
+    choices = _choices(wishes.level, nodes, catalogue.history, domain, starts=starts)
     if not is_dry_run:
         choices = proof.recorded(choices, catalogue.history, domain)
     backup_plan = plan.make(
@@ -142,7 +143,16 @@ def _warn_of_another_host(backup_plan: BackupPlan, history: History, domain: Loc
     bases = [disk.choice.base for disk in backup_plan.disks if disk.choice.base is not None]
     if newest is None or newest.host is None or not newest.host.is_other_than(definition.host_of(domain.source.handle)):
         return
-    if all(base.host is None or base.host.is_other_than(newest.host) for base in bases):
+    if not all(base.host is None or base.host.is_other_than(newest.host) for base in bases):
+        return
+    if bases:
+        domain.reporter.warning(
+            f"Two machines have the UUID {domain.uuid}: the newest backup, {newest.id}, is of one on host"
+            f" {newest.host}, and this one goes on from {bases[0].id}, which is earlier. Each has a separate chain;"
+            " 'vbackup restore' needs --host to tell them apart. It is better to give the copy a new UUID, or to use a"
+            " separate repository for it."
+        )
+    else:
         domain.reporter.warning(
             f"The newest backup of this domain, {newest.id}, was made on host {newest.host}, and this one does not"
             " start from it. If another machine there has the same UUID, use a separate repository for it, or give it a"
@@ -207,13 +217,31 @@ def refuse_rolling_back(nodes: Sequence[DiskNode], name: str, *, repository_id: 
                 )
 
 
-def _choices(
+def _starts(
     level: Level, nodes: Sequence[DiskNode], history: History, domain: LockedDomain
+) -> Callable[[str], Sequence[Start]] | None:
+    """Return what says, by dev, which checkpoints a disk may start from; None: those of the history, as usual."""
+    host = definition.host_of(domain.source.handle)
+    if level in (Level.FULL, Level.COPY) or hosts.alone(history, host) is None:
+        return None
+    on_disk = {node.disk.dev: {name for layer in node.layers for name in layer.bitmaps} for node in nodes}
+    of_full = level is Level.DIFFERENTIAL
+    return lambda dev: hosts.starts(history, host, dev, of_full=of_full, on_disk=on_disk[dev])
+
+
+def _choices(
+    level: Level,
+    nodes: Sequence[DiskNode],
+    history: History,
+    domain: LockedDomain,
+    *,
+    starts: Callable[[str], Sequence[Start]] | None,
 ) -> list[tuple[DiskNode, Choice]]:
     started = last_start(domain.source.handle)
     choices = []
     for node in nodes:
-        choice = base.choose(level, node, history, naming=domain.naming, started=started)
+        allowed = None if starts is None else starts(node.disk.dev)
+        choice = base.choose(level, node, history, naming=domain.naming, started=started, starts=allowed)
         choices.append((node, choice))
         domain.reporter.step(f"Disk {node.disk.dev}: {choice.level.value}, {choice.reason}.")
         if node.disk.encrypted:

@@ -50,7 +50,7 @@ class Restoring:
         """
         dev = links[0].image.dev
         # What is checked is in the page cache, and storing it needs the storage, not the processor.
-        with self._lists(links) as lists, storage_errors(f"write {path}"), Storing(path) as storing:
+        with self.lists(links) as lists, storage_errors(f"write {path}"), Storing(path) as storing:
             self._convert(links, path, image_format, storing, output=output, salvage=bool(lists))
             storing.all()
             if lists:
@@ -58,7 +58,7 @@ class Restoring:
         self.reporter.step(f"Disk {dev}: restored{' and checked' * bool(lists)}.")
 
     @contextmanager
-    def _lists(self, links: Sequence[Link]) -> Iterator[list[BlockList]]:
+    def lists(self, links: Sequence[Link]) -> Iterator[list[BlockList]]:
         """Yield the block lists of the images, newest first; none if no image has one: then the digests were checked.
 
         In a mixed chain the images without one get a list for this restore: their digests were checked.

@@ -17,7 +17,7 @@ from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.qemu.raw_layer import RawLayer
 from vbackup.repository import block_list, block_scan, image_check
 from vbackup.repository.block_list import ALL, BLOCK_BYTES, BlockList, Segment
-from vbackup.repository.block_scan import Scan
+from vbackup.repository.block_scan import Layer, Scan
 from vbackup.repository.composition import Composition, Part
 from vbackup.repository.history import Link
 
@@ -38,11 +38,25 @@ def check(
     ``check`` is called between pieces and may raise; ``progress`` gets the number of bytes that were read so far.
     Raises DamagedError, which names the image of the chain that is damaged, and OutputDiffersError if none is.
     """
+    with _layer(output, image_format, chain[0][0], is_device=is_device) as layer:
+        check_layer(layer, str(output), chain, lists, check=check, progress=progress)
+
+
+def check_layer(
+    layer: Layer,
+    output: str,
+    chain: Sequence[tuple[Link, Path]],
+    lists: Sequence[BlockList],
+    *,
+    check: Callable[[], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Compare what a layer has with the lists, as ``check`` does; ``output`` is what messages call it."""
     composed = Composition(lists)
-    with _layer(output, image_format, chain[0][0], is_device=is_device) as layer, ExitStack() as stack:
+    with ExitStack() as stack:
         if layer.virtual_size_bytes != chain[0][0].image.virtual_size_bytes:
             smaller = min(layer.virtual_size_bytes, chain[0][0].image.virtual_size_bytes)
-            raise OutputDiffersError(chain[0][0].image.dev, str(output), smaller)
+            raise OutputDiffersError(chain[0][0].image.dev, output, smaller)
         tables = frozenset(layer.tables())
         scans: dict[int, Scan] = {}
         done_bytes = 0
@@ -79,7 +93,7 @@ def _union(parts: Sequence[Part]) -> int:
 
 
 def _error(
-    output: Path, chain: Sequence[tuple[Link, Path]], lists: Sequence[BlockList], number: int, blocks: int
+    output: str, chain: Sequence[tuple[Link, Path]], lists: Sequence[BlockList], number: int, blocks: int
 ) -> ChainError:
     """Return the error for these blocks: the image that decides them is damaged, or the output is."""
     newest = chain[0][0].image
@@ -98,7 +112,7 @@ def _error(
                 length_bytes=length_bytes,
             )
     start_bytes, _ = next(image_check.ranges({number: blocks}, virtual_size_bytes=newest.virtual_size_bytes))
-    return OutputDiffersError(newest.dev, str(output), start_bytes)
+    return OutputDiffersError(newest.dev, output, start_bytes)
 
 
 def _damaged_blocks(path: Path, listed: BlockList, segment: Segment, wanted: int) -> int:

@@ -50,7 +50,7 @@ from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
 from vbackup.report import Reporter
-from vbackup.repository import notes
+from vbackup.repository import hosts, notes
 from vbackup.repository.history import History
 from vbackup.repository.journal import Journal
 from vbackup.repository.lock import LockWait
@@ -183,7 +183,9 @@ def _backed_up(this: _Run, *, begun: float) -> Backup:
     committed = backup_plan.history.with_committed(backup)
     # What is not committed is a base as well as what it may still fall back to.
     histories = [committed] if this.delivery is None else [committed, backup_plan.history]
-    _remove_superseded(backup_plan, histories, domain, detached)
+    # Nor is what another machine with this UUID has made superseded by it, or supersedes what this one has.
+    own = hosts.alone(committed, backup.host) if backup.host is not None else None
+    _remove_superseded(backup_plan, [*histories, *([own] if own is not None else [])], domain, detached)
     return backup
 
 

@@ -51,6 +51,8 @@ class Result(Generic[T]):
     made: T | None  #: None if it failed
     error: VbackupError | None  #: None if it succeeded
     scripts: tuple[ScriptOutcome, ...] = ()  #: how the user's scripts ended
+    host: str | None = None  #: what people call its host; None with one host, or if no host has the domain
+    uri: str | None = None  #: of that host, as it was given
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,20 @@ class Batch:
     stop: Stop
     total_bytes_s: int | None = None  #: limit of all jobs together; the request's speed still limits each job
     scripts: Settings = field(default_factory=Settings)  #: the user's, which run around the backup of each domain
+    images_in_use: ImagesInUse = field(default_factory=ImagesInUse)  #: by the backups of this batch
+    host_name: str | None = None  #: stands before the name of the domain in what is reported; None: one host is at work
+
+    def label(self, domain: Chosen) -> str:
+        """Return what reports call a domain."""
+        return domain.name if self.host_name is None else f"{self.host_name}/{domain.name}"
 
     def of(self, domain: Chosen) -> BackupRequest:
         """Return the request for one domain."""
         return replace(self.request, domain=domain.name)
+
+
+#: Makes the backup or the plan of a domain; the scripts that it runs are put into the list, where an error leaves them.
+Work = Callable[[Chosen, Reporter, "list[DomainScripts]"], T]
 
 
 def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[Backup]]:
@@ -75,8 +87,17 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
 
     An error is in the result of its domain. After a request to stop, no further backup is started.
     """
-    rate = _rate(batch, at_once=min(parallel, len(domains)))
-    images_in_use = ImagesInUse()
+    rate = total_rate(batch.total_bytes_s, at_once=min(parallel, len(domains)))
+    return _in_threads(batch, domains, backing_up(batch, rate), threads=parallel)
+
+
+def dry_run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[BackupPlan]]:
+    """Like ``run``, but only plan the backups and let QEMU check them; nothing is copied, frozen or kept."""
+    return _in_threads(batch, domains, planning(batch), threads=parallel)
+
+
+def backing_up(batch: Batch, rate: TotalRate | None) -> Work[Backup]:
+    """Return what backs up a domain of the batch, for threads; ``rate`` limits all together."""
 
     def back_up(domain: Chosen, reporter: Reporter, made: list[DomainScripts]) -> Backup:
         with ExitStack() as stack:
@@ -88,17 +109,16 @@ def run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Resul
                 reporter=reporter,
                 stop=batch.stop,
                 throttle=_share(rate, batch, stack),
-                images_in_use=images_in_use,
+                images_in_use=batch.images_in_use,
                 scripts=_scripts(domain, batch, reporter, batch.stop, made),
             )
         return _reported(committed, reporter)
 
-    return _in_threads(batch, domains, back_up, threads=parallel)
+    return back_up
 
 
-def dry_run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[Result[BackupPlan]]:
-    """Like ``run``, but only plan the backups and let QEMU check them; nothing is copied, frozen or kept."""
-    images_in_use = ImagesInUse()
+def planning(batch: Batch) -> Work[BackupPlan]:
+    """Return what plans the backup of a domain of the batch, for threads."""
 
     def plan(domain: Chosen, reporter: Reporter, _made: list[DomainScripts]) -> BackupPlan:
         with batch.host.another() as host:
@@ -108,10 +128,10 @@ def dry_run(batch: Batch, domains: Sequence[Chosen], *, parallel: int) -> list[R
                 repository=batch.repository,
                 reporter=reporter,
                 stop=batch.stop,
-                images_in_use=images_in_use,
+                images_in_use=batch.images_in_use,
             )
 
-    return _in_threads(batch, domains, plan, threads=parallel)
+    return plan
 
 
 def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
@@ -130,7 +150,7 @@ def run_group(batch: Batch, domains: Sequence[Chosen]) -> list[Result[Backup]]:
     moments = Moments(members, stop=batch.stop, freeze_limit_s=batch.request.freeze_limit_s)
     turns = Turns(members)
     images_in_use = ImagesInUse(_shared(batch.host, members))
-    rate = _rate(batch, at_once=len(domains))
+    rate = total_rate(batch.total_bytes_s, at_once=len(domains))
 
     def back_up(domain: Chosen, reporter: Reporter, made: list[DomainScripts]) -> Backup:
         stop = MemberStop(moments.meeting, domain.name)
@@ -175,31 +195,25 @@ def _shared(host: Host, members: Sequence[str]) -> Mapping[Identity, Collection[
     return {identity: names for identity, names in users.items() if len(names) > 1}
 
 
-def _in_threads(
-    batch: Batch,
-    domains: Sequence[Chosen],
-    work: Callable[[Chosen, Reporter, list[DomainScripts]], T],
-    *,
-    threads: int,
-) -> list[Result[T]]:
-    """Do the work for each domain; it puts the scripts that it runs into the list, where an error leaves them, too."""
-
-    def run_one(domain: Chosen) -> Result[T]:
-        started = time.monotonic()
-        reporter, made = batch.reporter.labelled(domain.name), list[DomainScripts]()
-        try:
-            batch.stop.check()
-            outcome, error = work(domain, reporter, made), None
-        except Exception as err:  # noqa: BLE001 - a bug that shows in one thread must not end the other backups
-            outcome, error = None, _known(err)
-            # The cause of these errors is reported once for all domains.
-            if not isinstance(error, (GroupError, InterruptedBySignalError)):
-                reporter.warning(str(error))
-        scripts = tuple(ended for one in made for ended in one.outcomes)
-        return Result(domain, round(time.monotonic() - started, 3), made=outcome, error=error, scripts=scripts)
-
+def _in_threads(batch: Batch, domains: Sequence[Chosen], work: Work[T], *, threads: int) -> list[Result[T]]:
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="domain") as pool:
-        return list(pool.map(run_one, domains))
+        return list(pool.map(lambda domain: result_of(batch, domain, work), domains))
+
+
+def result_of(batch: Batch, domain: Chosen, work: Work[T]) -> Result[T]:
+    """Do the work for one domain, and return what became of it, whatever that is."""
+    started = time.monotonic()
+    reporter, made = batch.reporter.labelled(batch.label(domain)), list[DomainScripts]()
+    try:
+        batch.stop.check()
+        outcome, error = work(domain, reporter, made), None
+    except Exception as err:  # noqa: BLE001 - a bug that shows in one thread must not end the other backups
+        outcome, error = None, _known(err)
+        # The cause of these errors is reported once for all domains.
+        if not isinstance(error, (GroupError, InterruptedBySignalError)):
+            reporter.warning(str(error))
+    scripts = tuple(ended for one in made for ended in one.outcomes)
+    return Result(domain, round(time.monotonic() - started, 3), made=outcome, error=error, scripts=scripts)
 
 
 def _reported(committed: Backup, reporter: Reporter) -> Backup:
@@ -218,8 +232,9 @@ def _scripts(domain: Chosen, batch: Batch, reporter: Reporter, stop: Stop, made:
     return made[-1]
 
 
-def _rate(batch: Batch, *, at_once: int) -> TotalRate | None:
-    return None if batch.total_bytes_s is None else TotalRate(batch.total_bytes_s, at_once=at_once)
+def total_rate(total_bytes_s: int | None, *, at_once: int) -> TotalRate | None:
+    """Return what keeps to a limit in bytes per second for all jobs of ``at_once`` backups; None is no limit."""
+    return None if total_bytes_s is None else TotalRate(total_bytes_s, at_once=at_once)
 
 
 def _share(rate: TotalRate | None, batch: Batch, stack: ExitStack) -> Share | None:

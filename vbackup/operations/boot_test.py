@@ -14,7 +14,7 @@ import shutil
 import stat
 import time
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -33,7 +33,7 @@ from vbackup.errors import ChainError, MalformedError, QmpError, StorageError, U
 from vbackup.fields import objects
 from vbackup.files import storage_errors
 from vbackup.images import throwaway
-from vbackup.images.flatten import layers_of
+from vbackup.images.flatten import Layer, layers_of
 from vbackup.images.opened_point import OpenedPoint
 from vbackup.model import LIVE_XML, NVRAM, Backup, MachineKind
 from vbackup.names import BOOT_COPY_PREFIX
@@ -116,13 +116,39 @@ def run(
     return Booted(uuid, backup.domain_name, backup, result, directory, is_kept)
 
 
+def of_images(
+    request: BootRequest,
+    found: Chosen,
+    layers: Mapping[str, Sequence[Layer]],
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> BootResult:
+    """Boot a copy of a backup's domain from other images than the repository's, which stay as they are.
+
+    ``layers``: of each disk (dev), the oldest first. Raises as ``run``.
+    """
+    test = _Test(request, found, host=host, repository=repository, reporter=reporter, stop=stop, layers=layers)
+    return test.run()[0]
+
+
 class _Test:
-    """The boot test of one backup."""
+    """The boot test of one backup; ``layers``: of its disks (dev), if they are not those of the repository."""
 
     def __init__(
-        self, request: BootRequest, found: Chosen, *, host: Host, repository: Repository, reporter: Reporter, stop: Stop
+        self,
+        request: BootRequest,
+        found: Chosen,
+        *,
+        host: Host,
+        repository: Repository,
+        reporter: Reporter,
+        stop: Stop,
+        layers: Mapping[str, Sequence[Layer]] | None = None,
     ) -> None:
-        self._request, self._found, self._host = request, found, host
+        self._request, self._found, self._host, self._other_layers = request, found, host, layers
         self._repository, self._reporter, self._stop = repository, reporter, stop
         self._owner = _owner(host)
 
@@ -316,7 +342,9 @@ class _Test:
         """Export the disks for the copy alone; what it writes is thrown away."""
         overlays = throwaway.default_directory()
         files.refuse_unwritable(overlays)
-        layers = {dev: layers_of(self._found.paths(self._repository, dev)) for dev in self._found.chains}
+        layers = self._other_layers
+        if layers is None:
+            layers = {dev: layers_of(self._found.paths(self._repository, dev)) for dev in self._found.chains}
         with OpenedPoint(layers, reporter=self._reporter) as point:
             for dev in layers:
                 throwaway.take_writes(point, dev, overlays)

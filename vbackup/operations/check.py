@@ -15,7 +15,7 @@ from vbackup.repository import inspection, merge_journal, place, quarantine
 from vbackup.repository.catalogue import read_text
 from vbackup.repository.inspection import Inspected, Kind, Severity, Trouble
 from vbackup.repository.place import Place
-from vbackup.repository.repository import MARKER, Repository
+from vbackup.repository.repository import COPIES, MARKER, Repository
 from vbackup.stop import Stop
 
 #: If less than this part of the filesystem is free, that is reported.
@@ -128,7 +128,7 @@ def _layout(repository: Repository) -> Iterator[Trouble]:
         if names.UUID.fullmatch(entry.name) and entry.is_symlink():
             yield Trouble(Severity.STORAGE, Kind.UNKNOWN, *of_link(entry), path=entry)
             continue
-        known = entry.name in (MARKER, quarantine.NAME) or entry.name in _OF_FILESYSTEMS
+        known = entry.name in (MARKER, COPIES, quarantine.NAME) or entry.name in _OF_FILESYSTEMS
         if not known and not (names.UUID.fullmatch(entry.name) and is_directory(entry)):
             yield Trouble(
                 Severity.WARNING,

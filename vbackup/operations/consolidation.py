@@ -20,15 +20,16 @@ from pathlib import Path
 from vbackup import files, names
 from vbackup.errors import BusyError, ChainError, StorageError, VbackupError
 from vbackup.files import storage_errors
+from vbackup.images import joining
 from vbackup.images import merge as images_merge
-from vbackup.images.merge import Commit
-from vbackup.model import CLUSTER_BYTES, BlocksRecord, DiskImage
+from vbackup.model import BlocksRecord, DiskImage
 from vbackup.qemu.qcow2_layer import Qcow2Layer
 from vbackup.report import Phase, Reporter
 from vbackup.repository import (
     block_list,
     block_scan,
     filesystem,
+    immutability,
     journal,
     manifest,
     merge_journal,
@@ -43,7 +44,7 @@ from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import History, Link
 from vbackup.repository.merge_journal import MergeJournal
 from vbackup.repository.merge_stage import MergeStage, Patience
-from vbackup.repository.merged_list import Comparison, Layer
+from vbackup.repository.merged_list import Layer
 from vbackup.repository.merging import DiskMerge, Merge, Place, Plan, Way
 from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
@@ -137,7 +138,12 @@ def plan(catalogue: Catalogue, remove: Collection[str], *, repository: Repositor
     for backup_id, unfinished in _bases_of_unfinished(repository, catalogue.uuid).items():
         if backup_id in remove:
             kept[backup_id] = f"{unfinished}, which was interrupted, depends on it ('vbackup recover' ends that)"
-    return merging.removal(catalogue.history, remove, way=way or Way.AUTO, place=place(directory), kept=kept)
+    found = merging.removal(catalogue.history, remove, way=way or Way.AUTO, place=place(directory), kept=kept)
+    for merge in found.merges:
+        held = immutability.reason(directory / merge.heir)
+        if held is not None:
+            raise ChainError(f"Backup {merge.heir} depends on one that is to be removed, and is {held}.")
+    return found
 
 
 def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, way: Way | None = None) -> Plan:
@@ -146,6 +152,9 @@ def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, w
     Raises ChainError if it is unknown or its chain is broken; NoSpaceError, StorageError.
     """
     backup = catalogue.history.get(backup_id)
+    held = immutability.reason(repository.directory(catalogue.uuid, backup_id))
+    if held is not None:
+        raise ChainError(f"Backup {backup_id} is {held}, so its images cannot become fulls. Nothing was done.")
     wanted = [(backup_id, image.dev) for image in backup.disks]
     found = place(repository.path / catalogue.uuid)
     return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=found)
@@ -153,7 +162,11 @@ def plan_full(catalogue: Catalogue, backup_id: str, *, repository: Repository, w
 
 def plan_length(catalogue: Catalogue, limit: int, *, repository: Repository, way: Way | None = None) -> Plan:
     """Plan to make images independent so that no chain has more than ``limit`` images. Raises as ``plan_full``."""
-    wanted = merging.too_long(catalogue.history, limit)
+    wanted = [
+        (backup_id, dev)
+        for backup_id, dev in merging.too_long(catalogue.history, limit)
+        if immutability.reason(repository.directory(catalogue.uuid, backup_id)) is None
+    ]
     found = place(repository.path / catalogue.uuid)
     return merging.independence(catalogue.history, wanted, way=way or Way.AUTO, place=found)
 
@@ -399,32 +412,17 @@ class _Run:
         target = stage.path / f"{disk.dev}.qcow2"
         with self._layers(disk, history) as layers:
             self._begin(disk, layers[-1].path, target)
-            sizes = tuple(layer.listed.virtual_size_bytes for layer in reversed(layers[:-1]))
-            # The filter that compresses does not write the end of a disk that ends within a cluster (QEMU 7.2 to 11.1).
-            is_compressed = sizes[-1] % CLUSTER_BYTES == 0 and any(_is_compressed(layer.path) for layer in layers[:-1])
-            if is_compressed:
-                end = layers[-1].listed.virtual_size_bytes
-                images_merge.discard(target, _clipped(merged_list.extents(layers[:-1]), end), stop=self.stop)
-            images_merge.commit(
-                Commit(
-                    disk.dev,
-                    target,
-                    tuple(layer.path for layer in reversed(layers[:-1])),
-                    sizes,
-                    is_compressed=is_compressed,
-                    is_published=disk.way is Way.IN_PLACE,
-                    scratch=stage.path / f"{_TEMPORARY}{disk.dev}",
-                ),
+            blocks = joining.join(
+                disk.dev,
+                layers,
+                target,
+                scratch=stage.path / f"{_TEMPORARY}{disk.dev}",
+                is_published=disk.way is Way.IN_PLACE,
+                is_whole=disk.way is Way.COPY or self.is_resumed,  # what a dead run wrote is not trusted
                 speed_bytes_s=self.speed_bytes_s,
                 reporter=self.reporter,
                 stop=self.stop,
             )
-            with storage_errors(f"write {target}"):
-                files.fsync(target)
-            with Qcow2Layer(target) as image:
-                is_whole = disk.way is Way.COPY or self.is_resumed  # what a dead run wrote is not trusted
-                comparison = Comparison(disk.dev, image, layers, is_whole=is_whole, check=self.stop.check)
-                blocks = comparison.write_list(target.with_suffix(block_list.SUFFIX))
             with storage_errors(f"write {stage.path}"):
                 for temporary in stage.path.glob(f"{_TEMPORARY}*"):
                     temporary.unlink()
@@ -547,14 +545,3 @@ def _change(path: Path) -> tuple[int, int, int]:
     """Return what every write into a file changes. A new name changes the time of the inode, but not this."""
     status = path.lstat()
     return status.st_mtime_ns, status.st_size, status.st_blocks
-
-
-def _is_compressed(path: Path) -> bool:
-    with Qcow2Layer(path) as image:
-        return any(extent.compressed_bytes is not None for number in image.tables() for extent in image.extents(number))
-
-
-def _clipped(extents: Iterator[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
-    for start, length in extents:
-        if start < end:
-            yield start, min(length, end - start)

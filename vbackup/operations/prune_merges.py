@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from vbackup.model import DiskImage
 from vbackup.operations import consolidation
 from vbackup.report import Reporter
-from vbackup.repository import merging
+from vbackup.repository import immutability, merging
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.history import History
 from vbackup.repository.merging import Plan, Way
@@ -150,7 +150,11 @@ class Consolidation:
             return PlannedMerge(plan, directory)
         history = _whole(catalogue).history
         after = _afterwards(history, plan.removed)
-        too_long = merging.too_long(after, self.max_chain)
+        too_long = [
+            (backup_id, dev)
+            for backup_id, dev in merging.too_long(after, self.max_chain)
+            if immutability.reason(directory / backup_id) is None
+        ]
         if too_long:
             # Only whether it can be done: what is removed must not be gone when that turns out.
             place = consolidation.place(directory)

@@ -10,7 +10,7 @@ libvirt storage pool.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -344,8 +344,10 @@ def _definition(
     return replace(xml, text=text, left_out=tuple(left_out), shared=tuple(shared), new_files=tuple(new_files))
 
 
-def warnings(choice: Choice, definition: RestoredXml) -> list[str]:
-    """Return what the restored domain is not, to be said loudly."""
+def warnings(
+    choice: Choice, definition: RestoredXml, *, is_missing: Callable[[str | Path], bool] = files.is_missing
+) -> list[str]:
+    """Return what the restored domain is not, to be said loudly. ``is_missing``: its host does not have a file."""
     backup = choice.backup
     found = []
     if choice.missing:
@@ -353,19 +355,21 @@ def warnings(choice: Choice, definition: RestoredXml) -> list[str]:
             f"Backup {backup.id} was made without {', '.join(choice.missing)}: the restored domain does not have"
             " these disks."
         )
-    return [*found, *choice.remarks, *definition_warnings(definition)]
+    return [*found, *choice.remarks, *definition_warnings(definition, is_missing=is_missing)]
 
 
-def definition_warnings(definition: RestoredXml) -> list[str]:
+def definition_warnings(
+    definition: RestoredXml, *, is_missing: Callable[[str | Path], bool] = files.is_missing
+) -> list[str]:
     """Return what the restored definition lacks, or shares with the original, to be said loudly."""
     found = [f"Not in the restored domain.xml: {left.dev} ({left.reason})." for left in definition.left_out]
     found += [
         f"The restored domain.xml still names the original's {left.dev} ({left.reason})." for left in definition.shared
     ]
-    missing = restored_machine.missing_firmware(definition.text)
+    missing = restored_machine.missing_firmware(definition.text, is_missing=is_missing)
     if missing is not None:
         found.append(
-            f"The firmware {missing}, which domain.xml names, is not on this host: install its package, or name another"
+            f"The firmware {missing}, which domain.xml names, is not on its host: install its package, or name another"
             " in <loader> before the domain starts."
         )
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -80,27 +80,34 @@ def prepare(
     host: Host,
     output: Path,
     reporter: Reporter,
+    is_missing: Callable[[str | Path], bool] | None = None,
 ) -> Prepared:
     """Return the domain with its identity, when it is sure that libvirt would define it; nothing is written.
 
-    Warnings say what a person should know of the domain.
+    Warnings say what a person should know of the domain. ``is_missing`` is there if the domain is restored on another
+    host, and says whether that has no such file; that QEMU can reach the directory is then for the caller to see.
 
     Raises UnsuitableError (libvirt has such a domain or refuses the XML, or is on another host), StorageError (QEMU
     could not reach the output directory), and what libvirt's calls raise.
     """
-    _refuse_elsewhere(host)
+    if is_missing is None:
+        _refuse_elsewhere(host)
+    lacks = is_missing or files.is_missing
     made = _identified(request, restored, host=host)
     defining.refuse_taken(host, made.identity, is_new=request.name is not None)
-    _refuse_saved_memory(made.identity, host)
-    _refuse_unreachable(output, made.text, host)
-    missing = defining.missing_media(host, made.text, restored=[os.fspath(one.path) for one in machine])
-    notes = [f"The drive {one.dev} is empty: {one} is not on this host." for one in missing]
+    _refuse_saved_memory(made.identity, host, lacks)
+    if is_missing is None:
+        _refuse_unreachable(output, made.text, host)
+    at_hand = [os.fspath(one.path) for one in machine]
+    missing = defining.missing_media(host, made.text, restored=at_hand, is_missing=lacks)
+    where = "this host" if is_missing is None else "that host"
+    notes = [f"The drive {one.dev} is empty: {one} is not on {where}." for one in missing]
     text = media.ejected(made.text, [one.dev for one in missing])
     defining.check(host, text)
-    troubles = defining.start_troubles(host, text)
-    firmware = restored_machine.missing_firmware(text)
+    troubles = defining.start_troubles(host, text, is_missing=lacks)
+    firmware = restored_machine.missing_firmware(text, is_missing=lacks)
     if firmware is not None and request.start:  # without, the restore itself warns of it
-        troubles.append(f"its firmware {firmware} is not on this host")
+        troubles.append(f"its firmware {firmware} is not on {where}")
     if troubles and request.start:
         raise UnsuitableError(
             f"Domain {made.identity.name} could not be started here: {'; '.join(troubles)}. Nothing was written;"
@@ -109,7 +116,7 @@ def prepare(
     notes += [f"Domain {made.identity.name} cannot be started yet: {trouble}." for trouble in troubles]
     for note in (*made.notes, *notes):
         reporter.warning(note)
-    tpm = _tpm(text, machine, host)
+    tpm = _tpm(text, machine, host) if is_missing is None else None
     return Prepared(request, host, made.identity, text, tpm)
 
 
@@ -242,12 +249,12 @@ def _identified(request: DefineRequest, restored: RestoredXml, *, host: Host) ->
 def _refuse_elsewhere(host: Host) -> None:
     if not host.is_local:
         raise UnsuitableError(
-            f"{host.real_uri} is on another host, which does not have what is restored here: run vbackup there, or"
-            " restore without --define."
+            f"{host.real_uri} is on another host, which does not have what is restored here: use a URI such as"
+            " qemu+ssh://root@HOST/system and no --pool, run vbackup there, or restore without --define."
         )
 
 
-def _refuse_saved_memory(made: Identity, host: Host) -> None:
+def _refuse_saved_memory(made: Identity, host: Host, is_missing: Callable[[str | Path], bool]) -> None:
     """Raise StorageError if libvirt would resume the domain from memory that a lost one of that name has saved.
 
     When it starts a domain, it looks for the file (qemuDomainManagedSavePath in its qemu_domain.c), although it knows
@@ -255,7 +262,7 @@ def _refuse_saved_memory(made: Identity, host: Host) -> None:
     """
     places = driver.directories(host.real_uri)
     saved = None if places is None else places.nvram.with_name("save") / f"{made.name}.save"
-    if saved is not None and os.path.lexists(saved):
+    if saved is not None and not is_missing(saved):
         raise StorageError(
             f"{saved} has the memory of a domain that had the name {made.name}, and libvirt would resume the restored"
             " one from it: move it away."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,13 +107,13 @@ def shared(definition: str, restored: Sequence[Placed], uri: str | None) -> list
     return found
 
 
-def missing_firmware(definition: str) -> str | None:
-    """Return the path of the firmware that the domain starts with if this host does not have it. Raises MalformedError.
+def missing_firmware(definition: str, *, is_missing: Callable[[str | Path], bool] = files.is_missing) -> str | None:
+    """Return the path of the firmware that the domain starts with if its host does not have it. Raises MalformedError.
 
-    Firmware comes with packages, and is in no backup.
+    Firmware comes with packages, and is in no backup. ``is_missing``: whether the host does not have a file.
     """
     loader = machine_xml.loader(definition)
-    return loader if loader is not None and files.is_missing(loader) else None
+    return loader if loader is not None and is_missing(loader) else None
 
 
 def path_of(places: Sequence[Placed], kind: MachineKind) -> Path | None:

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from vbackup.domain import source
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import leftovers, session_close
-from vbackup.errors import DomainNotFoundError, Retry, SessionEndedError, VbackupError
+from vbackup.errors import Retry, SessionEndedError, VbackupError
 from vbackup.operations import session_offline, session_recovery
 from vbackup.operations.session_recovery import SessionQemu
 from vbackup.report import Reporter
@@ -34,7 +34,7 @@ def commit(session_id: str, *, host: Host, store: Store, reporter: Reporter, sto
     uuid = store.session(session_id).domain_uuid
     with store.locked(uuid, stop=stop) as domain:
         session = store.session(session_id)
-        handle = handle_of(host, session)
+        handle = session_recovery.domain_of(host, session.domain_uuid)
         if session.state is SessionState.COMMITTED:
             return _closed(domain, session, handle, reporter)
         _refuse_ended(session)
@@ -67,20 +67,12 @@ def abort(session_id: str, *, host: Host, store: Store, reporter: Reporter, stop
             raise SessionEndedError(session.id, session.state.value, "it cannot be aborted any more", retry=Retry.NEVER)
         if session.is_closed:
             return session
-        handle = handle_of(host, session)
+        handle = session_recovery.domain_of(host, session.domain_uuid)
         state = session.state if session.state.has_ended else SessionState.ABORTED
         with session_recovery.qemu_of(session, handle) as qemu:
             return session_recovery.end(
                 domain, session, qemu, state=state, reason=session.end_reason, reporter=reporter
             )
-
-
-def handle_of(host: Host, session: Session) -> DomainHandle | None:
-    """Return the domain of a session, None if libvirt does not have it any more."""
-    try:
-        return host.domain(session.domain_uuid)
-    except DomainNotFoundError:
-        return None
 
 
 def refuse_over(domain: DomainStore, session: Session, qemu: SessionQemu | None, reporter: Reporter) -> None:

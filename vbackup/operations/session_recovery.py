@@ -14,15 +14,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup import names
-from vbackup.domain.host import DomainHandle
+from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.passthrough import Passthrough
 from vbackup.engine import session_close
-from vbackup.errors import ConnectionLostError, VbackupError
+from vbackup.errors import (
+    ConnectionLostError,
+    DomainNotFoundError,
+    InterruptedBySignalError,
+    SessionAliveError,
+    VbackupError,
+)
 from vbackup.names import Naming
 from vbackup.operations import session_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter, Silent
 from vbackup.sessions import store
+from vbackup.sessions.checkpoint import iso
 from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
@@ -57,6 +64,14 @@ def qemu_of(session: Session, handle: DomainHandle | None) -> Iterator[SessionQe
         return
     with Passthrough(handle) as monitor:
         yield SessionQemu(monitor, naming)
+
+
+def domain_of(host: Host, uuid: str) -> DomainHandle | None:
+    """Return a domain, None if libvirt does not have it any more."""
+    try:
+        return host.domain(uuid)
+    except DomainNotFoundError:
+        return None
 
 
 def naming_of(tracker: str) -> Naming:
@@ -96,6 +111,20 @@ def settle(
             alive.append(session)
     if not only_expired:
         session_daemon.end_orphans(domain, [session.id for session in alive])
+    return alive
+
+
+def refuse_alive(
+    domain: DomainStore, handle: DomainHandle | None, tracker: str, *, reporter: Reporter
+) -> list[Session]:
+    """End the sessions of a domain that are over; return those of other trackers that are open.
+
+    Raises SessionAliveError if one of this tracker is.
+    """
+    alive = settle(domain, handle, reporter=reporter)
+    for session in alive:
+        if session.tracker == tracker:
+            raise SessionAliveError(session.id, tracker, iso(session.expires))
     return alive
 
 
@@ -157,6 +186,26 @@ def _has_successor(domain: DomainStore, session: Session) -> bool:
         one.tracker == session.tracker and one.id != session.id and one.state is SessionState.OPEN
         for one in domain.sessions()
     )
+
+
+def forget_old(known: Store, host: Host, *, now: datetime, stop: Stop) -> None:
+    """Remove what nobody asks for any more, of all domains: those that are gone have no next session that does it.
+
+    Records of sessions that ended long ago are removed, and so are directories without records and trackers. A session
+    that was never ended is ended first. What is busy or cannot be read is left for the next time.
+    """
+    for uuid in known.uuids():
+        try:
+            if not known.has_old(uuid, now):
+                continue
+            with known.locked(uuid, stop=stop, limit_s=0.0) as domain:
+                settle(domain, domain_of(host, uuid), reporter=Silent())
+                domain.forget_old(now)
+                domain.remove_if_empty()
+        except InterruptedBySignalError:
+            raise
+        except VbackupError as err:
+            log.debug("old sessions of domain %s stay: %s", uuid, err)
 
 
 def end_expired(handle: DomainHandle, *, reporter: Reporter, directory: Path | None = None) -> None:

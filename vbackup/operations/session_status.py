@@ -23,7 +23,7 @@ def status(session_id: str, *, host: Host, store: Store, reporter: Reporter, sto
     if session.is_closed:
         return session
     with store.locked(session.domain_uuid, stop=stop) as domain:
-        handle = session_end.handle_of(host, session)
+        handle = session_recovery.domain_of(host, session.domain_uuid)
         session_recovery.settle(domain, handle, reporter=reporter)
         return store.session(session_id)
 
@@ -48,7 +48,7 @@ def renew(session_id: str, ttl_s: float, *, host: Host, store: Store, reporter: 
         if session.state is not SessionState.OPEN:
             retry = Retry.NEVER if session.state is SessionState.COMMITTED else Retry.BEGIN
             raise SessionEndedError(session.id, session.state.value, session.end_reason, retry=retry)
-        with session_recovery.qemu_of(session, session_end.handle_of(host, session)) as qemu:
+        with session_recovery.qemu_of(session, session_recovery.domain_of(host, session.domain_uuid)) as qemu:
             session_end.refuse_over(domain, session, qemu, reporter)
         return domain.write(replace(session, expires=datetime.now(timezone.utc) + timedelta(seconds=ttl_s)))
 

@@ -132,6 +132,28 @@ def convert(
     argv += [f"-r{speed_bytes_s}"] if speed_bytes_s is not None else []
     argv += ["-n"] if kind is Output.DEVICE else []  # which then writes zeros too
     argv += [_chain(layers), os.fspath(output.absolute())]
+    _convert(argv, f"copy {layers[-1]} to {output}", stop, progress)
+
+
+def copy_export(
+    source: str,
+    target: str,
+    *,
+    speed_bytes_s: int | None = None,
+    what: str,
+    stop: Stop,
+    progress: Callable[[float], None],
+) -> None:
+    """Copy one export to another one of the same size, which reads as zeros; both are NBD URIs.
+
+    ``what`` completes "Cannot ..." in the errors, which are those of ``convert``.
+    """
+    argv = [*_program(), "convert", "-p", "-W", "-m", "8", "-n", "--target-is-zero", "-f", "raw", "-O", "raw"]
+    argv += [f"-r{speed_bytes_s}"] if speed_bytes_s is not None else []
+    _convert([*argv, source, target], what, stop, progress)
+
+
+def _convert(argv: Sequence[str], what: str, stop: Stop, progress: Callable[[float], None]) -> None:
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -146,7 +168,7 @@ def convert(
             process.kill()
             raise
     if process.returncode != 0:
-        _raise(errors, f"copy {layers[-1]} to {output}")
+        _raise(errors, what)
 
 
 def copy_bytes(url: str, output: Path, *, max_bytes: int, timeout_s: float) -> None:

@@ -41,7 +41,7 @@ class Hypervisor:
             pid = self._link.start([*argv, *arguments], directory=str(directory), listen=path)
         except RemoteError as err:
             raise UnsuitableError(
-                f"{err} It is needed there for a domain that is off (on Debian: {PROGRAM_PACKAGES})."
+                f"{err} A domain that is off, and a restore, need it there (on Debian: {PROGRAM_PACKAGES})."
             ) from err
         self._process = process = RemoteProcess(self._link, pid)
         try:

@@ -223,6 +223,8 @@ class Helper:
         self._programs = {}  # type: dict[int, Program]
         self._sockets = set()  # type: set[str]
         self._directory = None  # type: str | None
+        self._stages = []  # type: list[str]
+        self._made = []  # type: list[str]
         self._thaws = []  # type: list[threading.Thread]
 
     # The line
@@ -469,6 +471,41 @@ class Helper:
         """Remove a file."""
         os.unlink(path)
 
+    def do_stage(self, directory: str) -> str:
+        """Return a new directory in ``directory``, which is made if it is missing; it goes with this process.
+
+        What is made can be entered by others, so that QEMU reaches the images in it; nobody can list it.
+        """
+        missing = [directory]
+        while not os.path.lexists(missing[-1]):
+            missing.append(os.path.dirname(missing[-1]))
+        for path in reversed(missing[:-1]):
+            os.mkdir(path, 0o711)
+            os.chmod(path, 0o711)  # noqa: S103 - others pass through it, and list nothing
+            self._made.append(path)
+        stage = tempfile.mkdtemp(prefix=".vbackup-", dir=directory)
+        self._stages.append(stage)
+        return stage
+
+    def do_publish(self, moves: "list[list[str]]") -> None:
+        """Give files and directories their names: all or none, the last one last; none of the names may be taken."""
+        done = []  # type: list[str]
+        try:
+            for source, target in moves:
+                if os.path.isdir(source):
+                    os.mkdir(target, 0o700)  # taken for sure; an empty directory is replaced by the next call
+                    os.rename(source, target)
+                else:
+                    os.link(source, target)
+                done.append(target)
+                _fsync(os.path.dirname(target))
+        except BaseException:
+            for target in reversed(done):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(target) if os.path.isdir(target) else os.unlink(target)
+            raise
+        self._made.clear()
+
     def do_run(self, argv: "list[str]", stdin: str, limit_s: float) -> "dict[str, Any]":
         """Run a program to its end."""
         status, out, words = _run(argv, base64.b64decode(stdin), limit_s)
@@ -537,10 +574,18 @@ class Helper:
             guard.clean(self.grace_s if is_lost else 0.0)
         for program in list(self._programs.values()):
             program.end()
+        self._remove_stages()
         if self._directory is not None:
             _remove_directory(self._directory)
         for thread in self._thaws:
             thread.join()
+
+    def _remove_stages(self) -> None:
+        for stage in self._stages:
+            shutil.rmtree(stage, ignore_errors=True)
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
 
     def _remove_files(self) -> None:
         for path in self._sockets:
@@ -703,6 +748,14 @@ def _runtime_directory() -> str:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise OSError(errno.EPERM, "others may write to this directory", path)
     return path
+
+
+def _fsync(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _remove_directory(path: str) -> None:

@@ -271,6 +271,21 @@ class Link:
         """Remove a file."""
         self._call("unlink", f"remove {path}", path=path)
 
+    def stage(self, directory: str) -> str:
+        """Make a directory there, in ``directory``, for what is not complete; it is removed at the end of the link.
+
+        ``directory`` is made if it is missing, and removed with it unless something was published.
+        """
+        path: str = self._call("stage", f"write to {directory}", directory=directory)
+        return path
+
+    def publish(self, moves: Sequence[tuple[str, str]]) -> None:
+        """Give files and directories there their names: all or none, and the last one last.
+
+        Raises RemoteError, also if a name is taken.
+        """
+        self._call("publish", f"write {moves[-1][1]}", moves=[list(move) for move in moves])
+
     def start(self, argv: Sequence[str], *, directory: str = "/", listen: str = "") -> int:
         """Start a program there that ends when the link does; returns its pid there.
 

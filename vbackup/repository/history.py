@@ -60,7 +60,8 @@ class History:
     ``unusable`` has (backup id, dev) of the images that are missing or do not have the recorded size; ``distrusted``
     why no backup may start from a checkpoint. ``merging`` has the backups that are being removed by a merge in place
     (vbackup.repository.merge_journal): they are a part of the chains of others until that has ended, and nothing else.
-    ``restored`` has the disks that were restored, the oldest first (vbackup.repository.restored).
+    ``restored`` has the disks that were restored, the oldest first (vbackup.repository.restored). ``is_of_tracker``:
+    they are checkpoints of pull sessions (vbackup.engine.session_history), which messages call by their name.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class History:
         *,
         merging: Collection[str] = (),
         restored: Sequence[RestoredDisk] = (),
+        is_of_tracker: bool = False,
     ) -> None:
+        self.is_of_tracker = is_of_tracker
         ordered = tuple(sorted(backups, key=lambda backup: backup.sequence))
         self.backups = tuple(backup for backup in ordered if backup.id not in merging)
         self.merging = tuple(backup for backup in ordered if backup.id in merging)

@@ -2,15 +2,16 @@
 
 A domain that migrates takes its UUID and its bitmaps with it, so its next backup starts from one of the host before. A
 copy of a machine that was not given a new UUID has backups in between that start from nothing of the other's:
-then the newest backup may be of either machine. Does no I/O.
+then the newest backup may be of either machine, and each goes on from the newest of its own host. Does no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from vbackup.model import Backup, HostIdentity
+from vbackup.repository.history import History, Start
 
 
 def hosts(backups: Sequence[Backup]) -> list[HostIdentity]:
@@ -42,6 +43,30 @@ def of_host(backups: Sequence[Backup], word: str) -> list[Backup]:
     return [
         backup for backup in backups if backup.host is not None and word in (backup.host.name, backup.host.machine_id)
     ]
+
+
+def alone(history: History, host: HostIdentity) -> History | None:
+    """Return the history without the backups of other hosts; None if there are no others.
+
+    Where another host has another machine with the same UUID, it is that of the machine on this host. Its images can
+    depend on backups that only the whole history has.
+    """
+    others = [one.id for one in history.backups if one.host is not None and one.host.is_other_than(host)]
+    return history.without(others) if others else None
+
+
+def starts(history: History, host: HostIdentity, dev: str, *, of_full: bool, on_disk: Collection[str]) -> list[Start]:
+    """Return the checkpoints that the next backup of a disk may start from, as History.starts does.
+
+    After those come the ones of this host alone: if the other machine has made the newest backup, only its disk has
+    that bitmap. The token in the name of a bitmap shows that it is what it seems; but an end mark on the image can be
+    that of another backup, so none of these is the latest.
+    """
+    usual = history.starts(dev, of_full=of_full, on_disk=on_disk)
+    own = alone(history, host)
+    further = [] if own is None else own.starts(dev, of_full=of_full, on_disk=on_disk)
+    known = {start.bitmap for start in usual}
+    return [*usual, *(replace(start, is_latest=False) for start in further if start.bitmap not in known)]
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ _KNOWN = frozenset(
         stream_tar.SUMS,  # of a stream that tar has unpacked here
     )
 )
-_DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json", "restored.json", "in-place.json"))
+_DOMAIN_KNOWN = frozenset(("domain.json", "lock", "audit.json", "restored.json", "in-place.json", "standbys.json"))
 #: Prefix of an image that is being repaired, which takes its name when it is complete.
 REPAIRED = ".repaired-"
 #: Temporary files of a dead run: vbackup.files.replace_text and vbackup.repository.late_lists.

@@ -1,5 +1,9 @@
 """Tell what the storage of a repository is and can do: room, locks, shared data, encryption.
 
+Encryption is found where the kernel or the filesystem shows it: dm-crypt below everything that the data lies on, the
+flag of fscrypt, ZFS, and filesystems that encrypt what they store in another one. A drive that encrypts by itself, and
+what is behind a network filesystem, is not seen.
+
 vbackup.repository.filesystem asks a filesystem what it can do; that needs to write, so where the repository is mounted
 read-only it is not known.
 """
@@ -10,6 +14,7 @@ import fcntl
 import os
 import re
 import stat
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +26,7 @@ from vbackup.repository.repository import Repository
 _ENCRYPTING = frozenset(("ecryptfs", "fuse.gocryptfs", "fuse.encfs", "fuse.cryfs", "fuse.rclone-crypt"))
 #: linux/fs.h: flags of an inode, as lsattr shows them.
 _FS_IOC_GETFLAGS, _FS_ENCRYPT_FL = 0x80086601, 0x800
+_ZFS_TIMEOUT_S = 10
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -63,6 +69,11 @@ def look(repository: Repository) -> Place:
     )
 
 
+def is_encrypted(path: Path) -> bool | None:
+    """Return whether what is written to a directory is stored encrypted; None if that is not known."""
+    return _is_encrypted(path, _mount_of(path))
+
+
 @dataclass(frozen=True)
 class _Mount:
     device: str  #: MAJOR:MINOR
@@ -94,6 +105,8 @@ def _is_encrypted(path: Path, mount: _Mount | None) -> bool | None:
         return None
     if mount.kind in _ENCRYPTING or _has_encrypt_flag(path):
         return True
+    if mount.kind == "zfs":
+        return _is_encrypted_dataset(mount.source)
     device = mount.device
     if device.startswith("0:"):  # btrfs has an anonymous number, and so have filesystems without a device
         try:
@@ -118,6 +131,17 @@ def _has_encrypt_flag(path: Path) -> bool:
         os.close(fd)
 
 
+def _is_encrypted_dataset(name: str) -> bool | None:
+    """Return whether ZFS encrypts a dataset; None if its program is not there, or does not say."""
+    argv = ["zfs", "get", "-H", "-o", "value", "encryption", name]
+    try:
+        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=_ZFS_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    value = done.stdout.decode(errors="replace").strip()
+    return None if done.returncode != 0 or value in ("", "-") else value != "off"
+
+
 def _is_crypt_device(device: Path, *, depth: int = 0) -> bool | None:
     """Return whether a device, or each one below it, is made by dm-crypt; None if the kernel does not show it."""
     max_depth = 10
@@ -129,8 +153,9 @@ def _is_crypt_device(device: Path, *, depth: int = 0) -> bool | None:
     except OSError:
         pass
     try:
-        below = [*(device / "slaves").iterdir()]
-    except OSError:  # a partition has none; its disk may
+        whole = device.resolve().parent if (device / "partition").exists() else device  # of a RAID, for example
+        below = [*(whole / "slaves").iterdir()]
+    except OSError:
         below = []
     if not below:
         return False

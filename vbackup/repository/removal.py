@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from vbackup.files import fsync, storage_errors
-from vbackup.repository import readers
+from vbackup.repository import immutability, readers
 
 #: Prefix of a backup that is removed and not yet deleted.
 REMOVED = ".removed-"
@@ -48,13 +48,11 @@ def delete_removed(domain_directory: Path) -> list[str]:
 
     Raises StorageError if the domain's directory cannot be read.
     """
-    import shutil  # imports all compression modules
-
     failed: list[str] = []
     for path in removed(domain_directory):
         try:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                immutability.delete(path)
             else:
                 path.unlink()
         except OSError as err:

@@ -50,6 +50,8 @@ MARKER = "vbackup.json"
 PARTIAL = ".partial"
 #: What was put away (vbackup.repository.quarantine), by domain.
 QUARANTINE = "quarantine"
+#: What is known of targets (vbackup.copies.ledger, vbackup.copies.staging), by their ids.
+COPIES = "copies"
 #: Prefix of files in a stage that are no part of the backup.
 _SCRATCH = ".scratch-"
 
@@ -61,10 +63,21 @@ class Repository:
     backup starts from is kept.
     """
 
-    def __init__(self, path: Path, repository_id: str, *, is_stage: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        repository_id: str,
+        *,
+        is_stage: bool = False,
+        has_images: bool = True,
+        former_ids: Iterable[str] = (),
+    ) -> None:
+        """``has_images``: False if images are elsewhere, and count as whole. ``former_ids``: before ``adopt``."""
         self.path = path
         self.id = repository_id
+        self.ids = (repository_id, *former_ids)  #: the id, and those that it has had
         self.is_stage = is_stage
+        self.has_images = has_images and not is_stage
         self.naming = Naming(repository_id, names.place_of(os.fspath(path)))
 
     @classmethod
@@ -110,6 +123,11 @@ class Repository:
             raise StorageError(
                 f"{path} has repository format {version}, but this vbackup only knows {VERSION}; use a newer vbackup."
             )
+        if (fields.optional_text("schema") or "").startswith("vbackup.target/"):
+            raise StorageError(
+                f"{path} is a target of copies and not a repository: give it with --from, or make a repository of it"
+                " with 'vbackup fetch'."
+            )
         repository_id = fields.text("id")
         if not names.REPOSITORY_ID.fullmatch(repository_id):
             raise StorageError(f"{path / MARKER} has the id {repository_id[:50]!r}, which vbackup never assigns.")
@@ -120,7 +138,8 @@ class Repository:
                 else f"{path} is a stage of streams: its backups were sent to where 'vbackup stream' wrote to, and only"
                 " 'vbackup stream' and 'vbackup engine' work with it."
             )
-        return cls(path.resolve(), repository_id, is_stage=is_stage)
+        former = fields.strings("former_ids") if "former_ids" in fields else ()
+        return cls(path.resolve(), repository_id, is_stage=is_stage, former_ids=sorted(former))
 
     # reading
 
@@ -181,7 +200,7 @@ class Repository:
 
     def catalogue(self, uuid: str, *, with_chains: bool = True) -> Catalogue:
         """Return the domain's backups (vbackup.repository.catalogue)."""
-        return catalogue.read(self.path / uuid, uuid, with_chains=with_chains, has_images=not self.is_stage)
+        return catalogue.read(self.path / uuid, uuid, with_chains=with_chains, has_images=self.has_images)
 
     def refuse_inside(self, *paths: Path) -> None:
         """Raise StorageError if one of the paths, for something to write, is the repository or below it."""
@@ -271,7 +290,7 @@ class Repository:
             former = [each for each in marker.get("former_ids") or [] if isinstance(each, str)]
             marker = {**marker, "id": names.new_repository_id(), "former_ids": [*former, self.id]}
             replace_text(self.path / MARKER, json.dumps(marker, indent=2) + "\n")
-        return Repository(self.path, marker["id"])
+        return Repository(self.path, marker["id"], former_ids=marker["former_ids"])
 
     def taken_ids(self, uuid: str) -> frozenset[str]:
         """Return the names of all entries of the domain's directory: a new backup cannot have such an id.

@@ -1,7 +1,8 @@
 """What of a domain stays in the repository, whatever rules say, and why: read from the directories of its backups.
 
-Protected backups, those that are being read, the bases of the next backups, and what a broken or an unfinished backup
-depends on. Needs the domain's lock, except for a look. vbackup.operations.prune heeds it.
+Protected and immutable backups, those that are being read or that a standby is like, the bases of the next backups, and
+what a broken or an unfinished backup depends on. Needs the domain's lock, except for a look. vbackup.operations.prune
+heeds it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vbackup import names
 from vbackup.errors import ChainError, NewerJournalError
 from vbackup.files import storage_errors
 from vbackup.qemu import qcow2
-from vbackup.repository import journal, protection, readers, retention, verification
+from vbackup.repository import immutability, journal, protection, readers, retention, standbys, verification
 from vbackup.repository.catalogue import Catalogue
 from vbackup.repository.repository import Repository
 from vbackup.repository.verification import Verdict
@@ -35,6 +36,7 @@ class Facts:
     catalogue: Catalogue
     broken: Mapping[str, str]  #: why; also those in which a verify found damage
     protected: Mapping[str, str]  #: a text for people
+    immutable: Mapping[str, str]  #: a text for people
     in_use: Collection[str]
     bases: Mapping[str, Sequence[str]]  #: what starts from it next
     needed_by: Mapping[str, Mapping[str, str]]  #: the broken and unfinished backups that depend on it, with the word
@@ -42,6 +44,7 @@ class Facts:
     def reasons_to_stay(self, backup_id: str, *, but: Collection[str] = ()) -> list[str]:
         """Return why the backup is not removed; nothing if it may be. ``but``: ids of others that are removed."""
         reasons = [self.protected[backup_id]] if backup_id in self.protected else []
+        reasons += [self.immutable[backup_id]] if backup_id in self.immutable else []
         reasons += [IN_USE] if backup_id in self.in_use else []
         reasons += self.bases.get(backup_id, ())
         needed_by = self.needed_by.get(backup_id, {}).items()
@@ -49,12 +52,15 @@ class Facts:
 
 
 def read(repository: Repository, uuid: str) -> Facts:
-    """Return what is known of the domain's backups. Raises StorageError, NewerJournalError."""
+    """Return what is known of the domain's backups. Raises StorageError, NewerJournalError, ChainError of standbys."""
     catalogue = repository.catalogue(uuid)
     broken = {one.id: one.reason_alone.rstrip(".") for one in catalogue.broken}
     protected: dict[str, str] = {}
     in_use: set[str] = set()
-    for backup_id in [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]:
+    ids = [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]
+    held = ((backup_id, immutability.reason(repository.directory(uuid, backup_id))) for backup_id in ids)
+    immutable = {backup_id: reason for backup_id, reason in held if reason is not None}
+    for backup_id in ids:
         directory = repository.directory(uuid, backup_id)
         found = protection.read(directory)
         if found is not None:
@@ -71,7 +77,19 @@ def read(repository: Repository, uuid: str) -> Facts:
     for base, by in _bases_of_unfinished(repository, uuid):
         needed_by.setdefault(base, {})[by] = "unfinished"
     bases = retention.bases_of_next(catalogue.history)
-    return Facts(catalogue, broken, protected=protected, in_use=in_use, bases=bases, needed_by=needed_by)
+    for backup_id, reason in _of_standbys(repository.path / uuid):
+        bases.setdefault(backup_id, []).append(reason)
+    return Facts(
+        catalogue, broken, protected=protected, immutable=immutable, in_use=in_use, bases=bases, needed_by=needed_by
+    )
+
+
+def _of_standbys(directory: Path) -> Iterator[tuple[str, str]]:
+    """Yield the backups that standbys are like, or that an original still has to get, and the reason to keep them."""
+    for standby in standbys.read(directory):
+        for backup_id in {standby.backup, standby.failback}:
+            if backup_id is not None:
+                yield backup_id, f"the standby at {standby.uri} is like it"
 
 
 def _bases_of_broken(

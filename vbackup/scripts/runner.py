@@ -108,6 +108,7 @@ class DomainScripts:
         self.know(work=work, domain=domain, version=vbackup.__version__)
         self._thread: threading.Thread | None = None
         self._held_back: list[tuple[Script, str | Outcome]] = []
+        self._has_failed = False
         self._lock = threading.Lock()
         self._outcomes: list[Outcome] = []
 
@@ -212,7 +213,7 @@ class DomainScripts:
     def attended(self, *, failed: Callable[[VbackupError], None] = lambda _err: None) -> Iterator[None]:
         """Wait after the block for the scripts that it has begun; if it fails, run the on-failure scripts.
 
-        ``failed`` is called before that, which can take minutes.
+        ``failed`` is called before that, which can take minutes. Where one such block is in another, they run once.
         """
         try:
             yield
@@ -220,8 +221,10 @@ class DomainScripts:
             known = reported(err)
             failed(known)
             self._join()
-            self.know(status=str(int(known.status)))
-            self.after(ScriptPhase.ON_FAILURE, error_document(known))
+            if not self._has_failed:
+                self._has_failed = True
+                self.know(status=str(int(known.status)))
+                self.after(ScriptPhase.ON_FAILURE, error_document(known))
             raise
         finally:
             self._join()

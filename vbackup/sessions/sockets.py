@@ -30,8 +30,8 @@ _GREETING_S = 5.0
 #: How many clients may wait to be accepted.
 _BACKLOG = 128
 _MAX_PORT = 65535
-#: States of sockets in /proc/net/unix (SS_CONNECTED) and /proc/net/tcp (TCP_ESTABLISHED).
-_CONNECTED, _ESTABLISHED = b"03", "01"
+#: States of sockets in /proc/net/unix (SS_UNCONNECTED, SS_CONNECTED) and /proc/net/tcp (TCP_ESTABLISHED, TCP_LISTEN).
+_UNCONNECTED, _CONNECTED, _ESTABLISHED, _LISTENING = b"01", b"03", "01", "0A"
 #: The column of the path in /proc/net/unix.
 _PATH = 7
 
@@ -151,17 +151,38 @@ def has_connections(path: Path) -> bool:
 
     The kernel shows them under that path (proc_net_unix), also when the name is gone or was given a second name.
     """
-    wanted = os.fsencode(path)
-    with Path("/proc/net/unix").open("rb") as lines:
-        for line in lines:
-            words = line.rstrip(b"\n").split(None, _PATH)  # Num RefCount Protocol Flags Type St Inode Path
-            if words[_PATH:] == [wanted] and words[5] == _CONNECTED:
-                return True
-    return False
+    return _has_unix(path, _CONNECTED)
 
 
 def has_tcp_connections(address: str) -> bool:
     """Return True if somebody on this host has accepted connections at the port of HOST:PORT. Raises UsageError."""
+    return _has_tcp(address, _ESTABLISHED)
+
+
+def is_open(path: Path) -> bool:
+    """Return True as long as a process has the unix socket open that was bound at this path; nothing is sent there."""
+    return _has_unix(path, _UNCONNECTED)
+
+
+def is_open_at(address: str) -> bool:
+    """Return True as long as somebody on this host listens at the port of HOST:PORT; nothing is sent there.
+
+    Raises UsageError.
+    """
+    return _has_tcp(address, _LISTENING)
+
+
+def _has_unix(path: Path, state: bytes) -> bool:
+    wanted = os.fsencode(path)
+    with Path("/proc/net/unix").open("rb") as lines:
+        for line in lines:
+            words = line.rstrip(b"\n").split(None, _PATH)  # Num RefCount Protocol Flags Type St Inode Path
+            if words[_PATH:] == [wanted] and words[5] == state:
+                return True
+    return False
+
+
+def _has_tcp(address: str, state: str) -> bool:
     _, port = split_address(address)
     for name in ("tcp", "tcp6"):
         try:
@@ -170,6 +191,6 @@ def has_tcp_connections(address: str) -> bool:
             continue
         for line in lines:
             words = line.split()
-            if words[3] == _ESTABLISHED and int(words[1].rpartition(":")[2], 16) == port:
+            if words[3] == state and int(words[1].rpartition(":")[2], 16) == port:
                 return True
     return False

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -72,26 +72,57 @@ class Store:
             for uuid in self.uuids():
                 path = self.directory / uuid / f"{_SESSION}{session_id}.json"
                 if os.path.lexists(path):
-                    return _settled(_load(path, record.read), self._tracker_or_none(uuid, path))
+                    session = _load(path, record.read)
+                    known = {one.name: one for one in self.trackers(uuid)}
+                    return _settled(session, known.get(session.tracker))
         raise UnknownSessionError(session_id)
 
     def sessions(self, uuid: str) -> list[Session]:
-        """Return the sessions of a domain, the oldest first. Raises StorageError."""
+        """Return the sessions of a domain, the oldest first, as written if their tracker is damaged.
+
+        Raises StorageError.
+        """
         found = [_load(path, record.read) for path in self._files(uuid, _SESSION)]
         known = {one.name: one for one in self.trackers(uuid)}
         return sorted((_settled(one, known.get(one.tracker)) for one in found), key=lambda one: one.started)
 
     def trackers(self, uuid: str) -> list[Tracker]:
-        """Return the trackers of a domain by name. Raises StorageError."""
-        return [_load(path, trackers.read) for path in sorted(self._files(uuid, _TRACKER))]
+        """Return those trackers of a domain that can be read, by name. Raises StorageError."""
+        return [one for one in self._trackers(uuid) if isinstance(one, Tracker)]
+
+    def damaged_trackers(self, uuid: str) -> list[StorageError]:
+        """Return why the other trackers of a domain cannot be read. Raises StorageError."""
+        return [one for one in self._trackers(uuid) if isinstance(one, StorageError)]
+
+    def tracker_names(self, uuid: str) -> list[str]:
+        """Return the names of all trackers of a domain, damaged or not. Raises StorageError."""
+        return [_tracker_name(path) for path in sorted(self._files(uuid, _TRACKER))]
 
     def tracker(self, uuid: str, name: str, *, domain_name: str) -> Tracker:
-        """Return a tracker. Raises UnknownTrackerError, StorageError."""
-        known = self.trackers(uuid)
-        for one in known:
-            if one.name == name:
-                return one
-        raise UnknownTrackerError(name, domain_name, [one.name for one in known])
+        """Return a tracker. Raises UnknownTrackerError, StorageError if it is damaged."""
+        found = self.tracker_or_none(uuid, name)
+        if found is None:
+            raise UnknownTrackerError(name, domain_name, [one.name for one in self.trackers(uuid)])
+        return found
+
+    def tracker_or_none(self, uuid: str, name: str) -> Tracker | None:
+        """Return a tracker, None if it is not known. Raises StorageError if it is damaged."""
+        path = self.directory / uuid / f"{_TRACKER}{name}.json"
+        return _load_tracker(path) if names.TRACKER.fullmatch(name) and os.path.lexists(path) else None
+
+    def has_old(self, uuid: str, now: datetime) -> bool:
+        """Return True if a domain has records of sessions that nobody has written for long (KEPT_FOR), or nothing.
+
+        Only the times of the files are looked at. Raises StorageError.
+        """
+        before = (now - KEPT_FOR).timestamp()
+        records = self._files(uuid, _SESSION)
+        with storage_errors(f"read {self.directory / uuid}"):
+            for path in records:
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < before:
+                        return True
+        return not records and not self._files(uuid, _TRACKER)
 
     def uuids(self) -> list[str]:
         """Return the domains that have or have had sessions. Raises StorageError."""
@@ -101,30 +132,51 @@ class Store:
             return sorted(path.name for path in self.directory.iterdir() if names.UUID.fullmatch(path.name))
 
     @contextmanager
-    def locked(self, uuid: str, *, stop: Stop, name: str | None = None) -> Iterator[DomainStore]:
+    def locked(
+        self, uuid: str, *, stop: Stop, name: str | None = None, limit_s: float | None = None
+    ) -> Iterator[DomainStore]:
         """Lock the sessions of a domain for the block; ``name`` is the domain's, for messages.
 
-        Raises BusyError if another vbackup has them for LOCK_S seconds, StorageError, and what ``stop`` raises.
+        Raises BusyError if another vbackup has them for ``limit_s`` seconds (default: LOCK_S), StorageError, and what
+        ``stop`` raises.
         """
-        directory = self.directory / uuid
-        with storage_errors(f"use the directory {directory}"):
-            make_private(self.directory)
-            make_private(directory)
-            fd = open_regular(directory / _LOCK, os.O_RDWR | os.O_CREAT)
+        fd = self._lock(uuid, name or uuid, LOCK_S if limit_s is None else limit_s, stop)
         try:
-            _wait(fd, name or uuid, stop)
             yield DomainStore(self, uuid)
         finally:
             os.close(fd)
+
+    def _lock(self, uuid: str, name: str, limit_s: float, stop: Stop) -> int:
+        directory = self.directory / uuid
+        while True:
+            with storage_errors(f"use the directory {directory}"):
+                make_private(self.directory)
+                try:
+                    make_private(directory)
+                    fd = open_regular(directory / _LOCK, os.O_RDWR | os.O_CREAT)
+                except FileNotFoundError:
+                    stop.check()
+                    continue  # its last holder has just removed the directory
+            try:
+                _wait(fd, name, limit_s, stop)
+                if os.fstat(fd).st_nlink:
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # it was removed while we waited
 
     def _files(self, uuid: str, prefix: str) -> list[Path]:
         directory = self.directory / uuid
         with storage_errors(f"read {directory}"):
             return list(directory.glob(f"{prefix}*.json")) if directory.is_dir() else []
 
-    def _tracker_or_none(self, uuid: str, path: Path) -> Tracker | None:
-        name = _load(path, record.read).tracker
-        return next((one for one in self.trackers(uuid) if one.name == name), None)
+    def _trackers(self, uuid: str) -> Iterator[Tracker | StorageError]:
+        for path in sorted(self._files(uuid, _TRACKER)):
+            try:
+                yield _load_tracker(path)
+            except StorageError as err:
+                yield err
 
 
 @dataclass(frozen=True)
@@ -139,9 +191,8 @@ class DomainStore:
         return self.store.sessions(self.uuid)
 
     def tracker(self, name: str, *, domain_name: str) -> Tracker:
-        """Return a tracker; a new one if it is not known. Raises StorageError."""
-        known = next((one for one in self.store.trackers(self.uuid) if one.name == name), None)
-        return known or Tracker(name, domain_name, self.uuid)
+        """Return a tracker; a new one if it is not known. Raises StorageError if it is damaged."""
+        return self.store.tracker_or_none(self.uuid, name) or Tracker(name, domain_name, self.uuid)
 
     def write(self, session: Session) -> Session:
         """Write a session down, and return it. Raises StorageError, NoSpaceError."""
@@ -172,6 +223,17 @@ class DomainStore:
             if session.ended is not None and session.is_closed and now - session.ended > KEPT_FOR:
                 self.forget(session.id)
 
+    def remove_if_empty(self) -> None:
+        """Remove the directory if it has no session and no tracker any more. Raises StorageError.
+
+        Whoever waits for the lock finds out that it has no name any more, and makes the directory again.
+        """
+        directory = self.store.directory / self.uuid
+        with storage_errors(f"remove {directory}"):
+            if [path.name for path in directory.iterdir()] == [_LOCK]:
+                (directory / _LOCK).unlink()
+                directory.rmdir()
+
     def _path(self, name: str) -> Path:
         return self.store.directory / self.uuid / name
 
@@ -198,8 +260,27 @@ def _load(path: Path, read: Callable[[Fields], _Read]) -> _Read:
         raise StorageError(f"{path} is not valid: {err}.") from err
 
 
-def _wait(fd: int, name: str, stop: Stop) -> None:
-    deadline, pause = time.monotonic() + LOCK_S, threading.Event()
+def _tracker_name(path: Path) -> str:
+    return path.stem.removeprefix(_TRACKER)
+
+
+def _load_tracker(path: Path) -> Tracker:
+    """Return the tracker of a file. Raises StorageError, which says how to go on without it."""
+    name, uuid = _tracker_name(path), path.parent.name
+    try:
+        tracker = _load(path, trackers.read)
+        if (tracker.name, tracker.domain_uuid) != (name, uuid):
+            raise StorageError(f"{path} is of tracker {tracker.name} of domain {tracker.domain_uuid}.")
+    except StorageError as err:
+        raise StorageError(
+            f"Tracker {name} cannot be used: {err} If the file is damaged, 'vbackup tracker forget {uuid} --tracker"
+            f" {name}' removes it; the next session is full then."
+        ) from err
+    return tracker
+
+
+def _wait(fd: int, name: str, limit_s: float, stop: Stop) -> None:
+    deadline, pause = time.monotonic() + limit_s, threading.Event()
     while True:
         stop.check()
         try:
@@ -207,7 +288,7 @@ def _wait(fd: int, name: str, stop: Stop) -> None:
         except BlockingIOError as err:
             if time.monotonic() >= deadline:
                 raise BusyError(
-                    f"Another vbackup has been beginning or ending a session of domain {name} for {LOCK_S:.0f} s; run"
+                    f"Another vbackup has been beginning or ending a session of domain {name} for {limit_s:.0f} s; run"
                     " the same command again."
                 ) from err
             pause.wait(TICK_S)

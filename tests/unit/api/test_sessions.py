@@ -139,16 +139,22 @@ def test_changes_and_the_server_need_no_libvirt(
     assert got == [(changes, {"store": store}), (serve, {"store": store, "stop": stop, "on_ready": print})]
 
 
-def test_trackers_of_bitmaps_are_as_far_as_they_can_be_read(vb: Connection, store: Store) -> None:
+def test_trackers_of_bitmaps_are_as_far_as_they_can_be_read(
+    vb: Connection, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vbackup.api import attached
 
     with store.locked(UUID, stop=Stop()) as domain:
         domain.write_tracker(Tracker(TRACKER, "web", UUID))
     assert attached._trackers(UUID) == [TRACKER]
     assert attached._trackers(None) == []
-    for path in store.directory.rglob("*"):
-        if path.is_file() and path.suffix == ".json":
-            path.write_text("{")
-    with pytest.raises(StorageError):
-        store.trackers(UUID)
+    path = store.directory / UUID / f"tracker-{TRACKER}.json"
+    path.write_text("{")
+    assert store.trackers(UUID) == []
+    assert attached._trackers(UUID) == [TRACKER]
+
+    def unreadable(*_anything: object) -> None:
+        raise StorageError("Cannot read it.")
+
+    monkeypatch.setattr(Store, "tracker_names", unreadable)
     assert attached._trackers(UUID) == []

@@ -84,11 +84,11 @@ def test_domain_is_positional_or_an_option(arguments: tuple[str, ...], domain: s
         assert domain_of(options) == domain
 
 
-@pytest.mark.parametrize(("given", "uri", "quiet"), [([], None, False), (["-c", "x:///", "-q"], "x:///", True)])
-def test_option_before_the_command_is_not_reset_behind_it(given: list[str], uri: str | None, quiet: bool) -> None:
+@pytest.mark.parametrize(("given", "uris", "quiet"), [([], [], False), (["-c", "x:///", "-q"], ["x:///"], True)])
+def test_option_before_the_command_is_not_reset_behind_it(given: list[str], uris: list[str], quiet: bool) -> None:
     """The command's parser has the same options, whose defaults would win."""
     options = parse([*given, "list"])
-    assert (options.connect, options.quiet, options.verbose) == (uri, quiet, False)
+    assert (options.uris, options.quiet, options.verbose) == (uris, quiet, False)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])

@@ -34,7 +34,7 @@ def result(name: str, error: VbackupError | None = None, **changes: Any) -> Resu
 )
 def test_exit_status(errors: tuple[VbackupError | None, ...], is_group: bool, status: int) -> None:
     results = [result(name, error) for name, error in zip("ab", errors)]
-    assert printed._status(results, is_group=is_group) == status
+    assert printed.status_of(results, is_group=is_group) == status
 
 
 def test_document_has_each_domain_with_its_backup_or_its_error() -> None:

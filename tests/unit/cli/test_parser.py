@@ -159,7 +159,7 @@ INNER = {
 @pytest.mark.parametrize("name", parser.COMMANDS)
 def test_connection_is_offered_by_the_commands_that_use_it(command: Command, name: str) -> None:
     offered = "--connect" in command(name, *INNER.get(name, ()), "--help").stdout
-    assert offered == (name not in ("init", "list", "usage", "hooks", "umount", "schema"))
+    assert offered == (name not in ("init", "list", "usage", "fetch", "hooks", "umount", "schema"))
 
 
 @pytest.mark.parametrize(

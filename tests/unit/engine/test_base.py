@@ -160,6 +160,23 @@ def test_first_backup_is_a_full() -> None:
     assert "no earlier backup of this disk" in choice.reason
 
 
+def test_session_has_a_tracker_and_its_checkpoints_and_no_backups() -> None:
+    nothing = History([], is_of_tracker=True)
+    first = choose(Level.AUTO, having(), nothing, naming=Naming(REPOSITORY))
+    assert first.reason == "the tracker has no checkpoint of this disk to start from"
+    for level, known, why in (
+        (Level.INCREMENTAL, nothing, "no incremental session is possible: the tracker has no checkpoint"),
+        (
+            Level.DIFFERENTIAL,
+            History([TWO], is_of_tracker=True),
+            "no differential session is possible: no full session",
+        ),
+    ):
+        with pytest.raises(BaseError, match=why) as raised:
+            choose(level, having(ONE), known, naming=Naming(REPOSITORY))
+        assert "backup" not in str(raised.value)
+
+
 def test_copy_is_no_base() -> None:
     choice = auto(having(ONE), ONE, copy(2))
     assert choice.base == ONE

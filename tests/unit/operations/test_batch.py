@@ -116,7 +116,7 @@ def test_after_a_signal_no_more_are_begun(work: Batch, behaviour: dict[str, Any]
     results = batch.run(work, domains(*NAMES), parallel=1)
     assert begun == ["b"]
     assert [type(one.error) for one in results] == [type(None), type(None), InterruptedBySignalError]
-    assert printed._status(results, is_group=False) == Status.SIGNAL + signal.SIGTERM
+    assert printed.status_of(results, is_group=False) == Status.SIGNAL + signal.SIGTERM
 
 
 def test_no_more_threads_than_were_asked_for(work: Batch, behaviour: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ def test_group_fails_as_a_whole(work: Batch, behaviour: dict[str, Any], monkeypa
     monkeypatch.setattr(backup, "run", run)
     results = batch.run_group(work, domains(*NAMES))
     assert [type(one.error) for one in results] == [GroupError, BusyError, GroupError]
-    assert printed._status(results, is_group=True) == Status.BUSY
+    assert printed.status_of(results, is_group=True) == Status.BUSY
 
 
 def test_group_with_a_domain_that_is_not_there_is_not_begun(work: Batch, behaviour: dict[str, Any]) -> None:

@@ -64,11 +64,21 @@ def test_tracker_of_a_domain_that_is_gone_is_forgotten(store: Store, forget: Cal
 def test_name_that_several_domains_had_needs_a_uuid(store: Store, forget: Callable[..., Tracker]) -> None:
     with pytest.raises(UsageError, match=OTHER_UUID):
         forget("web")
-    assert len(tracker.trackers(store=store)) == 2
+    assert len(tracker.trackers(store=store, reporter=Silent())) == 2
+
+
+def test_damaged_tracker_of_a_domain_that_is_gone_is_forgotten_by_its_uuid(
+    store: Store, forget: Callable[..., Tracker]
+) -> None:
+    (store.directory / UUID / f"tracker-{TRACKER}.json").write_text("{")
+    assert forget("web").domain_uuid == OTHER_UUID
+    forgotten = forget(UUID)
+    assert (forgotten.domain_uuid, forgotten.checkpoints) == (UUID, ())
+    assert store.tracker_names(UUID) == []
 
 
 def test_domain_that_nobody_knows_is_not_found(store: Store, forget: Callable[..., Tracker]) -> None:
     for domain_name, name in (("other", TRACKER), ("web", "nobody")):
         with pytest.raises(DomainNotFoundError):
             forget(domain_name, name)
-    assert len(tracker.trackers(store=store)) == 2
+    assert len(tracker.trackers(store=store, reporter=Silent())) == 2

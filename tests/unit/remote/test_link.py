@@ -74,3 +74,35 @@ def test_silence_without_a_link() -> None:
     assert link.is_lost
     with pytest.raises(LinkLostError, match="is not open"):
         link.refuse_lost()
+
+
+def test_what_is_staged_goes_with_the_link_unless_it_is_published(link: Link, tmp_path: Path) -> None:
+    kept, gone = tmp_path / "new" / "kept", tmp_path / "new" / "gone"
+    for place in (kept, gone):
+        stage = Path(link.stage(str(place)))
+        assert (place.stat().st_mode & 0o777, stage.stat().st_mode & 0o777) == (0o711, 0o700)
+        (stage / "file").write_text(place.name)
+        (stage / "tree").mkdir()
+        (stage / "tree" / "leaf").touch()
+        if place is kept:
+            link.publish([(str(stage / one), str(place / one)) for one in ("tree", "file")])
+    link.close()
+    assert sorted(str(one.relative_to(tmp_path)) for one in kept.parent.rglob("*")) == [
+        *("new/kept", "new/kept/file", "new/kept/tree", "new/kept/tree/leaf")
+    ]
+
+
+@pytest.mark.parametrize("taken", ["tree", "file"])
+def test_publishes_all_or_none(link: Link, tmp_path: Path, taken: str) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    stage = Path(link.stage(str(place)))
+    (stage / "first").touch()
+    (stage / "tree").mkdir()
+    (stage / "file").touch()
+    (place / taken).mkdir() if taken == "tree" else (place / taken).write_text("another's")
+    moves = [(str(stage / one), str(place / one)) for one in ("first", "tree", "file")]
+    with pytest.raises(RemoteError, match="File exists"):
+        link.publish(moves)
+    assert sorted(one.name for one in place.iterdir() if one != stage) == [taken]
+    assert taken == "tree" or (place / taken).read_text() == "another's"

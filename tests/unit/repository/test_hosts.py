@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.builders import backup, image, incremental
+from tests.unit.builders import backup, bitmap_of, image, incremental
 from vbackup.model import Backup, HostIdentity
 from vbackup.repository import hosts
+from vbackup.repository.history import History
 
 A, B = HostIdentity("a", "1" * 32), HostIdentity("b", "2" * 32)
 
@@ -82,3 +83,28 @@ def test_hosts_are_in_the_order_of_their_first_backup() -> None:
 def test_host_is_named_by_its_name_or_machine_id(word: str, numbers: list[int]) -> None:
     backups = [on(B, backup(1)), on(None, backup(2)), on(A, backup(3)), on(B, backup(4))]
     assert [one.sequence for one in hosts.of_host(backups, word)] == numbers
+
+
+def started(history: History, host: HostIdentity, *on_disk: Backup, of_full: bool = False) -> list[tuple[str, bool]]:
+    found = hosts.starts(history, host, "vda", of_full=of_full, on_disk={bitmap_of(one) for one in on_disk})
+    return [(start.backup.id, start.is_latest) for start in found]
+
+
+def test_two_machines_go_on_from_their_own_backups() -> None:
+    """The newest of all comes first, since a domain that has migrated has its bitmap."""
+    second = on(B, backup(2))
+    third = on(A, incremental(3, FULL))
+    history = History([FULL, second, third])
+    assert started(history, A, third) == [(third.id, True)]
+    assert started(history, B, second) == [(third.id, True), (second.id, False)]
+    assert started(history, B, second, of_full=True) == [(second.id, False)]
+    assert started(history, A, FULL, of_full=True) == [(second.id, False), (FULL.id, False)]
+    assert started(History([FULL, on(None, backup(2))]), A, FULL) == [(backup(2).id, True)]
+
+
+def test_history_of_one_host_alone() -> None:
+    history = History([FULL, on(B, backup(2)), on(None, backup(3))])
+    assert hosts.alone(History([FULL, on(None, backup(2))]), A) is None
+    own = hosts.alone(history, A)
+    assert own is not None
+    assert [one.sequence for one in own.backups] == [1, 3]

@@ -65,3 +65,31 @@ def test_mount_of_a_path_is_the_innermost(monkeypatch: pytest.MonkeyPatch) -> No
         mount = place._mount_of(Path(path))
         assert mount is not None
         assert mount.kind == kind
+
+
+def test_partition_of_a_device_that_is_encrypted_below(tmp_path: Path) -> None:
+    device(tmp_path, "dm-0", uuid="CRYPT-LUKS2-0123-luks")
+    raid = device(tmp_path, "md0", slaves=("dm-0",))
+    (raid / "md0p1").mkdir()
+    (raid / "md0p1" / "partition").write_text("1\n")
+    (tmp_path / "9:1").symlink_to(raid / "md0p1")
+    assert place._is_crypt_device(tmp_path / "9:1") is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "encrypted"),
+    [("echo aes-256-gcm", True), ("echo off", False), ("echo -", None), ("exit 1", None)],
+)
+def test_zfs_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, encrypted: bool | None) -> None:
+    program = tmp_path / "zfs"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "get -H -o value encryption tank/vm" ] || exit 2\n{answer}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(place, "_mount_of", lambda _path: place._Mount("0:50", "zfs", "tank/vm"))
+    assert place.is_encrypted(tmp_path) is encrypted
+
+
+def test_without_the_program_of_zfs_it_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(place, "_mount_of", lambda _path: place._Mount("0:50", "zfs", "tank/vm"))
+    assert place.is_encrypted(tmp_path) is None

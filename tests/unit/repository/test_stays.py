@@ -9,10 +9,11 @@ import pytest
 
 from tests.unit.builders import NOON, SIZE_BYTES, UUID, backup, commit, incremental, qcow2_image
 from vbackup.errors import NewerJournalError
-from vbackup.repository import protection, readers, stays, verification
+from vbackup.repository import protection, readers, standbys, stays, verification
 from vbackup.repository.journal import Journal
 from vbackup.repository.protection import Protection
 from vbackup.repository.repository import Repository
+from vbackup.repository.standbys import Record
 from vbackup.repository.verification import Verdict, Verification
 
 ONE = backup(1)
@@ -41,6 +42,16 @@ def test_protected_and_read_backups_stay(repo: Repository, paths: dict[str, Path
     assert facts.reasons_to_stay(ONE.id) == ["protected (the last before the move)"]
     assert facts.reasons_to_stay(TWO.id) == ["protected", stays.IN_USE]
     assert stays.read(repo, UUID).reasons_to_stay(TWO.id) == ["protected"]
+
+
+def test_what_a_standby_is_like_stays(repo: Repository, paths: dict[str, Path]) -> None:
+    """Its changes since then are an incremental, and the original gets what it had."""
+    standbys.put(repo.path / UUID, Record("qemu:///system", Path("/standby"), ONE.id, NOON, failback=TWO.id))
+    standbys.put(repo.path / UUID, Record("qemu:///session", Path("/new")))
+    facts = stays.read(repo, UUID)
+    assert facts.reasons_to_stay(ONE.id) == ["the standby at qemu:///system is like it"]
+    assert facts.reasons_to_stay(TWO.id) == ["the standby at qemu:///system is like it"]
+    assert facts.reasons_to_stay(THREE.id) == []
 
 
 def test_what_a_broken_backup_depends_on_stays(repo: Repository, paths: dict[str, Path]) -> None:

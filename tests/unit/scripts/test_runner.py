@@ -149,6 +149,14 @@ def test_failure_is_told_to_the_scripts_for_it(directory: Path, write: Write, re
     assert words == "on-failure script x: 8 on-failure"
 
 
+def test_failure_within_several_blocks_is_told_once(directory: Path, write: Write, recorder: Recorder) -> None:
+    write("on-failure.d/x", "echo told")
+    made = scripts(directory, recorder)
+    with pytest.raises(BusyError), made.attended(), made.attended():
+        raise BusyError("Busy.")
+    assert recorder.steps == ["on-failure script x: told"]
+
+
 def test_others_hear_of_a_failure_before_its_scripts_run(directory: Path, write: Write, recorder: Recorder) -> None:
     write("on-failure.d/x", "echo ran")
     steps_by_then: list[list[str]] = []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import stat
+import threading
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +121,79 @@ def test_record_of_what_ended_long_ago_is_removed(store: Store) -> None:
         assert domain.sessions() == [left_something]
         domain.forget(left_something.id)
         assert domain.sessions() == []
+
+
+def two_trackers(store: Store) -> Path:
+    """Two trackers, and an open session of the first; returns the path of the first."""
+    with store.locked(UUID, stop=Stop()) as domain:
+        domain.write(pull_session("vda"))
+        for name in (TRACKER, "other"):
+            domain.write_tracker(Tracker(name, "web", UUID).with_committed(session_checkpoint(1, "vda")))
+    return store.directory / UUID / f"tracker-{TRACKER}.json"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", "the other"])
+def test_damaged_tracker_fails_alone(store: Store, content: bytes | str) -> None:
+    path = two_trackers(store)
+    path.write_bytes(content if isinstance(content, bytes) else (path.parent / "tracker-other.json").read_bytes())
+    with store.locked(UUID, stop=Stop()) as domain:
+        assert domain.tracker("other", domain_name="web").checkpoints
+        assert [one.state for one in domain.sessions()] == [SessionState.OPEN]
+        with pytest.raises(StorageError, match=f"tracker forget {UUID} --tracker {TRACKER}'"):
+            domain.tracker(TRACKER, domain_name="web")
+    assert store.session(pull_session("vda").id).state is SessionState.OPEN
+    assert [one.name for one in store.trackers(UUID)] == ["other"]
+    assert [TRACKER in str(one) for one in store.damaged_trackers(UUID)] == [True]
+    assert store.tracker_names(UUID) == sorted([TRACKER, "other"])
+
+
+def test_old_records_are_seen_without_reading_them(store: Store) -> None:
+    session = ended(pull_session("vda"))
+    write(store, session)
+    path = store.directory / UUID / f"session-{session.id}.json"
+    written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+    assert not store.has_old(UUID, written + timedelta(days=6))
+    assert store.has_old(UUID, written + timedelta(days=8))
+    path.unlink()
+    assert store.has_old(UUID, written), "only the lock is left"
+    with store.locked(UUID, stop=Stop()) as domain:
+        domain.write_tracker(Tracker(TRACKER, "web", UUID))
+    assert not store.has_old(UUID, written + timedelta(days=8)), "trackers are kept"
+
+
+def test_directory_that_is_removed_while_another_waits_for_its_lock_is_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+    real = store_._wait
+
+    def wait(*arguments: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            waits.set()
+        real(*arguments)
+
+    def begin() -> None:
+        with store.locked(UUID, stop=Stop()) as domain:
+            domain.write(pull_session("vda"))
+
+    with store.locked(UUID, stop=Stop()) as domain:
+        monkeypatch.setattr(store_, "_wait", wait)
+        thread = threading.Thread(target=begin)
+        thread.start()
+        assert waits.wait(10)
+        domain.remove_if_empty()
+        assert store.uuids() == []
+    thread.join(10)
+    assert [one.id for one in store.sessions(UUID)] == [pull_session("vda").id]
+
+
+def test_directory_with_a_tracker_or_a_session_is_not_removed(store: Store) -> None:
+    two_trackers(store)
+    with store.locked(UUID, stop=Stop()) as domain:
+        domain.remove_if_empty()
+        domain.forget(pull_session("vda").id)
+        domain.remove_if_empty()
+        assert len(store.trackers(UUID)) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])

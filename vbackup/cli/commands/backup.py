@@ -6,7 +6,7 @@ from typing import Any
 
 from vbackup.cli.arguments import add_common, add_domains, add_scripts
 from vbackup.cli.making import add_making
-from vbackup.cli.values import count, note, speed_bytes_s
+from vbackup.cli.values import count, directory, note, speed_bytes_s
 from vbackup.model import Level
 
 
@@ -19,8 +19,17 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_domains(parser)
-    add_common(parser)
+    add_common(parser, of_hosts=True)
+    parser.add_argument(
+        "--hosts", metavar="FILE", type=directory, help="back up domains of the hosts in FILE, one libvirt URI a line"
+    )
     parser.add_argument("--parallel", metavar="N", type=count, help="number of domains to back up at once (default: 4)")
+    parser.add_argument(
+        "--parallel-per-host",
+        metavar="N",
+        type=count,
+        help="number of domains of each host to back up at once (default: as many as on all together)",
+    )
     parser.add_argument("--group", action="store_true", help="back up all domains at the same moment, all or none")
     parser.add_argument(
         "--level",

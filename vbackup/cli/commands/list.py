@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_domain, add_host
+from vbackup.cli.copies import add_from
 from vbackup.cli.values import timestamp
 from vbackup.model import Level
 
@@ -25,6 +26,7 @@ def add(commands: Any) -> None:
     )
     add_domain(parser, otherwise=" (default: a summary of all)")
     add_common(parser, asks_libvirt=False)
+    add_from(parser)
     parser.add_argument("--all", action="store_true", help="list the backups of all domains")
     add_host(parser)
     parser.add_argument("--since", metavar="TIME", type=timestamp, help="only backups made at TIME or later")

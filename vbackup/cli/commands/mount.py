@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import ShownAsRequired, add_common, add_point
+from vbackup.cli.copies import add_from
 
 
 def add(commands: Any) -> None:
@@ -25,6 +26,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     add_common(parser)
+    add_from(parser)
     add_point(parser, "mount", has_id=False)
     parser.add_argument(
         "--foreground", action="store_true", help="stay in the foreground until a signal ends it, or 'vbackup umount'"

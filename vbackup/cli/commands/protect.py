@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vbackup.cli.arguments import add_backup_words, add_common, add_wait_lock
-from vbackup.cli.values import note
+from vbackup.cli.values import count, note
 
 
 def add(commands: Any) -> None:
@@ -18,4 +18,10 @@ def add(commands: Any) -> None:
     add_backup_words(parser, "[DOMAIN] ID...", "ids of the backups; the domain, if several have backups of these ids")
     add_common(parser)
     parser.add_argument("--reason", metavar="TEXT", type=note, help="why, for people: a line of text")
+    parser.add_argument(
+        "--immutable",
+        metavar="DAYS",
+        type=count,
+        help="instead, make the files of the backups, and of those that they depend on, immutable for so many days",
+    )
     add_wait_lock(parser)

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_wait_lock
+from vbackup.cli.copies import add_cache, add_identity, add_take_over
 from vbackup.cli.values import chain_length, keep_count, keep_within
 
 
@@ -40,6 +41,15 @@ def add(commands: Any) -> None:
         type=chain_length,
         help="also merge backups until no image has a chain of more than N images",
     )
+    parser.add_argument(
+        "--at",
+        metavar="TARGET",
+        dest="at_target",
+        help="in place of the repository: remove points at this target of copies, a directory or a URL",
+    )
+    add_cache(parser)
+    add_identity(parser)
+    add_take_over(parser)
     parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
     add_wait_lock(parser)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_point, add_scripts, add_wait_lock
+from vbackup.cli.copies import add_from
 from vbackup.cli.values import directory, domain_name, speed_bytes_s
 from vbackup.model import ImageFormat
 
@@ -19,6 +20,7 @@ def add(commands: Any) -> None:
     )
     add_domain(parser)
     add_common(parser)
+    add_from(parser)
     purpose = "restore only these disks; with a PATH to that block device, or to that new file, and not to DIR"
     add_point(parser, "restore", has_id=True, disks=("DEV[=PATH]", purpose))
     where = parser.add_mutually_exclusive_group(required=True)

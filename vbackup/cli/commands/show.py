@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vbackup.cli.arguments import add_backup, add_common, add_domain
+from vbackup.cli.copies import add_from
 
 
 def add(commands: Any) -> None:
@@ -16,4 +17,5 @@ def add(commands: Any) -> None:
     )
     add_domain(parser)
     add_common(parser)
+    add_from(parser)
     add_backup(parser, parser, "backup to show (default: the newest)")

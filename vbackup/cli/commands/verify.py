@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vbackup.cli.arguments import add_common, add_disks
+from vbackup.cli.copies import add_from
 from vbackup.cli.values import (
     console_pattern,
     count,
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="verify all domains in the repository")
     add_common(parser)
+    add_from(parser)
     parser.add_argument("--backup", metavar="ID", help="only this backup and what it depends on")
     add_disks(parser, "only these disks")
     parser.add_argument(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import replace
 
-from vbackup.api import BackupRequest, Connection, documents
-from vbackup.cli import batch, output, plans, script_options
+from vbackup.api import BackupRequest, Connection, documents, read_hosts
+from vbackup.cli import batch, fleet, output, plans, script_options
 from vbackup.cli.arguments import domains_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
@@ -19,14 +20,34 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.group and options.parallel is not None:
         raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
     request = replace(request_of(options, words[0] if words else ""), note=options.note)
-    with context.connect() as vb:
-        if options.group or len(words) != 1 or not vb.is_one(words[0]):
-            return batch.run(request, words, options=options, context=context, vb=vb)
+    uris = _hosts(options, context)
+    if uris is not None:
+        with context.connect_all(uris) as vb_all:
+            return fleet.run(request, words, options=options, context=context, vb=vb_all)
+    with ExitStack() as stack:
+        with script_options.beginning(options, words[0] if len(words) == 1 else "", context):
+            vb = stack.enter_context(context.connect())
+            is_one = not options.group and len(words) == 1 and vb.is_one(words[0])
+            selected = None if is_one else batch.select(words, options, vb)
+        if selected is not None:
+            return batch.run(request, selected, options=options, context=context, vb=vb)
         if options.dry_run:
             _plan(request, context, vb)
         else:
             _back_up(request, options, context=context, vb=vb)
     return Status.DONE
+
+
+def _hosts(options: argparse.Namespace, context: Context) -> list[str] | None:
+    """Return the URIs of the hosts to back up, or None for the one that -c or libvirt chooses. Raises UsageError."""
+    listed = [] if options.hosts is None else read_hosts(options.hosts)
+    if options.hosts is None and len(context.uris) <= 1:
+        if options.parallel_per_host is not None:
+            raise UsageError("--parallel-per-host is for several hosts: give --hosts FILE, or -c several times.")
+        return None
+    if options.group:
+        raise UsageError("A group has one moment and one host: leave out --group, or give one host with -c.")
+    return [*context.uris, *listed]
 
 
 def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:

@@ -24,8 +24,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _list(options: argparse.Namespace, context: Context) -> None:
     wanted = domain_of(options)
-    with context.connect_to_libvirt() as vb:
-        trackers = [one for one in vb.trackers(wanted) if options.tracker in (None, one.name)]
+    with context.connect_to_libvirt() as vb, context.reporting(steps=False) as reporter:
+        found = vb.trackers(wanted, reporter=reporter if options.tracker is None else None)
+        trackers = [one for one in found if options.tracker in (None, one.name)]
         if options.tracker is not None and not trackers:
             trackers = [vb.tracker(wanted, options.tracker)]
     if context.as_json:

@@ -15,6 +15,7 @@ from vbackup.api import (
     BackupFilter,
     BackupState,
     Condition,
+    Connection,
     DomainRecord,
     Protection,
     Repository,
@@ -25,7 +26,7 @@ from vbackup.api import (
     hosts_of,
     unusual,
 )
-from vbackup.cli import backup_table, output
+from vbackup.cli import backup_table, copies, output
 from vbackup.cli.arguments import optional_domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError
@@ -52,7 +53,11 @@ def _without_cycles() -> Iterator[None]:
 
 
 def _run(options: argparse.Namespace, context: Context) -> int:
-    vb = context.connect()
+    with copies.connected(options, context) as (vb, _):
+        return _list(options, context, vb)
+
+
+def _list(options: argparse.Namespace, context: Context, vb: Connection) -> int:
     repository = vb.repository
     domain = optional_domain_of(options)
     wanted = _filter(options)

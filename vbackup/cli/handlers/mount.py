@@ -7,10 +7,11 @@ import os
 import shlex
 import sys
 import syslog
+from contextlib import ExitStack
 from typing import Any
 
 from vbackup.api import Mounted, MountRequest, connect
-from vbackup.cli import background, output
+from vbackup.cli import background, copies, output
 from vbackup.cli.arguments import directory_words_of, wanted_of
 from vbackup.cli.background import Background
 from vbackup.cli.context import Context
@@ -20,20 +21,25 @@ from vbackup.errors import Status, VbackupError
 def run(options: argparse.Namespace, context: Context) -> int:
     """Mount, print the files, and wait for the end; a signal is the usual one, with status 0."""
     domain, backup_id, directory = directory_words_of(options)
-    path = context.repository_path().absolute()
+    path = None if options.from_target is not None else context.repository_path().absolute()
+    copies.make_absolute(options)
     child: Background | None = None
     if not options.foreground:
         started = background.start(context.stop)
         if isinstance(started, int):
             return started
         child = started
-    vb = connect(context.uri, repository=path, stop=context.stop)
-    request = MountRequest(context.uuid_of(vb.repository, domain), directory.absolute(), wanted_of(options, backup_id))
-    with (
-        vb,
-        context.reporting(domain, steps=False) as reporter,
-        vb.mount(request, reporter=reporter) as mounted,
-    ):
+    with ExitStack() as stack:
+        reporter = stack.enter_context(context.reporting(domain, steps=False))
+        if path is not None:
+            vb, target = stack.enter_context(connect(context.uri, repository=path, stop=context.stop)), None
+        else:
+            vb, target = stack.enter_context(copies.connected(options, context, reporter=reporter))
+        wanted = wanted_of(options, backup_id)
+        request = MountRequest(vb.uuid_of(domain, reporter=reporter), directory.absolute(), wanted)
+        if target is not None:
+            target.bring(request.domain, wanted)
+        mounted = stack.enter_context(vb.mount(request, reporter=reporter))
         _print(mounted, context, in_background=child is not None)
         if child is None:
             mounted.wait(context.stop)
@@ -66,7 +72,7 @@ def _print(mounted: Mounted, context: Context, *, in_background: bool) -> None:
                 for one in mounted.disks.values()
             ],
         }
-        context.print_document("vbackup.mount/1", document)
+        (context.print_document if in_background else context.print_line)("vbackup.mount/1", document)
     elif not context.is_quiet:
         print(output.plain(f"Backup {backup.id} of domain {backup.domain_name} is mounted, read-only:"))
         for one in mounted.disks.values():

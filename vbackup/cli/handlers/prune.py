@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vbackup.api import Connection, PruneLine, PruneRequest, Pruning, Rules, documents
-from vbackup.cli import one_by_one, output
+from vbackup.cli import copies_prune, one_by_one, output
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, VbackupError, error_document
@@ -21,6 +21,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
     It is 8 if chains are longer than they may be, because backups are in use.
     """
     rules = _rules(options)
+    if options.at_target is not None:
+        return copies_prune.run(options, rules, context)
+    if options.take_over or options.cache is not None or options.identities:
+        raise UsageError("--take-over, --cache and --identity are for a prune with --at.")
     words = _words(options)
     vb = context.connect()
     repository = vb.repository

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from vbackup.api import DefineRequest, InPlaceRequest, Restored, RestoreRequest, documents, machine_path, tpm_commands
-from vbackup.cli import live_restore, output, script_options
+from vbackup.cli import copies, live_restore, output, script_options
 from vbackup.cli.arguments import backup_of, domain_of, wanted_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, domain_argument
@@ -18,6 +18,7 @@ from vbackup.model import ImageFormat, MachineKind
 def run(options: argparse.Namespace, context: Context) -> int:
     """Restore the backup and print the paths of what was written."""
     destinations = _take_destinations(options)
+    copies.refuse(options, "in_place", "live", "resume", "abort")
     if options.live or options.resume or options.abort or options.yes:
         return live_restore.run(options, destinations, context)
     backup_id = backup_of(options)
@@ -29,22 +30,26 @@ def run(options: argparse.Namespace, context: Context) -> int:
     if options.name is not None and not (options.define or options.start):
         raise UsageError("--name is for a domain that libvirt defines: give --define, too.")
     options.format = options.format or ImageFormat.QCOW2.value
-    with context.connect() as vb:
+    with (
+        context.reporting(domain_of(options)) as reporter,
+        copies.connected(options, context, reporter=reporter) as (vb, target),
+    ):
         request = RestoreRequest(
-            domain=context.uuid_of(vb.repository, domain_of(options)),
+            domain=vb.uuid_of(domain_of(options), reporter=reporter),
             output=options.output,
             wanted=wanted_of(options, backup_id),
             image_format=ImageFormat(options.format),
-            checkpoint=not options.no_checkpoint,
+            checkpoint=not options.no_checkpoint and target is None,
             define=DefineRequest(options.name, options.start) if options.define or options.start else None,
             destinations=destinations,
             speed_bytes_s=options.speed,
         )
-        with context.reporting(domain_of(options)) as reporter:
-            own = script_options.of_domain(
-                options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
-            )
-            done = vb.restore(request, pool=options.pool, scripts=own, reporter=reporter)
+        own = script_options.of_domain(
+            options, domain_of(options), work="restore", reporter=reporter, stop=context.stop
+        )
+        if target is not None:
+            target.bring(request.domain, request.wanted)
+        done = vb.restore(request, pool=options.pool, scripts=own, reporter=reporter)
     if context.as_json:
         document = documents.restored(done, request.image_format)
         context.print_document("vbackup.restore/1", {**document, "scripts": own.documents()})

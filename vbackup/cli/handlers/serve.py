@@ -46,7 +46,7 @@ def _print(served: Served, context: Context, *, is_writable: bool) -> None:
                 for one in served.exports.values()
             ],
         }
-        context.print_document("vbackup.serve/1", document)
+        context.print_line("vbackup.serve/1", document)
     elif not context.is_quiet:
         how = "for writing; nothing that is written is kept" if is_writable else "read-only"
         print(output.plain(f"Backup {backup.id} of domain {backup.domain_name} is served, {how}:"))

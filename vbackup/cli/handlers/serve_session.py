@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _print(serving: ServedSession, context: Context) -> None:
     if context.as_json:
-        context.print_document("vbackup.http/1", serving.document())
+        context.print_line("vbackup.http/1", serving.document())
     elif not context.is_quiet:
         print(output.plain(f"Session {serving.session.id} of domain {serving.session.domain_name} is served:"))
         for disk in serving.session.disks:

@@ -19,7 +19,7 @@ from vbackup.api import (
     documents,
     unusual,
 )
-from vbackup.cli import output
+from vbackup.cli import copies, output
 from vbackup.cli.arguments import backup_of, domain_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status
@@ -33,10 +33,11 @@ _MAX_DAMAGE = 10
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Print the record. Raises ChainError for an unknown backup, or if a backup it depends on is missing."""
-    with context.connect() as vb:
+    with copies.connected(options, context) as (vb, target):
         backup_id = backup_of(options)
         found = vb.record(context.uuid_of(vb.repository, domain_of(options)), backup_id)
-    backup, known, chains, path = found.backup, found.condition, found.chains, found.path
+    backup, known, chains = found.backup, found.condition, found.chains
+    path = found.path if target is None else f"{target.name}/{backup.domain_uuid}/{backup.id}"
     if context.as_json:
         document = {**documents.backup(backup), "path": str(path), "chains": chains, **_known_document(known)}
         context.print_document("vbackup.show/1", document)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
-from vbackup.api import EndedStream, Repository, StreamRequest, documents
+from vbackup.api import EndedStream, Repository, StreamRequest, documents, open_stage
 from vbackup.cli import output, pipes, script_options
 from vbackup.cli.arguments import domain_of
 from vbackup.cli.context import Context
@@ -31,6 +32,9 @@ def _back_up(options: argparse.Namespace, context: Context) -> None:
 
 def back_up(request: StreamRequest, options: argparse.Namespace, context: Context) -> None:
     """Make the backup and write it to standard output; the messages go to --log."""
+    stage: Path | Repository = options.stage
+    if options.log is not None and options.stage.absolute() in options.log.absolute().parents:
+        stage = open_stage(options.stage)  # made by the first backup: before it, there is no place for the log
     with (
         pipes.logged_to(options.log),
         pipes.output(context.stop) as write,
@@ -40,7 +44,7 @@ def back_up(request: StreamRequest, options: argparse.Namespace, context: Contex
         own = script_options.of_domain(
             options, request.backup.domain, work="backup", reporter=reporter, stop=context.stop
         )
-        done = vb.backup_stream(request, write, stage=options.stage, scripts=own, reporter=reporter)
+        done = vb.backup_stream(request, write, stage=stage, scripts=own, reporter=reporter)
         reporter.step(f"Backup {done.id} was sent; it waits for its commit.")
 
 

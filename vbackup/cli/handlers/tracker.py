@@ -22,8 +22,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _list(options: argparse.Namespace, context: Context) -> None:
-    with context.connect_to_libvirt() as vb:
-        trackers = vb.trackers(optional_domain_of(options))
+    with context.connect_to_libvirt() as vb, context.reporting(steps=False) as reporter:
+        trackers = vb.trackers(optional_domain_of(options), reporter=reporter)
     if context.as_json:
         context.print_document("vbackup.trackers/1", {"trackers": [_document(one) for one in trackers]})
     elif not trackers:

@@ -19,7 +19,7 @@ from vbackup.api import (
     VerifyRequest,
     documents,
 )
-from vbackup.cli import one_by_one, output, proofs
+from vbackup.cli import copies_verify, one_by_one, output, proofs
 from vbackup.cli.arguments import domain_words_of
 from vbackup.cli.context import Context
 from vbackup.errors import Status, UsageError, VbackupError, error_document
@@ -30,6 +30,8 @@ _MAX_LINES = 20
 
 def run(options: argparse.Namespace, context: Context) -> int:
     """Verify the domains, one after the other; the exit status is 6 if anything is damaged."""
+    if options.from_target is not None:
+        return copies_verify.run(options, context)
     started = time.monotonic()
     proofs.check(options)
     words = _words(options)

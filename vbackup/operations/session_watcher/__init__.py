@@ -1,13 +1,13 @@
-"""A process that ends a session whose time is up, whose scratch directory gets full, or whose begin was killed.
+"""A process that ends a session: when it expires, QEMU ends, its scratch directory gets full, or begin is killed.
 
     __init__    starts the process
     __main__    the entry point of the process: sets sys.path, then runs process.main
     process     watches, and ends the session
 
 The scratch image of a client that has died would grow for ever. The process needs little: it looks at the session's
-record and at the free space each second, and connects to libvirt only to end the session. A watcher that is killed
-costs time alone: whoever comes next finds the session expired, and no error of the scratch directory reaches the guest
-(vbackup.engine.session_scratch).
+record, the socket and the free space each second, and connects to libvirt only to end the session. A watcher that is
+killed costs time alone: whoever comes next finds the session expired, and no error of the scratch directory reaches the
+guest (vbackup.engine.session_scratch).
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from pathlib import Path
 from vbackup.engine.fleecing_area import LocalArea
 from vbackup.errors import StorageError, UnknownSessionError, VbackupError
 from vbackup.report import Silent
-from vbackup.sessions.record import KILLED, Session, SessionState
+from vbackup.sessions import sockets
+from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
 
@@ -97,7 +98,24 @@ def due_of(session: Session, reserve_bytes: int) -> Due | None:
         return Due(SessionState.FAILED, KILLED) if is_dead else None
     if session.has_expired(now):
         return Due(SessionState.EXPIRED)
+    if not _has_server(session):
+        return Due(SessionState.FAILED, QEMU_ENDED)
     return Due(SessionState.FAILED, FULL) if _is_full(session, reserve_bytes) else None
+
+
+def _has_server(session: Session) -> bool:
+    """Return True as long as its storage daemon lives, or QEMU has the socket open that it serves the session at.
+
+    The socket was opened by vbackup and given to QEMU, so the kernel shows it to us, whatever QEMU's namespaces are.
+    """
+    internals = session.internals
+    if internals is None:
+        return True
+    if internals.daemon is not None:
+        return internals.daemon.lives
+    if session.listen is not None:
+        return sockets.is_open_at(session.listen)
+    return internals.server is None or sockets.is_open(Path(internals.server))
 
 
 def _is_full(session: Session, reserve_bytes: int) -> bool:
@@ -120,7 +138,7 @@ def _end(session_id: str, reserve_bytes: int, *, store: Store, uri: str) -> bool
     """
     # Imported here: waiting does without libvirt.
     from vbackup.domain.host import Host
-    from vbackup.operations import session_end, session_recovery
+    from vbackup.operations import session_recovery
 
     uuid = store.session(session_id).domain_uuid
     with Host(uri) as host, store.locked(uuid, stop=Stop()) as domain:
@@ -129,7 +147,7 @@ def _end(session_id: str, reserve_bytes: int, *, store: Store, uri: str) -> bool
         if due is None:
             return True
         had_ended = session.state.has_ended
-        with session_recovery.qemu_of(session, session_end.handle_of(host, session)) as qemu:
+        with session_recovery.qemu_of(session, session_recovery.domain_of(host, session.domain_uuid)) as qemu:
             session = session_recovery.end(domain, session, qemu, state=due.state, reason=due.reason, reporter=Silent())
     if not had_ended:
         _log(f"session {session_id} ended: {due.state.value}" + (f", {due.reason}" if due.reason else ""))

@@ -1,10 +1,10 @@
-"""Options that all modules of the collection have."""
+"""Options that several modules of the collection have."""
 
 from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """What ``extends_documentation_fragment: vbackup.vbackup.vbackup`` adds."""
+    """What ``extends_documentation_fragment: vbackup.vbackup.vbackup`` adds; ``vbackup.vbackup.vbackup.work`` WORK."""
 
     DOCUMENTATION = r"""
 options:
@@ -25,4 +25,32 @@ options:
 requirements:
   - vbackup on the managed host
   - Python 3.9 on the managed host
+"""
+
+    WORK = r"""
+options:
+  disks:
+    description:
+      - Only these disks, named as in the domain's XML.
+    type: list
+    elements: str
+    default: []
+  speed:
+    description:
+      - Limit of the speed of each disk, such as C(50M).
+    type: str
+  wait_lock:
+    description:
+      - How long to wait for another vbackup that is working on the domain, such as C(5m). Of a restore, only with
+        I(in_place).
+    type: str
+  scripts:
+    description:
+      - Directory with scripts that are run around the work; see vbackup-scripts(7).
+    type: path
+  run_scripts:
+    description:
+      - Whether scripts are run at all.
+    type: bool
+    default: true
 """

@@ -11,6 +11,14 @@ ARGUMENTS = {
     "connection": {"type": "str"},
     "executable": {"type": "path", "default": "vbackup"},
 }
+#: What the modules have that do something; see the documentation fragment WORK.
+WORK_ARGUMENTS = {
+    "disks": {"type": "list", "elements": "str", "default": []},
+    "speed": {"type": "str"},
+    "wait_lock": {"type": "str"},
+    "scripts": {"type": "path"},
+    "run_scripts": {"type": "bool", "default": True},
+}
 #: No such domain (vbackup(1), EXIT STATUS).
 NOT_FOUND = 4
 
@@ -72,6 +80,14 @@ class Vbackup:
 def option(name: str, value: Any) -> str:
     """Return an option as one word, so that no value is taken for another option."""
     return f"--{name}={value}"
+
+
+def work_options(params: dict[str, Any], *more: str) -> list[str]:
+    """Return the words for the domain and WORK_ARGUMENTS, and for ``more`` parameters that are given."""
+    names = ("domain", *more, "speed", "wait_lock", "scripts")
+    words = [option(name.replace("_", "-"), params[name]) for name in names if params[name] is not None]
+    words += [option("disk", ",".join(params["disks"]))] if params["disks"] else []
+    return words if params["run_scripts"] else [*words, "--no-scripts"]
 
 
 def fail(module: Any, failure: Failure, **more: Any) -> None:

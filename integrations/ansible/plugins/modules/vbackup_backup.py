@@ -33,12 +33,6 @@ options:
     type: str
     choices: [auto, full, incremental, differential, copy]
     default: auto
-  disks:
-    description:
-      - Back up only these disks (C(vda), ...).
-    type: list
-    elements: str
-    default: []
   exclude_disks:
     description:
       - Do not back up these disks. Backups without them count for I(max_age), then.
@@ -57,10 +51,6 @@ options:
     type: str
     choices: [none, auto, zstd, zlib]
     default: none
-  speed:
-    description:
-      - Limit of the copy speed of each disk, such as C(50M).
-    type: str
   fleecing:
     description:
       - Directory of a fleecing area.
@@ -74,21 +64,9 @@ options:
     description:
       - A line of text for people, which is kept with the backup.
     type: str
-  wait_lock:
-    description:
-      - How long to wait for another vbackup that is working on the domain, such as C(5m).
-    type: str
-  scripts:
-    description:
-      - Directory with scripts that are run around the backup; see vbackup-scripts(7).
-    type: path
-  run_scripts:
-    description:
-      - Whether scripts are run at all.
-    type: bool
-    default: true
 extends_documentation_fragment:
   - vbackup.vbackup.vbackup
+  - vbackup.vbackup.vbackup.work
 attributes:
   check_mode:
     description: Plans the backup and lets QEMU check the plan, with C(vbackup backup --dry-run).
@@ -150,7 +128,15 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vbackup.vbackup.plugins.module_utils.vbackup import ARGUMENTS, Failure, Vbackup, fail, option
+from ansible_collections.vbackup.vbackup.plugins.module_utils.vbackup import (
+    ARGUMENTS,
+    WORK_ARGUMENTS,
+    Failure,
+    Vbackup,
+    fail,
+    option,
+    work_options,
+)
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
@@ -163,6 +149,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **ARGUMENTS,
+            **WORK_ARGUMENTS,
             "domain": {"type": "str", "required": True},
             "max_age": {"type": "str"},
             "level": {
@@ -170,17 +157,12 @@ def main() -> None:
                 "choices": ["auto", "full", "incremental", "differential", "copy"],
                 "default": "auto",
             },
-            "disks": {"type": "list", "elements": "str", "default": []},
             "exclude_disks": {"type": "list", "elements": "str", "default": []},
             "quiesce": {"type": "str", "choices": ["auto", "required", "no"], "default": "auto"},
             "compress": {"type": "str", "choices": ["none", "auto", "zstd", "zlib"], "default": "none"},
-            "speed": {"type": "str"},
             "fleecing": {"type": "path"},
             "exclusive": {"type": "bool", "default": False},
             "note": {"type": "str"},
-            "wait_lock": {"type": "str"},
-            "scripts": {"type": "path"},
-            "run_scripts": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
@@ -231,17 +213,9 @@ def _newest(command: Vbackup, params: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _options(params: dict[str, Any]) -> list[str]:
-    words = [option("domain", params["domain"])]
-    words += [option(name, params[name]) for name in ("level", "quiesce", "compress")]
-    words += [
-        option(name.replace("_", "-"), params[name])
-        for name in ("speed", "fleecing", "note", "wait_lock", "scripts")
-        if params[name] is not None
-    ]
-    words += [option("disk", ",".join(params["disks"]))] if params["disks"] else []
+    words = work_options(params, "level", "quiesce", "compress", "fleecing", "note")
     words += [option("exclude-disk", ",".join(params["exclude_disks"]))] if params["exclude_disks"] else []
     words += ["--exclusive"] if params["exclusive"] else []
-    words += [] if params["run_scripts"] else ["--no-scripts"]
     return words
 
 

@@ -40,12 +40,6 @@ options:
         is a change, whatever the disks were like.
     type: bool
     default: false
-  disks:
-    description:
-      - Restore only these disks.
-    type: list
-    elements: str
-    default: []
   format:
     description:
       - Format of the images in I(output); C(qcow2) without it.
@@ -65,25 +59,9 @@ options:
       - Define the restored domain and start it.
     type: bool
     default: false
-  speed:
-    description:
-      - Limit of the speed at which each disk is written, such as C(50M).
-    type: str
-  wait_lock:
-    description:
-      - With I(in_place), how long to wait for another vbackup that is working on the domain.
-    type: str
-  scripts:
-    description:
-      - Directory with scripts that are run around the restore; see vbackup-scripts(7).
-    type: path
-  run_scripts:
-    description:
-      - Whether scripts are run at all.
-    type: bool
-    default: true
 extends_documentation_fragment:
   - vbackup.vbackup.vbackup
+  - vbackup.vbackup.vbackup.work
 attributes:
   check_mode:
     description: Looks whether there is such a backup, and at I(output).
@@ -132,7 +110,15 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vbackup.vbackup.plugins.module_utils.vbackup import ARGUMENTS, Failure, Vbackup, fail, option
+from ansible_collections.vbackup.vbackup.plugins.module_utils.vbackup import (
+    ARGUMENTS,
+    WORK_ARGUMENTS,
+    Failure,
+    Vbackup,
+    fail,
+    option,
+    work_options,
+)
 
 RECORD = ".vbackup_restore.json"
 
@@ -142,20 +128,16 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **ARGUMENTS,
+            **WORK_ARGUMENTS,
             "domain": {"type": "str", "required": True},
             "backup": {"type": "str"},
             "at": {"type": "str"},
             "output": {"type": "path"},
             "in_place": {"type": "bool", "default": False},
-            "disks": {"type": "list", "elements": "str", "default": []},
             "format": {"type": "str", "choices": ["qcow2", "raw"]},
             "define": {"type": "bool", "default": False},
             "name": {"type": "str"},
             "start": {"type": "bool", "default": False},
-            "speed": {"type": "str"},
-            "wait_lock": {"type": "str"},
-            "scripts": {"type": "path"},
-            "run_scripts": {"type": "bool", "default": True},
         },
         mutually_exclusive=[("backup", "at")],
         supports_check_mode=True,
@@ -271,15 +253,8 @@ def _record(path: str, document: dict[str, Any]) -> None:
 
 
 def _options(params: dict[str, Any]) -> list[str]:
-    words = [option("domain", params["domain"])]
-    words += [
-        option(name.replace("_", "-"), params[name])
-        for name in ("backup", "at", "format", "name", "speed", "wait_lock", "scripts")
-        if params[name] is not None
-    ]
-    words += [option("disk", ",".join(params["disks"]))] if params["disks"] else []
+    words = work_options(params, "backup", "at", "format", "name")
     words += [f"--{name}" for name in ("define", "start") if params[name]]
-    words += [] if params["run_scripts"] else ["--no-scripts"]
     return words
 
 

@@ -45,3 +45,41 @@ def test_what_is_no_freeze_limit_is_refused(text: str) -> None:
 def test_empty_fleecing_area_is_not_the_working_directory(command: Command, repository: Path) -> None:
     said = command("backup", "web", "-r", repository, "--fleecing", "", status=2).stderr
     assert "the path is empty" in said
+
+
+@pytest.fixture
+def failure_script(tmp_path: Path) -> Path:
+    """A directory with an on-failure script, which says what it gets in the log."""
+    script = tmp_path / "scripts.d" / "on-failure.d" / "tell"
+    script.parent.mkdir(mode=0o755, parents=True)
+    script.write_text('#!/bin/sh\necho "told: $VBACKUP_STATUS $VBACKUP_DOMAIN $VBACKUP_REPOSITORY"\n')
+    script.chmod(0o755)
+    return script.parents[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "domain"), [(("web",), "web"), (("web*",), "web*"), (("web", "db"), ""), (("--all",), "")], ids=str
+)
+def test_backup_that_cannot_begin_runs_the_scripts_for_failures(
+    command: Command, filled: Path, failure_script: Path, tmp_path: Path, words: tuple[str, ...], domain: str
+) -> None:
+    """A repository that is not mounted, or a libvirt that does not run, is what somebody has to hear of."""
+    uri, scripts = f"qemu+unix:///system?socket={tmp_path / 'none'}", ("--scripts", failure_script)
+    missing = command("-c", uri, "backup", *words, "-r", tmp_path / "x", *scripts, status=7).stderr
+    assert missing.count("told:") == 1
+    assert f"told: 7 {domain} {tmp_path / 'x'}" in missing
+    unreachable = command("-c", uri, "backup", *words, "-r", filled, *scripts, status=4).stderr
+    if len(words) == 1:
+        assert unreachable.count("told:") == 1
+        assert f"told: 4 {domain} {filled}" in unreachable
+
+
+def test_usage_error_is_for_whoever_typed_it(command: Command, failure_script: Path) -> None:
+    assert "told:" not in command("backup", "web", "--scripts", failure_script, status=2).stderr
+
+
+def test_scripts_are_looked_for_before_libvirt_and_the_repository(command: Command, tmp_path: Path) -> None:
+    uri = f"qemu+unix:///system?socket={tmp_path / 'none'}"
+    for words in (("web",), ("web", "db"), ("--all",), ("web*",)):
+        said = command("-c", uri, "backup", *words, "-r", tmp_path / "x", "--scripts", tmp_path / "y", status=2)
+        assert f"There is no directory {tmp_path / 'y'} with scripts" in said.stderr

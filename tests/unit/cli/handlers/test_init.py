@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vbackup.repository import place
 from vbackup.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -35,4 +36,20 @@ def test_init_tells_that_files_are_not_locked(
 def test_init_as_a_document(command: Command, tmp_path: Path) -> None:
     made = command("init", "-r", tmp_path / "r", "--json").document
     opened = Repository.open(tmp_path / "r")
-    assert made == {"schema": "vbackup.init/1", "path": os.fspath(opened.path), "id": opened.id}
+    encrypted = place.is_encrypted(tmp_path)
+    assert made == {
+        "schema": "vbackup.init/1",
+        "path": os.fspath(opened.path),
+        "id": opened.id,
+        "encrypted": encrypted,
+    }
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "words"), [(True, "is encrypted."), (False, "is not encrypted: whoever"), (None, "is not known")]
+)
+def test_init_tells_whether_the_filesystem_is_encrypted(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool | None, words: str
+) -> None:
+    monkeypatch.setattr(place, "is_encrypted", lambda _path: encrypted)
+    assert words in command("init", "-r", tmp_path / "r").stdout

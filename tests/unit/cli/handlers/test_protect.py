@@ -47,6 +47,7 @@ def test_reason_is_told(command: Command, filled: Path) -> None:
         "id": ONE.id,
         "protected": True,
         "reason": "audit of 2026",
+        "immutable_until": None,
     }
 
 

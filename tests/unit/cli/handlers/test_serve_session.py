@@ -51,7 +51,9 @@ def test_addresses_are_printed(command: Command, requests: list[ServeSessionRequ
         f"Session {SESSION.id} is committed.",
     ]
     assert command(*WORDS, "--quiet").stdout == ""
-    document = command(*WORDS, "--json").document
+    done = command(*WORDS, "--json")
+    assert done.stdout.count("\n") == 1, "it goes on, so a reader needs to know where the document ends"
+    document = done.document
     assert (document["schema"], document["url"]) == ("vbackup.http/1", "https://localhost:8443")
     assert document["disks"][1] == {
         "dev": "vdb",

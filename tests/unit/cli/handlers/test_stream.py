@@ -16,6 +16,7 @@ from tests.streams import descriptor
 from tests.unit import builders
 from tests.unit.builders import UUID, Recorder
 from tests.unit.fake_domain import FakeDomain
+from vbackup.errors import DomainNotFoundError
 from vbackup.repository import stream_members
 from vbackup.repository.repository import Repository
 
@@ -184,3 +185,36 @@ def test_stream_that_is_cut_is_status_6(command: Command, given: Path, repositor
     log = tmp_path / "log"
     assert "is cut off" in restore(command, tmp_path / "cut", "-r", repository, "--log", log, status=6).stderr
     assert "No repository given" in restore(command, given, status=2).stderr
+
+
+def test_log_can_lie_in_a_stage_that_the_first_backup_makes(command: Command, here: FakeDomain, tmp_path: Path) -> None:
+    here.write()
+    stage = tmp_path / "new" / "stage"
+    log = stage / "web.log"
+    with descriptor(1, tmp_path / "stream.tar"):
+        done = command("stream", "backup", "web", "--stage", stage, "--job", "1", "--log", log)
+    assert "it waits for its commit" in log.read_text()
+    assert done.stderr == ""
+
+
+def test_stream_of_an_unknown_domain_runs_the_scripts_for_failures(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Empty:
+        real_uri = "qemu:///system"
+
+        def domain(self, name: str) -> None:
+            raise DomainNotFoundError(name, self.real_uri, "x")
+
+    builders.use_libvirt(monkeypatch, Empty())
+    script = tmp_path / "scripts.d" / "on-failure.d" / "tell"
+    script.parent.mkdir(mode=0o755, parents=True)
+    script.write_text('#!/bin/sh\necho "told: $VBACKUP_STATUS $VBACKUP_DOMAIN"\n')
+    script.chmod(0o755)
+    with descriptor(1, tmp_path / "stream.tar"):
+        done = command(
+            *("stream", "backup", "nix", "--stage", tmp_path / "stage", "--job", "1"),
+            *("--scripts", tmp_path / "scripts.d"),
+            status=4,
+        )
+    assert done.stderr.count("told: 4 nix") == 1

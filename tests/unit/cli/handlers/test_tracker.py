@@ -58,3 +58,15 @@ def test_forgetting_says_what_comes_next(command: Command, known: Tracker, monke
     document = command("tracker", "forget", "web", "--tracker", TRACKER, "--json").document
     assert document["forgotten"] == TRACKER
     assert [one["name"] for one in document["trackers"]] == [TRACKER]  # it is only said to be forgotten here
+
+
+def test_damaged_tracker_is_a_warning_and_the_others_are_listed(
+    command: Command, known: Tracker, tmp_path: Path
+) -> None:
+    (tmp_path / UUID / "tracker-other.json").write_text("{")
+    for arguments in (("tracker", "list"), ("checkpoint", "list", "web")):
+        done = command(*arguments)
+        assert TRACKER in done.stdout
+        assert f"vbackup tracker forget {UUID} --tracker other" in done.stderr
+        assert "other" not in command(*arguments, "--json").stdout
+    assert not command("checkpoint", "list", "web", "--tracker", TRACKER).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -15,7 +16,8 @@ from vbackup.errors import BusyError
 from vbackup.operations.session_watcher import process
 from vbackup.operations.session_watcher.process import FULL, Due
 from vbackup.process import Process
-from vbackup.sessions.record import KILLED, Session, SessionState
+from vbackup.sessions import sockets
+from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import Store
 from vbackup.stop import Stop
 
@@ -84,6 +86,27 @@ def test_domain_that_is_off_needs_no_scratch_directory(store: Store, tmp_path: P
     off = replace(session, internals=replace(session.internals, daemon=Process.this()))
     write(store, off)
     assert watch(session, store, lambda: write(store, closed(session)), reserve_bytes=2**62) is None
+
+
+def test_session_whose_qemu_ends_is_due_at_once(store: Store, tmp_path: Path) -> None:
+    session = open_session(tmp_path)
+    assert session.internals is not None
+    with tempfile.TemporaryDirectory(prefix="vbs-", dir="/tmp") as short:
+        served = sockets.listen_unix(Path(short) / "nbd.sock")
+        write(store, replace(session, internals=replace(session.internals, server=f"{short}/nbd.sock")))
+        assert watch(session, store, served.close) == Due(SessionState.FAILED, QEMU_ENDED)
+    served = sockets.listen_tcp("127.0.0.1:10979")
+    write(store, replace(session, listen="127.0.0.1:10979"))
+    assert watch(session, store, served.close) == Due(SessionState.FAILED, QEMU_ENDED)
+
+
+def test_session_whose_storage_daemon_ends_is_due_at_once(store: Store, tmp_path: Path) -> None:
+    session = open_session(tmp_path)
+    assert session.internals is not None
+    gone = replace(Process.this(), start_ticks=1)
+    write(store, replace(session, internals=replace(session.internals, daemon=Process.this())))
+    dead = replace(session, internals=replace(session.internals, daemon=gone))
+    assert watch(session, store, lambda: write(store, dead)) == Due(SessionState.FAILED, QEMU_ENDED)
 
 
 def test_record_that_cannot_be_read_now_is_read_again(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+import pytest
+
+from tests.end_to_end.test_daemon import wait_for
+from tests.hosts import Hypervisor
+from tests.lab import DiskSpec, Machine, compare, domain_xml
+from vbackup.remote.link import Link
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+
+@pytest.fixture
+def backed_up(second_hypervisor: Hypervisor, command: Command, repository: Path) -> Path:
+    """The repository, with a full and an incremental of domain ``web``: data, zeros and discards, one odd size."""
+    source = second_hypervisor
+    specs = [
+        DiskSpec(source.images / "vda.qcow2", size="64M"),
+        DiskSpec(source.images / "vdb.qcow2", dev="vdb", size="33555968"),
+    ]
+    for spec in specs:
+        spec.create()
+    machine = source.start(domain_xml("web", [spec.xml() for spec in specs]))
+    machine.write("vda", "write -P 1 0 4M", "write -P 2 20M 1M")
+    machine.write("vdb", "write -P 3 32M 1536")
+    command("-q", "-c", source.direct_uri, "backup", "web", "-r", repository)
+    machine.write("vda", "write -z 1M 1M", "discard 20M 512k", "write -P 4 40M 64k")
+    machine.write("vdb", "write -P 5 1M 3M")
+    command("-q", "-c", source.direct_uri, "backup", "web", "-r", repository)
+    machine.destroy()
+    return repository
+
+
+def test_defined_and_started_there(
+    hypervisor: Hypervisor, second_hypervisor: Hypervisor, command: Command, backed_up: Path, tmp_path: Path
+) -> None:
+    output = hypervisor.images / "new" / "web"
+    options = ("-c", hypervisor.uri, "restore", "web", "-r", backed_up, "--output", output, "--start", "--json")
+    done = command(*options).document
+    assert [disk["file"] for disk in done["disks"]] == [str(output / "vda.qcow2"), str(output / "vdb.qcow2")]
+    domain = hypervisor.host.domain("web")
+    assert domain.is_active()
+    machine = Machine(domain)
+    machine.write("vda", "write -P 6 50M 64k")
+    back = command("-c", hypervisor.direct_uri, "-q", "backup", "web", "-r", backed_up, "--json").document
+    assert {disk["level"] for disk in back["disks"]} == {"incremental"}
+    domain.domain.destroy()
+    domain.domain.undefine()
+    command("-q", "restore", "web", "-r", backed_up, "--output", tmp_path / "home")
+    for dev in ("vda", "vdb"):
+        compare(output / f"{dev}.qcow2", tmp_path / "home" / f"{dev}.qcow2")
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -z 50M 64k", output / "vda.qcow2"], check=True)
+    for dev in ("vda", "vdb"):
+        compare(second_hypervisor.images / f"{dev}.qcow2", output / f"{dev}.qcow2")
+    assert sorted(path.name for path in output.iterdir()) == ["domain.xml", "vda.qcow2", "vdb.qcow2"]
+    assert "already exists on root@hv1" in command(*options, status=7).stderr  # the files are there already
+
+
+def test_beside_the_original_under_a_new_name(hypervisor: Hypervisor, command: Command, backed_up: Path) -> None:
+    hypervisor.define(domain_xml("web", []))
+    output = hypervisor.images / "clone"
+    options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--output", output)
+    assert "another domain web" in command(*options, "--define", status=5).stderr
+    assert not output.exists()
+    command(*options, "--define", "--name", "clone", "--format", "raw")
+    domain = hypervisor.host.domain("clone")
+    assert not domain.is_active()
+    domain.domain.undefine()
+    assert (output / "vdb.raw").stat().st_size == 33555968
+
+
+@pytest.mark.parametrize("moment", ["stage", "publish"])
+def test_broken_link_leaves_nothing_there(
+    hypervisor: Hypervisor, command: Command, backed_up: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """``moment``: ssh ends when the images are to be written, or when they are to get their names."""
+    call = getattr(Link, moment)
+
+    def broken(link: Link, *arguments: Any) -> Any:
+        result = call(link, *arguments) if moment == "stage" else None
+        assert hypervisor.kill("sshd: root")
+        return call(link, *arguments) if moment == "publish" else result
+
+    monkeypatch.setattr(Link, moment, broken)
+    output = hypervisor.images / "web"
+    options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--output", output, "--define")
+    assert "root@hv1" in command(*options, status=4).stderr
+    wait_for(lambda: not output.exists(), "the helper's cleaning up")
+    assert not hypervisor.processes("qemu-storage-daemon")
+    monkeypatch.undo()
+    command(*options)
+    hypervisor.host.domain("web").domain.undefine()
+
+
+def test_refusals_before_anything_is_written(hypervisor: Hypervisor, command: Command, backed_up: Path) -> None:
+    options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--define", "--output")
+    assert "absolute path" in command(*options, "web", status=5).stderr
+    output = hypervisor.images / "web"
+    assert "run vbackup on that host" in command(*options, output, "--disk", "vda=/dev/null", status=5).stderr
+    with hypervisor.without("qemu-storage-daemon"):
+        assert "could not start qemu-storage-daemon" in command(*options, output, status=5).stderr
+    assert not output.exists()
+
+
+def test_damaged_backup_is_not_restored(hypervisor: Hypervisor, command: Command, backed_up: Path) -> None:
+    """A block that was changed in the repository is found when the image there is compared with the lists."""
+    [image] = backed_up.glob("*/*-full/vda.qcow2")
+    data = bytearray(image.read_bytes())
+    place = data.index(b"\1" * 65536) + 70000  # within the data of the first megabyte
+    data[place] ^= 1
+    image.write_bytes(data)
+    output = hypervisor.images / "web"
+    options = ("-c", hypervisor.uri, "-q", "restore", "web", "-r", backed_up, "--output", output, "--define")
+    assert "vda" in command(*options, status=6).stderr
+    wait_for(lambda: not output.exists(), "the helper's cleaning up")
+
+
+def test_firmware_variables_come_along(
+    hypervisor: Hypervisor, second_hypervisor: Hypervisor, command: Command, repository: Path
+) -> None:
+    nvram = second_hypervisor.images / "web_VARS.fd"
+    nvram.write_bytes(bytes(range(256)) * 256)
+    spec = DiskSpec(second_hypervisor.images / "vda.qcow2", size="8M")
+    spec.create()
+    loader = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>"
+    xml = domain_xml("web", [spec.xml()]).replace("</type>", f"</type>{loader}<nvram>{nvram}</nvram>")
+    second_hypervisor.define(xml)
+    command("-q", "-c", second_hypervisor.direct_uri, "backup", "web", "-r", repository)
+    output = hypervisor.images / "web"
+    command("-c", hypervisor.uri, "-q", "restore", "web", "-r", repository, "--output", output, "--define")
+    domain = hypervisor.host.domain("web")
+    assert f"{output}/nvram" in domain.definition_xml()
+    assert (output / "nvram").read_bytes() == nvram.read_bytes()
+    assert (output / "nvram").stat().st_mode & 0o777 == 0o600
+    domain.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)

@@ -1,0 +1,171 @@
+"""``vbackup copy``, and the commands that read a target: what they print, refuse, and end with.
+
+These are also the tests of cli.copies, cli.copies_verify and cli.copies_prune, and of the handler of ``vbackup fetch``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.trees import State, Tree, raw_digest
+from vbackup.model import Backup
+from vbackup.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+SIZE = 256 * 1024
+
+
+def chain(path: Path, count: int) -> Tree:
+    tree = Tree(path)
+    state, last = State.of(SIZE, {0: (1, 1)}), None
+    for number in range(count):
+        state = state.changed({number % 4: (number + 1, number + 7)})
+        last = tree.backup({"vda": state}, {"vda": last})
+    return tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return chain(tmp_path / "repo", 3)
+
+
+def ids(backups: list[Backup]) -> list[str]:
+    return [one.id for one in backups]
+
+
+def test_there_and_back(command: Command, tree: Tree, tmp_path: Path) -> None:
+    target, cache, repo = tmp_path / "target", tmp_path / "cache", tree.repository.path
+    at = ("--from", target, "--cache", cache)
+    done = command("copy", "web", "-r", repo, "--to", target, "--json").document
+    [domain] = done["domains"]
+    assert [one["id"] for one in domain["copied"]] == tree.ids()
+    assert {disk["form"] for one in domain["copied"] for disk in one["disks"]} == {"as-it-is"}
+    assert "Copied 0 of 3 backups; 0 B sent." in command("copy", "--all", "-r", repo, "--to", target).stdout
+    listed = command("list", "web", *at, "--json").document
+    assert [one["id"] for one in listed["backups"]] == tree.ids()
+    assert "3" in command("list", *at).stdout
+    shown = command("show", "web", *at, "--json").document
+    assert shown["path"] == f"{target}/{tree.uuid}/{tree.ids()[-1]}"
+    assert shown["chains"] == {"vda": tree.ids()[::-1]}
+    verified = command("verify", "web", *at, "--json").document
+    assert (verified["domains"][0]["verified"], verified["domains"][0]["damaged"]) == (tree.ids(), [])
+    command("restore", "web", *at, "--output", tmp_path / "out", "-q")
+    assert raw_digest(tmp_path / "out" / "vda.qcow2") == tree.states[tree.ids()[-1]]["vda"].digest
+    fetched = command("fetch", *at, "-r", tmp_path / "new", "--json").document
+    assert fetched["domains"][0]["fetched"] == tree.ids()
+    assert "3 were there" in command("fetch", *at, "-r", tmp_path / "new").stdout
+    for path in (repo, tmp_path / "new"):
+        assert command("check", "-r", path, "--json").document["findings"] == []
+    assert "Copied 0 of 3" in command("copy", "web", "-r", tmp_path / "new", "--to", target).stdout
+    assert [path.name for path in cache.glob("*/*")] == ["manifests"]
+
+
+def test_one_new_of_thirty_takes_less_than_two_seconds(command: Command, tmp_path: Path) -> None:
+    tree = chain(tmp_path / "repo", 29)
+    words = ("copy", "web", "-r", tree.repository.path, "--to", tmp_path / "target")
+    command(*words, "-q")
+    last = tree.ids()[-1]
+    tree.backup({"vda": tree.states[last]["vda"].changed({2: (200, 201)})}, {"vda": last})
+    started = time.monotonic()
+    assert "Copied 1 of 30 backups" in command(*words).stdout
+    assert time.monotonic() - started < 2
+
+
+def test_prune_at_the_target(command: Command, tree: Tree, tmp_path: Path) -> None:
+    target, cache = tmp_path / "target", tmp_path / "cache"
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "--full-every", "2", "-q")
+    words = ("prune", "web", "--at", target, "--keep-last", "1", "--cache", cache)
+    assert "Would remove 2 of 3 backups" in command(*words, "--dry-run").stdout
+    done = command(*words, "--json").document
+    assert [(one["id"], one["action"]) for one in done["domains"][0]["backups"]] == [
+        *((one, "remove") for one in tree.ids()[:2]),
+        (tree.ids()[2], "keep"),
+    ]
+    assert ids(list(Repository.open(tree.repository.path).catalogue(tree.uuid).history.backups)) == tree.ids()
+    text = command("copy", "web", "-r", tree.repository.path, "--to", target).stdout
+    assert "Copied 0 of 1 backups; 2 older than the newest there; 0 B sent." in text
+    assert "Removed 0 of 1" in command(*words).stdout
+
+
+def test_damage_is_status_6(command: Command, tree: Tree, tmp_path: Path) -> None:
+    target, cache = tmp_path / "target", tmp_path / "cache"
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "-q")
+    path = target / tree.uuid / tree.ids()[1] / "vda.qcow2"
+    path.write_bytes(path.read_bytes() + b"x")
+    text = command("verify", "--all", "--from", target, "--cache", cache, status=6).stdout
+    assert text.count("Damaged: ") == 2
+    assert "1 of 3 backups are as they were sent" in text
+    failed = command("restore", "web", "--from", target, "--cache", cache, "--output", tmp_path / "out", status=6)
+    assert "is not what its manifest says" in failed.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_backups_are_status_6_and_the_others_are_copied(command: Command, tree: Tree, tmp_path: Path) -> None:
+    tree.image(tree.ids()[2]).unlink()
+    done = command("copy", "web", "-r", tree.repository.path, "--to", tmp_path / "target", "--json", status=6)
+    assert [one["id"] for one in done.document["domains"][0]["copied"]] == tree.ids()[:2]
+    assert [one["id"] for one in done.document["domains"][0]["skipped"]] == tree.ids()[2:]
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_target_of_another_format_is_status_7(command: Command, tree: Tree, tmp_path: Path, version: int) -> None:
+    target = tmp_path / "target"
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "-q")
+    marker = target / "vbackup.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "version": version}))
+    at = ("--from", target, "--cache", tmp_path / "cache")
+    for words in (("list", *at), ("fetch", *at, "-r", tmp_path / "new"), ("restore", "web", *at, "--output", "out")):
+        assert f"target format {version}" in command(*words, status=7).stderr
+    command("copy", "web", "-r", tree.repository.path, "--to", target, status=7)
+
+
+def test_what_is_no_target_is_status_7(command: Command, tree: Tree, tmp_path: Path) -> None:
+    repo, other = tree.repository.path, tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_bytes(b"x")
+    assert "not empty: it has cat.jpg" in command("copy", "web", "-r", repo, "--to", other, status=7).stderr
+    assert "is a repository" in command("copy", "web", "-r", repo, "--to", repo, status=7).stderr
+    assert "not a target" in command("list", "--from", other, "--cache", tmp_path / "cache", status=7).stderr
+    assert "mounted" in command("list", "--from", tmp_path / "nothing", status=7).stderr
+    command("copy", "web", "-r", repo, "--to", tmp_path / "target", "-q")
+    assert "--from" in command("list", "-r", tmp_path / "target", status=7).stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("copy", "-r", "repo", "--to", "target"),
+        ("copy", "web", "--all", "-r", "repo", "--to", "target"),
+        ("copy", "web", "-r", "repo"),
+        ("copy", "web", "-r", "repo", "--to", ""),
+        ("verify", "--from", "target"),
+        ("verify", "web", "--from", "target", "--sample", "5"),
+        ("verify", "web", "--from", "target", "--boot"),
+        ("restore", "web", "--from", "target", "--in-place"),
+        ("restore", "web", "--from", "target", "--output", "out", "--live"),
+        ("prune", "--at", "target", "--keep-last", "1"),
+        ("prune", "web", "--at", "target"),
+        ("prune", "web", "--at", "target", "--keep-last", "1", "--max-chain", "3"),
+        ("prune", "web", "-r", "repo", "--keep-last", "1", "--take-over"),
+        ("list", "-r", "repo", "--cache", "cache"),
+        ("fetch", "-r", "repo"),
+    ],
+)
+def test_usage(command: Command, words: tuple[str, ...]) -> None:
+    command(*words, status=2)
+
+
+def test_dry_run_makes_nothing(command: Command, tree: Tree, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    text = command("copy", "web", "-r", tree.repository.path, "--to", target, "--dry-run").stdout
+    assert "Would copy 3 of 3 backups" in text
+    assert list(target.iterdir()) == []
+    assert not (tree.repository.path / "copies").exists()

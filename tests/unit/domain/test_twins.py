@@ -1,0 +1,84 @@
+"""What runs is the machine; several that run are several machines; of those that are off nothing tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vbackup.domain import twins
+from vbackup.domain.twins import State, Twin
+from vbackup.errors import DomainNotFoundError, MigratingError, MonitorError
+
+RUNNING, ARRIVING, OFF, GONE = State.RUNNING, State.ARRIVING, State.OFF, State.GONE
+
+
+def found(*states: State) -> list[Twin]:
+    return [Twin("web", "uuid of web", f"hv{number}", state) for number, state in enumerate(states, start=1)]
+
+
+def what(verdict: twins.Verdict) -> str:
+    return "error" if verdict.error is not None else "left out" if verdict.left_out is not None else "backed up"
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ((RUNNING, OFF), ("backed up", "left out")),
+        ((OFF, RUNNING, OFF), ("left out", "backed up", "left out")),
+        ((RUNNING, RUNNING), ("backed up", "backed up")),
+        ((RUNNING, RUNNING, OFF), ("backed up", "backed up", "left out")),
+        ((OFF, OFF), ("error", "error")),
+        ((RUNNING, ARRIVING), ("backed up", "left out")),
+        ((OFF, ARRIVING), ("left out", "backed up")),  # its backup says that it is migrating
+        ((OFF, GONE), ("backed up", "backed up")),  # and the one that is gone fails by itself
+        ((OFF, OFF, GONE), ("error", "error", "backed up")),
+    ],
+)
+def test_verdicts(states: tuple[State, ...], expected: tuple[str, ...]) -> None:
+    assert tuple(map(what, twins.judge(found(*states)))) == expected
+
+
+def test_sentences_name_the_hosts() -> None:
+    _, left = twins.judge(found(RUNNING, OFF))
+    assert left.left_out is not None
+    assert "it is off here and runs on hv1" in left.left_out
+    _, arriving = twins.judge(found(RUNNING, ARRIVING))
+    assert arriving.left_out == "it is migrating to this host from hv1"
+    refused, _ = twins.judge(found(OFF, OFF))
+    assert "off on hv1 and hv2, with the same UUID uuid of web" in str(refused.error)
+    said = twins.remark(found(RUNNING, OFF, RUNNING))
+    assert said is not None
+    assert "runs on hv1 and hv3" in said
+    assert twins.remark(found(RUNNING, OFF)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "active", "expected"),
+    [
+        (None, True, RUNNING),
+        (None, False, OFF),
+        (MigratingError("web", incoming=True), True, ARRIVING),
+        (MigratingError("web", incoming=False), True, RUNNING),
+        (MonitorError("x"), True, RUNNING),
+        (DomainNotFoundError("web", "here", "look"), True, GONE),
+    ],
+    ids=["runs", "off", "comes", "goes", "unknown", "gone"],
+)
+def test_state(error: Exception | None, active: bool, expected: State) -> None:
+    class Handle:
+        def is_active(self) -> bool:
+            return active
+
+        def refuse_migration(self) -> None:
+            if error is not None:
+                raise error
+
+    class FakeHost:
+        def domain(self, _uuid: str) -> Handle:
+            if isinstance(error, DomainNotFoundError):
+                raise error
+            return Handle()
+
+    host: Any = FakeHost()
+    assert twins.state(host, "uuid of web") is expected

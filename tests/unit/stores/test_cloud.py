@@ -1,0 +1,83 @@
+"""What obstore's stores do not do by themselves; the promises of all stores are in tests/contract/test_stores.py."""
+
+from __future__ import annotations
+
+import io
+
+import obstore
+import pytest
+from obstore.store import MemoryStore
+
+from vbackup.errors import StorageError, StoreUnreachableError
+from vbackup.stores import cloud
+from vbackup.stores.cloud import CloudStore
+
+
+@pytest.fixture(name="bucket")
+def in_memory() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture(name="store")
+def in_bucket(bucket: MemoryStore) -> CloudStore:
+    return CloudStore("az://box/copies", bucket, "copies")  # type: ignore[arg-type]
+
+
+def test_large_object_leaves_nothing_beside(
+    store: CloudStore, bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud, "_WHOLE_BYTES", 1000)
+    assert store.put_new("a/b", io.BytesIO(bytes(5000)), 5000)
+    assert not store.put_new("a/b", io.BytesIO(bytes(5000)), 5000)
+    with pytest.raises(StorageError, match="instead of"):
+        store.put_new("a/c", io.BytesIO(bytes(4000)), 5000)
+    assert [each["path"] for chunk in obstore.list(bucket) for each in chunk] == ["copies/a/b"]
+
+
+def test_large_object_is_read_in_ranges(store: CloudStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 20
+    store.put_new("a", io.BytesIO(data), len(data))
+    monkeypatch.setattr(cloud, "_READ_BYTES", 1000)
+    assert b"".join(store.get("a")) == data
+    assert b"".join(store.get("a", 500, 3000)) == data[500:3500]
+
+
+def test_object_that_was_changed_is_damaged(store: CloudStore, bucket: MemoryStore) -> None:
+    store.put_new("a", io.BytesIO(b"content"), 7)
+    attributes = obstore.get(bucket, "copies/a").attributes
+    obstore.put(bucket, "copies/a", b"Content", attributes=attributes)
+    with pytest.raises(StorageError, match="damaged"):
+        list(store.get("a"))
+
+
+def test_missing_container(store: CloudStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("x")
+
+    monkeypatch.setattr(obstore, "list", missing)
+    monkeypatch.setattr(obstore, "put", missing)
+    with pytest.raises(StorageError, match="There is no bucket or container for az://box/copies"):
+        list(store.list(""))
+    with pytest.raises(StorageError, match="There is no bucket or container"):
+        store.put_new("a", io.BytesIO(b"x"), 1)
+
+
+def test_what_others_have_put_there_is_not_listed(store: CloudStore, bucket: MemoryStore) -> None:
+    for path in ("copies/.incoming/x", "copies/ä", "copies/a", "other/a"):
+        obstore.put(bucket, path, b"x")
+    assert [each.key for each in store.list("")] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("x\n<Error><Code>AccessDenied</Code><Message>No.</Message></Error>\n", StorageError, "AccessDenied: No"),
+        ("Server returned non-2xx status code: 503 Service Unavailable", StorageError, "status 503"),
+        ("HTTP error: error sending request", StoreUnreachableError, "error sending request"),
+        ("Generic: first\nthe last line.\n\nDebug source:\nGeneric {", StorageError, "the last line"),
+    ],
+)
+def test_errors_are_sentences(store: CloudStore, text: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as raised, store._errors("do that"):
+        raise obstore.exceptions.GenericError(text)
+    assert "Debug" not in str(raised.value)

@@ -1,0 +1,72 @@
+"""What an address ssh:// means, and what ssh is called with. The rest is in tests/contract and tests/end_to_end."""
+
+from __future__ import annotations
+
+import pytest
+
+from vbackup.errors import StoreUnreachableError, UsageError
+from vbackup.stores.ssh import Place, SshStore, place
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("ssh://host/srv/copies", Place("host", None, None, "/srv/copies")),
+        ("ssh://backup@host.example.org:2222/srv/copies/", Place("host.example.org", "backup", 2222, "/srv/copies")),
+        ("ssh://[fd00::1]:22/a%20b", Place("fd00::1", None, 22, "/a b")),
+        ("ssh://Offsite/~/copies", Place("Offsite", None, None, "copies")),
+        ("ssh://host/~", Place("host", None, None, ".")),
+    ],
+)
+def test_address(url: str, wanted: Place) -> None:
+    assert place(url) == wanted
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ssh://host",
+        "ssh://host/",
+        "ssh:///srv",
+        "ssh://-oProxyCommand=x/srv",
+        "ssh://-l@host/srv",
+        "ssh://host:x/srv",
+        "ssh://host:99999/srv",
+        "ssh://ho st/srv",
+        "ssh://host/srv?x",
+        "ssh://host/a%00b",
+    ],
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UsageError):
+        place(url)
+
+
+def test_password_is_refused_and_not_shown() -> None:
+    with pytest.raises(UsageError, match="no password") as raised:
+        place("ssh://me:hidden@host/srv")
+    assert "hidden" not in str(raised.value)
+
+
+def test_ssh_never_asks_and_gets_no_option_from_an_address() -> None:
+    argv = Place("host", "me", 2222, "/srv").argv()
+    assert argv[0] == "ssh"
+    assert "BatchMode=yes" in argv
+    assert argv[-4:] == ["-s", "--", "host", "sftp"]
+    assert argv[argv.index("-p") + 1] == "2222"
+    assert argv[argv.index("-l") + 1] == "me"
+    assert "-p" not in Place("host", None, None, "/srv").argv()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["sh", "-c", "echo Connection refused >&2; exit 255"], "ssh: Connection refused"),
+        (["sh", "-c", "echo Welcome to this host; sleep 60"], "does a shell there print text"),
+        (["/nonexistent/ssh"], "cannot be started"),
+        (["true"], "the connection ended"),
+    ],
+)
+def test_what_is_no_server(command: list[str], words: str) -> None:
+    with pytest.raises(StoreUnreachableError, match=words):
+        SshStore("ssh://host/srv", command=lambda _: command)

@@ -1,0 +1,98 @@
+"""Domains of several hosts that have the same UUID: one that has migrated, or two machines of which one is a copy.
+
+libvirt keeps the definition of a domain on the host that it left unless the migration was asked to undefine it. What
+runs is the machine then, and what is off is a leftover. Two that run are two machines, since a QEMU that has migrated
+ends. Of several that are off nothing tells which is the machine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from vbackup.domain.host import Host
+from vbackup.errors import DomainNotFoundError, MigratingError, SameUuidError, VbackupError
+
+log = logging.getLogger(__name__)
+
+
+class State(Enum):
+    """What a host does with its domain of that UUID."""
+
+    RUNNING = auto()
+    ARRIVING = auto()  #: it waits for the end of a migration to this host
+    OFF = auto()
+    GONE = auto()  #: since the domains were listed
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A domain whose UUID other hosts have, too."""
+
+    name: str
+    uuid: str
+    host: str  #: what people call the host
+    state: State
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is done about a twin: it is backed up if there is neither a reason to leave it out nor an error."""
+
+    left_out: str | None = None  #: the reason
+    error: SameUuidError | None = None
+
+
+def state(host: Host, uuid: str) -> State:
+    """Return the state of a domain. One that cannot be examined counts as running: its backup says what is wrong."""
+    try:
+        handle = host.domain(uuid)
+        if not handle.is_active():
+            return State.OFF
+        handle.refuse_migration()
+    except DomainNotFoundError:
+        return State.GONE
+    except MigratingError as err:
+        return State.ARRIVING if err.incoming else State.RUNNING
+    except VbackupError as err:
+        log.debug("%s", err)
+    return State.RUNNING
+
+
+def judge(twins: Sequence[Twin]) -> list[Verdict]:
+    """Return what is done about each of the domains that have one UUID."""
+    present = [twin for twin in twins if twin.state is not State.GONE]
+    running = [twin for twin in present if twin.state is State.RUNNING]
+    running = running or [twin for twin in present if twin.state is State.ARRIVING]
+    if len(present) < 2:  # noqa: PLR2004
+        return [Verdict()] * len(twins)
+    if not running:
+        error = SameUuidError(twins[0].name, twins[0].uuid, [twin.host for twin in present])
+        return [Verdict(error=error if twin in present else None) for twin in twins]
+    return [Verdict(left_out=_reason(twin, running)) for twin in twins]
+
+
+def _reason(twin: Twin, running: Sequence[Twin]) -> str | None:
+    if twin in running or twin.state is State.GONE:
+        return None
+    where = " and ".join(other.host for other in running)
+    if twin.state is State.ARRIVING:
+        return f"it is migrating to this host from {where}"
+    return (
+        f"it is off here and runs on {where}: a migration has left this definition, or it is a copy, which needs a new"
+        " UUID to be backed up"
+    )
+
+
+def remark(twins: Sequence[Twin]) -> str | None:
+    """Return what the user should know of several machines that run with one UUID; None if it is one machine."""
+    running = [twin.host for twin in twins if twin.state is State.RUNNING]
+    if len(running) < 2:  # noqa: PLR2004
+        return None
+    return (
+        f"Domain {twins[0].name} runs on {' and '.join(running)} with the same UUID, {twins[0].uuid}: these are"
+        f" {len(running)} machines. Each is backed up, one after the other, and starts from the backups of its own host"
+        " only; 'vbackup restore' needs --host to tell them apart. It is better to give the copy a new UUID."
+    )

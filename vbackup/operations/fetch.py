@@ -1,0 +1,111 @@
+"""Make a repository out of a target: on an empty machine, or after the storage of the repository is lost.
+
+Points come oldest first, each with its manifest last: one that is there can be restored, and the next run goes on with
+the others. The repository has an id of its own and knows that of the one whose points these are, so it can go on with
+copies to the same target.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup.copies import download
+from vbackup.copies import point as points
+from vbackup.copies import view as views
+from vbackup.copies.download import Wanted
+from vbackup.copies.point import Point
+from vbackup.copies.view import View
+from vbackup.errors import StorageError
+from vbackup.files import fsync, replace_text, storage_errors
+from vbackup.operations.copy import going_on
+from vbackup.repository.manifest import NAME
+from vbackup.repository.repository import MARKER, PARTIAL, Repository
+
+#: The member of a marker that has the ids of the repositories whose points these are.
+_FORMER = "former_ids"
+
+
+@dataclass(frozen=True)
+class FetchRequest:
+    """The options of ``vbackup fetch``."""
+
+    path: Path  #: of the repository: an empty or new directory, or one that an interrupted fetch has left
+    uuids: tuple[str, ...] = ()  #: only these domains; empty: all
+    parallel: int = download.PARALLEL_OBJECTS  #: objects of a point at a time
+    bytes_s: int | None = None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What is in the repository now."""
+
+    path: Path
+    repository_id: str
+    points: dict[str, tuple[str, ...]]  #: ids of the points that were fetched, by the UUID of their domain
+    there: dict[str, tuple[str, ...]]  #: the same of those that an earlier fetch had brought
+    fetched_bytes: int
+    names: dict[str, str]  #: that the domains had last, by UUID
+
+
+def run(request: FetchRequest, view: View) -> Fetched:
+    """Fetch the points.
+
+    Raises StorageError, NoSpaceError, ChainError if an object is missing or damaged, InterruptedBySignalError; the next
+    run goes on.
+    """
+    repository = _repository(request.path, view)
+    fetched: dict[str, tuple[str, ...]] = {}
+    there: dict[str, tuple[str, ...]] = {}
+    fetched_bytes = 0
+    for uuid in request.uuids or tuple(view.there):
+        found = view.there[uuid].points
+        with going_on("what was fetched is kept, and the same command goes on"), repository.lock(uuid):
+            had = [one for one in found if (repository.directory(uuid, one) / NAME).exists()]
+            new = [point for one, point in found.items() if one not in had]
+            for point in new:
+                view.stop.check()
+                fetched_bytes += _fetch(point, repository, view, request)
+                view.reporter.step(f"Fetched backup {point.backup.id} of {point.backup.domain_name}.")
+            if found:
+                views.remember(repository, uuid, (point.backup for point in found.values()))
+        fetched[uuid], there[uuid] = tuple(point.backup.id for point in new), tuple(had)
+    names = {uuid: repository.name_of(uuid) for uuid in fetched}
+    return Fetched(repository.path, repository.id, fetched, there, fetched_bytes, names)
+
+
+def _repository(path: Path, view: View) -> Repository:
+    """Return the new repository, or the one that an interrupted fetch from the same target has left."""
+    if os.path.lexists(path / MARKER):
+        repository = Repository.open(path)
+        if view.target.repository_id not in repository.ids:
+            raise StorageError(
+                f"{path} is another repository, {repository.id}, and the points at {view.target.name} are of"
+                f" {view.target.repository_id}. Give a new or empty directory."
+            )
+        return repository
+    made = Repository.create(path)
+    with storage_errors(f"write {made.path / MARKER}"):
+        marker = {"schema": "vbackup.repository/1", "version": 1, "id": made.id, _FORMER: [view.target.repository_id]}
+        replace_text(made.path / MARKER, json.dumps(marker, indent=2) + "\n")
+    return Repository(made.path, made.id, former_ids=[view.target.repository_id])
+
+
+def _fetch(point: Point, repository: Repository, view: View, request: FetchRequest) -> int:
+    uuid, backup_id = point.backup.domain_uuid, point.backup.id
+    final = repository.directory(uuid, backup_id)
+    stage = final.with_name(backup_id + PARTIAL)
+    objects = [
+        Wanted(f"{uuid}/{backup_id}/{name}", record, name.partition(".")[0], stage / name)
+        for name, record in point.objects.items()
+        if name in points.names_of(point.backup)
+    ]
+    fetched_bytes = download.fetch(objects, view.means(bytes_s=request.bytes_s, parallel=request.parallel))
+    with storage_errors(f"write to {stage}"):
+        replace_text(stage / NAME, points.dump(point))
+        fsync(stage)
+        stage.rename(final)
+        fsync(final.parent)
+    return fetched_bytes

@@ -1,0 +1,318 @@
+"""Restore a backup to another host, where libvirt then defines the domain: the way back of a backup over SSH.
+
+Nothing needs to be installed there but what a hypervisor has. The images are written through the link
+(vbackup.images.there) in a directory that goes with it, beside their places; they get their names when all are complete
+and have been compared with the block lists. If the link is lost, the helper there removes what is not complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from vbackup.domain import defining, domain_xml
+from vbackup.domain.host import Host
+from vbackup.domain.restored_xml import RestoredXml
+from vbackup.engine import restored_checkpoint
+from vbackup.errors import NoSpaceError, QmpError, RemoteError, StorageError, UnsuitableError
+from vbackup.images.destination import Destination
+from vbackup.images.flatten import layers_of
+from vbackup.images.opened_point import OpenedPoint
+from vbackup.images.restoring import Restoring, needed_bytes
+from vbackup.images.there import ImageThere, Served, Writing
+from vbackup.layers import ChainState, FileState, LayerState
+from vbackup.model import ImageFormat
+from vbackup.operations import restore, restore_scripts, restored_domain, restored_machine
+from vbackup.operations.restore import Restored, RestoreRequest
+from vbackup.operations.restore_scripts import Way
+from vbackup.operations.restored_domain import Prepared
+from vbackup.operations.restored_machine import Placed
+from vbackup.qemu.nbd_address import NbdAddress
+from vbackup.remote.link import Link
+from vbackup.report import Reporter
+from vbackup.repository import chosen, verify
+from vbackup.repository.choice import Choice
+from vbackup.repository.chosen import Chosen
+from vbackup.repository.history import Link as ChainLink
+from vbackup.repository.repository import Repository
+from vbackup.scripts.runner import DomainScripts
+from vbackup.stop import Stop
+
+#: Others may pass through the directory: QEMU has to reach its images.
+_ENTER = 0o001
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a restore to another host works with."""
+
+    request: RestoreRequest
+    repository: Repository
+    reporter: Reporter
+    stop: Stop
+    host: Host
+    link: Link
+
+    @property
+    def output(self) -> Path:
+        """The directory there."""
+        return self.request.output
+
+
+def run(
+    request: RestoreRequest,
+    *,
+    host: Host,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+    scripts: DomainScripts,
+) -> Restored:
+    """Restore the backup to the host of libvirt, to which SSH leads, and define the domain there.
+
+    ``request.output`` is a directory on that host. Returns what was written, with paths there. Raises what
+    vbackup.operations.restore.run raises, UnsuitableError for what only a restore on the host itself can do, and
+    SshError, HelperError, LinkLostError, RemoteError. Nothing is left there then.
+    """
+    _refuse_unsuitable(request)
+    uuid = repository.find(request.domain)
+    link = host.link(check=stop.check)
+    work = _Work(request, repository, reporter, stop, host, link)
+    with chosen.held(repository, uuid, request.wanted, stop=stop) as point:
+        restore_scripts.know(scripts, point.backup, repository=repository, uri=request.uri, output=request.output)
+        return _restore(point, work, scripts)
+
+
+def _refuse_unsuitable(request: RestoreRequest) -> None:
+    if request.destinations:
+        raise UnsuitableError(
+            "A restore to another host writes new images in a directory there; for --disk DEV=PATH, run vbackup on"
+            " that host."
+        )
+    if not request.output.is_absolute() or ".." in request.output.parts:
+        raise UnsuitableError(
+            f"The directory {request.output} would be on the host of libvirt: give it as an absolute path, such as"
+            " --output /var/lib/libvirt/images/web."
+        )
+
+
+def _restore(point: Chosen, work: _Work, scripts: DomainScripts) -> Restored:
+    choice, chains = point.choice, point.chains
+    backup, request, output = choice.backup, work.request, work.output
+    name = f".{request.image_format.value}"
+    destinations = [Destination(dev, output / f"{dev}{name}", request.image_format) for dev in chains]
+    machine = restored_machine.placed(backup, output)
+    is_missing = _missing_on(work.link)
+    taken = [*(one.path for one in destinations), *(one.path for one in machine), output / "domain.xml"]
+    _refuse_existing(taken, is_missing, work)
+    _refuse_no_room(chains, is_missing, work)
+    restored_machine.check(machine, backup, repository=work.repository, stop=work.stop)
+    definition = _definition(point, machine, destinations, work)
+    _refuse_existing([Path(path) for path in definition.new_files], is_missing, work)
+    assert request.define is not None
+    prepared = restored_domain.prepare(
+        request.define,
+        definition,
+        machine=machine,
+        host=work.host,
+        output=output,
+        reporter=work.reporter,
+        is_missing=is_missing,
+    )
+    _refuse_closed(prepared, is_missing, work)
+    _refuse_empty_tpm(prepared, machine, work)
+    files_of = {one.dev: one.path for one in destinations}
+    restore_scripts.before(scripts, point, Way.NEW, output=output, files=files_of, name=request.define.name)
+    verify.check_chains(chains, work.repository, reporter=work.reporter, stop=work.stop)
+    checkpoints = _write_all(point, destinations, machine, prepared.text, work)
+    for warning in restore.warnings(choice, definition, is_missing=is_missing):
+        work.reporter.warning(warning)
+    defined = restored_domain.define(
+        prepared, output / "domain.xml", autostart=backup.autostart or False, reporter=work.reporter
+    )
+    return Restored(
+        backup,
+        files_of,
+        {dev: one.id for dev, one in choice.disks.items()},
+        output / "domain.xml",
+        closed=(),
+        left_out=definition.left_out,
+        shared=definition.shared,
+        checkpoints=tuple(checkpoints),
+        defined=defined,
+        machine=machine,
+        tpm_place=restored_machine.tpm_place(prepared.text, machine, work.host.real_uri),
+    )
+
+
+def _definition(
+    point: Chosen, machine: Sequence[Placed], destinations: Sequence[Destination], work: _Work
+) -> RestoredXml:
+    # As if nothing were defined: what the domain needs of its TPM is left to the user, and is said.
+    return restore.definition_for(
+        replace(work.request, define=None),
+        point.choice,
+        machine,
+        destinations,
+        repository=work.repository,
+        reporter=work.reporter,
+        stop=work.stop,
+    )
+
+
+def _missing_on(link: Link) -> Callable[[str | Path], bool]:
+    """Return a function that says whether the other host has no such file."""
+
+    def is_missing(path: str | Path) -> bool:
+        try:
+            link.stat(os.fspath(path))
+        except RemoteError as err:
+            return err.errno in (errno.ENOENT, errno.ENOTDIR)
+        return False
+
+    return is_missing
+
+
+def _refuse_existing(paths: Sequence[Path], is_missing: Callable[[str | Path], bool], work: _Work) -> None:
+    for path in paths:
+        if not is_missing(path):
+            raise StorageError(
+                f"{path} already exists on {work.link.host}, and vbackup never overwrites files; give another directory"
+                " with --output."
+            )
+
+
+def _refuse_no_room(
+    chains: Mapping[str, Sequence[ChainLink]], is_missing: Callable[[str | Path], bool], work: _Work
+) -> None:
+    needed = sum(needed_bytes(links, work.repository) for links in chains.values())
+    directory = _existing(work.output, is_missing)
+    free = work.link.free_bytes(os.fspath(directory))
+    if free < needed:
+        raise NoSpaceError(
+            f"{directory} on {work.link.host} has {free} bytes free, but the disks take up to {needed}: free some"
+            " space there, or give another directory with --output."
+        )
+
+
+def _existing(path: Path, is_missing: Callable[[str | Path], bool]) -> Path:
+    return next(one for one in (path, *path.parents) if not is_missing(one))
+
+
+def _refuse_closed(prepared: Prepared, is_missing: Callable[[str | Path], bool], work: _Work) -> None:
+    """Raise StorageError if the user that QEMU runs as there cannot pass through a directory to the images."""
+    labels = [*defining.of(work.host).labels, *domain_xml.parse(prepared.text).security_labels]
+    users = [one.label for one in labels if one.model == "dac"]
+    if not users or users[-1].lstrip("+").partition(":")[0] in ("0", "root"):
+        return
+    first = _existing(work.output, is_missing)
+    for directory in reversed((first, *first.parents)):
+        if not work.link.stat(os.fspath(directory))["mode"] & _ENTER:
+            raise StorageError(
+                f"QEMU on {work.link.host} does not run as root, and may not enter {directory} there: choose another"
+                " directory with --output, such as one below /var/lib/libvirt/images, or run 'chmod o+x"
+                f" {shlex.quote(os.fspath(directory))}' there."
+            )
+
+
+def _refuse_empty_tpm(prepared: Prepared, machine: Sequence[Placed], work: _Work) -> None:
+    """Raise UnsuitableError if the domain would start with an empty TPM: its state has to be copied by hand."""
+    place = restored_machine.tpm_place(prepared.text, machine, work.host.real_uri)
+    if prepared.request.start and place is not None:
+        raise UnsuitableError(
+            f"Domain {prepared.identity.name} has a TPM, whose state has to be in {place} on {work.link.host} before it"
+            " starts. Nothing was written; --define without --start restores it, and says what to copy."
+        )
+
+
+def _write_all(
+    point: Chosen, destinations: Sequence[Destination], machine: Sequence[Placed], text: str, work: _Work
+) -> list[str]:
+    """Write disks, files of the machine and the XML in a directory that goes with the link, and then name them.
+
+    Returns the disks (dev) whose next backup starts from the backup.
+    """
+    link, output = work.link, work.output
+    checkpoints: list[str] = []
+    layers = {dev: layers_of(point.paths(work.repository, dev)) for dev in point.chains}
+    with ExitStack() as stack:
+        stage = Path(link.stage(os.fspath(output)))
+        here = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vbackup-")))
+        opened = stack.enter_context(OpenedPoint(layers, reporter=work.reporter))
+        opened.listen(here / "nbd")
+        restoring = Restoring(work.repository, work.reporter, work.stop, here)
+        writing = Writing(link, work.repository, work.reporter, work.stop, work.request.speed_bytes_s)
+        for one in destinations:
+            links = point.chains[one.dev]
+            export = opened.export_nbd(one.dev)
+            image = ImageThere(
+                one.dev, os.fspath(stage / one.path.name), one.image_format, links[0].image.virtual_size_bytes
+            )
+            with restoring.lists(links) as lists:
+                source = NbdAddress(one.dev, path=here / "nbd").uri
+                writing.write(
+                    links, image, source, lists, finish=partial(_add_checkpoint, one, point.choice, checkpoints, work)
+                )
+            opened.remove_export(export)
+        moves = [(stage / one.path.name, one.path) for one in destinations]
+        restored_machine.write(machine, point.backup, here, repository=work.repository, stop=work.stop)
+        for placed in machine:
+            _send(link, here / placed.path.name, stage / placed.path.name)
+            moves.append((stage / placed.path.name, placed.path))
+        link.write_file(os.fspath(stage / "domain.xml"), [text.encode()])
+        work.stop.check()
+        # The domain XML last: where it is, all that it names is there.
+        moves.append((stage / "domain.xml", output / "domain.xml"))
+        link.publish([(os.fspath(source), os.fspath(target)) for source, target in moves])
+    return checkpoints
+
+
+def _add_checkpoint(one: Destination, choice: Choice, checkpoints: list[str], work: _Work, served: Served) -> None:
+    """Let the chain of a restored disk go on from the backup, if it is a disk of the original: see restored_checkpoint.
+
+    What goes wrong is a warning: the next backup is a full then.
+    """
+    request, backup = work.request, choice.disks[one.dev]
+    is_original = request.define is None or request.define.name is None
+    if not request.checkpoint or not is_original or one.image_format is not ImageFormat.QCOW2:
+        return
+    if not restored_checkpoint.can_start(backup, one.dev, work.reporter):
+        return
+    state = ChainState((LayerState("", FileState(os.fspath(one.path))),))  # of a file that this host cannot look at
+    try:
+        recorded = restored_checkpoint.record(
+            [(one.dev, backup, state)], uuid=choice.backup.domain_uuid, repository=work.repository
+        )
+        restored_checkpoint.write_bitmaps(
+            served.monitor,
+            [served.node],
+            recorded,
+            naming=work.repository.naming,
+            reporter=work.reporter,
+            stop=work.stop,
+        )
+    except (StorageError, QmpError, UnsuitableError) as err:
+        work.reporter.warning(
+            f"Disk {one.dev}: the restored image got no bitmap of the restored checkpoint, so its next backup is a"
+            f" full: {err}"
+        )
+        return
+    checkpoints.append(one.dev)
+
+
+def _send(link: Link, source: Path, target: Path) -> None:
+    """Send a file, or the directory of a TPM's state."""
+    if not source.is_dir():
+        with source.open("rb") as file:
+            link.write_file(os.fspath(target), iter(lambda: file.read(1 << 18), b""))
+        return
+    link.run(["mkdir", "-m", "700", os.fspath(target)])
+    for path in sorted(source.iterdir()):
+        _send(link, path, target / path.name)

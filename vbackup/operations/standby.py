@@ -1,0 +1,96 @@
+"""A standby of a domain: find it in the libvirt of another host, and read what it is. ``vbackup replicate``.
+
+The standby has the name and UUID of its domain, because it can become that domain. Its definition says what it is like
+(vbackup.domain.standby_xml); a domain without that mark is never touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbackup.domain import defining, identity, standby_xml
+from vbackup.domain.host import DomainHandle, Host
+from vbackup.domain.standby_xml import Mark, State
+from vbackup.errors import DomainNotFoundError, UnsuitableError, domain_argument
+from vbackup.repository.repository import Repository
+
+
+@dataclass(frozen=True)
+class Standby:
+    """A standby that libvirt has."""
+
+    handle: DomainHandle
+    mark: Mark
+
+    @property
+    def directory(self) -> Path:
+        """Where its images are."""
+        return Path(self.mark.directory)
+
+    def definition(self) -> str:
+        """Return its XML as it is defined. Raises what libvirt's calls raise."""
+        return self.handle.definition_xml()
+
+
+def find(host: Host, uuid: str, repository: Repository) -> Standby | None:
+    """Return the standby of a domain at that libvirt, None if that has no domain with this UUID.
+
+    Raises UnsuitableError if it has the domain itself, or the standby of another repository; what libvirt's calls
+    raise.
+    """
+    handle = next((one for one in host.domains() if one.uuid == uuid), None)
+    if handle is None:
+        return None
+    mark = standby_xml.read(handle.definition_xml())
+    if mark is None:
+        raise UnsuitableError(
+            f"Domain {handle.name} ({uuid}) at {host.real_uri} is not a standby: vbackup did not make it, and leaves it"
+            " alone. Give the libvirt of another host, or undefine it there."
+        )
+    if mark.repository != repository.id:
+        raise UnsuitableError(
+            f"The standby {handle.name} at {host.real_uri} is made from another repository, with the id"
+            f" {mark.repository}: give that one with -r, or undefine the standby."
+        )
+    return Standby(handle, mark)
+
+
+def get(host: Host, uuid: str, repository: Repository) -> Standby:
+    """Return the standby of a domain at that libvirt. Raises DomainNotFoundError if there is none, and as ``find``."""
+    found = find(host, uuid, repository)
+    if found is None:
+        name = repository.name_of(uuid)
+        raise DomainNotFoundError(
+            name, f"at {host.real_uri}", f"'vbackup replicate {domain_argument(name)} --to HOST' makes a standby"
+        )
+    return found
+
+
+def refuse_half_applied(found: Standby) -> None:
+    """Raise UnsuitableError if the images of a standby are in the middle of a backup."""
+    if found.mark.state is State.HALF_APPLIED:
+        raise UnsuitableError(
+            f"The standby {found.handle.name} is half applied: some blocks of its disks are as in backup"
+            f" {found.mark.backup}, and others as before. Run 'vbackup replicate {domain_argument(found.handle.name)}"
+            f" --to {found.handle.host.uri}' first, which ends it; it needs the repository only."
+        )
+
+
+def define(host: Host, xml: str, handle: DomainHandle | None) -> DomainHandle:
+    """Define the standby in the place of what it was. Raises what libvirt's calls raise.
+
+    A domain that was given another name is undefined first: libvirt does not rename it by a definition.
+    """
+    if handle is not None and handle.name != identity.of(xml).name:
+        defining.undefine(handle)
+    return defining.define(host, xml)
+
+
+def refuse_remote(host: Host) -> None:
+    """Raise UnsuitableError if the images of the host's domains are not on this host."""
+    if not host.is_local:
+        raise UnsuitableError(
+            f"{host.real_uri} is another host, and a failover is tried where the images are: run 'vbackup failover"
+            " --test' on that host, with the repository mounted there, and --to qemu:///system."
+        )

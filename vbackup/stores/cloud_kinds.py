@@ -1,0 +1,31 @@
+"""The stores of each cloud, with what the user has set for it. Only this module and those it imports need obstore."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, GCSStore
+
+from vbackup.errors import StorageError
+from vbackup.stores.cloud import CloudStore, client_options, retry_options
+from vbackup.stores.s3 import S3Store
+from vbackup.stores.settings import Settings
+from vbackup.stores.store import Store
+
+_KINDS = {"az": (AzureStore, "AZURE_"), "gs": (GCSStore, "GOOGLE_")}
+
+
+def opened(scheme: str, bucket: str, prefix: str, settings: Settings) -> Store:
+    """Return a prefix of a bucket or container as a store. Raises StorageError, StoreUnreachableError, UsageError."""
+    if scheme == "s3":
+        return S3Store(bucket, prefix, settings)
+    kind, names = _KINDS[scheme]
+    # obstore knows the names of the environment, and finds those by itself; the file's take precedence.
+    own: dict[str, Any] = {name.lower(): value for name, value in settings.own.items() if name.startswith(names)}
+    name = f"{scheme}://{bucket}/{prefix}".rstrip("/")
+    try:
+        objects: Any = kind(bucket, config=own, client_options=client_options(), retry_config=retry_options())  # type: ignore[arg-type]
+    except (BaseError, ValueError) as err:
+        raise StorageError(f"Cannot use {name}: {str(err).splitlines()[0].rstrip('.')}.") from err
+    return CloudStore(name, objects, prefix)
