@@ -167,7 +167,7 @@ class LinkedSource:
         return FreezeMark.NONE
 
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, link: Link | None = None) -> Iterator[Freeze]:
         """Freeze nothing: no guest runs."""
         yield Freeze(Consistency.OFFLINE)
 
