@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from vbackup.domain.host import DomainHandle, Host
+from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import LinkLostError, RemoteError, StorageError, UnsuitableError
 from vbackup.files import storage_errors
-from vbackup.images.target_server import ServedTargets, TargetServer
+from vbackup.images import target_tls
+from vbackup.images.target_server import Listening, ServedTargets, TargetServer
+from vbackup.images.target_tls import TlsConnector, TlsPlace
 from vbackup.model import Transport
 from vbackup.qemu.monitor import Monitor
 from vbackup.remote.link import Link
@@ -45,15 +48,16 @@ class LinkConnector:
 
 
 def chosen(asked: Transport, host: Host, repository: Repository, *, stop: Stop) -> Transport:
-    """Return SSH or PATH: what was asked for, or else PATH exactly if the host of libvirt has the repository.
+    """Return SSH, TLS or PATH: what was asked for, or else PATH exactly if the host of libvirt has the repository.
 
     A local libvirt, and one that is not reached by SSH, has only PATH. Raises UnsuitableError if SSH is asked for
     there, what opening a link raises, StorageError.
     """
     if host.is_local or not host.has_link:
-        if asked is Transport.SSH:
+        if asked in (Transport.SSH, Transport.TLS):
+            why = "no data can come through it" if asked is Transport.SSH else "nothing there watches over the data"
             raise UnsuitableError(
-                f"The connection {host.real_uri} is not by SSH, so no data can come through it: use a URI such as"
+                f"The connection {host.real_uri} is not by SSH, so {why}: use a URI such as"
                 " qemu+ssh://root@HOST/system, or leave out --transport."
             )
         return Transport.PATH
@@ -94,6 +98,28 @@ def served(handle: DomainHandle, reporter: Reporter, *, stop: Stop) -> Iterator[
             yield ServedTargets(server, LinkConnector(link, handle.uuid, socket))
         finally:
             _end(link, socket)
+
+
+@contextmanager
+def served_by_tls(
+    place: TlsPlace, domain: LockedDomain, reporter: Reporter, *, check: Callable[[], None]
+) -> Iterator[ServedTargets]:
+    """Serve target images at a port of this host, to a domain's running QEMU, while the block runs.
+
+    ``check`` is called while all ports are taken. Raises what ``served`` raises, BusyError.
+    """
+    place.check()
+    handle = domain.source.handle
+    with ExitStack() as stack:
+        port = stack.enter_context(target_tls.port(place, check=check))
+        creds = target_tls.server_options(place, "tls")
+        server = stack.enter_context(TargetServer(reporter, Listening(place.host, port, creds)))
+        link = handle.host.link(check=check)
+        creds_id, directory = stack.enter_context(
+            target_tls.credentials(domain.monitor, place, domain.naming, host=link.host)
+        )
+        connector = TlsConnector(link, handle.uuid, place, port, creds_id, directory)
+        yield ServedTargets(server, connector, connector.members())
 
 
 def _end(link: Link, socket: str) -> None:
