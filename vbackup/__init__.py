@@ -36,6 +36,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              machine_state  machine_xml  nvram_xml  state_files  tpm  driver  identity
                              capabilities  defining  media  swtpm  pools  boot_copy  boot_guard  boot_console
                              boot_watch  screenshot  lifecycle  live_xml  qemu_user  fleet  twins  hosts_file  linked
+                             host_files  thaw_there
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check

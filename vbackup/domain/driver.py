@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from vbackup.domain.host import Host
+
 SYSTEM, SESSION = "qemu:///system", "qemu:///session"
 
 
@@ -19,6 +21,17 @@ class Directories:
 
     nvram: Path  #: variables of UEFI firmware: NAME_VARS.fd
     swtpm: Path  #: states of emulated TPMs: UUID/tpm2
+
+
+def directories_of(host: Host) -> Directories | None:
+    """Return the directories of the driver of a host, on that host.
+
+    None for a driver that is not known, and for that of a user on another host, whose home is not known.
+    """
+    if host.is_local:
+        return directories(host.real_uri)
+    is_system = urlsplit(host.real_uri).path == "/system"
+    return directories(SYSTEM) if is_system else None
 
 
 def directories(uri: str | None) -> Directories | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: How long to retry a broken connection: libvirtd restarts in well under this.
 RECONNECT_S = 20.0
+#: How long one attempt to reach another host may take at least.
+ATTEMPT_S = 1.0
 #: How much of a stream is read at a time: the most that a message of libvirt has.
 _PIECE_BYTES = 256 * 1024
 #: A remote libvirtd that is silent for interval x count seconds counts as lost.
@@ -295,10 +298,14 @@ class Host:
         timeout_s = RECONNECT_S if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         pause = threading.Event()
+        is_local = self.is_local
         self._disconnect()
         while True:
             try:
-                self._connection = self._open()
+                if is_local:
+                    self._connection = self._open()
+                else:
+                    self._connection = self._open_within(max(ATTEMPT_S, deadline - time.monotonic()))
                 return
             except HostUnreachableError:
                 if time.monotonic() >= deadline:
@@ -321,6 +328,35 @@ class Host:
                     " running?"
                 ) from err
             raise MonitorError(f"libvirt could not {what}: {_message(err)}.") from err
+
+    def _open_within(self, limit_s: float) -> Any:
+        """Return a new connection, or give up: libvirt, and its ssh, wait as long as the kernel does for a silent host.
+
+        The attempt goes on in its thread until then. What it opens too late is closed.
+        """
+        opened: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        given_up = threading.Event()
+
+        def attempt() -> None:
+            try:
+                connection = self._open()
+            except HostUnreachableError as err:
+                opened.put(err)
+                return
+            opened.put(connection)
+            if given_up.is_set():
+                with suppress(queue.Empty, libvirt.libvirtError):
+                    opened.get_nowait().close()
+
+        threading.Thread(target=attempt, name="libvirt-open", daemon=True).start()
+        try:
+            got = opened.get(timeout=limit_s)
+        except queue.Empty:
+            given_up.set()
+            raise HostUnreachableError(self.uri, f"it did not answer within {limit_s:.0f} s") from None
+        if isinstance(got, HostUnreachableError):
+            raise got
+        return got
 
     def _open(self) -> Any:
         try:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from vbackup.domain import machine_xml, nvram, tpm
+from vbackup.domain import host_files, machine_xml, nvram, tpm
 from vbackup.domain.host import DomainHandle
+from vbackup.domain.host_files import HostFiles
 from vbackup.domain.machine_xml import NamedFile
 from vbackup.domain.state_files import UnsavedError, pieces, stable, told
-from vbackup.files import read_regular
 from vbackup.model import MAX_MEDIUM_BYTES, Domain, ImageFormat, LeftOut, MachineKind
 from vbackup.qemu.monitor import Monitor
 
@@ -60,15 +59,15 @@ def find(
 
     ``domain`` is what runs, or would; ``monitor`` is that of its QEMU, None if it is off. Raises MalformedError.
     """
-    machine, is_local = Machine(), handle.host.is_local
-    _variables(handle, domain, monitor, machine)
-    _varstore(domain, machine, is_local=is_local)
-    _tpm(handle, domain, definition, machine)
+    machine, files = Machine(), host_files.of(handle.host)
+    _variables(handle, domain, monitor, machine, files=files)
+    _varstore(domain, machine, files)
+    _tpm(handle, domain, definition, machine, files=files)
     for named in machine_xml.boot_files(definition):
-        _file(named, machine, MAX_BOOT_FILE_BYTES, is_local=is_local)
-    files, others = machine_xml.media(definition) if with_media else ((), ())
-    for named in files:
-        _file(named, machine, MAX_MEDIUM_BYTES, is_local=is_local)
+        _file(named, machine, MAX_BOOT_FILE_BYTES, files=files)
+    media, others = machine_xml.media(definition) if with_media else ((), ())
+    for named in media:
+        _file(named, machine, MAX_MEDIUM_BYTES, files=files)
     for named in others:
         _miss(machine, named.kind, UnsavedError(f"{named.what} that is no raw image file"), dev=named.dev)
     return machine
@@ -90,9 +89,11 @@ def _miss(machine: Machine, kind: MachineKind, err: UnsavedError, *, what: str =
     machine.unsaved.append(Unsaved(unsaved(kind, reason, dev=dev), err.is_unexpected))
 
 
-def _variables(handle: DomainHandle, domain: Domain, monitor: Monitor | None, machine: Machine) -> None:
+def _variables(
+    handle: DomainHandle, domain: Domain, monitor: Monitor | None, machine: Machine, *, files: HostFiles | None
+) -> None:
     try:
-        found = nvram.read(handle, domain, monitor)
+        found = nvram.read(handle, domain, monitor, files)
     except UnsavedError as err:
         _miss(machine, MachineKind.NVRAM, err)
     else:
@@ -100,7 +101,7 @@ def _variables(handle: DomainHandle, domain: Domain, monitor: Monitor | None, ma
             _add(machine, MachineKind.NVRAM, found.path, found.data, image_format=domain.nvram_format)
 
 
-def _varstore(domain: Domain, machine: Machine, *, is_local: bool) -> None:
+def _varstore(domain: Domain, machine: Machine, files: HostFiles | None) -> None:
     has_one, path = machine_xml.varstore(domain.xml)
     if not has_one:
         return
@@ -108,25 +109,25 @@ def _varstore(domain: Domain, machine: Machine, *, is_local: bool) -> None:
     try:
         if not path:
             raise UnsavedError("the domain XML does not name its file; a backup of the running domain has them")
-        if not is_local:
+        if files is None:
             raise UnsavedError(_ELSEWHERE, is_unexpected=True)
-        real = Path(path).resolve()
+        real, here = files.real(path), files
         with told("it", too_large="is larger than any firmware's"):
-            data = stable(lambda: read_regular(real, max_bytes=MAX_VARSTORE_BYTES), "it")
+            data = stable(lambda: here.read(real, max_bytes=MAX_VARSTORE_BYTES), "it")
     except UnsavedError as err:
         _miss(machine, MachineKind.VARSTORE, err, what=what)
     else:
         _add(machine, MachineKind.VARSTORE, path, data)
 
 
-def _tpm(handle: DomainHandle, domain: Domain, definition: str, machine: Machine) -> None:
+def _tpm(handle: DomainHandle, domain: Domain, definition: str, machine: Machine, *, files: HostFiles | None) -> None:
     state = machine_xml.tpm(domain.xml) or machine_xml.tpm(definition)
     if state is None:
         return
     try:
-        if not handle.host.is_local:
+        if files is None:
             raise UnsavedError(_ELSEWHERE, is_unexpected=True)
-        path, data = tpm.read(handle, state)
+        path, data = tpm.read(handle, state, files)
     except UnsavedError as err:
         _miss(machine, MachineKind.TPM, err, what="emulated TPM, with keys of encrypted guest disks for example")
     else:
@@ -138,10 +139,10 @@ def _tpm(handle: DomainHandle, domain: Domain, definition: str, machine: Machine
             machine.unsaved.append(Unsaved(LeftOut(f"secret {state.secret}", reason, kind="tpm"), is_unexpected=False))
 
 
-def _file(named: NamedFile, machine: Machine, max_bytes: int, *, is_local: bool) -> None:
-    if not is_local:
+def _file(named: NamedFile, machine: Machine, max_bytes: int, *, files: HostFiles | None) -> None:
+    if files is None:
         err = UnsavedError(_ELSEWHERE)
         _miss(machine, named.kind, err, what=f"{named.what} {named.path}", dev=named.dev)
         return
-    content = partial(pieces, named.path, named.what, max_bytes=max_bytes)
+    content = partial(pieces, files, named.path, named.what, max_bytes=max_bytes)
     machine.found.append(Found(named.kind, named.path, content, named.dev))

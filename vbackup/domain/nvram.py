@@ -7,19 +7,18 @@ also the header of a qcow2 image that names a file of the host. So nothing is ev
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbackup.domain import driver, nvram_xml
 from vbackup.domain.host import DomainHandle
+from vbackup.domain.host_files import HostFiles
 from vbackup.domain.state_files import UnsavedError, stable, told
 from vbackup.errors import ChainError, MalformedError, QmpError, StorageError, VbackupError
 from vbackup.fields import objects
-from vbackup.files import is_regular, read_regular
+from vbackup.files import read_regular
 from vbackup.model import MAX_NVRAM_BYTES, Domain, ImageFormat
 from vbackup.qemu import qcow2, qemu_img
 from vbackup.qemu.monitor import Monitor
@@ -36,43 +35,43 @@ class Nvram:
     path: str  #: where the original has them
 
 
-def read(handle: DomainHandle, domain: Domain, monitor: Monitor | None) -> Nvram | None:
+def read(handle: DomainHandle, domain: Domain, monitor: Monitor | None, files: HostFiles | None) -> Nvram | None:
     """Return the variables of UEFI firmware: without them a guest may not find its boot loader.
 
-    ``monitor`` is that of the domain's QEMU, None if it is off. Returns None for a domain without NVRAM.
-    Raises UnsavedError.
+    ``monitor`` is that of the domain's QEMU, None if it is off; ``files`` reads those of its host, None if nothing
+    does. Returns None for a domain without NVRAM. Raises UnsavedError.
     """
-    path, is_local = domain.nvram_path, handle.host.is_local
-    if path is None and domain.nvram_trouble == nvram_xml.UNNAMED and monitor is None and is_local:
-        path = _unnamed(handle, domain)
+    path = domain.nvram_path
+    if path is None and domain.nvram_trouble == nvram_xml.UNNAMED and monitor is None and files is not None:
+        path = _unnamed(handle, domain, files)
     if domain.nvram_volume is not None:
-        path = _path_of_volume(handle, domain.nvram_volume) if is_local else "/".join(domain.nvram_volume)
+        path = "/".join(domain.nvram_volume) if files is None else _path_of_volume(handle, domain.nvram_volume)
     if path is None and domain.nvram_url is None:
         if domain.nvram_trouble is None:
             return None
         is_unnamed = domain.nvram_trouble == nvram_xml.UNNAMED
         while_off = "; a backup of the running domain has them" if is_unnamed else ""
         raise UnsavedError(domain.nvram_trouble + while_off)
-    if not is_local:
+    if files is None or (path is None and not handle.host.is_local):
         raise UnsavedError(f"the NVRAM store {path or domain.nvram_url} is on another host", is_unexpected=True)
     if path is None:
         assert domain.nvram_url is not None
         url = domain.nvram_url
         return Nvram(_stable(lambda: _read_url(url), url, domain, monitor), url)
     with told(f"the NVRAM store {path}", too_large="is larger than any firmware's"):
-        return Nvram(_read_path(Path(path).resolve(), domain, monitor), path)
+        return Nvram(_read_path(path, domain, monitor, files), path)
 
 
-def _unnamed(handle: DomainHandle, domain: Domain) -> str | None:
+def _unnamed(handle: DomainHandle, domain: Domain, files: HostFiles) -> str | None:
     """Return the store that libvirt opens at the next start if its definition does not name one, if that is there.
 
     qemuDomainNVRAMPathFormat of libvirt 9.0: NAME_VARS.fd in the driver's directory.
     """
-    places = driver.directories(handle.host.real_uri)
+    places = driver.directories_of(handle.host)
     if places is None:
         return None
-    path = places.nvram / f"{domain.name}_VARS.fd"
-    return str(path) if is_regular(path) else None
+    path = str(places.nvram / f"{domain.name}_VARS.fd")
+    return None if files.is_missing(path) else path
 
 
 def _path_of_volume(handle: DomainHandle, volume: tuple[str, str]) -> str:
@@ -85,11 +84,10 @@ def _path_of_volume(handle: DomainHandle, volume: tuple[str, str]) -> str:
     return path
 
 
-def _read_path(path: Path, domain: Domain, monitor: Monitor | None) -> bytes:
+def _read_path(path: str, domain: Domain, monitor: Monitor | None, files: HostFiles) -> bytes:
     """Return the content of the store at one moment. Raises OSError, UnsavedError."""
-    if stat.S_ISBLK(path.lstat().st_mode):
-        return _stable(lambda: _read_device(path), str(path), domain, monitor)
-    return _stable(lambda: read_regular(path, max_bytes=MAX_NVRAM_BYTES), str(path), domain, monitor)
+    real = files.real(path)
+    return _stable(lambda: files.read_any(real, max_bytes=MAX_NVRAM_BYTES), real, domain, monitor)
 
 
 def _stable(read_it: Callable[[], bytes], name: str, domain: Domain, monitor: Monitor | None) -> bytes:
@@ -118,14 +116,6 @@ def _refuse_parts_elsewhere(data: bytes, name: str) -> None:
         raise UnsavedError(str(err).rstrip("."), is_unexpected=True) from err
     if not header.is_alone:
         raise UnsavedError(f"the NVRAM store {name} has a part of its data in another file, or is encrypted")
-
-
-def _read_device(path: Path) -> bytes:
-    with path.open("rb", buffering=0) as device:
-        size_bytes = os.lseek(device.fileno(), 0, os.SEEK_END)
-        if size_bytes > MAX_NVRAM_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        return os.pread(device.fileno(), size_bytes, 0)
 
 
 def _read_url(url: str) -> bytes:

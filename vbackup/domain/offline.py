@@ -35,6 +35,7 @@ from vbackup.process import OpenFiles
 from vbackup.qemu import backing_chain
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import StorageDaemon, Survival
+from vbackup.remote.link import Link
 from vbackup.report import Reporter
 
 
@@ -196,7 +197,7 @@ class OffSource:
         return FreezeMark.NONE
 
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, link: Link | None = None) -> Iterator[Freeze]:
         """Freeze nothing: no guest runs, which satisfies every ``quiesce``."""
         saved = self.handle.has_managed_save()
         if saved:

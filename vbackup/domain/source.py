@@ -16,10 +16,11 @@ from typing import Protocol
 from vbackup import process
 from vbackup.domain import chain_states, detached, domain_xml
 from vbackup.domain.access import Access
-from vbackup.domain.freeze import Freeze, frozen, thaw_leftover, without_freeze
+from vbackup.domain.freeze import Freeze, Thawer, frozen, thaw_leftover, without_freeze
 from vbackup.domain.freeze_turn import FreezeTurn
 from vbackup.domain.host import DomainHandle
 from vbackup.domain.passthrough import Passthrough
+from vbackup.domain.thaw_there import ThawThere
 from vbackup.domain.watchdog import Watchdog
 from vbackup.errors import BusyError, UnsuitableError, VbackupError, domain_argument
 from vbackup.model import (
@@ -34,6 +35,7 @@ from vbackup.process import OpenFiles
 from vbackup.qemu import device_mark
 from vbackup.qemu.activity import refuse_inactive
 from vbackup.qemu.monitor import Monitor, block_graph
+from vbackup.remote.link import Link
 from vbackup.report import Reporter
 
 log = logging.getLogger(__name__)
@@ -115,9 +117,12 @@ class Source(Protocol):
     def freeze_mark(self) -> FreezeMark:
         """How a later run can tell whether the freeze that is prepared has been carried out."""
 
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> AbstractContextManager[Freeze]:
+    def frozen(
+        self, quiesce: Quiesce, reporter: Reporter, *, link: Link | None = None
+    ) -> AbstractContextManager[Freeze]:
         """Keep the guest's filesystems frozen while the block runs, if ``prepare_freeze`` has prepared that.
 
+        With a ``link`` to the domain's host they are also thawed there if the link is lost, which raises LinkLostError.
         Raises QuiesceError if freezing is required and fails.
         """
 
@@ -273,7 +278,7 @@ class RunningSource:
         return FreezeMark.MARKED if self._watchdog.marks else FreezeMark.UNMARKED
 
     @contextmanager
-    def frozen(self, quiesce: Quiesce, reporter: Reporter) -> Iterator[Freeze]:
+    def frozen(self, quiesce: Quiesce, reporter: Reporter, *, link: Link | None = None) -> Iterator[Freeze]:
         """Freeze through the guest agent, with the watchdog standing by; not if the guest cannot run."""
         is_wanted = self.domain.agent_connected and quiesce is not Quiesce.NO
         halted = self.handle.halted() if is_wanted else None
@@ -283,7 +288,10 @@ class RunningSource:
             yield without_freeze(quiesce, reporter, halted=halted)
             return
         try:
-            with frozen(self._monitor, quiesce, thawer=self._watchdog, reporter=reporter) as freeze:
+            thawer: Thawer | None = self._watchdog
+            if link is not None and thawer is not None:
+                thawer = ThawThere(thawer, link, self.handle.uuid)
+            with frozen(self._monitor, quiesce, thawer=thawer, reporter=reporter) as freeze:
                 yield freeze
         finally:
             if self._watchdog is not None:

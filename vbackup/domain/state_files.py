@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
-from vbackup.files import open_regular
+from vbackup.domain.host_files import FileStatus, HostFiles
 
 #: What changes in moments is the same soon; what is written all the time would be a fault.
 MAX_READINGS = 10
-_PIECE_BYTES = 1024 * 1024
 
 T = TypeVar("T")
 
@@ -52,22 +49,21 @@ def told(what: str, *, too_large: str) -> Iterator[None]:
         raise UnsavedError(f"{what} {why}", is_unexpected=True, is_too_large=is_too_large) from err
 
 
-def pieces(path: str, what: str, *, max_bytes: int) -> Iterator[bytes]:
+def pieces(files: HostFiles, path: str, what: str, *, max_bytes: int) -> Iterator[bytes]:
     """Yield the content of a file that nobody should be writing. ``path`` may be a symbolic link, as of a kernel.
 
     Raises UnsavedError if it cannot be read, is larger than ``max_bytes``, or was changed meanwhile.
     """
     what = f"{what} {path}"
+    seen: list[FileStatus] = []
+    read_bytes = 0
     with told(what, too_large=f"is larger than {max_bytes // 1024**2} MiB"):
-        fd = open_regular(Path(path).resolve())
-        with os.fdopen(fd, "rb") as file:
-            before = os.fstat(fd)
-            if before.st_size > max_bytes:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-            read_bytes = 0
-            while read_bytes < before.st_size and (piece := file.read(min(_PIECE_BYTES, before.st_size - read_bytes))):
-                read_bytes += len(piece)
-                yield piece
-            after = os.fstat(fd)
-    if (read_bytes, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
+        for one in files.pieces(path, max_bytes=max_bytes):
+            if isinstance(one, FileStatus):
+                seen.append(one)
+            else:
+                read_bytes += len(one)
+                yield one
+    before, after = seen
+    if (read_bytes, after) != (before.size_bytes, before):
         raise UnsavedError(f"{what} changed while it was read", is_unexpected=True)

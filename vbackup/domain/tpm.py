@@ -12,9 +12,9 @@ from pathlib import Path
 from vbackup import archive
 from vbackup.domain import driver
 from vbackup.domain.host import DomainHandle
+from vbackup.domain.host_files import HostFiles
 from vbackup.domain.machine_xml import TpmState
 from vbackup.domain.state_files import UnsavedError, stable, told
-from vbackup.files import is_missing, read_regular
 
 #: The state of a TPM is well under 1 MiB.
 MAX_BYTES = 64 * 1024 * 1024
@@ -22,48 +22,47 @@ MAX_BYTES = 64 * 1024 * 1024
 _LOCK = ".lock"
 
 
-def read(handle: DomainHandle, state: TpmState) -> tuple[str, bytes]:
+def read(handle: DomainHandle, state: TpmState, host: HostFiles) -> tuple[str, bytes]:
     """Return where the state is, and an archive of its files (vbackup.archive). Raises UnsavedError."""
-    path = _path(handle, state)
+    path = _path(handle, state, host)
     what = f"the state of the TPM in {path}"
     with told(what, too_large="is larger than that of any TPM"):
-        files = stable(lambda: _files(path, state), what)
+        files = stable(lambda: _files(path, state, host), what)
     if not files:
         raise UnsavedError(f"{path} has no state of a TPM", is_unexpected=True)
-    return str(path), archive.pack(files)
+    return path, archive.pack(files)
 
 
-def _path(handle: DomainHandle, state: TpmState) -> Path:
+def _path(handle: DomainHandle, state: TpmState, host: HostFiles) -> str:
     if state.path is not None:
-        return Path(state.path)
-    places = driver.directories(handle.host.real_uri)
+        return state.path
+    places = driver.directories_of(handle.host)
     if places is None:
         raise UnsavedError(f"where the driver {handle.host.real_uri} has the state of a TPM is not known")
     path = places.swtpm / handle.uuid / state.directory
-    if is_missing(path.parent):
+    if host.is_missing(str(path.parent)):
         raise UnsavedError(f"it has no state in {path} yet, where libvirt makes it when the domain starts")
-    return path
+    return str(path)
 
 
-def _files(path: Path, state: TpmState) -> dict[str, bytes]:
+def _files(path: str, state: TpmState, host: HostFiles) -> dict[str, bytes]:
     if state.is_file:
-        return {path.name: read_regular(path, max_bytes=MAX_BYTES)}
+        return {Path(path).name: host.read(path, max_bytes=MAX_BYTES)}
     files: dict[str, bytes] = {}
-    _add(path, "", files)
+    _add(path, "", files, host)
     return files
 
 
-def _add(directory: Path, prefix: str, files: dict[str, bytes]) -> None:
+def _add(directory: str, prefix: str, files: dict[str, bytes], host: HostFiles) -> None:
     """Add the files in a directory and below it; anything else, such as a symbolic link, is an OSError."""
-    with os.scandir(directory) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            _add(Path(entry.path), f"{prefix}{entry.name}/", files)
-        elif entry.name != _LOCK:
+    for name, is_directory in host.entries(directory).items():
+        path = f"{directory}/{name}"
+        if is_directory:
+            _add(path, f"{prefix}{name}/", files, host)
+        elif name != _LOCK:
             left_bytes = MAX_BYTES - sum(map(len, files.values()))
             try:
-                files[prefix + entry.name] = read_regular(Path(entry.path), max_bytes=left_bytes)
+                files[prefix + name] = host.read(path, max_bytes=left_bytes)
             except FileNotFoundError:
                 continue  # swtpm has renamed it meanwhile: the next reading tells
         if len(files) > archive.MAX_FILES:

@@ -44,7 +44,7 @@ from vbackup.errors import (
     VbackupError,
 )
 from vbackup.images import creation, tuning
-from vbackup.model import Backup, Compression, DiskNode, FreezeMark, GroupMember, Level, Quiesce, Transport
+from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce, Transport
 from vbackup.operations import documents, freeze_scripts, recovery, remote_side, saved_machine
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
@@ -461,9 +461,8 @@ def _start(
     if this.moment.group is not None:  # the scripts of another member may have taken minutes
         survey.refuse_changed(backup_plan, domain)
     with (
-        _thawed_on_loss(domain, limit_s=limit_s),
         freeze_scripts.around(this.scripts, documents.plan(backup_plan), limit_s=limit_s) as frozen,
-        domain.source.frozen(this.request.quiesce, domain.reporter) as freeze,
+        domain.source.frozen(this.request.quiesce, domain.reporter, link=domain.link) as freeze,
     ):
         frozen(freeze)
         with this.moment.taken():
@@ -494,20 +493,6 @@ def _guarded(domain: LockedDomain) -> Iterator[None]:
     yield
     with suppress(LinkLostError, RemoteError):
         domain.link.unguard(domain.uuid)
-
-
-@contextmanager
-def _thawed_on_loss(domain: LockedDomain, *, limit_s: float) -> Iterator[None]:
-    """Have the helper thaw the guest if the link is lost during the block, or after ``limit_s`` seconds."""
-    if domain.link is None or not domain.source.is_running or domain.source.freeze_mark is FreezeMark.NONE:
-        yield
-        return
-    domain.link.watch_thaw(domain.uuid, limit_s)
-    try:
-        yield
-    finally:
-        with suppress(LinkLostError, RemoteError):
-            domain.link.unwatch(domain.uuid)
 
 
 @contextmanager

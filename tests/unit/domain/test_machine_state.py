@@ -20,7 +20,7 @@ class Handle:
 
     def __init__(self, root: Path, *, is_local: bool = True) -> None:
         self.host = self
-        self.is_local = is_local
+        self.is_local, self.has_link = is_local, False
         self.real_uri = f"qemu:///embed?root={root}"
 
 

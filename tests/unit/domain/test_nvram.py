@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.unit import builders
-from vbackup.domain import nvram, nvram_xml
+from vbackup.domain import host_files, nvram, nvram_xml
+from vbackup.domain.host_files import FilesHere
 from vbackup.domain.nvram import Nvram
 from vbackup.domain.state_files import UnsavedError
 from vbackup.errors import MonitorError, QmpError, StorageError
@@ -23,7 +24,7 @@ class Handle:
 
     def __init__(self, uri: str = "qemu:///system", *, is_local: bool = True) -> None:
         self.host = self
-        self.real_uri, self.is_local = uri, is_local
+        self.real_uri, self.is_local, self.has_link = uri, is_local, False
         self.is_embedded = "embed" in uri
 
 
@@ -59,7 +60,7 @@ def read(
         nvram_path=None if path is None else str(path), nvram_trouble=trouble, nvram_format=image_format
     )
     given: Any = handle or Handle()
-    found = nvram.read(given, domain, monitor)
+    found = nvram.read(given, domain, monitor, host_files.of(given))
     return None if found is None else found.data
 
 
@@ -86,14 +87,14 @@ def test_store_that_the_guest_writes_to_is_read_until_it_is_the_same_twice(
     """What was read first is half of the old and half of the new."""
     readings = iter([b"old new", b"new new", b"new new"])
     (tmp_path / "nvram").touch()
-    monkeypatch.setattr(nvram, "read_regular", lambda _path, *, max_bytes: next(readings))
+    monkeypatch.setattr(host_files, "read_regular", lambda _path, *, max_bytes: next(readings))
     assert read(tmp_path / "nvram") == b"new new"
     assert list(readings) == []
 
 
 def test_store_that_never_stays_the_same_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvram").touch()
-    monkeypatch.setattr(nvram, "read_regular", lambda _path, *, max_bytes: os.urandom(16))
+    monkeypatch.setattr(host_files, "read_regular", lambda _path, *, max_bytes: os.urandom(16))
     assert refusal(tmp_path / "nvram") == (f"the NVRAM store {tmp_path}/nvram changed each time it was read", True)
 
 
@@ -164,7 +165,7 @@ def test_header_that_changes_while_it_is_read_is_checked_as_it_was_read(
     """The file has a harmless header whenever it is opened for itself."""
     (tmp_path / "nvram").write_bytes(builders.qcow2_image(MIB))
     harmful = builders.qcow2_image(MIB, backing="/etc/shadow")
-    monkeypatch.setattr(nvram, "read_regular", lambda _path, *, max_bytes: harmful)
+    monkeypatch.setattr(host_files, "read_regular", lambda _path, *, max_bytes: harmful)
     assert "another file" in refusal(tmp_path / "nvram", image_format=ImageFormat.QCOW2)[0]
 
 
@@ -236,21 +237,21 @@ def test_volume_is_read_where_its_pool_has_it(tmp_path: Path) -> None:
     handle: Any = Handle()
     domain = builders.domain(nvram_volume=("pool", "v"))
     handle.volume_path = lambda pool, volume: {("pool", "v"): f"{tmp_path}/v"}[pool, volume]
-    found = nvram.read(handle, domain, None)
+    found = nvram.read(handle, domain, None, host_files.of(handle))
     assert found == Nvram(b"variables", f"{tmp_path}/v")
     handle.volume_path = lambda _pool, _volume: "rbd/v"
     with pytest.raises(UnsavedError, match="no file of this host"):
-        nvram.read(handle, domain, None)
+        nvram.read(handle, domain, None, host_files.of(handle))
 
     def gone(_pool: str, _volume: str) -> str:
         raise MonitorError("libvirt could not look up volume v.")
 
     handle.volume_path = gone
     with pytest.raises(UnsavedError, match=r"the NVRAM store is a volume: .*look up volume v$"):
-        nvram.read(handle, domain, None)
+        nvram.read(handle, domain, None, host_files.of(handle))
     handle.is_local = False
     with pytest.raises(UnsavedError, match="pool/v is on another host"):
-        nvram.read(handle, domain, None)
+        nvram.read(handle, domain, None, host_files.of(handle))
 
 
 def export(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -268,7 +269,7 @@ def test_export_is_read_by_qemu_img(data: bytes, monkeypatch: pytest.MonkeyPatch
     handle: Any = Handle()
     export(monkeypatch, data)
     domain = builders.domain(nvram_url="nbd://h/v")
-    assert nvram.read(handle, domain, None) == Nvram(data, "nbd://h/v")
+    assert nvram.read(handle, domain, None, host_files.of(handle)) == Nvram(data, "nbd://h/v")
 
 
 def test_export_in_qcow2_format_is_read_after_qemu_has_written_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,11 +279,11 @@ def test_export_in_qcow2_format_is_read_after_qemu_has_written_its_tables(monkey
     qemu: Any = Qemu(Path("nbd://h/v"))
     qemu.path = "nbd://h/v"
     domain = builders.domain(nvram_url="nbd://h/v", nvram_format=ImageFormat.QCOW2)
-    assert nvram.read(handle, domain, qemu) == Nvram(data, "nbd://h/v")
+    assert nvram.read(handle, domain, qemu, FilesHere()) == Nvram(data, "nbd://h/v")
     assert len(qemu.flushes) == 2
     export(monkeypatch, builders.qcow2_image(MIB, backing="/etc/shadow"))
     with pytest.raises(UnsavedError, match="another file"):
-        nvram.read(handle, domain, qemu)
+        nvram.read(handle, domain, qemu, FilesHere())
 
 
 def test_export_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,4 +293,4 @@ def test_export_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(nvram.qemu_img, "copy_bytes", refuse)
     handle: Any = Handle()
     with pytest.raises(UnsavedError, match=r"the NVRAM store nbd://h/v: Cannot copy .*: it does not answer$"):
-        nvram.read(handle, builders.domain(nvram_url="nbd://h/v"), None)
+        nvram.read(handle, builders.domain(nvram_url="nbd://h/v"), None, FilesHere())

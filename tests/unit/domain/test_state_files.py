@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vbackup.domain import state_files
+from vbackup.domain.host_files import FilesHere
 from vbackup.domain.state_files import UnsavedError
 
 MIB = 1024 * 1024
@@ -28,7 +29,7 @@ def test_what_changes_all_the_time_is_told() -> None:
 
 
 def read(path: Path, max_bytes: int = 3 * MIB) -> bytes:
-    return b"".join(state_files.pieces(str(path), "kernel", max_bytes=max_bytes))
+    return b"".join(state_files.pieces(FilesHere(), str(path), "kernel", max_bytes=max_bytes))
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, MIB, 2 * MIB + 1, 3 * MIB])
@@ -60,7 +61,7 @@ def test_file_that_changes_meanwhile_is_told(tmp_path: Path, change: object) -> 
     """Half of an old kernel and half of a new one would be neither."""
     path = tmp_path / "k"
     path.write_bytes(bytes(2 * MIB))
-    pieces = state_files.pieces(str(path), "kernel", max_bytes=3 * MIB)
+    pieces = state_files.pieces(FilesHere(), str(path), "kernel", max_bytes=3 * MIB)
     next(pieces)
     change(path)  # type: ignore[operator]
     with pytest.raises(UnsavedError, match="changed while it was read"):

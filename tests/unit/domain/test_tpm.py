@@ -10,7 +10,8 @@ import pytest
 
 from tests.unit.builders import UUID
 from vbackup import archive
-from vbackup.domain import state_files, tpm
+from vbackup.domain import host_files, state_files, tpm
+from vbackup.domain.host_files import FilesHere
 from vbackup.domain.machine_xml import TpmState
 from vbackup.domain.state_files import UnsavedError
 
@@ -22,12 +23,12 @@ class Handle:
 
     def __init__(self, uri: str) -> None:
         self.host = self
-        self.real_uri = uri
+        self.real_uri, self.is_local = uri, True
 
 
 def read(uri: str | Path, state: TpmState | None = None) -> tuple[str, dict[str, bytes]]:
     handle: Any = Handle(f"qemu:///embed?root={uri}" if isinstance(uri, Path) else uri)
-    path, data = tpm.read(handle, state or TpmState("2.0", None))
+    path, data = tpm.read(handle, state or TpmState("2.0", None), FilesHere())
     return path, archive.unpack(data)
 
 
@@ -64,9 +65,9 @@ def test_state_that_is_written_meanwhile_is_read_until_it_is_the_same_twice(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = iter([b"old", b"new", b"new"])
-    monkeypatch.setattr(tpm, "read_regular", lambda _path, *, max_bytes: next(readings))
+    monkeypatch.setattr(host_files, "read_regular", lambda _path, *, max_bytes: next(readings))
     assert read(tmp_path)[1] == {"tpm2-00.permall": b"new"}
-    monkeypatch.setattr(tpm, "read_regular", lambda _path, *, max_bytes: os.urandom(8))
+    monkeypatch.setattr(host_files, "read_regular", lambda _path, *, max_bytes: os.urandom(8))
     with pytest.raises(UnsavedError, match="changed each time") as caught:
         read(tmp_path)
     assert caught.value.is_unexpected
@@ -77,7 +78,7 @@ def test_file_that_swtpm_renames_meanwhile_is_missed_once(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "TMP2-00.permall").symlink_to("nothing")
-    really, seen = tpm.read_regular, []
+    really, seen = host_files.read_regular, []
 
     def vanishing(path: Path, *, max_bytes: int) -> bytes:
         seen.append(path.name)
@@ -86,7 +87,7 @@ def test_file_that_swtpm_renames_meanwhile_is_missed_once(
             raise FileNotFoundError
         return really(path, max_bytes=max_bytes)
 
-    monkeypatch.setattr(tpm, "read_regular", vanishing)
+    monkeypatch.setattr(host_files, "read_regular", vanishing)
     assert read(tmp_path)[1] == {"tpm2-00.permall": b"keys"}
     assert seen.count("TMP2-00.permall") == 1
 
