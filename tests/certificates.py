@@ -11,9 +11,12 @@ from pathlib import Path
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
-def make(directory: Path) -> Path:
-    """Return ``directory`` with new files: of one CA, for localhost and 127.0.0.1, and of a client."""
-    shutil.copytree(_made(), directory, dirs_exist_ok=True)
+_LOCAL = "DNS:localhost,IP:127.0.0.1"
+
+
+def make(directory: Path, names: str = _LOCAL) -> Path:
+    """Return ``directory`` with new files: of one CA, for localhost and 127.0.0.1 or other names, and of a client."""
+    shutil.copytree(_made(names), directory, dirs_exist_ok=True)
     return directory
 
 
@@ -29,13 +32,13 @@ CA_EXTENSIONS = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
 
 
 @functools.cache
-def _made() -> Path:
+def _made(names: str) -> Path:
     """Of this process; the run's temporary directory goes with the run."""
     directory = Path(tempfile.mkdtemp(prefix="vbackup-certificates-"))
     _ca(directory)
     for name, usage in (("server", "serverAuth"), ("client", "clientAuth")):
         (directory / "extensions").write_text(
-            f"subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage={usage}\nkeyUsage=digitalSignature\n"
+            f"subjectAltName={names}\nextendedKeyUsage={usage}\nkeyUsage=digitalSignature\n"
         )
         request = ("-subj", f"/CN=vbackup test {name}", "-keyout", f"{name}-key.pem", "-out", "request.pem")
         _openssl(directory, "req", *_NEW_KEY, *request)

@@ -37,7 +37,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
                              mount_place  mount_lock  device  destination  restoring  replacement  appliance
                              guest_address  guest  guest_files  unpacking  throwaway  fsck  live_point  scratch  there
-                             target_server
+                             target_server  target_tls
       stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
                              key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests
                              aws  signing

@@ -68,6 +68,7 @@ class Transport(Enum):
 
     AUTO = "auto"  #: only in a request: PATH if both hosts have the repository at the same path, else SSH
     SSH = "ssh"  #: over the connection to the hypervisor
+    TLS = "tls"  #: QEMU connects to a port of this host
     PATH = "path"  #: QEMU writes to storage that both hosts have
 
 

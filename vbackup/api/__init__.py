@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from vbackup.images.guest_address import Address
     from vbackup.images.guest_address import parse as parse_address
     from vbackup.images.guest_files import Entry
+    from vbackup.images.target_tls import TlsPlace
     from vbackup.images.throwaway import default_directory as default_overlays
     from vbackup.machine import this_host
     from vbackup.model import (
@@ -373,6 +374,7 @@ __all__ = [
     "StreamRequest",
     "TargetKeys",
     "TargetPlace",
+    "TlsPlace",
     "TrackedDisk",
     "Tracker",
     "TransactionDone",
@@ -440,6 +442,7 @@ _PLACES = {
     "MachineFile MachineKind Quiesce Transport",
     # backups
     "vbackup.operations.backup": "BackupRequest",
+    "vbackup.images.target_tls": "TlsPlace",
     "vbackup.engine.plan": "BackupPlan",
     "vbackup.operations.batch": "Result:BatchResult PARALLEL:PARALLEL_BACKUPS",
     "vbackup.domain.selection": "Chosen:SelectedDomain Selection Skipped:SkippedDomain",

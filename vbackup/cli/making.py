@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vbackup.cli.arguments import add_devs, add_disks, add_exclusive, add_quiesce, add_wait_lock
-from vbackup.cli.values import directory, milliseconds, speed_bytes_s
+from vbackup.cli.values import absolute_directory, directory, host_and_ports, milliseconds, speed_bytes_s
+from vbackup.errors import UsageError
 from vbackup.model import MAX_MEDIUM_BYTES, Compression, Transport
+
+if TYPE_CHECKING:
+    from vbackup.api import TlsPlace
 
 #: Where stages are by default: the records of what was streamed, and room for one backup of each domain at a time.
 STAGE = Path("/var/lib/vbackup/streams")
@@ -35,8 +40,29 @@ def add_making(parser: argparse.ArgumentParser) -> None:
         "--transport",
         choices=[transport.value for transport in Transport],
         default=Transport.AUTO.value,
-        help="how the data comes here from another host: ssh; path: its QEMU writes to storage that both hosts have at"
-        " the same path; auto (default): path if the repository is there, otherwise ssh",
+        help="how the data comes here from another host: ssh; tls: QEMU connects to a port of this host; path: its QEMU"
+        " writes to storage that both hosts have at the same path; auto (default): path if the repository is there,"
+        " otherwise ssh",
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT[-PORT]",
+        type=host_and_ports,
+        help="with --transport tls: name or address of this host, and the ports, of which each backup takes one",
+    )
+    parser.add_argument(
+        "--tls-creds",
+        metavar="DIR",
+        type=directory,
+        help="with --transport tls: directory of this host with ca-cert.pem, server-cert.pem and server-key.pem, or"
+        " keys.psk",
+    )
+    parser.add_argument(
+        "--hypervisor-tls-creds",
+        metavar="DIR",
+        type=absolute_directory,
+        help="with --transport tls: directory of the hypervisor with ca-cert.pem, client-cert.pem and client-key.pem,"
+        " or keys.psk (default: /etc/pki/libvirt-nbd or /etc/pki/qemu)",
     )
     parser.add_argument(
         "--with-media",
@@ -89,3 +115,24 @@ def add_log(parser: argparse.ArgumentParser, default: str = "stderr") -> None:
     parser.add_argument(
         "--log", metavar="FILE", type=directory, help=f"write messages to the end of this file (default: {default})"
     )
+
+
+def tls_of(options: argparse.Namespace) -> TlsPlace | None:
+    """Return where TLS is spoken, None with another transport. Raises UsageError if something is missing, or left."""
+    given = {
+        "--listen": options.listen,
+        "--tls-creds": options.tls_creds,
+        "--hypervisor-tls-creds": options.hypervisor_tls_creds,
+    }
+    if options.transport != Transport.TLS.value:
+        named = [option for option, value in given.items() if value is not None]
+        if named:
+            raise UsageError(f"{named[0]} is for --transport tls: give that too, or leave out {named[0]}.")
+        return None
+    missing = [option for option in ("--listen", "--tls-creds") if given[option] is None]
+    if missing:
+        raise UsageError(f"--transport tls needs {' and '.join(missing)}.")
+    from vbackup.api import TlsPlace  # which 'vbackup --help' does without
+
+    host, ports = options.listen
+    return TlsPlace(host, ports, options.tls_creds, options.hypervisor_tls_creds)

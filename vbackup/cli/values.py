@@ -52,6 +52,29 @@ def host_and_port(text: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def host_and_ports(text: str) -> tuple[str, range]:
+    """Return a host and its ports: backup.example.com:10809, [fd00::1]:10809-10812."""
+    first, dash, last = text.rpartition("-")
+    if not dash or not re.fullmatch(r"\d{1,5}", last, re.ASCII) or not first.rpartition(":")[2].isdecimal():
+        first, last = text, text.rpartition(":")[2]
+    try:
+        host, number = host_and_port(first)
+    except argparse.ArgumentTypeError:
+        number = 0
+    if not number or not number <= int(last) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not HOST:PORT or HOST:PORT-PORT, such as backup.example.com:10809-10812"
+        )
+    return host, range(number, int(last) + 1)
+
+
+def absolute_directory(text: str) -> str:
+    """Return the path of a directory of another host."""
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
+    return text
+
+
 def offset_bytes(text: str) -> int:
     """Return an offset or a length such as 0, 65536 or 4G."""
     size = _size_bytes(text)

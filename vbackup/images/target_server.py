@@ -21,11 +21,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vbackup.errors import MalformedError, QmpError, StorageDaemonGoneError, StorageError
+from vbackup.errors import MalformedError, QmpError, StorageDaemonGoneError, StorageError, UnsuitableError
 from vbackup.fields import objects
 from vbackup.files import storage_errors
 from vbackup.images import targets, tuning
@@ -61,15 +61,26 @@ def rounded_up(size_bytes: int) -> int:
     return -(-size_bytes // CLUSTER_BYTES) * CLUSTER_BYTES
 
 
+@dataclass(frozen=True)
+class Listening:
+    """A port at which clients speak TLS."""
+
+    host: str
+    port: int
+    creds: Mapping[str, Any]  #: the object with the server's certificate or key
+
+
 class TargetServer:
     """A storage daemon with target images and an NBD server. A context manager; the thread that enters must leave it.
 
     Entering raises what StorageDaemon raises.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, listening: Listening | None = None) -> None:
+        """``listening``: where clients connect by TLS; None: a unix socket."""
         self._reporter = reporter
         self._daemon = StorageDaemon(reporter)
+        self._listening = listening
         self._sizes: dict[str, int] = {}  #: of the disks, by the node of their image
         self._above: dict[str, list[str]] = {}  #: nodes above an image, the topmost first
 
@@ -79,8 +90,9 @@ class TargetServer:
         try:
             self._daemon.__enter__()
             try:
-                address = {"type": "unix", "data": {"path": os.fspath(self.socket)}}
-                self.monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
+                if self._listening is None:
+                    address = {"type": "unix", "data": {"path": os.fspath(self.socket)}}
+                    self.monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
             except BaseException:
                 self._daemon.__exit__(None, None, None)
                 raise
@@ -118,6 +130,25 @@ class TargetServer:
             raise self._daemon.gone(
                 remedy="It writes the images of a backup from another host. Nothing was kept of this backup; run the"
                 " same command again."
+            ) from err
+
+    def listen(self, connections: int) -> None:
+        """Listen by TLS, if that is asked for, for so many connections at once: others have to wait in vain.
+
+        Raises UnsuitableError if the daemon cannot use its certificate or key, or cannot listen there.
+        """
+        place = self._listening
+        if place is None:
+            return
+        address = {"type": "inet", "data": {"host": place.host, "port": str(place.port)}}
+        options = {"addr": address, "tls-creds": place.creds["id"], "max-connections": connections}
+        try:
+            self.monitor.execute("object-add", dict(place.creds))
+            self.monitor.execute("nbd-server-start", options)
+        except QmpError as err:
+            raise UnsuitableError(
+                f"Nothing can be received by TLS at {place.host}:{place.port} with what is in {place.creds['dir']}:"
+                f" {err.description.rstrip('.')}."
             ) from err
 
     def export(self, target: Target, size_bytes: int, *, compress: bool) -> None:
@@ -194,6 +225,7 @@ class ServedTargets:
 
     server: TargetServer
     connector: Connector
+    members: Mapping[str, Any] = field(default_factory=dict)  #: what nodes of QEMU have in addition, for TLS
 
     def open_in_qemu(
         self,
@@ -210,12 +242,13 @@ class ServedTargets:
         """
         names: list[str] = []
         undo.push("close the target images in QEMU", lambda: close_in_qemu(monitor, names))
+        self.server.listen(len(sizes_bytes))
         for target, size_bytes in zip(images, sizes_bytes):
             names.append(target.node_name)
             self.server.export(target, size_bytes, compress=compress)
             address = self.connector.address(monitor, target.node_name)
             try:
-                monitor.execute("blockdev-add", _node(target.node_name, address))
+                monitor.execute("blockdev-add", {**_node(target.node_name, address), **self.members})
             except QmpError as err:
                 raise StorageError(
                     f"QEMU cannot use the image {target.path} on this host: {err.description.rstrip('.')}."

@@ -64,6 +64,7 @@ from vbackup.undo import Undo
 
 if TYPE_CHECKING:
     from vbackup.engine.latency_throttle import LatencyThrottle
+    from vbackup.images.target_tls import TlsPlace
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class BackupRequest:
     fleecing: Path | None = None  #: the fleecing area: a directory of the domain's host (vbackup.engine.fleecing)
     no_fleecing: bool = False  #: not even where it is the default: if the data comes by SSH
     transport: Transport = Transport.AUTO  #: how the data comes here from another host
+    tls: TlsPlace | None = None  #: where TLS is spoken, with Transport.TLS
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
     note: str | None = None  #: for people (vbackup.repository.notes)
     with_media: bool = False  #: small media in CD-ROM and floppy drives belong to it
@@ -263,8 +265,14 @@ def _locked(
         stack.enter_context(repository.lock(handle.uuid, wait=wait))
         opened = stack.enter_context(source.open_source(handle, reporter=reporter, access=access))
         domain = LockedDomain(opened, repository, reporter, stop)
-        if remote_side.chosen(request.transport, handle.host, repository, stop=stop) is Transport.SSH:
-            served = stack.enter_context(remote_side.served(opened, reporter, stop=stop))
+        transport = remote_side.chosen(request.transport, handle.host, repository, stop=stop)
+        if transport is not Transport.PATH:
+            if transport is Transport.TLS and opened.is_running:
+                assert request.tls is not None
+                serving = remote_side.served_by_tls(request.tls, domain, reporter, check=stop.check)
+            else:  # a domain that is off has no QEMU, and no guest that has to wait
+                serving = remote_side.served(opened, reporter, stop=stop)
+            served = stack.enter_context(serving)
             domain = replace(domain, served=served, link=handle.host.link(check=stop.check))
         if not repository.locks(handle.uuid):
             reporter.warning(

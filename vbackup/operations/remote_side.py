@@ -7,8 +7,8 @@ it there itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from vbackup.repository.repository import Repository
 from vbackup.stop import Stop
 
 if TYPE_CHECKING:
+    from vbackup.engine.unfinished import LockedDomain
     from vbackup.images.target_server import ServedTargets
+    from vbackup.images.target_tls import TlsPlace
     from vbackup.remote.link import Link
 
 _TOKEN_BYTES = 32
@@ -53,15 +55,16 @@ class LinkConnector:
 
 
 def chosen(asked: Transport, host: Host, repository: Repository, *, stop: Stop) -> Transport:
-    """Return SSH or PATH: what was asked for, or else PATH exactly if the host of libvirt has the repository.
+    """Return SSH, TLS or PATH: what was asked for, or else PATH exactly if the host of libvirt has the repository.
 
     A local libvirt, and one that is not reached by SSH, has only PATH. Raises UnsuitableError if SSH is asked for
     there, what opening a link raises, StorageError.
     """
     if host.is_local or not host.has_link:
-        if asked is Transport.SSH:
+        if asked in (Transport.SSH, Transport.TLS):
+            why = "no data can come through it" if asked is Transport.SSH else "nothing there watches over the data"
             raise UnsuitableError(
-                f"The connection {host.real_uri} is not by SSH, so no data can come through it: use a URI such as"
+                f"The connection {host.real_uri} is not by SSH, so {why}: use a URI such as"
                 " qemu+ssh://root@HOST/system, or leave out --transport."
             )
         return Transport.PATH
@@ -106,6 +109,32 @@ def served(source: Source, reporter: Reporter, *, stop: Stop) -> Iterator[Served
             yield ServedTargets(server, LinkConnector(link, source.handle.uuid, socket, source.is_running))
         finally:
             _end(link, socket)
+
+
+@contextmanager
+def served_by_tls(
+    place: TlsPlace, domain: LockedDomain, reporter: Reporter, *, check: Callable[[], None]
+) -> Iterator[ServedTargets]:
+    """Serve target images at a port of this host, to a domain's running QEMU, while the block runs.
+
+    ``check`` is called while all ports are taken. Raises what ``served`` raises, BusyError.
+    """
+    from vbackup.images import target_tls  # other backups need none of them
+    from vbackup.images.target_server import Listening, ServedTargets, TargetServer
+    from vbackup.images.target_tls import TlsConnector
+
+    place.check()
+    handle = domain.source.handle
+    with ExitStack() as stack:
+        port = stack.enter_context(target_tls.port(place, check=check))
+        creds = target_tls.server_options(place, "tls")
+        server = stack.enter_context(TargetServer(reporter, Listening(place.host, port, creds)))
+        link = handle.host.link(check=check)
+        creds_id, directory = stack.enter_context(
+            target_tls.credentials(domain.monitor, place, domain.naming, host=link.host)
+        )
+        connector = TlsConnector(link, handle.uuid, place, port, creds_id, directory)
+        yield ServedTargets(server, connector, connector.members())
 
 
 def _end(link: Link, socket: str) -> None:

@@ -41,6 +41,8 @@ PIECE_BYTES = 256 * 1024
 OUTPUT_BYTES = 64 * 1024 * 1024
 #: What an NBD server says first.
 GREETING = b"NBDMAGIC"
+#: How long the other end of a TCP connection may be silent before the kernel ends it, in seconds.
+SILENCE_S = 15
 #: How long libvirt may take for a command to QEMU; it waits up to 30 s for the domain's lock by itself.
 VIRSH_S = 40
 #: How long the guest agent may take to answer one thaw, the pause between two, and when it is given up.
@@ -381,6 +383,12 @@ class Helper:
         with _greeted(path, self.greeting_s) as server:
             Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
 
+    def do_pass_nbd_by_tcp(self, uuid: str, name: str, host: str, port: int) -> None:
+        """Hand QEMU a socket that is connected to the server at a port, after the server has greeted."""
+        with _connected(host, port, self.greeting_s) as server:
+            _await_greeting(server, self.greeting_s)
+            Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
+
     def do_pass_file(self, uuid: str, opaque: str, directory: str, size_bytes: int) -> int:
         """Make an empty qcow2 image without a name there, and hand it to QEMU; returns the id of the set."""
         fd = _nameless(directory)
@@ -658,29 +666,59 @@ def _listening(path: str) -> "Iterator[tuple[int, ...]]":
 
 @contextlib.contextmanager
 def _greeted(path: str, limit_s: float) -> "Iterator[socket.socket]":
-    """Yield a socket that is connected to an NBD server whose greeting has arrived, and has not been read.
-
-    QEMU stands still, with all its virtual processors, while it waits for a server that says nothing.
-    """
+    """Yield a socket that is connected to an NBD server whose greeting has arrived, and has not been read."""
     with socket.socket(socket.AF_UNIX) as server:
-        until = time.monotonic() + limit_s
         server.settimeout(limit_s)
         try:
             server.connect(path)
-            seen = b""
-            while len(seen) < len(GREETING):
-                server.settimeout(max(0.001, until - time.monotonic()))
-                seen = server.recv(len(GREETING), socket.MSG_PEEK)
-                if not seen:
-                    raise RefusedError("the NBD server on the backup host has closed the connection")
-                if len(seen) < len(GREETING):
-                    time.sleep(0.01)
         except socket.timeout:
-            raise RefusedError(f"the NBD server on the backup host did not greet within {limit_s:.0f} s") from None
-        if seen != GREETING:
-            raise RefusedError("what answers on the backup host is no NBD server")
-        server.settimeout(None)
+            raise RefusedError(f"the NBD server on the backup host did not answer within {limit_s:.0f} s") from None
+        _await_greeting(server, limit_s)
         yield server
+
+
+def _connected(host: str, port: int, limit_s: float) -> socket.socket:
+    """Return a connection that the kernel ends when the other host is silent.
+
+    QEMU would wait for ever, and with it the guest's requests, which no QMP command changes.
+    """
+    try:
+        server = socket.create_connection((host, port), timeout=limit_s)
+    except socket.timeout:
+        raise RefusedError(f"{host}:{port} does not answer within {limit_s:.0f} s") from None
+    except OSError as err:
+        raise RefusedError(f"{host}:{port}: {err.strerror or err}") from None
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, SILENCE_S // 3),
+        (socket.TCP_KEEPINTVL, SILENCE_S // 3),
+        (socket.TCP_KEEPCNT, 2),
+        (socket.TCP_USER_TIMEOUT, SILENCE_S * 1000),
+    ):
+        server.setsockopt(socket.IPPROTO_TCP, option, value)
+    return server
+
+
+def _await_greeting(server: socket.socket, limit_s: float) -> None:
+    """Wait until the greeting of an NBD server has arrived, which is not read.
+
+    QEMU stands still, with all its virtual processors, while it waits for a server that says nothing.
+    """
+    until = time.monotonic() + limit_s
+    try:
+        seen = b""
+        while len(seen) < len(GREETING):
+            server.settimeout(max(0.001, until - time.monotonic()))
+            seen = server.recv(len(GREETING), socket.MSG_PEEK)
+            if not seen:
+                raise RefusedError("the NBD server on the backup host has closed the connection")
+            if len(seen) < len(GREETING):
+                time.sleep(0.01)
+    except socket.timeout:
+        raise RefusedError(f"the NBD server on the backup host did not greet within {limit_s:.0f} s") from None
+    if seen != GREETING:
+        raise RefusedError("what answers on the backup host is no NBD server")
+    server.settimeout(None)
 
 
 def _nameless(directory: str) -> int:

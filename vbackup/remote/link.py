@@ -167,6 +167,14 @@ class Link:
         """
         self._call("pass_nbd", f"connect QEMU of domain {uuid}", uuid=uuid, name=name, path=remote)
 
+    def pass_nbd_by_tcp(self, uuid: str, name: str, host: str, port: int) -> None:
+        """Give the domain's QEMU, as descriptor ``name``, a socket that is connected to a port of the backup host.
+
+        The server has greeted by then. The kernel there ends the connection when the backup host is silent.
+        """
+        what = f"connect QEMU of domain {uuid} to {host}:{port}"
+        self._call("pass_nbd_by_tcp", what, uuid=uuid, name=name, host=host, port=port)
+
     def pass_file(self, uuid: str, opaque: str, directory: str, size_bytes: int) -> int:
         """Make an empty qcow2 image of that size, without a name, in a directory there, and give it to the QEMU.
 

@@ -10,6 +10,7 @@ from vbackup.api import BackupRequest, Connection, documents, read_hosts
 from vbackup.cli import batch, fleet, output, plans, script_options
 from vbackup.cli.arguments import domains_of
 from vbackup.cli.context import Context
+from vbackup.cli.making import tls_of
 from vbackup.errors import Status, UsageError
 from vbackup.model import Backup, Compression, Level, Quiesce, Transport
 
@@ -68,6 +69,7 @@ def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
         fleecing=options.fleecing,
         no_fleecing=options.no_fleecing,
         transport=Transport(options.transport),
+        tls=tls_of(options),
         exclusive=options.exclusive,
         allow_reflink=options.allow_reflink,
         with_media=options.with_media,
