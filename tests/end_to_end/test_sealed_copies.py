@@ -104,6 +104,8 @@ def test_points_come_back_from_the_target_alone(copies: Copies, pair: KeyPair, t
     ]
     copies.check("--identity", pair.path)
     copies.check("--identity", f"command:cat {other.path}")
+    _, said = copies.restore("-v", "--identity", pair.path, "--identity", f"command:cat {other.path}")
+    assert "AGE-SECRET-KEY" not in said
     path = tmp_path / "fetched"
     words = ("--from", copies.target, "--identity", pair.path, "--cache", copies.new_path())
     copies.command("-q", "fetch", "-r", path, *words)

@@ -77,13 +77,19 @@ def read(repository: Repository, uuid: str) -> Facts:
     for base, by in _bases_of_unfinished(repository, uuid):
         needed_by.setdefault(base, {})[by] = "unfinished"
     bases = retention.bases_of_next(catalogue.history)
-    for standby in standbys.read(repository.path / uuid):
-        for liked in {standby.backup, standby.failback}:
-            if liked is not None:
-                bases.setdefault(liked, []).append(f"the standby at {standby.uri} is like it")
+    for backup_id, reason in _of_standbys(repository.path / uuid):
+        bases.setdefault(backup_id, []).append(reason)
     return Facts(
         catalogue, broken, protected=protected, immutable=immutable, in_use=in_use, bases=bases, needed_by=needed_by
     )
+
+
+def _of_standbys(directory: Path) -> Iterator[tuple[str, str]]:
+    """Yield the backups that standbys are like, or that an original still has to get, and the reason to keep them."""
+    for standby in standbys.read(directory):
+        for backup_id in {standby.backup, standby.failback}:
+            if backup_id is not None:
+                yield backup_id, f"the standby at {standby.uri} is like it"
 
 
 def _bases_of_broken(

@@ -95,7 +95,7 @@ class CloudStore:
         path = self._path_of(key)
         if self.size(key) is not None:
             return False
-        with self._errors(f"store {key}"):
+        with self._errors(f"store {key}"), self._no_bucket():
             if size_bytes <= _WHOLE_BYTES:
                 data = b"".join(_pieces(source, key, size_bytes))
                 attributes = {SHA256: hashlib.sha256(data).hexdigest()}
@@ -167,15 +167,16 @@ class CloudStore:
             try:
                 return obstore.head(self._objects, self._path_of(key))["size"]
             except FileNotFoundError as err:
-                if "NoSuchBucket" in str(err):
-                    raise StorageError(f"There is no bucket or container for {self._name}: create it first.") from None
-                return None
+                if "NoSuchBucket" not in str(err):
+                    return None
+                with self._no_bucket():
+                    raise
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
         refuse_prefix(prefix)
         deadline = time.monotonic() + self._retry_s
-        with self._errors("list what is there"):
+        with self._errors("list what is there"), self._no_bucket():
             while True:
                 try:
                     found = self._listed(prefix)
@@ -220,6 +221,14 @@ class CloudStore:
     def _path_of(self, key: str) -> str:
         refuse_key(key)
         return self._prefix + key
+
+    @contextmanager
+    def _no_bucket(self) -> Iterator[None]:
+        """Where no object needs to be there, what is missing is the bucket."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise StorageError(f"There is no bucket or container for {self._name}: create it first.") from None
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
