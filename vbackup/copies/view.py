@@ -128,13 +128,13 @@ def opened(
         _refuse_sealed(there)
         with storage_errors(f"write to {path}"):
             marker = {"schema": "vbackup.repository/1", "version": VERSION, "id": target.repository_id}
-            (path / MARKER).write_text(json.dumps(marker))
+            _write(path / MARKER, json.dumps(marker))
             repository = Repository(path, target.repository_id, has_images=False)
             for uuid, each in there.items():
                 (path / uuid).mkdir(mode=0o700)
                 for backup_id, point in each.points.items():
                     (path / uuid / backup_id).mkdir(mode=0o700)
-                    (path / uuid / backup_id / MANIFEST).write_text(of_points.dump(point))
+                    _write(path / uuid / backup_id / MANIFEST, of_points.dump(point))
                 remember(repository, uuid, (point.backup for point in each.points.values()))
                 for backup_id, err in each.unreadable.items():
                     (path / uuid / backup_id).mkdir(mode=0o700)
@@ -147,6 +147,13 @@ def _refuse_sealed(there: Mapping[str, There]) -> None:
     errors = [err for each in there.values() for err in each.unreadable.values() if isinstance(err, IdentityError)]
     if errors and not any(each.points for each in there.values()):
         raise errors[0]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is only needed until the command ends."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
 
 
 def remember(repository: Repository, uuid: str, backups: Iterable[Backup]) -> None:

@@ -48,6 +48,7 @@ class Fetched:
     there: dict[str, tuple[str, ...]]  #: the same of those that an earlier fetch had brought
     fetched_bytes: int
     names: dict[str, str]  #: that the domains had last, by UUID
+    unreadable: dict[str, dict[str, str]]  #: why other points cannot be fetched, by UUID and id
 
 
 def run(request: FetchRequest, view: View) -> Fetched:
@@ -73,7 +74,8 @@ def run(request: FetchRequest, view: View) -> Fetched:
                 views.remember(repository, uuid, (point.backup for point in found.values()))
         fetched[uuid], there[uuid] = tuple(point.backup.id for point in new), tuple(had)
     names = {uuid: repository.name_of(uuid) for uuid in fetched}
-    return Fetched(repository.path, repository.id, fetched, there, fetched_bytes, names)
+    unreadable = {uuid: {one: str(err) for one, err in view.there[uuid].unreadable.items()} for uuid in fetched}
+    return Fetched(repository.path, repository.id, fetched, there, fetched_bytes, names, unreadable)
 
 
 def _repository(path: Path, view: View) -> Repository:

@@ -12,7 +12,7 @@ from vbackup.errors import Status
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Fetch, and print how many backups the repository has now."""
+    """Fetch, and print how many backups the repository has now; the status is 6 if some could not be read."""
     request = FetchRequest(
         context.repository_path(),
         tuple(domain_words_of(options)),
@@ -35,6 +35,9 @@ def run(options: argparse.Namespace, context: Context) -> int:
                         "domain": {"name": done.names[uuid], "uuid": uuid},
                         "fetched": list(ids),
                         "there": list(done.there[uuid]),
+                        "unreadable": [
+                            {"id": backup_id, "reason": reason} for backup_id, reason in done.unreadable[uuid].items()
+                        ],
                     }
                     for uuid, ids in done.points.items()
                 ],
@@ -51,4 +54,4 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 f" repository {done.path}.{there}"
             )
         )
-    return Status.DONE
+    return Status.CHAIN if any(done.unreadable.values()) else Status.DONE

@@ -107,6 +107,16 @@ def test_damage_is_status_6(command: Command, tree: Tree, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+def test_fetch_of_what_cannot_be_read_is_status_6(command: Command, tree: Tree, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "-q")
+    (target / tree.uuid / tree.ids()[2] / "manifest.json").write_text("{}")
+    words = ("fetch", "--from", target, "--cache", tmp_path / "cache", "-r", tmp_path / "new")
+    [domain] = command(*words, "--json", status=6).document["domains"]
+    assert domain["fetched"] == tree.ids()[:2]
+    assert [one["id"] for one in domain["unreadable"]] == tree.ids()[2:]
+
+
 def test_broken_backups_are_status_6_and_the_others_are_copied(command: Command, tree: Tree, tmp_path: Path) -> None:
     tree.image(tree.ids()[2]).unlink()
     done = command("copy", "web", "-r", tree.repository.path, "--to", tmp_path / "target", "--json", status=6)
