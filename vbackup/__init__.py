@@ -13,7 +13,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              standbys  fleet
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
-                             check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
+                             check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
+                             restore_in_place  rollback  full_in_place  in_place_end  mount  umount
                              serve  session_begin  session_end  session_offline  session_status  session_changes
                              serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test
@@ -75,8 +76,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
 http.ranges, sessions.checkpoint, qemu.block_graph, domain.domain_xml, restored_xml, live_xml, host_state, identity,
-capabilities, media, machine_xml, nvram_xml, qemu_arguments, boot_copy and screenshot, images.tuning and denied,
-remote.address and command.
+capabilities, media, machine_xml, nvram_xml, standby_xml, qemu_arguments, boot_copy and screenshot, images.tuning and
+denied, remote.address and command.
 """
 
 __version__ = "0.1.0"

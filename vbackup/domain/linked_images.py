@@ -8,113 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from vbackup.domain import chain_states
 from vbackup.domain.freeze import Freeze
 from vbackup.domain.host import DomainHandle
-from vbackup.errors import (
-    BusyError,
-    ChainError,
-    ConnectionLostError,
-    DiskError,
-    FdsNotNeededError,
-    QmpError,
-    RemoteError,
-    StorageDaemonGoneError,
-)
-from vbackup.model import BlockDriver, Consistency, Disk, DiskNode, Domain, FreezeMark, Layer, Quiesce
+from vbackup.errors import BusyError, ChainError, DiskError, QmpError, RemoteError
+from vbackup.model import BlockDriver, Consistency, Disk, DiskNode, Domain, FreezeMark, Layer, Quiesce, SecretRef
 from vbackup.process import OpenFiles
-from vbackup.qemu import backing_chain, qcow2
+from vbackup.qemu import qcow2
 from vbackup.qemu.backing_chain import Image
-from vbackup.qemu.monitor import Event, Monitor, block_graph
-from vbackup.qemu.qmp_socket import Socket
-from vbackup.qemu.storage_daemon import PROGRAM
+from vbackup.qemu.monitor import Monitor, block_graph
+from vbackup.qemu.storage_daemon import StorageDaemon
+from vbackup.remote.daemon import Hypervisor
 from vbackup.remote.link import Link
 from vbackup.report import Reporter
 
-#: How long the daemon there may take to listen, and to store the bitmaps and end.
-START_S, END_S = 30.0, 60.0
-_TICK_S = 0.05
 _NUMBERS = itertools.count(1)
 
 
+@dataclass(frozen=True)
 class LinkedDaemon:
-    """A storage daemon on another host, and its monitor (vbackup.qemu.monitor.Monitor). A context manager.
+    """A storage daemon on another host, with an NBD server."""
 
-    Entering raises RemoteError if it is not installed there, StorageDaemonGoneError if it ends at once, and what the
-    link raises.
-    """
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._numbers = itertools.count(1)
-        self._nodes: dict[str, list[dict[str, Any]]] = {}  #: of each disk's alias, the storage first
-        self.nbd = Path()  #: the socket of its NBD server, on this host
-
-    def __enter__(self) -> LinkedDaemon:
-        number, directory = next(_NUMBERS), self._link.directory()
-        monitor, nbd = f"{directory}/qmp-{number}", f"{directory}/nbd-{number}"
-        chardev = f"socket,id=qmp,path={monitor},server=on,wait=off"
-        self._pid = self._link.start([PROGRAM, "--chardev", chardev, "--monitor", "chardev=qmp"])
-        with ExitStack() as stack:
-            stack.callback(self._end)
-            self._wait_for(monitor)
-            place = f"{PROGRAM} on {self._link.host}"
-            self._socket = stack.enter_context(Socket(str(self._link.connect(monitor)), name=place))
-            self.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": nbd}}})
-            self.nbd = self._link.connect(nbd)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
-
-    def _wait_for(self, path: str) -> None:
-        for _ in range(int(START_S / _TICK_S)):
-            ended = self._link.ended(self._pid, within_s=_TICK_S)
-            if ended is not None:
-                raise StorageDaemonGoneError(f"exited with status {ended.status}", ended.stderr.strip())
-            try:
-                self._link.stat(path)
-            except RemoteError:
-                continue
-            return
-        raise StorageDaemonGoneError("did not answer", "")
-
-    def _end(self) -> None:
-        """Let it store the bitmaps and end: SIGTERM does that."""
-        if self._link.is_lost:
-            return  # the helper ends it
-        self._link.signal(self._pid, signal.SIGTERM)
-        if self._link.ended(self._pid, within_s=END_S) is None:
-            self._link.signal(self._pid, signal.SIGKILL)
-
-    @property
-    def chains(self) -> Mapping[str, Sequence[str]]:
-        """Node names of the opened images by the disks' aliases."""
-        return {alias: (nodes[-1]["node-name"],) for alias, nodes in self._nodes.items()}
-
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, fd: int | None = None) -> Any:
-        """Execute a QMP command. Raises LinkLostError, StorageDaemonGoneError."""
-        if fd is not None:
-            raise FdsNotNeededError(f"{PROGRAM} accepts no file descriptors.")
-        try:
-            return self._socket.execute(command, arguments)
-        except ConnectionLostError as err:
-            self._link.refuse_lost()
-            raise StorageDaemonGoneError("did not answer", str(err)) from err
-
-    def next_event(self, timeout_s: float) -> Event | None:
-        """Return the next job event of the daemon."""
-        return self._socket.next_event(timeout_s)
+    daemon: StorageDaemon
+    link: Link
+    nbd: Path  #: the socket of its NBD server, on this host
 
     def open(self, disk: Disk) -> None:
         """Open the image of a disk for writing. Raises DiskError, BusyError."""
@@ -123,24 +45,16 @@ class LinkedDaemon:
             raise DiskError(disk.dev, "it is not in one qcow2 image.")
         self._refuse_unfit(disk, path)
         image = Image(path, BlockDriver.QCOW2, is_block_device=False, identity=(0, 0))
-        nodes = backing_chain.blockdevs([image], numbers=self._numbers, secret_ids={})
-        nodes[-1]["discard"] = "unmap"
-        opened: list[str] = []
         try:
-            for node in nodes:
-                self.execute("blockdev-add", node)
-                opened.append(node["node-name"])
+            self.daemon.open(disk.alias, [image], secret_value=_no_secret)
         except QmpError as err:
-            for name in reversed(opened):
-                self.execute("blockdev-del", {"node-name": name})
             if err.description.is_of_lock:
-                raise BusyError(f"The image {path} on {self._link.host} is open in another process.") from err
+                raise BusyError(f"The image {path} on {self.link.host} is open in another process.") from err
             raise DiskError(disk.dev, f"QEMU cannot open {path}: {err.description}", cause=err.description) from err
-        self._nodes[disk.alias] = nodes
 
     def _refuse_unfit(self, disk: Disk, path: str) -> None:
         """Raise DiskError if there is no such image, or it depends on another one."""
-        pieces = self._link.read_file(path)
+        pieces = self.link.read_file(path)
         try:
             header = qcow2.header_in(next(pieces, b""), Path(path))
         except (ChainError, RemoteError) as err:
@@ -150,26 +64,31 @@ class LinkedDaemon:
         if header.backing_file is not None or header.has_data_file or header.encrypted:
             raise DiskError(disk.dev, f"{path} depends on another image, or is encrypted.")
 
-    def close(self, alias: str) -> None:
-        """Close the image of a disk if it is open."""
-        for node in reversed(self._nodes.pop(alias, [])):
-            self.execute("blockdev-del", {"node-name": node["node-name"]})
 
-    def store(self, node_name: str) -> None:
-        """Make QEMU store what it has in memory of an image: tables, and bitmaps. Raises QmpError."""
-        nodes = next(nodes for nodes in self._nodes.values() if nodes[-1]["node-name"] == node_name)
-        for options in ([{**node, "read-only": True} for node in nodes], nodes):
-            self.execute("blockdev-reopen", {"options": options})
+def _no_secret(secret: SecretRef) -> bytes:
+    raise AssertionError(f"an image without encryption has no secret {secret}")
+
+
+@contextmanager
+def daemon_there(link: Link, reporter: Reporter) -> Iterator[LinkedDaemon]:
+    """Run a storage daemon on the other host during the block, which ends with the link at the latest.
+
+    Raises UnsuitableError if it is not installed there, and what the link raises.
+    """
+    with StorageDaemon(reporter, elsewhere=Hypervisor(link)) as daemon:
+        path = f"{link.directory()}/nbd-{next(_NUMBERS)}"
+        daemon.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": path}}})
+        yield LinkedDaemon(daemon, link, link.connect(path))
 
 
 class LinkedSource:
     """The disks of a domain that is off, on another host (vbackup.domain.source.Source)."""
 
-    def __init__(self, handle: DomainHandle | None, domain: Domain, daemon: LinkedDaemon) -> None:
+    def __init__(self, handle: DomainHandle | None, domain: Domain, there: LinkedDaemon) -> None:
         """``handle``: None for a domain that libvirt does not have yet."""
         self._handle = handle
         self.domain = domain
-        self.daemon = daemon
+        self._there, self._daemon = there, there.daemon
 
     @property
     def handle(self) -> DomainHandle:
@@ -180,7 +99,7 @@ class LinkedSource:
     @property
     def monitor(self) -> Monitor:
         """The storage daemon."""
-        return self.daemon
+        return self._daemon
 
     @property
     def is_running(self) -> bool:
@@ -198,9 +117,9 @@ class LinkedSource:
     def disk_nodes(self, disks: Sequence[Disk]) -> list[DiskNode]:
         """Open each disk when it is first asked for."""
         for disk in disks:
-            if disk.alias not in self.daemon.chains:
-                self.daemon.open(disk)
-        graph = block_graph(self.daemon, chains=self.daemon.chains)
+            if disk.alias not in self._daemon.chains:
+                self._there.open(disk)
+        graph = block_graph(self._daemon, chains=self._daemon.chains)
         return [dataclasses.replace(graph.disk_node(disk), lasting=False) for disk in disks]
 
     def open_files(self) -> OpenFiles | None:
@@ -220,11 +139,12 @@ class LinkedSource:
 
     def store(self, layer: Layer) -> None:
         """Store what QEMU has in memory of an image. Raises QmpError."""
-        self.daemon.store(layer.node_name)
+        self._daemon.store(layer.node_name)
 
     def close_disk(self, disk: Disk) -> None:
         """Close the image of a disk if it is open."""
-        self.daemon.close(disk.alias)
+        if disk.alias in self._daemon.chains:
+            self._daemon.close(disk.alias)
 
     def reason_not_to_write(self, layer: Layer) -> str | None:
         """Return None: QEMU's locks keep others out."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vbackup.domain import defining, domain_xml, identity, machine_xml, media
 from vbackup.domain.host import DomainHandle, Host
-from vbackup.domain.linked_images import LinkedDaemon, LinkedSource
+from vbackup.domain.linked_images import LinkedSource, daemon_there
 from vbackup.domain.restored_xml import RestoredXml
 from vbackup.engine.rollback_reach import There
 from vbackup.errors import RemoteError, StorageError, UnsuitableError
@@ -91,7 +91,7 @@ class LinkedFiles:
             rollback.refuse_running(handle)
         with (
             ExitStack() as stack,
-            LinkedDaemon(self.link) as there,
+            daemon_there(self.link, self.reporter) as there,
             StorageDaemon(self.reporter, is_only_read=True) as here,
         ):
             yield rollback.planned(
@@ -102,7 +102,7 @@ class LinkedFiles:
                 repository=self.repository,
                 reporter=self.reporter,
                 stop=self.stop,
-                reach=There(here, there, there.nbd),
+                reach=There(here, there.daemon, there.nbd),
             )
 
     def write_images(self, ready: Rollback | None, reasons: Mapping[str, str]) -> list[NewImage]:

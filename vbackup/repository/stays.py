@@ -56,16 +56,15 @@ def read(repository: Repository, uuid: str) -> Facts:
     catalogue = repository.catalogue(uuid)
     broken = {one.id: one.reason_alone.rstrip(".") for one in catalogue.broken}
     protected: dict[str, str] = {}
-    immutable: dict[str, str] = {}
     in_use: set[str] = set()
-    for backup_id in [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]:
+    ids = [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]
+    held = ((backup_id, immutability.reason(repository.directory(uuid, backup_id))) for backup_id in ids)
+    immutable = {backup_id: reason for backup_id, reason in held if reason is not None}
+    for backup_id in ids:
         directory = repository.directory(uuid, backup_id)
         found = protection.read(directory)
         if found is not None:
             protected[backup_id] = PROTECTED if found.reason is None else f"{PROTECTED} ({found.reason})"
-        held = immutability.reason(directory)
-        if held is not None:
-            immutable[backup_id] = held
         verified = verification.read(directory)
         if verified is not None and verified.verdict is Verdict.DAMAGED:
             broken.setdefault(backup_id, DAMAGED)
@@ -78,13 +77,19 @@ def read(repository: Repository, uuid: str) -> Facts:
     for base, by in _bases_of_unfinished(repository, uuid):
         needed_by.setdefault(base, {})[by] = "unfinished"
     bases = retention.bases_of_next(catalogue.history)
-    for standby in standbys.read(repository.path / uuid):
-        for liked in {standby.backup, standby.failback}:
-            if liked is not None:
-                bases.setdefault(liked, []).append(f"the standby at {standby.uri} is like it")
+    for backup_id, reason in _of_standbys(repository.path / uuid):
+        bases.setdefault(backup_id, []).append(reason)
     return Facts(
         catalogue, broken, protected=protected, immutable=immutable, in_use=in_use, bases=bases, needed_by=needed_by
     )
+
+
+def _of_standbys(directory: Path) -> Iterator[tuple[str, str]]:
+    """Yield the backups that standbys are like, or that an original still has to get, and the reason to keep them."""
+    for standby in standbys.read(directory):
+        for backup_id in {standby.backup, standby.failback}:
+            if backup_id is not None:
+                yield backup_id, f"the standby at {standby.uri} is like it"
 
 
 def _bases_of_broken(
