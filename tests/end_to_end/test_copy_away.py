@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import age
 from tests import hosts as hosts_
 from tests.conftest import Command
 from tests.fault_proxy import Fault, FaultProxy, Seen, fault_proxy
@@ -49,6 +50,8 @@ class Away:
 
     url: str
     options: tuple[str, ...] = ()  #: what commands need to open it
+    recipient: tuple[str, ...] = ()  #: what copy needs besides, and the others do not
+    identity: tuple[str, ...] = ()  #: the other way round
 
 
 def config(path: Path, weed: Weed, *, endpoint: str | None = None) -> tuple[str, ...]:
@@ -57,13 +60,17 @@ def config(path: Path, weed: Weed, *, endpoint: str | None = None) -> tuple[str,
     return ("--target-config", os.fspath(path))
 
 
-@pytest.fixture(params=["s3", "ssh"])
+@pytest.fixture(params=["s3", "ssh", "s3 encrypted"])
 def away(request: pytest.FixtureRequest, tmp_path: Path) -> Away:
     if request.param == "ssh":
         host: hosts_.Hypervisor = request.getfixturevalue("hypervisor")
         return Away(f"ssh://{host.name}{host.directory}/{tmp_path.name}")
     weed: Weed = request.getfixturevalue("weed")
-    return Away(f"s3://{weed.shared}/{tmp_path.name}", config(tmp_path / "keys", weed))
+    url, options = f"s3://{weed.shared}/{tmp_path.name}", config(tmp_path / "keys", weed)
+    if request.param == "s3":
+        return Away(url, options)
+    pair = age.key_pair(tmp_path)
+    return Away(url, options, ("--recipient", pair.recipient), ("--identity", os.fspath(pair.path)))
 
 
 @pytest.fixture(name="proxy")
@@ -75,9 +82,13 @@ def faults(weed: Weed) -> Iterator[FaultProxy]:
 def test_everything_comes_back_without_the_repository(tmp_path: Path, command: Command, away: Away) -> None:
     tree = chain(tmp_path / "repo")
     ids = tree.ids()
-    done = command("copy", UUID, "-r", tree.repository.path, "--to", away.url, *away.options, "--json").document
+    done = command(
+        "copy", UUID, "-r", tree.repository.path, "--to", away.url, *away.options, *away.recipient, "--json"
+    ).document
     assert [point["id"] for point in done["domains"][0]["copied"]] == ids
-    again = command("copy", UUID, "-r", tree.repository.path, "--to", away.url, *away.options, "--json").document
+    again = command(
+        "copy", UUID, "-r", tree.repository.path, "--to", away.url, *away.options, *away.recipient, "--json"
+    ).document
     assert again["domains"][0]["copied"] == []
     newest = ids[-1]
     before = tmp_path / "before"
@@ -85,16 +96,28 @@ def test_everything_comes_back_without_the_repository(tmp_path: Path, command: C
     # Another machine: neither the repository nor anything that was learned of the target is there.
     shutil.move(tree.repository.path, tmp_path / "lost")
     cache = ("--cache", tmp_path / "cache")
-    listed = command("list", UUID, "--from", away.url, *away.options, *cache, "--json").document
+    listed = command("list", UUID, "--from", away.url, *away.options, *away.identity, *cache, "--json").document
     assert newest in str(listed)
-    command("verify", UUID, "--from", away.url, *away.options, *cache)
+    command("verify", UUID, "--from", away.url, *away.options, *away.identity, *cache)
     after = tmp_path / "after"
-    command("restore", UUID, "--from", away.url, *away.options, *cache, "--backup", newest, "--output", after)
+    command(
+        "restore",
+        UUID,
+        "--from",
+        away.url,
+        *away.options,
+        *away.identity,
+        *cache,
+        "--backup",
+        newest,
+        "--output",
+        after,
+    )
     images = sorted(path.name for path in before.glob("vd*"))
     assert len(images) == 2
     for name in images:
         subprocess.run(["qemu-img", "compare", before / name, after / name], check=True, capture_output=True)
-    command("fetch", "-r", tmp_path / "fetched", "--from", away.url, *away.options, *cache)
+    command("fetch", "-r", tmp_path / "fetched", "--from", away.url, *away.options, *away.identity, *cache)
     fetched = object.__new__(Tree)
     fetched.repository = type(tree.repository).open(tmp_path / "fetched")
     fetched.uuid, fetched.states = tree.uuid, tree.states
@@ -105,12 +128,12 @@ def test_everything_comes_back_without_the_repository(tmp_path: Path, command: C
 def test_prune_at_a_target_that_is_away(tmp_path: Path, command: Command, away: Away) -> None:
     tree = Tree(tmp_path / "repo")
     ids = [tree.backup({"vda": State.of(SIZE, {0: (n, n)})}) for n in (1, 2, 3)]
-    command("copy", UUID, "-r", tree.repository.path, "--to", away.url, *away.options)
+    command("copy", UUID, "-r", tree.repository.path, "--to", away.url, *away.options, *away.recipient)
     cache = ("--cache", tmp_path / "cache")
-    at = ("--at", away.url, *away.options, *cache)
+    at = ("--at", away.url, *away.options, *away.identity, *cache)
     pruned = command("prune", UUID, *at, "--keep-last", "1", "--json").document
     assert pruned["domains"][0]["removed"] == 2
-    listed = command("list", UUID, "--from", away.url, *away.options, *cache, "--json").stdout
+    listed = command("list", UUID, "--from", away.url, *away.options, *away.identity, *cache, "--json").stdout
     assert [one in listed for one in ids] == [False, False, True]
 
 

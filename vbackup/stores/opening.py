@@ -48,6 +48,8 @@ def opened(target: str, *, create: bool = False, config: Path | None = None) -> 
 def _in_cloud(target: str, found: settings.Settings) -> Store:
     parts = urlsplit(target)
     prefix = parts.path.strip("/")
+    if "@" in parts.netloc:  # nothing of the address is shown then
+        raise UsageError("An address must have no keys, which every user of this host could read: see --target-config.")
     if not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment or (prefix and not is_key(prefix)):
         raise UsageError(f"{target!r} is not an address: it should be like s3://my-bucket/copies.")
     try:

@@ -63,11 +63,11 @@ def place(url: str) -> Place:
     """Return what an URL ssh://[user@]host[:port]/path means; /~/path begins in the user's home. Raises UsageError."""
     try:
         parts = urlsplit(url)
+        if parts.password is not None:  # nothing of the address is shown then
+            raise UsageError("An address must have no password, which every user of this host could read: use a key.")
         port = parts.port
     except ValueError as err:
         raise UsageError(f"{url!r} is not an address: {err}.") from None
-    if parts.password is not None:
-        raise UsageError("An address must have no password, which every user of this host could read: use a key.")
     host, user = parts.hostname or "", parts.username
     path = unquote(parts.path).rstrip("/")
     if not _USER_OR_HOST.fullmatch(host) or (user is not None and not _USER_OR_HOST.fullmatch(unquote(user))):

@@ -49,3 +49,9 @@ def test_without_obstore_one_sentence_says_how_to_get_it(scheme: str, monkeypatc
     assert str(raised.value) == (
         f"Copies go to {scheme}:// by obstore, and this Python has no obstore to do that: run 'pip install obstore'."
     )
+
+
+def test_keys_in_an_address_are_refused_and_not_shown() -> None:
+    with pytest.raises(UsageError, match="no keys") as raised:
+        opened("s3://key:hidden@bucket/copies")
+    assert "hidden" not in str(raised.value)

@@ -42,9 +42,10 @@ def test_what_is_no_address(url: str) -> None:
         place(url)
 
 
-def test_password_is_refused_and_not_shown() -> None:
+@pytest.mark.parametrize("url", ["ssh://me:hidden@host/srv", "ssh://me:hidden@host:x/srv", "ssh://me:hidden@host"])
+def test_password_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(UsageError, match="no password") as raised:
-        place("ssh://me:hidden@host/srv")
+        place(url)
     assert "hidden" not in str(raised.value)
 
 
