@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -59,11 +61,15 @@ class FaultProxy:
 
 
 @contextlib.contextmanager
-def fault_proxy(server: str) -> Iterator[FaultProxy]:
-    """Yield a proxy of a server, given by its URL."""
+def fault_proxy(server: str, *, certificates: Path | None = None) -> Iterator[FaultProxy]:
+    """Yield a proxy of a server, given by its URL. ``certificates``: of tests.certificates, to speak TLS."""
     proxy = FaultProxy("")
     listening = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"proxy": proxy, "server_url": server}))
-    proxy.endpoint = f"http://127.0.0.1:{listening.server_address[1]}"
+    if certificates is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
+        listening.socket = tls.wrap_socket(listening.socket, server_side=True)
+    proxy.endpoint = f"http{'' if certificates is None else 's'}://127.0.0.1:{listening.server_address[1]}"
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -13,7 +13,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              standbys  fleet
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
-                             check  repair  restore_in_place  rollback  full_in_place  in_place_end  mount  umount
+                             check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
+                             restore_in_place  rollback  full_in_place  in_place_end  mount  umount
                              serve  session_begin  session_end  session_offline  session_status  session_changes
                              serve_session  session_recovery  session_daemon  session_watcher  tracker  checkpoint
                              saved_machine  restored_machine  restored_domain  inside  ls  cp  cat  search  boot_test

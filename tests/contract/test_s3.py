@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import certificates
 from tests.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.weed import SECRET, Weed
 from vbackup.errors import StorageError, StoreUnreachableError, UsageError
@@ -257,6 +258,22 @@ def test_what_is_wrong_is_said_at_once(weed: Weed, change: dict[str, str], error
     with pytest.raises(error, match=words) as raised:
         S3Store(weed.shared, "copies", {**weed.settings(), **change}, retry_s=0.3)
     assert SECRET not in str(raised.value)
+
+
+def test_endpoint_with_tls_needs_a_certificate_of_a_trusted_authority(weed: Weed, tmp_path: Path) -> None:
+    made = certificates.make(tmp_path / "certificates")
+    with fault_proxy(weed.endpoint, certificates=made) as proxy:
+        settings = {**weed.settings(proxy.endpoint), "AWS_CA_BUNDLE": os.fspath(made / "ca-cert.pem")}
+        store = S3Store(weed.shared, "tls", settings, retry_s=5)
+        assert put(store, KEY, b"x")
+        assert content(store, KEY) == b"x"
+        store.close()
+        (tmp_path / "other.pem").write_text(certificates.other_ca(tmp_path / "other"))
+        with pytest.raises(StoreUnreachableError, match="its certificate is not valid"):
+            S3Store(weed.shared, "tls", {**settings, "AWS_CA_BUNDLE": os.fspath(tmp_path / "other.pem")}, retry_s=5)
+    (tmp_path / "empty").touch()
+    with pytest.raises(StorageError, match="has no certificates"):
+        S3Store(weed.shared, "tls", {**settings, "AWS_CA_BUNDLE": os.fspath(tmp_path / "empty")}, retry_s=5)
 
 
 def test_missing_bucket(weed: Weed) -> None:

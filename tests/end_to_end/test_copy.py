@@ -15,7 +15,8 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from typing import Any
 import pytest
 
 from tests.fake_store import FakeStore
-from tests.trees import State, Tree, random_changes
+from tests.trees import BLOCK, State, Tree, random_changes
 from tests.unit.builders import NOON, Recorder
 from vbackup.copies import outgoing, view
 from vbackup.copies.target import MANIFEST, UPLOAD
 from vbackup.copies.view import View
-from vbackup.errors import BusyError, ChainError, NeededError, StorageError, VbackupError
+from vbackup.errors import BusyError, ChainError, InterruptedBySignalError, NeededError, StorageError, VbackupError
 from vbackup.operations import consolidation, copy, copy_prune, copy_verify, fetch
 from vbackup.operations.copy import Copied, CopyRequest
 from vbackup.operations.copy_prune import CopiesPruned, CopyPruneRequest
@@ -230,7 +231,8 @@ def test_random_lives_of_two_sides(tmp_path: Path, seed: int) -> None:
         what = rng.choice(("backup", "backup", "backup", "copy", "copy", "merge", "prune"))
         ids = tree.ids()
         if what == "backup" or not ids:
-            now = {dev: random_changes(rng, state, 4) for dev, state in now.items()}
+            more = BLOCK // 2 if rng.random() < 0.3 else 0
+            now = {dev: random_changes(rng, state, 4, size_bytes=state.size_bytes + more) for dev, state in now.items()}
             base = ids[-1] if ids and rng.random() < 0.9 else None
             tree.backup(now, dict.fromkeys(now, base), has_lists=rng.random() < 0.8)
         elif what == "copy":
@@ -514,6 +516,42 @@ def test_two_machines_take_turns_and_one_that_is_dead_is_taken_over(tmp_path: Pa
     assert leftovers(store) == []
 
 
+def test_several_machines_at_once_bring_every_point_once(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo", 5), directory_store(tmp_path)
+    ids = tree.ids()
+    twins = []
+    for number in range(3):
+        shutil.copytree(tmp_path / "repo", tmp_path / f"twin{number}")
+        twins.append(object.__new__(Tree))
+        twins[-1].repository = Repository.open(tmp_path / f"twin{number}")
+        twins[-1].uuid, twins[-1].states = tree.uuid, tree.states
+
+    def until_done(twin: Tree) -> list[str]:
+        brought: list[str] = []
+        while True:
+            with suppress(BusyError):
+                done = copied(twin, store, since=tree.get(ids[1]).time, full_every=2)
+                brought += [point.id for point in done.points]
+                if not done.points:
+                    return brought
+
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        assert sorted(one for brought in pool.map(until_done, twins) for one in brought) == ids[1:]
+    assert check(tree, store, tmp_path) == ids[1:]
+    assert leftovers(store) == []
+
+
+def test_signal_ends_a_copy_which_goes_on(tmp_path: Path) -> None:
+    tree, store, stop = chain(tmp_path / "repo", 3), FakeStore(), Stop()
+    store.before = lambda what, key: stop.request() if key.endswith(f"{tree.ids()[1]}/vda.qcow2") else None
+    with pytest.raises(InterruptedBySignalError, match="the same command goes on"):
+        copy.run(CopyRequest(tree.uuid), repository=tree.repository, store=store, reporter=Recorder(), stop=stop)
+    assert check(tree, store, tmp_path) == tree.ids()[:1]
+    store.before = lambda what, key: None
+    assert [point.id for point in copied(tree, store).points] == tree.ids()[1:]
+    assert check(tree, store, tmp_path) == tree.ids()
+
+
 # kills
 
 
@@ -640,6 +678,22 @@ def test_a_merge_in_between_begins_the_point_again(tmp_path: Path) -> None:
     [point] = copied(tree, store, since=tree.get(ids[3]).time).points
     assert (point.objects, point.found_objects) == (5, 0)
     assert check(tree, store, tmp_path) == [ids[3]]
+
+
+def test_a_merge_while_others_are_copied_changes_the_plan_of_the_rest(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo", 5), FakeStore()
+    ids = tree.ids()
+
+    def merging(what: str, key: str) -> None:
+        if what == "put_new" and key.endswith(f"{ids[0]}/{MANIFEST}"):
+            store.before = lambda what, key: None
+            merge(tree, [ids[1]])
+
+    store.before = merging
+    done = copied(tree, store)
+    assert [point.id for point in done.points] == [ids[0], *ids[2:]]
+    assert (done.there, done.skipped) == ((), {})
+    assert check(tree, store, tmp_path) == [ids[0], *ids[2:]]
 
 
 def test_prune_killed_at_every_object_goes_on(tmp_path: Path) -> None:

@@ -146,6 +146,23 @@ def test_every_point_is_shown_as_raw_files(told: Recorded, run: Run, place: Path
 
 
 @needs_fuse
+def test_point_of_a_target_is_fetched_and_shown(told: Recorded, place: Path) -> None:
+    """From the working directory's relative paths, and what was fetched is gone at the end."""
+    shutil.copytree(told.repository.path, place / "repository")
+    run = Run(place / "repository")
+    run("copy", "web", "--to", place / "target")
+    shutil.rmtree(place / "repository")
+    at = ("--from", os.path.relpath(place / "target"), "--cache", os.path.relpath(place / "cache"))
+    one = told.backups[-1]
+    shown = json.loads(run("mount", "web", one.id, place / "m", *at, "--json").stdout)
+    for entry in shown["disks"]:
+        assert Path(entry["file"]).read_bytes() == told.contents[one.id, entry["dev"]]
+    assert len(list((place / "cache").glob("*/run-*/*/*/*.qcow2"))) > len(shown["disks"])
+    run("umount", place / "m")
+    wait_for(lambda: not list((place / "cache").glob("*/run-*")), "the end of the mount")
+
+
+@needs_fuse
 def test_disks_of_different_moments_and_a_part_of_them(told: Recorded, run: Run, place: Path) -> None:
     first, second, *_ = told.backups
     done = run("mount", "web", second.id, place / "m", "--disk", "vda", "vdb", "--mixed")

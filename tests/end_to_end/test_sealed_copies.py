@@ -1,7 +1,7 @@
 """Encrypted copies: who can read them and who cannot, what leaves this machine, and restoring by hand with stock tools.
 
-These are also the tests of operations.copy_rewrap and copies.holding with real images, and of what vbackup-copy(7) says
-about restoring by hand.
+These are also the tests of cli.copies_rewrap, and of operations.copy_rewrap and copies.holding with real images, and of
+what vbackup-copy(7) says about restoring by hand.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def test_points_come_back_from_the_target_alone(copies: Copies, pair: KeyPair, t
     ]
     copies.check("--identity", pair.path)
     copies.check("--identity", f"command:cat {other.path}")
+    _, said = copies.restore("-v", "--identity", pair.path, "--identity", f"command:cat {other.path}")
+    assert "AGE-SECRET-KEY" not in said
     path = tmp_path / "fetched"
     words = ("--from", copies.target, "--identity", pair.path, "--cache", copies.new_path())
     copies.command("-q", "fetch", "-r", path, *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -105,6 +106,41 @@ def whole(tmp_path: Path, originals: Mapping[str, Path], name: str) -> str:
     )
     text = domain_xml(name, [spec.xml()], devices=drives, top="<metadata><x:a xmlns:x='urn:x'>b</x:a></metadata>")
     return text.replace("</os>", f"{firmware}</os>")
+
+
+@pytest.mark.skipif(libvirt.getVersion() < 12_001_000, reason="libvirt has no <varstore> before 12.1")
+@pytest.mark.parametrize("place", ["", "path"])
+def test_varstore_is_restored_and_used(
+    command: Command, lab: Lab, repository: Path, tmp_path: Path, place: str
+) -> None:
+    """At a place that the XML names, or at the one that libvirt chooses; QEMU reads what was restored."""
+    name = f"varstore{place}"
+    template, chosen = tmp_path / "template.json", f"path='{tmp_path}/web.varstore'" if place else ""
+    template.write_text('{"version": 2, "variables": []}')
+    spec = DiskSpec(tmp_path / "vda.qcow2", size="4M")
+    spec.create()
+    text = re.sub(r"machine='[^']*'", "machine='q35'", domain_xml(name, [spec.xml()]))
+    firmware = f"<loader type='rom'>{SEABIOS}</loader><varstore template='{template}' {chosen}/>"
+    machine = lab.define(text.replace("</os>", f"{firmware}</os>"))
+    machine.handle.domain.create()
+    has_one, path = machine_xml.varstore(machine.handle.live_xml())
+    assert has_one
+    assert path is not None
+    known = sha256(Path(path))
+    for _state in ("running", "off"):
+        done = back_up(command, lab, repository, name)
+        assert machine_of(done)["varstore"]["digest"] == known
+        assert left_out(done) == set()
+        if machine.handle.is_active():
+            machine.handle.domain.destroy()
+    lose(lab, machine, spec.path, *([Path(path)] if Path(path).exists() else []))
+    restored = restore(command, lab, repository, name, tmp_path / "out")
+    [there] = [Path(one["path"]) for one in restored["machine"] if one["kind"] == "varstore"]
+    assert sha256(there) == known
+    again = lab.define(Path(restored["domain_xml"]).read_text())
+    again.handle.domain.create()
+    assert machine_xml.varstore(again.handle.live_xml()) == (True, str(there))
+    lab.remove(again)
 
 
 @pytest.mark.parametrize("state", ["running", "off"])

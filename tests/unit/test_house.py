@@ -33,6 +33,11 @@ ELSEWHERE = {
     "images.target_server": "end_to_end/test_remote.py",  # needs a QEMU that writes to it
     "operations.remote_side": "end_to_end/test_remote.py",  # needs a hypervisor, as the next one
     "domain.linked": "end_to_end/test_remote.py",
+    "operations.repair_work": "unit/operations/test_repair.py",  # steps that make sense one after the other
+    "operations.repair_merges": "unit/operations/test_repair.py",
+    "operations.repair_files": "unit/operations/test_repair.py",
+    "operations.repair_backups": "unit/operations/test_repair.py",
+    "operations.repair_images": "unit/operations/test_repair.py",
     "operations.full_in_place": "end_to_end/test_full_in_place.py",  # what it writes, a domain's QEMU has to read
     "domain.lifecycle": "end_to_end/test_live_restore.py",  # needs libvirt, QEMU and a storage daemon, as the next ones
     "engine.live_backing": "end_to_end/test_live_restore.py",
@@ -78,6 +83,7 @@ ELSEWHERE = {
     "cli.copies": "unit/cli/handlers/test_copy.py",  # as its commands do
     "cli.copies_prune": "unit/cli/handlers/test_copy.py",
     "cli.copies_verify": "unit/cli/handlers/test_copy.py",
+    "cli.copies_rewrap": "end_to_end/test_sealed_copies.py",
     "cli.handlers.fetch": "unit/cli/handlers/test_copy.py",
     "copies.composing": "end_to_end/test_copy.py",  # needs real images and a storage daemon, as the next ones
     "copies.download": "end_to_end/test_copy.py",

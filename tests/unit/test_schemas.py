@@ -32,6 +32,7 @@ from tests.unit.builders import (
 from vbackup import schemas
 from vbackup.cli.context import Context
 from vbackup.cli.reporters import JsonLines
+from vbackup.copies import target as targets
 from vbackup.layers import ChainState, FileState, LayerState
 from vbackup.model import Group, GroupMember, Level
 from vbackup.names import Naming
@@ -60,6 +61,9 @@ from vbackup.repository.standbys import Record as Standby
 from vbackup.repository.stream_record import StreamRecord
 from vbackup.repository.verification import Verdict, Verification
 from vbackup.sessions.trackers import Tracker
+from vbackup.stores.age_keys import Identity
+from vbackup.stores.directory import DirectoryStore
+from vbackup.stores.sealed import Keys
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -304,6 +308,9 @@ def write_everything(directory: Path) -> None:
     tracker = Tracker(TRACKER, "web", UUID, (session_checkpoint(1, "vda"),), 1)
     (directory / "tracker-x.json").write_text(json.dumps(tracker.document()))
     (directory / "session-x.json").write_text(json.dumps(pull_session("vda").record()))
+    (directory / "target").mkdir()
+    sealed = Keys((Identity(bytes(range(32))).recipient,))
+    targets.opened_for(DirectoryStore(directory / "target"), [REPOSITORY], create=True, keys=sealed)
 
 
 BOOTED = BootResult(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vbackup.api.connected import Connected, listed
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
     from vbackup.repository.repository import Repository
     from vbackup.scripts.runner import DomainScripts, Settings
     from vbackup.stop import Stop
+
+
+@dataclass(frozen=True)
+class _BatchOptions:
+    """What the calls for several domains have in common; see ``Backups.backup_all``."""
+
+    reporter: Reporter | None
+    stop: Stop | None
+    total_bytes_s: int | None = None
+    scripts: Settings | None = None
 
 
 class Backups(Connected):
@@ -149,16 +160,8 @@ class Backups(Connected):
         """
         from vbackup.operations import batch
 
-        with ExitStack() as stack:
-            work, chosen = self._batch(
-                domains,
-                request,
-                stack,
-                reporter=reporter,
-                stop=stop,
-                total_bytes_s=total_speed_bytes_s,
-                scripts=scripts,
-            )
+        options = _BatchOptions(reporter, stop, total_speed_bytes_s, scripts)
+        with self._batch(domains, request, options) as (work, chosen):
             return batch.run(work, chosen, parallel=batch.PARALLEL if parallel is None else parallel)
 
     def backup_group(
@@ -177,16 +180,8 @@ class Backups(Connected):
         """
         from vbackup.operations import batch
 
-        with ExitStack() as stack:
-            work, chosen = self._batch(
-                domains,
-                request,
-                stack,
-                reporter=reporter,
-                stop=stop,
-                total_bytes_s=total_speed_bytes_s,
-                scripts=scripts,
-            )
+        options = _BatchOptions(reporter, stop, total_speed_bytes_s, scripts)
+        with self._batch(domains, request, options) as (work, chosen):
             return batch.run_group(work, chosen)
 
     def plan_all(
@@ -204,38 +199,33 @@ class Backups(Connected):
         """
         from vbackup.operations import batch
 
-        with ExitStack() as stack:
-            work, chosen = self._batch(domains, request, stack, reporter=reporter, stop=stop)
+        with self._batch(domains, request, _BatchOptions(reporter, stop)) as (work, chosen):
             return batch.dry_run(work, chosen, parallel=batch.PARALLEL if parallel is None else parallel)
 
+    @contextmanager
     def _batch(
-        self,
-        domains: Selection | Sequence[str],
-        request: BackupRequest | None,
-        stack: ExitStack,
-        *,
-        reporter: Reporter | None,
-        stop: Stop | None,
-        total_bytes_s: int | None = None,
-        scripts: Settings | None = None,
-    ) -> tuple[Batch, Sequence[Chosen]]:
+        self, domains: Selection | Sequence[str], request: BackupRequest | None, options: _BatchOptions
+    ) -> Iterator[tuple[Batch, Sequence[Chosen]]]:
+        """Yield what the backups of several domains share, and the domains. Raises what ``backup_all`` raises."""
         from vbackup.domain import selection
         from vbackup.operations.backup import BackupRequest
         from vbackup.operations.batch import Batch
         from vbackup.scripts import runner
 
-        host = stack.enter_context(self._host())
-        selected = domains if isinstance(domains, selection.Selection) else selection.by_words(listed(domains), host)
-        work = Batch(
-            BackupRequest("") if request is None else request,
-            host,
-            repository=self.repository,
-            reporter=self._labelling(reporter),
-            stop=self._stop(stop),
-            total_bytes_s=total_bytes_s,
-            scripts=runner.Settings() if scripts is None else scripts,
-        )
-        return work, selected.chosen
+        with self._host() as host:
+            selected = (
+                domains if isinstance(domains, selection.Selection) else selection.by_words(listed(domains), host)
+            )
+            work = Batch(
+                BackupRequest("") if request is None else request,
+                host,
+                repository=self.repository,
+                reporter=self._labelling(options.reporter),
+                stop=self._stop(options.stop),
+                total_bytes_s=options.total_bytes_s,
+                scripts=runner.Settings() if options.scripts is None else options.scripts,
+            )
+            yield work, selected.chosen
 
     def audit(
         self, request: AuditRequest | str, *, reporter: Reporter | None = None, stop: Stop | None = None

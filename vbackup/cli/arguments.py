@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from vbackup.api import Wanted
 
 
+def add_subcommands(parser: argparse.ArgumentParser, dest: str) -> Any:
+    """Add the place for the commands within a command, and return it; ``dest``: the option with the chosen one."""
+    return parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, dest=dest, parser_class=type(parser)
+    )
+
+
 def add_common(
     parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True, of_hosts: bool = False
 ) -> None:

@@ -3,8 +3,8 @@
 Each puts an object of a random name, and then lists: whoever sees another's gives way. The later of two puts comes
 before the later of two lists, so both may give way, but never does each miss the other. No clock is compared.
 
-A vbackup that is killed leaves its claim. On the same machine the next one knows it, by a note beside the ledger; on
-another, somebody has to say that it is dead (``take_over``).
+A vbackup that is killed leaves its claim. On the same machine the next one knows it, by a note beside the ledger, which
+does not count in a copy of its directory; elsewhere, somebody has to say that it is dead (``take_over``).
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ def claimed(target: Target, uuid: str, directory: Path, *, take_over: bool = Fal
     the claims of others are of processes that are gone. Raises BusyError if another has a claim, StorageError.
     """
     note = directory / _NOTE
-    token = _read(note) or secrets.token_hex(6)
+    token = _read(note, directory) or secrets.token_hex(6)
     key = f"{uuid}/{CLAIM}{token}"
     with storage_errors(f"write {note}"):
-        replace_text(note, token + "\n")  # before the object, or a killed run would not know its own
+        replace_text(
+            note, f"{token} {_place(directory)}\n"
+        )  # before the object, or a killed run would not know its own
     try:
         target.put_small(key, json.dumps({"host": this_host().name, "pid": os.getpid()}).encode())
         found = listing(target, uuid)
@@ -68,10 +70,16 @@ def _busy(target: Target, other: StoredObject) -> BusyError:
     )
 
 
-def _read(note: Path) -> str | None:
-    """Return the token of a claim that a killed run has left; None if there is none, or it is not to be read."""
+def _read(note: Path, directory: Path) -> str | None:
+    """Return the token of a claim that a killed run has left here; None if there is none, or it is not to be read."""
     try:
-        text = read_regular(note, max_bytes=100).decode().strip()
+        token, _, place = read_regular(note, max_bytes=1000).decode().strip().partition(" ")
     except (OSError, ValueError):
         return None
-    return text if _TOKEN.fullmatch(text) else None
+    return token if _TOKEN.fullmatch(token) and place == _place(directory) else None
+
+
+def _place(directory: Path) -> str:
+    """Return what tells a directory from a copy of it, on this machine or another."""
+    host = this_host()
+    return f"{host.machine_id or host.name} {directory.stat().st_ino}"

@@ -6,8 +6,9 @@ it is as it was recorded. The digest of the bytes that were sent is in the manif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
@@ -24,7 +25,8 @@ from vbackup.copies.target import MANIFEST
 from vbackup.errors import ChainError, StorageError
 from vbackup.model import Backup, BlocksRecord, DiskImage, Level
 from vbackup.report import Phase, Reporter
-from vbackup.repository import block_list, image_check, readers, verify
+from vbackup.repository import block_list, image_check, manifest, readers, verify
+from vbackup.repository.catalogue import read_text
 from vbackup.repository.history import Link
 from vbackup.repository.image_check import Watch
 from vbackup.repository.read_rate import ReadRate
@@ -68,14 +70,13 @@ def upload(copy: PointCopy, unfinished: Mapping[str, StoredObject], means: Means
     """Bring a point to the target, and return what was sent; ``unfinished``: objects of the point that are there.
 
     The claim of the domain is held. Raises ChainError if what is to be copied is damaged, BusyError, StorageError,
-    InterruptedBySignalError: the next run goes on with what is there.
+    InterruptedBySignalError: the next run goes on with what is there. Raises ReplanError before anything is sent.
     """
     backup, repository = copy.backup, means.repository
     prefix = f"{backup.domain_uuid}/{backup.id}/"
     staging = Staging(means.known.ledger.directory_of(backup.domain_uuid), copy)
     directories = [repository.directory(backup.domain_uuid, one) for one in copy.directories]
-    with readers.reading(directories, stop=means.stop):
-        _refuse_changed(copy, repository)
+    with _unchanged(copy, repository, directories, means.stop):
         for disk in copy.disks:
             composing.refuse_merging(disk.layers)
         kept = staging.begin(means.known.target, prefix, unfinished)
@@ -104,15 +105,34 @@ def upload(copy: PointCopy, unfinished: Mapping[str, StoredObject], means: Means
     return sent
 
 
+class ReplanError(Exception):
+    """Backups were merged or removed since the plan was made: the rest has to be planned again. No user sees it."""
+
+
+@contextmanager
+def _unchanged(copy: PointCopy, repository: Repository, directories: Sequence[Path], stop: Stop) -> Iterator[None]:
+    """Keep what is read as it is during the block. Raises ReplanError if a merge was quicker."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(readers.reading(directories, stop=stop))
+        except ChainError as err:  # a directory is gone
+            raise ReplanError from err
+        _refuse_changed(copy, repository)
+        yield
+
+
 def _refuse_changed(copy: PointCopy, repository: Repository) -> None:
-    """Raise ChainError if a merge has changed what the plan was made from before it was locked."""
-    history = repository.catalogue(copy.backup.domain_uuid).history
+    """Raise ReplanError if a merge has changed what the plan was made from before it was locked."""
     for disk in copy.disks:
-        if history.links(copy.backup.id, disk.dev)[: len(disk.layers)] != disk.layers:
-            raise ChainError(
-                f"Disk {disk.dev}: the images of backup {copy.backup.id} were merged meanwhile; run the same command"
-                " again."
-            )
+        for link in disk.layers:
+            path = repository.directory(link.backup.domain_uuid, link.backup.id) / MANIFEST
+            try:
+                text = read_text(path)
+            except (OSError, ValueError) as err:
+                raise ReplanError from err
+            now = manifest.load(text, backup_id=link.backup.id, domain_uuid=link.backup.domain_uuid)
+            if now.image(disk.dev) != link.image:
+                raise ReplanError
 
 
 def _prepare(copy: PointCopy, disk: DiskCopy, staging: Staging, means: Means) -> tuple[DiskImage, list[_File]]:

@@ -8,10 +8,9 @@ from vbackup.domain import source
 from vbackup.domain.access import Access
 from vbackup.domain.host import Host
 from vbackup.engine import leftovers
-from vbackup.errors import SessionAliveError, VbackupError
+from vbackup.errors import VbackupError
 from vbackup.operations import session_recovery
 from vbackup.report import Reporter
-from vbackup.sessions.checkpoint import iso
 from vbackup.sessions.store import Store
 from vbackup.sessions.trackers import Tracker
 from vbackup.stop import Stop
@@ -38,9 +37,7 @@ def delete(
     store.tracker(handle.uuid, name, domain_name=handle.name)
     with store.locked(handle.uuid, stop=stop, name=handle.name) as domain:
         tracker = domain.tracker(name, domain_name=handle.name).without(ids)
-        for session in session_recovery.settle(domain, handle, reporter=reporter):
-            if session.tracker == name:
-                raise SessionAliveError(session.id, name, iso(session.expires))
+        session_recovery.refuse_alive(domain, handle, name, reporter=reporter)
         domain.write_tracker(tracker)
         try:
             with source.open_source(handle, reporter=reporter, access=Access(exclusive, check=stop.check)) as opened:

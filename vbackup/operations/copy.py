@@ -18,8 +18,8 @@ from vbackup.copies import target as targets
 from vbackup.copies.ledger import Known, Ledger
 from vbackup.copies.planning import Plan, PointCopy
 from vbackup.copies.target import Listing, Target
-from vbackup.copies.upload import Means, upload
-from vbackup.errors import ChainError, IdentityError
+from vbackup.copies.upload import Means, ReplanError, upload
+from vbackup.errors import BusyError, ChainError, IdentityError, InterruptedBySignalError
 from vbackup.report import Reporter
 from vbackup.repository import lock
 from vbackup.repository.history import History
@@ -32,6 +32,8 @@ from vbackup.stores.store import Store
 
 #: Objects of a point that are sent at a time.
 PARALLEL_OBJECTS = 4
+#: How often a domain is planned again because its backups have changed.
+_ATTEMPTS = 100
 _NO_KEYS = Keys()
 
 
@@ -106,11 +108,11 @@ def run(
     directory = known.ledger.directory_of(request.uuid)
     name = repository.name_of(request.uuid)
     with (
+        going_on("what was sent is kept, and the same command goes on"),
         locked(directory, name, LockWait(request.wait_lock_s, reporter, stop, name)),
         claim.claimed(target, request.uuid, directory, take_over=request.take_over) as listed,
     ):
         staging.clear(target, directory, listed.points)
-        plan = _plan(request, known, listed, repository=repository, reporter=reporter, stop=stop)
         means = Means(
             repository,
             known,
@@ -119,18 +121,38 @@ def run(
             reporter,
             stop,
         )
-        done = []
-        for copy in plan.copies:
-            stop.check()
-            sent = upload(copy, listed.unfinished.get(copy.backup.id, {}), means)
-            done.append(_copied(copy, sent.sent_bytes, sent.objects, sent.found_objects))
-            reporter.step(f"Copied backup {copy.backup.id} to {target.name}.")
-        _tell_lock(known, targets.listing(target, request.uuid), reporter, stop)
+        plan, done = _copy_all(request, listed, means)
+        _tell_lock(known, request.uuid, reporter, stop)
         if held is not None and request.immutable_days is not None:
             holding.hold(targets.listing(target, request.uuid), request.immutable_days, target=target, directory=held)
     for backup_id, reason in plan.skipped.items():
         reporter.warning(f"Backup {backup_id} cannot be copied: {reason}")
-    return Copied(request.uuid, name, tuple(done), plan.there, plan.passed, plan.skipped)
+    there = tuple(one for one in plan.there if one not in {point.id for point in done})
+    return Copied(request.uuid, name, tuple(done), there, plan.passed, plan.skipped)
+
+
+def _copy_all(request: CopyRequest, listed: Listing, means: Means) -> tuple[Plan, list[CopiedPoint]]:
+    """Bring all points to the target; return the last plan, and what was brought.
+
+    What is merged or removed in the repository meanwhile changes the plan of the rest. Raises BusyError if that never
+    ends.
+    """
+    target, done = means.known.target, list[CopiedPoint]()
+    for _ in range(_ATTEMPTS):
+        plan = _plan(
+            request, means.known, listed, repository=means.repository, reporter=means.reporter, stop=means.stop
+        )
+        try:
+            for copy in plan.copies:
+                means.stop.check()
+                sent = upload(copy, listed.unfinished.get(copy.backup.id, {}), means)
+                done.append(_copied(copy, sent.sent_bytes, sent.objects, sent.found_objects))
+                means.reporter.step(f"Copied backup {copy.backup.id} to {target.name}.")
+        except ReplanError:
+            listed = targets.listing(target, request.uuid)
+        else:
+            return plan, done
+    raise BusyError("The backups are merged or removed all the time; run the same command again.")
 
 
 def _dry_run(
@@ -171,12 +193,13 @@ def _plan(
     )
 
 
-def _tell_lock(known: Known, listed: Listing, reporter: Reporter, stop: Stop) -> None:
+def _tell_lock(known: Known, uuid: str, reporter: Reporter, stop: Stop) -> None:
     """Say for how long the target locks objects, and warn if that is too short for the chains of images there."""
     days = known.target.store.lock_days()
     if days is None:
         return
     reporter.step(f"{known.target.name} locks new objects for {days} days.")
+    listed = targets.listing(known.target, uuid)
     there = [point.backup for point in points.read(known, listed, stop=stop).points.values()]
     history = History(there)
     with suppress(ChainError):  # of a point that is damaged 'verify' says what is wrong
@@ -209,6 +232,15 @@ def _objects(copy: PointCopy) -> int:
 def known_of(repository: Repository, target: Target) -> Known:
     """Return a target with what a repository knows of it."""
     return Known(target, Ledger(repository.path / COPIES / target.id))
+
+
+@contextmanager
+def going_on(state: str) -> Iterator[None]:
+    """Let the error of a signal that ends the block say in which state it leaves everything."""
+    try:
+        yield
+    except InterruptedBySignalError as err:
+        raise InterruptedBySignalError(err.signum, state=state) from err
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from vbackup.copies.point import Point
 from vbackup.copies.view import View
 from vbackup.errors import StorageError
 from vbackup.files import fsync, replace_text, storage_errors
+from vbackup.operations.copy import going_on
 from vbackup.repository.manifest import NAME
 from vbackup.repository.repository import MARKER, PARTIAL, Repository
 
@@ -61,7 +62,7 @@ def run(request: FetchRequest, view: View) -> Fetched:
     fetched_bytes = 0
     for uuid in request.uuids or tuple(view.there):
         found = view.there[uuid].points
-        with repository.lock(uuid):
+        with going_on("what was fetched is kept, and the same command goes on"), repository.lock(uuid):
             had = [one for one in found if (repository.directory(uuid, one) / NAME).exists()]
             new = [point for one, point in found.items() if one not in had]
             for point in new:

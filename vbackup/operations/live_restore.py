@@ -54,7 +54,7 @@ from vbackup.operations import (
 from vbackup.operations.disk_places import Places
 from vbackup.operations.restore import RestoreRequest
 from vbackup.operations.restore_scripts import Way
-from vbackup.operations.restored_domain import DefineRequest
+from vbackup.operations.restored_domain import DefineRequest, Prepared
 from vbackup.operations.restored_machine import Placed
 from vbackup.report import Reporter
 from vbackup.repository import chosen, data_size, live_state, protection, readers
@@ -144,7 +144,63 @@ def run(
         return _restore(found, work, scripts)
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A live restore that can be made, and of which nothing is written yet."""
+
+    places: Sequence[Destination]
+    machine: tuple[Placed, ...]
+    definition: RestoredXml
+    prepared: Prepared
+    user: QemuUser
+    state: LiveState
+
+
 def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored:
+    ready = _ready(found, work)
+    output, state, prepared = work.request.output, ready.state, ready.prepared
+    layers = {dev: layers_of(found.paths(work.repository, dev)) for dev in found.chains}
+    backups = [work.repository.directory(state.original, one) for one in found.needed]
+    files_of = {one.dev: one.path for one in ready.places}
+    restore_scripts.before(scripts, found, Way.LIVE, output=output, files=files_of, name=work.request.name)
+    with ExitStack() as undo:
+        live_files.write(
+            state,
+            found,
+            machine=ready.machine,
+            text=prepared.text,
+            checkpoint=work.request.checkpoint,
+            repository=work.repository,
+            reporter=work.reporter,
+            stop=work.stop,
+        )
+        undo.callback(_take_back, state, work)
+        if work.pool is not None:
+            work.pool.refresh()
+        with live_state.locked(output), served(layers, state, ready.user, backups, work.reporter) as point:
+            handle = _defined(ready, work)
+            overlays = live_pull.start(handle, state)
+            undo.pop_all()  # the guest runs
+            for warning in restore.definition_warnings(ready.definition):  # the others were there before the start
+                work.reporter.warning(warning)
+            work.reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
+            with live_pull.guarded(handle, state, point, work.reporter):
+                live_pull.home(
+                    handle,
+                    state,
+                    overlays,
+                    speed_bytes_s=work.request.speed_bytes_s,
+                    boots=True,
+                    stop=work.stop,
+                    reporter=work.reporter,
+                )
+            live_pull.make_plain(handle, state)
+            checkpoints = finish(handle, state, found.backup, repository=work.repository, reporter=work.reporter)
+    return restored(state, checkpoints, ready.definition, restored_domain.place_machine(prepared, ready.machine))
+
+
+def _ready(found: Chosen, work: _Work) -> _Ready:
+    """Decide what goes where, and refuse what cannot be."""
     backup, request, host = found.backup, work.request, work.host
     output = request.output
     _refuse_part(found)
@@ -174,49 +230,19 @@ def _restore(found: Chosen, work: _Work, scripts: DomainScripts) -> LiveRestored
     user = user_of(host, prepared.text)
     _refuse_full(found, places, work)
     state = _state(found, work, identity=prepared.identity, places=places, names=names, new_files=definition.new_files)
-    layers = {dev: layers_of(found.paths(work.repository, dev)) for dev in found.chains}
-    backups = [work.repository.directory(state.original, one) for one in found.needed]
-    files_of = {one.dev: one.path for one in places}
-    restore_scripts.before(scripts, found, Way.LIVE, output=output, files=files_of, name=request.name)
-    with ExitStack() as undo:
-        live_files.write(
-            state,
-            found,
-            machine=machine,
-            text=prepared.text,
-            checkpoint=request.checkpoint,
-            repository=work.repository,
-            reporter=work.reporter,
-            stop=work.stop,
-        )
-        undo.callback(_take_back, state, work)
-        if work.pool is not None:
-            work.pool.refresh()
-        with live_state.locked(output), served(layers, state, user, backups, work.reporter) as point:
-            _protect(state, work)
-            xml = live_xml.live(prepared.text, tuple(state.disks), os.fspath(state.socket))
-            # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
-            defining.refuse_taken(host, prepared.identity, is_new=request.name is not None)
-            handle = restored_domain.define_only(replace(prepared, text=xml))
-            refuse_start_by_others(state, work.repository, work.reporter)
-            overlays = live_pull.start(handle, state)
-            undo.pop_all()  # the guest runs
-            for warning in restore.definition_warnings(definition):  # the others were there before the start
-                work.reporter.warning(warning)
-            work.reporter.step(f"Domain {handle.name} runs; its data comes home meanwhile.")
-            with live_pull.guarded(handle, state, point, work.reporter):
-                live_pull.home(
-                    handle,
-                    state,
-                    overlays,
-                    speed_bytes_s=work.request.speed_bytes_s,
-                    boots=True,
-                    stop=work.stop,
-                    reporter=work.reporter,
-                )
-            live_pull.make_plain(handle, state)
-            checkpoints = finish(handle, state, backup, repository=work.repository, reporter=work.reporter)
-    return restored(state, checkpoints, definition, restored_domain.place_machine(prepared, machine))
+    return _Ready(places, machine, definition, prepared, user, state)
+
+
+def _defined(ready: _Ready, work: _Work) -> DomainHandle:
+    """Define the domain on its overlays, and let nobody else start it."""
+    state, prepared = ready.state, ready.prepared
+    _protect(state, work)
+    xml = live_xml.live(prepared.text, tuple(state.disks), os.fspath(state.socket))
+    # Another run may have begun the same restore meanwhile, and to define it replaces what its guest runs with.
+    defining.refuse_taken(work.host, prepared.identity, is_new=work.request.name is not None)
+    handle = restored_domain.define_only(replace(prepared, text=xml))
+    refuse_start_by_others(state, work.repository, work.reporter)
+    return handle
 
 
 def restored(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from vbackup.domain.host import DomainHandle, Host
@@ -88,6 +87,26 @@ def run(
         raise _not_there(handle, repository)
     scripts = scripts or runner.none(reporter=reporter, stop=stop, work="restore", domain=request.domain)
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)
+    with (
+        repository.lock(handle.uuid, wait=wait),
+        chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
+    ):
+        restore_scripts.know(scripts, point.backup, repository=repository, uri=host.real_uri, output=None)
+        restore_scripts.before(scripts, point, Way.IN_PLACE)
+        with offline_mark(handle.uuid, Work.RESTORE):
+            return _restored(request, handle, point, repository=repository, reporter=reporter, stop=stop)
+
+
+def _restored(
+    request: InPlaceRequest,
+    handle: DomainHandle,
+    point: Chosen,
+    *,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> RestoredInPlace:
+    """Restore the disks of a domain that is locked."""
     how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
     in_full = FullRequest(
         request.exclusive,
@@ -100,35 +119,27 @@ def run(
         command = _command(request, handle, point.backup, repository)
         half_restored.begin(handle.uuid, devs, domain=handle.name, command=command, reporter=reporter)
 
+    is_resumed = in_place_end.settle(
+        handle, point.chains, keep_old=request.keep_old, repository=repository, reporter=reporter
+    )
     with (
-        repository.lock(handle.uuid, wait=wait),
-        chosen.held(repository, handle.uuid, request.wanted, stop=stop) as point,
-        ExitStack() as stack,
+        rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
+        full_in_place.prepared(
+            in_full,
+            ready.reasons,
+            handle,
+            point,
+            repository=repository,
+            reporter=reporter,
+            stop=stop,
+            is_resumed=is_resumed,
+        ) as full,
     ):
-        restore_scripts.know(scripts, point.backup, repository=repository, uri=host.real_uri, output=None)
-        restore_scripts.before(scripts, point, Way.IN_PLACE)
-        stack.enter_context(offline_mark(handle.uuid, Work.RESTORE))
-        is_resumed = in_place_end.settle(
-            handle, point.chains, keep_old=request.keep_old, repository=repository, reporter=reporter
-        )
-        with (
-            rollback.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready,
-            full_in_place.prepared(
-                in_full,
-                ready.reasons,
-                handle,
-                point,
-                repository=repository,
-                reporter=reporter,
-                stop=stop,
-                is_resumed=is_resumed,
-            ) as full,
-        ):
-            _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
-            with full.written(ready.devs):
-                done = ready.run(about_to_write=half_written)
-                replaced = full.exchange(about_to_write=half_written)
-        half_restored.end(handle.uuid, [*(one.dev for one in done), *(one.dev for one in replaced)])
+        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
+        with full.written(ready.devs):
+            done = ready.run(about_to_write=half_written)
+            replaced = full.exchange(about_to_write=half_written)
+    half_restored.end(handle.uuid, [*(one.dev for one in done), *(one.dev for one in replaced)])
     return RestoredInPlace(
         point.backup.id, handle.name, handle.uuid, tuple(done), tuple(replaced), machine_untouched(point.backup)
     )

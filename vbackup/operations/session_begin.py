@@ -38,7 +38,7 @@ from vbackup.engine.fleecing_area import LocalArea
 from vbackup.engine.session_plan import SessionPlan
 from vbackup.engine.session_server import Place
 from vbackup.engine.session_survey import SessionDomain, Wanted
-from vbackup.errors import BusyError, QmpError, SessionAliveError
+from vbackup.errors import BusyError, QmpError
 from vbackup.model import Level, Quiesce
 from vbackup.operations import session_daemon, session_recovery, session_watcher
 from vbackup.process import Process
@@ -48,7 +48,6 @@ from vbackup.qemu.storage_daemon import Survival
 from vbackup.qemu.transaction import send
 from vbackup.report import Reporter
 from vbackup.sessions import sockets
-from vbackup.sessions.checkpoint import iso
 from vbackup.sessions.record import Internals, Note, Session, SessionDisk, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
@@ -93,10 +92,7 @@ def begin(
     space = SpaceWatch.over(LocalArea(request.scratch))
     session_recovery.forget_old(store, host, now=datetime.now(timezone.utc), stop=stop)
     with store.locked(handle.uuid, stop=stop, name=handle.name) as domain:
-        alive = session_recovery.settle(domain, handle, reporter=reporter)
-        for session in alive:
-            if session.tracker == request.tracker:
-                raise SessionAliveError(session.id, session.tracker, iso(session.expires))
+        alive = session_recovery.refuse_alive(domain, handle, request.tracker, reporter=reporter)
         _refuse_other_server(request, alive)
         domain.forget_old(datetime.now(timezone.utc))
         return _begin(

@@ -17,12 +17,19 @@ from vbackup import names
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.domain.passthrough import Passthrough
 from vbackup.engine import session_close
-from vbackup.errors import ConnectionLostError, DomainNotFoundError, InterruptedBySignalError, VbackupError
+from vbackup.errors import (
+    ConnectionLostError,
+    DomainNotFoundError,
+    InterruptedBySignalError,
+    SessionAliveError,
+    VbackupError,
+)
 from vbackup.names import Naming
 from vbackup.operations import session_daemon
 from vbackup.qemu.monitor import Monitor
 from vbackup.report import Reporter, Silent
 from vbackup.sessions import store
+from vbackup.sessions.checkpoint import iso
 from vbackup.sessions.record import KILLED, QEMU_ENDED, Session, SessionState
 from vbackup.sessions.store import DomainStore, Store
 from vbackup.stop import Stop
@@ -104,6 +111,20 @@ def settle(
             alive.append(session)
     if not only_expired:
         session_daemon.end_orphans(domain, [session.id for session in alive])
+    return alive
+
+
+def refuse_alive(
+    domain: DomainStore, handle: DomainHandle | None, tracker: str, *, reporter: Reporter
+) -> list[Session]:
+    """End the sessions of a domain that are over; return those of other trackers that are open.
+
+    Raises SessionAliveError if one of this tracker is.
+    """
+    alive = settle(domain, handle, reporter=reporter)
+    for session in alive:
+        if session.tracker == tracker:
+            raise SessionAliveError(session.id, tracker, iso(session.expires))
     return alive
 
 

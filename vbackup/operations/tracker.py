@@ -6,10 +6,9 @@ from vbackup.domain import source
 from vbackup.domain.access import Access
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.engine import leftovers
-from vbackup.errors import DomainNotFoundError, SessionAliveError, StorageError, UsageError, VbackupError
+from vbackup.errors import DomainNotFoundError, StorageError, UsageError, VbackupError
 from vbackup.operations import session_recovery
 from vbackup.report import Reporter
-from vbackup.sessions.checkpoint import iso
 from vbackup.sessions.store import Store
 from vbackup.sessions.trackers import Tracker
 from vbackup.stop import Stop
@@ -41,9 +40,7 @@ def forget(
         reporter.warning(str(err))
         tracker = Tracker(name, known_as, uuid)
     with store.locked(uuid, stop=stop, name=known_as) as domain:
-        for session in session_recovery.settle(domain, handle, reporter=reporter):
-            if session.tracker == name:
-                raise SessionAliveError(session.id, name, iso(session.expires))
+        session_recovery.refuse_alive(domain, handle, name, reporter=reporter)
         # First: whatever happens then, no bitmap of it is a base any more.
         domain.forget_tracker(name)
         if handle is None:

@@ -56,16 +56,15 @@ def read(repository: Repository, uuid: str) -> Facts:
     catalogue = repository.catalogue(uuid)
     broken = {one.id: one.reason_alone.rstrip(".") for one in catalogue.broken}
     protected: dict[str, str] = {}
-    immutable: dict[str, str] = {}
     in_use: set[str] = set()
-    for backup_id in [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]:
+    ids = [*(one.id for one in catalogue.unreadable), *(one.id for one in catalogue.history.backups)]
+    held = ((backup_id, immutability.reason(repository.directory(uuid, backup_id))) for backup_id in ids)
+    immutable = {backup_id: reason for backup_id, reason in held if reason is not None}
+    for backup_id in ids:
         directory = repository.directory(uuid, backup_id)
         found = protection.read(directory)
         if found is not None:
             protected[backup_id] = PROTECTED if found.reason is None else f"{PROTECTED} ({found.reason})"
-        held = immutability.reason(directory)
-        if held is not None:
-            immutable[backup_id] = held
         verified = verification.read(directory)
         if verified is not None and verified.verdict is Verdict.DAMAGED:
             broken.setdefault(backup_id, DAMAGED)

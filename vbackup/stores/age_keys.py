@@ -54,8 +54,8 @@ def recipient(text: str) -> Recipient:
         raise ValueError(f"it is no recipient of age, which begins with age1: {err}") from None
     if prefix.startswith("age1"):
         raise ValueError(
-            f"it is of an age plugin ({prefix.removeprefix('age1')}), which vbackup does not run; 'age-keygen -o FILE'"
-            " makes a pair of keys"
+            f"it is of an age plugin, or of another kind than X25519 ({prefix.removeprefix('age1')}), to which vbackup"
+            " does not seal; 'age-keygen -o FILE' makes a pair of keys"
         )
     if prefix == "age" and len(key) == _KEY_BYTES:
         return Recipient(key)

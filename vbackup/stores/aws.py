@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import json
 import shlex
+import ssl
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ class Endpoint:
     url: str  #: without the bucket: scheme, host and port
     region: str
     is_virtual_hosted: bool  #: the bucket is a part of the host's name, not of the path
+    authorities: Path | None = None  #: file with the certificates to trust, in PEM (default: those of the system)
 
     @property
     def is_encrypted(self) -> bool:
@@ -53,7 +55,20 @@ def endpoint(settings: Mapping[str, str]) -> Endpoint:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query or parts.username:
         raise UsageError(f"{url!r} is not an endpoint of S3: it should be like https://s3.example.com:9000.")
-    return Endpoint(url, region, settings.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true"))
+    is_virtual_hosted = settings.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true")
+    return Endpoint(url, region, is_virtual_hosted, _authorities(settings) if url.startswith("https:") else None)
+
+
+def _authorities(settings: Mapping[str, str]) -> Path | None:
+    path = settings.get("AWS_CA_BUNDLE")
+    if not path:
+        return None
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as err:  # ssl's are, too
+        why = "it has no certificates in PEM" if isinstance(err, ssl.SSLError) else err.strerror or err
+        raise StorageError(f"Cannot use {path}, which AWS_CA_BUNDLE names: {why}.") from err
+    return Path(path)
 
 
 class KeySource:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
@@ -52,9 +53,11 @@ _STATUS = re.compile(r"non-2xx status code: ([0-9]+)")
 _UNREACHABLE = ("error sending request", "error trying to connect", "dns error", "Connection refused", "timed out")
 
 
-def client_options() -> ClientConfig:
-    """Return what obstore's HTTP client is made with."""
+def client_options(authorities: Path | None = None) -> ClientConfig:
+    """Return what obstore's HTTP client is made with. ``authorities``: file with the certificates to trust, in PEM."""
+    trusted: ClientConfig = {"root_certificate": authorities.read_bytes()} if authorities is not None else {}
     return {
+        **trusted,
         "allow_http": True,  # an endpoint that the user names can be one
         "connect_timeout": timedelta(seconds=CONNECT_S),
         "read_timeout": timedelta(seconds=SILENCE_S),
@@ -92,7 +95,7 @@ class CloudStore:
         path = self._path_of(key)
         if self.size(key) is not None:
             return False
-        with self._errors(f"store {key}"):
+        with self._errors(f"store {key}"), self._no_bucket():
             if size_bytes <= _WHOLE_BYTES:
                 data = b"".join(_pieces(source, key, size_bytes))
                 attributes = {SHA256: hashlib.sha256(data).hexdigest()}
@@ -164,15 +167,16 @@ class CloudStore:
             try:
                 return obstore.head(self._objects, self._path_of(key))["size"]
             except FileNotFoundError as err:
-                if "NoSuchBucket" in str(err):
-                    raise StorageError(f"There is no bucket or container for {self._name}: create it first.") from None
-                return None
+                if "NoSuchBucket" not in str(err):
+                    return None
+                with self._no_bucket():
+                    raise
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As Store."""
         refuse_prefix(prefix)
         deadline = time.monotonic() + self._retry_s
-        with self._errors("list what is there"):
+        with self._errors("list what is there"), self._no_bucket():
             while True:
                 try:
                     found = self._listed(prefix)
@@ -217,6 +221,14 @@ class CloudStore:
     def _path_of(self, key: str) -> str:
         refuse_key(key)
         return self._prefix + key
+
+    @contextmanager
+    def _no_bucket(self) -> Iterator[None]:
+        """Where no object needs to be there, what is missing is the bucket."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise StorageError(f"There is no bucket or container for {self._name}: create it first.") from None
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

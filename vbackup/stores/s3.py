@@ -54,7 +54,7 @@ class S3Store:
                 "region": endpoint.region,
                 "virtual_hosted_style_request": endpoint.is_virtual_hosted,
             },
-            client_options=cloud.client_options(),
+            client_options=cloud.client_options(endpoint.authorities),
             retry_config=cloud.retry_options(retry_s),
             credential_provider=self._for_obstore,
         )

@@ -111,13 +111,12 @@ class S3Requests:
 
     def __init__(self, endpoint: Endpoint, bucket: str, keys: KeySource, *, retry_s: float = RETRY_S) -> None:
         parts = urlsplit(endpoint.url)
-        self._is_encrypted = endpoint.is_encrypted
         self._host = f"{bucket}.{parts.netloc}" if endpoint.is_virtual_hosted else parts.netloc
         self._base = "" if endpoint.is_virtual_hosted else f"/{bucket}"
         self._region = endpoint.region
         self._keys = keys
         self._retry_s = retry_s
-        self._tls = ssl.create_default_context() if endpoint.is_encrypted else None
+        self._tls = ssl.create_default_context(cafile=endpoint.authorities) if endpoint.is_encrypted else None
         self._threads = threading.local()
         self._open: set[http.client.HTTPConnection] = set()
         self._bucket = bucket

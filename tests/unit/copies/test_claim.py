@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,13 @@ def test_killed_run_does_not_block_its_own_machine(target: Target, tmp_path: Pat
     with claimed(target, UUID, here):
         assert len(keys(target)) == 1
     assert keys(target) == []
+
+
+def test_note_in_a_copy_of_the_directory_does_not_count(target: Target, tmp_path: Path) -> None:
+    died(target, machine(tmp_path, "here"))
+    shutil.copytree(tmp_path / "here", tmp_path / "copy")
+    with pytest.raises(BusyError), claimed(target, UUID, tmp_path / "copy"):
+        pass
 
 
 def test_dead_one_of_another_machine_is_taken_over(target: Target, tmp_path: Path) -> None:

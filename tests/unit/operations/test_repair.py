@@ -1,4 +1,7 @@
-"""Real images are damaged and repaired: afterwards they are, byte for byte, what the backup recorded."""
+"""Real images are damaged and repaired: afterwards they are, byte for byte, what the backup recorded.
+
+All steps are here: repair_work, repair_merges, repair_files, repair_backups and repair_images.
+"""
 
 from __future__ import annotations
 

@@ -50,6 +50,18 @@ def test_object_that_was_changed_is_damaged(store: CloudStore, bucket: MemorySto
         list(store.get("a"))
 
 
+def test_missing_container(store: CloudStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("x")
+
+    monkeypatch.setattr(obstore, "list", missing)
+    monkeypatch.setattr(obstore, "put", missing)
+    with pytest.raises(StorageError, match="There is no bucket or container for az://box/copies"):
+        list(store.list(""))
+    with pytest.raises(StorageError, match="There is no bucket or container"):
+        store.put_new("a", io.BytesIO(b"x"), 1)
+
+
 def test_what_others_have_put_there_is_not_listed(store: CloudStore, bucket: MemoryStore) -> None:
     for path in ("copies/.incoming/x", "copies/ä", "copies/a", "other/a"):
         obstore.put(bucket, path, b"x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_disks, add_qemu
+from vbackup.cli.arguments import add_common, add_disks, add_qemu, add_subcommands
 from vbackup.cli.values import granularity_bytes
 
 _CHANGES = {
@@ -25,9 +25,7 @@ def add(commands: Any) -> None:
         description="List the dirty bitmaps of disks with their owners, or change a bitmap.",
         allow_abbrev=False,
     )
-    subcommands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, dest="bitmap_command", parser_class=type(parser)
-    )
+    subcommands = add_subcommands(parser, "bitmap_command")
     listing = subcommands.add_parser(
         "list",
         help="list bitmaps",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_scripts
+from vbackup.cli.arguments import add_common, add_scripts, add_subcommands
 from vbackup.cli.making import STAGE, add_log, add_stage
 from vbackup.cli.values import director_job_time, director_time, directory, job
 
@@ -22,9 +22,7 @@ def add(commands: Any) -> None:
         " the commands that this configuration calls.",
         allow_abbrev=False,
     )
-    subcommands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, dest="engine_command", parser_class=type(parser)
-    )
+    subcommands = add_subcommands(parser, "engine_command")
     _add_config(subcommands)
     reading = subcommands.add_parser(
         "read",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_devs, add_disks, add_domain, add_exclusive, add_quiesce
+from vbackup.cli.arguments import (
+    add_common,
+    add_devs,
+    add_disks,
+    add_domain,
+    add_exclusive,
+    add_quiesce,
+    add_subcommands,
+)
 from vbackup.cli.values import MAX_RESULTS, directory, offset_bytes, positive_seconds, result_count, tracker_name
 from vbackup.model import Level
 
@@ -19,9 +27,7 @@ def add(commands: Any) -> None:
         description="Serve one moment of a domain's disks by NBD, with what has changed since an earlier one.",
         allow_abbrev=False,
     )
-    subcommands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, dest="action", parser_class=type(parser)
-    )
+    subcommands = add_subcommands(parser, "action")
     _add_begin(subcommands)
     listing = subcommands.add_parser(
         "list", help="list sessions", description="List the sessions of a domain, or of all.", allow_abbrev=False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain, add_positional, add_scripts, add_wait_lock
+from vbackup.cli.arguments import add_common, add_domain, add_positional, add_scripts, add_subcommands, add_wait_lock
 from vbackup.cli.making import add_log, add_making, add_stage
 from vbackup.cli.values import job
 from vbackup.model import Level
@@ -19,9 +19,7 @@ def add(commands: Any) -> None:
         " input.",
         allow_abbrev=False,
     )
-    subcommands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, dest="stream_command", parser_class=type(parser)
-    )
+    subcommands = add_subcommands(parser, "stream_command")
     _add_backup(subcommands)
     for name, purpose, text in (
         ("commit", "let later backups start from a stream", "Let later backups start from the one that was streamed."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vbackup.cli.arguments import add_common, add_domain, add_exclusive
+from vbackup.cli.arguments import add_common, add_domain, add_exclusive, add_subcommands
 from vbackup.cli.values import tracker_name
 
 
@@ -13,9 +13,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "tracker", description="List the trackers of pull sessions, or forget one.", allow_abbrev=False
     )
-    subcommands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, dest="action", parser_class=type(parser)
-    )
+    subcommands = add_subcommands(parser, "action")
     listing = subcommands.add_parser(
         "list", help="list trackers", description="List the trackers of a domain, or of all.", allow_abbrev=False
     )
