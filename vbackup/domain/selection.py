@@ -147,10 +147,7 @@ def _reason_by_kind(xml: str) -> str | None:
     kind = domain_xml.hypervisor(xml)
     if kind not in domain_xml.OF_QEMU:
         return f"it runs in {kind}, not in QEMU or KVM"
-    mark = standby_xml.read(xml)
-    if mark is not None and mark.state is not standby_xml.State.ACTIVE:
-        return f"it is a standby, as at backup {mark.backup}"
-    return None
+    return "it is a standby, and has not taken over" if standby_xml.waits(xml) else None
 
 
 def _chosen(handle: DomainHandle) -> Chosen:
