@@ -39,10 +39,10 @@ def served(directory: Path, session_id: str, *options: str, sessions: Path) -> S
     """Serve, and return when clients can connect."""
     process = start(directory, session_id, *options, sessions=sessions)
     assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise AssertionError(process.communicate())
-    return Served(directory, process, json.loads(line))
+    document = json.loads(process.stdout.readline() or "{}")
+    if "url" not in document:  # it has ended with an error
+        raise AssertionError((document, process.communicate()))
+    return Served(directory, process, document)
 
 
 @dataclass

@@ -6,7 +6,6 @@ result of a verify and the like are written into it. Needs the domain's lock.
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -57,6 +56,8 @@ def reason(directory: Path) -> str | None:
 
 def delete(directory: Path) -> None:
     """Delete the directory of a backup that was removed, also if it has been immutable until now. Raises OSError."""
+    import shutil  # imports all compression modules
+
     for path in directory.iterdir():
         if is_regular(path):
             immutable.release(path)

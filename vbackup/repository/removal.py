@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from vbackup.files import fsync, storage_errors
-from vbackup.repository import readers
+from vbackup.repository import immutability, readers
 
 #: Prefix of a backup that is removed and not yet deleted.
 REMOVED = ".removed-"
@@ -48,8 +48,6 @@ def delete_removed(domain_directory: Path) -> list[str]:
 
     Raises StorageError if the domain's directory cannot be read.
     """
-    from vbackup.repository import immutability  # it imports all compression modules
-
     failed: list[str] = []
     for path in removed(domain_directory):
         try:
