@@ -4,7 +4,7 @@ The package is a house: rooms named by what one looks for, and imports that poin
 drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a separate door, the script hooks/qemu.
 
     cli                      parses and prints: commands (arguments)  handlers (work)  parser  dispatch  arguments
-                             values  context  output  streams  terminal  reporters  batch  plans  qemu  backup_table
+                             values  context  output  streams  terminal  reporters  batch  plans  backup_table  qemu
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
                              copies_rewrap  fleet

@@ -379,6 +379,8 @@ def test_what_is_refused(hosts: TwoHosts) -> None:
     write(hosts.specs[0].path, "write -P 3 1M 64k")
     second = hosts.backup()
     assert second in hosts.failover(status=5).stderr  # it would be older than need be
+    assert "is a standby, as at backup" in hosts.run("-c", hosts.daemon.uri, "backup", NAME, status=5).stderr
+    assert "it is a standby" in hosts.run("-c", hosts.daemon.uri, "backup", "--all", status=4).stderr
     hosts.original.handle.domain.create()
     runs = hosts.run("-c", hosts.lab.uri, "failover", NAME, "--to", hosts.daemon.uri, "--as-is", status=5)
     assert "The original bases runs" in runs.stderr

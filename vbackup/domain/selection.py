@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from vbackup import names
-from vbackup.domain import domain_xml
+from vbackup.domain import domain_xml, standby_xml
 from vbackup.domain.host import DomainHandle, Host
 from vbackup.errors import ConnectionLostError, DomainNotFoundError, VbackupError
 
@@ -126,9 +126,9 @@ def _reason_to_skip(handle: DomainHandle) -> str | None:
         return "it is the copy of a domain that a boot test runs"
     try:
         xml = handle.live_xml()
-        kind = domain_xml.hypervisor(xml)
-        if kind not in domain_xml.OF_QEMU:
-            return f"it runs in {kind}, not in QEMU or KVM"
+        reason = _reason_by_kind(xml)
+        if reason is not None:
+            return reason
         if not handle.host.is_local and not handle.host.has_link and not handle.is_active():
             return "it is off and its images are on another host, which is not reached by SSH"
         domain = domain_xml.parse(xml)
@@ -140,6 +140,14 @@ def _reason_to_skip(handle: DomainHandle) -> str | None:
     if domain.disks:
         return None
     return "; ".join(f"{left.dev}: {left.reason}" for left in domain.left_out) or "it has no disk"
+
+
+def _reason_by_kind(xml: str) -> str | None:
+    """Return why no domain of that kind is backed up, or None. Raises MalformedError."""
+    kind = domain_xml.hypervisor(xml)
+    if kind not in domain_xml.OF_QEMU:
+        return f"it runs in {kind}, not in QEMU or KVM"
+    return "it is a standby, and has not taken over" if standby_xml.waits(xml) else None
 
 
 def _chosen(handle: DomainHandle) -> Chosen:

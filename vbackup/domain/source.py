@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vbackup import process
 from vbackup.domain import chain_states, detached, domain_xml
@@ -35,8 +35,10 @@ from vbackup.process import OpenFiles
 from vbackup.qemu import device_mark
 from vbackup.qemu.activity import refuse_inactive
 from vbackup.qemu.monitor import Monitor, block_graph
-from vbackup.remote.link import Link
 from vbackup.report import Reporter
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 log = logging.getLogger(__name__)
 

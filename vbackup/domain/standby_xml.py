@@ -74,6 +74,12 @@ def read(xml: str) -> Mark | None:
     )
 
 
+def waits(xml: str) -> bool:
+    """Return True for a standby that has not taken over. Raises MalformedError."""
+    mark = read(xml)
+    return mark is not None and mark.state is not State.ACTIVE
+
+
 def digest(xml: str) -> str:
     """Return what tells a definition from others."""
     return hashlib.sha256(xml.encode()).hexdigest()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from vbackup.domain.freeze import Thawer
 from vbackup.errors import LinkLostError, RemoteError
-from vbackup.remote.link import Link
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 #: How long after the watchdog the helper thaws while the link is there: the watchdog knows what became of it.
 AFTER_S = 2.0

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from vbackup.domain import standby_xml
 from vbackup.domain.host import Host
 from vbackup.errors import DomainNotFoundError, MigratingError, SameUuidError, VbackupError
 
@@ -25,6 +26,7 @@ class State(Enum):
     ARRIVING = auto()  #: it waits for the end of a migration to this host
     OFF = auto()
     GONE = auto()  #: since the domains were listed
+    STANDBY = auto()  #: it is a standby of the machine, and has not taken over
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def state(host: Host, uuid: str) -> State:
     """Return the state of a domain. One that cannot be examined counts as running: its backup says what is wrong."""
     try:
         handle = host.domain(uuid)
+        if standby_xml.waits(handle.live_xml()):
+            return State.STANDBY
         if not handle.is_active():
             return State.OFF
         handle.refuse_migration()
@@ -63,19 +67,21 @@ def state(host: Host, uuid: str) -> State:
 
 def judge(twins: Sequence[Twin]) -> list[Verdict]:
     """Return what is done about each of the domains that have one UUID."""
-    present = [twin for twin in twins if twin.state is not State.GONE]
+    present = [twin for twin in twins if twin.state not in (State.GONE, State.STANDBY)]
     running = [twin for twin in present if twin.state is State.RUNNING]
     running = running or [twin for twin in present if twin.state is State.ARRIVING]
     if len(present) < 2:  # noqa: PLR2004
-        return [Verdict()] * len(twins)
+        return [Verdict(left_out=_reason(twin, [])) for twin in twins]
     if not running:
         error = SameUuidError(twins[0].name, twins[0].uuid, [twin.host for twin in present])
-        return [Verdict(error=error if twin in present else None) for twin in twins]
+        return [Verdict(error=error) if twin in present else Verdict(left_out=_reason(twin, [])) for twin in twins]
     return [Verdict(left_out=_reason(twin, running)) for twin in twins]
 
 
 def _reason(twin: Twin, running: Sequence[Twin]) -> str | None:
-    if twin in running or twin.state is State.GONE:
+    if twin.state is State.STANDBY:
+        return "it is a standby here, and has not taken over"
+    if twin in running or twin.state is State.GONE or not running:
         return None
     where = " and ".join(other.host for other in running)
     if twin.state is State.ARRIVING:

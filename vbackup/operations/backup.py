@@ -45,7 +45,7 @@ from vbackup.errors import (
 )
 from vbackup.images import creation, tuning
 from vbackup.model import Backup, Compression, DiskNode, GroupMember, Level, Quiesce, Transport
-from vbackup.operations import documents, freeze_scripts, recovery, remote_side, saved_machine
+from vbackup.operations import documents, freeze_scripts, recovery, remote_side, saved_machine, standby
 from vbackup.qemu import jobs
 from vbackup.qemu.monitor import Monitor, schema
 from vbackup.qemu.transaction import prepare_only, send, tuned
@@ -258,6 +258,7 @@ def _locked(
     stop: Stop,
 ) -> Iterator[LockedDomain]:
     """Lock the domain, open its disks, and finish or undo what a dead run left."""
+    standby.refuse_backup(handle)
     _end_expired_sessions(handle, reporter)
     stop.check()
     wait = LockWait(request.wait_lock_s, reporter, stop, name=handle.name)

@@ -77,6 +77,16 @@ def refuse_half_applied(found: Standby) -> None:
         )
 
 
+def refuse_backup(handle: DomainHandle) -> None:
+    """Raise UnsuitableError if the domain is a standby that has not taken over: what it is like is a backup already."""
+    mark = standby_xml.read(handle.live_xml())
+    if mark is not None and mark.state is not State.ACTIVE:
+        raise UnsuitableError(
+            f"Domain {handle.name} at {handle.host.real_uri} is a standby, as at backup {mark.backup}: back up the"
+            " original, with -c for its libvirt. 'vbackup failover' makes the standby the domain."
+        )
+
+
 def define(host: Host, xml: str, handle: DomainHandle | None) -> DomainHandle:
     """Define the standby in the place of what it was. Raises what libvirt's calls raise.
 

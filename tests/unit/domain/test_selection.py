@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.builders import UUID
-from vbackup.domain import selection
+from tests.unit.builders import UUID, backup_id
+from vbackup.domain import selection, standby_xml
 from vbackup.domain.selection import Chosen
 from vbackup.errors import ConnectionLostError, DomainNotFoundError, MonitorError
 
@@ -179,3 +179,16 @@ def test_nothing_left_of_all_is_an_error_that_tells_why() -> None:
         all_of(FakeHost("a"), "*")
     with pytest.raises(DomainNotFoundError, match="libvirt has no domains"):
         all_of(FakeHost())
+
+
+def test_standby_is_left_out_until_it_has_taken_over() -> None:
+    host = FakeHost("db", "web")
+    mark = standby_xml.Mark(standby_xml.State.READY, "0123456789ab", backup_id(1), "/standby")
+    text, _ = standby_xml.made(host["web"].live_xml(), mark)
+    host["web"].live_xml = lambda: text  # type: ignore[method-assign]
+    found = selection.all_domains(host, [])  # type: ignore[arg-type]
+    assert [one.name for one in found.chosen] == ["db"]
+    assert [one.reason for one in found.skipped] == ["it is a standby, and has not taken over"]
+    active = standby_xml.active(text)
+    host["web"].live_xml = lambda: active  # type: ignore[method-assign]
+    assert len(selection.all_domains(host, []).chosen) == 2  # type: ignore[arg-type]

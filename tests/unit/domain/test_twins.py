@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from vbackup.domain import twins
+from tests.unit.builders import backup_id
+from vbackup.domain import standby_xml, twins
 from vbackup.domain.twins import State, Twin
 from vbackup.errors import DomainNotFoundError, MigratingError, MonitorError
 
-RUNNING, ARRIVING, OFF, GONE = State.RUNNING, State.ARRIVING, State.OFF, State.GONE
+RUNNING, ARRIVING, OFF, GONE, STANDBY = State.RUNNING, State.ARRIVING, State.OFF, State.GONE, State.STANDBY
 
 
 def found(*states: State) -> list[Twin]:
@@ -33,6 +34,9 @@ def what(verdict: twins.Verdict) -> str:
         ((OFF, ARRIVING), ("left out", "backed up")),  # its backup says that it is migrating
         ((OFF, GONE), ("backed up", "backed up")),  # and the one that is gone fails by itself
         ((OFF, OFF, GONE), ("error", "error", "backed up")),
+        ((OFF, STANDBY), ("backed up", "left out")),
+        ((RUNNING, STANDBY, OFF), ("backed up", "left out", "left out")),
+        ((OFF, STANDBY, OFF), ("error", "left out", "error")),
     ],
 )
 def test_verdicts(states: tuple[State, ...], expected: tuple[str, ...]) -> None:
@@ -58,17 +62,25 @@ def test_sentences_name_the_hosts() -> None:
     [
         (None, True, RUNNING),
         (None, False, OFF),
+        (None, False, STANDBY),
         (MigratingError("web", incoming=True), True, ARRIVING),
         (MigratingError("web", incoming=False), True, RUNNING),
         (MonitorError("x"), True, RUNNING),
         (DomainNotFoundError("web", "here", "look"), True, GONE),
     ],
-    ids=["runs", "off", "comes", "goes", "unknown", "gone"],
+    ids=["runs", "off", "waits", "comes", "goes", "unknown", "gone"],
 )
 def test_state(error: Exception | None, active: bool, expected: State) -> None:
     class Handle:
         def is_active(self) -> bool:
             return active
+
+        def live_xml(self) -> str:
+            text = "<domain><name>web</name></domain>"
+            if expected is not STANDBY:
+                return text
+            mark = standby_xml.Mark(standby_xml.State.READY, "0123456789ab", backup_id(1), "/standby")
+            return standby_xml.made(text, mark)[0]
 
         def refuse_migration(self) -> None:
             if error is not None:
