@@ -1,10 +1,11 @@
 """Restore to a hypervisor that SSH leads to: images, machine and definition are there, nothing is left of failures.
 
-vbackup.operations.restore_there decides and vbackup.images.there writes.
+vbackup.operations.restore_there and rollback_there decide and vbackup.images.there writes.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import pytest
 from tests.end_to_end.test_daemon import wait_for
 from tests.hosts import Hypervisor
 from tests.lab import DiskSpec, Machine, compare, domain_xml
+from vbackup.engine import rollback
 from vbackup.remote.link import Link
 
 if TYPE_CHECKING:
@@ -144,3 +146,69 @@ def test_firmware_variables_come_along(
     assert (output / "nvram").read_bytes() == nvram.read_bytes()
     assert (output / "nvram").stat().st_mode & 0o777 == 0o600
     domain.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+
+
+def test_rollback_of_a_domain_there(hypervisor: Hypervisor, command: Command, repository: Path, tmp_path: Path) -> None:
+    """Only what differs is written, and the next backup is an incremental."""
+    specs = [
+        DiskSpec(hypervisor.images / "vda.qcow2", size="64M"),
+        DiskSpec(hypervisor.images / "vdb.qcow2", dev="vdb", size="8M"),
+    ]
+    for spec in specs:
+        spec.create()
+    machine = hypervisor.define(domain_xml("web", [spec.xml() for spec in specs]))
+    machine.handle.domain.create()
+    machine.write("vda", "write -P 1 0 4M", "write -P 2 20M 1M")
+    machine.write("vdb", "write -P 3 0 2M")
+    back = ("-c", hypervisor.uri, "-q", "backup", "web", "-r", repository, "--json")
+    first = command(*back).document
+    machine.write("vda", "write -P 4 1M 64k", "write -P 5 40M 64k")
+    command(*back)
+    machine.write("vda", "write -z 2M 64k", "discard 20M 64k")
+    roll = ("-c", hypervisor.uri, "-q", "restore", "web", first["id"], "-r", repository, "--in-place")
+    assert "is running" in command(*roll, status=5).stderr
+    machine.handle.domain.destroy()
+    done = command(*roll, "--json").document
+    # The last granule is written with every one (vbackup.engine.endmark).
+    assert {disk["dev"]: disk["written_bytes"] for disk in done["disks"]} == {"vda": 4 << 16, "vdb": 1 << 16}
+    command("-q", "restore", "web", first["id"], "-r", repository, "--output", tmp_path / "first")
+    for spec in specs:
+        compare(spec.path, tmp_path / "first" / f"{spec.dev}.qcow2")
+    again = command(*back).document
+    assert {disk["level"] for disk in again["disks"]} == {"incremental"}
+    command("-q", "restore", "web", again["id"], "-r", repository, "--output", tmp_path / "again")
+    for spec in specs:
+        compare(spec.path, tmp_path / "again" / f"{spec.dev}.qcow2")
+
+
+def test_rollback_that_is_interrupted_there(
+    hypervisor: Hypervisor, command: Command, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DiskSpec(hypervisor.images / "vda.qcow2", size="64M")
+    spec.create()
+    machine = hypervisor.define(domain_xml("web", [spec.xml()]))
+    machine.handle.domain.create()
+    machine.write("vda", "write -P 1 0 4M")
+    back = ("-c", hypervisor.uri, "-q", "backup", "web", "-r", repository, "--json")
+    first = command(*back).document
+    machine.write("vda", "write -P 4 1M 64k", "write -P 5 40M 64k")
+    machine.handle.domain.destroy()
+    verify = rollback._verify
+
+    def broken(*arguments: Any) -> None:
+        assert hypervisor.kill("sshd: root")
+        verify(*arguments)
+
+    monkeypatch.setattr(rollback, "_verify", broken)
+    roll = ("-c", hypervisor.uri, "-q", "restore", "web", first["id"], "-r", repository, "--in-place")
+    assert "Do not start domain web" in command(*roll, status=None).stderr
+    monkeypatch.undo()
+    record = json.loads(hypervisor.run("cat", f"/var/lib/vbackup/half-restored/{machine.handle.uuid}"))
+    assert record["disks"] == ["vda"]
+    assert f"-c {hypervisor.uri}" in record["command"]
+    wait_for(lambda: not hypervisor.processes("qemu-storage-daemon"), "the end of the daemon there")
+    command(*roll)
+    command("-q", "restore", "web", first["id"], "-r", repository, "--output", tmp_path / "first")
+    compare(spec.path, tmp_path / "first" / "vda.qcow2")
+    with pytest.raises(AssertionError):
+        hypervisor.run("cat", f"/var/lib/vbackup/half-restored/{machine.handle.uuid}")

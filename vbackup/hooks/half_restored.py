@@ -52,13 +52,8 @@ def begin(
     """
     earlier = _read(uuid)
     is_live = work is Work.LIVE
-    document: dict[str, Any] = {
-        "domain": domain,
-        "disks": sorted({*disks, *([] if is_live else _disks(earlier))}),
-        "command": command,
-        "since": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "work": work.value,
-    }
+    all_disks = {*disks, *([] if is_live else _disks(earlier))}
+    document = _document(all_disks, domain=domain, command=command, work=work)
     try:
         if is_live:
             document["owner"] = Process.this().document()
@@ -73,6 +68,21 @@ def begin(
             f"{_path(uuid)} cannot be written ({err.strerror or err}): if the restore is interrupted, libvirt's hook"
             f" script will not keep domain {domain} from starting."
         )
+
+
+def text(disks: Collection[str], *, domain: str, command: str) -> str:
+    """Return the record of a restore in place for another host: in DIRECTORY there, under the UUID of the domain."""
+    return json.dumps(_document(disks, domain=domain, command=command, work=Work.IN_PLACE)) + "\n"
+
+
+def _document(disks: Collection[str], *, domain: str, command: str, work: Work) -> dict[str, Any]:
+    return {
+        "domain": domain,
+        "disks": sorted(disks),
+        "command": command,
+        "since": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "work": work.value,
+    }
 
 
 def end(uuid: str, disks: Collection[str] | None = None) -> None:

@@ -93,8 +93,31 @@ def run(
     ):
         restore_scripts.know(scripts, point.backup, repository=repository, uri=host.real_uri, output=None)
         restore_scripts.before(scripts, point, Way.IN_PLACE)
+        if host.has_link:
+            return _restored_there(request, handle, point, repository=repository, reporter=reporter, stop=stop)
         with offline_mark(handle.uuid, Work.RESTORE):
             return _restored(request, handle, point, repository=repository, reporter=reporter, stop=stop)
+
+
+def _restored_there(
+    request: InPlaceRequest,
+    handle: DomainHandle,
+    point: Chosen,
+    *,
+    repository: Repository,
+    reporter: Reporter,
+    stop: Stop,
+) -> RestoredInPlace:
+    """Roll the disks of a domain back that is locked, on another host."""
+    from vbackup.operations import rollback_there  # most domains are of this host
+
+    how = RollbackRequest(request.exclusive, checkpoint=request.checkpoint, speed_bytes_s=request.speed_bytes_s)
+    with rollback_there.prepared(how, handle, point, repository=repository, reporter=reporter, stop=stop) as ready:
+        _warn(point, ready.untouched, handle, reporter, is_asked=bool(request.wanted.disks))
+        command = f"{_command(request, handle, point.backup, repository)} -c {shlex.quote(handle.host.real_uri)}"
+        done = rollback_there.run(ready, handle, command=command, stop=stop)
+    untouched = machine_untouched(point.backup)
+    return RestoredInPlace(point.backup.id, handle.name, handle.uuid, tuple(done), machine_untouched=untouched)
 
 
 def _restored(

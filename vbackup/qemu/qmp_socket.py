@@ -133,4 +133,13 @@ class Socket:
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.run_until_complete(_end_tasks())
         self._loop.close()
+
+
+async def _end_tasks() -> None:
+    """End what qemu.qmp does in the background, such as disconnecting when the connection has broken."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
