@@ -10,6 +10,7 @@ import pytest
 
 from vbackup.api.hosts import Hosts
 from vbackup.domain import host
+from vbackup.domain.linked import Linked
 from vbackup.errors import HostUnreachableError, UsageError
 
 
@@ -19,7 +20,8 @@ class FakeHost:
     opened: list[FakeHost]
     is_embedded = False
 
-    def __init__(self, uri: str | None) -> None:
+    def __init__(self, uri: str | None, *, linked: Linked) -> None:
+        self.linked = linked
         if uri == "nowhere":
             raise HostUnreachableError(uri, "it is not there")
         self.uri, self.alive, self.closed = uri, True, 0
@@ -62,6 +64,7 @@ def test_threads_that_work_at_the_same_time_have_one_each(opened: list[FakeHost]
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(work, range(4)))) == 4
     assert len(opened) == 4
+    assert len({made.linked for made in opened}) == 1  # one SSH connection for all of them
     with hosts.one(), hosts.one():
         assert len(opened) == 4
 
