@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vbackup import process
 from vbackup.domain import access
@@ -21,7 +21,9 @@ from vbackup.files import why_denied
 from vbackup.model import BlockDriver, Disk, SecretRef
 from vbackup.qemu import backing_chain, qcow2
 from vbackup.qemu.backing_chain import Image
-from vbackup.remote.link import Link
+
+if TYPE_CHECKING:
+    from vbackup.remote.link import Link
 
 VolumePath = Callable[[str, str], str]
 #: The formats that are read on a hypervisor.

@@ -36,7 +36,6 @@ from vbackup.process import OpenFiles
 from vbackup.qemu import backing_chain
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.storage_daemon import StorageDaemon, Survival
-from vbackup.remote.daemon import Hypervisor
 from vbackup.remote.link import Link
 from vbackup.report import Reporter
 
@@ -53,6 +52,8 @@ def open_off(
     host: ImageHost = ImagesHere()
     elsewhere = None
     if not handle.host.is_local:
+        from vbackup.remote.daemon import Hypervisor  # which no domain of this host needs
+
         link = handle.host.link(check=access.check)
         host, elsewhere = ImagesThere(link), Hypervisor(link)
     # The mark is for the hook script. A start that comes before it is noticed by disk_nodes.
