@@ -21,8 +21,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              fsck  live_restore  live_pull  live_resume  live_abort  documents  restore_documents
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
-                             remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby  standby_files
-                             standby_status  standby_documents  linked_standby  fleet
+                             remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
+                             standby_files  standby_status  standby_documents  linked_standby  fleet
     engine | copies
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
