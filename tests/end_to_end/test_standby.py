@@ -312,6 +312,14 @@ def test_standby_on_another_host(machines: TwoMachines) -> None:
     machine.write("vda", "write -P 7 5M 192k")
     machine.destroy()
     assert "where the images are" in machines.failover("--test", status=5).stderr
+    done = machines.failback().document  # a backup of a domain that is off there, and a rollback here
+    assert {disk["full"] for disk in done["disks"]} == {None}
+    write(vda, "read -P 7 5M 192k")
+    machines.compare()
+    assert machines.state()["state"] == "ready"
+    machines.backup()
+    assert {disk["full"] for disk in machines.replicate().document["disks"]} == {None}
+    machines.compare()
 
 
 def test_killed_replicate_to_another_host_is_repaired(machines: TwoMachines) -> None:
