@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from vbackup.api import (
 from vbackup.api.hosts import Hosts
 from vbackup.domain import pools
 from vbackup.errors import BusyError, DomainNotFoundError, UsageError
-from vbackup.operations import live_abort, live_restore, live_resume, restore, restore_in_place
+from vbackup.operations import live_abort, live_restore, live_resume, restore, restore_in_place, restore_there
 from vbackup.repository.choice import Wanted
 from vbackup.stop import Stop
 
@@ -62,15 +63,26 @@ def test_directory_is_given_once(vb: Connection, asked: list[Any]) -> None:
 
 
 def test_libvirt_defines_and_has_pools(vb: Connection, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    use_libvirt(monkeypatch, "libvirt")
+    libvirt = SimpleNamespace(has_link=False)
+    use_libvirt(monkeypatch, libvirt)
     monkeypatch.setattr(pools, "opened", lambda host, name: (host, name))
     vb.restore(RestoreRequest("web", Path("/one"), define=DefineRequest("new", True), uri="qemu:///session"))
     vb.restore("web", "/two", pool="default")
-    assert [(named["host"], named["pool"]) for _, named in asked] == [
-        ("libvirt", None),
-        ("libvirt", ("libvirt", "default")),
-    ]
+    assert [(named["host"], named["pool"]) for _, named in asked] == [(libvirt, None), (libvirt, (libvirt, "default"))]
     assert asked[0][0].uri == "qemu:///session"
+
+
+def test_domain_is_defined_where_libvirt_is(vb: Connection, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a definition, and to a pool, the disks come to this host."""
+    use_libvirt(monkeypatch, SimpleNamespace(has_link=True))
+    monkeypatch.setattr(pools, "opened", lambda host, name: name)
+    there: list[RestoreRequest] = []
+    monkeypatch.setattr(restore_there, "run", lambda request, **named: there.append(request))
+    vb.restore(RestoreRequest("web", Path("/there"), define=DefineRequest()))
+    assert ([request.output for request in there], asked) == ([Path("/there")], [])
+    vb.restore(RestoreRequest("web", Path("/here"), define=DefineRequest()), pool="default")
+    vb.restore("web", "/here")
+    assert (len(there), [request.output for request, _ in asked]) == (1, [Path("/here"), Path("/here")])
 
 
 def test_others_need_libvirt(vb: Connection, asked: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import create_luks
 from tests.unit.builders import MIB
 from vbackup.qemu import qcow2_clusters
 from vbackup.qemu.qcow2_clusters import GuestClusters
@@ -126,9 +127,9 @@ def test_of_an_image_with_a_data_file_the_tables_count(tmp_path: Path) -> None:
 
 def test_header_of_the_encryption_counts(tmp_path: Path) -> None:
     path = tmp_path / "i.qcow2"
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x"]
-    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    subprocess.run([*argv, "-o", options, str(path), "8M"], check=True)
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("x")
+    create_luks(path, passphrase=passphrase, size="8M")
     found = find(path)
     assert found is not None
     place = path.read_bytes().index(b"LUKS\xba\xbe")
