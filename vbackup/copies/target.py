@@ -125,7 +125,8 @@ def refuse_other(store: Store) -> None:
     other = next(iter(store.list("")), None)
     if other is not None and other.key != MARKER:  # which another copier may have put meanwhile
         raise StorageError(
-            f"{store.name} is not a target of copies, and not empty: it has {other.key[:100]!r}. Give a new or empty place."
+            f"{store.name} is not a target of copies, and not empty: it has {other.key[:100]!r}. Give a new or"
+            " empty place."
         )
 
 

@@ -21,6 +21,7 @@ from vbackup.errors import StorageError
 from vbackup.files import fsync, open_regular, storage_errors
 from vbackup.repository import filesystem
 from vbackup.stores.store import (
+    MAX_DEPTH,
     PIECE_BYTES,
     Deletion,
     Source,
@@ -220,6 +221,8 @@ def _write(path: Path, key: str, source: Source, size_bytes: int) -> None:
 
 def _walk(path: Path, prefix: str) -> Iterator[StoredObject]:
     """Yield what is below a directory, in the order of the keys: a directory sorts as its name with a slash."""
+    if prefix.count("/") > MAX_DEPTH:
+        return
     try:
         with os.scandir(path) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]

@@ -132,9 +132,18 @@ def test_deletion_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     put(store, "a/b")
     put(store, "a/c")
     synced = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()))
     assert store.delete("a/b") is Deletion.DELETED
-    assert synced == [str(tmp_path / "a")]
+    assert synced == [tmp_path / "a"]
+
+
+def test_directories_without_end_are_not_walked(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    put(store, "a/b/c")
+    deep = tmp_path / "a" / "/".join("d" * 40)
+    deep.mkdir(parents=True)
+    (deep / "e").write_bytes(b"x")
+    assert [each.key for each in store.list("")] == ["a/b/c"]
 
 
 def test_directories_that_become_empty_go(tmp_path: Path) -> None:
