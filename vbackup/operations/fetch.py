@@ -48,6 +48,7 @@ class Fetched:
     there: dict[str, tuple[str, ...]]  #: the same of those that an earlier fetch had brought
     fetched_bytes: int
     names: dict[str, str]  #: that the domains had last, by UUID
+    unreadable: tuple[str, ...] = ()  #: points whose manifest cannot be read, as UUID/id: they were not fetched
 
 
 def run(request: FetchRequest, view: View) -> Fetched:
@@ -73,7 +74,8 @@ def run(request: FetchRequest, view: View) -> Fetched:
                 views.remember(repository, uuid, (point.backup for point in found.values()))
         fetched[uuid], there[uuid] = tuple(point.backup.id for point in new), tuple(had)
     names = {uuid: repository.name_of(uuid) for uuid in fetched}
-    return Fetched(repository.path, repository.id, fetched, there, fetched_bytes, names)
+    unreadable = tuple(f"{uuid}/{one}" for uuid in fetched for one in view.there[uuid].unreadable)
+    return Fetched(repository.path, repository.id, fetched, there, fetched_bytes, names, unreadable)
 
 
 def _repository(path: Path, view: View) -> Repository:

@@ -12,7 +12,7 @@ from vbackup.errors import Status
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Fetch, and print how many backups the repository has now."""
+    """Fetch, and print how many backups the repository has now; a backup that cannot be read was a warning."""
     request = FetchRequest(
         context.repository_path(),
         tuple(domain_words_of(options)),
@@ -51,4 +51,4 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 f" repository {done.path}.{there}"
             )
         )
-    return Status.DONE
+    return Status.CHAIN if done.unreadable else Status.DONE

@@ -67,6 +67,15 @@ def test_there_and_back(command: Command, tree: Tree, tmp_path: Path) -> None:
     assert [path.name for path in cache.glob("*/*")] == ["manifests"]
 
 
+def test_fetch_without_a_backup_that_cannot_be_read_says_so(command: Command, tree: Tree, tmp_path: Path) -> None:
+    command("copy", "web", "-r", tree.repository.path, "--to", tmp_path / "target", "-q")
+    (tmp_path / "target" / tree.uuid / tree.ids()[-1] / "manifest.json").write_text("damaged")
+    at = ("--from", tmp_path / "target", "--cache", tmp_path / "cache")
+    done = command("fetch", *at, "-r", tmp_path / "new", "--json", status=6)
+    assert done.document["domains"][0]["fetched"] == tree.ids()[:2]
+    assert tree.ids()[-1] in done.stderr
+
+
 def test_one_new_of_thirty_takes_less_than_two_seconds(command: Command, tmp_path: Path) -> None:
     tree = chain(tmp_path / "repo", 29)
     words = ("copy", "web", "-r", tree.repository.path, "--to", tmp_path / "target")
