@@ -235,6 +235,12 @@ def test_delete_in_a_bucket_with_versions_removes_for_good(weed: Weed) -> None:
         assert put(store, KEY, b"x")
         assert store.delete(KEY) is Deletion.DELETED
         assert requests.send("GET", query={"versions": ""}).elements("Key") == []
+        # An older version does not come back.
+        for data in (b"one", b"two"):
+            assert requests.send("PUT", KEY, body=data).is_done
+        assert store.delete(KEY) is Deletion.DELETED
+        assert store.size(KEY) is None
+        assert store.delete(KEY) is Deletion.ABSENT
 
 
 def test_bucket_without_lock(weed: Weed) -> None:

@@ -10,6 +10,7 @@ VBACKUP_KILLS=1 takes every call, the default is every third. VBACKUP_TREES is t
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import shutil
@@ -416,6 +417,52 @@ def test_fetch_into_another_repository_is_refused(tmp_path: Path) -> None:
     Repository.create(tmp_path / "other")
     with pytest.raises(StorageError, match="another repository"):
         fetched(store, tmp_path, tmp_path / "other")
+
+
+def test_object_that_a_killed_run_has_stored_late_is_no_part_of_the_point(tmp_path: Path) -> None:
+    """A request can be under way when its process is killed: what it stores then has another content."""
+    tree, store = chain(tmp_path / "repo", 1), FakeStore()
+    late = [f"{tree.uuid}/{tree.ids()[0]}/vda.qcow2"]
+
+    def arrive(what: str, key: str) -> None:
+        if what == "put_new" and key in late:
+            late.remove(key)
+            assert FakeStore.put_new(store, key, io.BytesIO(b"other"), 5)
+
+    store.before = arrive
+    copied(tree, store)
+    assert not late
+    assert check(tree, store, tmp_path) == tree.ids()
+
+
+def test_manifest_is_known_here_before_it_is_there(tmp_path: Path) -> None:
+    """Who cannot read it, and is killed in between, would have to send a full next."""
+    tree, store = chain(tmp_path / "repo", 1), FakeStore()
+    known = []
+    store.before = lambda what, key: known.extend(
+        path.stem
+        for path in tree.repository.path.glob("copies/*/*/*.json")
+        if (what, MANIFEST) == ("put_new", key[-13:])
+    )
+    copied(tree, store)
+    assert known == tree.ids()
+
+
+def test_object_that_lost_its_content_is_sent_again(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo", 1), FakeStore()
+
+    def fail(what: str, key: str) -> None:
+        if what == "put_new" and key.endswith(MANIFEST):
+            raise StorageError("the line is dead")
+
+    store.before = fail
+    with pytest.raises(StorageError, match="dead"):
+        copied(tree, store)
+    store.before = lambda what, key: None
+    key = f"{tree.uuid}/{tree.ids()[0]}/vda.qcow2"
+    store.objects[key] = (b"", store.objects[key][1])
+    copied(tree, store)
+    assert check(tree, store, tmp_path) == tree.ids()
 
 
 # prune

@@ -96,7 +96,6 @@ ELSEWHERE = {
     "copies.upload": "end_to_end/test_copy.py",
     "copies.view": "end_to_end/test_copy.py",
     "operations.copy": "end_to_end/test_copy.py",
-    "operations.copy_prune": "end_to_end/test_copy.py",
     "operations.copy_verify": "end_to_end/test_copy.py",
     "operations.fetch": "end_to_end/test_copy.py",
     "images.joining": "end_to_end/test_merge_trees.py",  # through operations.consolidation

@@ -35,7 +35,10 @@ def claimed(target: Target, uuid: str, directory: Path, *, take_over: bool = Fal
     the claims of others are of processes that are gone. Raises BusyError if another has a claim, StorageError.
     """
     note = directory / _NOTE
-    token = _read(note, directory) or secrets.token_hex(6)
+    token = _read(note, directory)
+    # Where nothing can be deleted, a run that was killed at its end has left the note of a claim that does not count.
+    if token is None or target.store.size(f"{uuid}/{RELEASED}{token}") is not None:
+        token = secrets.token_hex(6)
     key = f"{uuid}/{CLAIM}{token}"
     with storage_errors(f"write {note}"):
         replace_text(

@@ -58,6 +58,8 @@ class Ledger:
         except (OSError, ValueError, RecursionError, StorageError):
             return None
         if not is_noted:  # it was stored by this machine, and is listed for the first time
+            if len(text.encode()) != listed.size_bytes:
+                return None
             self.put(uuid, backup_id, text, listed)
         return text
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from vbackup.errors import ChainError
 from vbackup.files import open_regular, storage_errors
 from vbackup.repository.block_list import Algorithm
 from vbackup.repository.read_rate import ReadRate
+from vbackup.stores.store import Store
 
 _PIECE_BYTES = 1024 * 1024
 
@@ -56,6 +58,28 @@ class Outgoing:
     def digest(self) -> str:
         """The digest of what was read, in the form that manifests have."""
         return self._algorithm.text(self._made)
+
+    def is_content_of(self, store: Store, key: str) -> bool:
+        """Return True if an object has the content that was read; False also if it cannot be read."""
+        made = self._algorithm.new()
+        try:
+            for piece in store.get(key):
+                self._rate.take(len(piece))
+                made.update(piece)
+        except (FileNotFoundError, ChainError):
+            return False
+        return self._algorithm.text(made) == self.digest
+
+
+def put(store: Store, key: str, source: Outgoing, size_bytes: int) -> bool:
+    """Store a file of so many bytes; return True if it is what the store has under the key then.
+
+    A key that was free can be taken: by this file, if a store has tried twice and the first answer was lost, or by
+    another one, if a request of a killed run was still on its way. Raises what Store.put_new does.
+    """
+    is_new = store.put_new(key, source, size_bytes)
+    source.rest()
+    return is_new or source.is_content_of(store, key)
 
 
 @contextmanager

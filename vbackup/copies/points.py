@@ -13,7 +13,7 @@ from vbackup.copies.target import MANIFEST, Listing, Target
 from vbackup.errors import ChainError, VbackupError
 from vbackup.repository import manifest
 from vbackup.stop import Stop
-from vbackup.stores.store import read_small
+from vbackup.stores.store import StoredObject, read_small
 
 #: Manifests that are read at a time: the time of each is that of a request.
 MAX_REQUESTS = 8
@@ -42,7 +42,7 @@ def read(known: Known, listed: Listing, *, stop: Stop) -> There:
         stored = listed.points[backup_id][MANIFEST]
         kept = ledger.get(listed.uuid, backup_id, stored)
         try:
-            text = _fetched(target, stored.key) if kept is None else kept
+            text = _fetched(target, stored) if kept is None else kept
             found = points.load(text, backup_id=backup_id, uuid=listed.uuid)
         except ChainError as err:
             return err
@@ -59,7 +59,10 @@ def read(known: Known, listed: Listing, *, stop: Stop) -> There:
     )
 
 
-def _fetched(target: Target, key: str) -> str:
+def _fetched(target: Target, listed: StoredObject) -> str:
+    key = listed.key
+    if listed.size_bytes > manifest.MAX_SIZE_BYTES:  # one that is damaged must not hide all others
+        raise ChainError(f"{key} in {target.name} is larger than any manifest.")
     data = read_small(target.store, key, max_bytes=manifest.MAX_SIZE_BYTES)
     if data is None:
         raise ChainError(f"{key} in {target.name} was removed meanwhile.")

@@ -22,7 +22,7 @@ from vbackup import names
 from vbackup.errors import StorageError, UsageError
 from vbackup.fields import Fields, parse_json
 from vbackup.stores.sealed import Keys, SealedStore
-from vbackup.stores.store import Store, StoredObject, read_small
+from vbackup.stores.store import Store, StoredObject, is_key, read_small
 
 MARKER = "vbackup.json"
 SCHEMA = "vbackup.target/1"
@@ -125,7 +125,8 @@ def refuse_other(store: Store) -> None:
     other = next(iter(store.list("")), None)
     if other is not None and other.key != MARKER:  # which another copier may have put meanwhile
         raise StorageError(
-            f"{store.name} is not a target of copies, and not empty: it has {other.key}. Give a new or empty place."
+            f"{store.name} is not a target of copies, and not empty: it has {other.key[:100]!r}. Give a new or"
+            " empty place."
         )
 
 
@@ -183,6 +184,8 @@ def _listing(uuid: str, objects: Iterable[StoredObject]) -> Listing:
     for each in objects:
         _, _, rest = each.key.partition("/")
         backup_id, is_below, name = rest.partition("/")
+        if not is_key(each.key):  # somebody else's file, in a directory
+            continue
         if is_below and names.BACKUP_ID.fullmatch(backup_id) and "/" not in name:
             found.setdefault(backup_id, {})[name] = each
         elif not is_below:

@@ -95,12 +95,15 @@ def upload(copy: PointCopy, unfinished: Mapping[str, StoredObject], means: Means
     text = points.dump(point)
     means.stop.check()
     key = prefix + MANIFEST
+    # Before the manifest, which nobody here may be able to read: else a run that is killed in between would know
+    # nothing of the point. What is not listed does not count.
+    means.known.ledger.put(backup.domain_uuid, backup.id, text)
     if not means.known.target.put_small(key, text.encode()):
+        means.known.ledger.drop(backup.domain_uuid, backup.id)
         raise StorageError(
             f"{means.known.target.name} has got {key} from another vbackup meanwhile, which has taken over this one's"
             " claim. Run the same command again."
         )
-    means.known.ledger.put(backup.domain_uuid, backup.id, text)
     staging.end(means.known.target, prefix)
     return sent
 
@@ -256,18 +259,28 @@ def _put(
         if there is not None:
             again = Outgoing(opened, algorithm, rate=ReadRate(None, check=means.stop.check), progress=follow)
             again.rest()
-            if again.digest == staging.sent(file.name):
+            # The size: without fsync, a target that has lost its power can have the name and no content.
+            if again.digest == staging.sent(file.name) and there.size_bytes == size_bytes:
                 return ObjectRecord(size_bytes, again.digest), False
-            if store.delete(key) is Deletion.KEPT:
-                raise kept_by(means.known.target, key)
+            _make_room(key, means)
             opened.seek(0)
         follow(0)
         source = Outgoing(opened, algorithm, rate=means.rate, progress=follow)
-        # A store that has tried twice can find what its first attempt has stored: it is the same.
-        store.put_new(key, source, size_bytes)
-        source.rest()
+        if not outgoing.put(store, key, source, size_bytes):
+            _make_room(key, means)
+            opened.seek(0)
+            follow(0)
+            source = Outgoing(opened, algorithm, rate=means.rate, progress=follow)
+            if not outgoing.put(store, key, source, size_bytes):
+                raise StorageError(f"Another process stores {key} at {store.name}: end it, and run this command again.")
     staging.note_sent(file.name, source.digest)
     return ObjectRecord(size_bytes, source.digest), True
+
+
+def _make_room(key: str, means: Means) -> None:
+    """Delete what another attempt has stored under a key."""
+    if means.known.target.store.delete(key) is Deletion.KEPT:
+        raise kept_by(means.known.target, key)
 
 
 class _Progress:

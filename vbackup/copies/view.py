@@ -28,7 +28,7 @@ from vbackup.copies.point import Point
 from vbackup.copies.points import There
 from vbackup.copies.target import MANIFEST, Target
 from vbackup.errors import ChainError, IdentityError
-from vbackup.files import storage_errors
+from vbackup.files import make_private, storage_errors
 from vbackup.model import Backup, HostIdentity
 from vbackup.report import Reporter
 from vbackup.repository import choice
@@ -169,7 +169,7 @@ def remember(repository: Repository, uuid: str, backups: Iterable[Backup]) -> No
 def _directory(parent: Path) -> Iterator[Path]:
     """Make a directory for the block. It is locked, so that others see that it is not the rest of a killed run."""
     with storage_errors(f"write to {parent}"):
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(parent)  # who could put manifests there would decide what is restored
         for rest in parent.glob(f"{_RUN}*"):
             _remove_rest(rest)
         path = parent / f"{_RUN}{secrets.token_hex(6)}"

@@ -1,4 +1,4 @@
-"""Remove points at a target that no rule keeps: decide for all, then delete, the newest first, each manifest first.
+"""Remove points at a target that no rule keeps: decide for all, then delete, the last first, each manifest first.
 
 The rules are those of ``vbackup prune`` (vbackup.repository.retention). Images at a target are not merged, since that
 would mean to fetch and to send them: a point on which a kept one depends stays, and says so. Whole chains go when their
@@ -7,6 +7,7 @@ last point does, so ``vbackup copy --full-every`` decides how long they get.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -120,7 +121,8 @@ def _check_lock(decided: CopiesPruned, history: History, known: Known, reporter:
 def _decide(request: CopyPruneRequest, listed: Listing, known: Known, stop: Stop) -> tuple[CopiesPruned, History]:
     there = points.read(known, listed, stop=stop)
     history = History([point.backup for point in there.points.values()])
-    fates = _asked(request.remove, there, history) if request.remove else _by_rules(request.rules, there, history)
+    held = _held(there, listed)
+    fates = _asked(request.remove, there, history, held) if request.remove else _by_rules(request.rules, there, held)
     kept = {one for one, reasons in fates.items() if reasons is not None}
     needed = retention.dependents(history, kept)
     lines = []
@@ -148,28 +150,37 @@ def _line(backup_id: str, backup: Backup | None, size_bytes: int, reasons: tuple
     )
 
 
-def _by_rules(rules: Rules, there: There, history: History) -> dict[str, tuple[str, ...] | None]:
+def _by_rules(rules: Rules, there: There, held: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...] | None]:
     """Return the reasons to keep each point; None for one that goes."""
-    held = {one: list(reasons) for one, reasons in _held(there).items()}
-    verdicts = retention.decide(history.backups, rules, now=datetime.now(timezone.utc), held=held)
+    backups = [point.backup for point in there.points.values()]
+    verdicts = retention.decide(backups, rules, now=datetime.now(timezone.utc), held=held)
     fates: dict[str, tuple[str, ...] | None] = dict.fromkeys(there.unreadable, (_UNREADABLE,))
     fates.update((one.backup.id, one.reasons if one.is_kept else None) for one in verdicts)
     return fates
 
 
-def _held(there: There) -> dict[str, tuple[str, ...]]:
-    """Return why points stay whatever the rules say: nobody knows what an unreadable later one depends on."""
+def _held(there: There, listed: Listing) -> dict[str, tuple[str, ...]]:
+    """Return why points stay whatever the rules say: nobody knows what an unreadable later one depends on.
+
+    Later by its id, or by when the target got it: the clock of the host may have been set back between the two.
+    """
+    stored = {one: objects[MANIFEST].modified for one, objects in listed.points.items()}
     held: dict[str, tuple[str, ...]] = {}
     for one in there.points:
-        later = [other for other in there.unreadable if names.stamp_of(other) >= names.stamp_of(one)]
+        later = [
+            other
+            for other in there.unreadable
+            if names.stamp_of(other) >= names.stamp_of(one) or stored[other] >= stored[one]
+        ]
         if later:
             held[one] = (f"{min(later)}, whose manifest cannot be read, may depend on it",)
     return held
 
 
-def _asked(asked: Sequence[str], there: There, history: History) -> dict[str, tuple[str, ...] | None]:
+def _asked(
+    asked: Sequence[str], there: There, history: History, held: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...] | None]:
     """Return the fates if just these go. Raises ChainError, NeededError."""
-    held = _held(there)
     newest = history.backups[-1].id if history.backups else None
     for one in asked:
         if one not in there.ids:
@@ -189,7 +200,7 @@ def _carry_out(
     target = known.target
     stay: dict[str, str] = {}
     left = 0
-    for line in reversed(decided.removed):
+    for line in _last_first(decided.removed, history):
         stop.check()
         if line.id in stay:
             continue
@@ -212,6 +223,19 @@ def _carry_out(
         for line in decided.lines
     )
     return replace(decided, lines=lines, left_objects=left, rests=rests)
+
+
+def _last_first(lines: Sequence[CopyLine], history: History) -> list[CopyLine]:
+    """Return the points so that each comes before those that it depends on, whatever the clocks said then.
+
+    What an unreadable one depends on is not known: it comes right after those that depend on it, else first.
+    """
+    places = {backup.id: float(number) for number, backup in enumerate(history.backups)}
+    for number, backup in enumerate(history.backups):
+        for image in backup.disks:
+            if image.base is not None:
+                places.setdefault(image.base, number - 0.5)
+    return sorted(lines, key=lambda line: places.get(line.id, math.inf), reverse=True)
 
 
 def _delete(objects: Mapping[str, StoredObject], target: Target) -> int:

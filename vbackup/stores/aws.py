@@ -52,11 +52,21 @@ def endpoint(settings: Mapping[str, str]) -> Endpoint:
         or profile.get("endpoint_url")
         or f"https://s3.{region}.amazonaws.com"
     ).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query or parts.username:
-        raise UsageError(f"{url!r} is not an endpoint of S3: it should be like https://s3.example.com:9000.")
+    if not _is_endpoint(url):
+        shown = repr(url) if "@" not in url else "What the settings have"  # before an @ is a password
+        raise UsageError(f"{shown} is not an endpoint of S3: it should be like https://s3.example.com:9000.")
     is_virtual_hosted = settings.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true")
     return Endpoint(url, region, is_virtual_hosted, _authorities(settings) if url.startswith("https:") else None)
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises if it is none
+    except ValueError:
+        return False
+    is_host = parts.hostname is not None and "@" not in parts.netloc
+    return parts.scheme in ("http", "https") and is_host and not parts.path and not parts.query
 
 
 def _authorities(settings: Mapping[str, str]) -> Path | None:
@@ -129,7 +139,12 @@ def _profile(settings: Mapping[str, str]) -> dict[str, str]:
 
 def _from_program(command: str) -> Keys:
     """Return the keys that a program of the user's prints, as Amazon's tools specify it for credential_process."""
-    argv = shlex.split(command)
+    try:
+        argv = shlex.split(command)
+    except ValueError as err:
+        raise StorageError(f"The credential_process of the profile is not a command: {err}.") from None
+    if not argv:
+        raise StorageError("The credential_process of the profile is empty.")
     try:
         run = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROGRAM_S, check=True)
         printed = json.loads(run.stdout)
@@ -138,13 +153,18 @@ def _from_program(command: str) -> Keys:
             str(printed["AccessKeyId"]),
             str(printed["SecretAccessKey"]),
             printed.get("SessionToken"),
-            datetime.fromisoformat(expires.replace("Z", "+00:00")) if expires else None,
+            _time(expires) if expires else None,
         )
     except (OSError, subprocess.SubprocessError) as err:
         why = getattr(err, "strerror", None) or _last_line(getattr(err, "stderr", None)) or type(err).__name__
         raise StorageError(f"{argv[0]}, the credential_process of the profile, failed: {why}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StorageError(f"{argv[0]}, the credential_process of the profile, printed no keys.") from None
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return time if time.tzinfo is not None else time.replace(tzinfo=timezone.utc)
 
 
 def _last_line(output: bytes | None) -> str:

@@ -21,6 +21,7 @@ from vbackup.errors import StorageError
 from vbackup.files import fsync, open_regular, storage_errors
 from vbackup.repository import filesystem
 from vbackup.stores.store import (
+    MAX_DEPTH,
     PIECE_BYTES,
     Deletion,
     Source,
@@ -57,14 +58,14 @@ class DirectoryStore:
                 return False
             incoming = self._path / _INCOMING
             incoming.mkdir(mode=0o700, exist_ok=True)
+            self._refuse_link(incoming)  # old files in it are removed
             if not self._is_tidy:
                 self._is_tidy = True
                 _tidy(incoming)
             temporary = incoming / uuid.uuid4().hex
             try:
                 _write(temporary, key, source, size_bytes)
-                self._make_directory(path.parent)
-                return _give_name(temporary, path)
+                return self._give_name(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -117,6 +118,9 @@ class DirectoryStore:
             except PermissionError:  # the append-only flag (chattr), or a directory of somebody else
                 return Deletion.KEPT
             with suppress(OSError):
+                # A manifest has to be gone for good before what it names is removed, also where the filesystem has no
+                # journal that keeps the order.
+                fsync(path.parent)
                 for parent in path.parents:
                     if parent == self._path:
                         break
@@ -156,11 +160,14 @@ class DirectoryStore:
         for parent in path.parents:
             if parent == self._path:
                 break
-            if parent.is_symlink():
-                raise StorageError(
-                    f"{parent} is a symbolic link, which could lead out of {self._path}; vbackup does not follow it."
-                )
+            self._refuse_link(parent)
         return path
+
+    def _refuse_link(self, directory: Path) -> None:
+        if directory.is_symlink():
+            raise StorageError(
+                f"{directory} is a symbolic link, which could lead out of {self._path}; vbackup does not follow it."
+            )
 
     def _make_directory(self, path: Path) -> None:
         """Make a directory and those above it, and put their names on the disk."""
@@ -169,6 +176,31 @@ class DirectoryStore:
         self._make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
         fsync(path.parent)
+
+    def _give_name(self, temporary: Path, path: Path) -> bool:
+        """Give a file its name unless that is taken; return True if it has it now."""
+        while True:
+            self._make_directory(path.parent)
+            try:
+                _name(temporary, path)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # a delete has just removed the directory, which had become empty
+                if not temporary.exists():
+                    raise
+            else:
+                fsync(path.parent)
+                return True
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a file its name. Raises FileExistsError if that is taken."""
+    try:
+        os.link(temporary, path)
+    except OSError as err:
+        if err.errno not in _NO_LINKS:
+            raise
+        filesystem.move(temporary, path)
 
 
 def _write(path: Path, key: str, source: Source, size_bytes: int) -> None:
@@ -187,26 +219,10 @@ def _write(path: Path, key: str, source: Source, size_bytes: int) -> None:
         os.fsync(file.fileno())
 
 
-def _give_name(temporary: Path, path: Path) -> bool:
-    """Give a file its name unless that is taken; return True if it has it now."""
-    try:
-        try:
-            os.link(temporary, path)
-        except OSError as err:
-            if err.errno not in _NO_LINKS:
-                raise
-            filesystem.move(temporary, path)
-    except FileExistsError:
-        return False
-    except FileNotFoundError:  # a delete has just removed the directory, which had become empty
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _give_name(temporary, path)
-    fsync(path.parent)
-    return True
-
-
 def _walk(path: Path, prefix: str) -> Iterator[StoredObject]:
     """Yield what is below a directory, in the order of the keys: a directory sorts as its name with a slash."""
+    if prefix.count("/") > MAX_DEPTH:
+        return
     try:
         with os.scandir(path) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]

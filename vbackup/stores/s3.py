@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _NO_LOCK = ("ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed", "InvalidRequest")
 _DAYS_A_YEAR = 365
+#: vbackup stores one version of an object; a few others can be there after an accident.
+_MAX_VERSIONS = 100
 #: A wrong endpoint should be reported soon.
 _OPEN_S = 15.0
 
@@ -90,12 +92,22 @@ class S3Store:
         """As Store. An object under a lock stays as it is, and visible."""
         refuse_key(key)
         path = self._prefix + key
-        head = self._requests.send("HEAD", path)
-        if head.is_missing:
-            return Deletion.ABSENT
-        version = head.headers.get("x-amz-version-id")
-        query = {"versionId": version} if version and version != "null" else {}
-        answer = self._requests.send("DELETE", path, query=query)
+        deleted = Deletion.ABSENT
+        for _ in range(_MAX_VERSIONS):
+            head = self._requests.send("HEAD", path)
+            if head.is_missing:
+                return deleted
+            version = head.headers.get("x-amz-version-id")
+            query = {"versionId": version} if version and version != "null" else {}
+            outcome = self._delete(key, query)
+            if outcome is Deletion.KEPT or not query:
+                return outcome
+            deleted = Deletion.DELETED  # what it had replaced would be there again
+        raise StorageError(f"{key} in {self.name} has more than {_MAX_VERSIONS} versions: remove them first.")
+
+    def _delete(self, key: str, query: Mapping[str, str]) -> Deletion:
+        """Remove an object, or a version of it."""
+        answer = self._requests.send("DELETE", self._prefix + key, query=query)
         if answer.is_done:
             return Deletion.DELETED
         if answer.is_missing:

@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ _MAX_PACKET_BYTES = 1024 * 1024
 #: Bytes under way in each direction: what a link with 100 ms and 80 MB/s carries.
 _WINDOW_BYTES = 8 * 1024 * 1024
 _WORDS_BYTES = 4096
+#: A server that leaves requests without an answer for so long hangs, also if its host still answers ssh. An fsync on a
+#: slow disk takes minutes.
+SILENCE_S = 900.0
 
 
 class Fault(IntEnum):
@@ -81,7 +85,9 @@ class Sftp:
         """Start the program that connects, and agree on the version. Raises StoreUnreachableError with its words."""
         self._host = host
         self._number = 0
-        self._waiting: dict[int, _Reply] = {}
+        self._waiting: dict[int, _Reply] = {0: _Reply()}  # the answer to the first packet, which has no number
+        self._heard_s = time.monotonic()
+        self._is_closed = threading.Event()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._lost: StoreUnreachableError | None = None
@@ -103,6 +109,8 @@ class Sftp:
         self._to, self._from, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
         self._listener = threading.Thread(target=self._listen, name="ssh-errors", daemon=True)
         self._listener.start()
+        self._watch = threading.Thread(target=self._end_if_silent, name="sftp-silence", daemon=True)
+        self._watch.start()
         try:
             self._to.write(struct.pack(">IBI", 5, _INIT, 3))
             self._to.flush()
@@ -119,6 +127,7 @@ class Sftp:
             error = self._end()
             self.close()
             raise error from None
+        del self._waiting[0]
         self._extensions = _extensions(data[4:])
         self._reader = threading.Thread(target=self._read_replies, name="sftp", daemon=True)
         self._reader.start()
@@ -126,6 +135,7 @@ class Sftp:
 
     def close(self) -> None:
         """End the connection; requests under way fail."""
+        self._is_closed.set()
         with contextlib.suppress(OSError):
             self._to.close()
         try:
@@ -133,7 +143,7 @@ class Sftp:
         except subprocess.TimeoutExpired:
             self._kill()
             self._process.wait()
-        for thread in (self._listener, getattr(self, "_reader", None)):
+        for thread in (self._listener, self._watch, getattr(self, "_reader", None)):
             if thread is not None:
                 thread.join(timeout=5)
         for pipe in (self._from, self._errors):
@@ -286,10 +296,10 @@ class Sftp:
             return _DATA_BYTES, _DATA_BYTES
         try:
             fields = _Fields(self._ask(_EXTENDED, _text(_LIMITS), _EXTENDED_REPLY))
+            fields.long()
+            read, write = fields.long(), fields.long()
         except SftpError:
             return _DATA_BYTES, _DATA_BYTES
-        fields.long()
-        read, write = fields.long(), fields.long()
         return tuple(min(limit or _DATA_BYTES, _MAX_DATA_BYTES) for limit in (read, write))  # type: ignore[return-value]
 
     def _ask(self, kind: int, body: bytes, wanted: int) -> bytes:
@@ -303,6 +313,8 @@ class Sftp:
                 raise self._lost
             self._number = (self._number + 1) & 0xFFFFFFFF
             number = self._number
+            if not self._waiting:
+                self._heard_s = time.monotonic()
             self._waiting[number] = reply
         try:
             with self._writing:
@@ -344,11 +356,23 @@ class Sftp:
                 kind, data = self._packet()
                 (number,) = struct.unpack_from(">I", data)
                 with self._lock:
+                    self._heard_s = time.monotonic()
                     reply = self._waiting.pop(number, None)
                 if reply is not None:
                     reply.kind, reply.data = kind, data[4:]
                     reply.done.set()
         self._end()
+
+    def _end_if_silent(self) -> None:
+        while not self._is_closed.wait(min(15.0, SILENCE_S / 4)):
+            with self._lock:
+                if not self._waiting or time.monotonic() - self._heard_s < SILENCE_S:
+                    continue
+                if self._lost is None:
+                    why = f"its SFTP server has not answered for {SILENCE_S / 60:.0f} minutes"
+                    self._lost = StoreUnreachableError(self._host, why)
+            self._kill()  # who waits for an answer, or to write, gets the error
+            return
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -369,7 +393,7 @@ class Sftp:
 
 
 class _Fields:
-    """Reads the fields of a packet. A packet that ends too early is a struct.error."""
+    """Reads the fields of a packet. One that ends too early is an SftpError."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -380,13 +404,16 @@ class _Fields:
         return len(self._data) - self._at
 
     def integer(self) -> int:
-        (number,) = struct.unpack_from(">I", self._data, self._at)
-        self._at += 4
-        return int(number)
+        return self._number(">I", 4)
 
     def long(self) -> int:
-        (number,) = struct.unpack_from(">Q", self._data, self._at)
-        self._at += 8
+        return self._number(">Q", 8)
+
+    def _number(self, form: str, size: int) -> int:
+        if self.left < size:
+            raise SftpError(Fault.FAILURE, "a packet that ends too early")
+        (number,) = struct.unpack_from(form, self._data, self._at)
+        self._at += size
         return int(number)
 
     def bytes(self) -> bytes:
@@ -422,7 +449,7 @@ def _text(text: str) -> bytes:
 def _extensions(data: bytes) -> frozenset[str]:
     fields = _Fields(data)
     found = set()
-    with contextlib.suppress(struct.error):
+    with contextlib.suppress(SftpError):
         while fields.left:
             found.add(fields.text())
             fields.text()

@@ -21,7 +21,16 @@ from urllib.parse import unquote, urlsplit
 
 from vbackup.errors import NoSpaceError, StorageError, UsageError
 from vbackup.stores.sftp import Attributes, Fault, Sftp, SftpError
-from vbackup.stores.store import PIECE_BYTES, Deletion, Source, StoredObject, refuse_key, refuse_prefix, wrong_size
+from vbackup.stores.store import (
+    MAX_DEPTH,
+    PIECE_BYTES,
+    Deletion,
+    Source,
+    StoredObject,
+    refuse_key,
+    refuse_prefix,
+    wrong_size,
+)
 
 _INCOMING = ".incoming"
 #: A file in .incoming that has not been written to for so long belongs to a process that is gone.
@@ -227,6 +236,8 @@ class SshStore:
                     self._sftp.remove(f"{incoming}/{name}")
 
     def _walk(self, path: str, prefix: str) -> Iterator[StoredObject]:
+        if prefix.count("/") > MAX_DEPTH:
+            return
         try:
             found = list(self._sftp.names(path))
         except SftpError as err:

@@ -17,6 +17,9 @@ from vbackup.errors import StorageError
 
 #: How much is read from a source, and yielded by ``get``, at a time.
 PIECE_BYTES = 1024 * 1024
+#: So many directories below each other are listed: no key of a copy has more than three parts, and whoever prepares a
+#: place can make any number.
+MAX_DEPTH = 16
 #: Parts of a key begin with a letter or a digit: what begins with a dot is the store's own, and ".." leads out of it.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 

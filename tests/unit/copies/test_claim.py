@@ -95,6 +95,20 @@ def test_where_nothing_can_be_deleted_claims_end_all_the_same(target: Target, tm
     assert len(keys(target)) == 6
 
 
+def test_claim_that_has_ended_is_not_used_again(target: Target, tmp_path: Path) -> None:
+    """A run that is killed between the end of its claim and the removal of its note must not hide the next one."""
+    assert isinstance(target.store, FakeStore)
+    target.store.days = 30
+    here = machine(tmp_path, "here")
+    with claimed(target, UUID, here):
+        note = (here / "claim").read_text()
+    (here / "claim").write_text(note)
+    with claimed(target, UUID, here) as listed:
+        assert len(listed.claims) == 1
+        with pytest.raises(BusyError), claimed(target, UUID, machine(tmp_path, "there")):
+            pass
+
+
 def test_end_of_the_block_is_no_second_error(target: Target, tmp_path: Path) -> None:
     assert isinstance(target.store, FakeStore)
 

@@ -29,8 +29,9 @@ def test_what_was_read_is_known_while_the_object_is_the_same(ledger: Ledger) -> 
 
 
 def test_what_was_stored_is_known_and_noted_when_it_is_first_listed(ledger: Ledger) -> None:
-    ledger.put(UUID, ID, "text")
-    assert ledger.get(UUID, ID, LISTED) == "text"
+    ledger.put(UUID, ID, "text ä")
+    assert ledger.get(UUID, ID, StoredObject("key", 6, NOON)) is None  # somebody else's
+    assert ledger.get(UUID, ID, LISTED) == "text ä"
     assert ledger.get(UUID, ID, StoredObject("key", 8, NOON)) is None
 
 

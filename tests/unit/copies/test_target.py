@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import datetime, timezone
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_empty_place_becomes_a_target_once() -> None:
 def test_place_with_anything_else_is_refused() -> None:
     store = FakeStore()
     put(store, "holiday.jpg")
-    with pytest.raises(StorageError, match=r"not empty: it has holiday\.jpg"):
+    with pytest.raises(StorageError, match=r"not empty: it has 'holiday\.jpg'"):
         target.opened_for(store, [OWN], create=True)
 
 
@@ -95,9 +96,10 @@ def test_listing_tells_points_from_what_is_unfinished() -> None:
         f"{UUID}/claim-other",
         f"{UUID}/notes.txt",
         f"{UUID}/{ID}/deep/manifest.json",
+        f"{UUID}/{ID}/Copy of vda.qcow2",
         "elsewhere/manifest.json",
     ):
-        put(store, key)
+        store.objects[key] = (b"x", datetime.now(tz=timezone.utc))  # also what is no key, as in a directory
     found = target.listings(target.opened(store))
     assert found.keys() == {UUID}
     assert found[UUID] == target.listing(target.opened(store), UUID)

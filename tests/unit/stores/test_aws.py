@@ -46,10 +46,19 @@ def test_endpoint(home: dict[str, str]) -> None:
     assert not aws.endpoint({**offsite, "AWS_ENDPOINT_URL": "http://127.0.0.1:8333"}).is_encrypted
 
 
-@pytest.mark.parametrize("url", ["s3.example.org", "ftp://x", "https://", "https://host/bucket", "https://user@host"])
+@pytest.mark.parametrize(
+    "url",
+    ["s3.example.org", "ftp://x", "https://", "https://host/bucket", "https://user@host", "https://[", "https://h:x"],
+)
 def test_what_is_no_endpoint(url: str) -> None:
     with pytest.raises(UsageError, match="not an endpoint"):
         aws.endpoint({"HOME": "/nonexistent", "AWS_ENDPOINT_URL": url})
+
+
+def test_password_in_an_endpoint_is_not_shown() -> None:
+    with pytest.raises(UsageError) as raised:
+        aws.endpoint({"HOME": "/nonexistent", "AWS_ENDPOINT_URL": "https://user:hidden@host"})
+    assert "hidden" not in str(raised.value)
 
 
 def test_profile_that_is_not_there(home: dict[str, str]) -> None:
@@ -78,8 +87,9 @@ def program(home: dict[str, str], body: str) -> dict[str, str]:
     return {**home, "AWS_PROFILE": "role"}
 
 
-def test_keys_that_expire_are_asked_for_again(home: dict[str, str]) -> None:
-    soon = (datetime.now(timezone.utc) + timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+@pytest.mark.parametrize("zone", ["Z", "+00:00", ""])
+def test_keys_that_expire_are_asked_for_again(home: dict[str, str], zone: str) -> None:
+    soon = (datetime.now(timezone.utc) + timedelta(minutes=1)).strftime(f"%Y-%m-%dT%H:%M:%S{zone}")
     printed = {"Version": 1, "AccessKeyId": "role", "SecretAccessKey": "x", "SessionToken": "t", "Expiration": soon}
     counter = Path(home["HOME"]) / "counter"
     source = aws.KeySource(program(home, f"echo \"$2\" >> {counter}\necho '{json.dumps(printed)}'"))
@@ -95,3 +105,11 @@ def test_keys_that_expire_are_asked_for_again(home: dict[str, str]) -> None:
 def test_program_that_fails(home: dict[str, str], body: str, words: str) -> None:
     with pytest.raises(StorageError, match=words):
         aws.KeySource(program(home, body)).current()
+
+
+@pytest.mark.parametrize("command", ["print 'keys", '""', "#"])
+def test_program_that_cannot_be_one(home: dict[str, str], command: str) -> None:
+    settings = program(home, "")
+    (Path(home["HOME"]) / ".aws" / "config").write_text(f"[profile role]\ncredential_process = {command}\n")
+    with pytest.raises(StorageError, match="credential_process"):
+        aws.KeySource(settings).current()

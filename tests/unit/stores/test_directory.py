@@ -54,6 +54,37 @@ def test_remains_of_dead_runs_are_removed_after_a_day(tmp_path: Path) -> None:
     assert [path.name for path in incoming.iterdir()] == ["new"]
 
 
+def test_incoming_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    """A disk that somebody has prepared must not let old files of this machine be removed."""
+    outside, target = tmp_path / "outside", tmp_path / "target"
+    outside.mkdir()
+    target.mkdir()
+    (outside / "old").write_bytes(b"x")
+    os.utime(outside / "old", (0, 0))
+    (target / ".incoming").symlink_to(outside)
+    with pytest.raises(StorageError, match="symbolic link"):
+        put(DirectoryStore(target), "a/b")
+    assert [path.name for path in outside.iterdir()] == ["old"]
+
+
+def test_directories_that_a_delete_has_removed_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def removed_first(source: Path, name: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        name.parent.rmdir()
+        name.parent.parent.rmdir()
+        link(source, name)
+
+    monkeypatch.setattr(os, "link", removed_first)
+    old = os.umask(0o022)
+    try:
+        assert put(DirectoryStore(tmp_path), "a/b/c")
+    finally:
+        os.umask(old)
+    assert {(tmp_path / "a").stat().st_mode & 0o777, (tmp_path / "a/b").stat().st_mode & 0o777} == {0o700}
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -94,6 +125,25 @@ def test_forbidden_deletion_is_a_state(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "unlink", immutable)
     assert store.delete("a/b") is Deletion.KEPT
+
+
+def test_deletion_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryStore(tmp_path)
+    put(store, "a/b")
+    put(store, "a/c")
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    assert store.delete("a/b") is Deletion.DELETED
+    assert synced == [tmp_path / "a"]
+
+
+def test_directories_without_end_are_not_walked(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    put(store, "a/b/c")
+    deep = tmp_path / "a" / "/".join("d" * 40)
+    deep.mkdir(parents=True)
+    (deep / "e").write_bytes(b"x")
+    assert [each.key for each in store.list("")] == ["a/b/c"]
 
 
 def test_directories_that_become_empty_go(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vbackup.errors import StoreUnreachableError, UsageError
+from vbackup.errors import StorageError, StoreUnreachableError, UsageError
+from vbackup.stores import sftp
 from vbackup.stores.ssh import Place, SshStore, place
 
 
@@ -57,6 +58,26 @@ def test_ssh_never_asks_and_gets_no_option_from_an_address() -> None:
     assert argv[argv.index("-p") + 1] == "2222"
     assert argv[argv.index("-l") + 1] == "me"
     assert "-p" not in Place("host", None, None, "/srv").argv()
+
+
+#: A packet with the version of the protocol, for printf(1).
+VERSION = r"\000\000\000\005\002\000\000\000\003"
+
+
+@pytest.mark.parametrize("begin", ["", f"printf '{VERSION}'; "])
+def test_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, begin: str) -> None:
+    """Its host may answer ssh all the same."""
+    monkeypatch.setattr(sftp, "SILENCE_S", 0.2)
+    with pytest.raises(StoreUnreachableError, match="has not answered"):
+        SshStore("ssh://host/srv", command=lambda _: ["sh", "-c", f"{begin}exec sleep 600"])
+
+
+def test_packet_that_ends_too_early_is_an_error() -> None:
+    """An answer to the first request, which has 17 bytes, with its kind and number and nothing else."""
+    answer = r"\000\000\000\005\151\000\000\000\001"
+    script = f"head -c 9 >&2; printf '{VERSION}'; head -c 17 >&2; printf '{answer}'; exec sleep 600"
+    with pytest.raises(StorageError, match="ends too early"):
+        SshStore("ssh://host/srv", command=lambda _: ["sh", "-c", script])
 
 
 @pytest.mark.parametrize(

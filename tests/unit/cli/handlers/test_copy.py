@@ -67,6 +67,27 @@ def test_there_and_back(command: Command, tree: Tree, tmp_path: Path) -> None:
     assert [path.name for path in cache.glob("*/*")] == ["manifests"]
 
 
+def test_fetch_without_a_backup_that_cannot_be_read_says_so(command: Command, tree: Tree, tmp_path: Path) -> None:
+    command("copy", "web", "-r", tree.repository.path, "--to", tmp_path / "target", "-q")
+    (tmp_path / "target" / tree.uuid / tree.ids()[-1] / "manifest.json").write_text("damaged")
+    at = ("--from", tmp_path / "target", "--cache", tmp_path / "cache")
+    done = command("fetch", *at, "-r", tmp_path / "new", "--json", status=6)
+    assert done.document["domains"][0]["fetched"] == tree.ids()[:2]
+    assert tree.ids()[-1] in done.stderr
+
+
+def test_cache_in_which_others_can_write_is_refused(command: Command, tree: Tree, tmp_path: Path) -> None:
+    """Whoever puts manifests there decides what is restored."""
+    target, cache = tmp_path / "target", tmp_path / "cache"
+    command("copy", "web", "-r", tree.repository.path, "--to", target, "-q")
+    at = ("--from", target, "--cache", cache)
+    command("list", *at)
+    [of_target] = cache.iterdir()
+    assert (cache.stat().st_mode & 0o777, of_target.stat().st_mode & 0o777) == (0o700, 0o700)
+    of_target.chmod(0o777)
+    assert "Others can replace" in command("list", *at, status=7).stderr
+
+
 def test_one_new_of_thirty_takes_less_than_two_seconds(command: Command, tmp_path: Path) -> None:
     tree = chain(tmp_path / "repo", 29)
     words = ("copy", "web", "-r", tree.repository.path, "--to", tmp_path / "target")
