@@ -27,6 +27,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
+                             audit_scratch
                              rollback  restored_checkpoint  live_backing  session_plan  session_history  session_survey
                              session_scratch  session_lock  session_server  session_close  delivery  fleecing_area
                              rollback_reach
@@ -61,6 +62,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
+                             nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

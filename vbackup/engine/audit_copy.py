@@ -13,6 +13,8 @@ chosen blocks, and it writes to a copy that is thrown away.
   the image count (vbackup.qemu.qcow2_layer). A view (snapshot-access) is not needed, which QEMU 7.2 reads wrongly.
 - The files have no names: whatever ends vbackup, nothing of them stays. What a killed audit leaves in QEMU has names of
   this repository, so the next vbackup removes it (vbackup.engine.leftovers).
+- A QEMU on another host works on copies of the files there (vbackup.engine.audit_scratch): no write of its guest waits
+  for the network.
 """
 
 from __future__ import annotations
@@ -25,13 +27,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vbackup.engine import endmark, leftovers, underlay
+from vbackup.engine.audit_scratch import REMEDY, Scratch
 from vbackup.engine.base import Choice
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import (
     BusyError,
     DomainGoneError,
-    FdsNotNeededError,
-    FdsNotPassedError,
     JobError,
     NoSpaceError,
     QmpError,
@@ -82,7 +83,7 @@ class Wish:
 class Limits:
     """How the disks are read."""
 
-    directory: Path  #: for the copies
+    scratch: Scratch  #: for the copies
     speed_bytes_s: int | None = None  #: of each disk's job
     on_tick: Callable[[Mapping[str, Job]], None] | None = None  #: slows the jobs down
 
@@ -162,15 +163,24 @@ def taken(
     Nothing is left in QEMU then. Raises UnsuitableError if QEMU cannot do it without a risk to the guest, NoSpaceError,
     StorageError, BusyError, VbackupError (a job failed).
     """
-    _refuse_full(limits.directory, needed_bytes(wishes))
+    scratch = limits.scratch
+    _refuse_full(scratch, needed_bytes(wishes))
     _refuse_without_drivers(domain.monitor)
     with ExitStack() as files:
         disks = [
-            _planned(wish, index, limits.directory, names=_Names(domain.naming, audit_id), files=files)
+            _planned(wish, index, scratch.here, names=_Names(domain.naming, audit_id), files=files)
             for index, wish in enumerate(wishes)
         ]
-        with Undo(domain.reporter) as undo:
+        files.callback(scratch.close)
+        working = [NodeBitmap(disk.top, disk.working) for disk in disks]
+        with scratch.guarded(domain.naming, working), Undo(domain.reporter) as undo:
             moment = _read(disks, domain, limits, undo=undo)
+        for disk in disks:
+            fetched_bytes = sum(
+                scratch.fetch(fd, check=domain.stop.check) for fd in (disk.copied.bits_fd, disk.copied.copy_fd)
+            )
+            if fetched_bytes:
+                domain.reporter.step(f"Disk {disk.dev}: {fetched_bytes >> 20} MiB came from {scratch.place}.")
         yield moment, [disk.copied for disk in disks]
 
 
@@ -204,13 +214,13 @@ def _read(disks: Sequence[_Disk], domain: LockedDomain, limits: Limits, *, undo:
     undo.push("close the images of the audit in QEMU", lambda: targets.close_in_qemu(monitor, nodes))
     labels = source.domain.security_labels
     for disk in disks:
-        _open(monitor, disk, limits.directory, labels)
+        _open(disk, domain, limits.scratch, labels)
     guest_was_stopped = source.is_guest_stopped()
     undo.push("resume the guest", lambda: source.resume(reporter, guest_was_stopped=guest_was_stopped))
     job_ids = {disk.job_id: disk.dev for disk in disks}
     undo.push("end the jobs of the audit", lambda: jobs.cancel(monitor, job_ids))
     actions = [action.document() for disk in disks for action in disk.actions(limits.speed_bytes_s)]
-    watch = SpaceWatch.over(limits.directory)
+    watch = SpaceWatch.over(limits.scratch)
     with source.unchanged():
         domain.stop.check()
         moment = datetime.now(timezone.utc)
@@ -283,14 +293,15 @@ def _refuse_without_drivers(monitor: Monitor) -> None:
         )
 
 
-def _open(monitor: Monitor, disk: _Disk, directory: Path, labels: Sequence[SecurityLabel]) -> None:
+def _open(disk: _Disk, domain: LockedDomain, scratch: Scratch, labels: Sequence[SecurityLabel]) -> None:
     """Open both images; no write to the copy fails."""
+    monitor, check = domain.monitor, domain.stop.check
     size_bytes = disk.wish.node.top.virtual_size_bytes
     try:
-        bits = targets.node(disk.bits_node, _filename(monitor, disk.copied.bits_fd, disk.bits_node))
+        bits = targets.node(disk.bits_node, scratch.lend(monitor, disk.copied.bits_fd, disk.bits_node, check=check))
         del bits["l2-cache-entry-size"]  # its clusters are larger
         monitor.execute("blockdev-add", bits)
-        copy = targets.node(disk.copy_node, _filename(monitor, disk.copied.copy_fd, disk.copy_node))
+        copy = targets.node(disk.copy_node, scratch.lend(monitor, disk.copied.copy_fd, disk.copy_node, check=check))
         del copy["node-name"]
         # In QEMU's log stands that the target does not tell its cluster size: a quorum cannot. It is the default.
         nowhere = {"driver": "null-co", "size": size_bytes, "read-zeroes": False}
@@ -304,57 +315,37 @@ def _open(monitor: Monitor, disk: _Disk, directory: Path, labels: Sequence[Secur
                 "read-pattern": "fifo",
             },
         )
-    except FdsNotPassedError as err:
-        raise UnsuitableError(
-            f"An audit needs a connection that can carry file descriptors, and this one cannot ({err}) Run vbackup on"
-            " the host of the domain."
-        ) from err
     except QmpError as err:
         if err.description.is_denied:
-            raise StorageError(targets.denied(directory, labels, by_descriptor=True)) from err
-        raise StorageError(f"QEMU cannot open an image in {directory}: {err.description.rstrip('.')}.") from err
+            raise StorageError(scratch.denied(labels, err.description)) from err
+        raise StorageError(f"QEMU cannot open an image in {scratch.place}: {err.description.rstrip('.')}.") from err
 
 
-def _filename(monitor: Monitor, fd: int, node_name: str) -> str:
-    try:
-        return targets.pass_fd(monitor, fd, node_name)
-    except FdsNotNeededError:
-        return f"/proc/{os.getpid()}/fd/{fd}"  # a storage daemon, which is our child
-
-
-def _free_bytes(directory: Path) -> int:
-    with storage_errors(f"use {directory} for the audit"):
-        if not directory.is_dir():
-            raise StorageError(f"{directory} is not a directory, so the audit cannot use it.")
-        found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize
-
-
-def _refuse_full(directory: Path, size_bytes: int) -> None:
-    free_bytes = _free_bytes(directory)
-    if free_bytes < size_bytes + min(RESERVE_BYTES, free_bytes // RESERVE_SHARE):
-        raise NoSpaceError(
-            f"The audit needs up to {size_bytes >> 20} MiB for what it reads, and {directory} has {free_bytes >> 20}"
-            " MiB. Nothing was read; give it a smaller --sample, or another directory with --scratch."
-        )
+def _refuse_full(scratch: Scratch, size_bytes: int) -> None:
+    for room in scratch.rooms():
+        if room.free_bytes < size_bytes + min(RESERVE_BYTES, room.free_bytes // RESERVE_SHARE):
+            raise NoSpaceError(
+                f"The audit needs up to {size_bytes >> 20} MiB for what it reads, and {room.place} has"
+                f" {room.free_bytes >> 20} MiB. Nothing was read; give it {room.remedy}."
+            )
 
 
 @dataclass(frozen=True)
 class SpaceWatch:
     """Ends an audit before the filesystem of its copies is full."""
 
-    directory: Path
+    scratch: Scratch
     reserve_bytes: int
 
     @classmethod
-    def over(cls, directory: Path) -> SpaceWatch:
+    def over(cls, scratch: Scratch) -> SpaceWatch:
         """Watch the space that is free there now."""
-        return cls(directory, min(RESERVE_BYTES, _free_bytes(directory) // RESERVE_SHARE))
+        return cls(scratch, min(RESERVE_BYTES, scratch.free_bytes() // RESERVE_SHARE))
 
     def check(self) -> None:
         """Raise NoSpaceError if the audit has to end."""
-        if _free_bytes(self.directory) < self.reserve_bytes:
+        if self.scratch.free_bytes() < self.reserve_bytes:
             raise NoSpaceError(
-                f"{self.directory} is getting full, so the audit was ended; no write of the guest was lost. Give it a"
-                " smaller --sample, or another directory with --scratch."
+                f"{self.scratch.place} is getting full, so the audit was ended; no write of the guest was lost. Give it"
+                f" {REMEDY}."
             )

@@ -17,6 +17,9 @@ from vbackup.qemu.monitor import Monitor
 if TYPE_CHECKING:
     from vbackup.remote.link import Link
 
+#: Where files without a name are made on a hypervisor, unless the user names a directory.
+REMOTE_DIRECTORY = Path("/var/tmp")  # noqa: S108 - nobody can name them
+
 
 class Area(Protocol):
     """A directory in which QEMU saves what the guest overwrites, in images without names."""

@@ -21,7 +21,9 @@ from vbackup.domain.access import Access
 from vbackup.domain.host import Host
 from vbackup.engine import audit_copy, base, foreign_jobs, leftovers, plan, proof
 from vbackup.engine.audit_copy import Copied, Limits, Wish
+from vbackup.engine.audit_scratch import LocalScratch, RemoteScratch, Scratch
 from vbackup.engine.base import Choice
+from vbackup.engine.fleecing_area import REMOTE_DIRECTORY
 from vbackup.engine.unfinished import LockedDomain
 from vbackup.errors import (
     DiskError,
@@ -58,7 +60,8 @@ class AuditRequest:
     percent: float = 1.0  #: of what has not changed, how much is read
     max_latency_ms: float | None = None  #: read slower while the guest's own requests take longer
     speed_bytes_s: int | None = None  #: of each disk
-    scratch: Path | None = None  #: directory for what is read; None: the domain's, in the repository
+    #: directory of the domain's host for what is read; None: the domain's, in the repository, or /var/tmp there
+    scratch: Path | None = None
     wait_lock_s: float = 0.0  #: for another vbackup that works on the domain
     exclusive: bool = False  #: no other host uses the images of the domain while it is off
 
@@ -220,7 +223,7 @@ def _audit(
     tasks: Sequence[_Task], request: AuditRequest, history: History, domain: LockedDomain
 ) -> tuple[datetime, list[DiskAudit]]:
     """Audit each disk; what was found of one is kept before the next is compared, which may fail or be interrupted."""
-    directory = request.scratch or domain.repository.path / domain.uuid
+    scratch = _scratch(request, domain)
     on_tick = None
     if request.max_latency_ms is not None and domain.source.is_running:
         from vbackup.engine.latency_throttle import LatencyThrottle  # which few ask for
@@ -231,13 +234,13 @@ def _audit(
             ceiling_bytes_s=request.speed_bytes_s,
             reporter=domain.reporter,
         ).on_tick
-    limits = Limits(directory, request.speed_bytes_s, on_tick)
+    limits = Limits(scratch, request.speed_bytes_s, on_tick)
     wishes = [Wish(task.node, task.choice, task.sample) for task in tasks]
     audit_id = names.audit_id(datetime.now(timezone.utc))
     with audit_copy.taken(wishes, domain, limits, audit_id=audit_id) as (moment, copies):
         results, unwritten = [], None
         for task, copied in zip(tasks, copies):
-            result = _compared(task, copied, directory, domain)
+            result = _compared(task, copied, scratch.place, domain)
             results.append(result)
             unwritten = _keep(moment, result, task, history, domain) or unwritten
     if unwritten is not None:
@@ -245,7 +248,17 @@ def _audit(
     return moment, results
 
 
-def _compared(task: _Task, copied: Copied, directory: Path, domain: LockedDomain) -> DiskAudit:
+def _scratch(request: AuditRequest, domain: LockedDomain) -> Scratch:
+    host = domain.source.handle.host
+    in_repository = domain.repository.path / domain.uuid
+    if host.is_local or not host.has_link:
+        return LocalScratch(request.scratch or in_repository)
+    link = host.link(check=domain.stop.check)
+    directory = os.fspath(request.scratch or REMOTE_DIRECTORY)
+    return RemoteScratch(link, domain.uuid, directory, in_repository, domain.source.is_running)
+
+
+def _compared(task: _Task, copied: Copied, place: str, domain: LockedDomain) -> DiskAudit:
     total_bytes = task.sample.blocks * BLOCK_BYTES
 
     def progress(done_bytes: int) -> None:
@@ -254,7 +267,7 @@ def _compared(task: _Task, copied: Copied, directory: Path, domain: LockedDomain
     try:
         changed = StoredBitmap(copied.bits_fd, audit_copy.CHANGED)
     except MalformedError as err:
-        raise _not_stored(task, directory, str(err).rstrip(".")) from err
+        raise _not_stored(task, place, str(err).rstrip(".")) from err
     with Qcow2Layer(Path(f"/proc/self/fd/{copied.copy_fd}"), opened=_opened) as layer:
         compared = audit_comparison.compare(
             task.known,
@@ -265,13 +278,13 @@ def _compared(task: _Task, copied: Copied, directory: Path, domain: LockedDomain
             progress=progress,
         )
     if compared.missing:
-        raise _not_stored(task, directory, f"{compared.missing} blocks of {task.sample.blocks} are missing")
+        raise _not_stored(task, place, f"{compared.missing} blocks of {task.sample.blocks} are missing")
     return DiskAudit(task.dev, task.backup_id, task.known.size_bytes, not task.is_complete, compared)
 
 
-def _not_stored(task: _Task, directory: Path, reason: str) -> StorageError:
+def _not_stored(task: _Task, place: str, reason: str) -> StorageError:
     return StorageError(
-        f"Disk {task.dev}: QEMU could not store in {directory} all that it read ({reason}); no write of the guest was"
+        f"Disk {task.dev}: QEMU could not store in {place} all that it read ({reason}); no write of the guest was"
         " lost. Look for a quota or a limit on the size of a file there, and for errors of its storage in the kernel"
         " log, or use another directory with --scratch."
     )

@@ -25,7 +25,7 @@ from vbackup.engine import finish, fleecing, leftovers, preparation, survey
 from vbackup.engine.delivery import Delivery
 from vbackup.engine.finish import Following
 from vbackup.engine.fleecing import SpaceWatch
-from vbackup.engine.fleecing_area import Area, LocalArea, RemoteArea
+from vbackup.engine.fleecing_area import REMOTE_DIRECTORY, Area, LocalArea, RemoteArea
 from vbackup.engine.moment import Alone, Moment
 from vbackup.engine.plan import BackupPlan, FleecingAbilities, Selection, Wishes
 from vbackup.engine.unfinished import LockedDomain, Unfinished
@@ -67,9 +67,6 @@ if TYPE_CHECKING:
     from vbackup.images.target_tls import TlsPlace
 
 log = logging.getLogger(__name__)
-
-#: Where the fleecing area of a remote backup is on the hypervisor, unless the user names a directory.
-REMOTE_FLEECING = Path("/var/tmp")  # noqa: S108 - a file without a name
 
 
 @dataclass(frozen=True)
@@ -337,7 +334,7 @@ def _area(request: BackupRequest, domain: LockedDomain) -> Area | None:
     """Return the fleecing area: the one that is asked for, or one on the hypervisor if the data comes by SSH."""
     directory = request.fleecing
     if directory is None and domain.link is not None and not request.no_fleecing:
-        directory = REMOTE_FLEECING
+        directory = REMOTE_DIRECTORY
     if directory is None:
         return None
     if domain.link is None:

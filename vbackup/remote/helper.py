@@ -31,12 +31,14 @@ import syslog
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 VERSION = 1
 #: How much of a file goes into one line.
 PIECE_BYTES = 256 * 1024
+#: How many parts of a file are named in one line.
+EXTENTS = 4096
 #: How much a program may print: what is asked for are lists and headers.
 OUTPUT_BYTES = 64 * 1024 * 1024
 #: What an NBD server says first.
@@ -123,11 +125,11 @@ class Qemu:
 class Guard:
     """What is undone in one domain's QEMU when the line is lost."""
 
-    def __init__(self, qemu: Qemu, lock: int, jobs: str, nodes: str) -> None:
-        self.qemu, self.lock, self.jobs, self.nodes = qemu, lock, jobs, nodes
+    def __init__(self, qemu: Qemu, lock: int, jobs: str, nodes: str, bitmaps: "Sequence[Sequence[str]]" = ()) -> None:
+        self.qemu, self.lock, self.jobs, self.nodes, self.bitmaps = qemu, lock, jobs, nodes, bitmaps
 
     def clean(self, grace_s: float) -> None:
-        """Cancel the jobs, close nodes and descriptors.
+        """Cancel the jobs, close nodes and descriptors, remove the bitmaps.
 
         A vbackup that lives, and only lost this line, has ``grace_s`` seconds to do that itself.
         """
@@ -141,6 +143,9 @@ class Guard:
         with contextlib.suppress(RefusedError):
             for fdset in self._fdsets():
                 self.qemu.execute("remove-fd", {"fdset-id": fdset})
+        for node, name in self.bitmaps:
+            with contextlib.suppress(RefusedError):  # vbackup has removed it
+                self.qemu.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
 
     def is_something_left(self) -> bool:
         """Return False if there is nothing to clean, or no QEMU."""
@@ -368,9 +373,14 @@ class Helper:
 
     # QEMU
 
-    def do_guard(self, uuid: str, jobs: str, nodes: str) -> None:
-        """Undo in the domain's QEMU, when the line is lost, what has names that begin like these."""
-        self._guards[uuid] = Guard(Qemu(self.uri, uuid), _claim(uuid), jobs, nodes)
+    def do_guard(self, uuid: str, jobs: str, nodes: str, bitmaps: "Sequence[Sequence[str]]" = ()) -> None:
+        """Undo in the domain's QEMU, when the line is lost, what has names that begin like these, and the bitmaps.
+
+        A bitmap is given by its node and its name.
+        """
+        held = self._guards.get(uuid)  # of an operation that failed
+        lock = _claim(uuid) if held is None else held.lock
+        self._guards[uuid] = Guard(Qemu(self.uri, uuid), lock, jobs, nodes, bitmaps)
 
     def do_unguard(self, uuid: str) -> None:
         """Everything is undone, or belongs to a backup that is complete."""
@@ -402,6 +412,11 @@ class Helper:
             return int(reply["fdset-id"])
         finally:
             os.close(fd)
+
+    def do_pass_handle(self, uuid: str, opaque: str, handle: int) -> int:
+        """Hand QEMU an open file; returns the id of the set."""
+        reply = Qemu(self.uri, uuid).execute("add-fd", {"opaque": opaque}, fd=self._handles[handle][0])
+        return int(reply["fdset-id"])
 
     # Files and programs
 
@@ -444,6 +459,37 @@ class Helper:
     def do_read(self, handle: int, offset: int, size: int) -> str:
         """Return a piece of an open file, shorter at its end."""
         return base64.b64encode(os.pread(self._handles[handle][0], min(size, PIECE_BYTES), offset)).decode()
+
+    def do_nameless(self, directory: str) -> int:
+        """Make an empty file without a name there; returns a handle."""
+        fd = _nameless(directory)
+        self._handles[fd] = (fd, None)
+        return fd
+
+    def do_put(self, handle: int, offset: int, data: str) -> None:
+        """Write a piece of an open file at that place."""
+        left = base64.b64decode(data)
+        while left:
+            written = os.pwrite(self._handles[handle][0], left, offset)
+            left, offset = left[written:], offset + written
+
+    def do_resize(self, handle: int, size: int) -> None:
+        """Set the size of an open file."""
+        os.ftruncate(self._handles[handle][0], size)
+
+    def do_extents(self, handle: int, start: int) -> "dict[str, Any]":
+        """Return the size of an open file, and where it has data from ``start`` on, as far as goes into one line."""
+        fd, found = self._handles[handle][0], []  # type: int, list[list[int]]
+        while len(found) < EXTENTS:
+            try:
+                begin = os.lseek(fd, start, os.SEEK_DATA)
+            except OSError as err:
+                if err.errno == errno.ENXIO:  # only a hole is left
+                    break
+                raise
+            start = os.lseek(fd, begin, os.SEEK_HOLE)
+            found.append([begin, start])
+        return {"size": os.fstat(fd).st_size, "extents": found}
 
     def do_create(self, path: str, mode: int) -> int:
         """Begin a file that replaces, or becomes, the one of that name when it is committed; returns a handle."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.model import NodeBitmap
 from vbackup.remote import command, connection
 from vbackup.remote.address import Address
 from vbackup.remote.connection import Connection
@@ -184,13 +185,20 @@ class Link:
         found: int = self._call("pass_file", what, uuid=uuid, opaque=opaque, directory=directory, size_bytes=size_bytes)
         return found
 
-    def guard(self, uuid: str, *, jobs: str, nodes: str) -> None:
+    def pass_handle(self, uuid: str, opaque: str, handle: int) -> int:
+        """Give the QEMU an open file, which stays open here too; returns as ``pass_file`` does."""
+        what = f"pass a file to QEMU of domain {uuid}"
+        found: int = self._call("pass_handle", what, uuid=uuid, opaque=opaque, handle=handle)
+        return found
+
+    def guard(self, uuid: str, *, jobs: str, nodes: str, bitmaps: Sequence[NodeBitmap] = ()) -> None:
         """Have the helper undo in the domain's QEMU, when the link is lost, what has names that begin like these.
 
-        These are jobs, and nodes with the labels of their descriptors. It waits until the helper of an earlier link,
-        which was lost, has done so.
+        These are jobs, and nodes with the labels of their descriptors; it also removes ``bitmaps``. It waits until the
+        helper of an earlier link, which was lost, has done so.
         """
-        self._call("guard", f"guard domain {uuid}", uuid=uuid, jobs=jobs, nodes=nodes)
+        pairs = [[one.node_name, one.bitmap] for one in bitmaps]
+        self._call("guard", f"guard domain {uuid}", uuid=uuid, jobs=jobs, nodes=nodes, bitmaps=pairs)
 
     def unguard(self, uuid: str) -> None:
         """Everything is undone."""
@@ -255,7 +263,7 @@ class Link:
                 offset += len(piece)
                 yield piece
         finally:
-            self._close(handle)
+            self.close_handle(handle)
 
     def write_file(self, path: str, data: Iterable[bytes], *, mode: int = 0o600) -> None:
         """Make or replace a file; it has its name when it is complete and on the storage."""
@@ -268,10 +276,33 @@ class Link:
                     self._call("write", what, handle=handle, data=encoded)
             self._call("commit", what, handle=handle)
         except BaseException:
-            self._close(handle)
+            self.close_handle(handle)
             raise
 
-    def _close(self, handle: int) -> None:
+    def nameless_file(self, directory: str) -> int:
+        """Make an empty file without a name in a directory there; returns a handle (vbackup.remote.nameless)."""
+        found: int = self._call("nameless", f"make a file in {directory}", directory=directory)
+        return found
+
+    def extents(self, handle: int, start: int) -> tuple[int, list[tuple[int, int]]]:
+        """Return the size of an open file, and the next (start, end) of its parts that are no holes; [] at its end."""
+        found = self._call("extents", "look for the data of a file", handle=handle, start=start)
+        return found["size"], [(begin, end) for begin, end in found["extents"]]
+
+    def get(self, handle: int, offset: int, size_bytes: int) -> bytes:
+        """Return a piece of an open file, at most PIECE_BYTES, shorter at its end."""
+        return base64.b64decode(self._call("read", "read a file", handle=handle, offset=offset, size=size_bytes))
+
+    def put(self, handle: int, offset: int, data: bytes) -> None:
+        """Write a piece of an open file."""
+        self._call("put", "write a file", handle=handle, offset=offset, data=base64.b64encode(data).decode())
+
+    def resize(self, handle: int, size_bytes: int) -> None:
+        """Set the size of an open file."""
+        self._call("resize", "set the size of a file", handle=handle, size=size_bytes)
+
+    def close_handle(self, handle: int) -> None:
+        """Close an open file. A link that is lost has closed it."""
         with suppress(LinkLostError, RemoteError):
             self._call("close", "close a file", handle=handle)
 

@@ -70,7 +70,12 @@ def story(repo: Repository, recorder: Recorder, monkeypatch: pytest.MonkeyPatch)
     told = Story(repo, recorder)
     commit(repo, ONE)
     tasks = [SimpleNamespace(dev=dev, node=node(dev=dev), choice=None, sample=None) for dev in ("vda", "vdb")]
-    opened = SimpleNamespace(monitor=None, domain=SimpleNamespace(name="web", uuid=UUID), is_running=True)
+    opened = SimpleNamespace(
+        monitor=None,
+        domain=SimpleNamespace(name="web", uuid=UUID),
+        is_running=True,
+        handle=SimpleNamespace(host=SimpleNamespace(is_local=True)),
+    )
 
     @contextmanager
     def open_source(*_: object, **__: object) -> Iterator[Any]:

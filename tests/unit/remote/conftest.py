@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from vbackup.remote import command, connection
+from vbackup.remote.address import Address
 from vbackup.remote.connection import Connection
+from vbackup.remote.link import Link
 
 VIRSH = """\
 #!/bin/sh
@@ -19,6 +21,14 @@ for file in {directory}/replies/*; do
 done
 echo 'error: failed to get domain' >&2
 exit 1
+"""
+
+#: ssh: it runs the last word, and says of each forwarding what it was asked for.
+SSH = """\
+#!/bin/sh
+for word; do :; done
+case "$*" in *"-O forward"*) echo "Forwarding is not allowed: $*" >&2; exit 255 ;; esac
+exec sh -c "$word"
 """
 
 
@@ -87,3 +97,13 @@ def fall_silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(connection, "REPLY_SILENCE_S", 600.0)
 
     return fall_silent
+
+
+@pytest.fixture
+def link(virsh: Virsh, impatient: None, tmp_path: Path) -> Iterator[Link]:
+    """A link whose ssh runs the helper on this host."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.write_text(SSH)
+    ssh.chmod(0o755)
+    with Link(Address("hv1", "qemu:///system", user="root")) as made:
+        yield made

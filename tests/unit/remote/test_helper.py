@@ -149,14 +149,16 @@ def test_loss_ends_jobs_nodes_and_descriptors_of_this_backup_only(helper: Connec
     virsh.answer("query-fdsets", json.dumps({"return": sets}))
     for command in ("job-cancel", "blockdev-del", "remove-fd"):
         virsh.answer(command, '{"return": {}}')
-    helper.call("guard", what="guard", uuid=UUID, jobs=JOB[:-3], nodes=NODE[:-3])
+    helper.call("guard", what="guard", uuid=UUID, jobs="x", nodes="x")  # that operation has failed
+    helper.call("guard", what="guard", uuid=UUID, jobs=JOB[:-3], nodes=NODE[:-3], bitmaps=[["node", "working"]])
     assert helper._process.stdin is not None
     helper._process.stdin.close()  # as if this process had been killed
     wait_for(lambda: virsh.count("blockdev-del") > 0 or virsh.count("job-cancel") > 0, "the cancelling", timeout_s=10)
     virsh.answer("query-jobs", json.dumps({"return": [{"id": JOB, "status": "concluded"}]}))
     wait_for(lambda: virsh.count("job-dismiss") > 0, "the dismissing", timeout_s=10)
     virsh.answer("query-jobs", '{"return": []}')
-    wait_for(lambda: virsh.count("remove-fd") > 0, "the end", timeout_s=10)
+    wait_for(lambda: virsh.count("block-dirty-bitmap-remove") > 0, "the end", timeout_s=10)
+    assert virsh.count('{"node": "node", "name": "working"}') == 1
     assert not any("libvirt-1" in line for line in virsh.asked())
     assert virsh.count('"fdset-id": 3') == 1
     assert virsh.count('"fdset-id": 4') == 0

@@ -12,23 +12,6 @@ from vbackup.errors import ForwardingError, LinkLostError, RemoteError
 from vbackup.remote.address import Address
 from vbackup.remote.link import Link
 
-#: ssh: it runs the last word, and says of each forwarding what it was asked for.
-SSH = """\
-#!/bin/sh
-for word; do :; done
-case "$*" in *"-O forward"*) echo "Forwarding is not allowed: $*" >&2; exit 255 ;; esac
-exec sh -c "$word"
-"""
-
-
-@pytest.fixture
-def link(virsh: Virsh, impatient: None, tmp_path: Path) -> Iterator[Link]:
-    ssh = tmp_path / "bin" / "ssh"
-    ssh.write_text(SSH)
-    ssh.chmod(0o755)
-    with Link(Address("hv1", "qemu:///system", user="root")) as made:
-        yield made
-
 
 def test_files_and_programs(link: Link, tmp_path: Path) -> None:
     content = bytes(range(256)) * 2500
