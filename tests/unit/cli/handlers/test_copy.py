@@ -161,7 +161,7 @@ def test_what_is_no_target_is_status_7(command: Command, tree: Tree, tmp_path: P
     repo, other = tree.repository.path, tmp_path / "photos"
     other.mkdir()
     (other / "cat.jpg").write_bytes(b"x")
-    assert "not empty: it has cat.jpg" in command("copy", "web", "-r", repo, "--to", other, status=7).stderr
+    assert "not empty: it has 'cat.jpg'" in command("copy", "web", "-r", repo, "--to", other, status=7).stderr
     assert "is a repository" in command("copy", "web", "-r", repo, "--to", repo, status=7).stderr
     assert "not a target" in command("list", "--from", other, "--cache", tmp_path / "cache", status=7).stderr
     assert "mounted" in command("list", "--from", tmp_path / "nothing", status=7).stderr
