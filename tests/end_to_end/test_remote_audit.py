@@ -125,3 +125,26 @@ def test_link_that_dies_leaves_nothing(audited: Audited) -> None:
         process.kill()
     audited.hypervisor.plug_cable()
     assert audited.audit("--disk", "vda").document["verdict"] == "good"
+
+
+def test_other_commands_reach_the_domain(audited: Audited) -> None:
+    first = audited.backup()["id"]
+    audited.machine.write("vda", "write -P 3 1M 64k")
+    second = audited.backup()["id"]
+    assert audited.run("verify", "web", "--json").document["schema"].startswith("vbackup.verify/")
+    differ = audited.run("diff", first, second, "--json").document
+    assert "vda" in str(differ)
+    assert audited.run("recover", "web").stdout == "No unfinished backups.\n"
+    before = audited.machine.state()
+    options = ("session", "begin", "web", "--tracker", "acme")
+    refused = audited.run(*options, status=5)
+    assert "is served where its domain is: run 'vbackup session begin' on that host" in refused.stderr
+    assert audited.machine.state() == before
+    argv = (sys.executable, "-m", "vbackup", "-c", audited.hypervisor.uri, "-q", "audit", "web")
+    with subprocess.Popen([*argv, "-r", str(audited.repository), "--speed", "64k"]) as process:
+        wait_for(lambda: len(audited.machine.execute("query-jobs")) == 2, "the jobs of the audit")
+        audited.run("-q", "speed", "web", "unlimited")
+    assert process.returncode == 0
+    assert len(audited.run("bitmap", "list", "web").stdout.splitlines()) > 2
+    assert "Removed" in audited.run("forget", "web").stdout
+    assert "vbackup-" not in audited.run("bitmap", "list", "web").stdout

@@ -38,7 +38,7 @@ from vbackup.engine.fleecing_area import LocalArea
 from vbackup.engine.session_plan import SessionPlan
 from vbackup.engine.session_server import Place
 from vbackup.engine.session_survey import SessionDomain, Wanted
-from vbackup.errors import BusyError, QmpError
+from vbackup.errors import BusyError, QmpError, UnsuitableError
 from vbackup.model import Level, Quiesce
 from vbackup.operations import session_daemon, session_recovery, session_watcher
 from vbackup.process import Process
@@ -83,10 +83,15 @@ def begin(
 ) -> Session:
     """Begin a session and return it.
 
-    Raises SessionAliveError if another session of the tracker is open, UnknownCheckpointError, BaseError if the level
-    needs a base, BusyError if QEMU's NBD server is used by others, and what a backup raises up to its moment. Nothing
-    of the session is left then.
+    Raises UnsuitableError if libvirt is on another host, SessionAliveError if another session of the tracker is open,
+    UnknownCheckpointError, BaseError if the level needs a base, BusyError if QEMU's NBD server is used by others, and
+    what a backup raises up to its moment. Nothing of the session is left then.
     """
+    if not host.is_local:
+        raise UnsuitableError(
+            f"{host.real_uri} is another host, and a session is served where its domain is: run 'vbackup session begin'"
+            " on that host, or back the domain up from here with 'vbackup backup', which needs no session."
+        )
     handle = host.domain(request.domain)
     stop.check()
     space = SpaceWatch.over(LocalArea(request.scratch))
