@@ -16,7 +16,7 @@ from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml, qemu_img_info
 from tests.unit import builders
 from vbackup import machine as this_machine
 from vbackup.domain import domain_xml as reader
-from vbackup.domain import nvram
+from vbackup.domain import host_files, nvram
 from vbackup.model import HostIdentity, ImageFormat
 from vbackup.qemu.qmp_socket import Socket
 
@@ -372,7 +372,7 @@ def test_qcow2_store_has_what_the_guest_wrote_although_qemu_caches_its_tables(
 
     handle: Any = Handle()
     domain = builders.domain(nvram_path=str(path), nvram_format=ImageFormat.QCOW2)
-    data = nvram.read(handle, domain, monitor)
+    data = nvram.read(handle, domain, monitor, host_files.FilesHere())
     assert data is not None
     whole.write_bytes(data.data)
     assert bytes_of(whole, 17, size="64k")

@@ -20,7 +20,7 @@ from tests.daemon import Daemon, wait_for
 from tests.filesystem import loop_device
 from tests.lab import DiskSpec, Lab, Machine, compare, domain_xml, qemu_img_info
 from tests.unit import builders
-from vbackup.domain import machine_xml, nvram
+from vbackup.domain import host_files, machine_xml, nvram
 from vbackup.model import ImageFormat
 from vbackup.operations.restored_machine import TPM_SOURCE_SINCE
 
@@ -329,7 +329,7 @@ def test_qcow2_image_on_a_block_device_becomes_a_file_of_that_format(tmp_path: P
     handle: Any = Handle()
     with loop_device(store) as device:
         domain = builders.domain(nvram_path=str(device), nvram_format=ImageFormat.QCOW2)
-        found = nvram.read(handle, domain, None)
+        found = nvram.read(handle, domain, None, host_files.FilesHere())
     assert found is not None
     (tmp_path / "nvram").write_bytes(found.data)
     compare(tmp_path / "nvram", image)
