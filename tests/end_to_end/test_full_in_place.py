@@ -189,7 +189,7 @@ class OffHost:
     """What a restore in place asks of libvirt, without it: its threads do not outlive a fork."""
 
     def __init__(self, rolled: Rolled) -> None:
-        self.handle, self.real_uri = Off(rolled), "qemu:///system"
+        self.handle, self.real_uri, self.has_link = Off(rolled), "qemu:///system", False
 
     def domain(self, _name: str) -> Off:
         return self.handle
