@@ -186,6 +186,7 @@ def in_limits(soft: int, hard: int, work: Callable[[], object]) -> int:
     if pid == 0:
         status = 1
         try:
+            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # what other tests' fixtures have open
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             work()
             status = 0
