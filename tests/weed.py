@@ -70,6 +70,14 @@ class Weed:
                 assert requests.send("PUT", query={"object-lock": ""}, body=rule).is_done
         return name
 
+    def is_ready(self) -> bool:
+        """Make the shared bucket, and see whether it keeps an object: S3 answers before what is behind it does."""
+        with self.requests(self.shared) as requests:
+            if not requests.send("GET", query={"list-type": "2"}).is_done:
+                requests.send("PUT")
+                return False
+            return requests.send("PUT", "ready").is_done and requests.send("GET", "ready").is_done
+
     @contextlib.contextmanager
     def requests(self, bucket: str) -> Iterator[S3Requests]:
         """Yield what sends requests to a bucket."""
@@ -118,7 +126,9 @@ def server() -> Iterator[Weed]:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         started = Weed(f"http://127.0.0.1:{s3}", log)
-        started.bucket()
+        while not started.is_ready():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
         yield started
     finally:
         process.kill()
