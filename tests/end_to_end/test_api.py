@@ -202,6 +202,8 @@ def test_examples_of_the_page_work(
     expected = tmp_path / "expected.qcow2"
     DiskSpec(expected, size="16M").create()
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 12M", os.fspath(expected)], check=True)
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{lab.uri}\n")
     sources = examples()
     assert len(sources) > 5
     for number, source in enumerate(sources):
@@ -210,6 +212,7 @@ def test_examples_of_the_page_work(
         capsys.readouterr()
         here = source.replace("qemu:///system", lab.uri).replace("/srv/backup", os.fspath(place / "repository"))
         here = here.replace("/restored", os.fspath(place / "restored")).replace("/var/tmp", os.fspath(place))
+        here = here.replace("/etc/vbackup/hosts", os.fspath(hosts))
         exec(compile(here, f"example {number}", "exec"), {"__name__": "example"})
         backups = {one.name: len(one.backups) for one in vb.records()}
         assert backups.get("web", 0) == ("/srv/backup" in source), source
