@@ -239,9 +239,10 @@ class StorageDaemon:
         try:
             return self._socket.execute(command, arguments)
         except ConnectionLostError as err:
+            has_ended = self._has_ended(within_s=ENDING_S)
             if self._elsewhere is not None:
-                self._elsewhere.refuse_lost()
-            if self._has_ended(within_s=ENDING_S):
+                self._elsewhere.refuse_lost()  # asked last: the end of a forwarded socket may be noticed first
+            if has_ended:
                 raise self._gone() from err
             raise
 
