@@ -170,7 +170,6 @@ class Hypervisor:
         cable = _Cable(number)
         self.ipv4, self.ipv6 = cable.ipv4(2), cable.ipv6(2)
         self.uri = f"qemu+ssh://root@{name}/system"
-        self._defined: list[str] = []
         self.directory.mkdir(mode=0o755)
         for below in ("run", "images"):
             (self.directory / below).mkdir(mode=0o755)
@@ -327,30 +326,23 @@ class Hypervisor:
 
     def defined_later(self, name: str) -> None:
         """A domain that somebody else may define; it is undefined after the test."""
-        self._defined.append(name)
 
     def define(self, xml: str) -> Machine:
         """Define a domain, which is off then."""
-        name: str = self.host.connection.defineXML(xml).name()
-        self._defined.append(name)
-        return Machine(self.host.domain(name))
+        return Machine(self.host.domain(self.host.connection.defineXML(xml).name()))
 
     def clear(self) -> None:
-        """Plug the cable in, end all domains, undefine what was defined, remove images, and let the user's key in."""
+        """Plug the cable in, end all domains, undefine all, remove images, and let the user's key in."""
         self.plug_cable()
         self.authorize()
         if not self.host.is_alive():
             self.host.reopen()
         connection: Any = self.host.connection
-        while self._defined:
-            with contextlib.suppress(libvirt.libvirtError):
-                domain = connection.lookupByName(self._defined.pop())
-                with contextlib.suppress(libvirt.libvirtError):
-                    domain.destroy()
-                domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
         from tests.daemon import end_domains
 
         end_domains(connection)
+        for domain in connection.listAllDomains():  # what a command under test has defined, too
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
         for path in self.images.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

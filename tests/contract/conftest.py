@@ -23,7 +23,7 @@ import pytest
 
 from tests.fake_qemu import FakeBitmap, FakeDisk, FakeQemu
 from vbackup.domain.passthrough import Passthrough
-from vbackup.errors import QmpError
+from vbackup.errors import ConnectionLostError, QmpError
 from vbackup.qemu.monitor import Event, Monitor
 from vbackup.qemu.qmp_socket import Socket
 
@@ -257,7 +257,7 @@ def socket_machine(directory: Path) -> Iterator[Machine]:
     node = {"driver": "qcow2", "node-name": "libvirt-1-format", "file": file_node(1, disk), "backing": below}
     device = f"virtio-blk-pci,drive=libvirt-1-format,id={DISK}"
     options = ["-machine", "pc", "-m", "32", "-blockdev", json.dumps(node), "-device", device]
-    with qemu_process(directory / "qmp", options) as process, Socket(os.fspath(directory / "qmp")) as monitor:
+    with qemu_process(directory / "qmp", options) as process, _connected(directory / "qmp") as monitor:
         yield Machine(
             monitor,
             directory,
@@ -269,6 +269,17 @@ def socket_machine(directory: Path) -> Iterator[Machine]:
             crasher(monitor),
             functools.partial(end, process),
         )
+
+
+def _connected(path: Path) -> Socket:
+    """A monitor that has greeted: a QEMU that is just starting can send an event (RESUME) before its greeting."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            with Socket(os.fspath(path)):
+                return Socket(os.fspath(path))
+        except ConnectionLostError:
+            assert time.monotonic() < deadline, "QEMU does not greet"
 
 
 @contextmanager
