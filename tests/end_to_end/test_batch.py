@@ -448,7 +448,8 @@ def test_rate_of_all_is_shared_out_and_never_exceeded(fleet: Fleet) -> None:
     begun = time.monotonic()
     with executing(watch):
         fleet.backup("a", "b", "c", "--parallel", "2", "--total-speed", "6M")
-    assert time.monotonic() - begun > 2  # each job begins with a burst
+    # Each job begins with a burst, and so does a change of its speed; how long that lasts depends on who runs when.
+    assert time.monotonic() - begun > 1
     assert max(sums) <= total + len(fleet.machines)  # a job that has to wait for its part has 1 byte/s until then
     assert sole[-1] == total
     fleet.expect_exact("a", "b", "c")
