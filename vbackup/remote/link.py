@@ -10,6 +10,7 @@ import base64
 import itertools
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -34,6 +35,8 @@ FORWARD_S = 30.0
 PIECE_BYTES = 256 * 1024
 #: How long a program there may run that is not expected to take long.
 RUN_S = 60.0
+#: A path that means only itself to ssh, which has "PATH:PATH" and replaces "%h" and "${NAME}" in both.
+_PLAIN = re.compile(r"/[A-Za-z0-9._/-]+")
 #: The longest path of a socket (sun_path of sockaddr_un(7)), without what ssh appends to that of its control socket.
 _MAX_DIRECTORY_BYTES = 70
 
@@ -123,7 +126,7 @@ class Link:
         sshd does not allow it.
         """
         number = next(self._numbers)
-        remote = f"{self._call('directory', 'make a directory for sockets')}/{number}.sock"
+        remote = f"{self.directory()}/{number}.sock"
         local = self._directory / f"{number}.sock"
         local.symlink_to(socket.absolute())  # no path of the user's is in ssh's syntax, nor is it too long
         self._forward(command.forwarding(self.address, str(self._control), remote=remote, local=str(local)))
@@ -343,13 +346,22 @@ class Link:
         self._call("kill", "signal a program", pid=pid, signum=int(signum))
 
     def directory(self) -> str:
-        """Return a directory there for sockets, which nobody else may enter and which goes with the link."""
-        path: str = self._call("directory", "make a directory for sockets")
+        """Return a directory there for sockets, which nobody else may enter and which goes with the link.
+
+        Its path becomes part of ssh's arguments. One with "${NAME}" would be replaced by what NAME is in the environment
+        here, such as a key, and sent there: a hypervisor must not choose that. Raises RemoteError.
+        """
+        what = "make a directory for sockets"
+        path: str = self._call("directory", what)
+        if not isinstance(path, str) or not _PLAIN.fullmatch(path):
+            raise RemoteError(
+                self.host, what, f"its path would be {path!r:.200}, and ssh forwards only letters, digits and ._-/ as is"
+            )
         return path
 
 
 def _private_directory() -> Path:
     """Return a new directory, with a path that leaves room for the names of sockets."""
     base = tempfile.gettempdir()
-    short = base if len(os.fsencode(base)) < _MAX_DIRECTORY_BYTES - 20 else "/tmp"  # noqa: S108 - mkdtemp's is 0700
-    return Path(tempfile.mkdtemp(prefix="vbackup-ssh-", dir=short))
+    is_fit = _PLAIN.fullmatch(base) and len(base) < _MAX_DIRECTORY_BYTES - 20
+    return Path(tempfile.mkdtemp(prefix="vbackup-ssh-", dir=base if is_fit else "/tmp"))  # noqa: S108 - it is 0700

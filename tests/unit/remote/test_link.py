@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.unit.remote.conftest import Virsh
 from vbackup.errors import ForwardingError, LinkLostError, RemoteError
 from vbackup.remote.address import Address
-from vbackup.remote.link import Link
+from vbackup.remote.link import Link, _private_directory
 
 
 def test_files_and_programs(link: Link, tmp_path: Path) -> None:
@@ -38,6 +39,31 @@ def test_file_whose_data_fails_is_not_made(link: Link, tmp_path: Path) -> None:
 def test_forwarding_that_sshd_forbids(link: Link) -> None:
     with pytest.raises(ForwardingError, match="Forwarding is not allowed"):
         link.forward(Path("/nothing"))
+
+
+@pytest.mark.parametrize("path", ["/run/${AWS_SECRET_ACCESS_KEY}", "/run/%h", "/run/a:b", "relative", "", None])
+def test_path_of_a_hypervisor_is_not_one_that_ssh_interprets(
+    link: Link, monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    forwarded: list[object] = []
+    monkeypatch.setattr(link, "_forward", forwarded.append)
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: path)
+    with pytest.raises(RemoteError, match="ssh forwards only letters"):
+        link.forward(Path("/nothing"))
+    assert forwarded == []
+
+
+@pytest.mark.parametrize("name", ["a:b", "${HOME}", "%h", "a b"])
+def test_own_directory_has_a_path_that_ssh_takes_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    made = _private_directory()
+    try:
+        assert made.parent == Path("/tmp")
+    finally:
+        made.rmdir()
 
 
 def test_nothing_stays_behind(link: Link, virsh: Virsh) -> None:
