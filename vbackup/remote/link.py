@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -348,15 +347,14 @@ class Link:
     def directory(self) -> str:
         """Return a directory there for sockets, which nobody else may enter and which goes with the link.
 
-        Its path becomes part of ssh's arguments. One with "${NAME}" would be replaced by what NAME is in the environment
-        here, such as a key, and sent there: a hypervisor must not choose that. Raises RemoteError.
+        Its path becomes part of ssh's arguments. One with "${NAME}" would be replaced by what NAME is in the
+        environment here, such as a key, and sent there: a hypervisor must not choose that. Raises RemoteError.
         """
         what = "make a directory for sockets"
         path: str = self._call("directory", what)
         if not isinstance(path, str) or not _PLAIN.fullmatch(path):
-            raise RemoteError(
-                self.host, what, f"its path would be {path!r:.200}, and ssh forwards only letters, digits and ._-/ as is"
-            )
+            reason = f"its path would be {path!r:.200}, and ssh forwards only letters, digits and ._-/ as is"
+            raise RemoteError(self.host, what, reason)
         return path
 
 
