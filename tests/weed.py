@@ -7,8 +7,10 @@ few, so tests share one and take a new prefix; only those of Object Lock need a 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -102,10 +104,15 @@ class Weed:
 @contextlib.contextmanager
 def server() -> Iterator[Weed]:
     """Start a server, and end it with all its data."""
+    with _ports(4) as ports:
+        yield from _served(ports)
+
+
+def _served(ports: list[int]) -> Iterator[Weed]:
+    s3, filer, volume, master = ports
     directory = Path(tempfile.mkdtemp(prefix="weed-"))
     users = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (directory / "users.json").write_text(json.dumps({"identities": [users]}))
-    s3, filer, volume, master = _free_ports(4)
     argv = [
         WEED, "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-master.port={master}", "-master.telemetry=false", "-master.volumeSizeLimitMB=256",
@@ -147,15 +154,28 @@ def _answers(port: int) -> bool:
         connection.close()
 
 
-def _free_ports(count: int) -> list[int]:
-    """Return ports of which that for RPC is free, too."""
-    found: list[int] = []
-    for port in range(21_000, 30_000):
-        if port not in found and all(map(_is_free, (port, port + _RPC))):
-            found.append(port)
-        if len(found) == count:
-            return found
+@contextlib.contextmanager
+def _ports(count: int) -> Iterator[list[int]]:
+    """Yield ports that no other server of this machine's tests has while the block runs.
+
+    SeaweedFS also has sockets in /tmp that are named after its ports, and replaces those of another one. Processes of
+    the tests have a network each and /tmp in common, so that a port which is free may have a socket there: whoever
+    holds the lock of a range may use it.
+    """
+    for first in range(21_000, 30_000, count):
+        found, is_ours = range(first, first + count), False
+        with open(f"/tmp/vbackup-tests-weed-{first}.lock", "w", opener=_opener) as lock:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_ours = all(_is_free(port) and _is_free(port + _RPC) for port in found)
+            if is_ours:
+                yield list(found)
+                return
     raise AssertionError("no free ports")
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _is_free(port: int) -> bool:
