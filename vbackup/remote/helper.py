@@ -451,9 +451,9 @@ class Helper:
 
     # Files and programs
 
-    def do_stat(self, path: str) -> "dict[str, Any]":
-        """Return what stat(2) says of a file."""
-        found = os.stat(path)
+    def do_stat(self, path: str, *, follow: bool = True) -> "dict[str, Any]":
+        """Return what stat(2) says of a file, or of a symbolic link itself if that is not to be followed."""
+        found = os.stat(path) if follow else os.lstat(path)
         return {
             "mode": found.st_mode,
             "size": found.st_size,
@@ -477,9 +477,10 @@ class Helper:
         """Return the names in a directory."""
         return sorted(os.listdir(directory))
 
-    def do_open(self, path: str) -> int:
+    def do_open(self, path: str, *, follow: bool = True) -> int:
         """Open a regular file or block device for reading; returns a handle."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # the end of a pipe must not block
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # the end of a pipe must not block
+        fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
         kind = os.fstat(fd).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
             os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,43 @@ def test_own_directory_has_a_path_that_ssh_takes_as_it_is(
         assert made.parent == Path("/tmp")
     finally:
         made.rmdir()
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "..", ".", "", "a\0b"])
+def test_names_lead_nowhere_else(link: Link, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: ["harmless", name])
+    with pytest.raises(RemoteError, match="is no name of a file"):
+        link.names_in("/directory")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("AAAA", "3 bytes came back where 2 were"), ("*", "not the content"), (None, "not the content")],
+)
+def test_piece_is_no_more_than_was_asked_for(
+    link: Link, monkeypatch: pytest.MonkeyPatch, answer: str | None, words: str
+) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: answer)
+    with pytest.raises(RemoteError, match=words):
+        link.get(1, 0, 2)
+
+
+@pytest.mark.parametrize("extents", [[[0, 0]], [[4, 8]], [[8, 12], [10, 14]], [[8, 24]], [[12, 8]]])
+def test_extents_go_forward_and_end(link: Link, monkeypatch: pytest.MonkeyPatch, extents: list[list[int]]) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: {"size": 16, "extents": extents})
+    with pytest.raises(RemoteError, match="it would be from"):
+        link.extents(1, 5)
+
+
+def test_symbolic_link_is_followed_unless_it_must_not_be(link: Link, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    path = str(tmp_path / "link")
+    assert b"".join(link.read_file(path)) == b"content"
+    assert link.stat(path)["size"] == 7
+    assert stat.S_ISLNK(link.stat(path, follow=False)["mode"])
+    with pytest.raises(RemoteError, match="symbolic links"):
+        next(link.read_file(path, follow=False))
 
 
 def test_nothing_stays_behind(link: Link, virsh: Virsh) -> None:
