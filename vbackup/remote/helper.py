@@ -414,6 +414,12 @@ class Helper:
         if guard is not None:
             os.close(guard.lock)
 
+    def do_release(self, uuid: str) -> None:
+        """The operation has failed, and vbackup has undone it: as ``unguard``, unless something is left in QEMU."""
+        guard = self._guards.get(uuid)
+        if guard is not None and not guard.is_something_left():
+            self.do_unguard(uuid)
+
     def do_pass_nbd(self, uuid: str, name: str, path: str) -> None:
         """Hand QEMU a socket that is connected to the server behind ``path``, after the server has greeted."""
         with _greeted(path, self.greeting_s) as server:

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,23 @@ class Link:
     def unguard(self, uuid: str) -> None:
         """Everything is undone."""
         self._call("unguard", f"release domain {uuid}", uuid=uuid)
+
+    @contextmanager
+    def guarded(self, uuid: str, *, jobs: str, nodes: str, bitmaps: Sequence[NodeBitmap] = ()) -> Iterator[None]:
+        """Guard the domain during the block, as ``guard`` does, and release it.
+
+        If the block fails, what it has not undone stays guarded. Otherwise the helper would keep others from the domain
+        until the end of the link, which can be that of many backups.
+        """
+        self.guard(uuid, jobs=jobs, nodes=nodes, bitmaps=bitmaps)
+        try:
+            yield
+        except BaseException:
+            with suppress(LinkLostError, RemoteError):
+                self._call("release", f"release domain {uuid}", uuid=uuid)
+            raise
+        with suppress(LinkLostError, RemoteError):
+            self.unguard(uuid)
 
     def watch_thaw(self, uuid: str, limit_s: float) -> None:
         """Have the helper thaw the guest when the link is silent, and in any case after ``limit_s`` seconds."""

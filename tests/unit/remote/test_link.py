@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +14,12 @@ import pytest
 
 from tests.unit.remote.conftest import Virsh
 from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.remote import helper
 from vbackup.remote.address import Address
 from vbackup.remote.link import Link, _private_directory
+
+#: Other tests, which may run at the same time, guard no domain of this UUID.
+UUID = str(uuid.uuid4())
 
 
 def test_files_and_programs(link: Link, tmp_path: Path) -> None:
@@ -153,3 +160,32 @@ def test_publishes_all_or_none(link: Link, tmp_path: Path, taken: str) -> None:
         link.publish(moves)
     assert sorted(one.name for one in place.iterdir() if one != stage) == [taken]
     assert taken == "tree" or (place / taken).read_text() == "another's"
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_failure_releases_the_domain_if_nothing_of_it_is_left(link: Link, virsh: Virsh, is_left: bool) -> None:
+    nodes = [{"node-name": "vbackup-0123456789ab-vda"}] if is_left else []
+    virsh.answer("query-jobs", '{"return": []}')
+    virsh.answer("query-named-block-nodes", json.dumps({"return": nodes}))
+    virsh.answer("query-fdsets", '{"return": []}')
+    with pytest.raises(KeyError), link.guarded(UUID, jobs="vbackup-0123456789ab-", nodes="vbackup-0123456789ab-"):
+        raise KeyError
+    assert _is_claimed() is is_left
+    with link.guarded(UUID, jobs="x", nodes="x"):
+        assert _is_claimed()
+    assert not _is_claimed()
+    _lock_file().unlink()
+
+
+def _is_claimed() -> bool:
+    """Return True if the helper keeps others from the domain."""
+    with _lock_file().open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _lock_file() -> Path:
+    return Path(helper._runtime_directory(), f"remote-{UUID}.lock")
