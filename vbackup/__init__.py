@@ -66,7 +66,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
-                             nbd_address  nbd_client  nbd_blocks  image_lock  nbd_layer
+                             nbd_address  nbd_client  nbd_blocks  image_lock  nbd_layer  exports
     qapi | hooks | schemas | scripts
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events

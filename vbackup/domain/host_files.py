@@ -119,29 +119,30 @@ class FilesThere:
         return False
 
     def read(self, path: str, *, max_bytes: int) -> bytes:
-        """Read it, if it is a regular file."""
-        return self._read(path, max_bytes=max_bytes, kinds=(stat.S_IFREG,))
+        """Read it, if it is a regular file; a symbolic link is refused."""
+        return self._read(path, max_bytes=max_bytes, kinds=(stat.S_IFREG,), follow=False)
 
     def read_any(self, path: str, *, max_bytes: int) -> bytes:
         """Read it."""
-        return self._read(path, max_bytes=max_bytes, kinds=(stat.S_IFREG, stat.S_IFBLK))
+        return self._read(path, max_bytes=max_bytes, kinds=(stat.S_IFREG, stat.S_IFBLK), follow=True)
 
-    def _read(self, path: str, *, max_bytes: int, kinds: tuple[int, ...]) -> bytes:
+    def _read(self, path: str, *, max_bytes: int, kinds: tuple[int, ...], follow: bool) -> bytes:
         data = bytearray()
         with _os_errors():
-            if stat.S_IFMT(self.link.stat(path)["mode"]) not in kinds:
+            if stat.S_IFMT(self.link.stat(path, follow=follow)["mode"]) not in kinds:
                 raise OSError(errno.EINVAL, "it is not a regular file")
-            for piece in self.link.read_file(path):
+            for piece in self.link.read_file(path, follow=follow):
                 data += piece
                 if len(data) > max_bytes:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return bytes(data)
 
     def entries(self, directory: str) -> Mapping[str, bool]:
-        """List it, and ask for the status of each."""
+        """List it, and ask for the status of each; a symbolic link is no directory."""
         with _os_errors():
             names = self.link.names_in(directory)
-            return {name: stat.S_ISDIR(self.link.stat(f"{directory}/{name}")["mode"]) for name in names}
+            modes = {name: self.link.stat(f"{directory}/{name}", follow=False)["mode"] for name in names}
+            return {name: stat.S_ISDIR(mode) for name, mode in modes.items()}
 
     def pieces(self, path: str, *, max_bytes: int) -> Iterator[bytes | FileStatus]:
         """Read it by its path."""
@@ -150,7 +151,12 @@ class FilesThere:
             if before.size_bytes > max_bytes:
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             yield before
-            yield from self.link.read_file(path)
+            left_bytes = before.size_bytes
+            for piece in self.link.read_file(path):
+                left_bytes -= len(piece)
+                if left_bytes < 0:  # it grows; or the hypervisor would fill the repository
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                yield piece
             yield self._status(path)
 
     def _status(self, path: str) -> FileStatus:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,6 @@ from typing import Protocol
 from vbackup.errors import (
     FdsNotNeededError,
     FdsNotPassedError,
-    LinkLostError,
     NoSpaceError,
     RemoteError,
     StorageError,
@@ -175,16 +174,11 @@ class RemoteScratch:
         with self._errors(), storage_errors(f"write to {self.here}"):
             return self._there[fd].fetch(fd, check=check)
 
-    @contextmanager
-    def guarded(self, naming: Naming, bitmaps: Sequence[NodeBitmap]) -> Iterator[None]:
+    def guarded(self, naming: Naming, bitmaps: Sequence[NodeBitmap]) -> AbstractContextManager[None]:
         """Let the helper do it. A storage daemon ends with the link."""
         if not self.is_running:
-            yield
-            return
-        self.link.guard(self.uuid, jobs=naming.prefix, nodes=naming.prefix, bitmaps=bitmaps)
-        yield
-        with suppress(LinkLostError, RemoteError):
-            self.link.unguard(self.uuid)
+            return nullcontext()
+        return self.link.guarded(self.uuid, jobs=naming.prefix, nodes=naming.prefix, bitmaps=bitmaps)
 
     def denied(self, labels: Sequence[SecurityLabel], reason: str) -> str:
         """Say where to look."""

@@ -6,7 +6,6 @@ which one here reads the repository and writes through NBD; the user's ssh carri
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 from vbackup.engine.base import Choice
 from vbackup.model import DiskNode
 from vbackup.qapi.actions import Action, BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge
+from vbackup.qemu import exports
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_client import BITMAP_PREFIX, DIRTY, NbdClient
@@ -84,7 +84,7 @@ class There:
             yield target
             self.monitor.execute("blockdev-del", {"node-name": target})
         finally:
-            _end_export(self.disks, dev)
+            exports.end(self.disks, dev)
 
     @contextmanager
     def read(self, dev: str, node_name: str) -> Iterator[NbdAddress]:
@@ -93,7 +93,7 @@ class There:
         try:
             yield NbdAddress(dev, path=self.socket)
         finally:
-            _end_export(self.disks, dev)
+            exports.end(self.disks, dev)
 
     def dirty(self, node: DiskNode, choice: Choice) -> dict[int, int]:
         """Return the blocks that the bitmaps record as changed since the base, by segment: from the NBD server."""
@@ -114,7 +114,7 @@ class There:
                         _add(blocks, start_bytes // BLOCK_BYTES, -(-(start_bytes + length_bytes) // BLOCK_BYTES))
                 return blocks
         finally:
-            _end_export(self.disks, dev)
+            exports.end(self.disks, dev)
             self.disks.execute("block-dirty-bitmap-remove", {"node": top, "name": _CHANGED})
 
 
@@ -133,12 +133,3 @@ def _unix(path: Path) -> dict[str, Any]:
 def _export(monitor: Monitor, dev: str, node_name: str, *, is_writable: bool, bitmaps: list[str] | None = None) -> None:
     options = {"type": "nbd", "id": dev, "name": dev, "node-name": node_name, "writable": is_writable}
     monitor.execute("block-export-add", {**options, **({} if bitmaps is None else {"bitmaps": bitmaps})})
-
-
-def _end_export(monitor: Monitor, dev: str) -> None:
-    """End an export, and return when it has ended: its node can be resized and reopened then."""
-    monitor.execute("block-export-del", {"id": dev, "mode": "hard"})
-    for _ in itertools.count():
-        exports = monitor.execute("query-block-exports")
-        if all(one.get("id") != dev for one in exports):
-            return

@@ -14,7 +14,7 @@ from typing import Any
 
 from vbackup.images import written
 from vbackup.model import ImageFormat
-from vbackup.qemu import qemu_img
+from vbackup.qemu import exports, qemu_img
 from vbackup.qemu.monitor import Monitor
 from vbackup.qemu.nbd_address import NbdAddress
 from vbackup.qemu.nbd_layer import NbdLayer
@@ -81,7 +81,7 @@ class Writing:
             )
             if lists:
                 self._check(chain, image, one.address, place, lists)
-            one.monitor.execute("block-export-del", {"id": _EXPORT, "mode": "hard"})
+            exports.end(one.monitor, _EXPORT)
             finish(one)
         self.reporter.step(f"Disk {image.dev}: restored{' and checked' * bool(lists)} on {self.link.host}.")
 

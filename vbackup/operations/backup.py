@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,7 +37,6 @@ from vbackup.errors import (
     JobError,
     LinkLostError,
     QmpError,
-    RemoteError,
     StorageDaemonGoneError,
     StorageError,
     UnsuitableError,
@@ -481,16 +480,11 @@ def _start(
     return replace(planned, draft=draft)
 
 
-@contextmanager
-def _guarded(domain: LockedDomain) -> Iterator[None]:
+def _guarded(domain: LockedDomain) -> AbstractContextManager[None]:
     """Have the helper undo in QEMU what the block leaves there if the link is lost."""
     if domain.link is None or not domain.source.is_running:  # a storage daemon ends with the link
-        yield
-        return
-    domain.link.guard(domain.uuid, jobs=domain.naming.prefix, nodes=domain.naming.prefix)
-    yield
-    with suppress(LinkLostError, RemoteError):
-        domain.link.unguard(domain.uuid)
+        return nullcontext()
+    return domain.link.guarded(domain.uuid, jobs=domain.naming.prefix, nodes=domain.naming.prefix)
 
 
 @contextmanager

@@ -48,6 +48,9 @@ END_S = 10.0
 _VERSION = 1
 #: What a login script may print before the helper speaks, and how much of standard error is kept.
 _NOISE_BYTES, _WORDS_BYTES = 64 * 1024, 16 * 1024
+#: The longest message: what a program there may print (OUTPUT_BYTES of the helper) in base64, with room for the rest.
+#: A hypervisor that sends more, without an end of the line, would otherwise fill the memory of this host.
+LINE_BYTES = 96 * 1024 * 1024
 #: The exit status of ssh if it was ssh that failed, and not what it ran.
 _SSH_FAILED = 255
 
@@ -94,7 +97,8 @@ class Connection:
         for fd in (self._out_fd, self._err_fd, self._wake_r):
             self._poll.register(fd, select.POLLIN)
         self._heard = time.monotonic()
-        self._rest = b""
+        self._rest = bytearray()
+        self._searched = 0  #: how much of the rest is known to have no end of a line
 
     # Begin and end
 
@@ -136,7 +140,7 @@ class Connection:
         status = self._process.returncode
         if status == _SSH_FAILED:
             return SshError(self.host, self.words(), try_first=self._try_first)
-        said = self.words() or (self._rest or noise).decode(errors="replace").strip()[-200:]
+        said = self.words() or (bytes(self._rest) or noise).decode(errors="replace").strip()[-200:]
         return HelperError(self.host, f"it ended with status {status}" + (f": {said}" if said else ""))
 
     def words(self) -> str:
@@ -172,7 +176,9 @@ class Connection:
         self._close_pipe()
 
     def _close_pipe(self) -> None:
-        for fd in (self._wake_r, self._wake_w):
+        with self._lock:  # whoever still wakes the thread must not write to a file that gets the number next
+            pipe, self._wake_r, self._wake_w = (self._wake_r, self._wake_w), -1, -1
+        for fd in pipe:
             with suppress(OSError):
                 os.close(fd)
 
@@ -210,17 +216,19 @@ class Connection:
         if reply is None:
             self.refuse_lost()
             raise LinkLostError(self.host, "is closed")
-        if "error" in reply:
-            error = reply["error"]
-            raise RemoteError(self.host, what, str(error["text"]), errno=int(error["errno"]))
-        return reply.get("return")
+        error = reply.get("error")
+        if error is None:
+            return reply.get("return")
+        if not isinstance(error, dict) or not isinstance(error.get("errno"), int):
+            raise RemoteError(self.host, what, f"what came back is no answer of vbackup's helper: {error!r:.100}")
+        raise RemoteError(self.host, what, str(error.get("text")), errno=error["errno"])
 
     def _send(self, message: Mapping[str, Any]) -> None:
         self._out.append(json.dumps(message).encode() + b"\n")
         self._wake()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # it is full, which wakes too, or closed
+        with self._lock, suppress(OSError):  # it is full, which wakes too, or closed
             os.write(self._wake_w, b"x")
 
     # The thread
@@ -228,8 +236,10 @@ class Connection:
     def _run(self) -> None:
         try:
             self._pump()
-        finally:
-            self._lose("is closed")  # whatever ended this thread: nobody may wait for a reply
+        finally:  # whatever ended this thread: nobody may wait for a reply, nor QEMU for a socket
+            self._lose("is closed")
+            if not self._is_closing:
+                self._process.kill()
 
     def _pump(self) -> None:
         beats, number = time.monotonic(), 0
@@ -246,7 +256,6 @@ class Connection:
                 self._lose(f"was silent for {REPLY_SILENCE_S:.0f} s")
         if not self._is_closing:
             log.warning("The SSH connection to %s %s%s", self.host, self._lost, self._said())
-            self._process.kill()
 
     def _said(self) -> str:
         words = self.words()
@@ -300,22 +309,32 @@ class Connection:
         return bool(data)
 
     def _lines(self, *, most: int | None = None) -> list[bytes]:
-        if b"\n" not in self._rest:
+        end = self._rest.rfind(b"\n", self._searched)
+        if end < 0:
             if most is not None:
-                self._rest = self._rest[-most:]
+                del self._rest[:-most]
+            elif len(self._rest) > LINE_BYTES:
+                self._lose("has sent a message without an end")
+            self._searched = len(self._rest)
             return []
-        *lines, self._rest = self._rest.split(b"\n")
+        lines = bytes(self._rest[:end]).split(b"\n")
+        del self._rest[: end + 1]
+        self._searched = len(self._rest)
         return lines
 
     def _take(self, line: bytes) -> None:
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
             log.warning("%s: %r is no message of vbackup's helper", self.host, line[:100])
             return
-        if "thawed" in message:
+        if isinstance(message.get("thawed"), str):
             self.thawed.add(message["thawed"])
         number = message.get("id")
+        if number is not None and not isinstance(number, int):
+            return
         with self._lock:
             replies = self._waiting.get(number) if number is not None else None
         if replies is not None:
@@ -333,7 +352,7 @@ def _hello(line: bytes) -> Mapping[str, Any] | None:
     """Return what the helper says of itself; None for a line that a login script has printed."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("hello") == _VERSION else None
 

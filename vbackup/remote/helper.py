@@ -56,8 +56,8 @@ LATE_FREEZE_S = 45.0
 JOBS_S = 30.0
 #: How long to wait for the helper of an earlier backup of the domain, which is still cleaning up.
 BUSY_S = 60.0
-#: How long a program has to end.
-END_S = 10.0
+#: How long a program has to end: a storage daemon stores bitmaps, without which the next backup would be a full.
+END_S = 60.0
 
 
 class RefusedError(Exception):
@@ -146,6 +146,21 @@ class Guard:
         for node, name in self.bitmaps:
             with contextlib.suppress(RefusedError):  # vbackup has removed it
                 self.qemu.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
+        with contextlib.suppress(RefusedError):
+            self._remove_objects()
+
+    def close_sockets(self, names: "Sequence[str]") -> None:
+        """Close the descriptors of these names that no node has taken: the line was lost between the two commands."""
+        for name in names:
+            with contextlib.suppress(RefusedError):  # a node has taken it, and has closed it
+                self.qemu.execute("closefd", {"fdname": name})
+
+    def _remove_objects(self) -> None:
+        """Remove the certificate or key of a connection by TLS, which no node uses any more."""
+        for one in self.qemu.execute("qom-list", {"path": "/objects"}):
+            if one["name"].startswith(self.nodes):
+                with contextlib.suppress(RefusedError):
+                    self.qemu.execute("object-del", {"id": one["name"]})
 
     def is_something_left(self) -> bool:
         """Return False if there is nothing to clean, or no QEMU."""
@@ -225,6 +240,7 @@ class Helper:
             os.set_blocking(fd, False)
         self._lock = threading.Lock()
         self._guards = {}  # type: dict[str, Guard]
+        self._passed = {}  # type: dict[str, set[str]]
         self._freezes = {}  # type: dict[str, Freeze]
         self._handles = {}  # type: dict[int, tuple[int, tuple[str, str] | None]]
         self._programs = {}  # type: dict[int, Program]
@@ -237,7 +253,17 @@ class Helper:
     # The line
 
     def serve(self) -> None:
-        """Serve until the line ends or is silent for too long; then clean up."""
+        """Serve until the line ends or is silent for too long; then clean up, also if this fails."""
+        try:
+            why = self._serve()
+        except Exception as err:  # noqa: BLE001 - such as no memory, or no more threads; the guest must not stay frozen
+            why = f"cannot be served any more ({type(err).__name__}: {err})"
+        if why:
+            _log(f"The connection from vbackup {why}.")
+        self._end(is_lost=bool(why))
+
+    def _serve(self) -> str:
+        """Return why the line is lost, "" if vbackup has said goodbye."""
         rest, why = b"", ""
         while not why:
             self._thaw_overdue()
@@ -255,12 +281,10 @@ class Helper:
                 rest = lines.pop()
                 for line in lines:
                     if self._handle(line):
-                        self._end(is_lost=False)
-                        return
+                        return ""
             elif time.monotonic() - self._heard > self.silence_s:
                 why = f"was silent for {self.silence_s:.0f} s"
-        _log(f"The connection from vbackup {why}.")
-        self._end(is_lost=True)
+        return why
 
     def _patience_s(self) -> float:
         """Return for how long nothing is due."""
@@ -385,19 +409,32 @@ class Helper:
     def do_unguard(self, uuid: str) -> None:
         """Everything is undone, or belongs to a backup that is complete."""
         guard = self._guards.pop(uuid, None)
+        with self._lock:
+            self._passed.pop(uuid, None)
         if guard is not None:
             os.close(guard.lock)
+
+    def do_release(self, uuid: str) -> None:
+        """The operation has failed, and vbackup has undone it: as ``unguard``, unless something is left in QEMU."""
+        guard = self._guards.get(uuid)
+        if guard is not None and not guard.is_something_left():
+            self.do_unguard(uuid)
 
     def do_pass_nbd(self, uuid: str, name: str, path: str) -> None:
         """Hand QEMU a socket that is connected to the server behind ``path``, after the server has greeted."""
         with _greeted(path, self.greeting_s) as server:
-            Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
+            self._pass_socket(uuid, name, server)
 
     def do_pass_nbd_by_tcp(self, uuid: str, name: str, host: str, port: int) -> None:
         """Hand QEMU a socket that is connected to the server at a port, after the server has greeted."""
         with _connected(host, port, self.greeting_s) as server:
             _await_greeting(server, self.greeting_s)
-            Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
+            self._pass_socket(uuid, name, server)
+
+    def _pass_socket(self, uuid: str, name: str, server: socket.socket) -> None:
+        with self._lock:
+            self._passed.setdefault(uuid, set()).add(name)
+        Qemu(self.uri, uuid).execute("getfd", {"fdname": name}, fd=server.fileno())
 
     def do_pass_file(self, uuid: str, opaque: str, directory: str, size_bytes: int) -> int:
         """Make an empty qcow2 image without a name there, and hand it to QEMU; returns the id of the set."""
@@ -420,9 +457,9 @@ class Helper:
 
     # Files and programs
 
-    def do_stat(self, path: str) -> "dict[str, Any]":
-        """Return what stat(2) says of a file."""
-        found = os.stat(path)
+    def do_stat(self, path: str, *, follow: bool = True) -> "dict[str, Any]":
+        """Return what stat(2) says of a file, or of a symbolic link itself if that is not to be followed."""
+        found = os.stat(path) if follow else os.lstat(path)
         return {
             "mode": found.st_mode,
             "size": found.st_size,
@@ -446,9 +483,10 @@ class Helper:
         """Return the names in a directory."""
         return sorted(os.listdir(directory))
 
-    def do_open(self, path: str) -> int:
+    def do_open(self, path: str, *, follow: bool = True) -> int:
         """Open a regular file or block device for reading; returns a handle."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # the end of a pipe must not block
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # the end of a pipe must not block
+        fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
         kind = os.fstat(fd).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
             os.close(fd)
@@ -548,10 +586,11 @@ class Helper:
             for source, target in moves:
                 if os.path.isdir(source):
                     os.mkdir(target, 0o700)  # taken for sure; an empty directory is replaced by the next call
+                    done.append(target)
                     os.rename(source, target)
                 else:
                     os.link(source, target)
-                done.append(target)
+                    done.append(target)
                 _fsync(os.path.dirname(target))
         except BaseException:
             for target in reversed(done):
@@ -624,8 +663,9 @@ class Helper:
         for program in list(self._programs.values()):
             program.terminate()
         self._remove_files()
-        for guard in list(self._guards.values()):
+        for uuid, guard in list(self._guards.items()):
             guard.clean(self.grace_s if is_lost else 0.0)
+            guard.close_sockets(sorted(self._passed.get(uuid, ())))
         for program in list(self._programs.values()):
             program.end()
         self._remove_stages()
@@ -694,8 +734,9 @@ class Program:
 
 
 #: Requests that the main thread carries out: they are quick and their order counts, or a child has to be the main
-#: thread's, since PR_SET_PDEATHSIG is about the thread.
-_AT_ONCE = frozenset(("watch_thaw", "unwatch", "unguard", "start", "kill", "stat", "forwarded", "remove_socket"))
+#: thread's, since PR_SET_PDEATHSIG is about the thread. None touches a path of the user's: storage that hangs would
+#: keep this thread from thawing.
+_AT_ONCE = frozenset(("watch_thaw", "unwatch", "unguard", "start", "kill", "forwarded", "remove_socket"))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,23 @@ class Link:
         """Everything is undone."""
         self._call("unguard", f"release domain {uuid}", uuid=uuid)
 
+    @contextmanager
+    def guarded(self, uuid: str, *, jobs: str, nodes: str, bitmaps: Sequence[NodeBitmap] = ()) -> Iterator[None]:
+        """Guard the domain during the block, as ``guard`` does, and release it.
+
+        If the block fails, what it has not undone stays guarded. Otherwise the helper would keep others from the domain
+        until the end of the link, which can be that of many backups.
+        """
+        self.guard(uuid, jobs=jobs, nodes=nodes, bitmaps=bitmaps)
+        try:
+            yield
+        except BaseException:
+            with suppress(LinkLostError, RemoteError):
+                self._call("release", f"release domain {uuid}", uuid=uuid)
+            raise
+        with suppress(LinkLostError, RemoteError):
+            self.unguard(uuid)
+
     def watch_thaw(self, uuid: str, limit_s: float) -> None:
         """Have the helper thaw the guest when the link is silent, and in any case after ``limit_s`` seconds."""
         self._call("watch_thaw", f"watch over domain {uuid}", uuid=uuid, limit_s=limit_s)
@@ -237,9 +254,12 @@ class Link:
         done = self._call("run", what, timeout_s=timeout_s + 10, argv=list(argv), stdin=encoded, limit_s=timeout_s)
         return Result(done["status"], base64.b64decode(done["stdout"]), done["stderr"])
 
-    def stat(self, path: str) -> Mapping[str, int]:
-        """Return what the kernel says of a file: mode, size, mtime_ns, ctime_ns, dev, ino, uid, gid and blocks."""
-        found: Mapping[str, int] = self._call("stat", f"look at {path}", path=path)
+    def stat(self, path: str, *, follow: bool = True) -> Mapping[str, int]:
+        """Return what the kernel says of a file: mode, size, mtime_ns, ctime_ns, dev, ino, uid, gid and blocks.
+
+        ``follow``: of the file that a symbolic link leads to, and not of the link.
+        """
+        found: Mapping[str, int] = self._call("stat", f"look at {path}", path=path, follow=follow)
         return found
 
     def free_bytes(self, directory: str) -> int:
@@ -248,24 +268,42 @@ class Link:
         return found
 
     def names_in(self, directory: str) -> list[str]:
-        """Return the names in a directory."""
+        """Return the names in a directory. Raises RemoteError also for one that would lead out of it."""
         found: list[str] = self._call("list", f"read {directory}", directory=directory)
+        for name in found:
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise RemoteError(self.host, f"read {directory}", f"{name!r:.100} is no name of a file")
         return found
 
-    def read_file(self, path: str) -> Iterator[bytes]:
-        """Yield the content of a regular file or a block device, in pieces."""
+    def read_file(self, path: str, *, follow: bool = True) -> Iterator[bytes]:
+        """Yield the content of a regular file or a block device, in pieces of at most PIECE_BYTES.
+
+        How many these are is up to the hypervisor: whoever keeps them needs a limit. Without ``follow``, a symbolic
+        link is an error.
+        """
         what = f"read {path}"
-        handle = self._call("open", what, path=path)
+        handle = self._call("open", what, path=path, follow=follow)
         try:
             offset = 0
             while True:
-                piece = base64.b64decode(self._call("read", what, handle=handle, offset=offset, size=PIECE_BYTES))
+                piece = self._piece(what, handle, offset, PIECE_BYTES)
                 if not piece:
                     return
                 offset += len(piece)
                 yield piece
         finally:
             self.close_handle(handle)
+
+    def _piece(self, what: str, handle: int, offset: int, size_bytes: int) -> bytes:
+        """Return a piece of an open file. Raises RemoteError for more than was asked for."""
+        found = self._call("read", what, handle=handle, offset=offset, size=size_bytes)
+        try:
+            data = base64.b64decode(found, validate=True)
+        except (ValueError, TypeError) as err:
+            raise RemoteError(self.host, what, "what came back is not the content of a file") from err
+        if len(data) > size_bytes:
+            raise RemoteError(self.host, what, f"{len(data)} bytes came back where {size_bytes} were asked for")
+        return data
 
     def write_file(self, path: str, data: Iterable[bytes], *, mode: int = 0o600) -> None:
         """Make or replace a file; it has its name when it is complete and on the storage."""
@@ -287,13 +325,22 @@ class Link:
         return found
 
     def extents(self, handle: int, start: int) -> tuple[int, list[tuple[int, int]]]:
-        """Return the size of an open file, and the next (start, end) of its parts that are no holes; [] at its end."""
-        found = self._call("extents", "look for the data of a file", handle=handle, start=start)
-        return found["size"], [(begin, end) for begin, end in found["extents"]]
+        """Return the size of an open file, and the next (start, end) of its parts that are no holes; [] at its end.
+
+        They are in their order, begin at ``start`` or later, and end where the file does at the latest.
+        """
+        what = "look for the data of a file"
+        found = self._call("extents", what, handle=handle, start=start)
+        size_bytes, extents = found["size"], [(begin, end) for begin, end in found["extents"]]
+        for begin, end in extents:
+            if not start <= begin < end <= size_bytes:
+                raise RemoteError(self.host, what, f"it would be from {begin} to {end}, in {size_bytes} bytes")
+            start = end
+        return size_bytes, extents
 
     def get(self, handle: int, offset: int, size_bytes: int) -> bytes:
         """Return a piece of an open file, at most PIECE_BYTES, shorter at its end."""
-        return base64.b64decode(self._call("read", "read a file", handle=handle, offset=offset, size=size_bytes))
+        return self._piece("read a file", handle, offset, size_bytes)
 
     def put(self, handle: int, offset: int, data: bytes) -> None:
         """Write a piece of an open file."""

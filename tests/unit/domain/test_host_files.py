@@ -17,16 +17,17 @@ class Helper:
     """A link whose other end has the files of this host."""
 
     is_lost = False
+    more = b""  #: what a file seems to have beyond its size
 
-    def stat(self, path: str) -> Mapping[str, int]:
-        found = self._carried_out(Path(path).stat)
+    def stat(self, path: str, *, follow: bool = True) -> Mapping[str, int]:
+        found = self._carried_out(Path(path).stat if follow else Path(path).lstat)
         return {"mode": found.st_mode, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
     def names_in(self, directory: str) -> list[str]:
         return sorted(self._carried_out(lambda: [one.name for one in Path(directory).iterdir()]))
 
-    def read_file(self, path: str) -> Iterator[bytes]:
-        data = self._carried_out(Path(path).read_bytes)
+    def read_file(self, path: str, *, follow: bool = True) -> Iterator[bytes]:
+        data = self._carried_out(Path(path).read_bytes) + self.more
         yield data[:3]
         yield data[3:]
 
@@ -76,6 +77,27 @@ def test_directory(files: HostFiles, tmp_path: Path) -> None:
     assert files.is_missing(str(tmp_path / "c"))
     with pytest.raises(FileNotFoundError):
         files.entries(str(tmp_path / "c"))
+
+
+def test_symbolic_links_are_not_followed_where_a_machine_may_have_made_them(files: HostFiles, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"content")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "file").symlink_to(tmp_path / "secret")
+    (tmp_path / "state" / "loop").symlink_to(tmp_path / "state")
+    assert files.entries(str(tmp_path / "state")) == {"file": False, "loop": False}
+    with pytest.raises(OSError, match=r"not a regular file|symbolic links"):
+        files.read(str(tmp_path / "state" / "file"), max_bytes=100)
+
+
+def test_file_that_goes_on_behind_its_end_is_too_large(tmp_path: Path) -> None:
+    helper = Helper()
+    helper.more = b"and so on"
+    (tmp_path / "file").write_bytes(b"content")
+    pieces = FilesThere(cast(Any, helper)).pieces(str(tmp_path / "file"), max_bytes=1000)
+    assert isinstance(next(pieces), FileStatus)
+    assert next(pieces) == b"con"
+    with pytest.raises(OSError, match="too large"):
+        next(pieces)
 
 
 def test_link_that_is_lost_is_no_missing_file() -> None:

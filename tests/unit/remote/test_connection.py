@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+
 import pytest
 
 from tests.unit.remote.conftest import begin
-from vbackup.errors import HelperError, LinkLostError, SshError, VbackupError
+from vbackup.errors import HelperError, LinkLostError, RemoteError, SshError, VbackupError
 from vbackup.remote import command, connection
 from vbackup.remote.connection import Connection
 
@@ -57,8 +61,6 @@ def test_stop_while_it_begins() -> None:
 
 
 def test_end_of_ssh_wakes_whoever_waits(helper: Connection) -> None:
-    import threading
-
     threading.Timer(0.2, helper._process.kill).start()
     with pytest.raises(LinkLostError, match="The SSH connection to hv1 has ended"):
         helper.call("run", what="run", argv=["sleep", "600"], stdin="", limit_s=600)
@@ -71,3 +73,84 @@ def test_silence_is_a_loss(helper: Connection) -> None:
     helper._process.send_signal(19)  # SIGSTOP: the line is there, and nobody answers
     with pytest.raises(LinkLostError, match="was silent"):
         helper.call("list", what="list", directory="/")
+
+
+#: A helper that says who it is, and then answers the first request, after the beats before it, with one line.
+ANSWER = """\
+import json, sys
+print(json.dumps({"hello": 1}), flush=True)
+for line in sys.stdin.buffer:
+    if b'"bye"' in line:
+        break
+    if b'"do"' in line:
+        sys.stdout.write(%s)
+        sys.stdout.flush()
+"""
+GOOD = """'{"id": 1, "return": [7]}\\n'"""
+
+
+def hostile(answer: str) -> Connection:
+    return begin([sys.executable, "-c", ANSWER % answer])
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "null", '["id"]', '{"thawed": []}', '{"id": [1]}', '{"id": {}}', "[" * 100_000, "\x00"]
+)
+def test_what_is_no_message_is_passed_over(line: str) -> None:
+    made = hostile(f"{line + chr(10)!r} + {GOOD}")
+    try:
+        assert made.call("list", what="list", timeout_s=20) == [7]
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("error", ["5", '{"text": "no number"}', '{"errno": "x", "text": ""}'])
+def test_error_that_is_none_is_one(error: str) -> None:
+    made = hostile(repr(f'{{"id": 1, "error": {error}}}\n'))
+    try:
+        with pytest.raises(RemoteError, match="no answer of vbackup's helper"):
+            made.call("list", what="list", timeout_s=20)
+    finally:
+        made.close()
+
+
+def test_line_without_an_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LINE_BYTES", 1 << 20)
+    made = hostile("'x' * (1 << 22)")
+    try:
+        with pytest.raises(LinkLostError, match="has sent a message without an end"):
+            made.call("list", what="list", timeout_s=20)
+        assert made._process.wait(5) == -9  # and with it all forwarded sockets
+    finally:
+        made.close()
+
+
+def test_long_answer_in_many_pieces() -> None:
+    made = hostile("""'{"id": 1, "return": "' + 'x' * (1 << 24) + '"}\\n'""")
+    try:
+        assert len(made.call("list", what="list", timeout_s=20)) == 1 << 24
+    finally:
+        made.close()
+
+
+def test_thread_that_fails_ends_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = hostile(GOOD)
+    monkeypatch.setattr(threading, "excepthook", lambda _args: None)
+    monkeypatch.setattr(made, "_take", lambda _line: 1 / 0)
+    try:
+        with pytest.raises(LinkLostError):
+            made.call("list", what="list", timeout_s=20)
+        assert made._process.wait(5) == -9
+    finally:
+        made.close()
+
+
+def test_closed_connection_writes_to_no_descriptor_that_has_the_number_now(
+    helper: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, written = helper._wake_w, []
+    helper.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda fd, _data: written.append(fd))
+        helper._send({"do": "late"})
+    assert number not in written

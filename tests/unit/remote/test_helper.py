@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import wait_for
-from tests.unit.remote.conftest import Virsh
+from tests.unit.remote.conftest import Virsh, begin
 from vbackup.errors import LinkLostError, RemoteError
 from vbackup.remote import connection
 from vbackup.remote.connection import Connection
@@ -100,8 +101,6 @@ def test_requests_that_are_wrong_do_not_end_it(helper: Connection) -> None:
 
 
 def test_slow_request_delays_no_other(helper: Connection, virsh: Virsh) -> None:
-    import threading
-
     slow = threading.Thread(
         target=lambda: helper.call("run", what="run", argv=["sleep", "2"], stdin="", limit_s=5), daemon=True
     )
@@ -174,6 +173,66 @@ def test_loss_ends_jobs_nodes_and_descriptors_of_this_backup_only(helper: Connec
     assert virsh.count('"fdset-id": 4') == 0
 
 
+def test_loss_closes_sockets_that_no_node_took_and_removes_the_keys(
+    helper: Connection, virsh: Virsh, tmp_path: Path
+) -> None:
+    for command in ("getfd", "object-del"):
+        virsh.answer(command, '{"return": {}}')
+    objects = [{"name": f"{NODE[:-3]}target-tls"}, {"name": "libvirt-1-tls0"}]
+    virsh.answer("qom-list", json.dumps({"return": objects}))
+    helper.call("guard", what="guard", uuid=UUID, jobs=JOB[:-3], nodes=NODE[:-3])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "nbd"))
+        listener.listen()
+        request = {"uuid": UUID, "name": NODE, "path": str(tmp_path / "nbd")}
+        call = threading.Thread(target=lambda: helper.call("pass_nbd", what="connect", **request))
+        call.start()
+        with listener.accept()[0] as server:
+            server.sendall(b"NBDMAGIC")
+            call.join()
+    assert helper._process.stdin is not None
+    helper._process.stdin.close()
+    wait_for(lambda: helper._process.poll() is not None, "the end of the helper", timeout_s=10)
+    asked = [json.loads(line[line.index("{") :]) for line in virsh.asked()]
+    assert [one["arguments"] for one in asked if one["execute"] == "closefd"] == [{"fdname": NODE}]
+    assert [one["arguments"] for one in asked if one["execute"] == "object-del"] == [{"id": f"{NODE[:-3]}target-tls"}]
+
+
+#: A helper on whose host the storage of whatever is looked at hangs.
+HANGING = """\
+import os, time
+open(0, "rb", buffering=0, closefd=False).readline()
+from vbackup.remote import helper
+helper.os.stat = lambda path: time.sleep(600)
+helper.main()
+"""
+
+
+def test_storage_that_hangs_does_not_keep_it_from_thawing(virsh: Virsh, impatient: None) -> None:
+    virsh.answer("guest-fsfreeze-thaw", '{"return": 1}')
+    made = begin([sys.executable, "-c", HANGING])
+    try:
+        made.call("watch_thaw", what="watch", uuid=UUID, limit_s=0.2)
+        with pytest.raises(RemoteError, match="no answer within 0 s"):
+            made.call("stat", what="look", path="/mnt/dead", timeout_s=0.1)
+        wait_for(lambda: UUID in made.thawed, "the thaw", timeout_s=5)
+    finally:
+        made.close()
+
+
+def test_fault_of_the_helper_itself_thaws_and_cleans_up(
+    helper: Connection, virsh: Virsh, fall_silent: Callable[[], None]
+) -> None:
+    virsh.answer("guest-fsfreeze-thaw", '{"return": 1}')
+    pid = helper.call("start", what="start", argv=["sleep", "600"], cwd="/", listen="")
+    helper.call("watch_thaw", what="watch", uuid=UUID, limit_s=600)
+    helper._out.append(b"5\n")  # no object: whatever it is that nobody has thought of
+    helper._wake()
+    wait_for(lambda: helper._process.poll() is not None, "the end of the helper", timeout_s=10)
+    assert virsh.count("guest-fsfreeze-thaw") == 1
+    assert not Path(f"/proc/{pid}").exists() or _is_zombie(pid)
+
+
 def test_farewell_with_nothing_left_asks_nobody(helper: Connection, virsh: Virsh) -> None:
     helper.call("guard", what="guard", uuid=UUID, jobs="x", nodes="x")
     helper.call("unguard", what="unguard", uuid=UUID)
@@ -197,8 +256,6 @@ def test_socket_is_handed_over_when_the_server_has_greeted(helper: Connection, v
         connected = listener.accept()[0]
         connected.close()
         assert virsh.asked() == []
-        import threading
-
         call = threading.Thread(
             target=lambda: helper.call("pass_nbd", what="connect", uuid=UUID, name="vda-link", path=path)
         )

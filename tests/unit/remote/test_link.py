@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +14,12 @@ import pytest
 
 from tests.unit.remote.conftest import Virsh
 from vbackup.errors import ForwardingError, LinkLostError, RemoteError
+from vbackup.remote import helper
 from vbackup.remote.address import Address
 from vbackup.remote.link import Link, _private_directory
+
+#: Other tests, which may run at the same time, guard no domain of this UUID.
+UUID = str(uuid.uuid4())
 
 
 def test_files_and_programs(link: Link, tmp_path: Path) -> None:
@@ -66,6 +74,43 @@ def test_own_directory_has_a_path_that_ssh_takes_as_it_is(
         made.rmdir()
 
 
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "..", ".", "", "a\0b"])
+def test_names_lead_nowhere_else(link: Link, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: ["harmless", name])
+    with pytest.raises(RemoteError, match="is no name of a file"):
+        link.names_in("/directory")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("AAAA", "3 bytes came back where 2 were"), ("*", "not the content"), (None, "not the content")],
+)
+def test_piece_is_no_more_than_was_asked_for(
+    link: Link, monkeypatch: pytest.MonkeyPatch, answer: str | None, words: str
+) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: answer)
+    with pytest.raises(RemoteError, match=words):
+        link.get(1, 0, 2)
+
+
+@pytest.mark.parametrize("extents", [[[0, 0]], [[4, 8]], [[8, 12], [10, 14]], [[8, 24]], [[12, 8]]])
+def test_extents_go_forward_and_end(link: Link, monkeypatch: pytest.MonkeyPatch, extents: list[list[int]]) -> None:
+    monkeypatch.setattr(link, "_call", lambda *_words, **_parameters: {"size": 16, "extents": extents})
+    with pytest.raises(RemoteError, match="it would be from"):
+        link.extents(1, 5)
+
+
+def test_symbolic_link_is_followed_unless_it_must_not_be(link: Link, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    path = str(tmp_path / "link")
+    assert b"".join(link.read_file(path)) == b"content"
+    assert link.stat(path)["size"] == 7
+    assert stat.S_ISLNK(link.stat(path, follow=False)["mode"])
+    with pytest.raises(RemoteError, match="symbolic links"):
+        next(link.read_file(path, follow=False))
+
+
 def test_nothing_stays_behind(link: Link, virsh: Virsh) -> None:
     directory = Path(link.directory())
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -115,3 +160,32 @@ def test_publishes_all_or_none(link: Link, tmp_path: Path, taken: str) -> None:
         link.publish(moves)
     assert sorted(one.name for one in place.iterdir() if one != stage) == [taken]
     assert taken == "tree" or (place / taken).read_text() == "another's"
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_failure_releases_the_domain_if_nothing_of_it_is_left(link: Link, virsh: Virsh, is_left: bool) -> None:
+    nodes = [{"node-name": "vbackup-0123456789ab-vda"}] if is_left else []
+    virsh.answer("query-jobs", '{"return": []}')
+    virsh.answer("query-named-block-nodes", json.dumps({"return": nodes}))
+    virsh.answer("query-fdsets", '{"return": []}')
+    with pytest.raises(KeyError), link.guarded(UUID, jobs="vbackup-0123456789ab-", nodes="vbackup-0123456789ab-"):
+        raise KeyError
+    assert _is_claimed() is is_left
+    with link.guarded(UUID, jobs="x", nodes="x"):
+        assert _is_claimed()
+    assert not _is_claimed()
+    _lock_file().unlink()
+
+
+def _is_claimed() -> bool:
+    """Return True if the helper keeps others from the domain."""
+    with _lock_file().open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _lock_file() -> Path:
+    return Path(helper._runtime_directory(), f"remote-{UUID}.lock")
