@@ -36,6 +36,8 @@ COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
 # Examples of the user's scripts.
 EXAMPLES = $(PREFIX)/share/vbackup/examples
+# Cockpit looks for pages here, and in /usr/local/share/cockpit.
+COCKPIT = $(PREFIX)/share/cockpit
 # Extras of setup.cfg to install too: EXTRAS=blake3.
 EXTRAS =
 # What installs Debian packages; "true" where another way has installed them.
@@ -55,10 +57,10 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
+.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install install-cockpit uninstall clean packages FORCE
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) EXTRAS=$(EXTRAS) STACKS=$(STACKS)'
 
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
@@ -139,8 +141,15 @@ install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages
 	install -m 755 hooks/examples/* '$(DESTDIR)$(EXAMPLES)'
 	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
 
-uninstall: ## Remove what install has installed
-	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)'
+# Cockpit's bridge sends a compressed file as it is.
+install-cockpit: ## Install the page for Cockpit below DESTDIR/PREFIX
+	install -d -m 755 '$(DESTDIR)$(COCKPIT)/vbackup'
+	install -m 644 $(addprefix integrations/cockpit/,manifest.json *.html *.js *.py style.css) '$(DESTDIR)$(COCKPIT)/vbackup'
+	gzip -9nc integrations/cockpit/patternfly.css > '$(DESTDIR)$(COCKPIT)/vbackup/patternfly.css.gz'
+	chmod 644 '$(DESTDIR)$(COCKPIT)/vbackup/patternfly.css.gz'
+
+uninstall: ## Remove what install and install-cockpit have installed
+	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(COCKPIT)/vbackup'
 	rm -f '$(DESTDIR)$(COMMAND)' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))')
 
 clean: ## Remove everything that make has created here, with the virtual environment
