@@ -36,15 +36,14 @@ class Cockpit:
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         self._directory = directory
         share = directory / "share"
-        subprocess.run(
-            ["make", "--silent", "install-cockpit", f"DESTDIR={directory}", "COCKPIT=/share/cockpit"], cwd=TOP, check=True
-        )
+        argv = ["make", "--silent", "install-cockpit", f"DESTDIR={directory}", "COCKPIT=/share/cockpit"]
+        subprocess.run(argv, cwd=TOP, check=True)
         programs = directory / "bin"
         programs.mkdir()
         command = programs / "vbackup"
-        command.write_text(
-            f"#!/bin/sh\nPYTHONPATH='{TOP}' PYTHONDONTWRITEBYTECODE=1 exec '{sys.executable}' -m vbackup \"$@\"\n"
-        )
+        # As installed: with modules that are compiled already.
+        exports = f"export PYTHONPATH='{TOP}' PYTHONPYCACHEPREFIX='{directory}/compiled' PYTHONDONTWRITEBYTECODE="
+        command.write_text(f"#!/bin/sh\n{exports}\nexec '{sys.executable}' -m vbackup \"$@\"\n")
         command.chmod(0o755)
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))

@@ -65,8 +65,9 @@ export async function run(argv, { input, signal, onData, superuser = "try" } = {
 // Run vbackup; returns its document. A command whose exit status says "not everything is well" prints one, too.
 export async function vbackup(argv, { signal } = {}) {
     let text = "";
+    const options = argv.includes("--") ? argv.indexOf("--") : argv.length;
     try {
-        text = await run(["vbackup", ...argv, "--json"], { signal, onData: data => { text += data } });
+        text = await run(["vbackup", ...argv.slice(0, options), "--json", ...argv.slice(options)], { signal, onData: data => { text += data } });
     } catch (error) {
         const document = parsed(text);
         if (!document || document.schema?.startsWith("vbackup.error/"))

@@ -79,7 +79,7 @@ export function label(text, kind = "unknown", { plain = false } = {}) {
                h("span", { class: "pf-v6-c-label__text" }, text)));
 }
 
-const SPOKEN = { ok: "Success", success: "Success", warning: "Warning", danger: "Error", info: "Note" };
+const SPOKEN = { ok: "Success", success: "Success", warning: "Attention", danger: "Error", info: "Note" };
 
 // A message within the page.
 export function alert(kind, title, ...body) {

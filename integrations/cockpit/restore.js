@@ -28,6 +28,9 @@ export function restoreWizard(page, domain, points, point) {
     const problem = h("div", { "aria-live": "assertive" });
     const footer = h("footer", { class: "pf-v6-c-wizard__footer" });
     const isHere = () => chosen.way === "in-place";
+    const isWhole = () => [...chosen.disks.values()].every(Boolean);
+    // A new machine with some of the disks would have the others of the original, which two must not write to.
+    const isDefined = () => chosen.way === "live" || (chosen.define && (isWhole() || chosen.way === "original"));
     const libvirt = () => chosen.connect ? ["-c", chosen.connect] : [];
     const directory = () => `${chosen.directory.replace(/\/+$/, "")}/${folder()}`;
     const folder = () => (chosen.way === "original" ? domain.name : chosen.name).replaceAll("/", "-");
@@ -37,12 +40,12 @@ export function restoreWizard(page, domain, points, point) {
         const some = [...chosen.disks].filter(([, wanted]) => wanted).map(([dev]) => dev);
         return [
             "restore", "-r", domain.path, ...libvirt(), "--json", "--progress", "json", "--backup", chosen.point.id,
-            ...(some.length < chosen.disks.size ? ["--disk", ...some] : []),
+            ...(isWhole() ? [] : ["--disk", ...some]),
             ...(isHere() ? ["--in-place", ...(chosen.keepOld ? ["--keep-old"] : [])] : [
-                "--output", directory(), "--format", chosen.format,
+                "--output", directory(), ...(way === "live" ? [] : ["--format", chosen.format]),
                 ...(chosen.place === "pool" ? ["--pool", chosen.pool] : []),
-                ...(way === "live" ? ["--live"] : chosen.define ? ["--define", ...(chosen.start ? ["--start"] : [])] : []),
-                ...(way !== "original" && (way === "live" || chosen.define) ? ["--name", chosen.name] : []),
+                ...(way === "live" ? ["--live"] : isDefined() ? ["--define", ...(chosen.start ? ["--start"] : [])] : []),
+                ...(way !== "original" && isDefined() ? ["--name", chosen.name] : []),
             ]),
             "--", domain.key,
         ];
@@ -93,7 +96,9 @@ export function restoreWizard(page, domain, points, point) {
                     chosen.disks.set(disk.dev, event.target.checked);
                     draw();
                 } }))),
-            isHere() ? h("p", { class: "vb-quiet" }, "Other disks stay as they are.") : h("p", { class: "vb-quiet" }, "The new machine has only these disks.")),
+            h("p", { class: "vb-quiet" }, isHere() ? "Other disks stay as they are."
+                                          : chosen.way === "original" ? "Of other disks the definition names the files that the original had."
+                                                                      : "A new machine needs all disks; some can be restored as files.")),
         () => isHere() ? form(
             choice("checkbox", "Keep old images", { checked: chosen.keepOld, onchange: event => { chosen.keepOld = event.target.checked },
                                                     help: "Of disks that have to be restored in full, as NAME.before-ID." })) : form(
@@ -106,13 +111,13 @@ export function restoreWizard(page, domain, points, point) {
             chosen.place === "pool" ? field("Storage pool", select(pools.map(name => [name, name]), chosen.pool, event => { chosen.pool = event.target.value })) : null,
             field("Directory", text(chosen.directory, { oninput: event => { chosen.directory = event.target.value } }),
                   "A new directory named after the machine is made in it; nothing is overwritten. QEMU has to be able to enter it."),
-            field("Image format", select([["qcow2", "qcow2"], ["raw", "raw"]], chosen.format, event => { chosen.format = event.target.value })),
+            chosen.way === "live" ? null : field("Image format", select([["qcow2", "qcow2"], ["raw", "raw"]], chosen.format, event => { chosen.format = event.target.value })),
             chosen.way === "live" ? null : [
-                choice("checkbox", "Define it in libvirt", { checked: chosen.define, onchange: event => {
+                choice("checkbox", "Define it in libvirt", { checked: isDefined(), disabled: chosen.way === "new" && !isWhole(), onchange: event => {
                     chosen.define = event.target.checked;
                     draw();
-                } }),
-                choice("checkbox", "Start it", { checked: chosen.define && chosen.start, disabled: !chosen.define, onchange: event => { chosen.start = event.target.checked } })],
+                }, help: chosen.way === "new" && !isWhole() ? "Only with all disks." : null }),
+                choice("checkbox", "Start it", { checked: isDefined() && chosen.start, disabled: !isDefined(), onchange: event => { chosen.start = event.target.checked } })],
             field("Host", text(chosen.connect, { placeholder: "this server", oninput: event => { chosen.connect = event.target.value }, onchange: loadPools }),
                   "Another host by its libvirt URI, such as qemu+ssh://root@hv2/system. Pool and directory are there then.")),
         review,
@@ -125,7 +130,7 @@ export function restoreWizard(page, domain, points, point) {
 
     function review() {
         const disks = record.disks.filter(disk => chosen.disks.get(disk.dev));
-        const where = disk => isHere() ? "its own place" : chosen.place === "pool" ? `pool ${chosen.pool}` : `${directory()}/${disk.dev}.${chosen.format}`;
+        const where = disk => isHere() ? "its own place" : chosen.place === "pool" ? `pool ${chosen.pool}` : `${directory()}/${disk.dev}.${chosen.way === "live" ? "qcow2" : chosen.format}`;
         const confirmation = isHere() ? field(`Type ${domain.name} to confirm`, text(chosen.typed, { oninput: event => {
             chosen.typed = event.target.value;
             go.disabled = !isConfirmed();
@@ -176,7 +181,7 @@ export function restoreWizard(page, domain, points, point) {
     }
 
     async function nameIsFree() {
-        if (chosen.way !== "live" && !chosen.define)
+        if (!isDefined())
             return null;
         const name = chosen.way === "original" ? domain.name : chosen.name;
         try {
@@ -203,6 +208,8 @@ export function restoreWizard(page, domain, points, point) {
     function obstacle() {
         if (step === 1 && ![...chosen.disks.values()].some(Boolean))
             return "Choose at least one disk.";
+        if (step === 1 && chosen.way === "live" && !isWhole())
+            return "A live restore needs all disks.";
         if (step === 2 && !isHere()) {
             if (chosen.way !== "original" && !chosen.name.trim())
                 return "The new machine needs a name.";

@@ -44,23 +44,28 @@ export class State {
     async refresh() {
         const found = { jobs: [], domains: [], repositories: [], warnings: [] };
         this.error = null;
-        try {
-            this.take(found, await vbackup(["status"]));
-            this.isConfigured = true;
-        } catch (error) {
-            this.isConfigured = false;
-            if (error.code !== "USAGE" || !openedRepositories().length)
-                this.error = error;
-        }
-        await Promise.all(openedRepositories().map(async path => {
-            if (found.repositories.some(one => one.path === path))
-                return;
+        const whole = vbackup(["status"]).then(
+            document => ({ document }), error => ({ error }));
+        const opened = await Promise.all(openedRepositories().map(async path => {
             try {
-                this.take(found, await vbackup(["status", "-r", path]).catch(() => fromList(path)));
+                return { path, document: await vbackup(["status", "-r", path]).catch(() => fromList(path)) };
             } catch (error) {
-                found.repositories.push({ name: path, path, fault: error, health: "critical", reasons: [error.message] });
+                return { path, error };
             }
         }));
+        const { document, error } = await whole;
+        this.isConfigured = Boolean(document);
+        if (document)
+            this.take(found, document);
+        else if (error.code !== "USAGE" || !opened.length)
+            this.error = error;
+        for (const { path, document, error } of opened)
+            if (found.repositories.some(one => one.path === path))
+                continue;
+            else if (document)
+                this.take(found, document);
+            else
+                found.repositories.push({ name: path, path, fault: error, health: "critical", reasons: [error.message] });
         if (found.repositories.length && this.error?.code === "USAGE")
             this.error = null;
         for (const domain of found.domains) {
