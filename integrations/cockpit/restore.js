@@ -139,7 +139,7 @@ export function restoreWizard(page, domain, points, point) {
                  h("p", null, WAYS.find(([way]) => way === chosen.way)[1], ": the state of ", h("strong", null, moment(chosen.point.time)),
                    chosen.way === "in-place" || chosen.way === "original" ? ` as ${domain.name}.` : ` as ${chosen.name}.`),
                  table("Plan", ["Disk", "Size", "Reads", "Goes to"], disks.map(disk => [disk.dev, bytes(disk.virtual_size_bytes ?? disk.size_bytes), chain(disk), h("span", { class: "vb-path" }, where(disk))])),
-                 h("h3", null, "Checks"),
+                 h("h2", { class: "vb-work-title" }, "Checks"),
                  findings ? h("ul", { class: "vb-steps", id: "checks" }, findings.map(([kind, said]) => h("li", null, h("span", { class: `vb-${kind}` }, icon(kind)),
                                                                                                      h("span", null, h("span", { class: "pf-v6-screen-reader" }, kind === "ok" ? "Good: " : "Attention: "), said)))) : spinner("Looking at the backup and the destination …"),
                  h("details", null, h("summary", null, "Command"), codeBlock(shell(["vbackup", ...argv()]))),
@@ -241,7 +241,7 @@ export function restoreWizard(page, domain, points, point) {
             return;
         step = to;
         draw();
-        body.querySelector("input, select, h3")?.focus();
+        body.querySelector("input, select, h2")?.focus();
         if (step === 3)
             check();
     }

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import browser as browser_
 from tests import cockpit as cockpit_
 from tests.browser import Browser, Driver
 from tests.cockpit import Cockpit
@@ -22,8 +21,6 @@ from tests.lab import DiskSpec, Machine, domain_xml
 if TYPE_CHECKING:
     from tests.conftest import Command
 
-REASON = cockpit_.reason_not_to_start() or browser_.reason_not_to_start()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 #: Markup, blanks and what is no ASCII, as a guest's administrator may choose.
 NAME = "wéb <script> & 'co'"
 MIB = 1 << 20
@@ -37,7 +34,7 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def cockpit(_daemon: Daemon, place: Path) -> Iterator[Cockpit]:
+def cockpit(_daemon: Daemon, place: Path, chromedriver: Driver) -> Iterator[Cockpit]:
     with cockpit_.installed(place, {"LIBVIRT_DEFAULT_URI": _daemon.uri}) as made:
         made.start()
         yield made
@@ -60,14 +57,8 @@ def machine(_daemon: Daemon, place: Path) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    with browser_.driver() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def window(driver: Driver, place: Path) -> Iterator[Browser]:
-    made = Browser(driver, downloads=place)
+def window(chromedriver: Driver, place: Path) -> Iterator[Browser]:
+    made = Browser(chromedriver, downloads=place)
     yield made
     made.close()
 
