@@ -7,8 +7,9 @@ import { alert, button, card, descriptions, h, icon, link, spinner, swap, table 
 import { bytes, moment } from "./format.js";
 import { save } from "./works.js";
 
-// Names can have bytes that are not UTF-8, which are lone surrogates here; neither an address nor a header takes them.
-const writable = name => name.replace(/[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/g, "_");
+// Names can have bytes that are not UTF-8, which are lone surrogates here. Cockpit's protocol does not take them.
+const STRANGE = /[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/g;
+const readable = name => name.replace(STRANGE, "\uFFFD");
 
 export function files(page, path, key, id, where = "") {
     const element = h("div", { class: "vb-view" });
@@ -71,11 +72,11 @@ export function files(page, path, key, id, where = "") {
 
     // The file is copied out of the backup first, so that what is saved is whole or not there at all.
     function download(entry, isDirectory) {
-        const name = writable(baseName(entry.path) || "files") + (isDirectory ? ".tar" : "");
+        const name = (baseName(entry.path) || "files") + (isDirectory ? ".tar" : "");
         const full = `${where.slice(0, where.indexOf(":"))}:${entry.path}`;
         return page.start({
             kind: "download",
-            title: `Download of ${writable(entry.path)}`,
+            title: `Download of ${entry.path}`,
             name,
             domain: domain(),
             argv: isDirectory ? ["cp", ...common, "--progress", "json", "--tar", "--", key, full] : ["cat", ...common, "--progress", "json", "--", key, full],
@@ -85,15 +86,18 @@ export function files(page, path, key, id, where = "") {
     function entryRow(entry) {
         const isDirectory = entry.mode.startsWith("d");
         const isFile = entry.mode.startsWith("-");
-        const name = baseName(entry.path);
+        const name = readable(baseName(entry.path));
+        const isStrange = STRANGE.test(entry.path);
+        STRANGE.lastIndex = 0;
         return [
             h("span", { class: "vb-file" }, icon(isDirectory ? "folder" : isFile ? "file" : "link"),
-              isDirectory ? link(name, here(`${where.slice(0, where.indexOf(":"))}:${entry.path}`)) : name,
-              entry.target ? h("span", { class: "vb-quiet" }, ` → ${entry.target}`) : null),
+              isDirectory && !isStrange ? link(name, here(`${where.slice(0, where.indexOf(":"))}:${entry.path}`)) : name,
+              entry.target ? h("span", { class: "vb-quiet" }, ` → ${readable(entry.target)}`) : null),
             isFile ? bytes(entry.size_bytes) : "",
             moment(entry.mtime),
             h("code", null, entry.mode),
-            isFile || isDirectory ? button("Download", () => download(entry, isDirectory), { small: true, kind: "link", "aria-label": `Download ${name}` }) : "",
+            isFile || isDirectory ? button("Download", () => download(entry, isDirectory), { small: true, kind: "link", disabled: isStrange,
+                title: isStrange ? "Its name is not UTF-8: download the directory that it is in." : null, "aria-label": `Download ${name}` }) : "",
         ];
     }
 
