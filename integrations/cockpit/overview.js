@@ -7,7 +7,7 @@ import { ago, bytes, duration, moment, plural } from "./format.js";
 import { KIND } from "./state.js";
 import { workBars } from "./work.js";
 
-const WORDS = { ok: "Backed up", warning: "Look at it", critical: "Not backed up", unknown: "No promise" };
+const WORDS = { ok: "Backed up", warning: "Look at it", critical: "Not backed up", unknown: "No job" };
 
 // What a machine's state is called.
 export function healthLabel(domain) {

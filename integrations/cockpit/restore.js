@@ -125,7 +125,7 @@ export function restoreWizard(page, domain, points, point) {
 
     const chain = disk => {
         const size = record.chain_sizes[disk.dev];
-        return size ? `${plural(size.images, "image")}, ${bytes(size.size_bytes)} to read` : null;
+        return size ? `${bytes(size.size_bytes)} of ${plural(size.images, "image")}` : null;
     };
 
     function review() {

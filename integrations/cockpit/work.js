@@ -47,14 +47,17 @@ export function work(page, id) {
     const element = h("div", { class: "vb-view" });
     let whole = null; // once it has ended: with its progress and its document
     let error = null;
+    let isLoading = false;
 
     async function load() {
+        isLoading = true;
         try {
             whole = await page.works.show(id);
             error = null;
         } catch (exception) {
             error = exception;
         }
+        isLoading = false;
         view.update();
     }
 
@@ -78,19 +81,31 @@ export function work(page, id) {
         return [disk.dev, disk.file, disk.level, disk.reason].filter(Boolean).join(": ");
     }
 
+    // A live restore that was interrupted can go on, or be given up: the machine may run, and what it has written counts.
+    function liveAgain(known) {
+        const { argv, domain } = known;
+        const again = option => ["restore", "-r", domain.path, ...(argv.includes("-c") ? ["-c", argv[argv.indexOf("-c") + 1]] : []), "--json", "--progress", "json",
+                                 "--output", argv[argv.indexOf("--output") + 1], "--live", ...option, "--", domain.key];
+        const begin = async (title, option) => page.go("work", (await page.start({ kind: "restore", title, domain, argv: again(option) })).id);
+        return h("p", { class: "vb-buttons" },
+                 button("Go on with the restore", () => begin(known.title, ["--resume"]), { kind: "primary", id: "resume" }),
+                 button("Give it up …", () => dialog("Give up the live restore?",
+                                                     h("p", null, "The machine is ended, and what was restored and what it has written since are removed."),
+                                                     [["Give it up", "danger", () => begin(`End of: ${known.title}`, ["--abort", "--yes"])]], { size: "sm" }), { id: "abort" }));
+    }
+
     const view = {
         element,
-        ended(known) {
-            if (known.id === id)
-                load();
-        },
         update() {
             if (error) {
                 swap(element, errorAlert(error), link("All activity", page.href("activity")));
                 return;
             }
             const known = page.works.list.find(one => one.id === id) ?? whole;
-            if (!known || (known.state !== "running" && !whole)) {
+            if (!known || (known.state !== "running" && whole?.state !== known.state)) {
+                // It has ended since it was read.
+                if (known && !isLoading)
+                    load();
                 swap(element, spinner("Reading the record …"));
                 return;
             }
@@ -117,6 +132,7 @@ export function work(page, id) {
                         page.go("activity");
                     }, { kind: "secondary", id: "remove" }))),
                 failure ? errorAlert(failure) : null,
+                failure && isLive(known) ? liveAgain(known) : null,
                 !isRunning && !failure ? alert("ok", `Done in ${duration(known.ended - known.started)}.`) : null,
                 isRunning ? card("Progress", progress.disks.size ? diskBars(progress) : spinner("It begins …")) : null,
                 !isRunning && whole && known.kind !== "download" ? result() : null,
@@ -129,6 +145,8 @@ export function work(page, id) {
     load();
     return view;
 }
+
+const isLive = known => known.kind === "restore" && known.argv.includes("--live") && !known.argv.includes("--abort");
 
 function stopDialog(page, known) {
     dialog(`Stop: ${known.title}?`,

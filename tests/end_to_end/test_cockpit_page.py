@@ -23,6 +23,7 @@ from tests.unit.cli.handlers.conftest import InsideGuest
 #: What is wrong for somebody who does not see the page, or not well: of all that is shown now.
 FAULTS = """
 const faults = [];
+document.getAnimations().filter(one => one instanceof CSSTransition).forEach(one => one.finish());
 const seen = element => element.checkVisibility({ visibilityProperty: true, opacityProperty: true });
 const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
 const named = element => element.getAttribute("aria-label") || element.innerText?.trim() || [...element.labels ?? []].some(one => one.innerText.trim())
