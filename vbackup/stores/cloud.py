@@ -189,7 +189,7 @@ class CloudStore:
         yield from sorted(found, key=lambda each: each.key)
 
     def _listed(self, prefix: str) -> builtins.list[StoredObject]:
-        found = []
+        found: builtins.list[StoredObject] = []
         for chunk in obstore.list(self._objects, self._prefix + prefix or None, chunk_size=1000):
             refuse_too_many(len(found) + len(chunk), self._name)
             for each in chunk:
