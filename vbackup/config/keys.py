@@ -348,6 +348,7 @@ EXCLUSIVE: tuple[tuple[str, str, str], ...] = (
 #: Options that need another one, with the value it must have, or None for any.
 NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
     *(("backup", name, "transport", "tls") for name in ("listen", "tls-creds", "hypervisor-tls-creds")),
+    ("backup", "full-every", "level", "auto"),
     *(("verify", f"boot-{name}", "boot", None) for name in ("exec", "console", "screen", "timeout", "memory")),
 )
 
@@ -433,7 +434,6 @@ NOT_KEYS: Mapping[str, Mapping[str, str]] = {
     "": dict.fromkeys(("help", "quiet", "verbose", "repository", "json", "progress", "connect", "config"), _COMMON),
     "backup": {
         **dict.fromkeys(("domain", "all", "exclude", "hosts"), _JOB),
-        "until": "the job's window has its place",
         "dry-run": _ONCE,
     },
     "prune": {

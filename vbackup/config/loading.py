@@ -332,7 +332,7 @@ class _Reader:
         at, on, window = (table.values.get(name) for name in ("at", "on", "window"))
         if at is None:
             for name in ("on", "random-delay"):
-                if name in table.values and not self._has_fault(table, "at"):
+                if self._is_own(table, name) and not self._has_fault(table, "at"):
                     self._fault_at(table, name, f"{name!r} of [{dotted(table.path)}] needs 'at', the time of day.")
             return None, window
         outside = [] if window is None else [time for time in at if not times.contains(window, time)]
@@ -358,7 +358,8 @@ class _Reader:
         for of, name, other, value in keys.NEEDS:
             if of != command or not table.values.get(name):
                 continue
-            if not table.values.get(other) or value not in (None, table.values[other]):
+            given = table.values.get(other) or _default(of, other)
+            if not given or value not in (None, given):
                 needed = f"{other} = true" if value is None else f'{other} = "{value}"'
                 self._fault_at(table, name, f"{name!r} in [{dotted(table.path)}] is only for {needed}.")
 
@@ -369,6 +370,10 @@ class _Reader:
             self._origins[dotted((*table.path, name))] = place
         for below in table.below.values():
             self._note_origins(below)
+
+    def _is_own(self, table: _Table, name: str) -> bool:
+        """Return True if the key is the table's own, and not one of [defaults]."""
+        return name in table.values and (*table.path, name) in self._document.places
 
     def _has_fault(self, table: _Table, name: str) -> bool:
         """Return True if the key is there, and is not valid."""
@@ -402,6 +407,9 @@ def _inherit(table: _Table, defaults: _Table) -> None:
         for own, theirs in ((one, other), (other, one))
         if of == table.path[-1] and table.values.get(own)
     }
+    for of, name, other, needed in keys.NEEDS:
+        if of == table.path[-1] and needed is not None and table.values.get(other, needed) != needed:
+            excluded.add(name)  # the job's own value of the other one leaves it without a meaning
     for name, value in defaults.values.items():
         if name not in table.values and name not in excluded:
             table.values[name] = value
@@ -409,6 +417,10 @@ def _inherit(table: _Table, defaults: _Table) -> None:
     for command, below in defaults.below.items():
         own = table.below.setdefault(command, _Table((*table.path, command), below.place))
         _inherit(own, below)
+
+
+def _default(command: str, name: str) -> str | None:
+    return next(key.default for key in keys.JOB_COMMANDS[command] if key.name == name)
 
 
 def _open_alike(table: _Table) -> None:
