@@ -369,7 +369,7 @@ JOB = (
         "random-delay",
         Kind.TIME,
         "begin up to this time later, so that not all machines begin at once",
-        values.seconds,
+        values.delay_s,
         default="0",
     ),
     Key(

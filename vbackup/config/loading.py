@@ -28,7 +28,7 @@ from vbackup.config.model import (
     When,
 )
 from vbackup.config.typed import InvalidValueError, name_fault, typed
-from vbackup.config.values import age_s, positive_seconds, seconds
+from vbackup.config.values import age_s, delay_s, positive_seconds
 from vbackup.errors import ConfigError, NoConfigError
 
 _Path = tuple[str, ...]
@@ -71,9 +71,20 @@ def load(paths: Sequence[Path] | None = None) -> Loaded:
         raise NoConfigError(
             os.fspath(file), 0, "There is no configuration: 'vbackup config init' writes one from what libvirt has."
         )
-    document = documents.read([path.absolute() for path in files])
+    paths = tuple(path.absolute() for path in files)
+    return _loaded(documents.read(paths), paths)
+
+
+def parsed(path: Path, text: str) -> Loaded:
+    """Return the configuration in a text, which is that of a file."""
+    document = Document()
+    document.add(path, text)
+    return _loaded(document, (path,))
+
+
+def _loaded(document: Document, paths: tuple[Path, ...]) -> Loaded:
     reader = _Reader(document)
-    config = reader.config(tuple(path.absolute() for path in files))
+    config = reader.config(paths)
     order = {os.fspath(path): number for number, path in enumerate(config.paths)}
     faults = sorted(
         [*document.faults, *reader.faults], key=lambda fault: (order.get(fault.path, len(order)), fault.line)
@@ -284,7 +295,7 @@ class _Reader:
         if "prune" in table.below:
             self._refuse_no_rule(table.below["prune"])
         calendar, window = self._calendar(table)
-        delay_s = seconds(table.values.get("random-delay", "0"))
+        wait_s = delay_s(table.values.get("random-delay", "0"))
         if repository is None:
             return None
         hosts = table.values.get("hosts")
@@ -298,8 +309,8 @@ class _Reader:
             exclude=table.values.get("exclude", ()),
             calendar=calendar,
             window=window,
-            random_delay_s=delay_s,
-            max_age_s=_max_age_s(table, calendar, delay_s),
+            random_delay_s=wait_s,
+            max_age_s=_max_age_s(table, calendar, wait_s),
             copy_to=tuple(dict.fromkeys(table.values.get("copy-to", ()))),
             notify=table.values.get("notify"),
             options=table.options(),
@@ -432,11 +443,11 @@ def _open_alike(table: _Table) -> None:
                 below.values[name], below.places[name] = having[0].values[name], having[0].places[name]
 
 
-def _max_age_s(table: _Table, calendar: Calendar | None, delay_s: float) -> float | None:
+def _max_age_s(table: _Table, calendar: Calendar | None, wait_s: float) -> float | None:
     value: str | None = table.values.get("max-age")
     if value is not None:
         return age_s(value)
-    return None if calendar is None else calendar.longest_interval_s + delay_s + LATE_S
+    return None if calendar is None else calendar.longest_interval_s + wait_s + LATE_S
 
 
 def _path(value: str | None) -> Path | None:

@@ -14,7 +14,7 @@ from vbackup.config import values
 from vbackup.fields import MAX_SIZE_BYTES
 
 READERS: list[Callable[[str], Any]] = [
-    values.memory_bytes, values.speed_bytes_s, values.seconds, values.positive_seconds, values.age_s,
+    values.memory_bytes, values.speed_bytes_s, values.seconds, values.positive_seconds, values.age_s, values.delay_s,
     values.freeze_limit_s, values.milliseconds, values.count, values.percent, values.keep_count, values.keep_within,
     values.host_and_port, values.host_and_ports, values.absolute_directory, values.guest_command,
     values.console_pattern, values.note,
@@ -29,6 +29,7 @@ READERS: list[Callable[[str], Any]] = [
         (values.seconds, "1h30m", 5400),
         (values.seconds, "0", 0),
         (values.positive_seconds, "500ms", 0.5),
+        (values.delay_s, "10m", 600),
         (values.age_s, "26h", 26 * 3600),
         (values.age_s, "4w", 28 * 86400),
         (values.age_s, "3600", 3600),
@@ -58,6 +59,7 @@ def test_text_has_one_meaning(read: Callable[[str], Any], text: str, expected: o
         (values.speed_bytes_s, "fast", "is not a rate"),
         (values.seconds, "53w", "up to a year"),
         (values.positive_seconds, "0", "not more than 0"),
+        (values.delay_s, "25h", "up to a day"),
         (values.age_s, "59s", "from a minute"),
         (values.age_s, "366d", "to a year"),
         (values.age_s, "1y", "like 26h"),
