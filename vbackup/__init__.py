@@ -77,7 +77,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       scripts                programs of the user's: finding  program  runner
       config                 the configuration: model  calendar
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive  immutable
+                             stop  undo  archive  immutable  amounts
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
