@@ -434,6 +434,8 @@ NOT_KEYS: Mapping[str, Mapping[str, str]] = {
     "": dict.fromkeys(("help", "quiet", "verbose", "repository", "json", "progress", "connect", "config"), _COMMON),
     "backup": {
         **dict.fromkeys(("domain", "all", "exclude", "hosts"), _JOB),
+        "until": "it is the end of the job's window",
+        "strict": "a run always gives it",
         "dry-run": _ONCE,
     },
     "prune": {

@@ -295,7 +295,7 @@ class _Reader:
         if "prune" in table.below:
             self._refuse_no_rule(table.below["prune"])
         calendar, window = self._calendar(table)
-        wait_s = delay_s(table.values.get("random-delay", "0"))
+        wait_s = 0.0 if calendar is None else delay_s(table.values.get("random-delay", "0"))
         if repository is None:
             return None
         hosts = table.values.get("hosts")
