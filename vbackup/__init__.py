@@ -63,7 +63,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      runs                   the record of runs of jobs: record
+      runs                   the record of runs of jobs: record  documents  store  lock
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
                              nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
@@ -75,9 +75,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
-      config                 the configuration: model  calendar
+      config                 the configuration: model  calendar  loading  documents  positions  typed  times  keys
+                             values  arguments  secrets
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive  immutable
+                             stop  undo  archive  immutable  amounts
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,
