@@ -63,7 +63,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      runs                   the record of runs of jobs: record
+      runs                   the record of runs of jobs: record  documents  store  lock
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
                              nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
