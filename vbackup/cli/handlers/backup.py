@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     words = domains_of(options)
     if options.group and options.parallel is not None:
         raise UsageError("A group is always backed up at once; leave out --parallel or --group.")
-    request = replace(request_of(options, words[0] if words else ""), note=options.note)
+    request = replace(request_of(options, words[0] if words else ""), note=options.note, until=options.until)
     uris = _hosts(options, context)
     if uris is not None:
         with context.connect_all(uris) as vb_all:
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     with ExitStack() as stack:
         with script_options.beginning(options, words[0] if len(words) == 1 else "", context):
             vb = stack.enter_context(context.connect())
-            is_one = not options.group and len(words) == 1 and vb.is_one(words[0])
+            is_one = not options.group and len(words) == 1 and vb.is_one(words[0]) and not options.exclude
             selected = None if is_one else batch.select(words, options, vb)
         if selected is not None:
             return batch.run(request, selected, options=options, context=context, vb=vb)
