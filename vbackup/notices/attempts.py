@@ -17,6 +17,8 @@ FIRST_PAUSE_S = 1.0
 _SHARE = 2 / 3
 #: With less time left than this, an attempt gets all of it.
 _SHORT_S = 3.0
+#: No attempt begins with less than this part of the time: it would only say that nobody answered so quickly.
+_LEAST = 1 / 4
 
 
 def until_sent(
@@ -38,7 +40,7 @@ def until_sent(
             return attempt(left if left < _SHORT_S else max(left * _SHARE, _SHORT_S))
         except NoticeError as err:
             wait = max(pause, err.not_before_s or 0.0)
-            if err.retry is Retry.NEVER or clock() + wait >= deadline:
+            if err.retry is Retry.NEVER or clock() + wait >= deadline - timeout_s * _LEAST:
                 raise
         sleep(wait)
         pause *= 2
@@ -56,7 +58,7 @@ def bounded(work: Callable[[], T], timeout_s: float) -> T:
     def run() -> None:
         try:
             results.append(work())
-        except Exception as err:  # it is raised below
+        except Exception as err:  # noqa: BLE001 - it is raised below
             errors.append(err)
 
     thread = threading.Thread(target=run, name="attempt", daemon=True)

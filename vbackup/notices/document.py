@@ -9,17 +9,31 @@ from datetime import datetime, timezone
 from typing import Any
 
 import vbackup
-from vbackup.config.model import When
 from vbackup.notices.occasion import Occasion
 from vbackup.overview.state import DomainState
 from vbackup.runs import documents
 
 SCHEMA = "vbackup.notice/1"
+#: The reason of 'vbackup notify test'.
+TEST = "test"
 
 
-def document(occasion: Occasion, *, message: str, host: str, time: datetime, title: str, text: str) -> dict[str, Any]:
-    """Return the message as a JSON object; ``message``: its id."""
-    made = _message(message, host=host, time=time, title=title, text=text)
+def document(
+    occasion: Occasion | None, *, message: str, host: str, time: datetime, title: str, text: str
+) -> dict[str, Any]:
+    """Return the message as a JSON object; ``occasion``: None: a test; ``message``: its id."""
+    made = {
+        "schema": SCHEMA,
+        "id": message,
+        "time": _iso(time),
+        "host": host,
+        "version": vbackup.__version__,
+        "title": title,
+        "text": text,
+    }
+    if occasion is None:
+        empty: dict[str, Any] = {"overdue": [], "recovered": [], "unusual": [], "failed_since": None}
+        return {**made, "reasons": [TEST], "run": None, **empty}
     return {
         **made,
         "reasons": [one.value for one in occasion.reasons],
@@ -29,41 +43,6 @@ def document(occasion: Occasion, *, message: str, host: str, time: datetime, tit
         "unusual": list(occasion.unusual),
         "failed_since": _iso(occasion.failed_since),
     }
-
-
-def document_of_test(*, message: str, host: str, time: datetime, title: str, text: str) -> dict[str, Any]:
-    """Return the message of 'vbackup notify test' as a JSON object."""
-    made = _message(message, host=host, time=time, title=title, text=text)
-    return {
-        **made,
-        "reasons": ["test"],
-        "run": None,
-        "overdue": [],
-        "recovered": [],
-        "unusual": [],
-        "failed_since": None,
-    }
-
-
-def _message(message: str, *, host: str, time: datetime, title: str, text: str) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "id": message,
-        "time": _iso(time),
-        "host": host,
-        "version": vbackup.__version__,
-        "title": title,
-        "text": text,
-    }
-
-
-def worst(occasion: Occasion, *, is_bad: bool) -> str:
-    """Return what kind of message it is, in apprise's words: failure, warning, success or info."""
-    if is_bad:
-        return "failure"
-    if {When.OVERDUE, When.UNUSUAL} & set(occasion.reasons):
-        return "warning"
-    return "success" if occasion.run is not None else "info"
 
 
 def _overdue(one: DomainState) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,10 @@ from vbackup.process import refuse_lost_ends
 USUAL = Path("/usr/sbin/sendmail")
 #: The MTA may be able to do it later (sysexits.h).
 _EX_TEMPFAIL = 75
+#: No quotes, comments, lists or characters beyond ASCII, which nobody's address needs; no option of a program.
+_ADDRESS = re.compile(
+    r"([A-Za-z0-9.!#$%&'*+/=?^_`{|}~][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]*)(?:@([A-Za-z0-9][A-Za-z0-9.-]*))?"
+)
 _NOT_FOUND = "there is no program sendmail: install an MTA such as Postfix or msmtp-mta, or set 'sendmail' to its path"
 
 
@@ -94,16 +99,12 @@ def _program(notifier: str, program: Path | None) -> str:
 
 def _address(notifier: str, text: str) -> Address:
     """Return an address as RFC 5322 has it, "ops@example.org" or a local user's name such as "root"."""
-    try:
-        address = Address(addr_spec=text)
-    except (ValueError, IndexError):  # of email's parser: also for a line end, and what is not ASCII
-        address = Address()
-    is_plain = text.isascii() and text.isprintable() and not any(one in text for one in ' ,;<>"()')
-    if not address.username or not is_plain or text.startswith("-"):
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
         raise NoticeError(
             notifier, f"{plain(text)!r} is not a mail address, such as ops@example.org", retry=Retry.NEVER
         )
-    return address
+    return Address("", match[1], match[2] or "")
 
 
 def _user() -> str:

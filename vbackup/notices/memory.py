@@ -33,7 +33,7 @@ _TICK_S = 0.1
 
 @dataclass(frozen=True)
 class Memory:
-    """What the notifiers of this machine have been told. ``state``: the directory in which vbackup keeps its records."""
+    """What the notifiers of this machine have been told. ``state``: the directory with the records of runs."""
 
     state: Path
 

@@ -18,6 +18,8 @@ from vbackup.runs.record import Run
 #: What the server keeps of the text of a ping.
 MAX_BYTES = 100_000
 _CUT = "[...]\n"
+#: The beginning of a line is looked for so far.
+_LINE_BYTES = 10_000
 _NAMESPACE = uuid.UUID("d0b6a7ee-5f5c-4c8c-9d55-0f5e3c8f2a11")
 #: What hc-ping.com answers with status 200.
 _UNKNOWN = "(not found)"
@@ -62,5 +64,5 @@ def tail(text: str) -> bytes:
     kept = data[-(MAX_BYTES - len(_CUT)) :]
     line = kept.find(b"\n") + 1
     # Without a line end near, a character may have been cut.
-    kept = kept[line:] if 0 < line <= 10_000 else kept.decode("utf-8", "ignore").encode()
+    kept = kept[line:] if 0 < line <= _LINE_BYTES else kept.decode("utf-8", "ignore").encode()
     return _CUT.encode() + kept

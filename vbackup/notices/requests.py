@@ -25,8 +25,11 @@ from vbackup.notices import attempts
 #: The POST is repeated at the new place; 303 would ask for another thing.
 _REDIRECTS = frozenset((301, 302, 307, 308))
 _MAX_REDIRECTS = 3
-#: Answers after which the same request can be accepted later, beside all from 500 on.
+#: Answers after which the same request can be accepted later, beside those of a server that failed (5xx).
 _LATER = frozenset((408, 425, 429))
+_GOOD = range(200, 300)
+_SERVER_FAILED = range(500, 600)
+_MAX_DELAY_DIGITS = 6
 _MAX_ANSWER_BYTES = 4096
 #: X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH: OpenSSL's message has the name.
 _OTHER_NAME = frozenset((62, 64))
@@ -104,7 +107,7 @@ def _outcome(post: Post, timeout_s: float) -> str | NoticeError:
                     retry=Retry.NEVER,
                 )
             url = new
-    except Exception as err:  # of urllib, http.client, ssl, socket; its text can have the URL
+    except Exception as err:  # noqa: BLE001 - of urllib, http.client, ssl, socket; its text can have the URL
         reason, retry = _why(err, timeout_s)
         return NoticeError(post.notifier, reason, retry=retry)
     return NoticeError(post.notifier, "the server redirects in a circle", retry=Retry.NEVER)
@@ -117,7 +120,8 @@ def _once(post: Post, url: str, timeout_s: float) -> _Reply:
         user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
     netloc = parts.netloc.rpartition("@")[2]
-    request = Request(urlunsplit(parts._replace(netloc=netloc, fragment="")), post.body, headers, method="POST")
+    bare = urlunsplit(parts._replace(netloc=netloc, fragment=""))
+    request = Request(bare, post.body, headers, method="POST")  # noqa: S310 - check_url and _opener
     answer: _Answer = _opener().open(request, timeout=timeout_s)
     with answer:
         return _Reply(
@@ -133,22 +137,23 @@ def _opener() -> OpenerDirector:
     """Return what opens a URL and nothing else: without the handlers of redirects, errors, files and FTP."""
     opener = OpenerDirector()
     opener.addheaders = []
-    for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler(context=ssl.create_default_context()), UnknownHandler()):
+    https = HTTPSHandler(context=ssl.create_default_context())
+    for handler in (ProxyHandler(), HTTPHandler(), https, UnknownHandler()):
         opener.add_handler(handler)
     return opener
 
 
 def _judged(notifier: str, reply: _Reply) -> str | NoticeError:
-    if 200 <= reply.status < 300:
+    if reply.status in _GOOD:
         return reply.text
     words = http.client.responses.get(reply.status, "")
-    retry = Retry.LATER if reply.status in _LATER or reply.status >= 500 else Retry.NEVER
+    retry = Retry.LATER if reply.status in _LATER or reply.status in _SERVER_FAILED else Retry.NEVER
     after = reply.retry_after or ""
     return NoticeError(
         notifier,
         f"the server answers {reply.status}{f' ({words})' if words else ''}{_advice(reply.status)}",
         retry=retry,
-        not_before_s=float(after) if after.isdecimal() and len(after) < 9 else None,
+        not_before_s=float(after) if after.isdecimal() and len(after) <= _MAX_DELAY_DIGITS else None,
     )
 
 
@@ -187,16 +192,15 @@ def _why(err: BaseException, timeout_s: float) -> tuple[str, Retry]:
         is_other = err.verify_code in _OTHER_NAME
         why = "it is for another name" if is_other else str(err.verify_message).rstrip(".")
         return f"the server's certificate is not accepted: {why}", Retry.NEVER
-    if isinstance(err, ssl.SSLError):
-        return f"TLS fails ({str(err.reason or 'no reason given').replace('_', ' ').lower()})", Retry.LATER
-    if isinstance(err, socket.gaierror):
-        return f"the name of the server cannot be resolved ({err.strerror})", Retry.LATER
-    if isinstance(err, (TimeoutError, socket.timeout)):  # two classes up to Python 3.9
-        return f"the server did not answer within {timeout_s:.3g} s", Retry.LATER
-    if isinstance(err, ConnectionError) and not err.errno:
-        return "the server closed the connection without an answer", Retry.LATER
-    if isinstance(err, OSError):
-        return f"the server cannot be reached: {err.strerror or type(err).__name__}", Retry.LATER
-    if isinstance(err, http.client.HTTPException):
-        return "the server does not answer as HTTP wants it", Retry.LATER
+    for kinds, reason in (
+        ((ssl.SSLError,), f"TLS fails ({str(getattr(err, 'reason', err)).replace('_', ' ').lower()})"),
+        ((socket.gaierror,), "the name of the server cannot be resolved"),
+        # Two classes up to Python 3.9.
+        ((TimeoutError, socket.timeout), f"the server did not answer within {timeout_s:.3g} s"),
+        ((http.client.RemoteDisconnected,), "the server closed the connection without an answer"),
+        ((OSError,), f"the server cannot be reached: {getattr(err, 'strerror', None) or type(err).__name__}"),
+        ((http.client.HTTPException,), "the server does not answer as HTTP wants it"),
+    ):
+        if isinstance(err, kinds):
+            return reason, Retry.LATER
     return f"the request cannot be made ({type(err).__name__})", Retry.NEVER

@@ -6,10 +6,12 @@ control characters in them are escaped: a line of the text is one line.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from vbackup import amounts
 from vbackup.config.model import When
 from vbackup.notices.occasion import BAD, Occasion, is_bad
 from vbackup.overview.state import DomainState
@@ -20,6 +22,9 @@ _NAMES = 3
 _MAX_TITLE = 180
 #: So many lines of a list stand in the text; the report has all.
 _MAX_LINES = 60
+_MINUTE_S = 60
+_MAX_MINUTES = 120
+_MAX_HOURS = 48
 
 _WORDS = {
     When.FAILURE: "FAILED",
@@ -100,7 +105,7 @@ def done(run: Run) -> str:
     if not backups:
         return "all steps done"
     total = sum(one.size_bytes or 0 for one in backups)
-    return f"{len(backups)} {'domain' if len(backups) == 1 else 'domains'} backed up, {_size(total)}"
+    return f"{len(backups)} {'domain' if len(backups) == 1 else 'domains'} backed up, {amounts.size(total)}"
 
 
 def faults(run: Run) -> list[Fault]:
@@ -209,8 +214,13 @@ def _domain(one: DomainResult) -> str:
 
 
 def _about(fault: Fault) -> str:
-    is_named = fault.domain is None or fault.domain in fault.message
+    is_named = fault.domain is None or _has_word(fault.message, fault.domain)
     return plain(fault.message if is_named else f"{fault.domain}: {fault.message}")
+
+
+def _has_word(sentence: str, word: str) -> bool:
+    """Return True if the word is in the sentence, and not only a part of a path or of another name."""
+    return re.search(rf"(?<![\w/-]){re.escape(word)}(?![\w-]|\.\w)", sentence) is not None
 
 
 def _line(step: Step) -> str:
@@ -248,21 +258,14 @@ def _local(time: datetime) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
+    """Return 5400 as "90 min": exact enough to be compared with what was promised."""
+    minutes = round(seconds / _MINUTE_S)
     if minutes < 1:
         return f"{max(seconds, 0):.0f} s"
-    if minutes < 120:
+    if minutes < _MAX_MINUTES:
         return f"{minutes} min"
     hours, rest = divmod(minutes, 60)
-    if hours < 48:
+    if hours < _MAX_HOURS:
         return f"{hours} h {rest} min" if rest else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
-
-
-def _size(size_bytes: int) -> str:
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
