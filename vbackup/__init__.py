@@ -34,7 +34,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
       notices                tell people, once: (no module)
-    overview                 is everything backed up?: state
+    overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
