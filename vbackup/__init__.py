@@ -22,7 +22,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
-                             standby_files  standby_status  standby_documents  linked_standby  fleet
+                             standby_files  standby_status  standby_documents  linked_standby  fleet  status
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -34,7 +34,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
       notices                tell people, once: (no module)
-    overview                 is everything backed up?: state
+    overview                 is everything backed up?: state  facts  assess  domains  jobs  reasons  documents
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
@@ -62,8 +62,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
+                             glance
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      runs                   the record of runs of jobs: record  documents  store  lock
+      runs                   the record of runs of jobs: record  documents  store  lock  room_log
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
                              nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
