@@ -76,7 +76,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
-      config                 the configuration: model  calendar
+      config                 the configuration: model  calendar  loading  documents  positions  typed  times  keys
+                             values  arguments  secrets
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive  immutable  amounts
 
