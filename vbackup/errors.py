@@ -103,6 +103,35 @@ class UsageError(VbackupError):
         return self._help_of
 
 
+class ConfigError(UsageError):
+    """A fault of the configuration (vbackup.toml(5)); correct the file. ``line``: 0 if it concerns the whole file."""
+
+    code = "CONFIG"
+
+    def __init__(self, path: str, line: int, fault: str) -> None:
+        self.path = path
+        self.line = line
+        self.fault = fault
+        super().__init__(f"{path}:{line}: {fault}" if line else f"{path}: {fault}", help_of="vbackup config")
+
+
+class NoConfigError(ConfigError):
+    """There is no configuration."""
+
+    code = "NO_CONFIG"
+
+
+class SecretError(VbackupError):
+    """A secret that the configuration names cannot be read, or others can read it. Nothing of it is in the message."""
+
+    code = "SECRET"
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"The secret from {source} cannot be used: {reason}.")
+
+
 class MalformedError(VbackupError):
     """Data from outside (domain XML, QMP reply) does not match its specification."""
 

@@ -38,6 +38,10 @@ class Quiesce(Enum):
     NO = "no"
 
 
+#: How long a guest's filesystems may be frozen, in seconds.
+MIN_FREEZE_LIMIT_S, MAX_FREEZE_LIMIT_S = 1, 600
+
+
 class FreezeMark(Enum):
     """How a later run can tell whether a backup that was killed had frozen the guest (vbackup.domain.freeze_turn)."""
 
