@@ -1,7 +1,7 @@
 // Begin a backup, and open a repository by hand.
 
 import { vbackup, virsh } from "./command.js";
-import { dialog, field, form, select, text } from "./dialog.js";
+import { choice, dialog, field, fieldset, form, select, text } from "./dialog.js";
 import { h, uniqueId } from "./dom.js";
 import { rememberRepository } from "./state.js";
 
@@ -20,25 +20,36 @@ export function backupDialog(page, domain) {
     const quiesce = select(QUIESCE, "auto");
     const speed = text("", { placeholder: "no limit" });
     const note = text();
+    const { job } = domain ?? {};
+    let asJob = Boolean(job);
+    const options = form(
+        domain?.path ? null : field("Repository", repository),
+        field("Level", level),
+        field("Freeze the guest's file systems", quiesce),
+        field("Speed limit of each disk", speed, "Bytes per second, such as 50M."),
+        field("Note", note, "A line that stays with the backup, such as: before the upgrade."));
+    options.hidden = asJob;
+    const how = (value, name, help) => choice("radio", name, { value, help, group: "how", checked: (value === "job") === asJob, onchange: () => {
+        asJob = value === "job";
+        options.hidden = asJob;
+    } });
     if (!domain)
         virsh("list", "--all", "--name").then(found => list.append(...found.map(value => h("option", { value }))), () => null);
     dialog(
         domain ? `Back up ${domain.name}` : "Back up a virtual machine",
         form(domain ? null : [field("Virtual machine", name, "Its name or UUID."), list],
-             domain ? null : field("Repository", repository),
-             field("Level", level),
-             field("Freeze the guest's file systems", quiesce),
-             field("Speed limit of each disk", speed, "Bytes per second, such as 50M."),
-             field("Note", note, "A line that stays with the backup, such as: before the upgrade.")),
+             job ? fieldset("How", how("job", `As job ${job} does`, "With its options and all of its steps, for this machine only."),
+                            how("options", "Only a backup, with these options")) : null,
+             options),
         [["Back up", "primary", async () => {
-            const path = domain?.path ?? repository.value;
+            const path = domain?.path || repository.value;
             const key = domain?.key ?? await knownAs(name.value);
             const about = domain?.name ?? name.value;
             await page.start({
                 kind: "backup",
                 title: `Backup of ${about}`,
                 domain: { path, key, name: about },
-                argv: ["backup", "-r", path, "--json", "--progress", "json", "--level", level.value, "--quiesce", quiesce.value,
+                argv: asJob ? ["run", "--json", "--progress", "json", "--domain", domain.name, "--", job] : ["backup", "-r", path, "--json", "--progress", "json", "--level", level.value, "--quiesce", quiesce.value,
                        ...(speed.value.trim() ? ["--speed", speed.value.trim()] : []), ...(note.value ? ["--note", note.value] : []), "--", key],
             });
         }]]);

@@ -124,7 +124,10 @@ def test_file_of_a_guest_is_found_and_saved(browser: Browser, cockpit: Cockpit, 
     guest.tree("/", {"etc": (0o40755, 0, "")})
     content = "<b>\u00e9</b>\n" * 100000
     size_bytes = len(content.encode())
-    guest.tree("/etc", {"a <b> 'file'": (0o100644, size_bytes, content), "\udcff": (0o100644, 1, "x"), "it": (0o120777, 4, "/bin")})
+    guest.tree(
+        "/etc",
+        {"a <b> 'file'": (0o100644, size_bytes, content), "\udcff": (0o100644, 1, "x"), "it": (0o120777, 4, "/bin")},
+    )
     browser.click("link", "web")
     browser.click("button", "Files*")
     browser.find("heading", "Files")
