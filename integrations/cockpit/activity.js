@@ -4,15 +4,9 @@ import { run } from "./command.js";
 import { errorAlert } from "./dialog.js";
 import { button, h, label, link, spinner, swap, table } from "./dom.js";
 import { ago, duration, moment } from "./format.js";
-import { workLabel } from "./work.js";
-import { workBars } from "./work.js";
+import { outcomeLabel, workBars, workLabel } from "./work.js";
 
 const LINES = 200;
-const OUTCOMES = { done: ["Done", "ok"], some_failed: ["Failed in part", "danger"], failed: ["Failed", "danger"], skipped: ["Skipped", "unknown"],
-                   interrupted: ["Interrupted", "danger"], running: ["Running", "info"] };
-
-const outcome = run_ => label(...OUTCOMES[run_.outcome] ?? [run_.outcome, "unknown"]);
-
 export function activity(page) {
     const element = h("div", { class: "vb-view" });
     let journal = null;
@@ -30,7 +24,7 @@ export function activity(page) {
 
     const jobRow = job => [
         h("strong", null, job.name),
-        job.is_running ? label("Running", "info") : job.last_run ? outcome(job.last_run) : label("Never run", "unknown"),
+        job.is_running ? label("Running", "info") : job.last_run ? outcomeLabel(job.last_run.outcome) : label("Never run", "unknown"),
         job.last_run ? h("span", null, ago(job.last_run.started), job.last_run.steps?.length ? h("span", { class: "vb-quiet" }, ` ${steps(job.last_run)}`) : null) : "–",
         job.is_missed ? label("Missed", "warning") : job.next_run ? moment(job.next_run) : "–",
         button("Run now", () => page.start({ kind: "run", title: `Job ${job.name}`, argv: ["run", "--json", "--progress", "json", "--", job.name] }),

@@ -49,7 +49,7 @@ export function backupDialog(page, domain) {
                 kind: "backup",
                 title: `Backup of ${about}`,
                 domain: { path, key, name: about },
-                argv: asJob ? ["run", "--json", "--progress", "json", "--domain", domain.name, "--", job] : ["backup", "-r", path, "--json", "--progress", "json", "--level", level.value, "--quiesce", quiesce.value,
+                argv: asJob ? ["run", "--json", "--progress", "json", "--domain", domain.key, "--", job] : ["backup", "-r", path, "--json", "--progress", "json", "--level", level.value, "--quiesce", quiesce.value,
                        ...(speed.value.trim() ? ["--speed", speed.value.trim()] : []), ...(note.value ? ["--note", note.value] : []), "--", key],
             });
         }]]);

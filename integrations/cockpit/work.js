@@ -1,9 +1,17 @@
 // One piece of long work: how far it is, what it reports, how it ended.
 
 import { dialog, errorAlert } from "./dialog.js";
-import { alert, bar, button, card, codeBlock, descriptions, h, icon, label, link, spinner, swap } from "./dom.js";
+import { alert, bar, button, card, codeBlock, descriptions, h, icon, label, link, spinner, swap, table } from "./dom.js";
 import { bytes, duration, moment, shell } from "./format.js";
 import { failureOf, Progress, save } from "./works.js";
+
+const OUTCOMES = {
+    done: ["Done", "ok"], some_failed: ["Failed in part", "danger"], failed: ["Failed", "danger"], skipped: ["Skipped", "unknown"],
+    interrupted: ["Interrupted", "danger"], running: ["Running", "info"],
+};
+
+// How a run, or a step of it, has ended.
+export const outcomeLabel = outcome => label(...OUTCOMES[outcome] ?? [outcome, "unknown"]);
 
 const PHASES = { copy: "copy", check: "check", write: "write" };
 
@@ -65,6 +73,8 @@ export function work(page, id) {
         const document = whole.result;
         if (!document || document.schema?.startsWith("vbackup.error/"))
             return null;
+        if (document.runs)
+            return document.runs.map(runCard);
         const disks = document.disks ?? [];
         const list = [
             ["Backup", document.id], ["Level", document.level], ["Size", document.size_bytes === undefined ? null : bytes(document.size_bytes)],
@@ -73,6 +83,18 @@ export function work(page, id) {
             ["Disks", disks.length ? h("ul", null, disks.map(disk => h("li", null, diskLine(disk)))) : null],
         ];
         return card("Result", descriptions(...list));
+    }
+
+    // A run of a job: its steps, and what became of each machine.
+    function runCard(one) {
+        return card(`Job ${one.job}`,
+                    table("Steps", ["Step", "Result", "What"], one.steps.map(step => [
+                        step.target ? `${step.kind}, ${step.target}` : step.kind, outcomeLabel(step.outcome),
+                        [step.summary, step.reason, ...step.warnings].filter(Boolean).join(" ")])),
+                    one.domains.length ? table("Virtual machines", ["Name", "Result", "Backup", "Size"], one.domains.map(domain => [
+                        domain.name, outcomeLabel(domain.outcome), domain.fault?.message ?? domain.backup ?? "–",
+                        domain.size_bytes === null ? "–" : bytes(domain.size_bytes)])) : null,
+                    one.unusual.map(said => alert("warning", said)), one.notices.map(said => alert("warning", said)));
     }
 
     function diskLine(disk) {
@@ -135,7 +157,7 @@ export function work(page, id) {
                 failure && isLive(known) ? liveAgain(known) : null,
                 !isRunning && !failure ? alert("ok", `Done in ${duration(known.ended - known.started)}.`) : null,
                 isRunning ? card("Progress", progress.disks.size ? diskBars(progress) : spinner("It begins …")) : null,
-                !isRunning && whole && known.kind !== "download" ? result() : null,
+                !isRunning && known.kind !== "download" ? result() : null,
                 card("Report", progress.steps.length ? steps(progress) : h("p", { class: "vb-quiet" }, "Nothing was reported yet."),
                      descriptions(["Begun", moment(known.started)], ["Ended", known.ended ? moment(known.ended) : null],
                                   ["Exit status", known.status === undefined ? null : String(known.status)]),

@@ -19,8 +19,19 @@ export function failureOf(known) {
         return null;
     if (known.result?.schema?.startsWith("vbackup.error/"))
         return new CommandError(known.result);
+    const faults = runFaults(known.result);
+    if (faults.length)
+        return new CommandError({ code: faults[0].code, message: faults.map(one => one.message).join(" "), status: known.status });
     const lines = (known.progress ?? []).filter(line => !line.startsWith("{"));
     return new CommandError({ message: known.reason ?? lines.at(-1) ?? "It has failed.", status: known.status });
+}
+
+// What has failed in a run of jobs: each fault once, whether a step or a domain has it.
+function runFaults(result) {
+    const runs = result?.runs ?? [];
+    const faults = runs.flatMap(one => [...one.steps.flatMap(step => step.faults), ...one.domains.map(domain => domain.fault).filter(Boolean)]);
+    const missed = (result?.not_run ?? []).map(one => one.error).filter(Boolean);
+    return [...new Map([...missed, ...faults].map(one => [one.message, one])).values()];
 }
 
 // What the lines of --progress json have said so far.
