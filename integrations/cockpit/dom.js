@@ -103,7 +103,11 @@ export function empty(iconName, title, ...body) {
 }
 
 export function card(title, ...body) {
-    return h("section", { class: "pf-v6-c-card" },
+    return section({}, title, ...body);
+}
+
+export function section(attributes, title, ...body) {
+    return h("section", { ...attributes, class: `pf-v6-c-card ${attributes.class ?? ""}` },
              title ? h("div", { class: "pf-v6-c-card__title" }, h("h2", { class: "pf-v6-c-card__title-text" }, title)) : null,
              h("div", { class: "pf-v6-c-card__body" }, ...body));
 }

@@ -99,7 +99,7 @@ export function overview(page) {
                 page.isAdministrator === false
                     ? alert("warning", "Limited access", h("p", null, "You see and do here what your own user may. Turn on administrative access in Cockpit's top bar for the rest."))
                     : null,
-                state.error && state.error.code !== "USAGE" ? errorAlert(state.error) : null,
+                state.error ? errorAlert(state.error) : null,
                 state.warnings.map(warning => alert("warning", warning)),
                 isEmpty ? nothing() : [
                     state.domains.length ? summary() : null,

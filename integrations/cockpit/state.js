@@ -44,11 +44,10 @@ export class State {
     async refresh() {
         const found = { jobs: [], domains: [], repositories: [], warnings: [] };
         this.error = null;
-        const whole = vbackup(["status"]).then(
-            document => ({ document }), error => ({ error }));
+        const whole = vbackup(["status"]).then(document => ({ document }), error => ({ error }));
         const opened = await Promise.all(openedRepositories().map(async path => {
             try {
-                return { path, document: await vbackup(["status", "-r", path]).catch(() => fromList(path)) };
+                return { path, document: await vbackup(["status", "-r", path]) };
             } catch (error) {
                 return { path, error };
             }
@@ -57,7 +56,7 @@ export class State {
         this.isConfigured = Boolean(document);
         if (document)
             this.take(found, document);
-        else if (error.code !== "USAGE" || !opened.length)
+        else if (error.code !== "NO_CONFIG")
             this.error = error;
         for (const { path, document, error } of opened)
             if (found.repositories.some(one => one.path === path))
@@ -66,8 +65,6 @@ export class State {
                 this.take(found, document);
             else
                 found.repositories.push({ name: path, path, fault: error, health: "critical", reasons: [error.message] });
-        if (found.repositories.length && this.error?.code === "USAGE")
-            this.error = null;
         for (const domain of found.domains) {
             domain.path = found.repositories.find(one => one.name === domain.repository)?.path ?? domain.repository;
             domain.key = domain.uuid ?? domain.name;
@@ -93,17 +90,6 @@ export class State {
     job(name) {
         return this.jobs.find(one => one.name === name);
     }
-}
-
-async function fromList(path) {
-    const all = await vbackup(["list", "--all", "-r", path]);
-    const domains = all.domains.map(one => {
-        const mine = all.backups.filter(b => b.domain.uuid === one.uuid);
-        const last = mine.at(-1);
-        return { name: one.name, uuid: one.uuid, repository: path, job: null, last: last ? { ...last } : null, backups: one.backups, chain_images: last?.chain_images,
-                 is_overdue: false, max_age_s: null, verified: null, verdict: "unverified", damaged: [], copies: [], fault: null, unusual: [], health: "unknown", reasons: [] };
-    });
-    return { jobs: [], domains, repositories: [{ name: path, path, fault: null, free_bytes: null, size_bytes: null, backups_bytes: 0, health: "ok", reasons: [] }] };
 }
 
 // The backups of a domain, newest first.

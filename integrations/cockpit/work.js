@@ -1,7 +1,7 @@
 // One piece of long work: how far it is, what it reports, how it ended.
 
 import { dialog, errorAlert } from "./dialog.js";
-import { alert, bar, button, card, codeBlock, descriptions, h, icon, label, link, spinner, swap, table } from "./dom.js";
+import { alert, bar, button, card, codeBlock, descriptions, h, icon, label, link, section, spinner, swap, table } from "./dom.js";
 import { bytes, duration, moment, shell } from "./format.js";
 import { failureOf, Progress, save } from "./works.js";
 
@@ -28,8 +28,8 @@ export function workLabel(known) {
 export function workBars(page, known) {
     const progress = page.works.progress.get(known.id) ?? new Progress();
     const { done, total } = progress.total;
-    return card(
-        null,
+    return section(
+        { class: "vb-work" }, null,
         h("div", { class: "vb-title" },
           h("h2", { class: "vb-work-title" }, known.title),
           link("Details", page.href("work", known.id), { id: `details-${known.id}`, "aria-label": `Details of ${known.title}` })),
@@ -156,7 +156,7 @@ export function work(page, id) {
                 failure ? errorAlert(failure) : null,
                 failure && isLive(known) ? liveAgain(known) : null,
                 !isRunning && !failure ? alert("ok", `Done in ${duration(known.ended - known.started)}.`) : null,
-                isRunning ? card("Progress", progress.disks.size ? diskBars(progress) : spinner("It begins …")) : null,
+                isRunning ? section({ class: "vb-work" }, "Progress", progress.disks.size ? diskBars(progress) : spinner("It begins …")) : null,
                 !isRunning && known.kind !== "download" ? result() : null,
                 card("Report", progress.steps.length ? steps(progress) : h("p", { class: "vb-quiet" }, "Nothing was reported yet."),
                      descriptions(["Begun", moment(known.started)], ["Ended", known.ended ? moment(known.ended) : null],

@@ -79,6 +79,7 @@ export class Works {
         this.ended = ended;
         this.list = [];
         this.progress = new Map(); // by id, of those that run
+        this.awaited = new Set(); // ids of those whose end is not known yet
         this.error = null;
         this.watching = null;
     }
@@ -92,9 +93,16 @@ export class Works {
         } catch (error) {
             this.error = error;
         }
-        for (const known of this.list)
-            if (known.state === "running" && !this.progress.has(known.id))
-                this.follow(known);
+        for (const known of this.list) {
+            if (known.state === "running") {
+                this.awaited.add(known.id);
+                if (!this.progress.has(known.id))
+                    this.follow(known);
+            } else if (this.awaited.delete(known.id)) {
+                this.progress.delete(known.id);
+                this.ended(known);
+            }
+        }
         this.changed();
     }
 
@@ -113,7 +121,15 @@ export class Works {
 
     // asked: { kind, title, argv, ... }; returns the record.
     async start(asked) {
-        const known = await work(["start"], JSON.stringify({ version: 1, ...asked }));
+        let known;
+        try {
+            known = await work(["start"], JSON.stringify({ version: 1, ...asked }));
+        } catch (error) {
+            if (error.code === "DISCONNECTED")
+                error.message += " It may have begun: reload this page, and Activity shows it.";
+            throw error;
+        }
+        this.awaited.add(known.id);
         await this.refresh();
         return known;
     }
@@ -123,7 +139,9 @@ export class Works {
         this.progress.set(known.id, progress);
         try {
             const pid = await this.pid(known);
-            await run(["tail", "--lines=+1", "--follow", "--sleep-interval=0.2", ...(pid ? [`--pid=${pid}`] : []), `${known.path}/progress`], {
+            if (!pid)
+                return; // It has not begun in ten seconds, which the list shows.
+            await run(["tail", "--lines=+1", "--follow", "--sleep-interval=0.2", `--pid=${pid}`, `${known.path}/progress`], {
                 onData: text => {
                     progress.add(text);
                     this.changed();
@@ -135,9 +153,6 @@ export class Works {
         }
         this.progress.delete(known.id);
         await this.refresh();
-        const end = this.list.find(one => one.id === known.id);
-        if (end && end.state !== "running")
-            this.ended(end);
     }
 
     // Of the process that does the work. systemd takes a moment until it begins.
@@ -148,7 +163,7 @@ export class Works {
                 return text.trim();
             await new Promise(resolve => setTimeout(resolve, 200));
         }
-        throw new CommandError({ message: "The work has not begun." });
+        return null;
     }
 
     show(id) {

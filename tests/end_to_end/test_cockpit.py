@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Markup, blanks and what is no ASCII, as a guest's administrator may choose.
 NAME = "wéb <script> & 'co'"
 MIB = 1 << 20
+#: A bar of work that runs is on its way.
+MOVES = "return [...document.querySelectorAll('.vb-work [role=progressbar]')].some(one => one.ariaValueNow > 0)"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_first_backup_of_an_empty_page(browser: Browser, machine: Machine, comma
     browser.type("Speed limit of each disk", "16M")
     browser.type("Note", "before <the> upgrade")
     browser.click("button", "Back up")
-    browser.wait("return [...document.querySelectorAll('[role=progressbar]')].some(one => one.ariaValueNow > 0)")
+    browser.wait(MOVES)
     browser.find("alert", f"Success: Backup of {NAME}: done.*")
     browser.click("link", NAME)
     browser.find("heading", NAME)
@@ -257,14 +259,15 @@ def test_work_goes_on_without_the_connection_and_is_found_again(
     browser.select("Level", "full")
     browser.type("Speed limit of each disk", "5M")
     browser.click("button", "Back up")
-    bars = "return [...document.querySelectorAll('[role=progressbar]')].some(one => one.ariaValueNow > 0)"
-    browser.wait(bars)
+    browser.wait(MOVES)
     cockpit.kill()
-    browser.find("alert", "Attention: The connection to the server was lost.*")
-    browser.log()  # the browser says the same
-    cockpit.start()
+    try:
+        browser.find("alert", "Attention: The connection to the server was lost.*")
+        browser.log()  # the browser says the same
+    finally:
+        cockpit.start()
     browser.click("button", "Reload")
-    browser.wait(bars)
+    browser.wait(MOVES)
     browser.find("heading", f"Backup of {NAME}")
     browser.find("alert", f"Success: Backup of {NAME}: done.*")
     assert [one["level"] for one in listed(command, repository)] == ["full", "incremental", "full"]
@@ -277,7 +280,7 @@ def test_a_backup_is_stopped(browser: Browser, points: list[str], command: Comma
     browser.type("Speed limit of each disk", "1M")
     browser.click("button", "Back up")
     browser.click("link", f"Details of Backup of {NAME}")
-    browser.wait("return [...document.querySelectorAll('[role=progressbar]')].some(one => one.ariaValueNow > 0)")
+    browser.wait(MOVES)
     browser.click("button", "Stop …")
     browser.click("button", "Stop it")
     browser.find("alert", "Error: Stopped by SIGTERM*")

@@ -50,8 +50,11 @@ function color(text) {
 const over = (top, below) => [0, 1, 2].map(one => top[one] * top[3] + below[one] * (1 - top[3])).concat(1);
 function background(element) {
     const layers = [];
-    for (let one = element; one; one = one.parentElement)
+    for (let one = element; one; one = one.parentElement) {
+        if (one.classList.contains("pf-v6-c-label__content"))  // PatternFly paints it before its content
+            layers.push(color(getComputedStyle(one, "::before").backgroundColor));
         layers.push(color(getComputedStyle(one).backgroundColor));
+    }
     return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
 }
 const light = ([...parts]) => parts.slice(0, 3).map(one => one / 255)
@@ -66,7 +69,7 @@ for (let text = texts.nextNode(); text; text = texts.nextNode()) {
     const [one, other] = [light(over(color(getComputedStyle(element).color), behind)), light(behind)].sort((a, b) => b - a);
     const ratio = (one + 0.05) / (other + 0.05);
     if (ratio < (parseFloat(getComputedStyle(element).fontSize) >= 24 ? 3 : 4.5))
-        faults.push(`contrast ${ratio.toFixed(2)}: ${text.textContent.trim().slice(0, 60)}`);
+        faults.push(`contrast ${ratio.toFixed(2)}: ${text.textContent.trim().slice(0, 60)}, ${getComputedStyle(element).color} on ${behind}`);
 }
 if (document.scrollingElement.scrollWidth > innerWidth + 1)
     faults.push(`wider than the window: ${document.scrollingElement.scrollWidth}`);
