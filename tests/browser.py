@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 #: How long something may take to appear.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 _OPTIONS = (
     "--headless=new",

@@ -72,7 +72,10 @@ export function configuration(page) {
                 element,
                 h("div", { class: "vb-title" }, h("h1", null, "Configuration"),
                   h("div", { class: "vb-buttons" }, error ? button("Write a first one …", () => initDialog(load), { kind: "primary", id: "init" }) : null,
-                    button("Check again", load, { id: "check" }))),
+                    button("Check again", () => {
+                        load();
+                        page.refresh();
+                    }, { id: "check" }))),
                 error ? errorAlert(error) : checked ? verdict() : spinner("Checking …"),
                 keys.length ? h("section", { class: "pf-v6-c-card" },
                                 h("div", { class: "pf-v6-c-card__title" }, h("h2", { class: "pf-v6-c-card__title-text" }, "Keys, and where they come from")),

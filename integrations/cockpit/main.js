@@ -12,6 +12,8 @@ import { failureOf, Works } from "./works.js";
 
 const cockpit = window.cockpit;
 const REFRESH_MS = 60000;
+// What is shown by another view is not older than this.
+const FRESH_MS = 10000;
 
 // By the first word of the address: a function that makes a view, { element, update() }, from what all views know.
 const VIEWS = { "": overview, domain, files, activity, work, configuration };
@@ -43,12 +45,14 @@ const page = {
             place.lastChild.remove();
     },
     async refresh() {
+        refreshed = Date.now();
         await page.state.refresh();
         update();
     },
 };
 
-let shown = null; // { view, path }
+let shown = null; // the view
+let refreshed = 0;
 
 function path() {
     return location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
@@ -56,13 +60,13 @@ function path() {
 
 function show() {
     const [name, ...rest] = path();
-    shown?.view.close?.();
-    const make = VIEWS[name] ?? overview;
-    const view = make(page, ...rest);
-    shown = { view, path: path() };
-    document.getElementById("main").replaceChildren(view.element);
+    shown?.close?.();
+    shown = (VIEWS[name] ?? overview)(page, ...rest);
+    document.getElementById("main").replaceChildren(shown.element);
     header(name);
-    view.update();
+    shown.update();
+    if (refreshed && Date.now() - refreshed > FRESH_MS)
+        page.refresh();
 }
 
 function header(name) {
@@ -77,7 +81,7 @@ function header(name) {
 }
 
 function update() {
-    shown?.view.update();
+    shown?.update();
 }
 
 function ended(known) {
@@ -92,7 +96,7 @@ function ended(known) {
             page.say("danger", `${known.title}: failed.`, known.id, h("p", null, reason.message), follow);
         });
     }
-    shown?.view.ended?.(known);
+    shown?.ended?.(known);
     page.refresh();
 }
 

@@ -104,10 +104,10 @@ export function overview(page) {
                 isEmpty ? nothing() : [
                     state.domains.length ? summary() : null,
                     works.running.map(known => workBars(page, known)),
-                    h("div", { class: "vb-cards" }, repositories()),
                     state.domains.length
                         ? h("section", { class: "pf-v6-c-card" }, table("Virtual machines", ["Name", "State", "Newest point", "Points", "Next run", ""], state.domains.map(row)))
                         : empty("machine", "This repository has no backups yet", h("p", null, "Back up a virtual machine, and it is listed here.")),
+                    h("div", { class: "vb-cards" }, repositories()),
                 ]);
         },
     };
