@@ -155,11 +155,15 @@ def _option(one: OptionValue, *, is_number: bool) -> Value:
 
 
 def seconds(number_s: float) -> str:
-    """Return a time in the largest unit that it is a whole number of: 26h, 90s."""
-    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60)):
+    """Return a time as people write it: 26h, 2d, 5d13h40m, 1m30s."""
+    for unit, unit_s in (("d", 86400), ("h", 3600)):
         if number_s and number_s % unit_s == 0:
             return f"{number_s / unit_s:.0f}{unit}"
-    return f"{number_s:.9f}".rstrip("0").rstrip(".") + "s"
+    text, rest_s = "", number_s
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60)):
+        count, rest_s = divmod(rest_s, unit_s)
+        text += f"{count:.0f}{unit}" if count else ""
+    return text + f"{rest_s:.9f}".rstrip("0").rstrip(".") + "s" if rest_s or not text else text
 
 
 def _text(path: object) -> str | None:
