@@ -15,6 +15,7 @@ from vbackup.errors import UsageError
 COMMANDS = {
     "init": "create a repository",
     "backup": "back up domains",
+    "status": "tell whether everything is backed up",
     "list": "list the domains and backups in a repository",
     "show": "show the record of a backup",
     "verify": "compare the images of backups with their block lists",
@@ -52,6 +53,7 @@ COMMANDS = {
     "tracker": "list and forget the trackers of sessions",
     "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
+    "metrics": "write metrics for Prometheus",
     "schema": "print the JSON Schema of a document",
 }
 
