@@ -61,6 +61,7 @@ def _domain(domain: DomainResult) -> dict[str, Any]:
         "size_bytes": domain.size_bytes,
         "fault": None if domain.fault is None else _fault(domain.fault),
         "unusual": list(domain.unusual),
+        "host": domain.host,
     }
 
 
@@ -113,6 +114,7 @@ def _read_domain(fields: Fields) -> DomainResult:
         size_bytes=fields.integer("size_bytes") if "size_bytes" in fields else None,
         fault=_read_fault(fields.object("fault")) if "fault" in fields else None,
         unusual=_texts(fields, "unusual"),
+        host=fields.optional_text("host"),
     )
 
 

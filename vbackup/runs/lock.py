@@ -49,6 +49,25 @@ def held(state: Path, repository: Path, *, job: str, wait_s: float, reporter: Re
         os.close(fd)
 
 
+@contextmanager
+def of_job(state: Path, job: str) -> Iterator[None]:
+    """Keep a job for this process during the block. Raises BusyError if another one runs it, StorageError."""
+    directory = state / _DIRECTORY
+    path = directory / f"job-{job}"
+    with storage_errors(f"use the directory {directory}"):
+        make_private(state)
+        make_private(directory)
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise BusyError(f"Job {job} is running; run the same command again when it has ended.") from err
+        yield
+    finally:
+        os.close(fd)
+
+
 def _name(repository: Path) -> str:
     """Return the same name for all paths of a repository; nothing in it is looked at."""
     return hashlib.sha256(os.fsencode(os.path.realpath(repository))).hexdigest()[:16]

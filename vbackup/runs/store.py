@@ -89,19 +89,20 @@ class Store:
     def current(self, job: str) -> Run | None:
         """Return the run that is at work, or whose process is gone; None if the last one has ended.
 
-        Raises StorageError.
+        A record that is damaged says nothing, and the next run replaces it. Raises StorageError if it cannot be read.
         """
         path = self._directory(job) / _RUNNING
         try:
-            with storage_errors(f"read {path}"):
-                if not os.path.lexists(path):
-                    return None
-                document = _read(path)
-            fields = Fields(document, os.fspath(path), StorageError)
-            run, process = documents.read(fields), Process.read(fields.object("process"))
+            data = read_regular(path, max_bytes=_MAX_BYTES)
         except FileNotFoundError:
-            return None  # it has just ended
-        return run if process.lives else interrupted(run)
+            return None
+        except OSError as err:
+            raise StorageError(f"Cannot read {path}: {err.strerror or err}.") from err
+        with suppress(StorageError):
+            fields = Fields(_value(data, path), os.fspath(path), StorageError)
+            run, process = documents.read(fields), Process.read(fields.object("process"))
+            return run if process.lives else interrupted(run)
+        return None
 
     def begin(self, run: Run) -> Run:
         """Write down that the run is at work, and return it with an id that no other run of the job has.
@@ -187,13 +188,12 @@ def _interrupted(step: Step) -> Step:
 
 def _load(path: Path) -> Run:
     with storage_errors(f"read {path}"):
-        document = _read(path)
-    return documents.read(Fields(document, os.fspath(path), StorageError))
+        data = read_regular(path, max_bytes=_MAX_BYTES)
+    return documents.read(Fields(_value(data, path), os.fspath(path), StorageError))
 
 
-def _read(path: Path) -> Any:
-    """Return the JSON value in the file. Raises OSError, StorageError."""
-    data = read_regular(path, max_bytes=_MAX_BYTES)
+def _value(data: bytes, path: Path) -> Any:
+    """Return the JSON value in a file. Raises StorageError."""
     try:
         return parse_json(data.decode())
     except (ValueError, RecursionError) as err:

@@ -121,11 +121,18 @@ def test_a_record_that_cannot_be_read_is_left_out(store: Store) -> None:
     assert store.list("nightly", 2) == [runs[2], runs[0]]
 
 
-def test_a_run_at_work_whose_record_is_damaged_is_an_error_that_names_the_file(store: Store) -> None:
-    store.begin(running())
-    path = store.state / "runs" / "nightly" / "running.json"
-    path.write_text('{"schema": "vbackup.run/1"}')
-    with pytest.raises(StorageError, match=r"running\.json"):
+@pytest.mark.parametrize("text", ["{", '{"schema": "vbackup.run/1"}'])
+def test_a_damaged_record_of_a_run_at_work_stops_no_other(store: Store, text: str) -> None:
+    ended = kept(store, 0)
+    begun = store.begin(running(started=STARTED + timedelta(days=1)))
+    (store.state / "runs" / "nightly" / "running.json").write_text(text)
+    assert store.last("nightly") == ended
+    assert store.begin(begun) == begun
+
+
+def test_a_record_that_cannot_be_read_is_an_error_that_names_the_file(store: Store) -> None:
+    (store.state / "runs" / "nightly" / "running.json").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"running\.json: it is a directory"):
         store.last("nightly")
 
 
