@@ -28,6 +28,8 @@ SUITES = $(QUICK) $(filter-out $(QUICK),$(patsubst %/,%,$(sort $(dir $(wildcard 
 # Directors that tests run, unpacked and not installed.
 ENGINES := build/engines
 ENGINES_READY := $(ENGINES)/.ready
+MONITORS := build/monitors
+MONITORS_READY := $(MONITORS)/.ready
 ENGINE_TESTS := tests/end_to_end/test_bacula.py tests/end_to_end/test_engine_recipes.py
 
 # Where make install puts vbackup and everything it imports, separate from the system's Python packages.
@@ -64,10 +66,10 @@ help: ## List the targets
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
-check: lint man-lint $(ENGINES_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
+check: lint man-lint $(ENGINES_READY) $(MONITORS_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint $(ENGINES_READY) ## The same with coverage of lines and branches
+check-all: lint man-lint $(ENGINES_READY) $(MONITORS_READY) ## The same with coverage of lines and branches
 	$(PYTEST) --cov --cov-report=term $(SUITES)
 
 check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
@@ -151,6 +153,9 @@ clean: ## Remove everything that make has created here, with the virtual environ
 # Not made where they cannot be had: the next make tries again.
 $(ENGINES_READY): .ci/engine-packages .ci/unpack-packages
 	.ci/unpack-packages $(ENGINES) engine-packages
+
+$(MONITORS_READY): .ci/monitor-packages .ci/unpack-packages
+	.ci/unpack-packages $(MONITORS) monitor-packages
 
 FORCE:
 

@@ -7,10 +7,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  backup_table  qemu
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
-                             copies_rewrap  fleet  journal  run_table
+                             copies_rewrap  fleet  journal  run_table  overviews
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
-                             standbys  fleet  daily  configuration
+                             standbys  fleet  daily  configuration  monitoring
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
@@ -24,7 +24,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
                              run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
-                             config_init
+                             config_init  metrics
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -37,7 +37,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
                              requests  ping  webhook  mail  others  apprise_program
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
-                             facts  assess  domains  jobs  reasons  documents
+                             facts  assess  domains  jobs  reasons  documents  nagios  metrics
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
