@@ -7,10 +7,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  backup_table  qemu
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
-                             copies_rewrap  fleet
+                             copies_rewrap  fleet  journal  run_table
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
-                             standbys  fleet
+                             standbys  fleet  daily  configuration
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
@@ -22,7 +22,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              restore_scripts  freeze_scripts  stream_backup  stream_end  stream_restore  disk_places
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
-                             standby_files  standby_status  standby_documents  linked_standby  fleet
+                             standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
+                             run_commands  run_children  run_results  run_log  run_end  run_plan  config_check
+                             config_init
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -64,7 +66,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      runs                   the record of runs of jobs: record  documents  store  lock
+      runs                   the record of runs of jobs: record  documents  store  lock  due
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
                              nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
@@ -77,7 +79,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
       config                 the configuration: model  calendar  loading  documents  positions  typed  times  keys
-                             values  arguments  secrets
+                             values  arguments  secrets  writing  showing  schema  keeping  template
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive  immutable  amounts
 

@@ -16,6 +16,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
+    daily        jobs of the configuration    configuration   check, show and keep it
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -27,12 +28,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vbackup.api.configuration import (
+        check_config,
+        config_schema,
+        config_text,
+        effective_config,
+        keep_config,
+        kept_config,
+        propose_config,
+        write_config,
+    )
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
+    from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of
     from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
+    from vbackup.config.model import Config
+    from vbackup.config.model import Place as ConfigPlace
+    from vbackup.config.showing import Shown as ShownKey
     from vbackup.copies.download import PARALLEL_OBJECTS
     from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
@@ -85,6 +100,7 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.config_check import CheckedConfig, CheckedDomain, CheckedJob
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
     from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
@@ -119,6 +135,8 @@ if TYPE_CHECKING:
     from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
     from vbackup.operations.restored_machine import path_of as machine_path
     from vbackup.operations.restored_machine import tpm_commands
+    from vbackup.operations.run import NotRun, Ran, RunRequest
+    from vbackup.operations.run_plan import PlannedRun, PlannedStep
     from vbackup.operations.search import Found as FoundFile
     from vbackup.operations.search import Searched, SearchRequest
     from vbackup.operations.serve import Served, ServeRequest
@@ -178,6 +196,11 @@ if TYPE_CHECKING:
     from vbackup.repository.stream_tar import Read as ReadStream
     from vbackup.repository.stream_tar import Write as WriteStream
     from vbackup.repository.verification import Verdict, Verification
+    from vbackup.runs.record import DomainResult as RunDomain
+    from vbackup.runs.record import Fault as RunFault
+    from vbackup.runs.record import Outcome as RunOutcome
+    from vbackup.runs.record import Run, StepKind
+    from vbackup.runs.record import Step as RunStep
     from vbackup.schemas import find as find_schema
     from vbackup.schemas import known as known_schemas
     from vbackup.schemas import load as load_schema
@@ -242,12 +265,17 @@ __all__ = [
     "ChangesKind",
     "ChangesRequest",
     "Checked",
+    "CheckedConfig",
+    "CheckedDomain",
     "CheckedFileSystems",
+    "CheckedJob",
     "Checkpoint",
     "Claim",
     "CompletionMode",
     "Compression",
     "Condition",
+    "Config",
+    "ConfigPlace",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -319,16 +347,20 @@ __all__ = [
     "MountRequest",
     "Mounted",
     "NewStandbyImage",
+    "NotRun",
     "NoteRequest",
     "OpenedCopies",
     "Phase",
     "Place",
+    "PlannedRun",
+    "PlannedStep",
     "ProtectRequest",
     "Protection",
     "PruneLine",
     "PruneRequest",
     "Pruning",
     "Quiesce",
+    "Ran",
     "ReadStream",
     "ReceivedBackup",
     "Recovered",
@@ -346,6 +378,12 @@ __all__ = [
     "Rewrapped",
     "Room",
     "Rules",
+    "Run",
+    "RunDomain",
+    "RunFault",
+    "RunOutcome",
+    "RunRequest",
+    "RunStep",
     "Script",
     "ScriptOutcome",
     "ScriptPhase",
@@ -363,6 +401,7 @@ __all__ = [
     "SessionRequest",
     "SessionState",
     "Severity",
+    "ShownKey",
     "Silent",
     "SkippedDomain",
     "SpeedChanged",
@@ -370,6 +409,7 @@ __all__ = [
     "StandbyCondition",
     "StandbyStatus",
     "Status",
+    "StepKind",
     "Stop",
     "StreamRequest",
     "TargetKeys",
@@ -396,17 +436,23 @@ __all__ = [
     "WriteStream",
     "blocks_found",
     "chance_to_miss",
+    "check_config",
+    "config_schema",
+    "config_text",
     "connect",
     "connect_all",
     "count_hosts",
     "create_repository",
     "default_cache",
     "default_overlays",
+    "effective_config",
     "find_schema",
     "host_labels",
     "hosts_of",
     "is_encrypted",
     "is_stream_job",
+    "keep_config",
+    "kept_config",
     "known_schemas",
     "load_schema",
     "machine_path",
@@ -414,17 +460,23 @@ __all__ = [
     "open_copies",
     "open_stage",
     "parse_address",
+    "plan_runs",
+    "propose_config",
+    "read_config",
     "read_hosts",
     "read_identities",
     "read_recipients",
     "reload_daemons",
     "rewrap_copies",
+    "run_jobs",
+    "runs_of",
     "schema_title",
     "split_session_address",
     "this_host",
     "total_room",
     "tpm_commands",
     "unusual",
+    "write_config",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -558,6 +610,16 @@ _PLACES = {
     # libvirt's hook script
     "vbackup.hooks.install": "Place:HookPlace State:HookState",
     "vbackup.hooks.daemons": "Daemon:HookDaemon reload_all:reload_daemons",
+    # daily operation
+    "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
+    "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
+    "propose_config write_config",
+    "vbackup.config.model": "Config Place:ConfigPlace",
+    "vbackup.config.showing": "Shown:ShownKey",
+    "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
+    "vbackup.operations.run": "NotRun Ran RunRequest",
+    "vbackup.operations.run_plan": "PlannedRun PlannedStep",
+    "vbackup.runs.record": "DomainResult:RunDomain Fault:RunFault Outcome:RunOutcome Run Step:RunStep StepKind",
 }
 _MODULES = {
     public or name: (module, name)

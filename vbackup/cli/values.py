@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from vbackup import names
 from vbackup.api import Duration
+from vbackup.config import times
 from vbackup.config import values as grammar
+from vbackup.config.calendar import Window
 from vbackup.errors import UsageError
 from vbackup.fields import MAX_SIZE_BYTES
 
@@ -55,6 +57,12 @@ positive_seconds = _argument(grammar.positive_seconds)
 seconds = _argument(grammar.seconds)
 speed_bytes_s = _argument(grammar.speed_bytes_s)
 _keep_within = _argument(grammar.keep_within)
+_window = _argument(times.window)
+
+
+def window(text: str) -> tuple[Window | None]:
+    """Return a window of the day such as 22:00-06:00, in a tuple; None for "any"."""
+    return (None if text == "any" else _window(text),)
 
 
 def directory(text: str) -> Path:
