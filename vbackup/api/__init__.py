@@ -85,6 +85,8 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.completion import ValueKind, ValuesRequest
+    from vbackup.operations.completion import values as completion_values
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
     from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
@@ -386,6 +388,8 @@ __all__ = [
     "Unmounted",
     "Usage",
     "UsageRequest",
+    "ValueKind",
+    "ValuesRequest",
     "VbackupError",
     "Verdict",
     "Verification",
@@ -396,6 +400,7 @@ __all__ = [
     "WriteStream",
     "blocks_found",
     "chance_to_miss",
+    "completion_values",
     "connect",
     "connect_all",
     "count_hosts",
@@ -553,6 +558,8 @@ _PLACES = {
     "vbackup.scripts.runner": "DomainScripts Outcome:ScriptOutcome Settings:ScriptSettings TIMEOUT_S:SCRIPT_TIMEOUT_S",
     # JSON Schema of documents
     "vbackup.schemas": "find:find_schema known:known_schemas load:load_schema title:schema_title",
+    # completion of a shell's words
+    "vbackup.operations.completion": "ValueKind ValuesRequest values:completion_values",
     # this machine
     "vbackup.machine": "this_host",
     # libvirt's hook script
