@@ -53,6 +53,7 @@ COMMANDS = {
     "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
     "schema": "print the JSON Schema of a document",
+    "completion": "print the completion script of a shell",
 }
 
 
