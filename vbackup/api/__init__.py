@@ -16,6 +16,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
+    daily        jobs of the configuration
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -29,10 +30,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
+    from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of
     from vbackup.api.fleet import Fleet, connect_all, read_hosts
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
+    from vbackup.config.model import Config
     from vbackup.copies.download import PARALLEL_OBJECTS
     from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
@@ -121,6 +124,8 @@ if TYPE_CHECKING:
     from vbackup.operations.restored_domain import DefinedDomain, DefineRequest
     from vbackup.operations.restored_machine import path_of as machine_path
     from vbackup.operations.restored_machine import tpm_commands
+    from vbackup.operations.run import NotRun, Ran, RunRequest
+    from vbackup.operations.run_plan import PlannedRun, PlannedStep
     from vbackup.operations.search import Found as FoundFile
     from vbackup.operations.search import Searched, SearchRequest
     from vbackup.operations.serve import Served, ServeRequest
@@ -180,6 +185,11 @@ if TYPE_CHECKING:
     from vbackup.repository.stream_tar import Read as ReadStream
     from vbackup.repository.stream_tar import Write as WriteStream
     from vbackup.repository.verification import Verdict, Verification
+    from vbackup.runs.record import DomainResult as RunDomain
+    from vbackup.runs.record import Fault as RunFault
+    from vbackup.runs.record import Outcome as RunOutcome
+    from vbackup.runs.record import Run, StepKind
+    from vbackup.runs.record import Step as RunStep
     from vbackup.schemas import find as find_schema
     from vbackup.schemas import known as known_schemas
     from vbackup.schemas import load as load_schema
@@ -250,6 +260,7 @@ __all__ = [
     "CompletionMode",
     "Compression",
     "Condition",
+    "Config",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -321,16 +332,20 @@ __all__ = [
     "MountRequest",
     "Mounted",
     "NewStandbyImage",
+    "NotRun",
     "NoteRequest",
     "OpenedCopies",
     "Phase",
     "Place",
+    "PlannedRun",
+    "PlannedStep",
     "ProtectRequest",
     "Protection",
     "PruneLine",
     "PruneRequest",
     "Pruning",
     "Quiesce",
+    "Ran",
     "ReadStream",
     "ReceivedBackup",
     "Recovered",
@@ -348,6 +363,12 @@ __all__ = [
     "Rewrapped",
     "Room",
     "Rules",
+    "Run",
+    "RunDomain",
+    "RunFault",
+    "RunOutcome",
+    "RunRequest",
+    "RunStep",
     "Script",
     "ScriptOutcome",
     "ScriptPhase",
@@ -372,6 +393,7 @@ __all__ = [
     "StandbyCondition",
     "StandbyStatus",
     "Status",
+    "StepKind",
     "Stop",
     "StreamRequest",
     "TargetKeys",
@@ -419,11 +441,15 @@ __all__ = [
     "open_copies",
     "open_stage",
     "parse_address",
+    "plan_runs",
+    "read_config",
     "read_hosts",
     "read_identities",
     "read_recipients",
     "reload_daemons",
     "rewrap_copies",
+    "run_jobs",
+    "runs_of",
     "schema_title",
     "split_session_address",
     "this_host",
@@ -565,6 +591,12 @@ _PLACES = {
     # libvirt's hook script
     "vbackup.hooks.install": "Place:HookPlace State:HookState",
     "vbackup.hooks.daemons": "Daemon:HookDaemon reload_all:reload_daemons",
+    # daily operation
+    "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
+    "vbackup.config.model": "Config",
+    "vbackup.operations.run": "NotRun Ran RunRequest",
+    "vbackup.operations.run_plan": "PlannedRun PlannedStep",
+    "vbackup.runs.record": "DomainResult:RunDomain Fault:RunFault Outcome:RunOutcome Run Step:RunStep StepKind",
 }
 _MODULES = {
     public or name: (module, name)

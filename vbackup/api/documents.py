@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from vbackup.repository.boot_result import BootResult
     from vbackup.repository.fsck_result import FsckResult
     from vbackup.repository.verification import Verification
+    from vbackup.runs.record import Run
 
 
 def time(moment: datetime) -> str:
@@ -159,6 +160,13 @@ def fsck(result: FsckResult) -> Mapping[str, Any]:
     from vbackup.repository import fsck_result
 
     return fsck_result.document(result)
+
+
+def run(made: Run, *, with_details: bool = True) -> dict[str, Any]:
+    """Return a run of a job, as vbackup.run/1 has it; without details, without the documents of its steps."""
+    from vbackup.runs import documents
+
+    return documents.document(made, with_details=with_details)
 
 
 def machine(places: Sequence[Placed]) -> list[dict[str, str | None]]:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vbackup.cli import streams
+from vbackup.cli import journal, streams
 from vbackup.cli.output import plain
 from vbackup.errors import InstallationError, Status, UsageError, VbackupError, error_document
 
@@ -92,5 +92,5 @@ def _fail(err: VbackupError, *, as_json: bool, command: str = "vbackup") -> int:
     hint = f" See '{err.help_of or command} --help'." if isinstance(err, UsageError) else ""
     if as_json:
         print(json.dumps(error_document(err), default=str))
-    print(f"vbackup: {plain(str(err))}{hint}", file=sys.stderr)
+    print(f"{journal.prefix(journal.ERROR)}vbackup: {plain(str(err))}{hint}", file=sys.stderr)
     return int(err.status)

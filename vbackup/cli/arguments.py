@@ -179,7 +179,12 @@ def add_domains(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", metavar="DOMAIN", dest="domain_option", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="back up all domains that can be backed up")
     parser.add_argument(
-        "--exclude", metavar="PATTERN", nargs="+", action="extend", default=[], help="with --all: skip these domains"
+        "--exclude",
+        metavar="PATTERN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="with --all or patterns: skip these domains",
     )
 
 
@@ -433,11 +438,17 @@ def optional_domain_of(options: argparse.Namespace) -> str | None:
 def domains_of(options: argparse.Namespace) -> list[str]:
     """Return the words that add_domains' arguments name domains with; none for --all. Raises UsageError."""
     words = domain_words_of(options)
-    if options.exclude and not options.all:
-        raise UsageError("--exclude needs --all; without it, give only the domains to back up.")
+    if options.exclude and not options.all and not any(map(_is_pattern, words)):
+        raise UsageError("--exclude needs --all or a pattern; without, give only the domains to back up.")
     if not options.all and not words:
         raise UsageError(f"No domain given{_why_none(options)}.")
     return words
+
+
+def _is_pattern(word: str) -> bool:
+    from vbackup import names  # which 'vbackup --help' does without
+
+    return names.is_pattern(word)
 
 
 def domain_words_of(options: argparse.Namespace) -> list[str]:
