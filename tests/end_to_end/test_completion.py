@@ -187,6 +187,14 @@ def test_names_of_the_repository_are_offered(ask: Ask, repository: Path) -> None
             assert sorted(answer) == sorted(expected), line
 
 
+def test_names_of_the_configuration_are_offered(ask: Ask, tmp_path: Path) -> None:
+    file = tmp_path / "my vbackup.toml"
+    file.write_text("[job.nightly]\n[job.weekly]\n[target.offsite]\nurl = '/srv/copies'\n")
+    begun = f"vbackup run --config '{file}'"
+    lines = (f"{begun} ", f"{begun} nightly ", f"{begun} --copy-to off", f"vbackup run --config='{file}' w")
+    assert ask(*lines) == [["nightly", "weekly"], ["weekly"], ["offsite"], ["weekly"]]
+
+
 def test_words_of_the_shell_itself_are_understood(ask: Ask, shell: str, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(repository)
     lines = [f"vbackup list -r {tmp_path}/link w", f"vbackup list -r{tmp_path}/link w"]

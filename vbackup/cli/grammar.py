@@ -28,8 +28,9 @@ class Takes(Enum):
 #: What a word can be: values of ValueKind, FILES or DIRECTORIES, and words as they are, each after a "=".
 Values = tuple[str, ...]
 FILES, DIRECTORIES = ("files",), ("directories",)
-#: The domains, or backups, of a directory in the place of the repository: of a target of copies.
-PLACE = ("place",)
+JOBS, TARGETS = (ValueKind.JOBS.value,), (ValueKind.TARGETS.value,)
+#: A directory, or a URL, which is read in the place of the repository: a target of copies.
+PLACE = ("place", ValueKind.TARGET_URLS.value)
 
 DOMAINS, RECORDED_DOMAINS = (ValueKind.DOMAINS.value,), (ValueKind.RECORDED_DOMAINS.value,)
 BACKUPS = (ValueKind.BACKUPS.value,)
@@ -61,7 +62,9 @@ class Command:
 
 
 #: The commands that work on domains as libvirt has them; the others read what the repository has.
-OF_LIBVIRT = frozenset(("backup", "audit", "bitmap", "engine", "forget", "session", "speed", "stream", "transaction"))
+OF_LIBVIRT = frozenset(
+    ("backup", "audit", "bitmap", "engine", "forget", "run", "session", "speed", "stream", "transaction")
+)
 _OF_SESSIONS = frozenset(("tracker", "checkpoint"))
 
 #: What is to be typed: there is nothing to choose from.
@@ -73,12 +76,13 @@ VALUES: Mapping[str, Values] = {
     "ID": BACKUPS,
     **dict.fromkeys(("FILE", "[raw:]FILE", "PATH", "SOCKET"), FILES),
     "DIR": DIRECTORIES,
+    "JOB": JOBS,
     "TARGET": PLACE,
     "URI": ("=qemu:///system", "=qemu:///session"),
     **dict.fromkeys(
         (
             *("age1...", "BYTES/S", "CHECKPOINT", "COMMAND", "DAYS", "DURATION", "HOST", "HOST:PORT"),
-            *("HOST:PORT[-PORT]", "JOB", "LEVEL", "N", "NAME", "NEW", "NODE", "[NODE:]NAME", "PERCENT", "RATE"),
+            *("HOST:PORT[-PORT]", "HH:MM-HH:MM", "LEVEL", "N", "NAME", "NEW", "NODE", "[NODE:]NAME", "PERCENT", "RATE"),
             *("SIZE", "STATUS", "TEXT", "TIME"),
         ),
         _FREE,
@@ -91,8 +95,10 @@ _SPECIAL: Mapping[tuple[str, str], Values] = {
     ("forget", "--repository-id"): _FREE,
     ("checkpoint delete", "--checkpoint"): _FREE,
     ("completion", "kinds"): tuple(f"={kind.value}" for kind in ValueKind),
-    ("copy", "--to"): DIRECTORIES,
+    ("copy", "--to"): (*DIRECTORIES, ValueKind.TARGET_URLS.value),
     ("restore", "--name"): _FREE,
+    ("run", "--copy-to"): TARGETS,
+    ("run", "--notify"): (ValueKind.NOTIFIERS.value,),
     ("schema", "name"): tuple(f"={name}" for name in known_schemas()),
     ("session changes", "--kind"): ("=delta", "=allocated", "=between"),
     ("speed", "rate"): ("=unlimited",),
@@ -102,10 +108,14 @@ _SPECIAL: Mapping[tuple[str, str], Values] = {
     ("serve-session", "session"): (ValueKind.SESSIONS.value,),
 }
 #: By option, in whatever command.
-_OF_ALL: Mapping[str, Values] = {"--host": (ValueKind.HOSTS.value,), "--tracker": (ValueKind.TRACKERS.value,)}
-#: Options that argparse lets repeat, and vbackup does not; and those with which it works on several hosts.
+_OF_ALL: Mapping[str, Values] = {
+    "--host": (ValueKind.HOSTS.value,),
+    **dict.fromkeys(("--job", "--job-id"), _FREE),  # a director's
+    "--repository": (*DIRECTORIES, ValueKind.REPOSITORIES.value),
+    "--tracker": (ValueKind.TRACKERS.value,),
+}
+#: Options that argparse lets repeat, and vbackup does not.
 _SINGLE = frozenset(("session changes --disk",))
-_SEVERAL_HOSTS = frozenset(("backup --connect", "completion --connect"))
 #: How a help text begins that says first when the option counts.
 _CONDITION = re.compile(r"(only )?with -|in |instead")
 #: Arguments of several words of different kinds, by their metavar.
@@ -132,12 +142,13 @@ def _commands(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> Iterat
     options: list[Option] = []
     arguments: list[Values] = []
     repeats = False
+    of_hosts = _is_of_hosts(parser)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             below.update(action.choices)
             purposes.update((choice.dest, choice.help or "") for choice in action._choices_actions)
         elif action.option_strings:
-            options.append(_option(action, words))
+            options.append(_option(action, words, of_hosts=of_hosts))
         else:
             of_words = WORDS.get(str(action.metavar))
             arguments += of_words or (_values(action, words),)
@@ -148,21 +159,27 @@ def _commands(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> Iterat
         yield from _commands(one, (*words, name))
 
 
-def _option(action: argparse.Action, words: tuple[str, ...]) -> Option:
+def _is_of_hosts(parser: argparse.ArgumentParser) -> bool:
+    """Return True if -c can be given for several hosts (vbackup.cli.arguments.add_common)."""
+    connects = parser.get_default("connects")
+    return connects is not None and bool(connects.of_hosts)
+
+
+def _option(action: argparse.Action, words: tuple[str, ...], *, of_hosts: bool) -> Option:
     return Option(
         tuple(action.option_strings),
         {0: Takes.NONE, None: Takes.ONE, "?": Takes.MAYBE}.get(action.nargs, Takes.MANY),
         () if action.nargs == 0 else _values(action, words),
         short(action.help or ""),
         is_offered=action.help != argparse.SUPPRESS,
-        repeats=_repeats(action, words),
+        repeats=_repeats(action, words, of_hosts=of_hosts),
     )
 
 
-def _repeats(action: argparse.Action, words: tuple[str, ...]) -> bool:
+def _repeats(action: argparse.Action, words: tuple[str, ...], *, of_hosts: bool) -> bool:
     name = " ".join((*words, action.option_strings[-1]))
-    if action.dest == "connect" or name in _SINGLE:
-        return name in _SEVERAL_HOSTS
+    if name in _SINGLE or (action.dest == "connect" and not of_hosts):
+        return False
     return isinstance(action, (argparse._AppendAction, argparse._ExtendAction)) or action.nargs == "+"
 
 
@@ -187,13 +204,14 @@ def _values(action: argparse.Action, words: tuple[str, ...]) -> Values:
 def _groups(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield names of options that exclude each other: those of one option, and those of options of one group."""
     grouped: set[str] = set()
+    of_hosts = _is_of_hosts(parser)
     for group in parser._mutually_exclusive_groups:
         names = tuple(name for action in group._group_actions for name in action.option_strings)
         grouped.update(names)
         yield names
     for action in parser._actions:
         names = tuple(action.option_strings)
-        if len(names) > 1 and grouped.isdisjoint(names) and not _repeats(action, words):
+        if len(names) > 1 and grouped.isdisjoint(names) and not _repeats(action, words, of_hosts=of_hosts):
             yield names
 
 

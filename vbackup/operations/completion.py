@@ -1,4 +1,4 @@
-"""What a shell can complete a word with: names of domains, backups, disks, hosts and pull sessions.
+"""What a shell can complete a word with: names that the repository, libvirt and the configuration know.
 
 Somebody waits with a key pressed, and has not asked for an error: what is not known in time is left out. Each source is
 asked in a separate thread, so that a libvirt that does not answer, or a repository on a dead network filesystem, holds
@@ -34,6 +34,11 @@ class ValueKind(Enum):
     HOSTS = "hosts"  #: those that domains of the repository have been on
     SESSIONS = "sessions"
     TRACKERS = "trackers"
+    JOBS = "jobs"  #: of the configuration, as all that follow
+    NOTIFIERS = "notifiers"
+    TARGETS = "targets"
+    TARGET_URLS = "target-urls"  #: what the targets are: directories or URLs
+    REPOSITORIES = "repositories"  #: the directories of the repositories
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,17 @@ class ValuesRequest:
     uris: Sequence[str] = ()  #: of libvirt
     domain: str | None = None
     backup: str | None = None
+    config: str | None = None  #: file of the configuration, in place of that of this user
 
+
+#: Where the configuration has what is wanted: the table, and there a key of each entry, or the name.
+_CONFIGURED = {
+    ValueKind.JOBS: ("job", None),
+    ValueKind.NOTIFIERS: ("notify", None),
+    ValueKind.TARGETS: ("target", None),
+    ValueKind.TARGET_URLS: ("target", "url"),
+    ValueKind.REPOSITORIES: ("repository", "path"),
+}
 
 _Source = Callable[[], "Sequence[str] | None"]
 
@@ -116,6 +131,8 @@ def _recorded(kind: ValueKind, request: ValuesRequest) -> _Source | None:
     """Return what reads the record, or None if no repository is given."""
     if kind in (ValueKind.SESSIONS, ValueKind.TRACKERS):
         return lambda: _of_sessions(kind)
+    if kind in _CONFIGURED:
+        return lambda: _of_configuration(kind, request.config)
     if not request.repository:
         return None
     path, domain = Path(request.repository), request.domain
@@ -135,3 +152,17 @@ def _of_sessions(kind: ValueKind) -> list[str]:
     if kind is ValueKind.TRACKERS:
         return sorted({name for uuid in store.uuids() for name in store.tracker_names(uuid)})
     return sorted((one for uuid in store.uuids() for one in store.session_ids(uuid)), reverse=True)
+
+
+def _of_configuration(kind: ValueKind, file: str | None) -> list[str]:
+    """Return what the configuration has, whatever faults it has elsewhere."""
+    from vbackup.config import documents  # vbackup.config.loading checks every key, which takes longer than this may
+
+    table, key = _CONFIGURED[kind]
+    entries = documents.read(documents.default_paths() if file is None else [Path(file)]).tables.get(table)
+    if not isinstance(entries, dict):
+        return []
+    if key is None:
+        return list(entries)
+    places = [entry.get(key) for entry in entries.values() if isinstance(entry, dict)]
+    return [place for place in places if isinstance(place, str)]

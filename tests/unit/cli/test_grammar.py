@@ -79,10 +79,14 @@ def test_domains_are_libvirt_s_for_what_works_on_them_and_recorded_for_the_other
         ("backup", "--compress", Takes.MAYBE, ("=none", "=auto", "=zstd", "=zlib")),
         ("list", "--host", Takes.ONE, ("hosts",)),
         ("failback", "--from", Takes.ONE, ()),
-        ("list", "--from", Takes.ONE, ("place",)),
+        ("list", "--from", Takes.ONE, ("place", "target-urls")),
+        ("copy", "--to", Takes.ONE, ("directories", "target-urls")),
+        ("run", "--copy-to", Takes.ONE, ("targets",)),
+        ("run", "--notify", Takes.ONE, ("notifiers",)),
+        ("stream backup", "--job", Takes.ONE, ()),
         ("verify", "--boot-console", Takes.ONE, ()),
         ("prune", "--remove", Takes.MANY, ("backups",)),
-        ("", "-r", Takes.ONE, ("directories",)),
+        ("", "-r", Takes.ONE, ("directories", "repositories")),
         ("session begin", "--tracker", Takes.ONE, ("trackers",)),
         ("engine read", "--level", Takes.ONE, ("=Full", "=Incremental", "=Differential")),
     ],
@@ -96,6 +100,7 @@ def test_option_takes(words: str, name: str, takes: Takes, values: grammar.Value
     [
         ("backup", [("domains",)], True),
         ("show", [("recorded-domains",), ("backups",)], False),
+        ("run", [("jobs",)], True),
         ("mount", [("recorded-domains",), ("backups", "directories"), ("directories",)], False),
         ("protect", [("recorded-domains", "backups"), ("backups",)], True),
         ("note", [("recorded-domains", "backups"), ("backups",)], False),
@@ -117,6 +122,7 @@ def repeated(words: str) -> set[str]:
 def test_option_is_repeated_where_each_counts_and_none_is_refused() -> None:
     assert {"--disk", "--exclude", "-c"} <= repeated("backup")
     assert {"-c", "--level", "--json"}.isdisjoint(repeated("audit"))
+    assert {"-c", "--copy-to"} <= repeated("run")
     assert "--disk" not in repeated("session changes")
 
 

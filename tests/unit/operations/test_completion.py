@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vbackup.config import documents
 from vbackup.domain import known_names as libvirt_names
 from vbackup.operations.completion import ValueKind, ValuesRequest, values
 from vbackup.repository import known_names
@@ -58,11 +59,13 @@ def test_several_kinds_are_in_their_order() -> None:
     assert values(request(ValueKind.RECORDED_DOMAINS, ValueKind.BACKUPS)) == ["kept", "backup of None"]
 
 
-@pytest.mark.parametrize("kind", set(ValueKind) - {ValueKind.DOMAINS, ValueKind.DISKS})
+@pytest.mark.parametrize("kind", [one for one in ValueKind if one not in (ValueKind.DOMAINS, ValueKind.DISKS)])
 def test_without_a_repository_nothing_is_known(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: ValueKind
 ) -> None:
     monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path / "none"))
+    monkeypatch.setattr(documents, "SYSTEM", tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert values(request(kind, repository=None, domain="web")) == []
 
 
@@ -123,3 +126,41 @@ def test_sessions_and_trackers_are_those_of_the_state_directory(
     (directory / "lock").touch()
     assert values(request(ValueKind.SESSIONS)) == ["20261102T000000Z-bbbbbb", "20261101T000000Z-aaaaaa"]
     assert values(request(ValueKind.TRACKERS)) == ["nightly"]
+
+
+CONFIGURATION = """
+[repository.main]
+path = "/srv/backup"
+[repository.odd]
+path = 5
+[target.offsite]
+url = "s3://bucket/web"
+[job.nightly]
+[job."my job"]
+no-such-key = 3
+[notify.ops]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (ValueKind.JOBS, ["nightly", "my job"]),
+        (ValueKind.NOTIFIERS, ["ops"]),
+        (ValueKind.TARGETS, ["offsite"]),
+        (ValueKind.TARGET_URLS, ["s3://bucket/web"]),
+        (ValueKind.REPOSITORIES, ["/srv/backup"]),
+    ],
+)
+def test_names_of_the_configuration_are_there_whatever_faults_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: ValueKind, expected: list[str]
+) -> None:
+    file = tmp_path / documents.FILE
+    file.write_text(CONFIGURATION)
+    assert values(request(kind, config=str(file))) == expected
+    monkeypatch.setattr(documents, "directory", lambda: tmp_path)
+    assert values(request(kind)) == expected
+    file.write_text("job = 3\nnotify = []\ntarget = 'x'\n[repository]\nmain = 1\n")
+    assert values(request(kind)) == []
+    file.write_text("[job.")
+    assert values(request(kind)) == values(request(kind, config="/missing")) == []

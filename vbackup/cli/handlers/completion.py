@@ -22,6 +22,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         uris=options.uris,
         domain=options.domain,
         backup=options.backup,
+        config=options.config,
     )
     found = completion_values(request)
     if context.as_json:
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _refuse_values(options: argparse.Namespace) -> None:
-    for given in (*options.kinds, *filter(None, (options.domain, options.backup))):
+    for given in (*options.kinds, *filter(None, (options.domain, options.backup, options.config))):
         raise UsageError(f"{given!r} is for 'vbackup completion values': leave it out to get the script.")
 
 

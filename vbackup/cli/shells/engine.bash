@@ -50,7 +50,8 @@ _vbackup_note() {
         -c | --connect) uris+=(--connect="$word") ;;
         --domain) domain=(--domain="$word") ;;
         --backup) backup=(--backup="$word") ;;
-        -*) [[ $kinds != place ]] || place=(--repository="$word") ;;
+        --config) config=(--config="$word") ;;
+        -*) [[ $kinds != *place* ]] || place=(--repository="$word") ;;
         *)
             case " $kinds " in
                 *' backups '*)
@@ -83,7 +84,7 @@ _vbackup_offer() {
         ((${#place[@]})) || place=("${repository[@]}")
         # Whatever goes wrong there is no matter of the line that is being typed.
         mapfile -t said < <("$program" completion values "${asked[@]}" "${place[@]}" "${uris[@]}" "${domain[@]}" \
-            "${backup[@]}" < /dev/null 2> /dev/null)
+            "${backup[@]}" "${config[@]}" < /dev/null 2> /dev/null)
         values+=("${said[@]}")
     fi
     local value
@@ -117,7 +118,7 @@ _vbackup() {
     unset "raw[${#raw[@]} - 1]"
 
     local path='' pending='' takes='' values='' plain='' given=0 there=$'\n' used=' '
-    local -a repository=() uris=() domain=() backup=() place=()
+    local -a repository=() uris=() domain=() backup=() config=() place=()
     local -a below=() switches=() arguments=() groups=()
     local repeats='' repeated=''
     _vbackup_command ''

@@ -11,8 +11,10 @@ function __vbackup_note --no-scope-shadowing
             set domain --domain="$argv[3]"
         case --backup
             set backup --backup="$argv[3]"
+        case --config
+            set config --config="$argv[3]"
         case '-*'
-            test "$argv[2]" != place; or set place --repository="$argv[3]"
+            string match -q -- '*place*' "$argv[2]"; and set place --repository="$argv[3]"
         case '*'
             if string match -q -- '* backups *' " $argv[2] "; and string match -qr '^[0-9]{8}T[0-9]*Z-' -- "$argv[3]"
                 set backup --backup="$argv[3]"
@@ -43,7 +45,7 @@ function __vbackup_offer --no-scope-shadowing
         type -q -- $called; and set program $called
         set -q place[1]; or set place $repository
         # Whatever goes wrong there is no matter of the line that is being typed.
-        for value in ($program completion values $asked $place $uris $domain $backup </dev/null 2>/dev/null)
+        for value in ($program completion values $asked $place $uris $domain $backup $config </dev/null 2>/dev/null)
             contains -- $value $argv[4..-1]; or echo -- $argv[2]$value
         end
     end
@@ -80,6 +82,7 @@ function __vbackup_complete
     set -l uris
     set -l domain
     set -l backup
+    set -l config
     set -l place
     set -l below
     set -l switches

@@ -8,7 +8,8 @@ _vbackup_note() {
         -c | --connect) uris+=(--connect=$word) ;;
         --domain) domain=(--domain=$word) ;;
         --backup) backup=(--backup=$word) ;;
-        -*) [[ $kinds != place ]] || place=(--repository=$word) ;;
+        --config) config=(--config=$word) ;;
+        -*) [[ $kinds != *place* ]] || place=(--repository=$word) ;;
         *)
             case " $kinds " in
                 *' backups '*)
@@ -41,7 +42,7 @@ _vbackup_offer() {
         whence -- $called > /dev/null && program=$called
         # Whatever goes wrong there is no matter of the line that is being typed.
         (($#place)) || place=($repository)
-        said=(${(f)"$($program completion values $asked $place $uris $domain $backup < /dev/null 2> /dev/null)"})
+        said=(${(f)"$($program completion values $asked $place $uris $domain $backup $config < /dev/null 2> /dev/null)"})
         found+=($said)
     fi
     shift
@@ -71,7 +72,7 @@ _vbackup_options() {
 
 _vbackup() {
     local called=${(Q)words[1]} path_words='' pending='' takes='' values='' plain='' used=' ' repeats='' repeated='' word
-    local -a repository uris domain backup place below switches arguments groups there
+    local -a repository uris domain backup config place below switches arguments groups there
     local -i given=0 index
     _vbackup_command ''
     # A variable that is set for this command alone; $words begins after it.

@@ -43,6 +43,12 @@ def test_repository_comes_from_the_environment_too(
     assert command("completion", "values", "recorded-domains").stdout == "web\n"
 
 
+def test_configuration_is_the_one_that_is_named(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "vbackup.toml").write_text("[job.nightly]\n[job.weekly]\n")
+    printed = command("completion", "values", "jobs", "--config", tmp_path / "vbackup.toml").stdout
+    assert printed.splitlines() == ["nightly", "weekly"]
+
+
 def test_libvirt_says_its_domains(command: Command) -> None:
     assert command("completion", "values", "domains", "-c", "test:///default").stdout == "test\n"
 
@@ -57,7 +63,9 @@ def test_broken_repository_and_libvirt_say_nothing(command: Command, tmp_path: P
         assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("words", [("bash", "domains"), ("bash", "--domain", "web"), ("fish", "--backup", "x")])
+@pytest.mark.parametrize(
+    "words", [("bash", "domains"), ("bash", "--domain", "web"), ("fish", "--backup", "x"), ("zsh", "--config", "x")]
+)
 def test_what_is_for_values_is_refused_for_a_script(command: Command, words: tuple[str, ...]) -> None:
     assert "leave it out" in command("completion", *words, status=2).stderr
 
