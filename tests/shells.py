@@ -38,8 +38,10 @@ bind -x '"\C-g": dump'
 """
 ZSH = r"""
 autoload -Uz compinit
+# As it is installed, the script is found by its name.
+[[ $SCRIPT:t != _vbackup ]] || fpath=($SCRIPT:h $fpath)
 compinit -u -D
-source "$SCRIPT"
+[[ $SCRIPT:t == _vbackup ]] || source "$SCRIPT"
 unsetopt auto_menu beep zle_bracketed_paste 2> /dev/null
 unset zle_bracketed_paste
 PS1= PS2= RPS1= PROMPT_EOL_MARK=

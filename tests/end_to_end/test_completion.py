@@ -328,12 +328,12 @@ def test_installed_scripts_are_found_by_their_shells(tmp_path: Path) -> None:
     own["XDG_DATA_DIRS"] = f"{share}:/usr/local/share:/usr/share"
     loading = {
         "bash": (
-            "source /usr/share/bash-completion/bash_completion; _completion_loader vbackup; complete -p vbackup;"
+            "source /usr/share/bash-completion/bash_completion;"
+            " if type -t _comp_load > /dev/null; then _comp_load vbackup; else _completion_loader vbackup; fi;"
+            " complete -p vbackup;"
             " COMP_WORDS=(vbackup bac) COMP_CWORD=1 COMP_LINE='vbackup bac' COMP_POINT=11; _vbackup vbackup;"
             ' echo "${COMPREPLY[@]}"'
         ),
-        "zsh": f"fpath=({shlex.quote(str(scripts['zsh'].parent))} $fpath); autoload -U compinit; compinit -u -D;"
-        ' echo "$_comps[vbackup]"; autoload +X _vbackup; echo backup',
         "fish": "complete -C 'vbackup bac'",
     }
     said = {}
@@ -341,7 +341,8 @@ def test_installed_scripts_are_found_by_their_shells(tmp_path: Path) -> None:
         done = subprocess.run([shell, "-c", source], capture_output=True, text=True, check=True, env=own, cwd=tmp_path)
         said[shell] = done.stdout.split()
     assert said["bash"] == ["complete", "-o", "nosort", "-F", "_vbackup", "vbackup", "backup"]
-    assert said["zsh"] == ["_vbackup", "backup"]
+    with Terminal("zsh", scripts["zsh"], tmp_path, own) as terminal:
+        assert [terminal.offered("vbackup bac"), terminal.offered("vbackup bac")] == [["backup"]] * 2
     assert said["fish"] == ["backup", "back", "up", "domains"]
     subprocess.run(["make", "uninstall", *options], cwd=TOP, check=True, capture_output=True)
     assert [path for path in prefix.rglob("*") if not path.is_dir()] == []
