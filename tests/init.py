@@ -71,7 +71,7 @@ def init(directory: Path) -> Iterator[Init]:
         "PATH": os.environ["PATH"],
         "SYSTEMD_UNIT_PATH": os.fspath(directory),
     }
-    flags = "--pid --fork --kill-child --mount --propagation private --mount-proc --uts --ipc --net --cgroup".split()
+    flags = ["--pid", "--fork", "--kill-child", "--mount", "--propagation", "private", "--mount-proc", "--uts", "--ipc", "--net", "--cgroup"]
     with (directory.parent / "init.log").open("wb") as log:
         process = subprocess.Popen(
             ["unshare", *flags, "sh", "-c", _INIT],

@@ -109,6 +109,8 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.completion import ValueKind, ValuesRequest
+    from vbackup.operations.completion import values as completion_values
     from vbackup.operations.config_check import CheckedConfig, CheckedDomain, CheckedJob
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
@@ -447,6 +449,8 @@ __all__ = [
     "Unmounted",
     "Usage",
     "UsageRequest",
+    "ValueKind",
+    "ValuesRequest",
     "VbackupError",
     "Verdict",
     "Verification",
@@ -458,6 +462,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "check_config",
+    "completion_values",
     "config_schema",
     "config_text",
     "connect",
@@ -637,6 +642,8 @@ _PLACES = {
     "vbackup.scripts.runner": "DomainScripts Outcome:ScriptOutcome Settings:ScriptSettings TIMEOUT_S:SCRIPT_TIMEOUT_S",
     # JSON Schema of documents
     "vbackup.schemas": "find:find_schema known:known_schemas load:load_schema title:schema_title",
+    # completion of a shell's words
+    "vbackup.operations.completion": "ValueKind ValuesRequest values:completion_values",
     # this machine
     "vbackup.machine": "this_host",
     # libvirt's hook script

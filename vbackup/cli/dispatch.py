@@ -29,6 +29,7 @@ _ONLY_PRINT = frozenset(
             "bitmap list",
             "hooks status",
             "schema",
+            "completion",
         ),
         *("session list", "session status", "session changes", "tracker list", "checkpoint list"),
         *("stream backup", "engine read", "engine config"),

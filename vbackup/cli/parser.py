@@ -57,6 +57,7 @@ COMMANDS = {
     "hooks": "install or remove libvirt's hook script",
     "metrics": "write metrics for Prometheus",
     "schema": "print the JSON Schema of a document",
+    "completion": "print the completion script of a shell",
 }
 
 
