@@ -16,21 +16,8 @@ from vbackup.stop import Stop, on_signals
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
     (
-        *(
-            "list",
-            "show",
-            "verify",
-            "diff",
-            "usage",
-            "ls",
-            "cat",
-            "search",
-            "bitmap list",
-            "hooks status",
-            "schema",
-            "completion",
-        ),
-        *("session list", "session status", "session changes", "tracker list", "checkpoint list"),
+        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
+        *("completion", "session list", "session status", "session changes", "tracker list", "checkpoint list"),
         *("stream backup", "engine read", "engine config"),
     )
 )
