@@ -47,9 +47,12 @@ if TYPE_CHECKING:
         metrics_text,
         nagios_line,
         nagios_unknown,
+        report_html,
+        report_text,
         serve_metrics,
         status,
         write_metrics,
+        write_report,
     )
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
@@ -496,6 +499,8 @@ __all__ = [
     "read_identities",
     "read_recipients",
     "reload_daemons",
+    "report_html",
+    "report_text",
     "rewrap_copies",
     "run_jobs",
     "runs_of",
@@ -509,6 +514,7 @@ __all__ = [
     "unusual",
     "write_config",
     "write_metrics",
+    "write_report",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -633,7 +639,10 @@ _PLACES = {
     "vbackup.repository.stream_tar": "Read:ReadStream Write:WriteStream",
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
     # is everything backed up?
-    "vbackup.api.monitoring": "metrics_text nagios_line nagios_unknown serve_metrics status write_metrics",
+    "vbackup.api.monitoring": (
+        "metrics_text nagios_line nagios_unknown report_html report_text serve_metrics status write_metrics"
+        " write_report"
+    ),
     "vbackup.operations.status": "StatusRequest",
     "vbackup.operations.metrics": "MetricsServer",
     "vbackup.overview.state": "CopyState DomainState Health JobState Overview PointState RepositoryState",
