@@ -10,7 +10,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              copies_rewrap  fleet  journal  run_table
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
-                             standbys  fleet  daily
+                             standbys  fleet  daily  configuration
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
@@ -23,7 +23,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
-                             run_commands  run_children  run_results  run_log  run_end  run_plan
+                             run_commands  run_children  run_results  run_log  run_end  run_plan  config_check
+                             config_init
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -77,7 +78,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
       config                 the configuration: model  calendar  loading  documents  positions  typed  times  keys
-                             values  arguments  secrets
+                             values  arguments  secrets  writing  showing  schema  keeping  template
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive  immutable  amounts
 

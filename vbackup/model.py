@@ -412,6 +412,7 @@ class DiskImage:
     blocks: BlocksRecord | None = None  #: None in a draft, and in a backup that has no block lists
     change: ChangeRecord | None = None  #: None where ``blocks`` is, and in a backup that did not record it
     checkpoint: str | None = None  #: id of the merged full whose checkpoint ``bitmap`` is; None if it is its own
+    full: str | None = None  #: of an image that became a full by a merge: id of the removed one that began as a full
 
 
 class MachineKind(Enum):

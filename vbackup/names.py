@@ -134,6 +134,11 @@ def stamp_of(backup: str) -> str:
     return backup.partition("-")[0]
 
 
+def time_of(backup: str) -> datetime:
+    """Return the moment in the id of a backup, in UTC. Raises ValueError for another text."""
+    return datetime.strptime(stamp_of(backup), "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+
+
 def is_ours(name: str) -> bool:
     """Return True for a job, node or bitmap of vbackup, of any repository."""
     return _PREFIX.match(name) is not None

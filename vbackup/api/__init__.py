@@ -16,7 +16,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
-    daily        jobs of the configuration
+    daily        jobs of the configuration    configuration   check, show and keep it
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -28,6 +28,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vbackup.api.configuration import (
+        check_config,
+        config_schema,
+        config_text,
+        effective_config,
+        keep_config,
+        kept_config,
+        propose_config,
+        write_config,
+    )
     from vbackup.api.connection import Connection, connect, create_repository, is_encrypted
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
     from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of
@@ -36,6 +46,8 @@ if TYPE_CHECKING:
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.config.model import Config
+    from vbackup.config.model import Place as ConfigPlace
+    from vbackup.config.showing import Shown as ShownKey
     from vbackup.copies.download import PARALLEL_OBJECTS
     from vbackup.copies.place import TargetPlace, default_cache
     from vbackup.domain.attached import AttachedQemu
@@ -88,6 +100,7 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.config_check import CheckedConfig, CheckedDomain, CheckedJob
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
     from vbackup.operations.copy_prune import CopiesPruned, CopyLine, CopyPruneRequest
@@ -252,13 +265,17 @@ __all__ = [
     "ChangesKind",
     "ChangesRequest",
     "Checked",
+    "CheckedConfig",
+    "CheckedDomain",
     "CheckedFileSystems",
+    "CheckedJob",
     "Checkpoint",
     "Claim",
     "CompletionMode",
     "Compression",
     "Condition",
     "Config",
+    "ConfigPlace",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -384,6 +401,7 @@ __all__ = [
     "SessionRequest",
     "SessionState",
     "Severity",
+    "ShownKey",
     "Silent",
     "SkippedDomain",
     "SpeedChanged",
@@ -418,17 +436,23 @@ __all__ = [
     "WriteStream",
     "blocks_found",
     "chance_to_miss",
+    "check_config",
+    "config_schema",
+    "config_text",
     "connect",
     "connect_all",
     "count_hosts",
     "create_repository",
     "default_cache",
     "default_overlays",
+    "effective_config",
     "find_schema",
     "host_labels",
     "hosts_of",
     "is_encrypted",
     "is_stream_job",
+    "keep_config",
+    "kept_config",
     "known_schemas",
     "load_schema",
     "machine_path",
@@ -437,6 +461,7 @@ __all__ = [
     "open_stage",
     "parse_address",
     "plan_runs",
+    "propose_config",
     "read_config",
     "read_hosts",
     "read_identities",
@@ -451,6 +476,7 @@ __all__ = [
     "total_room",
     "tpm_commands",
     "unusual",
+    "write_config",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -586,7 +612,11 @@ _PLACES = {
     "vbackup.hooks.daemons": "Daemon:HookDaemon reload_all:reload_daemons",
     # daily operation
     "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
-    "vbackup.config.model": "Config",
+    "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
+    "propose_config write_config",
+    "vbackup.config.model": "Config Place:ConfigPlace",
+    "vbackup.config.showing": "Shown:ShownKey",
+    "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
     "vbackup.operations.run": "NotRun Ran RunRequest",
     "vbackup.operations.run_plan": "PlannedRun PlannedStep",
     "vbackup.runs.record": "DomainResult:RunDomain Fault:RunFault Outcome:RunOutcome Run Step:RunStep StepKind",

@@ -21,12 +21,18 @@ def add_subcommands(parser: argparse.ArgumentParser, dest: str) -> Any:
 
 
 def add_common(
-    parser: argparse.ArgumentParser, *, at_top: bool = False, asks_libvirt: bool = True, of_hosts: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    at_top: bool = False,
+    asks_libvirt: bool = True,
+    of_hosts: bool = False,
+    reads_config: bool = False,
 ) -> None:
     """Add the options of every command, which may stand before or after its name.
 
     ``at_top``: before it, where they get their defaults. Without ``asks_libvirt`` the help does not offer -c, which is
     accepted and ignored: a script can give all commands the same options. ``of_hosts``: -c may be given several times.
+    ``reads_config``: the help offers --config, which all others accept and ignore.
     """
 
     def default(value: Any) -> Any:
@@ -65,6 +71,14 @@ def add_common(
         metavar="DIR",
         default=default(os.environ.get("VBACKUP_REPOSITORY")),
         help="repository directory (default: VBACKUP_REPOSITORY)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=default(os.environ.get("VBACKUP_CONFIG") or None),
+        help="configuration file, in place of all others (default: VBACKUP_CONFIG, or those of this user)"
+        if reads_config or at_top
+        else argparse.SUPPRESS,
     )
     parser.add_argument(
         "--json", action="store_true", default=default(False), help="print the result as one JSON document"

@@ -14,6 +14,7 @@ from vbackup.errors import UsageError
 #: The commands, with their help in ``vbackup --help``.
 COMMANDS = {
     "run": "run jobs of the configuration",
+    "config": "check, show and make the configuration",
     "init": "create a repository",
     "backup": "back up domains",
     "list": "list the domains and backups in a repository",

@@ -38,6 +38,7 @@ class Document:
     faults: list[ConfigError] = field(default_factory=list)
     #: Where a table has its header, or is written in one piece.
     _headers: dict[positions.Path, Place] = field(default_factory=dict)
+    _in_one_piece: set[positions.Path] = field(default_factory=set)
 
     def place(self, path: positions.Path) -> Place:
         """Return where the key or table is, or the nearest table around it."""
@@ -70,18 +71,21 @@ class Document:
             is_one_piece = not isinstance(value, dict) or below in found.inline
             if name not in into:
                 into[name] = {} if isinstance(value, dict) else value
-            elif is_one_piece or not isinstance(into[name], dict) or self._is_closed(below, found):
+            elif is_one_piece or not isinstance(into[name], dict) or self._is_complete(below, found):
                 first = self._headers.get(below, self.place(below))
                 what = f"Table [{dotted(below)}]" if isinstance(value, dict) else f"Key {dotted(below)!r}"
                 self._fault(place, f"{what} is already at {first}: leave out one of them.")
                 continue
+            if is_one_piece:
+                self._in_one_piece.add(below)
             if is_one_piece or below in found.headers:
                 self._headers.setdefault(below, place)
             if isinstance(value, dict):
                 self._merge(into[name], value, below, file, found)
 
-    def _is_closed(self, path: positions.Path, found: positions.Positions) -> bool:
-        return path in self._headers and path in found.headers
+    def _is_complete(self, path: positions.Path, found: positions.Positions) -> bool:
+        """Return True if another file has the whole table, so that this one can add nothing to it."""
+        return path in self._in_one_piece or (path in self._headers and path in found.headers)
 
     def _fault(self, place: Place, fault: str) -> None:
         self.faults.append(ConfigError(os.fspath(place.path), place.line, fault))

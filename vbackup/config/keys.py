@@ -348,6 +348,7 @@ EXCLUSIVE: tuple[tuple[str, str, str], ...] = (
 #: Options that need another one, with the value it must have, or None for any.
 NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
     *(("backup", name, "transport", "tls") for name in ("listen", "tls-creds", "hypervisor-tls-creds")),
+    ("backup", "full-every", "level", "auto"),
     *(("verify", f"boot-{name}", "boot", None) for name in ("exec", "console", "screen", "timeout", "memory")),
 )
 
@@ -368,7 +369,7 @@ JOB = (
         "random-delay",
         Kind.TIME,
         "begin up to this time later, so that not all machines begin at once",
-        values.seconds,
+        values.delay_s,
         default="0",
     ),
     Key(
@@ -433,7 +434,8 @@ NOT_KEYS: Mapping[str, Mapping[str, str]] = {
     "": dict.fromkeys(("help", "quiet", "verbose", "repository", "json", "progress", "connect", "config"), _COMMON),
     "backup": {
         **dict.fromkeys(("domain", "all", "exclude", "hosts"), _JOB),
-        "until": "the job's window has its place",
+        "until": "it is the end of the job's window",
+        "strict": "a run always gives it",
         "dry-run": _ONCE,
     },
     "prune": {

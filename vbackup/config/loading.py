@@ -28,7 +28,7 @@ from vbackup.config.model import (
     When,
 )
 from vbackup.config.typed import InvalidValueError, name_fault, typed
-from vbackup.config.values import age_s, positive_seconds, seconds
+from vbackup.config.values import age_s, delay_s, positive_seconds
 from vbackup.errors import ConfigError, NoConfigError
 
 _Path = tuple[str, ...]
@@ -71,9 +71,20 @@ def load(paths: Sequence[Path] | None = None) -> Loaded:
         raise NoConfigError(
             os.fspath(file), 0, "There is no configuration: 'vbackup config init' writes one from what libvirt has."
         )
-    document = documents.read([path.absolute() for path in files])
+    paths = tuple(path.absolute() for path in files)
+    return _loaded(documents.read(paths), paths)
+
+
+def parsed(path: Path, text: str) -> Loaded:
+    """Return the configuration in a text, which is that of a file."""
+    document = Document()
+    document.add(path, text)
+    return _loaded(document, (path,))
+
+
+def _loaded(document: Document, paths: tuple[Path, ...]) -> Loaded:
     reader = _Reader(document)
-    config = reader.config(tuple(path.absolute() for path in files))
+    config = reader.config(paths)
     order = {os.fspath(path): number for number, path in enumerate(config.paths)}
     faults = sorted(
         [*document.faults, *reader.faults], key=lambda fault: (order.get(fault.path, len(order)), fault.line)
@@ -284,7 +295,7 @@ class _Reader:
         if "prune" in table.below:
             self._refuse_no_rule(table.below["prune"])
         calendar, window = self._calendar(table)
-        delay_s = seconds(table.values.get("random-delay", "0"))
+        wait_s = 0.0 if calendar is None else delay_s(table.values.get("random-delay", "0"))
         if repository is None:
             return None
         hosts = table.values.get("hosts")
@@ -298,8 +309,8 @@ class _Reader:
             exclude=table.values.get("exclude", ()),
             calendar=calendar,
             window=window,
-            random_delay_s=delay_s,
-            max_age_s=_max_age_s(table, calendar, delay_s),
+            random_delay_s=wait_s,
+            max_age_s=_max_age_s(table, calendar, wait_s),
             copy_to=tuple(dict.fromkeys(table.values.get("copy-to", ()))),
             notify=table.values.get("notify"),
             options=table.options(),
@@ -332,7 +343,10 @@ class _Reader:
         at, on, window = (table.values.get(name) for name in ("at", "on", "window"))
         if at is None:
             for name in ("on", "random-delay"):
-                if name in table.values and not self._has_fault(table, "at"):
+                if not self._is_own(table, name):  # a default of the jobs that have a time
+                    table.values.pop(name, None)
+                    table.places.pop(name, None)
+                elif not self._has_fault(table, "at"):
                     self._fault_at(table, name, f"{name!r} of [{dotted(table.path)}] needs 'at', the time of day.")
             return None, window
         outside = [] if window is None else [time for time in at if not times.contains(window, time)]
@@ -358,7 +372,8 @@ class _Reader:
         for of, name, other, value in keys.NEEDS:
             if of != command or not table.values.get(name):
                 continue
-            if not table.values.get(other) or value not in (None, table.values[other]):
+            given = table.values.get(other) or _default(of, other)
+            if not given or value not in (None, given):
                 needed = f"{other} = true" if value is None else f'{other} = "{value}"'
                 self._fault_at(table, name, f"{name!r} in [{dotted(table.path)}] is only for {needed}.")
 
@@ -369,6 +384,10 @@ class _Reader:
             self._origins[dotted((*table.path, name))] = place
         for below in table.below.values():
             self._note_origins(below)
+
+    def _is_own(self, table: _Table, name: str) -> bool:
+        """Return True if the key is the table's own, and not one of [defaults]."""
+        return name in table.values and (*table.path, name) in self._document.places
 
     def _has_fault(self, table: _Table, name: str) -> bool:
         """Return True if the key is there, and is not valid."""
@@ -402,6 +421,9 @@ def _inherit(table: _Table, defaults: _Table) -> None:
         for own, theirs in ((one, other), (other, one))
         if of == table.path[-1] and table.values.get(own)
     }
+    for of, name, other, needed in keys.NEEDS:
+        if of == table.path[-1] and needed is not None and table.values.get(other, needed) != needed:
+            excluded.add(name)  # the job's own value of the other one leaves it without a meaning
     for name, value in defaults.values.items():
         if name not in table.values and name not in excluded:
             table.values[name] = value
@@ -409,6 +431,10 @@ def _inherit(table: _Table, defaults: _Table) -> None:
     for command, below in defaults.below.items():
         own = table.below.setdefault(command, _Table((*table.path, command), below.place))
         _inherit(own, below)
+
+
+def _default(command: str, name: str) -> str | None:
+    return next(key.default for key in keys.JOB_COMMANDS[command] if key.name == name)
 
 
 def _open_alike(table: _Table) -> None:
@@ -420,11 +446,11 @@ def _open_alike(table: _Table) -> None:
                 below.values[name], below.places[name] = having[0].values[name], having[0].places[name]
 
 
-def _max_age_s(table: _Table, calendar: Calendar | None, delay_s: float) -> float | None:
+def _max_age_s(table: _Table, calendar: Calendar | None, wait_s: float) -> float | None:
     value: str | None = table.values.get("max-age")
     if value is not None:
         return age_s(value)
-    return None if calendar is None else calendar.longest_interval_s + delay_s + LATE_S
+    return None if calendar is None else calendar.longest_interval_s + wait_s + LATE_S
 
 
 def _path(value: str | None) -> Path | None:

@@ -20,6 +20,7 @@ _UNITS = {"": 1, "b": 1} | {
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)(/s)?", re.IGNORECASE | re.ASCII)
 #: A year: longer than anybody waits, and within what the operating system can count.
 MAX_WAIT_S = 365 * 24 * 3600
+MAX_DELAY_S = 24 * 3600
 #: Limits for the latency of a guest's request; after 30 s guests report a failed disk.
 MIN_LATENCY_MS, MAX_LATENCY_MS = 0.1, 60_000.0
 #: Most threads; more would only cost memory.
@@ -103,6 +104,14 @@ def age_s(text: str) -> float:
     value = duration_s(text)
     if value is None or not 60 <= value <= MAX_WAIT_S:  # noqa: PLR2004
         raise ValueError(f"{text!r} is not a time like 26h, 30d or 4w, from a minute to a year")
+    return value
+
+
+def delay_s(text: str) -> float:
+    """Return a time to begin later in seconds, up to a day: 10m, 1h."""
+    value = duration_s(text)
+    if value is None or value > MAX_DELAY_S:
+        raise ValueError(f"{text!r} is not a time like 10m or 1h, up to a day")
     return value
 
 

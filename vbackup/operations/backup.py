@@ -75,6 +75,7 @@ class BackupRequest:
 
     domain: str  #: name or UUID
     level: Level = Level.AUTO
+    full_every_s: float | None = None  #: with level auto: the age of the newest full from which on a new one is made
     disks: tuple[str, ...] = ()  #: only these, if any
     excluded_disks: tuple[str, ...] = ()
     quiesce: Quiesce = Quiesce.AUTO
@@ -331,6 +332,7 @@ def _wishes(request: BackupRequest, abilities: FleecingAbilities | None, domain:
         node_options=tuning.node_options(is_local=domain.source.handle.host.is_local),
         is_served=domain.served is not None,
         allow_reflink=request.allow_reflink,
+        full_every_s=request.full_every_s if request.level is Level.AUTO else None,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vbackup.cli.arguments import add_common, add_domains, add_scripts
 from vbackup.cli.making import add_making
-from vbackup.cli.values import count, directory, note, speed_bytes_s, timestamp
+from vbackup.cli.values import age_s, count, directory, note, speed_bytes_s, timestamp
 from vbackup.model import Level
 
 
@@ -38,6 +38,12 @@ def add(commands: Any) -> None:
         help="how much to copy; auto (default): incremental for each disk that has a trustworthy base, otherwise full;"
         " incremental: what changed since the newest backup; differential: what changed since the last full; full: the"
         " whole disk; copy: the whole disk, outside the chain",
+    )
+    parser.add_argument(
+        "--full-every",
+        metavar="DURATION",
+        type=age_s,
+        help="with level auto: make a full backup when the newest full one is older than this (30d, 4w, 26h)",
     )
     add_making(parser)
     add_scripts(parser)

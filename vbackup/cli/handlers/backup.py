@@ -58,6 +58,7 @@ def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
     return BackupRequest(
         domain=domain,
         level=Level(options.level),
+        full_every_s=_full_every_s(options),
         disks=tuple(options.disk),
         excluded_disks=tuple(options.exclude_disk),
         quiesce=Quiesce(options.quiesce),
@@ -74,6 +75,14 @@ def request_of(options: argparse.Namespace, domain: str) -> BackupRequest:
         allow_reflink=options.allow_reflink,
         with_media=options.with_media,
     )
+
+
+def _full_every_s(options: argparse.Namespace) -> float | None:
+    """Return how old a full may be. Raises UsageError if the level is asked for."""
+    every_s: float | None = getattr(options, "full_every", None)  # a stream has no such option
+    if every_s is not None and options.level != Level.AUTO.value:
+        raise UsageError(f"--full-every is for --level auto, and --level {options.level} is given; leave out one.")
+    return every_s
 
 
 def _plan(request: BackupRequest, context: Context, vb: Connection) -> None:
