@@ -7,10 +7,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  backup_table  qemu
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
-                             copies_rewrap  fleet  journal  run_table
+                             copies_rewrap  fleet  journal  run_table  overviews
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
-                             standbys  fleet  daily  configuration
+                             standbys  fleet  daily  configuration  monitoring
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
@@ -24,7 +24,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
                              run_commands  run_children  run_results  run_log  run_end  run_plan  config_check
-                             config_init
+                             config_init  status  metrics
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -36,7 +36,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
       notices                tell people, once: (no module)
-    overview                 is everything backed up?: state
+    overview                 is everything backed up?: state  facts  assess  domains  jobs  reasons  documents
+                             nagios  metrics
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
@@ -64,8 +65,9 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
+                             glance
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      runs                   the record of runs of jobs: record  documents  store  lock  due
+      runs                   the record of runs of jobs: record  documents  store  lock  due  room_log
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
                              nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
