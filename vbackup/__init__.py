@@ -35,7 +35,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              rollback_reach
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
-      notices                tell people, once: (no module)
+      notices                tell people, once: sending  delivery  occasion  told  memory  text  document
+                             attempts  requests  ping  webhook  mail  others  apprise_program
     overview                 is everything backed up?: state  facts  assess  domains  jobs  reasons  documents
                              nagios  metrics
     images | stores
