@@ -24,7 +24,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
                              run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
-                             config_init  metrics  completion
+                             config_init  metrics  completion  report
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.config.model import Config
+    from vbackup.config.model import Job as ConfiguredJob
     from vbackup.config.model import Place as ConfigPlace
     from vbackup.config.showing import Shown as ShownKey
     from vbackup.copies.download import PARALLEL_OBJECTS
@@ -293,6 +294,7 @@ __all__ = [
     "Condition",
     "Config",
     "ConfigPlace",
+    "ConfiguredJob",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -662,7 +664,7 @@ _PLACES = {
     "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
     "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
     "propose_config write_config",
-    "vbackup.config.model": "Config Place:ConfigPlace",
+    "vbackup.config.model": "Job:ConfiguredJob Config Place:ConfigPlace",
     "vbackup.config.showing": "Shown:ShownKey",
     "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
     "vbackup.operations.run": "NotRun Ran RunRequest",
