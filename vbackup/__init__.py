@@ -7,10 +7,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  backup_table  qemu
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
-                             copies_rewrap  fleet  journal  run_table
+                             copies_rewrap  fleet  journal  run_table  overviews  grammar  completion_script
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
-                             standbys  fleet  daily
+                             standbys  fleet  daily  configuration  monitoring
     operations               one module a command: backup  batch  recovery  adopt  verify  restore  forget  bitmap
                              speed  transaction  diff  usage  note  protect  prune  prune_merges  consolidation  audit
                              check  repair  repair_work  repair_merges  repair_files  repair_backups  repair_images
@@ -23,7 +23,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
-                             run_commands  run_children  run_results  run_log  run_end  run_plan  status
+                             run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
+                             config_init  metrics  completion  report
     engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
@@ -36,7 +37,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
                              requests  ping  webhook  mail  others  apprise_program
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
-                             facts  assess  domains  jobs  reasons  documents
+                             facts  assess  domains  jobs  reasons  documents  nagios  metrics
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
@@ -53,7 +54,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
                              swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
                              live_xml  qemu_user  linked  host_files  standby_xml  linked_images  fleet  twins
-                             hosts_file  image_host  thaw_there
+                             hosts_file  image_host  thaw_there  known_names
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
@@ -64,7 +65,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
-                             glance
+                             glance  known_names
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
       runs                   the record of runs of jobs: record  documents  store  lock  due  room_log
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon  nameless
@@ -78,7 +79,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
       config                 the configuration: model  calendar  loading  documents  positions  typed  times  keys
-                             values  arguments  secrets
+                             values  arguments  secrets  writing  showing  schema  keeping  template
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
                              stop  undo  archive  immutable  amounts
 

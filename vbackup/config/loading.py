@@ -346,7 +346,10 @@ class _Reader:
         at, on, window = (table.values.get(name) for name in ("at", "on", "window"))
         if at is None:
             for name in ("on", "random-delay"):
-                if self._is_own(table, name) and not self._has_fault(table, "at"):
+                if not self._is_own(table, name):  # a default of the jobs that have a time
+                    table.values.pop(name, None)
+                    table.places.pop(name, None)
+                elif not self._has_fault(table, "at"):
                     self._fault_at(table, name, f"{name!r} of [{dotted(table.path)}] needs 'at', the time of day.")
             return None, window
         outside = [] if window is None else [time for time in at if not times.contains(window, time)]

@@ -6,15 +6,16 @@ What is written here, vbackup.config.loading reads to an equal Config. It has no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import time
 from typing import Any, Union
 
 from vbackup.config.calendar import DAYS, Calendar, Window
-from vbackup.config.model import Config, Job, Notifier, Secret, TargetEntry
+from vbackup.config.keys import JOB_COMMANDS, NUMBERS, TARGET_COMMANDS, Key
+from vbackup.config.model import Config, Job, Notifier, OptionValue, Secret, TargetEntry
 
 #: What a table has, as TOML writes it: tables, and what is in them.
-Value = Union[bool, str, list[str], dict[str, str], dict[str, list[str]]]
+Value = Union[bool, int, str, list[str], dict[str, str], dict[str, list[str]]]
 Table = dict[str, Any]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -49,6 +50,8 @@ def value(one: Value) -> str:
     """Return a value as TOML writes it in one line."""
     if isinstance(one, bool):
         return str(one).lower()
+    if isinstance(one, int):
+        return str(one)
     if isinstance(one, str):
         return basic(one)
     if isinstance(one, dict):
@@ -57,9 +60,13 @@ def value(one: Value) -> str:
 
 
 def basic(text: str) -> str:
-    """Return a text as a string of TOML."""
+    """Return a text as a string of TOML, which has nothing that steers a terminal."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(one if one >= " " and one != "\x7f" else f"\\u{ord(one):04x}" for one in escaped) + '"'
+    return '"' + "".join(one if one.isprintable() else _escaped(one) for one in escaped) + '"'
+
+
+def _escaped(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08x}"  # noqa: PLR2004
 
 
 def _blocks(path: tuple[str, ...], table: Table) -> Iterator[str]:
@@ -78,7 +85,10 @@ def _block(path: tuple[str, ...], table: Table) -> str:
 
 
 def _target(target: TargetEntry) -> Table:
-    return {"url": target.url, **{command: _options(some) for command, some in target.options.items()}}
+    return {
+        "url": target.url,
+        **{command: _options(command, some, TARGET_COMMANDS) for command, some in target.options.items()},
+    }
 
 
 def _job(job: Job) -> Table:
@@ -96,7 +106,7 @@ def _job(job: Job) -> Table:
         **({"max-age": seconds(job.max_age_s)} if job.max_age_s is not None else {}),
         **_set(**{"copy-to": list(job.copy_to)}),
         **({"notify": list(job.notify)} if job.notify is not None else {}),
-        **{command: _options(some) for command, some in job.options.items()},
+        **{command: _options(command, some, JOB_COMMANDS) for command, some in job.options.items()},
     }
 
 
@@ -133,16 +143,27 @@ def _secret(secret: Secret | None) -> Table | None:
     return _set(file=_text(secret.file), command=command, credential=secret.credential)
 
 
-def _options(options: Mapping[str, Any]) -> Table:
-    return {name: list(one) if isinstance(one, tuple) else one for name, one in options.items()}
+def _options(command: str, options: Mapping[str, OptionValue], tables: Mapping[str, Sequence[Key]]) -> Table:
+    numbers = {key.name for key in tables[command] if key.kind in NUMBERS}
+    return {name: _option(one, is_number=name in numbers) for name, one in options.items()}
+
+
+def _option(one: OptionValue, *, is_number: bool) -> Value:
+    if isinstance(one, tuple):
+        return list(one)
+    return int(one) if is_number and isinstance(one, str) and one.isascii() and one.isdecimal() else one
 
 
 def seconds(number_s: float) -> str:
-    """Return a time in the largest unit that it is a whole number of: 26h, 90s."""
-    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60)):
+    """Return a time as people write it: 26h, 2d, 5d13h40m, 1m30s."""
+    for unit, unit_s in (("d", 86400), ("h", 3600)):
         if number_s and number_s % unit_s == 0:
             return f"{number_s / unit_s:.0f}{unit}"
-    return f"{number_s:.9f}".rstrip("0").rstrip(".") + "s"
+    text, rest_s = "", number_s
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60)):
+        count, rest_s = divmod(rest_s, unit_s)
+        text += f"{count:.0f}{unit}" if count else ""
+    return text + f"{rest_s:.9f}".rstrip("0").rstrip(".") + "s" if rest_s or not text else text
 
 
 def _text(path: object) -> str | None:

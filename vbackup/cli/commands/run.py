@@ -17,8 +17,7 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("jobs", metavar="JOB", nargs="*", help="names of jobs (default: all)")
-    parser.add_argument("--config", metavar="FILE", help="configuration file (default: that of this user)")
-    add_common(parser, of_hosts=True)
+    add_common(parser, of_hosts=True, reads_config=True)
     parser.add_argument(
         "--due",
         action="store_true",
