@@ -17,19 +17,29 @@ const FRESH_MS = 10000;
 
 // By the first word of the address: a function that makes a view, { element, update() }, from what all views know.
 const VIEWS = { "": overview, domain, files, activity, work, configuration };
-const TABS = [["", "Virtual machines", ["", "domain", "files"]], ["activity", "Activity", ["activity", "work"]],
-              ["configuration", "Configuration", ["configuration"]]];
+const TABS = [
+    ["", "Virtual machines", ["", "domain", "files"]],
+    ["activity", "Activity", ["activity", "work"]],
+    ["configuration", "Configuration", ["configuration"]],
+];
 
 const page = {
     state: new State(),
     works: null,
     isAdministrator: null,
     href: (...path) => `#${["", ...path.map(encodeURIComponent)].join("/")}`,
-    go: (...path) => { location.hash = page.href(...path) },
+    go: (...path) => {
+        location.hash = page.href(...path);
+    },
     // Begin long work, and say so.
     async start(asked) {
         const known = await page.works.start(asked);
-        page.say("info", `${asked.title}: begun.`, known.id, h("a", { href: page.href("work", known.id) }, "Follow it"));
+        page.say(
+            "info",
+            `${asked.title}: begun.`,
+            known.id,
+            h("a", { href: page.href("work", known.id) }, "Follow it"),
+        );
         return known;
     },
     // Say something above the view, in place of what was said under the same key.
@@ -38,11 +48,15 @@ const page = {
         const message = alert(kind, title, ...body);
         message.dataset.key = key;
         [...place.children].filter(one => one.dataset.key === key).forEach(one => one.remove());
-        message.append(h("div", { class: "pf-v6-c-alert__action" },
-                         button("Dismiss", () => message.remove(), { kind: "link", small: true })));
+        message.append(
+            h(
+                "div",
+                { class: "pf-v6-c-alert__action" },
+                button("Dismiss", () => message.remove(), { kind: "link", small: true }),
+            ),
+        );
         place.prepend(message);
-        while (place.children.length > 3)
-            place.lastChild.remove();
+        while (place.children.length > 3) place.lastChild.remove();
     },
     async refresh() {
         refreshed = Date.now();
@@ -65,19 +79,35 @@ function show() {
     document.getElementById("main").replaceChildren(shown.element);
     header(name);
     shown.update();
-    if (refreshed && Date.now() - refreshed > FRESH_MS)
-        page.refresh();
+    if (refreshed && Date.now() - refreshed > FRESH_MS) page.refresh();
 }
 
 function header(name) {
     const items = TABS.map(([target, text, names]) => {
         const isCurrent = names.includes(name) || (target === "" && !(name in VIEWS));
-        return h("li", { class: `pf-v6-c-tabs__item${isCurrent ? " pf-m-current" : ""}` },
-                 h("a", { class: "pf-v6-c-tabs__link", id: `tab-${target}`, href: page.href(target), "aria-current": isCurrent ? "page" : null },
-                   h("span", { class: "pf-v6-c-tabs__item-text" }, text)));
+        return h(
+            "li",
+            { class: `pf-v6-c-tabs__item${isCurrent ? " pf-m-current" : ""}` },
+            h(
+                "a",
+                {
+                    class: "pf-v6-c-tabs__link",
+                    id: `tab-${target}`,
+                    href: page.href(target),
+                    "aria-current": isCurrent ? "page" : null,
+                },
+                h("span", { class: "pf-v6-c-tabs__item-text" }, text),
+            ),
+        );
     });
-    swap(document.getElementById("header"),
-         h("nav", { class: "pf-v6-c-tabs pf-m-no-border-bottom", "aria-label": "Backups" }, h("ul", { class: "pf-v6-c-tabs__list" }, items)));
+    swap(
+        document.getElementById("header"),
+        h(
+            "nav",
+            { class: "pf-v6-c-tabs pf-m-no-border-bottom", "aria-label": "Backups" },
+            h("ul", { class: "pf-v6-c-tabs__list" }, items),
+        ),
+    );
 }
 
 function update() {
@@ -102,9 +132,13 @@ function ended(known) {
 
 function disconnected() {
     document.getElementById("notices").replaceChildren(
-        alert("warning", "The connection to the server was lost.",
-              h("p", null, "Backups and restores that run go on there. Reload this page to see them again."),
-              button("Reload", () => location.reload(), { kind: "secondary", small: true })));
+        alert(
+            "warning",
+            "The connection to the server was lost.",
+            h("p", null, "Backups and restores that run go on there. Reload this page to see them again."),
+            button("Reload", () => location.reload(), { kind: "secondary", small: true }),
+        ),
+    );
 }
 
 function permission() {
@@ -116,8 +150,7 @@ function permission() {
         page.works.refresh();
     };
     admin.addEventListener("changed", look);
-    if (admin.allowed !== null)
-        look();
+    if (admin.allowed !== null) look();
 }
 
 function begin() {

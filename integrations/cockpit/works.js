@@ -14,14 +14,19 @@ async function work(argv, input) {
 // The document in which a work's command has said why it failed.
 export function failureOf(known) {
     if (known.state === "lost")
-        return new CommandError({ message: "It was killed, or the server went down. What it had begun is cleaned up by the next backup.", retry: "same" });
-    if (known.state !== "ended" || known.status === 0)
-        return null;
-    if (known.result?.schema?.startsWith("vbackup.error/"))
-        return new CommandError(known.result);
+        return new CommandError({
+            message: "It was killed, or the server went down. What it had begun is cleaned up by the next backup.",
+            retry: "same",
+        });
+    if (known.state !== "ended" || known.status === 0) return null;
+    if (known.result?.schema?.startsWith("vbackup.error/")) return new CommandError(known.result);
     const faults = runFaults(known.result);
     if (faults.length)
-        return new CommandError({ code: faults[0].code, message: faults.map(one => one.message).join(" "), status: known.status });
+        return new CommandError({
+            code: faults[0].code,
+            message: faults.map(one => one.message).join(" "),
+            status: known.status,
+        });
     const lines = (known.progress ?? []).filter(line => !line.startsWith("{"));
     return new CommandError({ message: known.reason ?? lines.at(-1) ?? "It has failed.", status: known.status });
 }
@@ -29,7 +34,10 @@ export function failureOf(known) {
 // What has failed in a run of jobs: each fault once, whether a step or a domain has it.
 function runFaults(result) {
     const runs = result?.runs ?? [];
-    const faults = runs.flatMap(one => [...one.steps.flatMap(step => step.faults), ...one.domains.map(domain => domain.fault).filter(Boolean)]);
+    const faults = runs.flatMap(one => [
+        ...one.steps.flatMap(step => step.faults),
+        ...one.domains.map(domain => domain.fault).filter(Boolean),
+    ]);
     const missed = (result?.not_run ?? []).map(one => one.error).filter(Boolean);
     return [...new Map([...missed, ...faults].map(one => [one.message, one])).values()];
 }
@@ -54,12 +62,10 @@ export class Progress {
         try {
             event = JSON.parse(line);
         } catch {
-            if (line.trim())
-                this.steps.push({ kind: "text", message: line });
+            if (line.trim()) this.steps.push({ kind: "text", message: line });
             return;
         }
-        if (event.event === "progress")
-            this.disks.set([event.domain ?? "", event.dev, event.phase].join("\0"), event);
+        if (event.event === "progress") this.disks.set([event.domain ?? "", event.dev, event.phase].join("\0"), event);
         else if (event.message)
             this.steps.push({ kind: event.event, time: event.time, domain: event.domain, message: event.message });
     }
@@ -96,8 +102,7 @@ export class Works {
         for (const known of this.list) {
             if (known.state === "running") {
                 this.awaited.add(known.id);
-                if (!this.progress.has(known.id))
-                    this.follow(known);
+                if (!this.progress.has(known.id)) this.follow(known);
             } else if (this.awaited.delete(known.id)) {
                 this.progress.delete(known.id);
                 this.ended(known);
@@ -108,15 +113,16 @@ export class Works {
 
     // Work that somebody else begins, in another window, shall appear here too.
     watch(directory) {
-        if (this.watching)
-            return;
+        if (this.watching) return;
         this.watching = cockpit.channel({ payload: "fswatch1", path: directory, superuser: "try" });
         let waiting = null;
         this.watching.addEventListener("message", () => {
             clearTimeout(waiting);
             waiting = setTimeout(() => this.refresh(), 200);
         });
-        this.watching.addEventListener("close", () => { this.watching = null });
+        this.watching.addEventListener("close", () => {
+            this.watching = null;
+        });
     }
 
     // asked: { kind, title, argv, ... }; returns the record.
@@ -139,17 +145,18 @@ export class Works {
         this.progress.set(known.id, progress);
         try {
             const pid = await this.pid(known);
-            if (!pid)
-                return; // It has not begun in ten seconds, which the list shows.
-            await run(["tail", "--lines=+1", "--follow", "--sleep-interval=0.2", `--pid=${pid}`, `${known.path}/progress`], {
-                onData: text => {
-                    progress.add(text);
-                    this.changed();
+            if (!pid) return; // It has not begun in ten seconds, which the list shows.
+            await run(
+                ["tail", "--lines=+1", "--follow", "--sleep-interval=0.2", `--pid=${pid}`, `${known.path}/progress`],
+                {
+                    onData: text => {
+                        progress.add(text);
+                        this.changed();
+                    },
                 },
-            });
+            );
         } catch (error) {
-            if (error.code === "DISCONNECTED")
-                return; // The page says so; what was seen last stays.
+            if (error.code === "DISCONNECTED") return; // The page says so; what was seen last stays.
         }
         this.progress.delete(known.id);
         await this.refresh();
@@ -159,8 +166,7 @@ export class Works {
     async pid(known) {
         for (let tries = 0; tries < 50; tries++) {
             const text = await cockpit.file(`${known.path}/lock`, { superuser: "try" }).read();
-            if (text?.trim())
-                return text.trim();
+            if (text?.trim()) return text.trim();
             await new Promise(resolve => setTimeout(resolve, 200));
         }
         return null;
@@ -186,17 +192,19 @@ export class Works {
 
 // Let the browser save a file of the server under this name.
 export function save(path, name) {
-    const query = window.btoa(JSON.stringify({
-        payload: "fsread1",
-        binary: "raw",
-        path,
-        superuser: "try",
-        max_read_size: Number.MAX_SAFE_INTEGER,
-        external: {
-            "content-disposition": `attachment; filename*=UTF-8''${encodeURIComponent(name)}`,
-            "content-type": "application/octet-stream",
-        },
-    }));
+    const query = window.btoa(
+        JSON.stringify({
+            payload: "fsread1",
+            binary: "raw",
+            path,
+            superuser: "try",
+            max_read_size: Number.MAX_SAFE_INTEGER,
+            external: {
+                "content-disposition": `attachment; filename*=UTF-8''${encodeURIComponent(name)}`,
+                "content-type": "application/octet-stream",
+            },
+        }),
+    );
     const address = new URL(cockpit.transport.uri(`channel/${cockpit.transport.csrf_token}`)).pathname;
     const anchor = document.createElement("a");
     anchor.href = `${address}?${query}`;

@@ -167,6 +167,26 @@ def test_disks_are_mounted_and_unmounted(browser: Browser, place: Path, guests: 
     assert not os.path.ismount(place / "mounted here" / "vda.raw")
 
 
+def test_damage_is_seen_before_a_restore(browser: Browser, guests: Recorded) -> None:
+    full, newest = guests.backups
+    image = guests.repository.path / full.domain_uuid / full.id / "vda.qcow2"
+    image.rename(image.with_suffix(".away"))
+    try:
+        browser.click("link", "web")
+        browser.find("row", f"{full.id}*")
+        assert browser.run("return arguments[0].disabled", browser.find("button", f"Restore {newest.id}"))
+        browser.find("text", "Broken")
+        image.write_bytes(bytes(image.with_suffix(".away").stat().st_size))
+        browser.reload()
+        browser.click("button", f"Restore {newest.id}")
+        for _ in range(3):
+            browser.click("button", "Next")
+        browser.find("text", "Error: *")
+        assert "vda" in browser.run("return document.getElementById('checks').innerText")
+    finally:
+        image.with_suffix(".away").rename(image)
+
+
 @pytest.mark.parametrize(("style", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
 def test_everybody_can_read_it(browser: Browser, style: str, width: int, cockpit: Cockpit, guests: Recorded) -> None:
     browser.resize(width, 800)
