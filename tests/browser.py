@@ -46,8 +46,8 @@ const kinds = {
 };
 const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document;
 const words = text => (text ?? "").replace(/\\s+/g, " ").trim();
-const called = element => words(element.getAttribute("aria-label") || [...element.labels ?? []].map(one => one.innerText).join(" ")
-                                || element.innerText);
+const labels = element => [...element.labels ?? []].map(one => one.innerText).join(" ");
+const called = element => words(element.getAttribute("aria-label") || labels(element) || element.innerText);
 const fits = element => name.endsWith("*") ? called(element).includes(name.slice(0, -1)) : called(element) === name;
 return [...place.querySelectorAll(kinds[kind])].find(one => one.checkVisibility() && fits(one)) ?? null;
 """

@@ -22,7 +22,7 @@ from tests.daemon import wait_for
 TOP = Path(__file__).parents[1]
 #: Of a user whom no system has.
 UID = GID = 42424
-WS = "/usr/lib/cockpit/cockpit-ws"
+WS = next(filter(os.path.exists, ("/usr/lib/cockpit/cockpit-ws", "/usr/libexec/cockpit-ws")), "cockpit-ws")
 
 
 def reason_not_to_start() -> str | None:

@@ -43,6 +43,8 @@ keep-daily = 7
 keep-weekly = 4
 """
 PICTURE_BYTES = 150_000
+#: The bar of a backup can be seen to move.
+MOVES = "return [...document.querySelectorAll('.vb-work [role=progressbar]')].some(one => one.ariaValueNow > 20)"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def test_pictures(browser: Browser, cockpit: Cockpit, tmp_path: Path) -> None:
     browser.find("alert", "Note: *")
     browser.open(cockpit.address)
     browser.frame("iframe[name='cockpit1:localhost/vbackup']")
-    browser.wait("return [...document.querySelectorAll('.vb-work [role=progressbar]')].some(one => one.ariaValueNow > 20)")
+    browser.wait(MOVES)
     browser.screenshot(pictures / "overview.png")
     browser.run("localStorage.setItem('shell:style', 'dark')")
     browser.open(cockpit.page)
@@ -159,7 +161,7 @@ def test_pictures(browser: Browser, cockpit: Cockpit, tmp_path: Path) -> None:
     browser.resize(390, 760)
     browser.reload()
     browser.click("link", "Virtual machines")
-    browser.find("link", "web")
+    browser.wait(MOVES)
     browser.screenshot(pictures / "telephone.png")
     browser.click("link", "Details of Backup of files")
     browser.click("button", "Stop …")

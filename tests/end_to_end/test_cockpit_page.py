@@ -1,4 +1,4 @@
-"""The Cockpit page without a hypervisor: files of a guest, mounts, who may do what, and whether everybody can read it."""
+"""The Cockpit page without a hypervisor: files of a guest, mounts, who may do what, and whether all can read it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ const faults = [];
 document.getAnimations().filter(one => one instanceof CSSTransition).forEach(one => one.finish());
 const seen = element => element.checkVisibility({ visibilityProperty: true, opacityProperty: true });
 const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
-const named = element => element.getAttribute("aria-label") || element.innerText?.trim() || [...element.labels ?? []].some(one => one.innerText.trim())
+const named = element => element.getAttribute("aria-label") || element.innerText?.trim()
+    || [...element.labels ?? []].some(one => one.innerText.trim())
     || document.getElementById(element.getAttribute("aria-labelledby"))?.innerText;
-for (const element of place.querySelectorAll("button, a, input, select, dialog, nav, table caption, [role=progressbar]"))
+for (const element of place.querySelectorAll("button, a, input, select, dialog, nav, caption, [role=progressbar]"))
     if (seen(element) && !named(element))
         faults.push(`no name: ${element.outerHTML.slice(0, 200)}`);
 const ids = [...document.querySelectorAll("[id]")].map(one => one.id);
 for (const id of new Set(ids.filter((one, number) => ids.indexOf(one) !== number)))
     faults.push(`id twice: ${id}`);
 const levels = [...place.querySelectorAll("h1, h2, h3, h4")].filter(seen).map(one => Number(one.localName[1]));
-if (levels.filter(one => one === 1).length !== 1 || levels.some((one, number) => number && one > levels[number - 1] + 1))
+const skips = levels.some((one, number) => number && one > levels[number - 1] + 1);
+if (levels.filter(one => one === 1).length !== 1 || skips)
     faults.push(`levels of headings: ${levels}`);
 if (!document.documentElement.lang)
     faults.push("no language");
@@ -63,13 +65,15 @@ const light = ([...parts]) => parts.slice(0, 3).map(one => one / 255)
 const texts = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
 for (let text = texts.nextNode(); text; text = texts.nextNode()) {
     const element = text.parentElement;
-    if (!text.textContent.trim() || !seen(element) || element.closest(":disabled, option, .pf-v6-screen-reader, .vb-skip"))
+    const words = text.textContent.trim().slice(0, 60);
+    if (!words || !seen(element) || element.closest(":disabled, option, .pf-v6-screen-reader, .vb-skip"))
         continue;
     const behind = background(element);
-    const [one, other] = [light(over(color(getComputedStyle(element).color), behind)), light(behind)].sort((a, b) => b - a);
+    const style = getComputedStyle(element);
+    const [one, other] = [light(over(color(style.color), behind)), light(behind)].sort((a, b) => b - a);
     const ratio = (one + 0.05) / (other + 0.05);
-    if (ratio < (parseFloat(getComputedStyle(element).fontSize) >= 24 ? 3 : 4.5))
-        faults.push(`contrast ${ratio.toFixed(2)}: ${text.textContent.trim().slice(0, 60)}, ${getComputedStyle(element).color} on ${behind}`);
+    if (ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5))
+        faults.push(`contrast ${ratio.toFixed(2)}: ${words}, ${style.color} on ${behind}`);
 }
 if (document.scrollingElement.scrollWidth > innerWidth + 1)
     faults.push(`wider than the window: ${document.scrollingElement.scrollWidth}`);

@@ -1,4 +1,4 @@
-"""Long work of the Cockpit page: integrations/cockpit/work.py as the page runs it, with a program in vbackup's place."""
+"""Long work of the Cockpit page: integrations/cockpit/work.py as the page runs it, and a program in vbackup's place."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_stop_ends_vbackup_by_its_own_rules(page: Page, tmp_path: Path) -> None:
 
 def test_command_that_is_not_there_is_said(page: Page, tmp_path: Path) -> None:
     (tmp_path / "bin" / "vbackup").unlink()
-    page.environment["PATH"] = os.environ["PATH"].replace(os.path.dirname(sys.executable), "/nonexistent")
+    page.environment["PATH"] = os.environ["PATH"].replace(str(Path(sys.executable).parent), "/nonexistent")
     ended = page.wait(page.start())
     assert (ended["status"], ended["reason"]) == (127, "vbackup: No such file or directory")
 
