@@ -25,7 +25,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
                              run_commands  run_children  run_results  run_log  run_end  run_plan  config_check
                              config_init
-    engine | copies | notices
+    engine | copies | notices | schedule
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -37,6 +37,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              outgoing  upload  download  view  place  holding  lock_rule
       notices                tell people, once: sending  delivery  occasion  told  memory  text  document
                              attempts  requests  ping  webhook  mail  others  apprise_program
+      schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
     overview                 is everything backed up?: state
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
