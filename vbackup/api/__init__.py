@@ -17,6 +17,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
     daily        jobs of the configuration    configuration   check, show and keep it
+    monitoring   is everything backed up?
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -42,10 +43,19 @@ if TYPE_CHECKING:
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
     from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of
     from vbackup.api.fleet import Fleet, connect_all, read_hosts
+    from vbackup.api.monitoring import (
+        metrics_text,
+        nagios_line,
+        nagios_unknown,
+        serve_metrics,
+        status,
+        write_metrics,
+    )
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.config.model import Config
+    from vbackup.config.model import Job as ConfiguredJob
     from vbackup.config.model import Place as ConfigPlace
     from vbackup.config.showing import Shown as ShownKey
     from vbackup.copies.download import PARALLEL_OBJECTS
@@ -121,6 +131,7 @@ if TYPE_CHECKING:
     from vbackup.operations.live_restore import LiveRequest, LiveRestored
     from vbackup.operations.live_resume import ResumeRequest
     from vbackup.operations.ls import Listing, LsRequest
+    from vbackup.operations.metrics import MetricsServer
     from vbackup.operations.mount import Mounted, MountRequest
     from vbackup.operations.note import NoteRequest
     from vbackup.operations.protect import Changed as ChangedProtection
@@ -149,6 +160,7 @@ if TYPE_CHECKING:
     from vbackup.operations.standby_files import NewImage as NewStandbyImage
     from vbackup.operations.standby_status import Condition as StandbyCondition
     from vbackup.operations.standby_status import StandbyStatus
+    from vbackup.operations.status import StatusRequest
     from vbackup.operations.stream_backup import StreamRequest
     from vbackup.operations.stream_end import Ended as EndedStream
     from vbackup.operations.stream_restore import Received as ReceivedBackup
@@ -158,6 +170,7 @@ if TYPE_CHECKING:
     from vbackup.operations.usage import BackupUsage, DomainUsage, Leftover, Usage, UsageRequest
     from vbackup.operations.verify import PARALLEL as PARALLEL_IMAGES
     from vbackup.operations.verify import Verified, VerifyRequest
+    from vbackup.overview.state import CopyState, DomainState, Health, JobState, Overview, PointState, RepositoryState
     from vbackup.qapi.actions import BlockDirtyBitmap, CompletionMode
     from vbackup.qemu.jobs import Job
     from vbackup.report import Labelling, Phase, Reporter, Silent
@@ -276,6 +289,7 @@ __all__ = [
     "Condition",
     "Config",
     "ConfigPlace",
+    "ConfiguredJob",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -288,6 +302,7 @@ __all__ = [
     "CopyLine",
     "CopyPruneRequest",
     "CopyRequest",
+    "CopyState",
     "CopyVerifyRequest",
     "CpRequest",
     "DefineRequest",
@@ -299,6 +314,7 @@ __all__ = [
     "DiskImage",
     "DomainRecord",
     "DomainScripts",
+    "DomainState",
     "DomainUsage",
     "Duration",
     "EndedStream",
@@ -321,6 +337,7 @@ __all__ = [
     "FsckRequest",
     "FsckResult",
     "Group",
+    "Health",
     "HookDaemon",
     "HookPlace",
     "HookState",
@@ -329,6 +346,7 @@ __all__ = [
     "ImageFormat",
     "InPlaceRequest",
     "Job",
+    "JobState",
     "Keys",
     "Labelling",
     "LeftOut",
@@ -344,16 +362,19 @@ __all__ = [
     "MachineKind",
     "Merge",
     "MergePlan",
+    "MetricsServer",
     "MountRequest",
     "Mounted",
     "NewStandbyImage",
     "NotRun",
     "NoteRequest",
     "OpenedCopies",
+    "Overview",
     "Phase",
     "Place",
     "PlannedRun",
     "PlannedStep",
+    "PointState",
     "ProtectRequest",
     "Protection",
     "PruneLine",
@@ -371,6 +392,7 @@ __all__ = [
     "Replicated",
     "Reporter",
     "Repository",
+    "RepositoryState",
     "RestoreRequest",
     "Restored",
     "RestoredInPlace",
@@ -409,6 +431,7 @@ __all__ = [
     "StandbyCondition",
     "StandbyStatus",
     "Status",
+    "StatusRequest",
     "StepKind",
     "Stop",
     "StreamRequest",
@@ -456,6 +479,9 @@ __all__ = [
     "known_schemas",
     "load_schema",
     "machine_path",
+    "metrics_text",
+    "nagios_line",
+    "nagios_unknown",
     "note_fault",
     "open_copies",
     "open_stage",
@@ -471,12 +497,15 @@ __all__ = [
     "run_jobs",
     "runs_of",
     "schema_title",
+    "serve_metrics",
     "split_session_address",
+    "status",
     "this_host",
     "total_room",
     "tpm_commands",
     "unusual",
     "write_config",
+    "write_metrics",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -600,6 +629,11 @@ _PLACES = {
     "vbackup.operations.stream_restore": "Received:ReceivedBackup",
     "vbackup.repository.stream_tar": "Read:ReadStream Write:WriteStream",
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
+    # is everything backed up?
+    "vbackup.api.monitoring": "metrics_text nagios_line nagios_unknown serve_metrics status write_metrics",
+    "vbackup.operations.status": "StatusRequest",
+    "vbackup.operations.metrics": "MetricsServer",
+    "vbackup.overview.state": "CopyState DomainState Health JobState Overview PointState RepositoryState",
     # the user's scripts
     "vbackup.scripts.finding": "DIRECTORY:SCRIPT_DIRECTORY Script ScriptPhase",
     "vbackup.scripts.runner": "DomainScripts Outcome:ScriptOutcome Settings:ScriptSettings TIMEOUT_S:SCRIPT_TIMEOUT_S",
@@ -614,7 +648,7 @@ _PLACES = {
     "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
     "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
     "propose_config write_config",
-    "vbackup.config.model": "Config Place:ConfigPlace",
+    "vbackup.config.model": "Job:ConfiguredJob Config Place:ConfigPlace",
     "vbackup.config.showing": "Shown:ShownKey",
     "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
     "vbackup.operations.run": "NotRun Ran RunRequest",

@@ -23,15 +23,13 @@ def overview(facts: Facts) -> Overview:
     repositories = tuple(map(_repository, facts.repositories))
     found = tuple(sorted(domains.judged(facts), key=lambda one: (-one.health, one.name, one.repository)))
     clock = jobs.doubt(facts)
-    health = max(
-        [
-            *(one.health for one in (*found_jobs, *found, *repositories)),
-            *([Health.WARNING] if clock is not None else []),
-        ],
-        default=Health.UNKNOWN,
-    )
+    healths = [one.health for one in found_jobs] + [one.health for one in found] + [one.health for one in repositories]
+    if clock is not None:
+        healths.append(Health.WARNING)
     warnings = (*([clock] if clock is not None else []), *facts.warnings)
-    return Overview(facts.time, facts.host, health, found_jobs, found, repositories, warnings)
+    return Overview(
+        facts.time, facts.host, max(healths, default=Health.UNKNOWN), found_jobs, found, repositories, warnings
+    )
 
 
 def _repository(one: RepositoryFacts) -> RepositoryState:

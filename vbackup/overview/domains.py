@@ -220,7 +220,7 @@ def _late_copies(copies: Sequence[CopyState], case: _Case) -> Iterator[tuple[Hea
                 Health.WARNING,
                 f"None of its backups was ever copied to {copy.target}."
                 if copy.time is None
-                else f"The newest copy at {copy.target} is {span(age_s)} old; {copy.behind} newer ones are not there.",
+                else f"The newest copy at {copy.target} is {span(age_s)} old; newer backups not there: {copy.behind}.",
             )
 
 

@@ -63,11 +63,9 @@ class Glance:
     name: str  #: the one that it had last
     ids: frozenset[str]  #: of all that are committed
     newest: Backup | None  #: the newest that can be restored, read as a whole
-    host: str | None  #: on which that was made
     chain_images: int  #: length of its longest chain
     broken: str | None  #: why a newer one than that cannot be restored, as a sentence
     latest: tuple[SeenBackup, ...]  #: those with the highest sequence numbers, oldest first, at most LATEST
-    ahead: tuple[str, ...]  #: ids of backups that were made later than now
     size_bytes: int  #: of the images of all
     verified: datetime | None  #: when the last verify of one of them ended
     verdict: Verdict | None  #: of that
@@ -75,7 +73,7 @@ class Glance:
     unusual: tuple[str, ...] = ()  #: sentences on the newest one's changes
 
 
-def read(directory: Path, uuid: str, *, now: datetime, has_images: bool = True) -> Glance:
+def read(directory: Path, uuid: str, *, has_images: bool = True) -> Glance:
     """Look at the backups in a domain's directory. ``has_images``: False if images are elsewhere, and count as whole.
 
     Raises StorageError if the directory cannot be read, or is a symbolic link.
@@ -89,7 +87,7 @@ def read(directory: Path, uuid: str, *, now: datetime, has_images: bool = True) 
     ordered = sorted(seen.values(), key=lambda one: one.sequence)
     shown = [one for one in ordered if one.id not in merging]
     newest, chain_images, broken = _newest(directory, uuid, shown, whole)
-    broken = _not_read(unreadable, newest) or broken
+    broken = _not_read(unreadable, shown) or broken
     verdicts = list(_verdicts(place, ids - merging))
     last = max(verdicts, key=lambda one: one[1], default=None)
     return Glance(
@@ -97,11 +95,9 @@ def read(directory: Path, uuid: str, *, now: datetime, has_images: bool = True) 
         name=catalogue.domain_names(directory)[-1],
         ids=frozenset(ids - merging),
         newest=newest,
-        host=newest.host.name if newest is not None and newest.host is not None else None,
         chain_images=chain_images,
         broken=broken,
         latest=tuple(shown[-LATEST:]),
-        ahead=tuple(one.id for one in shown if one.time > now),
         size_bytes=sum(one.size_bytes for one in shown),
         verified=last[1] if last is not None else None,
         verdict=last[2] if last is not None else None,
@@ -221,10 +217,10 @@ def _newest(
     return None, 0, broken
 
 
-def _not_read(unreadable: Sequence[str], newest: Backup | None) -> str | None:
-    """Return a sentence on the newest backup that cannot be read, if it is newer by its id than the newest readable."""
-    stamp = names.stamp_of(newest.id) if newest is not None else ""
-    newer = [one for one in unreadable if names.stamp_of(one) >= stamp]
+def _not_read(unreadable: Sequence[str], ordered: Sequence[SeenBackup]) -> str | None:
+    """Return a sentence on the newest backup that cannot be read, if by its id it is newer than all others."""
+    stamp = max((names.stamp_of(one.id) for one in ordered), default="")
+    newer = [one for one in unreadable if names.stamp_of(one) > stamp]
     return f"Backup {max(newer)} is broken: its manifest cannot be read." if newer else None
 
 
