@@ -91,5 +91,5 @@ def test_report_is_replaced_in_one_step_and_is_the_users_own(tmp_path: Path) -> 
     assert path.read_text().startswith("OK: 1 of 1 domain is backed up.")
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(StorageError, match="Cannot write .*: Not a directory"):
+    with pytest.raises(StorageError, match=r"Cannot write .*: Not a directory"):
         report.write(path / "x", "x")
