@@ -4,11 +4,12 @@ import { run } from "./command.js";
 import { errorAlert } from "./dialog.js";
 import { button, h, label, link, spinner, swap, table } from "./dom.js";
 import { ago, duration, moment } from "./format.js";
-import { outcomeLabel, workBars, workLabel } from "./work.js";
+import { outcomeLabel, workCards, workLabel } from "./work.js";
 
 const LINES = 200;
 export function activity(page) {
     const element = h("div", { class: "vb-view" });
+    const cards = workCards(page);
     let journal = null;
 
     // Messages of all units of vbackup, also those of systemd on them.
@@ -78,12 +79,14 @@ export function activity(page) {
     const view = {
         element,
         ended: load,
+        progress: cards.update,
         update() {
+            cards.update();
             swap(
                 element,
                 h("h1", null, "Activity"),
                 page.works.error ? errorAlert(page.works.error) : null,
-                page.works.running.map(known => workBars(page, known)),
+                cards.element,
                 page.state.jobs.length
                     ? h(
                           "section",

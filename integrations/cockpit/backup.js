@@ -1,6 +1,6 @@
 // Begin a backup, and open a repository by hand.
 
-import { vbackup, virsh } from "./command.js";
+import { CommandError, vbackup, virsh } from "./command.js";
 import { choice, dialog, field, fieldset, form, select, text } from "./dialog.js";
 import { h, uniqueId } from "./dom.js";
 import { rememberRepository } from "./state.js";
@@ -95,8 +95,8 @@ export function backupDialog(page, domain) {
                                   level.value,
                                   "--quiesce",
                                   quiesce.value,
-                                  ...(speed.value.trim() ? ["--speed", speed.value.trim()] : []),
-                                  ...(note.value ? ["--note", note.value] : []),
+                                  ...(speed.value.trim() ? [`--speed=${speed.value.trim()}`] : []),
+                                  ...(note.value ? [`--note=${note.value}`] : []),
                                   "--",
                                   key,
                               ],
@@ -109,7 +109,7 @@ export function backupDialog(page, domain) {
 
 // A name can contain a pattern's characters: the UUID means this machine and no other.
 async function knownAs(name) {
-    if (!name.trim()) throw Object.assign(new Error("Which virtual machine?"), { code: "" });
+    if (!name.trim()) throw new CommandError({ code: null, message: "Which virtual machine?" });
     try {
         return (await virsh("domuuid", "--", name))[0];
     } catch {
@@ -120,6 +120,12 @@ async function knownAs(name) {
 // Ask for the directory of a repository, and show what is in it from now on.
 export function repositoryDialog(page) {
     const path = text("", { placeholder: "/srv/backup", required: true });
+    async function use(command) {
+        if (!path.value.startsWith("/")) throw new CommandError({ code: null, message: "Give an absolute path." });
+        await vbackup([command, "-r", path.value]);
+        rememberRepository(path.value.replace(/(.)\/+$/, "$1"));
+        await page.refresh();
+    }
     dialog(
         "Open a repository",
         form(
@@ -130,24 +136,8 @@ export function repositoryDialog(page) {
             ),
         ),
         [
-            [
-                "Open",
-                "primary",
-                async () => {
-                    await vbackup(["list", "-r", path.value]);
-                    rememberRepository(path.value.replace(/(.)\/+$/, "$1"));
-                    await page.refresh();
-                },
-            ],
-            [
-                "Create",
-                "secondary",
-                async () => {
-                    await vbackup(["init", "-r", path.value]);
-                    rememberRepository(path.value.replace(/(.)\/+$/, "$1"));
-                    await page.refresh();
-                },
-            ],
+            ["Open", "primary", () => use("list")],
+            ["Create", "secondary", () => use("init")],
         ],
     );
 }

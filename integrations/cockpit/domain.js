@@ -8,7 +8,7 @@ import { ago, bytes, duration, moment, plural } from "./format.js";
 import { healthLabel } from "./overview.js";
 import { restoreWizard } from "./restore.js";
 import { points } from "./state.js";
-import { workBars } from "./work.js";
+import { workCards } from "./work.js";
 
 const STATES = {
     good: ["Verified", "ok"],
@@ -61,6 +61,8 @@ export function domain(page, path, key) {
     const known = () => page.state.domain(path, key);
     const name = () => known()?.name ?? found?.points[0]?.domain.name ?? key;
     const about = () => ({ path, key: known()?.key ?? key, name: name() });
+    const isMine = one => one.domain?.key === about().key && one.domain.path === path;
+    const cards = workCards(page, isMine);
 
     function row(point) {
         const id = point.id;
@@ -126,7 +128,7 @@ export function domain(page, path, key) {
                     point.protection ? "Unprotect" : "Protect",
                     "primary",
                     async () => {
-                        await vbackup([point.protection ? "unprotect" : "protect", "-r", path, point.id]);
+                        await vbackup([point.protection ? "unprotect" : "protect", "-r", path, "--", key, point.id]);
                         await load();
                     },
                 ],
@@ -146,8 +148,9 @@ export function domain(page, path, key) {
 
     const view = {
         element,
+        progress: cards.update,
         ended(work) {
-            if (work.domain?.key === about().key) load();
+            if (isMine(work)) load();
         },
         update() {
             const state = known();
@@ -158,7 +161,8 @@ export function domain(page, path, key) {
                 if (isNews) load();
             }
             const newest = found?.points.find(point => !point.states.includes("broken"));
-            const works = page.works.running.filter(one => one.domain?.key === about().key && one.domain.path === path);
+            const works = page.works.running.filter(isMine);
+            cards.update();
             swap(
                 element,
                 crumbs(page, [name(), null]),
@@ -191,7 +195,7 @@ export function domain(page, path, key) {
                       )
                     : null,
                 found?.broken.map(one => alert("danger", `${one.id} cannot be read`, h("p", null, one.reason))),
-                works.map(one => workBars(page, one)),
+                cards.element,
                 card(
                     null,
                     descriptions(

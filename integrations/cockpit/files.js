@@ -18,6 +18,7 @@ export function files(page, path, key, id, where = "") {
     let error = null;
     let mounts = [];
     let mountError = null;
+    const begun = new Set(); // ids of downloads, since others of this user may have begun some too
 
     const domain = () => ({ path, key, name: page.state.domain(path, key)?.name ?? listing?.domain.name ?? key });
     const common = ["-r", path, "--backup", id];
@@ -92,10 +93,10 @@ export function files(page, path, key, id, where = "") {
     }
 
     // The file is copied out of the backup first, so that what is saved is whole or not there at all.
-    function download(entry, isDirectory) {
+    async function download(entry, isDirectory) {
         const name = (baseName(entry.path) || "files") + (isDirectory ? ".tar" : "");
         const full = `${where.slice(0, where.indexOf(":"))}:${entry.path}`;
-        return page.start({
+        const known = await page.start({
             kind: "download",
             title: `Download of ${entry.path}`,
             name,
@@ -104,6 +105,7 @@ export function files(page, path, key, id, where = "") {
                 ? ["cp", ...common, "--progress", "json", "--tar", "--", key, full]
                 : ["cat", ...common, "--progress", "json", "--", key, full],
         });
+        begun.add(known.id);
     }
 
     function entryRow(entry) {
@@ -186,7 +188,7 @@ export function files(page, path, key, id, where = "") {
         close: () => leaving.abort(),
         ended(known) {
             // What was begun here is saved at once; otherwise its record offers it.
-            if (known.kind === "download" && known.status === 0) save(`${known.path}/result`, known.name);
+            if (begun.delete(known.id) && known.status === 0) save(`${known.path}/result`, known.name);
         },
         update() {
             swap(

@@ -14,6 +14,7 @@ const cockpit = window.cockpit;
 const REFRESH_MS = 60000;
 // What is shown by another view is not older than this.
 const FRESH_MS = 10000;
+const PROGRESS_MS = 200;
 
 // By the first word of the address: a function that makes a view, { element, update() }, from what all views know.
 const VIEWS = { "": overview, domain, files, activity, work, configuration };
@@ -66,10 +67,16 @@ const page = {
 };
 
 let shown = null; // the view
+let isPressed = false; // a key or the mouse: what is replaced meanwhile would never get the click
+let isWaiting = false;
 let refreshed = 0;
 
 function path() {
-    return location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+    try {
+        return location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+    } catch {
+        return [""]; // an address that is none
+    }
 }
 
 function show() {
@@ -111,7 +118,28 @@ function header(name) {
 }
 
 function update() {
-    shown?.update();
+    isWaiting = isPressed;
+    if (!isPressed) shown?.update();
+}
+
+function press() {
+    isPressed = true;
+}
+
+function release() {
+    isPressed = false;
+    if (isWaiting) setTimeout(update);
+}
+
+let moved = null;
+
+// Some times a second at most.
+function progress() {
+    moved ??= setTimeout(() => {
+        moved = null;
+        if (isPressed || !shown?.progress) update();
+        else shown.progress();
+    }, PROGRESS_MS);
 }
 
 function ended(known) {
@@ -154,7 +182,9 @@ function permission() {
 }
 
 function begin() {
-    page.works = new Works(update, ended);
+    page.works = new Works({ changed: update, moved: progress, ended });
+    for (const name of ["pointerdown", "keydown"]) window.addEventListener(name, press, true);
+    for (const name of ["pointerup", "pointercancel", "keyup", "blur"]) window.addEventListener(name, release, true);
     window.addEventListener("hashchange", show);
     show();
     cockpit.transport.wait(() => {

@@ -5,7 +5,7 @@ import { errorAlert } from "./dialog.js";
 import { alert, bar, button, card, empty, h, label, link, spinner, swap, table } from "./dom.js";
 import { ago, bytes, duration, moment, plural } from "./format.js";
 import { KIND } from "./state.js";
-import { workBars } from "./work.js";
+import { workCards } from "./work.js";
 
 const WORDS = { ok: "Backed up", warning: "Look at it", critical: "Not backed up", unknown: "No job" };
 
@@ -22,6 +22,7 @@ export function healthLabel(domain) {
 export function overview(page) {
     const element = h("div", { class: "vb-view" });
     const { state, works } = page;
+    const cards = workCards(page);
 
     function summary() {
         const good = state.domains.filter(one => one.health === "ok").length;
@@ -150,7 +151,9 @@ export function overview(page) {
 
     return {
         element,
+        progress: cards.update,
         update() {
+            cards.update();
             if (!state.read) {
                 swap(element, spinner("Reading the backups …"));
                 return;
@@ -191,7 +194,7 @@ export function overview(page) {
                     ? nothing()
                     : [
                           state.domains.length ? summary() : null,
-                          works.running.map(known => workBars(page, known)),
+                          cards.element,
                           state.domains.length
                               ? h(
                                     "section",

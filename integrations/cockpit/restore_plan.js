@@ -82,11 +82,11 @@ export class Plan {
 
     get destination() {
         const words = ["--output", this.directory];
-        if (this.pool) words.push("--pool", this.pool);
+        if (this.pool) words.push(`--pool=${this.pool}`);
         if (this.way === "live") words.push("--live");
         else words.push("--format", this.format);
         if (this.isDefined && this.way !== "live") words.push("--define", ...(this.start ? ["--start"] : []));
-        if (this.isDefined && this.way !== "original") words.push("--name", this.name);
+        if (this.isDefined && this.way !== "original") words.push(`--name=${this.name}`);
         return words;
     }
 

@@ -106,7 +106,7 @@ export class State {
 // The backups of a domain, newest first.
 export async function points(path, key) {
     try {
-        const document = await vbackup(["list", key, "-r", path]);
+        const document = await vbackup(["list", "-r", path, "--", key]);
         return { points: document.backups.reverse(), broken: document.broken };
     } catch (error) {
         if (error instanceof CommandError && error.code === "DOMAIN_NOT_FOUND") return { points: [], broken: [] };

@@ -44,7 +44,7 @@ export function workLabel(known) {
 }
 
 // A card with the bars of work that runs.
-export function workBars(page, known) {
+function workBars(page, known) {
     const progress = page.works.progress.get(known.id) ?? new Progress();
     const { done, total } = progress.total;
     return section(
@@ -62,6 +62,17 @@ export function workBars(page, known) {
         bar("Progress", done, total, total ? `${bytes(done)} of ${bytes(total)}` : "begins"),
         h("p", { class: "vb-quiet" }, progress.steps.at(-1)?.message ?? ""),
     );
+}
+
+// The cards of the works that are wanted and run; a part of a view that is drawn again without the rest.
+export function workCards(page, isWanted = () => true) {
+    const element = h("div", { class: "vb-view" });
+    const update = () =>
+        swap(
+            element,
+            page.works.running.filter(isWanted).map(known => workBars(page, known)),
+        );
+    return { element, update };
 }
 
 function diskBars(progress) {

@@ -4,6 +4,8 @@ import { CommandError, run } from "./command.js";
 
 const cockpit = window.cockpit;
 
+const RETRY_MS = 5000;
+
 let program = null;
 
 async function work(argv, input) {
@@ -78,10 +80,12 @@ export class Progress {
     }
 }
 
-// All works of this user, and those that run followed. Calls "changed" whenever something is new.
+// All works of this user, and those that run followed. Calls "changed" when the list is new, "moved" when work has
+// reported something, and "ended" with what has ended.
 export class Works {
-    constructor(changed, ended) {
+    constructor({ changed, moved, ended }) {
         this.changed = changed;
+        this.moved = moved;
         this.ended = ended;
         this.list = [];
         this.progress = new Map(); // by id, of those that run
@@ -151,12 +155,13 @@ export class Works {
                 {
                     onData: text => {
                         progress.add(text);
-                        this.changed();
+                        this.moved();
                     },
                 },
             );
         } catch (error) {
             if (error.code === "DISCONNECTED") return; // The page says so; what was seen last stays.
+            await new Promise(resolve => setTimeout(resolve, RETRY_MS));
         }
         this.progress.delete(known.id);
         await this.refresh();
@@ -192,7 +197,7 @@ export class Works {
 
 // Let the browser save a file of the server under this name.
 export function save(path, name) {
-    const query = window.btoa(
+    const asked = new TextEncoder().encode(
         JSON.stringify({
             payload: "fsread1",
             binary: "raw",
@@ -205,6 +210,7 @@ export function save(path, name) {
             },
         }),
     );
+    const query = window.btoa(String.fromCharCode(...asked));
     const address = new URL(cockpit.transport.uri(`channel/${cockpit.transport.csrf_token}`)).pathname;
     const anchor = document.createElement("a");
     anchor.href = `${address}?${query}`;
