@@ -327,6 +327,7 @@ COPY = (
 COPY_PRUNE = (*_RULES, _IDENTITY, _TARGET_CONFIG, _CACHE, _WAIT_LOCK)
 
 COPY_VERIFY = (
+    Key("sample", Kind.PERCENT, "read random objects until this part of all bytes is read", values.percent),
     _VERIFY_PARALLEL,
     _VERIFY_SPEED,
     _IDENTITY,
