@@ -349,6 +349,11 @@ class _Reader:
                 elif not self._has_fault(table, "at"):
                     self._fault_at(table, name, f"{name!r} of [{dotted(table.path)}] needs 'at', the time of day.")
             return None, window
+        if window is not None and at == times.HOURLY:
+            at = tuple(time for time in at if times.contains(window, time))
+            if not at:
+                self._fault_at(table, "window", f"No full hour lies in the window of [{dotted(table.path)}].")
+                return None, window
         outside = [] if window is None else [time for time in at if not times.contains(window, time)]
         if window is not None and outside:
             self._fault_at(

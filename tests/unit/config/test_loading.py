@@ -307,6 +307,14 @@ def test_two_jobs_of_one_name_are_a_fault_with_both_places(load: Load, tmp_path:
     assert fault.line == 4
 
 
+def test_hourly_in_a_window_is_the_hours_in_it(load: Load) -> None:
+    job = load(MAIN + "[job.a]\nat = 'hourly'\nwindow = '22:00-02:30'\n").config.jobs["a"]
+    assert job.calendar == Calendar((time(0), time(1), time(2), time(22), time(23)))
+    assert job.max_age_s == (20 + 2) * 3600
+    (fault,) = load(MAIN + "[job.a]\nat = 'hourly'\nwindow = '22:10-22:50'\n").faults
+    assert (fault.line, fault.fault) == (5, "No full hour lies in the window of [job.a].")
+
+
 # [defaults]
 
 
