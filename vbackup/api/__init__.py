@@ -16,6 +16,7 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
+    monitoring   is everything backed up?
     daily        jobs of the configuration    configuration   check, show and keep it
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
@@ -42,10 +43,22 @@ if TYPE_CHECKING:
     from vbackup.api.copies import OpenedCopies, open_copies, rewrap_copies
     from vbackup.api.daily import plan_runs, read_config, run_jobs, runs_of
     from vbackup.api.fleet import Fleet, connect_all, read_hosts
+    from vbackup.api.monitoring import (
+        metrics_text,
+        nagios_line,
+        nagios_unknown,
+        report_html,
+        report_text,
+        serve_metrics,
+        status,
+        write_metrics,
+        write_report,
+    )
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
     from vbackup.api.upkeep import Repaired
     from vbackup.config.model import Config
+    from vbackup.config.model import Job as ConfiguredJob
     from vbackup.config.model import Place as ConfigPlace
     from vbackup.config.showing import Shown as ShownKey
     from vbackup.copies.download import PARALLEL_OBJECTS
@@ -100,6 +113,8 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.completion import ValueKind, ValuesRequest
+    from vbackup.operations.completion import values as completion_values
     from vbackup.operations.config_check import CheckedConfig, CheckedDomain, CheckedJob
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
@@ -121,6 +136,7 @@ if TYPE_CHECKING:
     from vbackup.operations.live_restore import LiveRequest, LiveRestored
     from vbackup.operations.live_resume import ResumeRequest
     from vbackup.operations.ls import Listing, LsRequest
+    from vbackup.operations.metrics import MetricsServer
     from vbackup.operations.mount import Mounted, MountRequest
     from vbackup.operations.note import NoteRequest
     from vbackup.operations.protect import Changed as ChangedProtection
@@ -149,6 +165,7 @@ if TYPE_CHECKING:
     from vbackup.operations.standby_files import NewImage as NewStandbyImage
     from vbackup.operations.standby_status import Condition as StandbyCondition
     from vbackup.operations.standby_status import StandbyStatus
+    from vbackup.operations.status import StatusRequest
     from vbackup.operations.stream_backup import StreamRequest
     from vbackup.operations.stream_end import Ended as EndedStream
     from vbackup.operations.stream_restore import Received as ReceivedBackup
@@ -158,6 +175,7 @@ if TYPE_CHECKING:
     from vbackup.operations.usage import BackupUsage, DomainUsage, Leftover, Usage, UsageRequest
     from vbackup.operations.verify import PARALLEL as PARALLEL_IMAGES
     from vbackup.operations.verify import Verified, VerifyRequest
+    from vbackup.overview.state import CopyState, DomainState, Health, JobState, Overview, PointState, RepositoryState
     from vbackup.qapi.actions import BlockDirtyBitmap, CompletionMode
     from vbackup.qemu.jobs import Job
     from vbackup.report import Labelling, Phase, Reporter, Silent
@@ -276,6 +294,7 @@ __all__ = [
     "Condition",
     "Config",
     "ConfigPlace",
+    "ConfiguredJob",
     "Connection",
     "Consistency",
     "ConsolidateRequest",
@@ -288,6 +307,7 @@ __all__ = [
     "CopyLine",
     "CopyPruneRequest",
     "CopyRequest",
+    "CopyState",
     "CopyVerifyRequest",
     "CpRequest",
     "DefineRequest",
@@ -299,6 +319,7 @@ __all__ = [
     "DiskImage",
     "DomainRecord",
     "DomainScripts",
+    "DomainState",
     "DomainUsage",
     "Duration",
     "EndedStream",
@@ -321,6 +342,7 @@ __all__ = [
     "FsckRequest",
     "FsckResult",
     "Group",
+    "Health",
     "HookDaemon",
     "HookPlace",
     "HookState",
@@ -329,6 +351,7 @@ __all__ = [
     "ImageFormat",
     "InPlaceRequest",
     "Job",
+    "JobState",
     "Keys",
     "Labelling",
     "LeftOut",
@@ -344,16 +367,19 @@ __all__ = [
     "MachineKind",
     "Merge",
     "MergePlan",
+    "MetricsServer",
     "MountRequest",
     "Mounted",
     "NewStandbyImage",
     "NotRun",
     "NoteRequest",
     "OpenedCopies",
+    "Overview",
     "Phase",
     "Place",
     "PlannedRun",
     "PlannedStep",
+    "PointState",
     "ProtectRequest",
     "Protection",
     "PruneLine",
@@ -371,6 +397,7 @@ __all__ = [
     "Replicated",
     "Reporter",
     "Repository",
+    "RepositoryState",
     "RestoreRequest",
     "Restored",
     "RestoredInPlace",
@@ -409,6 +436,7 @@ __all__ = [
     "StandbyCondition",
     "StandbyStatus",
     "Status",
+    "StatusRequest",
     "StepKind",
     "Stop",
     "StreamRequest",
@@ -426,6 +454,8 @@ __all__ = [
     "Unmounted",
     "Usage",
     "UsageRequest",
+    "ValueKind",
+    "ValuesRequest",
     "VbackupError",
     "Verdict",
     "Verification",
@@ -437,6 +467,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "check_config",
+    "completion_values",
     "config_schema",
     "config_text",
     "connect",
@@ -456,6 +487,9 @@ __all__ = [
     "known_schemas",
     "load_schema",
     "machine_path",
+    "metrics_text",
+    "nagios_line",
+    "nagios_unknown",
     "note_fault",
     "open_copies",
     "open_stage",
@@ -467,16 +501,22 @@ __all__ = [
     "read_identities",
     "read_recipients",
     "reload_daemons",
+    "report_html",
+    "report_text",
     "rewrap_copies",
     "run_jobs",
     "runs_of",
     "schema_title",
+    "serve_metrics",
     "split_session_address",
+    "status",
     "this_host",
     "total_room",
     "tpm_commands",
     "unusual",
     "write_config",
+    "write_metrics",
+    "write_report",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -600,11 +640,21 @@ _PLACES = {
     "vbackup.operations.stream_restore": "Received:ReceivedBackup",
     "vbackup.repository.stream_tar": "Read:ReadStream Write:WriteStream",
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
+    # is everything backed up?
+    "vbackup.api.monitoring": (
+        "metrics_text nagios_line nagios_unknown report_html report_text serve_metrics status write_metrics"
+        " write_report"
+    ),
+    "vbackup.operations.status": "StatusRequest",
+    "vbackup.operations.metrics": "MetricsServer",
+    "vbackup.overview.state": "CopyState DomainState Health JobState Overview PointState RepositoryState",
     # the user's scripts
     "vbackup.scripts.finding": "DIRECTORY:SCRIPT_DIRECTORY Script ScriptPhase",
     "vbackup.scripts.runner": "DomainScripts Outcome:ScriptOutcome Settings:ScriptSettings TIMEOUT_S:SCRIPT_TIMEOUT_S",
     # JSON Schema of documents
     "vbackup.schemas": "find:find_schema known:known_schemas load:load_schema title:schema_title",
+    # completion of a shell's words
+    "vbackup.operations.completion": "ValueKind ValuesRequest values:completion_values",
     # this machine
     "vbackup.machine": "this_host",
     # libvirt's hook script
@@ -614,7 +664,7 @@ _PLACES = {
     "vbackup.api.daily": "plan_runs read_config run_jobs runs_of",
     "vbackup.api.configuration": "check_config config_schema config_text effective_config keep_config kept_config "
     "propose_config write_config",
-    "vbackup.config.model": "Config Place:ConfigPlace",
+    "vbackup.config.model": "Job:ConfiguredJob Config Place:ConfigPlace",
     "vbackup.config.showing": "Shown:ShownKey",
     "vbackup.operations.config_check": "CheckedConfig CheckedDomain CheckedJob",
     "vbackup.operations.run": "NotRun Ran RunRequest",

@@ -25,6 +25,7 @@ __all__ = [
     "left_out",
     "live_restored",
     "machine",
+    "overview",
     "plan",
     "replicated",
     "restored",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from vbackup.operations.restore_in_place import RestoredInPlace
     from vbackup.operations.restored_machine import Placed
     from vbackup.operations.standby_status import StandbyStatus
+    from vbackup.overview.state import Overview
     from vbackup.repository.boot_result import BootResult
     from vbackup.repository.fsck_result import FsckResult
     from vbackup.repository.verification import Verification
@@ -76,6 +78,13 @@ def group(made: Group) -> dict[str, Any]:
 def left_out(left: LeftOut) -> dict[str, str]:
     """Return a disk or device that a backup or a restored domain does not have, with the reason."""
     return manifest.left_out_document(left)
+
+
+def overview(found: Overview) -> dict[str, Any]:
+    """Return the state of everything, as vbackup.status/1 has it."""
+    from vbackup.overview import documents
+
+    return documents.document(found)
 
 
 def plan(made: BackupPlan) -> dict[str, Any]:

@@ -477,3 +477,19 @@ def domain_words_of(options: argparse.Namespace) -> list[str]:
     if "" in words:
         raise UsageError("The domain name is empty.")
     return words
+
+
+def add_asked(parser: argparse.ArgumentParser) -> None:
+    """Add what a command asks of whether everything is backed up (vbackup.cli.overviews)."""
+    from vbackup.cli.values import age_s  # which 'vbackup --help' does without
+
+    parser.add_argument("jobs", metavar="JOB", nargs="*", help="names of jobs (default: all)")
+    parser.add_argument(
+        "--max-age",
+        metavar="TIME",
+        type=age_s,
+        help="how old the newest backup of a domain may be, such as 26h or 8d (default: what its job promises)",
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="do not ask libvirt which domains there are, and which are gone"
+    )

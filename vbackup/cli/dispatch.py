@@ -16,8 +16,24 @@ from vbackup.stop import Stop, on_signals
 #: The commands that only print.
 _ONLY_PRINT = frozenset(
     (
-        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
+        *(
+            "status",
+            "list",
+            "show",
+            "verify",
+            "diff",
+            "usage",
+            "ls",
+            "cat",
+            "search",
+            "bitmap list",
+            "hooks status",
+            "schema",
+            "completion",
+        ),
         *("session list", "session status", "session changes", "tracker list", "checkpoint list"),
+        *("list", "show", "verify", "diff", "usage", "ls", "cat", "search", "bitmap list", "hooks status", "schema"),
+        *("completion", "session list", "session status", "session changes", "tracker list", "checkpoint list"),
         *("stream backup", "engine read", "engine config"),
         *("config check", "config show", "config schema", "config init", "config recover"),
     )

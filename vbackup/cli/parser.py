@@ -17,6 +17,7 @@ COMMANDS = {
     "config": "check, show and make the configuration",
     "init": "create a repository",
     "backup": "back up domains",
+    "status": "tell whether everything is backed up",
     "list": "list the domains and backups in a repository",
     "show": "show the record of a backup",
     "verify": "compare the images of backups with their block lists",
@@ -54,7 +55,10 @@ COMMANDS = {
     "tracker": "list and forget the trackers of sessions",
     "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
+    "metrics": "write metrics for Prometheus",
+    "report": "write a page on all backups, for people",
     "schema": "print the JSON Schema of a document",
+    "completion": "print the completion script of a shell",
 }
 
 

@@ -125,7 +125,7 @@ def those_of_all(host: Host, excluded: Sequence[str]) -> Selection:
     chosen, skipped = [], []
     handles = host.domains()
     for handle in handles:
-        reason = _EXCLUDED if _is_excluded(handle, excluded) else _reason_to_skip(handle)
+        reason = _EXCLUDED if _is_excluded(handle, excluded) else reason_to_skip(handle)
         if reason is None:
             chosen.append(_chosen(handle))
         else:
@@ -137,7 +137,7 @@ def _is_excluded(one: DomainHandle | Chosen, excluded: Sequence[str]) -> bool:
     return any(word in (one.name, one.uuid) or fnmatchcase(one.name, word) for word in excluded)
 
 
-def _reason_to_skip(handle: DomainHandle) -> str | None:
+def reason_to_skip(handle: DomainHandle) -> str | None:
     """Return why the domain cannot be backed up, as far as its XML and state show; None if it may be possible."""
     if _is_boot_copy(handle):
         return "it is the copy of a domain that a boot test runs"
