@@ -241,18 +241,12 @@ class _Reader:
                 )
 
     def _target(self, name: str, table: _Table) -> TargetEntry | None:
-        url = table.values.get("url", "")
         if not self._required(table, "url"):
-            return None
-        if "://" not in url and not url.startswith("/"):
-            self._fault(
-                (*table.path, "url"), f"'url' should be an absolute path, or a URL such as s3://BUCKET: {url!r}."
-            )
             return None
         _open_alike(table)
         if "prune" in table.below:
             self._refuse_no_rule(table.below["prune"])
-        return TargetEntry(name, url, table.options(), table.place)
+        return TargetEntry(name, table.values["url"], table.options(), table.place)
 
     def _notifier(self, name: str, table: _Table) -> Notifier | None:
         ways = [way for way in keys.WAYS if table.values.get(way)]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Union
 
 from vbackup.config.calendar import DAYS, Calendar, Window
-from vbackup.config.keys import JOB_COMMANDS, NUMBERS, TARGET_COMMANDS, Key
+from vbackup.config.keys import BELOW, JOB_COMMANDS, NUMBERS, TARGET_COMMANDS, Key
 from vbackup.config.model import Config, Job, Notifier, OptionValue, Secret, TargetEntry
 from vbackup.config.times import HOURLY
 
@@ -71,9 +71,7 @@ def _escaped(char: str) -> str:
 
 def _blocks(path: tuple[str, ...], table: Table) -> Iterator[str]:
     """Yield a table, and the tables of commands below it."""
-    below = {
-        name for name, one in table.items() if isinstance(one, dict) and name not in ("ping", "webhook", "apprise")
-    }
+    below = table.keys() & BELOW.get(path[0], {}).keys()
     yield _block(path, {name: one for name, one in table.items() if name not in below})
     for name in sorted(below):
         yield _block((*path, name), table[name])

@@ -223,7 +223,7 @@ MAIN = "[repository.main]\npath = '/r'\n"
         (
             "[target.t]\nurl = 'copies'\n",
             2,
-            "'url' should be an absolute path, or a URL such as s3://BUCKET: 'copies'.",
+            "'url' in [target.t] should be a string: it should be an absolute path, or an address such as ssh://HOST/DIR",
         ),
         # Notifiers
         (
@@ -271,6 +271,21 @@ def test_fault_has_file_line_and_what_is_valid(load: Load, tmp_path: Path, text:
 def test_a_secret_in_the_place_of_its_reference_is_not_repeated(load: Load) -> None:
     (fault, *_) = load("[notify.a]\nping = 'https://hc-ping.com/5e0a3c1d'\n").faults
     assert "5e0a3c1d" not in str(fault)
+
+
+@pytest.mark.parametrize("url", ["s3://AKIA:hunter2@bucket/x", "s3://hunter2@bucket", "ssh://me:hunter2@host/x"])
+def test_address_with_a_secret_is_refused_and_not_shown(load: Load, url: str) -> None:
+    (fault,) = load(f"[target.t]\nurl = '{url}'\n").faults
+    assert "it has a secret in it" in str(fault)
+    assert "hunter2" not in str(fault)
+    assert fault.line == 2
+
+
+@pytest.mark.parametrize("url", ["/srv/x", "file:///srv/x", "ssh://me@host:22/x", "s3://bucket", "az://c/p", "gs://b"])
+def test_address_of_each_kind_is_accepted(load: Load, url: str) -> None:
+    loaded = load(f"[target.t]\nurl = '{url}'\n")
+    assert loaded.faults == ()
+    assert loaded.config.targets["t"].url == url
 
 
 def test_all_faults_are_found_in_the_order_of_files_and_lines(load: Load) -> None:
