@@ -200,7 +200,7 @@ def test_nagios_accepts_the_example(tmp_path: Path, check: Path) -> None:
     config.write_text(
         f"log_file={tmp_path}/log\ncfg_file={others}\ncfg_file={objects}\ncheck_result_path={tmp_path}\n"
         f"object_cache_file={tmp_path}/cache\nstatus_file={tmp_path}/status\ntemp_path={tmp_path}\n"
-        f"nagios_user={os.environ.get('USER', 'root')}\nlock_file={tmp_path}/lock\ncommand_file={tmp_path}/cmd\n"
+        f"nagios_user={os.getuid()}\nnagios_group={os.getgid()}\nlock_file={tmp_path}/lock\ncommand_file={tmp_path}/cmd\n"
     )
     assert re.search(r"Total Errors:\s+0", run([nagios, "-v", config]))
     (command,) = re.findall(r"command_line\s+(\S+ status --nagios) \$ARG1\$", objects.read_text())
