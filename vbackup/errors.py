@@ -1001,6 +1001,30 @@ class ScriptError(VbackupError):
         super().__init__(f"The {phase} script {script} {failure}. {state}")
 
 
+class NoticeError(VbackupError):
+    """A message to a notifier was not sent; backups are not touched by that. ``reason`` never has a part of its URL.
+
+    ``retry``: never, where somebody has to change the configuration or the server first.
+    """
+
+    code = "NOTICE_NOT_SENT"
+    retry = Retry.LATER
+
+    def __init__(
+        self, notifier: str, reason: str, *, retry: Retry = Retry.LATER, not_before_s: float | None = None
+    ) -> None:
+        self.notifier = notifier
+        self.reason = reason
+        self.retry = retry
+        self._not_before_s = not_before_s
+        super().__init__(f"The message to notifier {notifier} was not sent: {reason.rstrip('.')}.")
+
+    @property
+    def not_before_s(self) -> float | None:
+        """In how many seconds the server wants to be asked again; None: it did not say."""
+        return self._not_before_s
+
+
 class RestoredOnlyError(VbackupError):
     """A domain was restored, but libvirt did not define or start it: what was restored stays. ``left``: what to do."""
 

@@ -85,6 +85,7 @@ EXAMPLES: list[tuple[VbackupError, int]] = [
     (errors.NoSpaceError("x"), 7),
     (errors.UnsafeScriptError("/x", "can be written by others than its owner"), 7),
     (errors.ScriptError("pre-backup", "/x", "ended with exit status 1", exit_status=1, state="x"), 9),
+    (errors.NoticeError("ops", "the server answers 404"), 1),
     (errors.RestoredOnlyError(errors.MonitorError("x."), "y."), 1),
     (errors.RestoredOnlyError(errors.UnsuitableError("x."), "y."), 5),
     (errors.PartlyCopiedError(errors.UnsuitableError("x."), "y"), 5),

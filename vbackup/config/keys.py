@@ -390,7 +390,9 @@ NOTIFIER = (
     Key("mail-to", Kind.LIST, "addresses of mail, which sendmail sends", _text),
     Key("mail-from", Kind.TEXT, "the sender's address", _text, default="the user's"),
     Key("ping", Kind.SECRET, "a URL as of healthchecks.io, which is asked for at the start and at the end of a run"),
+    Key("sendmail", Kind.PATH, "the program that takes mail", default="/usr/sbin/sendmail, or sendmail in PATH"),
     Key("webhook", Kind.SECRET, "a URL to which the report of a run is sent as JSON"),
+    Key("secret", Kind.SECRET, "the key that signs what a webhook gets: any text, or whsec_ and base64"),
     Key("apprise", Kind.SECRET, "a URL of apprise"),
     Key("timeout", Kind.TIME, "how long all attempts may take together", values.positive_seconds, default="30s"),
 )

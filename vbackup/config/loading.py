@@ -264,8 +264,9 @@ class _Reader:
                     f" it has {' and '.join(map(repr, ways)) or 'none'}.",
                 )
             return None
-        if "mail-from" in table.values and ways != ["mail-to"]:
-            self._fault((*table.path, "mail-from"), f"'mail-from' in [{dotted(table.path)}] is for 'mail-to' only.")
+        for key, way in (("mail-from", "mail-to"), ("sendmail", "mail-to"), ("secret", "webhook")):
+            if key in table.values and ways != [way]:
+                self._fault((*table.path, key), f"{key!r} in [{dotted(table.path)}] is for {way!r} only.")
         when = table.values.get("when")
         timeout = table.values.get("timeout")
         return Notifier(
@@ -277,6 +278,8 @@ class _Reader:
             apprise=table.values.get("apprise"),
             mail_to=table.values.get("mail-to", ()),
             mail_from=table.values.get("mail-from"),
+            sendmail=_path(table.values.get("sendmail")),
+            secret=table.values.get("secret"),
             timeout_s=30.0 if timeout is None else positive_seconds(timeout),
         )
 

@@ -112,6 +112,8 @@ class Notifier:
     apprise: Secret | None = None  #: a URL of apprise
     mail_to: tuple[str, ...] = ()  #: through sendmail
     mail_from: str | None = None
+    sendmail: Path | None = None  #: the program; None: where it usually is
+    secret: Secret | None = None  #: signs what a webhook gets
     timeout_s: float = 30.0  #: for all attempts together
 
 
