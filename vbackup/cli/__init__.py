@@ -97,7 +97,5 @@ def _fail(err: VbackupError, *, as_json: bool, is_plugin: bool, command: str = "
     hint = f" See '{err.help_of or command} --help'." if isinstance(err, UsageError) else ""
     if as_json:
         print(json.dumps(error_document(err), default=str))
-    text = f"{plain(str(err))}{hint}"
-    if not journal.log(journal.ERROR, text, code=err.code, status=str(int(err.status))):
-        print(f"vbackup: {text}", file=sys.stderr)
+    journal.failed(f"{plain(str(err))}{hint}", code=err.code, status=str(int(err.status)))
     return int(err.status)

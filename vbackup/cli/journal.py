@@ -32,11 +32,6 @@ def is_there() -> bool:
     return (str(status.st_dev), str(status.st_ino)) == (device, inode)
 
 
-def prefix(priority: int) -> str:
-    """Return what a line of this priority begins with: "" if it does not go to the journal."""
-    return f"<{priority}>" if is_there() else ""
-
-
 def log(priority: int, message: str, **fields: str | None) -> bool:
     """Send a message; return False if standard error does not lead to the journal: then nothing was done.
 
@@ -51,6 +46,12 @@ def log(priority: int, message: str, **fields: str | None) -> bool:
         # In one write, so that lines of several threads stay whole.
         print(f"<{priority}>{' '.join(message.splitlines())}\n", end="", file=sys.stderr, flush=True)
     return True
+
+
+def failed(text: str, **fields: str | None) -> None:
+    """Send an error; where standard error does not lead to the journal, print it there. ``fields``: as for ``log``."""
+    if not log(ERROR, text, **fields):
+        print(f"vbackup: {text}", file=sys.stderr)
 
 
 def job_in(message: str) -> str | None:
