@@ -16,8 +16,8 @@ thread. ``documents`` turns answers into the members of the JSON documents that 
     upkeep       verify, prune, check ... contents     mount, serve, files of guests   attached bitmaps, transactions
     sessions     serve a moment to a program    streams   backups as streams             copies   backups elsewhere
     documents    answers as JSON                fleet     Fleet, connect_all: several hosts
-    daily        jobs of the configuration    configuration   check, show and keep it
     monitoring   is everything backed up?
+    daily        jobs of the configuration    configuration   check, show and keep it
 
 What ``__all__`` names here, and its public members, stays as it is within a major version; what it is imported from
 may move.
@@ -47,9 +47,12 @@ if TYPE_CHECKING:
         metrics_text,
         nagios_line,
         nagios_unknown,
+        report_html,
+        report_text,
         serve_metrics,
         status,
         write_metrics,
+        write_report,
     )
     from vbackup.api.records import BackupRecord, DomainRecord
     from vbackup.api.streams import open_stage
@@ -110,6 +113,8 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.completion import ValueKind, ValuesRequest
+    from vbackup.operations.completion import values as completion_values
     from vbackup.operations.config_check import CheckedConfig, CheckedDomain, CheckedJob
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
@@ -449,6 +454,8 @@ __all__ = [
     "Unmounted",
     "Usage",
     "UsageRequest",
+    "ValueKind",
+    "ValuesRequest",
     "VbackupError",
     "Verdict",
     "Verification",
@@ -460,6 +467,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "check_config",
+    "completion_values",
     "config_schema",
     "config_text",
     "connect",
@@ -493,6 +501,8 @@ __all__ = [
     "read_identities",
     "read_recipients",
     "reload_daemons",
+    "report_html",
+    "report_text",
     "rewrap_copies",
     "run_jobs",
     "runs_of",
@@ -506,6 +516,7 @@ __all__ = [
     "unusual",
     "write_config",
     "write_metrics",
+    "write_report",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -630,7 +641,10 @@ _PLACES = {
     "vbackup.repository.stream_tar": "Read:ReadStream Write:WriteStream",
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
     # is everything backed up?
-    "vbackup.api.monitoring": "metrics_text nagios_line nagios_unknown serve_metrics status write_metrics",
+    "vbackup.api.monitoring": (
+        "metrics_text nagios_line nagios_unknown report_html report_text serve_metrics status write_metrics"
+        " write_report"
+    ),
     "vbackup.operations.status": "StatusRequest",
     "vbackup.operations.metrics": "MetricsServer",
     "vbackup.overview.state": "CopyState DomainState Health JobState Overview PointState RepositoryState",
@@ -639,6 +653,8 @@ _PLACES = {
     "vbackup.scripts.runner": "DomainScripts Outcome:ScriptOutcome Settings:ScriptSettings TIMEOUT_S:SCRIPT_TIMEOUT_S",
     # JSON Schema of documents
     "vbackup.schemas": "find:find_schema known:known_schemas load:load_schema title:schema_title",
+    # completion of a shell's words
+    "vbackup.operations.completion": "ValueKind ValuesRequest values:completion_values",
     # this machine
     "vbackup.machine": "this_host",
     # libvirt's hook script
