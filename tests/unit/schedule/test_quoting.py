@@ -20,7 +20,9 @@ def test_name_of_a_job(name: str) -> None:
     assert job(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "-x", "_x", "a b", "a%i", "a\n", "a/b", "..", "ä", "x" * 64, "a@b", "$(id)", "a\\x2d"])
+@pytest.mark.parametrize(
+    "name", ["", "-x", "_x", "a b", "a%i", "a\n", "a/b", "..", "ä", "x" * 64, "a@b", "$(id)", "a\\x2d"]
+)
 def test_what_cannot_be_the_name_of_a_job(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name of a job"):
         job(name)
