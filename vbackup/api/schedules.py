@@ -16,9 +16,9 @@ def install_schedule(config: Config, request: ScheduleRequest | None = None) -> 
     Raises UsageError, StorageError; nothing was written then. Where systemd does not answer, the files are written, and
     the answer has what is left to do.
     """
-    from vbackup.operations import schedule
+    from vbackup.operations import schedule, schedule_needs
 
-    return schedule.install(schedule.ScheduleRequest() if request is None else request, config)
+    return schedule.install(schedule_needs.ScheduleRequest() if request is None else request, config)
 
 
 def remove_schedule(request: ScheduleRequest | None = None) -> Schedule:
@@ -26,9 +26,9 @@ def remove_schedule(request: ScheduleRequest | None = None) -> Schedule:
 
     Raises UsageError, StorageError. A run that is at work goes on.
     """
-    from vbackup.operations import schedule
+    from vbackup.operations import schedule, schedule_needs
 
-    return schedule.remove(schedule.ScheduleRequest() if request is None else request)
+    return schedule.remove(schedule_needs.ScheduleRequest() if request is None else request)
 
 
 def show_schedule(config: Config, request: ScheduleRequest | None = None) -> Schedule:
@@ -36,6 +36,6 @@ def show_schedule(config: Config, request: ScheduleRequest | None = None) -> Sch
 
     Raises UsageError, StorageError.
     """
-    from vbackup.operations import schedule
+    from vbackup.operations import schedule, schedule_needs
 
-    return schedule.show(schedule.ScheduleRequest() if request is None else request, config)
+    return schedule.show(schedule_needs.ScheduleRequest() if request is None else request, config)

@@ -40,12 +40,7 @@ _ONLY_PRINT = frozenset(
 
 #: Where the options of a command with commands have the inner one.
 _INNER = (
-    "config_command",
-    "schedule_command",
-    "notify_command",
-    "bitmap_command",
-    "stream_command",
-    "engine_command",
+    *("config_command", "schedule_command", "notify_command", "bitmap_command", "stream_command", "engine_command"),
     "action",
 )
 
