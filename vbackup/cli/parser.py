@@ -15,6 +15,8 @@ from vbackup.errors import UsageError
 COMMANDS = {
     "run": "run jobs of the configuration",
     "config": "check, show and make the configuration",
+    "schedule": "let jobs run by themselves",
+    "notify": "list who is told, and send a test message",
     "init": "create a repository",
     "backup": "back up domains",
     "status": "tell whether everything is backed up",
