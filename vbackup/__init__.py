@@ -7,7 +7,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              values  context  output  streams  terminal  reporters  batch  plans  backup_table  qemu
                              merges  background  keys  guest_files  proofs  live_restore  one_by_one  script_options
                              session_changes  making  pipes  director_config  copies  copies_prune  copies_verify
-                             copies_rewrap  fleet  journal  run_table  overviews
+                             copies_rewrap  fleet  journal  run_table  overviews  grammar  completion_script
     api                      the library, on which the command line is written: connection  connected  hosts  backups
                              restores  records  upkeep  contents  attached  streams  copies  documents  sessions
                              standbys  fleet  daily  configuration  monitoring
@@ -23,9 +23,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet  run  run_job
-                             run_commands  run_children  run_results  run_log  run_end  run_plan  config_check
-                             config_init  status  metrics  report  schedule  schedule_needs
+                             run_commands  run_children  run_results  run_log  run_end  run_plan  status  config_check
+                             config_init  metrics  completion  report  schedule  schedule_needs
     engine | copies | notices | schedule
+    engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -34,8 +35,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              fleecing_area  rollback_reach
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
-      notices                tell people, once: sending  delivery  occasion  told  memory  text  document
-                             attempts  requests  ping  webhook  mail  others  apprise_program
+      notices                tell people, once: sending  delivery  occasion  told  memory  text  document  attempts
+                             requests  ping  webhook  mail  others  apprise_program
       schedule               units of systemd, lines of cron: units  cron  calendars  quoting  places  systemd
     overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
                              facts  assess  domains  jobs  reasons  documents  nagios  metrics
@@ -55,7 +56,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              machine_xml  nvram_xml  state_files  tpm  driver  identity  capabilities  defining  media
                              swtpm  pools  boot_copy  boot_guard  boot_console  boot_watch  screenshot  lifecycle
                              live_xml  qemu_user  linked  host_files  standby_xml  linked_images  fleet  twins
-                             hosts_file  image_host  thaw_there
+                             hosts_file  image_host  thaw_there  known_names
       http                   the disks of a pull session over HTTPS: server  access  ranges  served
       repository             the record: repository  catalogue  history  hosts  choice  manifest  journal  writer
                              liveness  lock  readers  verify  verification  verdicts  findings  affected  image_check
@@ -66,12 +67,10 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              inspection  image_repair  backup_repair  place  quarantine  chosen  restored
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
-                             glance
+                             glance  known_names
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
-      notices                tell people, once: sending  delivery  occasion  told  memory  text  document
-                             attempts  requests  ping  webhook  mail  others  apprise_program
-    overview                 is everything backed up?: state  answer  points  pictures  page  page_style  text_page
-                             facts  assess  domains  jobs  reasons  documents  nagios  metrics
+      runs                   the record of runs of jobs: record  documents  store  lock  due  room_log
+    remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon  nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap

@@ -19,8 +19,10 @@ import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
-from vbackup.model import Level
+if TYPE_CHECKING:
+    from vbackup.model import Level
 
 BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-(full|incremental|differential|copy)")
 REPOSITORY_ID = re.compile(r"[0-9a-f]{12}")

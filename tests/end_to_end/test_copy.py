@@ -28,6 +28,7 @@ from tests.fake_store import FakeStore
 from tests.trees import BLOCK, State, Tree, random_changes
 from tests.unit.builders import NOON, Recorder
 from vbackup.copies import outgoing, view
+from vbackup.copies.ledger import of_targets
 from vbackup.copies.target import MANIFEST, UPLOAD
 from vbackup.copies.view import View
 from vbackup.errors import BusyError, ChainError, InterruptedBySignalError, NeededError, StorageError, VbackupError
@@ -38,7 +39,7 @@ from vbackup.operations.copy_verify import CopyVerifyRequest
 from vbackup.operations.fetch import FetchRequest
 from vbackup.repository import image_check
 from vbackup.repository.choice import Wanted
-from vbackup.repository.repository import Repository
+from vbackup.repository.repository import COPIES, Repository
 from vbackup.repository.retention import Rules
 from vbackup.stop import Stop
 from vbackup.stores.directory import DirectoryStore
@@ -126,6 +127,15 @@ def test_points_go_as_they_are_and_come_back(tmp_path: Path, kind: str) -> None:
     assert leftovers(store) == []
     for backup_id in tree.ids():
         assert b"".join(store.get(f"{tree.uuid}/{backup_id}/vda.qcow2")) == tree.image(backup_id).read_bytes()
+
+
+def test_status_knows_what_was_copied_without_asking_the_target(tmp_path: Path) -> None:
+    tree, store = chain(tmp_path / "repo"), FakeStore()
+    copied(tree, store)
+    store.calls.clear()
+    found = of_targets(tree.repository.path / COPIES, {"offsite": store.name, "other": "s3://other"})
+    assert {name: ledger.ids(tree.uuid) for name, ledger in found.items()} == {"offsite": frozenset(tree.ids())}
+    assert store.calls == []
 
 
 def test_what_is_there_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,12 @@ if TYPE_CHECKING:
         metrics_text,
         nagios_line,
         nagios_unknown,
+        report_html,
+        report_text,
         serve_metrics,
         status,
         write_metrics,
+        write_report,
     )
     from vbackup.api.notices import notifiers, send_test_notices, tell_overdue
     from vbackup.api.records import BackupRecord, DomainRecord
@@ -114,6 +117,8 @@ if TYPE_CHECKING:
     from vbackup.operations.boot_test import Booted, BootRequest
     from vbackup.operations.cat import CatRequest
     from vbackup.operations.check import Checked
+    from vbackup.operations.completion import ValueKind, ValuesRequest
+    from vbackup.operations.completion import values as completion_values
     from vbackup.operations.config_check import CheckedConfig, CheckedDomain, CheckedJob
     from vbackup.operations.consolidation import Consolidated, ConsolidateRequest
     from vbackup.operations.copy import Copied, CopiedPoint, CopyRequest
@@ -465,6 +470,8 @@ __all__ = [
     "Unmounted",
     "Usage",
     "UsageRequest",
+    "ValueKind",
+    "ValuesRequest",
     "VbackupError",
     "Verdict",
     "Verification",
@@ -476,6 +483,7 @@ __all__ = [
     "blocks_found",
     "chance_to_miss",
     "check_config",
+    "completion_values",
     "config_schema",
     "config_text",
     "connect",
@@ -512,6 +520,8 @@ __all__ = [
     "read_recipients",
     "reload_daemons",
     "remove_schedule",
+    "report_html",
+    "report_text",
     "rewrap_copies",
     "run_jobs",
     "runs_of",
@@ -528,6 +538,7 @@ __all__ = [
     "unusual",
     "write_config",
     "write_metrics",
+    "write_report",
 ]
 
 #: Where each name is: the module, and there its name, with the one that it has here after a colon if that is another.
@@ -652,7 +663,10 @@ _PLACES = {
     "vbackup.repository.stream_tar": "Read:ReadStream Write:WriteStream",
     "vbackup.repository.stream_record": "MAX_JOB_BYTES:MAX_STREAM_JOB_BYTES TIME:STREAM_TIME is_job:is_stream_job",
     # is everything backed up?
-    "vbackup.api.monitoring": "metrics_text nagios_line nagios_unknown serve_metrics status write_metrics",
+    "vbackup.api.monitoring": (
+        "metrics_text nagios_line nagios_unknown report_html report_text serve_metrics status write_metrics"
+        " write_report"
+    ),
     "vbackup.operations.status": "StatusRequest",
     "vbackup.operations.metrics": "MetricsServer",
     "vbackup.overview.state": "CopyState DomainState Health JobState Overview PointState RepositoryState",
@@ -661,6 +675,8 @@ _PLACES = {
     "vbackup.scripts.runner": "DomainScripts Outcome:ScriptOutcome Settings:ScriptSettings TIMEOUT_S:SCRIPT_TIMEOUT_S",
     # JSON Schema of documents
     "vbackup.schemas": "find:find_schema known:known_schemas load:load_schema title:schema_title",
+    # completion of a shell's words
+    "vbackup.operations.completion": "ValueKind ValuesRequest values:completion_values",
     # this machine
     "vbackup.machine": "this_host",
     # libvirt's hook script

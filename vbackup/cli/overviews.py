@@ -24,7 +24,7 @@ def found(options: argparse.Namespace, context: Context) -> api.Overview:
 
 
 def _found(options: argparse.Namespace, context: Context, request: api.StatusRequest) -> api.Overview:
-    config = getattr(options, "config", None)
+    config = options.config
     is_by_environment = options.repository == os.environ.get("VBACKUP_REPOSITORY")
     if config is None and context.has_repository and not is_by_environment:
         return _of_repository(context, request)

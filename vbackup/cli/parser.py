@@ -58,7 +58,9 @@ COMMANDS = {
     "checkpoint": "list and delete checkpoints of a tracker",
     "hooks": "install or remove libvirt's hook script",
     "metrics": "write metrics for Prometheus",
+    "report": "write a page on all backups, for people",
     "schema": "print the JSON Schema of a document",
+    "completion": "print the completion script of a shell",
 }
 
 
@@ -131,7 +133,8 @@ def build(words: Collection[str] = COMMANDS.keys()) -> Parser:
     parser = Parser(
         prog="vbackup",
         description="Make incremental image backups of libvirt/QEMU virtual machines, running or shut off.",
-        epilog="Manual pages: vbackup(1), vbackup-repository(5), vbackup-transaction(7), vbackup-recovery(7),"
+        epilog="Manual pages: vbackup(1), vbackup.toml(5), vbackup-repository(5), vbackup-transaction(7),"
+        " vbackup-recovery(7),"
         " vbackup-session(7), vbackup-copy(7), vbackup-engines(7), vbackup-remote(7), vbackup-scripts(7),"
         " vbackup-json(7),"
         " vbackup-api(7).",

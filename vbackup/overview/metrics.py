@@ -16,9 +16,11 @@ from vbackup.overview.state import DomainState, JobState, Overview, RepositorySt
 if TYPE_CHECKING:
     from datetime import datetime
 
-_DOMAIN = ("domain", "uuid", "repository", "job")
+#: Not "job", which Prometheus itself gives to what it scrapes.
+_JOB_LABEL = "backup_job"
+_DOMAIN = ("domain", "uuid", "repository", _JOB_LABEL)
 _TARGET = (*_DOMAIN, "target")
-_JOB = ("job", "repository")
+_JOB = (_JOB_LABEL, "repository")
 _REPOSITORY = ("repository", "path")
 _DAY_S = 86400
 

@@ -21,6 +21,7 @@ def options(**changes: Any) -> argparse.Namespace:
         "uris": ["qemu:///system"],
         "json": False,
         "repository": None,
+        "config": None,
         "progress": "auto",
         "quiet": False,
         "jobs": ["nightly"],

@@ -30,7 +30,7 @@ from vbackup.overview import assess, metrics
 from vbackup.overview.facts import Facts
 from vbackup.repository.verification import Verdict
 
-OF_WEB = {"domain": "web", "uuid": UUID, "repository": "main", "job": "nightly"}
+OF_WEB = {"domain": "web", "uuid": UUID, "repository": "main", "backup_job": "nightly"}
 
 
 def rich() -> Facts:
@@ -71,7 +71,7 @@ def test_values_are_in_base_units() -> None:
     assert value(known, "vbackup_domain_last_backup_timestamp_seconds", **OF_WEB) == NIGHT.timestamp()
     assert value(known, "vbackup_domain_max_age_seconds", **OF_WEB) == 26 * 3600
     assert value(known, "vbackup_copy_missing_backups", **OF_WEB, target="offsite") == 0
-    job_labels = {"job": "nightly", "repository": "main"}
+    job_labels = {"backup_job": "nightly", "repository": "main"}
     assert value(known, "vbackup_job_last_run_duration_seconds", **job_labels) == HOUR.total_seconds()
     place = {"repository": "main", "path": "/srv/backup"}
     assert value(known, "vbackup_repository_growth_bytes_per_second", **place) == 1000

@@ -30,4 +30,4 @@ def add(commands: Any) -> None:
         type=host_and_port,
         help="answer GET /metrics on loopback, such as 127.0.0.1:9967, until a signal ends it",
     )
-    add_common(parser)
+    add_common(parser, reads_config=True)

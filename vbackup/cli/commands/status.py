@@ -23,4 +23,4 @@ def add(commands: Any) -> None:
         action="store_true",
         help="print one line with performance data, as a plugin of Nagios, with the exit status 0, 1, 2 or 3",
     )
-    add_common(parser)
+    add_common(parser, reads_config=True)

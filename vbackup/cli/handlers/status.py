@@ -73,13 +73,15 @@ def _answer(overview: Overview) -> str:
     """Return the first line: whether everything is backed up."""
     if overview.health is Health.UNKNOWN:
         return "Nothing is to be backed up: there is no job and no domain."
-    unreadable = [one.name for one in overview.repositories if one.fault is not None]
-    if unreadable:
-        return f"NOT KNOWN whether everything is backed up: {' and '.join(unreadable)} cannot be read."
+    names = [one.name for one in overview.repositories if one.fault is not None]
+    unreadable = f"{' and '.join(names)} cannot be read"
     expected = [one for one in overview.domains if not one.is_gone]
     wrong = list(_counts(expected))
     if wrong:
-        return f"NOT everything is backed up: of {_number(len(expected), 'domain')} {', '.join(wrong)}."
+        more = f"; {unreadable}" if names else ""
+        return f"NOT everything is backed up: of {_number(len(expected), 'domain')} {', '.join(wrong)}{more}."
+    if names:
+        return f"NOT KNOWN whether everything is backed up: {unreadable}."
     ages = [one.age_s for one in expected if one.age_s is not None]
     oldest = f", the oldest {_span(max(ages))} ago" if ages else ""
     if overview.health is Health.OK:
