@@ -30,6 +30,10 @@ ENGINES := build/engines
 ENGINES_READY := $(ENGINES)/.ready
 ENGINE_TESTS := tests/end_to_end/test_bacula.py tests/end_to_end/test_engine_recipes.py
 
+# Wheels that the Debian package contains, since Debian has no package of them.
+VENDORED := build/vendored
+VENDORED_READY := $(VENDORED)/.ready
+
 # Where make install puts vbackup and everything it imports, separate from the system's Python packages.
 LIBRARY = $(PREFIX)/lib/vbackup
 COMMAND = $(PREFIX)/bin/vbackup
@@ -38,8 +42,17 @@ MAN_DIRECTORY = $(PREFIX)/share/man
 EXAMPLES = $(PREFIX)/share/vbackup/examples
 # Extras of setup.cfg to install too: EXTRAS=blake3.
 EXTRAS =
+# Units of systemd, if there are any; install enables none.
+UNITS := $(wildcard hooks/systemd/*)
+UNIT_DIRECTORY = $(PREFIX)/lib/systemd/system
+# The page of Cockpit, for install-cockpit.
+COCKPIT = $(PREFIX)/share/cockpit/vbackup
+COCKPIT_FILES := $(filter-out %.md,$(wildcard integrations/cockpit/*.*))
 # What installs Debian packages; "true" where another way has installed them.
 INSTALL_PACKAGES = .ci/install-packages
+# What prints the requirements that come from PyPI, and what compiles the modules; packages set both to "true".
+MISSING = $(PYTHON) -I .ci/missing-requirements $(EXTRAS)
+COMPILE = $(PYTHON) -I -m compileall -q
 STAGE := build/install
 STAGE_READY := $(STAGE)/.ready
 STAGED_PAGES := $(patsubst build/man/%,$(STAGE)/man/%,$(MAN_PAGES))
@@ -55,7 +68,8 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install uninstall clean packages FORCE
+.PHONY: help demo check check-all check-engines check-stacks bench soak lint man man-lint install install-cockpit uninstall \
+    deb deb-packages rpm wheel clean packages FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -64,10 +78,10 @@ help: ## List the targets
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
 	$(BIN)/python -m tests.demo
 
-check: lint man-lint $(ENGINES_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
+check: lint man-lint $(ENGINES_READY) $(VENDORED_READY) ## Lint, type-check, build the man pages and run all tests; .ci/run runs this
 	$(PYTEST) $(SUITES)
 
-check-all: lint man-lint $(ENGINES_READY) ## The same with coverage of lines and branches
+check-all: lint man-lint $(ENGINES_READY) $(VENDORED_READY) ## The same with coverage of lines and branches
 	$(PYTEST) --cov --cov-report=term $(SUITES)
 
 check-engines: $(VENV_READY) $(ENGINES_READY) ## As root: run Bacula's three daemons, restic and Amanda on vbackup's streams
@@ -117,11 +131,11 @@ $(STAGE_READY): FORCE
 	mkdir -p $(STAGE)/lib
 	cp -RL vbackup $(STAGE)/lib
 	find $(STAGE)/lib -name __pycache__ -type d -prune -exec rm -rf {} +
-	missing=$$($(PYTHON) -I .ci/missing-requirements $(EXTRAS)) && \
+	missing=$$($(MISSING)) && \
 	    { [ -z "$$missing" ] || { $(PYTHON) -m venv $(STAGE)/venv && \
 	    $(STAGE)/venv/bin/pip install --quiet --target $(STAGE)/lib $$missing; }; }
 	rm -rf $(STAGE)/lib/bin
-	$(PYTHON) -I -m compileall -q -s $(STAGE)/lib -p '$(LIBRARY)' $(STAGE)/lib
+	$(COMPILE) -s $(STAGE)/lib -p '$(LIBRARY)' $(STAGE)/lib
 	@touch $@
 
 # All modes are set: they must not depend on the umask of who installs.
@@ -138,10 +152,27 @@ install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages
 	install -m 755 $(STAGE)/vbackup '$(DESTDIR)$(COMMAND)'
 	install -m 755 hooks/examples/* '$(DESTDIR)$(EXAMPLES)'
 	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
+	$(if $(UNITS),install -d -m 755 '$(DESTDIR)$(UNIT_DIRECTORY)')
+	$(if $(UNITS),install -m 644 $(UNITS) '$(DESTDIR)$(UNIT_DIRECTORY)')
 
-uninstall: ## Remove what install has installed
-	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)'
-	rm -f '$(DESTDIR)$(COMMAND)' $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))')
+install-cockpit: ## Install the page of Cockpit, which needs no build
+	install -d -m 755 '$(DESTDIR)$(COCKPIT)'
+	$(if $(COCKPIT_FILES),install -m 644 $(COCKPIT_FILES) '$(DESTDIR)$(COCKPIT)')
+
+uninstall: ## Remove what install and install-cockpit have installed
+	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(COCKPIT)'
+	rm -f '$(DESTDIR)$(COMMAND)' \
+	    $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))') \
+	    $(foreach unit,$(UNITS),'$(DESTDIR)$(UNIT_DIRECTORY)/$(notdir $(unit))')
+
+deb: | deb-packages $(VENDORED_READY) ## Build the Debian packages in build/deb
+	packaging/build-deb build/deb $(VENDORED)
+
+rpm: ## Build the RPM packages in build/rpm, with rpmbuild
+	packaging/build-rpm build/rpm
+
+wheel: ## Build the wheel for pip and pipx in build/wheel
+	packaging/build-wheel build/wheel $(PYTHON)
 
 clean: ## Remove everything that make has created here, with the virtual environment
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
@@ -153,6 +184,18 @@ $(ENGINES_READY): .ci/engine-packages .ci/unpack-packages
 	.ci/unpack-packages $(ENGINES) engine-packages
 
 FORCE:
+
+deb-packages:
+	@.ci/install-packages deb-packages
+
+# Exactly the files whose digests are listed.
+$(VENDORED_READY): packaging/vendored.txt
+	rm -rf $(VENDORED)
+	$(PYTHON) -m venv $(VENDORED)/venv
+	$(VENDORED)/venv/bin/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	    --require-hashes --requirement $< --dest $(VENDORED)
+	rm -rf $(VENDORED)/venv
+	@touch $@
 
 # Checking the system packages takes no time, and does not make other targets out of date.
 packages:
