@@ -171,8 +171,8 @@ deb: | deb-packages $(VENDORED_READY) ## Build the Debian packages in build/deb
 rpm: ## Build the RPM packages in build/rpm, with rpmbuild
 	packaging/build-rpm build/rpm
 
-wheel: ## Build the wheel for pip and pipx in build/wheel
-	packaging/build-wheel build/wheel $(PYTHON)
+wheel: $(VENV_READY) ## Build the wheel for pip and pipx in build/wheel
+	packaging/build-wheel build/wheel $(BIN)/python
 
 clean: ## Remove everything that make has created here, with the virtual environment
 	rm -rf $(VENV) build htmlcov .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \

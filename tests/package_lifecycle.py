@@ -171,13 +171,26 @@ def _works(root: Root) -> None:
     shutil.rmtree(output)
 
 
+def required() -> set[str]:
+    """Return the distributions without which vbackup does not work."""
+    return _names(_setup()["options"]["install_requires"])
+
+
 def _optional() -> set[str]:
     """Return the modules of the extras: a package does not depend on them."""
+    extras = {name: text for name, text in _setup()["options.extras_require"].items() if name != "test"}
+    return {name.replace("-", "_") for text in extras.values() for name in _names(text)}
+
+
+def _setup() -> configparser.ConfigParser:
     config = configparser.ConfigParser()
     config.read(TOP / "setup.cfg")
-    extras = {name: text for name, text in config["options.extras_require"].items() if name != "test"}
-    lines = (line.partition("#")[0].strip() for text in extras.values() for line in text.splitlines())
-    return {re.split("[>=<]", line)[0].replace("-", "_") for line in lines if line}
+    return config
+
+
+def _names(requirements: str) -> set[str]:
+    lines = (line.partition("#")[0].strip() for line in requirements.splitlines())
+    return {re.split("[>=<; ]", line)[0] for line in lines if line}
 
 
 def main() -> None:
