@@ -40,14 +40,13 @@ COMMAND = $(PREFIX)/bin/vbackup
 MAN_DIRECTORY = $(PREFIX)/share/man
 # Examples of the user's scripts.
 EXAMPLES = $(PREFIX)/share/vbackup/examples
+# Cockpit looks for pages here, and in /usr/local/share/cockpit.
+COCKPIT = $(PREFIX)/share/cockpit
 # Extras of setup.cfg to install too: EXTRAS=blake3.
 EXTRAS =
 # Units of systemd, if there are any; install enables none.
 UNITS := $(wildcard hooks/systemd/*)
 UNIT_DIRECTORY = $(PREFIX)/lib/systemd/system
-# The page of Cockpit, for install-cockpit.
-COCKPIT = $(PREFIX)/share/cockpit/vbackup
-COCKPIT_FILES := $(filter-out %.md,$(wildcard integrations/cockpit/*.*))
 # What installs Debian packages; "true" where another way has installed them.
 INSTALL_PACKAGES = .ci/install-packages
 # What prints the requirements that come from PyPI, and what compiles the modules; packages set both to "true".
@@ -72,7 +71,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONUNBUFFERED
     deb deb-packages rpm wheel clean packages FORCE
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) EXTRAS=$(EXTRAS) STACKS=$(STACKS)'
 
 demo: $(VENV_READY) ## Back up and restore a small real virtual machine
@@ -155,12 +154,15 @@ install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages
 	$(if $(UNITS),install -d -m 755 '$(DESTDIR)$(UNIT_DIRECTORY)')
 	$(if $(UNITS),install -m 644 $(UNITS) '$(DESTDIR)$(UNIT_DIRECTORY)')
 
-install-cockpit: ## Install the page of Cockpit, which needs no build
-	install -d -m 755 '$(DESTDIR)$(COCKPIT)'
-	$(if $(COCKPIT_FILES),install -m 644 $(COCKPIT_FILES) '$(DESTDIR)$(COCKPIT)')
+# Cockpit's bridge sends a compressed file as it is.
+install-cockpit: ## Install the page for Cockpit below DESTDIR/PREFIX
+	install -d -m 755 '$(DESTDIR)$(COCKPIT)/vbackup'
+	install -m 644 $(addprefix integrations/cockpit/,manifest.json *.html *.js *.py style.css) '$(DESTDIR)$(COCKPIT)/vbackup'
+	gzip -9nc integrations/cockpit/patternfly.css > '$(DESTDIR)$(COCKPIT)/vbackup/patternfly.css.gz'
+	chmod 644 '$(DESTDIR)$(COCKPIT)/vbackup/patternfly.css.gz'
 
 uninstall: ## Remove what install and install-cockpit have installed
-	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(COCKPIT)'
+	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(COCKPIT)/vbackup'
 	rm -f '$(DESTDIR)$(COMMAND)' \
 	    $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))') \
 	    $(foreach unit,$(UNITS),'$(DESTDIR)$(UNIT_DIRECTORY)/$(notdir $(unit))')

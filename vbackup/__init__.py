@@ -23,7 +23,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              live_files  boot_tpm  copy  copy_verify  copy_prune  fetch  restore_there  rollback_there
                              remote_side  copy_rewrap  replicate  failover  failover_test  failback  standby
                              standby_files  standby_status  standby_documents  linked_standby  fleet
-    engine | copies
+    engine | copies | notices
       engine                 the parts of a backup in QEMU: plan  base  underlay  endmark  scratch  allocation
                              allocation_jobs  fleecing  preparation  moment  group  unfinished  finish  leftovers
                              foreign_jobs  total_rate  latency  latency_throttle  proof  disk_plan  survey  audit_copy
@@ -33,6 +33,8 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              rollback_reach
       copies                 points at a target: target  point  points  ledger  planning  claim  staging  composing
                              outgoing  upload  download  view  place  holding  lock_rule
+      notices                tell people, once: (no module)
+    overview                 is everything backed up?: state
     images | stores
       images                 target images: creation  targets  tuning  writeback  block_lists  flatten  raw_data
                              joining  denied  denied_facts  written  storing  merge  opened_point  mount_points
@@ -42,7 +44,7 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
       stores                 where copies lie: store  directory  opening  sealed  age_header  age_stream  age_keys
                              key_files  bech32  settings  ssh  sftp  cloud  cloud_kinds  s3  s3_upload  s3_requests
                              aws  signing
-    domain | http | repository | sessions
+    domain | http | repository | sessions | runs
       domain                 libvirt's side: host  domain_xml  restored_xml  host_state  qemu_arguments  selection
                              definition  nvram  source  access  opening  offline  attached  passthrough  detached
                              freeze  freeze_turn  watchdog  chain_states  own_writes  file_contents  machine_state
@@ -61,19 +63,21 @@ drawing (setup.cfg), CONTRIBUTING.md says where new things go. libvirt has a sep
                              changed_blocks  machine_files  in_place_journal  boot_result  fsck_result  kept_result
                              data_size  live_state  stream_tar  stream_members  stream_record  immutability  standbys
       sessions               the record of pull sessions: record  checkpoint  trackers  store  sockets
+      runs                   the record of runs of jobs: record
     remote                   hypervisors reached by SSH: address  command  connection  link  helper  daemon
                              nameless
     qemu                     QEMU's side: monitor  reply  qmp_socket  jobs  transaction  block_graph  debug_graph
                              partial_graph  activity  backing_chain  probing  storage_daemon  device_mark  iothreads
                              qemu_img  qcow2  qcow2_layer  qcow2_bitmap  qcow2_clusters  raw_layer  stored_bitmap
                              nbd_address  nbd_client  nbd_blocks  image_lock  nbd_layer  exports
-    qapi | hooks | schemas | scripts
+    qapi | hooks | schemas | scripts | config
       qapi                   transactions as data: actions  schema  introspection  rules  checker  safety  wording
       hooks                  libvirt's hook script: install  daemons  marks  half_restored  events
       schemas                JSON Schemas of all documents, as data: (no module)
       scripts                programs of the user's: finding  program  runner
+      config                 the configuration: model  calendar
     (root)                   words and tools: errors  model  layers  fields  names  report  files  machine  process
-                             stop  undo  archive  immutable
+                             stop  undo  archive  immutable  amounts
 
 No I/O is done in qapi, in the words, and where something is decided: engine.plan, disk_plan, base, underlay, endmark,
 allocation, moment, latency, session_plan and session_history, repository.history and hosts, copies.planning,

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from vbackup.amounts import size
 from vbackup.model import Backup, ChangeRecord, DiskImage, Level
 
 #: How many incrementals of the disk there have to be for a verdict, and how many of the latest make the usual amount.
@@ -77,14 +78,14 @@ class Verdict:
             usual = (
                 f"{self.data.times} times the usual change" if self.data.times else "much more than the usual change"
             )
-            parts.append(f"{usual} ({_size(self.data.size_bytes)}, usually {_size(self.data.usual_bytes)})")
+            parts.append(f"{usual} ({size(self.data.size_bytes)}, usually {size(self.data.usual_bytes)})")
         if self.compressed is not None:
             subject = "it" if parts else "the changed data"
             left = f"{self.compressed.percent} % are left, usually {self.compressed.usual_percent} %"
             parts.append(f"{subject} does not compress any more ({left})")
         if self.zeros is not None:
             usual = f"{self.zeros.times} times the usual amount" if self.zeros.times else "usually hardly any"
-            parts.append(f"{_size(self.zeros.size_bytes)} became zeros ({usual}), as by fstrim or by wiping")
+            parts.append(f"{size(self.zeros.size_bytes)} became zeros ({usual}), as by fstrim or by wiping")
         return ", and ".join(parts) or None
 
 
@@ -171,12 +172,3 @@ def _median(values: Sequence[float]) -> float:
 
 def _percent(change: ChangeRecord) -> int:
     return round(100 * change.compressed_bytes / change.sampled_bytes)
-
-
-def _size(size_bytes: int) -> str:
-    value, units = float(size_bytes), ["KiB", "MiB", "GiB", "TiB"]
-    value /= 1024
-    while value >= 1024 and len(units) > 1:  # noqa: PLR2004 - the step of the units
-        value /= 1024
-        units.pop(0)
-    return f"{value:.1f} {units[0]}"

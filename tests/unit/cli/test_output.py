@@ -8,28 +8,10 @@ import pty
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from datetime import timedelta
 
 import pytest
 
 from vbackup.cli import output
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (1024**2, "1.0 MiB"),
-        (5 * 1024**3, "5.0 GiB"),
-        (1024**4, "1.0 TiB"),
-        (5000 * 1024**4, "5000.0 TiB"),
-    ],
-)
-def test_size_is_for_people(size_bytes: int, text: str) -> None:
-    assert output.size(size_bytes) == text
 
 
 def test_table_has_no_escape_codes_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,14 +121,6 @@ def test_text_after_a_label_is_folded_below_itself_and_a_path_can_be_copied(monk
 def test_text_after_a_label_is_one_line_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     output.labelled("Left out: ", "word " * 40 + "\x1b")
     assert capsys.readouterr().out == "Left out: " + "word " * 40 + "\\x1b\n"
-
-
-@pytest.mark.parametrize(
-    ("elapsed_s", "text"),
-    [(-5, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h"), (86399, "23 h"), (864000, "10 d")],
-)
-def test_age_has_one_unit(elapsed_s: int, text: str) -> None:
-    assert output.age(timedelta(seconds=elapsed_s)) == text
 
 
 def test_columns_stay_in_line_beside_wide_characters(capsys: pytest.CaptureFixture[str]) -> None:

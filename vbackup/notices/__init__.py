@@ -1,0 +1,1 @@
+"""Tell people, once: pings, webhooks, mail, and whatever else apprise knows."""
