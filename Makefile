@@ -44,9 +44,10 @@ EXAMPLES = $(PREFIX)/share/vbackup/examples
 COCKPIT = $(PREFIX)/share/cockpit
 # Extras of setup.cfg to install too: EXTRAS=blake3.
 EXTRAS =
-# Units of systemd, if there are any; install enables none.
-UNITS := $(wildcard hooks/systemd/*)
-UNIT_DIRECTORY = $(PREFIX)/lib/systemd/system
+# Units of systemd, for the system and for users; install enables none.
+UNITS := $(patsubst hooks/systemd/%,system/%,$(wildcard hooks/systemd/*.*)) \
+    $(patsubst hooks/systemd/%,%,$(wildcard hooks/systemd/user/*.*))
+UNIT_DIRECTORY = $(PREFIX)/lib/systemd
 # What installs Debian packages; "true" where another way has installed them.
 INSTALL_PACKAGES = .ci/install-packages
 # What prints the requirements that come from PyPI, and what compiles the modules; packages set both to "true".
@@ -151,8 +152,9 @@ install: $(STAGE_READY) $(STAGED_PAGES) ## Install the command and the man pages
 	install -m 755 $(STAGE)/vbackup '$(DESTDIR)$(COMMAND)'
 	install -m 755 hooks/examples/* '$(DESTDIR)$(EXAMPLES)'
 	for page in $(STAGED_PAGES); do install -m 644 $$page '$(DESTDIR)$(MAN_DIRECTORY)'/man$${page##*.}; done
-	$(if $(UNITS),install -d -m 755 '$(DESTDIR)$(UNIT_DIRECTORY)')
-	$(if $(UNITS),install -m 644 $(UNITS) '$(DESTDIR)$(UNIT_DIRECTORY)')
+	for unit in $(UNITS); do to='$(DESTDIR)$(UNIT_DIRECTORY)'/$$unit && install -d -m 755 "$${to%/*}" && \
+	    install -m 644 hooks/systemd/$${unit#system/} "$$to" && \
+	    sed -i 's:/usr/bin/vbackup:$(COMMAND):' "$$to" || exit; done
 
 # Cockpit's bridge sends a compressed file as it is.
 install-cockpit: ## Install the page for Cockpit below DESTDIR/PREFIX
@@ -165,7 +167,7 @@ uninstall: ## Remove what install and install-cockpit have installed
 	rm -rf '$(DESTDIR)$(LIBRARY)' '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(COCKPIT)/vbackup'
 	rm -f '$(DESTDIR)$(COMMAND)' \
 	    $(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MAN_DIRECTORY)/man$(call section,$(page))/$(notdir $(page))') \
-	    $(foreach unit,$(UNITS),'$(DESTDIR)$(UNIT_DIRECTORY)/$(notdir $(unit))')
+	    $(foreach unit,$(UNITS),'$(DESTDIR)$(UNIT_DIRECTORY)/$(unit)')
 
 deb: | deb-packages $(VENDORED_READY) ## Build the Debian packages in build/deb
 	packaging/build-deb build/deb $(VENDORED)

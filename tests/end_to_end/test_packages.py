@@ -79,9 +79,8 @@ def test_packages_contain_what_the_sources_have(debs: list[Path]) -> None:
     pages = {name.removesuffix(".rst") for name in below("man")}
     assert {f"usr/share/man/man{name[-1]}/{name}.gz" for name in pages} <= command
     assert {f"usr/share/vbackup/examples/{name}" for name in below("hooks/examples")} <= command
-    assert {f"usr/lib/systemd/system/{name}" for name in below("hooks/systemd")} == {
-        path for path in command if "systemd/system" in path
-    }
+    units = {name if "/" in name else f"system/{name}" for name in below("hooks/systemd")}
+    assert {f"usr/lib/systemd/{name}" for name in units} == {path for path in command if "/systemd/" in path}
     assert not [path for path in command if path.endswith((".pyc", ".rst"))]
     there = {path.removeprefix("usr/share/cockpit/vbackup/").removesuffix(".gz") for path in page if "/cockpit/" in path}
     assert there == below("integrations/cockpit", (".html", ".js", ".css", ".json", ".py"))
